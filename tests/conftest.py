@@ -1,0 +1,134 @@
+"""Fixtures shared by all tests; the helpers themselves are in tests/harness."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import Netns, Runtime, in_lab
+from tests.harness.build import GO_BIN_DIR, install_dist
+from tests.harness.netns import leftovers, own_inode, remove_stale
+from tests.harness.requires import ensure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "netns: makes network namespaces (root)")
+    config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
+    config.addinivalue_line("markers", "requires_kernel(*features): see tests.harness.requires")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("requires_kernel"):
+            item.add_marker(pytest.mark.lab)
+        if "_namespaces" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.netns)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("requires_kernel"):
+        ensure(marker.args)
+
+
+@pytest.fixture(scope="session")
+def _namespaces() -> Iterator[None]:
+    """Namespaces can be made; at the end none is left, and the process is where it was."""
+    if os.geteuid() != 0:
+        if in_lab():
+            pytest.fail("the lab's tests run as root")
+        pytest.skip("needs root, to make network namespaces")
+    remove_stale()
+    before = own_inode()
+    yield
+    assert own_inode() == before, "the test process has left its network namespace"
+    assert not leftovers(), f"network namespaces left behind: {', '.join(leftovers())}"
+
+
+@pytest.fixture
+def netns(_namespaces: None) -> Iterator[Callable[..., Netns]]:
+    """Makes further namespaces: `netns()` or `netns("role")`; removed after the test."""
+    made: list[Netns] = []
+
+    def make(role: str = "") -> Netns:
+        made.append(Netns(role))
+        return made[-1]
+
+    yield make
+    for ns in reversed(made):
+        ns.close()
+
+
+@pytest.fixture
+def host(netns: Callable[..., Netns]) -> Netns:
+    """The node: plugins run in this namespace, so that the machine's own is never touched."""
+    return make_host(netns)
+
+
+def make_host(netns: Callable[..., Netns]) -> Netns:
+    """A namespace that plays a node, freshly booted: lo is up and forwarding is off."""
+    ns = netns("host")
+    ns.ip("link", "set", "lo", "up")
+    # A new namespace takes these over from the machine, where they may be on.
+    ns.set_sysctl("net/ipv4/ip_forward", 0)
+    ns.set_sysctl("net/ipv6/conf/all/forwarding", 0)
+    return ns
+
+
+@pytest.fixture
+def container(netns: Callable[..., Netns]) -> Netns:
+    """A container's namespace, as a runtime hands it to the first plugin: lo is down."""
+    return netns("container")
+
+
+@pytest.fixture
+def container2(netns: Callable[..., Netns]) -> Netns:
+    """Another container."""
+    return netns("container2")
+
+
+@pytest.fixture
+def outside(netns: Callable[..., Netns]) -> Netns:
+    """A host in the world outside; join it to the node by `connect(host, outside)`."""
+    return netns("outside")
+
+
+@pytest.fixture(scope="session")
+def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugins under test: our own, freshly installed, or those in $CNI_TEST_BIN_DIR."""
+    given = os.environ.get("CNI_TEST_BIN_DIR")
+    if given:
+        return Path(given)
+    return install_dist(tmp_path_factory.mktemp("cni") / "bin")
+
+
+@pytest.fixture(scope="session")
+def go_bin_dir() -> Path:
+    """Debian's Go plugins (package containernetworking-plugins), to compare with."""
+    if not (GO_BIN_DIR / "bridge").exists():
+        pytest.skip("needs Debian's plugins: apt-get install containernetworking-plugins")
+    return GO_BIN_DIR
+
+
+@pytest.fixture
+def runtime(bin_dir: Path, host: Netns) -> Runtime:
+    """Runs the plugins under test on the node."""
+    return Runtime(bin_dir, host)
+
+
+@pytest.fixture
+def go_runtime(go_bin_dir: Path, host: Netns) -> Runtime:
+    """Runs Debian's Go plugins on the node."""
+    return Runtime(go_bin_dir, host)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """For host-local's `dataDir`; does not exist yet."""
+    return tmp_path / "networks"

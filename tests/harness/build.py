@@ -1,0 +1,65 @@
+"""Where the plugins under test come from."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .netns import PATH
+from .requires import in_lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+DIST = ROOT / "dist" / "cni"
+GO_BIN_DIR = Path("/usr/lib/cni")
+
+
+def _sources() -> Iterator[Path]:
+    for name in ("cni", "launcher"):
+        for path in (ROOT / name).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
+    yield from (path for path in (ROOT / "pyproject.toml", ROOT / "Makefile") if path.exists())
+
+
+def build_dist() -> Path:
+    """dist/cni, built by `make build` if a source is newer; one test run at a time builds."""
+    if in_lab():
+        # The lab has no network; `make test-lab` has built it.
+        assert DIST.exists(), "dist/cni is missing: run `make build` before the lab"
+        return DIST
+    DIST.parent.mkdir(exist_ok=True)
+    with open(DIST.parent / ".test-build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        newest = max(path.stat().st_mtime for path in _sources())
+        if not DIST.exists() or DIST.stat().st_mtime < newest:
+            done = subprocess.run(
+                ["make", "build"],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            assert done.returncode == 0, f"make build failed:\n{done.stdout[-4000:]}"
+            os.utime(DIST)  # also when make found nothing to do
+    return DIST
+
+
+def install_dist(bin_dir: Path) -> Path:
+    """Install dist/cni with its plugin links in a directory, as a user does."""
+    done = subprocess.run(
+        [str(build_dist()), "install", "--bin-dir", str(bin_dir)],
+        env={"PATH": PATH},
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, f"cni install failed:\n{done.stdout}"
+    return bin_dir
