@@ -1,0 +1,118 @@
+# Everything that is done with this repository. `make` prints what there is.
+# Meant for Debian and Ubuntu; as root, each target installs what it needs.
+
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+BIN_DIR ?= /opt/cni/bin
+PYTEST_ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+VENV_STAMP := $(VENV)/.stamp
+SETUP_STAMP := .cache/setup.stamp
+LAB := tools/kernel-lab --mem 3G --timeout 2400
+
+SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
+	tools/build.py tools/bundle.lock
+
+# What building and testing need beyond a bare Debian: Python and the libraries; the programs that
+# tests use as judges (nft, iptables, ip, conntrack, tcpdump …); two runtimes and the Go plugins to
+# compare with.
+PACKAGES := python3 python3-venv python3-nftables libnftables1 \
+	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
+	busybox-static util-linux procps kmod ca-certificates git \
+	podman containerd runc containernetworking-plugins
+
+.DEFAULT_GOAL := help
+.PHONY: help setup venv build install uninstall test test-unit test-build test-netns test-lab \
+	test-runtime test-all lint format bench demo lock clean distclean
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- preparation -------------------------------------------------------------------------------
+
+setup: $(SETUP_STAMP) ## install the Debian packages that building and testing need (root)
+
+$(SETUP_STAMP): Makefile
+	@tools/setup.sh $(PACKAGES)
+	@mkdir -p $(@D) && touch $@
+
+venv: $(VENV_STAMP) ## make .venv with everything for development
+
+# The nftables binding is on no package index: the environment borrows Debian's.
+$(VENV_STAMP): pyproject.toml | $(SETUP_STAMP)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(RUN) tools/build.py nftables
+	@touch $@
+
+# --- the product -------------------------------------------------------------------------------
+
+build: dist/cni ## build dist/cni
+
+dist/cni: $(SOURCES) $(VENV_STAMP)
+	$(RUN) tools/build.py
+
+install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
+	dist/cni install --bin-dir $(BIN_DIR)
+
+uninstall: dist/cni ## take them away again
+	dist/cni uninstall --bin-dir $(BIN_DIR)
+
+lock: $(VENV_STAMP) ## write tools/bundle.lock anew with the newest versions
+	$(RUN) tools/build.py lock
+
+# --- tests -------------------------------------------------------------------------------------
+
+PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
+# A folder that does not exist yet is left out.
+tests-in = $(wildcard $(addprefix tests/,$(1)))
+
+test: dist/cni ## the everyday tests: unit, build, network namespaces (root)
+	$(PYTEST) $(call tests-in,unit build netns)
+
+test-unit: $(VENV_STAMP) ## only the unit tests (no root)
+	$(PYTEST) $(call tests-in,unit)
+
+test-build: dist/cni ## only the tests of the built file and of installing it
+	$(PYTEST) $(call tests-in,build)
+
+test-netns: dist/cni ## only the tests in network namespaces
+	$(PYTEST) $(call tests-in,netns)
+
+test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
+	$(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 $(PYTEST_ARGS) \
+		$(call tests-in,lab)
+
+test-runtime: dist/cni ## containers started by podman and containerd
+	$(PYTEST) --timeout 600 $(call tests-in,runtime)
+
+# The guest first, so that the last line is the summary of the larger part.
+test-all: test-lab ## everything, as CI runs it
+	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime)
+
+bench: dist/cni ## compare with Debian's Go plugins, and print ratios
+	$(RUN) -m tests.bench
+
+demo: dist/cni ## network two namespaces, show them talking, clean up
+	tools/demo.sh
+
+# --- care --------------------------------------------------------------------------------------
+
+lint: $(VENV_STAMP) ## ruff and mypy
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	sh -n launcher/prefix.sh
+	sh -n tools/setup.sh
+
+format: $(VENV_STAMP) ## let ruff put the code in order
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
+
+clean: ## remove what building and testing made
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find cni tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## also the environment and the downloads
+	rm -rf .venv .cache *.egg-info

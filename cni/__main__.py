@@ -1,0 +1,80 @@
+"""One file, many programs: the name it was called by decides which.
+
+On the way to a plugin nothing is imported here but the dispatch table (a test guards the list of
+modules): every container start pays for it, once for each plugin and verb.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+
+def main() -> int:
+    """Run the plugin named by sys.argv[0], or the command line; returns the exit code.
+
+    Failures to start end in the specification's error object, like those of a plugin.
+    """
+    _prepare_archive()
+    try:
+        from cni import dispatch
+    except ImportError as error:
+        return _cannot_start(error)
+    name = os.path.basename(sys.argv[0])
+    if name in dispatch.TABLE:
+        _run_plugin(name)
+    if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
+        return _unknown(name, sorted(dispatch.TABLE))
+    from cni.cli import main as command_line
+
+    return command_line(sys.argv[1:])
+
+
+def _run_plugin(name: str) -> None:
+    """Serve one CNI request and end the process.
+
+    Collecting garbage and taking the interpreter apart would only delay the answer.
+    """
+    gc.disable()
+    from cni import dispatch
+
+    try:
+        code = dispatch.main(name)
+    except ImportError as error:
+        code = _cannot_start(error)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # None where the caller closed the descriptor
+                stream.flush()
+        except OSError:  # nobody is left to read the answer
+            code = code or 1
+    os._exit(code)
+
+
+def _prepare_archive() -> None:
+    loader = globals().get("__loader__")
+    if hasattr(loader, "archive"):
+        from cni._zipext import enable
+
+        enable(loader)
+
+
+def _cannot_start(error: ImportError) -> int:
+    from cni._build import ABIS
+    from cni._complain import complain
+
+    found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
+    built = f"; this file has extension modules for {', '.join(ABIS)}" if ABIS else ""
+    remedy = "install Debian's package python3 (python3-minimal is not enough)"
+    return complain(f"cannot start: {error}", f"{found}{built}; {remedy}")
+
+
+def _unknown(name: str, known: list[str]) -> int:
+    from cni._complain import complain
+
+    return complain(f'no plugin is called "{name}"', f"this file has: {', '.join(known)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
