@@ -182,7 +182,7 @@ def write_executable(path: Path, data: bytes) -> None:
 
 
 def download() -> Path:
-    """A directory with the locked wheels for all interpreters and machines; kept while the lock is."""
+    """A directory of the locked wheels of all interpreters; kept until the lock changes."""
     key = hashlib.sha256(LOCK.read_bytes() + repr((PYTHONS, MACHINES)).encode()).hexdigest()[:12]
     target = CACHE / f"wheels-{key}"
     if target.is_dir():
@@ -223,14 +223,9 @@ def gathered(wheels: Path) -> dict[str, bytes]:
     bundle = CACHE / f"shiv-{wheels.name.removeprefix('wheels-')}-{tag}.pyz"
     if not bundle.exists():
         partial = Path(f"{bundle}.{os.getpid()}")
-        arguments = [
-            "--reproducible",
-            "--entry-point",
-            "cni.__main__:main",
-            "--output-file",
-            partial,
-        ]
-        wanted = ["--no-index", "--find-links", wheels, "--require-hashes", "--requirement", LOCK]
+        entry: Arguments = ["--reproducible", "--entry-point", "cni.__main__:main"]
+        wanted: Arguments = ["--no-index", "--find-links", wheels]
+        wanted += ["--require-hashes", "--requirement", LOCK]
         run("shiv", *entry, "--output-file", partial, *wanted)
         partial.replace(bundle)
     return dict(members(bundle, "site-packages/"))
