@@ -1,0 +1,191 @@
+"""What a plugin's verb is given: the request, its typed configuration, and how to undo and delegate.
+
+    def add(call: Call[Conf]) -> Result: ...
+
+Nothing here is process-global: a worker of the server runs one Call after another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from .kernel.owner import Owner
+from .netns import Namespace, NetnsError, NetnsMissing
+from .protocol import config, delegate
+from .protocol.errors import CNIError, join
+from .protocol.request import Request
+from .protocol.result import Result
+
+C = TypeVar("C", bound=config.NetConf)
+
+
+class Attachment(NamedTuple):
+    """One entry of GC's ``cni.dev/valid-attachments``."""
+
+    container_id: str
+    ifname: str
+
+
+class Call(Generic[C]):
+    """One request to one plugin.
+
+    `undo` is an ExitStack: push what reverses each change; the dispatcher unwinds it if the verb or
+    the printing of its result fails, and drops it on success.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        raw: dict[str, Any],
+        conf_type: type[C],
+        conf_prefix: str,
+        in_process: delegate.InProcess,
+    ) -> None:
+        self.request = request
+        self.raw = raw
+        self.version = config.version_of(raw)
+        self.undo = ExitStack()
+        self._conf_type = conf_type
+        self._conf_prefix = conf_prefix
+        self._conf: C | None = None
+        self._in_process = in_process
+        self._namespaces: list[Namespace] = []
+
+    # --- what was asked ---
+
+    @property
+    def conf(self) -> C:
+        """The configuration, decoded when first asked for. Raises CNIError."""
+        if self._conf is None:
+            self._conf = config.convert(self.raw, self._conf_type, self._conf_prefix)
+        return self._conf
+
+    @property
+    def network(self) -> str:
+        """The network's name."""
+        return str(config.lookup(self.raw, "name"))
+
+    @property
+    def container_id(self) -> str:
+        return self.request.container_id
+
+    @property
+    def ifname(self) -> str:
+        return self.request.ifname
+
+    @property
+    def netns(self) -> str:
+        """CNI_NETNS, verbatim; may be empty for DEL."""
+        return self.request.netns
+
+    @property
+    def args(self) -> str:
+        """CNI_ARGS, unparsed."""
+        return self.request.args
+
+    @property
+    def owner(self) -> Owner:
+        """This attachment."""
+        return Owner(self.network, self.container_id, self.ifname)
+
+    def prev_result(self) -> Result | None:
+        """The result of the plugins before this one; None without a prevResult. Raises CNIError."""
+        raw = config.lookup(self.raw, "prevResult")
+        if raw is None:
+            return None
+        try:
+            return Result.parse(raw, self.version)
+        except CNIError as error:
+            raise error.wrapped("could not parse prevResult: ") from None
+
+    # --- the container's namespace ---
+
+    def open_netns(self) -> Namespace:
+        """The container's namespace, closed when the request ends.
+
+        Raises CNIError ``failed to open netns "<path>": …``.
+        """
+        try:
+            return self._keep(Namespace.open(self.netns))
+        except NetnsError as error:
+            raise CNIError(
+                f'failed to open netns "{self.netns}": {error}',
+                "CNI_NETNS is the path of the container's network namespace",
+            ) from None
+
+    def find_netns(self) -> Namespace | None:
+        """For DEL: None when CNI_NETNS is empty or its path is gone. Raises CNIError otherwise."""
+        if not self.netns:
+            return None
+        try:
+            return self._keep(Namespace.open(self.netns))
+        except NetnsMissing:
+            return None
+        except NetnsError as error:
+            raise CNIError(f'failed to open netns "{self.netns}": {error}') from None
+
+    def _keep(self, namespace: Namespace) -> Namespace:
+        self._namespaces.append(namespace)
+        return namespace
+
+    # --- other plugins ---
+
+    def delegate(
+        self, name: str, verb: str | None = None, stdin: bytes | None = None
+    ) -> Result | None:
+        """Run another plugin with this request's environment; an ADD gives its Result.
+
+        `verb` and `stdin` default to the request's own. Raises CNIError.
+        """
+        request = self.request._replace(
+            command=verb or self.request.command,
+            stdin=self.request.stdin if stdin is None else stdin,
+        )
+        return delegate.run(request, name, self._in_process)
+
+    def ipam_add(self, name: str) -> Result:
+        """Have the IPAM plugin allocate; released again if this ADD fails. Raises CNIError."""
+        result = self.delegate(name, "ADD")
+        self.undo.callback(self.delegate, name, "DEL")
+        if result is None or not result.ips:
+            raise CNIError(
+                "IPAM plugin returned missing IP config",
+                f'the IPAM plugin "{name}" gave no address',
+            )
+        return result
+
+    # --- the rest ---
+
+    def log(self, text: str) -> None:
+        """A line for the operator, on stderr."""
+        os.write(2, f"{text}\n".encode(errors="replace"))
+
+    def finish(self) -> None:
+        """Close what the request opened."""
+        while self._namespaces:
+            self._namespaces.pop().close()
+
+
+class Steps:
+    """Runs every step of a DEL or GC, whatever fails, and raises all errors at the end."""
+
+    def __init__(self) -> None:
+        self._errors: list[CNIError] = []
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The function's value, or None if it failed."""
+        try:
+            return function(*args)
+        except CNIError as error:
+            self._errors.append(error)
+        except (OSError, NetnsError) as error:
+            self._errors.append(CNIError(str(error)))
+        return None
+
+    def finish(self) -> None:
+        """Raise what went wrong, if anything did."""
+        if self._errors:
+            raise join(self._errors)

@@ -1,0 +1,231 @@
+"""The dispatch table, and the one place that turns any exception into the JSON error and exit code.
+
+A plugin is a module with a `Conf` and the verbs it has as functions: add, delete, check, gc, status.
+A verb it lacks is a silent success once the version gates are passed (spec/protocol.md §1.3).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import msgspec
+
+from . import __version__
+from .call import Attachment, Call
+from .netns import Executor
+from .netns.namespace import same_namespace
+from .protocol import config, names, version
+from .protocol.errors import BadEnvironment, CNIError, InvalidNetns
+from .protocol.request import Request, read, read_stdin
+from .protocol.result import Result, encode_json
+
+
+class Plugin(NamedTuple):
+    """An entry of the dispatch table. `conf_error` precedes errors of decoding the configuration."""
+
+    module: str
+    about: str
+    versions: tuple[str, ...] = version.ALL
+    conf_error: str = "failed to load netconf: "
+
+
+TABLE: dict[str, Plugin] = {
+    "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
+    "host-local": Plugin("cni.ipam.host_local", "allocates addresses from ranges", conf_error=""),
+    "loopback": Plugin(
+        "cni.plugins.loopback",
+        "sets the loopback link up",
+        conf_error="failed to parse network config: ",
+    ),
+    "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
+    "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
+}
+
+_VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
+
+
+class Terminated(CNIError):
+    """A signal told us to stop."""
+
+
+def main(name: str) -> int:
+    """Answer the request in this process's environment and stdin as plugin `name`: the exit code."""
+    if not os.environ.get("CNI_COMMAND"):
+        os.write(2, about(name).encode())
+        return 0
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    code, output = answer(name, dict(os.environ), read_stdin)
+    Executor.discard_idle()
+    try:
+        _write(output)
+    except OSError as error:
+        os.write(2, f"cni: cannot write to stdout: {error.strerror}\n".encode())
+        return 1
+    return code
+
+
+def about(name: str) -> str:
+    """The two lines a plugin says of itself when run without CNI_COMMAND."""
+    supported = ", ".join(TABLE[name].versions)
+    return f"CNI {name} plugin version {__version__}\nCNI protocol versions supported: {supported}\n"
+
+
+def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
+    """Run plugin `name` for a request: (exit code, what belongs on stdout). Never raises."""
+    try:
+        request = read(env, stdin)
+        if request.command == "VERSION":
+            return 0, _version_reply(TABLE[name])
+        raw, result = _run(name, request)
+        return 0, b"" if result is None else result.encode(raw)
+    except CNIError as error:
+        return 1, _encode_error(error)
+    except BaseException as error:
+        return 1, _encode_error(_unexpected(error))
+
+
+def _run(name: str, request: Request) -> tuple[str, Result | None]:
+    """Validate, gate and run one verb: the configuration's version, and ADD's result."""
+    plugin = TABLE[name]
+    raw = config.decode_object(request.stdin)
+    names.check_network_name(config.require_name(raw))
+    if request.command not in _VERBS:
+        raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
+    wanted = config.version_of(raw)
+    version.gate(request.command, wanted, plugin.versions)
+    _guard_netns(request)
+    verb = getattr(import_module(plugin.module), _VERBS[request.command], None)
+    return wanted, None if verb is None else _call(plugin, verb, request, raw)
+
+
+def _call(
+    plugin: Plugin, verb: Callable[..., Any], request: Request, raw: dict[str, Any]
+) -> Result | None:
+    """Run a verb; if it, or the conversion of its result, fails, undo what it did."""
+    module = import_module(plugin.module)
+    call: Call[Any] = Call(request, raw, module.Conf, plugin.conf_error, run_in_process)
+    try:
+        if request.command != "GC":
+            result: Result | None = verb(call)
+            if result is not None:
+                result.as_dict(call.version)
+            call.undo.pop_all()
+            return result
+        keep = _valid_attachments(raw)
+        if keep is not None:
+            verb(call, keep)
+        return None
+    except BaseException:
+        _undo(call)
+        raise
+    finally:
+        call.finish()
+
+
+def _undo(call: Call[Any]) -> None:
+    """Unwind what an ADD had done. What cannot be undone is said, and left to DEL."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is _terminate:
+            signal.signal(number, signal.SIG_IGN)
+    try:
+        call.undo.close()
+    except Exception as error:
+        call.log(f"cni: undoing the failed ADD: {error}")
+
+
+def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Result | None]:
+    """Run a delegate without a child if its file is ourselves (protocol.delegate.InProcess)."""
+    if name not in TABLE or not _is_ourselves(program):
+        return False, None
+    wanted, result = _run(name, request)
+    return True, None if result is None else result.through(wanted)
+
+
+def _is_ourselves(program: str) -> bool:
+    try:
+        return os.path.samestat(os.stat(program), os.stat(sys.argv[0]))
+    except (OSError, ValueError):
+        return False
+
+
+def _guard_netns(request: Request) -> None:
+    """Refuse to treat the node's own namespace as a container's (before anything is changed)."""
+    if request.command in ("ADD", "DEL") and request.netns and not request.netns_override:
+        if same_namespace(request.netns):
+            raise InvalidNetns(
+                "plugin's netns and netns from CNI_NETNS should not be the same",
+                "set CNI_NETNS_OVERRIDE=1 if that is really meant",
+            )
+
+
+def _valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:
+    """The attachments GC must keep; None if the runtime gave no list: then nothing is collected."""
+    found = None
+    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+        found = config.lookup(raw, key)
+        if found is not None:
+            break
+    if found is None:
+        return None
+    if not isinstance(found, list):
+        raise CNIError("cni.dev/valid-attachments is not a list", "nothing was collected")
+    keep = set()
+    for entry in found:
+        pair = _attachment(entry)
+        if pair is None:
+            raise CNIError(
+                "cni.dev/valid-attachments has an entry without containerID or ifname",
+                "nothing was collected",
+            )
+        keep.add(pair)
+    return frozenset(keep)
+
+
+def _attachment(entry: Any) -> Attachment | None:
+    if not isinstance(entry, dict):
+        return None
+    container_id, ifname = config.lookup(entry, "containerID"), config.lookup(entry, "ifname")
+    if isinstance(container_id, str) and isinstance(ifname, str) and container_id and ifname:
+        return Attachment(container_id, ifname)
+    return None
+
+
+def _version_reply(plugin: Plugin) -> bytes:
+    """One compact line; the request's own version does not matter."""
+    reply = {"cniVersion": version.CURRENT, "supportedVersions": list(plugin.versions)}
+    return msgspec.json.encode(reply) + b"\n"
+
+
+def _encode_error(error: CNIError) -> bytes:
+    body: dict[str, Any] = {"code": error.code, "msg": error.msg}
+    if error.details:
+        body["details"] = error.details
+    return encode_json(body)
+
+
+def _unexpected(error: BaseException) -> CNIError:
+    """Any other exception as an error 999; a defect's traceback goes to stderr."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        return CNIError(text)
+    import traceback
+
+    os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
+    return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")
+
+
+def _terminate(number: int, _frame: object) -> None:
+    name = signal.Signals(number).name
+    raise Terminated(f"interrupted by {name}", "what had been done was undone; try again")
+
+
+def _write(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(1, view) :]

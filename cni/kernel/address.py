@@ -1,0 +1,102 @@
+"""IP addresses on links (rtnetlink(7), linux/if_addr.h)."""
+
+from __future__ import annotations
+
+import struct
+from _socket import AF_INET, AF_INET6
+from errno import EADDRNOTAVAIL, ENODEV
+from time import monotonic
+from typing import NamedTuple
+
+from ..protocol.address import Prefix
+from . import netlink as nl
+from .netlink import Netlink, NetlinkError
+
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTNLGRP_IPV6_IFADDR = 9
+
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x02, 0x08, 0x40, 0x80
+
+_ADDRESS, _LOCAL, _BROADCAST, _FLAGS = 1, 2, 4, 8
+_IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+
+
+class Address(NamedTuple):
+    """An address as the kernel holds it; `flags` are IFA_F_*."""
+
+    prefix: Prefix
+    index: int
+    scope: int
+    flags: int
+
+
+def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
+    """The addresses of a link (0: of all links), of a family (0: of both)."""
+    found = []
+    for data in sock.dump(RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
+        entry = _parse(data)
+        if index in (0, entry.index):
+            found.append(entry)
+    return found
+
+
+def _parse(data: bytes) -> Address:
+    _, length, flags, scope, index = _IFADDR.unpack_from(data)
+    a = nl.attr_map(data, _IFADDR.size)
+    ip = a.get(_LOCAL) or a.get(_ADDRESS) or b"\0\0\0\0"
+    return Address(Prefix(ip, length), index, scope, nl.get_u32(a.get(_FLAGS), flags))
+
+
+def add(sock: Netlink, index: int, prefix: Prefix, *, replace: bool = False) -> None:
+    """Put an address on a link. Raises NetlinkError (EEXIST when it is there).
+
+    IPv4 gets the broadcast address of its subnet for prefixes shorter than /31.
+    """
+    flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if replace else nl.NLM_F_EXCL)
+    sock.request(RTM_NEWADDR, _message(index, prefix, broadcast=True), flags)
+
+
+def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
+    """Take an address off a link; one that is gone already is success."""
+    try:
+        sock.request(RTM_DELADDR, _message(index, prefix))
+    except NetlinkError as error:
+        if error.errno not in (EADDRNOTAVAIL, ENODEV):
+            raise
+
+
+def _message(index: int, prefix: Prefix, broadcast: bool = False) -> bytes:
+    out = _IFADDR.pack(prefix.family, prefix.length, 0, 0, index)
+    out += nl.attr(_LOCAL, prefix.ip) + nl.attr(_ADDRESS, prefix.ip)
+    if broadcast and prefix.family == AF_INET and prefix.length < 31:
+        out += nl.attr(_BROADCAST, prefix.broadcast)
+    return out
+
+
+class DuplicateAddress(Exception):
+    """IPv6 duplicate address detection failed: another node has the address (RFC 4862 §5.4)."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        super().__init__(str(prefix))
+        self.prefix = prefix
+
+
+def settle(sock: Netlink, events: Netlink, index: int, timeout: float = 5.0) -> bool:
+    """Wait until no IPv6 address of the link is tentative; False when time ran out first.
+
+    `events` is subscribed to RTNLGRP_IPV6_IFADDR before the address was added, so that the wait
+    ends with the kernel's notification and not with the next poll. Raises DuplicateAddress.
+    """
+    deadline = monotonic() + timeout
+    while True:
+        tentative = False
+        for entry in show(sock, index, AF_INET6):
+            if entry.flags & IFA_F_DADFAILED:
+                raise DuplicateAddress(entry.prefix)
+            tentative |= bool(entry.flags & IFA_F_TENTATIVE)
+        left = deadline - monotonic()
+        if not tentative:
+            return True
+        if left <= 0:
+            return False
+        events.events(min(left, 0.25))

@@ -1,0 +1,289 @@
+"""Links (network interfaces): get, create, change, delete (rtnetlink(7), linux/if_link.h)."""
+
+from __future__ import annotations
+
+import struct
+from errno import EEXIST, ENODEV, ENOENT
+from time import monotonic
+from typing import NamedTuple
+
+from . import netlink as nl
+from .netlink import Netlink, NetlinkError
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+RTNLGRP_LINK = 1
+
+IFF_UP, IFF_LOOPBACK, IFF_PROMISC, IFF_ALLMULTI = 1, 8, 0x100, 0x200
+IF_OPER_DOWN, IF_OPER_UP = 2, 6
+_OPERSTATES = (
+    "unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up",
+)  # fmt: skip
+
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
+_PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
+_NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 28, 29, 30, 37
+_INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
+_VETH_PEER, _BR_VLAN_FILTERING = 1, 7
+_PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
+_AF_BRIDGE = 7
+_SKIP_STATS = 1 << 3
+
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+
+
+class LinkNotFound(Exception):
+    """No link of that name or index in this namespace."""
+
+
+class Link(NamedTuple):
+    """A link as the kernel describes it. `mac` is lower-case colon form; `peer` an index or 0."""
+
+    index: int
+    name: str
+    kind: str
+    flags: int
+    mac: str
+    mtu: int
+    master: int
+    peer: int
+    peer_nsid: int | None
+    alias: str
+    operstate: int
+    promiscuity: int
+    txqlen: int
+    data: dict[int, bytes]
+    port: dict[int, bytes]
+
+    @property
+    def up(self) -> bool:
+        return bool(self.flags & IFF_UP)
+
+    @property
+    def operstate_text(self) -> str:
+        return _OPERSTATES[self.operstate] if self.operstate < len(_OPERSTATES) else "unknown"
+
+    @property
+    def vlan_filtering(self) -> bool:
+        """Of a bridge: does it look at VLAN tags?"""
+        return self.data.get(_BR_VLAN_FILTERING, b"\0")[0] != 0
+
+    @property
+    def hairpin(self) -> bool:
+        """Of a bridge port."""
+        return self.port.get(_PORT_HAIRPIN, b"\0")[0] != 0
+
+    @property
+    def isolated(self) -> bool:
+        """Of a bridge port."""
+        return self.port.get(_PORT_ISOLATED, b"\0")[0] != 0
+
+
+def parse(payload: bytes) -> Link:
+    """A Link from the payload of an RTM_NEWLINK message."""
+    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    a = nl.attr_map(payload, _IFINFO.size)
+    info = nl.attr_map(a.get(_LINKINFO, b""))
+    nsid = a.get(_LINK_NETNSID)
+    return Link(
+        index=index,
+        name=nl.get_text(a.get(_IFNAME)),
+        kind=nl.get_text(info.get(_INFO_KIND)),
+        flags=flags,
+        mac=format_mac(a.get(_ADDRESS, b"")),
+        mtu=nl.get_u32(a.get(_MTU)),
+        master=nl.get_u32(a.get(_MASTER)),
+        peer=nl.get_u32(a.get(_LINK)),
+        peer_nsid=struct.unpack("=i", nsid)[0] if nsid else None,
+        alias=nl.get_text(a.get(_IFALIAS)),
+        operstate=a.get(_OPERSTATE, b"\0")[0],
+        promiscuity=nl.get_u32(a.get(_PROMISCUITY)),
+        txqlen=nl.get_u32(a.get(_TXQLEN)),
+        data=nl.attr_map(info.get(_INFO_DATA, b"")),
+        port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
+    )
+
+
+def format_mac(raw: bytes) -> str:
+    return raw.hex(":") if raw else ""
+
+
+def parse_mac(text: str) -> bytes:
+    """Six bytes from ``aa:bb:…``, ``aa-bb-…`` or ``aabb.ccdd.eeff``. Raises ValueError.
+
+    The text is that of Go's net.ParseMAC.
+    """
+    for separator, width in ((":", 2), ("-", 2), (".", 4)):
+        parts = text.split(separator)
+        if len(parts) * width == 12 and all(len(p) == width for p in parts):
+            try:
+                return bytes.fromhex("".join(parts))
+            except ValueError:
+                break
+    raise ValueError(f"address {text}: invalid MAC address")
+
+
+def get(sock: Netlink, name: str | int) -> Link:
+    """The link of that name, or index. Raises LinkNotFound, NetlinkError."""
+    index = name if isinstance(name, int) else 0
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
+    if isinstance(name, str):
+        payload += nl.text(_IFNAME, name)
+    try:
+        return parse(sock.get(RTM_GETLINK, payload))
+    except NetlinkError as error:
+        if error.errno in (ENODEV, ENOENT):
+            raise LinkNotFound("Link not found") from None
+        raise
+
+
+def find(sock: Netlink, name: str | int) -> Link | None:
+    """Like get(), but None when there is none."""
+    try:
+        return get(sock, name)
+    except LinkNotFound:
+        return None
+
+
+def list_all(sock: Netlink) -> list[Link]:
+    """Every link of the namespace."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
+    return [parse(data) for data in sock.dump(RTM_GETLINK, payload)]
+
+
+def create(
+    sock: Netlink,
+    kind: str,
+    name: str,
+    *,
+    data: bytes = b"",
+    mtu: int = 0,
+    mac: bytes = b"",
+    parent: int = 0,
+    master: int = 0,
+    netns: int | None = None,
+) -> None:
+    """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor.
+
+    Raises NetlinkError (EEXIST when the name is taken).
+    """
+    info = [nl.text(_INFO_KIND, kind)]
+    if data:
+        info.append(nl.nest(_INFO_DATA, data))
+    parts = [_IFINFO.pack(0, 0, 0, 0, 0), _common(name, mtu, mac, netns)]
+    if parent:
+        parts.append(nl.u32(_LINK, parent))
+    if master:
+        parts.append(nl.u32(_MASTER, master))
+    parts.append(nl.nest(_LINKINFO, *info))
+    sock.request(RTM_NEWLINK, b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def create_veth(
+    sock: Netlink,
+    name: str,
+    peer: str,
+    *,
+    mtu: int = 0,
+    peer_mac: bytes = b"",
+    peer_netns: int | None = None,
+    master: int = 0,
+) -> None:
+    """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor)."""
+    other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns)
+    create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master)
+
+
+def create_bridge(
+    sock: Netlink, name: str, *, mtu: int = 0, mac: bytes = b"", vlan_filtering: bool = False
+) -> None:
+    """Make a bridge; the kernel picks the MAC unless one is given."""
+    data = nl.u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
+    create(sock, "bridge", name, data=data, mtu=mtu, mac=mac)
+
+
+def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
+    out = nl.text(_IFNAME, name)
+    if mtu:
+        out += nl.u32(_MTU, mtu)
+    if mac:
+        out += nl.attr(_ADDRESS, mac)
+    if netns is not None:
+        out += nl.u32(_NET_NS_FD, netns)
+    return out
+
+
+def change(
+    sock: Netlink,
+    index: int,
+    *,
+    up: bool | None = None,
+    promisc: bool | None = None,
+    allmulti: bool | None = None,
+    name: str | None = None,
+    mac: bytes | None = None,
+    mtu: int | None = None,
+    txqlen: int | None = None,
+    master: int | None = None,
+    alias: str | None = None,
+    netns: int | None = None,
+) -> None:
+    """Change what is given, in one request; `master=0` releases a port. Raises NetlinkError."""
+    flags = mask = 0
+    for wanted, bit in ((up, IFF_UP), (promisc, IFF_PROMISC), (allmulti, IFF_ALLMULTI)):
+        if wanted is not None:
+            mask |= bit
+            flags |= bit if wanted else 0
+    parts = [_IFINFO.pack(0, 0, index, flags, mask)]
+    if name is not None:
+        parts.append(nl.text(_IFNAME, name))
+    if mac is not None:
+        parts.append(nl.attr(_ADDRESS, mac))
+    for kind, value in ((_MTU, mtu), (_TXQLEN, txqlen), (_MASTER, master), (_NET_NS_FD, netns)):
+        if value is not None:
+            parts.append(nl.u32(kind, value))
+    if alias is not None:
+        parts.append(nl.text(_IFALIAS, alias))
+    sock.request(RTM_NEWLINK, b"".join(parts))
+
+
+def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> None:
+    """Set both flags of a bridge port."""
+    port = nl.nest(_PROTINFO, nl.u8(_PORT_HAIRPIN, hairpin), nl.u8(_PORT_ISOLATED, isolated))
+    sock.request(RTM_SETLINK, _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0) + port)
+
+
+def delete(sock: Netlink, index: int) -> None:
+    """Delete a link; one that is gone already is success."""
+    try:
+        sock.request(RTM_DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
+    except NetlinkError as error:
+        if error.errno != ENODEV:
+            raise
+
+
+def delete_name(sock: Netlink, name: str) -> bool:
+    """Delete the link of that name; was there one?"""
+    found = find(sock, name)
+    if found is None:
+        return False
+    delete(sock, found.index)
+    return True
+
+
+def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float) -> Link:
+    """Wait until the link's operstate is UP, at most `timeout` seconds; its last state.
+
+    `events` is a socket subscribed to RTNLGRP_LINK before the change that is waited for.
+    """
+    deadline = monotonic() + timeout
+    while True:
+        found = get(sock, index)
+        left = deadline - monotonic()
+        if found.operstate == IF_OPER_UP or left <= 0:
+            return found
+        events.events(min(left, 0.25))
+
+
+def is_name_taken(error: NetlinkError) -> bool:
+    """Did a create() fail because the name exists?"""
+    return error.errno == EEXIST

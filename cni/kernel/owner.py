@@ -1,0 +1,77 @@
+"""Who owns what: every object we make carries its owner, and its name is derived from it.
+
+So DEL, CHECK and GC find what belongs to whom without a prevResult and without the netns, also
+after a kill at any instruction (design.md §3). Names the reference knows: spec/common.md §2, §6.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+try:  # hashlib would load OpenSSL: 5 ms
+    from _sha2 import sha512  # Python 3.12 and later
+except ImportError:
+    from _sha512 import sha512
+
+_ALIAS_MAX = 255  # IFALIASZ less the NUL
+_COMMENT_MAX = 128
+_CHAIN_MAX = 28
+
+
+class Owner(NamedTuple):
+    """One attachment: an interface of a container in a network."""
+
+    network: str
+    container_id: str
+    ifname: str
+
+    @property
+    def alias(self) -> str:
+        """The link alias of what this attachment owns, at most 255 bytes.
+
+        ``cni:<H1>-<H2> <network>/<container id>/<ifname>``, cut; the hashes always fit.
+        """
+        text = f"{self.alias_key} {self.network}/{self.container_id}/{self.ifname}"
+        return text.encode()[:_ALIAS_MAX].decode(errors="ignore")
+
+    @property
+    def alias_key(self) -> str:
+        """The part of the alias that identifies the attachment."""
+        return f"cni:{self.key}"
+
+    @property
+    def key(self) -> str:
+        """``<H1>-<H2>``: hashes of the network and of interface and container."""
+        return f"{network_key(self.network)}-{digest(f'{self.ifname}:{self.container_id}')[:16]}"
+
+    @property
+    def comment(self) -> str:
+        """The comment of an nftables rule (spec/common.md §6.2), at most 128 characters."""
+        net, ifname, cid = (
+            value.replace('"', "") for value in (self.network, self.ifname, self.container_id)
+        )
+        return f"{self.key}, net: {net}, if: {ifname}, id: {cid}"[:_COMMENT_MAX]
+
+    @property
+    def iptables_comment(self) -> str:
+        """The comment of an iptables rule (spec/common.md §2)."""
+        return f'name: "{self.network}" id: "{self.container_id}"'
+
+    def chain(self, prefix: str = "") -> str:
+        """The name of an iptables chain, 28 characters."""
+        return f"CNI-{prefix}{digest(self.network + self.container_id)}"[:_CHAIN_MAX]
+
+    def veth(self, attempt: int = 0) -> str:
+        """The name of the host's end of this attachment's veth pair; `attempt` after a collision."""
+        seed = f"{self.network}\0{self.container_id}\0{self.ifname}\0{attempt}"
+        return f"veth{digest(seed)[:8]}"
+
+
+def network_key(network: str) -> str:
+    """The first half of every key of a network's attachments."""
+    return digest(network)[:16]
+
+
+def digest(text: str) -> str:
+    """The hexadecimal SHA-512 of a text."""
+    return sha512(text.encode("utf-8", "surrogateescape")).hexdigest()

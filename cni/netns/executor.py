@@ -1,0 +1,299 @@
+"""The executor: a forked child that enters network namespaces so that we never do (design.md §4).
+
+    us                                   the child
+    ── frame {job} + the netns' fd ──▶   setns(fd), job, setns(home), is home really home?
+    ◀── frame {outcome} (+ an fd) ────   wait for the next, or exit if anything is in doubt
+
+A frame is a length, a tag, and a marshalled (fast) or pickled value. The child is reused, for other
+namespaces too, as long as it proves after every job that it is back where it began, alone and
+without threads. It dies with us (PR_SET_PDEATHSIG, and end of file).
+"""
+
+from __future__ import annotations
+
+import array
+import marshal
+import os
+import signal
+import struct
+import sys
+from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as Socket
+from _socket import socketpair
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from . import libc
+
+_HEAD = struct.Struct("=Ic")  # length of the payload, tag
+_FD_SIZE = array.array("i").itemsize
+_MAX_FRAME = 256 << 20
+_HOME = "/proc/self/ns/net"
+
+# Tags of a frame, the child's in the second line; SPENT: the job's outcome counts, the child is done.
+_MARSHAL, _PICKLE = b"m", b"p"
+_RAISED, _FD, _SPENT = b"x", b"f", b"!"
+
+T = TypeVar("T")
+
+
+class ExecutorDied(Exception):
+    """The child was lost before it answered: whether the job was done is not known."""
+
+
+class RemoteTraceback(Exception):
+    """The traceback of the child's exception, as its cause."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'
+
+
+class Executor:
+    """A child process that runs one job at a time in a namespace given by its descriptor."""
+
+    _idle: list[Executor] = []  # at most one; a worker of the server keeps it across requests
+
+    def __init__(self) -> None:
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become_child(theirs, ours, parent)
+        theirs.close()
+        self._owner = parent
+        self._sock = ours
+        self._healthy = True
+
+    @classmethod
+    def borrow(cls) -> Executor:
+        """A healthy idle executor, or a new one."""
+        while cls._idle:
+            found = cls._idle.pop()
+            if found._owner == os.getpid() and found._healthy:
+                return found
+        return cls()
+
+    def release(self) -> None:
+        """Keep the child for the next borrower if it is healthy, else end it."""
+        if self._healthy and self._owner == os.getpid() and not Executor._idle:
+            Executor._idle.append(self)
+        else:
+            self.discard()
+
+    @classmethod
+    def discard_idle(cls) -> None:
+        """End the idle child, if any."""
+        while cls._idle:
+            cls._idle.pop().discard()
+
+    def discard(self) -> None:
+        """End the child and reap it; harmless when repeated."""
+        self._healthy = False
+        self._sock.close()
+        if self.pid and self._owner == os.getpid():
+            pid, self.pid = self.pid, 0
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
+
+    def run(self, netns: int, function: Callable[..., T], *args: Any) -> T:
+        """Call `function(*args)` in the namespace `netns`; see Namespace.run."""
+        result: T = self._call(netns, function.__module__, function.__qualname__, args)
+        return result
+
+    def open_socket(self, netns: int, family: int, kind: int, protocol: int) -> int:
+        """The descriptor of a socket made in the namespace `netns`. Raises OSError."""
+        fd: int = self._call(netns, __name__, "_make_socket", (family, kind, protocol))
+        return fd
+
+    def _call(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> Any:
+        if not self._healthy:
+            raise ExecutorDied("this executor has been discarded")
+        finished = False
+        try:
+            _send(self._sock, *_pack((module, name, args)), fd=netns)
+            tag, payload, fd = _receive(self._sock)
+            spent = tag == _SPENT
+            if spent:
+                tag, payload = payload[:1], payload[1:]
+            finished = not spent
+        except (OSError, EOFError) as error:
+            raise ExecutorDied(
+                f"the process working in the network namespace was lost: {error or 'killed'}"
+            ) from None
+        finally:
+            # also when a signal's exception passes here: its state would be in doubt
+            if not finished:
+                self.discard()
+        if tag == _RAISED:
+            _reraise(payload)
+        return fd if tag == _FD else _unpack(tag, payload)
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+def _pack(value: Any) -> tuple[bytes, bytes]:
+    try:
+        return _MARSHAL, marshal.dumps(value)
+    except ValueError:  # an object of a class
+        import pickle
+
+        return _PICKLE, pickle.dumps(value)
+
+
+def _unpack(tag: bytes, payload: bytes) -> Any:
+    if tag == _MARSHAL:
+        return marshal.loads(payload)
+    import pickle
+
+    return pickle.loads(payload)
+
+
+def _send(sock: Socket, tag: bytes, payload: bytes, fd: int | None = None) -> None:
+    data = _HEAD.pack(len(payload), tag) + payload
+    ancillary = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", (fd,)))] if fd is not None else []
+    sent = sock.sendmsg((data,), ancillary)
+    if sent < len(data):
+        sock.sendall(memoryview(data)[sent:])
+
+
+def _receive(sock: Socket) -> tuple[bytes, bytes, int | None]:
+    """A whole frame: tag, payload, descriptor. Raises EOFError when the other side is gone."""
+    data, ancillary, _, _ = sock.recvmsg(65536, CMSG_SPACE(_FD_SIZE), MSG_CMSG_CLOEXEC)
+    fd = None
+    for level, kind, content in ancillary:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            fd = array.array("i", content[:_FD_SIZE])[0]
+    while len(data) < _HEAD.size:
+        data += _more(sock)
+    length, tag = _HEAD.unpack_from(data)
+    if length > _MAX_FRAME:
+        raise EOFError("oversized frame")
+    chunks, have = [data[_HEAD.size :]], len(data) - _HEAD.size
+    while have < length:
+        chunks.append(_more(sock))
+        have += len(chunks[-1])
+    return tag, b"".join(chunks), fd
+
+
+def _more(sock: Socket) -> bytes:
+    data = sock.recv(1 << 20)
+    if not data:
+        raise EOFError
+    return data
+
+
+# --- the child ------------------------------------------------------------------------------------
+
+
+def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
+    """Serve jobs until the parent is gone. Never returns."""
+    code = 1
+    try:
+        libc.die_with_parent(parent)
+        parents.close()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)  # stdout is the runtime's: only the parent may write the reply
+        os.close(null)
+        _serve(sock)
+        code = 0
+    except EOFError:
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _serve(sock: Socket) -> None:
+    home = os.open(_HOME, os.O_RDONLY | os.O_CLOEXEC)
+    identity = _identity()
+    trusted = True
+    while trusted:
+        tag, payload, netns = _receive(sock)
+        assert netns is not None
+        outcome, reply, fd = _perform(tag, payload, netns)
+        os.close(netns)
+        trusted = _is_clean(home, identity)
+        if trusted:
+            _send(sock, outcome, reply, fd)
+        else:
+            _send(sock, _SPENT, outcome + reply, fd)
+        if fd is not None:
+            os.close(fd)
+
+
+def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int | None]:
+    """Run one job: (tag, payload, descriptor) of the answer."""
+    try:
+        module, name, args = _unpack(tag, payload)
+        function = _resolve(module, name)
+        libc.setns(netns)
+        value = function(*args)
+        if function is _make_socket:
+            return _FD, b"", value
+        return (*_pack(value), None)
+    except BaseException as error:
+        return _RAISED, _describe(error), None
+
+
+def _resolve(module: str, name: str) -> Callable[..., Any]:
+    if module not in sys.modules:
+        __import__(module)
+    found: Any = sys.modules[module]
+    for part in name.split("."):
+        found = getattr(found, part)
+    function: Callable[..., Any] = found
+    return function
+
+
+def _make_socket(family: int, kind: int, protocol: int) -> int:
+    return Socket(family, kind, protocol).detach()
+
+
+def _is_clean(home: int, identity: tuple[int, int]) -> bool:
+    """Back in the first namespace, without children or threads?"""
+    try:
+        libc.setns(home)
+        if _identity() != identity or len(os.listdir("/proc/self/task")) != 1:
+            return False
+        os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return True  # no child: as it should be
+    except OSError:
+        return False
+    return False
+
+
+def _identity() -> tuple[int, int]:
+    status = os.stat(_HOME)
+    return status.st_dev, status.st_ino
+
+
+def _describe(error: BaseException) -> bytes:
+    """The exception for the parent: pickled, or what can be said of one that cannot be."""
+    import pickle
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        data = pickle.dumps((error, text))
+        pickle.loads(data)  # classes with unusual constructors fail only here
+        return data
+    except Exception:
+        return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), text))
+
+
+def _reraise(payload: bytes) -> None:
+    import pickle
+
+    error, text = pickle.loads(payload)
+    raise error from RemoteTraceback(text)

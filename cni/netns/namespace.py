@@ -1,0 +1,121 @@
+"""One network namespace, held open by a descriptor (network_namespaces(7))."""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from collections.abc import Callable
+from errno import ENOENT, ENOTDIR
+from fcntl import ioctl
+from typing import Any, TypeVar
+
+from ..kernel.netlink import Netlink
+from . import libc
+from .executor import Executor
+
+_NS_GET_NSTYPE = 0xB703
+_SELF = "/proc/self/ns/net"
+
+T = TypeVar("T")
+
+
+class NetnsError(Exception):
+    """The path is not a network namespace, or cannot be opened."""
+
+
+class NetnsMissing(NetnsError):
+    """The path does not exist: for DEL that is success."""
+
+
+class Namespace:
+    """An open network namespace. The calling process itself never enters it."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+        self._executor: Executor | None = None
+        self._netlink: Netlink | None = None
+
+    @classmethod
+    def open(cls, path: str) -> Namespace:
+        """Open the namespace at `path` (``/run/netns/x``, ``/proc/1/ns/net``).
+
+        Raises NetnsMissing when the path does not exist, NetnsError for anything that is not a
+        network namespace (spec/common.md §1). A FIFO or device does not block.
+        """
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            text = f'failed to Statfs "{path}": {(error.strerror or "").lower()}'
+            kind = NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
+            raise kind(text) from None
+        try:
+            if ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET:
+                return cls(fd, path)
+            problem = f'"{path}" is a namespace, but not of the network'
+        except OSError:
+            problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
+        os.close(fd)
+        raise NetnsError(problem)
+
+    @classmethod
+    def current(cls) -> Namespace:
+        """The namespace this process is in."""
+        return cls.open(_SELF)
+
+    def __enter__(self) -> Namespace:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptor and the netlink socket; the executor goes back to be reused."""
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None
+        if self._executor is not None:
+            self._executor.release()
+            self._executor = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: equal for two descriptors of one namespace."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a module-level function in this namespace, in a child process.
+
+        Arguments and result are copied. The function's exception is raised here, with the child's
+        traceback as its cause. Raises ExecutorDied when the child is lost.
+        """
+        return self._borrowed().run(self.fd, function, *args)
+
+    def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
+        """A socket that lives in this namespace and is used from here. Raises OSError."""
+        return socket(fileno=self._borrowed().open_socket(self.fd, family, kind, protocol))
+
+    def netlink(self) -> Netlink:
+        """A routing netlink socket of this namespace, made once."""
+        if self._netlink is None:
+            sock = self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC)
+            self._netlink = Netlink(sock=sock)
+        return self._netlink
+
+    def _borrowed(self) -> Executor:
+        if self._executor is None:
+            self._executor = Executor.borrow()
+        return self._executor
+
+
+def same_namespace(path: str) -> bool:
+    """Is the namespace at `path` the one this process is in? False if it cannot be looked at."""
+    try:
+        there, here = os.stat(path), os.stat(_SELF)
+    except (OSError, ValueError):
+        return False
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)

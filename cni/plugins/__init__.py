@@ -1,0 +1,1 @@
+"""One module a plugin; each reads from top to bottom like its documentation."""

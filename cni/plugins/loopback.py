@@ -1,0 +1,61 @@
+"""loopback: brings `lo` up inside the container (spec/loopback.md)."""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+
+from ..call import Call
+from ..kernel import address, link
+from ..kernel.netlink import Netlink
+from ..protocol.address import format_ip, is_loopback
+from ..protocol.config import NetConf
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, IPConfig, Result
+
+Conf = NetConf
+
+LO = "lo"
+
+
+def add(call: Call[Conf]) -> Result:
+    """Set `lo` up and report its first address of each family; a prevResult is passed on."""
+    _ = call.conf
+    previous = call.prev_result()
+    with call.open_netns().netlink() as sock:
+        lo = link.get(sock, LO)
+        link.change(sock, lo.index, up=True)
+        ips = _addresses(sock, lo.index)
+    if previous is not None:
+        return previous
+    interface = Interface(name=LO, mac="00:00:00:00:00:00", sandbox=call.netns)
+    return Result(interfaces=[interface], ips=ips)
+
+
+def _addresses(sock: Netlink, index: int) -> list[IPConfig]:
+    found = []
+    for family in (AF_INET, AF_INET6):
+        entries = address.show(sock, index, family)
+        for entry in entries:
+            if not is_loopback(entry.prefix.ip):
+                text = format_ip(entry.prefix.ip)
+                raise CNIError(f'loopback interface found with non-loopback address "{text}"')
+        if entries:
+            found.append(IPConfig(address=str(entries[0].prefix), interface=0))
+    return found
+
+
+def delete(call: Call[Conf]) -> None:
+    """Set `lo` down; a namespace that is gone is success."""
+    namespace = call.find_netns()
+    if namespace is not None:
+        with namespace.netlink() as sock:
+            link.change(sock, link.get(sock, LO).index, up=False)
+
+
+def check(call: Call[Conf]) -> None:
+    """`lo` must be up."""
+    with call.open_netns().netlink() as sock:
+        if not link.get(sock, LO).up:
+            raise CNIError(
+                "loopback interface is down", f"in {call.netns}: run `ip link set lo up` there"
+            )

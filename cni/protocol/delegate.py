@@ -1,0 +1,145 @@
+"""Finding and running another plugin: IPAM, or what a meta plugin wraps (spec/protocol.md §4)."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable
+from errno import ETXTBSY
+
+import msgspec
+
+from .config import decode_object, version_of
+from .errors import CNIError, DelegateError
+from .request import Request
+from .result import Result
+
+_BUSY_RUNS = 6
+_MAX_OUTPUT = 16 << 20
+
+# Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
+# result), else (False, None). Given by the dispatcher, which knows the plugins; we do not.
+InProcess = Callable[[str, str, Request], "tuple[bool, Result | None]"]
+
+
+def find(name: str, path: list[str]) -> str:
+    """The file of the plugin `name`: the first regular file on CNI_PATH. Raises CNIError."""
+    if not name:
+        raise CNIError(
+            "no plugin name provided", "the configuration needs a plugin `type` here (ipam.type)"
+        )
+    if "/" in name or "\0" in name or name in (".", ".."):
+        raise CNIError(f"invalid plugin name: {name}", "a type is a file name without directory")
+    directories = [d for d in path if d]
+    if not directories:
+        raise CNIError("no paths provided", "CNI_PATH lists the directories with plugins")
+    for directory in directories:
+        candidate = os.path.join(directory, name)
+        try:
+            if stat.S_ISREG(os.stat(candidate).st_mode):
+                return candidate
+        except (OSError, ValueError):
+            continue
+    raise CNIError(
+        f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
+        f"install the plugin there, or run `cni install --bin-dir {directories[0]}`",
+    )
+
+
+def run(request: Request, name: str, in_process: InProcess) -> Result | None:
+    """Run the plugin `name` with `request`; an ADD's Result, else None.
+
+    Raises the plugin's own error, code and text untouched, or CNIError when it cannot be run.
+    """
+    program = find(name, request.path)
+    ours, result = in_process(name, program, request)
+    if ours:
+        return result
+    output = _execute(program, request)
+    return parse_output(output, request.stdin) if request.command == "ADD" else None
+
+
+def parse_output(output: bytes, stdin: bytes) -> Result:
+    """The Result an ADD printed; a missing version is taken to be the configuration's."""
+    try:
+        raw = msgspec.json.decode(output)
+    except msgspec.MsgspecError as error:
+        raise CNIError(f"failed to decode the plugin's result: {error}") from None
+    version = version_of(decode_object(stdin))
+    if isinstance(raw, dict):
+        version = raw.get("cniVersion") or version
+    return Result.parse(raw, version)
+
+
+def _execute(program: str, request: Request) -> bytes:
+    """Run a program with the request's environment and stdin; its stdout. Raises CNIError."""
+    env = {**request.env, "CNI_COMMAND": request.command}
+    # Memory files instead of pipes: nobody can block on a full one.
+    files = [os.memfd_create(f"cni-{what}") for what in ("stdin", "stdout", "stderr")]
+    try:
+        _write_all(files[0], request.stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        status = _spawn(program, env, files)
+        stdout, stderr = _content(files[1]), _content(files[2])
+    finally:
+        for fd in files:
+            os.close(fd)
+    code = os.waitstatus_to_exitcode(status)
+    if code != 0:
+        raise _failure(stdout, stderr, f"exit status {code}" if code > 0 else f"signal {-code}")
+    if stderr:
+        os.write(2, stderr)
+    return stdout
+
+
+def _spawn(program: str, env: dict[str, str], files: list[int]) -> int:
+    """Start the program and wait for it: its wait status."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+    for attempt in range(1, _BUSY_RUNS + 1):
+        try:
+            pid = os.posix_spawn(program, [program], env, file_actions=actions)
+        except OSError as error:
+            if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
+                time.sleep(1)  # somebody is installing it right now
+                continue
+            raise CNIError(
+                f"fork/exec {program}: {(error.strerror or '').lower()}",
+                "is it an executable for this machine?",
+            ) from None
+        return os.waitpid(pid, 0)[1]
+    raise AssertionError("unreachable")
+
+
+def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
+    if not stdout:
+        text = stderr.decode(errors="replace").strip()
+        if text:
+            return DelegateError(0, f'netplugin failed: "{text}"')
+        return DelegateError(0, f"netplugin failed with no error message: {how}")
+    try:
+        raw = msgspec.json.decode(stdout)
+        return DelegateError(
+            int(raw.get("code", 0)), str(raw.get("msg", "")), str(raw.get("details", ""))
+        )
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
+        shown = stdout.decode(errors="replace")
+        return DelegateError(
+            0, f'netplugin failed but error parsing its diagnostic message "{shown}": {error}'
+        )
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _content(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    chunks = []
+    left = _MAX_OUTPUT
+    while left > 0 and (chunk := os.read(fd, min(left, 1 << 20))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)

@@ -1,0 +1,100 @@
+"""The error tree: one class a code of the CNI specification.
+
+    CNIError 999 (anything a plugin body raises)
+    ├── IncompatibleVersion 1     ├── DecodeFailure 6     ├── NotAvailable 50
+    ├── UnsupportedField 2        ├── InvalidConfig 7     ├── LimitedConnectivity 51
+    ├── UnknownContainer 3        ├── InvalidNetns 8      └── DelegateError (a child's own code)
+    ├── BadEnvironment 4          └── TryAgainLater 11
+    └── IOFailure 5
+
+``msg`` says what failed; ``details`` says why and what to do next. Codes and texts: spec/protocol.md
+§3.3 and the CNI specification, "Error".
+"""
+
+from __future__ import annotations
+
+
+class CNIError(Exception):
+    """A failure that ends in the JSON error object on stdout."""
+
+    code = 999
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(msg)
+        self.msg = msg
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.msg}; {self.details}" if self.details else self.msg
+
+    def wrapped(self, prefix: str) -> CNIError:
+        """This error with `prefix` before its message; code and details stay."""
+        error = CNIError(f"{prefix}{self.msg}", self.details)
+        error.code = self.code
+        return error
+
+
+class IncompatibleVersion(CNIError):
+    code = 1
+
+
+class UnsupportedField(CNIError):
+    code = 2
+
+
+class UnknownContainer(CNIError):
+    code = 3
+
+
+class BadEnvironment(CNIError):
+    code = 4
+
+
+class IOFailure(CNIError):
+    code = 5
+
+
+class DecodeFailure(CNIError):
+    code = 6
+
+
+class InvalidConfig(CNIError):
+    code = 7
+
+
+class InvalidNetns(CNIError):
+    code = 8
+
+
+class TryAgainLater(CNIError):
+    code = 11
+
+
+class NotAvailable(CNIError):
+    code = 50
+
+
+class LimitedConnectivity(CNIError):
+    code = 51
+
+
+class DelegateError(CNIError):
+    """What a delegated plugin said, verbatim (its own code, msg and details)."""
+
+    def __init__(self, code: int, msg: str, details: str = "") -> None:
+        super().__init__(msg, details)
+        self.code = code
+
+
+def join(errors: list[CNIError]) -> CNIError:
+    """One error for all of `errors` (at least one): what DEL and GC raise after every step ran.
+
+    A single error stays itself; several keep the first one's code, with messages joined by ``; ``.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    error = CNIError(
+        "; ".join(e.msg for e in errors), "; ".join(e.details for e in errors if e.details)
+    )
+    error.code = errors[0].code
+    return error

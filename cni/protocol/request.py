@@ -1,0 +1,96 @@
+"""The request: environment and stdin -> Request (spec/protocol.md §1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from . import names
+from .config import MAX_STDIN
+from .errors import BadEnvironment, IOFailure
+
+_ATTACHMENT_VERBS = frozenset({"ADD", "CHECK", "DEL"})
+# In the order in which they are looked at and named: verbs that need it, validator.
+_VARIABLES: tuple[tuple[str, frozenset[str], Callable[[str], None] | None], ...] = (
+    ("CNI_CONTAINERID", _ATTACHMENT_VERBS, names.check_container_id),
+    ("CNI_NETNS", frozenset({"ADD", "CHECK"}), None),
+    ("CNI_IFNAME", _ATTACHMENT_VERBS, names.check_ifname),
+    ("CNI_PATH", _ATTACHMENT_VERBS | {"GC", "STATUS"}, None),
+)
+
+
+class Request(NamedTuple):
+    """One CNI request. Nothing of it is taken from the process once it has been read.
+
+    `path` is CNI_PATH split; `stdin` the configuration's bytes; `env` the whole environment, which
+    delegated plugins inherit.
+    """
+
+    command: str
+    container_id: str
+    netns: str
+    ifname: str
+    args: str
+    path: list[str]
+    stdin: bytes
+    env: Mapping[str, str]
+
+    @property
+    def netns_override(self) -> bool:
+        """May the container's namespace be our own?"""
+        value = self.env.get("CNI_NETNS_OVERRIDE", "")
+        return value == "1" or value.upper() == "TRUE"
+
+
+def read(env: Mapping[str, str], stdin: Callable[[], bytes]) -> Request:
+    """Read and validate the environment, then stdin (never for VERSION).
+
+    Raises BadEnvironment, UnknownContainer (codes 4 and 3) or IOFailure (5).
+    """
+    command = env.get("CNI_COMMAND", "")
+    _check_environment(command, env)
+    return Request(
+        command=command,
+        container_id=env.get("CNI_CONTAINERID", ""),
+        netns=env.get("CNI_NETNS", ""),
+        ifname=env.get("CNI_IFNAME", ""),
+        args=env.get("CNI_ARGS", ""),
+        path=env.get("CNI_PATH", "").split(":"),
+        stdin=b"" if command == "VERSION" else stdin(),
+        env=env,
+    )
+
+
+def _check_environment(command: str, env: Mapping[str, str]) -> None:
+    missing = [] if command else ["CNI_COMMAND"]
+    for name, verbs, validate in _VARIABLES:
+        value = env.get(name, "")
+        if command in verbs:
+            if not value:
+                missing.append(name)
+            elif validate is not None:
+                validate(value)
+    if missing:
+        raise BadEnvironment(
+            f"required env variables [{','.join(missing)}] missing",
+            "a container runtime sets them; to run a plugin by hand use the command `cni`",
+        )
+
+
+def read_stdin() -> bytes:
+    """All of stdin, at most 16 MiB. Raises IOFailure (code 5)."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        while chunk := os.read(0, 1 << 16):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_STDIN:
+                raise IOFailure(
+                    "error reading from stdin: configuration too large",
+                    f"more than {MAX_STDIN} bytes",
+                )
+    except OSError as error:
+        raise IOFailure(f"error reading from stdin: {error.strerror}") from None
+    return b"".join(chunks)

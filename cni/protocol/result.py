@@ -1,0 +1,219 @@
+"""Results: the in-memory form (spec 1.1.0), parsing, printing, conversion (spec/protocol.md §3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from . import version as versions
+from .address import Prefix, canonical_ip
+from .config import DNS, Folded, Route, convert, lookup
+from .errors import CNIError
+
+_FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
+# As the reference prints them; the blank in the oldest family's list is its own.
+_FAMILY_TEXT = ("[ 0.1.0 0.2.0]", "[0.3.0 0.3.1 0.4.0]", "[1.0.0 1.1.0]")
+
+
+class Interface(Folded):
+    """A link that an ADD made or uses; `sandbox` is the netns path, empty for the host's."""
+
+    name: str = ""
+    mac: str = ""
+    mtu: int = 0
+    sandbox: str = ""
+    socket_path: str = ""
+    pci_id: str = msgspec.field(default="", name="pciid")
+
+
+class IPConfig(Folded):
+    """An address (with prefix, canonical), its gateway, and the index of its interface."""
+
+    address: str = ""
+    interface: int | None = None
+    gateway: str | None = None
+
+    def __post_init__(self) -> None:
+        self.address = str(Prefix.parse(self.address))
+        self.gateway = canonical_ip(self.gateway) if self.gateway else None
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix.parse(self.address)
+
+
+class _LegacyIP(Folded):
+    ip: str = ""
+    gateway: str | None = None
+    routes: list[Route] = []
+
+
+class _LegacyResult(Folded):
+    ip4: _LegacyIP | None = None
+    ip6: _LegacyIP | None = None
+    dns: DNS = msgspec.field(default_factory=DNS)
+
+
+class Result(Folded):
+    """What an ADD returns, independent of the version in which it is printed."""
+
+    interfaces: list[Interface] = []
+    ips: list[IPConfig] = []
+    routes: list[Route] = []
+    dns: DNS = msgspec.field(default_factory=DNS)
+
+    @classmethod
+    def parse(cls, raw: Any, config_version: str) -> Result:
+        """A result object as a plugin printed it, or a prevResult; ``None`` is the empty result.
+
+        Its family of versions is `config_version`'s; its own cniVersion must be of that family.
+        Raises CNIError.
+        """
+        if raw is None:
+            return cls()
+        if not isinstance(raw, dict):
+            raise CNIError("json: cannot unmarshal result: it is not an object")
+        config_version = config_version or versions.DEFAULT
+        rank = _family(config_version)
+        own = lookup(raw, "cniVersion") or config_version
+        if own not in _FAMILIES[rank]:
+            raise CNIError(
+                f"result type supports {_FAMILY_TEXT[rank]} but unmarshalled CNIVersion is "
+                f'"{own}"'
+            )
+        if rank == 0:
+            return _from_legacy(convert(raw, _LegacyResult))
+        return convert(raw, cls)
+
+    def as_dict(self, version: str) -> dict[str, Any]:
+        """The JSON object in `version` (empty means 0.1.0), keys in the order of the reference.
+
+        Raises CNIError ``cannot convert: no valid IP addresses`` for 0.1.0 and 0.2.0 without one.
+        """
+        version = version or versions.DEFAULT
+        rank = _family(version)
+        if rank == 0:
+            return self._as_legacy(version)
+        out: dict[str, Any] = {"cniVersion": version}
+        modern = rank == 2
+        if self.interfaces:
+            out["interfaces"] = [_interface(i, modern) for i in self.interfaces]
+        if self.ips:
+            out["ips"] = [_ip(ip, modern) for ip in self.ips]
+        if self.routes:
+            out["routes"] = [route.as_dict() for route in self.routes]
+        dns = self.dns.as_dict()
+        if dns or not modern:
+            out["dns"] = dns
+        return _sort(out) if modern else out
+
+    def encode(self, version: str) -> bytes:
+        """The printed form: 4-space indent, no trailing newline, Go's escapes."""
+        return encode_json(self.as_dict(version))
+
+    def through(self, version: str) -> Result:
+        """This result as a caller receives it that speaks `version`: what that cannot say is lost."""
+        if _family(version or versions.DEFAULT) == 2:
+            return self
+        return Result.parse(self.as_dict(version), version)
+
+    def _as_legacy(self, version: str) -> dict[str, Any]:
+        out: dict[str, Any] = {"cniVersion": version}
+        for key, want_v4 in (("ip4", True), ("ip6", False)):
+            for ip in self.ips:
+                if ip.prefix.is_v4 == want_v4:
+                    out[key] = _legacy_ip(ip, self.routes, want_v4)
+                    break
+        if len(out) == 1:
+            raise CNIError(
+                "cannot convert: no valid IP addresses",
+                f"a result of version {version} needs an address: configure ipam, or use "
+                "cniVersion 0.3.0 or later",
+            )
+        out["dns"] = self.dns.as_dict()
+        return out
+
+
+def encode_json(value: Any) -> bytes:
+    """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029."""
+    text = msgspec.json.format(msgspec.json.encode(value), indent=4)
+    for raw, escaped in _ESCAPES:
+        if raw in text:
+            text = text.replace(raw, escaped)
+    return text
+
+
+_ESCAPES = (
+    (b"<", b"\\u003c"),
+    (b">", b"\\u003e"),
+    (b"&", b"\\u0026"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+)
+
+
+def _family(version: str) -> int:
+    for rank, members in enumerate(_FAMILIES):
+        if version in members:
+            return rank
+    raise CNIError(f'unsupported CNI result version "{version}"')
+
+
+def _from_legacy(old: _LegacyResult) -> Result:
+    result = Result(dns=old.dns)
+    for entry in (old.ip4, old.ip6):
+        if entry is not None:
+            result.ips.append(IPConfig(address=entry.ip, gateway=entry.gateway))
+            result.routes.extend(entry.routes)
+    return result
+
+
+def _interface(link: Interface, modern: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {"name": link.name}
+    if link.mac:
+        out["mac"] = link.mac
+    if link.sandbox:
+        out["sandbox"] = link.sandbox
+    if modern:
+        for key, value in (
+            ("mtu", link.mtu),
+            ("socketPath", link.socket_path),
+            ("pciID", link.pci_id),
+        ):
+            if value:
+                out[key] = value
+    return out
+
+
+def _ip(ip: IPConfig, modern: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if not modern:
+        out["version"] = "4" if ip.prefix.is_v4 else "6"
+    if ip.interface is not None:
+        out["interface"] = ip.interface
+    out["address"] = ip.address
+    if ip.gateway:
+        out["gateway"] = ip.gateway
+    return out
+
+
+def _legacy_ip(ip: IPConfig, routes: list[Route], v4: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {"ip": ip.address}
+    if ip.gateway:
+        out["gateway"] = ip.gateway
+    mine = []
+    for route in routes:
+        if Prefix.parse(route.dst).is_v4 == v4:
+            mine.append({"dst": route.dst, "gw": route.gw} if route.gw else {"dst": route.dst})
+    if mine:
+        out["routes"] = mine
+    return out
+
+
+def _sort(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sort(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sort(item) for item in value]
+    return value
