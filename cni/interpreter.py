@@ -1,0 +1,107 @@
+"""The Python that installed plugins run with: choosing, trying and compiling for it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+MINIMUM = (3, 11)
+
+# Run by the chosen interpreter on the unpacked tree: fails if a plugin could not start, prints why
+# packet filtering would not work.
+_PROBE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import msgspec, cni.dispatch
+try:
+    import ctypes
+    ctypes.CDLL("libnftables.so.1")
+except (ImportError, OSError) as error:
+    print(error)
+"""
+
+
+class InstallError(Exception):
+    """Nothing was changed, or what was installed before still works; the text says what to do."""
+
+
+def choose_python(wanted: str | None) -> str:
+    """The absolute path of a Python that is new enough: `wanted`, or else the distribution's.
+
+    Raises InstallError naming the package to install.
+    """
+    candidates = (
+        [wanted] if wanted else ["/usr/bin/python3", "/usr/local/bin/python3", sys.executable]
+    )
+    tried = []
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        version = python_version(path) if path else None
+        if path and version and version >= MINIMUM:
+            return os.path.abspath(path)
+        found = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
+        tried.append(f"{candidate} {found}")
+    raise InstallError(
+        f"no Python 3.11 or newer: {', '.join(tried)}; install the package python3 (Debian 12, "
+        "Ubuntu 24.04 or newer), or name another interpreter with --python"
+    )
+
+
+def python_version(path: str) -> tuple[int, int] | None:
+    """(major, minor) of the interpreter `path`, None if it cannot be run."""
+    code = "import sys; print('%d %d' % sys.version_info[:2])"
+    try:
+        done = _run([path, "-I", "-S", "-c", code])
+        major, minor = done.stdout.split()
+        return int(major), int(minor)
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+
+
+def probe(python: str, tree: Path) -> list[str]:
+    """Warnings about what is missing for `python` to run the build in `tree`.
+
+    Raises InstallError if no plugin could start.
+    """
+    done = _run([python, "-I", "-S", "-B", "-c", _PROBE, str(tree)])
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise InstallError(
+            f"{python} cannot run this build: {words[-1]}; install Debian's package python3 "
+            "(python3-minimal is not enough), or name another interpreter with --python"
+        )
+    if not done.stdout:
+        return []
+    return [
+        f"libnftables cannot be loaded ({done.stdout.strip()}): install the package libnftables1; "
+        "without it, what filters or translates packets fails"
+    ]
+
+
+def compile_tree(python: str, tree: Path, final: Path) -> None:
+    """Compile `tree`, which will be called `final`, so that tracebacks name the real files.
+
+    The bytecode is never checked against the sources: they do not change, and it saves a stat.
+    """
+    command = [python, "-I", "-S", "-m", "compileall", "-f", "-q", "-j", "0"]
+    command += ["--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", str(final)]
+    done = _run([*command, str(tree)])
+    if done.returncode:
+        raise InstallError(
+            f"{python} cannot compile the plugins: {(done.stdout + done.stderr)[-500:]}"
+        )
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        umask=0o022,
+    )
