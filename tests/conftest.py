@@ -74,7 +74,10 @@ def host(netns: Callable[..., Netns]) -> Netns:
 def make_host(netns: Callable[..., Netns]) -> Netns:
     """A namespace that plays a node, freshly booted: lo is up and forwarding is off."""
     ns = netns("host")
-    ns.ip("link", "set", "lo", "up")
+    # A node has had links before the first container's. Without these, the two ends of a veth pair
+    # could both be number 2, each in its namespace; the kernel then takes the carrier's coming up
+    # for unimportant and delays it (and IPv6 with it) for up to a second.
+    ns.ip_batch("link set lo up", "link add type veth", "link delete veth0")
     # A new namespace takes these over from the machine, where they may be on.
     ns.set_sysctl("net/ipv4/ip_forward", 0)
     ns.set_sysctl("net/ipv6/conf/all/forwarding", 0)

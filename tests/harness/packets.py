@@ -235,7 +235,9 @@ def connect(
     The other one gets no route back: it answers only what comes from the node's own address, so
     that it shows whether masquerading works.
     """
-    host.ip("link", "add", name, "type", "veth", "peer", "name", other_name, "netns", other.name)
+    # Indices that differ, for the reason given in tests/conftest.py:make_host.
+    peer = ("peer", "name", other_name, "index", "2001", "netns", other.name)
+    host.ip("link", "add", name, "index", "1001", "type", "veth", *peer)
     for ns, dev, cidrs in ((host, name, host_addresses), (other, other_name, other_addresses)):
         lines = [
             f"address add {cidr} dev {dev}" + (" nodad" if ":" in cidr else "") for cidr in cidrs
