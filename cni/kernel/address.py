@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from _socket import AF_INET, AF_INET6
+from collections.abc import Callable
 from errno import EADDRNOTAVAIL, ENODEV
 from time import monotonic
 from typing import NamedTuple
@@ -47,13 +48,15 @@ def _parse(data: bytes) -> Address:
     return Address(Prefix(ip, length), index, scope, nl.get_u32(a.get(_FLAGS), flags))
 
 
-def add(sock: Netlink, index: int, prefix: Prefix, *, replace: bool = False) -> None:
+def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> None:
     """Put an address on a link. Raises NetlinkError (EEXIST when it is there).
 
-    IPv4 gets the broadcast address of its subnet for prefixes shorter than /31.
+    IPv4 gets the broadcast address of its subnet for prefixes shorter than /31. `nodad` makes an
+    IPv6 address usable at once, without duplicate address detection.
     """
-    flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if replace else nl.NLM_F_EXCL)
-    sock.request(RTM_NEWADDR, _message(index, prefix, broadcast=True), flags)
+    flags = IFA_F_NODAD if nodad and prefix.family == AF_INET6 else 0
+    message = _message(index, prefix, flags, broadcast=True)
+    sock.request(RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
@@ -65,8 +68,8 @@ def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
             raise
 
 
-def _message(index: int, prefix: Prefix, broadcast: bool = False) -> bytes:
-    out = _IFADDR.pack(prefix.family, prefix.length, 0, 0, index)
+def _message(index: int, prefix: Prefix, flags: int = 0, broadcast: bool = False) -> bytes:
+    out = _IFADDR.pack(prefix.family, prefix.length, flags, 0, index)
     out += nl.attr(_LOCAL, prefix.ip) + nl.attr(_ADDRESS, prefix.ip)
     if broadcast and prefix.family == AF_INET and prefix.length < 31:
         out += nl.attr(_BROADCAST, prefix.broadcast)
@@ -81,22 +84,30 @@ class DuplicateAddress(Exception):
         self.prefix = prefix
 
 
-def settle(sock: Netlink, events: Netlink, index: int, timeout: float = 5.0) -> bool:
+def settle(
+    sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout: float = 5.0
+) -> bool:
     """Wait until no IPv6 address of the link is tentative; False when time ran out first.
 
-    `events` is subscribed to RTNLGRP_IPV6_IFADDR before the address was added, so that the wait
-    ends with the kernel's notification and not with the next poll. Raises DuplicateAddress.
+    `subscribe` gives a socket that hears RTNLGRP_IPV6_IFADDR; it is asked for only if there is
+    something to wait for, and the wait ends with the kernel's notification, not with a next poll.
+    Raises DuplicateAddress.
     """
+    if not _tentative(sock, index):
+        return True
     deadline = monotonic() + timeout
-    while True:
-        tentative = False
-        for entry in show(sock, index, AF_INET6):
-            if entry.flags & IFA_F_DADFAILED:
-                raise DuplicateAddress(entry.prefix)
-            tentative |= bool(entry.flags & IFA_F_TENTATIVE)
-        left = deadline - monotonic()
-        if not tentative:
-            return True
-        if left <= 0:
-            return False
-        events.events(min(left, 0.25))
+    with subscribe() as events:
+        while _tentative(sock, index):
+            left = deadline - monotonic()
+            if left <= 0:
+                return False
+            events.events(min(left, 0.25))
+    return True
+
+
+def _tentative(sock: Netlink, index: int) -> bool:
+    entries = show(sock, index, AF_INET6)
+    for entry in entries:
+        if entry.flags & IFA_F_DADFAILED:
+            raise DuplicateAddress(entry.prefix)
+    return any(entry.flags & IFA_F_TENTATIVE for entry in entries)

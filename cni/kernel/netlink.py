@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
-from _socket import AF_NETLINK, SO_RCVBUF, SOCK_CLOEXEC, SOCK_RAW, SOL_SOCKET, socket
+from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Iterable, Iterator
 from errno import EBUSY, EEXIST, EINTR, ENOBUFS
 
@@ -125,11 +125,8 @@ class Netlink:
                 self.sock.setsockopt(_SOL_NETLINK, option, 1)
             except OSError:
                 pass  # an older kernel: longer acknowledgements, less explanation
-        if groups:
-            self.sock.setsockopt(SOL_SOCKET, SO_RCVBUF, 1 << 20)
-            self.sock.bind((0, 0))
-            for group in groups:
-                self.sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        for group in groups:
+            self.sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def __enter__(self) -> Netlink:
         return self

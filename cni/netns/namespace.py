@@ -106,6 +106,10 @@ class Namespace:
             self._netlink = Netlink(sock=sock)
         return self._netlink
 
+    def subscribe(self, group: int) -> Netlink:
+        """A new socket of this namespace that hears a group of routing notifications."""
+        return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC), groups=(group,))
+
     def _borrowed(self) -> Executor:
         if self._executor is None:
             self._executor = Executor.borrow()

@@ -1,0 +1,67 @@
+"""What CHECK compares: the container's interface, its addresses and routes (spec/common.md §8).
+
+Each function returns the differences it finds, so that one CHECK can report them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..call import Call
+from ..kernel import address, link, route
+from ..kernel.netlink import Netlink
+from ..protocol.address import Prefix, parse_ip
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+
+
+def fail(problems: list[str]) -> None:
+    """Raise the first problem as the message and all of them as the details."""
+    if problems:
+        details = "" if len(problems) == 1 else "all differences: " + "; ".join(problems)
+        raise CNIError(problems[0], details)
+
+
+def container_interface(call: Call[Any], previous: Result) -> Interface:
+    """prevResult's entry for CNI_IFNAME in CNI_NETNS. Raises CNIError."""
+    sandbox = ""
+    for entry in previous.interfaces:
+        if entry.name == call.ifname:
+            if entry.sandbox == call.netns:
+                return entry
+            sandbox = entry.sandbox
+    raise CNIError(
+        f"Sandbox in prevResult {sandbox} doesn't match configured netns: {call.netns}",
+        f"no interface {call.ifname} in that namespace is part of the prevResult",
+    )
+
+
+def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
+    """prevResult's addresses must be on the interface, their subnets routed."""
+    found = link.find(sock, ifname)
+    if found is None:
+        return [f"Cannot find container link {ifname}"]
+    have = {entry.prefix for entry in address.show(sock, found.index)}
+    problems = []
+    for ip in previous.ips:
+        prefix = ip.prefix
+        if prefix not in have:
+            problems.append(f"Failed to match addr {ip.address} on interface {ifname}")
+            continue
+        routes = route.show(sock, prefix.family)
+        if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in routes):
+            problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
+    return problems
+
+
+def routes(sock: Netlink, previous: Result) -> list[str]:
+    """prevResult's routes must exist in their table; a default route with any gateway."""
+    problems = []
+    for wanted in previous.routes:
+        dst = Prefix.parse(wanted.dst).network
+        have = route.show(sock, dst.family, table=wanted.table or route.TABLE_MAIN)
+        gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
+        if not any(r.dst == dst and gateway in (b"", r.gateway) for r in have):
+            text = f"{wanted.dst} via {wanted.gw}" if wanted.gw else wanted.dst
+            problems.append(f"Expected Route {text} not found in routing table")
+    return problems

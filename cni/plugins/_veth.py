@@ -1,0 +1,107 @@
+"""Veth pairs between host and container: what bridge and ptp share (spec/common.md §3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..call import Call
+from ..kernel import link, sysctl
+from ..kernel.address import show
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.owner import Owner
+from ..netns import Namespace
+from ..protocol.address import Prefix, is_global_unicast
+from ..protocol.errors import CNIError
+
+# How often another name is tried when the derived one is taken.
+ATTEMPTS = 10
+
+
+def parse_mac(mac: str) -> bytes:
+    """The container's MAC; empty for the kernel's choice. Raises CNIError before any change."""
+    try:
+        return link.parse_mac(mac) if mac else b""
+    except ValueError as error:
+        raise CNIError(
+            f"failed to make veth pair: {error}", "a MAC looks like 02:00:00:12:34:56"
+        ) from None
+
+
+def create(
+    call: Call[Any], host: Netlink, netns: Namespace, mtu: int, mac: bytes, master: int = 0
+) -> tuple[Link, Link]:
+    """Make the pair, its host end marked with the owner, without IPv6 router discovery, and up.
+
+    One end is made here and the other at once in the container, so that a kill leaves no third
+    state. The host end's name is derived from the owner. Returns (host end, container end); the
+    pair is deleted again if the ADD fails. Raises CNIError.
+    """
+    name = _create(call, host, netns, mtu, mac, master)
+    outer = link.get(host, name)
+    call.undo.callback(link.delete, host, outer.index)
+    # before the link is up: a rogue router advertisement must find it off (CVE-2020-10749)
+    sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+    link.change(host, outer.index, up=True, alias=call.owner.alias)
+    return outer, link.get(netns.netlink(), call.ifname)
+
+
+def _create(
+    call: Call[Any], host: Netlink, netns: Namespace, mtu: int, mac: bytes, master: int
+) -> str:
+    for attempt in range(ATTEMPTS):
+        name = call.owner.veth(attempt)
+        try:
+            link.create_veth(
+                host, name, call.ifname, mtu=mtu, peer_mac=mac, peer_netns=netns.fd, master=master
+            )
+            return name
+        except NetlinkError as error:
+            if not link.is_name_taken(error):
+                raise CNIError(f"failed to make veth pair: {error}") from None
+            if link.find(netns.netlink(), call.ifname) is not None:
+                raise CNIError(
+                    f'container veth name ("{call.ifname}") peer provided ("{name}") already '
+                    "exists",
+                    f"{call.netns} has an interface {call.ifname}; a DEL removes what an earlier "
+                    "ADD left",
+                ) from None
+    raise CNIError(
+        "failed to make veth pair: no free name for the host's end",
+        f"{call.owner.veth(0)} and {ATTEMPTS - 1} more are taken: see `ip link show type veth`",
+    )
+
+
+def delete_in_container(netns: Namespace, ifname: str) -> list[Prefix]:
+    """Delete a link in the container; the global addresses it had. A missing link is success."""
+    sock = netns.netlink()
+    found = link.find(sock, ifname)
+    if found is None:
+        return []
+    prefixes = [a.prefix for a in show(sock, found.index) if is_global_unicast(a.prefix.ip)]
+    link.delete(sock, found.index)
+    return prefixes
+
+
+def delete_on_host(host: Netlink, owner: Owner) -> None:
+    """Delete what is left of the owner's pair when its namespace cannot be entered any more.
+
+    The name is derived from the owner; the alias confirms it (empty: killed before it was set).
+    """
+    for attempt in range(ATTEMPTS):
+        found = link.find(host, owner.veth(attempt))
+        if found is None:
+            return
+        if found.kind == "veth" and found.alias in ("", owner.alias):
+            link.delete(host, found.index)
+
+
+def collect(host: Netlink, network_alias: str, keep: frozenset[str]) -> None:
+    """Delete the network's host ends whose alias key is not in `keep` (GC).
+
+    `network_alias` is the beginning of the aliases of all the network's links.
+    """
+    for found in link.list_all(host):
+        if found.kind == "veth" and found.alias.startswith(network_alias):
+            if found.alias.split(" ", 1)[0] not in keep:
+                link.delete(host, found.index)

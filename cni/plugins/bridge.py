@@ -1,0 +1,480 @@
+"""bridge: connects each container to a Linux bridge with a veth pair (spec/bridge.md).
+
+    container netns                 host
+    eth0 ───────── veth ─────────── veth1a2b3c4d ── port of ── cni0 (gateway address, if wanted)
+
+ADD validates everything first, then changes the kernel; each change pushes its undo.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from typing import Any
+
+import msgspec
+
+from ..call import Attachment, Call, Steps
+from ..kernel import address, announce, bridge_vlan, link, sysctl
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.owner import network_key
+from ..netns import Namespace
+from ..protocol import args, config
+from ..protocol.address import Prefix, format_ip, parse_ip
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _check, _configure, _main, _veth
+
+PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
+
+
+class Trunk(config.Folded):
+    """An item of `vlanTrunk`: a range, an id, or both."""
+
+    min_id: int | None = msgspec.field(default=None, name="minid")
+    max_id: int | None = msgspec.field(default=None, name="maxid")
+    id: int | None = None
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Args(config.Folded):
+    cni: Mac = msgspec.field(default_factory=Mac)
+
+
+class Conf(config.NetConf):
+    bridge: str = ""
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq: bool = False
+    ip_masq_backend: str | None = None
+    mtu: int = 0
+    hairpin_mode: bool = False
+    promisc_mode: bool = False
+    vlan: int = 0
+    vlan_trunk: list[Trunk] | None = None
+    preserve_default_vlan: bool = False
+    macspoofchk: bool = False
+    enabledad: bool = False
+    disable_container_interface: bool = False
+    port_isolation: bool = False
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+class Settings:
+    """The validated configuration, with what follows from it. Raises CNIError."""
+
+    def __init__(self, call: Call[Conf]) -> None:
+        conf = call.conf
+        self.conf = conf
+        self.bridge = conf.bridge or "cni0"
+        self.gateway = conf.is_gateway or conf.is_default_gateway
+        self.ipam = conf.ipam.type
+        self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
+        self.trunk = _trunk_vlans(conf.vlan_trunk or [])
+        self.spoof_ref = f"{call.container_id}-{call.ifname}"
+        if not 0 <= conf.vlan <= 4094:
+            raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
+        pairs = args.parse(call.args, frozenset({"MAC"}))
+        self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
+
+    def check_combinations(self) -> None:
+        """What ADD refuses before it touches anything."""
+        conf = self.conf
+        if conf.hairpin_mode and conf.promisc_mode:
+            raise CNIError("cannot set hairpin mode and promiscuous mode at the same time")
+        if self.ipam and conf.disable_container_interface:
+            raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
+        if self.ipam:
+            _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+
+
+def _trunk_vlans(items: list[Trunk]) -> list[int]:
+    """The sorted VLAN ids of `vlanTrunk`. Raises CNIError."""
+    found: set[int] = set()
+    for item in items:
+        low, high = item.min_id, item.max_id
+        if low is not None and high is not None:
+            _require_vlan(low, "minID")
+            _require_vlan(high, "maxID")
+            if high < low:
+                raise CNIError("minID is greater than maxID in trunk parameter")
+            found.update(range(low, high + 1))
+        elif low is not None or high is not None:
+            missing = "maxID" if high is None else "minID"
+            raise CNIError(
+                f"minID and maxID should be configured simultaneously, {missing} is missing"
+            )
+        if item.id is not None:
+            _require_vlan(item.id, "id")
+            found.add(item.id)
+    return sorted(found)
+
+
+def _require_vlan(vid: int, what: str) -> None:
+    if not 1 <= vid <= 4094:
+        raise CNIError(f"incorrect trunk {what} parameter", f"{vid} is not between 1 and 4094")
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Attach the container; the result's interfaces are bridge, host veth, container veth."""
+    want = Settings(call)
+    want.check_combinations()
+    mac = _veth.parse_mac(want.mac)
+    netns = call.open_netns()
+    with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
+        bridge = _ensure_bridge(host, want)
+        outer, inner = _veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
+        _configure_port(host, outer, want)
+        result = Result(
+            interfaces=[
+                Interface(name=bridge.name, mac=bridge.mac),
+                Interface(name=outer.name, mac=outer.mac),
+                Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
+            ]
+        )
+        if want.conf.macspoofchk:
+            _protect_mac(call, want, outer, inner)
+        if want.ipam:
+            _connect_layer3(call, host, netns, bridge, inner, result, want)
+        elif not want.conf.disable_container_interface:
+            link.change(netns.netlink(), inner.index, up=True)
+        if not want.conf.disable_container_interface:
+            _await_port(host, events, outer)
+            if result.ips:
+                announce.again(netns.netlink(), inner.index, inner.mac)
+        # the bridge's MAC may have changed when its first port joined
+        result.interfaces[0].mac = link.get(host, bridge.index).mac
+        result.interfaces[1].mac = link.get(host, outer.index).mac
+    result.dns = _main.dns(want.conf.dns, result.dns)
+    return result
+
+
+def _ensure_bridge(host: Netlink, want: Settings) -> Link:
+    """The bridge, made if it is missing; an existing one is not configured anew."""
+    name = want.bridge
+    try:
+        try:
+            link.create_bridge(host, name, mtu=want.conf.mtu, vlan_filtering=want.filtering)
+        except NetlinkError as error:
+            if not link.is_name_taken(error):
+                raise
+        bridge = link.get(host, name)
+        if bridge.kind != "bridge":
+            raise CNIError(
+                f'failed to create bridge "{name}": "{name}" already exists but is not a bridge',
+                f"it is a {bridge.kind or 'device'}: choose another name for `bridge`",
+            )
+        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+        promisc = True if want.conf.promisc_mode else None
+        if promisc or not bridge.up:
+            link.change(host, bridge.index, up=True, promisc=promisc)
+        return bridge
+    except NetlinkError as error:
+        raise CNIError(f'failed to create bridge "{name}": {error}') from None
+
+
+def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
+    """Flags and VLANs of the host's end. Raises CNIError."""
+    conf = want.conf
+    try:
+        link.set_port(host, port.index, hairpin=conf.hairpin_mode, isolated=conf.port_isolation)
+    except NetlinkError as error:
+        raise CNIError(f"failed to setup port flags of {port.name}: {error}") from None
+    _configure_vlans(host, port, want)
+
+
+def _configure_vlans(host: Netlink, port: Link, want: Settings) -> None:
+    vlan, trunk = want.conf.vlan, want.trunk
+    if not vlan and not trunk:
+        return
+    try:
+        if not want.conf.preserve_default_vlan:
+            present = [v.vid for v in bridge_vlan.show(host, port.index)]
+            bridge_vlan.remove(host, port.index, present)
+        bridge_vlan.add(host, port.index, trunk)
+        bridge_vlan.add(host, port.index, [vlan or 1], access=True)
+    except NetlinkError as error:
+        raise CNIError(
+            f"failed to setup VLANs on interface {port.name}: {error}",
+            f"does this kernel have bridge VLAN filtering, and is it on for {want.bridge}?",
+        ) from None
+
+
+def _protect_mac(call: Call[Conf], want: Settings, outer: Link, inner: Link) -> None:
+    from ..kernel import spoofcheck
+
+    call.undo.callback(spoofcheck.teardown, want.spoof_ref)
+    spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+
+
+def _connect_layer3(
+    call: Call[Conf],
+    host: Netlink,
+    netns: Namespace,
+    bridge: Link,
+    inner: Link,
+    result: Result,
+    want: Settings,
+) -> None:
+    """Addresses and routes from IPAM, the gateway on the bridge, masquerading."""
+    ipam = call.ipam_add(want.ipam)
+    result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
+    for ip in result.ips:
+        ip.interface = 2
+        if want.gateway and not ip.gateway:
+            ip.gateway = format_ip(ip.prefix.nth(1))
+    if want.conf.is_default_gateway:
+        _add_default_routes(result)
+    if want.gateway:
+        _set_up_gateway(host, bridge, result, want)
+    _configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
+    if want.conf.ip_masq:
+        _main.masquerade(call, result, want.conf.ip_masq_backend)
+
+
+def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
+    conf = f"net/ipv6/conf/{ifname}"
+    if want.conf.enabledad:
+        dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
+    else:
+        dad = [(f"{conf}/accept_dad", "0")]
+    return dad + announce.settings(ifname)
+
+
+def _add_default_routes(result: Result) -> None:
+    """A default route per family via its first gateway, unless IPAM gave one with a gateway."""
+    for family in (AF_INET, AF_INET6):
+        default = str(_configure.default_route(family))
+        if any(r.dst == default and r.gw for r in result.routes):
+            continue
+        gateway = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
+        if gateway:
+            result.routes.append(config.Route(dst=default, gw=gateway))
+
+
+def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
+    """The port must come up: until then the bridge drops the container's packets."""
+    found = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
+    if found.operstate != link.IF_OPER_UP:
+        raise CNIError(
+            f"bridge port in error state: {found.operstate_text}",
+            f"{port.name} did not come up within {PORT_TIMEOUT} s",
+        )
+
+
+# --- the gateway ----------------------------------------------------------------------------------
+
+
+def _set_up_gateway(host: Netlink, bridge: Link, result: Result, want: Settings) -> None:
+    """Put the gateways on the bridge, or on the VLAN's interface, and forward packets."""
+    target, prefix = bridge, "failed to set bridge addr: "
+    if want.conf.vlan:
+        target = _ensure_vlan_gateway(host, bridge, want)
+        prefix = "failed to set vlan interface for bridge with addr: "
+        result.interfaces.append(Interface(name=target.name, mac=target.mac))
+    for ip in sorted(result.ips, key=lambda ip: not ip.prefix.is_v4):
+        assert ip.gateway is not None
+        wanted = Prefix(parse_ip(ip.gateway), ip.prefix.length)
+        try:
+            _ensure_address(host, target, wanted, want.conf.force_address)
+        except CNIError as error:
+            raise error.wrapped(prefix) from None
+        except NetlinkError as error:
+            raise CNIError(f"{prefix}could not add IP address to {target.name}: {error}") from None
+    _main.enable_forwarding([ip.prefix for ip in result.ips])
+
+
+def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:
+    """Give the link its gateway address, unless a foreign one is there (spec/bridge.md)."""
+    present = [a.prefix for a in address.show(host, target.index, wanted.family)]
+    if wanted in present:
+        return
+    for other in present:
+        if other.is_v4 or other.overlaps(wanted):
+            if not force:
+                raise CNIError(
+                    f'"{target.name}" already has an IP address different from {wanted}',
+                    f"it has {other}: `ip address del {other} dev {target.name}` removes it, or "
+                    "set forceAddress",
+                )
+            address.delete(host, target.index, other)
+    try:
+        # without duplicate address detection: containers need their gateway now, not in a second
+        address.add(host, target.index, wanted, nodad=True)
+    except NetlinkError as error:
+        if not link.is_name_taken(error):
+            raise
+    # a MAC that has been set stays when ports come and go
+    mac = link.get(host, target.index).mac
+    link.change(host, target.index, mac=link.parse_mac(mac))
+
+
+def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
+    """The host's own interface in the VLAN: one end of a veth pair whose other end is a port."""
+    name = f"{bridge.name}.{want.conf.vlan}"
+    found = link.find(host, name)
+    if found is None:
+        peer = f"veth{_veth_suffix(name)}"
+        try:
+            link.create_veth(host, name, peer, mtu=bridge.mtu)
+            port = link.get(host, peer)
+            link.change(host, port.index, master=bridge.index, up=True)
+            link.set_port(host, port.index, hairpin=False, isolated=False)
+        except NetlinkError as error:
+            raise CNIError(f'failed to create vlan gateway "{name}": {error}') from None
+        _configure_vlans(host, port, want)
+        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+        found = link.get(host, name)
+    link.change(host, found.index, up=True)
+    return found
+
+
+def _veth_suffix(name: str) -> str:
+    from ..kernel.owner import digest
+
+    return digest(name)[:8]
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Delete the link, release the address, remove the rules; every step runs."""
+    want = Settings(call)
+    netns = call.find_netns()
+    steps = Steps()
+    prefixes: list[Prefix] = []
+    if netns is not None:
+        prefixes = steps.run(_veth.delete_in_container, netns, call.ifname) or []
+    else:
+        with Netlink() as host:
+            steps.run(_veth.delete_on_host, host, call.owner)
+    if want.ipam:
+        steps.run(call.delegate, want.ipam)
+    if want.conf.macspoofchk:
+        _unprotect_mac(call, want)
+    if want.ipam and want.conf.ip_masq:
+        steps.run(_main.unmasquerade, call, prefixes)
+    steps.finish()
+
+
+def _unprotect_mac(call: Call[Any], want: Settings) -> None:
+    from ..kernel import spoofcheck
+
+    try:
+        spoofcheck.teardown(want.spoof_ref)
+    except CNIError as error:
+        call.log(str(error))
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Remove the links, rules and leases of this network whose attachment is not kept."""
+    want = Settings(call)
+    steps = Steps()
+    kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
+    with Netlink() as host:
+        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+        if want.conf.macspoofchk:
+            from ..kernel import spoofcheck
+
+            steps.run(spoofcheck.gc, {found.name for found in link.list_all(host)})
+    _main.collect_ipam(call, want.ipam, steps)
+    if want.conf.ip_masq:
+        steps.run(_main.collect_masquerade, call, keep)
+    steps.finish()
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    want = Settings(call)
+    if want.ipam:
+        call.delegate(want.ipam)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the kernel with prevResult; every difference is reported."""
+    want = Settings(call)
+    netns = call.open_netns()
+    if want.ipam:
+        call.delegate(want.ipam)
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError("Required prevResult missing")
+    entry = _check.container_interface(call, previous)
+    with Netlink() as host:
+        problems = _check_bridge(host, previous, want)
+        problems += _check_pair(host, netns, entry, previous, want)
+    problems += _check.addresses(netns.netlink(), call.ifname, previous)
+    problems += _check.routes(netns.netlink(), previous)
+    _check.fail(problems)
+
+
+def _check_bridge(host: Netlink, previous: Result, want: Settings) -> list[str]:
+    entry = next((i for i in previous.interfaces if i.name == want.bridge), None)
+    if entry is None:
+        return ["Interface name missing "]
+    found = link.find(host, entry.name)
+    if found is None:
+        return [f"Interface name {entry.name} not found"]
+    problems = []
+    if entry.sandbox:
+        problems.append(f"Interface {entry.name} should not be in sandbox")
+    if found.kind != "bridge":
+        problems.append(f"Interface {entry.name} not of type bridge")
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {found.mac}"
+        )
+    promisc = bool(found.promiscuity)
+    if promisc != want.conf.promisc_mode:
+        problems.append(
+            f"Bridge interface {entry.name} configured Promisc Mode "
+            f"{_go_bool(want.conf.promisc_mode)} doesn't match current state: {_go_bool(promisc)} "
+        )
+    return problems
+
+
+def _check_pair(
+    host: Netlink, netns: Namespace, entry: Interface, previous: Result, want: Settings
+) -> list[str]:
+    """The container's end, and a listed veth on the host that is its peer and the bridge's port."""
+    inner = link.find(netns.netlink(), entry.name)
+    if inner is None:
+        return [f"Interface name {entry.name} not found"]
+    problems = []
+    if inner.kind != "veth":
+        problems.append(f"Container interface {entry.name} not of type veth")
+    if entry.mac and entry.mac != inner.mac:
+        problems.append(
+            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {inner.mac}"
+        )
+    return problems + _check_port(host, inner, previous, want)
+
+
+def _check_port(host: Netlink, inner: Link, previous: Result, want: Settings) -> list[str]:
+    bridge = link.find(host, want.bridge)
+    for entry in previous.interfaces:
+        if entry.name in (want.bridge, inner.name):
+            continue
+        found = link.find(host, entry.name)
+        if found is None:
+            return [f"Interface name {entry.name} not found"]
+        if entry.sandbox:
+            return [f"Interface {entry.name} should not be in sandbox"]
+        is_pair = found.kind == "veth" and found.index == inner.peer
+        is_port = bridge is not None and found.master == bridge.index
+        if is_pair and is_port and entry.mac in ("", found.mac):
+            return []
+    return [f"CNI veth created for bridge {want.bridge} was not found"]
+
+
+def _go_bool(value: bool) -> str:
+    return "true" if value else "false"

@@ -1,0 +1,171 @@
+"""ptp: a veth pair with routes instead of a bridge (spec/ptp.md).
+
+    container netns                          host
+    eth0 10.22.0.6/24 ──── veth ──────────── veth1a2b3c4d 10.22.0.1/32
+    everything via the gateway 10.22.0.1     10.22.0.6 dev veth1a2b3c4d
+
+Also packets to neighbours of the subnet go through the host, which routes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..call import Attachment, Call, Steps
+from ..kernel import address, announce, link, route
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.owner import network_key
+from ..netns import Namespace
+from ..protocol import config
+from ..protocol.address import Prefix, parse_ip
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, IPConfig, Result
+from . import _check, _configure, _main, _veth
+
+
+class Conf(config.NetConf):
+    ip_masq: bool = False
+    ip_masq_backend: str | None = None
+    mtu: int = 0
+
+
+def add(call: Call[Conf]) -> Result:
+    """Attach the container; the result's interfaces are the host veth and the container veth."""
+    conf = call.conf
+    _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+    netns = call.open_netns()
+    ipam = call.ipam_add(conf.ipam.type)
+    for ip in ipam.ips:
+        ip.interface = 1
+        _require_gateway(ip)
+    _main.enable_forwarding([ip.prefix for ip in ipam.ips])
+    with Netlink() as host:
+        outer, inner = _veth.create(call, host, netns, conf.mtu, b"")
+        result = Result(
+            interfaces=[
+                Interface(name=outer.name, mac=outer.mac),
+                Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
+            ],
+            ips=ipam.ips,
+            routes=ipam.routes,
+            dns=_main.dns(conf.dns, ipam.dns),
+        )
+        settings = announce.settings(call.ifname)
+        # a link with two ends, both ours: nobody can have the address already
+        _configure.interface(call, netns, inner.index, result, settings, nodad=True)
+        for ip in result.ips:
+            _route_through_gateway(netns.netlink(), inner, ip)
+        _connect_host(host, outer, result.ips)
+    if conf.ip_masq:
+        _main.masquerade(call, result, conf.ip_masq_backend)
+    return result
+
+
+def _require_gateway(ip: IPConfig) -> None:
+    if not ip.gateway:
+        raise CNIError(
+            f"failed to add IP addr ({ip.address}) to veth: no gateway",
+            "ptp puts the gateway's address on the host's end: give one in ipam",
+        )
+
+
+def _route_through_gateway(sock: Netlink, inner: Link, ip: IPConfig) -> None:
+    """In the container: reach the gateway on the link, and the rest of the subnet through it."""
+    gateway = parse_ip(ip.gateway or "")
+    subnet, here = ip.prefix.network, ip.prefix.ip
+    for connected in route.show(sock, subnet.family, inner.index):
+        if connected.dst == subnet and not connected.gateway:
+            _apply("delete", route.delete, sock, connected)
+    on_link = route.Route(
+        Prefix(gateway, ip.prefix.bits), inner.index, source=here, scope=route.SCOPE_LINK
+    )
+    _apply("add", route.add, sock, on_link)
+    if subnet.length < subnet.bits:
+        through = route.Route(subnet, inner.index, gateway=gateway, source=here)
+        _apply("add", route.add, sock, through)
+
+
+def _apply(what: str, change: Any, sock: Netlink, entry: route.Route) -> None:
+    try:
+        change(sock, entry)
+    except NetlinkError as error:
+        raise CNIError(f"failed to {what} route {entry}: {error}") from None
+
+
+def _connect_host(host: Netlink, outer: Link, ips: list[IPConfig]) -> None:
+    """On the host: the gateway's address on the veth, and a route to each address."""
+    for ip in ips:
+        gateway = Prefix(parse_ip(ip.gateway or ""), ip.prefix.bits)
+        try:
+            address.add(host, outer.index, gateway, nodad=True)
+        except NetlinkError as error:
+            raise CNIError(f"failed to add IP addr ({gateway}) to veth: {error}") from None
+        entry = route.Route(ip.prefix.host, outer.index, scope=route.SCOPE_HOST)
+        try:
+            route.add(host, entry, exist_ok=True)
+        except NetlinkError as error:
+            raise CNIError(f"failed to add route on host: {error}") from None
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address, delete the link, remove the rules; every step runs."""
+    conf = call.conf
+    netns = call.find_netns()
+    steps = Steps()
+    steps.run(call.delegate, conf.ipam.type)
+    prefixes: list[Prefix] = []
+    if netns is not None:
+        prefixes = steps.run(_veth.delete_in_container, netns, call.ifname) or []
+    else:
+        with Netlink() as host:
+            steps.run(_veth.delete_on_host, host, call.owner)
+    if conf.ip_masq:
+        steps.run(_main.unmasquerade, call, prefixes)
+    steps.finish()
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Remove the links, rules and leases of this network whose attachment is not kept."""
+    conf = call.conf
+    steps = Steps()
+    kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
+    with Netlink() as host:
+        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+    _main.collect_ipam(call, conf.ipam.type, steps)
+    if conf.ip_masq:
+        steps.run(_main.collect_masquerade, call, keep)
+    steps.finish()
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the container's side with prevResult; every difference is reported."""
+    netns = call.open_netns()
+    call.delegate(call.conf.ipam.type)
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError("ptp: Required prevResult missing")
+    entry = _check.container_interface(call, previous)
+    problems = _check_interface(netns, entry)
+    problems += _check.addresses(netns.netlink(), call.ifname, previous)
+    problems += _check.routes(netns.netlink(), previous)
+    _check.fail(problems)
+
+
+def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
+    found = link.find(netns.netlink(), entry.name)
+    if found is None:
+        return [f"ptp: Container Interface name in prevResult: {entry.name} not found"]
+    problems = []
+    if found.kind != "veth":
+        problems.append(f"Error: Container interface {entry.name} not of type veth/p2p")
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"ptp: Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    return problems
