@@ -12,6 +12,7 @@ without threads. It dies with us (PR_SET_PDEATHSIG, and end of file).
 from __future__ import annotations
 
 import array
+import gc
 import marshal
 import os
 import signal
@@ -29,6 +30,7 @@ _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_SIZE = array.array("i").itemsize
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
+_MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
 
 # Tags of a frame, the child's in the second line; SPENT: the job's outcome counts, the child is done.
 _MARSHAL, _PICKLE = b"m", b"p"
@@ -73,13 +75,28 @@ class Executor:
         """A healthy idle executor, or a new one."""
         while cls._idle:
             found = cls._idle.pop()
-            if found._owner == os.getpid() and found._healthy:
+            if found.healthy and found._is_running():
                 return found
         return cls()
 
+    @property
+    def healthy(self) -> bool:
+        """May it take another job?"""
+        return self._healthy and self._owner == os.getpid()
+
+    def _is_running(self) -> bool:
+        try:
+            if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                return True
+        except ChildProcessError:  # whoever started us ignores SIGCHLD
+            pass
+        self.pid = 0
+        self.discard()
+        return False
+
     def release(self) -> None:
         """Keep the child for the next borrower if it is healthy, else end it."""
-        if self._healthy and self._owner == os.getpid() and not Executor._idle:
+        if self.healthy and not Executor._idle:
             Executor._idle.append(self)
         else:
             self.discard()
@@ -115,9 +132,10 @@ class Executor:
     def _call(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> Any:
         if not self._healthy:
             raise ExecutorDied("this executor has been discarded")
+        request = _pack((module, name, args))
         finished = False
         try:
-            _send(self._sock, *_pack((module, name, args)), fd=netns)
+            _send(self._sock, *request, fd=netns)
             tag, payload, fd = _receive(self._sock)
             spent = tag == _SPENT
             if spent:
@@ -199,6 +217,7 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
     try:
         libc.die_with_parent(parent)
         parents.close()
+        _close_others(sock.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
@@ -211,6 +230,16 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
         code = 0
     finally:
         os._exit(code)
+
+
+def _close_others(keep: int) -> None:
+    """Close what was inherited: an idle child must keep no namespace, lock or pipe of ours alive.
+
+    Objects of the parent that own one of those descriptors must not be collected from here on.
+    """
+    gc.freeze()
+    os.closerange(3, keep)
+    os.closerange(max(keep + 1, 3), _MAX_FD)
 
 
 def _serve(sock: Socket) -> None:

@@ -111,7 +111,7 @@ class Namespace:
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC), groups=(group,))
 
     def _borrowed(self) -> Executor:
-        if self._executor is None:
+        if self._executor is None or not self._executor.healthy:
             self._executor = Executor.borrow()
         return self._executor
 
