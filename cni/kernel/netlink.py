@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from errno import EBUSY, EEXIST, EINTR, ENOBUFS
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
@@ -116,7 +116,10 @@ class Netlink:
     """
 
     def __init__(
-        self, protocol: int = NETLINK_ROUTE, groups: Iterable[int] = (), sock: socket | None = None
+        self,
+        protocol: int = NETLINK_ROUTE,
+        groups: Collection[int] = (),
+        sock: socket | None = None,
     ) -> None:
         self.sock = sock or socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
         self._sequence = 0
@@ -125,6 +128,8 @@ class Netlink:
                 self.sock.setsockopt(_SOL_NETLINK, option, 1)
             except OSError:
                 pass  # an older kernel: longer acknowledgements, less explanation
+        if groups:
+            self.sock.bind((0, 0))  # without an address of its own it would hear nothing
         for group in groups:
             self.sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
@@ -138,7 +143,7 @@ class Netlink:
         self.sock.close()
 
     def request(self, kind: int, payload: bytes, flags: int = 0) -> list[tuple[int, bytes]]:
-        """Send one message, wait for its acknowledgement; the (type, payload) pairs that came back."""
+        """Send a message and wait for its acknowledgement; the (type, payload) pairs before it."""
         sequence = self._send(kind, payload, flags | NLM_F_REQUEST | NLM_F_ACK)
         return self._replies(sequence)[0]
 
@@ -149,7 +154,7 @@ class Netlink:
         return replies[0][1]
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
-        """All payloads of a dump. An interrupted one is repeated; after five, what came is taken."""
+        """All payloads of a dump. One that changes interrupted is repeated, up to five times."""
         found: list[tuple[int, bytes]] = []
         for _ in range(_DUMP_RETRIES):
             sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
@@ -165,14 +170,10 @@ class Netlink:
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
-        self.sock.send(
-            _HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0) + payload
-        )
+        self.sock.send(_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0) + payload)
         return self._sequence
 
-    def _replies(
-        self, sequence: int, single: bool = False
-    ) -> tuple[list[tuple[int, bytes]], bool]:
+    def _replies(self, sequence: int, single: bool = False) -> tuple[list[tuple[int, bytes]], bool]:
         """What answers `sequence`, and whether a dump was interrupted by a change."""
         found: list[tuple[int, bytes]] = []
         interrupted = False
