@@ -1,4 +1,4 @@
-"""What a plugin's verb is given: the request, its typed configuration, and how to undo and delegate.
+"""What a plugin's verb is given: the request, its typed configuration, how to undo and delegate.
 
     def add(call: Call[Conf]) -> Result: ...
 

@@ -1,7 +1,8 @@
-"""The dispatch table, and the one place that turns any exception into the JSON error and exit code.
+"""The dispatch table, and the one place that turns any exception into the JSON error object.
 
-A plugin is a module with a `Conf` and the verbs it has as functions: add, delete, check, gc, status.
-A verb it lacks is a silent success once the version gates are passed (spec/protocol.md §1.3).
+A plugin is a module with a `Conf` and the verbs it has as functions: add, delete, check, gc,
+status. A verb it lacks is a silent success once the version gates are passed (spec/protocol.md
+§1.3).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .protocol.result import Result, encode_json
 
 
 class Plugin(NamedTuple):
-    """An entry of the dispatch table. `conf_error` precedes errors of decoding the configuration."""
+    """An entry of the table; `conf_error` begins the errors of decoding a configuration."""
 
     module: str
     about: str
@@ -54,7 +55,7 @@ class Terminated(CNIError):
 
 
 def main(name: str) -> int:
-    """Answer the request in this process's environment and stdin as plugin `name`: the exit code."""
+    """Answer the request in environment and stdin as the plugin `name`; returns the exit code."""
     if not os.environ.get("CNI_COMMAND"):
         os.write(2, about(name).encode())
         return 0
@@ -73,7 +74,9 @@ def main(name: str) -> int:
 def about(name: str) -> str:
     """The two lines a plugin says of itself when run without CNI_COMMAND."""
     supported = ", ".join(TABLE[name].versions)
-    return f"CNI {name} plugin version {__version__}\nCNI protocol versions supported: {supported}\n"
+    return (
+        f"CNI {name} plugin version {__version__}\nCNI protocol versions supported: {supported}\n"
+    )
 
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
@@ -86,7 +89,7 @@ def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tup
         return 0, b"" if result is None else result.encode(raw)
     except CNIError as error:
         return 1, _encode_error(error)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
         return 1, _encode_error(_unexpected(error))
 
 
@@ -135,7 +138,7 @@ def _undo(call: Call[Any]) -> None:
             signal.signal(number, signal.SIG_IGN)
     try:
         call.undo.close()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 the first error is the one to report
         call.log(f"cni: undoing the failed ADD: {error}")
 
 
@@ -156,12 +159,12 @@ def _is_ourselves(program: str) -> bool:
 
 def _guard_netns(request: Request) -> None:
     """Refuse to treat the node's own namespace as a container's (before anything is changed)."""
-    if request.command in ("ADD", "DEL") and request.netns and not request.netns_override:
-        if same_namespace(request.netns):
-            raise InvalidNetns(
-                "plugin's netns and netns from CNI_NETNS should not be the same",
-                "set CNI_NETNS_OVERRIDE=1 if that is really meant",
-            )
+    concerned = request.command in ("ADD", "DEL") and request.netns and not request.netns_override
+    if concerned and same_namespace(request.netns):
+        raise InvalidNetns(
+            "plugin's netns and netns from CNI_NETNS should not be the same",
+            "set CNI_NETNS_OVERRIDE=1 if that is really meant",
+        )
 
 
 def _valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:

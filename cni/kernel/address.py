@@ -26,7 +26,7 @@ class Address(NamedTuple):
     """An address as the kernel holds it; `flags` are IFA_F_*."""
 
     prefix: Prefix
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     scope: int
     flags: int
 

@@ -1,9 +1,9 @@
 """Tell the neighbours that an address has moved here: gratuitous ARP and unsolicited NA.
 
-A reused address otherwise loses packets until the neighbours' caches expire (RFC 5227 §3, RFC 4861
-§7.2.6). The kernel sends both itself when `arp_notify` and `ndisc_notify` are set and the link comes
-up, or its MAC is set, even to what it was. Frames of our own would need a packet socket, and closing
-one waits for an RCU grace period: 7 to 40 ms, more than the rest of an ADD.
+A reused address otherwise loses packets until the neighbours' caches expire (RFC 5227 §3,
+RFC 4861 §7.2.6). The kernel sends both itself when `arp_notify` and `ndisc_notify` are set and the
+link comes up, or its MAC is set, even to what it was. Frames of our own would need a packet socket,
+and closing one waits for an RCU grace period: 7 to 40 ms, more than the rest of an ADD.
 """
 
 from __future__ import annotations

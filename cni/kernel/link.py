@@ -38,7 +38,7 @@ class LinkNotFound(Exception):
 class Link(NamedTuple):
     """A link as the kernel describes it. `mac` is lower-case colon form; `peer` an index or 0."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     name: str
     kind: str
     flags: int

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 try:  # hashlib would load OpenSSL: 5 ms
-    from _sha2 import sha512  # Python 3.12 and later
+    from _sha2 import sha512  # type: ignore[import-not-found]  # Python 3.12 and later
 except ImportError:
-    from _sha512 import sha512
+    from _sha512 import sha512  # type: ignore[import-not-found]
 
 _ALIAS_MAX = 255  # IFALIASZ less the NUL
 _COMMENT_MAX = 128
@@ -62,7 +62,7 @@ class Owner(NamedTuple):
         return f"CNI-{prefix}{digest(self.network + self.container_id)}"[:_CHAIN_MAX]
 
     def veth(self, attempt: int = 0) -> str:
-        """The name of the host's end of this attachment's veth pair; `attempt` after a collision."""
+        """The name of the host's end of the attachment's veth pair; `attempt` after a collision."""
         seed = f"{self.network}\0{self.container_id}\0{self.ifname}\0{attempt}"
         return f"veth{digest(seed)[:8]}"
 
@@ -74,4 +74,4 @@ def network_key(network: str) -> str:
 
 def digest(text: str) -> str:
     """The hexadecimal SHA-512 of a text."""
-    return sha512(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return str(sha512(text.encode("utf-8", "surrogateescape")).hexdigest())

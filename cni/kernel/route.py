@@ -19,7 +19,8 @@ PROTO_KERNEL, PROTO_BOOT = 2, 3
 _UNICAST = 1
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
-_RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, proto, scope, type, flags
+# family, dst len, src len, tos, table, protocol, scope, type, flags
+_RTMSG = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
 
 
@@ -27,7 +28,7 @@ class Route(NamedTuple):
     """A route; `gateway` and `source` are packed or empty, `index` the output link's."""
 
     dst: Prefix
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     gateway: bytes = b""
     source: bytes = b""
     priority: int = 0
@@ -70,9 +71,7 @@ def show(sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN) ->
     """The unicast routes of a table, of a link (0: of all); multipath routes one per next hop."""
     found: list[Route] = []
     for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-        found.extend(
-            r for r in _parse(data, family) if r.table == table and index in (0, r.index)
-        )
+        found.extend(r for r in _parse(data, family) if r.table == table and index in (0, r.index))
     return found
 
 
@@ -93,19 +92,21 @@ def _parse(data: bytes, family: int) -> list[Route]:
         protocol=proto,
     )
     hops = a.get(_MULTIPATH)
-    return [base] if hops is None else [base._replace(**hop) for hop in _next_hops(hops)]
+    if hops is None:
+        return [base]
+    return [base._replace(index=index, gateway=gateway) for index, gateway in _next_hops(hops)]
 
 
-def _next_hops(data: bytes) -> list[dict[str, int | bytes]]:
-    """The hops of a multipath route: struct rtnexthop, each with its attributes behind it."""
-    found: list[dict[str, int | bytes]] = []
+def _next_hops(data: bytes) -> list[tuple[int, bytes]]:
+    """A multipath route's (link index, gateway): struct rtnexthop, each with its attributes."""
+    found: list[tuple[int, bytes]] = []
     offset = 0
     while offset + _NEXTHOP.size <= len(data):
         length, _, _, index = _NEXTHOP.unpack_from(data, offset)
         if length < _NEXTHOP.size:
             break
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
-        found.append({"index": index, "gateway": a.get(_GATEWAY, b"")})
+        found.append((index, a.get(_GATEWAY, b"")))
         offset += length + 3 & ~3
     return found
 

@@ -81,9 +81,7 @@ def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
 def _settle(netns: Namespace, index: int, name: str) -> None:
     sock = netns.netlink()
     try:
-        settled = address.settle(
-            sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index
-        )
+        settled = address.settle(sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index)
     except address.DuplicateAddress as error:
         raise CNIError(
             f"link {name} has address {error.prefix} in DADFAILED state",

@@ -24,7 +24,10 @@ def enable_forwarding(prefixes: list[Prefix]) -> None:
         try:
             sysctl.enable_forwarding(v6)
         except OSError as error:
-            raise CNIError(f"Could not enable IP forwarding: {(error.strerror or '').lower()}")
+            raise CNIError(
+                f"Could not enable IP forwarding: {(error.strerror or '').lower()}",
+                "is /proc/sys writable here?",
+            ) from None
 
 
 def masquerade(call: Call[Any], result: Result, backend: str | None) -> None:

@@ -102,6 +102,6 @@ def collect(host: Netlink, network_alias: str, keep: frozenset[str]) -> None:
     `network_alias` is the beginning of the aliases of all the network's links.
     """
     for found in link.list_all(host):
-        if found.kind == "veth" and found.alias.startswith(network_alias):
-            if found.alias.split(" ", 1)[0] not in keep:
-                link.delete(host, found.index)
+        ours = found.kind == "veth" and found.alias.startswith(network_alias)
+        if ours and found.alias.split(" ", 1)[0] not in keep:
+            link.delete(host, found.index)

@@ -8,6 +8,7 @@ ADD validates everything first, then changes the kernel; each change pushes its 
 
 from __future__ import annotations
 
+import os
 from _socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..call import Attachment, Call, Steps
 from ..kernel import address, announce, bridge_vlan, link, sysctl
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import network_key
+from ..kernel.owner import digest, network_key
 from ..netns import Namespace
 from ..protocol import args, config
 from ..protocol.address import Prefix, format_ip, parse_ip
@@ -162,7 +163,9 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
     name = want.bridge
     try:
         try:
-            link.create_bridge(host, name, mtu=want.conf.mtu, vlan_filtering=want.filtering)
+            link.create_bridge(
+                host, name, mtu=want.conf.mtu, mac=_new_mac(), vlan_filtering=want.filtering
+            )
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
@@ -179,6 +182,16 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
         return bridge
     except NetlinkError as error:
         raise CNIError(f'failed to create bridge "{name}": {error}') from None
+
+
+def _new_mac() -> bytes:
+    """A random unicast, locally administered MAC.
+
+    A bridge that is given none borrows that of its lowest port, and changes it as ports come and
+    go: hosts behind it then lose packets until their neighbour caches notice.
+    """
+    raw = os.urandom(6)
+    return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]
 
 
 def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
@@ -312,9 +325,8 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
     except NetlinkError as error:
         if not link.is_name_taken(error):
             raise
-    # a MAC that has been set stays when ports come and go
-    mac = link.get(host, target.index).mac
-    link.change(host, target.index, mac=link.parse_mac(mac))
+    # pin the MAC it had before our port joined: one that has been set stays as ports come and go
+    link.change(host, target.index, mac=link.parse_mac(target.mac))
 
 
 def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
@@ -322,7 +334,7 @@ def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
     name = f"{bridge.name}.{want.conf.vlan}"
     found = link.find(host, name)
     if found is None:
-        peer = f"veth{_veth_suffix(name)}"
+        peer = f"veth{digest(name)[:8]}"
         try:
             link.create_veth(host, name, peer, mtu=bridge.mtu)
             port = link.get(host, peer)
@@ -335,12 +347,6 @@ def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
         found = link.get(host, name)
     link.change(host, found.index, up=True)
     return found
-
-
-def _veth_suffix(name: str) -> str:
-    from ..kernel.owner import digest
-
-    return digest(name)[:8]
 
 
 # --- the other verbs ------------------------------------------------------------------------------

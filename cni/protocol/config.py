@@ -57,7 +57,7 @@ class DNS(Folded):
 
 
 class Route(Folded):
-    """A route as configured and as returned. `dst` keeps host bits; both addresses are canonical."""
+    """A route as configured and as returned; `dst` keeps host bits, addresses are canonical."""
 
     dst: str = ""
     gw: str | None = None
@@ -172,7 +172,7 @@ def require_name(raw: dict[str, Any]) -> str:
 
 def _fold_keys(value: Any, names: dict[str, str]) -> Any:
     if isinstance(value, dict):
-        out = {}
+        out: dict[str, Any] = {}
         for key, item in value.items():
             low = key.lower()
             if low != key:

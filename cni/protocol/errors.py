@@ -7,8 +7,8 @@
     ├── BadEnvironment 4          └── TryAgainLater 11
     └── IOFailure 5
 
-``msg`` says what failed; ``details`` says why and what to do next. Codes and texts: spec/protocol.md
-§3.3 and the CNI specification, "Error".
+``msg`` says what failed; ``details`` says why and what to do next. Codes and texts:
+spec/protocol.md §3.3 and the CNI specification, "Error".
 """
 
 from __future__ import annotations

@@ -79,8 +79,7 @@ class Result(Folded):
         own = lookup(raw, "cniVersion") or config_version
         if own not in _FAMILIES[rank]:
             raise CNIError(
-                f"result type supports {_FAMILY_TEXT[rank]} but unmarshalled CNIVersion is "
-                f'"{own}"'
+                f'result type supports {_FAMILY_TEXT[rank]} but unmarshalled CNIVersion is "{own}"'
             )
         if rank == 0:
             return _from_legacy(convert(raw, _LegacyResult))
@@ -113,7 +112,7 @@ class Result(Folded):
         return encode_json(self.as_dict(version))
 
     def through(self, version: str) -> Result:
-        """This result as a caller receives it that speaks `version`: what that cannot say is lost."""
+        """This result as a caller that speaks `version` gets it: what that cannot say is lost."""
         if _family(version or versions.DEFAULT) == 2:
             return self
         return Result.parse(self.as_dict(version), version)
