@@ -1,0 +1,53 @@
+"""The command line. Importing this package costs nothing; click is loaded by `main`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line with the arguments after the program's name: the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 130 interrupted. Raises nothing.
+    """
+    _open_standard_files()
+    import click
+
+    from .commands import cli
+    from .completion import VARIABLE
+
+    try:
+        code = cli.main(argv, prog_name="cni", complete_var=VARIABLE, standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except BrokenPipeError:
+        return _nobody_reads()
+    except OSError as error:
+        click.echo(f"cni: {error}", err=True)
+        return 1
+    except SystemExit as end:  # how click ends completion, and answers a broken pipe
+        return _nobody_reads() if end.code == 1 else int(end.code or 0)
+
+
+def _open_standard_files() -> None:
+    """Put /dev/null where the caller closed a standard file: no other file may get its number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
+def _nobody_reads() -> int:
+    """Stdout is a broken pipe: end quietly, also when the interpreter flushes what is left."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+    return 1

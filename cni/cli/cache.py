@@ -1,0 +1,267 @@
+"""The result cache: what ADD left for CHECK, DEL and GC (spec/protocol.md §8.2).
+
+One file for each attachment, ``<directory>/results/<network>-<container id>-<interface>``, in
+libcni's format, so that container runtimes and this tool see each other's attachments.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from cni.protocol import config, names
+from cni.protocol import version as versions
+from cni.protocol.errors import CNIError
+from cni.protocol.result import Result
+
+from . import gojson
+
+DEFAULT_DIRECTORY = "/var/lib/cni"
+KIND = "cniCacheV1"
+_NAME_MAX = 255
+
+
+class Attachment(NamedTuple):
+    """One interface of one container in one network, and what the runtime gave for it."""
+
+    container_id: str
+    network: str
+    ifname: str
+    netns: str = ""
+    args: tuple[tuple[str, str], ...] = ()
+    capability_args: dict[str, Any] | None = None
+
+
+class Outcome(NamedTuple):
+    """An ADD's result and the version in which the plugin printed it."""
+
+    result: Result
+    version: str
+
+    def as_dict(self, version: str = "") -> dict[str, Any]:
+        """The JSON object in `version`, or in its own. Raises CNIError."""
+        wanted = version or self.version
+        if wanted not in versions.ALL:
+            raise CNIError(f"no converter for CNI result version {self.version} to {wanted}")
+        try:
+            return self.result.as_dict(wanted)
+        except CNIError:
+            if wanted != self.version:
+                raise
+            # Only a conversion needs an address, not what was in the oldest format anyway.
+            return {"cniVersion": wanted, "dns": self.result.dns.as_dict()}
+
+
+class Cache:
+    """The cache below one directory (usually /var/lib/cni)."""
+
+    def __init__(self, directory: str = DEFAULT_DIRECTORY) -> None:
+        self.directory = directory
+        self.results = os.path.join(directory, "results")
+
+    def path(self, attachment: Attachment) -> str:
+        """The attachment's file. Raises CNIError for names that cannot be part of one."""
+        network, container_id, ifname = (
+            attachment.network,
+            attachment.container_id,
+            attachment.ifname,
+        )
+        if not (network and container_id and ifname):
+            quoted = [gojson.quote(part) for part in (network, container_id, ifname)]
+            raise CNIError(
+                f"cache file path requires network name ({quoted[0]}), container ID ({quoted[1]}), "
+                f"and interface name ({quoted[2]})"
+            )
+        names.check_network_name(network)
+        names.check_container_id(container_id)
+        names.check_ifname(ifname)
+        return os.path.join(self.results, f"{network}-{container_id}-{ifname}")
+
+    def prepare(self, attachment: Attachment) -> None:
+        """Make sure, before anything is changed, that `write` will succeed. Raises CNIError."""
+        with _failing_to_set(attachment.network):
+            name = os.path.basename(self.path(attachment))
+            if len(os.fsencode(name)) > _NAME_MAX:
+                raise CNIError(
+                    f"open {self.results}/{name}: file name too long",
+                    "use a shorter network name or container id",
+                )
+            _make_directories(self.results)
+            if not os.access(self.results, os.W_OK | os.X_OK):
+                raise CNIError(
+                    f"open {self.results}: permission denied",
+                    "run as root, or choose another directory with --cache-dir",
+                )
+
+    def write(self, attachment: Attachment, data: bytes, result: dict[str, Any]) -> None:
+        """Keep `result` (JSON) and the network's configuration; all of it, or the file as it was.
+
+        Raises CNIError.
+        """
+        content = gojson.encode(_record(attachment, data, result))
+        with _failing_to_set(attachment.network):
+            _make_directories(self.results)
+            path = self.path(attachment)
+            # A network's name cannot begin with a dot; a shorter one also fits where `path` did.
+            temporary = os.path.join(self.results, f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(content)
+                os.replace(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+
+    def read(self, attachment: Attachment) -> Outcome | None:
+        """The result that was kept; None if there is none. Raises CNIError if it is unusable."""
+        path = self.path(attachment)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError:
+            return None
+        try:
+            raw = gojson.decode(data)
+            if not isinstance(raw, dict):
+                raise CNIError(f"{gojson.json_type(raw)} is not a result")
+            record = _lower(raw)
+            if record.get("kind") == KIND:
+                raw = record.get("result") or {}
+            # Else the file is the result itself, as in libcni before 0.8.
+            return outcome(raw, "")
+        except CNIError as error:
+            error.details = f"{error.details}; in {path}" if error.details else f"in {path}"
+            raise
+
+    def remove(self, attachment: Attachment) -> None:
+        """Forget an attachment; it does not matter if it is not there."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path(attachment))
+
+    def attachments(self) -> list[Attachment]:
+        """All that is in the cache, sorted by file name; files of anybody else are left out."""
+        try:
+            found = sorted(os.listdir(self.results), key=os.fsencode)
+        except OSError:
+            return []
+        read = (self._attachment(name) for name in found if not name.startswith("."))
+        return [attachment for attachment in read if attachment is not None]
+
+    def _attachment(self, name: str) -> Attachment | None:
+        try:
+            with open(os.path.join(self.results, name), "rb") as file:
+                record = _lower(gojson.decode_object(file.read()))
+            if record.get("kind") != KIND:
+                return None
+            attachment = Attachment(
+                container_id=_text(record, "containerid"),
+                network=_text(record, "networkname"),
+                ifname=_text(record, "ifname"),
+                netns=_text(record, "netns"),
+                args=tuple((str(k), str(v)) for k, v in record.get("cniargs") or ()),
+                capability_args=record.get("capabilityargs") or None,
+            )
+            base64.b64decode(_text(record, "config"), validate=True)
+            self.path(attachment)
+        except (OSError, CNIError, TypeError, ValueError, binascii.Error):
+            return None
+        return attachment
+
+    @contextlib.contextmanager
+    def lock(self, container_id: str | None) -> Iterator[None]:
+        """Nobody else works on this container; with None, on any (spec/protocol.md §2).
+
+        One byte of one file stands for a container, all of them for GC. Waits for the others. Where
+        the file cannot be made, nothing could be changed either, and there is no lock.
+        """
+        path = os.path.join(self.directory, ".lock")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            yield
+            return
+        try:
+            start, length = 0, 0
+            if container_id is not None:
+                digest = hashlib.sha256(container_id.encode("utf-8", "surrogateescape")).digest()
+                start, length = int.from_bytes(digest[:7], "big"), 1
+            fcntl.lockf(fd, fcntl.LOCK_EX, length, start, os.SEEK_SET)
+            yield
+        finally:
+            os.close(fd)
+
+
+def outcome(raw: Any, config_version: str) -> Outcome:
+    """A result object as printed or cached; a missing version is the configuration's.
+
+    Raises CNIError.
+    """
+    own = config.lookup(raw, "cniVersion") if isinstance(raw, dict) else None
+    version = own if isinstance(own, str) and own else config_version or versions.DEFAULT
+    if isinstance(raw, dict) and own != version:
+        raw = {key: value for key, value in raw.items() if key.lower() != "cniversion"}
+    return Outcome(Result.parse(raw, version), version)
+
+
+def _record(attachment: Attachment, data: bytes, result: dict[str, Any]) -> dict[str, Any]:
+    """The file's content, keys in the order of libcni's struct."""
+    record: dict[str, Any] = {
+        "kind": KIND,
+        "containerId": attachment.container_id,
+        "config": base64.b64encode(data).decode(),
+        "ifName": attachment.ifname,
+        "networkName": attachment.network,
+    }
+    for key, value in (
+        ("netns", attachment.netns),
+        ("cniArgs", attachment.args),
+        ("capabilityArgs", attachment.capability_args),
+        ("result", result),
+    ):
+        if value:
+            record[key] = value
+    return record
+
+
+def _lower(raw: dict[str, Any]) -> dict[str, Any]:
+    """The object with keys in lower case: Go finds them whatever their case."""
+    return {key.lower(): value for key, value in raw.items()}
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    value = record.get(key) or ""
+    if not isinstance(value, str):
+        raise TypeError(key)
+    return value
+
+
+@contextlib.contextmanager
+def _failing_to_set(network: str) -> Iterator[None]:
+    prefix = f'failed to set network "{network}" cached result: '
+    try:
+        yield
+    except CNIError as error:
+        raise error.wrapped(prefix) from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CNIError(
+            f"{prefix}{error.filename}: {reason}", "choose another directory with --cache-dir"
+        ) from None
+
+
+def _make_directories(path: str) -> None:
+    """Like os.makedirs, with mode 0700 for each directory that is made."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent and parent != path:
+        _make_directories(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)

@@ -1,0 +1,267 @@
+"""The commands: `cni add|check|del|gc|status NETWORK NETNS` as cnitool has them, and the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from cni import __version__
+from cni.protocol.errors import CNIError
+
+from . import cache, conflist, output
+from .completion import Namespace, Network, completion
+from .install import install, uninstall
+from .plugins import plugins
+from .runtime import Interrupts, Runtime
+
+F = TypeVar("F", bound=Callable[..., Any])
+PLUGIN_DIRECTORY = "/opt/cni/bin"
+
+
+class Job(NamedTuple):
+    """What a command works on. `environment` is the process's."""
+
+    network: conflist.NetworkList
+    attachment: cache.Attachment
+    runtime: Runtime
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(f"cni {__version__}{_build()}")
+        context.exit()
+
+
+def _build() -> str:
+    try:
+        from cni._build import ID
+    except ImportError:
+        return ""
+    return f" (build {ID})"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_version,
+    help="Print the version and the build, and exit.",
+)
+def cli() -> None:
+    """Attach network namespaces to networks, and look after the CNI plugins in this file.
+
+    \b
+    NETWORK  name of a network that is configured in NETCONFPATH (/etc/cni/net.d)
+    NETNS    path of a network namespace, for example /run/netns/blue
+    \b
+    Environment, as for cnitool:
+      NETCONFPATH  directory with network configurations
+      CNI_PATH     directories with plugins, separated by colons
+      CNI_ARGS     K=V;K2=V2 for the plugins
+      CAP_ARGS     JSON object: capability -> value
+      CNI_IFNAME   the interface's name in the namespace (eth0)
+    """  # noqa: D301 - click wants the control character
+
+
+for _command in (completion, install, plugins, uninstall):
+    cli.add_command(_command)
+
+
+def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in (
+            click.option("--json", "as_json", is_flag=True, help="JSON, also on a terminal."),
+            click.option(
+                "--cache-dir",
+                default=cache.DEFAULT_DIRECTORY,
+                show_default=True,
+                type=click.Path(file_okay=False),
+                help="Results are kept in its directory results.",
+            ),
+            click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0)."),
+            click.argument("netns", type=Namespace(), required=needs_netns, default=""),
+            click.argument("network", type=Network()),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+@cli.command()
+@_attachment_options(needs_netns=True)
+def add(network: str, netns: str, **options: Any) -> None:
+    """Attach the namespace to the network, and print the result."""
+
+    def work(job: Job) -> None:
+        outcome = job.runtime.add(job.network, job.attachment)
+        output.added(outcome, job.attachment, options["as_json"])
+
+    _do(work, network, netns, f"to take away what is there: cni del {network} {netns}", **options)
+
+
+@cli.command()
+@_attachment_options(needs_netns=True)
+def check(network: str, netns: str, **options: Any) -> None:
+    """Check that the attachment is as `add` left it."""
+
+    def work(job: Job) -> None:
+        job.runtime.check(job.network, job.attachment)
+        switched_off = " (disableCheck: nothing was checked)" if job.network.disable_check else ""
+        what = job.attachment
+        output.done(f"{what.ifname} in {what.netns}: as it should be{switched_off}")
+
+    _do(work, network, netns, f"make it anew: cni del, then cni add {network} {netns}", **options)
+
+
+@cli.command("del")
+@_attachment_options(needs_netns=True)
+def delete(network: str, netns: str, **options: Any) -> None:
+    """Detach the namespace from the network; the namespace may be gone."""
+
+    def work(job: Job) -> None:
+        job.runtime.delete(job.network, job.attachment)
+        what = job.attachment
+        output.done(f"{what.ifname} in {what.netns} is detached from {what.network}")
+
+    _do(work, network, netns, "the result is kept: put the cause right and try again", **options)
+
+
+@cli.command()
+@_attachment_options(needs_netns=False)
+@click.option(
+    "--keep",
+    metavar="ID/IFNAME",
+    multiple=True,
+    help="An attachment that is still in use; may be repeated. Without it, as with cnitool, every "
+    "attachment of the network in the cache is deleted.",
+)
+def gc(network: str, netns: str, keep: tuple[str, ...], **options: Any) -> None:
+    """Delete the network's attachments that nobody uses any more."""
+    pairs = [_pair(text) for text in keep] if keep else None
+
+    def work(job: Job) -> None:
+        deleted = job.runtime.collect(job.network, pairs)
+        lines = [f"  {one.container_id} {one.ifname}" for one in deleted]
+        output.done("\n".join([f"{network}: {len(deleted)} attachments deleted", *lines]))
+
+    _do(work, network, netns, "the rest was collected; put the cause right, try again", **options)
+
+
+@cli.command()
+@_attachment_options(needs_netns=False)
+def status(network: str, netns: str, **options: Any) -> None:
+    """Ask the network's plugins whether they could attach a container now."""
+
+    def work(job: Job) -> None:
+        job.runtime.status(job.network)
+        output.done(f"{network}: ready")
+
+    _do(work, network, netns, "", **options)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    container_id, slash, ifname = text.partition("/")
+    if not (container_id and slash and ifname):
+        raise click.BadParameter(f"{text!r} is not of the form ID/IFNAME", param_hint="--keep")
+    return container_id, ifname
+
+
+def _do(
+    work: Callable[[Job], None],
+    network: str,
+    netns: str,
+    hint: str,
+    *,
+    ifname: str | None,
+    cache_dir: str,
+    as_json: bool,
+) -> None:
+    """Load the network, do the work, and turn failures into messages and the exit code."""
+    context = click.get_current_context()
+    interrupts = Interrupts()
+    loaded = False
+    try:
+        with interrupts:
+            job = _job(network, netns, ifname, cache_dir, interrupts)
+            loaded = True
+            work(job)
+    except CNIError as problem:
+        output.error(problem, _hint(hint, netns) if loaded else "", as_json)
+        context.exit(1)
+    except KeyboardInterrupt:
+        click.echo(f"interrupted; {hint}" if loaded and hint else "interrupted", err=True)
+        context.exit(130)
+
+
+def _hint(hint: str, netns: str) -> str:
+    """`hint`, or where the namespace is that the user seems to mean."""
+    named = f"/run/netns/{netns}"
+    if netns and "/" not in netns and not os.path.exists(netns) and os.path.exists(named):
+        return f"{netns} is taken for a path; is {named} meant?"
+    return hint
+
+
+def _job(
+    network: str, netns: str, ifname: str | None, cache_dir: str, interrupts: Interrupts
+) -> Job:
+    """What the command line and the environment say. Raises CNIError."""
+    env = os.environ
+    found = conflist.load(env.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY, network)
+    capability_args = None
+    if env.get("CAP_ARGS"):
+        capability_args = output.decode_map(env["CAP_ARGS"], "CAP_ARGS")
+    path = absolute(netns) if netns else ""
+    attachment = cache.Attachment(
+        container_id=container_id(path),
+        network=found.name,
+        ifname=ifname or env.get("CNI_IFNAME") or "eth0",
+        netns=path,
+        args=parse_args(env.get("CNI_ARGS", "")),
+        capability_args=capability_args,
+    )
+    runtime = Runtime(plugin_path(env.get("CNI_PATH", "")), _cache(cache_dir), env, interrupts)
+    return Job(found, attachment, runtime)
+
+
+def _cache(directory: str) -> cache.Cache:
+    return cache.Cache(os.path.abspath(directory))
+
+
+def absolute(path: str) -> str:
+    """`path` made absolute and clean, as Go's filepath.Abs does it."""
+    found = os.path.abspath(path)
+    # POSIX lets two slashes at the beginning mean something, and Python keeps them.
+    return found[1:] if found.startswith("//") else found
+
+
+def container_id(netns: str) -> str:
+    """cnitool's name for the container that a namespace is."""
+    digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
+    return f"cnitool-{digest[:10].hex()}"
+
+
+def parse_args(text: str) -> tuple[tuple[str, str], ...]:
+    """CNI_ARGS as pairs; neither side may be empty. Raises CNIError."""
+    pairs = []
+    for piece in text.split(";") if text else ():
+        parts = piece.split("=")
+        if len(parts) != 2 or not all(parts):
+            raise CNIError(f'invalid CNI_ARGS pair "{piece}"', "CNI_ARGS has the form K=V;K2=V2")
+        pairs.append((parts[0], parts[1]))
+    return tuple(pairs)
+
+
+def plugin_path(text: str) -> list[str]:
+    """CNI_PATH as a list; by default the usual directory and the one that our own file is in."""
+    if text:
+        return text.split(os.pathsep)
+    own = os.path.dirname(os.path.realpath(sys.argv[0]))
+    return [PLUGIN_DIRECTORY] if own == PLUGIN_DIRECTORY else [PLUGIN_DIRECTORY, own]

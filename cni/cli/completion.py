@@ -1,0 +1,63 @@
+"""Shell completion: the script that a shell sources, and the network names it offers."""
+
+from __future__ import annotations
+
+import os
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from . import conflist
+
+VARIABLE = "_CNI_COMPLETE"
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    bash: source <(cni completion bash)
+    zsh:  source <(cni completion zsh)
+    fish: cni completion fish | source
+    """  # noqa: D301 - click wants the control character
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.ClickException(f"this build of click does not know {shell}")
+    script = kind(context.find_root().command, {}, "cni", VARIABLE)
+    # Not source(): for bash that runs a bash to ask its version.
+    click.echo(script.source_template % script.source_vars())
+
+
+class Network(click.ParamType[str]):
+    """The name of a network; completes those that are configured."""
+
+    name = "network"
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+        return [CompletionItem(n) for n in conflist.known(directory) if n.startswith(incomplete)]
+
+
+class Namespace(click.Path):
+    """The path of a network namespace; completes those that have a name."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found: list[CompletionItem] = []
+        for directory in ("/run/netns", "/var/run/netns"):
+            try:
+                names = sorted(os.listdir(directory))
+            except OSError:
+                continue
+            paths = [os.path.join(directory, name) for name in names]
+            found += [CompletionItem(path) for path in paths if path.startswith(incomplete)]
+            if found:
+                return found
+        return super().shell_complete(ctx, param, incomplete)

@@ -1,0 +1,93 @@
+"""JSON as Go's encoding/json writes it: what libcni hands to plugins and keeps in its cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cni.protocol.errors import CNIError
+
+_ESCAPES = (
+    (b"<", b"\\u003c"),
+    (b">", b"\\u003e"),
+    (b"&", b"\\u0026"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+)
+
+
+def encode(value: Any) -> bytes:
+    """Compact JSON; keys sorted below the top level, which keeps its order (a Go struct's)."""
+    if isinstance(value, dict):
+        value = {key: plain(item) for key, item in value.items()}
+    text = msgspec.json.encode(value)
+    for raw, escaped in _ESCAPES:
+        if raw in text:
+            text = text.replace(raw, escaped)
+    return text
+
+
+def encode_sorted(value: Any) -> bytes:
+    """Compact JSON with the keys sorted at every level, as of a Go map."""
+    return encode(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """`value` with sorted keys; a float without a fraction becomes an integer, as Go prints it."""
+    if isinstance(value, dict):
+        return {key: plain(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
+        return int(value)
+    return value
+
+
+def decode(data: bytes) -> Any:
+    """The JSON document in `data`. Raises CNIError with the reason."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        reason = "unexpected end of JSON input" if not data.strip() else str(error)
+        raise CNIError(reason) from None
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`; null is an empty one. Raises CNIError with the reason."""
+    value = decode(data)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise CNIError(
+            f"json: cannot unmarshal {json_type(value)} into Go value of type "
+            "map[string]interface {}"
+        )
+    return value
+
+
+def json_type(value: Any) -> str:
+    """What kind of JSON value it is: ``object``, ``array``, ``string``, ``bool``, ``number``."""
+    for kind, name in ((bool, "bool"), (str, "string"), (list, "array"), (dict, "object")):
+        if isinstance(value, kind):
+            return name
+    return "null" if value is None else "number"
+
+
+_GO_TYPES = {
+    "object": "map[string]interface {}",
+    "array": "[]interface {}",
+    "number": "float64",
+    "null": "<nil>",
+}
+
+
+def go_type(value: Any) -> str:
+    """Go's name (%T) of the type to which a JSON value is decoded."""
+    name = json_type(value)
+    return _GO_TYPES.get(name, name)
+
+
+def quote(text: str) -> str:
+    """`text` in double quotes (%q)."""
+    return msgspec.json.encode(text.encode("utf-8", "replace").decode()).decode()

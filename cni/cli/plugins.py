@@ -1,0 +1,75 @@
+"""`cni plugins`: what is in this file."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from cni import dispatch
+
+from . import output
+
+VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
+# Those that work on an interface that another plugin made.
+META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sbr", "tuning", "vrf"})
+
+
+class Entry(NamedTuple):
+    """A plugin of this file. `verbs` is None if its module cannot be loaded: see `problem`."""
+
+    name: str
+    kind: str
+    verbs: list[str] | None
+    versions: tuple[str, ...]
+    about: str
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        body: dict[str, Any] = {
+            "name": self.name,
+            "kind": self.kind,
+            "verbs": self.verbs,
+            "cniVersions": list(self.versions),
+            "about": self.about,
+        }
+        if self.problem:
+            body["problem"] = self.problem
+        return body
+
+
+def entries() -> list[Entry]:
+    """Every plugin of the dispatch table, by kind and name."""
+    found = [_entry(name, plugin) for name, plugin in dispatch.TABLE.items()]
+    return sorted(found, key=lambda entry: (("main", "ipam", "meta").index(entry.kind), entry.name))
+
+
+def _entry(name: str, plugin: dispatch.Plugin) -> Entry:
+    kind = "meta" if name in META else "main"
+    if plugin.module.startswith("cni.ipam."):
+        kind = "ipam"
+    verbs, problem = None, ""
+    try:
+        module = import_module(plugin.module)
+        verbs = [verb for verb, function in VERBS.items() if hasattr(module, function)]
+    except ImportError as error:  # for example, libnftables is not installed
+        problem = f"cannot be loaded: {error}"
+    return Entry(name, kind, verbs, plugin.versions, plugin.about, problem)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def plugins(as_json: bool) -> None:
+    """Show the plugins in this file."""
+    found = entries()
+    if as_json:
+        output.json([entry.as_dict() for entry in found])
+        return
+    rows = [("NAME", "KIND", "VERBS", "SPEC", "ABOUT")]
+    for entry in found:
+        verbs = "?" if entry.verbs is None else " ".join(entry.verbs)
+        spec = f"{entry.versions[0]} - {entry.versions[-1]}"
+        rows.append((entry.name, entry.kind, verbs, spec, entry.problem or entry.about))
+    output.table(rows)

@@ -1,0 +1,317 @@
+"""What a container runtime does with a network: libcni's side of the protocol (spec §7, §8.1).
+
+    Runtime(path, cache).add(network, attachment)      each plugin in order -> Outcome, kept
+                        .check(network, attachment)    each with the kept result
+                        .delete(network, attachment)   the last one first; then forgotten
+                        .collect(network)              DEL for what is kept, then GC
+                        .status(network)
+
+Plugins are always executed, as a runtime does it. Error texts are libcni's; an error of a plugin
+keeps its code and details.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType, TracebackType
+from typing import Any
+
+from cni.protocol import delegate, names
+from cni.protocol import version as versions
+from cni.protocol.errors import CNIError
+from cni.protocol.request import Request
+
+from . import gojson
+from .cache import Attachment, Cache, Outcome, outcome
+from .conflist import NetworkList, PluginConf
+
+_NOBODY = Attachment("", "", "")
+
+
+class Runtime:
+    """Runs networks with the plugins found on `path`.
+
+    `env` is what plugins inherit, besides the CNI variables. `interrupts` tells between two plugins
+    whether to go on.
+    """
+
+    def __init__(
+        self, path: list[str], cache: Cache, env: Mapping[str, str], interrupts: Interrupts
+    ) -> None:
+        self.path = path
+        self.cache = cache
+        self._env = dict(env)
+        self._interrupts = interrupts
+
+    def add(self, network: NetworkList, attachment: Attachment) -> Outcome:
+        """ADD each plugin, feeding each the result of the one before; keep the last one's.
+
+        Everything that can be known before is checked before the first plugin runs. Raises
+        CNIError ``plugin type="x" failed (add): …``; nothing is kept then.
+        """
+        for plugin in network.plugins:
+            with _failing(plugin, "add"):
+                delegate.find(plugin.type, self.path)
+                names.check_container_id(attachment.container_id)
+                names.check_network_name(attachment.network)
+                names.check_ifname(attachment.ifname)
+        self.cache.prepare(attachment)
+        result: Outcome | None = None
+        with self.cache.lock(attachment.container_id):
+            for plugin in network.plugins:
+                conf = _request_conf(network, plugin, result, attachment)
+                with _failing(plugin, "add"):
+                    result = _parse(self._run("ADD", plugin, conf, attachment), network.version)
+            if result is None:
+                raise CNIError("no plugin configs found")
+            self.cache.write(attachment, network.data, result.as_dict())
+        return result
+
+    def check(self, network: NetworkList, attachment: Attachment) -> None:
+        """CHECK each plugin with the kept result; the first error ends it. Raises CNIError."""
+        if not versions.at_least(network.version, "0.4.0"):
+            raise CNIError(
+                f'configuration version "{network.version}" does not support the CHECK command',
+                "CHECK came with cniVersion 0.4.0",
+            )
+        if network.disable_check:
+            return
+        with self.cache.lock(attachment.container_id):
+            try:
+                result = self._kept(network, attachment)
+            except CNIError as error:
+                raise error.wrapped(
+                    f'failed to get network "{network.name}" cached result: '
+                ) from None
+            for plugin in network.plugins:
+                conf = _request_conf(network, plugin, result, attachment)
+                self._run("CHECK", plugin, conf, attachment)
+
+    def delete(self, network: NetworkList, attachment: Attachment) -> None:
+        """DEL each plugin, the last one first, and forget the result.
+
+        An unusable result is deleted and ignored. Raises CNIError
+        ``plugin type="x" failed (delete): …``; a usable result is still kept then.
+        """
+        self.cache.path(attachment)  # validates
+        with self.cache.lock(attachment.container_id):
+            self._delete(network, attachment)
+
+    def _delete(self, network: NetworkList, attachment: Attachment) -> None:
+        result = None
+        if versions.at_least(network.version, "0.4.0"):
+            try:
+                result = self._kept(network, attachment)
+            except CNIError:
+                self.cache.remove(attachment)
+        for plugin in reversed(network.plugins):
+            conf = _request_conf(network, plugin, result, attachment)
+            with _failing(plugin, "delete"):
+                self._run("DEL", plugin, conf, attachment)
+        self.cache.remove(attachment)
+
+    def collect(
+        self, network: NetworkList, valid: Collection[tuple[str, str]] | None = None
+    ) -> list[Attachment]:
+        """DEL every kept attachment of the network that is not `valid`, then GC each plugin.
+
+        `valid` are pairs (container id, interface); None, as from cnitool, deletes all and gives
+        the plugins no list. Returns what was deleted. Raises CNIError with every failure, a line
+        each, after everything was tried.
+        """
+        if network.disable_gc:
+            return []
+        deleted: list[Attachment] = []
+        errors: list[CNIError] = []
+        with self.cache.lock(None):
+            for attachment in self.cache.attachments():
+                key = (attachment.container_id, attachment.ifname)
+                if attachment.network != network.name or key in (valid or ()):
+                    continue
+                what = f"failed to delete stale attachment {key[0]} {key[1]}: "
+                if _tried(errors, what, partial(self._delete, network, attachment)):
+                    deleted.append(attachment)
+            if _at_least(network.version, "1.1.0"):
+                self._collect_plugins(network, valid, errors)
+        if errors:
+            raise _joined(errors)
+        return deleted
+
+    def _collect_plugins(
+        self,
+        network: NetworkList,
+        valid: Collection[tuple[str, str]] | None,
+        errors: list[CNIError],
+    ) -> None:
+        extra: dict[str, Any] = {}
+        if valid is not None:
+            pairs = [{"containerID": cid, "ifname": ifname} for cid, ifname in sorted(valid)]
+            # The second is the name that an earlier text of the specification had.
+            extra = {"cni.dev/valid-attachments": pairs, "cni.dev/attachments": pairs}
+        for plugin in network.plugins:
+            conf = _conf(network, plugin, extra)
+            what = f"failed to GC plugin {plugin.type}: "
+            _tried(errors, what, partial(self._run, "GC", plugin, conf, _NOBODY))
+
+    def status(self, network: NetworkList) -> None:
+        """STATUS of each plugin; raises the first one's error. Before 1.1.0 all is well."""
+        if not _at_least(network.version, "1.1.0"):
+            return
+        for plugin in network.plugins:
+            self._run("STATUS", plugin, _conf(network, plugin, {}), _NOBODY)
+
+    def _kept(self, network: NetworkList, attachment: Attachment) -> Outcome | None:
+        """The kept result in the configuration's version. Raises CNIError."""
+        result = self.cache.read(attachment)
+        if result is None:
+            return None
+        wanted = network.version or versions.DEFAULT
+        try:
+            return outcome(result.as_dict(wanted), wanted)
+        except CNIError as error:
+            raise error.wrapped(
+                f"failed to convert cached result to config version "
+                f"{gojson.quote(network.version)}: "
+            ) from None
+
+    def _run(self, verb: str, plugin: PluginConf, stdin: bytes, attachment: Attachment) -> bytes:
+        """Execute a plugin: what it printed. Raises its error, or CNIError."""
+        self._interrupts.check()
+        args = ";".join(f"{key}={value}" for key, value in attachment.args)
+        env = {
+            **self._env,
+            "CNI_COMMAND": verb,
+            "CNI_CONTAINERID": attachment.container_id,
+            "CNI_NETNS": attachment.netns,
+            "CNI_ARGS": args,
+            "CNI_IFNAME": attachment.ifname,
+            "CNI_PATH": os.pathsep.join(self.path),
+        }
+        request = Request(
+            command=verb,
+            container_id=attachment.container_id,
+            netns=attachment.netns,
+            ifname=attachment.ifname,
+            args=args,
+            path=self.path,
+            stdin=stdin,
+            env=env,
+        )
+        program = delegate.find(plugin.type, self.path)
+        # Not delegate.run: it drops the version in which the result was printed.
+        return delegate._execute(program, request)
+
+
+class Interrupts:
+    """Ctrl-C while plugins run: the one that runs may finish, none after it starts.
+
+    A plugin undoes what it did when it is interrupted, and must not be left alone with that. A
+    second Ctrl-C does not wait.
+    """
+
+    def __init__(self) -> None:
+        self.pending = False
+        self._before: Any = None
+
+    def __enter__(self) -> Interrupts:
+        on_main = threading.current_thread() is threading.main_thread()
+        if on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+        if self.pending and isinstance(error, CNIError):
+            # The plugin was interrupted as well; its complaint about that is no news.
+            raise KeyboardInterrupt from error
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.pending:
+            raise KeyboardInterrupt
+        self.pending = True
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt if there was one."""
+        if self.pending:
+            raise KeyboardInterrupt
+
+
+def describe(plugin: PluginConf) -> str:
+    """``type="x" name="y"``, the name only if it has one of its own."""
+    name = f" name={gojson.quote(plugin.name)}" if plugin.name else ""
+    return f"type={gojson.quote(plugin.type)}{name}"
+
+
+@contextmanager
+def _failing(plugin: PluginConf, verb: str) -> Iterator[None]:
+    """Puts ``plugin type="x" failed (verb): `` before the message of a CNIError."""
+    try:
+        yield
+    except CNIError as error:
+        raise error.wrapped(f"plugin {describe(plugin)} failed ({verb}): ") from None
+
+
+def _request_conf(
+    network: NetworkList, plugin: PluginConf, result: Outcome | None, attachment: Attachment
+) -> bytes:
+    """What the plugin reads on stdin for ADD, CHECK and DEL."""
+    extra: dict[str, Any] = {}
+    if result is not None:
+        extra["prevResult"] = result.as_dict()
+    given = attachment.capability_args or {}
+    chosen = {key: given[key] for key in given if key in plugin.capabilities}
+    if chosen:
+        extra["runtimeConfig"] = chosen
+    return _conf(network, plugin, extra)
+
+
+def _conf(network: NetworkList, plugin: PluginConf, extra: Mapping[str, Any]) -> bytes:
+    """The plugin's object with the network's name and version, and `extra`."""
+    common = {"name": network.name, "cniVersion": network.version}
+    return gojson.encode_sorted({**plugin.raw, **common, **extra})
+
+
+def _parse(output: bytes, config_version: str) -> Outcome:
+    try:
+        raw = gojson.decode(output)
+    except CNIError as error:
+        raise error.wrapped("failed to unmarshal raw result: ") from None
+    return outcome({} if raw is None else raw, config_version)
+
+
+def _at_least(version: str, minimum: str) -> bool:
+    """As versions.at_least; no for a version that cannot be parsed."""
+    try:
+        return versions.at_least(version, minimum)
+    except CNIError:
+        return False
+
+
+def _tried(errors: list[CNIError], what: str, step: Callable[[], object]) -> bool:
+    """Run `step`; keep its CNIError, with `what` before the message. Did it succeed?"""
+    try:
+        step()
+    except CNIError as error:
+        errors.append(error.wrapped(what))
+        return False
+    return True
+
+
+def _joined(errors: list[CNIError]) -> CNIError:
+    """All errors in one, a line each as in Go; the code is the first one's."""
+    if len(errors) == 1:
+        return errors[0]
+    error = CNIError("\n".join(str(e) for e in errors))
+    error.code = errors[0].code
+    return error
