@@ -39,11 +39,16 @@ def create(
     """
     name = _create(call, host, netns, mtu, mac, master)
     outer = link.get(host, name)
-    call.undo.callback(link.delete, host, outer.index)
+    call.undo.callback(_undo, outer.index)
     # before the link is up: a rogue router advertisement must find it off (CVE-2020-10749)
     sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
     link.change(host, outer.index, up=True, alias=call.owner.alias)
     return outer, link.get(netns.netlink(), call.ifname)
+
+
+def _undo(index: int) -> None:
+    with Netlink() as host:  # the verb's own is closed by now
+        link.delete(host, index)
 
 
 def _create(
