@@ -119,11 +119,11 @@ def fail(error: BaseException) -> None:
     raise error
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     pass
 
 
-class Odd(Exception):  # noqa: N818
+class Odd(Exception):
     """Cannot be unpickled: its constructor wants two arguments and passes on one."""
 
     def __init__(self, one: str, two: str) -> None:

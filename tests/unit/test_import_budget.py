@@ -1,0 +1,223 @@
+"""What one plugin run imports and how much memory it takes.
+
+Every container start pays for each module, once for each plugin and verb. So a run goes through the
+installed tree with `python -I -S`, as the launcher starts it, and reports what it has loaded at the
+moment it exits.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni.install import build_of
+from tests.harness.netns import PATH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.harness import Netns, Runtime
+
+# Each costs a millisecond or more; the first line costs tens.
+FORBIDDEN = frozenset(
+    """
+    asyncio click logging multiprocessing pyroute2 shiv
+    argparse concurrent contextvars dataclasses email hashlib http importlib.metadata inspect
+    ipaddress pathlib pickle random selectors shutil site socket ssl subprocess tempfile threading
+    traceback unittest urllib zipfile
+    """.split()
+)
+# Wanted by libnftables's own documents only.
+ONLY_WITH_NFTABLES = frozenset({"json", "ctypes.util"})
+
+OWN_MODULES = 45  # of cni.*, at most
+ALL_MODULES = 140  # of everything, the interpreter's included, at most
+PEAK_KIB = 40 * 1024
+
+# Stands in for the launcher's last line: exec python -I -S run.py LINK
+REPORTER = """
+import os, sys
+tree, link, report = sys.argv[1:]
+
+def leave(code, leave=os._exit):
+    modules = sorted(sys.modules)
+    with open("/proc/self/status") as status:
+        peak = [line.split()[1] for line in status if line.startswith("VmHWM")][0]
+    with open(report, "w") as out:
+        out.write("\\n".join([peak, *modules]))
+    leave(code)
+
+os._exit = leave
+sys.argv[:] = [link]
+sys.path[0:0] = [tree]
+import run
+run.start()
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    plugin: str
+    conf: dict[str, Any] = field(default_factory=dict)
+    ipam: dict[str, Any] = field(default_factory=dict)
+    nftables: bool = False
+
+
+HOST_LOCAL = {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]]}
+DUAL = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]],
+    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+}
+STATIC = {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
+GATEWAY = {"bridge": "br77", "isGateway": True}
+
+CASES = {
+    "loopback": Case("loopback"),
+    "host-local": Case("host-local", ipam=HOST_LOCAL),
+    "static": Case("static", ipam=STATIC),
+    "bridge": Case("bridge", {"bridge": "br77"}, HOST_LOCAL),
+    "bridge-static": Case("bridge", {"bridge": "br77"}, STATIC),
+    "bridge-gateway": Case("bridge", GATEWAY, DUAL),
+    "bridge-masquerade": Case(
+        "bridge", {**GATEWAY, "ipMasq": True, "ipMasqBackend": "nftables"}, DUAL, nftables=True
+    ),
+    "bridge-iptables": Case(
+        "bridge", {**GATEWAY, "ipMasq": True, "ipMasqBackend": "iptables"}, DUAL
+    ),
+    "bridge-spoofcheck": Case("bridge", {**GATEWAY, "macspoofchk": True}, DUAL, nftables=True),
+    "ptp": Case("ptp", {}, DUAL),
+}
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a run had loaded at its end."""
+
+    modules: frozenset[str]
+    peak_kib: int
+
+    @property
+    def own(self) -> set[str]:
+        return {name for name in self.modules if name.partition(".")[0] == "cni"}
+
+    def of(self, names: frozenset[str]) -> set[str]:
+        """The loaded ones of these modules, or of modules below them."""
+        return {
+            module
+            for module in self.modules
+            if any(module == name or module.startswith(f"{name}.") for name in names)
+        }
+
+
+@pytest.fixture(scope="module")
+def installed_tree(bin_dir: Path) -> Path:
+    build = build_of(bin_dir / "cni") if (bin_dir / "cni").exists() else None
+    if build is None:
+        pytest.skip("the plugins in $CNI_TEST_BIN_DIR are not ours")
+    return bin_dir / f".cni-{build}"
+
+
+@pytest.fixture
+def case_conf(request: pytest.FixtureRequest, data_dir: Path) -> dict[str, Any]:
+    case = CASES[request.node.callspec.params["name"]]
+    ipam = dict(case.ipam)
+    if ipam.get("type") == "host-local":
+        ipam["dataDir"] = str(data_dir)
+    conf = {"cniVersion": "1.1.0", "name": "budget", "type": case.plugin, **case.conf}
+    return {**conf, "ipam": ipam} if ipam else conf
+
+
+class Recorder:
+    """Runs verbs and records their footprints."""
+
+    def __init__(self, runtime: Runtime, tree: Path, report: Path) -> None:
+        self.runtime, self.tree, self.report = runtime, tree, report
+
+    def run(
+        self, verb: str, conf: dict[str, Any], netns: Netns | None, environ: dict[str, str]
+    ) -> tuple[Footprint, str]:
+        self.report.unlink(missing_ok=True)
+        link = self.runtime.bin_dir / conf["type"]
+        done = self.runtime.host.run(
+            subprocess.run,
+            [sys.executable, "-I", "-S", "-c", REPORTER, self.tree, link, self.report],
+            input=json.dumps(conf),
+            capture_output=True,
+            text=True,
+            env={"PATH": PATH, **environ},
+            cwd="/",
+        )
+        assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
+        peak, *modules = self.report.read_text().split()
+        return Footprint(frozenset(modules), int(peak)), done.stdout
+
+
+@pytest.fixture
+def recorder(runtime: Runtime, installed_tree: Path, tmp_path: Path) -> Recorder:
+    return Recorder(runtime, installed_tree, tmp_path / "report")
+
+
+def verify(footprint: Footprint, what: str, nftables: bool) -> None:
+    forbidden = FORBIDDEN if nftables else FORBIDDEN | ONLY_WITH_NFTABLES
+    found = footprint.of(forbidden)
+    assert not found, f"{what} imports {', '.join(sorted(found))}"
+    assert len(footprint.own) <= OWN_MODULES, f"{what}: {sorted(footprint.own)}"
+    assert len(footprint.modules) <= ALL_MODULES, f"{what}: {sorted(footprint.modules)}"
+    assert footprint.peak_kib <= PEAK_KIB, f"{what}: {footprint.peak_kib} KiB"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_add_check_delete(
+    name: str, case_conf: dict[str, Any], recorder: Recorder, container: Netns
+) -> None:
+    """Each verb stays inside the budget."""
+    result: dict[str, Any] | None = None
+    for verb in ("ADD", "CHECK", "DEL"):
+        conf = case_conf if result is None else {**case_conf, "prevResult": result}
+        footprint, stdout = recorder.run(
+            verb, conf, container, recorder.runtime.environment(verb, container)
+        )
+        verify(footprint, f"{name} {verb}", CASES[name].nftables)
+        if verb == "ADD":
+            result = json.loads(stdout)
+            result.pop("cniVersion")
+            result["cniVersion"] = case_conf["cniVersion"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_status_and_gc(name: str, case_conf: dict[str, Any], recorder: Recorder) -> None:
+    """Nothing was added, and nothing is valid: both find nothing to do."""
+    for verb in ("STATUS", "GC"):
+        conf = {**case_conf, "cni.dev/valid-attachments": []} if verb == "GC" else case_conf
+        footprint, _ = recorder.run(verb, conf, None, recorder.runtime.environment(verb))
+        verify(footprint, f"{name} {verb}", CASES[name].nftables)
+
+
+@pytest.mark.parametrize("name", ["loopback"])
+def test_version_loads_no_plugin(
+    name: str, case_conf: dict[str, Any], recorder: Recorder
+) -> None:
+    footprint, _ = recorder.run("VERSION", case_conf, None, {"CNI_COMMAND": "VERSION"})
+    verify(footprint, "VERSION", nftables=False)
+    assert not {module for module in footprint.own if module.startswith("cni.plugins.")}
+
+
+@pytest.mark.parametrize("name", ["loopback", "host-local", "static"])
+def test_only_the_plugin_that_is_asked(
+    name: str, case_conf: dict[str, Any], recorder: Recorder
+) -> None:
+    footprint, _ = recorder.run("STATUS", case_conf, None, recorder.runtime.environment("STATUS"))
+    wanted = {"loopback": "loopback", "host-local": "host_local", "static": "static"}[name]
+    plugins = {
+        module.rpartition(".")[2]
+        for module in footprint.own
+        if module.startswith(("cni.plugins.", "cni.ipam."))
+    }
+    others = plugins & {"bridge", "ptp", "loopback", "host_local", "static"} - {wanted}
+    assert not others
