@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.install import build_of
-from tests.harness.netns import PATH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,14 +23,13 @@ if TYPE_CHECKING:
     from tests.harness import Netns, Runtime
 
 # Each costs a millisecond or more; the first line costs tens.
-FORBIDDEN = frozenset(
-    """
+COSTLY = """
     asyncio click logging multiprocessing pyroute2 shiv
     argparse concurrent contextvars dataclasses email hashlib http importlib.metadata inspect
     ipaddress pathlib pickle random selectors shutil site socket ssl subprocess tempfile threading
     traceback unittest urllib zipfile
-    """.split()
-)
+"""
+FORBIDDEN = frozenset(COSTLY.split())
 # Wanted by libnftables's own documents only.
 ONLY_WITH_NFTABLES = frozenset({"json", "ctypes.util"})
 
@@ -140,8 +138,9 @@ class Recorder:
         self.runtime, self.tree, self.report = runtime, tree, report
 
     def run(
-        self, verb: str, conf: dict[str, Any], netns: Netns | None, environ: dict[str, str]
+        self, verb: str, conf: dict[str, Any], container: Netns | None = None
     ) -> tuple[Footprint, str]:
+        """One verb: its footprint and what it printed."""
         self.report.unlink(missing_ok=True)
         link = self.runtime.bin_dir / conf["type"]
         done = self.runtime.host.run(
@@ -150,7 +149,7 @@ class Recorder:
             input=json.dumps(conf),
             capture_output=True,
             text=True,
-            env={"PATH": PATH, **environ},
+            env=self.runtime.environment(verb, container),
             cwd="/",
         )
         assert done.returncode == 0, f"{verb}: {done.stdout}{done.stderr}"
@@ -180,9 +179,7 @@ def test_add_check_delete(
     result: dict[str, Any] | None = None
     for verb in ("ADD", "CHECK", "DEL"):
         conf = case_conf if result is None else {**case_conf, "prevResult": result}
-        footprint, stdout = recorder.run(
-            verb, conf, container, recorder.runtime.environment(verb, container)
-        )
+        footprint, stdout = recorder.run(verb, conf, container)
         verify(footprint, f"{name} {verb}", CASES[name].nftables)
         if verb == "ADD":
             result = json.loads(stdout)
@@ -195,15 +192,13 @@ def test_status_and_gc(name: str, case_conf: dict[str, Any], recorder: Recorder)
     """Nothing was added, and nothing is valid: both find nothing to do."""
     for verb in ("STATUS", "GC"):
         conf = {**case_conf, "cni.dev/valid-attachments": []} if verb == "GC" else case_conf
-        footprint, _ = recorder.run(verb, conf, None, recorder.runtime.environment(verb))
+        footprint, _ = recorder.run(verb, conf)
         verify(footprint, f"{name} {verb}", CASES[name].nftables)
 
 
 @pytest.mark.parametrize("name", ["loopback"])
-def test_version_loads_no_plugin(
-    name: str, case_conf: dict[str, Any], recorder: Recorder
-) -> None:
-    footprint, _ = recorder.run("VERSION", case_conf, None, {"CNI_COMMAND": "VERSION"})
+def test_version_loads_no_plugin(name: str, case_conf: dict[str, Any], recorder: Recorder) -> None:
+    footprint, _ = recorder.run("VERSION", case_conf)
     verify(footprint, "VERSION", nftables=False)
     assert not {module for module in footprint.own if module.startswith("cni.plugins.")}
 
@@ -212,7 +207,7 @@ def test_version_loads_no_plugin(
 def test_only_the_plugin_that_is_asked(
     name: str, case_conf: dict[str, Any], recorder: Recorder
 ) -> None:
-    footprint, _ = recorder.run("STATUS", case_conf, None, recorder.runtime.environment("STATUS"))
+    footprint, _ = recorder.run("STATUS", case_conf)
     wanted = {"loopback": "loopback", "host-local": "host_local", "static": "static"}[name]
     plugins = {
         module.rpartition(".")[2]

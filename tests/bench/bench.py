@@ -1,0 +1,342 @@
+"""How long our plugins take, next to Debian's Go plugins, in the same run.
+
+    make bench
+    .venv/bin/python -m tests.bench --quick --only bridge
+
+Every case runs alternately with both implementations, each on a node (a network namespace) of its
+own; what is compared are medians. Nothing here fails because something is slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cni.install import build_of
+from tests.bench import chart
+from tests.bench.measure import Json, Node, PluginFailedError, Row, Sample, Summary, alternate
+from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
+
+OUTPUT = ROOT / "build/bench"
+PYTHON = "/usr/bin/python3"
+VERSION = "1.0.0"  # the newest that both implementations speak
+ONLY_HELP = "only cases whose name has NAME in it (may be repeated)"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plugin with one configuration; `conf` may depend on the node's data directory."""
+
+    name: str
+    conf: Callable[[Node], Json]
+
+
+def host_local(node: Node) -> Json:
+    return {
+        "type": "host-local",
+        "dataDir": str(node.data_dir),
+        "ranges": [[{"subnet": "10.66.0.0/16"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+
+
+def simple(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """A plugin's configuration; with the IPAM plugin host-local unless another is given."""
+
+    def make(node: Node) -> Json:
+        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
+        return document if plugin == "loopback" else {"ipam": host_local(node), **document}
+
+    return make
+
+
+STATIC = {"type": "static", "addresses": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1"}]}
+# A default gateway makes a default route itself; host-local's would be a second one.
+NO_ROUTES = {"isGateway": True, "isDefaultGateway": True}
+
+
+def default_gateway(node: Node) -> Json:
+    conf = simple("bridge", bridge="brdef", **NO_ROUTES)(node)
+    del conf["ipam"]["routes"]
+    return conf
+
+
+def own_backend(**conf: Any) -> Callable[[Node], Json]:
+    """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
+
+    def make(node: Node) -> Json:
+        backend = {"ipMasqBackend": "nftables"} if node.name == "ours" else {}
+        return simple("bridge", **conf, **backend)(node)
+
+    return make
+
+
+CASES = [
+    Case("loopback", simple("loopback")),
+    Case("host-local", simple("host-local")),
+    Case("static", simple("static", ipam=STATIC)),
+    Case("bridge", simple("bridge", bridge="brplain")),
+    Case("bridge, default gateway", default_gateway),
+    Case(
+        "bridge, ipMasq (iptables)",
+        simple("bridge", bridge="brmasq", isGateway=True, ipMasq=True),
+    ),
+    Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
+    Case("ptp", simple("ptp")),
+]
+GROWTH = (10, 1000, 10000)
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
+    """ADD and DEL, alternating between the nodes. A node on which it fails is left out."""
+    samples: dict[str, dict[str, list[Sample]]] = {"ADD": {}, "DEL": {}}
+    failed: set[str] = set()
+    for number, node in enumerate(alternate(nodes, rounds + 1)):
+        if node.name in failed:
+            continue
+        try:
+            added, deleted = add_and_delete(node, case.conf(node))
+        except PluginFailedError as error:
+            print(f"  {case.name}: {error}", file=sys.stderr)
+            failed.add(node.name)
+            continue
+        if number >= len(nodes):  # the first round fills the caches and makes the bridge
+            samples["ADD"].setdefault(node.name, []).append(added)
+            samples["DEL"].setdefault(node.name, []).append(deleted)
+    return [rows(case.name, verb, samples[verb], nodes, failed) for verb in samples]
+
+
+def rows(
+    name: str, verb: str, samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
+) -> Row:
+    kept = [node.name for node in nodes if node.name in samples and node.name not in failed]
+    return Row(name, verb, {key: Summary.of(samples[key]) for key in kept})
+
+
+def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sample, Sample]:
+    added, result = node.plugin("ADD", conf, container_id)
+    result["cniVersion"] = VERSION
+    deleted, _ = node.plugin("DEL", {**conf, "prevResult": result}, container_id)
+    return added, deleted
+
+
+def measure_growth(nodes: list[Node], rounds: int) -> list[Row]:
+    """host-local with that many addresses reserved already."""
+    found = []
+    for leases in GROWTH:
+        for node in nodes:
+            fill(node.data_dir / f"grow{leases}", leases)
+
+        def conf(node: Node, name: str = f"grow{leases}") -> Json:
+            return {**simple("host-local")(node), "name": name}
+
+        case = Case(f"host-local, {leases:,} leases".replace(",", " ", 2), conf)
+        found += measure_case(case, nodes, max(rounds // 2, 3))
+    return found
+
+
+def fill(directory: Path, leases: int) -> None:
+    """Reservations as either implementation writes them."""
+    directory.mkdir(parents=True)
+    for number in range(2, leases + 2):
+        address = f"10.66.{number >> 8}.{number & 255}"
+        (directory / address).write_text(f"old{number}\r\neth0")
+    last = leases + 1
+    (directory / "last_reserved_ip.0").write_text(f"10.66.{last >> 8}.{last & 255}")
+
+
+def measure_baseline(node: Node, rounds: int) -> list[Row]:
+    """What no plugin can be faster than: the interpreter's start, and starting anything at all."""
+    commands = {
+        "python3 -I -S -c pass": [PYTHON, "-I", "-S", "-c", "pass"],
+        "sh -c :": ["/bin/sh", "-c", ":"],
+        "/bin/true (what measuring costs)": ["/bin/true"],
+    }
+    samples: dict[str, list[Sample]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, argv in commands.items():
+            samples[name].append(node.command(argv))
+    return [Row(name, "", {"ours": Summary.of(taken)}) for name, taken in samples.items()]
+
+
+def measure_parts(node: Node, rounds: int) -> dict[str, float]:
+    """Executor and netlink, from inside a small process (inside.py)."""
+    tree = node.bin_dir / f".cni-{build_of(node.bin_dir / 'cni')}"
+    script = Path(__file__).with_name("inside.py")
+    done = node.host.exec(
+        [PYTHON, "-I", "-S", script, tree, node.container.path, str(rounds)], check=False
+    )
+    if done.returncode != 0:
+        print(f"  parts: {done.stderr}", file=sys.stderr)
+        return {}
+    return dict(json.loads(done.stdout))
+
+
+# --- the report --------------------------------------------------------------------------------
+
+
+def environment(ours: Path) -> Json:
+    """The machine and the versions that the figures belong to."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": output(PYTHON, "--version").removeprefix("Python "),
+        "build": build_of(ours / "cni") if (ours / "cni").exists() else "",
+        "load": os.getloadavg()[0],
+        "packages": packages("containernetworking-plugins", "libnftables1", "iptables"),
+    }
+
+
+def packages(*names: str) -> dict[str, str]:
+    text = output("dpkg-query", "-W", "-f", "${Package} ${Version}\n", *names)
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+
+
+def output(*argv: str) -> str:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
+
+
+def print_header(facts: Json, rounds: int) -> None:
+    print(
+        f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, load {facts['load']:.1f}"
+    )
+    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    print(f"Python {facts['python']}, build {facts['build']}; {versions}")
+    print(f"Medians of {rounds} rounds in ms; cpu: processor time with that of all children.\n")
+    print(f"{'':36} {'':4} {'ours':>8} {'Go':>8} {'ratio':>6} {'×python':>8} {'cpu':>7} {'Go':>7}")
+
+
+def print_row(row: Row, python: float | None) -> None:
+    ours, go = row.times.get("ours"), row.times.get("go")
+    cells = [
+        number(ours and ours.median, 8),
+        number(go and go.median, 8),
+        number(row.ratio, 6, 2),
+        number(ours.median / python if ours and python else None, 8),
+        number(ours and ours.cpu, 7),
+        number(go and go.cpu, 7),
+    ]
+    print(f"{row.case:36} {row.verb:4} {' '.join(cells)}", flush=True)
+
+
+def number(value: float | None, width: int, digits: int = 1) -> str:
+    return " " * (width - 1) + "–" if value is None else f"{value:{width}.{digits}f}"
+
+
+def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> Path:
+    """The JSON file, and the chart beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {
+            "case": row.case,
+            "verb": row.verb,
+            "ratio": row.ratio,
+            **{key: asdict(time) for key, time in row.times.items()},
+        }
+        for row in rows
+    ]
+    document = {"environment": facts, "rows": lines, "parts_ms": parts}
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    picture = path.with_suffix(".svg")
+    subtitle = (
+        f"exec path, medians; Linux {facts['kernel']}, Python {facts['python']}, "
+        f"{facts['cpus']} CPUs; shorter is better; × = ours / Go"
+    )
+    picture.write_text(chart.draw([row for row in rows if row.verb], "One plugin run", subtitle))
+    return picture
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=30, help="runs of each case (30)")
+    parser.add_argument("--only", action="append", metavar="NAME", help=ONLY_HELP)
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument(
+        "--json", type=Path, default=OUTPUT / "bench.json", metavar="FILE", help="where to write"
+    )
+    parser.add_argument("--bin-dir", type=Path, help="our plugins, installed (instead of a build)")
+    parser.add_argument("--go-bin-dir", type=Path, default=GO_BIN_DIR, help="the Go plugins")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    if os.geteuid() != 0:
+        print("bench: needs root, to make network namespaces", file=sys.stderr)
+        return 1
+    rounds = 5 if options.quick else max(options.rounds, 1)
+    scratch = Path(tempfile.mkdtemp(prefix="cni-bench-"))
+    nodes: list[Node] = []
+    try:
+        ours = options.bin_dir or install_dist(scratch / "bin")
+        nodes.append(Node("ours", ours, scratch))
+        if (options.go_bin_dir / "bridge").exists():
+            nodes.append(Node("go", options.go_bin_dir, scratch))
+        else:
+            print("bench: no Go plugins (package containernetworking-plugins)", file=sys.stderr)
+        run(nodes, rounds, options)
+    finally:
+        for node in nodes:
+            node.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
+
+
+def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
+    facts = environment(nodes[0].bin_dir)
+    print_header(facts, rounds)
+
+    def wanted(name: str) -> bool:
+        return not options.only or any(text in name for text in options.only)
+
+    found = measure_baseline(nodes[0], rounds)
+    python = found[0].times["ours"].median
+    for row in found:
+        print_row(row, python)
+    for case in CASES:
+        if wanted(case.name):
+            for row in measure_case(case, nodes, rounds):
+                print_row(row, python)
+                found.append(row)
+    if wanted("growth"):
+        for row in measure_growth(nodes, rounds):
+            print_row(row, python)
+            found.append(row)
+    parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
+    if parts:
+        print("\nThe parts of a run of ours")
+    for name, value in parts.items():
+        print(f"{name:54} {value:8.3f}")
+    picture = write(found, parts, facts, options.json)
+    print(f"\n{shown(options.json)}, {shown(picture)}")
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
