@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         return _nobody_reads()
     except OSError as error:
         click.echo(f"cni: {error}", err=True)
-        return 1
+        return _nobody_reads()
     except SystemExit as end:  # how click ends completion, and answers a broken pipe
         return _nobody_reads() if end.code == 1 else int(end.code or 0)
 
@@ -46,7 +46,7 @@ def _open_standard_files() -> None:
 
 
 def _nobody_reads() -> int:
-    """Stdout is a broken pipe: end quietly, also when the interpreter flushes what is left."""
+    """Stdout takes nothing more: let the interpreter flush what is left to nowhere."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

@@ -74,6 +74,12 @@ for _command in (completion, install, plugins, uninstall):
     cli.add_command(_command)
 
 
+def _netns(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
+    if parameter.required and not value:
+        raise click.BadParameter("is empty; give the path of a network namespace")
+    return value or ""
+
+
 def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in (
@@ -86,7 +92,7 @@ def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
                 help="Results are kept in its directory results.",
             ),
             click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0)."),
-            click.argument("netns", type=Namespace(), required=needs_netns, default=""),
+            click.argument("netns", type=Namespace(), required=needs_netns, callback=_netns),
             click.argument("network", type=Network()),
         ):
             function = option(function)

@@ -57,7 +57,7 @@ class NetworkNotFound(CNIError):
 class _Head(config.NetConf):
     """The keys of a plugin's object that libcni decodes."""
 
-    capabilities: dict[str, bool] = {}
+    capabilities: dict[str, bool | None] = {}
 
 
 def load(directory: str, name: str) -> NetworkList:
