@@ -1,4 +1,4 @@
-"""What a request may be: environment, names, versions, CNI_ARGS (codes and texts of the reference)."""
+"""What a request may be: environment, names, versions, CNI_ARGS; codes and texts."""
 
 from __future__ import annotations
 
