@@ -34,7 +34,9 @@ def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
     _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+    _veth.check_mtu(conf.mtu)
     netns = call.open_netns()
+    _veth.require_free(call, netns)
     ipam = call.ipam_add(conf.ipam.type)
     for ip in ipam.ips:
         ip.interface = 1
