@@ -19,7 +19,7 @@ from typing import NamedTuple
 from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError, join
 from . import iptables, nft
-from .iptables import IptablesError, IptablesMissing
+from .iptables import IptablesError
 from .netlink import NetlinkError
 from .nft import NftError
 from .owner import Owner, network_key
@@ -102,10 +102,7 @@ def gc(network: str, keep: list[Owner]) -> None:
 
 
 def check(owner: Owner, prefixes: list[Prefix]) -> list[str]:
-    """What is missing of the owner's rules, a line each; either backend's will do.
-
-    Raises CNIError when iptables is there and fails.
-    """
+    """What is missing of the owner's rules, a line each; either backend's will do."""
     sources = {value for rule in _nft_rules(owner) for value in rule.compared}
     missing = []
     for v6, family in _families(prefixes):
@@ -222,7 +219,7 @@ def _iptables_add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
         # -N fails when the chain is there, and nothing else of the owner can be there without it.
         iptables.restore(v6, "nat", [f"-N {owner.chain()}", *accept, masquerade, *jumps])
     except IptablesError as error:
-        saved = _saved(owner.chain(), v6)
+        saved = _saved_if_any(owner, v6)
         if not saved:
             raise IptablesError(
                 f"failed to set up masquerading with iptables: {error.msg}", error.details
@@ -262,7 +259,7 @@ def _saved(chain: str, v6: bool) -> list[str]:
 def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
     try:
         return _saved(owner.chain(), v6)
-    except IptablesMissing:
+    except IptablesError:
         return []
 
 

@@ -81,20 +81,25 @@ class Rule(NamedTuple):
 
 # --- what is kept ---------------------------------------------------------------------------------
 
-_Place = tuple[int, int, int, int]
-_kept: dict[str, tuple[_Place, Any]] = {}
+_Place = tuple[int, int, int]  # a namespace, and the process: a forked child has its own
+_kept: dict[tuple[str, int], tuple[_Place, Any]] = {}
 
-T = TypeVar("T")
+T = TypeVar("T", "Nft", Netlink)
 
 
 def shared() -> Nft:
     """The context of the current namespace, made when first asked for. Raises CNIError."""
-    return _keep("library", Nft)
+    return _keep("library", _make_context)
+
+
+def _make_context() -> Nft:
+    return Nft()  # looked up when called: defined below, and a test may replace it
 
 
 def forget() -> None:
     """Close what is kept (may wait for the kernel, see above)."""
-    _kept.clear()
+    while _kept:
+        _kept.popitem()[1][1].close()
 
 
 def _socket() -> Netlink:
@@ -107,10 +112,15 @@ def _keep(what: str, make: Callable[[], T]) -> T:
     except OSError:
         return make()  # without /proc we could not tell where a kept one belongs
     # The number of a namespace is not given to another while a socket of ours is in it.
-    here = (namespace.st_dev, namespace.st_ino, os.getpid(), get_ident())
-    found = _kept.get(what)
+    here = (namespace.st_dev, namespace.st_ino, os.getpid())
+    slot = (what, get_ident())
+    found = _kept.get(slot)
     if found is None or found[0] != here:
-        found = _kept[what] = (here, make())
+        made = make()
+        _kept[slot] = (here, made)
+        if found is not None:
+            found[1].close()
+        return made
     kept: T = found[1]
     return kept
 
@@ -137,8 +147,13 @@ class Nft:
                 f"nftables is not available: {error}",
                 "install libnftables (Debian, Ubuntu: libnftables1, python3-nftables)",
             ) from None
-        self._context = Nftables()  # its output and errors go to buffers, never to our stdout
+        # Its output and errors go to buffers, never to our stdout.
+        self._context: Any = Nftables()
         self._context.set_handle_output(True)
+
+    def close(self) -> None:
+        """Free the context; it cannot be used any more."""
+        self._context = None
 
     def run(self, commands: Sequence[dict[str, Any]]) -> None:
         """Apply commands (libnftables-json(5)) as one transaction. Raises NftError."""
