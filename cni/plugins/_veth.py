@@ -9,7 +9,7 @@ from ..kernel import link, sysctl
 from ..kernel.address import show
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import Owner
+from ..kernel.owner import Owner, network_group, network_key
 from ..netns import Namespace
 from ..protocol.address import Prefix, is_global_unicast
 from ..protocol.errors import CNIError
@@ -66,7 +66,8 @@ def create(
     """Make the pair, its host end marked with the owner, without IPv6 router discovery, and up.
 
     One end is made here and the other at once in the container, so that a kill leaves no third
-    state. The host end's name is derived from the owner. Returns (host end, container end); the
+    state; until the alias is set, the link group says whose network it is. The host end's name is
+    derived from the owner. Returns (host end, container end); the
     pair is deleted again if the ADD fails. Raises CNIError.
     """
     name = _create(call, host, netns, mtu, mac, master)
@@ -74,7 +75,7 @@ def create(
     call.undo.callback(_undo, outer.index)
     # before the link is up: a rogue router advertisement must find it off (CVE-2020-10749)
     sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
-    link.change(host, outer.index, up=True, alias=call.owner.alias)
+    link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
     return outer, link.get(netns.netlink(), call.ifname)
 
 
@@ -90,7 +91,14 @@ def _create(
         name = call.owner.veth(attempt)
         try:
             link.create_veth(
-                host, name, call.ifname, mtu=mtu, peer_mac=mac, peer_netns=netns.fd, master=master
+                host,
+                name,
+                call.ifname,
+                mtu=mtu,
+                peer_mac=mac,
+                peer_netns=netns.fd,
+                master=master,
+                group=network_group(call.network),
             )
             return name
         except NetlinkError as error:
@@ -128,12 +136,13 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
             link.delete(host, found.index)
 
 
-def collect(host: Netlink, network_alias: str, keep: frozenset[str]) -> None:
+def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
     """Delete the network's host ends whose alias key is not in `keep` (GC).
 
-    `network_alias` is the beginning of the aliases of all the network's links.
+    One without an alias, but in the network's group, is of an ADD that was killed.
     """
+    prefix, group = f"cni:{network_key(network)}-", network_group(network)
     for found in link.list_all(host):
-        ours = found.kind == "veth" and found.alias.startswith(network_alias)
-        if ours and found.alias.split(" ", 1)[0] not in keep:
+        ours = found.alias.startswith(prefix) or (not found.alias and found.group == group)
+        if found.kind == "veth" and ours and found.alias.split(" ", 1)[0] not in keep:
             link.delete(host, found.index)

@@ -18,7 +18,7 @@ from ..call import Attachment, Call, Steps
 from ..kernel import address, announce, bridge_vlan, link, sysctl
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import digest, network_key
+from ..kernel.owner import digest
 from ..netns import Namespace
 from ..protocol import args, config
 from ..protocol.address import Prefix, format_ip, parse_ip
@@ -390,7 +390,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
     with Netlink() as host:
-        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+        steps.run(_veth.collect, host, call.network, kept)
         if want.conf.macspoofchk:
             from ..kernel import spoofcheck
 

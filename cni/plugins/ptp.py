@@ -15,7 +15,6 @@ from ..call import Attachment, Call, Steps
 from ..kernel import address, announce, link, route
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import network_key
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.address import Prefix, parse_ip
@@ -133,7 +132,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
     with Netlink() as host:
-        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+        steps.run(_veth.collect, host, call.network, kept)
     _main.collect_ipam(call, conf.ipam.type, steps)
     if conf.ip_masq:
         steps.run(_main.collect_masquerade, call, keep)
