@@ -25,7 +25,7 @@ def leaks(engine: Engine, plugins: Plugins) -> tuple[str, ...]:
 def in_subnets(container: Container, family: Family) -> list[str]:
     """The container's addresses, after checking that there is one in every subnet."""
     found = [ipaddress.ip_interface(one) for one in container.addresses()]
-    assert [str(one.network) for one in found] == list(family.subnets)
+    assert [str(one.network) for one in found] == list(family.subnets), container.exec("ip", "addr")
     assert not {str(one.ip) for one in found} & set(family.gateways)
     return [str(one.ip) for one in found]
 
