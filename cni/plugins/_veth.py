@@ -73,10 +73,20 @@ def create(
     name = _create(call, host, netns, mtu, mac, master)
     outer = link.get(host, name)
     call.undo.callback(_undo, outer.index)
-    # before the link is up: a rogue router advertisement must find it off (CVE-2020-10749)
-    sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+    prepare_host_end(name)
     link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
     return outer, link.get(netns.netlink(), call.ifname)
+
+
+def prepare_host_end(name: str) -> None:
+    """The IPv6 settings of a link of ours on the host, written before it comes up.
+
+    Without router discovery: a rogue advertisement must find it off (CVE-2020-10749). Without
+    duplicate address detection: until the link-local address is usable, one to two seconds, the
+    node cannot ask for the neighbours to whom it forwards packets.
+    """
+    conf = f"net/ipv6/conf/{name}"
+    sysctl.write_each([(f"{conf}/accept_ra", "0"), (f"{conf}/accept_dad", "0")])
 
 
 def _undo(index: int) -> None:

@@ -171,6 +171,7 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
             link.create_bridge(
                 host, name, mtu=want.conf.mtu, mac=_new_mac(), vlan_filtering=want.filtering
             )
+            _veth.prepare_host_end(name)
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
@@ -346,7 +347,7 @@ def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
         except NetlinkError as error:
             raise CNIError(f'failed to create vlan gateway "{name}": {error}') from None
         _configure_vlans(host, port, want)
-        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+        _veth.prepare_host_end(name)
         found = link.get(host, name)
     link.change(host, found.index, up=True)
     return found

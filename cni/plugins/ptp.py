@@ -22,6 +22,8 @@ from ..protocol.errors import CNIError
 from ..protocol.result import Interface, IPConfig, Result
 from . import _check, _configure, _main, _veth
 
+LINK_TIMEOUT = 1.0  # seconds; a link that is not up by then is none of ours to report
+
 
 class Conf(config.NetConf):
     ip_masq: bool = False
@@ -41,7 +43,7 @@ def add(call: Call[Conf]) -> Result:
         ip.interface = 1
         _require_gateway(ip)
     _main.enable_forwarding([ip.prefix for ip in ipam.ips])
-    with Netlink() as host:
+    with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         outer, inner = _veth.create(call, host, netns, conf.mtu, b"")
         result = Result(
             interfaces=[
@@ -58,6 +60,8 @@ def add(call: Call[Conf]) -> Result:
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
         _connect_host(host, outer, result.ips)
+        # until then the kernel drops what is sent, and asks for the neighbour a second later
+        link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
         _main.masquerade(call, result, conf.ip_masq_backend)
     return result
