@@ -27,6 +27,7 @@ from tests.harness import (
     address_info,
     addresses,
     capture,
+    connect,
     each_family,
     each_version,
     find_routes,
@@ -617,6 +618,21 @@ def test_containers_talk(
             assert udp_exchange(container, plain(theirs), server.port) == plain(mine)
 
 
+def test_the_first_packet_from_outside_arrives(
+    runtime: Runtime, container: Netns, outside: Netns
+) -> None:
+    """The node can ask for its neighbours as soon as the bridge is there."""
+    host = runtime.host
+    connect(host, outside)
+    outside.ip_batch("route add 10.22.0.0/24 via 198.51.100.1")
+    outside.ip("-6", "route", "add", "fd00:22::/64", "via", "2001:db8:ffff::1")
+    ping(outside, "198.51.100.1")
+    ping(outside, "2001:db8:ffff::1")
+    runtime.add("bridge", routed(DUAL), container).succeeded()
+    assert once(outside, "fd00:22::2")
+    assert once(outside, "10.22.0.2")
+
+
 @each_family()
 def test_an_address_that_is_used_again_loses_no_packet(
     runtime: Runtime,
@@ -652,6 +668,17 @@ def test_an_address_that_is_used_again_loses_no_packet(
 # -- router advertisements (CVE-2020-10749) -------------------------------------------------------
 
 
+def await_link_local(ns: Netns, name: str) -> None:
+    """Until the interface has a link-local address that it may use."""
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        for cidr in addresses(ns, name, link_local=True):
+            if cidr.startswith("fe80:") and "tentative" not in address_info(ns, name, cidr):
+                return
+        time.sleep(0.05)
+    raise AssertionError(f"{name} in {ns!r} has no usable link-local address")
+
+
 def advertise_router(container: Netns) -> None:
     """Send a router advertisement with a default route and a prefix from eth0."""
     index = link(container, "eth0")["ifindex"]
@@ -680,9 +707,8 @@ def test_a_containers_router_advertisement_is_ignored(runtime: Runtime, containe
     result = runtime.add("bridge", routed(), container).result
     for name in ("br0", result["interfaces"][1]["name"]):
         assert host.sysctl(f"net/ipv6/conf/{name}/accept_ra") == "0"
-    until = time.monotonic() + 5
-    while not addresses(container, "eth0", link_local=True)[1:] and time.monotonic() < until:
-        time.sleep(0.05)
+    await_link_local(host, "br0")
+    await_link_local(container, "eth0")
     advertise_router(container)
     assert not learnt(host, 0.5)
     # and what the test sends is heard: with the setting off by hand, the node falls for it
