@@ -564,6 +564,33 @@ def attach(host: Netns, ns: Netns, name: str, cidr: str, gateway: str) -> None:
     )
 
 
+# --- through the plugins --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+@pytest.mark.parametrize("gone", [False, True], ids=["there", "netns-gone"])
+def test_plugins(
+    runtime: Runtime,
+    container: Netns,
+    data_dir: Path,
+    plugin: str,
+    backend: str | None,
+    gone: bool,
+) -> None:
+    """The rules are there after ADD, and not after DEL, with or without the container's netns."""
+    conf = go_conf(data_dir) | {"macspoofchk": plugin == "bridge"}
+    if backend:
+        conf["ipMasqBackend"] = backend
+    result = runtime.add(plugin, conf, container).result
+    owner = Owner("masq", container_id(runtime, container), "eth0")
+    assert sources(runtime.host, owner) == [i["address"].partition("/")[0] for i in result["ips"]]
+    assert bool(checks(runtime.host)) == (backend == "nftables")
+    runtime.delete(plugin, conf, None if gone else container).succeeded()
+    assert rules_of(runtime.host, owner) == []
+    assert nft_rules(runtime.host, "bridge", "nat", "PREROUTING") == []
+
+
 # --- the reference's rules ------------------------------------------------------------------------
 
 
