@@ -93,12 +93,13 @@ class Container:
     def mac(self, ifname: str = "eth0") -> str:
         return self.exec("cat", f"/sys/class/net/{ifname}/address").strip()
 
-    def ping(self, address: str) -> bool:
-        return " 0% packet loss" in self.exec("ping", "-c", "1", "-W", "2", address, check=False)
-
-    def reaches(self, address: str) -> bool:
-        """Does the address answer pings within a few seconds?"""
-        return bool(eventually(lambda: self.ping(address)))
+    def reaches(self, *addresses: str) -> bool:
+        """Do all addresses answer pings, within a few seconds?"""
+        pings = " && ".join(f"ping -c 1 -W 2 {address}" for address in addresses)
+        command = f"{pings} && echo all answered"
+        return bool(
+            eventually(lambda: "all answered" in self.exec("sh", "-c", command, check=False))
+        )
 
     def fetch(self, address: str, port: int = WEB_PORT) -> str:
         """What a container's web server says, asked over TCP; "" if it cannot be reached."""
