@@ -2,9 +2,9 @@
 
 Two backends, with the reference's names and rules, so that either implementation cleans up after
 the other. nftables: one libnftables transaction to set up; removal needs the owner only, not the
-addresses. iptables: one iptables-restore a family, optimistic: it creates (removes) everything and
-fails as a whole if something is there (gone) already; only then is the table read and the
-difference applied.
+addresses. iptables: one iptables-restore a family, optimistic: it creates everything and fails as a
+whole if the chain is there already; only then is the table read and the difference applied. What
+iptables-nft made is removed over netlink, without a fork.
 
 QUIRK: the reference leaves iptables rules behind when a container's addresses are no longer known;
 we find them by the chain's name, which is derived from network and container. The name does not
@@ -179,14 +179,14 @@ def _nft_rules(owner: Owner) -> list[nft.Rule]:
 
 
 def _nft_teardown(owner: Owner, _prefixes: list[Prefix]) -> None:
-    _nft_delete(owner.key, [])
+    _nft_delete(owner.key, set())
 
 
 def _nft_gc(network: str, keep: list[Owner]) -> None:
-    _nft_delete(f"{network_key(network)}-", [owner.comment for owner in keep])
+    _nft_delete(f"{network_key(network)}-", {owner.comment for owner in keep})
 
 
-def _nft_delete(prefix: str, keep: list[str]) -> None:
+def _nft_delete(prefix: str, keep: set[str]) -> None:
     try:
         nft.delete_matching("inet", _TABLE, _CHECKS, prefix, keep)
     except nft.Unusable:

@@ -28,7 +28,7 @@ from . import netlink as nl
 from .netlink import NETLINK_NETFILTER, Netlink, NetlinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 _SUBSYSTEM = 10 << 8
@@ -268,7 +268,9 @@ def delete(
         _transact(_socket(), messages[start : start + _BATCH_SIZE])
 
 
-def delete_matching(family: str, table: str, chain: str, prefix: str, keep: Sequence[str]) -> None:
+def delete_matching(
+    family: str, table: str, chain: str, prefix: str, keep: Collection[str]
+) -> None:
     """Delete the chain's rules whose comment starts with `prefix` and is not in `keep`.
 
     Also while others delete the same rules. Raises NetlinkError.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -45,11 +46,20 @@ def run(
         pid = os.posix_spawn(
             program, argv, os.environ if env is None else env, file_actions=actions
         )
-        status = os.waitpid(pid, 0)[1]
-        return Finished(os.waitstatus_to_exitcode(status), _content(files[1]), _content(files[2]))
+        return Finished(_wait(pid), _content(files[1]), _content(files[2]))
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _wait(pid: int) -> int:
+    """The exit code of a child; when a signal's exception ends the wait, the child ends too."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _write_all(fd: int, data: bytes) -> None:

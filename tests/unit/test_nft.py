@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
 
 import pytest
@@ -125,6 +127,27 @@ def test_run_signal_and_environment() -> None:
     assert process.run("/bin/sh", ["sh", "-c", "kill -9 $$"]).code == -9
     done = process.run("/bin/sh", ["sh", "-c", "echo $A-$HOME"], env={"A": "b"})
     assert done.stdout == b"b-\n"
+
+
+def test_run_interrupted() -> None:
+    """An exception out of a signal handler leaves no child behind."""
+
+    class Timeout(Exception):
+        pass
+
+    def expire(number: int, frame: object) -> None:
+        raise Timeout
+
+    before = signal.signal(signal.SIGALRM, expire)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(Timeout):
+            process.run("/bin/sleep", ["sleep", "60"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_run_missing() -> None:
