@@ -54,8 +54,9 @@ def add(call: Call[Conf]) -> Result:
             routes=ipam.routes,
             dns=_main.dns(conf.dns, ipam.dns),
         )
-        settings = announce.settings(call.ifname)
-        # a link with two ends, both ours: nobody can have the address already
+        # a link with two ends, both ours: nobody can have the address already, nor the link-local
+        settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
+        settings += announce.settings(call.ifname)
         _configure.interface(call, netns, inner.index, result, settings, nodad=True)
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
