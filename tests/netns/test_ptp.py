@@ -19,6 +19,7 @@ from tests.harness import (
     Runtime,
     address_info,
     addresses,
+    capture,
     each_family,
     each_version,
     find_routes,
@@ -266,7 +267,10 @@ def test_an_address_that_is_used_again_loses_no_packet(
 
 
 def test_no_address_is_tentative(runtime: Runtime, container: Netns) -> None:
-    runtime.add("ptp", network(V6), container).succeeded()
+    with capture(container) as seen:
+        runtime.add("ptp", network(V6), container).succeeded()
+    # nobody is asked whether he has the address, which would take one to two seconds
+    assert [f.solicitation for f in seen.frames if f.solicitation and f.outgoing] == []
     (veth,) = veths(runtime.host)
     for ns, name, cidr in (
         (container, "eth0", "fd00:22::2/64"),
