@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from .. import process
 from ..protocol.errors import CNIError
-from . import nft, process
+from . import nft
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")

@@ -294,7 +294,7 @@ def test_unknown_backend(host: Netns) -> None:
 
 @pytest.fixture
 def no_iptables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cni.kernel.process.find", lambda _: None)
+    monkeypatch.setattr("cni.process.find", lambda _: None)
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_asked_for_iptables_without_it(host: Netns, no_iptables: None) -> None:
 def test_broken_iptables(
     host: Netns, monkeypatch: pytest.MonkeyPatch, tool: str, text: str
 ) -> None:
-    monkeypatch.setattr("cni.kernel.process.find", lambda _: f"/bin/{tool}")
+    monkeypatch.setattr("cni.process.find", lambda _: f"/bin/{tool}")
     with pytest.raises(CNIError, match=text):
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
     assert not iptables.usable(v6=False)
@@ -349,18 +349,16 @@ def test_removal_needs_neither_tool(
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), "iptables")
     if "nf_tables" not in host.exec(["iptables", "--version"]).stdout:
         pytest.skip("iptables is the legacy variant here")
-    monkeypatch.setattr("cni.kernel.process.find", lambda _: None)
+    monkeypatch.setattr("cni.process.find", lambda _: None)
     host.run(masquerade.teardown, ONE, [])
     assert rules_of(host, ONE) == []
 
 
 def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cni.kernel import process
+    from cni import process
 
     real = process.find
-    monkeypatch.setattr(
-        "cni.kernel.process.find", lambda name: None if name[:3] == "ip6" else real(name)
-    )
+    monkeypatch.setattr("cni.process.find", lambda name: None if name[:3] == "ip6" else real(name))
     with pytest.raises(CNIError, match="ip6tables-restore not found"):
         host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24", "fd00::2/64"), None)
     assert rules_of(host, TWO) == []
@@ -368,7 +366,7 @@ def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.M
 
 def test_legacy_iptables(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older variant keeps its rules elsewhere in the kernel."""
-    from cni.kernel import process
+    from cni import process
 
     if process.find("iptables-legacy-restore") is None:
         pytest.skip("needs iptables-legacy")
@@ -376,7 +374,7 @@ def test_legacy_iptables(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip("this kernel has no legacy iptables")
     real = process.find
     monkeypatch.setattr(
-        "cni.kernel.process.find", lambda name: real(name.replace("tables", "tables-legacy"))
+        "cni.process.find", lambda name: real(name.replace("tables", "tables-legacy"))
     )
     setup_all(host, "iptables")
     setup_all(host, "iptables")

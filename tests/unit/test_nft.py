@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.kernel import iptables, masquerade, nft, process, spoofcheck
+from cni import process
+from cni.kernel import iptables, masquerade, nft, spoofcheck
 from cni.kernel import netlink as nl
 from cni.kernel.owner import Owner
 from cni.protocol.address import Prefix
