@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from errno import EEXIST, ENODEV, ENOENT
 from time import monotonic
 from typing import NamedTuple
@@ -25,6 +26,11 @@ _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
+_MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN, _IPVLAN_MODE, _VLAN_ID = 1, 7, 1, 1
+
+# Names of the configuration and values of the kernel.
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _AF_BRIDGE = 7
 _SKIP_STATS = 1 << 3
 
@@ -66,6 +72,16 @@ class Link(NamedTuple):
     def vlan_filtering(self) -> bool:
         """Of a bridge: does it look at VLAN tags?"""
         return self.data.get(_BR_VLAN_FILTERING, b"\0")[0] != 0
+
+    @property
+    def mode(self) -> int:
+        """Of a macvlan or ipvlan: the kernel's number."""
+        return int.from_bytes(self.data.get(_MACVLAN_MODE, b""), sys.byteorder)
+
+    @property
+    def vlan_id(self) -> int:
+        """Of a vlan."""
+        return int.from_bytes(self.data.get(_VLAN_ID, b""), sys.byteorder)
 
     @property
     def hairpin(self) -> bool:
@@ -199,6 +215,40 @@ def create_bridge(
     """Make a bridge; the kernel picks the MAC unless one is given."""
     data = nl.u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
     create(sock, "bridge", name, data=data, mtu=mtu, mac=mac)
+
+
+def create_macvlan(
+    sock: Netlink,
+    name: str,
+    parent: int,
+    *,
+    mode: int,
+    mtu: int = 0,
+    mac: bytes = b"",
+    bc_queue_len: int = 0,
+    netns: int | None = None,
+) -> None:
+    """Make a macvlan on the link `parent`; `mode` is one of MACVLAN_MODES' values."""
+    data = nl.u32(_MACVLAN_MODE, mode)
+    if bc_queue_len:
+        data += nl.u32(_MACVLAN_BC_QUEUE_LEN, bc_queue_len)
+    create(sock, "macvlan", name, data=data, mtu=mtu, mac=mac, parent=parent, netns=netns)
+
+
+def create_ipvlan(
+    sock: Netlink, name: str, parent: int, *, mode: int, mtu: int = 0, netns: int | None = None
+) -> None:
+    """Make an ipvlan on the link `parent`; `mode` is one of IPVLAN_MODES' values."""
+    data = nl.u16(_IPVLAN_MODE, mode)
+    create(sock, "ipvlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
+
+
+def create_vlan(
+    sock: Netlink, name: str, parent: int, *, vid: int, mtu: int = 0, netns: int | None = None
+) -> None:
+    """Make an 802.1Q interface with that id on the link `parent`."""
+    data = nl.u16(_VLAN_ID, vid)
+    create(sock, "vlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
 
 
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
