@@ -69,7 +69,7 @@ def install(source: Path, bin_dir: Path, names: Iterable[str], python: str | Non
     launcher = Launcher.read(source)
     interpreter = choose_python(python)
     bin_dir = bin_dir.absolute()
-    with _errors(bin_dir):
+    with _errors(bin_dir), _umask(0o022):
         made = _make_directories(bin_dir)
         with _locked(bin_dir):
             return _Installation(bin_dir, made).install(launcher, sorted(names), interpreter)
@@ -197,7 +197,7 @@ class _Installation:
             compile_tree(python, tree, tree)
             return
         partial = self._temporary()
-        partial.mkdir(mode=0o755)
+        partial.mkdir()
         try:
             _unpack(launcher.path, partial, self._temporary)
             self.report.warnings += probe(python, partial)
@@ -324,7 +324,7 @@ def _unpack(archive: Path, tree: Path, temporary: Any) -> None:
             path, data = tree / info.filename, bundle.read(info)
             if path.is_file() and path.read_bytes() == data:
                 continue
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             partial = temporary()
             _write_file(partial, data, 0o644)
             partial.replace(path)
@@ -357,7 +357,7 @@ def _make_directories(path: Path) -> list[str]:
     if path.is_dir():
         return []
     above = _make_directories(path.parent)
-    path.mkdir(mode=0o755)
+    path.mkdir()
     return [str(path), *above]
 
 
@@ -382,6 +382,16 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    """Plugins have to be readable whatever the caller's umask; children inherit this one."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

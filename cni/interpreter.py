@@ -103,5 +103,4 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=300,
-        umask=0o022,
     )

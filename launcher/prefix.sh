@@ -26,8 +26,8 @@ try() {
     [ -x "$1" ] && [ ! -d "$1" ] || return 1
     for cni_name in "$1.14" "$1.13" "$1.12" "$1.11"; do
         [ "$1" -ef "$cni_name" ] && cni_python=$1 && return 0
-    done 2>/dev/null
-    "$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' </dev/null >/dev/null 2>&1
+    done 2>&-
+    "$1" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 11))' <&- >&- 2>&-
     case $? in
         0) cni_python=$1; return 0 ;;
         1) cni_old=${cni_old:-$1} ;;
@@ -54,7 +54,7 @@ cni_old=''
 search
 unset IFS
 # A link from elsewhere; the assignment stays in the subshell.
-cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>/dev/null) || cni_real=$0
+cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>&-) || cni_real=$0
 cni_root=${cni_real%/*}/.cni-$cni_build
 if [ -f "$cni_root/run.py" ]; then
     exec "$cni_python" -I -S "$cni_root/run.py" "$0" "$@"

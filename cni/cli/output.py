@@ -71,7 +71,7 @@ def error(problem: CNIError, hint: str = "", as_json: bool = False) -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         click.echo(str(problem), err=True)
         return
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {problem.msg}", err=True)
+    click.echo(f"{_red('error:')} {problem.msg}", err=True)
     rows = [("details", problem.details), ("next", hint)]
     if any(value for _, value in rows):
         click.echo(_columns([row for row in rows if row[1]]), err=True)
@@ -112,6 +112,11 @@ def _address(ip: IPConfig, result: Result) -> str:
     if ip.interface is not None and 0 <= ip.interface < len(result.interfaces):
         text += f" on {result.interfaces[ip.interface].name}"
     return f"{text}, gateway {ip.gateway}" if ip.gateway else text
+
+
+def _red(text: str) -> str:
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
+    return text if plain else click.style(text, fg="red", bold=True)
 
 
 def _columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:

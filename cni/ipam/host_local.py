@@ -7,7 +7,6 @@ it fails. After a kill at any instruction, DEL of the attachment releases everyt
 from __future__ import annotations
 
 import os
-import time
 from contextlib import AbstractContextManager
 
 from ..call import Attachment, Call, Steps
@@ -18,7 +17,16 @@ from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import IPConfig, Result
 from . import resolvconf
 from .ranges import RangeConf, RangeSet, canonical_sets
-from .store import LAST_RESERVED, Store, content_of, directory_of, explain, open_store
+from .store import (
+    LAST_RESERVED,
+    UNREADABLE,
+    Store,
+    content_of,
+    directory_of,
+    explain_in,
+    is_address,
+    open_store,
+)
 
 DATA_DIR = "/var/lib/cni/networks"
 
@@ -114,7 +122,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     with _store(call) as store:
         for name, content in list(store.leases().items()):
-            if _is_address(name) and not _is_kept(call, name, content, keep, ids):
+            if is_address(name) and not _is_kept(call, name, content, keep, ids):
                 steps.run(_release_stale, store, name)
     steps.finish()
 
@@ -136,7 +144,9 @@ def status(call: Call[Conf]) -> None:
             f"reservations are kept in {path}: make it a writable directory, or set ipam.dataDir",
         )
     if existing == path and (ipam.ranges or ipam.subnet is not None):
-        _check_free(path, _range_sets(call))
+        from . import usage
+
+        usage.check_free(path, _range_sets(call))
 
 
 # --- configuration ---
@@ -221,7 +231,7 @@ def _allocate(
         except CNIError as error:
             raise error.wrapped(f"failed to allocate for range {index}: ") from None
         except OSError as error:
-            failure = explain("open", store.path, error)
+            failure = explain_in("open", store.path, error)
             raise failure.wrapped(f"failed to allocate for range {index}: ") from None
     if left:
         raise CNIError(
@@ -242,9 +252,11 @@ def _take_requested(
             f"requested ip {name} is subnet's gateway", f"request another address of {each}"
         )
     if not _reserve(call, store, name, made):
+        from . import usage  # only errors and STATUS need it
+
         raise CNIError(
             f"requested IP address {name} is not available in range set {each}",
-            f"{_holder(store.content(name) or b'')} holds it: {store.path}/{name}",
+            f"{usage.holder(store.content(name) or b'')} holds it: {store.path}/{name}",
         )
     return _ip_config(name, found.subnet.length, found.gateway)
 
@@ -253,7 +265,7 @@ def _next_free(
     call: Call[Conf], store: Store, each: RangeSet, index: int, made: list[str]
 ) -> IPConfig:
     for name in store.owned_by(call.container_id, call.ifname):
-        if _is_address(name) and each.contains(parse_ip(name)):
+        if is_address(name) and each.contains(parse_ip(name)):
             raise CNIError(
                 f"{name} has been allocated to {call.container_id}, "
                 "duplicate allocation is not allowed",
@@ -264,7 +276,9 @@ def _next_free(
         name = format_ip(packed)
         if not leases.get(name) and _reserve(call, store, name, made):
             return _ip_config(name, found.subnet.length, found.gateway)
-    raise CNIError(f"no IP addresses available in range set: {each}", _usage(store, each))
+    from . import usage
+
+    raise CNIError(f"no IP addresses available in range set: {each}", usage.describe(store, each))
 
 
 def _reserve(call: Call[Conf], store: Store, name: str, made: list[str]) -> bool:
@@ -311,77 +325,19 @@ def _release_stale(store: Store, name: str) -> None:
     try:
         store.release(name)
     except OSError as error:
-        raise explain("remove", os.path.join(store.path, name), error) from None
+        raise explain_in("remove", store.path, error) from None
 
 
 def _is_kept(
     call: Call[Conf], name: str, content: bytes, keep: frozenset[Attachment], ids: frozenset[str]
 ) -> bool:
-    """Does a reservation belong to a valid attachment, or to no attachment at all?"""
+    """Does a reservation belong to a valid attachment, or is the file not one of ours?"""
+    if content == UNREADABLE:
+        return True
     parts = content.decode("utf-8", "surrogateescape").split("\r\n")
     if len(parts) == 1:
         return parts[0] in ids  # of an old version; an empty one is nobody's
     if len(parts) == 2:
         return Attachment(*parts) in keep
     call.log(f"host-local: {name} is not a reservation of host-local: left alone")
-    return True
-
-
-# --- what a full range is told about ---
-
-
-def _check_free(path: str, sets: list[RangeSet]) -> None:
-    try:
-        names = os.listdir(path)
-    except OSError as error:
-        raise NotAvailable(
-            f"host-local: cannot read {path}: {error.strerror}", "it holds the reservations"
-        ) from None
-    for each in sets:
-        if each.size > len(names):
-            continue
-        if _in_use(names, each) >= each.size:
-            raise NotAvailable(
-                f"host-local: no IP addresses available in range set: {each}",
-                f"all {each.size} addresses are in use: remove containers, run GC, or add a range",
-            )
-
-
-def _in_use(names: list[str], each: RangeSet) -> int:
-    gateways = each.gateways
-    packed = (parse_ip(name) for name in names if _is_address(name))
-    return sum(each.contains(ip) and ip not in gateways for ip in packed)
-
-
-def _usage(store: Store, each: RangeSet) -> str:
-    """Size, use, and who has held an address the longest."""
-    names = [
-        name
-        for name, content in store.leases().items()
-        if content and _is_address(name) and each.contains(parse_ip(name))
-    ]
-    oldest = sorted((store.held_since(name), name) for name in names)[:3]
-    holders = ", ".join(
-        f"{name} by {_holder(store.leases()[name])} since "
-        + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
-        for since, name in oldest
-    )
-    return (
-        f"{_in_use(names, each)} of {each.size} addresses are in use, held the longest: "
-        f"{holders or 'none'}. Remove containers, run GC to release what dead ones hold, or add a "
-        f"range; reservations are in {store.path}"
-    )
-
-
-def _holder(content: bytes) -> str:
-    """``container abc (eth0)``."""
-    container_id, _, ifname = content.decode(errors="replace").partition("\r\n")
-    return f"container {container_id or 'unknown'}" + (f" ({ifname})" if ifname else "")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        parse_ip(name)
-    except InvalidAddress:
-        return False
     return True

@@ -39,7 +39,7 @@ LAST_RESERVED = "last_reserved_ip."
 _IN_MAKING = ".new"
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
+UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
@@ -48,6 +48,15 @@ _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, 
 def content_of(container_id: str, ifname: str) -> bytes:
     """What the file of a reservation contains."""
     return f"{container_id.strip()}\r\n{ifname}".encode("utf-8", "surrogateescape")
+
+
+def is_address(name: str) -> bool:
+    """Is it the name of a reservation?"""
+    try:
+        parse_ip(name)
+    except InvalidAddress:
+        return False
+    return True
 
 
 class Store:
@@ -118,11 +127,11 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError:
-            return _UNREADABLE
+            return UNREADABLE
         try:
             return os.read(fd, 4096).strip()
         except OSError:
-            return _UNREADABLE
+            return UNREADABLE
         finally:
             os.close(fd)
 
@@ -212,18 +221,18 @@ def directory_of(data_dir: str, network: str) -> str:
 
 
 @contextmanager
-def open_store(data_dir: str, network: str, timeout: float = lockfile.TIMEOUT) -> Iterator[Store]:
+def open_store(data_dir: str, network: str, timeout: float | None = None) -> Iterator[Store]:
     """The network's directory, made if missing, and locked for the length of the block.
 
     Raises CNIError in Go's words (``mkdir <path>: permission denied``), or TryAgainLater (code 11).
     """
     path = directory_of(data_dir, network)
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
     fd, lock = _open_locked(path, deadline)
     try:
         yield Store(path, fd)
     except OSError as error:
-        raise explain("write", path, error) from None
+        raise explain_in("write", path, error) from None
     finally:
         os.close(lock)
         os.close(fd)
@@ -292,3 +301,10 @@ def explain(operation: str, path: str, error: OSError) -> CNIError:
     """``open <path>: permission denied``, as the reference would say."""
     reason = os.strerror(error.errno) if error.errno else str(error)
     return CNIError(f"{operation} {path}: {reason.lower()}", _ADVICE)
+
+
+def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
+    """The same of a file in an open directory, which the error tells."""
+    name = error.filename2 or error.filename
+    known = isinstance(name, str) and name not in ("", ".")
+    return explain(operation, os.path.join(directory, name) if known else directory, error)

@@ -42,7 +42,7 @@ def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
 
 
 def _parse(data: bytes) -> Address:
-    _, length, flags, scope, index = _IFADDR.unpack_from(data)
+    _, length, flags, scope, index = nl.unpack(_IFADDR, data)
     a = nl.attr_map(data, _IFADDR.size)
     ip = a.get(_LOCAL) or a.get(_ADDRESS) or b"\0\0\0\0"
     return Address(Prefix(ip, length), index, scope, nl.get_u32(a.get(_FLAGS), flags))

@@ -31,12 +31,12 @@ def show(sock: Netlink, index: int) -> list[PortVlan]:
     request = _IFINFO.pack(_AF_BRIDGE, 0, 0, 0, 0) + nl.u32(_EXT_MASK, _MASK_BRVLAN)
     found = []
     for data in sock.dump(RTM_GETLINK, request):
-        if _IFINFO.unpack_from(data)[2] != index:
+        if nl.unpack(_IFINFO, data)[2] != index:
             continue
         spec = nl.attr_map(data, _IFINFO.size).get(_AF_SPEC, b"")
         for kind, info in nl.attrs(spec):
             if kind == _VLAN_INFO:
-                flags, vid = _INFO.unpack_from(info)
+                flags, vid = nl.unpack(_INFO, info)
                 found.append(PortVlan(vid, bool(flags & _PVID), bool(flags & _UNTAGGED)))
     return found
 

@@ -35,6 +35,7 @@ _AF_BRIDGE = 7
 _SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_NSID = struct.Struct("=i")
 
 
 class LinkNotFound(Exception):
@@ -71,7 +72,7 @@ class Link(NamedTuple):
     @property
     def vlan_filtering(self) -> bool:
         """Of a bridge: does it look at VLAN tags?"""
-        return self.data.get(_BR_VLAN_FILTERING, b"\0")[0] != 0
+        return nl.get_byte(self.data.get(_BR_VLAN_FILTERING)) != 0
 
     @property
     def mode(self) -> int:
@@ -86,17 +87,17 @@ class Link(NamedTuple):
     @property
     def hairpin(self) -> bool:
         """Of a bridge port."""
-        return self.port.get(_PORT_HAIRPIN, b"\0")[0] != 0
+        return nl.get_byte(self.port.get(_PORT_HAIRPIN)) != 0
 
     @property
     def isolated(self) -> bool:
         """Of a bridge port."""
-        return self.port.get(_PORT_ISOLATED, b"\0")[0] != 0
+        return nl.get_byte(self.port.get(_PORT_ISOLATED)) != 0
 
 
 def parse(payload: bytes) -> Link:
     """A Link from the payload of an RTM_NEWLINK message."""
-    _, _, index, flags, _ = _IFINFO.unpack_from(payload)
+    _, _, index, flags, _ = nl.unpack(_IFINFO, payload)
     a = nl.attr_map(payload, _IFINFO.size)
     info = nl.attr_map(a.get(_LINKINFO, b""))
     nsid = a.get(_LINK_NETNSID)
@@ -109,9 +110,9 @@ def parse(payload: bytes) -> Link:
         mtu=nl.get_u32(a.get(_MTU)),
         master=nl.get_u32(a.get(_MASTER)),
         peer=nl.get_u32(a.get(_LINK)),
-        peer_nsid=struct.unpack("=i", nsid)[0] if nsid else None,
+        peer_nsid=nl.unpack(_NSID, nsid)[0] if nsid else None,
         alias=nl.get_text(a.get(_IFALIAS)),
-        operstate=a.get(_OPERSTATE, b"\0")[0],
+        operstate=nl.get_byte(a.get(_OPERSTATE)),
         promiscuity=nl.get_u32(a.get(_PROMISCUITY)),
         txqlen=nl.get_u32(a.get(_TXQLEN)),
         data=nl.attr_map(info.get(_INFO_DATA, b"")),

@@ -11,7 +11,8 @@ import os
 import struct
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
-from errno import EBUSY, EEXIST, EINTR, ENOBUFS
+from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS
+from typing import Any
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 
@@ -96,6 +97,18 @@ def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 def attr_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes by type; of several of one type the last."""
     return dict(attrs(data, offset))
+
+
+def unpack(layout: struct.Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
+    """The fixed part of a message. Raises NetlinkError (EBADMSG) when the message is too short."""
+    try:
+        return layout.unpack_from(data, offset)
+    except struct.error:
+        raise NetlinkError(EBADMSG, "the kernel's message is too short") from None
+
+
+def get_byte(payload: bytes | None) -> int:
+    return payload[0] if payload else 0
 
 
 def get_u32(payload: bytes | None, default: int = 0) -> int:
@@ -221,13 +234,13 @@ def split(buffer: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def _raise_if_error(flags: int, data: bytes) -> None:
-    code = _S32.unpack_from(data)[0]
+    code = unpack(_S32, data)[0]
     if code == 0:
         return
     detail = ""
     if flags & _NLM_F_ACK_TLVS:
         # error, the request's header, and the request itself unless it was capped
-        request = 16 if flags & _NLM_F_CAPPED else _U32.unpack_from(data, 4)[0]
+        request = 16 if flags & _NLM_F_CAPPED else unpack(_U32, data, 4)[0]
         detail = get_text(attr_map(data, 4 + (request + 3 & ~3)).get(_NLMSGERR_ATTR_MSG))
     raise NetlinkError(-code, detail)
 

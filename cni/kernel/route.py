@@ -76,7 +76,7 @@ def show(sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN) ->
 
 
 def _parse(data: bytes, family: int) -> list[Route]:
-    entry_family, dst_len, _, _, table, proto, scope, kind, _ = _RTMSG.unpack_from(data)
+    entry_family, dst_len, _, _, table, proto, scope, kind, _ = nl.unpack(_RTMSG, data)
     if entry_family != family or kind != _UNICAST:
         return []
     a = nl.attr_map(data, _RTMSG.size)

@@ -18,9 +18,16 @@ import os
 import signal
 import struct
 import sys
-from _socket import AF_UNIX, CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socketpair,
+)
 from _socket import socket as Socket
-from _socket import socketpair
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -32,7 +39,7 @@ _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
 
-# Tags of a frame, the child's in the second line; SPENT: the job's outcome counts, the child is done.
+# Tags of a frame, the second line the child's. SPENT: the outcome counts, the child is done.
 _MARSHAL, _PICKLE = b"m", b"p"
 _RAISED, _FD, _SPENT = b"x", b"f", b"!"
 
@@ -270,7 +277,7 @@ def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int 
         if function is _make_socket:
             return _FD, b"", value
         return (*_pack(value), None)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 whatever it is belongs to the caller
         return _RAISED, _describe(error), None
 
 
@@ -317,7 +324,7 @@ def _describe(error: BaseException) -> bytes:
         data = pickle.dumps((error, text))
         pickle.loads(data)  # classes with unusual constructors fail only here
         return data
-    except Exception:
+    except Exception:  # noqa: BLE001 pickling runs the exception's own code
         return pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), text))
 
 

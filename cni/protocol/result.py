@@ -136,11 +136,26 @@ class Result(Folded):
 
 def encode_json(value: Any) -> bytes:
     """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029."""
-    text = msgspec.json.format(msgspec.json.encode(value), indent=4)
+    try:
+        text = msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        text = msgspec.json.encode(_replace_invalid(value))
+    text = msgspec.json.format(text, indent=4)
     for raw, escaped in _ESCAPES:
         if raw in text:
             text = text.replace(raw, escaped)
     return text
+
+
+def _replace_invalid(value: Any) -> Any:
+    """What is no UTF-8 (a variable or path may hold any bytes) as U+FFFD, as in Go."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    if isinstance(value, dict):
+        return {_replace_invalid(key): _replace_invalid(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace_invalid(item) for item in value]
+    return value
 
 
 _ESCAPES = (

@@ -1,0 +1,40 @@
+"""Fixtures for the tests of the built file: real builds, real installs, no stand-ins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.build import build_dist
+
+from .running import build_copy, install
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def dist() -> Path:
+    """dist/cni."""
+    return build_dist()
+
+
+@pytest.fixture(scope="session")
+def other_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another build, as the next version would be."""
+    return build_copy(tmp_path_factory.mktemp("other"), "another build")
+
+
+@pytest.fixture(scope="session")
+def third_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third build."""
+    return build_copy(tmp_path_factory.mktemp("third"), "a third build")
+
+
+@pytest.fixture(scope="session")
+def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with dist/cni installed, for tests that only run it."""
+    directory = tmp_path_factory.mktemp("installed") / "bin"
+    install(dist, directory)
+    return directory

@@ -1,0 +1,77 @@
+"""The built file: what is in it, and that the same sources give the same file."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import zipfile
+from typing import TYPE_CHECKING
+
+from .running import build_copy, build_id, copy_tree, in_mounts, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_same_sources_give_the_same_file(dist: Path, tmp_path: Path) -> None:
+    assert build_copy(tmp_path).read_bytes() == dist.read_bytes()
+
+
+def test_other_sources_have_another_build_id(dist: Path, other_dist: Path) -> None:
+    assert build_id(other_dist) != build_id(dist)
+
+
+def test_is_a_zip_with_right_offsets_and_nothing_needless(dist: Path) -> None:
+    with zipfile.ZipFile(dist) as archive:
+        assert archive.testzip() is None
+        names = archive.namelist()
+        first = min(archive.infolist(), key=lambda info: info.header_offset)
+    # zipfile would make up for wrong offsets; those written in the file are these.
+    assert first.header_offset == 4096
+    assert dist.read_bytes()[4096:4100] == b"PK\x03\x04"
+    assert names == sorted(names)
+    for needless in ("_bootstrap/", "/tests/", ".pyi", "RECORD", "site-packages"):
+        assert not [name for name in names if needless in name]
+
+
+def test_is_small(dist: Path) -> None:
+    assert dist.stat().st_size < 3_500_000
+
+
+def test_has_the_extension_for_every_python(dist: Path) -> None:
+    with zipfile.ZipFile(dist) as archive:
+        names = archive.namelist()
+    for version in ("311", "312", "313", "314"):
+        name = f"msgspec/_core.cpython-{version}-{platform.machine()}-linux-gnu.so"
+        assert name in names
+
+
+def test_carries_the_licenses(dist: Path) -> None:
+    with zipfile.ZipFile(dist) as archive:
+        licensed = {n.split("-")[0] for n in archive.namelist() if ".dist-info/licenses/" in n}
+    assert licensed == {"click", "msgspec", "pyroute2"}
+
+
+def test_knows_its_build_id(dist: Path) -> None:
+    done = run(dist, "--version")
+    assert done.returncode == 0, done.stderr
+    assert build_id(dist) in done.stdout
+
+
+def test_a_second_build_leaves_the_file_alone(tmp_path: Path) -> None:
+    built = build_copy(tmp_path)
+    before = built.stat().st_ino
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "tools/build.py")], capture_output=True, text=True
+    )
+    assert "unchanged" in done.stdout
+    assert built.stat().st_ino == before
+
+
+def test_names_the_package_of_a_missing_binding(dist: Path, tmp_path: Path) -> None:
+    script = copy_tree(tmp_path / "tree") / "tools/build.py"
+    hide = f'mount --bind {tmp_path} /usr/lib/python3/dist-packages/nftables && exec "$@"'
+    done = run(sys.executable, script, prefix=in_mounts(hide))
+    assert done.returncode == 1
+    assert "apt-get install python3-nftables" in done.stderr

@@ -1,0 +1,308 @@
+"""`cni install` and `cni uninstall`: nothing is ever missing, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from signal import SIGKILL
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .running import (
+    PYTHON,
+    VERSION,
+    build_id,
+    in_mounts,
+    install,
+    need,
+    pythons,
+    run,
+    supported,
+    uninstall,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PLUGINS = {"bridge", "host-local", "loopback", "ptp", "static"}
+
+
+def state(directory: Path) -> dict[str, tuple[int, str]]:
+    """Name -> mode and content (of a link: where it points) of everything in a directory."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            content = os.readlink(path)
+        else:
+            content = path.read_bytes().hex() if stat.S_ISREG(mode) else ""
+        found[str(path.relative_to(directory))] = (mode, content)
+    return found
+
+
+def temporary(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name.startswith(".cni-tmp-")]
+
+
+def test_makes_the_file_a_tree_and_links(dist: Path, tmp_path: Path) -> None:
+    report = install(dist, tmp_path / "bin")
+    build = build_id(dist)
+    assert (report["build"], report["python"]) == (build, PYTHON)
+    assert set(report["links"]) >= PLUGINS
+    assert report["warnings"] == []
+    for name in report["links"]:
+        assert os.readlink(tmp_path / "bin" / name) == "cni"
+    others = {path.name for path in (tmp_path / "bin").iterdir()} - set(report["links"])
+    assert others == {"cni", f".cni-{build}", ".cni-manifest.json"}
+    assert f"cni_python='{PYTHON}'".encode() in (tmp_path / "bin/cni").read_bytes()[:4096]
+    # The archive stayed where it was.
+    assert (tmp_path / "bin/cni").read_bytes()[4096:] == dist.read_bytes()[4096:]
+
+
+def test_compiles_for_the_interpreter(dist: Path, installed: Path) -> None:
+    tree = installed / f".cni-{build_id(dist)}"
+    compiled = list((tree / "cni").rglob("*.pyc"))
+    assert len(compiled) >= len(list((tree / "cni").rglob("*.py")))
+    for path in compiled:
+        assert path.read_bytes()[4:8] == b"\x01\x00\x00\x00", f"{path}: not an unchecked hash"
+        assert b"/.cni-tmp-" not in path.read_bytes(), "tracebacks would name the temporary tree"
+
+
+def test_a_second_time_changes_nothing(dist: Path, tmp_path: Path) -> None:
+    install(dist, tmp_path)
+    before = state(tmp_path)
+    report = install(dist, tmp_path)
+    assert (report["links"], report["kept"], report["removed"]) == ([], {}, [])
+    assert set(report["unchanged"]) >= PLUGINS
+    assert state(tmp_path) == before
+
+
+def test_modes_do_not_depend_on_the_umask(dist: Path, tmp_path: Path) -> None:
+    done = run(
+        dist,
+        "install",
+        "--bin-dir",
+        tmp_path / "a/bin",
+        prefix=["/bin/sh", "-c", 'umask 077; exec "$@"', "sh"],
+    )
+    assert done.returncode == 0, done.stderr
+    modes = {(stat.S_IFMT(mode), mode & 0o777) for mode, _ in state(tmp_path).values()}
+    assert modes == {
+        (stat.S_IFDIR, 0o755),
+        (stat.S_IFREG, 0o644),
+        (stat.S_IFREG, 0o755),
+        (stat.S_IFLNK, 0o777),
+    }
+
+
+def test_uninstall_leaves_nothing(dist: Path, tmp_path: Path) -> None:
+    install(dist, tmp_path / "a/b/bin")
+    report = uninstall(tmp_path / "a/b/bin/cni", tmp_path / "a/b/bin")
+    assert set(report["removed"]) >= PLUGINS
+    assert state(tmp_path) == {}
+
+
+def test_uninstall_without_an_installation(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "bridge").write_text("another")
+    report = uninstall(dist, tmp_path)
+    assert report["removed"] == report["restored"] == []
+    assert uninstall(dist, tmp_path / "missing")["removed"] == []
+    assert (tmp_path / "bridge").read_text() == "another"
+
+
+def test_foreign_files_are_kept_and_come_back(dist: Path, other_dist: Path, tmp_path: Path) -> None:
+    for name in ("bridge", "host-local", "cni", "macvlan-like"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} of another\n")
+        (tmp_path / name).chmod(0o750)
+    (tmp_path / "ptp").symlink_to("/usr/lib/cni/ptp")
+    before = state(tmp_path)
+    report = install(dist, tmp_path)
+    expected = {name: f".{name}.before-cni" for name in ("bridge", "host-local", "cni", "ptp")}
+    assert report["kept"] == expected
+    assert "supportedVersions" in run(tmp_path / "bridge", env=VERSION).stdout
+    assert install(other_dist, tmp_path)["kept"] == {}
+    report = uninstall(tmp_path / "cni", tmp_path)
+    assert set(report["restored"]) == set(expected)
+    assert state(tmp_path) == before
+
+
+def test_uninstall_leaves_what_others_put_there_since(dist: Path, tmp_path: Path) -> None:
+    install(dist, tmp_path / "bin")
+    (tmp_path / "bin/bridge").unlink()
+    (tmp_path / "bin/bridge").write_text("another")
+    (tmp_path / "bin/mine").symlink_to("cni")
+    uninstall(dist, tmp_path / "bin")
+    assert set(state(tmp_path / "bin")) == {"bridge", "mine"}
+
+
+def test_keeps_the_previous_build_and_no_older(
+    dist: Path, other_dist: Path, third_dist: Path, tmp_path: Path
+) -> None:
+    def trees() -> set[str]:
+        return {path.name.removeprefix(".cni-") for path in tmp_path.glob(".cni-[0-9a-f]*")}
+
+    first, second, third = (build_id(path) for path in (dist, other_dist, third_dist))
+    install(dist, tmp_path)
+    install(other_dist, tmp_path)
+    assert trees() == {first, second}
+    assert install(third_dist, tmp_path)["removed"] == [f".cni-{first}"]
+    assert trees() == {second, third}
+    uninstall(third_dist, tmp_path)
+    assert state(tmp_path) == {}
+
+
+@pytest.mark.slow
+def test_no_request_fails_while_builds_alternate(
+    dist: Path, other_dist: Path, tmp_path: Path
+) -> None:
+    install(dist, tmp_path / "bin")
+    # Four requests at a time, as fast as they go, until told to stop; prints every failure.
+    caller = r"""
+        while [ ! -e stop ]; do
+            for name in bridge ptp loopback static; do
+                (out=$(CNI_COMMAND=VERSION ./bin/$name 2>&1) || echo "$name: $? $out" >>failed
+                 echo >>done) &
+            done
+            wait
+        done
+    """
+    calling = subprocess.Popen(["/bin/sh", "-c", caller], cwd=tmp_path)
+    try:
+        for number in range(4):
+            install((other_dist, dist)[number % 2], tmp_path / "bin")
+    finally:
+        (tmp_path / "stop").touch()
+        calling.wait(60)
+    assert not (tmp_path / "failed").exists(), (tmp_path / "failed").read_text()
+    assert len((tmp_path / "done").read_text()) > 20
+
+
+CHANGES = (
+    "rename,renameat,renameat2,symlink,symlinkat,link,linkat,unlink,unlinkat,mkdir,mkdirat,rmdir"
+)
+
+
+def strace(tmp_path: Path, *options: str) -> list[str]:
+    return [need("strace"), "-o", str(tmp_path / "trace"), *options, "-e", f"trace={CHANGES}"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_kill_at_any_step_is_harmless(dist: Path, other_dist: Path, tmp_path: Path) -> None:
+    """An upgrade over a foreign file, killed at each of its last steps and at some early ones."""
+    template = prepared(dist, tmp_path / "template")
+    steps = copied(template, tmp_path / "count")
+    run(other_dist, "install", "--bin-dir", steps, prefix=strace(tmp_path))
+    calls = re.findall(r"^(\w+)\(", (tmp_path / "trace").read_text(), re.MULTILINE)
+    assert len(calls) > 100
+    for step in [0, len(calls) // 2, *range(len(calls) - 10, len(calls))]:
+        bin_dir = copied(template, tmp_path / f"step{step}")
+        nth = calls[: step + 1].count(calls[step])  # strace counts each kind of call by itself
+        kill = ["-e", f"inject={calls[step]}:signal=KILL:when={nth}"]
+        done = run(other_dist, "install", "--bin-dir", bin_dir, prefix=strace(tmp_path, *kill))
+        assert done.returncode == -SIGKILL
+        for name in ("bridge", "static"):
+            assert supported(run(bin_dir / name, env=VERSION)), f"{name} after a kill at {step}"
+        install(other_dist, bin_dir)
+        assert temporary(bin_dir) == []
+        assert "1.1.0" in supported(run(bin_dir / "static", env=VERSION))
+        uninstall(other_dist, bin_dir)
+        assert set(state(bin_dir)) == {"static"}
+        assert (bin_dir / "static").read_text() == FOREIGN
+
+
+FOREIGN = '#!/bin/sh\necho \'{"supportedVersions": ["1.0.0"]}\'\n'
+
+
+def prepared(dist: Path, bin_dir: Path) -> Path:
+    """An installation in which one plugin has since been replaced by somebody else's."""
+    bin_dir.mkdir()
+    install(dist, bin_dir)
+    (bin_dir / "static").unlink()
+    (bin_dir / "static").write_text(FOREIGN)
+    (bin_dir / "static").chmod(0o755)
+    return bin_dir
+
+
+def copied(template: Path, target: Path) -> Path:
+    shutil.copytree(template, target, symlinks=True)
+    return target
+
+
+def test_two_installs_at_once(dist: Path, other_dist: Path, tmp_path: Path) -> None:
+    command = ["install", "--bin-dir", str(tmp_path / "bin")]
+    both = [subprocess.Popen([str(path), *command]) for path in (dist, other_dist)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert temporary(tmp_path / "bin") == []
+    assert supported(run(tmp_path / "bin/bridge", env=VERSION))
+
+
+def test_reports_for_people(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "bridge").write_text("another")
+    done = run(dist, "install", "--bin-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"runs with {PYTHON}" in done.stdout
+    assert "kept: bridge (as .bridge.before-cni)" in done.stdout
+    done = run(dist, "uninstall", "--bin-dir", tmp_path)
+    assert "put back: bridge" in done.stdout
+
+
+# --- what may be wrong ---------------------------------------------------------------------------
+
+
+def refused(*command: str | Path, prefix: list[str] | None = None) -> str:
+    """What a failing command says on stderr; fails if there is a traceback."""
+    done = run(*command, prefix=prefix or [])
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_a_directory_in_the_way(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "bridge").mkdir()
+    said = refused(dist, "install", "--bin-dir", tmp_path)
+    assert f"{tmp_path}/bridge is a directory: move it away" in said
+    assert set(state(tmp_path)) == {"bridge"}
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python3", "/bin/false"])
+def test_an_interpreter_that_does_not_work(dist: Path, tmp_path: Path, python: str) -> None:
+    said = refused(dist, "install", "--bin-dir", tmp_path, "--python", python)
+    assert f"{python} cannot be run" in said
+    assert "install the package python3" in said
+    assert state(tmp_path) == {}
+
+
+@pytest.mark.parametrize("python", pythons(new=False)[-1:])
+def test_an_interpreter_that_is_too_old(dist: Path, tmp_path: Path, python: str) -> None:
+    said = refused(dist, "install", "--bin-dir", tmp_path, "--python", python)
+    assert f"{python} is Python 3." in said
+    assert state(tmp_path) == {}
+
+
+def test_a_read_only_file_system(dist: Path, tmp_path: Path) -> None:
+    script = (
+        f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec "$@"'
+    )
+    said = refused(dist, "install", "--bin-dir", tmp_path / "bin", prefix=in_mounts(script))
+    assert "Read-only file system" in said
+    assert "--bin-dir" in said
+
+
+def test_a_full_file_system(dist: Path, tmp_path: Path) -> None:
+    script = f'mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec "$@"'
+    said = refused(dist, "install", "--bin-dir", tmp_path, prefix=in_mounts(script))
+    assert "No space left on device" in said
+
+
+def test_libnftables_is_missing(dist: Path, tmp_path: Path) -> None:
+    script = 'for f in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $f; done; exec "$@"'
+    done = run(dist, "install", "--bin-dir", tmp_path, "--json", prefix=in_mounts(script))
+    assert done.returncode == 0, done.stderr
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert "install the package libnftables1" in warning

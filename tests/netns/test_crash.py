@@ -1,0 +1,286 @@
+"""SIGKILL at any moment of ADD and DEL: what clears up afterwards leaves nothing.
+
+strace kills the plugin when it enters a chosen system call, so each point is exact. A clean run is
+listed first; the points are its calls that change something (or, with CNI_CRASH_ALL=every, all from
+the moment the request is read): between two of those nothing can be told apart from outside. The
+everyday run takes a sample; CNI_CRASH_ALL=1 takes all points.
+
+"Nothing is left" means: no more than a clean ADD and DEL leave (the bridge, the lock, the note of
+the last address).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import (
+    Netns,
+    Reply,
+    Runtime,
+    addresses,
+    difference,
+    iptables_save,
+    kind,
+    links,
+    nft,
+    requires_kernel,
+    routes,
+    tree,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+]
+
+EVERY = os.environ.get("CNI_CRASH_ALL", "")
+SAMPLE = 6  # points of one plugin and verb, in an everyday run
+
+CHANGING = frozenset(
+    """
+    sendto sendmsg sendmmsg write pwrite64 writev ftruncate link linkat symlink symlinkat
+    rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir flock fsync utimensat
+    clone clone3 fork vfork kill setns exit_group
+    """.split()  # noqa: SIM905
+)
+# How a runtime, or the operator, may clear up.
+RECOVERIES = ("DEL", "DEL without a namespace", "GC")
+
+HOST_LOCAL = {
+    "type": "host-local",
+    "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
+}
+CASES: dict[str, dict[str, Any]] = {
+    "host-local": {"type": "host-local"},
+    "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
+    "bridge-filtered": {
+        "type": "bridge",
+        "bridge": "br88",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipMasqBackend": "nftables",
+        "macspoofchk": True,
+    },
+    "ptp": {"type": "ptp"},
+    "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The `ordinal`-th call of `name` in a run; `text` is how strace shows it."""
+
+    name: str
+    ordinal: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name} number {self.ordinal}: {self.text[:120]}"
+
+
+def network(ns: Netns) -> dict[str, Any]:
+    """Links, addresses and routes of a namespace, without what happens by itself."""
+    return {
+        "links": {name: (kind(one), one.get("master")) for name, one in links(ns).items()},
+        "addresses": {name: addresses(ns, name) for name in links(ns)},
+        "routes": [[one.get(key) for key in ("dst", "dev", "gateway")] for one in routes(ns)],
+    }
+
+
+class World:
+    """A node with a container, used and left clean once."""
+
+    def __init__(self, bin_dir: Path, conf: dict[str, Any], directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self.trace = directory / "trace"
+        self.data_dir = directory / "networks"
+        ipam = {**HOST_LOCAL, "dataDir": str(self.data_dir)}
+        self.conf = {"cniVersion": "1.1.0", "name": "crash", "ipam": ipam, **conf}
+        self.plugin = conf["type"]
+        self.host = Netns("crash-host")
+        self.host.ip_batch("link set lo up", "link add type veth", "link delete veth0")
+        self.container = Netns("crash-container")
+        self.runtime = Runtime(bin_dir, self.host)
+        try:
+            self.add()
+            self.delete()
+            self.clean = self.state()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.container.close()
+        self.host.close()
+
+    def add(self) -> None:
+        self.runtime.add(self.plugin, self.conf, self.container).succeeded()
+
+    def delete(self) -> None:
+        self.runtime.delete(self.plugin, self.conf, self.container).succeeded()
+
+    def recover(self, how: str) -> Reply:
+        if how == "GC":
+            return self.runtime.gc(self.plugin, self.conf, [])
+        if how == "DEL":
+            return self.runtime.delete(self.plugin, self.conf, self.container)
+        return self.runtime.delete(self.plugin, self.conf, "/run/netns/gone")
+
+    def state(self) -> dict[str, Any]:
+        """What must be the same again; a bridge's carrier comes and goes with its ports."""
+        return {
+            "host": network(self.host),
+            "container": network(self.container),
+            "nft": {str(number): item for number, item in enumerate(nft(self.host))},
+            "iptables": iptables_save(self.host),
+            "files": dict.fromkeys(tree(self.data_dir, contents=False), ""),
+        }
+
+    def processes(self) -> list[int]:
+        """Pids in one of the two namespaces."""
+        inodes = {self.host.inode, self.container.inode}
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdecimal():
+                with contextlib.suppress(OSError):
+                    if (entry / "ns/net").stat().st_ino in inodes:
+                        found.append(int(entry.name))
+        return found
+
+    def strace(self, verb: str, *options: str) -> int:
+        """Run a verb under strace; its exit status (-9 if it was killed)."""
+        document = json.dumps(self.conf)
+        done = self.host.run(
+            subprocess.run,
+            ["strace", "-qq", *options, str(self.runtime.bin_dir / self.plugin)],
+            input=document.encode(),
+            capture_output=True,
+            env=self.runtime.environment(verb, self.container),
+            cwd="/",
+            timeout=120,
+        )
+        return int(done.returncode)
+
+    def points(self, verb: str) -> list[Point]:
+        """The calls of a clean run at which to kill it."""
+        assert self.strace(verb, "-o", str(self.trace)) == 0
+        return list(points_of(self.trace.read_text(errors="replace"), every=EVERY == "every"))
+
+    def kill(self, verb: str, point: Point) -> bool:
+        """Run a verb and kill it at a point; False if it ended without coming there."""
+        status = self.strace(
+            verb,
+            *("-o", "/dev/null", "-e", f"trace={point.name}"),
+            *("-e", f"inject={point.name}:signal=KILL:when={point.ordinal}"),
+        )
+        assert status in (-9, 0), f"{verb}: exit status {status}"
+        return status != 0
+
+
+def points_of(trace: str, *, every: bool) -> Iterator[Point]:
+    counts: dict[str, int] = {}
+    started = False
+    for line in trace.splitlines():
+        match = re.match(r"(\w+)\(", line)
+        if match is None:
+            continue
+        name = match[1]
+        counts[name] = counts.get(name, 0) + 1
+        started = started or line.startswith("read(0,")  # the request
+        if started and (every or name in CHANGING or (name == "openat" and "O_CREAT" in line)):
+            yield Point(name, counts[name], line)
+
+
+def chosen(points: list[Point], seed: str) -> list[Point]:
+    """All points, or some spread evenly, others for another seed."""
+    if EVERY or len(points) <= SAMPLE:
+        return points
+    step = len(points) / SAMPLE
+    start = random.Random(seed).random() * step
+    return [points[int(start + number * step)] for number in range(SAMPLE)]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
+    """Kill a verb, clear up: what is wrong then."""
+    if verb == "DEL":
+        world.add()
+    reached = world.kill(verb, point)
+    if not eventually(lambda: not world.processes()):
+        return [f"processes left: {world.processes()}"]
+    if verb == "ADD" or reached:
+        reply = world.recover(how)
+        if reply.rc != 0:
+            return [str(reply)]
+        if reply.stdout:
+            return [f"{how} printed {reply.stdout}"]
+    found = difference(world.clean, world.state())
+    if not found:
+        world.add()
+        world.delete()
+    return found
+
+
+@requires_kernel("nft")
+@pytest.mark.usefixtures("_namespaces")
+@pytest.mark.parametrize("verb", ["ADD", "DEL"])
+@pytest.mark.parametrize("name", CASES)
+def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
+    worlds: list[World] = []
+
+    def fresh() -> World:
+        worlds.append(World(bin_dir, CASES[name], tmp_path / str(len(worlds))))
+        return worlds[-1]
+
+    failures = []
+    try:
+        world = fresh()
+        if verb == "DEL":
+            world.add()
+        points = world.points(verb)
+        if verb == "ADD":
+            world.delete()
+        assert len(points) > 2, "the trace shows no work"
+        for number, point in enumerate(chosen(points, f"{name} {verb}")):
+            ways = RECOVERIES if EVERY else [RECOVERIES[number % len(RECOVERIES)]]
+            for how in ways:
+                wrong = trial(world, verb, point, how)
+                if wrong:
+                    failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))
+                    world = fresh()
+    finally:
+        for used in worlds:
+            used.close()
+    assert not failures, f"{verb} killed:\n" + "\n".join(failures)
+
+
+def test_points_are_counted_as_strace_does() -> None:
+    trace = 'openat(AT_FDCWD, "/x")\nsendto(3, "")\nread(0, "{}")\nsendto(4)\nopenat(3, O_CREAT)\n'
+    assert [(p.name, p.ordinal) for p in points_of(trace, every=False)] == [
+        ("sendto", 2),
+        ("openat", 2),
+    ]
