@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from errno import EEXIST, ENODEV, ENOENT
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
 from time import monotonic
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from . import netlink as nl
 from .netlink import Netlink, NetlinkError
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+_RTM_NEWLINKPROP, _RTM_DELLINKPROP = 108, 109
 RTNLGRP_LINK = 1
 
 IFF_UP, IFF_LOOPBACK, IFF_PROMISC, IFF_ALLMULTI = 1, 8, 0x100, 0x200
@@ -22,6 +23,7 @@ _OPERSTATES = (
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
 _PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
+_PROP_LIST, _ALT_IFNAME = 52, 53
 _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
@@ -295,6 +297,36 @@ def change(
     if alias is not None:
         parts.append(nl.text(_IFALIAS, alias))
     sock.request(RTM_NEWLINK, b"".join(parts))
+
+
+def add_altname(sock: Netlink, index: int, name: str) -> None:
+    """Give a link another name by which it can be looked up; a kernel before 5.5 goes without."""
+    _change_altname(sock, _RTM_NEWLINKPROP, index, name, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def remove_altname(sock: Netlink, index: int, name: str) -> None:
+    """Take a link's other name away; one it does not have is success."""
+    _change_altname(sock, _RTM_DELLINKPROP, index, name, 0)
+
+
+def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int) -> None:
+    names = nl.nest(_PROP_LIST, nl.text(_ALT_IFNAME, name))
+    try:
+        sock.request(kind, _IFINFO.pack(0, 0, index, 0, 0) + names, flags)
+    except NetlinkError as error:
+        if error.errno not in (EEXIST, ENOENT, EOPNOTSUPP, EINVAL):
+            raise
+
+
+def find_altname(sock: Netlink, name: str) -> Link | None:
+    """The link with that other name; None when there is none."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.text(_ALT_IFNAME, name)
+    try:
+        return parse(sock.get(RTM_GETLINK, payload))
+    except NetlinkError as error:
+        if error.errno in (ENODEV, ENOENT, EINVAL, EOPNOTSUPP):
+            return None
+        raise
 
 
 def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> None:

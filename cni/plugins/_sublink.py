@@ -1,7 +1,7 @@
 """Links that hang on a master: what macvlan, ipvlan and vlan share.
 
-The kernel makes the link in the container's namespace under its final name, in one request: there is
-no temporary name to rename and no state in between that a kill could leave.
+The kernel makes the link in the container's namespace under its final name, in one request: there
+is no temporary name to rename and no state in between that a kill could leave.
 """
 
 from __future__ import annotations
@@ -86,11 +86,13 @@ def configure(
     made: Link,
     result: Result,
     settings: list[tuple[str, str]] | None = None,
+    *,
+    nodad: bool = False,
 ) -> None:
     """Give the only interface of the result its addresses and routes."""
     for ip in result.ips:
         ip.interface = 0
-    _configure.interface(call, netns, made.index, result, settings or [])
+    _configure.interface(call, netns, made.index, result, settings or [], nodad=nodad)
 
 
 def delete(call: Call[Any], ipam: str) -> None:

@@ -1,4 +1,4 @@
-"""macvlan: an interface with a MAC of its own on a host link, in the container (spec/macvlan.md)."""
+"""macvlan: an interface with its own MAC on a host link, in the container (spec/macvlan.md)."""
 
 from __future__ import annotations
 
