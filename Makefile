@@ -68,8 +68,8 @@ PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
-test: dist/cni ## the everyday tests: unit, build, network namespaces (root)
-	$(PYTEST) $(call tests-in,unit build netns)
+test: dist/cni ## the everyday tests: unit, build, network namespaces (root); not the slow ones
+	$(PYTEST) -m 'not slow' $(call tests-in,unit build netns)
 
 test-unit: $(VENV_STAMP) ## only the unit tests (no root)
 	$(PYTEST) $(call tests-in,unit)
@@ -81,8 +81,8 @@ test-netns: dist/cni ## only the tests in network namespaces
 	$(PYTEST) $(call tests-in,netns)
 
 test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
-	$(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 $(PYTEST_ARGS) \
-		$(call tests-in,lab)
+	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 $(PYTEST_ARGS) \
+		$(call tests-in,lab netns)
 
 test-runtime: dist/cni ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime)
@@ -105,6 +105,7 @@ lint: $(VENV_STAMP) ## ruff and mypy
 	$(VENV)/bin/mypy
 	sh -n launcher/prefix.sh
 	sh -n tools/setup.sh
+	bash -n .ci/run
 
 format: $(VENV_STAMP) ## let ruff put the code in order
 	$(VENV)/bin/ruff check --fix-only

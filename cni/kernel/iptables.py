@@ -1,0 +1,101 @@
+"""iptables and ip6tables: whole changes through one iptables-restore, not a fork per rule.
+
+Works with either variant (nf_tables or legacy), whichever the administrator made the default:
+rules belong where the other tools of the node put theirs (spec/common.md §11).
+"""
+
+from __future__ import annotations
+
+import os
+from errno import ENOENT
+
+from ..protocol.errors import CNIError
+from . import nft, process
+from .netlink import NetlinkError
+
+# Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
+_PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
+
+
+class IptablesError(CNIError):
+    """A tool of the iptables family failed; the message is its own."""
+
+
+class IptablesMissing(IptablesError):
+    """There is no such tool."""
+
+
+def restore(v6: bool, table: str, lines: list[str]) -> None:
+    """Apply `lines` (`-A …`, `-N …`) to a table, all or none. Raises IptablesError."""
+    script = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    _run(v6, "tables-restore", ["--noflush", "--wait"], script)
+
+
+def save(v6: bool, table: str) -> list[str]:
+    """The table in iptables-save's words, without comments. Raises IptablesError."""
+    output = _run(v6, "tables-save", ["-t", table])
+    return [line for line in output.splitlines() if line and not line.startswith("#")]
+
+
+def usable(v6: bool) -> bool:
+    """Is the tool there, and can it see the INPUT chain? (spec/common.md §6)"""
+    try:
+        _run(v6, "tables", ["--wait", "-t", "filter", "-S", "INPUT"])
+    except IptablesError:
+        return False
+    return True
+
+
+def may_have_chain(v6: bool, table: str, chain: str) -> bool:
+    """False only if the chain certainly does not exist; costs no fork.
+
+    Both variants are looked at: legacy tables in this namespace are listed in /proc, and chains
+    made by iptables-nft are ordinary nftables chains.
+    """
+    return _has_legacy(v6, table) or _has_nft(v6, table, chain)
+
+
+def may_have_table(v6: bool, table: str) -> bool:
+    """False only if the table has certainly no chain that we could have made; costs no fork."""
+    return _has_legacy(v6, table) or _has_nft(v6, table, "POSTROUTING")
+
+
+def comment(text: str) -> str:
+    """The arguments for a rule's comment, exactly as iptables-save prints them."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'-m comment --comment "{quoted}"'
+
+
+def _has_legacy(v6: bool, table: str) -> bool:
+    try:
+        with open(f"/proc/thread-self/net/ip{'6' if v6 else ''}_tables_names") as names:
+            return table in names.read().split()
+    except FileNotFoundError:
+        # No legacy iptables in this kernel, unless there is no /proc to tell it.
+        return not os.path.isdir("/proc/thread-self/net")
+    except OSError:
+        return True
+
+
+def _has_nft(v6: bool, table: str, chain: str) -> bool:
+    try:
+        return nft.has_chain("ip6" if v6 else "ip", table, chain)
+    except (NetlinkError, OSError):
+        return True
+
+
+def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:
+    name = f"ip{'6' if v6 else ''}{tool}"
+    program = process.find(name)
+    if program is None:
+        raise IptablesMissing(f"{name} not found", "install the package iptables")
+    env = {key: value for key in _PASSED_ON if (value := os.environ.get(key))}
+    try:
+        done = process.run(program, [name, *arguments], stdin.encode(), env)
+    except OSError as error:
+        reason = os.strerror(error.errno or ENOENT).lower()
+        raise IptablesError(f"fork/exec {program}: {reason}") from None
+    if done.code != 0:
+        text = " ".join(done.stderr.decode(errors="replace").split())
+        raise IptablesError(f"{name} failed with {done.code}: {text}" if text else f"{name} failed")
+    return done.stdout.decode(errors="surrogateescape")

@@ -1,0 +1,68 @@
+"""Running another program to its end, without the subprocess module (10 ms of a request)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+_MAX_OUTPUT = 64 << 20
+
+# A runtime's PATH may be missing or bare; the administrator's tools are in one of these.
+_SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
+
+
+class Finished(NamedTuple):
+    """What a program left behind; `code` is negative when a signal ended it."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+
+def find(name: str) -> str | None:
+    """The program `name` on PATH, else in the system's directories; None when there is none."""
+    directories = [d for d in os.environ.get("PATH", "").split(":") if d.startswith("/")]
+    for directory in (*directories, *_SYSTEM_PATH):
+        candidate = f"{directory}/{name}"
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return None
+
+
+def run(
+    program: str, argv: list[str], stdin: bytes = b"", env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run the file `program` with `argv` (argv[0] included) and wait. Raises OSError.
+
+    Memory files instead of pipes: nobody can block on a full one, and nothing has to be polled.
+    """
+    files = [os.memfd_create(f"cni-{what}") for what in ("stdin", "stdout", "stderr")]
+    try:
+        _write_all(files[0], stdin)
+        os.lseek(files[0], 0, os.SEEK_SET)
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+        pid = os.posix_spawn(
+            program, argv, os.environ if env is None else env, file_actions=actions
+        )
+        status = os.waitpid(pid, 0)[1]
+        return Finished(os.waitstatus_to_exitcode(status), _content(files[1]), _content(files[2]))
+    finally:
+        for fd in files:
+            os.close(fd)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _content(fd: int) -> bytes:
+    os.lseek(fd, 0, os.SEEK_SET)
+    chunks = []
+    left = _MAX_OUTPUT
+    while left > 0 and (chunk := os.read(fd, min(left, 1 << 20))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
