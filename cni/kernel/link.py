@@ -28,6 +28,7 @@ _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
+_NETKIT_PEER_INFO, _NETKIT_MODE = 1, 5
 _MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN, _IPVLAN_MODE, _VLAN_ID = 1, 7, 1, 1
 
 # Names of the configuration and values of the kernel.
@@ -210,6 +211,23 @@ def create_veth(
     """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor)."""
     other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns)
     create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master)
+
+
+def create_netkit(
+    sock: Netlink,
+    name: str,
+    peer: str,
+    *,
+    mtu: int = 0,
+    peer_netns: int | None = None,
+) -> None:
+    """Make a netkit pair in layer 2 mode: `name` here, `peer` in `peer_netns`; Linux 6.7 or later.
+
+    Raises NetlinkError (EOPNOTSUPP when the kernel has no netkit).
+    """
+    other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, b"", peer_netns)
+    data = nl.u32(_NETKIT_MODE, 0) + nl.attr(_NETKIT_PEER_INFO, other)
+    create(sock, "netkit", name, data=data, mtu=mtu)
 
 
 def create_bridge(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..call import Attachment, Call
+from ..call import Attachment, Call, Steps
 from ..kernel import announce, link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
@@ -12,7 +12,7 @@ from ..netns import Namespace
 from ..protocol import args, config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _sublink
+from . import _shim, _sublink
 
 
 class Mac(config.Folded):
@@ -26,6 +26,7 @@ class Conf(config.NetConf):
     mac: str = ""
     link_in_container: bool = False
     bcqueuelen: int = 0
+    host_shim: bool = False
     runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
@@ -36,6 +37,8 @@ def add(call: Call[Conf]) -> Result:
     mac = _mac(call)
     if not 0 <= conf.bcqueuelen < 1 << 32:
         raise CNIError(f"invalid bcqueuelen {conf.bcqueuelen}, must be an unsigned 32 bit number")
+    if conf.host_shim:
+        _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
     netns = call.open_netns()
     with Netlink() as host:
         sock = netns.netlink() if conf.link_in_container else host
@@ -61,6 +64,8 @@ def add(call: Call[Conf]) -> Result:
         ipam = call.ipam_add(conf.ipam.type)
         result.ips, result.routes = ipam.ips, ipam.routes
         _sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+        if conf.host_shim:
+            _shim.connect(call, master, result)
     else:
         link.change(netns.netlink(), made.index, up=True)
     return result
@@ -88,12 +93,20 @@ def _mac(call: Call[Conf]) -> bytes:
 
 def delete(call: Call[Conf]) -> None:
     """Release the address and delete the interface; the master need not exist any more."""
-    _sublink.delete(call, call.conf.ipam.type)
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.disconnect, call)
+    steps.run(_sublink.delete, call, call.conf.ipam.type)
+    steps.finish()
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Have the IPAM plugin collect; the interfaces go with their namespaces."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.collect, call, keep)
+    steps.run(_sublink.gc, call, call.conf.ipam.type, keep)
+    steps.finish()
 
 
 def status(call: Call[Conf]) -> None:
