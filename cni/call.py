@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from .kernel.owner import Owner
 from .netns import Namespace, NetnsError, NetnsMissing
 from .protocol import config, delegate
-from .protocol.errors import CNIError, join
+from .protocol.errors import CNIError, Terminated, join
 from .protocol.request import Request
 from .protocol.result import Result
 
@@ -148,7 +148,12 @@ class Call(Generic[C]):
 
     def ipam_add(self, name: str) -> Result:
         """Have the IPAM plugin allocate; released again if this ADD fails. Raises CNIError."""
-        result = self.delegate(name, "ADD")
+        try:
+            result = self.delegate(name, "ADD")
+        except Terminated:
+            # it may have allocated already; one that fails by itself keeps nothing
+            self.undo.callback(self.delegate, name, "DEL")
+            raise
         self.undo.callback(self.delegate, name, "DEL")
         if result is None or not result.ips:
             raise CNIError(

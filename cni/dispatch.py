@@ -21,7 +21,7 @@ from .call import Attachment, Call
 from .netns import Executor
 from .netns.namespace import same_namespace
 from .protocol import config, names, version
-from .protocol.errors import BadEnvironment, CNIError, InvalidNetns
+from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
 from .protocol.request import Request, read, read_stdin
 from .protocol.result import Result, encode_json
 
@@ -64,10 +64,6 @@ TABLE: dict[str, Plugin] = {
 }
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
-
-
-class Terminated(CNIError):
-    """A signal told us to stop."""
 
 
 def main(name: str) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cni.protocol import config, names
@@ -125,6 +125,10 @@ class Cache:
         try:
             with open(path, "rb") as file:
                 data = file.read()
+        except PermissionError as error:
+            raise CNIError(
+                f"open {path}: {(error.strerror or '').lower()}", "run as root"
+            ) from None
         except OSError:
             return None
         try:
@@ -144,6 +148,13 @@ class Cache:
         """Forget an attachment; it does not matter if it is not there."""
         with contextlib.suppress(OSError):
             os.unlink(self.path(attachment))
+
+    def sweep(self) -> None:
+        """Remove what a killed `write` has left; only while no other runs (``lock(None)``)."""
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self.results):
+                if name.startswith(".") and name.endswith(".tmp"):
+                    os.unlink(os.path.join(self.results, name))
 
     def attachments(self) -> list[Attachment]:
         """All that is in the cache, sorted by file name; files of anybody else are left out."""
@@ -175,11 +186,14 @@ class Cache:
         return attachment
 
     @contextlib.contextmanager
-    def lock(self, container_id: str | None) -> Iterator[None]:
+    def lock(
+        self, container_id: str | None, on_wait: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
         """Nobody else works on this container; with None, on any (spec/protocol.md §2).
 
-        One byte of one file stands for a container, all of them for GC. Waits for the others. Where
-        the file cannot be made, nothing could be changed either, and there is no lock.
+        One byte of one file stands for a container, all of them for GC. Waits for the others, and
+        calls `on_wait` before. Where the file cannot be made, nothing could be changed either, and
+        there is no lock.
         """
         path = os.path.join(self.directory, ".lock")
         try:
@@ -192,7 +206,11 @@ class Cache:
             if container_id is not None:
                 digest = hashlib.sha256(container_id.encode("utf-8", "surrogateescape")).digest()
                 start, length = int.from_bytes(digest[:7], "big"), 1
-            fcntl.lockf(fd, fcntl.LOCK_EX, length, start, os.SEEK_SET)
+            try:
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start, os.SEEK_SET)
+            except OSError:
+                on_wait()
+                fcntl.lockf(fd, fcntl.LOCK_EX, length, start, os.SEEK_SET)
             yield
         finally:
             os.close(fd)

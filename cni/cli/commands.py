@@ -233,12 +233,14 @@ def _job(
         args=parse_args(env.get("CNI_ARGS", "")),
         capability_args=capability_args,
     )
-    runtime = Runtime(plugin_path(env.get("CNI_PATH", "")), _cache(cache_dir), env, interrupts)
+    runtime = Runtime(
+        plugin_path(env.get("CNI_PATH", "")),
+        cache.Cache(os.path.abspath(cache_dir)),
+        env,
+        interrupts,
+        output.waiting,
+    )
     return Job(found, attachment, runtime)
-
-
-def _cache(directory: str) -> cache.Cache:
-    return cache.Cache(os.path.abspath(directory))
 
 
 def absolute(path: str) -> str:

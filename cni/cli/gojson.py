@@ -21,11 +21,11 @@ def encode(value: Any) -> bytes:
     """Compact JSON; keys sorted below the top level, which keeps its order (a Go struct's)."""
     if isinstance(value, dict):
         value = {key: plain(item) for key, item in value.items()}
-    text = msgspec.json.encode(value)
+    data = msgspec.json.encode(value)
     for raw, escaped in _ESCAPES:
-        if raw in text:
-            text = text.replace(raw, escaped)
-    return text
+        if raw in data:
+            data = data.replace(raw, escaped)
+    return data
 
 
 def encode_sorted(value: Any) -> bytes:
@@ -34,14 +34,26 @@ def encode_sorted(value: Any) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """`value` with sorted keys; a float without a fraction becomes an integer, as Go prints it."""
+    """`value` with sorted keys, as Go prints it.
+
+    A float without a fraction is an integer; bytes that are no UTF-8 (surrogates here) are U+FFFD.
+    """
     if isinstance(value, dict):
         return {key: plain(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, str):
+        return text(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
         return int(value)
     return value
+
+
+def text(value: str) -> str:
+    """`value` with U+FFFD for what is no UTF-8."""
+    if value.isascii():
+        return value
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def decode(data: bytes) -> Any:
@@ -88,6 +100,6 @@ def go_type(value: Any) -> str:
     return _GO_TYPES.get(name, name)
 
 
-def quote(text: str) -> str:
-    """`text` in double quotes (%q)."""
-    return msgspec.json.encode(text.encode("utf-8", "replace").decode()).decode()
+def quote(value: str) -> str:
+    """`value` in double quotes (%q)."""
+    return msgspec.json.encode(text(value)).decode()

@@ -16,6 +16,7 @@ import msgspec
 from cni.protocol.errors import CNIError
 from cni.protocol.result import IPConfig, Result, encode_json
 
+from . import gojson
 from .cache import Attachment, Outcome
 
 
@@ -43,14 +44,20 @@ def added(outcome: Outcome, attachment: Attachment, as_json: bool) -> None:
     if as_json or not is_terminal():
         write(encode_json(outcome.as_dict()))
         return
-    click.echo(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
+    done(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
     click.echo(_columns([*_summary(outcome.result), ("container", attachment.container_id)]))
 
 
 def done(text: str) -> None:
     """Say to a person that it is done; a program sees the exit code."""
     if is_terminal():
-        click.echo(text)
+        click.echo(gojson.text(text))
+
+
+def waiting() -> None:
+    """Tell a person why nothing happens."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        click.echo("waiting for another cni that works on the same container", err=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
@@ -64,9 +71,9 @@ def error(problem: CNIError, hint: str = "", as_json: bool = False) -> None:
     A person gets what failed, why, and what to do next on lines of their own.
     """
     if as_json:
-        body: dict[str, Any] = {"code": problem.code, "msg": problem.msg}
+        body: dict[str, Any] = {"code": problem.code, "msg": gojson.text(problem.msg)}
         if problem.details:
-            body["details"] = problem.details
+            body["details"] = gojson.text(problem.details)
         json(body)
     if sys.stderr is None or not sys.stderr.isatty():
         click.echo(str(problem), err=True)

@@ -16,7 +16,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
@@ -37,16 +37,22 @@ class Runtime:
     """Runs networks with the plugins found on `path`.
 
     `env` is what plugins inherit, besides the CNI variables. `interrupts` tells between two plugins
-    whether to go on.
+    whether to go on; `on_wait` is called when another process is at work on the same container.
     """
 
     def __init__(
-        self, path: list[str], cache: Cache, env: Mapping[str, str], interrupts: Interrupts
+        self,
+        path: list[str],
+        cache: Cache,
+        env: Mapping[str, str],
+        interrupts: Interrupts,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.cache = cache
         self._env = dict(env)
         self._interrupts = interrupts
+        self._on_wait = on_wait
 
     def add(self, network: NetworkList, attachment: Attachment) -> Outcome:
         """ADD each plugin, feeding each the result of the one before; keep the last one's.
@@ -62,7 +68,7 @@ class Runtime:
                 names.check_ifname(attachment.ifname)
         self.cache.prepare(attachment)
         result: Outcome | None = None
-        with self.cache.lock(attachment.container_id):
+        with self._alone(attachment.container_id):
             for plugin in network.plugins:
                 conf = _request_conf(network, plugin, result, attachment)
                 with _failing(plugin, "add"):
@@ -81,7 +87,7 @@ class Runtime:
             )
         if network.disable_check:
             return
-        with self.cache.lock(attachment.container_id):
+        with self._alone(attachment.container_id):
             try:
                 result = self._kept(network, attachment)
             except CNIError as error:
@@ -99,7 +105,7 @@ class Runtime:
         ``plugin type="x" failed (delete): …``; a usable result is still kept then.
         """
         self.cache.path(attachment)  # validates
-        with self.cache.lock(attachment.container_id):
+        with self._alone(attachment.container_id):
             self._delete(network, attachment)
 
     def _delete(self, network: NetworkList, attachment: Attachment) -> None:
@@ -128,7 +134,8 @@ class Runtime:
             return []
         deleted: list[Attachment] = []
         errors: list[CNIError] = []
-        with self.cache.lock(None):
+        with self._alone(None):
+            self.cache.sweep()
             for attachment in self.cache.attachments():
                 key = (attachment.container_id, attachment.ifname)
                 if attachment.network != network.name or key in (valid or ()):
@@ -164,6 +171,14 @@ class Runtime:
             return
         for plugin in network.plugins:
             self._run("STATUS", plugin, _conf(network, plugin, {}), _NOBODY)
+
+    @contextmanager
+    def _alone(self, container_id: str | None) -> Iterator[None]:
+        """Nobody else works on the container (None: on any); Ctrl-C ends the wait for that."""
+        with ExitStack() as stack:
+            with self._interrupts.at_once():
+                stack.enter_context(self.cache.lock(container_id, self._on_wait))
+            yield
 
     def _kept(self, network: NetworkList, attachment: Attachment) -> Outcome | None:
         """The kept result in the configuration's version. Raises CNIError."""
@@ -216,6 +231,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.pending = False
+        self._at_once = False
         self._before: Any = None
 
     def __enter__(self) -> Interrupts:
@@ -237,9 +253,18 @@ class Interrupts:
             raise KeyboardInterrupt from error
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.pending:
+        if self.pending or self._at_once:
             raise KeyboardInterrupt
         self.pending = True
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """No plugin runs in this block: Ctrl-C ends it."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def check(self) -> None:
         """Raises KeyboardInterrupt if there was one."""

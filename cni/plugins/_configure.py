@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from _socket import AF_INET, AF_INET6
 from typing import Any
 
@@ -109,7 +110,7 @@ def add_route(
     )
     try:
         route.add(sock, entry)
-    except NetlinkError as error:
+    except (NetlinkError, struct.error) as error:
         text = (
             f"{entry} dev {name} metric {entry.priority} "
             f"(Scope: {entry.scope}, Table: {entry.table})"

@@ -17,6 +17,7 @@ from ..protocol.errors import CNIError
 
 # How often another name is tried when the derived one is taken.
 ATTEMPTS = 10
+MTU_MIN, MTU_MAX = 68, 65535  # of a veth and of a bridge
 
 # What a pair may be: netkit runs its BPF programs in the peer's device and saves a queue.
 KINDS = ("veth", "netkit")
@@ -25,11 +26,42 @@ KINDS = ("veth", "netkit")
 def parse_mac(mac: str) -> bytes:
     """The container's MAC; empty for the kernel's choice. Raises CNIError before any change."""
     try:
-        return link.parse_mac(mac) if mac else b""
+        raw = link.parse_mac(mac) if mac else b""
     except ValueError as error:
         raise CNIError(
             f"failed to make veth pair: {error}", "a MAC looks like 02:00:00:12:34:56"
         ) from None
+    if raw and (raw[0] & 1 or not any(raw)):
+        raise CNIError(
+            f"failed to make veth pair: address {mac}: not a unicast MAC address",
+            "the first octet of an interface's MAC is even, for example 02:00:00:12:34:56",
+        )
+    return raw
+
+
+def check_mtu(mtu: int) -> None:
+    """Refuse what the kernel would, before any change. Raises CNIError."""
+    if mtu and not MTU_MIN <= mtu <= MTU_MAX:
+        raise CNIError(
+            f"invalid mtu {mtu}", f"mtu is 0 for the kernel's default, or {MTU_MIN} to {MTU_MAX}"
+        )
+
+
+def require_free(call: Call[Any], netns: Namespace) -> None:
+    """CNI_IFNAME must not exist yet. Raises CNIError.
+
+    Looked at before anything is changed: undoing must not touch what an earlier ADD has made, such
+    as the lease of the same attachment.
+    """
+    if link.find(netns.netlink(), call.ifname) is not None:
+        raise _taken(call, call.owner.veth())
+
+
+def _taken(call: Call[Any], name: str) -> CNIError:
+    return CNIError(
+        f'container veth name ("{call.ifname}") peer provided ("{name}") already exists',
+        f"{call.netns} has an interface {call.ifname}; a DEL removes what an earlier ADD left",
+    )
 
 
 def create(
@@ -91,12 +123,7 @@ def _create(
             if not link.is_name_taken(error):
                 raise CNIError(f"failed to make veth pair: {error}") from None
             if link.find(netns.netlink(), call.ifname) is not None:
-                raise CNIError(
-                    f'container veth name ("{call.ifname}") peer provided ("{name}") already '
-                    "exists",
-                    f"{call.netns} has an interface {call.ifname}; a DEL removes what an earlier "
-                    "ADD left",
-                ) from None
+                raise _taken(call, name) from None
     raise CNIError(
         "failed to make veth pair: no free name for the host's end",
         f"{call.owner.veth(0)} and {ATTEMPTS - 1} more are taken: see `ip link show type veth`",

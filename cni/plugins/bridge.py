@@ -92,6 +92,7 @@ class Settings:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
         if self.ipam:
             _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+        _veth.check_mtu(conf.mtu)
 
 
 def _trunk_vlans(items: list[Trunk]) -> list[int]:
@@ -130,6 +131,9 @@ def add(call: Call[Conf]) -> Result:
     want.check_combinations()
     mac = _veth.parse_mac(want.mac)
     netns = call.open_netns()
+    _veth.require_free(call, netns)
+    # first, because it is what fails most often: then nothing has been changed
+    ipam = call.ipam_add(want.ipam) if want.ipam else None
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         bridge = _ensure_bridge(host, want)
         outer, inner = _veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
@@ -143,7 +147,8 @@ def add(call: Call[Conf]) -> Result:
         )
         if want.conf.macspoofchk:
             _protect_mac(call, want, outer, inner)
-        if want.ipam:
+        if ipam is not None:
+            result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
             _connect_layer3(call, host, netns, bridge, inner, result, want)
         elif not want.conf.disable_container_interface:
             link.change(netns.netlink(), inner.index, up=True)
@@ -237,9 +242,7 @@ def _connect_layer3(
     result: Result,
     want: Settings,
 ) -> None:
-    """Addresses and routes from IPAM, the gateway on the bridge, masquerading."""
-    ipam = call.ipam_add(want.ipam)
-    result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
+    """The result's addresses and routes, the gateway on the bridge, masquerading."""
     for ip in result.ips:
         ip.interface = 2
         if want.gateway and not ip.gateway:
@@ -439,7 +442,7 @@ def _check_bridge(host: Netlink, previous: Result, want: Settings) -> list[str]:
         problems.append(
             f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {found.mac}"
         )
-    promisc = bool(found.promiscuity)
+    promisc = bool(found.flags & link.IFF_PROMISC)  # as set; a capture counts as promiscuity only
     if promisc != want.conf.promisc_mode:
         problems.append(
             f"Bridge interface {entry.name} configured Promisc Mode "

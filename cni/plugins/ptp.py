@@ -37,7 +37,9 @@ def add(call: Call[Conf]) -> Result:
     _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
     if conf.link_type not in _veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
+    _veth.check_mtu(conf.mtu)
     netns = call.open_netns()
+    _veth.require_free(call, netns)
     ipam = call.ipam_add(conf.ipam.type)
     for ip in ipam.ips:
         ip.interface = 1

@@ -7,6 +7,7 @@ import stat
 import time
 from collections.abc import Callable
 from errno import ETXTBSY
+from signal import SIGKILL, SIGTERM
 
 import msgspec
 
@@ -107,8 +108,26 @@ def _spawn(program: str, env: dict[str, str], files: list[int]) -> int:
                 f"fork/exec {program}: {(error.strerror or '').lower()}",
                 "is it an executable for this machine?",
             ) from None
-        return os.waitpid(pid, 0)[1]
+        try:
+            return os.waitpid(pid, 0)[1]
+        except BaseException:  # a signal: what the child still did would be nobody's
+            _end(pid)
+            raise
     raise AssertionError("unreachable")
+
+
+def _end(pid: int) -> None:
+    """End a child, at the latest after a second, and wait for it."""
+    try:
+        os.kill(pid, SIGTERM)
+        for _ in range(100):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.01)
+        os.kill(pid, SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it had ended already
 
 
 def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:

@@ -86,6 +86,10 @@ class DelegateError(CNIError):
         self.code = code
 
 
+class Terminated(CNIError):
+    """A signal told us to stop."""
+
+
 def join(errors: list[CNIError]) -> CNIError:
     """One error for all of `errors` (at least one): what DEL and GC raise after every step ran.
 

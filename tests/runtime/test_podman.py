@@ -159,4 +159,6 @@ def test_podmans_own_network(podman: Podman, network: Callable[..., Network], no
         node.nothing_left(net, container.id)
     finally:
         podman.remove_all()
+        # Also takes its bridge away, but does nothing when it does not find the plugins.
+        podman.podman("network", "rm", "made", check=False)
         file.unlink(missing_ok=True)

@@ -13,12 +13,15 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cni.cli import cache, commands, gojson
 from cni.cli.cache import Attachment, Cache, outcome
@@ -549,6 +552,65 @@ def test_attachments_are_sorted_and_foreign_files_left_out(world: World) -> None
     assert found[0].netns == "/n"
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *(
+                        "cniVersion",
+                        "ips",
+                        "address",
+                        "interfaces",
+                        "routes",
+                        "dst",
+                        "dns",
+                        "ip4",
+                        "ip",
+                    ),
+                    *("kind", "containerId", "ifName", "networkName", "netns", "cniArgs", "result"),
+                    *("config", "capabilityArgs", "name", "mtu", "interface"),
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON, st.sampled_from(["0.1.0", "0.4.0", "1.0.0", "1.1.0", ""]))
+def test_any_result_is_read_or_refused(raw: Any, version: str) -> None:
+    try:
+        found = outcome(raw, version)
+        gojson.encode_sorted(found.as_dict())
+        found.as_dict("1.1.0")
+    except CNIError:
+        pass
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(JSON, st.booleans())
+def test_any_cache_file_is_read_or_refused(tmp_path: Path, raw: Any, ours: bool) -> None:
+    if ours and isinstance(raw, dict):
+        raw = {**raw, "kind": "cniCacheV1"}
+    found = Cache(str(tmp_path))
+    path = Path(found.path(attachment()))
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gojson.encode(raw))
+    found.attachments()
+    try:
+        found.read(attachment())
+    except CNIError:
+        pass
+
+
 def test_outcome_in_every_version() -> None:
     for version in ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"):
         assert outcome(RESULT, "").as_dict(version)["cniVersion"] == version
@@ -705,6 +767,12 @@ def test_gc_goes_on_after_errors_and_reports_all(world: World) -> None:
     ]
     assert caught.value.code == 11
     assert world.calls == ["DEL two", "DEL two", "GC one", "GC two"]
+
+
+def test_gc_sweeps_up_after_a_killed_write(world: World) -> None:
+    write_cache(world, "half", ".17-abcd.tmp")
+    world.runtime.collect(world.configure())
+    assert world.files == []
 
 
 def test_gc_without_cache(world: World) -> None:
@@ -875,6 +943,34 @@ def test_error_as_json(world: World) -> None:
     assert err == "full; 10.22.0.0/24\n"
 
 
+def test_bytes_that_are_no_utf8(world: World) -> None:
+    world.configure()
+    world.env = {"CNI_ARGS": "K=\udcff"}
+    netns = os.fsdecode(b"/n\xff")
+    assert world.cni("add", "net", netns)[0] == 0
+    assert world.record()["netns"] == "/n\ufffd"
+    assert world.record()["cniArgs"] == [["K", "\ufffd"]]
+    assert world.cni("del", "net", netns) == (0, "", "")
+    code, _, err = world.cni("add", netns, netns, "--json")
+    assert code == 1
+    assert "Traceback" not in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else")
+def test_a_cache_of_somebody_else() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        found = Cache(directory)
+        found.write(attachment(), b"{}", RESULT)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(CNIError, match="permission denied"):
+                found.read(attachment())
+            assert found.attachments() == []
+        finally:
+            os.seteuid(0)
+
+
 def test_plugins_stderr_is_passed_on(world: World) -> None:
     world.configure()
     world.answer("one", "ADD", "a warning\n", ".stderr")
@@ -911,6 +1007,25 @@ def test_concurrent_runs_on_one_container_take_turns(world: World) -> None:
         child.communicate()
     assert world.calls == ["ADD one", "ADD two"] * 3
     assert len(world.files) == 3
+
+
+def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
+    world.configure()
+    (world.root / "cache").mkdir()
+    with Cache(str(world.root / "cache")).lock(None):
+        child = world.start("check", "net", NETNS)
+        deadline = time.monotonic() + 20
+        lock = f":{(world.root / 'cache' / '.lock').stat().st_ino} "
+        while time.monotonic() < deadline:
+            waiting = [x for x in Path("/proc/locks").read_text().splitlines() if "->" in x]
+            if any(lock in line for line in waiting):
+                break
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert err.startswith("interrupted")
+    assert world.calls == []
 
 
 def test_gc_waits_for_everybody(world: World) -> None:

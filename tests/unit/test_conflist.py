@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cni.cli import conflist, gojson
 from cni.protocol.errors import CNIError
@@ -379,3 +382,45 @@ def test_go_json_sorted() -> None:
 def test_deeply_nested_json_is_an_error() -> None:
     with pytest.raises(CNIError):
         conflist.from_bytes(b'{"name":' + b"[" * 100_000)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    *("cniVersion", "cniVersions", "name", "plugins", "type", "capabilities"),
+                    *("disableCheck", "disableGC", "loadOnlyInlinedPlugins", "ipam", "dns", "TYPE"),
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON)
+def test_any_json_is_a_list_or_an_error(value: Any) -> None:
+    try:
+        found = conflist.from_bytes(gojson.encode(value))
+    except CNIError as error:
+        message = error.msg
+    else:
+        message = ""
+        assert all(plugin.type for plugin in found.plugins)
+    wanted = ("error parsing configuration list: ", "failed to parse plugin config ")
+    assert not message or message.startswith(wanted)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_a_list_or_an_error(data: bytes) -> None:
+    with contextlib.suppress(CNIError):
+        conflist.from_bytes(data)
+    with contextlib.suppress(CNIError):
+        conflist.plugin_from_bytes(data)
