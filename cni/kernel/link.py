@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
 from typing import NamedTuple
 
@@ -35,6 +35,7 @@ _MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN, _IPVLAN_MODE, _VLAN_ID = 1, 7, 1, 1
 MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
 IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _AF_BRIDGE = 7
+_NAME_SIZE = 16  # IFNAMSIZ, with the NUL
 _SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -147,11 +148,12 @@ def get(sock: Netlink, name: str | int) -> Link:
     index = name if isinstance(name, int) else 0
     payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
     if isinstance(name, str):
-        payload += nl.text(_IFNAME, name)
+        # a name of 16 bytes or more can only be an alternative one
+        payload += nl.text(_IFNAME if len(name.encode()) < _NAME_SIZE else _ALT_IFNAME, name)
     try:
         return parse(sock.get(RTM_GETLINK, payload))
     except NetlinkError as error:
-        if error.errno in (ENODEV, ENOENT):
+        if error.errno in (ENODEV, ENOENT, ERANGE):
             raise LinkNotFound("Link not found") from None
         raise
 

@@ -58,9 +58,23 @@ def _ensure(call: Call[Any], host: Netlink, master: Link) -> Link:
         if not link.is_name_taken(error):
             raise
     shim = link.get(host, name)
-    sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+    sysctl.write_each(_settings(name))
     link.change(host, shim.index, up=True, alias=f"cni-shim:{network_key(call.network)}")
     return shim
+
+
+def _settings(name: str) -> list[tuple[str, str]]:
+    """Keep the shim out of the master's business: the node's neighbours must not see it.
+
+    It answers ARP only for those that are routed through it. It has no address but its link-local
+    one, which it uses: neighbour discovery knows no such filter.
+    """
+    return [
+        (f"net/ipv4/conf/{name}/arp_filter", "1"),
+        (f"net/ipv6/conf/{name}/accept_ra", "0"),
+        (f"net/ipv6/conf/{name}/accept_dad", "0"),
+        (f"net/ipv6/conf/{name}/use_oif_addrs_only", "1"),
+    ]
 
 
 def disconnect(call: Call[Any]) -> None:

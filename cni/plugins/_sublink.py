@@ -56,6 +56,12 @@ def check_mtu(mtu: int, master: Link) -> None:
         raise CNIError(f"invalid MTU {mtu}, must be [0, master MTU({master.mtu})]")
 
 
+def check_unsigned(name: str, value: int) -> None:
+    """Refuse what the kernel cannot even be asked for. Raises CNIError."""
+    if not 0 <= value < 1 << 32:
+        raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
+
+
 def create(
     call: Call[Any], netns: Namespace, kind: str, make: Callable[[], None]
 ) -> tuple[Link, Interface]:
@@ -118,21 +124,28 @@ def check(
     kind: str,
     differences: Callable[[Link, Interface], list[str]],
     *,
+    master: Callable[[], list[str]] = list,
     prefix: str = "",
     with_routes: bool = True,
 ) -> None:
-    """CHECK: the link, what `differences` says of it, its addresses and routes. Raises CNIError."""
+    """CHECK: the master, the link, what `differences` says of it, its addresses and routes.
+
+    `prefix` begins what is said of a missing prevResult. Raises CNIError.
+    """
     previous = call.prev_result()
     if previous is None:
         raise CNIError(f"{prefix}Required prevResult missing")
     entry = _check.container_interface(call, previous)
+    problems = master()
     sock = netns.netlink()
     found = link.find(sock, entry.name)
     if found is None:
-        raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
-    if found.kind != kind:
-        raise CNIError(f"Error: Container interface {entry.name} not of type {kind}")
-    problems = differences(found, entry) + _check.addresses(sock, call.ifname, previous)
+        problems.append(f"{prefix}Container Interface name in prevResult: {entry.name} not found")
+    elif found.kind != kind:
+        problems.append(f"Error: Container interface {entry.name} not of type {kind}")
+    else:
+        problems += differences(found, entry)
+    problems += _check.addresses(sock, call.ifname, previous)
     if with_routes:
         problems += _check.routes(sock, previous)
     _check.fail(problems)

@@ -9,7 +9,6 @@ from ..call import Attachment, Call
 from ..kernel import announce, link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
@@ -27,16 +26,13 @@ def add(call: Call[Conf]) -> Result:
     """Make the interface; the result has it alone."""
     conf = call.conf
     mode = _mode(conf)
+    _sublink.check_unsigned("mtu", conf.mtu)
     previous = call.prev_result()
     name = conf.master or _chained_master(previous)
     netns = call.open_netns()
     with Netlink() as host:
         sock = netns.netlink() if conf.link_in_container else host
         master = _sublink.find_master(sock, name)
-        if conf.ipam.type or previous is None or not previous.ips:
-            ipam = call.ipam_add(conf.ipam.type)
-        else:
-            ipam = previous
         made, entry = _sublink.create(
             call,
             netns,
@@ -45,6 +41,10 @@ def add(call: Call[Conf]) -> Result:
                 sock, call.ifname, master.index, mode=mode, mtu=conf.mtu, netns=netns.fd
             ),
         )
+    if conf.ipam.type or previous is None or not previous.ips:
+        ipam = call.ipam_add(conf.ipam.type)
+    else:
+        ipam = previous
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
     _sublink.configure(call, netns, made, result, announce.settings(call.ifname))
     return result
@@ -93,14 +93,16 @@ def check(call: Call[Conf]) -> None:
     if conf.ipam.type:
         call.delegate(conf.ipam.type)
     _sublink.check(
-        call, netns, "ipvlan", lambda found, entry: _differences(conf, mode, netns, found, entry)
+        call,
+        netns,
+        "ipvlan",
+        lambda found, entry: _differences(mode, found, entry),
+        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
     )
 
 
-def _differences(
-    conf: Conf, mode: int, netns: Namespace, found: Link, entry: Interface
-) -> list[str]:
-    problems = _sublink.missing_master(conf.master, conf.link_in_container, netns)
+def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+    problems = []
     if found.mode != mode:
         names = {number: name for name, number in link.IPVLAN_MODES.items()}
         problems.append(

@@ -8,7 +8,6 @@ from ..call import Attachment, Call, Steps
 from ..kernel import announce, link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..netns import Namespace
 from ..protocol import args, config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
@@ -35,8 +34,7 @@ def add(call: Call[Conf]) -> Result:
     conf = call.conf
     mode = _mode(conf)
     mac = _mac(call)
-    if not 0 <= conf.bcqueuelen < 1 << 32:
-        raise CNIError(f"invalid bcqueuelen {conf.bcqueuelen}, must be an unsigned 32 bit number")
+    _sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
     if conf.host_shim:
         _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
     netns = call.open_netns()
@@ -122,15 +120,23 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if conf.ipam.type:
         call.delegate(conf.ipam.type)
-    _sublink.check(
-        call, netns, "macvlan", lambda found, entry: _differences(conf, mode, netns, found, entry)
-    )
+    try:
+        _sublink.check(
+            call,
+            netns,
+            "macvlan",
+            lambda found, entry: _differences(mode, found, entry),
+            master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+        )
+    except CNIError as error:  # the reference's texts for this plugin begin in lower case
+        begins = ("Required", "Sandbox", "Container", "Error")
+        if error.msg.startswith(begins):
+            raise CNIError(error.msg[0].lower() + error.msg[1:], error.details) from None
+        raise
 
 
-def _differences(
-    conf: Conf, mode: int, netns: Namespace, found: Link, entry: Interface
-) -> list[str]:
-    problems = _sublink.missing_master(conf.master, conf.link_in_container, netns)
+def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+    problems = []
     if found.mode != mode:
         names = {number: name for name, number in link.MACVLAN_MODES.items()}
         problems.append(

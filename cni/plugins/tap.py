@@ -33,7 +33,7 @@ def add(call: Call[Conf]) -> Result:
     """Make the device, join it to a bridge if one is named; the result has it alone."""
     conf = call.conf
     mac = _mac(call)
-    _check_ids(conf)
+    _check_numbers(conf)
     netns = call.open_netns()
     master = _bridge(netns, conf.bridge)
     made, entry = _sublink.create(call, netns, "tap", lambda: _create(call, netns))
@@ -99,10 +99,10 @@ def _mac(call: Call[Conf]) -> bytes:
         raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
 
 
-def _check_ids(conf: Conf) -> None:
-    for name, value in (("owner", conf.owner), ("group", conf.group)):
-        if value is not None and not 0 <= value < 1 << 32:
-            raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
+def _check_numbers(conf: Conf) -> None:
+    for name, value in (("mtu", conf.mtu), ("owner", conf.owner), ("group", conf.group)):
+        if value is not None:
+            _sublink.check_unsigned(name, value)
 
 
 def _bridge(netns: Namespace, name: str) -> int:

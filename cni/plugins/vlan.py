@@ -6,9 +6,8 @@ from ..call import Attachment, Call
 from ..kernel import link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..netns import Namespace
 from ..protocol import config
-from ..protocol.errors import CNIError
+from ..protocol.errors import CNIError, Terminated
 from ..protocol.result import Interface, Result
 from . import _sublink
 
@@ -35,7 +34,6 @@ def add(call: Call[Conf]) -> Result:
         sock = netns.netlink() if conf.link_in_container else host
         master = _sublink.find_master(sock, conf.master)
         _sublink.check_mtu(conf.mtu, master)
-        ipam = _allocate(call)
         made, entry = _sublink.create(
             call,
             netns,
@@ -44,6 +42,7 @@ def add(call: Call[Conf]) -> Result:
                 sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
             ),
         )
+    ipam = _allocate(call)
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
     _sublink.configure(call, netns, made, result)
     return result
@@ -52,6 +51,8 @@ def add(call: Call[Conf]) -> Result:
 def _allocate(call: Call[Conf]) -> Result:
     try:
         return call.ipam_add(call.conf.ipam.type)
+    except Terminated:
+        raise
     except CNIError as error:
         if error.msg.startswith("IPAM plugin returned"):
             raise
@@ -79,12 +80,17 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     call.delegate(conf.ipam.type)
     _sublink.check(
-        call, netns, "vlan", lambda found, entry: _differences(conf, netns, found, entry)
+        call,
+        netns,
+        "vlan",
+        lambda found, entry: _differences(conf, found, entry),
+        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+        prefix="vlan: ",
     )
 
 
-def _differences(conf: Conf, netns: Namespace, found: Link, entry: Interface) -> list[str]:
-    problems = _sublink.missing_master(conf.master, conf.link_in_container, netns)
+def _differences(conf: Conf, found: Link, entry: Interface) -> list[str]:
+    problems = []
     if entry.mac and entry.mac != found.mac:
         problems.append(
             f"vlan: Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
