@@ -19,8 +19,8 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 # compare with.
 PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
-	busybox-static util-linux procps kmod ca-certificates git \
-	podman containerd runc containernetworking-plugins
+	busybox-static util-linux procps kmod git \
+	podman conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build install uninstall test test-unit test-build test-netns test-lab \
@@ -64,32 +64,33 @@ lock: $(VENV_STAMP) ## write tools/bundle.lock anew with the newest versions
 
 # --- tests -------------------------------------------------------------------------------------
 
-PYTEST := $(RUN) -m pytest $(PYTEST_ARGS)
+PYTEST := $(RUN) -m pytest
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
 test: dist/cni ## the everyday tests: unit, build, network namespaces (root); not the slow ones
-	$(PYTEST) -m 'not slow' $(call tests-in,unit build netns)
+	$(PYTEST) -m 'not slow' $(call tests-in,unit build netns) $(PYTEST_ARGS)
 
 test-unit: $(VENV_STAMP) ## only the unit tests (no root)
-	$(PYTEST) $(call tests-in,unit)
+	$(PYTEST) $(call tests-in,unit) $(PYTEST_ARGS)
 
 test-build: dist/cni ## only the tests of the built file and of installing it
-	$(PYTEST) $(call tests-in,build)
+	$(PYTEST) $(call tests-in,build) $(PYTEST_ARGS)
 
 test-netns: dist/cni ## only the tests in network namespaces
-	$(PYTEST) $(call tests-in,netns)
+	$(PYTEST) $(call tests-in,netns) $(PYTEST_ARGS)
 
 test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
-	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 $(PYTEST_ARGS) \
-		$(call tests-in,lab netns)
+	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 \
+		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
 test-runtime: dist/cni ## containers started by podman and containerd
-	$(PYTEST) --timeout 600 $(call tests-in,runtime)
+	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
-# The guest first, so that the last line is the summary of the larger part.
-test-all: test-lab ## everything, as CI runs it
-	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime)
+# The guest first, so that the last summary is that of the larger part. Both run in any case.
+test-all: dist/cni ## everything, as CI runs it
+	@lab=0; $(MAKE) --no-print-directory test-lab || lab=1; \
+	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime) $(PYTEST_ARGS) && exit $$lab
 
 bench: dist/cni ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench

@@ -11,7 +11,14 @@ def main(argv: list[str]) -> int:
 
     0 done, 1 failed, 2 wrong usage, 130 interrupted. Raises nothing.
     """
-    _open_standard_files()
+    try:
+        _open_standard_files()
+        return _run(argv)
+    except KeyboardInterrupt:  # while modules were loaded
+        return 130
+
+
+def _run(argv: list[str]) -> int:
     import click
 
     from .commands import cli

@@ -219,7 +219,7 @@ class Runtime:
         )
         program = delegate.find(plugin.type, self.path)
         # Not delegate.run: it drops the version in which the result was printed.
-        return delegate._execute(program, request)
+        return delegate.execute(program, request)
 
 
 class Interrupts:

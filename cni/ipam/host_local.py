@@ -72,7 +72,7 @@ class Conf(NetConf):
 def add(call: Call[Conf]) -> Result:
     """Reserve one address of each range set: the requested ones, or the next free one.
 
-    Nothing stays reserved if this, or the printing of its result, fails. Raises CNIError.
+    Nothing of this stays reserved if it fails. Raises CNIError.
     """
     ipam = _ipam(call)
     wanted = _requested(call)

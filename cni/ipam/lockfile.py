@@ -13,7 +13,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 
 
 def acquire(fd: int, path: str, deadline: float) -> None:
-    """Lock the open file `fd` exclusively; closing it unlocks. `path` is for the message.
+    """Lock the open file `fd` exclusively; `release` unlocks it. `path` is for the message.
 
     `deadline` is a time.monotonic(). Raises TryAgainLater (code 11).
     """
@@ -35,6 +35,14 @@ def acquire(fd: int, path: str, deadline: float) -> None:
         # its signals with other requests.
         time.sleep(pause)
         pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def release(fd: int) -> None:
+    """Unlock and close. Closing alone would leave it locked if a process forked meanwhile."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    finally:
+        os.close(fd)
 
 
 def holder(fd: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ..protocol.address import Prefix, format_ip, parse_ip
+from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.config import Folded
 from ..protocol.errors import CNIError
 
@@ -25,11 +25,20 @@ class RangeConf(Folded):
     gateway: str | None = None
 
     def __post_init__(self) -> None:
-        if self.subnet is not None:
-            Prefix.parse(self.subnet)
-        for text in (self.range_start, self.range_end, self.gateway):
-            if text:
-                parse_ip(text)
+        for key, text in (
+            ("subnet", self.subnet),
+            ("rangeStart", self.range_start),
+            ("rangeEnd", self.range_end),
+            ("gateway", self.gateway),
+        ):
+            try:
+                if key == "subnet" and text is not None:
+                    Prefix.parse(text)
+                elif text:
+                    parse_ip(text)
+            except InvalidAddress as error:
+                form = "10.1.2.0/24" if key == "subnet" else "10.1.2.3"
+                raise InvalidAddress(error.msg, f"`{key}` of a range is like {form}") from None
 
 
 class Range(NamedTuple):

@@ -17,8 +17,12 @@ class Address(Folded):
     gateway: str | None = None
 
     def __post_init__(self) -> None:
-        if self.gateway:
-            parse_ip(self.gateway)
+        try:
+            if self.gateway:
+                parse_ip(self.gateway)
+        except InvalidAddress as error:
+            what = f"`gateway` of the address {self.address} is like 10.1.2.1"
+            raise InvalidAddress(error.msg, what) from None
 
 
 class IpamConf(Folded):

@@ -234,7 +234,7 @@ def open_store(data_dir: str, network: str, timeout: float | None = None) -> Ite
     except OSError as error:
         raise explain_in("write", path, error) from None
     finally:
-        os.close(lock)
+        lockfile.release(lock)
         os.close(fd)
 
 

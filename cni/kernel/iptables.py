@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
+from .. import process
 from ..protocol.errors import CNIError
-from . import nft, process
-from .netlink import NetlinkError
+from . import nft
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
@@ -46,27 +46,16 @@ def usable(v6: bool) -> bool:
     return True
 
 
-def may_have_chain(v6: bool, table: str, chain: str) -> bool:
-    """False only if the chain certainly does not exist; costs no fork.
-
-    Both variants are looked at: legacy tables in this namespace are listed in /proc, and chains
-    made by iptables-nft are ordinary nftables chains.
-    """
-    return _has_legacy(v6, table) or _has_nft(v6, table, chain)
-
-
-def may_have_table(v6: bool, table: str) -> bool:
-    """False only if the table has certainly no chain that we could have made; costs no fork."""
-    return _has_legacy(v6, table) or _has_nft(v6, table, "POSTROUTING")
+def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
+    """Has iptables-nft this chain? Its chains are ordinary nftables chains; costs no fork."""
+    try:
+        return nft.has_chain("ip6" if v6 else "ip", table, chain)
+    except OSError:
+        return False  # a kernel without nftables has none
 
 
-def comment(text: str) -> str:
-    """The arguments for a rule's comment, exactly as iptables-save prints them."""
-    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'-m comment --comment "{quoted}"'
-
-
-def _has_legacy(v6: bool, table: str) -> bool:
+def has_legacy_table(v6: bool, table: str) -> bool:
+    """False only if iptables-legacy certainly has no such table here; costs no fork."""
     try:
         with open(f"/proc/thread-self/net/ip{'6' if v6 else ''}_tables_names") as names:
             return table in names.read().split()
@@ -77,11 +66,10 @@ def _has_legacy(v6: bool, table: str) -> bool:
         return True
 
 
-def _has_nft(v6: bool, table: str, chain: str) -> bool:
-    try:
-        return nft.has_chain("ip6" if v6 else "ip", table, chain)
-    except (NetlinkError, OSError):
-        return True
+def comment(text: str) -> str:
+    """The arguments for a rule's comment, exactly as iptables-save prints them."""
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'-m comment --comment "{quoted}"'
 
 
 def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:

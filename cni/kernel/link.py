@@ -24,7 +24,7 @@ _OPERSTATES = (
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
 _PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
 _PROP_LIST, _ALT_IFNAME = 52, 53
-_NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 28, 29, 30, 37
+_GROUP, _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 27, 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
@@ -64,6 +64,7 @@ class Link(NamedTuple):
     txqlen: int
     data: dict[int, bytes]
     port: dict[int, bytes]
+    group: int = 0
 
     @property
     def up(self) -> bool:
@@ -121,6 +122,7 @@ def parse(payload: bytes) -> Link:
         txqlen=nl.get_u32(a.get(_TXQLEN)),
         data=nl.attr_map(info.get(_INFO_DATA, b"")),
         port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
+        group=nl.get_u32(a.get(_GROUP)),
     )
 
 
@@ -183,6 +185,7 @@ def create(
     parent: int = 0,
     master: int = 0,
     netns: int | None = None,
+    group: int = 0,
 ) -> None:
     """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor.
 
@@ -192,10 +195,9 @@ def create(
     if data:
         info.append(nl.nest(_INFO_DATA, data))
     parts = [_IFINFO.pack(0, 0, 0, 0, 0), _common(name, mtu, mac, netns)]
-    if parent:
-        parts.append(nl.u32(_LINK, parent))
-    if master:
-        parts.append(nl.u32(_MASTER, master))
+    for key, value in ((_LINK, parent), (_MASTER, master), (_GROUP, group)):
+        if value:
+            parts.append(nl.u32(key, value))
     parts.append(nl.nest(_LINKINFO, *info))
     sock.request(RTM_NEWLINK, b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
@@ -209,10 +211,11 @@ def create_veth(
     peer_mac: bytes = b"",
     peer_netns: int | None = None,
     master: int = 0,
+    group: int = 0,
 ) -> None:
     """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor)."""
     other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns)
-    create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master)
+    create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master, group=group)
 
 
 def create_netkit(
@@ -222,6 +225,7 @@ def create_netkit(
     *,
     mtu: int = 0,
     peer_netns: int | None = None,
+    group: int = 0,
 ) -> None:
     """Make a netkit pair in layer 2 mode: `name` here, `peer` in `peer_netns`; Linux 6.7 or later.
 
@@ -229,7 +233,7 @@ def create_netkit(
     """
     other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, b"", peer_netns)
     data = nl.u32(_NETKIT_MODE, 0) + nl.attr(_NETKIT_PEER_INFO, other)
-    create(sock, "netkit", name, data=data, mtu=mtu)
+    create(sock, "netkit", name, data=data, mtu=mtu, group=group)
 
 
 def create_bridge(
@@ -285,7 +289,7 @@ def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
     return out
 
 
-def change(
+def change(  # noqa: PLR0913
     sock: Netlink,
     index: int,
     *,
@@ -299,6 +303,7 @@ def change(
     master: int | None = None,
     alias: str | None = None,
     netns: int | None = None,
+    group: int | None = None,
 ) -> None:
     """Change what is given, in one request; `master=0` releases a port. Raises NetlinkError."""
     flags = mask = 0
@@ -311,9 +316,8 @@ def change(
         parts.append(nl.text(_IFNAME, name))
     if mac is not None:
         parts.append(nl.attr(_ADDRESS, mac))
-    for kind, value in ((_MTU, mtu), (_TXQLEN, txqlen), (_MASTER, master), (_NET_NS_FD, netns)):
-        if value is not None:
-            parts.append(nl.u32(kind, value))
+    numbers = {_MTU: mtu, _TXQLEN: txqlen, _MASTER: master, _NET_NS_FD: netns, _GROUP: group}
+    parts += [nl.u32(kind, value) for kind, value in numbers.items() if value is not None]
     if alias is not None:
         parts.append(nl.text(_IFALIAS, alias))
     sock.request(RTM_NEWLINK, b"".join(parts))

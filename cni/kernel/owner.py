@@ -72,6 +72,14 @@ def network_key(network: str) -> str:
     return digest(network)[:16]
 
 
+def network_group(network: str) -> int:
+    """A link group for what is being made in a network, until it can carry its alias.
+
+    The kernel takes a group, but no alias, with the request that makes a link.
+    """
+    return int(digest(network)[:8], 16) | 1 << 31
+
+
 def digest(text: str) -> str:
     """The hexadecimal SHA-512 of a text."""
     return str(sha512(text.encode("utf-8", "surrogateescape")).hexdigest())

@@ -13,7 +13,7 @@ from typing import Any
 from ..protocol.errors import CNIError
 from . import nft
 from .netlink import NetlinkError
-from .nft import Nft, NftError
+from .nft import NftError
 from .owner import digest
 
 _FAMILY, _TABLE, _BASE = "bridge", "nat", "PREROUTING"
@@ -34,7 +34,7 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
     """
     ref = _short(owner_ref)
     try:
-        context = Nft()
+        context = nft.shared()
         for attempt in range(1, _RETRIES + 1):
             stale = _jumps(ref)
             try:

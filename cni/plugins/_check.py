@@ -61,6 +61,8 @@ def routes(sock: Netlink, previous: Result) -> list[str]:
         dst = Prefix.parse(wanted.dst).network
         have = route.show(sock, dst.family, table=wanted.table or route.TABLE_MAIN)
         gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
+        if not any(gateway):
+            gateway = b""  # 0.0.0.0 stands for a route on the link
         if not any(r.dst == dst and gateway in (b"", r.gateway) for r in have):
             text = f"{wanted.dst} via {wanted.gw}" if wanted.gw else wanted.dst
             problems.append(f"Expected Route {text} not found in routing table")

@@ -10,7 +10,7 @@ from ..kernel import link, sysctl
 from ..kernel.address import show
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import Owner
+from ..kernel.owner import Owner, network_group, network_key
 from ..netns import Namespace
 from ..protocol.address import Prefix, is_global_unicast
 from ..protocol.errors import CNIError
@@ -76,17 +76,27 @@ def create(
     """Make the pair, its host end marked with the owner, without IPv6 router discovery, and up.
 
     One end is made here and the other at once in the container, so that a kill leaves no third
-    state. The host end's name is derived from the owner. Returns (host end, container end); the
-    pair is deleted again if the ADD fails. A kernel without netkit gets a veth pair, and says so.
-    Raises CNIError.
+    state; until the alias is set, the link group says whose network it is. The host end's name is
+    derived from the owner. Returns (host end, container end); the pair is deleted again if the ADD
+    fails. A kernel without netkit gets a veth pair, and says so. Raises CNIError.
     """
     name = _create(call, host, netns, mtu, mac, master, kind)
     outer = link.get(host, name)
     call.undo.callback(_undo, outer.index)
-    # before the link is up: a rogue router advertisement must find it off (CVE-2020-10749)
-    sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
-    link.change(host, outer.index, up=True, alias=call.owner.alias)
+    prepare_host_end(name)
+    link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
     return outer, link.get(netns.netlink(), call.ifname)
+
+
+def prepare_host_end(name: str) -> None:
+    """The IPv6 settings of a link of ours on the host, written before it comes up.
+
+    Without router discovery: a rogue advertisement must find it off (CVE-2020-10749). Without
+    duplicate address detection: until the link-local address is usable, one to two seconds, the
+    node cannot ask for the neighbours to whom it forwards packets.
+    """
+    conf = f"net/ipv6/conf/{name}"
+    sysctl.write_each([(f"{conf}/accept_ra", "0"), (f"{conf}/accept_dad", "0")])
 
 
 def _undo(index: int) -> None:
@@ -117,6 +127,7 @@ def _create(
                     peer_mac=mac,
                     peer_netns=netns.fd,
                     master=master,
+                    group=network_group(call.network),
                 )
             return name
         except NetlinkError as error:
@@ -133,7 +144,14 @@ def _create(
 def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str, mtu: int) -> str:
     """Make a netkit pair: "netkit", or "veth" when the kernel has none. Raises NetlinkError."""
     try:
-        link.create_netkit(host, name, call.ifname, mtu=mtu, peer_netns=netns.fd)
+        link.create_netkit(
+            host,
+            name,
+            call.ifname,
+            mtu=mtu,
+            peer_netns=netns.fd,
+            group=network_group(call.network),
+        )
         return "netkit"
     except NetlinkError as error:
         if error.errno != EOPNOTSUPP:
@@ -166,12 +184,13 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
             link.delete(host, found.index)
 
 
-def collect(host: Netlink, network_alias: str, keep: frozenset[str]) -> None:
+def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
     """Delete the network's host ends whose alias key is not in `keep` (GC).
 
-    `network_alias` is the beginning of the aliases of all the network's links.
+    One without an alias, but in the network's group, is of an ADD that was killed.
     """
+    prefix, group = f"cni:{network_key(network)}-", network_group(network)
     for found in link.list_all(host):
-        ours = found.kind in KINDS and found.alias.startswith(network_alias)
-        if ours and found.alias.split(" ", 1)[0] not in keep:
+        ours = found.alias.startswith(prefix) or (not found.alias and found.group == group)
+        if found.kind in KINDS and ours and found.alias.split(" ", 1)[0] not in keep:
             link.delete(host, found.index)

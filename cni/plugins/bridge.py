@@ -15,16 +15,15 @@ from typing import Any
 import msgspec
 
 from ..call import Attachment, Call, Steps
-from ..kernel import address, announce, bridge_vlan, link, sysctl
+from ..kernel import announce, link, sysctl
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import digest, network_key
 from ..netns import Namespace
 from ..protocol import args, config
-from ..protocol.address import Prefix, format_ip, parse_ip
+from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _check, _configure, _main, _veth
+from . import _bridge_gateway, _check, _configure, _main, _veth
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 
@@ -76,7 +75,8 @@ class Settings:
         self.gateway = conf.is_gateway or conf.is_default_gateway
         self.ipam = conf.ipam.type
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
-        self.trunk = _trunk_vlans(conf.vlan_trunk or [])
+        trunk = _trunk_vlans(conf.vlan_trunk or [])
+        self.vlans = _bridge_gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
         self.spoof_ref = f"{call.container_id}-{call.ifname}"
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
@@ -171,6 +171,7 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
             link.create_bridge(
                 host, name, mtu=want.conf.mtu, mac=_new_mac(), vlan_filtering=want.filtering
             )
+            _veth.prepare_host_end(name)
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
@@ -206,24 +207,7 @@ def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
         link.set_port(host, port.index, hairpin=conf.hairpin_mode, isolated=conf.port_isolation)
     except NetlinkError as error:
         raise CNIError(f"failed to setup port flags of {port.name}: {error}") from None
-    _configure_vlans(host, port, want)
-
-
-def _configure_vlans(host: Netlink, port: Link, want: Settings) -> None:
-    vlan, trunk = want.conf.vlan, want.trunk
-    if not vlan and not trunk:
-        return
-    try:
-        if not want.conf.preserve_default_vlan:
-            present = [v.vid for v in bridge_vlan.show(host, port.index)]
-            bridge_vlan.remove(host, port.index, present)
-        bridge_vlan.add(host, port.index, trunk)
-        bridge_vlan.add(host, port.index, [vlan or 1], access=True)
-    except NetlinkError as error:
-        raise CNIError(
-            f"failed to setup VLANs on interface {port.name}: {error}",
-            f"does this kernel have bridge VLAN filtering, and is it on for {want.bridge}?",
-        ) from None
+    _bridge_gateway.configure_vlans(host, port, want.vlans)
 
 
 def _protect_mac(call: Call[Conf], want: Settings, outer: Link, inner: Link) -> None:
@@ -250,7 +234,7 @@ def _connect_layer3(
     if want.conf.is_default_gateway:
         _add_default_routes(result)
     if want.gateway:
-        _set_up_gateway(host, bridge, result, want)
+        _bridge_gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
     _configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
     if want.conf.ip_masq:
         _main.masquerade(call, result, want.conf.ip_masq_backend)
@@ -284,72 +268,6 @@ def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
             f"bridge port in error state: {found.operstate_text}",
             f"{port.name} did not come up within {PORT_TIMEOUT} s",
         )
-
-
-# --- the gateway ----------------------------------------------------------------------------------
-
-
-def _set_up_gateway(host: Netlink, bridge: Link, result: Result, want: Settings) -> None:
-    """Put the gateways on the bridge, or on the VLAN's interface, and forward packets."""
-    target, prefix = bridge, "failed to set bridge addr: "
-    if want.conf.vlan:
-        target = _ensure_vlan_gateway(host, bridge, want)
-        prefix = "failed to set vlan interface for bridge with addr: "
-        result.interfaces.append(Interface(name=target.name, mac=target.mac))
-    for ip in sorted(result.ips, key=lambda ip: not ip.prefix.is_v4):
-        assert ip.gateway is not None
-        wanted = Prefix(parse_ip(ip.gateway), ip.prefix.length)
-        try:
-            _ensure_address(host, target, wanted, want.conf.force_address)
-        except CNIError as error:
-            raise error.wrapped(prefix) from None
-        except NetlinkError as error:
-            raise CNIError(f"{prefix}could not add IP address to {target.name}: {error}") from None
-    _main.enable_forwarding([ip.prefix for ip in result.ips])
-
-
-def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:
-    """Give the link its gateway address, unless a foreign one is there (spec/bridge.md)."""
-    present = [a.prefix for a in address.show(host, target.index, wanted.family)]
-    if wanted in present:
-        return
-    for other in present:
-        if other.is_v4 or other.overlaps(wanted):
-            if not force:
-                raise CNIError(
-                    f'"{target.name}" already has an IP address different from {wanted}',
-                    f"it has {other}: `ip address del {other} dev {target.name}` removes it, or "
-                    "set forceAddress",
-                )
-            address.delete(host, target.index, other)
-    try:
-        # without duplicate address detection: containers need their gateway now, not in a second
-        address.add(host, target.index, wanted, nodad=True)
-    except NetlinkError as error:
-        if not link.is_name_taken(error):
-            raise
-    # pin the MAC it had before our port joined: one that has been set stays as ports come and go
-    link.change(host, target.index, mac=link.parse_mac(target.mac))
-
-
-def _ensure_vlan_gateway(host: Netlink, bridge: Link, want: Settings) -> Link:
-    """The host's own interface in the VLAN: one end of a veth pair whose other end is a port."""
-    name = f"{bridge.name}.{want.conf.vlan}"
-    found = link.find(host, name)
-    if found is None:
-        peer = f"veth{digest(name)[:8]}"
-        try:
-            link.create_veth(host, name, peer, mtu=bridge.mtu)
-            port = link.get(host, peer)
-            link.change(host, port.index, master=bridge.index, up=True)
-            link.set_port(host, port.index, hairpin=False, isolated=False)
-        except NetlinkError as error:
-            raise CNIError(f'failed to create vlan gateway "{name}": {error}') from None
-        _configure_vlans(host, port, want)
-        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
-        found = link.get(host, name)
-    link.change(host, found.index, up=True)
-    return found
 
 
 # --- the other verbs ------------------------------------------------------------------------------
@@ -390,7 +308,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
     with Netlink() as host:
-        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+        steps.run(_veth.collect, host, call.network, kept)
         if want.conf.macspoofchk:
             from ..kernel import spoofcheck
 
@@ -410,6 +328,8 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the kernel with prevResult; every difference is reported."""
+    from . import _bridge_check
+
     want = Settings(call)
     netns = call.open_netns()
     if want.ipam:
@@ -419,71 +339,8 @@ def check(call: Call[Conf]) -> None:
         raise CNIError("Required prevResult missing")
     entry = _check.container_interface(call, previous)
     with Netlink() as host:
-        problems = _check_bridge(host, previous, want)
-        problems += _check_pair(host, netns, entry, previous, want)
+        problems = _bridge_check.bridge(host, previous, want.bridge, want.conf.promisc_mode)
+        problems += _bridge_check.pair(host, netns, entry, previous, want.bridge)
     problems += _check.addresses(netns.netlink(), call.ifname, previous)
     problems += _check.routes(netns.netlink(), previous)
     _check.fail(problems)
-
-
-def _check_bridge(host: Netlink, previous: Result, want: Settings) -> list[str]:
-    entry = next((i for i in previous.interfaces if i.name == want.bridge), None)
-    if entry is None:
-        return ["Interface name missing "]
-    found = link.find(host, entry.name)
-    if found is None:
-        return [f"Interface name {entry.name} not found"]
-    problems = []
-    if entry.sandbox:
-        problems.append(f"Interface {entry.name} should not be in sandbox")
-    if found.kind != "bridge":
-        problems.append(f"Interface {entry.name} not of type bridge")
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {found.mac}"
-        )
-    promisc = bool(found.flags & link.IFF_PROMISC)  # as set; a capture counts as promiscuity only
-    if promisc != want.conf.promisc_mode:
-        problems.append(
-            f"Bridge interface {entry.name} configured Promisc Mode "
-            f"{_go_bool(want.conf.promisc_mode)} doesn't match current state: {_go_bool(promisc)} "
-        )
-    return problems
-
-
-def _check_pair(
-    host: Netlink, netns: Namespace, entry: Interface, previous: Result, want: Settings
-) -> list[str]:
-    """The container's end, and a listed veth on the host that is its peer and the bridge's port."""
-    inner = link.find(netns.netlink(), entry.name)
-    if inner is None:
-        return [f"Interface name {entry.name} not found"]
-    problems = []
-    if inner.kind != "veth":
-        problems.append(f"Container interface {entry.name} not of type veth")
-    if entry.mac and entry.mac != inner.mac:
-        problems.append(
-            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {inner.mac}"
-        )
-    return problems + _check_port(host, inner, previous, want)
-
-
-def _check_port(host: Netlink, inner: Link, previous: Result, want: Settings) -> list[str]:
-    bridge = link.find(host, want.bridge)
-    for entry in previous.interfaces:
-        if entry.name in (want.bridge, inner.name):
-            continue
-        found = link.find(host, entry.name)
-        if found is None:
-            return [f"Interface name {entry.name} not found"]
-        if entry.sandbox:
-            return [f"Interface {entry.name} should not be in sandbox"]
-        is_pair = found.kind == "veth" and found.index == inner.peer
-        is_port = bridge is not None and found.master == bridge.index
-        if is_pair and is_port and entry.mac in ("", found.mac):
-            return []
-    return [f"CNI veth created for bridge {want.bridge} was not found"]
-
-
-def _go_bool(value: bool) -> str:
-    return "true" if value else "false"

@@ -15,13 +15,14 @@ from ..call import Attachment, Call, Steps
 from ..kernel import address, announce, link, route
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import network_key
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, IPConfig, Result
 from . import _check, _configure, _main, _veth
+
+LINK_TIMEOUT = 1.0  # seconds; a link that is not up by then is none of ours to report
 
 
 class Conf(config.NetConf):
@@ -45,7 +46,7 @@ def add(call: Call[Conf]) -> Result:
         ip.interface = 1
         _require_gateway(ip)
     _main.enable_forwarding([ip.prefix for ip in ipam.ips])
-    with Netlink() as host:
+    with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         outer, inner = _veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
         result = Result(
             interfaces=[
@@ -56,12 +57,15 @@ def add(call: Call[Conf]) -> Result:
             routes=ipam.routes,
             dns=_main.dns(conf.dns, ipam.dns),
         )
-        settings = announce.settings(call.ifname)
-        # a link with two ends, both ours: nobody can have the address already
+        # a link with two ends, both ours: nobody can have the address already, nor the link-local
+        settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
+        settings += announce.settings(call.ifname)
         _configure.interface(call, netns, inner.index, result, settings, nodad=True)
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
         _connect_host(host, outer, result.ips)
+        # until then the kernel drops what is sent, and asks for the neighbour a second later
+        link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
         _main.masquerade(call, result, conf.ip_masq_backend)
     return result
@@ -136,7 +140,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
     with Netlink() as host:
-        steps.run(_veth.collect, host, f"cni:{network_key(call.network)}-", kept)
+        steps.run(_veth.collect, host, call.network, kept)
     _main.collect_ipam(call, conf.ipam.type, steps)
     if conf.ip_masq:
         steps.run(_main.collect_masquerade, call, keep)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .address import Prefix, canonical_ip
+from .address import InvalidAddress, Prefix, canonical_ip
 from .errors import CNIError, DecodeFailure, InvalidConfig
 
 # Large enough for any real chain; a bound, so that a runaway runtime cannot exhaust memory.
@@ -68,8 +68,12 @@ class Route(Folded):
     scope: int | None = None
 
     def __post_init__(self) -> None:
-        self.dst = str(Prefix.parse(self.dst))
-        self.gw = canonical_ip(self.gw) if self.gw else None
+        try:
+            self.dst = str(Prefix.parse(self.dst))
+            self.gw = canonical_ip(self.gw) if self.gw else None
+        except InvalidAddress as error:
+            example = "a route's `dst` is like 10.1.0.0/16, its `gw` like 10.1.2.1"
+            raise InvalidAddress(error.msg, example) from None
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object in the reference's key order, empty values left out."""
@@ -204,8 +208,9 @@ def _explain(text: str, names: dict[str, str]) -> str:
     if text.startswith("Expected `") and len(parts) >= 5:
         path = parts[5][2:] if len(parts) > 5 else ""
         path = ".".join(_spelled(step, names) for step in path.split("."))
+        wanted = parts[1].removesuffix(" | null")
         got = _GO_TYPES.get(parts[3], parts[3])
-        return f"json: cannot unmarshal {got} into field {path or '(top)'} of type {parts[1]}"
+        return f"json: cannot unmarshal {got} into field {path or '(top)'} of type {wanted}"
     return f"json: cannot unmarshal: {text}"
 
 

@@ -7,17 +7,16 @@ import stat
 import time
 from collections.abc import Callable
 from errno import ETXTBSY
-from signal import SIGKILL, SIGTERM
 
 import msgspec
 
+from .. import process
 from .config import decode_object, version_of
 from .errors import CNIError, DelegateError
 from .request import Request
 from .result import Result
 
 _BUSY_RUNS = 6
-_MAX_OUTPUT = 16 << 20
 
 # Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
 # result), else (False, None). Given by the dispatcher, which knows the plugins; we do not.
@@ -57,7 +56,7 @@ def run(request: Request, name: str, in_process: InProcess) -> Result | None:
     ours, result = in_process(name, program, request)
     if ours:
         return result
-    output = _execute(program, request)
+    output = execute(program, request)
     return parse_output(output, request.stdin) if request.command == "ADD" else None
 
 
@@ -73,20 +72,10 @@ def parse_output(output: bytes, stdin: bytes) -> Result:
     return Result.parse(raw, version)
 
 
-def _execute(program: str, request: Request) -> bytes:
+def execute(program: str, request: Request) -> bytes:
     """Run a program with the request's environment and stdin; its stdout. Raises CNIError."""
     env = {**request.env, "CNI_COMMAND": request.command}
-    # Memory files instead of pipes: nobody can block on a full one.
-    files = [os.memfd_create(f"cni-{what}") for what in ("stdin", "stdout", "stderr")]
-    try:
-        _write_all(files[0], request.stdin)
-        os.lseek(files[0], 0, os.SEEK_SET)
-        status = _spawn(program, env, files)
-        stdout, stderr = _content(files[1]), _content(files[2])
-    finally:
-        for fd in files:
-            os.close(fd)
-    code = os.waitstatus_to_exitcode(status)
+    code, stdout, stderr = _run_unless_busy(program, request.stdin, env)
     if code != 0:
         raise _failure(stdout, stderr, f"exit status {code}" if code > 0 else f"signal {-code}")
     if stderr:
@@ -94,12 +83,10 @@ def _execute(program: str, request: Request) -> bytes:
     return stdout
 
 
-def _spawn(program: str, env: dict[str, str], files: list[int]) -> int:
-    """Start the program and wait for it: its wait status."""
-    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> process.Finished:
     for attempt in range(1, _BUSY_RUNS + 1):
         try:
-            pid = os.posix_spawn(program, [program], env, file_actions=actions)
+            return process.run(program, [program], stdin, env)
         except OSError as error:
             if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
                 time.sleep(1)  # somebody is installing it right now
@@ -108,26 +95,7 @@ def _spawn(program: str, env: dict[str, str], files: list[int]) -> int:
                 f"fork/exec {program}: {(error.strerror or '').lower()}",
                 "is it an executable for this machine?",
             ) from None
-        try:
-            return os.waitpid(pid, 0)[1]
-        except BaseException:  # a signal: what the child still did would be nobody's
-            _end(pid)
-            raise
     raise AssertionError("unreachable")
-
-
-def _end(pid: int) -> None:
-    """End a child, at the latest after a second, and wait for it."""
-    try:
-        os.kill(pid, SIGTERM)
-        for _ in range(100):
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return
-            time.sleep(0.01)
-        os.kill(pid, SIGKILL)
-        os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # it had ended already
 
 
 def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
@@ -146,19 +114,3 @@ def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
         return DelegateError(
             0, f'netplugin failed but error parsing its diagnostic message "{shown}": {error}'
         )
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _content(fd: int) -> bytes:
-    os.lseek(fd, 0, os.SEEK_SET)
-    chunks = []
-    left = _MAX_OUTPUT
-    while left > 0 and (chunk := os.read(fd, min(left, 1 << 20))):
-        chunks.append(chunk)
-        left -= len(chunk)
-    return b"".join(chunks)

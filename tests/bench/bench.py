@@ -30,6 +30,7 @@ from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
 
 OUTPUT = ROOT / "build/bench"
 PYTHON = "/usr/bin/python3"
+BARE_PYTHON = [PYTHON, "-I", "-S", "-c", "pass"]
 VERSION = "1.0.0"  # the newest that both implementations speak
 ONLY_HELP = "only cases whose name has NAME in it (may be repeated)"
 
@@ -104,6 +105,7 @@ GROWTH = (10, 1000, 10000)
 def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
     """ADD and DEL, alternating between the nodes. A node on which it fails is left out."""
     samples: dict[str, dict[str, list[Sample]]] = {"ADD": {}, "DEL": {}}
+    python: list[Sample] = []
     failed: set[str] = set()
     for number, node in enumerate(alternate(nodes, rounds + 1)):
         if node.name in failed:
@@ -114,17 +116,23 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
             print(f"  {case.name}: {error}", file=sys.stderr)
             failed.add(node.name)
             continue
+        if node is nodes[0]:
+            python.append(node.command(BARE_PYTHON))
         if number >= len(nodes):  # the first round fills the caches and makes the bridge
             samples["ADD"].setdefault(node.name, []).append(added)
             samples["DEL"].setdefault(node.name, []).append(deleted)
-    return [rows(case.name, verb, samples[verb], nodes, failed) for verb in samples]
+    bare = Summary.of(python) if python else None
+    return [
+        Row(case.name, verb, summaries(taken, nodes, failed), bare)
+        for verb, taken in samples.items()
+    ]
 
 
-def rows(
-    name: str, verb: str, samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
-) -> Row:
+def summaries(
+    samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
+) -> dict[str, Summary]:
     kept = [node.name for node in nodes if node.name in samples and node.name not in failed]
-    return Row(name, verb, {key: Summary.of(samples[key]) for key in kept})
+    return {name: Summary.of(samples[name]) for name in kept}
 
 
 def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sample, Sample]:
@@ -162,7 +170,7 @@ def fill(directory: Path, leases: int) -> None:
 def measure_baseline(node: Node, rounds: int) -> list[Row]:
     """What no plugin can be faster than: the interpreter's start, and starting anything at all."""
     commands = {
-        "python3 -I -S -c pass": [PYTHON, "-I", "-S", "-c", "pass"],
+        "python3 -I -S -c pass": BARE_PYTHON,
         "sh -c :": ["/bin/sh", "-c", ":"],
         "/bin/true (what measuring costs)": ["/bin/true"],
     }
@@ -222,17 +230,18 @@ def print_header(facts: Json, rounds: int) -> None:
     )
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     print(f"Python {facts['python']}, build {facts['build']}; {versions}")
-    print(f"Medians of {rounds} rounds in ms; cpu: processor time with that of all children.\n")
+    print(f"Medians of {rounds} rounds in ms; cpu: processor time with that of all children;")
+    print("×python: to `python3 -I -S -c pass` in the same rounds.\n")
     print(f"{'':36} {'':4} {'ours':>8} {'Go':>8} {'ratio':>6} {'×python':>8} {'cpu':>7} {'Go':>7}")
 
 
-def print_row(row: Row, python: float | None) -> None:
+def print_row(row: Row) -> None:
     ours, go = row.times.get("ours"), row.times.get("go")
     cells = [
         number(ours and ours.median, 8),
         number(go and go.median, 8),
         number(row.ratio, 6, 2),
-        number(ours.median / python if ours and python else None, 8),
+        number(row.to_python, 8),
         number(ours and ours.cpu, 7),
         number(go and go.cpu, 7),
     ]
@@ -251,6 +260,7 @@ def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> 
             "case": row.case,
             "verb": row.verb,
             "ratio": row.ratio,
+            "to_python": row.to_python,
             **{key: asdict(time) for key, time in row.times.items()},
         }
         for row in rows
@@ -313,17 +323,16 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
         return not options.only or any(text in name for text in options.only)
 
     found = measure_baseline(nodes[0], rounds)
-    python = found[0].times["ours"].median
     for row in found:
-        print_row(row, python)
+        print_row(row)
     for case in CASES:
         if wanted(case.name):
             for row in measure_case(case, nodes, rounds):
-                print_row(row, python)
+                print_row(row)
                 found.append(row)
     if wanted("growth"):
         for row in measure_growth(nodes, rounds):
-            print_row(row, python)
+            print_row(row)
             found.append(row)
     parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
     if parts:

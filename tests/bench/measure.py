@@ -126,12 +126,20 @@ class Row:
     case: str
     verb: str
     times: dict[str, Summary] = field(default_factory=dict)
+    python: Summary | None = None  # an interpreter that does nothing, in the same rounds
 
     @property
     def ratio(self) -> float | None:
         """Ours to Go's; None where only one of them was measured."""
         if {"ours", "go"} <= self.times.keys() and self.times["go"].median:
             return self.times["ours"].median / self.times["go"].median
+        return None
+
+    @property
+    def to_python(self) -> float | None:
+        """Ours to the bare interpreter's start."""
+        if "ours" in self.times and self.python:
+            return self.times["ours"].median / self.python.median
         return None
 
 

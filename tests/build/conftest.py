@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,14 +11,11 @@ from tests.harness.build import build_dist
 
 from .running import build_copy, install
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 @pytest.fixture(scope="session")
-def dist() -> Path:
-    """dist/cni."""
-    return build_dist()
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of dist/cni, so that a rebuild meanwhile does no harm."""
+    return Path(shutil.copy(build_dist(), tmp_path_factory.mktemp("dist")))
 
 
 @pytest.fixture(scope="session")

@@ -83,20 +83,20 @@ def build_id(dist: Path) -> str:
     return match[1].decode()
 
 
-def copy_tree(target: Path, comment: str = "") -> Path:
+def copy_tree(target: Path, comment: str = "", source: Path = ROOT) -> Path:
     """Copy what is needed for building; `comment` makes it another build."""
     for name in ("cni", "launcher", "tools"):
-        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", target)
+        shutil.copytree(source / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "pyproject.toml", target)
     (target / ".cache").symlink_to(ROOT / ".cache")
     if comment:
         (target / "cni" / "_another.py").write_text(f'"""{comment}"""\n')
     return target
 
 
-def build_copy(target: Path, comment: str = "") -> Path:
+def build_copy(target: Path, comment: str = "", source: Path = ROOT) -> Path:
     """Build a copy of the sources; the built file."""
-    script = copy_tree(target, comment) / "tools" / "build.py"
+    script = copy_tree(target, comment, source) / "tools" / "build.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return target / "dist" / "cni"

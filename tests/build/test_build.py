@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_same_sources_give_the_same_file(dist: Path, tmp_path: Path) -> None:
-    assert build_copy(tmp_path).read_bytes() == dist.read_bytes()
+def test_the_same_sources_give_the_same_file(tmp_path: Path) -> None:
+    first = build_copy(tmp_path / "first")
+    second = build_copy(tmp_path / "second", source=tmp_path / "first")
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_other_sources_have_another_build_id(dist: Path, other_dist: Path) -> None:

@@ -76,6 +76,12 @@ def without_dad(*containers: Netns) -> None:
         container.set_sysctl("net/ipv6/conf/default/accept_dad", 0)
 
 
+def without_ipv6(*namespaces: Netns) -> None:
+    """Links made here have no IPv6, whose addresses come and go late."""
+    for ns in namespaces:
+        ns.set_sysctl("net/ipv6/conf/default/disable_ipv6", 1)
+
+
 def leases(data_dir: Path, network: str = "net") -> dict[str, str]:
     """host-local's reservations: address -> container id and interface."""
     found = {}
@@ -299,6 +305,7 @@ class InterfaceContract:
         self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
     ) -> None:
         """The second ADD fails and takes nothing away from the first."""
+        without_ipv6(container)
         keys = self.prepare(runtime.host, outside)
         conf = self.conf(keys, V4.host_local(data_dir))
         runtime.add(self.plugin, conf, container).succeeded()

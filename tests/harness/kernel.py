@@ -307,6 +307,9 @@ def difference(before: Any, after: Any, where: str = "") -> list[str]:
             else:
                 found += difference(before[key], after[key], place)
         return found
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = enumerate(zip(before, after, strict=True))
+        return [line for n, (a, b) in pairs for line in difference(a, b, f"{where}[{n}]")]
     if before != after:
         return [f"{where}: {before} -> {after}"]
     return []

@@ -234,7 +234,7 @@ BAD: list[tuple[Json, str]] = [
     ({"linkInContainer": True}, "Link not found"),
     ({"mtu": -1}, "invalid mtu -1"),
     ({"mtu": 60}, "failed to create ipvlan: "),
-    ({"mtu": True}, "failed to load netConf: json: cannot unmarshal bool into field mtu"),
+    ({"mtu": True}, "failed to load netconf: json: cannot unmarshal bool into field mtu"),
     ({"ipam": {}}, "no plugin name provided"),
     ({"ipam": {"type": "no-such-plugin"}}, "no-such-plugin"),
 ]

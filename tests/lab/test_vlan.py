@@ -31,6 +31,7 @@ from tests.harness.contract import (
     leases,
     plug,
     without_dad,
+    without_ipv6,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class TestContract(InterfaceContract):
         plug(ns, outside, vlan=1234)
         return {"master": MASTER, "vlanId": 1234}
 
-    def second(self, host: Netns) -> Json:
+    def second(self, host: Netns) -> Json:  # noqa: ARG002
         return {"vlanId": 1235}
 
 
@@ -88,7 +89,8 @@ def test_id_and_mtu(
     where: str,
 ) -> None:
     ns = runtime.host if where == "host" else container
-    plug(ns, outside, mtu=1200)
+    plug(ns, outside)
+    ns.ip("link", "set", MASTER, "mtu", "1200")  # too little for IPv6
     conf = network(linkInContainer=where == "container", **keys)
     result = runtime.add("vlan", conf, container).result
     made = link(container, "eth0")
@@ -103,6 +105,7 @@ def test_ids_on_one_master(
 ) -> None:
     """Each id can be there once."""
     plug(runtime.host, outside)
+    without_ipv6(container)
     runtime.add("vlan", network(vlanId=7), container).succeeded()
     ipam = StandIn(tmp_path / "ipam", "").install(runtime)
     with unchanged(runtime.host, container, container2):
@@ -197,7 +200,7 @@ BAD: list[tuple[Json, str]] = [
     ({"vlanId": 4095}, RANGE.format(4095)),
     ({"vlanId": -1}, RANGE.format(-1)),
     ({"vlanId": 5000, "mtu": 9000}, RANGE.format(5000)),
-    ({"vlanId": "7"}, "failed to load netConf: json: cannot unmarshal string into field vlanId"),
+    ({"vlanId": "7"}, "failed to load netconf: json: cannot unmarshal string into field vlanId"),
     ({"master": "gone0"}, "Link not found"),
     ({"linkInContainer": True}, "Link not found"),
     ({"mtu": 1600}, "invalid MTU 1600, must be [0, master MTU(1500)]"),

@@ -12,6 +12,7 @@ the last address).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -207,13 +208,26 @@ def points_of(trace: str, *, every: bool) -> Iterator[Point]:
             yield Point(name, counts[name], line)
 
 
-def chosen(points: list[Point], seed: str) -> list[Point]:
-    """All points, or some spread evenly, others for another seed."""
-    if EVERY or len(points) <= SAMPLE:
-        return points
-    step = len(points) / SAMPLE
+def chosen(points: list[Point], seed: str) -> list[tuple[Point, str]]:
+    """Points, each with a way to clear up: all of both, or some spread evenly.
+
+    Always among them: the moment when a link exists that does not carry its owner's name yet.
+    """
+    if EVERY:
+        return [(point, how) for point in points for how in RECOVERIES]
+    step = max(len(points) / SAMPLE, 1)
     start = random.Random(seed).random() * step
-    return [points[int(start + number * step)] for number in range(SAMPLE)]
+    sample = [points[int(start + number * step) % len(points)] for number in range(SAMPLE)]
+    return [
+        *((point, RECOVERIES[number % len(RECOVERIES)]) for number, point in enumerate(sample)),
+        *((after, how) for after in just_made(points) for how in RECOVERIES),
+    ]
+
+
+def just_made(points: list[Point]) -> list[Point]:
+    """What comes right after the making of a link."""
+    pairs = itertools.pairwise(points)
+    return [after for point, after in pairs if "NLM_F_EXCL|NLM_F_CREATE" in point.text]
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
@@ -265,13 +279,11 @@ def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
         if verb == "ADD":
             world.delete()
         assert len(points) > 2, "the trace shows no work"
-        for number, point in enumerate(chosen(points, f"{name} {verb}")):
-            ways = RECOVERIES if EVERY else [RECOVERIES[number % len(RECOVERIES)]]
-            for how in ways:
-                wrong = trial(world, verb, point, how)
-                if wrong:
-                    failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))
-                    world = fresh()
+        for point, how in chosen(points, f"{name} {verb}"):
+            wrong = trial(world, verb, point, how)
+            if wrong:
+                failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))
+                world = fresh()
     finally:
         for used in worlds:
             used.close()

@@ -51,9 +51,12 @@ def _runtimes_installed() -> None:
 
 
 @pytest.fixture(scope="session")
-def plugins() -> Plugins:
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Plugins:
     given = os.environ.get("CNI_TEST_BIN_DIR")
-    return Plugins(Path(given), None) if given else Plugins(None, build_dist())
+    if given:
+        return Plugins(Path(given), None)
+    # A copy, as somebody may build anew while the tests run.
+    return Plugins(None, Path(shutil.copy(build_dist(), tmp_path_factory.mktemp("dist"))))
 
 
 @pytest.fixture(scope="session")

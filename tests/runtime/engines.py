@@ -93,12 +93,13 @@ class Container:
     def mac(self, ifname: str = "eth0") -> str:
         return self.exec("cat", f"/sys/class/net/{ifname}/address").strip()
 
-    def ping(self, address: str) -> bool:
-        return " 0% packet loss" in self.exec("ping", "-c", "1", "-W", "2", address, check=False)
-
-    def reaches(self, address: str) -> bool:
-        """Does the address answer pings within a few seconds?"""
-        return bool(eventually(lambda: self.ping(address)))
+    def reaches(self, *addresses: str) -> bool:
+        """Do all addresses answer pings, within a few seconds?"""
+        pings = " && ".join(f"ping -c 1 -W 2 {address}" for address in addresses)
+        command = f"{pings} && echo all answered"
+        return bool(
+            eventually(lambda: "all answered" in self.exec("sh", "-c", command, check=False))
+        )
 
     def fetch(self, address: str, port: int = WEB_PORT) -> str:
         """What a container's web server says, asked over TCP; "" if it cannot be reached."""
@@ -308,8 +309,18 @@ class Containerd(Engine):
         container.process.wait(30)  # it notices by itself
 
     def exec(self, container: Container, argv: Sequence[str], *, check: bool) -> str:
-        number = f"exec-{next(self._numbers)}"
-        return self.ctr("task", "exec", "--exec-id", number, container.name, *argv, check=check)
+        # On a busy machine ctr now and then loses what the command prints; then once more.
+        command = ["sh", "-c", '"$@"; echo "exit status $?"', "sh", *argv]
+        for _ in range(10):
+            number = f"exec-{next(self._numbers)}"
+            shown = self.ctr("task", "exec", "--exec-id", number, container.name, *command)
+            output, end, status = shown.rpartition("exit status ")
+            if not end:
+                continue
+            if check and status != "0":
+                raise CommandError(f"{' '.join(argv)} in {container.name}: {shown}")
+            return output.strip()
+        raise CommandError(f"{' '.join(argv)} in {container.name}: ctr shows no output")
 
     def main_pid(self, container: Container) -> int:
         tasks = [line.split() for line in self.ctr("task", "ls").splitlines()]

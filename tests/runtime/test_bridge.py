@@ -14,7 +14,7 @@ from .node import Node, eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .engines import Engine
+    from .engines import Engine, Podman
     from .networks import Network
     from .plugins import Plugins
 
@@ -53,6 +53,17 @@ def test_two_containers(
 
     engine.remove(second)
     node.nothing_left(net, first.id, second.id, but=leaks(engine, plugins))
+
+
+def test_gateway_answers_at_once(
+    network: Callable[..., Network], podman: Podman, plugins: Plugins
+) -> None:
+    """The first packet of the first container gets through: nothing settles after ADD."""
+    if not plugins.ours:
+        pytest.skip("the reference's IPv6 gateway is silent for two seconds")
+    container = podman.run(network(DUAL))
+    for gateway in reversed(DUAL.gateways):
+        assert "1 packets received" in container.exec("ping", "-c", "1", "-W", "1", gateway)
 
 
 @pytest.mark.parametrize("backend", ["iptables", "nftables"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.ipam import lockfile, resolvconf
-from cni.ipam.store import Store, open_store
+from cni.ipam.store import open_store
 from cni.protocol.errors import CNIError, TryAgainLater
 
 from .ipam_node import ALL_VERSIONS, Child, Failure, Ipam
@@ -375,6 +375,18 @@ def test_a_failure_after_the_allocation_is_undone(
     assert not leases(tmp_path)
 
 
+def test_undoing_spares_what_is_no_longer_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(**_: object) -> None:
+        (tmp_path / "mynet" / "10.1.2.2").write_bytes(b"other\r\neth0")
+        raise CNIError("no")
+
+    monkeypatch.setattr("cni.ipam.host_local.Result", broken)
+    fails(one_range(tmp_path), "no")
+    assert leases(tmp_path) == {"10.1.2.2": "other\r\neth0"}
+
+
 # --- requested addresses ---
 
 
@@ -442,6 +454,14 @@ def test_requested_errors(tmp_path: Path, more: dict[str, Any], msg: str) -> Non
     ranges = [{"subnet": "10.1.2.0/24", "rangeEnd": "10.1.2.100"}, {"subnet": "10.1.3.0/24"}]
     fails(host_local(tmp_path, ranges=[ranges]), msg, **more)
     assert set(leases(tmp_path)) == {"10.1.2.5"}
+
+
+def test_requesting_what_the_attachment_has_does_not_release_it(tmp_path: Path) -> None:
+    ipam = one_range(tmp_path)
+    ipam.add(env_args="IP=10.1.2.88")
+    with pytest.raises(Failure, match=r"10.1.2.88 is not available"):
+        ipam.add(env_args="IP=10.1.2.88")
+    assert set(leases(tmp_path)) == {"10.1.2.88"}
 
 
 def test_a_taken_requested_address_names_its_holder(tmp_path: Path) -> None:
@@ -512,6 +532,18 @@ def test_poorer_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wi
     (tmp_path / "mynet" / "10.0.0.4").write_text("")
     assert ipam.add("c5") == ["10.0.0.4/29"]
     assert set(leases(tmp_path)) == {f"10.0.0.{n}" for n in range(2, 7)}
+
+
+def test_a_file_in_the_making_is_overwritten(tmp_path: Path) -> None:
+    state(tmp_path, [], None)
+    (tmp_path / "mynet" / ".new").write_text("the long content that a killed ADD left")
+    ipam = one_range(tmp_path)
+    assert ipam.add(env_args="IP=10.1.2.9") == ["10.1.2.9/24"]
+    assert files(tmp_path) == {
+        "10.1.2.9": "c1\r\neth0",
+        "last_reserved_ip.0": "10.1.2.9",
+        "lock": "",
+    }
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,19 +622,34 @@ def test_lock_waits(tmp_path: Path) -> None:
 
 
 def test_lock_in_a_directory_that_was_replaced(tmp_path: Path) -> None:
-    """Whoever locked a removed directory's file locks again, in the new one."""
-    with open_store(str(tmp_path), "net") as store:
-        assert isinstance(store, Store)
-        (tmp_path / "net").rename(tmp_path / "old")
-        with open_store(str(tmp_path), "net", timeout=1) as second:
-            assert second.reserve("10.0.0.2", b"x")
-    assert leases(tmp_path, "net") == {"10.0.0.2": "x"}
+    """Whoever waited for the lock of a directory that is gone gets that of the new one."""
+    ipam = one_range(tmp_path)
+    with open_store(str(tmp_path), "mynet"):
+        child = Child(ipam.add)
+        time.sleep(0.2)  # until it waits
+        (tmp_path / "mynet").rename(tmp_path / "old")
+        with open_store(str(tmp_path), "mynet", timeout=1) as second:
+            assert second.reserve("10.1.2.2", b"x")
+    assert child.value() == ["10.1.2.3/24"]
+    assert leases(tmp_path) == {"10.1.2.2": "x", "10.1.2.3": "c1\r\neth0"}
     with (
         open_store(str(tmp_path), "net"),
         pytest.raises(TryAgainLater),
         open_store(str(tmp_path), "net", timeout=0.05),
     ):
         pass
+
+
+def test_store_sees_its_own_changes(tmp_path: Path) -> None:
+    with open_store(str(tmp_path), "net") as store:
+        assert store.leases() == {}
+        assert store.reserve("10.0.0.2", b"a\r\nb")
+        assert not store.reserve("10.0.0.2", b"c\r\nd")
+        assert store.leases() == {"10.0.0.2": b"a\r\nb"}
+        assert store.owned_by("a", "b") == ["10.0.0.2"]
+        store.release("10.0.0.2")
+        store.release("10.0.0.2")
+        assert store.leases() == {}
 
 
 def test_no_descriptor_leaks(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -45,11 +47,33 @@ def run(
         pid = os.posix_spawn(
             program, argv, os.environ if env is None else env, file_actions=actions
         )
-        status = os.waitpid(pid, 0)[1]
-        return Finished(os.waitstatus_to_exitcode(status), _content(files[1]), _content(files[2]))
+        return Finished(_wait(pid), _content(files[1]), _content(files[2]))
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _wait(pid: int) -> int:
+    """The exit code of a child; when a signal's exception ends the wait, the child ends too."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:  # what it still did would be nobody's
+        _end(pid)
+        raise
+
+
+def _end(pid: int) -> None:
+    """End a child, at the latest after a second, and wait for it."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+        for _ in range(100):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # it had ended already
 
 
 def _write_all(fd: int, data: bytes) -> None:

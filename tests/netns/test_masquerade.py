@@ -1,0 +1,645 @@
+"""Masquerading (spec/common.md §6), both backends, on a real kernel with real packets."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cni.kernel import iptables, masquerade, nft
+from cni.kernel.owner import Owner
+from cni.protocol.address import Prefix
+from cni.protocol.errors import CNIError
+from tests.harness import (
+    Netns,
+    Runtime,
+    Snapshot,
+    connect,
+    iptables_save,
+    nft_rules,
+    nft_tables,
+    tcp_exchange,
+    tcp_server,
+    udp_exchange,
+    udp_server,
+)
+from tests.harness import nft as nft_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+BACKENDS = ("iptables", "nftables")
+TABLE = "cni_plugins_masquerade"
+COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins"
+CHECKS_COMMENT = (
+    "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
+)
+
+NET1, NET2 = "unit-test", "other"
+# Four containers in two networks: IPv4, dual stack, several addresses, IPv6.
+PLAN = {
+    Owner(NET1, "one", "eth0"): ["10.0.0.1/24"],
+    Owner(NET1, "two", "eth0"): ["10.0.0.2/24", "fd00::2/64"],
+    Owner(NET2, "three", "eth0"): ["10.1.0.3/24", "10.1.0.4/24", "fd01::3/64", "fd01::4/64"],
+    Owner(NET2, "four", "net1"): ["fd01::5/64"],
+}
+ONE, TWO, THREE, FOUR = PLAN
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Sockets kept for the next call would keep the namespace alive."""
+    yield
+    nft.forget()
+
+
+def prefixes(*texts: str) -> list[Prefix]:
+    return [Prefix.parse(text) for text in texts]
+
+
+def setup_all(host: Netns, backend: str) -> None:
+    for owner, cidrs in PLAN.items():
+        host.run(masquerade.setup, owner, prefixes(*cidrs), backend)
+
+
+def rules_of(host: Netns, owner: Owner) -> list[str]:
+    """Every line of either backend that belongs to an owner, read by independent tools."""
+    found = [str(r) for r in checks(host) if r["comment"].startswith(owner.key)]
+    for version in (4, 6):
+        found += [line for line in iptables_save(host, version) if owner.chain() in line]
+    return found
+
+
+def checks(host: Netns) -> list[dict]:
+    return nft_rules(host, "inet", TABLE, "masq_checks")
+
+
+def sources(host: Netns, owner: Owner) -> list[str]:
+    """The masqueraded addresses of an owner, from either backend."""
+    found = [
+        rule["expr"][0]["match"]["right"]
+        for rule in checks(host)
+        if rule.get("comment") == owner.comment
+    ]
+    for version in (4, 6):
+        for line in iptables_save(host, version):
+            if line.startswith("-A POSTROUTING ") and line.endswith(f" -j {owner.chain()}"):
+                found.append(line.split()[3].partition("/")[0])
+    return found
+
+
+def addresses(owner: Owner) -> list[str]:
+    return [cidr.partition("/")[0] for cidr in PLAN[owner]]
+
+
+# --- the rules themselves -------------------------------------------------------------------------
+
+
+def test_nftables_rules(host: Netns) -> None:
+    owner = Owner("unit-test", "one", "eth0")
+    host.run(masquerade.setup, owner, prefixes("192.168.1.5/24", "fd12:3456::5/120"), "nftables")
+    text = host.exec(["nft", "list", "table", "inet", TABLE]).stdout
+    comment = 'comment "6fd94d501e58f0aa-287fc69eff0574a2, net: unit-test, if: eth0, id: one"'
+    wanted = [
+        f'comment "{COMMENT}"',
+        f'comment "{CHECKS_COMMENT}"',
+        f"ip saddr 192.168.1.5 ip daddr != 192.168.1.0/24 masquerade {comment}",
+        f"ip6 saddr fd12:3456::5 ip6 daddr != fd12:3456::/120 masquerade {comment}",
+        "type nat hook postrouting priority srcnat; policy accept;",
+        "ip daddr 224.0.0.0/4 return",
+        "ip6 daddr ff00::/8 return",
+        "goto masq_checks",
+    ]
+    lines = [line.strip() for line in text.splitlines()]
+    assert [line for line in lines if line in wanted] == wanted
+    assert len([line for line in lines if line and line[-1] not in "{}"]) == len(wanted)
+
+
+def test_iptables_rules(host: Netns) -> None:
+    owner = Owner("net1", "c1", "eth0")
+    host.run(masquerade.setup, owner, prefixes("10.0.0.5/24", "fd00::5/64"), "iptables")
+    chain, comment = "CNI-c2d892b58e87e28a12fe6479", r'"name: \"net1\" id: \"c1\""'
+    for version, source, subnet, multicast in (
+        (4, "10.0.0.5/32", "10.0.0.0/24", "224.0.0.0/4"),
+        (6, "fd00::5/128", "fd00::/64", "ff00::/8"),
+    ):
+        assert [line for line in iptables_save(host, version) if line.startswith("-A")] == [
+            f"-A POSTROUTING -s {source} -m comment --comment {comment} -j {chain}",
+            f"-A {chain} -d {subnet} -m comment --comment {comment} -j ACCEPT",
+            f"-A {chain} ! -d {multicast} -m comment --comment {comment} -j MASQUERADE",
+        ]
+
+
+@pytest.mark.parametrize("cidr", ["10.0.0.5/32", "10.0.0.5/31", "10.0.0.5/0", "fd00::5/128"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_unusual_prefixes(host: Netns, backend: str, cidr: str) -> None:
+    for _ in range(2):
+        host.run(masquerade.setup, ONE, prefixes(cidr), backend)
+    assert sources(host, ONE) == [cidr.partition("/")[0]]
+    assert host.run(masquerade.check, ONE, prefixes(cidr)) == []
+    host.run(masquerade.teardown, ONE, prefixes(cidr))
+    assert rules_of(host, ONE) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_addresses_of_a_subnet(host: Netns, backend: str) -> None:
+    """What stays in the subnet is accepted before the rest is masqueraded, for each address."""
+    wanted = prefixes("10.1.0.3/24", "10.1.0.4/24", "10.2.0.4/16")
+    host.run(masquerade.setup, THREE, wanted, backend)
+    assert sources(host, THREE) == ["10.1.0.3", "10.1.0.4", "10.2.0.4"]
+    if backend == "iptables":
+        chain = [i for i in iptables_save(host) if i.startswith(f"-A {THREE.chain()}")]
+        assert [line.rpartition(" ")[2] for line in chain] == ["ACCEPT", "ACCEPT", "MASQUERADE"]
+
+
+# --- life cycle -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("known", [True, False], ids=["addresses", "no-addresses"])
+def test_four_containers(host: Netns, backend: str, known: bool) -> None:
+    setup_all(host, backend)
+    left = dict(PLAN)
+    for gone in PLAN:
+        for owner, cidrs in left.items():
+            assert sources(host, owner) == addresses(owner)
+            assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+        cidrs = left.pop(gone)
+        for _ in range(2):  # a DEL may come again
+            host.run(masquerade.teardown, gone, prefixes(*cidrs) if known else [])
+        assert rules_of(host, gone) == []
+        assert len(host.run(masquerade.check, gone, prefixes(*cidrs))) == len(cidrs)
+    assert checks(host) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_again_is_the_same(host: Netns, backend: str) -> None:
+    setup_all(host, backend)
+    before, rules = Snapshot.take(host), sorted(map(str, checks(host)))
+    setup_all(host, backend)
+    assert sorted(map(str, checks(host))) == rules  # a repeated ADD's go to the end
+    if backend == "iptables":
+        assert Snapshot.take(host) == before
+    for owner in PLAN:
+        assert sources(host, owner) == addresses(owner)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_address_reuse(host: Netns, backend: str) -> None:
+    """The first owner's late DEL does not take the address's new owner out."""
+    address = prefixes("10.0.0.1/24")
+    host.run(masquerade.setup, ONE, address, backend)
+    host.run(masquerade.setup, TWO, address, backend)
+    host.run(masquerade.teardown, ONE, address)
+    assert rules_of(host, ONE) == []
+    assert sources(host, TWO) == ["10.0.0.1"]
+    assert host.run(masquerade.check, TWO, address) == []
+
+
+def test_nftables_drops_stale_rules_of_the_same_instance(host: Netns) -> None:
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), "nftables")
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.9/24"), "nftables")
+    assert sources(host, ONE) == ["10.0.0.9"]
+
+
+def test_nftables_repairs_its_postrouting_chain(host: Netns) -> None:
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
+    wanted = nft_rules(host, "inet", TABLE, "postrouting")
+    host.exec(["nft", "flush", "chain", "inet", TABLE, "postrouting"])
+    host.exec(["nft", "add", "rule", "inet", TABLE, "postrouting", "accept"])
+    host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24"), "nftables")
+    assert nft_rules(host, "inet", TABLE, "postrouting") == wanted
+
+
+def test_iptables_two_interfaces_share_a_chain(host: Netns) -> None:
+    first, second = Owner(NET1, "one", "eth0"), Owner(NET1, "one", "eth1")
+    host.run(masquerade.setup, first, prefixes("10.0.0.1/24"), "iptables")
+    host.run(masquerade.setup, second, prefixes("10.5.0.1/24"), "iptables")
+    chain = [i for i in iptables_save(host) if i.startswith(f"-A {first.chain()}")]
+    assert [line.rpartition(" ")[2] for line in chain] == ["ACCEPT", "ACCEPT", "MASQUERADE"]
+    host.run(masquerade.teardown, first, prefixes("10.0.0.1/24"))
+    assert sources(host, second) == ["10.5.0.1"]
+    assert host.run(masquerade.check, second, prefixes("10.5.0.1/24")) == []
+    host.run(masquerade.teardown, second, prefixes("10.5.0.1/24"))
+    assert rules_of(host, first) == []
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gc(host: Netns, backend: str) -> None:
+    setup_all(host, backend)
+    host.run(masquerade.gc, NET1, [TWO])
+    assert rules_of(host, ONE) == []
+    for owner in (TWO, THREE, FOUR):
+        assert sources(host, owner) == addresses(owner)
+    host.run(masquerade.gc, NET2, [])
+    host.run(masquerade.gc, NET1, [])
+    for owner in PLAN:
+        assert rules_of(host, owner) == []
+    if backend == "nftables":  # the skeleton stays
+        names = [i["chain"]["name"] for i in nft_list(host, "table", "inet", TABLE) if "chain" in i]
+        assert names == ["masq_checks", "postrouting"]
+        assert len(nft_rules(host, "inet", TABLE, "postrouting")) == 3
+
+
+def test_gc_finds_a_chain_nobody_jumps_to(host: Netns) -> None:
+    """What a DEL that was killed between its steps leaves."""
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
+    host.exec(["iptables", "-w", "-t", "nat", "-F", "POSTROUTING"])
+    host.run(masquerade.gc, NET1, [])
+    assert rules_of(host, ONE) == []
+
+
+def test_gc_leaves_what_is_not_ours(host: Netns) -> None:
+    comment = ("-m", "comment", "--comment", f'name: "{NET1}" id: "x"')
+    for command in (
+        ("-N", "CNI-DN-0123456789abcdef"),
+        ("-A", "CNI-DN-0123456789abcdef", *comment, "-j", "ACCEPT"),
+        ("-A", "POSTROUTING", *comment, "-j", "CNI-DN-0123456789abcdef"),
+        ("-A", "POSTROUTING", *comment, "-j", "MASQUERADE"),
+    ):
+        host.exec(["iptables", "-w", "-t", "nat", *command])
+    before = iptables_save(host)
+    host.run(masquerade.gc, NET1, [])
+    assert iptables_save(host) == before
+
+
+def test_nothing_to_remove_changes_nothing(host: Netns) -> None:
+    host.run(masquerade.teardown, ONE, [])
+    host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24", "fd00::1/64"))
+    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.setup, ONE, [], None)
+    assert nft_tables(host) == set()
+
+
+@pytest.mark.parametrize("backend", [None, "", *BACKENDS])
+def test_backend(host: Netns, backend: str | None) -> None:
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), backend)
+    assert (("inet", TABLE) in nft_tables(host)) == (backend == "nftables")
+    assert any(ONE.chain() in i for i in iptables_save(host)) == (backend != "nftables")
+
+
+def test_unknown_backend(host: Netns) -> None:
+    with pytest.raises(CNIError, match=r'^unknown ipmasq backend "ebtables"'):
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "ebtables")
+    with pytest.raises(CNIError, match=r'^unknown ipmasq backend "x"'):
+        masquerade.check_backend("x")
+    for backend in (None, "", *BACKENDS):
+        masquerade.check_backend(backend)
+
+
+# --- an unusable backend --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_iptables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cni.process.find", lambda _: None)
+
+
+@pytest.fixture
+def no_libnftables(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> nft.Nft:
+        raise CNIError("nftables is not available: no file", "install libnftables")
+
+    monkeypatch.setattr(nft, "Nft", missing)
+
+
+def test_without_iptables_auto_takes_nftables(host: Netns, no_iptables: None) -> None:
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), None)
+    assert sources(host, ONE) == ["10.0.0.1", "fd00::1"]
+    assert host.run(masquerade.check, ONE, prefixes("10.0.0.1/24", "fd00::1/64")) == []
+    assert len(host.run(masquerade.check, TWO, prefixes("10.0.0.2/24"))) == 1
+    host.run(masquerade.teardown, ONE, [])
+    assert checks(host) == []
+
+
+def test_asked_for_iptables_without_it(host: Netns, no_iptables: None) -> None:
+    with pytest.raises(CNIError, match="iptables-restore not found") as caught:
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
+    assert "package iptables" in caught.value.details
+    assert nft_tables(host) == set()
+
+
+@pytest.mark.parametrize(
+    ("tool", "text"), [("false", "iptables-restore failed"), ("nosuch", "fork/exec")]
+)
+def test_broken_iptables(
+    host: Netns, monkeypatch: pytest.MonkeyPatch, tool: str, text: str
+) -> None:
+    monkeypatch.setattr("cni.process.find", lambda _: f"/bin/{tool}")
+    with pytest.raises(CNIError, match=text):
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
+    assert not iptables.usable(v6=False)
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), None)
+    assert sources(host, ONE) == ["10.0.0.1"]
+
+
+def test_neither_backend(host: Netns, no_iptables: None, no_libnftables: None) -> None:
+    with pytest.raises(CNIError, match="iptables-restore not found") as caught:
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), None)
+    assert "nftables is not available" in caught.value.details
+    host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24"))
+    host.run(masquerade.gc, NET1, [])
+
+
+def test_removal_needs_neither_tool(
+    host: Netns, monkeypatch: pytest.MonkeyPatch, no_libnftables: None
+) -> None:
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), "iptables")
+    if "nf_tables" not in host.exec(["iptables", "--version"]).stdout:
+        pytest.skip("iptables is the legacy variant here")
+    monkeypatch.setattr("cni.process.find", lambda _: None)
+    host.run(masquerade.teardown, ONE, [])
+    assert rules_of(host, ONE) == []
+
+
+def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cni import process
+
+    real = process.find
+    monkeypatch.setattr("cni.process.find", lambda name: None if name[:3] == "ip6" else real(name))
+    with pytest.raises(CNIError, match="ip6tables-restore not found"):
+        host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24", "fd00::2/64"), None)
+    assert rules_of(host, TWO) == []
+
+
+def test_legacy_iptables(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The older variant keeps its rules elsewhere in the kernel."""
+    from cni import process
+
+    if process.find("iptables-legacy-restore") is None:
+        pytest.skip("needs iptables-legacy")
+    if host.exec(["iptables-legacy", "-w", "-t", "nat", "-S"], check=False).returncode != 0:
+        pytest.skip("this kernel has no legacy iptables")
+    real = process.find
+    monkeypatch.setattr(
+        "cni.process.find", lambda name: real(name.replace("tables", "tables-legacy"))
+    )
+    setup_all(host, "iptables")
+    setup_all(host, "iptables")
+    for owner, cidrs in PLAN.items():
+        assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+    host.run(masquerade.teardown, ONE, [])
+    host.run(masquerade.teardown, TWO, prefixes(*PLAN[TWO]))
+    host.run(masquerade.gc, NET2, [FOUR])
+    assert nft_tables(host) == set()
+    for version, chains in (("", set()), ("6", {FOUR.chain()})):
+        saved = host.exec([f"ip{version}tables-legacy-save", "-t", "nat"]).stdout.splitlines()
+        assert {i.split()[0][1:] for i in saved if i.startswith(":CNI-")} == chains
+    host.run(masquerade.gc, NET2, [])
+
+
+# --- several at once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_concurrent(host: Netns, backend: str) -> None:
+    """ADDs, repeated ADDs and DELs of eight containers at once."""
+    failures: list[BaseException] = []
+
+    def one(number: int) -> None:
+        owner = Owner(NET1, f"c{number}", "eth0")
+        address = prefixes(f"10.0.0.{number}/24", f"fd00::{number}/64")
+        try:
+            for _ in range(4):
+                host.run(masquerade.setup, owner, address, backend)
+                host.run(masquerade.setup, owner, address, backend)
+                host.run(masquerade.teardown, owner, [] if number % 2 else address)
+            if number % 2:
+                host.run(masquerade.setup, owner, address, backend)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(n,)) for n in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for number in range(1, 9):
+        owner = Owner(NET1, f"c{number}", "eth0")
+        wanted = [f"10.0.0.{number}", f"fd00::{number}"] if number % 2 else []
+        assert sources(host, owner) == wanted
+
+
+def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between look and change, another deletes the same rules: looked at again, no error."""
+    real, calls = nft.find_rules, []
+
+    def racing(*args: str) -> list[nft.Rule]:
+        found = real(*args)
+        calls.append(found)
+        if found and len(calls) == 1:
+            nft.delete("inet", TABLE, [("masq_checks", rule.handle) for rule in found])
+        return found
+
+    operations: list[Callable[[], None]] = [
+        lambda: masquerade.setup(ONE, prefixes("10.0.0.1/24"), "nftables"),
+        lambda: masquerade.teardown(ONE, []),
+        lambda: masquerade.gc(NET1, []),
+    ]
+    for operation in operations:
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
+        calls.clear()
+        monkeypatch.setattr(nft, "find_rules", racing)
+        host.run(operation)
+        monkeypatch.undo()
+        assert len(calls) > 1
+    assert checks(host) == []
+
+
+# --- the library's context ------------------------------------------------------------------------
+
+
+def test_list_chain(host: Netns) -> None:
+    def listed(chain: str) -> list[dict] | None:
+        return nft.shared().list_chain("inet", TABLE, chain)
+
+    assert host.run(listed, "masq_checks") is None
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
+    assert host.run(listed, "nosuch") is None
+    [rule] = host.run(listed, "masq_checks") or []
+    assert rule["comment"] == ONE.comment
+    rules = [("masq_checks", rule["handle"])]
+    host.run(nft.delete, "inet", TABLE, rules)
+    assert host.run(listed, "masq_checks") == []
+    with pytest.raises(OSError, match="no such file"):
+        host.run(nft.delete, "inet", TABLE, rules)
+    with pytest.raises(nft.NftError, match="No such file or directory"):
+        host.run(lambda: nft.shared().run([{"flush": {"table": {"family": "ip", "name": "x"}}}]))
+
+
+def test_each_namespace_has_its_own(host: Netns, container: Netns) -> None:
+    """Kept sockets are never used in another namespace, also not by the same thread."""
+
+    def both() -> tuple[list[nft.Rule], list[nft.Rule]]:
+        host.enter()
+        masquerade.setup(ONE, prefixes("10.0.0.1/24"), "nftables")
+        mine = nft.find_rules("inet", TABLE, "masq_checks", ONE.key)
+        container.enter()
+        theirs = nft.find_rules("inet", TABLE, "masq_checks", ONE.key)
+        masquerade.setup(TWO, prefixes("10.0.0.2/24"), "nftables")
+        return mine, theirs
+
+    mine, theirs = host.run(both)
+    assert (len(mine), len(theirs)) == (1, 0)
+    assert sources(container, TWO) == ["10.0.0.2"]
+    assert sources(host, TWO) == []
+
+
+def test_many_rules_are_deleted_in_batches(host: Netns) -> None:
+    for number in range(300):
+        owner = Owner(NET1, f"c{number}", "eth0")
+        host.run(masquerade.setup, owner, prefixes("10.0.0.1/24"), "nftables")
+    host.run(masquerade.gc, NET1, [Owner(NET1, "c7", "eth0")])
+    assert [rule["comment"] for rule in checks(host)] == [Owner(NET1, "c7", "eth0").comment]
+
+
+# --- packets --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("inside", "neighbour", "beyond", "node"),
+    [
+        ("10.7.0.2/24", "10.7.0.3/24", "198.51.100.2", "198.51.100.1"),
+        ("fd07::2/64", "fd07::3/64", "2001:db8:ffff::2", "2001:db8:ffff::1"),
+    ],
+    ids=["IPv4", "IPv6"],
+)
+def test_packets(
+    host: Netns,
+    container: Netns,
+    container2: Netns,
+    outside: Netns,
+    backend: str,
+    inside: str,
+    neighbour: str,
+    beyond: str,
+    node: str,
+) -> None:
+    connect(host, outside)
+    gateway = "10.7.0.1" if "." in inside else "fd07::1"
+    for ns, name, cidr in ((container, "c1", inside), (container2, "c2", neighbour)):
+        attach(host, ns, name, cidr, gateway)
+    host.set_sysctl("net/ipv4/ip_forward", 1)
+    host.set_sysctl("net/ipv6/conf/all/forwarding", 1)
+    source, peer = inside.partition("/")[0], neighbour.partition("/")[0]
+    with tcp_server(outside) as server, tcp_server(container2) as near, udp_server(outside) as udp:
+        with pytest.raises(
+            OSError, match=r"timed out|unreachable|No route"
+        ):  # outside knows no way back
+            tcp_exchange(container, beyond, server.port, timeout=0.5)
+        host.run(masquerade.setup, ONE, prefixes(inside), backend)
+        assert tcp_exchange(container, beyond, server.port) == node
+        assert udp_exchange(container, beyond, udp.port) == node
+        assert tcp_exchange(container, peer, near.port) == source, "masqueraded in its own subnet"
+        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):  # another's address
+            tcp_exchange(container2, beyond, server.port, timeout=0.5)
+        host.run(masquerade.teardown, ONE, prefixes(inside))
+        with pytest.raises(OSError, match=r"timed out|unreachable|No route"):
+            tcp_exchange(container, beyond, server.port, timeout=0.5)
+
+
+def attach(host: Netns, ns: Netns, name: str, cidr: str, gateway: str) -> None:
+    """A container with a way to everything through the node, its own subnet too."""
+    address, _, _ = cidr.partition("/")
+    bits = 128 if ":" in cidr else 32
+    nodad = "nodad" if ":" in cidr else ""
+    host.ip_batch(
+        f"link add {name} type veth peer name eth0 netns {ns.name}",
+        f"address add {gateway}/{bits} dev {name} {nodad}",
+        f"link set {name} up",
+        f"route add {address}/{bits} dev {name}",
+    )
+    ns.ip_batch(
+        "link set lo up",
+        f"address add {address}/{bits} dev eth0 {nodad}",
+        "link set eth0 up",
+        f"route add {gateway}/{bits} dev eth0",
+        f"route add default via {gateway} dev eth0",
+    )
+
+
+# --- through the plugins --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS])
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+@pytest.mark.parametrize("gone", [False, True], ids=["there", "netns-gone"])
+def test_plugins(
+    runtime: Runtime,
+    container: Netns,
+    data_dir: Path,
+    plugin: str,
+    backend: str | None,
+    gone: bool,
+) -> None:
+    """The rules are there after ADD, and not after DEL, with or without the container's netns."""
+    conf = go_conf(data_dir) | {"macspoofchk": plugin == "bridge"}
+    if backend:
+        conf["ipMasqBackend"] = backend
+    result = runtime.add(plugin, conf, container).result
+    owner = Owner("masq", container_id(runtime, container), "eth0")
+    assert sources(runtime.host, owner) == [i["address"].partition("/")[0] for i in result["ips"]]
+    assert bool(checks(runtime.host)) == (backend == "nftables")
+    runtime.delete(plugin, conf, None if gone else container).succeeded()
+    assert rules_of(runtime.host, owner) == []
+    assert nft_rules(runtime.host, "bridge", "nat", "PREROUTING") == []
+
+
+# --- the reference's rules ------------------------------------------------------------------------
+
+
+def go_conf(data_dir: Path) -> dict:
+    ranges = [[{"subnet": "10.9.0.0/24"}], [{"subnet": "fd09::/64"}]]
+    return {
+        "cniVersion": "1.0.0",
+        "name": "masq",
+        "type": "bridge",
+        "bridge": "masq0",
+        "ipMasq": True,
+        "ipam": {"type": "host-local", "dataDir": str(data_dir), "ranges": ranges},
+    }
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["addresses", "no-addresses"])
+def test_ours_removes_what_go_made(
+    go_runtime: Runtime, container: Netns, data_dir: Path, known: bool
+) -> None:
+    host, conf = go_runtime.host, go_conf(data_dir)
+    result = go_runtime.add("bridge", conf, container).result
+    owner = Owner("masq", container_id(go_runtime, container), "eth0")
+    cidrs = [ip["address"] for ip in result["ips"]]
+    assert len(cidrs) == 2
+    assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+    host.run(masquerade.setup, owner, prefixes(*cidrs), None)  # adds nothing to it
+    assert sources(host, owner) == [c.partition("/")[0] for c in cidrs]
+    host.run(masquerade.teardown, owner, prefixes(*cidrs) if known else [])
+    assert rules_of(host, owner) == []
+
+
+def test_gc_removes_what_go_made(go_runtime: Runtime, container: Netns, data_dir: Path) -> None:
+    host, conf = go_runtime.host, go_conf(data_dir)
+    go_runtime.add("bridge", conf, container).succeeded()
+    owner = Owner("masq", container_id(go_runtime, container), "eth0")
+    host.run(masquerade.gc, "masq", [owner])
+    assert len(sources(host, owner)) == 2
+    host.run(masquerade.gc, "masq", [])
+    assert rules_of(host, owner) == []
+
+
+def test_go_removes_what_ours_made(go_runtime: Runtime, container: Netns, data_dir: Path) -> None:
+    host, conf = go_runtime.host, go_conf(data_dir)
+    result = go_runtime.add("bridge", conf, container).result
+    owner = Owner("masq", container_id(go_runtime, container), "eth0")
+    cidrs = [ip["address"] for ip in result["ips"]]
+    host.run(masquerade.teardown, owner, prefixes(*cidrs))
+    host.run(masquerade.setup, owner, prefixes(*cidrs), "iptables")
+    go_runtime.delete("bridge", conf, container).succeeded()
+    assert rules_of(host, owner) == []
+
+
+def container_id(runtime: Runtime, container: Netns) -> str:
+    return runtime.environment("ADD", container)["CNI_CONTAINERID"]
