@@ -27,12 +27,17 @@ def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | Non
     try:
         ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
         if owner is not None:
-            ioctl(fd, _TUNSETOWNER, owner)
+            ioctl(fd, _TUNSETOWNER, _signed(owner))
         if group is not None:
-            ioctl(fd, _TUNSETGROUP, group)
+            ioctl(fd, _TUNSETGROUP, _signed(group))
         ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)
+
+
+def _signed(number: int) -> int:
+    """An unsigned 32 bit number as ioctl() takes it."""
+    return number - (1 << 32) if number >> 31 else number
 
 
 def create_labelled_tap(

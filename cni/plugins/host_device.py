@@ -1,8 +1,9 @@
 """host-device: moves a device of the host into the container and back (spec/host-device.md).
 
 One request to the kernel moves the device, renames it and notes its old name as its alias: it is
-either on the host as it was, or in the container and known. The old name is an alternative name as
-well, so that the device is found again if something in the container renames it.
+either on the host as it was, or in the container and known. There it has two more alternative names:
+the owner's key, by which DEL finds it whatever something in the container has called it; and its
+old name, by which the host finds it when the kernel gives it back from a namespace that ended.
 """
 
 from __future__ import annotations
@@ -126,11 +127,15 @@ def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, found: Link) -> 
             f"failed to move link {found.name}: file exists",
             f"{call.netns} has an interface {call.ifname}",
         )
+    # the kernel gave it back from a namespace that ended: then it has another name, and our mark
+    strayed = found.alias and found.alias == call.conf.device
+    original = found.alias if strayed else found.name
     call.undo.callback(_put_back, call, found.up)
     try:
-        link.change(host, found.index, netns=netns.fd, name=call.ifname, alias=found.name)
+        link.change(host, found.index, netns=netns.fd, name=call.ifname, alias=original)
         inner = link.get(netns.netlink(), call.ifname)
-        link.add_altname(netns.netlink(), inner.index, found.name)
+        link.add_altname(netns.netlink(), inner.index, call.owner.alias_key)
+        link.add_altname(netns.netlink(), inner.index, original)
         link.change(netns.netlink(), inner.index, up=True)
     except (NetlinkError, link.LinkNotFound) as error:
         raise CNIError(f"failed to move link {found.name}: {error}") from None
@@ -139,7 +144,9 @@ def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, found: Link) -> 
 
 def _put_back(call: Call[Conf], up: bool) -> None:
     with Namespace.open(call.netns) as netns:
-        _move_out(call, netns, up=up)
+        inner = _find_ours(call, netns)
+        if inner is not None and inner.alias:  # else the move itself failed
+            _move_out(call, netns, up=up)
 
 
 # --- DEL ------------------------------------------------------------------------------------------
@@ -152,9 +159,17 @@ def delete(call: Call[Conf]) -> None:
     steps = Steps()
     if conf.ipam.type:
         steps.run(call.delegate, conf.ipam.type)
-    if netns is not None:
+    if netns is not None and not _in_user_space(conf):
         steps.run(_move_out, call, netns)
     steps.finish()
+
+
+def _in_user_space(conf: Conf) -> bool:
+    """As far as sysfs still tells: the device may be gone."""
+    try:
+        return Selector(conf).in_user_space()
+    except CNIError:
+        return False
 
 
 def _move_out(call: Call[Conf], netns: Namespace, up: bool = False) -> None:
@@ -175,30 +190,30 @@ def _move_out(call: Call[Conf], netns: Namespace, up: bool = False) -> None:
                 f"the host has an interface {original} by now: rename it and repeat the DEL",
             )
         sock = netns.netlink()
-        link.remove_altname(sock, inner.index, original)
+        for name in (original, call.owner.alias_key):
+            link.remove_altname(sock, inner.index, name)
         try:
             link.change(sock, inner.index, netns=home.fd, name=original, alias="")
         except NetlinkError as error:
-            _restore(netns, inner, original)
+            _restore(call, netns, inner)
             raise CNIError(f"failed to move link {inner.name} to the host: {error}") from None
         if up:
             link.change(host, link.get(host, original).index, up=True)
 
 
-def _restore(netns: Namespace, inner: Link, original: str) -> None:
+def _restore(call: Call[Conf], netns: Namespace, inner: Link) -> None:
     """Leave the device in the container as it was, so that DEL can be repeated."""
     found = link.find(netns.netlink(), inner.index)
     if found is not None:
-        link.change(netns.netlink(), inner.index, alias=original, up=inner.up)
-        link.add_altname(netns.netlink(), inner.index, original)
+        link.change(netns.netlink(), inner.index, alias=inner.alias, up=inner.up)
+        for name in (call.owner.alias_key, inner.alias):
+            link.add_altname(netns.netlink(), inner.index, name)
 
 
 def _find_ours(call: Call[Conf], netns: Namespace) -> Link | None:
-    """The device by its name in the container, or, renamed there, by its old name."""
-    found = link.find(netns.netlink(), call.ifname)
-    if found is None and call.conf.device:
-        found = link.find_altname(netns.netlink(), call.conf.device)
-    return found
+    """The device by its mark, whatever its name is by now, or by its name in the container."""
+    found = link.find_altname(netns.netlink(), call.owner.alias_key)
+    return found or link.find(netns.netlink(), call.ifname)
 
 
 # --- the other verbs ------------------------------------------------------------------------------

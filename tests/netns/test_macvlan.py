@@ -337,9 +337,7 @@ def test_host_shim(
     without_dad(container, container2, host)
     plug(host, outside)
     for subnet in family.subnets:
-        base, _, length = subnet.rpartition("/")
-        base = base.rpartition(".")[0] + "." if "." in base else base
-        cidr = f"{base}200/{length}"
+        cidr = subnet.replace(".0/", ".200/").replace("::/", "::200/")
         host.ip("address", "add", cidr, "dev", MASTER, *(["nodad"] if ":" in cidr else []))
     conf = network(hostShim=True, ipam=family.host_local(data_dir))
     plain = {**conf, "name": "plain", "hostShim": False}
