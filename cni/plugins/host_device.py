@@ -1,9 +1,9 @@
 """host-device: moves a device of the host into the container and back (spec/host-device.md).
 
 One request to the kernel moves the device, renames it and notes its old name as its alias: it is
-either on the host as it was, or in the container and known. There it has two more alternative names:
-the owner's key, by which DEL finds it whatever something in the container has called it; and its
-old name, by which the host finds it when the kernel gives it back from a namespace that ended.
+either on the host as it was, or in the container and known. There it has two alternative names: the
+owner's key, by which DEL finds it whatever something in the container has called it; and its old
+name, by which the host finds it when the kernel gives it back from a namespace that ended.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
-"""ptp with `linkType: "netkit"`; and on a kernel that has no netkit, what then happens."""
+"""ptp with `linkType: "netkit"`. What happens without netkit: tests/netns/test_netkit.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 from tests.harness import (
     V4,
@@ -22,7 +20,6 @@ from tests.harness import (
     unchanged,
 )
 from tests.harness.contract import leases
-from tests.harness.requires import missing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,27 +95,3 @@ def test_failed_add_leaves_nothing(runtime: Runtime, container: Netns, data_dir:
     with unchanged(runtime.host, container):
         runtime.add("ptp", conf, container).failed(999, "failed to add route")
     assert not leases(data_dir)
-
-
-@each_family()
-def test_without_netkit_veth_is_used(
-    runtime: Runtime, container: Netns, data_dir: Path, family: Family
-) -> None:
-    if missing("netkit") is None:
-        pytest.skip("this kernel has netkit")
-    conf = network(family, data_dir)
-    reply = runtime.add("ptp", conf, container)
-    result = reply.result
-    assert reply.stderr == "this kernel has no netkit (Linux 6.7, CONFIG_NETKIT): using veth\n"
-    assert kind(link(container, "eth0")) == "veth"
-    for gateway in family.gateways:
-        ping(container, gateway)
-    runtime.check("ptp", conf, container, prev_result=result).succeeded()
-    runtime.delete("ptp", conf, container).succeeded()
-    assert not leases(data_dir)
-
-
-def test_unknown_link_type(runtime: Runtime, container: Netns, data_dir: Path) -> None:
-    conf = network(V4, data_dir, linkType="tun")
-    with unchanged(runtime.host, container, data_dir):
-        runtime.add("ptp", conf, container).failed(999, 'unknown linkType "tun"')

@@ -29,6 +29,7 @@ from tests.harness import (
     link,
     links,
     ping,
+    requires_kernel,
     unchanged,
 )
 from tests.harness.contract import (
@@ -45,6 +46,8 @@ from tests.harness.contract import (
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+pytestmark = requires_kernel("veth")
 
 Json = dict[str, Any]
 
