@@ -324,6 +324,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def possible(case: Case) -> bool:
+    """Has the kernel what the case needs? Says what is missing."""
+    problem = missing(case.needs) if case.needs else None
+    if problem is not None:
+        print(f"{case.name:36} this kernel has no {case.needs} ({problem})")
+    return problem is None
+
+
 def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
     facts = environment(nodes[0].bin_dir)
     print_header(facts, rounds)
@@ -335,10 +343,7 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
     for row in found:
         print_row(row)
     for case in CASES:
-        problem = missing(case.needs) if case.needs and wanted(case.name) else None
-        if problem is not None:
-            print(f"{case.name:36} this kernel has no {case.needs} ({problem})")
-        elif wanted(case.name):
+        if wanted(case.name) and possible(case):
             for row in measure_case(case, nodes, rounds):
                 print_row(row)
                 found.append(row)
