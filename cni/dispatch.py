@@ -37,14 +37,30 @@ class Plugin(NamedTuple):
 
 TABLE: dict[str, Plugin] = {
     "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
+    "dummy": Plugin(
+        "cni.plugins.dummy",
+        "makes an interface that only holds addresses",
+        conf_error="failed to parse network config: ",
+    ),
+    "host-device": Plugin(
+        "cni.plugins.host_device", "moves a device of the host into the container"
+    ),
     "host-local": Plugin("cni.ipam.host_local", "allocates addresses from ranges", conf_error=""),
+    "ipvlan": Plugin("cni.plugins.ipvlan", "makes an interface that shares a host link's MAC"),
     "loopback": Plugin(
         "cni.plugins.loopback",
         "sets the loopback link up",
         conf_error="failed to parse network config: ",
     ),
+    "macvlan": Plugin(
+        "cni.plugins.macvlan",
+        "makes an interface with a MAC of its own on a host link",
+        conf_error="failed to load netConf: ",
+    ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
+    "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
+    "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
 }
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}

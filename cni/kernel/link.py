@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from errno import EEXIST, ENODEV, ENOENT
+import sys
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from . import netlink as nl
 from .netlink import Netlink, NetlinkError
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
+_RTM_NEWLINKPROP, _RTM_DELLINKPROP = 108, 109
 RTNLGRP_LINK = 1
 
 IFF_UP, IFF_LOOPBACK, IFF_PROMISC, IFF_ALLMULTI = 1, 8, 0x100, 0x200
@@ -21,11 +23,19 @@ _OPERSTATES = (
 
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
 _PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
+_PROP_LIST, _ALT_IFNAME = 52, 53
 _GROUP, _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 27, 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
+_NETKIT_PEER_INFO, _NETKIT_MODE = 1, 5
+_MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN, _IPVLAN_MODE, _VLAN_ID = 1, 7, 1, 1
+
+# Names of the configuration and values of the kernel.
+MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
 _AF_BRIDGE = 7
+_NAME_SIZE = 16  # IFNAMSIZ, with the NUL
 _SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -68,6 +78,16 @@ class Link(NamedTuple):
     def vlan_filtering(self) -> bool:
         """Of a bridge: does it look at VLAN tags?"""
         return nl.get_byte(self.data.get(_BR_VLAN_FILTERING)) != 0
+
+    @property
+    def mode(self) -> int:
+        """Of a macvlan or ipvlan: the kernel's number."""
+        return int.from_bytes(self.data.get(_MACVLAN_MODE, b""), sys.byteorder)
+
+    @property
+    def vlan_id(self) -> int:
+        """Of a vlan."""
+        return int.from_bytes(self.data.get(_VLAN_ID, b""), sys.byteorder)
 
     @property
     def hairpin(self) -> bool:
@@ -130,11 +150,12 @@ def get(sock: Netlink, name: str | int) -> Link:
     index = name if isinstance(name, int) else 0
     payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
     if isinstance(name, str):
-        payload += nl.text(_IFNAME, name)
+        # a name of 16 bytes or more can only be an alternative one
+        payload += nl.text(_IFNAME if len(name.encode()) < _NAME_SIZE else _ALT_IFNAME, name)
     try:
         return parse(sock.get(RTM_GETLINK, payload))
     except NetlinkError as error:
-        if error.errno in (ENODEV, ENOENT):
+        if error.errno in (ENODEV, ENOENT, ERANGE):
             raise LinkNotFound("Link not found") from None
         raise
 
@@ -197,12 +218,64 @@ def create_veth(
     create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master, group=group)
 
 
+def create_netkit(
+    sock: Netlink,
+    name: str,
+    peer: str,
+    *,
+    mtu: int = 0,
+    peer_netns: int | None = None,
+    group: int = 0,
+) -> None:
+    """Make a netkit pair in layer 2 mode: `name` here, `peer` in `peer_netns`; Linux 6.7 or later.
+
+    Raises NetlinkError (EOPNOTSUPP when the kernel has no netkit).
+    """
+    other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, b"", peer_netns)
+    data = nl.u32(_NETKIT_MODE, 0) + nl.attr(_NETKIT_PEER_INFO, other)
+    create(sock, "netkit", name, data=data, mtu=mtu, group=group)
+
+
 def create_bridge(
     sock: Netlink, name: str, *, mtu: int = 0, mac: bytes = b"", vlan_filtering: bool = False
 ) -> None:
     """Make a bridge; the kernel picks the MAC unless one is given."""
     data = nl.u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
     create(sock, "bridge", name, data=data, mtu=mtu, mac=mac)
+
+
+def create_macvlan(
+    sock: Netlink,
+    name: str,
+    parent: int,
+    *,
+    mode: int,
+    mtu: int = 0,
+    mac: bytes = b"",
+    bc_queue_len: int = 0,
+    netns: int | None = None,
+) -> None:
+    """Make a macvlan on the link `parent`; `mode` is one of MACVLAN_MODES' values."""
+    data = nl.u32(_MACVLAN_MODE, mode)
+    if bc_queue_len:
+        data += nl.u32(_MACVLAN_BC_QUEUE_LEN, bc_queue_len)
+    create(sock, "macvlan", name, data=data, mtu=mtu, mac=mac, parent=parent, netns=netns)
+
+
+def create_ipvlan(
+    sock: Netlink, name: str, parent: int, *, mode: int, mtu: int = 0, netns: int | None = None
+) -> None:
+    """Make an ipvlan on the link `parent`; `mode` is one of IPVLAN_MODES' values."""
+    data = nl.u16(_IPVLAN_MODE, mode)
+    create(sock, "ipvlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
+
+
+def create_vlan(
+    sock: Netlink, name: str, parent: int, *, vid: int, mtu: int = 0, netns: int | None = None
+) -> None:
+    """Make an 802.1Q interface with that id on the link `parent`."""
+    data = nl.u16(_VLAN_ID, vid)
+    create(sock, "vlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
 
 
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
@@ -248,6 +321,36 @@ def change(  # noqa: PLR0913
     if alias is not None:
         parts.append(nl.text(_IFALIAS, alias))
     sock.request(RTM_NEWLINK, b"".join(parts))
+
+
+def add_altname(sock: Netlink, index: int, name: str) -> None:
+    """Give a link another name by which it can be looked up; a kernel before 5.5 goes without."""
+    _change_altname(sock, _RTM_NEWLINKPROP, index, name, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def remove_altname(sock: Netlink, index: int, name: str) -> None:
+    """Take a link's other name away; one it does not have is success."""
+    _change_altname(sock, _RTM_DELLINKPROP, index, name, 0)
+
+
+def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int) -> None:
+    names = nl.nest(_PROP_LIST, nl.text(_ALT_IFNAME, name))
+    try:
+        sock.request(kind, _IFINFO.pack(0, 0, index, 0, 0) + names, flags)
+    except NetlinkError as error:
+        if error.errno not in (EEXIST, ENOENT, EOPNOTSUPP, EINVAL):
+            raise
+
+
+def find_altname(sock: Netlink, name: str) -> Link | None:
+    """The link with that other name; None when there is none."""
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.text(_ALT_IFNAME, name)
+    try:
+        return parse(sock.get(RTM_GETLINK, payload))
+    except NetlinkError as error:
+        if error.errno in (ENODEV, ENOENT, EINVAL, EOPNOTSUPP):
+            return None
+        raise
 
 
 def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> None:

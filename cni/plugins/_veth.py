@@ -1,7 +1,8 @@
-"""Veth pairs between host and container: what bridge and ptp share (spec/common.md §3)."""
+"""Pairs of links between host and container: what bridge and ptp share (spec/common.md §3)."""
 
 from __future__ import annotations
 
+from errno import EOPNOTSUPP
 from typing import Any
 
 from ..call import Call
@@ -17,6 +18,9 @@ from ..protocol.errors import CNIError
 # How often another name is tried when the derived one is taken.
 ATTEMPTS = 10
 MTU_MIN, MTU_MAX = 68, 65535  # of a veth and of a bridge
+
+# What a pair may be: netkit runs its BPF programs in the peer's device and saves a queue.
+KINDS = ("veth", "netkit")
 
 
 def parse_mac(mac: str) -> bytes:
@@ -61,16 +65,22 @@ def _taken(call: Call[Any], name: str) -> CNIError:
 
 
 def create(
-    call: Call[Any], host: Netlink, netns: Namespace, mtu: int, mac: bytes, master: int = 0
+    call: Call[Any],
+    host: Netlink,
+    netns: Namespace,
+    mtu: int,
+    mac: bytes,
+    master: int = 0,
+    kind: str = "veth",
 ) -> tuple[Link, Link]:
     """Make the pair, its host end marked with the owner, without IPv6 router discovery, and up.
 
     One end is made here and the other at once in the container, so that a kill leaves no third
     state; until the alias is set, the link group says whose network it is. The host end's name is
-    derived from the owner. Returns (host end, container end); the
-    pair is deleted again if the ADD fails. Raises CNIError.
+    derived from the owner. Returns (host end, container end); the pair is deleted again if the ADD
+    fails. A kernel without netkit gets a veth pair, and says so. Raises CNIError.
     """
-    name = _create(call, host, netns, mtu, mac, master)
+    name = _create(call, host, netns, mtu, mac, master, kind)
     outer = link.get(host, name)
     call.undo.callback(_undo, outer.index)
     prepare_host_end(name)
@@ -95,21 +105,30 @@ def _undo(index: int) -> None:
 
 
 def _create(
-    call: Call[Any], host: Netlink, netns: Namespace, mtu: int, mac: bytes, master: int
+    call: Call[Any],
+    host: Netlink,
+    netns: Namespace,
+    mtu: int,
+    mac: bytes,
+    master: int,
+    kind: str,
 ) -> str:
     for attempt in range(ATTEMPTS):
         name = call.owner.veth(attempt)
         try:
-            link.create_veth(
-                host,
-                name,
-                call.ifname,
-                mtu=mtu,
-                peer_mac=mac,
-                peer_netns=netns.fd,
-                master=master,
-                group=network_group(call.network),
-            )
+            if kind == "netkit":
+                kind = _netkit_or_veth(call, host, netns, name, mtu)
+            if kind == "veth":
+                link.create_veth(
+                    host,
+                    name,
+                    call.ifname,
+                    mtu=mtu,
+                    peer_mac=mac,
+                    peer_netns=netns.fd,
+                    master=master,
+                    group=network_group(call.network),
+                )
             return name
         except NetlinkError as error:
             if not link.is_name_taken(error):
@@ -120,6 +139,25 @@ def _create(
         "failed to make veth pair: no free name for the host's end",
         f"{call.owner.veth(0)} and {ATTEMPTS - 1} more are taken: see `ip link show type veth`",
     )
+
+
+def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str, mtu: int) -> str:
+    """Make a netkit pair: "netkit", or "veth" when the kernel has none. Raises NetlinkError."""
+    try:
+        link.create_netkit(
+            host,
+            name,
+            call.ifname,
+            mtu=mtu,
+            peer_netns=netns.fd,
+            group=network_group(call.network),
+        )
+        return "netkit"
+    except NetlinkError as error:
+        if error.errno != EOPNOTSUPP:
+            raise
+        call.log("this kernel has no netkit (Linux 6.7, CONFIG_NETKIT): using veth")
+        return "veth"
 
 
 def delete_in_container(netns: Namespace, ifname: str) -> list[Prefix]:
@@ -142,7 +180,7 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
         found = link.find(host, owner.veth(attempt))
         if found is None:
             return
-        if found.kind == "veth" and found.alias in ("", owner.alias):
+        if found.kind in KINDS and found.alias in ("", owner.alias):
             link.delete(host, found.index)
 
 
@@ -154,5 +192,5 @@ def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
     for found in link.list_all(host):
         ours = found.alias.startswith(prefix) or (not found.alias and found.group == group)
-        if found.kind == "veth" and ours and found.alias.split(" ", 1)[0] not in keep:
+        if found.kind in KINDS and ours and found.alias.split(" ", 1)[0] not in keep:
             link.delete(host, found.index)

@@ -29,12 +29,15 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     mtu: int = 0
+    link_type: str = "veth"
 
 
 def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
     _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+    if conf.link_type not in _veth.KINDS:
+        raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     _veth.check_mtu(conf.mtu)
     netns = call.open_netns()
     _veth.require_free(call, netns)
@@ -44,7 +47,7 @@ def add(call: Call[Conf]) -> Result:
         _require_gateway(ip)
     _main.enable_forwarding([ip.prefix for ip in ipam.ips])
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
-        outer, inner = _veth.create(call, host, netns, conf.mtu, b"")
+        outer, inner = _veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),
@@ -168,7 +171,7 @@ def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
     if found is None:
         return [f"ptp: Container Interface name in prevResult: {entry.name} not found"]
     problems = []
-    if found.kind != "veth":
+    if found.kind not in _veth.KINDS:
         problems.append(f"Error: Container interface {entry.name} not of type veth/p2p")
     if entry.mac and entry.mac != found.mac:
         problems.append(

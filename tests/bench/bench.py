@@ -27,6 +27,7 @@ from cni.install import build_of
 from tests.bench import chart
 from tests.bench.measure import Json, Node, PluginFailedError, Row, Sample, Summary, alternate
 from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
+from tests.harness.requires import missing
 
 OUTPUT = ROOT / "build/bench"
 PYTHON = "/usr/bin/python3"
@@ -41,6 +42,7 @@ class Case:
 
     name: str
     conf: Callable[[Node], Json]
+    needs: str = ""  # a feature of the kernel, see tests.harness.requires
 
 
 def host_local(node: Node) -> Json:
@@ -95,6 +97,12 @@ CASES = [
     ),
     Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
     Case("ptp", simple("ptp")),
+    Case("macvlan", simple("macvlan", master="lan0"), "macvlan"),
+    Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),
+    Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
+    Case("dummy", simple("dummy"), "dummy"),
+    Case("tap", simple("tap"), "tap"),
+    Case("host-device", simple("host-device", device="dev0")),
 ]
 GROWTH = (10, 1000, 10000)
 
@@ -108,10 +116,11 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
     python: list[Sample] = []
     failed: set[str] = set()
     for number, node in enumerate(alternate(nodes, rounds + 1)):
-        if node.name in failed:
+        conf = case.conf(node)
+        if node.name in failed or not (node.bin_dir / conf["type"]).exists():
             continue
         try:
-            added, deleted = add_and_delete(node, case.conf(node))
+            added, deleted = add_and_delete(node, conf)
         except PluginFailedError as error:
             print(f"  {case.name}: {error}", file=sys.stderr)
             failed.add(node.name)
@@ -315,6 +324,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def possible(case: Case) -> bool:
+    """Has the kernel what the case needs? Says what is missing."""
+    problem = missing(case.needs) if case.needs else None
+    if problem is not None:
+        print(f"{case.name:36} this kernel has no {case.needs} ({problem})")
+    return problem is None
+
+
 def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
     facts = environment(nodes[0].bin_dir)
     print_header(facts, rounds)
@@ -326,7 +343,7 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
     for row in found:
         print_row(row)
     for case in CASES:
-        if wanted(case.name):
+        if wanted(case.name) and possible(case):
             for row in measure_case(case, nodes, rounds):
                 print_row(row)
                 found.append(row)

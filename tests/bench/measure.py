@@ -68,7 +68,14 @@ class Node:
         self.data_dir = self.scratch / "networks"
         self.host = Netns(f"{name}-host")
         # As on a node: the first container's links are not the first links.
-        self.host.ip_batch("link set lo up", "link add type veth", "link delete veth0")
+        self.host.ip_batch(
+            "link set lo up",
+            "link add type veth",
+            "link delete veth0",
+            "link add lan0 type veth peer name dev0",  # a master, and a device to move
+            "link set lan0 up",
+            "link set dev0 up",
+        )
         self.container = Netns(f"{name}-container")
         self._stdin = self.scratch / "stdin"
         self._stdout = self.scratch / "stdout"

@@ -1,0 +1,151 @@
+"""Links that hang on a master: what macvlan, ipvlan and vlan share.
+
+The kernel makes the link in the container's namespace under its final name, in one request: there
+is no temporary name to rename and no state in between that a kill could leave.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from collections.abc import Callable
+from typing import Any
+
+from ..call import Attachment, Call, Steps
+from ..kernel import link, route
+from ..kernel.link import Link, LinkNotFound
+from ..kernel.netlink import Netlink, NetlinkError
+from ..netns import Namespace
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _check, _configure, _veth
+
+
+def default_route_link(sock: Netlink) -> str:
+    """The name of the first default route's interface, IPv4 first. Raises CNIError."""
+    for family in (AF_INET, AF_INET6):
+        for entry in route.show(sock, family):
+            if entry.dst.length == 0 and entry.index:
+                return link.get(sock, entry.index).name
+    raise CNIError("no default route interface found", "name the interface to use as `master`")
+
+
+def find_master(sock: Netlink, name: str) -> Link:
+    """The link `name`, or of the default route when it is empty. Raises CNIError."""
+    name = name or default_route_link(sock)
+    try:
+        return link.get(sock, name)
+    except LinkNotFound as error:
+        raise CNIError(str(error), f'the master "{name}" does not exist') from None
+
+
+def missing_master(name: str, in_container: bool, netns: Namespace) -> list[str]:
+    """CHECK: is the configured master still there? Nothing is said of one that was not named."""
+    if not name:
+        return []
+    if in_container:
+        found = link.find(netns.netlink(), name)
+    else:
+        with Netlink() as host:
+            found = link.find(host, name)
+    return [] if found else [f'failed to lookup master "{name}": Link not found']
+
+
+def check_mtu(mtu: int, master: Link) -> None:
+    """Refuse an MTU that the master cannot carry. Raises CNIError."""
+    if not 0 <= mtu <= master.mtu:
+        raise CNIError(f"invalid MTU {mtu}, must be [0, master MTU({master.mtu})]")
+
+
+def check_unsigned(name: str, value: int) -> None:
+    """Refuse what the kernel cannot even be asked for. Raises CNIError."""
+    if not 0 <= value < 1 << 32:
+        raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
+
+
+def create(
+    call: Call[Any], netns: Namespace, kind: str, make: Callable[[], None]
+) -> tuple[Link, Interface]:
+    """Run `make`, which creates CNI_IFNAME in `netns`; the link and its entry in the result.
+
+    The link is deleted if the ADD fails later. Raises CNIError ``failed to create <kind>: …``.
+    """
+    try:
+        make()
+    except NetlinkError as error:
+        details = ""
+        if link.is_name_taken(error):
+            details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"
+        raise CNIError(f"failed to create {kind}: {error}", details) from None
+    found = link.get(netns.netlink(), call.ifname)
+    call.undo.callback(_undo, call, call.ifname)
+    return found, Interface(name=call.ifname, mac=found.mac, sandbox=call.netns)
+
+
+def _undo(call: Call[Any], ifname: str) -> None:
+    with Namespace.open(call.netns) as netns:
+        link.delete_name(netns.netlink(), ifname)
+
+
+def configure(
+    call: Call[Any],
+    netns: Namespace,
+    made: Link,
+    result: Result,
+    settings: list[tuple[str, str]] | None = None,
+    *,
+    nodad: bool = False,
+) -> None:
+    """Give the only interface of the result its addresses and routes."""
+    for ip in result.ips:
+        ip.interface = 0
+    _configure.interface(call, netns, made.index, result, settings or [], nodad=nodad)
+
+
+def delete(call: Call[Any], ipam: str) -> None:
+    """DEL: release the address and delete the link; every step runs."""
+    netns = call.find_netns()
+    steps = Steps()
+    if ipam:
+        steps.run(call.delegate, ipam)
+    if netns is not None:
+        steps.run(_veth.delete_in_container, netns, call.ifname)
+    steps.finish()
+
+
+def gc(call: Call[Any], ipam: str, _keep: frozenset[Attachment]) -> None:
+    """GC: the links live and die with their namespace; the IPAM plugin collects its leases."""
+    if ipam:
+        call.delegate(ipam)
+
+
+def check(
+    call: Call[Any],
+    netns: Namespace,
+    kind: str,
+    differences: Callable[[Link, Interface], list[str]],
+    *,
+    master: Callable[[], list[str]] = list,
+    prefix: str = "",
+    with_routes: bool = True,
+) -> None:
+    """CHECK: the master, the link, what `differences` says of it, its addresses and routes.
+
+    `prefix` begins what is said of a missing prevResult. Raises CNIError.
+    """
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError(f"{prefix}Required prevResult missing")
+    entry = _check.container_interface(call, previous)
+    problems = master()
+    sock = netns.netlink()
+    found = link.find(sock, entry.name)
+    if found is None:
+        problems.append(f"{prefix}Container Interface name in prevResult: {entry.name} not found")
+    elif found.kind != kind:
+        problems.append(f"Error: Container interface {entry.name} not of type {kind}")
+    else:
+        problems += differences(found, entry)
+    problems += _check.addresses(sock, call.ifname, previous)
+    if with_routes:
+        problems += _check.routes(sock, previous)
+    _check.fail(problems)

@@ -1,0 +1,68 @@
+"""dummy: an interface that swallows what is sent, to hold addresses (spec/dummy.md)."""
+
+from __future__ import annotations
+
+from ..call import Attachment, Call
+from ..kernel import link
+from ..kernel.link import Link
+from ..protocol import config
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _sublink
+
+Conf = config.NetConf
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the interface; the result has it alone."""
+    _require_ipam(call)
+    netns = call.open_netns()
+    made, entry = _sublink.create(
+        call, netns, "dummy", lambda: link.create(netns.netlink(), "dummy", call.ifname)
+    )
+    ipam = call.ipam_add(call.conf.ipam.type)
+    result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=ipam.dns)
+    _sublink.configure(call, netns, made, result)
+    return result
+
+
+def _require_ipam(call: Call[Conf]) -> None:
+    if not call.conf.ipam.type:
+        raise CNIError(
+            "dummy interface requires an IPAM configuration",
+            'for example "ipam": {"type": "host-local", "subnet": "10.1.2.0/24"}',
+        )
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the interface."""
+    _sublink.delete(call, call.conf.ipam.type)
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    _sublink.gc(call, call.conf.ipam.type, keep)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the interface and its addresses with prevResult; routes are not looked at."""
+    _require_ipam(call)
+    netns = call.open_netns()
+    call.delegate(call.conf.ipam.type)
+    _sublink.check(call, netns, "dummy", _differences, prefix="dummy: ", with_routes=False)
+
+
+def _differences(found: Link, entry: Interface) -> list[str]:
+    problems = []
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    if not found.up:
+        problems.append(f"Interface {entry.name} is down")
+    return problems

@@ -1,0 +1,256 @@
+"""host-device: moves a device of the host into the container and back (spec/host-device.md).
+
+One request to the kernel moves the device, renames it and notes its old name as its alias: it is
+either on the host as it was, or in the container and known. There it has two alternative names: the
+owner's key, by which DEL finds it whatever something in the container has called it; and its old
+name, by which the host finds it when the kernel gives it back from a namespace that ended.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..call import Attachment, Call, Steps
+from ..kernel import device, link
+from ..kernel.device import DeviceError
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..netns import Namespace
+from ..protocol import config
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _check, _sublink
+
+
+class Runtime(config.Folded):
+    device_id: str = ""
+
+
+class Conf(config.NetConf):
+    device: str = ""
+    hwaddr: str = ""
+    kernelpath: str = ""
+    pci_bus_id: str = ""
+    dpdk_mode: bool = False
+    runtime_config: Runtime = msgspec.field(default_factory=Runtime)
+
+
+class Selector:
+    """Which device is meant. Raises CNIError."""
+
+    def __init__(self, conf: Conf) -> None:
+        self.conf = conf
+        self.pci, self.auxiliary = conf.pci_bus_id, ""
+        wanted = conf.runtime_config.device_id
+        if wanted:
+            if device.is_pci(wanted):
+                self.pci = wanted
+            elif device.is_auxiliary(wanted):
+                self.pci, self.auxiliary = "", wanted
+            else:
+                raise CNIError(
+                    f"runtime config DeviceID {wanted} not found or unsupported",
+                    "it is neither a PCI nor an auxiliary device of this node",
+                )
+        if not any((conf.device, conf.hwaddr, conf.kernelpath, self.pci, self.auxiliary)):
+            raise CNIError('specify either "device", "hwaddr", "kernelpath" or "pciBusID"')
+        try:
+            self.mac = link.parse_mac(conf.hwaddr) if conf.hwaddr else b""
+        except ValueError as error:
+            raise CNIError(f'failed to parse MAC address "{conf.hwaddr}": {error}') from None
+
+    def in_user_space(self) -> bool:
+        """Bound to a DPDK driver: then there is no link to move. Raises CNIError."""
+        if not self.pci:
+            return self.conf.dpdk_mode
+        try:
+            return device.is_user_space(self.pci)
+        except DeviceError as error:
+            raise CNIError(str(error)) from None
+
+    def find(self, host: Netlink) -> Link:
+        """The link. Raises CNIError ``failed to find host device: …``."""
+        try:
+            if self.mac and not self.conf.device:
+                return self._by_mac(host)
+            return link.get(host, self._name())
+        except (DeviceError, link.LinkNotFound) as error:
+            raise CNIError(f"failed to find host device: {error}") from None
+
+    def _name(self) -> str:
+        if self.conf.device:
+            return self.conf.device
+        if self.conf.kernelpath:
+            return device.link_of_path(self.conf.kernelpath)
+        if self.pci:
+            return device.link_of_pci(self.pci)
+        return device.link_of_auxiliary(self.auxiliary)
+
+    def _by_mac(self, host: Netlink) -> Link:
+        wanted = link.format_mac(self.mac)
+        for found in link.list_all(host):
+            if found.mac == wanted:
+                return found
+        raise DeviceError("failed to find physical interface")
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Move the device; the result has it alone."""
+    conf = call.conf
+    selector = Selector(conf)
+    user_space = selector.in_user_space()
+    netns = call.open_netns()
+    entry = Interface(name=call.ifname, sandbox=call.netns)
+    moved = None
+    if not user_space:
+        with Netlink() as host:
+            moved = _move_in(call, host, netns, selector.find(host))
+        entry.mac = moved.mac
+    result = Result(interfaces=[entry])
+    if conf.ipam.type:
+        ipam = call.ipam_add(conf.ipam.type)
+        result.ips, result.routes, result.dns = ipam.ips, ipam.routes, conf.dns
+        for ip in result.ips:
+            ip.interface = 0
+        if moved is not None:
+            _sublink.configure(call, netns, moved, result)
+    return result
+
+
+def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, found: Link) -> Link:
+    """Move the link into the container, renamed, marked and up."""
+    if link.find(netns.netlink(), call.ifname) is not None:
+        raise CNIError(
+            f"failed to move link {found.name}: file exists",
+            f"{call.netns} has an interface {call.ifname}",
+        )
+    # the kernel gave it back from a namespace that ended: then it has another name, and our mark
+    strayed = found.alias and found.alias == call.conf.device
+    original = found.alias if strayed else found.name
+    call.undo.callback(_put_back, call, found.up)
+    try:
+        link.change(host, found.index, netns=netns.fd, name=call.ifname, alias=original)
+        inner = link.get(netns.netlink(), call.ifname)
+        link.add_altname(netns.netlink(), inner.index, call.owner.alias_key)
+        link.add_altname(netns.netlink(), inner.index, original)
+        link.change(netns.netlink(), inner.index, up=True)
+    except (NetlinkError, link.LinkNotFound) as error:
+        raise CNIError(f"failed to move link {found.name}: {error}") from None
+    return inner
+
+
+def _put_back(call: Call[Conf], up: bool) -> None:
+    with Namespace.open(call.netns) as netns:
+        inner = _find_ours(call, netns)
+        if inner is not None and inner.alias:  # else the move itself failed
+            _move_out(call, netns, up=up)
+
+
+# --- DEL ------------------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address, and put the device back, down and under its old name."""
+    conf = call.conf
+    netns = call.find_netns()
+    steps = Steps()
+    if conf.ipam.type:
+        steps.run(call.delegate, conf.ipam.type)
+    if netns is not None and not _in_user_space(conf):
+        steps.run(_move_out, call, netns)
+    steps.finish()
+
+
+def _in_user_space(conf: Conf) -> bool:
+    """As far as sysfs still tells: the device may be gone."""
+    try:
+        return Selector(conf).in_user_space()
+    except CNIError:
+        return False
+
+
+def _move_out(call: Call[Conf], netns: Namespace, up: bool = False) -> None:
+    """Move the device to the host; success when the container does not have it (any more)."""
+    inner = _find_ours(call, netns)
+    if inner is None:
+        return
+    original = inner.alias
+    if not original:
+        raise CNIError(
+            f'failed to find original ifname for "{inner.name}" (alias is not set)',
+            "it was not moved here by this plugin, or somebody changed its alias",
+        )
+    with Netlink() as host, Namespace.current() as home:
+        if link.find(host, original) is not None:
+            raise CNIError(
+                f"failed to move link {inner.name} to the host: file exists",
+                f"the host has an interface {original} by now: rename it and repeat the DEL",
+            )
+        sock = netns.netlink()
+        for name in (original, call.owner.alias_key):
+            link.remove_altname(sock, inner.index, name)
+        try:
+            link.change(sock, inner.index, netns=home.fd, name=original, alias="")
+        except NetlinkError as error:
+            _restore(call, netns, inner)
+            raise CNIError(f"failed to move link {inner.name} to the host: {error}") from None
+        if up:
+            link.change(host, link.get(host, original).index, up=True)
+
+
+def _restore(call: Call[Conf], netns: Namespace, inner: Link) -> None:
+    """Leave the device in the container as it was, so that DEL can be repeated."""
+    found = link.find(netns.netlink(), inner.index)
+    if found is not None:
+        link.change(netns.netlink(), inner.index, alias=inner.alias, up=inner.up)
+        for name in (call.owner.alias_key, inner.alias):
+            link.add_altname(netns.netlink(), inner.index, name)
+
+
+def _find_ours(call: Call[Conf], netns: Namespace) -> Link | None:
+    """The device by its mark, whatever its name is by now, or by its name in the container."""
+    found = link.find_altname(netns.netlink(), call.owner.alias_key)
+    return found or link.find(netns.netlink(), call.ifname)
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the kernel gives devices back when their namespace ends."""
+    _sublink.gc(call, call.conf.ipam.type, keep)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the device with prevResult."""
+    conf = call.conf
+    user_space = Selector(conf).in_user_space()
+    netns = call.open_netns()
+    if conf.ipam.type:
+        call.delegate(conf.ipam.type)
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError("Required prevResult missing")
+    if user_space:
+        return
+    entry = _check.container_interface(call, previous)
+    sock = netns.netlink()
+    found = link.find(sock, entry.name)
+    if found is None:
+        raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
+    problems = []
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    problems += _check.addresses(sock, call.ifname, previous) + _check.routes(sock, previous)
+    _check.fail(problems)

@@ -1,0 +1,116 @@
+"""ipvlan: an interface that shares a host link's MAC, in the container (spec/ipvlan.md).
+
+Stand-alone, or chained behind a plugin whose result names the master and maybe the addresses.
+"""
+
+from __future__ import annotations
+
+from ..call import Attachment, Call
+from ..kernel import announce, link
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink
+from ..protocol import config
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _sublink
+
+
+class Conf(config.NetConf):
+    master: str = ""
+    mode: str = ""
+    mtu: int = 0
+    link_in_container: bool = False
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the interface; the result has it alone."""
+    conf = call.conf
+    mode = _mode(conf)
+    _sublink.check_unsigned("mtu", conf.mtu)
+    previous = call.prev_result()
+    name = conf.master or _chained_master(previous)
+    netns = call.open_netns()
+    with Netlink() as host:
+        sock = netns.netlink() if conf.link_in_container else host
+        master = _sublink.find_master(sock, name)
+        made, entry = _sublink.create(
+            call,
+            netns,
+            "ipvlan",
+            lambda: link.create_ipvlan(
+                sock, call.ifname, master.index, mode=mode, mtu=conf.mtu, netns=netns.fd
+            ),
+        )
+    if conf.ipam.type or previous is None or not previous.ips:
+        ipam = call.ipam_add(conf.ipam.type)
+    else:
+        ipam = previous
+    result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
+    _sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+    return result
+
+
+def _mode(conf: Conf) -> int:
+    try:
+        return link.IPVLAN_MODES[conf.mode or "l2"]
+    except KeyError:
+        raise CNIError(f'unknown ipvlan mode: "{conf.mode}"', "mode is l2, l3 or l3s") from None
+
+
+def _chained_master(previous: Result | None) -> str:
+    """The single interface of the prevResult; empty without one."""
+    if previous is None:
+        return ""
+    if len(previous.interfaces) == 1 and previous.interfaces[0].name:
+        return previous.interfaces[0].name
+    raise CNIError(
+        "chained master failure. PrevResult lacks a single named interface",
+        "name the interface to use as `master`",
+    )
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the interface; the master need not exist any more."""
+    _sublink.delete(call, call.conf.ipam.type)
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    _sublink.gc(call, call.conf.ipam.type, keep)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the interface with prevResult and configuration."""
+    conf = call.conf
+    mode = _mode(conf)
+    netns = call.open_netns()
+    if conf.ipam.type:
+        call.delegate(conf.ipam.type)
+    _sublink.check(
+        call,
+        netns,
+        "ipvlan",
+        lambda found, entry: _differences(mode, found, entry),
+        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+    )
+
+
+def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+    problems = []
+    if found.mode != mode:
+        names = {number: name for name, number in link.IPVLAN_MODES.items()}
+        problems.append(
+            f"Container IPVlan mode {names.get(found.mode, found.mode)} does not match expected "
+            f"value: {names[mode]}"
+        )
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    return problems

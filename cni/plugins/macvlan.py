@@ -1,0 +1,150 @@
+"""macvlan: an interface with its own MAC on a host link, in the container (spec/macvlan.md)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..call import Attachment, Call, Steps
+from ..kernel import announce, link
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink
+from ..protocol import args, config
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _shim, _sublink
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Conf(config.NetConf):
+    master: str = ""
+    mode: str = ""
+    mtu: int = 0
+    mac: str = ""
+    link_in_container: bool = False
+    bcqueuelen: int = 0
+    host_shim: bool = False
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the interface; the result has it alone."""
+    conf = call.conf
+    mode = _mode(conf)
+    mac = _mac(call)
+    _sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
+    if conf.host_shim:
+        _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
+    netns = call.open_netns()
+    with Netlink() as host:
+        sock = netns.netlink() if conf.link_in_container else host
+        master = _sublink.find_master(sock, conf.master)
+        _sublink.check_mtu(conf.mtu, master)
+        made, entry = _sublink.create(
+            call,
+            netns,
+            "macvlan",
+            lambda: link.create_macvlan(
+                sock,
+                call.ifname,
+                master.index,
+                mode=mode,
+                mtu=conf.mtu,
+                mac=mac,
+                bc_queue_len=conf.bcqueuelen,
+                netns=netns.fd,
+            ),
+        )
+    result = Result(interfaces=[entry], dns=conf.dns)
+    if conf.ipam.type:
+        ipam = call.ipam_add(conf.ipam.type)
+        result.ips, result.routes = ipam.ips, ipam.routes
+        _sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+        if conf.host_shim:
+            _shim.connect(call, master, result)
+    else:
+        link.change(netns.netlink(), made.index, up=True)
+    return result
+
+
+def _mode(conf: Conf) -> int:
+    try:
+        return link.MACVLAN_MODES[conf.mode or "bridge"]
+    except KeyError:
+        raise CNIError(
+            f'unknown macvlan mode: "{conf.mode}"',
+            f"mode is one of {', '.join(link.MACVLAN_MODES)}",
+        ) from None
+
+
+def _mac(call: Call[Conf]) -> bytes:
+    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one."""
+    pairs = args.parse(call.args, frozenset({"MAC"}))
+    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
+    try:
+        return link.parse_mac(text) if text else b""
+    except ValueError as error:
+        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the interface; the master need not exist any more."""
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.disconnect, call)
+    steps.run(_sublink.delete, call, call.conf.ipam.type)
+    steps.finish()
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.collect, call, keep)
+    steps.run(_sublink.gc, call, call.conf.ipam.type, keep)
+    steps.finish()
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the interface with prevResult and configuration."""
+    conf = call.conf
+    mode = _mode(conf)
+    netns = call.open_netns()
+    if conf.ipam.type:
+        call.delegate(conf.ipam.type)
+    try:
+        _sublink.check(
+            call,
+            netns,
+            "macvlan",
+            lambda found, entry: _differences(mode, found, entry),
+            master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+        )
+    except CNIError as error:  # the reference's texts for this plugin begin in lower case
+        begins = ("Required", "Sandbox", "Container", "Error")
+        if error.msg.startswith(begins):
+            raise CNIError(error.msg[0].lower() + error.msg[1:], error.details) from None
+        raise
+
+
+def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+    problems = []
+    if found.mode != mode:
+        names = {number: name for name, number in link.MACVLAN_MODES.items()}
+        problems.append(
+            f"container macvlan mode {names.get(found.mode, found.mode)} does not match expected "
+            f"value: {names[mode]}"
+        )
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    return problems

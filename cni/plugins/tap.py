@@ -1,0 +1,148 @@
+"""tap: a persistent TAP device in the container, for virtual machines (spec/tap.md)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..call import Attachment, Call
+from ..kernel import link, tun
+from ..kernel.netlink import NetlinkError
+from ..netns import Namespace
+from ..protocol import args, config
+from ..protocol.errors import CNIError
+from ..protocol.result import Interface, Result
+from . import _check, _main, _sublink
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Conf(config.NetConf):
+    mac: str = ""
+    mtu: int = 0
+    multi_queue: bool = False
+    owner: int | None = None
+    group: int | None = None
+    selinux_context: str = ""
+    bridge: str = ""
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the device, join it to a bridge if one is named; the result has it alone."""
+    conf = call.conf
+    mac = _mac(call)
+    _check_numbers(conf)
+    netns = call.open_netns()
+    master = _bridge(netns, conf.bridge)
+    made, entry = _sublink.create(call, netns, "tap", lambda: _create(call, netns))
+    sock = netns.netlink()
+    try:
+        link.change(sock, made.index, mac=mac or None, mtu=conf.mtu or None)
+    except NetlinkError as error:
+        raise CNIError(f"failed to create tap: {error}", "see `mac` and `mtu`") from None
+    if master:
+        try:
+            link.change(sock, made.index, master=master)
+        except NetlinkError as error:
+            raise CNIError(
+                f"failed to set tap {call.ifname} as a port of bridge {conf.bridge}: {error}"
+            ) from None
+    try:
+        link.change(sock, made.index, up=True)
+    except NetlinkError as error:
+        raise CNIError(f"failed to set tap interface up: {error}") from None
+    entry.mac = link.get(sock, made.index).mac
+    return _configured(call, netns, entry, made)
+
+
+def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link.Link) -> Result:
+    conf = call.conf
+    result = Result(interfaces=[entry], dns=conf.dns)
+    if conf.ipam.type:
+        ipam = call.ipam_add(conf.ipam.type)
+        result.ips, result.routes = ipam.ips, ipam.routes
+        result.dns = _main.dns(conf.dns, ipam.dns)
+        settings = [(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")]
+        # nobody has opened the device yet: there is no one to detect duplicates with
+        _sublink.configure(call, netns, made, result, settings, nodad=True)
+    return result
+
+
+def _create(call: Call[Conf], netns: Namespace) -> None:
+    conf = call.conf
+    if link.find(netns.netlink(), call.ifname) is not None:
+        raise CNIError(
+            "failed to create tap: file exists", f"{call.netns} has an interface {call.ifname}"
+        )
+    try:
+        common = (call.ifname, conf.multi_queue, conf.owner, conf.group)
+        if conf.selinux_context:
+            netns.run(tun.create_labelled_tap, *common, conf.selinux_context)
+        else:
+            netns.run(tun.create_tap, *common)
+    except OSError as error:
+        what = "failed set socket label" if conf.selinux_context else "failed to create tap"
+        raise CNIError(
+            f"{what}: {(error.strerror or str(error)).lower()}", "is /dev/net/tun available?"
+        ) from None
+
+
+def _mac(call: Call[Conf]) -> bytes:
+    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one."""
+    pairs = args.parse(call.args, frozenset({"MAC"}))
+    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
+    try:
+        return link.parse_mac(text) if text else b""
+    except ValueError as error:
+        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
+
+
+def _check_numbers(conf: Conf) -> None:
+    for name, value in (("mtu", conf.mtu), ("owner", conf.owner), ("group", conf.group)):
+        if value is not None:
+            _sublink.check_unsigned(name, value)
+
+
+def _bridge(netns: Namespace, name: str) -> int:
+    """The index of the bridge in the container; 0 when none is named."""
+    if not name:
+        return 0
+    found = link.find(netns.netlink(), name)
+    if found is None:
+        raise CNIError(
+            f"failed to get bridge {name}: Link not found", "it has to exist in the container"
+        )
+    return found.index
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the device."""
+    _mac(call)
+    _sublink.delete(call, call.conf.ipam.type)
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the devices go with their namespaces."""
+    _sublink.gc(call, call.conf.ipam.type, keep)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare addresses and routes with prevResult."""
+    _mac(call)
+    netns = call.open_netns()
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError("Required prevResult missing")
+    _check.container_interface(call, previous)
+    sock = netns.netlink()
+    _check.fail(_check.addresses(sock, call.ifname, previous) + _check.routes(sock, previous))

@@ -1,0 +1,108 @@
+"""vlan: an 802.1Q interface of a host link, in the container (spec/vlan.md)."""
+
+from __future__ import annotations
+
+from ..call import Attachment, Call
+from ..kernel import link
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink
+from ..protocol import config
+from ..protocol.errors import CNIError, Terminated
+from ..protocol.result import Interface, Result
+from . import _sublink
+
+
+class Conf(config.NetConf):
+    master: str = ""
+    vlan_id: int = 0
+    mtu: int = 0
+    link_in_container: bool = False
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the interface; the result has it alone."""
+    conf = call.conf
+    if not conf.master:
+        raise CNIError(
+            '"master" field is required. It specifies the host interface name to create the '
+            "VLAN for"
+        )
+    if not 0 <= conf.vlan_id <= 4094:
+        raise CNIError(f"invalid VLAN ID {conf.vlan_id} (must be between 0 and 4095 inclusive)")
+    netns = call.open_netns()
+    with Netlink() as host:
+        sock = netns.netlink() if conf.link_in_container else host
+        master = _sublink.find_master(sock, conf.master)
+        _sublink.check_mtu(conf.mtu, master)
+        made, entry = _sublink.create(
+            call,
+            netns,
+            "vlan",
+            lambda: link.create_vlan(
+                sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
+            ),
+        )
+    ipam = _allocate(call)
+    result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
+    _sublink.configure(call, netns, made, result)
+    return result
+
+
+def _allocate(call: Call[Conf]) -> Result:
+    try:
+        return call.ipam_add(call.conf.ipam.type)
+    except Terminated:
+        raise
+    except CNIError as error:
+        if error.msg.startswith("IPAM plugin returned"):
+            raise
+        raise CNIError(f"failed to execute IPAM delegate: {error.msg}", error.details) from None
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the interface; the master need not exist any more."""
+    _sublink.delete(call, call.conf.ipam.type)
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    _sublink.gc(call, call.conf.ipam.type, keep)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    call.delegate(call.conf.ipam.type)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the interface with prevResult and configuration."""
+    conf = call.conf
+    netns = call.open_netns()
+    call.delegate(conf.ipam.type)
+    _sublink.check(
+        call,
+        netns,
+        "vlan",
+        lambda found, entry: _differences(conf, found, entry),
+        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+        prefix="vlan: ",
+    )
+
+
+def _differences(conf: Conf, found: Link, entry: Interface) -> list[str]:
+    problems = []
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"vlan: Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    if found.vlan_id != conf.vlan_id:
+        problems.append(
+            f"Error: Tuning link {entry.name} configured promisc is {conf.vlan_id}, current "
+            f"value is {found.vlan_id}"
+        )
+    if conf.mtu and found.mtu != conf.mtu:
+        problems.append(
+            f"Error: Tuning configured MTU of {entry.name} is {conf.mtu}, current value is "
+            f"{found.mtu}"
+        )
+    return problems
