@@ -6,6 +6,7 @@ master is made, and gets the tests. What is special to a plugin it tests itself.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -68,6 +69,15 @@ def plug(
         flags = " nodad" if ":" in gateway else ""
         lines.append(f"address add {gateway}/{subnet.rpartition('/')[2]} dev {peer}{flags}")
     outside.ip_batch("link set lo up", *lines)
+    _await_carrier(ns, master)
+
+
+def _await_carrier(ns: Netns, name: str) -> None:
+    """Both ends are up; the kernel says so a moment later, which is not the plugin's doing."""
+    deadline = time.monotonic() + 5
+    while link(ns, name).get("operstate") != "UP":
+        assert time.monotonic() < deadline, f"{name} did not come up"
+        time.sleep(0.01)
 
 
 def without_dad(*containers: Netns) -> None:

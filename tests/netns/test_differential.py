@@ -73,6 +73,14 @@ DECLARED = [
         "ptp announces addresses, too (the bridge does in the reference)",
     ),
     (
+        r".*: host\.sysctl\.net/ipv6/conf/\S+\.accept_dad: 1 -> 0",
+        "the node's ends do not wait a second or two before they forward a container's IPv6",
+    ),
+    (
+        r".*: container\d\.sysctl\.net/ipv6/conf/eth\d\.accept_dad: 1 -> 0",
+        "both ends of ptp's link are ours: there is nobody to detect duplicates with",
+    ),
+    (
         r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
         "the queue length is left to the kernel, as in the newer reference",
     ),
