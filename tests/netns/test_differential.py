@@ -288,16 +288,15 @@ class Pair:
     def compare(
         self, plugin: str, confs: Json | Sequence[Json], steps: Sequence[Step] = LIFE
     ) -> None:
-        """Take each step in both worlds; then reply and state must be the same.
+        """Take each step in both worlds; after each, reply and state must be the same.
 
         IPAM plugins have nothing to do with the kernel; there it is enough to look at it once.
         """
         confs = [confs] if isinstance(confs, dict) else confs
-        found = []
         for number, step in enumerate(steps, 1):
             kernel = plugin not in IPAM or number == len(steps)
-            found += self._take(f"{number} {step}", step, plugin, confs[step.conf], kernel)
-        assert not found, "Go's -> ours:\n" + "\n".join(line[:400] for line in found)
+            found = self._take(f"{number} {step}", step, plugin, confs[step.conf], kernel)
+            assert not found, "Go's -> ours:\n" + "\n".join(line[:400] for line in found)
 
     def take(self, plugin: str, conf: Json, *steps: Step) -> None:
         """Take steps in both worlds without comparing."""
