@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, install_dist
@@ -15,6 +16,15 @@ from tests.harness.requires import ensure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# A busy machine is not a defect; and CI tries the same examples each time, people new ones.
+settings.register_profile(
+    "patient",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=bool(os.environ.get("CI")),
+)
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
