@@ -15,6 +15,7 @@ from ..kernel import link, route
 from ..kernel.link import Link, LinkNotFound
 from ..kernel.netlink import Netlink, NetlinkError
 from ..netns import Namespace
+from ..protocol import args
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _check, _configure, _veth
@@ -60,6 +61,19 @@ def check_unsigned(name: str, value: int) -> None:
     """Refuse what the kernel cannot even be asked for. Raises CNIError."""
     if not 0 <= value < 1 << 32:
         raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
+
+
+def mac(call: Call[Any]) -> bytes:
+    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one.
+
+    Raises CNIError ``invalid args <mac> for MAC addr: …``.
+    """
+    pairs = args.parse(call.args, frozenset({"MAC"}))
+    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
+    try:
+        return link.parse_mac(text) if text else b""
+    except ValueError as error:
+        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
 
 
 def create(

@@ -8,7 +8,7 @@ from ..call import Attachment, Call, Steps
 from ..kernel import announce, link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..protocol import args, config
+from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _shim, _sublink
@@ -33,7 +33,7 @@ def add(call: Call[Conf]) -> Result:
     """Make the interface; the result has it alone."""
     conf = call.conf
     mode = _mode(conf)
-    mac = _mac(call)
+    mac = _sublink.mac(call)
     _sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
     if conf.host_shim:
         _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
@@ -77,16 +77,6 @@ def _mode(conf: Conf) -> int:
             f'unknown macvlan mode: "{conf.mode}"',
             f"mode is one of {', '.join(link.MACVLAN_MODES)}",
         ) from None
-
-
-def _mac(call: Call[Conf]) -> bytes:
-    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one."""
-    pairs = args.parse(call.args, frozenset({"MAC"}))
-    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
-    try:
-        return link.parse_mac(text) if text else b""
-    except ValueError as error:
-        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
 
 
 def delete(call: Call[Conf]) -> None:

@@ -8,7 +8,7 @@ from ..call import Attachment, Call
 from ..kernel import link, tun
 from ..kernel.netlink import NetlinkError
 from ..netns import Namespace
-from ..protocol import args, config
+from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _check, _main, _sublink
@@ -32,7 +32,7 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Make the device, join it to a bridge if one is named; the result has it alone."""
     conf = call.conf
-    mac = _mac(call)
+    mac = _sublink.mac(call)
     _check_numbers(conf)
     netns = call.open_netns()
     master = _bridge(netns, conf.bridge)
@@ -89,16 +89,6 @@ def _create(call: Call[Conf], netns: Namespace) -> None:
         ) from None
 
 
-def _mac(call: Call[Conf]) -> bytes:
-    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one."""
-    pairs = args.parse(call.args, frozenset({"MAC"}))
-    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
-    try:
-        return link.parse_mac(text) if text else b""
-    except ValueError as error:
-        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
-
-
 def _check_numbers(conf: Conf) -> None:
     for name, value in (("mtu", conf.mtu), ("owner", conf.owner), ("group", conf.group)):
         if value is not None:
@@ -119,7 +109,7 @@ def _bridge(netns: Namespace, name: str) -> int:
 
 def delete(call: Call[Conf]) -> None:
     """Release the address and delete the device."""
-    _mac(call)
+    _sublink.mac(call)
     _sublink.delete(call, call.conf.ipam.type)
 
 
@@ -136,7 +126,7 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare addresses and routes with prevResult."""
-    _mac(call)
+    _sublink.mac(call)
     netns = call.open_netns()
     if call.conf.ipam.type:
         call.delegate(call.conf.ipam.type)
