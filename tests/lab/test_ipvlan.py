@@ -209,6 +209,8 @@ def test_two_containers_and_a_peer(
         runtime.host.ip_batch(
             f"address add {cidr} dev {MASTER}" + (" nodad" if ":" in cidr else "")
         )
+    # A packet that is not the node's own is resolved from the master's link-local address.
+    runtime.host.ip_batch(f"address add fe80::200/64 dev {MASTER} nodad")
     mac = link(runtime.host, MASTER)["address"]
     for cidr in (*family.first, *family.second):
         address = cidr.partition("/")[0]
