@@ -16,10 +16,11 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 
 # What building and testing need beyond a bare Debian: Python and the libraries; the programs that
 # tests use as judges (nft, iptables, ip, conntrack, tcpdump …); two runtimes and the Go plugins to
-# compare with.
+# compare with; DHCP servers and firewalld to work with.
 PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
-	busybox-static util-linux procps kmod git \
+	busybox-static util-linux procps kmod git gcc libc6-dev \
+	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	podman conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
