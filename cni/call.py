@@ -48,6 +48,7 @@ class Call(Generic[C]):
         self.raw = raw
         self.version = config.version_of(raw)
         self.undo = ExitStack()
+        self.remembered = False
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
@@ -163,6 +164,10 @@ class Call(Generic[C]):
         return result
 
     # --- the rest ---
+
+    def remember(self) -> None:
+        """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent)."""
+        self.remembered = True
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""

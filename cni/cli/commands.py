@@ -17,6 +17,7 @@ from . import cache, conflist, output
 from .completion import Namespace, Network, completion
 from .install import install, uninstall
 from .plugins import plugins
+from .reload import reload
 from .runtime import Interrupts, Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +71,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants the control character
 
 
-for _command in (completion, install, plugins, uninstall):
+for _command in (completion, install, plugins, reload, uninstall):
     cli.add_command(_command)
 
 

@@ -39,6 +39,21 @@ def masquerade(call: Call[Any], result: Result, backend: str | None) -> None:
     masq.setup(call.owner, prefixes, backend)
 
 
+def remasquerade(call: Call[Any], result: Result, backend: str | None) -> None:
+    """For `reload`: masquerade what is not masqueraded any more. Raises CNIError."""
+    from ..kernel import masquerade as masq
+
+    masq.setup(call.owner, [ip.prefix for ip in result.ips], backend)
+
+
+def missing_masquerade(call: Call[Any], result: Result) -> list[str]:
+    """For CHECK: the rules that are gone, a line each."""
+    from ..kernel import masquerade as masq
+
+    missing = masq.check(call.owner, [ip.prefix for ip in result.ips])
+    return [f"{line}. Rules are gone: run `cni reload`" for line in missing]
+
+
 def check_backend(ip_masq: bool, backend: str | None) -> None:
     """Refuse an unknown masquerading backend before anything is changed. Raises CNIError."""
     if ip_masq and backend not in (None, "", "iptables", "nftables"):

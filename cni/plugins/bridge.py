@@ -160,6 +160,8 @@ def add(call: Call[Conf]) -> Result:
         result.interfaces[0].mac = link.get(host, bridge.index).mac
         result.interfaces[1].mac = link.get(host, outer.index).mac
     result.dns = _main.dns(want.conf.dns, result.dns)
+    if want.conf.macspoofchk or want.conf.ip_masq:
+        call.remember()
     return result
 
 
@@ -343,4 +345,21 @@ def check(call: Call[Conf]) -> None:
         problems += _bridge_check.pair(host, netns, entry, previous, want.bridge)
     problems += _check.addresses(netns.netlink(), call.ifname, previous)
     problems += _check.routes(netns.netlink(), previous)
+    if want.conf.ip_masq:
+        problems += _main.missing_masquerade(call, previous)
     _check.fail(problems)
+
+
+def reload(call: Call[Conf]) -> None:
+    """Make the rules of an earlier ADD again; prevResult is what it returned."""
+    want = Settings(call)
+    result = call.prev_result()
+    if result is None or len(result.interfaces) < 3:
+        raise CNIError("Required prevResult missing")
+    _, outer, inner = result.interfaces[:3]
+    if want.conf.macspoofchk:
+        from ..kernel import spoofcheck
+
+        spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+    if want.conf.ip_masq:
+        _main.remasquerade(call, result, want.conf.ip_masq_backend)

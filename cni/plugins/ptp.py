@@ -68,6 +68,7 @@ def add(call: Call[Conf]) -> Result:
         link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
         _main.masquerade(call, result, conf.ip_masq_backend)
+        call.remember()
     return result
 
 
@@ -163,7 +164,16 @@ def check(call: Call[Conf]) -> None:
     problems = _check_interface(netns, entry)
     problems += _check.addresses(netns.netlink(), call.ifname, previous)
     problems += _check.routes(netns.netlink(), previous)
+    if call.conf.ip_masq:
+        problems += _main.missing_masquerade(call, previous)
     _check.fail(problems)
+
+
+def reload(call: Call[Conf]) -> None:
+    """Make the rules of an earlier ADD again; prevResult is what it returned."""
+    result = call.prev_result()
+    if result is not None and call.conf.ip_masq:
+        _main.remasquerade(call, result, call.conf.ip_masq_backend)
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:

@@ -1,17 +1,22 @@
 """Running plugins exactly as a container runtime does.
 
 One process a plugin and verb; the environment holds the CNI variables and PATH, nothing else; the
-configuration is JSON on stdin; the process is in the node's network namespace.
+configuration is JSON on stdin; the process is in the node's network namespace. What is kept for
+`cni reload` goes to a directory of this test run, for all its nodes share /run.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import tempfile
 import time
+from atexit import register
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,14 @@ from .netns import PATH, Netns
 
 Json = dict[str, Any]
 NetnsLike = Netns | str | PathLike[str] | None
+
+
+@cache
+def state_dir() -> str:
+    """CNI_STATE_DIR of this test run."""
+    path = tempfile.mkdtemp(prefix="cni-state-")
+    register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 @dataclass(frozen=True)
@@ -103,7 +116,7 @@ class Runtime:
         self.cni_path = cni_path if cni_path is not None else str(self.bin_dir)
         self.container_id = container_id
         self.ifname = ifname
-        self.env = {"PATH": PATH, **(env or {})}
+        self.env = {"PATH": PATH, "CNI_STATE_DIR": state_dir(), **(env or {})}
         self.cwd = cwd
         self.timeout = timeout
 

@@ -1,0 +1,92 @@
+"""`cni reload`: make the rules of all attachments again, after something flushed them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import click
+
+from cni import dispatch, intent
+from cni.intent import Intent
+from cni.protocol.errors import CNIError
+
+from . import output
+
+STATE_OPTION = click.option(
+    "--state-dir",
+    metavar="DIR",
+    envvar="CNI_STATE_DIR",
+    default=intent.STATE_DIR,
+    show_default=True,
+    help="Where the plugins keep what rules they made.",
+)
+
+
+class Outcome(NamedTuple):
+    """What became of one attachment's rules: `state` is restored, skipped or failed."""
+
+    intent: Intent
+    state: str
+    text: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        owner = self.intent.owner
+        body = {
+            "plugin": self.intent.plugin,
+            "network": owner.network,
+            "containerID": owner.container_id,
+            "ifname": owner.ifname,
+            "state": self.state,
+        }
+        return {**body, "text": self.text} if self.text else body
+
+
+@click.command()
+@STATE_OPTION
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+def reload(state_dir: str, as_json: bool) -> None:
+    """Make the plugins' packet filter rules again.
+
+    For when something else removed them: `nft flush ruleset`, a restarted firewall. Rules that are
+    still there stay as they are. Containers need not be restarted, and may start meanwhile.
+    """
+    outcomes = reload_all(state_dir)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if as_json:
+        output.json([outcome.as_dict() for outcome in outcomes])
+    else:
+        for outcome in outcomes:
+            if outcome.text:
+                owner = outcome.intent.owner
+                who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
+                line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
+                click.echo(line, err=outcome.state == "failed")
+        restored = sum(outcome.state == "restored" for outcome in outcomes)
+        click.echo(f"{restored} of {len(outcomes)} restored")
+    if failed:
+        raise SystemExit(1)
+
+
+def reload_all(state_dir: str) -> list[Outcome]:
+    """Reload every attachment that is kept there. Raises nothing: failures are outcomes."""
+    outcomes: list[Outcome] = []
+    intent.for_each({"CNI_STATE_DIR": state_dir}, lambda kept: outcomes.append(_reload(kept)))
+    return outcomes
+
+
+def _reload(kept: Intent) -> Outcome:
+    netns = kept.env.get("CNI_NETNS", "")
+    if netns and not os.path.exists(netns):
+        return Outcome(kept, "skipped", f"its namespace {netns} is gone")
+    if kept.plugin not in dispatch.TABLE:
+        return Outcome(kept, "skipped", "this file has no such plugin")
+    env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env}
+    try:
+        dispatch.reload(kept.plugin, env, kept.config, kept.result)
+    except CNIError as error:
+        return Outcome(kept, "failed", str(error))
+    except Exception as error:  # noqa: BLE001 one attachment must not keep the others from it
+        return Outcome(kept, "failed", f"unexpected {type(error).__name__}: {error}")
+    return Outcome(kept, "restored")

@@ -1,0 +1,186 @@
+"""What an ADD wanted of the packet filter, kept as data, so that `cni reload` can render it anew.
+
+Rules vanish behind our back: `nft flush ruleset`, `firewall-cmd --reload`, a restarted iptables
+service. A plugin that made some calls `call.remember()` in its ADD and has a function
+`reload(call)`, which makes them again. The dispatcher keeps the request and its result, one file an
+attachment and plugin, until DEL or GC:
+
+    <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0)
+
+State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
+A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
+it would remove them too early. Losing one costs the survival of a flush, never an ADD or DEL.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from .ipam import lockfile
+from .kernel.owner import Owner, network_key
+from .protocol.errors import CNIError
+from .protocol.request import Request
+from .protocol.result import Result
+
+STATE_DIR = "/run/cni"
+# The form in which results are kept: the one that says everything.
+VERSION = "1.1.0"
+
+
+class Intent(msgspec.Struct):
+    """One kept ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects."""
+
+    plugin: str
+    env: dict[str, str]
+    config: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def owner(self) -> Owner:
+        """The attachment."""
+        name = next((v for k, v in self.config.items() if k.lower() == "name"), "")
+        return Owner(str(name), self.env["CNI_CONTAINERID"], self.env["CNI_IFNAME"])
+
+
+def directory(env: Mapping[str, str]) -> str:
+    """Where intents are kept."""
+    return f"{env.get('CNI_STATE_DIR') or STATE_DIR}/intent"
+
+
+def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
+    """Keep what an ADD was asked and answered, instead of what was kept before. Raises OSError."""
+    env = {key: value for key, value in request.env.items() if key.startswith("CNI_")}
+    kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
+    data = msgspec.json.encode({**kept, "result": result.as_dict(VERSION)})
+    path = _path(plugin, owner, request.env)
+    temporary = f"{path}.{os.getpid()}~"
+    try:
+        fd = _create(temporary)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+        os.rename(temporary, path)
+    except OSError:
+        _unlink(temporary)
+        raise
+
+
+def _create(path: str) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> None:
+    """Forget an attachment; one that is not kept is no error."""
+    _drop(_path(plugin, owner, env))
+
+
+def drop_others(plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]) -> None:
+    """Forget the network's attachments that are not in `keep`."""
+    kept = {f"{owner.key}.{plugin}" for owner in keep}
+    start, where = f"{network_key(network)}-", directory(env)
+    for name in _names(where):
+        if name.startswith(start) and name.partition(".")[2] == plugin and name not in kept:
+            _drop(f"{where}/{name}")
+
+
+def _drop(path: str) -> None:
+    fd = _open_locked(path)
+    _unlink(path)
+    if fd is not None:
+        lockfile.release(fd)
+
+
+def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
+    """What is kept of one attachment."""
+    try:
+        with open(_path(plugin, owner, env), "rb") as file:
+            return _parse(file.read())
+    except OSError:
+        return None
+
+
+def for_each(env: Mapping[str, str], work: Callable[[Intent], None]) -> None:
+    """Do `work` for all that is kept; a file that is none of ours is left out.
+
+    While it works on one, its DEL waits; one that was removed or replaced meanwhile is done again.
+    """
+    where = directory(env)
+    for name in sorted(_names(where)):
+        if not name.endswith("~"):
+            while not _work_on(f"{where}/{name}", work):
+                pass
+
+
+def _work_on(path: str, work: Callable[[Intent], None]) -> bool:
+    """False if the file was replaced meanwhile."""
+    fd = _open_locked(path)
+    if fd is None:
+        return True
+    try:
+        intent = _parse(os.read(fd, os.fstat(fd).st_size))
+        if intent is not None:
+            work(intent)
+        return _is_still(path, fd)
+    finally:
+        lockfile.release(fd)
+
+
+def _open_locked(path: str) -> int | None:
+    """A descriptor of the file, which is locked if that was to be had in time."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
+        except CNIError:
+            return fd  # rules of a container that is going are the lesser evil
+        if _is_still(path, fd, gone=False):
+            return fd
+        lockfile.release(fd)
+
+
+def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
+    """Is this the file under that name? `gone` is the answer when there is none."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return gone
+
+
+def _parse(data: bytes) -> Intent | None:
+    try:
+        intent = msgspec.json.decode(data, type=Intent)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    return intent if {"CNI_CONTAINERID", "CNI_IFNAME"} <= intent.env.keys() else None
+
+
+def _path(plugin: str, owner: Owner, env: Mapping[str, str]) -> str:
+    return f"{directory(env)}/{owner.key}.{plugin}"
+
+
+def _names(where: str) -> list[str]:
+    try:
+        return os.listdir(where)
+    except OSError:
+        return []
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

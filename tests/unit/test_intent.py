@@ -1,0 +1,137 @@
+"""What is kept of an ADD for `cni reload`: files that are whole, found by owner, locked in use."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cni import intent
+from cni.kernel.owner import Owner
+from cni.protocol.request import Request
+from cni.protocol.result import Interface, Result
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+C1 = Owner("net", "c1", "eth0")
+C2 = Owner("net", "c2", "eth0")
+OTHER = Owner("other", "c1", "eth0")
+RESULT = Result(interfaces=[Interface(name="veth0", mac="02:00:00:00:00:01")])
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return {"CNI_STATE_DIR": str(tmp_path)}
+
+
+def save(env: dict[str, str], owner: Owner, plugin: str = "bridge", **conf: object) -> None:
+    variables = {**env, "CNI_CONTAINERID": owner.container_id, "CNI_IFNAME": owner.ifname, "A": "b"}
+    stdin = json.dumps({"cniVersion": "0.2.0", "Name": owner.network, **conf}).encode()
+    request = Request("ADD", owner.container_id, "/ns", owner.ifname, "", [], stdin, variables)
+    intent.save(plugin, owner, request, RESULT)
+
+
+def kept(env: dict[str, str]) -> list[tuple[str, Owner]]:
+    found: list[tuple[str, Owner]] = []
+    intent.for_each(env, lambda each: found.append((each.plugin, each.owner)))
+    return sorted(found)
+
+
+def test_what_is_kept_comes_back(env: dict[str, str]) -> None:
+    save(env, C1, ipMasq=True)
+    found = intent.find("bridge", C1, env)
+    assert found is not None
+    assert found.owner == C1
+    assert found.config == {"cniVersion": "0.2.0", "Name": "net", "ipMasq": True}
+    # All of the result, whatever version the runtime spoke; nothing of its other environment.
+    assert found.result["interfaces"] == [{"name": "veth0", "mac": "02:00:00:00:00:01"}]
+    assert set(found.env) == {"CNI_STATE_DIR", "CNI_CONTAINERID", "CNI_IFNAME"}
+    assert intent.find("portmap", C1, env) is None
+
+
+def test_only_root_reads_it(env: dict[str, str]) -> None:
+    save(env, C1)
+    where = intent.directory(env)
+    assert [os.stat(f"{where}/{name}").st_mode & 0o777 for name in os.listdir(where)] == [0o600]
+
+
+def test_one_is_dropped(env: dict[str, str]) -> None:
+    for owner in (C1, C2, OTHER):
+        save(env, owner)
+    save(env, C1, "portmap")
+    intent.drop("bridge", C1, env)
+    intent.drop("bridge", C1, env)
+    assert kept(env) == sorted([("bridge", C2), ("bridge", OTHER), ("portmap", C1)])
+
+
+def test_gc_drops_what_its_network_does_not_keep(env: dict[str, str]) -> None:
+    for owner in (C1, C2, OTHER):
+        save(env, owner)
+    save(env, C1, "portmap")
+    intent.drop_others("bridge", "net", [C2], env)
+    assert kept(env) == sorted([("bridge", C2), ("bridge", OTHER), ("portmap", C1)])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"plugin": 1}', '{"env": {}}', "\xff"])
+def test_foreign_files_are_left_out(env: dict[str, str], content: str) -> None:
+    save(env, C1)
+    with open(f"{intent.directory(env)}/0-foreign.bridge", "w", encoding="latin-1") as file:
+        file.write(content)
+    assert kept(env) == [("bridge", C1)]
+
+
+def test_nothing_kept_is_no_error(env: dict[str, str]) -> None:
+    assert kept(env) == []
+    intent.drop("bridge", C1, env)
+    intent.drop_others("bridge", "net", [], env)
+
+
+def test_del_waits_while_the_rules_are_made(env: dict[str, str]) -> None:
+    save(env, C1)
+    order: list[str] = []
+
+    def delete() -> None:
+        intent.drop("bridge", C1, env)
+        order.append("dropped")
+
+    thread = threading.Thread(target=delete)
+
+    def work(_: intent.Intent) -> None:
+        thread.start()
+        deadline = time.monotonic() + 0.2
+        while time.monotonic() < deadline and thread.is_alive():
+            time.sleep(0.01)
+        order.append("made")
+
+    intent.for_each(env, work)
+    thread.join()
+    assert order == ["made", "dropped"]
+    assert kept(env) == []
+
+
+def test_what_was_replaced_meanwhile_is_done_again(env: dict[str, str]) -> None:
+    save(env, C1, mtu=1)
+    seen: list[object] = []
+
+    def work(each: intent.Intent) -> None:
+        seen.append(each.config["mtu"])
+        if len(seen) == 1:
+            save(env, C1, mtu=2)
+
+    intent.for_each(env, work)
+    assert seen == [1, 2]
+
+
+def test_no_lock_stays(env: dict[str, str]) -> None:
+    save(env, C1)
+    assert kept(env)
+    where = intent.directory(env)
+    fd = os.open(f"{where}/{os.listdir(where)[0]}", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
