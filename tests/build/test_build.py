@@ -52,7 +52,7 @@ def test_has_the_extension_for_every_python(dist: Path) -> None:
 def test_carries_the_licenses(dist: Path) -> None:
     with zipfile.ZipFile(dist) as archive:
         licensed = {n.split("-")[0] for n in archive.namelist() if ".dist-info/licenses/" in n}
-    assert licensed == {"click", "msgspec", "pyroute2"}
+    assert licensed == {"click", "jeepney", "msgspec", "pyroute2"}
 
 
 def test_knows_its_build_id(dist: Path) -> None:
