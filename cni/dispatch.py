@@ -73,7 +73,7 @@ def main(name: str) -> int:
         os.write(2, about(name).encode())
         return 0
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _terminate)
+        signal.signal(number, terminate)
     code, output = answer(name, dict(os.environ), read_stdin)
     Executor.discard_idle()
     try:
@@ -94,16 +94,21 @@ def about(name: str) -> str:
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
     """Run plugin `name` for a request: (exit code, what belongs on stdout). Never raises."""
+    return serve(name, env, stdin)[:2]
+
+
+def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes, bool]:
+    """As `answer`, and whether this process may be trusted with another request afterwards."""
     try:
         request = read(env, stdin)
         if request.command == "VERSION":
-            return 0, _version_reply(TABLE[name])
+            return 0, _version_reply(TABLE[name]), True
         raw, result = _run(name, request)
-        return 0, b"" if result is None else result.encode(raw)
+        return 0, b"" if result is None else result.encode(raw), True
     except CNIError as error:
-        return 1, _encode_error(error)
+        return 1, _encode_error(error), not isinstance(error, Terminated)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
-        return 1, _encode_error(_unexpected(error))
+        return 1, _encode_error(_unexpected(error)), False
 
 
 def _run(name: str, request: Request) -> tuple[str, Result | None]:
@@ -206,7 +211,7 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
 def _undo(call: Call[Any]) -> None:
     """Unwind what an ADD had done. What cannot be undone is said, and left to DEL."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is _terminate:
+        if signal.getsignal(number) is terminate:
             signal.signal(number, signal.SIG_IGN)
     try:
         call.undo.close()
@@ -295,7 +300,8 @@ def _unexpected(error: BaseException) -> CNIError:
     return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")
 
 
-def _terminate(number: int, _frame: object) -> None:
+def terminate(number: int, _frame: object) -> None:
+    """The signal handler of a running verb: what it did is undone."""
     name = signal.Signals(number).name
     raise Terminated(f"interrupted by {name}", "what had been done was undone; try again")
 

@@ -33,7 +33,8 @@ from typing import Any
 
 from .interpreter import InstallError, choose_python, compile_tree, probe
 
-HEAD_SIZE = 4096  # of the launcher script that precedes the archive
+# The script that starts Python is in here: at the very beginning, or within the native client.
+HEAD_SIZE = (1 << 20) + 4096
 MANIFEST = ".cni-manifest.json"
 TEMPORARY = ".cni-tmp-"
 LOCK_SECONDS = 60.0

@@ -19,6 +19,7 @@ from .install import install, uninstall
 from .plugins import plugins
 from .reload import reload
 from .runtime import Interrupts, Runtime
+from .serve import serve
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLUGIN_DIRECTORY = "/opt/cni/bin"
@@ -71,7 +72,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants the control character
 
 
-for _command in (completion, install, plugins, reload, uninstall):
+for _command in (completion, install, plugins, reload, serve, uninstall):
     cli.add_command(_command)
 
 

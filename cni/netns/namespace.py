@@ -44,7 +44,7 @@ class Namespace:
         network namespace (spec/common.md §1). A FIFO or device does not block.
         """
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = _open(path)
         except OSError as error:
             text = f'failed to Statfs "{path}": {(error.strerror or "").lower()}'
             kind = NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
@@ -119,7 +119,31 @@ class Namespace:
 def same_namespace(path: str) -> bool:
     """Is the namespace at `path` the one this process is in? False if it cannot be looked at."""
     try:
-        there, here = os.stat(path), os.stat(_SELF)
+        there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
+        return (there.st_dev, there.st_ino) == own_identity()
     except (OSError, ValueError):
         return False
-    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+
+def own_identity() -> tuple[int, int]:
+    """Device and inode of the namespace this process is in. Raises OSError."""
+    here = os.stat(_SELF)
+    return here.st_dev, here.st_ino
+
+
+# A worker of the server is given the container's namespace by its client, which may see other
+# mounts than the server does.
+_handed: dict[str, int] = {}
+
+
+def hand_over(path: str, fd: int | None) -> None:
+    """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing."""
+    _handed.clear()
+    if fd is not None:
+        _handed[path] = fd
+
+
+def _open(path: str) -> int:
+    if path in _handed:
+        return os.dup(_handed[path])  # not inherited by children
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

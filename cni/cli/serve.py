@@ -1,0 +1,59 @@
+"""`cni serve`: the server of the warm path (cni.server)."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+SOCKET = "/run/cni/cni.sock"
+
+
+def default_workers() -> int:
+    """Most of a request is waiting for the kernel, so there are more workers than cores."""
+    return max(4, min(32, 2 * (os.cpu_count() or 1)))
+
+
+@click.command()
+@click.option(
+    "--socket",
+    "path",
+    envvar="CNI_SERVER_SOCKET",
+    default=SOCKET,
+    show_default=True,
+    help="Where clients connect; not used when systemd hands over a socket.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Requests at a time [2 a core].")
+@click.option("--idle-exit", type=float, default=0, help="End after so many idle seconds.")
+@click.option("--timeout", type=float, default=300, show_default=True, help="Seconds a request.")
+@click.option("--max-requests", type=int, default=2000, show_default=True, help="Of one worker.")
+@click.option("--max-memory", type=int, default=256, show_default=True, help="MiB of one worker.")
+def serve(
+    path: str,
+    workers: int | None,
+    idle_exit: float,
+    timeout: float,
+    max_requests: int,
+    max_memory: int,
+) -> None:
+    """Answer plugin requests from processes that run already, until SIGTERM.
+
+    The installed plugins connect to it by themselves; without it they work as well, only slower.
+    """
+    from cni.server.supervisor import Options, Supervisor
+    from cni.server.worker import Limits
+
+    try:
+        from cni._build import ID
+    except ImportError:
+        ID = ""  # noqa: N806 the build's own name
+    if not ID:
+        raise click.ClickException("only the built file can serve: run `make build`")
+    limits = Limits(max_requests, max_memory << 20)
+    options = Options(path, workers or default_workers(), idle_exit, timeout, limits)
+    supervisor = Supervisor(options, ID, lambda text: click.echo(f"cni serve: {text}", err=True))
+    try:
+        code = supervisor.run()
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {path}: {error.strerror}") from error
+    raise SystemExit(code)

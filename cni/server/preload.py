@@ -1,0 +1,56 @@
+"""What a worker should not have to do when a request comes: imports, first uses, page faults."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+from importlib import import_module
+
+from .. import dispatch
+from ..protocol.errors import CNIError
+
+# Packages whose modules the verbs import when they need them.
+_PACKAGES = ("cni", "cni.protocol", "cni.kernel", "cni.netns", "cni.plugins", "cni.ipam")
+_NOT_NEEDED = frozenset({"cni.__main__", "cni.install", "cni.interpreter"})
+# Of the standard library, what is imported in a rare moment.
+_LIBRARY = ("errno", "fcntl", "json", "pickle", "select", "struct", "traceback", "ctypes.util")
+
+
+def everything() -> None:
+    """Import all that any verb of any plugin may import."""
+    for package in _PACKAGES:
+        for found in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+            if not found.ispkg and found.name not in _NOT_NEEDED:
+                _import(found.name)
+    for plugin in dispatch.TABLE.values():
+        _import(plugin.module)
+    for name in _LIBRARY:
+        _import(name)
+
+
+def _import(name: str) -> None:
+    try:
+        import_module(name)
+    except ImportError:
+        pass  # for example without libnftables: the verb that needs it says so
+
+
+def rehearse() -> None:
+    """Do once what every request does: an executor, a netlink socket, the library's context."""
+    from ..kernel import link, nft
+    from ..kernel.netlink import Netlink
+    from ..netns import Namespace
+
+    with Namespace.current() as here:
+        here.run(os.getpid)
+        here.netlink()
+    with Netlink() as host:
+        link.find(host, "lo")
+    try:
+        nft.shared()
+    except (CNIError, OSError):
+        pass  # no nftables here: the verb that needs it says so
+    env = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/"}
+    conf = b'{"cniVersion":"1.1.0","name":"rehearsal","type":"loopback"}'
+    for name in ("loopback", "bridge"):
+        dispatch.answer(name, env, lambda: conf)

@@ -1,0 +1,242 @@
+"""The supervisor: preloads the plugins, keeps the workers, and serves nothing itself.
+
+Workers are forked ahead and rehearsed, so that a request finds its pages copied, its executor
+running and the packet filter's library loaded. One that ends is replaced at once. The supervisor
+ends when it is told to, or has been idle for long; first every worker finishes its request.
+A client of another build means that `cni install` was here: then the supervisor runs the new file,
+with the same listening socket.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from . import board, preload
+from .worker import DRAIN, INTERRUPTS, Limits, Worker
+
+_WATCHED = (signal.SIGCHLD, *INTERRUPTS)
+_TICK = 1.0  # seconds between looks at the board
+_DRAIN_SECONDS = 30.0
+_SHORT_LIFE = 2.0  # a worker that dies sooner than that is replaced more slowly each time
+_BACKLOG = 4096
+
+
+class Options(NamedTuple):
+    """How to serve. `idle_exit` and `timeout` in seconds, 0 for never; `memory` in bytes."""
+
+    socket: str
+    workers: int
+    idle_exit: float = 0
+    timeout: float = 300
+    limits: Limits = Limits()
+
+
+class Supervisor:
+    """Keeps the workers of one listening socket."""
+
+    def __init__(self, options: Options, build: str, log: Callable[[str], None]) -> None:
+        self.options = options
+        self.build = build
+        self.log = log
+        self.slots = board.make(options.workers)
+        self.pids: dict[int, int] = {}  # pid -> slot
+        self.due: dict[int, float] = {}  # slot -> when to fill it
+        self.failures = 0
+        self.activated = False
+
+    def run(self) -> int:
+        """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
+        self.listener = self._listen()
+        preload.everything()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
+        for number in range(len(self.slots)):
+            self._start(number)
+        _notify("READY=1")
+        self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
+        reason = self._watch()
+        again = reason == "another build is installed"
+        self.log(f"ending: {reason}")
+        _notify("RELOADING=1" if again else "STOPPING=1")
+        self._drain(keep_socket=again)
+        if again:
+            self._run_anew()
+        return 0
+
+    # --- the socket ---
+
+    def _listen(self) -> socket.socket:
+        """systemd's socket, or our own, which only root may connect to."""
+        if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+            self.activated = os.environ.get("LISTEN_FDNAMES") != "cni-again"
+            os.set_inheritable(3, False)
+            for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+                os.environ.pop(name, None)
+            return socket.socket(fileno=3)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        path = self.options.socket
+        os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
+        temporary = f"{path}.{os.getpid()}"
+        umask = os.umask(0o177)
+        try:
+            listener.bind(temporary)
+        finally:
+            os.umask(umask)
+        listener.listen(_BACKLOG)
+        os.rename(temporary, path)  # takes the place of a dead server's
+        self._identity = _identity(path)
+        return listener
+
+    def _unlink(self) -> None:
+        """Take our own name away; systemd's stays, and so does a successor's."""
+        if not self.activated and getattr(self, "_identity", None) == _identity(
+            self.options.socket
+        ):
+            os.unlink(self.options.socket)
+
+    # --- the workers ---
+
+    def _start(self, number: int) -> None:
+        slot = self.slots[number]
+        slot.reset()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_worker(number, parent)
+        self.pids[pid] = number
+
+    def _become_worker(self, number: int, parent: int) -> NoReturn:
+        code = 1
+        try:
+            from ..netns import libc
+
+            libc.die_with_parent(parent)
+            os.setpgid(0, 0)  # a ^C on the supervisor's terminal is not for us
+            null = os.open(os.devnull, os.O_RDWR)
+            for target in (0, 1, 2):
+                os.dup2(null, target)
+            os.close(null)
+            os.chdir("/")
+            os.umask(0o022)
+            for interrupt in INTERRUPTS:
+                signal.signal(interrupt, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+            preload.rehearse()
+            Worker(self.listener, self.slots[number], self.build, self.options.limits).run()
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _watch(self) -> str:
+        """Replace workers until there is a reason to end, which is returned."""
+        while True:
+            found = signal.sigtimedwait(_WATCHED, _TICK)
+            if found is not None and found.si_signo != signal.SIGCHLD:
+                return signal.Signals(found.si_signo).name
+            self._reap()
+            now = time.monotonic()
+            for number, due in sorted(self.due.items()):
+                if due <= now:
+                    del self.due[number]
+                    self._start(number)
+            reason = self._look(now)
+            if reason:
+                return reason
+
+    def _reap(self) -> None:
+        while self.pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            number = self.pids.pop(pid, None)
+            if number is None:
+                continue
+            lived = time.monotonic() - self.slots[number].read()[2]
+            failed = os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE
+            self.failures = self.failures + 1 if failed else 0
+            if failed:
+                self.log(f"a worker ended after {lived:.1f} s with status {status}")
+            self.due[number] = time.monotonic() + min(0.05 * 2**self.failures - 0.05, 10.0)
+
+    def _look(self, now: float) -> str:
+        """Kill who takes too long; a reason to end, or nothing."""
+        lines = {pid: self.slots[number].read() for pid, number in self.pids.items()}
+        for pid, (_, began, *_rest) in lines.items():
+            if self.options.timeout and began and now - began > self.options.timeout:
+                self.log(f"killing worker {pid}: busy for {now - began:.0f} s")
+                os.kill(pid, signal.SIGKILL)
+        if any(line[4] for line in lines.values()) and _installed_build() not in ("", self.build):
+            return "another build is installed"
+        busy = any(line[1] for line in lines.values())
+        last = max((line[0] for line in lines.values()), default=now)
+        if self.options.idle_exit and not busy and now - last > self.options.idle_exit:
+            return "idle"
+        return ""
+
+    # --- the end ---
+
+    def _drain(self, *, keep_socket: bool) -> None:
+        """Let every worker finish its request, and nobody begin another."""
+        if not keep_socket:
+            self._unlink()
+            self.listener.close()
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self.pids and time.monotonic() < deadline:
+            for pid in self.pids:
+                os.kill(pid, DRAIN)  # again: one that came just before accept(2) is lost
+            signal.sigtimedwait((signal.SIGCHLD,), 0.05)
+            self._reap()
+        for pid in self.pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    def _run_anew(self) -> NoReturn:
+        """Execute the file that is installed now, with our socket and process id."""
+        os.dup2(self.listener.fileno(), 3, inheritable=True)
+        env = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        env["LISTEN_FDNAMES"] = "" if self.activated else "cni-again"
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        os.execve(sys.argv[0], sys.argv, env)
+
+
+def _installed_build() -> str:
+    """The build of the file we were started from, as it is now."""
+    from pathlib import Path
+
+    from ..install import build_of
+
+    try:
+        return build_of(Path(sys.argv[0])) or ""
+    except OSError:
+        return ""
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)); without it, nobody."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(address)
+            sock.sendall(state.encode())
+        except OSError:
+            pass

@@ -1,0 +1,411 @@
+/*
+ * The native client: what a container runtime executes when it runs a plugin.
+ *
+ * It hands the request to the server (cni/server/) over a Unix socket and waits for the exit code;
+ * the server's worker writes to our stdout and stderr itself, which travel with the request as
+ * descriptors. Whenever the server is not there, is of another build, is in another network
+ * namespace or too slow to begin, the plugin runs by exec, as if there were no server: then the
+ * shell script below (launcher/prefix.sh, embedded) or a shortcut through it starts Python.
+ *
+ *     request   header, then NUL-terminated: build id, path we were called by, environment; then stdin
+ *               descriptors: stdout, stderr, working directory, token, CNI_NETNS if it can be opened
+ *     reply     'D' declined, or 'W' before the worker writes its output and 'X' + exit code after
+ *
+ * The token decides who does the work: an eventfd with one count. Whoever reads it owns the request:
+ * the worker when it begins, or we when we have waited too long. So no request is ever done twice.
+ *
+ * POSIX and Linux only, static, no allocation but one growing buffer for stdin. Its twin is
+ * cni/server/wire.py.
+ */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifndef CNI_SOCKET
+#define CNI_SOCKET "/run/cni/cni.sock"
+#endif
+#ifndef CNI_PATIENCE_MS
+#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker */
+#endif
+
+extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
+extern char **environ;
+
+enum { MAGIC = 0x31494e43, MAX_STDIN = 16 << 20, MAX_PATH = 4096, MAX_FDS = 5 };
+
+struct header {
+    uint32_t magic;
+    uint32_t strings; /* bytes of the strings */
+    uint32_t stdin_size;
+    uint32_t umask;
+    uint64_t netns_dev, netns_ino; /* of the network namespace we are in */
+};
+
+static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
+static char **arguments;
+static volatile sig_atomic_t caught;
+static sigset_t ordinary; /* the signal mask we were started with */
+
+/* --- by exec ---------------------------------------------------------------------------------- */
+
+/* Copy what stands between `key` and `end` in the script. */
+static int setting(const char *key, char end, char *out, size_t size)
+{
+    const char *start = strstr(cni_prefix, key);
+    if (!start)
+        return 0;
+    start += strlen(key);
+    const char *stop = strchr(start, end);
+    if (!stop || (size_t)(stop - start) >= size)
+        return 0;
+    memcpy(out, start, (size_t)(stop - start));
+    out[stop - start] = 0;
+    return 1;
+}
+
+static void fail(const char *msg, const char *details, int code)
+{
+    char text[512];
+    int n = snprintf(text, sizeof text,
+                     "{\n    \"code\": %d,\n    \"msg\": \"%s\",\n    \"details\": \"%s\"\n}", code,
+                     msg, details);
+    if (n > 0 && write(1, text, (size_t)n) < 0)
+        _exit(1);
+    _exit(1);
+}
+
+/* Start Python on the installed tree, or have the shell find out what to start. Never returns. */
+static void run_by_exec(void)
+{
+    char python[MAX_PATH], build[32], run[MAX_PATH];
+    int argc = 0;
+    while (arguments[argc])
+        argc++;
+    char **argv = calloc((size_t)argc + 8, sizeof *argv);
+    if (!argv)
+        fail("cannot start: out of memory", "", 5);
+    const char *slash = strrchr(self, '/');
+    if (slash && setting("\ncni_python='", '\'', python, sizeof python) && *python
+        && setting("\ncni_build=", '\n', build, sizeof build)) {
+        int n = snprintf(run, sizeof run, "%.*s/.cni-%s/run.py", (int)(slash - self), self, build);
+        if (n > 0 && n < (int)sizeof run && access(run, F_OK) == 0) {
+            char *head[] = {python, "-I", "-S", run, (char *)self};
+            memcpy(argv, head, sizeof head);
+            memcpy(argv + 5, arguments + (argc > 0), (size_t)(argc > 0 ? argc - 1 : 0) * sizeof *argv);
+            execve(python, argv, environ);
+            memset(argv, 0, ((size_t)argc + 8) * sizeof *argv);
+        }
+    }
+    char *head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
+    memcpy(argv, head, sizeof head);
+    memcpy(argv + 4, arguments + (argc > 0), (size_t)(argc > 0 ? argc - 1 : 0) * sizeof *argv);
+    execve("/bin/sh", argv, environ);
+    if (!getenv("CNI_COMMAND")) {
+        static const char text[] = "cni: cannot start: neither the installed tree nor /bin/sh is there\n";
+        if (write(2, text, sizeof text - 1) < 0)
+            _exit(1);
+        _exit(1);
+    }
+    fail("cannot start: no server answers, and there is no Python",
+         "start the server (cni serve), or install the package python3 and run cni install", 5);
+}
+
+/* The same with what was read of stdin put back. Never returns. */
+static void run_by_exec_with(const char *data, size_t size, int have_stdin)
+{
+    if (have_stdin) {
+        int fd = memfd_create("stdin", 0);
+        size_t done = 0;
+        while (fd >= 0 && done < size) {
+            ssize_t n = write(fd, data + done, size - done);
+            if (n <= 0)
+                break;
+            done += (size_t)n;
+        }
+        if (fd < 0 || done < size || lseek(fd, 0, SEEK_SET) < 0 || dup2(fd, 0) < 0)
+            fail("cannot start: the configuration cannot be handed on", strerror(errno), 5);
+        if (fd != 0)
+            close(fd);
+    }
+    run_by_exec();
+}
+
+/* --- the request ------------------------------------------------------------------------------ */
+
+static void on_signal(int number)
+{
+    caught = number;
+}
+
+/* From here on the interrupts are heard in ppoll(2) only. */
+static void watch_signals(void)
+{
+    struct sigaction action = {.sa_handler = on_signal};
+    const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        sigaction(numbers[i], &action, NULL);
+        sigaddset(&blocked, numbers[i]);
+    }
+    sigprocmask(SIG_BLOCK, &blocked, &ordinary);
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        sigdelset(&ordinary, numbers[i]);
+}
+
+/* All of stdin; NULL if it cannot be read or is too long (then Python says so). */
+static char *read_stdin(size_t *size)
+{
+    size_t room = 16384, have = 0;
+    char *data = malloc(room);
+    while (data) {
+        ssize_t n = read(0, data + have, room - have);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0) {
+            *size = have;
+            if (n == 0)
+                return data;
+            break;
+        }
+        have += (size_t)n;
+        if (have == room) {
+            char *more = room < 2 * (size_t)MAX_STDIN ? realloc(data, room *= 2) : NULL;
+            if (!more)
+                break;
+            data = more;
+        }
+    }
+    *size = have;
+    return have ? data : NULL;
+}
+
+static int connect_to(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (strlen(path) >= sizeof address.sun_path)
+        return -1;
+    memcpy(address.sun_path, path, strlen(path));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return -1;
+    /* also bounds connect(2) when the queue is full */
+    struct timeval limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000};
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0
+        || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static int send_all(int fd, struct iovec *parts, int count, const int *fds, int nfds)
+{
+    union {
+        char room[CMSG_SPACE(MAX_FDS * sizeof(int))];
+        struct cmsghdr align;
+    } control;
+    memset(&control, 0, sizeof control);
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+    message.msg_control = control.room;
+    message.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
+    memcpy(CMSG_DATA(head), fds, (size_t)nfds * sizeof(int));
+    for (;;) {
+        ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return 0;
+        message.msg_control = NULL;
+        message.msg_controllen = 0;
+        while (message.msg_iovlen && (size_t)n >= message.msg_iov->iov_len) {
+            n -= (ssize_t)message.msg_iov->iov_len;
+            message.msg_iov++;
+            message.msg_iovlen--;
+        }
+        if (!message.msg_iovlen)
+            return 1;
+        message.msg_iov->iov_base = (char *)message.msg_iov->iov_base + n;
+        message.msg_iov->iov_len -= (size_t)n;
+    }
+}
+
+static char *append(char *at, const char *end, const char *text)
+{
+    size_t size = strlen(text) + 1;
+    if (!at || (size_t)(end - at) < size)
+        return NULL;
+    memcpy(at, text, size);
+    return at + size;
+}
+
+/* Build id, path and environment; NULL if there is no room. */
+static char *make_strings(const char *build, uint32_t *size)
+{
+    size_t room = strlen(build) + strlen(self) + 2;
+    for (char **each = environ; *each; each++)
+        room += strlen(*each) + 1;
+    char *start = malloc(room);
+    char *at = start, *end = start + room;
+    at = start ? append(at, end, build) : NULL;
+    at = append(at, end, self);
+    for (char **each = environ; at && *each; each++)
+        at = append(at, end, *each);
+    if (!at || room > 4 << 20)
+        return NULL;
+    *size = (uint32_t)(at - start);
+    return start;
+}
+
+/* Send the request. The token's descriptor, or -1. */
+static int hand_over(int server, const char *build, const char *data, size_t size)
+{
+    struct stat netns;
+    struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
+    char *strings = make_strings(build, &header.strings);
+    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    int token = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!strings || here < 0 || token < 0 || stat("/proc/self/ns/net", &netns) < 0)
+        return -1;
+    header.umask = (uint32_t)umask(0);
+    umask((mode_t)header.umask);
+    header.netns_dev = netns.st_dev;
+    header.netns_ino = netns.st_ino;
+    int fds[MAX_FDS] = {1, 2, here, token};
+    int nfds = 4;
+    const char *path = getenv("CNI_NETNS");
+    int container = path && *path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+    if (container >= 0)
+        fds[nfds++] = container;
+    struct iovec parts[] = {
+        {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
+    return send_all(server, parts, 3, fds, nfds) ? token : -1;
+}
+
+/* True if the request was nobody's yet: now it is ours. */
+static int take_back(int token)
+{
+    uint64_t count;
+    return read(token, &count, sizeof count) == (ssize_t)sizeof count;
+}
+
+enum outcome { NOT_BEGUN, LOST, DONE };
+
+/* Wait for the reply; `code` is the exit code when it is DONE. */
+static enum outcome wait_for(int server, int token, int *code)
+{
+    int patience = CNI_PATIENCE_MS, writing = 0;
+    for (;;) {
+        unsigned char reply[3];
+        struct pollfd ready = {.fd = server, .events = POLLIN};
+        struct timespec limit = {patience / 1000, patience % 1000 * 1000000L};
+        int n = ppoll(&ready, 1, patience < 0 ? NULL : &limit, &ordinary);
+        if (caught) {
+            unsigned char number = (unsigned char)caught;
+            caught = 0;
+            if (patience >= 0 && take_back(token))
+                fail("interrupted by a signal", "nothing had been done; try again", 999);
+            patience = -1;
+            if (send(server, &number, 1, MSG_NOSIGNAL) < 0 && errno != EAGAIN && errno != EPIPE)
+                return LOST;
+        }
+        if (n == 0) {
+            if (take_back(token))
+                return NOT_BEGUN;
+            patience = -1; /* somebody is at work: as long as it takes */
+        }
+        if (n <= 0)
+            continue;
+        ssize_t got = recv(server, reply, sizeof reply, MSG_DONTWAIT);
+        if (got < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        for (ssize_t i = 0; i < got; i++) {
+            if (reply[i] == 'W')
+                writing = 1;
+            else if (reply[i] == 'X' && i + 1 < got) {
+                *code = reply[i + 1];
+                return DONE;
+            } else if (reply[i] == 'X') {
+                *code = 1;
+                if (recv(server, reply, 1, 0) == 1)
+                    *code = reply[0];
+                return DONE;
+            } else if (reply[i] == 'D')
+                return take_back(token) ? NOT_BEGUN : LOST;
+        }
+        if (got > 0)
+            continue;
+        if (take_back(token))
+            return NOT_BEGUN;
+        *code = 1;
+        return writing ? DONE : LOST; /* what it wrote must not be said twice */
+    }
+}
+
+static int is_for_server(const char *name, const char *command)
+{
+    if (!command || !*command || arguments[0] == NULL || arguments[1] != NULL || !name)
+        return 0;
+    const char *choice = getenv("CNI_SERVER");
+    return strcmp(name, "cni") != 0 && !(choice && strcmp(choice, "off") == 0);
+}
+
+int main(int argc, char **argv)
+{
+    (void)argc;
+    arguments = argv;
+    self = (const char *)getauxval(AT_EXECFN);
+    if (!self)
+        self = argv[0] ? argv[0] : "cni";
+    const char *slash = strrchr(self, '/');
+    const char *command = getenv("CNI_COMMAND");
+    char build[32];
+    if (!is_for_server(slash ? slash + 1 : self, command)
+        || !setting("\ncni_build=", '\n', build, sizeof build))
+        run_by_exec();
+    const char *path = getenv("CNI_SERVER_SOCKET");
+    int server = connect_to(path && *path ? path : CNI_SOCKET);
+    if (server < 0)
+        run_by_exec();
+
+    size_t size = 0;
+    int have_stdin = strcmp(command, "VERSION") != 0;
+    char *data = have_stdin ? read_stdin(&size) : NULL;
+    if (have_stdin && !data)
+        run_by_exec(); /* unreadable: Python will see the same */
+    if (size > MAX_STDIN)
+        run_by_exec_with(data, size, have_stdin);
+    watch_signals();
+
+    int code = 1;
+    int token = hand_over(server, build, data, size);
+    enum outcome outcome = token < 0 ? NOT_BEGUN : wait_for(server, token, &code);
+    if (outcome == DONE)
+        _exit(code);
+    close(server);
+    sigprocmask(SIG_SETMASK, &ordinary, NULL);
+    /* A verb that may be repeated is; an ADD has to be taken back first, which DEL does. */
+    if (outcome == LOST && strcmp(command, "ADD") == 0)
+        fail("the cni server ended in the middle of the request",
+             "the runtime takes back what was done by DEL; then try again", 11);
+    run_by_exec_with(data, size, have_stdin);
+}
