@@ -36,3 +36,9 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("installed") / "bin"
     install(dist, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def script_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a machine without a C compiler builds: the file starts with the script."""
+    return build_copy(tmp_path_factory.mktemp("script"), compiler="none")

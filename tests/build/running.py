@@ -78,7 +78,7 @@ def uninstall(dist: Path, bin_dir: Path) -> dict[str, Any]:
 
 def build_id(dist: Path) -> str:
     """What the launcher says it belongs to."""
-    match = re.search(rb"^cni_build=(\w+)$", dist.read_bytes()[:4096], re.MULTILINE)
+    match = re.search(rb"^cni_build=(\w+)$", dist.read_bytes(), re.MULTILINE)
     assert match
     return match[1].decode()
 
@@ -94,10 +94,13 @@ def copy_tree(target: Path, comment: str = "", source: Path = ROOT) -> Path:
     return target
 
 
-def build_copy(target: Path, comment: str = "", source: Path = ROOT) -> Path:
-    """Build a copy of the sources; the built file."""
+def build_copy(
+    target: Path, comment: str = "", source: Path = ROOT, compiler: str | None = None
+) -> Path:
+    """Build a copy of the sources; the built file. `compiler` is for the native client."""
     script = copy_tree(target, comment, source) / "tools" / "build.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    env = dict(os.environ) | ({"CNI_CLIENT_CC": compiler} if compiler else {})
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return target / "dist" / "cni"
 

@@ -34,11 +34,20 @@ GETCWD = "sh: 0: getcwd() failed: No such file or directory"
 SPEC_VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
 
-@pytest.fixture(params=["installed", "link elsewhere", "archive", "two links"])
-def plugin(request: pytest.FixtureRequest, dist: Path, installed: Path, tmp_path: Path) -> Path:
+@pytest.fixture(
+    params=["installed", "link elsewhere", "archive", "two links", "script", "script's archive"]
+)
+def plugin(
+    request: pytest.FixtureRequest, dist: Path, script_dist: Path, installed: Path, tmp_path: Path
+) -> Path:
     """A plugin's path, in each of the ways in which it may lead to the file."""
     link = tmp_path / "bridge"
     match request.param:
+        case "script":
+            install(script_dist, tmp_path / "bin")
+            return tmp_path / "bin/bridge"
+        case "script's archive":
+            link.symlink_to(script_dist)
         case "installed":
             return installed / "bridge"
         case "link elsewhere":
@@ -91,9 +100,20 @@ def test_as_a_zipapp(plugin: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
-def test_in_every_shell(plugin: Path, shell: str) -> None:
+@pytest.mark.parametrize("way", ["installed", "archive"])
+def test_in_every_shell(script_dist: Path, tmp_path: Path, way: str, shell: str) -> None:
     command = [need(shell), *(["sh"] if shell == "busybox" else [])]
+    (tmp_path / "bridge").symlink_to(script_dist)
+    if way == "installed":
+        install(script_dist, tmp_path / "bin")
+    plugin = tmp_path / ("bin/bridge" if way == "installed" else "bridge")
     assert supported(run(*command, plugin, env=VERSION)) == SPEC_VERSIONS
+
+
+def test_the_native_client_is_small(dist: Path, script_dist: Path) -> None:
+    assert dist.read_bytes()[:4] == b"\x7fELF"
+    assert script_dist.read_bytes()[:2] == b"#!"
+    assert dist.stat().st_size - script_dist.stat().st_size < 1 << 20
 
 
 @pytest.mark.parametrize("python", pythons(new=True))
