@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import click
 
@@ -23,6 +24,7 @@ def default_workers() -> int:
     show_default=True,
     help="Where clients connect; not used when systemd hands over a socket.",
 )
+@click.option("--status", is_flag=True, help="Print how the running server does, and exit.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Requests at a time [2 a core].")
 @click.option("--idle-exit", type=float, default=0, help="End after so many idle seconds.")
 @click.option("--timeout", type=float, default=300, show_default=True, help="Seconds a request.")
@@ -30,6 +32,7 @@ def default_workers() -> int:
 @click.option("--max-memory", type=int, default=256, show_default=True, help="MiB of one worker.")
 def serve(
     path: str,
+    status: bool,
     workers: int | None,
     idle_exit: float,
     timeout: float,
@@ -40,6 +43,9 @@ def serve(
 
     The installed plugins connect to it by themselves; without it they work as well, only slower.
     """
+    if status:
+        click.echo(_status(path))
+        return
     from cni.server.supervisor import Options, Supervisor
     from cni.server.worker import Limits
 
@@ -57,3 +63,18 @@ def serve(
     except OSError as error:
         raise click.ClickException(f"cannot listen on {path}: {error.strerror}") from error
     raise SystemExit(code)
+
+
+def _status(path: str) -> str:
+    """What the server says of itself, a JSON object."""
+    from cni.server.wire import STATUS
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
+        try:
+            sock.connect(path)
+            sock.sendall(STATUS)
+            answer = sock.recv(1 << 16)
+        except OSError as error:
+            raise click.ClickException(f"no server answers on {path}: {error}") from error
+    return answer.decode()

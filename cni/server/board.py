@@ -19,9 +19,9 @@ class Slot:
         self._at = number * _SLOT.size
 
     def reset(self) -> None:
-        """A new worker takes the slot."""
+        """A new worker takes the slot; the requests of its predecessors still count."""
         now = time.monotonic()
-        _SLOT.pack_into(self._memory, self._at, now, 0.0, now, 0, 0)
+        self._write(now, 0.0, now, self.read()[3], 0)
 
     def begin(self) -> None:
         """It has taken a request."""

@@ -26,6 +26,7 @@ _TICK = 1.0  # seconds between looks at the board
 _DRAIN_SECONDS = 30.0
 _SHORT_LIFE = 2.0  # a worker that dies sooner than that is replaced more slowly each time
 _BACKLOG = 4096
+_AGAIN = "cni-again"  # the name under which we hand the socket to our successor
 
 
 class Options(NamedTuple):
@@ -50,6 +51,7 @@ class Supervisor:
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = 0
         self.activated = False
+        self._identity: tuple[int, int] | None = None
 
     def run(self) -> int:
         """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
@@ -77,7 +79,9 @@ class Supervisor:
     def _listen(self) -> socket.socket:
         """systemd's socket, or our own, which only root may connect to."""
         if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-            self.activated = os.environ.get("LISTEN_FDNAMES") != "cni-again"
+            self.activated = os.environ.get("LISTEN_FDNAMES") != _AGAIN
+            if not self.activated:
+                self._identity = _identity(self.options.socket)
             os.set_inheritable(3, False)
             for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
                 os.environ.pop(name, None)
@@ -98,9 +102,8 @@ class Supervisor:
 
     def _unlink(self) -> None:
         """Take our own name away; systemd's stays, and so does a successor's."""
-        if not self.activated and getattr(self, "_identity", None) == _identity(
-            self.options.socket
-        ):
+        mine = self._identity is not None and self._identity == _identity(self.options.socket)
+        if mine and not self.activated:
             os.unlink(self.options.socket)
 
     # --- the workers ---
@@ -131,7 +134,7 @@ class Supervisor:
                 signal.signal(interrupt, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             preload.rehearse()
-            Worker(self.listener, self.slots[number], self.build, self.options.limits).run()
+            Worker(self.listener, self.slots, number, self.build, self.options.limits).run()
             code = 0
         finally:
             os._exit(code)
@@ -203,7 +206,7 @@ class Supervisor:
         """Execute the file that is installed now, with our socket and process id."""
         os.dup2(self.listener.fileno(), 3, inheritable=True)
         env = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-        env["LISTEN_FDNAMES"] = "" if self.activated else "cni-again"
+        env["LISTEN_FDNAMES"] = "" if self.activated else _AGAIN
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         os.execve(sys.argv[0], sys.argv, env)
 

@@ -6,6 +6,7 @@
     descriptors: stdout, stderr, working directory, token, and CNI_NETNS if it could be opened
 
 The token is an eventfd with one count: who reads it does the work (`Request.claim`).
+Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ _FDS, _MAX_FDS = 4, 5
 _FD_SIZE = array.array("i").itemsize
 
 DECLINED, WRITING, EXIT = b"D", b"W", b"X"
+STATUS = b"status\n"
 
 
 class BadRequest(Exception):
     """Not what the client sends; the connection is closed."""
+
+
+class StatusAsked(Exception):
+    """It was STATUS."""
 
 
 class Request(NamedTuple):
@@ -74,10 +80,12 @@ class Request(NamedTuple):
 
 
 def receive(conn: Socket) -> Request:
-    """Read a request. Raises BadRequest, OSError (time-out)."""
+    """Read a request. Raises BadRequest, StatusAsked, OSError (time-out)."""
     data, ancillary, _, _ = conn.recvmsg(1 << 16, CMSG_SPACE(16 * _FD_SIZE), MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     try:
+        if data == STATUS:
+            raise StatusAsked
         if not _FDS <= len(fds) <= _MAX_FDS:
             raise BadRequest("wrong number of descriptors")
         while len(data) < _HEADER.size:

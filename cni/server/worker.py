@@ -18,10 +18,12 @@ from _socket import MSG_DONTWAIT, SO_PEERCRED, SO_RCVTIMEO, SOL_SOCKET
 from _socket import socket as Socket
 from typing import NamedTuple
 
+import msgspec
+
 from .. import dispatch
 from ..netns import namespace
 from .board import Slot
-from .wire import DECLINED, EXIT, WRITING, BadRequest, Request, receive
+from .wire import DECLINED, EXIT, WRITING, BadRequest, Request, StatusAsked, receive
 
 DRAIN = signal.SIGUSR1
 INTERRUPTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -44,9 +46,12 @@ class _Drained(BaseException):
 class Worker:
     """The life of one worker process; `run` returns when it should end."""
 
-    def __init__(self, listener: Socket, slot: Slot, build: str, limits: Limits) -> None:
+    def __init__(
+        self, listener: Socket, slots: list[Slot], number: int, build: str, limits: Limits
+    ) -> None:
         self.listener = listener
-        self.slot = slot
+        self.slots = slots
+        self.slot = slots[number]
         self.build = build
         self.limits = limits
         self.home = namespace.own_identity()
@@ -95,21 +100,37 @@ class Worker:
             return True
         try:
             request = receive(conn)
+        except StatusAsked:
+            conn.sendall(self._status())
+            return True
         except (BadRequest, OSError):
             return True
         try:
-            if not self._accepts(request):
-                conn.send(DECLINED)
-                return True
-            if _is_gone(conn) or not request.claim():
-                return True
-            self.slot.begin()
-            return self._answer(conn, request)
+            return self._decide(conn, request)
         except OSError:
             return False
         finally:
             request.close()
             self.slot.end()
+
+    def _decide(self, conn: Socket, request: Request) -> bool:
+        if not self._accepts(request):
+            conn.send(DECLINED)
+        elif not _is_gone(conn) and request.claim():
+            self.slot.begin()
+            return self._answer(conn, request)
+        return True
+
+    def _status(self) -> bytes:
+        lines = [slot.read() for slot in self.slots]
+        return msgspec.json.encode(
+            {
+                "build": self.build,
+                "workers": len(lines),
+                "busy": sum(line[1] > 0 for line in lines),
+                "served": sum(line[3] for line in lines),
+            }
+        )
 
     def _accepts(self, request: Request) -> bool:
         if request.build != self.build:

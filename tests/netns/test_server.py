@@ -1,0 +1,576 @@
+"""The warm path: the same answers as by exec, and nothing lost when the server is not well."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import Netns, Runtime, ping
+from tests.harness.build import install_dist
+from tests.harness.server import Server, children, serving, state, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.harness.runtime import Reply
+
+NET = "net1"
+LOOPBACK = {"cniVersion": "1.1.0", "name": NET}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def server(runtime: Runtime, path: Path) -> Iterator[Server]:
+    with serving(runtime, path, "--workers", "2") as running:
+        yield running
+
+
+def bridge(data_dir: Path, **keys: Any) -> dict[str, Any]:
+    ipam = {"type": "host-local", "subnet": "10.40.0.0/24", "dataDir": str(data_dir)}
+    return {"cniVersion": "1.1.0", "name": NET, "isGateway": True, "ipam": ipam, **keys}
+
+
+def served(server: Server, work: Callable[[], Reply]) -> Reply:
+    """The reply, which came from a worker: nobody executed Python for it."""
+    with Watch(server) as watch:
+        reply = work()
+    assert watch.handled == 1, f"the server handled {watch.handled} requests\n{reply}"
+    return reply
+
+
+def by_exec(server: Server, work: Callable[[], Reply]) -> Reply:
+    """The reply, which did not come from a worker."""
+    with Watch(server) as watch:
+        reply = work()
+    assert watch.handled == 0, f"the server handled {watch.handled} requests\n{reply}"
+    return reply
+
+
+class Watch:
+    """Counts the requests that the server takes while it watches."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.handled = 0
+
+    def __enter__(self) -> Watch:
+        self._before = self.server.status()["served"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handled = self.server.status()["served"] - self._before
+
+
+# --- the same as by exec --------------------------------------------------------------------------
+
+
+def test_a_container_gets_its_network(
+    server: Server, runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    conf = bridge(data_dir)
+    result = served(server, lambda: runtime.add("bridge", conf, container)).result
+    assert result["ips"][0]["address"] == "10.40.0.2/24"
+    ping(container, "10.40.0.1")
+    served(server, lambda: runtime.check("bridge", conf, container, prev_result=result)).succeeded()
+    served(server, lambda: runtime.delete("bridge", conf, container)).succeeded()
+    assert not list((data_dir / NET).glob("10.*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "plugin", "conf", "env"),
+    [
+        ("VERSION", "bridge", "", {}),
+        ("ADD", "loopback", LOOPBACK, {}),
+        ("ADD", "loopback", LOOPBACK, {"CNI_IFNAME": None}),
+        ("ADD", "loopback", LOOPBACK, {"CNI_IFNAME": "a/b"}),
+        ("ADD", "loopback", "{", {}),
+        ("ADD", "loopback", "", {}),
+        ("ADD", "loopback", {"cniVersion": "9.9.9", "name": NET}, {}),
+        ("ADD", "loopback", LOOPBACK, {"CNI_NETNS": "/proc/none"}),
+        ("ADD", "loopback", LOOPBACK, {"CNI_NETNS": "/proc/self/ns/net"}),
+        ("DEL", "bridge", {**LOOPBACK, "ipam": {"type": "nobody"}}, {}),
+        ("STATUS", "bridge", {**LOOPBACK, "ipam": {"type": "host-local"}}, {}),
+        ("GC", "bridge", LOOPBACK, {}),
+        ("NONSENSE", "bridge", LOOPBACK, {}),
+    ],
+)
+def test_the_reply_is_the_same(
+    server: Server,
+    runtime: Runtime,
+    container: Netns,
+    command: str,
+    plugin: str,
+    conf: dict[str, Any] | str,
+    env: dict[str, str | None],
+) -> None:
+    def work(**more: str) -> Reply:
+        return runtime.call(command, plugin, conf, container, env={**env, **more})
+
+    warm = served(server, work)
+    cold = by_exec(server, lambda: work(CNI_SERVER="off"))
+    assert (warm.rc, warm.stdout, warm.stderr) == (cold.rc, cold.stdout, cold.stderr)
+
+
+def test_a_large_configuration_and_environment(
+    server: Server, runtime: Runtime, container: Netns
+) -> None:
+    conf = {**LOOPBACK, "padding": "x" * (3 << 20)}
+    env = {f"FILL_{i}": "y" * 1000 for i in range(500)}
+    served(server, lambda: runtime.add("loopback", conf, container, env=env)).succeeded()
+
+
+def test_what_delegates_inherit(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """Environment, working directory, umask and stderr are the client's, not the server's."""
+    report = tmp_path / "report"
+    probe = tmp_path / "bin" / "probe"
+    probe.parent.mkdir()
+    probe.write_text(
+        f"#!/bin/sh\n{{ pwd; umask; echo $SECRET; readlink /proc/self/fd/0; }} > {report}\n"
+        "echo heard >&2\n"
+        'echo \'{"cniVersion":"1.1.0","ips":[{"address":"10.1.1.1/24"}]}\'\n'
+    )
+    probe.chmod(0o755)
+    here = tmp_path / "here"
+    here.mkdir()
+    runtime.cwd = here
+    runtime.cni_path = f"{probe.parent}:{runtime.bin_dir}"
+    conf = {**LOOPBACK, "ipam": {"type": "probe"}}
+    reports = []
+    for env in ({"SECRET": "1"}, {"SECRET": "1", "CNI_SERVER": "off"}):
+        before = os.umask(0o027)
+        try:
+            reply = runtime.add("bridge", conf, container, env=env)
+        finally:
+            os.umask(before)
+        reports.append((reply.stderr, report.read_text().replace("memfd", "")))
+        runtime.delete("bridge", conf, container, env=env).succeeded()
+    assert reports[0] == reports[1]
+    assert reports[0][1].splitlines()[:3] == [str(here), "0027", "1"]
+    assert "heard" in reports[0][0]
+
+
+def test_nothing_crosses_requests(
+    server: Server, runtime: Runtime, container: Netns, container2: Netns, data_dir: Path
+) -> None:
+    """Two containers, two networks, one process: each gets its own; the rest is as before."""
+    with serving(runtime, server.socket.with_name("one"), "--workers", "1"):
+        for i in range(20):
+            name = f"n{i % 2}"
+            conf = bridge(data_dir, bridge=f"br{i % 2}") | {"name": name}
+            conf["ipam"] = {**conf["ipam"], "subnet": f"10.{40 + i % 2}.0.0/24"}
+            target = (container, container2)[i % 2]
+            result = runtime.add("bridge", conf, target, container_id=f"c{i}").result
+            assert result["ips"][0]["address"].startswith(f"10.{40 + i % 2}.")
+            assert result["interfaces"][2]["sandbox"] == target.path
+            runtime.delete("bridge", conf, target, container_id=f"c{i}").succeeded()
+
+
+# --- the server is not well -----------------------------------------------------------------------
+
+
+def test_without_a_server(runtime: Runtime, container: Netns, path: Path) -> None:
+    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+    runtime.add("loopback", LOOPBACK, container).succeeded()
+
+
+def test_a_socket_that_nobody_listens_on(runtime: Runtime, container: Netns, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+    runtime.add("loopback", LOOPBACK, container).succeeded()
+
+
+def test_a_hung_server(server: Server, runtime: Runtime, container: Netns) -> None:
+    server.signal_workers(signal.SIGSTOP)
+    runtime.add("loopback", LOOPBACK, container).succeeded()
+    server.signal_workers(signal.SIGCONT)
+    # The withdrawn request is not done again, and the next one is.
+    served(server, lambda: runtime.delete("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_a_full_queue(runtime: Runtime, container: Netns, path: Path) -> None:
+    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(path))
+            runtime.add("loopback", LOOPBACK, container).succeeded()
+
+
+def test_a_client_in_another_namespace(
+    server: Server, runtime: Runtime, container: Netns, outside: Netns
+) -> None:
+    elsewhere = Runtime(runtime.bin_dir, outside, env=runtime.env)
+    by_exec(server, lambda: elsewhere.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_a_client_of_another_build(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    copy = install_dist(other) / "cni"
+    data = copy.read_bytes()
+    line = re.search(rb"\ncni_build=([0-9a-f]{12})\n", data)
+    assert line is not None
+    build, other_build = line[1], b"0" * 12
+    copy.write_bytes(data.replace(line[0], line[0].replace(build, other_build), 1))
+    (other / f".cni-{build.decode()}").rename(other / f".cni-{other_build.decode()}")
+    client = Runtime(other, runtime.host, env=runtime.env)
+    by_exec(server, lambda: client.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def slow_ipam(tmp_path: Path, runtime: Runtime) -> tuple[dict[str, Any], Path]:
+    """A network whose ADD waits in its IPAM plugin until the file is there."""
+    go = tmp_path / "go"
+    program = tmp_path / "bin" / "slow"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        f'#!/bin/sh\n[ "$CNI_COMMAND" = DEL ] && exit 0\ntouch {tmp_path}/waiting\n'
+        f"while [ ! -e {go} ]; do sleep 0.01; done\n"
+        'echo \'{"cniVersion":"1.1.0","ips":[{"address":"10.1.1.1/24"}]}\'\n'
+    )
+    program.chmod(0o755)
+    runtime.cni_path = f"{program.parent}:{runtime.bin_dir}"
+    return {"cniVersion": "1.1.0", "name": NET, "ipam": {"type": "slow"}}, go
+
+
+def begin(
+    runtime: Runtime, command: str, conf: dict[str, Any], container: Netns, tmp_path: Path
+) -> subprocess.Popen[bytes]:
+    """A bridge request that a worker is working on."""
+    child = runtime.start(command, "bridge", conf, container)
+    until((tmp_path / "waiting").exists, "the IPAM plugin runs")
+    return child
+
+
+def test_a_worker_that_dies_in_an_add(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    conf, go = slow_ipam(tmp_path, runtime)
+    child = begin(runtime, "ADD", conf, container, tmp_path)
+    server.signal_workers(signal.SIGKILL)
+    output, _ = child.communicate(timeout=30)
+    go.touch()
+    assert child.returncode == 1
+    assert json.loads(output)["msg"] == "the cni server ended in the middle of the request"
+    # The runtime's next steps.
+    until(lambda: len(server.workers()) == 2, "new workers")
+    runtime.delete("bridge", conf, container).succeeded()
+    served(server, lambda: runtime.add("bridge", conf, container)).succeeded()
+
+
+def test_a_worker_that_dies_in_a_check(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """What may be repeated is: by exec, with the same configuration."""
+    conf, go = slow_ipam(tmp_path, runtime)
+    child = begin(runtime, "STATUS", conf, container, tmp_path)
+    server.signal_workers(signal.SIGKILL)
+    go.touch()
+    output, _ = child.communicate(timeout=30)
+    assert (child.returncode, output) == (0, b"")
+
+
+def test_a_killed_client_takes_its_worker_along(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    conf, go = slow_ipam(tmp_path, runtime)
+    before = set(server.workers())
+    child = begin(runtime, "ADD", conf, container, tmp_path)
+    child.kill()
+    child.communicate(timeout=30)
+    until(lambda: before - set(server.workers()), "the worker ends")
+    until(lambda: len(server.workers()) == 2, "another takes its place")
+    go.touch()
+    assert "eth0" not in container.ip("link")
+    runtime.delete("bridge", conf, container).succeeded()
+
+
+def test_a_terminated_client_has_its_work_undone(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    conf, go = slow_ipam(tmp_path, runtime)
+    child = begin(runtime, "ADD", conf, container, tmp_path)
+    child.terminate()
+    output, _ = child.communicate(timeout=30)
+    assert child.returncode == 1
+    assert json.loads(output)["msg"] == "interrupted by SIGTERM"
+    go.touch()
+    assert runtime.host.ip_json("link", "show", "type", "veth") == []
+
+
+def test_ending_lets_requests_finish(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    conf, go = slow_ipam(tmp_path, runtime)
+    child = begin(runtime, "ADD", conf, container, tmp_path)
+    server.child.terminate()
+    until(lambda: not server.socket.exists(), "the socket is gone")
+    # Nobody waits for it meanwhile.
+    runtime.call("VERSION", "bridge", "").succeeded()
+    go.touch()
+    output, _ = child.communicate(timeout=30)
+    assert (child.returncode, json.loads(output)["ips"][0]["address"]) == (0, "10.1.1.1/24")
+    assert server.child.wait(20) == 0
+    runtime.delete("bridge", conf, container).succeeded()
+
+
+def test_a_killed_supervisor_leaves_nobody_behind(
+    server: Server, runtime: Runtime, container: Netns
+) -> None:
+    workers = server.workers()
+    executors = [pid for worker in workers for pid in children(worker)]
+    assert executors
+    server.child.kill()
+    until(lambda: all(state(p) in ("", "Z") for p in workers + executors), "all end")
+    runtime.add("loopback", LOOPBACK, container).succeeded()
+
+
+def test_a_second_server_takes_over(
+    server: Server, runtime: Runtime, container: Netns, path: Path
+) -> None:
+    with serving(runtime, path, "--workers", "1") as second:
+        served(second, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+        assert server.end() == 0
+        assert path.exists(), "the first one took the second one's name away"
+        served(second, lambda: runtime.delete("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_idle_exit(runtime: Runtime, path: Path) -> None:
+    with serving(runtime, path, "--idle-exit", "0.5") as server:
+        assert server.child.wait(30) == 0
+        assert not path.exists()
+
+
+def test_a_request_that_takes_too_long(
+    runtime: Runtime, container: Netns, path: Path, tmp_path: Path
+) -> None:
+    conf, go = slow_ipam(tmp_path, runtime)
+    with serving(runtime, path, "--timeout", "0.5", "--workers", "1"):
+        reply = runtime.add("bridge", conf, container)
+        reply.failed(11, "the cni server ended")
+        go.touch()
+
+
+# --- who may ask, and what ------------------------------------------------------------------------
+
+
+def test_only_root_may_connect(server: Server) -> None:
+    assert server.socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_another_user_is_turned_away(
+    server: Server, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """Even if somebody opened the socket's mode."""
+    server.socket.chmod(0o666)
+    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
+        directory.chmod(0o755)
+    reply = runtime.host.exec(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c", PROBE],
+        stdin=str(server.socket),
+    )
+    assert reply.stdout == "b''\n"
+
+
+PROBE = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.connect(sys.stdin.read())
+sock.sendall(b"status\\n")
+print(sock.recv(100))
+"""
+
+
+def test_nonsense_does_no_harm(server: Server, runtime: Runtime, container: Netns) -> None:
+    rng = random.Random(7)
+    header = struct.Struct("=IIIIQQ")
+    messages = [b"", b"\0", b"status", rng.randbytes(40), rng.randbytes(70000)]
+    for magic in (0x31494E43, 0):
+        for size, stdin in ((0, 0), (10, 0), (1 << 31, 0), (3, 1 << 31), (3, 3)):
+            messages.append(header.pack(magic, size, stdin, 0, 0, 0) + b"a\0b")
+    for message in messages:
+        for fds in ([], [0, 1, 2, 0], [1] * 20):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(server.socket))
+                try:
+                    if fds and message:
+                        socket.send_fds(sock, [message], fds)
+                    else:
+                        sock.sendall(message)
+                    sock.shutdown(socket.SHUT_WR)
+                    sock.settimeout(20)
+                    assert sock.recv(10) in (b"", b"D")
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+# --- upgrades, load, wear -------------------------------------------------------------------------
+
+
+def test_an_upgrade_under_load_loses_no_add(
+    runtime: Runtime, path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
+) -> None:
+    """`cni install` of another build while containers start; the server changes over by itself."""
+    from tests.build.running import build_copy
+
+    bin_dir = install_dist(tmp_path / "opt")
+    other = build_copy(tmp_path / "source", "another build")
+    mine = Runtime(bin_dir, runtime.host, env=runtime.env)
+    containers = [netns() for _ in range(4)]
+    stop = threading.Event()
+    failures: list[str] = []
+    done = [0] * len(containers)
+
+    def work(number: int) -> None:
+        conf = bridge(data_dir)
+        while not stop.is_set() and not failures:
+            identity = f"c{number}-{done[number]}"
+            for verb in (mine.add, mine.delete):
+                reply = verb("bridge", conf, containers[number], container_id=identity)
+                if reply.rc:
+                    failures.append(str(reply))
+            done[number] += 1
+
+    with serving(mine, path, "--workers", "2") as server:
+        before = server.status()["build"]
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(len(containers))]
+        for thread in threads:
+            thread.start()
+        until(lambda: min(done) > 1 or failures, "the load runs", 60)
+        subprocess.run([other, "install", "--bin-dir", bin_dir], check=True, capture_output=True)
+        until(lambda: _build(server) not in ("", before) or failures, "it changes over", 60)
+        at = list(done)
+        until(lambda: min(d - a for d, a in zip(done, at, strict=True)) > 1 or failures, "on", 60)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures, failures[0]
+    assert not list((data_dir / NET).glob("10.*"))
+
+
+def _build(server: Server) -> str:
+    try:
+        return str(server.status()["build"])
+    except (OSError, ValueError):
+        return ""
+
+
+def test_many_at_once(
+    server: Server, runtime: Runtime, data_dir: Path, netns: Callable[..., Netns]
+) -> None:
+    """More requests than workers: they queue, and each gets its answer."""
+    containers = [netns() for _ in range(12)]
+    conf = bridge(data_dir)
+
+    def work(number: int) -> str:
+        result = runtime.add("bridge", conf, containers[number], container_id=f"c{number}").result
+        return str(result["ips"][0]["address"])
+
+    with ThreadPoolExecutor(12) as pool:
+        addresses = list(pool.map(work, range(12)))
+    assert len(set(addresses)) == 12
+
+
+def test_requests_leave_nothing(
+    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+) -> None:
+    """Processes, descriptors and memory are the same after many requests."""
+    conf = bridge(data_dir)
+
+    def round_trip(times: int) -> None:
+        for _ in range(times):
+            runtime.add("bridge", conf, container).succeeded()
+            runtime.delete("bridge", conf, container).succeeded()
+            runtime.call("ADD", "bridge", "{", container).failed(6)
+
+    with serving(runtime, path, "--workers", "1") as server:
+        round_trip(12)
+        (worker,) = server.workers()
+        before = _footprint(worker)
+        round_trip(40)
+        assert server.workers() == [worker], "it was replaced"
+        after = _footprint(worker)
+    assert after[:2] == before[:2]
+    assert after[2] <= before[2] + 1024
+
+
+def _footprint(pid: int) -> tuple[int, int, int]:
+    """Descriptors, children, and resident memory in KiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    return len(os.listdir(f"/proc/{pid}/fd")), len(children(pid)), int(memory)
+
+
+def test_a_worker_is_replaced_after_its_share(
+    runtime: Runtime, container: Netns, path: Path
+) -> None:
+    with serving(runtime, path, "--workers", "1", "--max-requests", "3") as server:
+        (first,) = server.workers()
+        for _ in range(3):
+            runtime.call("VERSION", "loopback", "").succeeded()
+        until(lambda: server.workers() not in ([], [first]), "a new worker")
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+# --- systemd --------------------------------------------------------------------------------------
+
+
+def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_path: Path) -> None:
+    """systemd keeps the socket, and starts the server with the first connection."""
+    notify = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(notify))
+        heard.settimeout(30)
+        child = runtime.host.popen(
+            [
+                "systemd-socket-activate",
+                f"--listen={path}",
+                f"--setenv=NOTIFY_SOCKET={notify}",
+                str(runtime.bin_dir / "cni"),
+                "serve",
+                "--idle-exit=1",
+                "--workers=1",
+            ],
+            stderr=subprocess.PIPE,
+        )
+        until(path.exists, "the socket is there")
+        runtime.env["CNI_SERVER_SOCKET"] = str(path)
+        runtime.add("loopback", LOOPBACK, container).succeeded()
+        assert heard.recv(100) == b"READY=1"
+        assert heard.recv(100) == b"STOPPING=1"
+        assert child.wait(30) == 0
+        assert path.exists(), "the socket is systemd's"
+
+
+def test_no_lock_or_descriptor_of_a_request_stays(
+    server: Server, runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    conf = bridge(data_dir)
+    served(server, lambda: runtime.add("bridge", conf, container)).succeeded()
+    for pid in server.workers():
+        targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert not [t for t in targets if str(data_dir) in t or t.startswith("pipe:")], targets
+    with open(data_dir / NET / "lock", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
