@@ -7,12 +7,15 @@
  * namespace or too slow to begin, the plugin runs by exec, as if there were no server: then the
  * shell script below (launcher/prefix.sh, embedded) or a shortcut through it starts Python.
  *
- *     request   header, then NUL-terminated: build id, path we were called by, environment; then stdin
- *               descriptors: stdout, stderr, working directory, token, CNI_NETNS if it can be opened
- *     reply     'D' declined, or 'W' before the worker writes its output and 'X' + exit code after
+ *     hello     from a worker that is free: magic, its build id, its network namespace
+ *     request   header, then NUL-terminated: path we were called by, environment; then stdin
+ *               descriptors: stdout, stderr, working directory, CNI_NETNS if it can be opened
+ *     reply     'W' before the worker writes its output, and 'X' + exit code after; or 'N': no such
+ *               plugin here
  *
- * The token decides who does the work: an eventfd with one count. Whoever reads it owns the request:
- * the worker when it begins, or we when we have waited too long. So no request is ever done twice.
+ * Nothing is sent before the hello: a descriptor in the queue of a server that hangs would keep the
+ * runtime's pipe open. Before the request is sent nothing can have happened, after it somebody is at
+ * work, so no request is ever done twice.
  *
  * POSIX and Linux only, static, no allocation but one growing buffer for stdin. Its twin is
  * cni/server/wire.py.
@@ -28,7 +31,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
-#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,14 +48,19 @@
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, MAX_STDIN = 16 << 20, MAX_PATH = 4096, MAX_FDS = 5 };
+enum { MAGIC = 0x31494e43, MAX_STDIN = 16 << 20, MAX_PATH = 4096, MAX_FDS = 4, BUILD = 12 };
+
+struct hello {
+    uint32_t magic;
+    char build[BUILD];
+    uint64_t netns_dev, netns_ino; /* of the network namespace the worker is in */
+};
 
 struct header {
     uint32_t magic;
     uint32_t strings; /* bytes of the strings */
     uint32_t stdin_size;
     uint32_t umask;
-    uint64_t netns_dev, netns_ino; /* of the network namespace we are in */
 };
 
 static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
@@ -258,15 +265,14 @@ static char *append(char *at, const char *end, const char *text)
     return at + size;
 }
 
-/* Build id, path and environment; NULL if there is no room. */
-static char *make_strings(const char *build, uint32_t *size)
+/* Path and environment; NULL if there is no room. */
+static char *make_strings(uint32_t *size)
 {
-    size_t room = strlen(build) + strlen(self) + 2;
+    size_t room = strlen(self) + 1;
     for (char **each = environ; *each; each++)
         room += strlen(*each) + 1;
     char *start = malloc(room);
     char *at = start, *end = start + room;
-    at = start ? append(at, end, build) : NULL;
     at = append(at, end, self);
     for (char **each = environ; at && *each; each++)
         at = append(at, end, *each);
@@ -276,87 +282,74 @@ static char *make_strings(const char *build, uint32_t *size)
     return start;
 }
 
-/* Send the request. The token's descriptor, or -1. */
-static int hand_over(int server, const char *build, const char *data, size_t size)
+/* Wait for the worker's hello; is it one that may work for us? */
+static int is_welcome(int server, const char *build)
 {
+    struct hello hello;
     struct stat netns;
+    struct pollfd ready = {.fd = server, .events = POLLIN};
+    struct timespec limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000000L};
+    int n = ppoll(&ready, 1, &limit, &ordinary);
+    if (caught)
+        fail("interrupted by a signal", "nothing had been done; try again", 999);
+    return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
+           && hello.magic == MAGIC && strlen(build) == BUILD
+           && memcmp(hello.build, build, BUILD) == 0 && stat("/proc/self/ns/net", &netns) == 0
+           && hello.netns_dev == netns.st_dev && hello.netns_ino == netns.st_ino;
+}
+
+/* Send the request; false if it cannot be sent whole. */
+static int hand_over(int server, const char *data, size_t size)
+{
     struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
-    char *strings = make_strings(build, &header.strings);
+    char *strings = make_strings(&header.strings);
     int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int token = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!strings || here < 0 || token < 0 || stat("/proc/self/ns/net", &netns) < 0)
-        return -1;
+    if (!strings || here < 0)
+        return 0;
     header.umask = (uint32_t)umask(0);
     umask((mode_t)header.umask);
-    header.netns_dev = netns.st_dev;
-    header.netns_ino = netns.st_ino;
-    int fds[MAX_FDS] = {1, 2, here, token};
-    int nfds = 4;
+    int fds[MAX_FDS] = {1, 2, here};
+    int nfds = 3;
     const char *path = getenv("CNI_NETNS");
     int container = path && *path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
     if (container >= 0)
         fds[nfds++] = container;
     struct iovec parts[] = {
         {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
-    return send_all(server, parts, 3, fds, nfds) ? token : -1;
-}
-
-/* True if the request was nobody's yet: now it is ours. */
-static int take_back(int token)
-{
-    uint64_t count;
-    return read(token, &count, sizeof count) == (ssize_t)sizeof count;
+    return send_all(server, parts, 3, fds, nfds);
 }
 
 enum outcome { NOT_BEGUN, LOST, DONE };
 
-/* Wait for the reply; `code` is the exit code when it is DONE. */
-static enum outcome wait_for(int server, int token, int *code)
+/* Wait for the reply, as long as it takes; `code` is the exit code when it is DONE. */
+static enum outcome wait_for(int server, int *code)
 {
-    int patience = CNI_PATIENCE_MS, writing = 0;
+    int writing = 0;
     for (;;) {
-        unsigned char reply[3];
+        unsigned char reply;
         struct pollfd ready = {.fd = server, .events = POLLIN};
-        struct timespec limit = {patience / 1000, patience % 1000 * 1000000L};
-        int n = ppoll(&ready, 1, patience < 0 ? NULL : &limit, &ordinary);
+        int n = ppoll(&ready, 1, NULL, &ordinary);
         if (caught) {
             unsigned char number = (unsigned char)caught;
             caught = 0;
-            if (patience >= 0 && take_back(token))
-                fail("interrupted by a signal", "nothing had been done; try again", 999);
-            patience = -1;
-            if (send(server, &number, 1, MSG_NOSIGNAL) < 0 && errno != EAGAIN && errno != EPIPE)
-                return LOST;
-        }
-        if (n == 0) {
-            if (take_back(token))
-                return NOT_BEGUN;
-            patience = -1; /* somebody is at work: as long as it takes */
+            send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if it is gone, we hear it */
         }
         if (n <= 0)
             continue;
-        ssize_t got = recv(server, reply, sizeof reply, MSG_DONTWAIT);
-        if (got < 0 && (errno == EINTR || errno == EAGAIN))
+        ssize_t got = recv(server, &reply, 1, 0);
+        if (got < 0 && errno == EINTR)
             continue;
-        for (ssize_t i = 0; i < got; i++) {
-            if (reply[i] == 'W')
-                writing = 1;
-            else if (reply[i] == 'X' && i + 1 < got) {
-                *code = reply[i + 1];
-                return DONE;
-            } else if (reply[i] == 'X') {
-                *code = 1;
-                if (recv(server, reply, 1, 0) == 1)
-                    *code = reply[0];
-                return DONE;
-            } else if (reply[i] == 'D')
-                return take_back(token) ? NOT_BEGUN : LOST;
+        if (got == 1 && reply == 'W') {
+            writing = 1;
+            continue;
         }
-        if (got > 0)
-            continue;
-        if (take_back(token))
+        if (got == 1 && reply == 'N')
             return NOT_BEGUN;
         *code = 1;
+        if (got == 1 && reply == 'X' && recv(server, &reply, 1, 0) == 1) {
+            *code = reply;
+            return DONE;
+        }
         return writing ? DONE : LOST; /* what it wrote must not be said twice */
     }
 }
@@ -383,10 +376,12 @@ int main(int argc, char **argv)
         || !setting("\ncni_build=", '\n', build, sizeof build))
         run_by_exec();
     const char *path = getenv("CNI_SERVER_SOCKET");
-    int server = connect_to(path && *path ? path : CNI_SOCKET);
-    if (server < 0)
+    if (!path || !*path)
+        path = CNI_SOCKET;
+    if (access(path, F_OK) < 0)
         run_by_exec();
 
+    /* first, so that no worker waits for a runtime that is slow to write */
     size_t size = 0;
     int have_stdin = strcmp(command, "VERSION") != 0;
     char *data = have_stdin ? read_stdin(&size) : NULL;
@@ -397,11 +392,14 @@ int main(int argc, char **argv)
     watch_signals();
 
     int code = 1;
-    int token = hand_over(server, build, data, size);
-    enum outcome outcome = token < 0 ? NOT_BEGUN : wait_for(server, token, &code);
+    int server = connect_to(path);
+    enum outcome outcome = NOT_BEGUN;
+    if (server >= 0 && is_welcome(server, build) && hand_over(server, data, size))
+        outcome = wait_for(server, &code);
     if (outcome == DONE)
         _exit(code);
-    close(server);
+    if (server >= 0)
+        close(server);
     sigprocmask(SIG_SETMASK, &ordinary, NULL);
     /* A verb that may be repeated is; an ADD has to be taken back first, which DEL does. */
     if (outcome == LOST && strcmp(command, "ADD") == 0)

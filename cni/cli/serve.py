@@ -67,14 +67,16 @@ def serve(
 
 def _status(path: str) -> str:
     """What the server says of itself, a JSON object."""
-    from cni.server.wire import STATUS
+    from cni.server.wire import HELLO_SIZE, STATUS
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(10)
         try:
             sock.connect(path)
             sock.sendall(STATUS)
-            answer = sock.recv(1 << 16)
+            answer = b""
+            while more := sock.recv(1 << 16):
+                answer += more
         except OSError as error:
             raise click.ClickException(f"no server answers on {path}: {error}") from error
-    return answer.decode()
+    return answer[HELLO_SIZE:].decode()

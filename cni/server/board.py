@@ -6,9 +6,8 @@ import mmap
 import struct
 import time
 
-_SLOT = struct.Struct(
-    "=dddQQ"
-)  # when last busy, when it began (0: idle), start, served, other build
+# When last busy, when it began (0: idle), its start; requests served, clients that declined.
+_SLOT = struct.Struct("=dddQQ")
 
 
 class Slot:
@@ -25,21 +24,21 @@ class Slot:
 
     def begin(self) -> None:
         """It has taken a request."""
-        last, _, start, served, other = self.read()
-        self._write(last, time.monotonic(), start, served + 1, other)
+        last, _, start, served, declined = self.read()
+        self._write(last, time.monotonic(), start, served + 1, declined)
 
     def end(self) -> None:
         """It is idle again."""
-        _, _, start, served, other = self.read()
-        self._write(time.monotonic(), 0.0, start, served, other)
+        _, _, start, served, declined = self.read()
+        self._write(time.monotonic(), 0.0, start, served, declined)
 
-    def other_build(self) -> None:
-        """It has declined a client of another build."""
-        last, began, start, served, other = self.read()
-        self._write(last, began, start, served, other + 1)
+    def refused(self) -> None:
+        """A client did not want its services, perhaps because of the build."""
+        last, began, start, served, declined = self.read()
+        self._write(last, began, start, served, declined + 1)
 
     def read(self) -> tuple[float, float, float, int, int]:
-        """When it was last busy, since when it is (0: idle), its start, requests, other builds."""
+        """When it was last busy, since when it is (0: idle), its start, requests, refusals."""
         values: tuple[float, float, float, int, int] = _SLOT.unpack_from(self._memory, self._at)
         return values
 

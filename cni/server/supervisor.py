@@ -204,7 +204,8 @@ class Supervisor:
 
     def _run_anew(self) -> NoReturn:
         """Execute the file that is installed now, with our socket and process id."""
-        os.dup2(self.listener.fileno(), 3, inheritable=True)
+        os.dup2(self.listener.fileno(), 3)
+        os.set_inheritable(3, True)  # dup2(2) of 3 to itself leaves that alone
         env = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         env["LISTEN_FDNAMES"] = "" if self.activated else _AGAIN
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)

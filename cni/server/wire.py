@@ -1,11 +1,12 @@
 """A request as it travels from the client (launcher/client.c) to a worker.
 
-    header    magic, size of the strings, size of stdin, umask, the client's network namespace
-    strings   NUL-terminated: build id, path it was called by, environment
+    header    magic, size of the strings, size of stdin, umask
+    strings   NUL-terminated: path it was called by, environment
     stdin
-    descriptors: stdout, stderr, working directory, token, and CNI_NETNS if it could be opened
+    descriptors: stdout, stderr, working directory, and CNI_NETNS if it could be opened
 
-The token is an eventfd with one count: who reads it does the work (`Request.claim`).
+The client sends it when it has our `hello` and finds that we are of its build and in its network
+namespace; otherwise it closes the connection, and nothing has happened.
 Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
 
@@ -21,18 +22,24 @@ from typing import NamedTuple
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
-_HEADER = struct.Struct("=IIIIQQ")
+_HEADER = struct.Struct("=IIII")
+_HELLO = struct.Struct("=I12sQQ")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
-_FDS, _MAX_FDS = 4, 5
+_FDS, _MAX_FDS = 3, 4
 _FD_SIZE = array.array("i").itemsize
 
-DECLINED, WRITING, EXIT = b"D", b"W", b"X"
+WRITING, EXIT, UNKNOWN = b"W", b"X", b"N"
 STATUS = b"status\n"
+HELLO_SIZE = _HELLO.size
 
 
 class BadRequest(Exception):
     """Not what the client sends; the connection is closed."""
+
+
+class Refused(BadRequest):
+    """The client left without a word: it is of another build, or another network namespace's."""
 
 
 class StatusAsked(Exception):
@@ -42,12 +49,10 @@ class StatusAsked(Exception):
 class Request(NamedTuple):
     """What a client asks. Descriptors belong to it; `close` closes them."""
 
-    build: str
     called_as: str
     env: dict[str, str]
     stdin: bytes
     umask: int
-    own_netns: tuple[int, int]  # the client's: device and inode
     fds: list[int]
 
     @property
@@ -65,47 +70,45 @@ class Request(NamedTuple):
     @property
     def container_netns(self) -> int | None:
         """The descriptor of CNI_NETNS."""
-        return self.fds[4] if len(self.fds) > _FDS else None
-
-    def claim(self) -> bool:
-        """Take the work; False if the client has lost patience and does it itself."""
-        try:
-            return len(os.read(self.fds[3], 8)) == 8
-        except BlockingIOError:
-            return False
+        return self.fds[_FDS] if len(self.fds) > _FDS else None
 
     def close(self) -> None:
         while self.fds:
             os.close(self.fds.pop())
 
 
+def hello(build: str, netns: tuple[int, int]) -> bytes:
+    """What a free worker says first. `netns` is device and inode of its own."""
+    return _HELLO.pack(_MAGIC, build.encode(), *netns)
+
+
 def receive(conn: Socket) -> Request:
-    """Read a request. Raises BadRequest, StatusAsked, OSError (time-out)."""
+    """Read a request. Raises BadRequest, Refused, StatusAsked, OSError (time-out)."""
     data, ancillary, _, _ = conn.recvmsg(1 << 16, CMSG_SPACE(16 * _FD_SIZE), MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     try:
         if data == STATUS:
             raise StatusAsked
+        if not data:
+            raise Refused
         if not _FDS <= len(fds) <= _MAX_FDS:
             raise BadRequest("wrong number of descriptors")
         while len(data) < _HEADER.size:
             data += _more(conn)
-        magic, size, stdin_size, umask, dev, ino = _HEADER.unpack_from(data)
+        magic, size, stdin_size, umask = _HEADER.unpack_from(data)
         if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
             raise BadRequest("not a request")
         data = _rest(conn, data, _HEADER.size + size + stdin_size)
         strings = data[_HEADER.size : _HEADER.size + size].split(b"\0")
-        if len(strings) < 3 or strings.pop():
+        if len(strings) < 2 or strings.pop():
             raise BadRequest("unterminated strings")
-        build, called_as, *env = map(os.fsdecode, strings)
+        called_as, *env = map(os.fsdecode, strings)
         pairs = (text.partition("=") for text in env)
         return Request(
-            build=build,
             called_as=called_as,
             env={key: value for key, found, value in pairs if found and key},
             stdin=data[_HEADER.size + size :],
             umask=umask & 0o777,
-            own_netns=(dev, ino),
             fds=fds,
         )
     except BaseException:

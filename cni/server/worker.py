@@ -23,12 +23,12 @@ import msgspec
 from .. import dispatch
 from ..netns import namespace
 from .board import Slot
-from .wire import DECLINED, EXIT, WRITING, BadRequest, Request, StatusAsked, receive
+from .wire import EXIT, UNKNOWN, WRITING, BadRequest, Refused, Request, StatusAsked, hello, receive
 
 DRAIN = signal.SIGUSR1
 INTERRUPTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_EVERY = 32  # requests between looks at memory and descriptors
-_RECEIVE_TIMEOUT = struct.pack("ll", 2, 0)
+_RECEIVE_TIMEOUT = struct.pack("ll", 10, 0)
 _SPARE_FDS = 8  # what a library may keep open
 
 
@@ -55,6 +55,7 @@ class Worker:
         self.build = build
         self.limits = limits
         self.home = namespace.own_identity()
+        self.hello = hello(build, self.home)
         self.environment = dict(os.environ)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.draining = False
@@ -99,27 +100,30 @@ class Worker:
         if not _is_same_user(conn):
             return True
         try:
+            conn.send(self.hello)
             request = receive(conn)
         except StatusAsked:
             conn.sendall(self._status())
-            return True
+        except Refused:
+            self.slot.refused()
         except (BadRequest, OSError):
-            return True
+            pass
+        else:
+            return self._work(conn, request)
+        return True
+
+    def _work(self, conn: Socket, request: Request) -> bool:
+        self.slot.begin()
         try:
-            return self._decide(conn, request)
+            if os.path.basename(request.called_as) in dispatch.TABLE:
+                return self._answer(conn, request)
+            conn.send(UNKNOWN)
+            return True
         except OSError:
             return False
         finally:
             request.close()
             self.slot.end()
-
-    def _decide(self, conn: Socket, request: Request) -> bool:
-        if not self._accepts(request):
-            conn.send(DECLINED)
-        elif not _is_gone(conn) and request.claim():
-            self.slot.begin()
-            return self._answer(conn, request)
-        return True
 
     def _status(self) -> bytes:
         lines = [slot.read() for slot in self.slots]
@@ -131,13 +135,6 @@ class Worker:
                 "served": sum(line[3] for line in lines),
             }
         )
-
-    def _accepts(self, request: Request) -> bool:
-        if request.build != self.build:
-            self.slot.other_build()
-            return False
-        name = os.path.basename(request.called_as)
-        return request.own_netns == self.home and name in dispatch.TABLE and not self.draining
 
     def _answer(self, conn: Socket, request: Request) -> bool:
         """Be the plugin's process for a while."""
@@ -228,15 +225,6 @@ def _set_async(conn: Socket, wanted: bool) -> None:
 def _is_same_user(conn: Socket) -> bool:
     _, uid, _ = struct.unpack("iII", conn.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
     return bool(uid == os.geteuid())
-
-
-def _is_gone(conn: Socket) -> bool:
-    from _socket import MSG_PEEK
-
-    try:
-        return not conn.recv(1, MSG_PEEK | MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
 
 
 def _write(output: bytes) -> int:

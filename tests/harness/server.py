@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cni.server.wire import HELLO_SIZE
+
 from .netns import stop
 
 if TYPE_CHECKING:
@@ -43,8 +45,11 @@ class Server:
             sock.settimeout(10)
             sock.connect(str(self.socket))
             sock.sendall(b"status\n")
-            answer: dict[str, Any] = json.loads(sock.recv(1 << 16))
-            return answer
+            answer = b""
+            while more := sock.recv(1 << 16):
+                answer += more
+            found: dict[str, Any] = json.loads(answer[HELLO_SIZE:])
+            return found
 
     def signal_workers(self, number: signal.Signals) -> None:
         for pid in self.workers():
