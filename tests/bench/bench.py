@@ -79,7 +79,7 @@ def own_backend(**conf: Any) -> Callable[[Node], Json]:
     """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
 
     def make(node: Node) -> Json:
-        backend = {"ipMasqBackend": "nftables"} if node.name == "ours" else {}
+        backend = {"ipMasqBackend": "nftables"} if node.name != "go" else {}
         return simple("bridge", **conf, **backend)(node)
 
     return make
@@ -140,7 +140,8 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
 def summaries(
     samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
 ) -> dict[str, Summary]:
-    kept = [node.name for node in nodes if node.name in samples and node.name not in failed]
+    order = sorted((node.name for node in nodes), key=list(chart.NAMES).index)
+    kept = [name for name in order if name in samples and name not in failed]
     return {name: Summary.of(samples[name]) for name in kept}
 
 
@@ -239,20 +240,21 @@ def print_header(facts: Json, rounds: int) -> None:
     )
     versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
     print(f"Python {facts['python']}, build {facts['build']}; {versions}")
-    print(f"Medians of {rounds} rounds in ms; cpu: processor time with that of all children;")
-    print("×python: to `python3 -I -S -c pass` in the same rounds.\n")
-    print(f"{'':36} {'':4} {'ours':>8} {'Go':>8} {'ratio':>6} {'×python':>8} {'cpu':>7} {'Go':>7}")
+    print(f"Medians of {rounds} rounds in ms: through the server, by exec, Debian's Go plugins;")
+    print("×python: exec to `python3 -I -S -c pass` in the same rounds.\n")
+    heads = [f"{head:>8}" for head in ("server", "exec", "Go", "server:Go", "exec:Go", "×python")]
+    print(f"{'':36} {'':4} {' '.join(heads)}")
 
 
 def print_row(row: Row) -> None:
-    ours, go = row.times.get("ours"), row.times.get("go")
+    warm, ours, go = (row.times.get(name) for name in ("warm", "ours", "go"))
     cells = [
+        number(warm and warm.median, 8, 2),
         number(ours and ours.median, 8),
         number(go and go.median, 8),
-        number(row.ratio, 6, 2),
+        number(row.ratio("warm"), 9, 2),
+        number(row.ratio("ours"), 8, 2),
         number(row.to_python, 8),
-        number(ours and ours.cpu, 7),
-        number(go and go.cpu, 7),
     ]
     print(f"{row.case:36} {row.verb:4} {' '.join(cells)}", flush=True)
 
@@ -268,7 +270,7 @@ def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> 
         {
             "case": row.case,
             "verb": row.verb,
-            "ratio": row.ratio,
+            "ratio": {name: row.ratio(name) for name in ("warm", "ours")},
             "to_python": row.to_python,
             **{key: asdict(time) for key, time in row.times.items()},
         }
@@ -278,8 +280,8 @@ def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> 
     path.write_text(json.dumps(document, indent=2) + "\n")
     picture = path.with_suffix(".svg")
     subtitle = (
-        f"exec path, medians; Linux {facts['kernel']}, Python {facts['python']}, "
-        f"{facts['cpus']} CPUs; shorter is better; × = ours / Go"
+        f"medians; Linux {facts['kernel']}, Python {facts['python']}, "
+        f"{facts['cpus']} CPUs; shorter is better; × = to Go"
     )
     picture.write_text(chart.draw([row for row in rows if row.verb], "One plugin run", subtitle))
     return picture
@@ -312,6 +314,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         ours = options.bin_dir or install_dist(scratch / "bin")
         nodes.append(Node("ours", ours, scratch))
+        nodes.append(Node("warm", ours, scratch, server=True))
         if (options.go_bin_dir / "bridge").exists():
             nodes.append(Node("go", options.go_bin_dir, scratch))
         else:

@@ -8,8 +8,8 @@ from xml.sax.saxutils import escape
 from .measure import Row
 
 WIDTH, LABEL, BAR, GAP, TOP = 900, 300, 11, 10, 64
-COLOURS = {"ours": "#3776ab", "go": "#00add8"}
-NAMES = {"ours": "cni (Python)", "go": "Go plugins"}
+COLOURS = {"warm": "#ffb000", "ours": "#3776ab", "go": "#00add8"}
+NAMES = {"warm": "cni, server", "ours": "cni, exec", "go": "Go plugins"}
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }
@@ -20,7 +20,7 @@ line { stroke: #8c959f; stroke-width: .5 }
 
 
 def draw(rows: Sequence[Row], title: str, subtitle: str) -> str:
-    """Two bars a row, medians in ms, with the ratio at the end."""
+    """A bar for each implementation, medians in ms, with the ratios to Go at the end."""
     rows = [row for row in rows if row.times]
     largest = max((time.median for row in rows for time in row.times.values()), default=1.0)
     scale = (WIDTH - LABEL - 130) / largest
@@ -68,7 +68,8 @@ def _row(row: Row, y: float, scale: float) -> list[str]:
             f'<text class="small" x="{LABEL + width + 4:.1f}" y="{top + BAR - 2}">'
             f"{time.median:.1f} ms</text>"
         )
-    if row.ratio is not None:
+    ratios = [f"× {ratio:.2f}" for name in row.times if (ratio := row.ratio(name)) is not None]
+    if ratios[:-1]:
         x = LABEL + widest + 62
-        parts.append(f'<text x="{x:.1f}" y="{middle}">× {row.ratio:.2f}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{middle}">{" / ".join(ratios[:-1])}</text>')
     return parts

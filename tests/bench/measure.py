@@ -12,12 +12,14 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.harness import Netns
+from tests.harness import Netns, Runtime
 from tests.harness.netns import PATH
+from tests.harness.server import serving
 
 Json = dict[str, Any]
 
@@ -60,8 +62,9 @@ class Summary:
 class Node:
     """A namespace that plays the node of one implementation, with containers in it."""
 
-    def __init__(self, name: str, bin_dir: Path, scratch: Path) -> None:
+    def __init__(self, name: str, bin_dir: Path, scratch: Path, *, server: bool = False) -> None:
         self.name = name
+        self.environ = {"PATH": PATH, "CNI_SERVER": "off"}
         self.bin_dir = bin_dir
         self.scratch = scratch / name
         self.scratch.mkdir(parents=True)
@@ -79,8 +82,15 @@ class Node:
         self.container = Netns(f"{name}-container")
         self._stdin = self.scratch / "stdin"
         self._stdout = self.scratch / "stdout"
+        self._serving = ExitStack()
+        if server:
+            path = self.scratch / "socket"
+            runtime = Runtime(bin_dir, self.host)
+            self.server = self._serving.enter_context(serving(runtime, path))
+            self.environ = {"PATH": PATH, "CNI_SERVER_SOCKET": str(path)}
 
     def close(self) -> None:
+        self._serving.close()
         self.container.close()
         self.host.close()
 
@@ -98,7 +108,8 @@ class Node:
         """Time one run of a plugin; the sample and the result. Raises PluginFailedError."""
         self._stdin.write_text(json.dumps(conf))
         environ = {
-            "PATH": PATH,
+            **self.environ,
+            "CNI_STATE_DIR": str(self.scratch / "state"),
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container_id,
             "CNI_NETNS": self.container.path,
@@ -135,11 +146,10 @@ class Row:
     times: dict[str, Summary] = field(default_factory=dict)
     python: Summary | None = None  # an interpreter that does nothing, in the same rounds
 
-    @property
-    def ratio(self) -> float | None:
-        """Ours to Go's; None where only one of them was measured."""
-        if {"ours", "go"} <= self.times.keys() and self.times["go"].median:
-            return self.times["ours"].median / self.times["go"].median
+    def ratio(self, name: str) -> float | None:
+        """A node's time to Go's; None where only one of them was measured."""
+        if {name, "go"} <= self.times.keys() and self.times["go"].median:
+            return self.times[name].median / self.times["go"].median
         return None
 
     @property

@@ -529,7 +529,7 @@ def test_requests_leave_nothing(
         round_trip(40)
         assert server.workers() == [worker], "it was replaced"
         after = _footprint(worker)
-    assert after[:2] == before[:2]
+    assert all(a <= b for a, b in zip(after[:2], before[:2], strict=True)), (before, after)
     assert after[2] <= before[2] + 1024
 
 
