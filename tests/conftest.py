@@ -13,6 +13,7 @@ from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, install_dist
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
+from tests.harness.server import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,9 +131,17 @@ def go_bin_dir() -> Path:
 
 
 @pytest.fixture
-def runtime(bin_dir: Path, host: Netns) -> Runtime:
-    """Runs the plugins under test on the node."""
-    return Runtime(bin_dir, host)
+def runtime(
+    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    """Runs the plugins under test on the node; with CNI_TEST_SERVER=1 through a server."""
+    runtime = Runtime(bin_dir, host)
+    if os.environ.get("CNI_TEST_SERVER") != "1":
+        yield runtime
+        return
+    path = tmp_path_factory.mktemp("s", numbered=True) / "s"
+    with serving(runtime, path, "--workers", "2"):
+        yield runtime
 
 
 @pytest.fixture
