@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..call import Attachment, Call, Steps
+from ..call import Call, Steps
 from ..kernel import device, link
 from ..kernel.device import DeviceError
 from ..kernel.link import Link
@@ -292,15 +292,8 @@ def _half_way(sock: Netlink) -> Link | None:
 # --- the other verbs ------------------------------------------------------------------------------
 
 
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the kernel gives devices back when their namespace ends."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
-
-
-def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
-    if call.conf.ipam.type:
-        call.delegate(call.conf.ipam.type)
+gc = _sublink.gc  # the kernel gives devices back when their namespace ends
+status = _sublink.status
 
 
 def check(call: Call[Conf]) -> None:
@@ -310,14 +303,11 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if conf.ipam.type:
         call.delegate(conf.ipam.type)
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError("Required prevResult missing")
+    previous = _check.previous_result(call)
     if user_space:
         return
     entry = _check.container_interface(call, previous)
-    sock = netns.netlink()
-    found = link.find(sock, entry.name)
+    found = link.find(netns.netlink(), entry.name)
     if found is None:
         raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
     problems = []
@@ -325,5 +315,4 @@ def check(call: Call[Conf]) -> None:
         problems.append(
             f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
         )
-    problems += _check.addresses(sock, call.ifname, previous) + _check.routes(sock, previous)
-    _check.fail(problems)
+    _check.finish(call, netns, previous, problems)
