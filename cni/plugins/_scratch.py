@@ -36,7 +36,8 @@ class Scratch:
             os.rename(self._making, self.path)
             self._link()
         except (OSError, ValueError) as error:
-            _unlink(self._making)
+            if os.path.lexists(self._making):
+                _unlink(self._making)
             raise _explain("write", self.path, error) from None
 
     def _link(self) -> None:

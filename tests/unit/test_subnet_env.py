@@ -139,8 +139,7 @@ LINES = st.lists(
 def test_any_text_is_understood_or_refused(text: str) -> None:
     try:
         found = parse(text, "/x")
-    except CNIError as error:
-        assert error.msg
+    except CNIError:
         return
     assert found.networks
     assert found.subnets
@@ -148,9 +147,7 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 
 
 networks_v4 = st.lists(
-    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
-        lambda pair: ipaddress.IPv4Interface(pair)
-    ),
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(ipaddress.IPv4Interface),
     min_size=1,
     max_size=4,
 )
