@@ -5,6 +5,7 @@ What the delegate is called with is tested in tests/unit/test_flannel.py.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.harness import (
     kind,
     link,
     links,
+    nft,
     ping,
     requires_kernel,
     result_addresses,
@@ -228,3 +230,20 @@ def test_a_delegate_that_is_not_ours(
     runtime.delete("flannel", conf, container).succeeded()
     assert flanneld.left() == []
     assert "eth0" not in links(container)
+
+
+@requires_kernel("nft_masquerade")
+def test_rules_come_back(
+    runtime: Runtime, container: Netns, flanneld: Flanneld, tmp_path: Path
+) -> None:
+    """`cni reload` knows the delegate's rules, and its DEL forgets them."""
+    runtime.env["CNI_STATE_DIR"] = str(tmp_path / "state")
+    conf = flanneld.conf(delegate={"ipMasq": True, "ipMasqBackend": "nftables"})
+    runtime.add("flannel", conf, container).succeeded()
+    rules = nft(runtime.host)
+    assert rules
+    runtime.host.exec(["nft", "flush", "ruleset"])
+    runtime.host.exec([runtime.bin_dir / "cni", "reload"], env={**os.environ, **runtime.env})
+    assert nft(runtime.host) == rules
+    runtime.delete("flannel", conf, container).succeeded()
+    assert list((tmp_path / "state/intent").iterdir()) == []
