@@ -43,6 +43,11 @@ TABLE: dict[str, Plugin] = {
         "makes an interface that only holds addresses",
         conf_error="failed to parse network config: ",
     ),
+    "flannel": Plugin(
+        "cni.plugins.flannel",
+        "calls another plugin with the subnet that flanneld gave the node",
+        conf_error="failed to load flannel netconf file: failed to load netconf: ",
+    ),
     "host-device": Plugin(
         "cni.plugins.host_device", "moves a device of the host into the container"
     ),

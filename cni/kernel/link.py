@@ -65,6 +65,7 @@ class Link(NamedTuple):
     data: dict[int, bytes]
     port: dict[int, bytes]
     group: int = 0
+    altnames: tuple[str, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -123,6 +124,11 @@ def parse(payload: bytes) -> Link:
         data=nl.attr_map(info.get(_INFO_DATA, b"")),
         port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
         group=nl.get_u32(a.get(_GROUP)),
+        altnames=tuple(
+            nl.get_text(value)
+            for key, value in nl.attrs(a.get(_PROP_LIST, b""))
+            if key == _ALT_IFNAME
+        ),
     )
 
 

@@ -75,6 +75,19 @@ def default_gateway(node: Node) -> Json:
     return conf
 
 
+def flannel(node: Node) -> Json:
+    """flannel, bridge and host-local; flanneld's file is written by us."""
+    subnet_file = node.data_dir / "subnet.env"
+    if not subnet_file.exists():
+        subnet_file.parent.mkdir(parents=True, exist_ok=True)
+        subnet_file.write_text(
+            "FLANNEL_NETWORK=10.64.0.0/12\nFLANNEL_SUBNET=10.66.0.1/16\n"
+            "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        )
+    where = {"subnetFile": str(subnet_file), "dataDir": str(node.data_dir / "flannel")}
+    return simple("flannel", delegate={"bridge": "brflannel"}, **where)(node)
+
+
 def own_backend(**conf: Any) -> Callable[[Node], Json]:
     """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
 
@@ -102,6 +115,7 @@ CASES = [
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),
     Case("tap", simple("tap"), "tap"),
+    Case("flannel (bridge)", flannel),
     Case("host-device", simple("host-device", device="dev0")),
 ]
 GROWTH = (10, 1000, 10000)

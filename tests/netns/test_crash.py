@@ -67,6 +67,11 @@ HOST_LOCAL = {
     "type": "host-local",
     "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
 }
+SUBNET_ENV = """FLANNEL_NETWORK=10.88.0.0/16
+FLANNEL_SUBNET=10.88.0.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=true
+"""
 CASES: dict[str, dict[str, Any]] = {
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
@@ -79,6 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
         "macspoofchk": True,
     },
     "dummy": {"type": "dummy"},
+    "flannel": {"type": "flannel", "delegate": {"bridge": "br88"}},
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
@@ -123,6 +129,11 @@ class World:
         ipam = {**HOST_LOCAL, "dataDir": str(self.data_dir)}
         self.conf = {"cniVersion": "1.1.0", "name": "crash", "ipam": ipam, **conf}
         self.plugin = conf["type"]
+        if self.plugin == "flannel":
+            subnet_file = directory / "subnet.env"
+            subnet_file.write_text(SUBNET_ENV)
+            notes = str(self.data_dir / "flannel")
+            self.conf |= {"subnetFile": str(subnet_file), "dataDir": notes}
         self.host = Netns("crash-host")
         self.host.ip_batch(
             "link set lo up",
