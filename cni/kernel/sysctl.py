@@ -24,6 +24,8 @@ def parse(key: str) -> str:
     if all(parts) and len(parts) > 5 and parts[2] in _PER_LINK:
         parts[3:-1] = [".".join(parts[3:-1])]
     name = "/".join(parts)
+    if len(parts) < 2:
+        raise ValueError(f"not a parameter: {key!r}")
     _path(name)
     return name
 

@@ -95,11 +95,18 @@ def identity(netns: Namespace) -> str:
         return "inode {}:{}".format(*netns.identity)
 
 
+def directory_of(data_dir: str) -> str:
+    """Where the configuration wants the files. Raises CNIError."""
+    if "\0" in data_dir:
+        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
+    return data_dir or DIRECTORY
+
+
 class File:
     """The backup file of one attachment. Raises CNIError."""
 
     def __init__(self, directory: str, owner: Owner) -> None:
-        self.directory = directory or DIRECTORY
+        self.directory = directory_of(directory)
         self._path = os.path.join(self.directory, f"{owner.container_id}_{owner.ifname}.json")
         self._new = os.path.join(self.directory, f".{owner.key}")
 
@@ -143,7 +150,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
 
     The reference's own do not say of which network they are: those are left alone.
     """
-    directory = directory or DIRECTORY
+    directory = directory_of(directory)
     kept = list(keep)
     names = {f"{owner.container_id}_{owner.ifname}.json" for owner in kept}
     unfinished = {f".{owner.key}" for owner in kept}

@@ -51,11 +51,11 @@ def add(call: Call[Conf]) -> Result:
     return previous
 
 
-def delete(call: Call[Conf]) -> None:
+def delete(_call: Call[Conf]) -> None:
     """Nothing was made, so nothing is removed; not even a broken configuration stops a DEL."""
 
 
-def check(call: Call[Conf]) -> None:
+def check(_call: Call[Conf]) -> None:
     """Compare the kernel with what ADD made; the sample cannot."""
     raise CNIError("not implemented", "a plugin that has nothing to compare leaves `check` out")
 

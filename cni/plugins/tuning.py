@@ -8,7 +8,7 @@ the file says.
 from __future__ import annotations
 
 import os
-from errno import EINVAL, ENOENT, EROFS
+from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EROFS
 from typing import Any
 
 from ..call import Attachment, Call
@@ -22,6 +22,8 @@ from ..protocol.result import Result
 from . import _check, _main, _tuning_backup, _tuning_settings
 from ._tuning_backup import Backup
 from ._tuning_settings import Conf, Settings
+
+_NO_PARAMETER = frozenset({ENOENT, ENOTDIR, EISDIR})
 
 # --- ADD ------------------------------------------------------------------------------------------
 
@@ -57,7 +59,7 @@ def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
     if want.sysctl:
         names = list(want.sysctl)
         for name, (value, errno) in zip(names, netns.run(sysctl.read_each, names), strict=True):
-            if errno == ENOENT:
+            if errno in _NO_PARAMETER:
                 raise _refused("open", name, errno)
             # one that cannot be read (some can only be written) cannot be put back either
             if value is not None and not sysctl.same(value, want.sysctl[name]):
@@ -228,10 +230,10 @@ def status(call: Call[Conf]) -> None:
         _tuning_settings.require_allowed(want.keys)
     except CNIError as error:
         raise NotAvailable(error.msg, error.details) from None
-    directory = call.conf.data_dir or _tuning_backup.DIRECTORY
-    while not os.path.lexists(directory) and len(directory) > 1:
-        directory = os.path.dirname(directory)
-    if not (os.path.isdir(directory) and os.access(directory or ".", os.W_OK)):
+    directory = _tuning_backup.directory_of(call.conf.data_dir)
+    while not os.path.lexists(directory):  # made when it is needed
+        directory = os.path.dirname(directory) or "."
+    if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
         raise NotAvailable(
             f"cannot write to {directory}",
             "tuning keeps there (dataDir) what was before, so that DEL can put it back",
@@ -256,7 +258,7 @@ def _check_sysctls(netns: Namespace, want: Settings) -> list[str]:
     problems = []
     names = list(want.sysctl)
     for name, (value, errno) in zip(names, netns.run(sysctl.read_each, names), strict=True):
-        if errno == ENOENT:
+        if errno in _NO_PARAMETER:
             problems.append(_refused("open", name, errno).msg)
         elif value is not None and not sysctl.same(value, want.sysctl[name]):
             problems.append(
