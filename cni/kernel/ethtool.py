@@ -97,7 +97,7 @@ def select(features: dict[str, Feature], name: str) -> list[str]:
 
     Raises KeyError for a feature that this kernel does not know.
     """
-    begin, wildcard, _ = _SHORT.get(name, name).partition("*")
+    begin, wildcard, _ = _SHORT[name].partition("*") if name in _SHORT else (name, "", "")
     if not wildcard:
         features[begin]
         return [begin]
