@@ -15,7 +15,7 @@ from ..protocol.errors import CNIError
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 ARGS = frozenset({"MAC"})  # what is read of CNI_ARGS
 
-_TEXT = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)  # a string in valid JSON
+_TEXT = r'"(?:[^"\\]|\\.)*"'  # a string in valid JSON; compiled only where it is needed
 _MAX = 1 << 31
 
 
@@ -101,7 +101,7 @@ def _refuse_duplicates(stdin: bytes) -> None:
         return
     values = msgspec.json.decode(raw, type=dict[str, Any])
     if all(isinstance(value, str) for value in values.values()):  # else the decoder complains
-        texts = _TEXT.findall(bytes(raw).decode())
+        texts = re.findall(_TEXT, bytes(raw).decode())
         if len(texts) != 2 * len(values):
             keys = [msgspec.json.decode(text) for text in texts[::2]]
             twice = sorted({key for key in keys if keys.count(key) > 1})

@@ -19,7 +19,7 @@ from ..netns import Namespace, NetnsError
 from ..protocol import args
 from ..protocol.errors import CNIError, NotAvailable, Terminated
 from ..protocol.result import Result
-from . import _check, _main, _tuning_backup, _tuning_settings
+from . import _tuning_backup, _tuning_settings
 from ._tuning_backup import Backup
 from ._tuning_settings import Conf, Settings
 
@@ -220,6 +220,8 @@ def _restore(call: Call[Conf], kept: Backup) -> list[str]:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the backup files of this network's attachments that are gone."""
+    from . import _main
+
     _tuning_backup.collect(call.conf.data_dir, call.network, _main.owners(call, keep))
 
 
@@ -242,6 +244,8 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare sysctls, link and features with the configuration."""
+    from . import _check
+
     want = Settings(call)
     if call.prev_result() is None:
         raise CNIError("Required prevResult missing", "tuning follows the plugin of an interface")
