@@ -100,7 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
 # clears them up.
 IN_CONTAINER = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan"})
 # They change an interface that is there already; only a DEL that can enter the namespace can put it
-# back.
+# back, also if another ADD was tried before.
 CHANGING_EXISTING = frozenset({"tuning"})
 
 
@@ -166,9 +166,11 @@ class World:
         self.runtime.delete(self.plugin, self.conf, self.container).succeeded()
 
     def recover(self, how: str) -> Reply:
+        if how == "ADD and DEL":
+            self.add()
         if how == "GC":
             return self.runtime.gc(self.plugin, self.conf, [])
-        if how == "DEL":
+        if how.endswith("DEL"):
             return self.runtime.delete(self.plugin, self.conf, self.container)
         return self.runtime.delete(self.plugin, self.conf, "/run/netns/gone")
 
@@ -324,7 +326,9 @@ def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
             world.delete()
         assert len(points) > 2, "the trace shows no work"
         for point, recovery in chosen(points, f"{name} {verb}"):
-            how = "DEL" if CASES[name]["type"] in IN_CONTAINER | CHANGING_EXISTING else recovery
+            how = "DEL" if CASES[name]["type"] in IN_CONTAINER else recovery
+            if CASES[name]["type"] in CHANGING_EXISTING and how != "DEL":
+                how = "ADD and DEL"
             wrong = trial(world, verb, point, how)
             if wrong:
                 failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))
