@@ -55,6 +55,20 @@ def test_sysctl_names(key: str, name: str) -> None:
     assert sysctl.parse(key) == name
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "", "net", "net.", "kernel.foo", "netx.core.y", "/net/ipv4/ip_forward", "net//ipv4/x",
+        "net/ipv4/../../kernel/core_pattern", "net....kernel.core_pattern", "net/./core/x",
+        "net/ipv4/conf/../../../kernel/x/y", "net.ipv4.ip_forward\0", "/proc/sys/net/core/x",
+    ],
+)  # fmt: skip
+def test_keys_that_are_refused(key: str) -> None:
+    with pytest.raises(CNIError) as caught:
+        settings({"sysctl": {key: "1"}})
+    assert caught.value.msg == f'invalid net sysctl key: "{key.replace(".", "/")}"'
+
+
 @given(st.text("net./ipv4conf\0-", max_size=40) | st.text(max_size=20))
 @example("net/../kernel/core_pattern")
 @example("net/ipv4/conf/./../../x/y")
