@@ -64,8 +64,14 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to load netConf: ",
     ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
+    "sample": Plugin(
+        "cni.plugins.sample",
+        "is the example of docs/writing-a-plugin.md: passes the result on",
+        conf_error="failed to parse network configuration: ",
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
+    "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
 }
 

@@ -98,6 +98,20 @@ def own_backend(**conf: Any) -> Callable[[Node], Json]:
     return make
 
 
+def tuning(node: Node) -> Json:
+    """On the container's `lo`, as if another plugin had made it."""
+    previous = {"cniVersion": VERSION, "interfaces": [{"name": "lo"}]}
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "tuning",
+        "dataDir": str(node.scratch / "tuning"),
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
+        "mtu": 1400,
+        "prevResult": previous,
+    }
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
@@ -117,6 +131,7 @@ CASES = [
     Case("tap", simple("tap"), "tap"),
     Case("flannel (bridge)", flannel),
     Case("host-device", simple("host-device", device="dev0")),
+    Case("tuning", tuning),
 ]
 GROWTH = (10, 1000, 10000)
 

@@ -91,11 +91,23 @@ CASES: dict[str, dict[str, Any]] = {
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
     "tap": {"type": "tap"},
+    "tuning": {
+        "type": "tuning",
+        "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "500"},
+        "mac": "c2:11:00:00:00:01",
+        "mtu": 1400,
+        "promisc": True,
+        "ethtool": {"tso": False},
+    },
     "vlan": {"type": "vlan", "master": "lan0", "vlanId": 7},
 }
 # Their links are in the container alone and end with its namespace: only a DEL that can enter it
 # clears them up.
 IN_CONTAINER = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan"})
+# They change an interface that is there already; only a DEL that can enter the namespace can put it
+# back, also if another ADD was tried before.
+CHANGING_EXISTING = frozenset({"tuning"})
 
 
 @dataclass(frozen=True)
@@ -142,6 +154,9 @@ class World:
             "link set lan1 up",
         )
         self.container = Netns("crash-container")
+        if self.plugin in CHANGING_EXISTING:
+            self.conf["dataDir"] = str(self.data_dir)
+            self.container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
         self.runtime = Runtime(bin_dir, self.host)
         try:
             self.add()
@@ -162,9 +177,11 @@ class World:
         self.runtime.delete(self.plugin, self.conf, self.container).succeeded()
 
     def recover(self, how: str) -> Reply:
+        if how == "ADD and DEL":
+            self.add()
         if how == "GC":
             return self.runtime.gc(self.plugin, self.conf, [])
-        if how == "DEL":
+        if how.endswith("DEL"):
             return self.runtime.delete(self.plugin, self.conf, self.container)
         return self.runtime.delete(self.plugin, self.conf, "/run/netns/gone")
 
@@ -176,7 +193,16 @@ class World:
             "nft": {str(number): item for number, item in enumerate(nft(self.host))},
             "iptables": iptables_save(self.host),
             "files": dict.fromkeys(tree(self.data_dir, contents=False), ""),
+            "tuned": self.tuned() if self.plugin in CHANGING_EXISTING else {},
         }
+
+    def tuned(self) -> dict[str, Any]:
+        """What tuning changes."""
+        found: dict[str, Any] = dict(links(self.container)["eth0"])
+        found["features"] = self.container.exec(["ethtool", "-k", "eth0"]).stdout
+        for name in ("net/ipv4/conf/eth0/arp_filter", "net/core/somaxconn"):
+            found[name] = self.container.sysctl(name)
+        return found
 
     def processes(self) -> list[int]:
         """Pids in one of the two namespaces."""
@@ -312,6 +338,8 @@ def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
         assert len(points) > 2, "the trace shows no work"
         for point, recovery in chosen(points, f"{name} {verb}"):
             how = "DEL" if CASES[name]["type"] in IN_CONTAINER else recovery
+            if CASES[name]["type"] in CHANGING_EXISTING and how != "DEL":
+                how = "ADD and DEL"
             wrong = trial(world, verb, point, how)
             if wrong:
                 failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))

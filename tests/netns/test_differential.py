@@ -81,6 +81,18 @@ DECLARED = [
         "both ends of ptp's link are ours: there is nobody to detect duplicates with",
     ),
     (
+        r".*: files\.tuning/\S+: (-rw------- b'\{.*)\\n\}' -> \1,\\n \"(sysctl|owner)\".*",
+        "tuning's backup also has the sysctls, and whose it is",
+    ),
+    (
+        r".*: files\.tuning: drw------- -> drwx------",
+        "a directory that cannot be searched is of no use to anybody but root",
+    ),
+    (
+        r"\d+ (DEL|CHECK) c\d: container\d\.sysctl\.net/ipv4/conf/eth0\.arp_filter: 1 -> 0",
+        "tuning's DEL puts sysctls back",
+    ),
+    (
         r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
         "the queue length is left to the kernel, as in the newer reference",
     ),
@@ -153,6 +165,8 @@ class World:
     def _local(self, conf: Json) -> Json:
         if "dataDir" in conf.get("ipam", {}):
             conf = {**conf, "ipam": {**conf["ipam"], "dataDir": str(self.directory / "networks")}}
+        if "dataDir" in conf:
+            conf = {**conf, "dataDir": str(self.directory / conf["type"])}
         return conf
 
     def _prev_result(self, step: Step, key: tuple[int, str], conf: Json) -> Json | None:
@@ -738,3 +752,49 @@ def test_static_in_each_version(pair: Pair, cni_version: str) -> None:
 def test_static_dynamic_configuration(pair: Pair, keys: Json, args: str) -> None:
     steps = [step._replace(args=args) for step in LIFE]
     pair.compare("static", net(ipam=V4.static(), **keys), steps)
+
+
+# -- tuning ---------------------------------------------------------------------------------------
+
+# Version 1.1.1 knows no txQLen.
+TUNING = {
+    "nothing": {},
+    "allmulti": {"allmulti": True},
+    "everything": {
+        "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"},
+        "runtimeConfig": {"mac": f"{CHOSEN}00:00:00:02"},
+        "mtu": 1400,
+        "promisc": True,
+        "allmulti": True,
+    },
+    "args": {"mtu": 1300, "args": {"cni": {"mtu": 1400, "mac": f"{CHOSEN}00:00:00:02"}}},
+    "bad sysctl": {"sysctl": {"kernel.foo": "1"}},
+    "no such sysctl": {"sysctl": {"net.ipv4.foo": "1"}},
+}
+
+
+def tunable(pair: Pair, version: str = NEWEST, **keys: Any) -> Json:
+    """Give each container an interface; a configuration that follows the plugin that made it."""
+    for world in (pair.go, pair.ours):
+        for number, ns in enumerate(world.containers, 1):
+            mac = f"address {CHOSEN}00:00:01:0{number}"
+            ns.ip("link", "add", "eth0", *mac.split(), "type", "veth", "peer", "name", "peer0")
+            ns.ip_batch("link set eth0 up", "address add 10.22.0.2/24 dev eth0")
+    previous: Json = {"cniVersion": version, "ips": [{"address": "10.22.0.2/24", "interface": 0}]}
+    previous["interfaces"] = [{"name": "eth0", "mac": f"{CHOSEN}00:00:01:01"}]
+    if version < "1":
+        previous["ips"][0]["version"] = "4"
+    if version < "0.3":
+        previous = {"cniVersion": version, "ip4": {"ip": "10.22.0.2/24"}, "dns": {}}
+    return net(version, type="tuning", prevResult=previous, dataDir="set by World", **keys)
+
+
+@pytest.mark.parametrize("keys", TUNING.values(), ids=TUNING)
+def test_tuning(pair: Pair, keys: Json) -> None:
+    pair.compare("tuning", tunable(pair, **keys))
+
+
+@pytest.mark.parametrize("cni_version", ["0.2.0", "0.3.1", "0.4.0"])
+def test_tuning_in_older_versions(pair: Pair, cni_version: str) -> None:
+    conf = tunable(pair, cni_version, mtu=1400, mac=f"{CHOSEN}00:00:00:02")
+    pair.compare("tuning", conf, TWO_LIVES)

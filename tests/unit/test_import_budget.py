@@ -90,6 +90,13 @@ CASES = {
     ),
     "bridge-spoofcheck": Case("bridge", {**GATEWAY, "macspoofchk": True}, DUAL, nftables=True),
     "ptp": Case("ptp", {}, DUAL),
+    "tuning": Case(
+        "tuning",
+        {
+            "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
+            "sysctl": {"net.core.somaxconn": "500", "net.ipv4.ip_forward": "1"},
+        },
+    ),
 }
 
 
@@ -128,6 +135,8 @@ def case_conf(request: pytest.FixtureRequest, data_dir: Path) -> dict[str, Any]:
     if ipam.get("type") == "host-local":
         ipam["dataDir"] = str(data_dir)
     conf = {"cniVersion": "1.1.0", "name": "budget", "type": case.plugin, **case.conf}
+    if case.plugin == "tuning":
+        conf["dataDir"] = str(data_dir)
     return {**conf, "ipam": ipam} if ipam else conf
 
 
