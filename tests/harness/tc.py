@@ -14,9 +14,12 @@ Json = dict[str, Any]
 _VOLATILE = frozenset({"refcnt", "direct_packets_stat", "index", "not_in_hw"})
 
 
-def qdiscs(ns: Netns, dev: str) -> list[Json]:
-    """An interface's qdiscs: the root first, those below it and that of received packets."""
-    return _show(ns, "qdisc", "show", "dev", dev)
+def qdiscs(ns: Netns, dev: str | None = None) -> list[Json]:
+    """An interface's qdiscs: the root first, those below it and that of received packets.
+
+    Of all interfaces unless one is named.
+    """
+    return _show(ns, "qdisc", "show", *(["dev", dev] if dev else []))
 
 
 def classes(ns: Netns, dev: str) -> list[str]:
