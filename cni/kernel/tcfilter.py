@@ -94,9 +94,11 @@ def matching(kind: str, subnet: Prefix, *, source: bool) -> bytes:
     value, size = subnet.network.ip, len(subnet.ip)
     mask = (((1 << subnet.length) - 1) << (size * 8 - subnet.length)).to_bytes(size, "big")
     if kind == "flower":
-        kinds = _FLOWER_ADDRESS[size, source]
-        ether = htons(ETH_P_IP if subnet.is_v4 else ETH_P_IPV6)
-        return nl.u16(_FLOWER_ETH_TYPE, ether) + nl.attr(kinds, value) + nl.attr(kinds + 1, mask)
+        ether = nl.u16(_FLOWER_ETH_TYPE, htons(ETH_P_IP if subnet.is_v4 else ETH_P_IPV6))
+        if subnet.length == 0:
+            return ether  # the kernel does not keep a mask without bits
+        address = _FLOWER_ADDRESS[size, source]
+        return ether + nl.attr(address, value) + nl.attr(address + 1, mask)
     words = range(0, max((subnet.length + 31) // 32, 1) * 4, 4)
     at = _OFFSETS[size, source]
     return _selector([(mask[n : n + 4], value[n : n + 4], at + n) for n in words])
