@@ -33,9 +33,6 @@ _HTB_GLOB = struct.Struct("=IIIII")  # version, rate2quantum, default class, deb
 _FIFO = struct.Struct("=I")
 _U64 = struct.Struct("=Q")
 
-# What the kernel says when this part of it is missing.
-_MISSING = (ENOENT,)
-
 
 class Bucket(NamedTuple):
     """A limit: bytes a second, the bytes that may go at once, and those that may wait or go."""
@@ -172,7 +169,7 @@ def add_fq_codel(sock: Netlink, index: int, target: int, memory: int, *, parent:
     try:
         add_qdisc(sock, index, "fq_codel", parent=parent, options=options)
     except NetlinkError as error:
-        if error.errno not in _MISSING:
+        if error.errno != ENOENT:
             raise
         return False
     return True
@@ -256,6 +253,6 @@ def has_qdisc(sock: Netlink, kind: str) -> bool:
     try:
         add_qdisc(sock, loopback, kind, own=handle(1))
     except NetlinkError as error:
-        return error.errno not in _MISSING
+        return error.errno != ENOENT
     delete_qdisc(sock, loopback)
     return True

@@ -331,19 +331,18 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     with Netlink() as host:
         links = link.list_all(host)
-        ifbs = [x for x in links if x.kind == "ifb" and x.name.startswith(_IFB_PREFIX)]
-        nameless = []
-        for one in ifbs:
-            if one.alias.startswith(prefix):
-                if one.alias.split(" ", 1)[0] not in kept:
+        for one in links:
+            if one.kind != "ifb" or not one.name.startswith(_IFB_PREFIX):
+                continue
+            if one.alias:
+                if one.alias.startswith(prefix) and one.alias.split(" ", 1)[0] not in kept:
                     steps.run(link.delete, host, one.index)
-            elif not one.alias and one.name not in names:
-                if one.group == group:
-                    steps.run(link.delete, host, one.index)
-                elif not one.group:
-                    nameless.append(one)
-        for one in nameless:
-            steps.run(_delete_if_dead, host, one, links)
+            elif one.name in names:
+                continue
+            elif one.group == group:  # of an ADD that was killed
+                steps.run(link.delete, host, one.index)
+            elif not one.group:
+                steps.run(_delete_if_dead, host, one, links)
     steps.finish()
 
 

@@ -36,6 +36,12 @@ def sent(ns: Netns, dev: str, classid: str) -> int:
     return int(match[1])
 
 
+def passed(ns: Netns, dev: str) -> int:
+    """How many bytes went through an interface's root qdisc."""
+    text = ns.exec(["tc", "-s", "-j", "qdisc", "show", "dev", dev, "root"]).stdout
+    return int(json.loads(text)[0]["bytes"])
+
+
 def filters(ns: Netns, dev: str, parent: str) -> list[Json]:
     """The filters at `1:` or `ffff:`, without the heads of their tables."""
     found = _show(ns, "filter", "show", "dev", dev, "parent", parent)

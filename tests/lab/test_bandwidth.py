@@ -78,6 +78,19 @@ def test_a_flood_does_not_delay_others(runtime: Runtime, container: Netns, confl
     assert statistics.median(times) < LATENCY / 4, shown.stdout
 
 
+@requires_kernel("netkit")
+def test_a_pair_of_netkit(runtime: Runtime, container: Netns, conflist: Json) -> None:
+    conflist["plugins"][0]["linkType"] = "netkit"
+    result = runtime.add_list(conflist, container)
+    ping(container, "10.22.0.1", size=1400, count=3)
+    outer, ifb = (result["interfaces"][number]["name"] for number in (0, 2))
+    assert kind(links(runtime.host)[outer]) == "netkit"
+    for dev in (outer, ifb):
+        assert tc.passed(runtime.host, dev) >= 3 * 1400, dev
+    runtime.check_list(conflist, container, result)
+    runtime.delete_list(conflist, container, result)
+
+
 @pytest.fixture
 def without_u32(monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable[..., None] = tcfilter._add

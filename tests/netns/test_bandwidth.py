@@ -33,7 +33,7 @@ from tests.harness import (
     tc,
     unchanged,
 )
-from tests.harness.contract import without_ipv6
+from tests.harness.contract import await_carrier, without_ipv6
 from tests.harness.requires import missing
 
 Json = dict[str, Any]
@@ -66,6 +66,7 @@ def plug(host: Netns, ns: Netns, outer: str = "veth1", inner: str = "eth0", inde
         f"link set {outer} up",
     )
     ns.ip("link", "set", inner, "up")
+    await_carrier(host, outer)
     interfaces = [{"name": outer}, {"name": inner, "sandbox": ns.path}]
     return Pod(ns, outer, inner, {"cniVersion": "1.1.0", "interfaces": interfaces})
 
@@ -208,7 +209,7 @@ NO_RATE = "if burst is set, rate must also be set"
     ids=str,
 )
 def test_bad_input(plugin: Plugin, host: Netns, conf: Json, text: str) -> None:
-    with unchanged(host, plugin.pod.ns):
+    with unchanged(host):
         reply = plugin("ADD", conf)
         assert text in reply.failed(999)["msg"]
         if "json" in text or "uint64" in text:
