@@ -28,7 +28,7 @@ from ._shape import Limit, Subnets
 
 LATENCY_MAX = 10_000  # ms
 BURST_MAX = 0xFFFFFFFF  # bytes
-# What runtimes send that know a rate only: kubelet and containerd of some version each. In bits.
+# What runtimes send that know only a rate: "no limit", as the largest numbers of 32 bits. In bits.
 NO_BURST = (0x7FFFFFFF, 0xFFFFFFFF)
 
 _IFB_PREFIX = "bwp"
