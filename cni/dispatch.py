@@ -37,6 +37,12 @@ class Plugin(NamedTuple):
 
 
 TABLE: dict[str, Plugin] = {
+    "bandwidth": Plugin(
+        "cni.plugins.bandwidth",
+        "limits what a container sends and receives",
+        versions=version.ALL[2:],
+        conf_error="failed to parse network configuration: ",
+    ),
     "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
     "dummy": Plugin(
         "cni.plugins.dummy",

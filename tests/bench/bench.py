@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ class Case:
     name: str
     conf: Callable[[Node], Json]
     needs: str = ""  # a feature of the kernel, see tests.harness.requires
+    # What is there while it runs, and is not measured.
+    around: Callable[[Node], AbstractContextManager[Any]] = nullcontext
 
 
 def host_local(node: Node) -> Json:
@@ -112,6 +115,31 @@ def tuning(node: Node) -> Json:
     }
 
 
+@contextmanager
+def veth(node: Node) -> Iterator[None]:
+    """A pair as bridge or ptp would have made it: vethbench on the node, eth0 in the container."""
+    peer = ["peer", "name", "eth0", "netns", node.container.name]
+    node.host.ip("link", "add", "vethbench", "type", "veth", *peer)
+    try:
+        yield
+    finally:
+        node.host.ip("link", "delete", "vethbench")
+
+
+def bandwidth(_: Node) -> Json:
+    interfaces = [{"name": "vethbench"}, {"name": "eth0", "sandbox": "/run/netns/pod"}]
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "bandwidth",
+        "ingressRate": 100_000_000,
+        "ingressBurst": 10_000_000,
+        "egressRate": 100_000_000,
+        "egressBurst": 10_000_000,
+        "prevResult": {"cniVersion": VERSION, "interfaces": interfaces},
+    }
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
@@ -132,6 +160,7 @@ CASES = [
     Case("flannel (bridge)", flannel),
     Case("host-device", simple("host-device", device="dev0")),
     Case("tuning", tuning),
+    Case("bandwidth", bandwidth, around=veth),
 ]
 GROWTH = (10, 1000, 10000)
 
@@ -149,7 +178,8 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
         if node.name in failed or not (node.bin_dir / conf["type"]).exists():
             continue
         try:
-            added, deleted = add_and_delete(node, conf)
+            with case.around(node):
+                added, deleted = add_and_delete(node, conf)
         except PluginFailedError as error:
             print(f"  {case.name}: {error}", file=sys.stderr)
             failed.add(node.name)

@@ -72,7 +72,15 @@ FLANNEL_SUBNET=10.88.0.1/24
 FLANNEL_MTU=1450
 FLANNEL_IPMASQ=true
 """
+# `after` is the plugin before it in the list, which is not killed.
 CASES: dict[str, dict[str, Any]] = {
+    "bandwidth": {
+        "type": "bandwidth",
+        "ingressRate": 8_000_000,
+        "egressRate": 8_000_000,
+        "latency": 25,
+        "after": {"type": "ptp"},
+    },
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
     "bridge-filtered": {
@@ -146,6 +154,8 @@ class World:
             subnet_file.write_text(SUBNET_ENV)
             notes = str(self.data_dir / "flannel")
             self.conf |= {"subnetFile": str(subnet_file), "dataDir": notes}
+        after = self.conf.pop("after", None)
+        self.after = after and {**self.conf, **after}
         self.host = Netns("crash-host")
         self.host.ip_batch(
             "link set lo up",
@@ -170,20 +180,40 @@ class World:
         self.container.close()
         self.host.close()
 
+    def prepare(self) -> None:
+        """What comes before an ADD in the list."""
+        if self.after:
+            added = self.runtime.add(self.after["type"], self.after, self.container)
+            self.conf["prevResult"] = added.result
+
     def add(self) -> None:
+        self.prepare()
         self.runtime.add(self.plugin, self.conf, self.container).succeeded()
 
     def delete(self) -> None:
         self.runtime.delete(self.plugin, self.conf, self.container).succeeded()
+        self.finish()
+
+    def finish(self) -> None:
+        """What comes after a DEL in the list."""
+        if self.after:
+            self.runtime.delete(self.after["type"], self.after, self.container).succeeded()
 
     def recover(self, how: str) -> Reply:
+        """Clear up the whole list; the first reply that is wrong, or the last."""
         if how == "ADD and DEL":
-            self.add()
+            self.runtime.add(self.plugin, self.conf, self.container).succeeded()
+        reply = self._recover(how, self.plugin, self.conf)
+        if self.after and reply.rc == 0 and not reply.stdout:
+            reply = self._recover(how, self.after["type"], self.after)
+        return reply
+
+    def _recover(self, how: str, plugin: str, conf: dict[str, Any]) -> Reply:
         if how == "GC":
-            return self.runtime.gc(self.plugin, self.conf, [])
+            return self.runtime.gc(plugin, conf, [])
         if how.endswith("DEL"):
-            return self.runtime.delete(self.plugin, self.conf, self.container)
-        return self.runtime.delete(self.plugin, self.conf, "/run/netns/gone")
+            return self.runtime.delete(plugin, conf, self.container)
+        return self.runtime.delete(plugin, conf, "/run/netns/gone")
 
     def state(self) -> dict[str, Any]:
         """What must be the same again; a bridge's carrier comes and goes with its ports."""
@@ -294,6 +324,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
     """Kill a verb, clear up: what is wrong then."""
     if verb == "DEL":
         world.add()
+    else:
+        world.prepare()
     reached = world.kill(verb, point)
     if not eventually(lambda: not world.processes()):
         return [f"processes left: {world.processes()}"]
@@ -303,6 +335,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
             return [str(reply)]
         if reply.stdout:
             return [f"{how} printed {reply.stdout}"]
+    else:
+        world.finish()
     found = difference(world.clean, world.state())
     if not found:
         world.add()
@@ -332,9 +366,13 @@ def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
         world = fresh()
         if verb == "DEL":
             world.add()
+        else:
+            world.prepare()
         points = world.points(verb)
         if verb == "ADD":
             world.delete()
+        else:
+            world.finish()
         assert len(points) > 2, "the trace shows no work"
         for point, recovery in chosen(points, f"{name} {verb}"):
             how = "DEL" if CASES[name]["type"] in IN_CONTAINER else recovery

@@ -38,6 +38,7 @@ from tests.harness import (
     routes,
     rules,
     sysctls,
+    tc,
     tree,
     version_tuple,
 )
@@ -91,6 +92,10 @@ DECLARED = [
     (
         r"\d+ (DEL|CHECK) c\d: container\d\.sysctl\.net/ipv4/conf/eth0\.arp_filter: 1 -> 0",
         "tuning's DEL puts sysctls back",
+    ),
+    (
+        r".*: host\.tc\.\S+\.filters\[0\]\.options\.actions: .*",
+        "bandwidth's filter redirects a packet once; the reference's action is there twice",
     ),
     (
         r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
@@ -245,6 +250,7 @@ def _kernel_state(ns: Netns, found: list[Json]) -> Json:
         "rule": rules(ns),
         "sysctl": _sysctls(ns),
         "nft": _own_nft(ns),
+        "tc": _traffic_control(ns),
     }
 
 
@@ -279,6 +285,18 @@ def _sysctls(ns: Netns) -> dict[str, dict[str, str]]:
 def _route_name(route: Json) -> str:
     keys = ("family", "table", "type", "dst", "gateway", "dev", "metric")
     return " ".join(str(route[key]) for key in keys if key in route)
+
+
+def _traffic_control(ns: Netns) -> Json:
+    """The queueing disciplines that are not the kernel's default, and filters on what arrives."""
+    found: Json = {}
+    for one in tc.qdiscs(ns):
+        if one["handle"] != "0:":
+            dev = found.setdefault(one["dev"], {"qdiscs": [], "filters": []})
+            dev["qdiscs"].append(one)
+            if one["kind"] == "ingress":
+                dev["filters"] = tc.filters(ns, one["dev"], "ffff:")
+    return found
 
 
 def _own_nft(ns: Netns) -> list[Json]:
@@ -798,3 +816,44 @@ def test_tuning(pair: Pair, keys: Json) -> None:
 def test_tuning_in_older_versions(pair: Pair, cni_version: str) -> None:
     conf = tunable(pair, cni_version, mtu=1400, mac=f"{CHOSEN}00:00:00:02")
     pair.compare("tuning", conf, TWO_LIVES)
+
+
+# -- bandwidth ------------------------------------------------------------------------------------
+
+BANDWIDTH: Json = {
+    "both": {"ingressRate": 8000, "ingressBurst": 80, "egressRate": 10**9, "egressBurst": 10**7},
+    "ingress": {"ingressRate": 40_000_000_000, "ingressBurst": 2**33},
+    "egress": {"egressRate": 1_000_001, "egressBurst": 123_457},
+    "nothing": {"ingressRate": 0, "runtimeConfig": {"bandwidth": {"ingressRate": 8}}},
+}
+
+
+def limited(pair: Pair, version: str = NEWEST, **keys: Any) -> Json:
+    """Give each container a veth; a configuration that follows the plugin that made it."""
+    for world in (pair.go, pair.ours):
+        for number, ns in enumerate(world.containers, 1):
+            other = f"peer name eth0 index 9{number} netns {ns.name}"
+            world.host.ip_batch(
+                f"link add outer{number} index 8{number} type veth {other}",
+                f"link set outer{number} up",
+            )
+            ns.ip("link", "set", "eth0", "up")
+    interfaces = [{"name": "outer1"}, {"name": "outer2"}, {"name": "eth0", "sandbox": "/run/pod"}]
+    return net(version, prevResult={"cniVersion": version, "interfaces": interfaces}, **keys)
+
+
+@pytest.mark.parametrize("keys", BANDWIDTH.values(), ids=BANDWIDTH)
+def test_bandwidth(pair: Pair, keys: Json) -> None:
+    pair.compare("bandwidth", limited(pair, **keys))
+
+
+@pytest.mark.parametrize("keys", [{"ingressRate": 8000}, {"ingressBurst": 8}], ids=str)
+def test_bandwidth_refuses(pair: Pair, keys: Json) -> None:
+    """Without DEL, which fails in the reference, too."""
+    pair.compare("bandwidth", limited(pair, **keys), LIFE[:2])
+
+
+@pytest.mark.parametrize("cni_version", ["0.2.0", "0.3.0", "0.4.0"])
+def test_bandwidth_in_older_versions(pair: Pair, cni_version: str) -> None:
+    conf = limited(pair, cni_version, **BANDWIDTH["both"])
+    pair.compare("bandwidth", conf, TWO_LIVES)
