@@ -135,16 +135,23 @@ class Call(Generic[C]):
     # --- other plugins ---
 
     def delegate(
-        self, name: str, verb: str | None = None, stdin: bytes | None = None
+        self,
+        name: str,
+        verb: str | None = None,
+        stdin: bytes | None = None,
+        attachment: Attachment | None = None,
     ) -> Result | None:
         """Run another plugin with this request's environment; an ADD gives its Result.
 
-        `verb` and `stdin` default to the request's own. Raises CNIError.
+        `verb` and `stdin` default to the request's own. GC may have one `attachment` deleted, of
+        whose namespace nothing is known. Raises CNIError.
         """
         request = self.request._replace(
             command=verb or self.request.command,
             stdin=self.request.stdin if stdin is None else stdin,
         )
+        if attachment is not None:
+            request = request.of(attachment.container_id, attachment.ifname)
         return delegate.run(request, name, self._in_process)
 
     def ipam_add(self, name: str) -> Result:

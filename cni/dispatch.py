@@ -37,11 +37,22 @@ class Plugin(NamedTuple):
 
 
 TABLE: dict[str, Plugin] = {
+    "bandwidth": Plugin(
+        "cni.plugins.bandwidth",
+        "limits what a container sends and receives",
+        versions=version.ALL[2:],
+        conf_error="failed to parse network configuration: ",
+    ),
     "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
     "dummy": Plugin(
         "cni.plugins.dummy",
         "makes an interface that only holds addresses",
         conf_error="failed to parse network config: ",
+    ),
+    "flannel": Plugin(
+        "cni.plugins.flannel",
+        "calls another plugin with the subnet that flanneld gave the node",
+        conf_error="failed to load flannel netconf file: failed to load netconf: ",
     ),
     "host-device": Plugin(
         "cni.plugins.host_device", "moves a device of the host into the container"
@@ -59,8 +70,14 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to load netConf: ",
     ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
+    "sample": Plugin(
+        "cni.plugins.sample",
+        "is the example of docs/writing-a-plugin.md: passes the result on",
+        conf_error="failed to parse network configuration: ",
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
+    "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
 }
 

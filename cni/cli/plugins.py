@@ -13,7 +13,7 @@ from . import output
 
 VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
 # Those that work on an interface that another plugin made.
-META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sbr", "tuning", "vrf"})
+META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sample", "sbr", "tuning", "vrf"})
 
 
 class Entry(NamedTuple):

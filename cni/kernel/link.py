@@ -24,7 +24,7 @@ _OPERSTATES = (
 _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
 _PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
 _PROP_LIST, _ALT_IFNAME = 52, 53
-_GROUP, _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 27, 28, 29, 30, 37
+_STATS, _GROUP, _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 23, 27, 28, 29, 30, 37
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VETH_PEER, _BR_VLAN_FILTERING = 1, 7
 _PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
@@ -39,6 +39,7 @@ _NAME_SIZE = 16  # IFNAMSIZ, with the NUL
 _SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
 
 
@@ -65,6 +66,7 @@ class Link(NamedTuple):
     data: dict[int, bytes]
     port: dict[int, bytes]
     group: int = 0
+    altnames: tuple[str, ...] = ()
 
     @property
     def up(self) -> bool:
@@ -123,6 +125,11 @@ def parse(payload: bytes) -> Link:
         data=nl.attr_map(info.get(_INFO_DATA, b"")),
         port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
         group=nl.get_u32(a.get(_GROUP)),
+        altnames=tuple(
+            nl.get_text(value)
+            for key, value in nl.attrs(a.get(_PROP_LIST, b""))
+            if key == _ALT_IFNAME
+        ),
     )
 
 
@@ -168,6 +175,12 @@ def find(sock: Netlink, name: str | int) -> Link | None:
         return None
 
 
+def packets_sent(sock: Netlink, index: int) -> int:
+    """How many packets a link has sent. Raises NetlinkError."""
+    stats = nl.attr_map(sock.get(RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)), _IFINFO.size)
+    return int(nl.unpack(_STATS64, stats.get(_STATS, b""))[1])
+
+
 def list_all(sock: Netlink) -> list[Link]:
     """Every link of the namespace."""
     payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
@@ -186,6 +199,8 @@ def create(
     master: int = 0,
     netns: int | None = None,
     group: int = 0,
+    txqlen: int | None = None,
+    up: bool = False,
 ) -> None:
     """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor.
 
@@ -194,7 +209,10 @@ def create(
     info = [nl.text(_INFO_KIND, kind)]
     if data:
         info.append(nl.nest(_INFO_DATA, data))
-    parts = [_IFINFO.pack(0, 0, 0, 0, 0), _common(name, mtu, mac, netns)]
+    flags = IFF_UP if up else 0
+    parts = [_IFINFO.pack(0, 0, 0, flags, flags), _common(name, mtu, mac, netns)]
+    if txqlen is not None:
+        parts.append(nl.u32(_TXQLEN, txqlen))
     for key, value in ((_LINK, parent), (_MASTER, master), (_GROUP, group)):
         if value:
             parts.append(nl.u32(key, value))
@@ -276,6 +294,26 @@ def create_vlan(
     """Make an 802.1Q interface with that id on the link `parent`."""
     data = nl.u16(_VLAN_ID, vid)
     create(sock, "vlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
+
+
+def create_ifb(sock: Netlink, name: str, *, mtu: int, group: int = 0) -> None:
+    """Make an intermediate functional block, up and without a queue of its own.
+
+    Packets that are redirected to it get its qdisc, and then go on where they were taken.
+    """
+    create(sock, "ifb", name, mtu=mtu, group=group, txqlen=0, up=True)
+
+
+def has_kind(sock: Netlink, kind: str) -> bool:
+    """Does the kernel have this kind of link? Loads its module, as making one would.
+
+    The kernel looks the kind up and then refuses the name.
+    """
+    try:
+        create(sock, kind, ".")
+    except NetlinkError as error:
+        return error.errno != EOPNOTSUPP
+    return True
 
 
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:

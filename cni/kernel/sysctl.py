@@ -8,7 +8,26 @@ from __future__ import annotations
 
 import os
 
-_ROOT = "/proc/sys/"
+ROOT = "/proc/sys/"
+# Directories with one directory a link: net/<family>/conf/<link>/<parameter>.
+_PER_LINK = ("conf", "neigh")
+
+
+def parse(key: str) -> str:
+    """A parameter as people write it (``net.ipv4.ip_forward``, ``net/ipv4/…``) as a name.
+
+    Dots separate as slashes do, but not inside the name of a link, which is known by its place:
+    ``net.ipv4.conf.eth0.100.rp_filter`` is of the link ``eth0.100``. Raises ValueError for what
+    is not below net/.
+    """
+    parts = key.replace(".", "/").split("/")
+    if all(parts) and len(parts) > 5 and parts[2] in _PER_LINK:
+        parts[3:-1] = [".".join(parts[3:-1])]
+    name = "/".join(parts)
+    if len(parts) < 2:
+        raise ValueError(f"not a parameter: {key!r}")
+    _path(name)
+    return name
 
 
 def read(name: str) -> str:
@@ -27,6 +46,49 @@ def write(name: str, value: str) -> None:
         os.write(fd, value.encode())
     finally:
         os.close(fd)
+
+
+def read_each(names: list[str]) -> list[tuple[str | None, int]]:
+    """For each parameter its value and 0, or None and the errno that reading it gave."""
+    found: list[tuple[str | None, int]] = []
+    for name in names:
+        try:
+            found.append((read(name), 0))
+        except OSError as error:
+            found.append((None, error.errno or 0))
+    return found
+
+
+def write_all(settings: list[tuple[str, str]]) -> tuple[str, int] | None:
+    """Set parameters in order up to the first failure: its name and errno; None if all are set."""
+    for name, value in settings:
+        try:
+            write(name, value)
+        except OSError as error:
+            return name, error.errno or 0
+    return None
+
+
+def put_back(settings: list[tuple[str, str, str]]) -> list[tuple[str, int]]:
+    """Undo (name, value before, value set), the last first; the names and errnos of failures.
+
+    What has another value by now is somebody else's, and left alone; so is what is gone.
+    """
+    failed = []
+    for name, before, ours in reversed(settings):
+        try:
+            if same(read(name), ours):
+                write(name, before)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            failed.append((name, error.errno or 0))
+    return failed
+
+
+def same(one: str, other: str) -> bool:
+    """Are two values equal? The kernel prints tabs between numbers, people write blanks."""
+    return one.split() == other.split()
 
 
 def ensure(name: str, value: str) -> None:
@@ -84,4 +146,4 @@ def _path(name: str) -> str:
     parts = name.split("/")
     if parts[0] != "net" or not all(parts) or ".." in parts or "." in parts or "\0" in name:
         raise ValueError(f"not a parameter below net/: {name!r}")
-    return _ROOT + name
+    return ROOT + name

@@ -10,6 +10,7 @@ from typing import Any
 from ..call import Call
 from ..kernel import address, link, route
 from ..kernel.netlink import Netlink
+from ..netns import Namespace
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
@@ -20,6 +21,27 @@ def fail(problems: list[str]) -> None:
     if problems:
         details = "" if len(problems) == 1 else "all differences: " + "; ".join(problems)
         raise CNIError(problems[0], details)
+
+
+def previous_result(call: Call[Any], prefix: str = "") -> Result:
+    """The prevResult, which CHECK cannot do without. Raises CNIError, begun with `prefix`."""
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError(f"{prefix}Required prevResult missing")
+    return previous
+
+
+def finish(
+    call: Call[Any],
+    netns: Namespace,
+    previous: Result,
+    problems: list[str],
+    rules: list[str] | None = None,
+) -> None:
+    """The end of a CHECK: raise `problems`, those of addresses and routes, and of `rules` last."""
+    sock = netns.netlink()
+    problems = problems + addresses(sock, call.ifname, previous) + routes(sock, previous)
+    fail(problems + (rules or []))
 
 
 def container_interface(call: Call[Any], previous: Result) -> Interface:

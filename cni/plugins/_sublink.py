@@ -15,10 +15,18 @@ from ..kernel import link, route
 from ..kernel.link import Link, LinkNotFound
 from ..kernel.netlink import Netlink, NetlinkError
 from ..netns import Namespace
-from ..protocol import args
+from ..protocol import args, config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _check, _configure, _veth
+
+
+class Conf(config.NetConf):
+    """What the configurations of links on a master have in common."""
+
+    master: str = ""
+    mtu: int = 0
+    link_in_container: bool = False
 
 
 def default_route_link(sock: Netlink) -> str:
@@ -37,18 +45,6 @@ def find_master(sock: Netlink, name: str) -> Link:
         return link.get(sock, name)
     except LinkNotFound as error:
         raise CNIError(str(error), f'the master "{name}" does not exist') from None
-
-
-def missing_master(name: str, in_container: bool, netns: Namespace) -> list[str]:
-    """CHECK: is the configured master still there? Nothing is said of one that was not named."""
-    if not name:
-        return []
-    if in_container:
-        found = link.find(netns.netlink(), name)
-    else:
-        with Netlink() as host:
-            found = link.find(host, name)
-    return [] if found else [f'failed to lookup master "{name}": Link not found']
 
 
 def check_mtu(mtu: int, master: Link) -> None:
@@ -74,6 +70,24 @@ def mac(call: Call[Any]) -> bytes:
         return link.parse_mac(text) if text else b""
     except ValueError as error:
         raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
+
+
+def create_on_master(
+    call: Call[Any],
+    netns: Namespace,
+    kind: str,
+    name: str,
+    make: Callable[[Netlink, Link], None],
+) -> tuple[Link, Interface, Link]:
+    """Like create(), on the master `name`, which is looked up where the configuration says.
+
+    `make` is given a socket in the master's namespace, and the master, which is also returned last.
+    """
+    with Netlink() as host:
+        sock = netns.netlink() if call.conf.link_in_container else host
+        master = find_master(sock, name)
+        made, entry = create(call, netns, kind, lambda: make(sock, master))
+    return made, entry, master
 
 
 def create(
@@ -115,8 +129,12 @@ def configure(
     _configure.interface(call, netns, made.index, result, settings or [], nodad=nodad)
 
 
-def delete(call: Call[Any], ipam: str) -> None:
-    """DEL: release the address and delete the link; every step runs."""
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def delete(call: Call[Any]) -> None:
+    """Release the address and delete the link; every step runs, and needs no master."""
+    ipam = call.conf.ipam.type
     netns = call.find_netns()
     steps = Steps()
     if ipam:
@@ -126,31 +144,37 @@ def delete(call: Call[Any], ipam: str) -> None:
     steps.finish()
 
 
-def gc(call: Call[Any], ipam: str, _keep: frozenset[Attachment]) -> None:
-    """GC: the links live and die with their namespace; the IPAM plugin collects its leases."""
-    if ipam:
-        call.delegate(ipam)
+def gc(call: Call[Any], _keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect its leases; the links live and die with their namespace."""
+    status(call)
+
+
+def status(call: Call[Any]) -> None:
+    """Ready if the IPAM plugin is, where there is one."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
 
 
 def check(
     call: Call[Any],
-    netns: Namespace,
     kind: str,
     differences: Callable[[Link, Interface], list[str]],
     *,
-    master: Callable[[], list[str]] = list,
     prefix: str = "",
+    ipam_required: bool = False,
     with_routes: bool = True,
 ) -> None:
-    """CHECK: the master, the link, what `differences` says of it, its addresses and routes.
+    """Have the IPAM plugin check, then compare the master, the link, its addresses and routes.
 
-    `prefix` begins what is said of a missing prevResult. Raises CNIError.
+    `differences` says what is wrong with the link, when it is one of that kind; `prefix` begins
+    what is said of a missing prevResult. Raises CNIError.
     """
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError(f"{prefix}Required prevResult missing")
+    netns = call.open_netns()
+    if call.conf.ipam.type or ipam_required:
+        call.delegate(call.conf.ipam.type)
+    previous = _check.previous_result(call, prefix)
     entry = _check.container_interface(call, previous)
-    problems = master()
+    problems = _missing_master(call.conf, netns) if isinstance(call.conf, Conf) else []
     sock = netns.netlink()
     found = link.find(sock, entry.name)
     if found is None:
@@ -163,3 +187,15 @@ def check(
     if with_routes:
         problems += _check.routes(sock, previous)
     _check.fail(problems)
+
+
+def _missing_master(conf: Conf, netns: Namespace) -> list[str]:
+    """Is the configured master still there? Nothing is said of one that was not named."""
+    if not conf.master:
+        return []
+    if conf.link_in_container:
+        found = link.find(netns.netlink(), conf.master)
+    else:
+        with Netlink() as host:
+            found = link.find(host, conf.master)
+    return [] if found else [f'failed to lookup master "{conf.master}": Link not found']

@@ -336,18 +336,13 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if want.ipam:
         call.delegate(want.ipam)
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError("Required prevResult missing")
+    previous = _check.previous_result(call)
     entry = _check.container_interface(call, previous)
     with Netlink() as host:
         problems = _bridge_check.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += _bridge_check.pair(host, netns, entry, previous, want.bridge)
-    problems += _check.addresses(netns.netlink(), call.ifname, previous)
-    problems += _check.routes(netns.netlink(), previous)
-    if want.conf.ip_masq:
-        problems += _main.missing_masquerade(call, previous)
-    _check.fail(problems)
+    rules = _main.missing_masquerade(call, previous) if want.conf.ip_masq else []
+    _check.finish(call, netns, previous, problems, rules)
 
 
 def reload(call: Call[Conf]) -> None:

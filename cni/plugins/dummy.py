@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..call import Attachment, Call
+from ..call import Call
 from ..kernel import link
 from ..kernel.link import Link
 from ..protocol import config
@@ -34,14 +34,8 @@ def _require_ipam(call: Call[Conf]) -> None:
         )
 
 
-def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the interface."""
-    _sublink.delete(call, call.conf.ipam.type)
-
-
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
+delete = _sublink.delete
+gc = _sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
@@ -52,9 +46,7 @@ def status(call: Call[Conf]) -> None:
 def check(call: Call[Conf]) -> None:
     """Compare the interface and its addresses with prevResult; routes are not looked at."""
     _require_ipam(call)
-    netns = call.open_netns()
-    call.delegate(call.conf.ipam.type)
-    _sublink.check(call, netns, "dummy", _differences, prefix="dummy: ", with_routes=False)
+    _sublink.check(call, "dummy", _differences, prefix="dummy: ", with_routes=False)
 
 
 def _differences(found: Link, entry: Interface) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..call import Attachment, Call, Steps
+from ..call import Call, Steps
 from ..kernel import device, link
 from ..kernel.device import DeviceError
 from ..kernel.link import Link
@@ -20,6 +20,8 @@ from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _check, _sublink
+
+_DEVICE_ID = "runtimeConfig.deviceID"
 
 
 class Runtime(config.Folded):
@@ -69,18 +71,55 @@ class Selector:
             raise CNIError(str(error)) from None
 
     def find(self, host: Netlink) -> Link:
-        """The link. Raises CNIError ``failed to find host device: …``."""
+        """The link that the strongest selector names, in the reference's order. Raises CNIError.
+
+        The runtime's deviceID may stand beside another selector. But two in the configuration must
+        mean the same link: one of them is a mistake, and the link might be the node's own.
+        """
+        first, *others = self._given()
+        found = self._find_by(host, first)
+        for key in others:
+            if key != _DEVICE_ID and not self._selects(host, key, found):
+                raise _contradiction(first, key, f"{first} is the link {found.name}, {key} is not")
+        return found
+
+    def require_alone(self) -> None:
+        """A device of user space has no link that another selector could mean. Raises CNIError."""
+        first, *others = self._given()
+        if "pciBusID" in others:
+            raise _contradiction(first, "pciBusID", f"{self.pci} is bound to a user space driver")
+
+    def _selects(self, host: Netlink, key: str, found: Link) -> bool:
+        if key == "hwaddr":  # which several links may have
+            return found.mac == link.format_mac(self.mac)
         try:
-            if self.mac and not self.conf.device:
+            return self._find_by(host, key).index == found.index
+        except CNIError:
+            return False
+
+    def _given(self) -> list[str]:
+        """The selectors that are set, the strongest first."""
+        by_id = bool(self.conf.runtime_config.device_id)
+        given = {
+            "device": self.conf.device,
+            "hwaddr": self.mac,
+            "kernelpath": self.conf.kernelpath,
+            _DEVICE_ID if by_id else "pciBusID": self.pci or self.auxiliary,
+        }
+        return [key for key, value in given.items() if value]
+
+    def _find_by(self, host: Netlink, key: str) -> Link:
+        try:
+            if key == "hwaddr":
                 return self._by_mac(host)
-            return link.get(host, self._name())
+            return link.get(host, self._name(key))
         except (DeviceError, link.LinkNotFound) as error:
             raise CNIError(f"failed to find host device: {error}") from None
 
-    def _name(self) -> str:
-        if self.conf.device:
+    def _name(self, key: str) -> str:
+        if key == "device":
             return self.conf.device
-        if self.conf.kernelpath:
+        if key == "kernelpath":
             return device.link_of_path(self.conf.kernelpath)
         if self.pci:
             return device.link_of_pci(self.pci)
@@ -94,6 +133,12 @@ class Selector:
         raise DeviceError("failed to find physical interface")
 
 
+def _contradiction(first: str, second: str, why: str) -> CNIError:
+    return CNIError(
+        f'"{first}" and "{second}" select different devices', f"{why}: give one of them"
+    )
+
+
 # --- ADD ------------------------------------------------------------------------------------------
 
 
@@ -102,6 +147,8 @@ def add(call: Call[Conf]) -> Result:
     conf = call.conf
     selector = Selector(conf)
     user_space = selector.in_user_space()
+    if user_space:
+        selector.require_alone()
     netns = call.open_netns()
     entry = Interface(name=call.ifname, sandbox=call.netns)
     moved = None
@@ -190,9 +237,8 @@ def _move_out(call: Call[Conf], netns: Namespace, up: bool = False) -> None:
                 f"the host has an interface {original} by now: rename it and repeat the DEL",
             )
         sock = netns.netlink()
-        for name in (original, call.owner.alias_key):
-            link.remove_altname(sock, inner.index, name)
         try:
+            _give_old_name(call, sock, inner)
             link.change(sock, inner.index, netns=home.fd, name=original, alias="")
         except NetlinkError as error:
             _restore(call, netns, inner)
@@ -201,33 +247,53 @@ def _move_out(call: Call[Conf], netns: Namespace, up: bool = False) -> None:
             link.change(host, link.get(host, original).index, up=True)
 
 
+def _give_old_name(call: Call[Conf], sock: Netlink, inner: Link) -> None:
+    """Rename the device before it moves, so that the host never sees the container's name.
+
+    udev and the like act on the first name they see. Only where something else in the container
+    has the old name, the kernel renames the device as it arrives.
+    """
+    original = inner.alias
+    link.remove_altname(sock, inner.index, original)
+    link.change(sock, inner.index, up=False)  # what is up cannot be renamed before Linux 6.2
+    if link.find(sock, original) is None:
+        link.change(sock, inner.index, name=original)
+    link.remove_altname(sock, inner.index, call.owner.alias_key)
+
+
 def _restore(call: Call[Conf], netns: Namespace, inner: Link) -> None:
     """Leave the device in the container as it was, so that DEL can be repeated."""
-    found = link.find(netns.netlink(), inner.index)
-    if found is not None:
-        link.change(netns.netlink(), inner.index, alias=inner.alias, up=inner.up)
+    sock = netns.netlink()
+    if link.find(sock, inner.index) is not None:
+        link.change(sock, inner.index, name=inner.name, alias=inner.alias)
+        link.change(sock, inner.index, up=inner.up)
         for name in (call.owner.alias_key, inner.alias):
-            link.add_altname(netns.netlink(), inner.index, name)
+            link.add_altname(sock, inner.index, name)
 
 
 def _find_ours(call: Call[Conf], netns: Namespace) -> Link | None:
     """The device by its mark, whatever its name is by now, or by its name in the container."""
-    found = link.find_altname(netns.netlink(), call.owner.alias_key)
-    return found or link.find(netns.netlink(), call.ifname)
+    sock = netns.netlink()
+    marked = link.find_altname(sock, call.owner.alias_key)
+    named = None if marked else link.find(sock, call.ifname)
+    if marked or (named and named.alias):
+        return marked or named
+    return _half_way(sock) or named
+
+
+def _half_way(sock: Netlink) -> Link | None:
+    """A device that a DEL had given its old name when it was killed: down, without our mark."""
+    for one in link.list_all(sock):
+        if one.alias == one.name and not one.up and not one.altnames:
+            return one
+    return None
 
 
 # --- the other verbs ------------------------------------------------------------------------------
 
 
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the kernel gives devices back when their namespace ends."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
-
-
-def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
-    if call.conf.ipam.type:
-        call.delegate(call.conf.ipam.type)
+gc = _sublink.gc  # the kernel gives devices back when their namespace ends
+status = _sublink.status
 
 
 def check(call: Call[Conf]) -> None:
@@ -237,14 +303,11 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if conf.ipam.type:
         call.delegate(conf.ipam.type)
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError("Required prevResult missing")
+    previous = _check.previous_result(call)
     if user_space:
         return
     entry = _check.container_interface(call, previous)
-    sock = netns.netlink()
-    found = link.find(sock, entry.name)
+    found = link.find(netns.netlink(), entry.name)
     if found is None:
         raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
     problems = []
@@ -252,5 +315,4 @@ def check(call: Call[Conf]) -> None:
         problems.append(
             f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
         )
-    problems += _check.addresses(sock, call.ifname, previous) + _check.routes(sock, previous)
-    _check.fail(problems)
+    _check.finish(call, netns, previous, problems)

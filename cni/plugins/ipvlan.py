@@ -5,21 +5,16 @@ Stand-alone, or chained behind a plugin whose result names the master and maybe 
 
 from __future__ import annotations
 
-from ..call import Attachment, Call
+from ..call import Call
 from ..kernel import announce, link
 from ..kernel.link import Link
-from ..kernel.netlink import Netlink
-from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
 from . import _sublink
 
 
-class Conf(config.NetConf):
-    master: str = ""
+class Conf(_sublink.Conf):
     mode: str = ""
-    mtu: int = 0
-    link_in_container: bool = False
 
 
 def add(call: Call[Conf]) -> Result:
@@ -30,17 +25,15 @@ def add(call: Call[Conf]) -> Result:
     previous = call.prev_result()
     name = conf.master or _chained_master(previous)
     netns = call.open_netns()
-    with Netlink() as host:
-        sock = netns.netlink() if conf.link_in_container else host
-        master = _sublink.find_master(sock, name)
-        made, entry = _sublink.create(
-            call,
-            netns,
-            "ipvlan",
-            lambda: link.create_ipvlan(
-                sock, call.ifname, master.index, mode=mode, mtu=conf.mtu, netns=netns.fd
-            ),
-        )
+    made, entry, _ = _sublink.create_on_master(
+        call,
+        netns,
+        "ipvlan",
+        name,
+        lambda sock, master: link.create_ipvlan(
+            sock, call.ifname, master.index, mode=mode, mtu=conf.mtu, netns=netns.fd
+        ),
+    )
     if conf.ipam.type or previous is None or not previous.ips:
         ipam = call.ipam_add(conf.ipam.type)
     else:
@@ -69,36 +62,15 @@ def _chained_master(previous: Result | None) -> str:
     )
 
 
-def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the interface; the master need not exist any more."""
-    _sublink.delete(call, call.conf.ipam.type)
-
-
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
-
-
-def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
-    if call.conf.ipam.type:
-        call.delegate(call.conf.ipam.type)
+delete = _sublink.delete
+gc = _sublink.gc
+status = _sublink.status
 
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
-    conf = call.conf
-    mode = _mode(conf)
-    netns = call.open_netns()
-    if conf.ipam.type:
-        call.delegate(conf.ipam.type)
-    _sublink.check(
-        call,
-        netns,
-        "ipvlan",
-        lambda found, entry: _differences(mode, found, entry),
-        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
-    )
+    mode = _mode(call.conf)
+    _sublink.check(call, "ipvlan", lambda found, entry: _differences(mode, found, entry))
 
 
 def _differences(mode: int, found: Link, entry: Interface) -> list[str]:

@@ -9,7 +9,7 @@ from ..kernel import announce, link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
 from ..protocol import config
-from ..protocol.errors import CNIError
+from ..protocol.errors import CNIError, DelegateError
 from ..protocol.result import Interface, Result
 from . import _shim, _sublink
 
@@ -18,12 +18,9 @@ class Mac(config.Folded):
     mac: str = ""
 
 
-class Conf(config.NetConf):
-    master: str = ""
+class Conf(_sublink.Conf):
     mode: str = ""
-    mtu: int = 0
     mac: str = ""
-    link_in_container: bool = False
     bcqueuelen: int = 0
     host_shim: bool = False
     runtime_config: Mac = msgspec.field(default_factory=Mac)
@@ -38,25 +35,21 @@ def add(call: Call[Conf]) -> Result:
     if conf.host_shim:
         _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
     netns = call.open_netns()
-    with Netlink() as host:
-        sock = netns.netlink() if conf.link_in_container else host
-        master = _sublink.find_master(sock, conf.master)
+
+    def make(sock: Netlink, master: Link) -> None:
         _sublink.check_mtu(conf.mtu, master)
-        made, entry = _sublink.create(
-            call,
-            netns,
-            "macvlan",
-            lambda: link.create_macvlan(
-                sock,
-                call.ifname,
-                master.index,
-                mode=mode,
-                mtu=conf.mtu,
-                mac=mac,
-                bc_queue_len=conf.bcqueuelen,
-                netns=netns.fd,
-            ),
+        link.create_macvlan(
+            sock,
+            call.ifname,
+            master.index,
+            mode=mode,
+            mtu=conf.mtu,
+            mac=mac,
+            bc_queue_len=conf.bcqueuelen,
+            netns=netns.fd,
         )
+
+    made, entry, master = _sublink.create_on_master(call, netns, "macvlan", conf.master, make)
     result = Result(interfaces=[entry], dns=conf.dns)
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
@@ -84,7 +77,7 @@ def delete(call: Call[Conf]) -> None:
     steps = Steps()
     if call.conf.host_shim:
         steps.run(_shim.disconnect, call)
-    steps.run(_sublink.delete, call, call.conf.ipam.type)
+    steps.run(_sublink.delete, call)
     steps.finish()
 
 
@@ -93,34 +86,21 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     if call.conf.host_shim:
         steps.run(_shim.collect, call, keep)
-    steps.run(_sublink.gc, call, call.conf.ipam.type, keep)
+    steps.run(_sublink.gc, call, keep)
     steps.finish()
 
 
-def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
-    if call.conf.ipam.type:
-        call.delegate(call.conf.ipam.type)
+status = _sublink.status
 
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
-    conf = call.conf
-    mode = _mode(conf)
-    netns = call.open_netns()
-    if conf.ipam.type:
-        call.delegate(conf.ipam.type)
+    mode = _mode(call.conf)
     try:
-        _sublink.check(
-            call,
-            netns,
-            "macvlan",
-            lambda found, entry: _differences(mode, found, entry),
-            master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
-        )
+        _sublink.check(call, "macvlan", lambda found, entry: _differences(mode, found, entry))
     except CNIError as error:  # the reference's texts for this plugin begin in lower case
         begins = ("Required", "Sandbox", "Container", "Error")
-        if error.msg.startswith(begins):
+        if error.msg.startswith(begins) and not isinstance(error, DelegateError):
             raise CNIError(error.msg[0].lower() + error.msg[1:], error.details) from None
         raise
 

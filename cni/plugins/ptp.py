@@ -157,16 +157,11 @@ def check(call: Call[Conf]) -> None:
     """Compare the container's side with prevResult; every difference is reported."""
     netns = call.open_netns()
     call.delegate(call.conf.ipam.type)
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError("ptp: Required prevResult missing")
+    previous = _check.previous_result(call, "ptp: ")
     entry = _check.container_interface(call, previous)
     problems = _check_interface(netns, entry)
-    problems += _check.addresses(netns.netlink(), call.ifname, previous)
-    problems += _check.routes(netns.netlink(), previous)
-    if call.conf.ip_masq:
-        problems += _main.missing_masquerade(call, previous)
-    _check.fail(problems)
+    rules = _main.missing_masquerade(call, previous) if call.conf.ip_masq else []
+    _check.finish(call, netns, previous, problems, rules)
 
 
 def reload(call: Call[Conf]) -> None:

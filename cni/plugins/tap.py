@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ..call import Attachment, Call
+from ..call import Call
 from ..kernel import link, tun
 from ..kernel.netlink import NetlinkError
 from ..netns import Namespace
@@ -110,18 +110,11 @@ def _bridge(netns: Namespace, name: str) -> int:
 def delete(call: Call[Conf]) -> None:
     """Release the address and delete the device."""
     _sublink.mac(call)
-    _sublink.delete(call, call.conf.ipam.type)
+    _sublink.delete(call)
 
 
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the devices go with their namespaces."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
-
-
-def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
-    if call.conf.ipam.type:
-        call.delegate(call.conf.ipam.type)
+gc = _sublink.gc
+status = _sublink.status
 
 
 def check(call: Call[Conf]) -> None:
@@ -130,9 +123,6 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if call.conf.ipam.type:
         call.delegate(call.conf.ipam.type)
-    previous = call.prev_result()
-    if previous is None:
-        raise CNIError("Required prevResult missing")
+    previous = _check.previous_result(call)
     _check.container_interface(call, previous)
-    sock = netns.netlink()
-    _check.fail(_check.addresses(sock, call.ifname, previous) + _check.routes(sock, previous))
+    _check.finish(call, netns, previous, [])

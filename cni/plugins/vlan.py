@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from ..call import Attachment, Call
+from ..call import Call
 from ..kernel import link
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..protocol import config
 from ..protocol.errors import CNIError, Terminated
 from ..protocol.result import Interface, Result
 from . import _sublink
 
 
-class Conf(config.NetConf):
-    master: str = ""
+class Conf(_sublink.Conf):
     vlan_id: int = 0
-    mtu: int = 0
-    link_in_container: bool = False
 
 
 def add(call: Call[Conf]) -> Result:
@@ -30,18 +26,14 @@ def add(call: Call[Conf]) -> Result:
     if not 0 <= conf.vlan_id <= 4094:
         raise CNIError(f"invalid VLAN ID {conf.vlan_id} (must be between 0 and 4095 inclusive)")
     netns = call.open_netns()
-    with Netlink() as host:
-        sock = netns.netlink() if conf.link_in_container else host
-        master = _sublink.find_master(sock, conf.master)
+
+    def make(sock: Netlink, master: Link) -> None:
         _sublink.check_mtu(conf.mtu, master)
-        made, entry = _sublink.create(
-            call,
-            netns,
-            "vlan",
-            lambda: link.create_vlan(
-                sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
-            ),
+        link.create_vlan(
+            sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
         )
+
+    made, entry, _ = _sublink.create_on_master(call, netns, "vlan", conf.master, make)
     ipam = _allocate(call)
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
     _sublink.configure(call, netns, made, result)
@@ -59,14 +51,8 @@ def _allocate(call: Call[Conf]) -> Result:
         raise CNIError(f"failed to execute IPAM delegate: {error.msg}", error.details) from None
 
 
-def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the interface; the master need not exist any more."""
-    _sublink.delete(call, call.conf.ipam.type)
-
-
-def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
-    _sublink.gc(call, call.conf.ipam.type, keep)
+delete = _sublink.delete
+gc = _sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
@@ -76,16 +62,12 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
-    conf = call.conf
-    netns = call.open_netns()
-    call.delegate(conf.ipam.type)
     _sublink.check(
         call,
-        netns,
         "vlan",
-        lambda found, entry: _differences(conf, found, entry),
-        master=lambda: _sublink.missing_master(conf.master, conf.link_in_container, netns),
+        lambda found, entry: _differences(call.conf, found, entry),
         prefix="vlan: ",
+        ipam_required=True,
     )
 
 

@@ -42,6 +42,11 @@ class Request(NamedTuple):
         value = self.env.get("CNI_NETNS_OVERRIDE", "")
         return value == "1" or value.upper() == "TRUE"
 
+    def of(self, container_id: str, ifname: str) -> Request:
+        """The same of an attachment whose namespace is not known."""
+        env = {**self.env, "CNI_CONTAINERID": container_id, "CNI_IFNAME": ifname, "CNI_NETNS": ""}
+        return self._replace(container_id=container_id, ifname=ifname, netns="", env=env)
+
 
 def read(env: Mapping[str, str], stdin: Callable[[], bytes]) -> Request:
     """Read and validate the environment, then stdin (never for VERSION).

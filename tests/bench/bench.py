@@ -17,7 +17,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,6 +44,8 @@ class Case:
     name: str
     conf: Callable[[Node], Json]
     needs: str = ""  # a feature of the kernel, see tests.harness.requires
+    # What is there while it runs, and is not measured.
+    around: Callable[[Node], AbstractContextManager[Any]] = nullcontext
 
 
 def host_local(node: Node) -> Json:
@@ -75,6 +78,19 @@ def default_gateway(node: Node) -> Json:
     return conf
 
 
+def flannel(node: Node) -> Json:
+    """flannel, bridge and host-local; flanneld's file is written by us."""
+    subnet_file = node.data_dir / "subnet.env"
+    if not subnet_file.exists():
+        subnet_file.parent.mkdir(parents=True, exist_ok=True)
+        subnet_file.write_text(
+            "FLANNEL_NETWORK=10.64.0.0/12\nFLANNEL_SUBNET=10.66.0.1/16\n"
+            "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        )
+    where = {"subnetFile": str(subnet_file), "dataDir": str(node.data_dir / "flannel")}
+    return simple("flannel", delegate={"bridge": "brflannel"}, **where)(node)
+
+
 def own_backend(**conf: Any) -> Callable[[Node], Json]:
     """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
 
@@ -83,6 +99,45 @@ def own_backend(**conf: Any) -> Callable[[Node], Json]:
         return simple("bridge", **conf, **backend)(node)
 
     return make
+
+
+def tuning(node: Node) -> Json:
+    """On the container's `lo`, as if another plugin had made it."""
+    previous = {"cniVersion": VERSION, "interfaces": [{"name": "lo"}]}
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "tuning",
+        "dataDir": str(node.scratch / "tuning"),
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
+        "mtu": 1400,
+        "prevResult": previous,
+    }
+
+
+@contextmanager
+def veth(node: Node) -> Iterator[None]:
+    """A pair as bridge or ptp would have made it: vethbench on the node, eth0 in the container."""
+    peer = ["peer", "name", "eth0", "netns", node.container.name]
+    node.host.ip("link", "add", "vethbench", "type", "veth", *peer)
+    try:
+        yield
+    finally:
+        node.host.ip("link", "delete", "vethbench")
+
+
+def bandwidth(_: Node) -> Json:
+    interfaces = [{"name": "vethbench"}, {"name": "eth0", "sandbox": "/run/netns/pod"}]
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "bandwidth",
+        "ingressRate": 100_000_000,
+        "ingressBurst": 10_000_000,
+        "egressRate": 100_000_000,
+        "egressBurst": 10_000_000,
+        "prevResult": {"cniVersion": VERSION, "interfaces": interfaces},
+    }
 
 
 CASES = [
@@ -102,7 +157,10 @@ CASES = [
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),
     Case("tap", simple("tap"), "tap"),
+    Case("flannel (bridge)", flannel),
     Case("host-device", simple("host-device", device="dev0")),
+    Case("tuning", tuning),
+    Case("bandwidth", bandwidth, around=veth),
 ]
 GROWTH = (10, 1000, 10000)
 
@@ -120,7 +178,8 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
         if node.name in failed or not (node.bin_dir / conf["type"]).exists():
             continue
         try:
-            added, deleted = add_and_delete(node, conf)
+            with case.around(node):
+                added, deleted = add_and_delete(node, conf)
         except PluginFailedError as error:
             print(f"  {case.name}: {error}", file=sys.stderr)
             failed.add(node.name)

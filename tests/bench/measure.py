@@ -113,7 +113,7 @@ class Node:
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": container_id,
             "CNI_NETNS": self.container.path,
-            "CNI_IFNAME": "lo" if conf["type"] == "loopback" else "eth0",
+            "CNI_IFNAME": "lo" if conf["type"] in ("loopback", "tuning") else "eth0",
             "CNI_PATH": str(self.bin_dir),
         }
         status, sample = self.host.run(self._spawn, [str(self.bin_dir / conf["type"])], environ)

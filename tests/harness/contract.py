@@ -69,10 +69,10 @@ def plug(
         flags = " nodad" if ":" in gateway else ""
         lines.append(f"address add {gateway}/{subnet.rpartition('/')[2]} dev {peer}{flags}")
     outside.ip_batch("link set lo up", *lines)
-    _await_carrier(ns, master)
+    await_carrier(ns, master)
 
 
-def _await_carrier(ns: Netns, name: str) -> None:
+def await_carrier(ns: Netns, name: str) -> None:
     """Both ends are up; the kernel says so a moment later, which is not the plugin's doing."""
     deadline = time.monotonic() + 5
     while link(ns, name).get("operstate") != "UP":

@@ -67,7 +67,20 @@ HOST_LOCAL = {
     "type": "host-local",
     "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
 }
+SUBNET_ENV = """FLANNEL_NETWORK=10.88.0.0/16
+FLANNEL_SUBNET=10.88.0.1/24
+FLANNEL_MTU=1450
+FLANNEL_IPMASQ=true
+"""
+# `after` is the plugin before it in the list, which is not killed.
 CASES: dict[str, dict[str, Any]] = {
+    "bandwidth": {
+        "type": "bandwidth",
+        "ingressRate": 8_000_000,
+        "egressRate": 8_000_000,
+        "latency": 25,
+        "after": {"type": "ptp"},
+    },
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
     "bridge-filtered": {
@@ -79,17 +92,30 @@ CASES: dict[str, dict[str, Any]] = {
         "macspoofchk": True,
     },
     "dummy": {"type": "dummy"},
+    "flannel": {"type": "flannel", "delegate": {"bridge": "br88"}},
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
     "tap": {"type": "tap"},
+    "tuning": {
+        "type": "tuning",
+        "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.core.somaxconn": "500"},
+        "mac": "c2:11:00:00:00:01",
+        "mtu": 1400,
+        "promisc": True,
+        "ethtool": {"tso": False},
+    },
     "vlan": {"type": "vlan", "master": "lan0", "vlanId": 7},
 }
 # Their links are in the container alone and end with its namespace: only a DEL that can enter it
 # clears them up.
 IN_CONTAINER = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan"})
+# They change an interface that is there already; only a DEL that can enter the namespace can put it
+# back, also if another ADD was tried before.
+CHANGING_EXISTING = frozenset({"tuning"})
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,13 @@ class World:
         ipam = {**HOST_LOCAL, "dataDir": str(self.data_dir)}
         self.conf = {"cniVersion": "1.1.0", "name": "crash", "ipam": ipam, **conf}
         self.plugin = conf["type"]
+        if self.plugin == "flannel":
+            subnet_file = directory / "subnet.env"
+            subnet_file.write_text(SUBNET_ENV)
+            notes = str(self.data_dir / "flannel")
+            self.conf |= {"subnetFile": str(subnet_file), "dataDir": notes}
+        after = self.conf.pop("after", None)
+        self.after = after and {**self.conf, **after}
         self.host = Netns("crash-host")
         self.host.ip_batch(
             "link set lo up",
@@ -131,6 +164,9 @@ class World:
             "link set lan1 up",
         )
         self.container = Netns("crash-container")
+        if self.plugin in CHANGING_EXISTING:
+            self.conf["dataDir"] = str(self.data_dir)
+            self.container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
         self.runtime = Runtime(bin_dir, self.host)
         try:
             self.add()
@@ -144,18 +180,40 @@ class World:
         self.container.close()
         self.host.close()
 
+    def prepare(self) -> None:
+        """What comes before an ADD in the list."""
+        if self.after:
+            added = self.runtime.add(self.after["type"], self.after, self.container)
+            self.conf["prevResult"] = added.result
+
     def add(self) -> None:
+        self.prepare()
         self.runtime.add(self.plugin, self.conf, self.container).succeeded()
 
     def delete(self) -> None:
         self.runtime.delete(self.plugin, self.conf, self.container).succeeded()
+        self.finish()
+
+    def finish(self) -> None:
+        """What comes after a DEL in the list."""
+        if self.after:
+            self.runtime.delete(self.after["type"], self.after, self.container).succeeded()
 
     def recover(self, how: str) -> Reply:
+        """Clear up the whole list; the first reply that is wrong, or the last."""
+        if how == "ADD and DEL":
+            self.runtime.add(self.plugin, self.conf, self.container).succeeded()
+        reply = self._recover(how, self.plugin, self.conf)
+        if self.after and reply.rc == 0 and not reply.stdout:
+            reply = self._recover(how, self.after["type"], self.after)
+        return reply
+
+    def _recover(self, how: str, plugin: str, conf: dict[str, Any]) -> Reply:
         if how == "GC":
-            return self.runtime.gc(self.plugin, self.conf, [])
-        if how == "DEL":
-            return self.runtime.delete(self.plugin, self.conf, self.container)
-        return self.runtime.delete(self.plugin, self.conf, "/run/netns/gone")
+            return self.runtime.gc(plugin, conf, [])
+        if how.endswith("DEL"):
+            return self.runtime.delete(plugin, conf, self.container)
+        return self.runtime.delete(plugin, conf, "/run/netns/gone")
 
     def state(self) -> dict[str, Any]:
         """What must be the same again; a bridge's carrier comes and goes with its ports."""
@@ -165,7 +223,16 @@ class World:
             "nft": {str(number): item for number, item in enumerate(nft(self.host))},
             "iptables": iptables_save(self.host),
             "files": dict.fromkeys(tree(self.data_dir, contents=False), ""),
+            "tuned": self.tuned() if self.plugin in CHANGING_EXISTING else {},
         }
+
+    def tuned(self) -> dict[str, Any]:
+        """What tuning changes."""
+        found: dict[str, Any] = dict(links(self.container)["eth0"])
+        found["features"] = self.container.exec(["ethtool", "-k", "eth0"]).stdout
+        for name in ("net/ipv4/conf/eth0/arp_filter", "net/core/somaxconn"):
+            found[name] = self.container.sysctl(name)
+        return found
 
     def processes(self) -> list[int]:
         """Pids in one of the two namespaces."""
@@ -257,6 +324,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
     """Kill a verb, clear up: what is wrong then."""
     if verb == "DEL":
         world.add()
+    else:
+        world.prepare()
     reached = world.kill(verb, point)
     if not eventually(lambda: not world.processes()):
         return [f"processes left: {world.processes()}"]
@@ -266,6 +335,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
             return [str(reply)]
         if reply.stdout:
             return [f"{how} printed {reply.stdout}"]
+    else:
+        world.finish()
     found = difference(world.clean, world.state())
     if not found:
         world.add()
@@ -295,12 +366,18 @@ def test_killed(name: str, verb: str, bin_dir: Path, tmp_path: Path) -> None:
         world = fresh()
         if verb == "DEL":
             world.add()
+        else:
+            world.prepare()
         points = world.points(verb)
         if verb == "ADD":
             world.delete()
+        else:
+            world.finish()
         assert len(points) > 2, "the trace shows no work"
         for point, recovery in chosen(points, f"{name} {verb}"):
             how = "DEL" if CASES[name]["type"] in IN_CONTAINER else recovery
+            if CASES[name]["type"] in CHANGING_EXISTING and how != "DEL":
+                how = "ADD and DEL"
             wrong = trial(world, verb, point, how)
             if wrong:
                 failures.append("\n    ".join([f"at {point}\n  then {how}:", *wrong]))

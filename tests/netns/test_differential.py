@@ -38,6 +38,7 @@ from tests.harness import (
     routes,
     rules,
     sysctls,
+    tc,
     tree,
     version_tuple,
 )
@@ -79,6 +80,22 @@ DECLARED = [
     (
         r".*: container\d\.sysctl\.net/ipv6/conf/eth\d\.accept_dad: 1 -> 0",
         "both ends of ptp's link are ours: there is nobody to detect duplicates with",
+    ),
+    (
+        r".*: files\.tuning/\S+: (-rw------- b'\{.*)\\n\}' -> \1,\\n \"(sysctl|owner)\".*",
+        "tuning's backup also has the sysctls, and whose it is",
+    ),
+    (
+        r".*: files\.tuning: drw------- -> drwx------",
+        "a directory that cannot be searched is of no use to anybody but root",
+    ),
+    (
+        r"\d+ (DEL|CHECK) c\d: container\d\.sysctl\.net/ipv4/conf/eth0\.arp_filter: 1 -> 0",
+        "tuning's DEL puts sysctls back",
+    ),
+    (
+        r".*: host\.tc\.\S+\.filters\[0\]\.options\.actions: .*",
+        "bandwidth's filter redirects a packet once; the reference's action is there twice",
     ),
     (
         r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
@@ -153,6 +170,8 @@ class World:
     def _local(self, conf: Json) -> Json:
         if "dataDir" in conf.get("ipam", {}):
             conf = {**conf, "ipam": {**conf["ipam"], "dataDir": str(self.directory / "networks")}}
+        if "dataDir" in conf:
+            conf = {**conf, "dataDir": str(self.directory / conf["type"])}
         return conf
 
     def _prev_result(self, step: Step, key: tuple[int, str], conf: Json) -> Json | None:
@@ -231,6 +250,7 @@ def _kernel_state(ns: Netns, found: list[Json]) -> Json:
         "rule": rules(ns),
         "sysctl": _sysctls(ns),
         "nft": _own_nft(ns),
+        "tc": _traffic_control(ns),
     }
 
 
@@ -265,6 +285,18 @@ def _sysctls(ns: Netns) -> dict[str, dict[str, str]]:
 def _route_name(route: Json) -> str:
     keys = ("family", "table", "type", "dst", "gateway", "dev", "metric")
     return " ".join(str(route[key]) for key in keys if key in route)
+
+
+def _traffic_control(ns: Netns) -> Json:
+    """The queueing disciplines that are not the kernel's default, and filters on what arrives."""
+    found: Json = {}
+    for one in tc.qdiscs(ns):
+        if one["handle"] != "0:":
+            dev = found.setdefault(one["dev"], {"qdiscs": [], "filters": []})
+            dev["qdiscs"].append(one)
+            if one["kind"] == "ingress":
+                dev["filters"] = tc.filters(ns, one["dev"], "ffff:")
+    return found
 
 
 def _own_nft(ns: Netns) -> list[Json]:
@@ -738,3 +770,90 @@ def test_static_in_each_version(pair: Pair, cni_version: str) -> None:
 def test_static_dynamic_configuration(pair: Pair, keys: Json, args: str) -> None:
     steps = [step._replace(args=args) for step in LIFE]
     pair.compare("static", net(ipam=V4.static(), **keys), steps)
+
+
+# -- tuning ---------------------------------------------------------------------------------------
+
+# Version 1.1.1 knows no txQLen.
+TUNING = {
+    "nothing": {},
+    "allmulti": {"allmulti": True},
+    "everything": {
+        "sysctl": {"net.ipv4.conf.eth0.arp_filter": "1"},
+        "runtimeConfig": {"mac": f"{CHOSEN}00:00:00:02"},
+        "mtu": 1400,
+        "promisc": True,
+        "allmulti": True,
+    },
+    "args": {"mtu": 1300, "args": {"cni": {"mtu": 1400, "mac": f"{CHOSEN}00:00:00:02"}}},
+    "bad sysctl": {"sysctl": {"kernel.foo": "1"}},
+    "no such sysctl": {"sysctl": {"net.ipv4.foo": "1"}},
+}
+
+
+def tunable(pair: Pair, version: str = NEWEST, **keys: Any) -> Json:
+    """Give each container an interface; a configuration that follows the plugin that made it."""
+    for world in (pair.go, pair.ours):
+        for number, ns in enumerate(world.containers, 1):
+            mac = f"address {CHOSEN}00:00:01:0{number}"
+            ns.ip("link", "add", "eth0", *mac.split(), "type", "veth", "peer", "name", "peer0")
+            ns.ip_batch("link set eth0 up", "address add 10.22.0.2/24 dev eth0")
+    previous: Json = {"cniVersion": version, "ips": [{"address": "10.22.0.2/24", "interface": 0}]}
+    previous["interfaces"] = [{"name": "eth0", "mac": f"{CHOSEN}00:00:01:01"}]
+    if version < "1":
+        previous["ips"][0]["version"] = "4"
+    if version < "0.3":
+        previous = {"cniVersion": version, "ip4": {"ip": "10.22.0.2/24"}, "dns": {}}
+    return net(version, type="tuning", prevResult=previous, dataDir="set by World", **keys)
+
+
+@pytest.mark.parametrize("keys", TUNING.values(), ids=TUNING)
+def test_tuning(pair: Pair, keys: Json) -> None:
+    pair.compare("tuning", tunable(pair, **keys))
+
+
+@pytest.mark.parametrize("cni_version", ["0.2.0", "0.3.1", "0.4.0"])
+def test_tuning_in_older_versions(pair: Pair, cni_version: str) -> None:
+    conf = tunable(pair, cni_version, mtu=1400, mac=f"{CHOSEN}00:00:00:02")
+    pair.compare("tuning", conf, TWO_LIVES)
+
+
+# -- bandwidth ------------------------------------------------------------------------------------
+
+BANDWIDTH: Json = {
+    "both": {"ingressRate": 8000, "ingressBurst": 80, "egressRate": 10**9, "egressBurst": 10**7},
+    "ingress": {"ingressRate": 40_000_000_000, "ingressBurst": 2**33},
+    "egress": {"egressRate": 1_000_001, "egressBurst": 123_457},
+    "nothing": {"ingressRate": 0, "runtimeConfig": {"bandwidth": {"ingressRate": 8}}},
+}
+
+
+def limited(pair: Pair, version: str = NEWEST, **keys: Any) -> Json:
+    """Give each container a veth; a configuration that follows the plugin that made it."""
+    for world in (pair.go, pair.ours):
+        for number, ns in enumerate(world.containers, 1):
+            other = f"peer name eth0 index 9{number} netns {ns.name}"
+            world.host.ip_batch(
+                f"link add outer{number} index 8{number} type veth {other}",
+                f"link set outer{number} up",
+            )
+            ns.ip("link", "set", "eth0", "up")
+    interfaces = [{"name": "outer1"}, {"name": "outer2"}, {"name": "eth0", "sandbox": "/run/pod"}]
+    return net(version, prevResult={"cniVersion": version, "interfaces": interfaces}, **keys)
+
+
+@pytest.mark.parametrize("keys", BANDWIDTH.values(), ids=BANDWIDTH)
+def test_bandwidth(pair: Pair, keys: Json) -> None:
+    pair.compare("bandwidth", limited(pair, **keys))
+
+
+@pytest.mark.parametrize("keys", [{"ingressRate": 8000}, {"ingressBurst": 8}], ids=str)
+def test_bandwidth_refuses(pair: Pair, keys: Json) -> None:
+    """Without DEL, which fails in the reference, too."""
+    pair.compare("bandwidth", limited(pair, **keys), LIFE[:2])
+
+
+@pytest.mark.parametrize("cni_version", ["0.2.0", "0.3.0", "0.4.0"])
+def test_bandwidth_in_older_versions(pair: Pair, cni_version: str) -> None:
+    conf = limited(pair, cni_version, **BANDWIDTH["both"])
+    pair.compare("bandwidth", conf, TWO_LIVES)

@@ -5,9 +5,11 @@ A veth end plays the device. sysfs is faked by bind mounts in a mount namespace 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
+import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -242,6 +244,42 @@ def test_del_of_another_attachment_takes_nothing(runtime: Runtime, container: Ne
 
 
 # -- on the way back ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("device")
+def test_the_host_never_sees_the_name_it_had_in_the_container(
+    runtime: Runtime, host: Netns, container: Netns
+) -> None:
+    """udev acts on the first name that it sees."""
+    conf = network(device=DEVICE)
+    runtime.add("host-device", conf, container, ifname="net1").succeeded()
+    with host.socket(socket.AF_NETLINK, socket.SOCK_RAW) as events:
+        events.bind((0, 1))  # RTMGRP_LINK
+        runtime.delete("host-device", conf, container, ifname="net1").succeeded()
+        seen = received(events)
+    assert DEVICE.encode() + b"\0" in seen
+    assert b"net1\0" not in seen
+
+
+def received(events: socket.socket) -> bytes:
+    """What has arrived: the kernel tells of a change before it answers who asked for it."""
+    seen = b""
+    with contextlib.suppress(BlockingIOError):
+        while chunk := events.recv(1 << 16, socket.MSG_DONTWAIT):
+            seen += chunk
+    return seen
+
+
+@pytest.mark.usefixtures("device")
+def test_old_name_taken_in_the_container(runtime: Runtime, host: Netns, container: Netns) -> None:
+    """Something made it there in the meantime: the device gets back all the same."""
+    conf = network(device=DEVICE)
+    runtime.add("host-device", conf, container).succeeded()
+    container.ip("link", "property", "del", "dev", "eth0", "altname", DEVICE)
+    container.ip("link", "add", DEVICE, "type", "veth", "peer", "name", "other0")
+    runtime.delete("host-device", conf, container).succeeded()
+    returned(host, container)
+    assert "other0" in links(container)
 
 
 @pytest.mark.usefixtures("device", "quiet")
@@ -591,47 +629,117 @@ def test_bad_sysfs(
 
 
 @pytest.mark.usefixtures("device")
-def test_precedence_of_selectors(sysfs: Sysfs, host: Netns, container: Netns) -> None:
-    """`device` is the strongest, then `hwaddr`, as in the reference."""
+@pytest.mark.parametrize("keys", [{"device": DEVICE}, {"hwaddr": MAC}], ids=["name", "mac"])
+def test_a_selector_is_stronger_than_the_device_id(
+    sysfs: Sysfs, host: Netns, container: Netns, keys: Json
+) -> None:
+    """As in the reference: the runtime may give a deviceID beside it."""
     host.ip("link", "add", "dev1", "type", "veth", "peer", "name", "dev1p")
-    other = link(host, "dev1")["address"]
-    (sysfs.devices / "x/net/dev1").mkdir(parents=True)
-    path = "/sys/devices/x"
-    for keys in ({"device": DEVICE, "hwaddr": other}, {"hwaddr": MAC, "kernelpath": path}):
-        conf = network(**keys)
-        sysfs.call("ADD", conf, container).succeeded()
-        moved(host, container)
-        sysfs.call("DEL", conf, container).succeeded()
+    (sysfs.auxiliary / SF / "net/dev1").mkdir(parents=True)
+    conf = network(**keys, runtimeConfig={"deviceID": SF})
+    sysfs.call("ADD", conf, container).succeeded()
+    moved(host, container)
+    sysfs.call("DEL", conf, container).succeeded()
+    returned(host, container)
+
+
+PATH = "/sys/devices/x"
+
+
+@pytest.fixture
+def known(sysfs: Sysfs, device: str) -> Sysfs:
+    """A /sys that knows the device by its path and its PCI address."""
+    (sysfs.devices / "x/net" / device).mkdir(parents=True)
+    pci_device(sysfs, "mlx5_core")
+    return sysfs
+
+
+def test_selectors_that_agree(known: Sysfs, host: Netns, container: Netns) -> None:
+    conf = network(device=DEVICE, hwaddr=MAC, kernelpath=PATH, pciBusID=PCI)
+    known.call("ADD", conf, container).succeeded()
+    moved(host, container)
+    known.call("DEL", conf, container).succeeded()
+    returned(host, container)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"device": "dev1", "hwaddr": MAC},
+        {"device": DEVICE, "hwaddr": "02:00:00:00:00:ee"},
+        {"device": "dev1", "kernelpath": PATH},
+        {"device": DEVICE, "kernelpath": "/sys/devices/none"},
+        {"device": "dev1", "pciBusID": PCI},
+        {"hwaddr": "02:00:00:00:00:d1", "kernelpath": PATH},
+        {"device": DEVICE, "hwaddr": MAC, "pciBusID": "0000:3b:00.2"},
+    ],
+    ids=repr,
+)
+@pytest.mark.usefixtures("quiet")
+def test_two_selectors_for_one_device(
+    known: Sysfs, host: Netns, container: Netns, data_dir: Path, keys: Json
+) -> None:
+    """They mean different devices, or one of them none: nobody can know which is right."""
+    host.ip("link", "add", "dev1", "type", "veth", "peer", "name", "dev1p")
+    host.ip("link", "set", "dev1", "address", "02:00:00:00:00:d1")
+    (known.pci / "0000:3b:00.2/net/dev1").mkdir(parents=True)
+    (known.pci / "0000:3b:00.2/driver").symlink_to("../../../bus/pci/drivers/mlx5_core")
+    first, *_, second = keys
+    conf = network(ipam=V4.host_local(data_dir), **keys)
+    with unchanged(host, container, data_dir):
+        reply = known.call("ADD", conf, container)
+        reply.failed(999, f'"{first}" and "{second}" select different devices', "give one of them")
+
+
+@pytest.mark.usefixtures("device", "quiet")
+def test_a_selector_beside_a_device_of_user_space(
+    sysfs: Sysfs, host: Netns, container: Netns
+) -> None:
+    pci_device(sysfs, "vfio-pci")
+    with unchanged(host, container):
+        reply = sysfs.call("ADD", network(device=DEVICE, pciBusID=PCI), container)
+        reply.failed(999, '"device" and "pciBusID" select different devices', PCI)
 
 
 # -- killed ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("device")
-def test_killed(runtime: Runtime, host: Netns, container: Netns, data_dir: Path) -> None:
+@pytest.mark.parametrize(("verb", "ifname"), [("ADD", "eth0"), ("DEL", "eth0"), ("DEL", DEVICE)])
+def test_killed(
+    runtime: Runtime, host: Netns, container: Netns, data_dir: Path, verb: str, ifname: str
+) -> None:
     """SIGKILL at each request to the kernel; DEL then brings the device back."""
     conf = network(device=DEVICE, ipam=V4.host_local(data_dir))
-    runtime.add("host-device", conf, container).succeeded()
-    runtime.delete("host-device", conf, container).succeeded()
     for call in range(1, 40):
-        done = host.run(
-            subprocess.run,
-            [
-                *("strace", "-qq", "-o", "/dev/null", "-e", "trace=sendto"),
-                *("-e", f"inject=sendto:signal=KILL:when={call}"),
-                str(runtime.bin_dir / "host-device"),
-            ],
-            input=json.dumps({"type": "host-device", **conf}).encode(),
-            capture_output=True,
-            env=runtime.environment("ADD", container),
-            cwd="/",
-        )
-        runtime.delete("host-device", conf, container).succeeded()
-        assert "eth0" not in links(container)
+        if verb == "DEL":
+            runtime.add("host-device", conf, container, ifname=ifname).succeeded()
+        killed = killed_at(call, runtime, verb, conf, container, ifname)
+        runtime.delete("host-device", conf, container, ifname=ifname).succeeded()
+        assert ifname not in links(container), f"killed at request {call}"
         found = link(host, DEVICE)
         assert not {"ifalias", "altnames"} & set(found), f"killed at request {call}"
         assert not leases(data_dir)
-        if done.returncode != -signal.SIGKILL:
-            assert done.returncode == 0
+        if not killed:
             return
-    pytest.fail("the ADD never came to its end")
+    pytest.fail(f"the {verb} never came to its end")
+
+
+def killed_at(
+    call: int, runtime: Runtime, verb: str, conf: Json, container: Netns, ifname: str
+) -> bool:
+    """Run a verb, killed as it sends its `call`-th request; False if it came to its end."""
+    done = runtime.host.run(
+        subprocess.run,
+        [
+            *("strace", "-qq", "-o", "/dev/null", "-e", "trace=sendto"),
+            *("-e", f"inject=sendto:signal=KILL:when={call}"),
+            str(runtime.bin_dir / "host-device"),
+        ],
+        input=json.dumps({"type": "host-device", **conf}).encode(),
+        capture_output=True,
+        env=runtime.environment(verb, container, ifname=ifname),
+        cwd="/",
+    )
+    assert done.returncode in (0, -signal.SIGKILL)
+    return bool(done.returncode)

@@ -64,6 +64,7 @@ class Case:
     conf: dict[str, Any] = field(default_factory=dict)
     ipam: dict[str, Any] = field(default_factory=dict)
     nftables: bool = False
+    pair: bool = False  # needs a veth pair: vethbudget on the host, eth0 in the container
 
 
 HOST_LOCAL = {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]]}
@@ -75,7 +76,14 @@ DUAL = {
 STATIC = {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
 GATEWAY = {"bridge": "br77", "isGateway": True}
 
+PAIR = {
+    "cniVersion": "1.1.0",
+    "interfaces": [{"name": "vethbudget"}, {"name": "eth0", "sandbox": "/run/netns/pod"}],
+}
+RATES = {"ingressRate": 8_000_000, "egressRate": 8_000_000, "latency": 25, "prevResult": PAIR}
+
 CASES = {
+    "bandwidth": Case("bandwidth", {**RATES, "shapedSubnets": ["10.0.0.0/8"]}, pair=True),
     "loopback": Case("loopback"),
     "host-local": Case("host-local", ipam=HOST_LOCAL),
     "static": Case("static", ipam=STATIC),
@@ -90,6 +98,13 @@ CASES = {
     ),
     "bridge-spoofcheck": Case("bridge", {**GATEWAY, "macspoofchk": True}, DUAL, nftables=True),
     "ptp": Case("ptp", {}, DUAL),
+    "tuning": Case(
+        "tuning",
+        {
+            "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
+            "sysctl": {"net.core.somaxconn": "500", "net.ipv4.ip_forward": "1"},
+        },
+    ),
 }
 
 
@@ -128,6 +143,8 @@ def case_conf(request: pytest.FixtureRequest, data_dir: Path) -> dict[str, Any]:
     if ipam.get("type") == "host-local":
         ipam["dataDir"] = str(data_dir)
     conf = {"cniVersion": "1.1.0", "name": "budget", "type": case.plugin, **case.conf}
+    if case.plugin == "tuning":
+        conf["dataDir"] = str(data_dir)
     return {**conf, "ipam": ipam} if ipam else conf
 
 
@@ -176,6 +193,9 @@ def test_add_check_delete(
     name: str, case_conf: dict[str, Any], recorder: Recorder, container: Netns
 ) -> None:
     """Each verb stays inside the budget."""
+    if CASES[name].pair:
+        peer = ["peer", "name", "eth0", "netns", container.name]
+        recorder.runtime.host.ip("link", "add", "vethbudget", "type", "veth", *peer)
     result: dict[str, Any] | None = None
     for verb in ("ADD", "CHECK", "DEL"):
         conf = case_conf if result is None else {**case_conf, "prevResult": result}

@@ -1,0 +1,105 @@
+"""Features of links (offloads), by generic netlink (linux/ethtool_netlink.h; Linux 5.6 and later).
+
+What ``ethtool -k`` shows and ``ethtool -K`` sets, without the program.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import NamedTuple
+
+from . import netlink as nl
+from .netlink import Netlink
+
+NETLINK_GENERIC = 16
+
+_GENL = struct.Struct("=BBH")  # command, version, reserved
+_CONTROLLER, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
+_FEATURES_GET, _FEATURES_SET = 11, 12
+_HEADER, _HW, _WANTED, _ACTIVE, _NOCHANGE = 1, 2, 3, 4, 5
+_DEV_NAME = 2
+_BITSET_BITS, _BIT, _BIT_NAME, _BIT_VALUE = 3, 1, 2, 3
+
+# Short names that ethtool(8) knows, and the kernel's, which may end in a wildcard.
+_SHORT = {
+    "rx": "rx-checksum",
+    "tx": "tx-checksum-*",
+    "sg": "tx-scatter-gather*",
+    "tso": "tx-tcp*",
+    "gso": "tx-generic-segmentation",
+    "gro": "rx-gro",
+    "lro": "rx-lro",
+    "rxvlan": "rx-vlan-hw-parse",
+    "txvlan": "tx-vlan-hw-insert",
+    "ntuple": "rx-ntuple-filter",
+    "rxhash": "rx-hashing",
+}
+
+
+class Feature(NamedTuple):
+    """`active` is what the link does, `wanted` what it was asked to; `fixed`: cannot be changed."""
+
+    active: bool
+    wanted: bool
+    fixed: bool
+
+
+class Ethtool:
+    """Requests over a generic netlink socket of the link's namespace. Raises NetlinkError.
+
+    ENOENT when the kernel has no ethtool netlink, ENODEV when there is no such link.
+    """
+
+    def __init__(self, sock: Netlink) -> None:
+        self._sock = sock
+        request = _GENL.pack(_GET_FAMILY, 1, 0) + nl.text(_FAMILY_NAME, "ethtool")
+        reply = sock.get(_CONTROLLER, request)
+        raw = nl.attr_map(reply, _GENL.size).get(_FAMILY_ID, b"")
+        self._family = int.from_bytes(raw, sys.byteorder)
+
+    def features(self, link: str) -> dict[str, Feature]:
+        """Every feature the kernel knows, by the kernel's name."""
+        replies = self._sock.request(self._family, self._request(_FEATURES_GET, link))
+        sets = nl.attr_map(replies[0][1], _GENL.size)
+        hw, active, wanted, nochange = (
+            _bits(sets.get(kind, b"")) for kind in (_HW, _ACTIVE, _WANTED, _NOCHANGE)
+        )
+        return {
+            name: Feature(name in active, name in wanted, not changeable or name in nochange)
+            for name, changeable in hw.items()
+        }
+
+    def set_features(self, link: str, wanted: dict[str, bool]) -> None:
+        """Ask for features on or off; what depends on others may not become active."""
+        bits = [
+            nl.nest(_BIT, nl.text(_BIT_NAME, name) + (nl.attr(_BIT_VALUE, b"") if on else b""))
+            for name, on in wanted.items()
+        ]
+        bitset = nl.nest(_WANTED, nl.nest(_BITSET_BITS, *bits))
+        self._sock.request(self._family, self._request(_FEATURES_SET, link) + bitset)
+
+    def _request(self, command: int, link: str) -> bytes:
+        return _GENL.pack(command, 1, 0) + nl.nest(_HEADER, nl.text(_DEV_NAME, link))
+
+
+def _bits(bitset: bytes) -> dict[str, bool]:
+    """A bitset's bits by name; without a mask, only those that are on are listed."""
+    found = {}
+    for _, bit in nl.attrs(nl.attr_map(bitset).get(_BITSET_BITS, b"")):
+        parts = nl.attr_map(bit)
+        found[nl.get_text(parts.get(_BIT_NAME))] = _BIT_VALUE in parts
+    return found
+
+
+def select(features: dict[str, Feature], name: str) -> list[str]:
+    """The kernel's names for a name of ours; a short one stands for all that can be changed.
+
+    Raises KeyError for a feature that this kernel does not know.
+    """
+    begin, wildcard, _ = _SHORT[name].partition("*") if name in _SHORT else (name, "", "")
+    if not wildcard:
+        features[begin]
+        return [begin]
+    found = [one for one in features if one.startswith(begin)]
+    return [one for one in found if not features[one].fixed] or found

@@ -1,0 +1,158 @@
+"""Traffic control: filters, which send packets to a class or to another device (linux/pkt_cls.h).
+
+u32 is what the reference uses; a kernel without it has matchall and flower.
+"""
+
+from __future__ import annotations
+
+import struct
+from _socket import htons
+from errno import ENOENT
+from typing import NamedTuple
+
+from ..protocol.address import Prefix
+from . import netlink as nl
+from . import tc
+from .netlink import Netlink, NetlinkError
+
+RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
+ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 3, 0x0800, 0x86DD
+
+_U32_CLASSID, _U32_SEL, _U32_ACT = 1, 5, 7
+_MATCHALL_ACT = 2
+_FLOWER_CLASSID, _FLOWER_ETH_TYPE = 1, 8
+_FLOWER_ADDRESS = {(4, True): 10, (4, False): 12, (16, True): 14, (16, False): 16}
+_ACTIONS = {"u32": _U32_ACT, "matchall": _MATCHALL_ACT}
+
+_TERMINAL = 1  # TC_U32_TERMINAL: the first match decides
+_SEL = struct.Struct("=BBBxHHhhI")  # flags, offshift, nkeys, offmask, off, offoff, hoff, hmask
+_KEY = struct.Struct("=4s4sii")  # mask, value, offset, offset mask
+_OFFSETS = {(4, True): 12, (4, False): 16, (16, True): 8, (16, False): 24}  # in the IP header
+
+_ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
+_STOLEN, _EGRESS_REDIRECT = 4, 1
+# index, capabilities, what becomes of the packet, references, bindings, action, interface
+_MIRRED = struct.Struct("=IIiiiiI")
+
+
+class Filter(NamedTuple):
+    """A filter as the kernel describes it.
+
+    `match` is what its kind matches, comparable to matching()'s; `target` the class that it sends
+    to, `redirect` the index of the device, or 0.
+    """
+
+    kind: str
+    priority: int
+    protocol: int
+    match: bytes
+    target: int
+    redirect: int
+
+
+def redirect(sock: Netlink, index: int, parent: int, device: int, *, priority: int = 1) -> None:
+    """Send all that comes to `parent` out through another device instead. Raises NetlinkError."""
+    parms = nl.attr(_MIRRED_PARMS, _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, device))
+    act = nl.nest(1, nl.text(_ACT_KIND, "mirred"), nl.nest(_ACT_OPTIONS, parms))
+    u32 = (
+        nl.u32(_U32_CLASSID, tc.handle(1, 1))
+        + nl.attr(_U32_SEL, _selector([(bytes(4), bytes(4), 0)]))
+        + nl.nest(_U32_ACT, act)
+    )
+    try:
+        _add(sock, index, parent, "u32", priority, ETH_P_ALL, u32)
+    except NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        options = nl.nest(_MATCHALL_ACT, act)
+        _add(sock, index, parent, "matchall", priority, ETH_P_ALL, options)
+
+
+def classify(
+    sock: Netlink, index: int, parent: int, subnet: Prefix, *, source: bool, target: int
+) -> None:
+    """Send packets from (`source`) or to a subnet to the class `target`. Raises NetlinkError.
+
+    IPv6 comes with priority 15, IPv4 with 16: the kernel wants one for each protocol.
+    """
+    protocol, priority = (ETH_P_IP, 16) if subnet.is_v4 else (ETH_P_IPV6, 15)
+    try:
+        kind = "u32"
+        options = nl.u32(_U32_CLASSID, target)
+        options += nl.attr(_U32_SEL, matching(kind, subnet, source=source))
+        _add(sock, index, parent, kind, priority, protocol, options)
+    except NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        kind = "flower"
+        options = nl.u32(_FLOWER_CLASSID, target) + matching(kind, subnet, source=source)
+        _add(sock, index, parent, kind, priority, protocol, options)
+
+
+def matching(kind: str, subnet: Prefix, *, source: bool) -> bytes:
+    """The attributes, or u32's selector, that match packets from or to a subnet."""
+    value, size = subnet.network.ip, len(subnet.ip)
+    mask = (((1 << subnet.length) - 1) << (size * 8 - subnet.length)).to_bytes(size, "big")
+    if kind == "flower":
+        ether = nl.u16(_FLOWER_ETH_TYPE, htons(ETH_P_IP if subnet.is_v4 else ETH_P_IPV6))
+        if subnet.length == 0:
+            return ether  # the kernel does not keep a mask without bits
+        address = _FLOWER_ADDRESS[size, source]
+        return ether + nl.attr(address, value) + nl.attr(address + 1, mask)
+    words = range(0, max((subnet.length + 31) // 32, 1) * 4, 4)
+    at = _OFFSETS[size, source]
+    return _selector([(mask[n : n + 4], value[n : n + 4], at + n) for n in words])
+
+
+def _selector(keys: list[tuple[bytes, bytes, int]]) -> bytes:
+    head = _SEL.pack(_TERMINAL, 0, len(keys), 0, 0, 0, 0, 0)
+    return head + b"".join(_KEY.pack(mask, value, at, 0) for mask, value, at in keys)
+
+
+def _add(
+    sock: Netlink, index: int, parent: int, kind: str, priority: int, protocol: int, options: bytes
+) -> None:
+    info = priority << 16 | htons(protocol)
+    payload = tc.message(index, 0, parent, info) + nl.text(tc.KIND, kind)
+    payload += nl.nest(tc.OPTIONS, options)
+    sock.request(RTM_NEWTFILTER, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
+    """The filters of an interface at `parent`; none if it does not exist. Raises NetlinkError."""
+    found = []
+    for payload in sock.dump(RTM_GETTFILTER, tc.message(index, 0, parent)):
+        _, own, _, info, attributes = tc.unpack(payload)
+        kind = nl.get_text(attributes.get(tc.KIND))
+        options = nl.attr_map(attributes.get(tc.OPTIONS, b""))
+        if own == 0 or (kind == "u32" and _U32_SEL not in options):
+            continue  # the filter's hash table, not a filter
+        classid = _FLOWER_CLASSID if kind == "flower" else _U32_CLASSID
+        found.append(
+            Filter(
+                kind,
+                info >> 16,
+                htons(info & 0xFFFF),
+                _match(kind, options),
+                nl.get_u32(options.get(classid)),
+                _redirect(options.get(_ACTIONS.get(kind, 0), b"")),
+            )
+        )
+    return found
+
+
+def _match(kind: str, options: dict[int, bytes]) -> bytes:
+    if kind == "u32":
+        return options[_U32_SEL]
+    kept = range(_FLOWER_ETH_TYPE, _FLOWER_ADDRESS[16, False] + 2)
+    return b"".join(nl.attr(key, options[key]) for key in sorted(options) if key in kept)
+
+
+def _redirect(actions: bytes) -> int:
+    """The device to which the first of the actions that redirects does so."""
+    for _, action in nl.attrs(actions):
+        fields = nl.attr_map(action)
+        if nl.get_text(fields.get(_ACT_KIND)) == "mirred":
+            parms = nl.attr_map(fields.get(_ACT_OPTIONS, b"")).get(_MIRRED_PARMS, b"")
+            return int(nl.unpack(_MIRRED, parms)[-1])
+    return 0
