@@ -172,6 +172,7 @@ class Model(RuleBasedStateMachine):
     def _put(self, data: Any, content: bytes) -> None:
         ip = data.draw(st.sampled_from([ip for each in self.usable for ip in each]))
         (self.directory / "net").mkdir(exist_ok=True)
+        (self.directory / "net" / str(ip)).unlink(missing_ok=True)
         (self.directory / "net" / str(ip)).write_bytes(content)
         self.held.pop(ip, None)
         if content:
