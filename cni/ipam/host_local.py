@@ -187,12 +187,15 @@ def _store(call: Call[Conf]) -> AbstractContextManager[Store]:
 def _range_sets(call: Call[Conf]) -> list[RangeSet]:
     """runtimeConfig's range sets, the one directly in `ipam`, then ipam.ranges. Raises CNIError."""
     ipam, runtime = _ipam(call), call.conf.runtime_config
-    configured = list(runtime.ip_ranges) if runtime is not None else []
-    if ipam.subnet is not None:
-        configured.append([ipam])
-    configured += ipam.ranges
+    configured = [*(runtime.ip_ranges if runtime is not None else ()), *configured_ranges(ipam)]
     stated = call.conf.cni_version
     return canonical_sets(configured, stated, version.at_least(stated, "0.3.0"), ipam.exclude)
+
+
+def configured_ranges(ipam: IpamConf) -> list[list[RangeConf]]:
+    """The range sets of a configuration, unchecked; a request may add others."""
+    own: list[RangeConf] = [ipam] if ipam.subnet is not None else []
+    return [own, *ipam.ranges] if own else ipam.ranges
 
 
 def _requested(call: Call[Conf]) -> list[bytes]:

@@ -55,6 +55,10 @@ class Full(OSError):
     """A bucket has no room: a larger index has to be built."""
 
 
+# What an index that is not whole may raise: it must not be used any more.
+BROKEN = (OSError, struct.error, IndexError, ZeroDivisionError)
+
+
 class Many(Exception):
     """So many addresses have this content that only the files tell which."""
 
@@ -64,7 +68,7 @@ Stamp = tuple[int, int, int, int]
 
 
 class Index:
-    """An open index. Every method may raise OSError, after which it must not be used any more.
+    """An open index. Every method may raise one of BROKEN.
 
     Addresses are packed. Unless opened with `writable`, only look at it.
     """
@@ -88,7 +92,9 @@ class Index:
             fields = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
             stamp = fields[2:6]
             if fields[:2] == (_MAGIC, boot) and stamp == _stamp(directory):
-                return cls(fd, boot, stamp, fields[6:])
+                index = cls(fd, boot, stamp, fields[6:])
+                if index._page_at(index._pages) == os.fstat(fd).st_size:
+                    return index
         except (OSError, struct.error):
             pass
         os.close(fd)
@@ -238,6 +244,8 @@ class Index:
         wide = _page_key(page)
         for key, number in self._find(crc32(wide)):
             if key == wide and number < _MANY:
+                if number >= self._pages:
+                    raise IndexError(number)
                 return number
         return None
 

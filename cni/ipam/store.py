@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from ..protocol.address import InvalidAddress, format_ip, parse_ip
 from ..protocol.errors import CNIError
 from . import lockfile, whole
-from .index import Index, Many, is_indexable
+from .index import BROKEN, Index, Many, is_indexable
 from .whole import IN_MAKING
 
 LOCK = "lock"
@@ -90,7 +90,7 @@ class Store:
         """Let the next one believe the index, if it is right."""
         if self._index is None:
             return
-        with suppress(OSError):
+        with suppress(*BROKEN):
             if self._changed and not self._halfway:
                 self._index.seal(self._fd)
         self._index.close()
@@ -133,7 +133,7 @@ class Store:
         if index is not None:
             try:
                 return index.first_free(width, low, high)
-            except OSError:
+            except BROKEN:
                 self.distrust()
         leases = self.leases()
         for number in range(low, high + 1):
@@ -168,7 +168,7 @@ class Store:
                 self.distrust()
             except Many:
                 pass
-            except OSError:
+            except BROKEN:
                 self.distrust()
         return [name for name, found in self.leases().items() if found == content]
 
@@ -250,6 +250,8 @@ class Store:
             return None
         try:
             return index.differences(self.leases())
+        except BROKEN:
+            return ["the index is broken"]
         finally:
             index.close()
 
@@ -305,7 +307,7 @@ class Store:
                     self._index.remove(parse_ip(name), before)
                 if after:
                     self._index.add(parse_ip(name), after)
-            except OSError:
+            except BROKEN:
                 self.distrust()
         self._halfway = False
 

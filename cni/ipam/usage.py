@@ -9,7 +9,7 @@ from contextlib import suppress
 from ..protocol.address import parse_ip
 from ..protocol.errors import NotAvailable
 from . import whole
-from .index import Index
+from .index import BROKEN, Index
 from .ranges import RangeSet
 from .store import is_address
 
@@ -44,6 +44,8 @@ def _full_sets(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) 
                 full = [each for each in sets if not _has_free(index, each)]
                 if index.is_current(fd):
                     return full
+            except BROKEN:
+                pass  # whoever locks it next notices
             finally:
                 index.close()
         names = os.listdir(fd)
