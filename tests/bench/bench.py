@@ -219,17 +219,30 @@ def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sa
 
 
 def measure_growth(nodes: list[Node], rounds: int) -> list[Row]:
-    """host-local with that many addresses reserved already."""
-    found = []
-    for number, (label, taken) in enumerate(GROWTH.items()):
-        for node in nodes:
-            fill(node.data_dir / f"grow{number}", taken)
+    """host-local with that many addresses reserved already.
 
-        def conf(node: Node, name: str = f"grow{number}") -> Json:
-            return {**simple("host-local")(node), "name": name}
+    Every round has all of them, so that they can be compared with each other, too.
+    """
+    samples: dict[str, dict[str, dict[str, list[Sample]]]] = {}
+    for node in nodes:
+        for label, taken in GROWTH.items():
+            fill(node.data_dir / network_of(label), taken)
+    for number, node in enumerate(alternate(nodes, min(rounds, GROWTH_ROUNDS) + 1)):
+        for label in GROWTH:
+            conf = {**simple("host-local")(node), "name": network_of(label)}
+            times = zip(("ADD", "DEL"), add_and_delete(node, conf), strict=True)
+            for verb, sample in times if number >= len(nodes) else ():  # see measure_case
+                of_case = samples.setdefault(label, {}).setdefault(verb, {})
+                of_case.setdefault(node.name, []).append(sample)
+    return [
+        Row(f"host-local, {label}", verb, summaries(taken, nodes, set()))
+        for label, verbs in samples.items()
+        for verb, taken in verbs.items()
+    ]
 
-        found += measure_case(Case(f"host-local, {label}", conf), nodes, min(rounds, GROWTH_ROUNDS))
-    return found
+
+def network_of(label: str) -> str:
+    return "grow-" + "".join(filter(str.isalnum, label))
 
 
 def fill(directory: Path, taken: Sequence[int]) -> None:
