@@ -16,6 +16,7 @@ from cni.protocol.errors import CNIError
 from . import cache, conflist, output
 from .completion import Namespace, Network, completion
 from .install import install, uninstall
+from .ipam import ipam
 from .plugins import plugins
 from .reload import reload
 from .runtime import Interrupts, Runtime
@@ -72,7 +73,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants the control character
 
 
-for _command in (completion, install, plugins, reload, serve, uninstall):
+for _command in (completion, install, ipam, plugins, reload, serve, uninstall):
     cli.add_command(_command)
 
 

@@ -2,12 +2,16 @@
 
 The whole of an ADD happens under one lock, and what it allocated is released under the same lock if
 it fails. After a kill at any instruction, DEL of the attachment releases everything it held.
+
+Beyond the reference: time that does not depend on the number of reservations (index.py), those of
+an earlier boot are released (whole.py), `exclude` (ranges.py), `sticky` (sticky.py), GC and STATUS.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 from ..call import Attachment, Call, Steps
 from ..protocol import args, version
@@ -15,20 +19,25 @@ from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.config import DNS, Folded, NetConf, Route
 from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import IPConfig, Result
-from . import resolvconf
-from .ranges import RangeConf, RangeSet, canonical_sets
+from .ranges import Range, RangeConf, RangeSet, canonical_sets
 from .store import (
     LAST_RESERVED,
-    UNREADABLE,
     Store,
     content_of,
     directory_of,
     explain_in,
+    index_of,
     is_address,
     open_store,
+    scan,
 )
+from .whole import UNREADABLE
+
+if TYPE_CHECKING:
+    from . import sticky
 
 DATA_DIR = "/var/lib/cni/networks"
+POD_NAMESPACE, POD_NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"
 
 
 class IpamConf(RangeConf):
@@ -39,6 +48,8 @@ class IpamConf(RangeConf):
     routes: list[Route] = []
     data_dir: str = ""
     resolv_conf: str = ""
+    reclaim_on_boot: bool = True
+    sticky: bool = False
 
 
 class _Requested(Folded):
@@ -77,16 +88,12 @@ def add(call: Call[Conf]) -> Result:
     ipam = _ipam(call)
     wanted = _requested(call)
     sets = _range_sets(call)
-    dns = resolvconf.read(ipam.resolv_conf) if ipam.resolv_conf else DNS()
-    with _store(call) as store:
-        made: list[str] = []
-        try:
-            ips = _allocate(call, store, sets, wanted, made)
-        except BaseException:
-            _release(call, store, made)
-            raise
-        call.undo.callback(_undo, call, made)
-    return Result(ips=ips, routes=ipam.routes, dns=dns)
+    dns = DNS()
+    if ipam.resolv_conf:
+        from . import resolvconf  # few use it
+
+        dns = resolvconf.read(ipam.resolv_conf)
+    return Result(ips=_allocated(call, sets, wanted), routes=ipam.routes, dns=dns)
 
 
 def delete(call: Call[Conf]) -> None:
@@ -119,11 +126,18 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     if not os.path.isdir(_directory(call)):
         return
     ids = frozenset(each.container_id for each in keep)
+    # All files are read before the lock is taken, which others may be waiting for.
+    stale = {
+        name: content
+        for name, content in scan(_directory(call))
+        if is_address(name) and not _is_kept(call, name, content, keep, ids)
+    }
     steps = Steps()
     with _store(call) as store:
-        for name, content in list(store.leases().items()):
-            if is_address(name) and not _is_kept(call, name, content, keep, ids):
+        for name, content in stale.items():
+            if store.content(name) == content:
                 steps.run(_release_stale, store, name)
+        store.recount()
     steps.finish()
 
 
@@ -146,7 +160,8 @@ def status(call: Call[Conf]) -> None:
     if existing == path and (ipam.ranges or ipam.subnet is not None):
         from . import usage
 
-        usage.check_free(path, _range_sets(call))
+        index = index_of(ipam.data_dir or DATA_DIR, call.network)
+        usage.check_free(path, index, _range_sets(call), ipam.reclaim_on_boot)
 
 
 # --- configuration ---
@@ -165,18 +180,22 @@ def _directory(call: Call[Conf]) -> str:
 
 
 def _store(call: Call[Conf]) -> AbstractContextManager[Store]:
-    return open_store(_ipam(call).data_dir or DATA_DIR, call.network)
+    ipam = _ipam(call)
+    return open_store(ipam.data_dir or DATA_DIR, call.network, reclaim=ipam.reclaim_on_boot)
 
 
 def _range_sets(call: Call[Conf]) -> list[RangeSet]:
     """runtimeConfig's range sets, the one directly in `ipam`, then ipam.ranges. Raises CNIError."""
     ipam, runtime = _ipam(call), call.conf.runtime_config
-    configured = list(runtime.ip_ranges) if runtime is not None else []
-    if ipam.subnet is not None:
-        configured.append([ipam])
-    configured += ipam.ranges
+    configured = [*(runtime.ip_ranges if runtime is not None else ()), *configured_ranges(ipam)]
     stated = call.conf.cni_version
-    return canonical_sets(configured, stated, version.at_least(stated, "0.3.0"))
+    return canonical_sets(configured, stated, version.at_least(stated, "0.3.0"), ipam.exclude)
+
+
+def configured_ranges(ipam: IpamConf) -> list[list[RangeConf]]:
+    """The range sets of a configuration, unchecked; a request may add others."""
+    own: list[RangeConf] = [ipam] if ipam.subnet is not None else []
+    return [own, *ipam.ranges] if own else ipam.ranges
 
 
 def _requested(call: Call[Conf]) -> list[bytes]:
@@ -184,7 +203,7 @@ def _requested(call: Call[Conf]) -> list[bytes]:
     _ipam(call)
     conf = call.conf
     found = []
-    pairs = args.parse(call.args, frozenset({"IP"}))
+    pairs = _cni_args(call)
     if pairs.get("IP"):
         try:
             found.append(_requested_ip(pairs["IP"]))
@@ -200,6 +219,12 @@ def _requested(call: Call[Conf]) -> list[bytes]:
     return list(dict.fromkeys(found))
 
 
+def _cni_args(call: Call[Conf]) -> dict[str, str]:
+    """What of CNI_ARGS is read. Raises CNIError."""
+    known = {"IP", POD_NAMESPACE, POD_NAME} if _ipam(call).sticky else {"IP"}
+    return args.parse(call.args, frozenset(known))
+
+
 def _requested_ip(text: str) -> bytes:
     """``10.0.0.5`` or ``10.0.0.5/24``. Raises InvalidAddress (``invalid IP address x``)."""
     try:
@@ -213,21 +238,68 @@ def _requested_ip(text: str) -> bytes:
 # --- allocation ---
 
 
+class _Exhausted(Exception):
+    """A range set has no free address."""
+
+    def __init__(self, ranges: RangeSet, index: int) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self.index = index
+
+
+def _allocated(call: Call[Conf], sets: list[RangeSet], wanted: list[bytes]) -> list[IPConfig]:
+    """The addresses, reserved. Raises CNIError.
+
+    Before a range is called full, its files are counted, without the lock. If there are too few,
+    somebody has just released some, or the index is wrong and the files are read instead.
+    """
+    for trust in (True, True, False):
+        try:
+            return _locked_allocation(call, sets, wanted, trust)
+        except _Exhausted as full:
+            from . import usage  # only errors and STATUS need it
+
+            held = usage.held(_directory(call), full.ranges)
+            if not trust or len(held) >= full.ranges.size:
+                raise CNIError(
+                    f"failed to allocate for range {full.index}: no IP addresses available in "
+                    f"range set: {full.ranges}",
+                    usage.describe(_directory(call), full.ranges, held),
+                ) from None
+    raise AssertionError  # the last round raises
+
+
+def _locked_allocation(
+    call: Call[Conf], sets: list[RangeSet], wanted: list[bytes], trust: bool
+) -> list[IPConfig]:
+    with _store(call) as store:
+        if not trust:
+            store.distrust()
+        made: list[str] = []
+        try:
+            ips = _allocate(call, store, sets, wanted, made)
+        except BaseException:
+            _release(call, store, made)
+            raise
+        call.undo.callback(_undo, call, made)
+    return ips
+
+
 def _allocate(
     call: Call[Conf], store: Store, sets: list[RangeSet], wanted: list[bytes], made: list[str]
 ) -> list[IPConfig]:
-    """One address of each set; `made` gets the names of the files. Raises CNIError."""
+    """One address of each set; `made` gets the names of the files. Raises CNIError, _Exhausted."""
     left = list(wanted)
     ips = []
+    memory = _memory(call)
     for index, each in enumerate(sets):
         asked = next((ip for ip in left if each.contains(ip)), None)
         try:
-            if asked is None:
-                ips.append(_next_free(call, store, each, index, made))
-            else:
+            if asked is not None:
                 left.remove(asked)
-                ips.append(_take_requested(call, store, each, asked, made))
-            store.set_last_reserved(index, made[-1])
+                ips.append(_take_requested(call, store, each, index, asked, made))
+            else:
+                ips.append(_take_free(call, store, each, index, made, memory))
         except CNIError as error:
             raise error.wrapped(f"failed to allocate for range {index}: ") from None
         except OSError as error:
@@ -242,7 +314,7 @@ def _allocate(
 
 
 def _take_requested(
-    call: Call[Conf], store: Store, each: RangeSet, packed: bytes, made: list[str]
+    call: Call[Conf], store: Store, each: RangeSet, index: int, packed: bytes, made: list[str]
 ) -> IPConfig:
     name = format_ip(packed)
     found = each.range_for(packed)
@@ -251,19 +323,27 @@ def _take_requested(
         raise CNIError(
             f"requested ip {name} is subnet's gateway", f"request another address of {each}"
         )
-    if not _reserve(call, store, name, made):
-        from . import usage  # only errors and STATUS need it
+    why = "`exclude` of the configuration has it"
+    if packed in each.gateways or not each.is_excluded(packed):
+        if _reserve(call, store, name, made):
+            store.set_last_reserved(index, name)
+            return _ip_config(name, found)
+        from . import usage
 
-        raise CNIError(
-            f"requested IP address {name} is not available in range set {each}",
-            f"{usage.holder(store.content(name) or b'')} holds it: {store.path}/{name}",
-        )
-    return _ip_config(name, found.subnet.length, found.gateway)
+        holder = usage.holder(store.content(name) or b"")
+        why = f"{holder} holds it: {store.path}/{name}"
+    raise CNIError(f"requested IP address {name} is not available in range set {each}", why)
 
 
-def _next_free(
-    call: Call[Conf], store: Store, each: RangeSet, index: int, made: list[str]
+def _take_free(
+    call: Call[Conf],
+    store: Store,
+    each: RangeSet,
+    index: int,
+    made: list[str],
+    memory: sticky.Memory | None,
 ) -> IPConfig:
+    """What the pod had before, if that is free, or the next one. Raises _Exhausted, CNIError."""
     for name in store.owned_by(call.container_id, call.ifname):
         if is_address(name) and each.contains(parse_ip(name)):
             raise CNIError(
@@ -271,14 +351,37 @@ def _next_free(
                 "duplicate allocation is not allowed",
                 f"{call.ifname} of this container was added before: DEL it first",
             )
-    leases = store.leases()
-    for packed, found in each.candidates(_last_reserved(call, store, index)):
-        name = format_ip(packed)
-        if not leases.get(name) and _reserve(call, store, name, made):
-            return _ip_config(name, found.subnet.length, found.gateway)
-    from . import usage
+    packed = memory.recall(index) if memory is not None else None
+    found = each.range_for(packed) if packed is not None else None
+    if (
+        packed is not None
+        and found is not None
+        and not each.is_excluded(packed)
+        and _reserve(call, store, format_ip(packed), made)
+    ):
+        return _ip_config(format_ip(packed), found)  # round robin goes on where it was
+    name, found = _next_free(call, store, each, index, made)
+    store.set_last_reserved(index, name)
+    if memory is not None:
+        memory.keep(index, parse_ip(name))
+    return _ip_config(name, found)
 
-    raise CNIError(f"no IP addresses available in range set: {each}", usage.describe(store, each))
+
+def _next_free(
+    call: Call[Conf], store: Store, each: RangeSet, index: int, made: list[str]
+) -> tuple[str, Range]:
+    last = _last_reserved(call, store, index)
+    while True:
+        for found, low, high in each.spans(last):
+            number = store.first_free(found.width, low, high)
+            if number is not None:
+                break
+        else:
+            raise _Exhausted(each, index)
+        name = format_ip(found.packed(number))
+        if _reserve(call, store, name, made):
+            return name, found
+        store.distrust()  # somebody made this file without the lock
 
 
 def _reserve(call: Call[Conf], store: Store, name: str, made: list[str]) -> bool:
@@ -298,8 +401,19 @@ def _last_reserved(call: Call[Conf], store: Store, index: int) -> bytes | None:
         return None
 
 
-def _ip_config(name: str, length: int, gateway: bytes) -> IPConfig:
-    return IPConfig(address=f"{name}/{length}", gateway=format_ip(gateway))
+def _ip_config(name: str, found: Range) -> IPConfig:
+    return IPConfig(address=f"{name}/{found.subnet.length}", gateway=format_ip(found.gateway))
+
+
+def _memory(call: Call[Conf]) -> sticky.Memory | None:
+    """What the addresses of this pod were, with `sticky` and if the runtime names the pod."""
+    ipam, pairs = _ipam(call), _cni_args(call)
+    if not ipam.sticky or not pairs.get(POD_NAME):
+        return None
+    from . import sticky
+
+    pod = (pairs.get(POD_NAMESPACE, ""), pairs[POD_NAME], call.ifname)
+    return sticky.Memory(ipam.data_dir or DATA_DIR, call.network, pod)
 
 
 # --- releasing ---

@@ -1,12 +1,15 @@
 """Ranges of addresses: canonical form, errors, and the order in which they are tried.
 
+Beyond the reference: `exclude`, a list of addresses that are never handed out, in a range or in
+`ipam`; each entry is an address, a prefix, or two addresses with a hyphen.
+
 Contract: spec/host-local.md, "Range canonicalisation" and "Iterator". Nothing here enumerates a
 range: an IPv6 /64 costs what a /24 costs. Addresses are packed bytes, bounds of spans are ints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
@@ -14,6 +17,9 @@ from ..protocol.config import Folded
 from ..protocol.errors import CNIError
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
+
+# The first and the last of some addresses in a row, as numbers.
+Span = tuple[int, int]
 
 
 class RangeConf(Folded):
@@ -23,8 +29,11 @@ class RangeConf(Folded):
     range_start: str | None = None
     range_end: str | None = None
     gateway: str | None = None
+    exclude: list[str] = []
 
     def __post_init__(self) -> None:
+        for entry in self.exclude:
+            excluded(entry)
         for key, text in (
             ("subnet", self.subnet),
             ("rangeStart", self.range_start),
@@ -48,6 +57,7 @@ class Range(NamedTuple):
     start: int
     end: int
     gateway: bytes
+    holes: tuple[Span, ...] = ()
 
     def contains(self, packed: bytes) -> bool:
         """Is the address between start and end? False for the other family."""
@@ -102,41 +112,58 @@ class RangeSet(NamedTuple):
     @property
     def size(self) -> int:
         """How many addresses can be handed out."""
-        spans = sum(each.end - each.start + 1 for each in self.ranges)
-        return spans - sum(self.contains(gateway) for gateway in self.gateways)
+        return sum(high - low + 1 for _, low, high in self.spans())
 
-    def candidates(self, last: bytes | None) -> Iterator[tuple[bytes, Range]]:
-        """Every address in the order in which it is tried: round robin, after `last`.
+    def is_excluded(self, packed: bytes) -> bool:
+        """Is it a gateway, or excluded by the configuration?"""
+        number = _number(packed)
+        return any(low <= number <= high for low, high in self._holes())
+
+    def spans(self, last: bytes | None = None) -> Iterator[tuple[Range, int, int]]:
+        """What can be handed out, in the order in which it is tried: round robin, after `last`.
 
         So an address that was just released is tried last. Without a `last` that is in the set,
-        from the start of the first range.
+        from the start of the first range. A span is from and to a number, both inclusive.
         """
-        gateways = self.gateways
-        for each, start, end in self._spans(last):
-            for number in range(start, end + 1):
-                packed = each.packed(number)
-                if packed not in gateways:
-                    yield packed, each
+        holes = self._holes()
+        for each, start, high in self._rotated(last):
+            low = start
+            for hole_low, hole_high in holes:
+                if hole_high < low or hole_low > high:
+                    continue
+                if low < hole_low:
+                    yield each, low, hole_low - 1
+                low = hole_high + 1
+            if low <= high:
+                yield each, low, high
 
-    def _spans(self, last: bytes | None) -> list[tuple[Range, int, int]]:
-        spans = [(each, each.start, each.end) for each in self.ranges]
+    def _rotated(self, last: bytes | None) -> list[tuple[Range, int, int]]:
+        whole = [(each, each.start, each.end) for each in self.ranges]
         if last is None:
-            return spans
+            return whole
         for index, each in enumerate(self.ranges):
             if each.contains(last):
                 number = _number(last)
                 after, upto = (each, number + 1, each.end), (each, each.start, number)
-                return [after, *spans[index + 1 :], *spans[:index], upto]
-        return spans
+                return [after, *whole[index + 1 :], *whole[:index], upto]
+        return whole
+
+    def _holes(self) -> list[Span]:
+        width = self.ranges[0].width
+        gateways = [_number(each) for each in self.gateways if len(each) == width]
+        holes = [(number, number) for number in gateways]
+        for each in self.ranges:
+            holes.extend(each.holes)
+        return sorted(holes)
 
 
 def canonical_sets(
-    configured: list[list[RangeConf]], version: str, multiple: bool
+    configured: list[list[RangeConf]], version: str, multiple: bool, exclude: Sequence[str] = ()
 ) -> list[RangeSet]:
     """The range sets, checked, in the given order: the index of a set is its id on disk.
 
-    `multiple` tells whether cniVersion `version` allows more than one address of a family. Raises
-    CNIError in the reference's words.
+    `exclude` is of all of them. `multiple` tells whether cniVersion `version` allows more than one
+    address of a family. Raises CNIError in the reference's words.
     """
     if not configured:
         raise CNIError(
@@ -145,7 +172,7 @@ def canonical_sets(
     sets = []
     for index, ranges in enumerate(configured):
         try:
-            sets.append(_canonical_set(ranges))
+            sets.append(_canonical_set(ranges, exclude))
         except CNIError as error:
             raise error.wrapped(f"invalid range set {index}: ") from None
     v4 = sum(each.is_v4 for each in sets)
@@ -163,12 +190,12 @@ def canonical_sets(
     return sets
 
 
-def _canonical_set(configured: list[RangeConf]) -> RangeSet:
+def _canonical_set(configured: list[RangeConf], exclude: Sequence[str]) -> RangeSet:
     if not configured:
         raise CNIError("empty range set", "each entry of ipam.ranges is a list of ranges")
     ranges: list[Range] = []
     for conf in configured:
-        ranges.append(canonical(conf))
+        ranges.append(canonical(conf, exclude))
         if ranges[0].width != ranges[-1].width:
             raise CNIError(
                 "mixed address families", "give IPv4 and IPv6 ranges in range sets of their own"
@@ -182,8 +209,8 @@ def _canonical_set(configured: list[RangeConf]) -> RangeSet:
     return RangeSet(tuple(ranges))
 
 
-def canonical(conf: RangeConf) -> Range:
-    """A range with its defaults filled in. Raises CNIError."""
+def canonical(conf: RangeConf, exclude: Sequence[str] = ()) -> Range:
+    """A range with its defaults filled in; `exclude` is in addition to its own. Raises CNIError."""
     subnet = _subnet(conf.subnet)
     gateway = parse_ip(conf.gateway) if conf.gateway else subnet.nth(1)
     end = parse_ip(conf.range_end) if conf.range_end else None
@@ -203,7 +230,29 @@ def canonical(conf: RangeConf) -> Range:
             f"RangeEnd {format_ip(last)} not in network {subnet}",
             f"the range starts at {format_ip(start)}",
         )
-    return Range(subnet, _number(start), _number(last), gateway)
+    spans = [excluded(entry) for entry in (*conf.exclude, *exclude)]
+    holes = tuple((low, high) for width, low, high in spans if width == len(subnet.ip))
+    return Range(subnet, _number(start), _number(last), gateway, holes)
+
+
+def excluded(entry: str) -> tuple[int, int, int]:
+    """``10.0.0.5``, ``10.0.0.8/29`` or ``10.0.0.8-10.0.0.11``: bytes of an address, first, last.
+
+    Raises InvalidAddress.
+    """
+    advice = "an entry of `exclude` is like 10.0.0.5, 10.0.0.8/29 or 10.0.0.8-10.0.0.11"
+    try:
+        if "/" in entry:
+            prefix = Prefix.parse(entry)
+            return len(prefix.ip), _number(prefix.network.ip), _number(prefix.broadcast)
+        first, hyphen, last = entry.partition("-")
+        low = parse_ip(first.strip())
+        high = parse_ip(last.strip()) if hyphen else low
+    except InvalidAddress as error:
+        raise InvalidAddress(error.msg, advice) from None
+    if len(low) != len(high) or low > high:
+        raise InvalidAddress(f"invalid IP range: {entry}", advice)
+    return len(low), _number(low), _number(high)
 
 
 def _subnet(text: str | None) -> Prefix:

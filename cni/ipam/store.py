@@ -4,10 +4,12 @@
       10.1.2.2             <container id> CR LF <ifname>; of old versions, the id alone
       last_reserved_ip.0   the address that range set 0 handed out last
       lock                 flock around every look and every change
+    <dataDir>/.cni/
+      <network>.index      what the directory says, for fast lookups (index.py)
 
-The reference can share it with us. A reservation appears whole or not at all; an empty file (the
-reference was killed, or the disk was full) is a free address. With `lock` held nothing else
-changes the directory, so one fixed name is enough for files in the making, and none pile up.
+The reference can share it with us. A reservation appears whole or not at all (whole.py); an empty
+file (the reference was killed, or the disk was full) is a free address. The files are the truth;
+the index only spares reading them all, and without one everything works.
 """
 
 from __future__ import annotations
@@ -15,34 +17,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from errno import (
-    EACCES,
-    EINVAL,
-    EISDIR,
-    ELOOP,
-    EMLINK,
-    ENOENT,
-    ENOSYS,
-    EOPNOTSUPP,
-    EPERM,
-    EXDEV,
-)
+from contextlib import contextmanager, suppress
 
-from ..protocol.address import InvalidAddress, parse_ip
+from ..protocol.address import InvalidAddress, format_ip, parse_ip
 from ..protocol.errors import CNIError
-from . import lockfile
+from . import lockfile, whole
+from .index import BROKEN, Index, Many, is_indexable
+from .whole import IN_MAKING
 
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
-# No address, so that the reference does not take it for a reservation.
-_IN_MAKING = ".new"
-
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
-# What a kernel or a file system without O_TMPFILE, hard links or /proc says.
-_NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
-_NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
+SIDECARS = ".cni"  # a network's name cannot begin with a dot
 
 
 def content_of(container_id: str, ifname: str) -> bytes:
@@ -59,26 +44,73 @@ def is_address(name: str) -> bool:
     return True
 
 
-class Store:
-    """An open, locked directory. Methods raise OSError; `open_store` makes CNIErrors of them."""
+def is_ours(name: str) -> bool:
+    """May it be a reservation, or is it a file of the directory's own?"""
+    return name != LOCK and not name.startswith((".", LAST_RESERVED))
 
-    def __init__(self, path: str, fd: int) -> None:
+
+def scan(path: str) -> Iterator[tuple[str, bytes]]:
+    """What `Store.leases` says of a directory, without its lock and without changing anything.
+
+    Raises CNIError.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain("open", path, error) from None
+    try:
+        for name in filter(is_ours, os.listdir(fd)):
+            content = whole.content(fd, name)
+            if content is not None:
+                yield name, content
+    finally:
+        os.close(fd)
+
+
+class Store:
+    """An open, locked directory. Methods raise OSError; `open_store` makes CNIErrors of them.
+
+    `reclaim` removes reservations of an earlier boot when all files are read, which is the case
+    once a boot at least.
+    """
+
+    def __init__(self, path: str, fd: int, index_path: str, reclaim: bool) -> None:
         self.path = path
         self._fd = fd
+        self._index_path = index_path
+        self._reclaim = reclaim
+        self._boot = whole.this_boot()
         self._leases: dict[str, bytes] | None = None
+        self._index: Index | None = None
+        self._looked = False
+        self._changed = False  # the directory, since the index was sealed
+        self._halfway = False  # the directory has been changed, and the index not yet
+
+    def close(self) -> None:
+        """Let the next one believe the index, if it is right."""
+        if self._index is None:
+            return
+        with suppress(*BROKEN):
+            if self._changed and not self._halfway:
+                self._index.seal(self._fd)
+        self._index.close()
+        self._index = None
+
+    # --- looking ---
 
     def leases(self) -> dict[str, bytes]:
         """Name -> content without surrounding white space, of all reservations; b"" if torn.
 
-        Read once per lock.
+        Reads every file, once.
         """
         if self._leases is None:
             self._leases = {}
             for name in os.listdir(self._fd):
-                if name == _IN_MAKING:
+                if name == IN_MAKING:
+                    self._changed = True
                     os.unlink(name, dir_fd=self._fd)
-                elif name != LOCK and not name.startswith((".", LAST_RESERVED)):
-                    content = self.content(name)
+                elif is_ours(name):
+                    content = self._examine(name)
                     if content is not None:
                         self._leases[name] = content
         return self._leases
@@ -95,58 +127,29 @@ class Store:
             content_of(container_id, "").strip()
         )
 
-    def _holding(self, content: bytes) -> list[str]:
-        return [name for name, found in self.leases().items() if found == content]
-
-    def reserve(self, name: str, content: bytes) -> bool:
-        """Reserve an address; False if it is somebody's."""
-        try:
-            self._create(name, content)
-        except FileExistsError:
-            if self.content(name) != b"":
-                return False
-            os.unlink(name, dir_fd=self._fd)
-            self._create(name, content)
-        if self._leases is not None:
-            self._leases[name] = content
-        return True
-
-    def release(self, name: str) -> None:
-        """Remove a reservation; none is no error."""
-        try:
-            os.unlink(name, dir_fd=self._fd)
-        except FileNotFoundError:
-            pass
-        if self._leases is not None:
-            self._leases.pop(name, None)
+    def first_free(self, width: int, low: int, high: int) -> int | None:
+        """The first address of `width` bytes (4 or 16) from `low` to `high` that nobody has."""
+        index = self._ready()
+        if index is not None:
+            try:
+                return index.first_free(width, low, high)
+            except BROKEN:
+                self.distrust()
+        leases = self.leases()
+        for number in range(low, high + 1):
+            if not leases.get(format_ip(number.to_bytes(width, "big"))):
+                return number
+        return None
 
     def content(self, name: str) -> bytes | None:
         """What `leases` says of one name, without reading the others; None if there is no file."""
-        try:
-            fd = os.open(name, _READ, dir_fd=self._fd)
-        except FileNotFoundError:
-            return None
-        except OSError:
-            return UNREADABLE
-        try:
-            return os.read(fd, 4096).strip()
-        except OSError:
-            return UNREADABLE
-        finally:
-            os.close(fd)
-
-    def held_since(self, name: str) -> float:
-        """When an address was reserved, in seconds since 1970; 0 if it is not."""
-        try:
-            return os.stat(name, dir_fd=self._fd).st_mtime
-        except OSError:
-            return 0.0
+        return whole.content(self._fd, name)
 
     def last_reserved(self, range_id: int) -> bytes | None:
         """What the range set handed out last; None if that is unknown."""
         fd = -1
         try:
-            fd = os.open(f"{LAST_RESERVED}{range_id}", _READ, dir_fd=self._fd)
+            fd = os.open(f"{LAST_RESERVED}{range_id}", whole.READ, dir_fd=self._fd)
             return parse_ip(os.read(fd, 128).decode("ascii", "replace"))
         except (FileNotFoundError, InvalidAddress):
             return None
@@ -154,58 +157,159 @@ class Store:
             if fd >= 0:
                 os.close(fd)
 
-    def set_last_reserved(self, range_id: int, name: str) -> None:
-        self._replace(f"{LAST_RESERVED}{range_id}", name.encode())
+    def _holding(self, content: bytes) -> list[str]:
+        index = self._ready()
+        if index is not None:
+            try:
+                names = [format_ip(packed) for packed in index.addresses(content)]
+                found = {name: self.content(name) for name in names}
+                if None not in found.values():
+                    return [name for name, text in found.items() if text == content]
+                self.distrust()
+            except Many:
+                pass
+            except BROKEN:
+                self.distrust()
+        return [name for name, found in self.leases().items() if found == content]
 
-    def _create(self, name: str, content: bytes) -> None:
-        """Make a file that is whole from its first moment. Raises FileExistsError."""
-        if not self._create_unnamed(name, content):
-            if self.content(name) is not None:
-                raise FileExistsError(name)
-            self._replace(name, content)
-
-    def _create_unnamed(self, name: str, content: bytes) -> bool:
-        """By a file that gets its name last; False where that does not work."""
+    def _examine(self, name: str) -> bytes | None:
+        """A file's content; None if it is gone, because it was of an earlier boot."""
         try:
-            flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
-            fd = os.open(".", flags, 0o600, dir_fd=self._fd)
-        except OSError as error:
-            if error.errno in _NO_UNNAMED:
-                return False
-            raise
+            fd = os.open(name, whole.READ, dir_fd=self._fd)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            return whole.UNREADABLE
         try:
-            _write(fd, content)
-            # With a dst_dir_fd Python calls linkat with AT_SYMLINK_FOLLOW, without it link, which
-            # does not follow.
-            os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._fd, follow_symlinks=True)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            if error.errno in _NO_LINK:
-                return False
-            raise
+            content = os.read(fd, 4096).strip()
+            if not (content and self._boot and is_address(name)):
+                return content
+            noted = whole.boot_of(fd)
+            if noted is None:
+                whole.note_boot(fd, self._boot)
+            if noted in (None, self._boot) or not self._reclaim:
+                return content
+        except OSError:
+            return whole.UNREADABLE
         finally:
             os.close(fd)
+        self._changed = self._halfway = True
+        os.unlink(name, dir_fd=self._fd)
+        self._end(name, content, b"", -1)
+        return None
+
+    # --- the index ---
+
+    def _ready(self) -> Index | None:
+        """The index, built anew if nobody can believe it; None where there can be none.
+
+        Asked for before the directory is changed: afterwards it would not match.
+        """
+        if not self._looked:
+            self._looked = True
+            if self._boot:
+                self._index = Index.open(self._index_path, self._fd, self._boot, writable=True)
+            if self._index is None:
+                self._index = self._build()
+        return self._index
+
+    def _build(self) -> Index | None:
+        leases = self.leases()
+        if not self._boot or not is_indexable(leases):
+            return None
+        self._changed = True
+        with suppress(OSError):
+            with suppress(FileExistsError):
+                os.mkdir(os.path.dirname(self._index_path), 0o700)
+            return Index.build(self._index_path, self._boot, leases)
+        return None
+
+    def distrust(self) -> None:
+        """The index is wrong, or its file is broken: go by the files, and build it anew next time.
+
+        Somebody changed the directory without the lock while one of us held it.
+        """
+        self._looked = True
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+        with suppress(OSError):
+            os.unlink(self._index_path)
+        self._leases = None
+
+    def recount(self) -> None:
+        """Do not use the index any more if it knows of more or fewer files than there are."""
+        index = self._ready()
+        if index is not None and sum(map(is_ours, os.listdir(self._fd))) != index.files:
+            self.distrust()
+
+    def index_differences(self) -> list[str] | None:
+        """How the index disagrees with the files; None if there is no index to believe."""
+        index = Index.open(self._index_path, self._fd, self._boot, writable=False)
+        if index is None:
+            return None
+        try:
+            return index.differences(self.leases())
+        except BROKEN:
+            return ["the index is broken"]
+        finally:
+            index.close()
+
+    # --- changing ---
+
+    def reserve(self, name: str, content: bytes) -> bool:
+        """Reserve an address; False if it is somebody's."""
+        self._begin()
+        more = 1
+        try:
+            whole.create(self._fd, name, content, self._boot)
+        except FileExistsError:
+            if self.content(name) != b"":
+                self._halfway = False
+                return False
+            os.unlink(name, dir_fd=self._fd)
+            whole.create(self._fd, name, content, self._boot)
+            more = 0
+        self._end(name, b"", content, more)
         return True
 
-    def _replace(self, name: str, content: bytes) -> None:
-        """By a file that is renamed to its name."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(_IN_MAKING, flags, 0o600, dir_fd=self._fd)
-        try:
+    def release(self, name: str) -> None:
+        """Remove a reservation; none is no error."""
+        content = self.content(name)
+        if content is not None:
+            self._begin()
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._fd)
+            self._end(name, content, b"", -1)
+
+    def set_last_reserved(self, range_id: int, name: str) -> None:
+        self._ready()
+        self._changed = True
+        whole.replace(self._fd, f"{LAST_RESERVED}{range_id}", name.encode())
+
+    def _begin(self) -> None:
+        """The directory is about to change; if it never comes to `_end`, the index is wrong."""
+        if self._halfway:
+            self.distrust()
+        self._ready()
+        self._changed = self._halfway = True
+
+    def _end(self, name: str, before: bytes, after: bytes, more: int) -> None:
+        """A file had one content and has another now; that many files have come."""
+        if self._leases is not None:
+            self._leases.pop(name, None)
+            if after:
+                self._leases[name] = after
+        if self._index is not None:
             try:
-                _write(fd, content)
-            finally:
-                os.close(fd)
-            os.rename(_IN_MAKING, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-        except OSError:
-            os.unlink(_IN_MAKING, dir_fd=self._fd)
-            raise
-
-
-def _write(fd: int, content: bytes) -> None:
-    if os.write(fd, content) != len(content):
-        raise OSError(28, os.strerror(28))  # ENOSPC: the only reason for a short write this small
+                self._index.files += more
+                if before:
+                    self._index.remove(parse_ip(name), before)
+                if after:
+                    self._index.add(parse_ip(name), after)
+            except BROKEN:
+                self.distrust()
+        self._halfway = False
 
 
 # --- opening ---
@@ -220,20 +324,31 @@ def directory_of(data_dir: str, network: str) -> str:
     return os.path.join(data_dir, network)
 
 
+def index_of(data_dir: str, network: str) -> str:
+    """The path of the index of a network whose name was checked."""
+    return os.path.join(data_dir, SIDECARS, f"{network}.index")
+
+
 @contextmanager
-def open_store(data_dir: str, network: str, timeout: float | None = None) -> Iterator[Store]:
+def open_store(
+    data_dir: str, network: str, timeout: float | None = None, reclaim: bool = False
+) -> Iterator[Store]:
     """The network's directory, made if missing, and locked for the length of the block.
+
+    With `reclaim`, reservations of an earlier boot are released.
 
     Raises CNIError in Go's words (``mkdir <path>: permission denied``), or TryAgainLater (code 11).
     """
     path = directory_of(data_dir, network)
     deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
     fd, lock = _open_locked(path, deadline)
+    store = Store(path, fd, index_of(data_dir, network), reclaim)
     try:
-        yield Store(path, fd)
+        yield store
     except OSError as error:
         raise explain_in("write", path, error) from None
     finally:
+        store.close()
         lockfile.release(lock)
         os.close(fd)
 

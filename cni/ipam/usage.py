@@ -4,66 +4,120 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 
 from ..protocol.address import parse_ip
 from ..protocol.errors import NotAvailable
+from . import whole
+from .index import BROKEN, Index
 from .ranges import RangeSet
-from .store import Store, is_address
+from .store import is_address
 
 
-def check_free(path: str, sets: list[RangeSet]) -> None:
+def check_free(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> None:
     """Each set must have a free address. Raises NotAvailable (code 50).
 
-    Takes no lock: while others allocate, the answer is as good as any.
+    With `reclaim` those of an earlier boot are free. Takes no lock: while others allocate, the
+    answer is as good as any.
     """
     try:
-        names = os.listdir(path)
+        full = _full_sets(path, index_path, sets, reclaim)
     except OSError as error:
         raise NotAvailable(
             f"host-local: cannot read {path}: {error.strerror}", "it holds the reservations"
         ) from None
-    for each in sets:
-        if each.size > len(names):
-            continue
-        if _in_use([name for name in names if _is_whole(path, name)], each) >= each.size:
-            raise NotAvailable(
-                f"host-local: no IP addresses available in range set: {each}",
-                f"all {each.size} addresses are in use: remove containers, run GC, or add a range",
-            )
+    for each in full:
+        raise NotAvailable(
+            f"host-local: no IP addresses available in range set: {each}",
+            f"all {each.size} addresses are in use: remove containers, run GC, or add a range",
+        )
 
 
-def _is_whole(path: str, name: str) -> bool:
-    """Does the file have a content? The empty ones are free."""
+def _full_sets(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> list[RangeSet]:
+    """By the index if it can be believed, else by the files. Raises OSError."""
+    this_boot = whole.this_boot()
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return os.stat(os.path.join(path, name)).st_size > 0
+        index = Index.open(index_path, fd, this_boot, writable=False)
+        if index is not None:
+            try:
+                full = [each for each in sets if not _has_free(index, each)]
+                if index.is_current(fd):
+                    return full
+            except BROKEN:
+                pass  # whoever locks it next notices
+            finally:
+                index.close()
+        names = os.listdir(fd)
+    finally:
+        os.close(fd)
+    live = this_boot if reclaim else b""
+
+    def is_full(each: RangeSet) -> bool:
+        if each.size > len(names):
+            return False
+        inside = (os.path.join(path, name) for name in names if _is_in(name, each))
+        return sum(_is_taken(file, live) for file in inside) >= each.size
+
+    return [each for each in sets if is_full(each)]
+
+
+def _has_free(index: Index, each: RangeSet) -> bool:
+    return any(
+        index.first_free(found.width, low, high) is not None for found, low, high in each.spans()
+    )
+
+
+def _is_taken(file: str, this_boot: bytes) -> bool:
+    """Has the file a content (the empty ones are free), and is it not of an earlier boot?"""
+    try:
+        if os.stat(file).st_size == 0:
+            return False
     except OSError:
         return False
+    return not this_boot or whole.boot_of(file) in (None, this_boot)
 
 
-def _in_use(names: list[str], each: RangeSet) -> int:
-    gateways = each.gateways
-    packed = (parse_ip(name) for name in names if is_address(name))
-    return sum(each.contains(ip) and ip not in gateways for ip in packed)
+def _is_in(name: str, each: RangeSet) -> bool:
+    """Is it an address that the set hands out?"""
+    if not is_address(name):
+        return False
+    packed = parse_ip(name)
+    return each.contains(packed) and not each.is_excluded(packed)
 
 
-def describe(store: Store, each: RangeSet) -> str:
+def held(path: str, each: RangeSet) -> list[tuple[float, str]]:
+    """Since when who has each address of the set: a time, and a file's name; not the torn ones."""
+    found = []
+    for name in os.listdir(path):
+        if _is_in(name, each):
+            with suppress(FileNotFoundError):
+                stat = os.stat(os.path.join(path, name))
+                if stat.st_size:
+                    found.append((stat.st_mtime, name))
+    return sorted(found)
+
+
+def describe(path: str, each: RangeSet, held: list[tuple[float, str]]) -> str:
     """Size, use, and who has held an address the longest."""
-    names = [
-        name
-        for name, content in store.leases().items()
-        if content and is_address(name) and each.contains(parse_ip(name))
-    ]
-    oldest = sorted((store.held_since(name), name) for name in names)[:3]
-    holders = ", ".join(
-        f"{name} by {holder(store.leases()[name])} since "
-        + time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
-        for since, name in oldest
-    )
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        holders = ", ".join(
+            f"{name} by {holder(whole.content(fd, name) or b'')} since {when(since)}"
+            for since, name in held[:3]
+        )
+    finally:
+        os.close(fd)
     return (
-        f"{_in_use(names, each)} of {each.size} addresses are in use, held the longest: "
+        f"{len(held)} of {each.size} addresses are in use, held the longest: "
         f"{holders or 'none'}. Remove containers, run GC to release what dead ones hold, or add a "
-        f"range; reservations are in {store.path}"
+        f"range; `cni ipam list` shows who holds what, and reservations are in {path}"
     )
+
+
+def when(since: float) -> str:
+    """A file's time as ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
 
 
 def holder(content: bytes) -> str:

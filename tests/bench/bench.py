@@ -162,7 +162,14 @@ CASES = [
     Case("tuning", tuning),
     Case("bandwidth", bandwidth, around=veth),
 ]
-GROWTH = (10, 1000, 10000)
+# Reservations that are there already, in a /16; the nearly full one has a free address every 997.
+GROWTH: dict[str, Sequence[int]] = {
+    "10 leases": range(2, 12),
+    "1 000 leases": range(2, 1002),
+    "60 000 leases": range(2, 60002),
+    "nearly full /16": [n for n in range(2, 65535) if n % 997],
+}
+GROWTH_ROUNDS = 7  # Go takes seconds for some
 
 
 # --- measuring ---------------------------------------------------------------------------------
@@ -212,28 +219,54 @@ def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sa
 
 
 def measure_growth(nodes: list[Node], rounds: int) -> list[Row]:
-    """host-local with that many addresses reserved already."""
-    found = []
-    for leases in GROWTH:
-        for node in nodes:
-            fill(node.data_dir / f"grow{leases}", leases)
+    """host-local with that many addresses reserved already.
 
-        def conf(node: Node, name: str = f"grow{leases}") -> Json:
-            return {**simple("host-local")(node), "name": name}
+    Every round has all of them, so that they can be compared with each other, too.
+    """
+    samples: dict[str, dict[str, dict[str, list[Sample]]]] = {}
+    for node in nodes:
+        for label, taken in GROWTH.items():
+            fill(node.data_dir / network_of(label), taken)
+    for number, node in enumerate(alternate(nodes, min(rounds, GROWTH_ROUNDS) + 1)):
+        for label in GROWTH:
+            conf = {**simple("host-local")(node), "name": network_of(label)}
+            times = zip(("ADD", "DEL"), add_and_delete(node, conf), strict=True)
+            for verb, sample in times if number >= len(nodes) else ():  # see measure_case
+                of_case = samples.setdefault(label, {}).setdefault(verb, {})
+                of_case.setdefault(node.name, []).append(sample)
+    return [
+        Row(f"host-local, {label}", verb, summaries(taken, nodes, set()))
+        for label, verbs in samples.items()
+        for verb, taken in verbs.items()
+    ]
 
-        case = Case(f"host-local, {leases:,} leases".replace(",", " ", 2), conf)
-        found += measure_case(case, nodes, max(rounds // 2, 3))
-    return found
+
+def network_of(label: str) -> str:
+    return "grow-" + "".join(filter(str.isalnum, label))
 
 
-def fill(directory: Path, leases: int) -> None:
+def fill(directory: Path, taken: Sequence[int]) -> None:
     """Reservations as either implementation writes them."""
     directory.mkdir(parents=True)
-    for number in range(2, leases + 2):
+    for number in taken:
         address = f"10.66.{number >> 8}.{number & 255}"
         (directory / address).write_text(f"old{number}\r\neth0")
-    last = leases + 1
+    last = taken[-1]
     (directory / "last_reserved_ip.0").write_text(f"10.66.{last >> 8}.{last & 255}")
+
+
+def growth(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """How many times as long as with the fewest leases, by case and verb, by implementation."""
+    found = {}
+    for verb in ("ADD", "DEL"):
+        fewest, *more = [row for row in rows if row.verb == verb]
+        for row in more:
+            found[f"{row.case} {verb}"] = {
+                name: row.times[name].median / fewest.times[name].median
+                for name in row.times
+                if name in fewest.times
+            }
+    return found
 
 
 def measure_baseline(node: Node, rounds: int) -> list[Row]:
@@ -322,7 +355,7 @@ def number(value: float | None, width: int, digits: int = 1) -> str:
     return " " * (width - 1) + "–" if value is None else f"{value:{width}.{digits}f}"
 
 
-def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> Path:
+def write(rows: list[Row], more: Json, facts: Json, path: Path) -> Path:
     """The JSON file, and the chart beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
@@ -335,7 +368,7 @@ def write(rows: list[Row], parts: dict[str, float], facts: Json, path: Path) -> 
         }
         for row in rows
     ]
-    document = {"environment": facts, "rows": lines, "parts_ms": parts}
+    document = {"environment": facts, "rows": lines, **more}
     path.write_text(json.dumps(document, indent=2) + "\n")
     picture = path.with_suffix(".svg")
     subtitle = (
@@ -409,17 +442,27 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
             for row in measure_case(case, nodes, rounds):
                 print_row(row)
                 found.append(row)
-    if wanted("growth"):
-        for row in measure_growth(nodes, rounds):
-            print_row(row)
-            found.append(row)
+    ratios = run_growth(nodes, rounds, found) if wanted("growth") else {}
     parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
     if parts:
         print("\nThe parts of a run of ours")
     for name, value in parts.items():
         print(f"{name:54} {value:8.3f}")
-    picture = write(found, parts, facts, options.json)
+    picture = write(found, {"parts_ms": parts, "growth": ratios}, facts, options.json)
     print(f"\n{shown(options.json)}, {shown(picture)}")
+
+
+def run_growth(nodes: list[Node], rounds: int, found: list[Row]) -> dict[str, dict[str, float]]:
+    """Measure it, print it, and add the rows to `found`; the ratios."""
+    rows = measure_growth(nodes, rounds)
+    for row in rows:
+        print_row(row)
+    found += rows
+    ratios = growth(rows)
+    print("\nGrowth: times as long as with 10 leases")
+    for name, each in ratios.items():
+        print(f"{name:42} {number(each.get('ours'), 8, 2)} {number(each.get('go'), 8, 2)}")
+    return ratios
 
 
 def shown(path: Path) -> str:

@@ -318,11 +318,14 @@ def difference(before: Any, after: Any, where: str = "") -> list[str]:
 def tree(path: str | os.PathLike[str], *, contents: bool = True) -> dict[str, str]:
     """A directory tree: relative path -> type, mode and content, for comparison by `difference`.
 
-    A path that does not exist is an empty tree.
+    A path that does not exist is an empty tree. host-local's `.cni` is left out: what is in there
+    is made from the other files, and may be missing.
     """
     base = Path(path)
     found: dict[str, str] = {}
     for directory, names, files in os.walk(base):
+        if ".cni" in names:
+            names.remove(".cni")
         for name in (*names, *files):
             entry = Path(directory, name)
             info = entry.lstat()

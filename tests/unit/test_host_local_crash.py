@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni import dispatch
-from cni.ipam.store import Store
+from cni.ipam.store import Store, open_store
 
 from .ipam_node import Child, Ipam, environment
 
@@ -118,7 +118,10 @@ def test_a_full_range_under_load(tmp_path: Path) -> None:
 
 # --- death at every step ---
 
-STEPS = ("open", "close", "read", "write", "link", "unlink", "rename", "mkdir", "listdir", "stat")
+STEPS = (
+    "open", "close", "read", "write", "link", "unlink", "rename", "mkdir", "listdir", "stat",
+    "pread", "pwrite", "utime", "fstat", "setxattr", "getxattr",
+)  # fmt: skip
 
 
 def run_mortal(ipam: Ipam, verb: str, cid: str, steps: int, tmpfile: bool) -> None:
@@ -156,6 +159,12 @@ def kill_at_every_step(ipam: Ipam, verb: str, tmpfile: bool = True) -> Iterator[
     pytest.fail("never came through")
 
 
+def index_is_right(data_dir: Path) -> None:
+    """If anybody would believe it."""
+    with open_store(str(data_dir), "net") as store:
+        assert not store.index_differences()
+
+
 def never_partial(directory: Path) -> None:
     """What a reader without our lock sees: whole reservations."""
     for each in directory.iterdir() if directory.exists() else ():
@@ -170,8 +179,10 @@ def test_killed_add(tmp_path: Path, tmpfile: bool) -> None:
     most = 0
     for victim in kill_at_every_step(ipam, "ADD", tmpfile):
         never_partial(tmp_path / "net")
+        index_is_right(tmp_path)
         most = max(most, len(held(tmp_path)))
         ipam.delete(victim)
+        index_is_right(tmp_path)
         assert names(tmp_path) <= REST, victim
     assert most in (2, 3)
     # The one that came through has two addresses, and another one gets two as well.
@@ -199,6 +210,7 @@ def test_killed_delete(tmp_path: Path) -> None:
     ipam.add("victim0")
     for deaths, victim in enumerate(kill_at_every_step(ipam, "DEL"), 1):
         assert 24 <= len(held(tmp_path)) <= 26
+        index_is_right(tmp_path)
         ipam.delete(victim)
         assert len(held(tmp_path)) == 24
         ipam.add(f"victim{deaths}")
@@ -288,3 +300,26 @@ def test_concurrent_with_the_reference(tmp_path: Path) -> None:
     child = Child(lambda: [ip for n in range(60) for ip in ipam.add(f"ours{n}")])
     theirs = [ip["address"] for n in range(60) for ip in go(ipam, "ADD", f"theirs{n}")["ips"]]
     assert len(set(theirs + child.value())) == 240
+
+
+@pytest.mark.skipif(not GO.exists(), reason="needs Debian's containernetworking-plugins")
+def test_many_with_the_reference(tmp_path: Path) -> None:
+    """64 processes, every other one the reference, on one directory."""
+    ipam = dual(tmp_path, "10.0.0.0/16")
+
+    def add(number: int) -> list[str]:
+        cids = [f"c{number}-{n}" for n in range(3)]
+        if number % 2:
+            return [ip["address"] for cid in cids for ip in go(ipam, "ADD", cid)["ips"]]
+        return [ip for cid in cids for ip in ipam.add(cid)]
+
+    def delete(number: int) -> None:
+        for n in range(3):  # what the other one added
+            cid = f"c{(number + 1) % 64}-{n}"
+            go(ipam, "DEL", cid) if number % 2 else ipam.delete(cid)
+
+    got = [ip for ips in together(64, tmp_path / "go", add) for ip in ips]
+    assert len(set(got)) == len(got) == 64 * 3 * 2
+    together(64, tmp_path / "go", delete)
+    assert names(tmp_path) == REST
+    index_is_right(tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 import tempfile
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -14,7 +16,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from .ipam_node import Failure, Ipam
+from cni.ipam import whole
+from cni.ipam.store import open_store
+
+from .ipam_node import Failure, Ipam, environment
+from .test_host_local_index import GO, make_coarse
 
 Address = IPv4Address | IPv6Address
 
@@ -23,7 +29,7 @@ INTERFACES = ("eth0", "eth1")
 OWNERS = st.tuples(st.sampled_from(CONTAINERS), st.sampled_from(INTERFACES))
 
 # (subnet, rangeStart, rangeEnd, gateway) of each range of each set, and what they hand out.
-LAYOUTS: dict[str, tuple[list[list[dict[str, str]]], list[list[str]]]] = {
+LAYOUTS: dict[str, tuple[list[list[dict[str, Any]]], list[list[str]]]] = {
     "v4": (
         [[{"subnet": "10.0.0.0/29"}]],
         [["10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5", "10.0.0.6"]],
@@ -37,6 +43,15 @@ LAYOUTS: dict[str, tuple[list[list[dict[str, str]]], list[list[str]]]] = {
             ]
         ],
         [["10.0.1.2", "10.0.2.7", "10.0.2.8", "10.0.2.9"]],
+    ),
+    "excluded": (
+        [
+            [
+                {"subnet": "10.0.0.0/28", "exclude": ["10.0.0.4/30", "10.0.0.9-10.0.0.12"]},
+                {"subnet": "10.0.1.0/29", "exclude": ["10.0.1.2", "10.0.1.2-10.0.1.3"]},
+            ]
+        ],
+        [[f"10.0.{host}" for host in ("0.2", "0.3", "0.8", "0.13", "0.14", "1.4", "1.5", "1.6")]],
     ),
     "dual stack": (
         [
@@ -59,6 +74,10 @@ class Model(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp(prefix="cni-model-"))
         self.held: dict[Address, tuple[str, ...]] = {}
         self.last: list[Address | None] = []
+        self.boot = 1
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(whole, "this_boot", lambda: self.boot.to_bytes(16, "big"))
+        make_coarse(self.patch)
 
     @initialize(layout=st.sampled_from(sorted(LAYOUTS)))
     def configure(self, layout: str) -> None:
@@ -75,6 +94,7 @@ class Model(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
+        self.patch.undo()
         shutil.rmtree(self.directory)
 
     # --- the oracle ---
@@ -135,6 +155,9 @@ class Model(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def delete(self, owner: tuple[str, str]) -> None:
         self.ipam.delete(*owner)
+        self._forget(owner)
+
+    def _forget(self, owner: tuple[str, str]) -> None:
         legacy = owner not in self.held.values()
         gone: tuple[str, ...] = owner[:1] if legacy else owner
         self.held = {ip: who for ip, who in self.held.items() if who != gone}
@@ -172,10 +195,37 @@ class Model(RuleBasedStateMachine):
     def _put(self, data: Any, content: bytes) -> None:
         ip = data.draw(st.sampled_from([ip for each in self.usable for ip in each]))
         (self.directory / "net").mkdir(exist_ok=True)
+        (self.directory / "net" / str(ip)).unlink(missing_ok=True)
         (self.directory / "net" / str(ip)).write_bytes(content)
         self.held.pop(ip, None)
         if content:
             self.held[ip] = (content.decode(),)
+
+    @rule(data=st.data())
+    def removed_by_hand(self, data: Any) -> None:
+        if self.held:
+            ip = data.draw(st.sampled_from(sorted(self.held, key=str)))
+            (self.directory / "net" / str(ip)).unlink()
+            del self.held[ip]
+
+    @rule(owner=OWNERS)
+    def deleted_by_the_reference(self, owner: tuple[str, str]) -> None:
+        if GO.exists():
+            subprocess.run(
+                [GO],
+                input=json.dumps({**self.ipam.conf, "cniVersion": "1.0.0"}).encode(),
+                env=environment("DEL", *owner, ""),
+                check=True,
+            )
+            self._forget(owner)
+
+    @rule()
+    def reboot(self) -> None:
+        """All that we have seen are gone, as soon as one of us takes the lock."""
+        self.ipam.delete("nobody")
+        self.boot += 1
+        self.ipam.delete("nobody")
+        self.held = {}
 
     # --- what always holds ---
 
@@ -189,11 +239,14 @@ class Model(RuleBasedStateMachine):
                 if content:
                     found[ip_address(name)] = tuple(content.split("\r\n"))
         assert found == self.held
+        if directory.exists():
+            with open_store(str(self.directory), "net") as store:
+                assert not store.index_differences()
 
 
 TestModel = Model.TestCase
 TestModel.settings = settings(
-    max_examples=80,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     database=None,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .ipam_node import ALL_VERSIONS, Failure, Ipam
+from .ipam_node import ALL_VERSIONS, Failure, Ipam, environment
+
+GO = Path("/usr/lib/cni/static")
 
 V4, V6 = "10.10.0.1/24", "3ffe:ffff:0:1ff::1/64"
 ADDRESSES = [
@@ -137,24 +141,47 @@ FROM_ARGS = [("10.2.2.2/24", None)]
 FROM_RUNTIME = [("10.1.1.1/24", None), ("fd00::1/64", None)]
 
 
-@pytest.mark.parametrize(
-    ("keys", "args", "want"),
-    [
-        ({}, "", CONFIGURED),
-        ({}, ENV, CONFIGURED + FROM_ENV),
-        (ARGS, "", FROM_ARGS),
-        (ARGS, ENV, FROM_ARGS),
-        (RUNTIME, "", FROM_RUNTIME),
-        (RUNTIME, ENV, FROM_RUNTIME),
-        ({**RUNTIME, **ARGS}, "", FROM_RUNTIME),
-        ({**RUNTIME, **ARGS}, ENV, FROM_RUNTIME),
-        ({"runtimeConfig": {"ips": []}, "args": {"cni": {"ips": []}}}, "", CONFIGURED),
-        ({"runtimeConfig": None, "args": {"cni": None}}, "", CONFIGURED),
-    ],
-)
+SOURCES: list[tuple[dict[str, Any], str, list[tuple[str, str | None]]]] = [
+    ({}, "", CONFIGURED),
+    ({}, ENV, CONFIGURED + FROM_ENV),
+    (ARGS, "", FROM_ARGS),
+    (ARGS, ENV, FROM_ARGS),
+    (RUNTIME, "", FROM_RUNTIME),
+    (RUNTIME, ENV, FROM_RUNTIME),
+    ({**RUNTIME, **ARGS}, "", FROM_RUNTIME),
+    ({**RUNTIME, **ARGS}, ENV, FROM_RUNTIME),
+    ({"runtimeConfig": {"ips": []}, "args": {"cni": {"ips": []}}}, "", CONFIGURED),
+    ({"runtimeConfig": None, "args": {"cni": None}}, "", CONFIGURED),
+]
+
+
+@pytest.mark.parametrize(("keys", "args", "want"), SOURCES)
 def test_precedence(keys: dict[str, Any], args: str, want: list[tuple[str, str | None]]) -> None:
     ipam = static(addresses=[{"address": V4, "gateway": "10.10.0.9"}])
     assert gateways(ipam, env_args=args, **keys) == want
+
+
+@pytest.mark.skipif(not GO.exists(), reason="needs Debian's containernetworking-plugins")
+@pytest.mark.parametrize(("keys", "args", "_want"), SOURCES)
+@pytest.mark.parametrize("version", ["0.2.0", "0.4.0", "1.0.0"])
+def test_precedence_is_the_references(
+    keys: dict[str, Any], args: str, _want: object, version: str
+) -> None:
+    ipam = static(
+        version, addresses=[{"address": V4, "gateway": "10.10.0.9"}], routes=ROUTES, dns=DNS
+    )
+    done = subprocess.run(
+        [GO],
+        input=json.dumps({**ipam.conf, **keys}).encode(),
+        env=environment("ADD", "c1", "eth0", args),
+        stdout=subprocess.PIPE,
+    )
+    code, output = ipam.raw("ADD", env_args=args, **keys)
+    assert code == done.returncode
+    if code:
+        assert json.loads(output)["msg"] == json.loads(done.stdout)["msg"]
+    else:
+        assert json.loads(output) == json.loads(done.stdout)
 
 
 def test_cni_args() -> None:

@@ -1,0 +1,289 @@
+"""`cni ipam`: who holds the addresses that host-local has handed out on this node."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from cni.ipam import host_local, usage, whole
+from cni.ipam.ranges import RangeSet, canonical_sets
+from cni.ipam.store import directory_of, is_address, open_store, scan
+from cni.netns import Namespace, NetnsError
+from cni.protocol import config, names
+from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
+from cni.protocol.errors import CNIError
+
+from . import cache, conflist, gojson, output
+from .completion import Network
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Lease(NamedTuple):
+    """A reservation. `netns` is "" and `alive` None where no result cache knows of it."""
+
+    address: str
+    container_id: str
+    ifname: str
+    since: float
+    netns: str
+    alive: bool | None
+    earlier_boot: bool
+    content: bytes
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        if self.earlier_boot:
+            return "of an earlier boot"
+        return {True: "alive", False: "gone", None: "unknown"}[self.alive]
+
+    @property
+    def holder(self) -> str:
+        return f"{self.container_id}/{self.ifname}" if self.ifname else self.container_id
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "address": self.address,
+            "containerID": gojson.text(self.container_id),
+            "ifname": gojson.text(self.ifname),
+            "since": usage.when(self.since),
+            "netns": self.netns,
+            "netnsAlive": self.alive,
+            "earlierBoot": self.earlier_boot,
+        }
+
+
+class Place(NamedTuple):
+    """Where a network's reservations are; `ranges` is None if no configuration was found."""
+
+    network: str
+    data_dir: str
+    ranges: list[RangeSet] | None
+    cache: cache.Cache
+
+    @property
+    def path(self) -> str:
+        return directory_of(self.data_dir, self.network)
+
+
+@click.group()
+def ipam() -> None:
+    """Look after the addresses that host-local has handed out."""
+
+
+def _options(function: F) -> F:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="JSON, also of errors."),
+        click.option(
+            "--cache-dir",
+            default=cache.DEFAULT_DIRECTORY,
+            show_default=True,
+            type=click.Path(file_okay=False),
+            help="Its directory results tells which network namespace a container has.",
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(file_okay=False),
+            help="host-local's dataDir, if not that of the network's configuration "
+            f"(without one, {host_local.DATA_DIR}).",
+        ),
+        click.argument("network", type=Network()),
+    ):
+        function = option(function)
+    return function
+
+
+@ipam.command("list")
+@_options
+def list_leases(network: str, as_json: bool, **options: Any) -> None:
+    """Show who holds which address since when, and whether its namespace is there."""
+    with _reporting(as_json):
+        leases = _leases(_place(network, **options))
+        if as_json:
+            output.json([each.as_dict() for each in leases])
+            return
+        rows = [("ADDRESS", "CONTAINER", "IFNAME", "SINCE", "NAMESPACE")]
+        for each in leases:
+            container, ifname = gojson.text(each.container_id), gojson.text(each.ifname)
+            since = usage.when(each.since)
+            rows.append((each.address, container, ifname or "-", since, each.state))
+        output.table(rows)
+
+
+@ipam.command()
+@_options
+@click.argument("what", metavar="ADDRESS|CONTAINER", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Also if the container's namespace is there.")
+def release(
+    network: str, what: tuple[str, ...], force: bool, as_json: bool, **options: Any
+) -> None:
+    """Release addresses, or all that a container holds.
+
+    Links, routes and rules stay: `cni del` or the runtime takes them away with the address.
+    """
+    with _reporting(as_json):
+        place = _place(network, **options)
+        leases = _leases(place)
+        chosen = [lease for text in what for lease in _chosen(leases, text, place)]
+        for each in chosen:
+            if each.alive and not force:
+                raise CNIError(
+                    f"{each.address} is in use by {each.holder}",
+                    f"its namespace {each.netns} is there: remove the container, or use --force",
+                )
+        with open_store(place.data_dir, network) as store:
+            for each in chosen:
+                if store.content(each.address) == each.content:
+                    store.release(each.address)
+        if as_json:
+            output.json([each.as_dict() for each in chosen])
+        for each in chosen if not as_json else ():
+            click.echo(gojson.text(f"released {each.address}, which {each.holder} held"))
+
+
+@ipam.command()
+@_options
+def check(network: str, as_json: bool, **options: Any) -> None:
+    """Look for reservations that should not be, and whether the index agrees with the files.
+
+    Exit code 1 if there is anything. A wrong index is removed; the next ADD or DEL makes a new one.
+    """
+    with _reporting(as_json):
+        place = _place(network, **options)
+        found = _findings(place)
+        with open_store(place.data_dir, network) as store:
+            wrong = store.index_differences()
+            if wrong:
+                store.distrust()
+                found += [f"index: {text}" for text in wrong]
+        if as_json:
+            output.json({"problems": [gojson.text(text) for text in found], "indexed": wrong == []})
+        else:
+            output.done(f"{network}: {len(found) or 'no'} problems")
+            for text in found:
+                click.echo(gojson.text(text))
+        if found:
+            click.get_current_context().exit(1)
+
+
+# --- finding out ---
+
+
+@contextmanager
+def _reporting(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except CNIError as problem:
+        output.error(problem, as_json=as_json)
+        click.get_current_context().exit(1)
+
+
+def _place(network: str, *, data_dir: str | None, cache_dir: str) -> Place:
+    """Where the configuration, or the command line, has it. Raises CNIError."""
+    names.check_network_name(network)
+    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    configured, ranges = host_local.DATA_DIR, None
+    try:
+        for plugin in conflist.load(directory, network).plugins:
+            found = config.lookup(plugin.raw, "ipam")
+            if isinstance(found, dict) and config.lookup(found, "type") == "host-local":
+                conf = config.convert(plugin.raw, host_local.Conf, "").ipam
+                assert conf is not None
+                configured = conf.data_dir or configured
+                found_ranges = host_local.configured_ranges(conf)
+                if found_ranges:
+                    ranges = canonical_sets(found_ranges, "", multiple=True, exclude=conf.exclude)
+    except conflist.NetworkNotFound:
+        pass  # what it left may be there all the same
+    place = Place(network, data_dir or configured, ranges, cache.Cache(os.path.abspath(cache_dir)))
+    if not os.path.isdir(place.path):
+        raise CNIError(
+            f"no reservations of network {network}",
+            f"there is no directory {place.path}; --data-dir names another one for its parent",
+        )
+    return place
+
+
+def _leases(place: Place) -> list[Lease]:
+    """All that are held, by address. Raises CNIError."""
+    namespaces = {
+        (each.container_id, each.ifname): each.netns
+        for each in place.cache.attachments()
+        if each.network == place.network
+    }
+    this_boot = whole.this_boot()
+    found = []
+    for name, content in scan(place.path):
+        file = os.path.join(place.path, name)
+        if not (is_address(name) and content):
+            continue
+        container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
+        netns = namespaces.get((container_id, ifname), "")
+        boot = whole.boot_of(file)
+        try:
+            since = os.stat(file).st_mtime
+        except OSError:
+            continue  # just released
+        earlier = boot not in (None, this_boot)
+        alive = _is_alive(netns)
+        found.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content))
+    return sorted(found, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
+
+
+def _is_alive(netns: str) -> bool | None:
+    if not netns:
+        return None
+    try:
+        Namespace.open(netns).close()
+    except NetnsError:
+        return False
+    return True
+
+
+def _chosen(leases: list[Lease], text: str, place: Place) -> list[Lease]:
+    """Those of one address or container. Raises CNIError."""
+    try:
+        wanted = canonical_ip(text)
+        found = [each for each in leases if canonical_ip(each.address) == wanted]
+    except InvalidAddress:
+        found = [each for each in leases if each.container_id == text]
+    if not found:
+        raise CNIError(
+            f"nothing is reserved for {text} in {place.network}",
+            f"`cni ipam list {place.network}` shows what is, from {place.path}",
+        )
+    return found
+
+
+def _findings(place: Place) -> list[str]:
+    """What is wrong with the reservations themselves."""
+    found = []
+    for name, content in sorted(scan(place.path)):
+        if not is_address(name):
+            found.append(f"{name}: not a reservation; remove it")
+        elif not content:
+            found.append(f"{name}: empty, left by a process that was killed; it counts as free")
+    held: dict[tuple[str, int], str] = {}
+    for each in _leases(place):
+        packed = parse_ip(each.address)
+        if each.earlier_boot or each.alive is False:
+            why = "an earlier boot" if each.earlier_boot else f"{each.netns}, which is gone"
+            found.append(f"{each.address}: {each.holder} was of {why}; release it, or run GC")
+        index = next((i for i, r in enumerate(place.ranges or ()) if r.contains(packed)), None)
+        if index is None:
+            if place.ranges is not None:
+                found.append(f"{each.address}: outside of the configured ranges")
+            continue
+        other = held.setdefault((each.holder, index), each.address)
+        if other != each.address:
+            found.append(f"{each.address}: {each.holder} holds {other} of this range set, too")
+    return found

@@ -1,0 +1,70 @@
+"""Which address a pod had: with `sticky`, a new pod of that name gets it back if it is free.
+
+    <dataDir>/.cni/<network>.sticky
+
+A file of fixed size: a pod's name leads to a bucket of entries, the most recent one first, and the
+oldest one falls out. So it needs no care, whatever pods come and go; it remembers some 65,000
+names. It is a hint: a wrong or lost entry costs a pod its old address, nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+from .store import SIDECARS
+
+_BUCKETS = 4096
+_KEY, _ADDRESS = 12, 16
+_ENTRY = _KEY + 1 + _ADDRESS  # hash of the name, length of the address, address
+_BUCKET = _ENTRY * 16
+
+
+class Memory:
+    """What one pod had in one network; to be used under the network's lock. Raises nothing."""
+
+    def __init__(self, data_dir: str, network: str, pod: tuple[str, ...]) -> None:
+        self._directory = os.path.join(data_dir, SIDECARS)
+        self._path = os.path.join(self._directory, f"{network}.sticky")
+        self._pod = "\0".join(pod)
+
+    def recall(self, range_id: int) -> bytes | None:
+        """The address (packed) that it had of the range set; None if that is not known."""
+        key, at = self._place(range_id)
+        with suppress(OSError):
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                for entry in _entries(os.pread(fd, _BUCKET, at)):
+                    if entry.startswith(key):
+                        length = entry[_KEY]
+                        return entry[_KEY + 1 : _KEY + 1 + length] if length in (4, 16) else None
+            finally:
+                os.close(fd)
+        return None
+
+    def keep(self, range_id: int, packed: bytes) -> None:
+        """It has this one now."""
+        key, at = self._place(range_id)
+        with suppress(OSError):
+            with suppress(FileExistsError):
+                os.mkdir(self._directory, 0o700)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                others = _entries(os.pread(fd, _BUCKET, at))
+                entries = [key + bytes([len(packed)]) + packed.ljust(_ADDRESS, b"\0")]
+                entries += [entry for entry in others if not entry.startswith(key)]
+                os.pwrite(fd, b"".join(entries)[:_BUCKET], at)
+            finally:
+                os.close(fd)
+
+    def _place(self, range_id: int) -> tuple[bytes, int]:
+        from _blake2 import blake2b  # not hashlib, which loads OpenSSL
+
+        name = f"{range_id}\0{self._pod}".encode("utf-8", "surrogateescape")
+        digest = blake2b(name, digest_size=_KEY + 2).digest()
+        return digest[:_KEY], int.from_bytes(digest[_KEY:], "big") % _BUCKETS * _BUCKET
+
+
+def _entries(bucket: bytes) -> list[bytes]:
+    found = [bucket[i : i + _ENTRY] for i in range(0, len(bucket), _ENTRY)]
+    return [entry for entry in found if len(entry) == _ENTRY and any(entry)]

@@ -1,0 +1,139 @@
+"""Files that are whole from their first moment, and know of which boot they are.
+
+A reader sees all of one or none. Everything is relative to the descriptor of a directory in which
+nobody else makes any at the same time; so one fixed name is enough for files in the making, and
+none pile up.
+
+The kernel gives every boot an id. It is noted in an extended attribute of a reservation, which the
+reference does not look at; a file without one (the reference's) gets it when we first see it. So a
+reservation with another id is of an earlier boot, whose network namespaces are gone. No clock is
+asked: on a machine that learns the time from the network, files of this boot may look old.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from errno import (
+    EACCES,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    EMLINK,
+    ENOENT,
+    ENOSYS,
+    EOPNOTSUPP,
+    EPERM,
+    EXDEV,
+)
+
+BOOT = "user.cni.boot"
+
+# No address, so that the reference does not take it for a reservation.
+IN_MAKING = ".new"
+
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
+# What a kernel or a file system without O_TMPFILE, hard links or /proc says.
+_NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
+_NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
+
+
+def content(directory: int, name: str) -> bytes | None:
+    """A small file without surrounding white space; None if there is none, or UNREADABLE."""
+    try:
+        fd = os.open(name, READ, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return UNREADABLE
+    try:
+        return os.read(fd, 4096).strip()
+    except OSError:
+        return UNREADABLE
+    finally:
+        os.close(fd)
+
+
+def create(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
+    """Make a file, marked with the boot's id if one is given. Raises FileExistsError, OSError."""
+    if not _create_unnamed(directory, name, data, boot_id):
+        if content(directory, name) is not None:
+            raise FileExistsError(name)
+        replace(directory, name, data, boot_id)
+
+
+def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> bool:
+    """By a file that gets its name last; False where that does not work."""
+    try:
+        flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+        fd = os.open(".", flags, 0o600, dir_fd=directory)
+    except OSError as error:
+        if error.errno in _NO_UNNAMED:
+            return False
+        raise
+    try:
+        _fill(fd, data, boot_id)
+        # With a dst_dir_fd Python calls linkat with AT_SYMLINK_FOLLOW, without it link, which
+        # does not follow.
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    finally:
+        os.close(fd)
+    return True
+
+
+def replace(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
+    """By a file that is renamed to its name. Raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(IN_MAKING, flags, 0o600, dir_fd=directory)
+    try:
+        try:
+            _fill(fd, data, boot_id)
+        finally:
+            os.close(fd)
+        os.rename(IN_MAKING, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        os.unlink(IN_MAKING, dir_fd=directory)
+        raise
+
+
+def _fill(fd: int, data: bytes, boot_id: bytes) -> None:
+    if boot_id:
+        note_boot(fd, boot_id)
+    if os.write(fd, data) != len(data):
+        raise OSError(28, os.strerror(28))  # ENOSPC: the only reason for a short write this small
+
+
+# --- which boot ---
+
+
+def this_boot() -> bytes:
+    """This boot's id; b"" if /proc does not tell."""
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return bytes.fromhex(os.read(fd, 64).decode().strip().replace("-", ""))
+        finally:
+            os.close(fd)
+    except (OSError, ValueError):
+        return b""
+
+
+def note_boot(fd: int, boot_id: bytes) -> None:
+    """Note it in an open file, where the file system can."""
+    with suppress(OSError):
+        os.setxattr(fd, BOOT, boot_id)
+
+
+def boot_of(file: int | str) -> bytes | None:
+    """The boot that is noted in a file; None if there is none, or no such file."""
+    try:
+        return os.getxattr(file, BOOT)
+    except OSError:
+        return None
