@@ -43,6 +43,7 @@ from tests.harness import (
 )
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import PROBES, missing, requires_kernel
+from tests.harness.runtime import state_dir
 
 MakeNetns = Callable[..., Netns]
 
@@ -361,6 +362,7 @@ def test_environment_of_a_plugin(shell_runtime: Runtime, container: Netns) -> No
         "CNI_IFNAME": "eth0",
         "CNI_ARGS": "A=B",
         "CNI_PATH": str(shell_runtime.bin_dir),
+        "CNI_STATE_DIR": state_dir(),
     }
     without = shell_runtime.call("ADD", "script", "env >&2", env={"CNI_IFNAME": None, "X": "1"})
     assert "CNI_IFNAME" not in without.stderr

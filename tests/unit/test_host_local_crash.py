@@ -250,7 +250,7 @@ def test_sigterm_undoes_an_add(tmp_path: Path) -> None:
 
     def work() -> str:
         Store.set_last_reserved = lambda *_: time.sleep(60)  # type: ignore[method-assign]
-        signal.signal(signal.SIGTERM, dispatch._terminate)
+        signal.signal(signal.SIGTERM, dispatch.terminate)
         code, output = ipam.raw("ADD")
         assert code == 1
         return str(json.loads(output)["msg"])
