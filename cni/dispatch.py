@@ -75,6 +75,11 @@ TABLE: dict[str, Plugin] = {
         "is the example of docs/writing-a-plugin.md: passes the result on",
         conf_error="failed to parse network configuration: ",
     ),
+    "sbr": Plugin(
+        "cni.plugins.sbr",
+        "routes by source address: replies leave by the interface they came in",
+        conf_error="failed to parse network configuration: ",
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
