@@ -84,6 +84,7 @@ TABLE: dict[str, Plugin] = {
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
+    "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
 }
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}

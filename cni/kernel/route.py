@@ -14,6 +14,8 @@ from .netlink import Netlink, NetlinkError
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
+RTNLGRP_IPV6_ROUTE = 11
+
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 PROTO_KERNEL, PROTO_BOOT = 2, 3
@@ -47,6 +49,11 @@ class Route(NamedTuple):
     flags: int = 0
     extra: bytes = b""
     shared: bool = False
+
+    @property
+    def movable(self) -> bool:
+        """Can it be moved without the hops on other links? Hops of IPv6 are routes of their own."""
+        return not (self.shared and self.dst.is_v4)
 
     def __str__(self) -> str:
         parts = [str(self.dst)]

@@ -13,7 +13,7 @@ from ..kernel.netlink import Netlink
 from ..netns import Namespace
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
-from ..protocol.result import Interface, Result
+from ..protocol.result import Interface, IPConfig, Result
 
 
 def fail(problems: list[str]) -> None:
@@ -56,6 +56,12 @@ def container_interface(call: Call[Any], previous: Result) -> Interface:
         f"Sandbox in prevResult {sandbox} doesn't match configured netns: {call.netns}",
         f"no interface {call.ifname} in that namespace is part of the prevResult",
     )
+
+
+def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
+    """Is the address that interface's? Also if it names no interface of the prevResult."""
+    links, index = previous.interfaces, ip.interface
+    return index is None or not 0 <= index < len(links) or links[index].name == ifname
 
 
 def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:

@@ -82,11 +82,9 @@ def add(call: Call[Conf]) -> Result:
 def _sources(conf: Conf, ifname: str, previous: Result) -> list[Source]:
     """The prevResult's addresses that are not another interface's. Raises CNIError."""
     static = {} if conf.table is not None else _static_gateways(conf.gateways)
-    links = previous.interfaces
     found = []
     for ip in previous.ips:
-        n = ip.interface
-        if n is not None and 0 <= n < len(links) and links[n].name != ifname:
+        if not _check.is_of(ip, ifname, previous):
             continue
         gateway = parse_ip(ip.gateway) if ip.gateway else b""
         chosen = static.get(ip.prefix.family)
@@ -162,15 +160,12 @@ def _add_rule(call: Call[Conf], sock: Netlink, source: Source, table: int, what:
 
 
 def main_routes(sock: Netlink, found: Link) -> list[Route]:
-    """The interface's routes of the main table, without those that it shares with other links.
-
-    Of IPv6 a shared one is the interface's own next hop, since there hops are routes of their own.
-    """
+    """The interface's routes of the main table."""
     return [
         entry
         for each in _tables.FAMILIES
         for entry in route.show(sock, each, found.index)
-        if not (entry.shared and len(entry.dst.ip) == 4)
+        if entry.movable
     ]
 
 
