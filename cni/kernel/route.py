@@ -85,28 +85,32 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False) -> None:
             raise
 
 
-def replace(sock: Netlink, route: Route) -> None:
-    """Add a route in the place of one to the same destination, if there is one."""
-    sock.request(RTM_NEWROUTE, _message(route), nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
+def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
+    """Put a link's routes into a table with all their attributes, beside those of other links.
 
-
-def copy(sock: Netlink, routes: Iterable[Route], table: int) -> None:
-    """Put routes into a table with all their attributes; equal ones there are replaced.
-
-    Those on the link come first: through them the others' gateways are reached. Several to one
-    destination stay several. Raises RouteError.
+    What the link has there to the same destination gives way. Routes without a gateway come first:
+    through them the gateways are reached. Raises RouteError, after the last one was tried.
     """
-    seen = set()
+    there: dict[tuple[object, ...], list[Route]] = {}
+    for family in (AF_INET, AF_INET6):
+        for old in show(sock, family, index, table):
+            if old.movable:
+                there.setdefault((old.dst, old.tos, old.priority), []).append(old)
+    failure = None
     for entry in sorted(routes, key=lambda r: bool(r.gateway)):
-        key = (entry.dst, entry.tos, entry.priority)
-        how = nl.NLM_F_APPEND if key in seen else nl.NLM_F_REPLACE
-        seen.add(key)
         wanted = entry._replace(table=table)
+        olds = there.pop((entry.dst, entry.tos, entry.priority), [])
+        if wanted in olds:
+            continue
+        for old in olds:
+            delete(sock, old)
         try:
-            sock.request(RTM_NEWROUTE, _message(wanted), nl.NLM_F_CREATE | how)
+            sock.request(RTM_NEWROUTE, _message(wanted), nl.NLM_F_CREATE | nl.NLM_F_APPEND)
         except NetlinkError as error:
             if error.errno != EEXIST:
-                raise RouteError(wanted, error) from None
+                failure = failure or RouteError(wanted, error)
+    if failure:
+        raise failure
 
 
 def delete(sock: Netlink, route: Route) -> None:

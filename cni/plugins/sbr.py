@@ -141,9 +141,9 @@ def _add_tables(call: Call[Conf], netns: Namespace, sources: list[Source]) -> No
     for source in sources:
         table = _tables.first_free(used, table + 1)
         _add_rule(call, sock, source, table, "Failed to add rule")
-        _fill(sock, plan(source, sources, found, main), table)
+        _fill(sock, plan(source, sources, found, main), table, found.index)
     if call.conf.add_source_hints:
-        _leave_hints(call, sock, main, hints)
+        _leave_hints(call, sock, found, main, hints)
         return
     for entry in main:
         if entry.dst != _LINK_LOCAL:
@@ -201,9 +201,9 @@ def _concerns(entry: Route, subnet: Prefix) -> bool:
     return any(ip and subnet.contains(ip) for ip in (entry.source, entry.gateway))
 
 
-def _fill(sock: Netlink, routes: list[Route], table: int) -> None:
+def _fill(sock: Netlink, routes: list[Route], table: int, index: int) -> None:
     try:
-        route.copy(sock, routes, table)
+        route.copy(sock, routes, table, index)
     except route.RouteError as error:
         entry = error.route
         text = "Failed to readd route"
@@ -232,29 +232,33 @@ def hints_for(found: Link, sources: list[Source]) -> list[Route]:
     ]
 
 
-def _leave_hints(call: Call[Conf], sock: Netlink, main: list[Route], hints: list[Route]) -> None:
+def _leave_hints(
+    call: Call[Conf], sock: Netlink, found: Link, main: list[Route], hints: list[Route]
+) -> None:
     """Replace what the interface has in the main table by the hints; failures are only said."""
-    steps: list[tuple[str, Route]] = [("add", hint) for hint in hints]
-    steps += [
-        ("delete", entry)
-        for entry in main
-        if entry.scope != route.SCOPE_LINK and entry.dst != _LINK_LOCAL
-    ]
-    for verb, entry in steps:
+    for hint in hints:
         try:
-            (route.replace if verb == "add" else route.delete)(sock, entry)
+            route.copy(sock, [hint], route.TABLE_MAIN, found.index)
         except NetlinkError as error:
-            call.log(f"sbr: cannot {verb} route {entry} dev {call.ifname}: {error}")
+            call.log(f"sbr: cannot add route {hint} dev {call.ifname}: {error}")
+    for entry in main:
+        if entry.scope != route.SCOPE_LINK and entry.dst != _LINK_LOCAL:
+            try:
+                route.delete(sock, entry)
+            except NetlinkError as error:
+                call.log(f"sbr: cannot delete route {entry} dev {call.ifname}: {error}")
 
 
 def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[Route]) -> None:
     """Undo an ADD: no rules, no tables, and the main table as it was."""
     sock = netns.netlink()
     steps = Steps()
-    _remove(steps, sock, _own(_rules(sock), call), link.find(sock, call.ifname))
+    found = link.find(sock, call.ifname)
+    _remove(steps, sock, _own(_rules(sock), call), found)
     for hint in hints:
         steps.run(route.delete, sock, hint)
-    steps.run(route.copy, sock, main, route.TABLE_MAIN)
+    if found is not None:
+        steps.run(route.copy, sock, main, route.TABLE_MAIN, found.index)
     steps.finish()
 
 

@@ -120,6 +120,9 @@ def _enslave(call: Call[Conf], netns: Namespace, conf: Conf) -> None:
             f"could not set vrf {device.name} as master of {inner.name}: {error}"
         ) from None
     table = vrf.table(device)
+    for entry in kept.routes:
+        if entry.shared:  # the kernel keeps the hop beside those of other links
+            route.delete(sock, entry)
     _restore(netns, inner, kept, table, table)
 
 
@@ -190,7 +193,7 @@ def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) 
             raise CNIError(f"could not restore address {entry.prefix}: {error}") from None
     _await_local(netns, inner, local, kept.addresses)
     try:
-        route.copy(sock, kept.routes, table)
+        route.copy(sock, kept.routes, table, inner.index)
     except route.RouteError as error:
         raise CNIError(
             f"could not add route '{error.route} dev {inner.name}': {error}",
