@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,10 @@ from tests.harness import (
     V4,
     Netns,
     Runtime,
+    Snapshot,
     address_info,
     addresses,
+    difference,
     each_version,
     has_route,
     kind,
@@ -28,6 +31,7 @@ from tests.harness import (
     unchanged,
 )
 from tests.harness.contract import MASTER, plug
+from tests.harness.faults import add_failing_at
 from tests.netns.test_sbr import interface, previous, table
 
 if TYPE_CHECKING:
@@ -275,22 +279,25 @@ def test_an_interface_that_is_not_free(vrf: Vrf, container: Netns) -> None:
         reply.failed(999, f"{ADD}could not get link by name nosuch")
 
 
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_a_failed_add_is_undone(vrf: Vrf, container: Netns) -> None:
-    """A route that cannot be moved: its gateway is reached through another interface."""
-    interface(container, "10.13.0.2/24", name="net2", index=1101)
+    """Whichever request to the kernel fails."""
+    interface(container, "fd00:9::2/64", name="other0", index=1101)
     interface(container, A4, A6)
     container.ip_batch(
-        f"route add default via {GW6}",
-        "route add 10.15.0.0/16 via 10.13.0.77 dev net2",
-        "route add 10.13.0.77/32 dev net1",
-        "route add 10.16.0.0/16 via 10.13.0.77",
-        "route add 10.17.0.0/16 via 10.10.0.77",
+        "link add red type vrf table 9",  # the kernel's rules for VRFs stay once they are there
+        "route add default via fd00:9::1",
+        f"route append default via {GW6}",
+        f"route add default via {GW4}",
+        "route add 10.12.0.0/16 dev net1 scope link",
     )
-    container.ip("address", "change", A6, "dev", "net1", "nodad")
-    container.ip("route", "add", "10.18.0.0/16", "dev", "net1", "src", "10.13.0.2")
-    with unchanged(container):
-        reply = vrf("ADD", container)
-        reply.failed(999, f"{ADD}could not add route '10.18.0.0/16 src 10.13.0.2 dev net1': ")
+    conf = network(prevResult=previous(*BOTH))
+    before, number = Snapshot.take(container), 1
+    while add_failing_at(vrf.runtime, "vrf", conf, container, number, ifname="net1"):
+        found = difference(before, Snapshot.take(container))
+        assert not found, f"request {number} failed:\n" + "\n".join(found)
+        number += 1
+    assert number > 10
 
 
 # -- CHECK and STATUS -----------------------------------------------------------------------------
@@ -388,8 +395,8 @@ def test_a_chain(runtime: Runtime, container: Netns, outside: Netns, data_dir: P
             {"type": "vrf", "vrfname": "blue"},
         ],
     }
-    with unchanged(container):
-        result = runtime.add_list(conflist, container)
-        runtime.check_list(conflist, container, result)
-        ping(container, V4.gateways[0], source="blue")
-        runtime.delete_list(conflist, container, result)
+    result = runtime.add_list(conflist, container)
+    runtime.check_list(conflist, container, result)
+    ping(container, V4.gateways[0], source="blue")
+    runtime.delete_list(conflist, container, result)
+    assert links(container).keys() == {"lo"}

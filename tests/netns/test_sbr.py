@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,8 @@ from tests.harness import (
     V4,
     Netns,
     Runtime,
+    Snapshot,
+    difference,
     each_version,
     find_routes,
     has_route,
@@ -29,6 +32,7 @@ from tests.harness import (
     unchanged,
 )
 from tests.harness.contract import MASTER, plug, without_dad
+from tests.harness.faults import add_failing_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -495,6 +499,26 @@ def test_bad_input_changes_nothing(
         conf = network(**{"prevResult": {**previous(*BOTH), **prev}, **keys})
         error = sbr.runtime.add("sbr", conf, container).failed(999)
         assert text in error["msg"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("keys", [{}, {"addSourceHints": True}], ids=["plain", "hints"])
+def test_a_failed_add_is_undone(sbr: Sbr, container: Netns, keys: Json) -> None:
+    """Whichever request to the kernel fails. A failing hint is no failure, nor its deletions."""
+    interface(container, "10.0.0.2/24", "fd00:9::2/64", name="other0", index=1101)
+    interface(container, *ADDRESSES)
+    container.ip_batch(
+        "route add default via fd00:9::1",
+        f"route append default via {GW6}",
+        f"route add default via {GW4}",
+    )
+    conf = network(prevResult=previous(*BOTH), **keys)
+    before, number = Snapshot.take(container), 1
+    while add_failing_at(sbr.runtime, "sbr", conf, container, number, ifname="net1"):
+        found = difference(before, Snapshot.take(container))
+        assert not found, f"request {number} failed:\n" + "\n".join(found)
+        number += 1
+    assert number > 10
 
 
 def test_no_such_interface(sbr: Sbr, container: Netns) -> None:
