@@ -277,8 +277,6 @@ class World:
 
     def strace(self, verb: str, *options: str) -> int:
         """Run a verb under strace; its exit status (-9 if it was killed)."""
-        if self.plugin in CHAINED:
-            self.interface(True)
         document = json.dumps(self.conf)
         done = self.host.run(
             subprocess.run,

@@ -99,7 +99,7 @@ DECLARED = [
         "bandwidth's filter redirects a packet once; the reference's action is there twice",
     ),
     (
-        r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
+        r".*: (host|container\d)\.link\.(veth\d|eth\d|blue)\.txqlen: None -> 1000",
         "the queue length is left to the kernel, as in the newer reference",
     ),
     (
