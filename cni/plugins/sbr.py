@@ -254,7 +254,7 @@ def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[R
     sock = netns.netlink()
     steps = Steps()
     found = link.find(sock, call.ifname)
-    _remove(steps, sock, _own(_rules(sock), call), found)
+    _remove(call, steps, sock, found)
     for hint in hints:
         steps.run(route.delete, sock, hint)
     if found is not None:
@@ -276,20 +276,16 @@ def delete(call: Call[Conf]) -> None:
         _tables.lock(netns)
         sock = netns.netlink()
         found = link.find(sock, call.ifname)
-        rules = _rules(sock)
+        _remove(call, steps, sock, found)
         known = _known_addresses(sock, found, call.ifname, previous)
-        foreign = [r for r in _unowned(rules, known) if conf.table is None or r.table == conf.table]
-        _remove(steps, sock, _own(rules, call), found)
-        _remove(steps, sock, foreign, None)
+        for entry in _unowned(_rules(sock), known):
+            if conf.table in (None, entry.table):
+                steps.run(_delete_rule, sock, entry)
     steps.finish()
 
 
 def _rules(sock: Netlink) -> list[Rule]:
     return [found for each in _tables.FAMILIES for found in rule.show(sock, each)]
-
-
-def _own(rules: list[Rule], call: Call[Conf]) -> list[Rule]:
-    return [found for found in rules if found.owner == call.owner.number]
 
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
@@ -313,17 +309,17 @@ def _known_addresses(
     return known
 
 
-def _remove(steps: Steps, sock: Netlink, rules: list[Rule], found: Link | None) -> None:
-    """Delete rules and, if the interface is there, its routes in the tables made for them."""
-    for entry in rules:
-        steps.run(_delete_rule, sock, entry)
-    if found is None:
-        return
-    tables = {r.table for r in rules if r.table >= FIRST_TABLE} - _tables.RESERVED
-    for each in _tables.FAMILIES if tables else ():
+def _remove(call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None) -> None:
+    """Delete our rules, after the interface's routes in the tables that we made for them."""
+    own = [entry for entry in _rules(sock) if entry.owner == call.owner.number]
+    tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
+    tables -= {*_tables.RESERVED, call.conf.table}
+    for each in _tables.FAMILIES if found is not None and tables else ():
         for old in route.show(sock, each, found.index, table=0):
             if old.table in tables:
                 steps.run(_delete_route, sock, old)
+    for entry in own:
+        steps.run(_delete_rule, sock, entry)
 
 
 def _delete_rule(sock: Netlink, entry: Rule) -> None:
@@ -348,8 +344,9 @@ def check(call: Call[Conf]) -> None:
     if found is None:
         raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
     rules = _rules(sock)
+    sources = _sources(conf, call.ifname, previous)
     problems = []
-    for source in _sources(conf, call.ifname, previous):
+    for source in sources:
         tables = [
             r.table
             for r in rules
@@ -364,7 +361,7 @@ def check(call: Call[Conf]) -> None:
         elif conf.table is None and source.gateway:
             problems += _missing_default(sock, found, source, tables)
     if conf.table is None and conf.add_source_hints:
-        for hint in hints_for(found, _sources(conf, call.ifname, previous)):
+        for hint in hints_for(found, sources):
             have = route.show(sock, hint.dst.family, found.index)
             if not any(r.dst == hint.dst and r.source for r in have):
                 problems.append(f"no source hint: want {hint} dev {call.ifname} in table main")

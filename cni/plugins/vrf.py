@@ -220,7 +220,7 @@ def _await_local(netns: Namespace, inner: Link, table: int, addresses: list[Addr
 
 
 def _not_local(sock: Netlink, inner: Link, table: int, addresses: list[Address]) -> list[Address]:
-    if not addresses:
+    if not addresses or not inner.up:
         return []
     local = route.show(sock, AF_INET6, inner.index, table, route.LOCAL)
     have = {entry.dst for entry in local}

@@ -151,6 +151,15 @@ def test_an_address_that_waits_for_detection_goes_on_waiting(vrf: Vrf, container
     assert address_info(container, "net1", A6).get("tentative")
 
 
+def test_an_interface_that_is_down(vrf: Vrf, container: Netns) -> None:
+    interface(container, A4, A6)
+    container.set_sysctl("net/ipv6/conf/net1/keep_addr_on_down", 1)
+    container.ip("link", "set", "net1", "down")
+    vrf("ADD", container).succeeded()
+    container.ip("link", "set", "net1", "up")
+    assert addresses(container, "net1") == [A4, A6]
+
+
 def test_two_interfaces_in_one_vrf(vrf: Vrf, container: Netns) -> None:
     """The last one's DEL deletes the VRF."""
     interface(container, A4)

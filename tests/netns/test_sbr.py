@@ -244,6 +244,7 @@ def test_several_addresses(sbr: Sbr, container: Netns) -> None:
 def test_a_fixed_table(sbr: Sbr, container: Netns) -> None:
     """Only rules; gateways and hints do not matter."""
     interface(container, *ADDRESSES)
+    container.ip("route", "add", "default", "via", GW4, "table", "5000")
     conf = network(table=5000, gateways=["nonsense"], addSourceHints=True)
     before = routes(container, table="all")
     with unchanged(container):
