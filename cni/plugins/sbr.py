@@ -314,10 +314,11 @@ def _remove(call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None) -
     own = [entry for entry in _rules(sock) if entry.owner == call.owner.number]
     tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
     tables -= {*_tables.RESERVED, call.conf.table}
-    for each in _tables.FAMILIES if found is not None and tables else ():
-        for old in route.show(sock, each, found.index, table=0):
-            if old.table in tables:
-                steps.run(_delete_route, sock, old)
+    if found is not None and tables:
+        for each in _tables.FAMILIES:
+            for old in route.show(sock, each, found.index, table=0):
+                if old.table in tables:
+                    steps.run(_delete_route, sock, old)
     for entry in own:
         steps.run(_delete_rule, sock, entry)
 

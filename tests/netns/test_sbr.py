@@ -31,7 +31,7 @@ from tests.harness import (
     tcp_server,
     unchanged,
 )
-from tests.harness.contract import MASTER, plug, without_dad
+from tests.harness.contract import MASTER, await_carrier, plug, without_dad
 from tests.harness.faults import add_failing_at
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def interface(
     ]
     lines += [f"address add {a} dev {name}" + (" nodad" if ":" in a else "") for a in addresses]
     ns.ip_batch(*lines)
+    if peer is None:
+        for one in (name, f"{name}p"):
+            await_carrier(ns, one)
 
 
 def previous(*ips: tuple[str, str | None], name: str = "net1", version: str = "1.1.0") -> Json:
