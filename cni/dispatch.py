@@ -75,10 +75,16 @@ TABLE: dict[str, Plugin] = {
         "is the example of docs/writing-a-plugin.md: passes the result on",
         conf_error="failed to parse network configuration: ",
     ),
+    "sbr": Plugin(
+        "cni.plugins.sbr",
+        "routes by source address: replies leave by the interface they came in",
+        conf_error="failed to parse network configuration: ",
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
+    "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
 }
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}

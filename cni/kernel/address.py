@@ -16,19 +16,26 @@ from .netlink import Netlink, NetlinkError
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTNLGRP_IPV6_IFADDR = 9
 
+SCOPE_UNIVERSE = 0
 IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x02, 0x08, 0x40, 0x80
 
-_ADDRESS, _LOCAL, _BROADCAST, _FLAGS = 1, 2, 4, 8
+_ADDRESS, _LOCAL, _BROADCAST, _CACHEINFO, _FLAGS = 1, 2, 4, 6, 8
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 
 
 class Address(NamedTuple):
-    """An address as the kernel holds it; `flags` are IFA_F_*."""
+    """An address as the kernel holds it: `flags` are IFA_F_*, `lifetimes` an ifa_cacheinfo."""
 
     prefix: Prefix
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     scope: int
     flags: int
+    lifetimes: bytes = b""
+
+    @property
+    def usable(self) -> bool:
+        """Not waiting for duplicate address detection, nor failed in it."""
+        return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
 
 
 def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
@@ -45,7 +52,8 @@ def _parse(data: bytes) -> Address:
     _, length, flags, scope, index = nl.unpack(_IFADDR, data)
     a = nl.attr_map(data, _IFADDR.size)
     ip = a.get(_LOCAL) or a.get(_ADDRESS) or b"\0\0\0\0"
-    return Address(Prefix(ip, length), index, scope, nl.get_u32(a.get(_FLAGS), flags))
+    flags = nl.get_u32(a.get(_FLAGS), flags)
+    return Address(Prefix(ip, length), index, scope, flags, a.get(_CACHEINFO, b""))
 
 
 def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> None:
@@ -57,6 +65,18 @@ def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> No
     flags = IFA_F_NODAD if nodad and prefix.family == AF_INET6 else 0
     message = _message(index, prefix, flags, broadcast=True)
     sock.request(RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def put_back(sock: Netlink, entry: Address) -> None:
+    """Give a link an IPv6 address again, with its flags and lifetimes. Raises NetlinkError.
+
+    One that was usable is usable at once: that nobody else has it was found out before.
+    """
+    message = _message(entry.index, entry.prefix)
+    message += nl.u32(_FLAGS, entry.flags | (IFA_F_NODAD if entry.usable else 0))
+    if entry.lifetimes:
+        message += nl.attr(_CACHEINFO, entry.lifetimes)
+    sock.request(RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
 
 
 def delete(sock: Netlink, index: int, prefix: Prefix) -> None:

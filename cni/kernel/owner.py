@@ -45,6 +45,11 @@ class Owner(NamedTuple):
         return f"{network_key(self.network)}-{digest(f'{self.ifname}:{self.container_id}')[:16]}"
 
     @property
+    def number(self) -> int:
+        """A hash from 1 to 2^31-1, where only a number can say whose something is."""
+        return int(digest(self.key)[:8], 16) >> 1 | 1
+
+    @property
     def comment(self) -> str:
         """The comment of an nftables rule (spec/common.md §6.2), at most 128 characters."""
         net, ifname, cid = (

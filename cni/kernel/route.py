@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from _socket import AF_INET6
+from _socket import AF_INET, AF_INET6
+from collections.abc import Iterable
 from errno import EEXIST, ESRCH
 from typing import NamedTuple
 
@@ -13,19 +14,28 @@ from .netlink import Netlink, NetlinkError
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
+RTNLGRP_IPV6_ROUTE = 11
+
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 PROTO_KERNEL, PROTO_BOOT = 2, 3
-_UNICAST = 1
+UNICAST, LOCAL = 1, 2  # types
+FLAG_ONLINK = 4
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
+# metrics (MTU, …), realm, gateway of the other family, router preference, encapsulation
+_KEPT = frozenset({8, 11, 18, 20, 21, 22})
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NEXTHOP = struct.Struct("=HBBi")
 
 
 class Route(NamedTuple):
-    """A route; `gateway` and `source` are packed or empty, `index` the output link's."""
+    """A route; `gateway` and `source` are packed or empty, `index` the output link's.
+
+    `extra` are further attributes as the kernel told them, so that a copy has them, too. `shared`:
+    one next hop of a multipath route that also goes through other links.
+    """
 
     dst: Prefix
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
@@ -35,6 +45,15 @@ class Route(NamedTuple):
     table: int = TABLE_MAIN
     scope: int = SCOPE_UNIVERSE
     protocol: int = PROTO_BOOT
+    tos: int = 0
+    flags: int = 0
+    extra: bytes = b""
+    shared: bool = False
+
+    @property
+    def movable(self) -> bool:
+        """Can it be moved without the hops on other links? Hops of IPv6 are routes of their own."""
+        return not (self.shared and self.dst.is_v4)
 
     def __str__(self) -> str:
         parts = [str(self.dst)]
@@ -43,6 +62,14 @@ class Route(NamedTuple):
         if self.source:
             parts.append(f"src {format_ip(self.source)}")
         return " ".join(parts)
+
+
+class RouteError(NetlinkError):
+    """The kernel refused a route."""
+
+    def __init__(self, route: Route, error: NetlinkError) -> None:
+        super().__init__(error.errno or 0, error.detail)
+        self.route = route
 
 
 def add(sock: Netlink, route: Route, *, exist_ok: bool = False) -> None:
@@ -58,6 +85,34 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False) -> None:
             raise
 
 
+def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
+    """Put a link's routes into a table with all their attributes, beside those of other links.
+
+    What the link has there to the same destination gives way. Routes without a gateway come first:
+    through them the gateways are reached. Raises RouteError, after the last one was tried.
+    """
+    there: dict[tuple[object, ...], list[Route]] = {}
+    for family in (AF_INET, AF_INET6):
+        for old in show(sock, family, index, table):
+            if old.movable:
+                there.setdefault((old.dst, old.tos, old.priority), []).append(old)
+    failure = None
+    for entry in sorted(routes, key=lambda r: bool(r.gateway)):
+        wanted = entry._replace(table=table)
+        olds = there.pop((entry.dst, entry.tos, entry.priority), [])
+        if wanted in olds:
+            continue
+        for old in olds:
+            delete(sock, old)
+        try:
+            sock.request(RTM_NEWROUTE, _message(wanted), nl.NLM_F_CREATE | nl.NLM_F_APPEND)
+        except NetlinkError as error:
+            if error.errno != EEXIST:
+                failure = failure or RouteError(wanted, error)
+    if failure:
+        raise failure
+
+
 def delete(sock: Netlink, route: Route) -> None:
     """Delete a route; one that is gone already is success."""
     try:
@@ -67,17 +122,31 @@ def delete(sock: Netlink, route: Route) -> None:
             raise
 
 
-def show(sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN) -> list[Route]:
-    """The unicast routes of a table, of a link (0: of all); multipath routes one per next hop."""
+def show(
+    sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN, kind: int = UNICAST
+) -> list[Route]:
+    """The routes of a table (0: of all), of a link (0: of all); multipath ones one a next hop."""
     found: list[Route] = []
     for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-        found.extend(r for r in _parse(data, family) if r.table == table and index in (0, r.index))
+        for entry in _parse(data, family, kind):
+            if table in (0, entry.table) and index in (0, entry.index):
+                found.append(entry)
     return found
 
 
-def _parse(data: bytes, family: int) -> list[Route]:
-    entry_family, dst_len, _, _, table, proto, scope, kind, _ = nl.unpack(_RTMSG, data)
-    if entry_family != family or kind != _UNICAST:
+def tables(sock: Netlink) -> set[int]:
+    """The tables that have a route of any type and family."""
+    found = set()
+    for family in (AF_INET, AF_INET6):
+        for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            table = nl.unpack(_RTMSG, data)[4]
+            found.add(nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table))
+    return found
+
+
+def _parse(data: bytes, family: int, wanted: int = UNICAST) -> list[Route]:
+    entry_family, dst_len, _, tos, table, proto, scope, kind, flags = nl.unpack(_RTMSG, data)
+    if entry_family != family or kind != wanted:
         return []
     a = nl.attr_map(data, _RTMSG.size)
     empty = bytes(16 if family == AF_INET6 else 4)
@@ -90,25 +159,34 @@ def _parse(data: bytes, family: int) -> list[Route]:
         table=nl.get_u32(a.get(_TABLE), table),
         scope=scope,
         protocol=proto,
+        tos=tos,
+        flags=flags & FLAG_ONLINK,
+        extra=_kept(a),
     )
     hops = a.get(_MULTIPATH)
     if hops is None:
         return [base]
-    return [base._replace(index=index, gateway=gateway) for index, gateway in _next_hops(hops)]
+    return list(_next_hops(base, hops))
 
 
-def _next_hops(data: bytes) -> list[tuple[int, bytes]]:
-    """A multipath route's (link index, gateway): struct rtnexthop, each with its attributes."""
-    found: list[tuple[int, bytes]] = []
+def _kept(attributes: dict[int, bytes]) -> bytes:
+    return b"".join(nl.attr(key, value) for key, value in attributes.items() if key in _KEPT)
+
+
+def _next_hops(base: Route, data: bytes) -> list[Route]:
+    """A multipath route, one a next hop: struct rtnexthop, each with its attributes."""
+    found: list[Route] = []
     offset = 0
     while offset + _NEXTHOP.size <= len(data):
-        length, _, _, index = _NEXTHOP.unpack_from(data, offset)
+        length, flags, _, index = _NEXTHOP.unpack_from(data, offset)
         if length < _NEXTHOP.size:
             break
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
-        found.append((index, a.get(_GATEWAY, b"")))
+        hop = base._replace(index=index, gateway=a.get(_GATEWAY, b""))
+        found.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
         offset += length + 3 & ~3
-    return found
+    shared = len({hop.index for hop in found}) > 1
+    return [hop._replace(shared=shared) for hop in found]
 
 
 def _message(route: Route) -> bytes:
@@ -117,14 +195,14 @@ def _message(route: Route) -> bytes:
         dst.family,
         dst.length,
         0,
-        0,
+        route.tos,
         route.table if route.table < 256 else 0,
         route.protocol,
         route.scope,
-        _UNICAST,
-        0,
+        UNICAST,
+        route.flags,
     )
-    parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index)]
+    parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index), route.extra]
     if dst.length:
         parts.append(nl.attr(_DST, dst.network.ip))
     if route.gateway:

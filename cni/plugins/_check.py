@@ -13,7 +13,7 @@ from ..kernel.netlink import Netlink
 from ..netns import Namespace
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
-from ..protocol.result import Interface, Result
+from ..protocol.result import Interface, IPConfig, Result
 
 
 def fail(problems: list[str]) -> None:
@@ -58,8 +58,14 @@ def container_interface(call: Call[Any], previous: Result) -> Interface:
     )
 
 
+def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
+    """Is the address that interface's? Also if it names no interface of the prevResult."""
+    links, index = previous.interfaces, ip.interface
+    return index is None or not 0 <= index < len(links) or links[index].name == ifname
+
+
 def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
-    """prevResult's addresses must be on the interface, their subnets routed."""
+    """prevResult's addresses must be on the interface, their subnets routed (in any table)."""
     found = link.find(sock, ifname)
     if found is None:
         return [f"Cannot find container link {ifname}"]
@@ -70,18 +76,21 @@ def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
         if prefix not in have:
             problems.append(f"Failed to match addr {ip.address} on interface {ifname}")
             continue
-        routes = route.show(sock, prefix.family)
+        routes = route.show(sock, prefix.family, table=0)
         if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in routes):
             problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
     return problems
 
 
 def routes(sock: Netlink, previous: Result) -> list[str]:
-    """prevResult's routes must exist in their table; a default route with any gateway."""
+    """prevResult's routes must exist in their table; a default route with any gateway.
+
+    Without a table of its own a route may be in any: sbr or vrf may have moved it.
+    """
     problems = []
     for wanted in previous.routes:
         dst = Prefix.parse(wanted.dst).network
-        have = route.show(sock, dst.family, table=wanted.table or route.TABLE_MAIN)
+        have = route.show(sock, dst.family, table=wanted.table or 0)
         gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
         if not any(gateway):
             gateway = b""  # 0.0.0.0 stands for a route on the link

@@ -16,7 +16,7 @@ from ..call import Attachment, Call
 from ..kernel import link, route, sysctl
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.owner import Owner, digest, network_key
+from ..kernel.owner import digest, network_key
 from ..protocol.errors import CNIError
 from ..protocol.result import Result
 from . import _main
@@ -42,7 +42,7 @@ def connect(call: Call[Any], master: Link, result: Result) -> None:
                 entry = route.Route(
                     ip.prefix.host,
                     shim.index,
-                    priority=_metric(call.owner),
+                    priority=call.owner.number,
                     scope=route.SCOPE_LINK if ip.prefix.is_v4 else route.SCOPE_UNIVERSE,
                 )
                 route.add(host, entry, exist_ok=True)
@@ -82,12 +82,12 @@ def disconnect(call: Call[Any]) -> None:
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
         if shim is not None:
-            _remove(host, shim, lambda metric: metric == _metric(call.owner))
+            _remove(host, shim, lambda metric: metric == call.owner.number)
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
     """Remove the routes of attachments that are not kept, and a shim without routes."""
-    kept = {_metric(owner) for owner in _main.owners(call, keep)}
+    kept = {owner.number for owner in _main.owners(call, keep)}
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
         if shim is not None and _remove(host, shim, lambda metric: metric not in kept) == 0:
@@ -111,8 +111,3 @@ def _remove(host: Netlink, shim: Link, unwanted: Callable[[int], bool]) -> int:
 def shim_name(network: str) -> str:
     """The shim's name: one a network."""
     return f"cnishim{digest(network)[:8]}"
-
-
-def _metric(owner: Owner) -> int:
-    """A number that says whose a route is; 31 bits, since 0 and large ones mean other things."""
-    return int(digest(owner.key)[:8], 16) >> 1 | 1

@@ -140,6 +140,30 @@ def bandwidth(_: Node) -> Json:
     }
 
 
+@contextmanager
+def addressed(node: Node) -> Iterator[None]:
+    """An interface with an address and a default route in the container, eth0."""
+    node.container.ip_batch(
+        "link add eth0 type veth peer name eth0p",
+        "link set eth0 up",
+        "link set eth0p up",
+        "address add 10.66.0.9/16 dev eth0",
+        "route add default via 10.66.0.1",
+    )
+    try:
+        yield
+    finally:
+        node.container.ip("link", "delete", "eth0")
+
+
+def routed(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """sbr or vrf, on `addressed`."""
+    ips = [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "version": "4"}]
+    previous = {"cniVersion": VERSION, "ips": ips}
+    document = {"cniVersion": VERSION, "name": "bench", "type": plugin, "prevResult": previous}
+    return lambda _: {**document, **conf}
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
@@ -161,6 +185,8 @@ CASES = [
     Case("host-device", simple("host-device", device="dev0")),
     Case("tuning", tuning),
     Case("bandwidth", bandwidth, around=veth),
+    Case("sbr", routed("sbr"), around=addressed),
+    Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
 ]
 # Reservations that are there already, in a /16; the nearly full one has a free address every 997.
 GROWTH: dict[str, Sequence[int]] = {

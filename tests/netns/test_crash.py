@@ -38,6 +38,7 @@ from tests.harness import (
     nft,
     requires_kernel,
     routes,
+    rules,
     tree,
 )
 
@@ -98,6 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
+    "sbr": {"type": "sbr"},
     "tap": {"type": "tap"},
     "tuning": {
         "type": "tuning",
@@ -109,13 +111,19 @@ CASES: dict[str, dict[str, Any]] = {
         "ethtool": {"tso": False},
     },
     "vlan": {"type": "vlan", "master": "lan0", "vlanId": 7},
+    "vrf": {"type": "vrf", "vrfname": "blue"},
 }
 # Their links are in the container alone and end with its namespace: only a DEL that can enter it
 # clears them up.
-IN_CONTAINER = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan"})
+IN_CONTAINER = frozenset({"dummy", "ipvlan", "macvlan", "sbr", "tap", "vlan", "vrf"})
 # They change an interface that is there already; only a DEL that can enter the namespace can put it
 # back, also if another ADD was tried before.
 CHANGING_EXISTING = frozenset({"tuning"})
+# They work on an interface of the container, which is made before ADD and deleted after DEL.
+CHAINED = {
+    "sbr": ("10.88.0.2/24", "fd88::2/64"),
+    "vrf": ("10.88.0.2/24", "fd88::2/64"),
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,8 @@ def network(ns: Netns) -> dict[str, Any]:
         "links": {name: (kind(one), one.get("master")) for name, one in links(ns).items()},
         "addresses": {name: addresses(ns, name) for name in links(ns)},
         "routes": [[one.get(key) for key in ("dst", "dev", "gateway")] for one in routes(ns)],
+        # those for VRFs stay once the kernel has made them
+        "rules": [one for one in rules(ns) if "l3mdev" not in one],
     }
 
 
@@ -185,6 +195,24 @@ class World:
         if self.after:
             added = self.runtime.add(self.after["type"], self.after, self.container)
             self.conf["prevResult"] = added.result
+        if self.plugin in CHAINED:
+            self.interface(True)
+
+    def interface(self, wanted: bool) -> None:
+        """Make or delete the interface that a chained plugin works on."""
+        have = "eth0" in links(self.container)
+        if wanted and not have:
+            addresses = CHAINED[self.plugin]
+            self.container.ip_batch(
+                "link add eth0 type veth peer name eth0p",
+                *(f"link set {name} addrgenmode none up" for name in ("eth0", "eth0p")),
+                *(f"address add {a} dev eth0" + " nodad" * (":" in a) for a in addresses),
+                "route add default via 10.88.0.1",
+            )
+            ips = [{"address": address} for address in addresses]
+            self.conf["prevResult"] = {"cniVersion": "1.1.0", "ips": ips}
+        elif have and not wanted:
+            self.container.ip("link", "delete", "eth0")
 
     def add(self) -> None:
         self.prepare()
@@ -217,6 +245,8 @@ class World:
 
     def state(self) -> dict[str, Any]:
         """What must be the same again; a bridge's carrier comes and goes with its ports."""
+        if self.plugin in CHAINED:
+            self.interface(False)
         return {
             "host": network(self.host),
             "container": network(self.container),
@@ -347,7 +377,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
 def needing(name: str) -> Any:
     """The name of a case, marked with the kind of link that it makes."""
     kind = CASES[name]["type"]
-    return pytest.param(name, marks=[requires_kernel(kind)] if kind in IN_CONTAINER else [])
+    special = kind in IN_CONTAINER and kind != "sbr"
+    return pytest.param(name, marks=[requires_kernel(kind)] if special else [])
 
 
 @requires_kernel("nft")

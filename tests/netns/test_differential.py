@@ -35,6 +35,7 @@ from tests.harness import (
     links,
     nft,
     port,
+    requires_kernel,
     routes,
     rules,
     sysctls,
@@ -98,8 +99,20 @@ DECLARED = [
         "bandwidth's filter redirects a packet once; the reference's action is there twice",
     ),
     (
-        r".*: (host|container\d)\.link\.(veth|eth)\d\.txqlen: None -> 1000",
+        r".*: (host|container\d)\.link\.(veth\d|eth\d|blue)\.txqlen: None -> 1000",
         "the queue length is left to the kernel, as in the newer reference",
+    ),
+    (
+        r".*: container\d\.rule\[\d+\]\.fwmark: new: 0x\w+",
+        "a rule says whose it is in a mark that matches every packet (mask 0)",
+    ),
+    (
+        r".*: container\d\.rule\[\d+\]\.fwmask: new: 0",
+        "as above",
+    ),
+    (
+        r"\d+ DEL c\d: container\d\.route\.[46] 10\d unicast .*: gone: .*",
+        "sbr's DEL leaves nothing in its tables, even if the interface stays",
     ),
 ]
 
@@ -857,3 +870,49 @@ def test_bandwidth_refuses(pair: Pair, keys: Json) -> None:
 def test_bandwidth_in_older_versions(pair: Pair, cni_version: str) -> None:
     conf = limited(pair, cni_version, **BANDWIDTH["both"])
     pair.compare("bandwidth", conf, TWO_LIVES)
+
+
+# -- sbr, vrf -------------------------------------------------------------------------------------
+
+CHAINED = {
+    "v4": (("192.168.1.209/24", "192.168.1.1"),),
+    "v6": (("fd00:1::209/64", "fd00:1::1"),),
+    "dual": (("192.168.1.209/24", "192.168.1.1"), ("fd00:1::209/64", "fd00:1::1")),
+    "two": (("192.168.1.209/24", "192.168.1.1"), ("192.168.2.209/24", "192.168.2.1")),
+    "no gateway": (("192.168.1.209/24", None),),
+}
+CHAINED_LIFE = tuple(step._replace(ifname="net1") for step in LIFE[:4])
+
+
+def with_interface(pair: Pair, ips: Sequence[tuple[str, str | None]], *lines: str) -> Json:
+    """Give both first containers an interface `net1`; the prevResult that says so."""
+    for world in (pair.go, pair.ours):
+        world.containers[0].ip_batch(
+            "link add net1 type veth peer name net1p",
+            *(f"link set {name} addrgenmode none up" for name in ("net1", "net1p")),
+            *(f"address add {one} dev net1" + " nodad" * (":" in one) for one, _ in ips),
+            *lines,
+        )
+    entries = []
+    for address, gateway in ips:
+        entry: Json = {"version": "6" if ":" in address else "4", "address": address}
+        entries.append({**entry, "interface": 0} | ({"gateway": gateway} if gateway else {}))
+    return {"cniVersion": NEWEST, "interfaces": [{"name": "net1"}], "ips": entries}
+
+
+@pytest.mark.parametrize("ips", CHAINED.values(), ids=CHAINED)
+def test_sbr(pair: Pair, ips: Sequence[tuple[str, str | None]]) -> None:
+    """Without `table`, which the reference of this version does not know."""
+    lines = ["route add 10.5.0.0/16 dev net1"]
+    lines += [f"route add default via {gateway}" for _, gateway in ips[:1] if gateway]
+    lines += ["route add 10.6.0.0/16 via 192.168.1.2 metric 5 mtu 1300"] * ("192" in ips[0][0])
+    prev = with_interface(pair, ips, *lines)
+    pair.compare("sbr", net(prevResult=prev), CHAINED_LIFE)
+
+
+@requires_kernel("vrf")
+@pytest.mark.parametrize("keys", [{}, {"table": 1001}], ids=["own", "fixed"])
+def test_vrf(pair: Pair, keys: Json) -> None:
+    """IPv4 only: the reference of this version takes a while for IPv6, and loses it."""
+    prev = with_interface(pair, CHAINED["v4"])
+    pair.compare("vrf", net(prevResult=prev, vrfname="blue", **keys), CHAINED_LIFE)

@@ -74,6 +74,7 @@ DUAL = {
     "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
 }
 STATIC = {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
+CHAINED = {"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
 GATEWAY = {"bridge": "br77", "isGateway": True}
 
 PAIR = {
@@ -105,6 +106,7 @@ CASES = {
             "sysctl": {"net.core.somaxconn": "500", "net.ipv4.ip_forward": "1"},
         },
     ),
+    "sbr": Case("sbr", {"table": 777, "prevResult": CHAINED}, pair=True),
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.kernel import address, bridge_vlan, link, route
+from cni.kernel import address, bridge_vlan, link, route, rule
 from cni.kernel import netlink as nl
 from cni.kernel.netlink import Netlink, NetlinkError
 from cni.kernel.owner import Owner
@@ -210,6 +210,7 @@ PARSERS = [
     address._parse,
     lambda data: route._parse(data, socket.AF_INET),
     lambda data: route._parse(data, socket.AF_INET6),
+    rule._parse,
     lambda data: bridge_vlan.show(Answers(data), 0),
 ]
 

@@ -1,0 +1,94 @@
+"""Policy routing rules: which table is asked for a packet (ip-rule(8), linux/fib_rules.h).
+
+A rule has no room for a comment, but a firewall mark has: a rule with the mask 0 matches packets of
+any mark, so that the mark itself may say whose the rule is (`owner`). `ip rule` shows it as
+``fwmark 0x1a2b3c4d/0``.
+"""
+
+from __future__ import annotations
+
+import struct
+from _socket import AF_INET6
+from errno import EAFNOSUPPORT, ENOENT
+from typing import NamedTuple
+
+from ..protocol.address import Prefix
+from . import netlink as nl
+from .netlink import Netlink, NetlinkError
+
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
+
+_TO_TABLE = 1  # the action
+_SRC, _PRIORITY, _FWMARK, _SUPPRESS_PREFIXLEN, _TABLE, _FWMASK = 2, 6, 10, 14, 15, 16
+_PAD, _PROTOCOL = 18, 21
+# family, dst len, src len, tos, table, 2 reserved, action, flags
+_HEADER = struct.Struct("=BBBBBxxBI")
+_NO_SELECTOR = frozenset({_PRIORITY, _SUPPRESS_PREFIXLEN, _TABLE, _PAD, _PROTOCOL})
+
+
+class Rule(NamedTuple):
+    """A rule; `source` has length 0 when it does not matter, `owner` is 0 when there is none.
+
+    `plain`: it looks at nothing but the source. `raw` is what the kernel said.
+    """
+
+    priority: int
+    source: Prefix
+    table: int
+    owner: int
+    plain: bool
+    raw: bytes
+
+    def __str__(self) -> str:
+        return f"from {self.source} lookup {self.table}"
+
+
+def show(sock: Netlink, family: int) -> list[Rule]:
+    """The rules of a family, in their order; none when the kernel does not know the family."""
+    try:
+        return [_parse(data) for data in sock.dump(RTM_GETRULE, _HEADER.pack(family, *[0] * 6))]
+    except NetlinkError as error:
+        if error.errno != EAFNOSUPPORT:
+            raise
+        return []
+
+
+def add(sock: Netlink, source: Prefix, table: int, owner: int) -> None:
+    """Have packets from `source` (its address alone) ask `table`, before all earlier rules.
+
+    The kernel gives it a priority below those that were there. `owner` is a number above 0.
+    Raises NetlinkError.
+    """
+    host = source.host
+    header = _HEADER.pack(host.family, 0, host.length, 0, table if table < 256 else 0, _TO_TABLE, 0)
+    parts = [
+        nl.attr(_SRC, host.ip),
+        nl.u32(_TABLE, table),
+        nl.u32(_FWMARK, owner),
+        nl.u32(_FWMASK, 0),
+    ]
+    sock.request(RTM_NEWRULE, header + b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def delete(sock: Netlink, rule: Rule) -> None:
+    """Delete a rule that show() found; one that is gone already is success."""
+    try:
+        sock.request(RTM_DELRULE, rule.raw)
+    except NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+
+
+def _parse(data: bytes) -> Rule:
+    family, dst_len, src_len, tos, table, action, flags = nl.unpack(_HEADER, data)
+    a = nl.attr_map(data, _HEADER.size)
+    masked = nl.get_u32(a.get(_FWMASK)) != 0
+    others = a.keys() - _NO_SELECTOR - {_SRC, _FWMARK, _FWMASK}
+    return Rule(
+        priority=nl.get_u32(a.get(_PRIORITY)),
+        source=Prefix(a.get(_SRC, bytes(16 if family == AF_INET6 else 4)), src_len),
+        table=nl.get_u32(a.get(_TABLE), table),
+        owner=0 if masked else nl.get_u32(a.get(_FWMARK)),
+        plain=not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
+        raw=data,
+    )

@@ -1,0 +1,32 @@
+"""VRF devices: interfaces enslaved to one use its routing table (linux/Documentation/vrf.rst)."""
+
+from __future__ import annotations
+
+from errno import EOPNOTSUPP
+
+from . import link
+from . import netlink as nl
+from .link import Link
+from .netlink import Netlink, NetlinkError
+
+KIND = "vrf"
+_TABLE = 1  # IFLA_VRF_TABLE
+
+
+def table(device: Link) -> int:
+    """The routing table of a VRF device."""
+    return nl.get_u32(device.data.get(_TABLE))
+
+
+def create(sock: Netlink, name: str, number: int) -> None:
+    """Make a VRF device for the table `number`; it must not exist. Raises NetlinkError."""
+    link.create(sock, KIND, name, data=nl.u32(_TABLE, number))
+
+
+def supported(sock: Netlink) -> bool:
+    """Does the kernel have VRFs? Asks it for one without a table, which it never makes."""
+    try:
+        link.create(sock, KIND, "")
+    except NetlinkError as error:
+        return error.errno != EOPNOTSUPP
+    return True

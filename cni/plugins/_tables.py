@@ -1,0 +1,46 @@
+"""Choosing a routing table in a container, which sbr and vrf do one request at a time."""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from time import monotonic
+
+from ..ipam import lockfile
+from ..kernel import link, route, rule, vrf
+from ..kernel.netlink import Netlink
+from ..netns import Namespace
+from ..protocol.errors import CNIError
+
+FAMILIES = (AF_INET, AF_INET6)
+RESERVED = frozenset({253, 254, 255})  # default, main, local
+
+
+def lock(netns: Namespace) -> None:
+    """Wait until no other request works on the tables of this namespace; till the request's end.
+
+    A lock on the namespace itself, as the reference's sbr takes it. Raises TryAgainLater.
+    """
+    lockfile.acquire(netns.fd, netns.path, monotonic() + lockfile.TIMEOUT)
+
+
+def in_use(sock: Netlink) -> set[int]:
+    """The tables that a rule, a route or a VRF refers to, and the kernel's own."""
+    used = {found.table for family in FAMILIES for found in rule.show(sock, family)}
+    used |= {vrf.table(found) for found in link.list_all(sock) if found.kind == vrf.KIND}
+    return used | route.tables(sock) | RESERVED
+
+
+def first_free(used: set[int], start: int) -> int:
+    """The smallest number from `start` on that is not in `used`."""
+    while start in used:
+        start += 1
+    return start
+
+
+def check_number(value: int | None, prefix: str) -> None:
+    """Refuse what is no table number, in the words of a decoder. Raises CNIError."""
+    if value is not None and not 0 <= value < 1 << 32:
+        raise CNIError(
+            f"{prefix}json: cannot unmarshal number {value} into field table of type uint32",
+            "a routing table is a number from 1 to 4294967295",
+        )

@@ -1,0 +1,398 @@
+"""sbr: what comes from an interface's addresses leaves by that interface (spec/sbr.md).
+
+    rule: from 192.0.2.9 lookup 100        table 100: default via 192.0.2.1 dev net1
+                                                      192.0.2.0/24 dev net1
+    main: nothing of net1 (or, with addSourceHints, 192.0.2.0/24 dev net1 src 192.0.2.9)
+
+A rule carries its owner (kernel/rule.py) and is there before its table: so DEL finds both without
+prevResult or address, whatever an ADD had come to. A rule of the reference has no owner; DEL knows
+it by its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from errno import EOPNOTSUPP
+from typing import NamedTuple
+
+from ..call import Call, Steps
+from ..kernel import address, link, route, rule
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.route import Route
+from ..kernel.rule import Rule
+from ..netns import Namespace
+from ..protocol import config
+from ..protocol.address import DEFAULT_V4, DEFAULT_V6, Prefix, family, format_ip, parse_ip
+from ..protocol.errors import CNIError, NotAvailable
+from ..protocol.result import Result
+from . import _check, _tables
+
+FIRST_TABLE = 100
+_LINK_LOCAL = Prefix.parse("fe80::/64")
+_DEFAULT_METRIC = {4: 0, 16: 1024}  # by the length of an address
+
+
+class Conf(config.NetConf):
+    table: int | None = None
+    gateways: list[str] = []
+    add_source_hints: bool = False
+
+
+class Source(NamedTuple):
+    """An address of the interface with its subnet, and the gateway for what it sends, or b"".
+
+    A `configured` gateway counts for more than a default route that the interface has.
+    """
+
+    prefix: Prefix
+    gateway: bytes
+    configured: bool
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Add the rules and move the routes; the prevResult is passed on."""
+    conf = call.conf
+    _tables.check_number(conf.table, "failed to parse network configuration: ")
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError(
+            "This plugin must be called as chained plugin",
+            "list it in `plugins` after the one that makes the interface",
+        )
+    if not previous.ips:
+        raise CNIError(f"No IP addresses supplied on interface: {call.ifname}")
+    sources = _sources(conf, call.ifname, previous)
+    netns = call.open_netns()
+    _tables.lock(netns)
+    sock = netns.netlink()
+    _require_new(call, sock, sources)
+    if conf.table is None:
+        _add_tables(call, netns, sources)
+    else:
+        call.undo.callback(_revert, call, netns, [], [])
+        for source in sources:
+            _add_rule(call, sock, source, conf.table, "failed to add rule")
+    return previous
+
+
+def _sources(conf: Conf, ifname: str, previous: Result) -> list[Source]:
+    """The prevResult's addresses that are not another interface's. Raises CNIError."""
+    static = {} if conf.table is not None else _static_gateways(conf.gateways)
+    found = []
+    for ip in previous.ips:
+        if not _check.is_of(ip, ifname, previous):
+            continue
+        gateway = parse_ip(ip.gateway) if ip.gateway else b""
+        chosen = static.get(ip.prefix.family)
+        found.append(Source(ip.prefix, chosen or gateway, chosen is not None))
+    return found
+
+
+def _static_gateways(texts: list[str]) -> dict[int, bytes]:
+    """The configured gateway of each family. Raises CNIError."""
+    if len(texts) > 2:
+        raise CNIError("gateways list cannot contain more than 2 entries (one IPv4, one IPv6)")
+    found: dict[int, bytes] = {}
+    for text in texts:
+        try:
+            packed = parse_ip(text)
+        except CNIError:
+            raise CNIError(f"invalid static gateway IP address: {text}") from None
+        first = found.setdefault(family(packed), packed)
+        if first is not packed:
+            name = "IPv4" if len(packed) == 4 else "IPv6"
+            raise CNIError(
+                f"gateways list contains multiple {name} addresses: "
+                f"{format_ip(first)} and {format_ip(packed)}"
+            )
+    return found
+
+
+def _require_new(call: Call[Conf], sock: Netlink, sources: list[Source]) -> None:
+    """Refuse to add twice what can be there once."""
+    number, table = call.owner.number, call.conf.table
+    for found in _rules(sock):
+        same = any(found.source == source.prefix.host for source in sources)
+        if found.owner == number or (same and found.plain and found.table == table):
+            what = "Failed" if table is None else "failed"
+            raise CNIError(
+                f"{what} to add rule: file exists",
+                f'there is a rule "{found}" for {call.ifname} in {call.netns}: '
+                "this is its second ADD, or another network has the same address",
+            )
+
+
+def _add_tables(call: Call[Conf], netns: Namespace, sources: list[Source]) -> None:
+    """A rule and a table for each address; what the interface had in the main table leaves it."""
+    sock = netns.netlink()
+    try:
+        found = link.get(sock, call.ifname)
+    except link.LinkNotFound as error:
+        raise CNIError(f"Cannot find network interface {call.ifname}: {error}") from None
+    main = main_routes(sock, found)
+    used = _tables.in_use(sock)
+    hints = hints_for(found, sources) if call.conf.add_source_hints else []
+    call.undo.callback(_revert, call, netns, main, hints)
+    table = FIRST_TABLE - 1
+    for source in sources:
+        table = _tables.first_free(used, table + 1)
+        _add_rule(call, sock, source, table, "Failed to add rule")
+        _fill(sock, plan(source, sources, found, main), table, found.index)
+    if call.conf.add_source_hints:
+        _leave_hints(call, sock, found, main, hints)
+        return
+    for entry in main:
+        if entry.dst != _LINK_LOCAL:
+            _delete_route(sock, entry)
+
+
+def _add_rule(call: Call[Conf], sock: Netlink, source: Source, table: int, what: str) -> None:
+    try:
+        rule.add(sock, source.prefix, table, call.owner.number)
+    except NetlinkError as error:
+        raise CNIError(
+            f"{what}: {error}", f'the rule is "from {source.prefix.host} lookup {table}"'
+        ) from None
+
+
+def main_routes(sock: Netlink, found: Link) -> list[Route]:
+    """The interface's routes of the main table."""
+    return [
+        entry
+        for each in _tables.FAMILIES
+        for entry in route.show(sock, each, found.index)
+        if entry.movable
+    ]
+
+
+def plan(source: Source, sources: list[Source], found: Link, main: Iterable[Route]) -> list[Route]:
+    """What an address's table gets: the default route, and of `main` what concerns the address.
+
+    That is what its subnet contains the source or the gateway of, and what concerns no address:
+    otherwise it would be lost. A default route that is there is as good as one of our own.
+    """
+    subnet = source.prefix
+    wanted = [
+        entry
+        for entry in main
+        if _concerns(entry, subnet)
+        or not (entry.source or entry.gateway)
+        or (
+            entry.dst.is_v4 == subnet.is_v4
+            and not any(_concerns(entry, other.prefix) for other in sources)
+        )
+    ]
+    if not source.gateway:
+        return wanted
+    ours = DEFAULT_V4 if subnet.is_v4 else DEFAULT_V6
+    same = [e for e in wanted if e.dst == ours and e.priority == _DEFAULT_METRIC[len(subnet.ip)]]
+    if source.configured:
+        wanted = [entry for entry in wanted if entry not in same]
+    elif same:
+        return wanted
+    return [*wanted, Route(ours, found.index, source.gateway)]
+
+
+def _concerns(entry: Route, subnet: Prefix) -> bool:
+    return any(ip and subnet.contains(ip) for ip in (entry.source, entry.gateway))
+
+
+def _fill(sock: Netlink, routes: list[Route], table: int, index: int) -> None:
+    try:
+        route.copy(sock, routes, table, index)
+    except route.RouteError as error:
+        entry = error.route
+        text = "Failed to readd route"
+        if entry.protocol == route.PROTO_BOOT and entry.dst.length == 0 and entry.gateway:
+            text = f"Failed to add default route to {format_ip(entry.gateway)}"
+        raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}') from None
+
+
+def _delete_route(sock: Netlink, entry: Route) -> None:
+    try:
+        route.delete(sock, entry)
+    except NetlinkError as error:
+        raise CNIError(f"Failed to delete route: {error}", f'the route is "{entry}"') from None
+
+
+def hints_for(found: Link, sources: list[Source]) -> list[Route]:
+    """The subnets as routes on the link that make the kernel choose the right source address."""
+    return [
+        Route(
+            source.prefix.network,
+            found.index,
+            source=source.prefix.ip,
+            scope=route.SCOPE_LINK,
+        )
+        for source in sources
+    ]
+
+
+def _leave_hints(
+    call: Call[Conf], sock: Netlink, found: Link, main: list[Route], hints: list[Route]
+) -> None:
+    """Replace what the interface has in the main table by the hints; failures are only said."""
+    for hint in hints:
+        try:
+            route.copy(sock, [hint], route.TABLE_MAIN, found.index)
+        except NetlinkError as error:
+            call.log(f"sbr: cannot add route {hint} dev {call.ifname}: {error}")
+    for entry in main:
+        if entry.scope != route.SCOPE_LINK and entry.dst != _LINK_LOCAL:
+            try:
+                route.delete(sock, entry)
+            except NetlinkError as error:
+                call.log(f"sbr: cannot delete route {entry} dev {call.ifname}: {error}")
+
+
+def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[Route]) -> None:
+    """Undo an ADD: no rules, no tables, and the main table as it was."""
+    sock = netns.netlink()
+    steps = Steps()
+    found = link.find(sock, call.ifname)
+    _remove(call, steps, sock, found)
+    for hint in hints:
+        steps.run(route.delete, sock, hint)
+    if found is not None:
+        steps.run(route.copy, sock, main, route.TABLE_MAIN, found.index)
+    steps.finish()
+
+
+# --- DEL ------------------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Remove the rules and their tables, also when the interface is gone."""
+    conf = call.conf
+    _tables.check_number(conf.table, "failed to parse network configuration: ")
+    steps = Steps()
+    previous: Result | None = steps.run(call.prev_result)
+    netns = call.find_netns()
+    if netns is not None:
+        _tables.lock(netns)
+        sock = netns.netlink()
+        found = link.find(sock, call.ifname)
+        _remove(call, steps, sock, found)
+        known = _known_addresses(sock, found, call.ifname, previous)
+        for entry in _unowned(_rules(sock), known):
+            if conf.table in (None, entry.table):
+                steps.run(_delete_rule, sock, entry)
+    steps.finish()
+
+
+def _rules(sock: Netlink) -> list[Rule]:
+    return [found for each in _tables.FAMILIES for found in rule.show(sock, each)]
+
+
+def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
+    """Rules such as the reference makes them, of these addresses."""
+    return [
+        r
+        for r in rules
+        if r.plain and not r.owner and r.source.length == r.source.bits and r.source.ip in addresses
+    ]
+
+
+def _known_addresses(
+    sock: Netlink, found: Link | None, ifname: str, previous: Result | None
+) -> set[bytes]:
+    """The addresses that the interface has, or had when it was made."""
+    known = set()
+    if found is not None:
+        known |= {entry.prefix.ip for entry in address.show(sock, found.index)}
+    if previous is not None:
+        known |= {source.prefix.ip for source in _sources(Conf(), ifname, previous)}
+    return known
+
+
+def _remove(call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None) -> None:
+    """Delete our rules, after the interface's routes in the tables that we made for them."""
+    own = [entry for entry in _rules(sock) if entry.owner == call.owner.number]
+    tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
+    tables -= {*_tables.RESERVED, call.conf.table}
+    if found is not None and tables:
+        for each in _tables.FAMILIES:
+            for old in route.show(sock, each, found.index, table=0):
+                if old.table in tables:
+                    steps.run(_delete_route, sock, old)
+    for entry in own:
+        steps.run(_delete_rule, sock, entry)
+
+
+def _delete_rule(sock: Netlink, entry: Rule) -> None:
+    try:
+        rule.delete(sock, entry)
+    except NetlinkError as error:
+        raise CNIError(f"Failed to delete rule {error}", f'the rule is "{entry}"') from None
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def check(call: Call[Conf]) -> None:
+    """Each address of the prevResult has its rule, whose table leads out of the interface."""
+    conf = call.conf
+    previous = call.prev_result()
+    netns = call.open_netns()
+    if previous is None:
+        return  # nothing to compare with; the reference does not check at all
+    sock = netns.netlink()
+    found = link.find(sock, call.ifname)
+    if found is None:
+        raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
+    rules = _rules(sock)
+    sources = _sources(conf, call.ifname, previous)
+    problems = []
+    for source in sources:
+        tables = [
+            r.table
+            for r in rules
+            if r.source == source.prefix.host
+            and r.plain
+            and r.owner in (0, call.owner.number)
+            and conf.table in (None, r.table)
+        ]
+        if not tables:
+            wanted = "a table of its own" if conf.table is None else conf.table
+            problems.append(f"no rule: want from {source.prefix.host} lookup {wanted}")
+        elif conf.table is None and source.gateway:
+            problems += _missing_default(sock, found, source, tables)
+    if conf.table is None and conf.add_source_hints:
+        for hint in hints_for(found, sources):
+            have = route.show(sock, hint.dst.family, found.index)
+            if not any(r.dst == hint.dst and r.source for r in have):
+                problems.append(f"no source hint: want {hint} dev {call.ifname} in table main")
+    _check.fail(problems)
+
+
+def _missing_default(sock: Netlink, found: Link, source: Source, tables: list[int]) -> list[str]:
+    have = [
+        entry
+        for entry in route.show(sock, source.prefix.family, found.index, table=0)
+        if entry.table in tables and entry.dst.length == 0
+    ]
+    if have:
+        return []
+    gateway = format_ip(source.gateway)
+    return [
+        f"no default route for {format_ip(source.prefix.ip)}: want default via {gateway} "
+        f"dev {found.name} in table {tables[0]}"
+    ]
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the kernel has policy routing."""
+    _tables.check_number(call.conf.table, "failed to parse network configuration: ")
+    with Netlink() as host:
+        try:
+            _rules(host)
+        except NetlinkError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+            raise NotAvailable(
+                "the kernel has no policy routing", "it needs CONFIG_IP_MULTIPLE_TABLES"
+            ) from None

@@ -1,0 +1,289 @@
+"""vrf: puts the interface into a VRF of the container, made on demand (spec/vrf.md).
+
+    net1 ── master blue (vrf, table 1001)     main: nothing of net1
+                                              1001: all of it
+
+The kernel takes an interface down and up when it gets a master, and then has forgotten its routes
+and maybe its IPv6 addresses: they are noted before and put back after. A VRF is shared by the
+container's interfaces that name it, so it has no owner; the last one's DEL removes it.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET6
+from time import monotonic
+from typing import NamedTuple
+
+from ..call import Call, Steps
+from ..kernel import address, link, route, vrf
+from ..kernel.address import Address
+from ..kernel.link import Link
+from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.route import Route
+from ..netns import Namespace
+from ..protocol import config, names
+from ..protocol.errors import BadEnvironment, CNIError, NotAvailable
+from ..protocol.result import Result
+from . import _check, _tables
+
+LOCAL_TIMEOUT = 2.5  # seconds, for the kernel to know its own addresses again
+
+_PREFIX = "cmdAdd failed: "
+
+
+class Conf(config.NetConf):
+    vrfname: str = ""
+    table: int = 0
+
+
+class Kept(NamedTuple):
+    """What an interface loses with a change of its master."""
+
+    addresses: list[Address]
+    routes: list[Route]
+
+
+def _conf(call: Call[Conf]) -> Conf:
+    """The configuration, validated. Raises CNIError."""
+    conf = call.conf
+    _tables.check_number(conf.table, "failed to load netconf: ")
+    if not conf.vrfname:
+        raise CNIError(
+            "configuration is expected to have a valid vrf name",
+            "`vrfname` is the name of the VRF device in the container",
+        )
+    return conf
+
+
+def _previous(call: Call[Conf]) -> Result:
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError(
+            "missing prevResult from earlier plugin",
+            "list vrf in `plugins` after the one that makes the interface",
+        )
+    return previous
+
+
+def _find(sock: Netlink, name: str) -> Link | None:
+    """The VRF; None when there is no link of that name. Raises CNIError when it is another kind."""
+    found = link.find(sock, name)
+    if found is not None and found.kind != vrf.KIND:
+        raise CNIError(
+            f"Netlink {name} is not a VRF",
+            f'the container has another link of that name, of kind "{found.kind}"',
+        )
+    return found
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Enslave CNI_IFNAME to the VRF; the prevResult is passed on, without the VRF."""
+    conf = _conf(call)
+    previous = _previous(call)
+    try:
+        names.check_ifname(conf.vrfname)
+    except BadEnvironment as error:
+        raise CNIError(
+            f"{_PREFIX}could not add VRF {conf.vrfname}: {error.msg}", "choose another `vrfname`"
+        ) from None
+    netns = call.open_netns()
+    _tables.lock(netns)
+    try:
+        _enslave(call, netns, conf)
+    except CNIError as error:
+        raise error.wrapped(_PREFIX) from None
+    return previous
+
+
+def _enslave(call: Call[Conf], netns: Namespace, conf: Conf) -> None:
+    sock = netns.netlink()
+    device = _find(sock, conf.vrfname)
+    if device is not None and conf.table not in (0, vrf.table(device)):
+        raise CNIError(
+            f"VRF {conf.vrfname} already exist with different routing table {vrf.table(device)}",
+            f"an earlier interface of the container made it; this one wants table {conf.table}",
+        )
+    inner = _free_interface(sock, call.ifname)
+    call.undo.callback(_release, netns, conf.vrfname, inner.name, device is None)
+    if device is None:
+        device = _create(sock, conf)
+    kept = _remember(sock, inner)
+    call.undo.callback(_restore, netns, inner, kept, route.TABLE_MAIN, route.TABLE_LOCAL)
+    call.undo.callback(_set_master, sock, inner, 0)
+    try:
+        _set_master(sock, inner, device.index)
+    except NetlinkError as error:
+        raise CNIError(
+            f"could not set vrf {device.name} as master of {inner.name}: {error}"
+        ) from None
+    table = vrf.table(device)
+    for entry in kept.routes:
+        if entry.shared:  # the kernel keeps the hop beside those of other links
+            route.delete(sock, entry)
+    _restore(netns, inner, kept, table, table)
+
+
+def _free_interface(sock: Netlink, name: str) -> Link:
+    """The interface, which must have no master. Raises CNIError."""
+    found = link.find(sock, name)
+    if found is None:
+        raise CNIError(f"could not get link by name {name}")
+    if found.master:
+        master = link.find(sock, found.master)
+        raise CNIError(
+            f"interface {name} has already a master set: {master.name if master else '?'}",
+            "an interface has one master: was this ADD run before, without a DEL?",
+        )
+    return found
+
+
+def _create(sock: Netlink, conf: Conf) -> Link:
+    name = conf.vrfname
+    table = conf.table or _tables.first_free(_tables.in_use(sock), 1)
+    try:
+        vrf.create(sock, name, table)
+    except NetlinkError as error:
+        details = "" if vrf.supported(sock) else "the kernel has no VRFs: it needs CONFIG_NET_VRF"
+        raise CNIError(f"could not add VRF {name}: {error}", details) from None
+    made = link.get(sock, name)
+    try:
+        link.change(sock, made.index, up=True)
+    except NetlinkError as error:
+        raise CNIError(f"could not set link up for VRF {name}: {error}") from None
+    return made
+
+
+def _set_master(sock: Netlink, inner: Link, master: int) -> None:
+    link.change(sock, inner.index, master=master)
+
+
+def _remember(sock: Netlink, inner: Link) -> Kept:
+    """The interface's IPv6 addresses and the routes that the kernel does not make by itself."""
+    addresses = [
+        entry
+        for entry in address.show(sock, inner.index, AF_INET6)
+        if entry.scope == address.SCOPE_UNIVERSE
+    ]
+    routes = [
+        entry
+        for family in _tables.FAMILIES
+        for entry in route.show(sock, family, inner.index)
+        if entry.protocol != route.PROTO_KERNEL and entry.movable
+    ]
+    return Kept(addresses, routes)
+
+
+def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) -> None:
+    """Give the interface back what it had, its routes in `table`. Raises CNIError.
+
+    `local` is the table in which the kernel notes its own addresses.
+    """
+    sock = netns.netlink()
+    have = {e.prefix: e for e in address.show(sock, inner.index, AF_INET6)}
+    for entry in kept.addresses:
+        found = have.get(entry.prefix)
+        try:
+            if found is None or (entry.usable and not found.usable):
+                address.delete(sock, inner.index, entry.prefix)
+                address.put_back(sock, entry)
+        except NetlinkError as error:
+            raise CNIError(f"could not restore address {entry.prefix}: {error}") from None
+    _await_local(netns, inner, local, kept.addresses)
+    try:
+        route.copy(sock, kept.routes, table, inner.index)
+    except route.RouteError as error:
+        raise CNIError(
+            f"could not add route '{error.route} dev {inner.name}': {error}",
+            f"the route was in the main table, and belongs into table {table}",
+        ) from None
+
+
+def _await_local(netns: Namespace, inner: Link, table: int, addresses: list[Address]) -> None:
+    """Wait until the kernel takes packets for the addresses; it does so a moment later."""
+    sock = netns.netlink()
+    missing = _not_local(sock, inner, table, addresses)
+    if not missing:
+        return
+    deadline = monotonic() + LOCAL_TIMEOUT
+    with netns.subscribe(route.RTNLGRP_IPV6_ROUTE) as events:
+        while missing := _not_local(sock, inner, table, addresses):
+            left = deadline - monotonic()
+            if left <= 0:
+                raise CNIError(
+                    f"failed getting local/host addresses for {inner.name} in table {table} "
+                    f"with dst {missing[0].prefix.host}"
+                )
+            events.events(min(left, 0.25))
+
+
+def _not_local(sock: Netlink, inner: Link, table: int, addresses: list[Address]) -> list[Address]:
+    if not addresses or not inner.up:
+        return []
+    local = route.show(sock, AF_INET6, inner.index, table, route.LOCAL)
+    have = {entry.dst for entry in local}
+    return [entry for entry in addresses if entry.usable and entry.prefix.host not in have]
+
+
+# --- DEL ------------------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the interface, and delete the VRF if it was the last one."""
+    conf = _conf(call)
+    steps = Steps()
+    steps.run(call.prev_result)
+    netns = call.find_netns()
+    if netns is not None:
+        _tables.lock(netns)
+        steps.run(_release, netns, conf.vrfname, call.ifname, True)
+    steps.finish()
+
+
+def _release(netns: Namespace, name: str, ifname: str, with_vrf: bool) -> None:
+    """Take the interface out of the VRF, if it is there, and delete the VRF when it is empty."""
+    sock = netns.netlink()
+    device = _find(sock, name)
+    if device is None:
+        return
+    inner = link.find(sock, ifname)
+    if inner is not None and inner.master == device.index:
+        _set_master(sock, inner, 0)
+    if with_vrf and not any(found.master == device.index for found in link.list_all(sock)):
+        link.delete(sock, device.index)
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def check(call: Call[Conf]) -> None:
+    """The VRF, its table, the interface in it, and the prevResult's addresses and routes there."""
+    conf = _conf(call)
+    previous = _previous(call)
+    sock = call.open_netns().netlink()
+    device = _find(sock, conf.vrfname)
+    if device is None:
+        raise CNIError(f"VRF {conf.vrfname} not found: Link not found")
+    inner = link.find(sock, call.ifname)
+    problems = []
+    if inner is None or inner.master != device.index:
+        problems.append(f"failed to find {call.ifname} associated to vrf {conf.vrfname}")
+    table = vrf.table(device)
+    if conf.table not in (0, table):
+        problems.append(f"VRF {conf.vrfname} has table {table}, want {conf.table}")
+    if not device.up:
+        problems.append(f"VRF {conf.vrfname} is down")
+    mine = [ip for ip in previous.ips if _check.is_of(ip, call.ifname, previous)]
+    problems += _check.addresses(sock, call.ifname, Result(ips=mine))
+    problems += _check.routes(sock, previous)
+    _check.fail(problems)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the kernel has VRFs."""
+    _conf(call)
+    with Netlink() as host:
+        if not vrf.supported(host):
+            raise NotAvailable("the kernel has no VRFs", "it needs CONFIG_NET_VRF")
