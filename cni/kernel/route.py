@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from _socket import AF_INET6
+from _socket import AF_INET, AF_INET6
 from errno import EEXIST, ESRCH
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 TABLE_MAIN, TABLE_LOCAL = 254, 255
 SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
 PROTO_KERNEL, PROTO_BOOT = 2, 3
-_UNICAST = 1
+_UNICAST, LOCAL = 1, 2
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
 # family, dst len, src len, tos, table, protocol, scope, type, flags
@@ -73,6 +73,25 @@ def show(sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN) ->
     for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
         found.extend(r for r in _parse(data, family) if r.table == table and index in (0, r.index))
     return found
+
+
+def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
+    """Where a packet to `ip` would go: (type, output link's index); the type of this node's own
+    addresses is LOCAL. Raises NetlinkError when there is no way.
+    """
+    family = AF_INET6 if len(ip) == 16 else AF_INET
+    request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(_DST, ip)
+    answer = sock.get(RTM_GETROUTE, request)
+    kind = nl.unpack(_RTMSG, answer)[7]
+    return kind, nl.get_u32(nl.attr_map(answer, _RTMSG.size).get(_OIF))
+
+
+def is_local(sock: Netlink, ip: bytes) -> bool:
+    """Is it an address of this node, as a packet filter's `fib daddr type local` sees it?"""
+    try:
+        return lookup(sock, ip)[0] == LOCAL
+    except NetlinkError:
+        return False
 
 
 def _parse(data: bytes, family: int) -> list[Route]:
