@@ -15,11 +15,15 @@ import pytest
 
 from tests.harness import (
     ALL_VERSIONS,
+    DUAL,
     V4,
+    Family,
     Netns,
     Reply,
     Runtime,
+    Server,
     connect,
+    each_family,
     each_version,
     iptables_save,
     nft_rules,
@@ -27,7 +31,6 @@ from tests.harness import (
     result_addresses,
     tcp_exchange,
     tcp_server,
-    udp_server,
     unchanged,
 )
 from tests.harness import nft as nft_list
@@ -36,8 +39,6 @@ from tests.harness.portmap import NET, NODE4, TABLE, Node, each_backend, tcp, ud
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    from tests.harness import Server
 
 Json = dict[str, Any]
 
@@ -215,12 +216,12 @@ def test_many_at_once(node: Node, container: Netns) -> None:
         )
 
     with ThreadPoolExecutor(8) as pool:
-        for reply in pool.map(lambda n: call("ADD", n), range(24)):
+        for reply in pool.map(lambda n: call("ADD", n), range(16)):
             assert reply.rc == 0, str(reply)
-        assert len(node.elements()) == 24
-        for reply in pool.map(lambda n: call("CHECK", n), range(24)):
+        assert len(node.elements()) == 16
+        for reply in pool.map(lambda n: call("CHECK", n), range(16)):
             reply.succeeded()
-        for reply in pool.map(lambda n: call("DEL", n), range(24)):
+        for reply in pool.map(lambda n: call("DEL", n), range(16)):
             reply.succeeded()
     assert not {("ip", TABLE), ("ip6", TABLE)} & nft_tables(node.host)
 
@@ -275,6 +276,29 @@ def never_stopping(ns: Netns, address: str, port: int) -> Iterator[None]:
             thread.join()
 
 
+@contextlib.contextmanager
+def silent_server(ns: Netns, port: int) -> Iterator[Server]:
+    """Counts what comes. An answer that crosses the change would begin a flow of its own."""
+    server = Server("::", port)
+    with ns.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.1)
+        sock.bind(("::", port))
+        stop = threading.Event()
+
+        def receive() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    server.clients.append(sock.recvfrom(100)[1][:2])
+
+        thread = threading.Thread(target=receive, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            stop.set()
+            thread.join()
+
+
 @each_backend
 @pytest.mark.parametrize("address", [NODE4, "2001:db8:ffff::1"])
 def test_a_sender_that_never_stops(
@@ -285,9 +309,9 @@ def test_a_sender_that_never_stops(
     first, second = node.attach(container), node.attach(container2, "c2")
     conf = node.conf([udp(9053, 53)], backend=backend)
     with (
-        udp_server(node.host, port=9053) as nobody,
-        udp_server(container, port=53) as one,
-        udp_server(container2, port=53) as two,
+        silent_server(node.host, 9053) as nobody,
+        silent_server(container, 53) as one,
+        silent_server(container2, 53) as two,
         never_stopping(outside, address, 9053),
     ):
 
@@ -318,11 +342,9 @@ def test_a_sender_that_never_stops(
 def test_only_flows_of_the_port_are_forgotten(node: Node, container: Netns, outside: Netns) -> None:
     """Not those to the same port of another host, nor to another port or address of the node."""
     connect(node.host, outside)
-    node.host.exec(["nft", "add", "table", "ip", "x"])
-    node.host.exec(
-        ["nft", "-f", "-"],
-        stdin="add chain ip x y { type filter hook output priority 0; }\nadd rule ip x y ct state new",
-    )
+    # somebody who tracks connections, as on any node with a stateful firewall
+    chain = "add table ip x; add chain ip x y { type filter hook output priority 0; }"
+    node.host.exec(["nft", f"{chain}; add rule ip x y ct state new"])
     flows = [("198.51.100.2", 53), ("127.0.0.1", 54), (NODE4, 53), ("127.0.0.1", 53)]
     with contextlib.ExitStack() as stack:
         for address, port in flows:
@@ -332,13 +354,9 @@ def test_only_flows_of_the_port_are_forgotten(node: Node, container: Netns, outs
         conf = node.conf([udp(53, hostIP="127.0.0.1")])
         node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
     listed = node.host.exec(["conntrack", "-L", "-p", "udp"]).stdout
-    left = [
-        f"dst={address} sport=" in listed and f"dport={port}" in listed for address, port in flows
-    ]
-    kept = [
-        any(f"dst={a} " in i and f"dport={p} " in i for i in listed.splitlines()) for a, p in flows
-    ]
-    assert kept == [True, True, True, False], (left, listed)
+    lines = listed.splitlines()
+    kept = [any(f"dst={a} " in i and f"dport={p} " in i for i in lines) for a, p in flows]
+    assert kept == [True, True, True, False], listed
 
 
 # -- CHECK, GC, STATUS, reload --------------------------------------------------------------------
@@ -522,12 +540,16 @@ def test_go_starts_we_stop(
     assert clean() == skeleton
 
 
-def test_we_start_go_stops(node: Node, go_runtime: Runtime, container: Netns) -> None:
+@each_family((V4, DUAL))
+def test_we_start_go_stops(
+    node: Node, go_runtime: Runtime, container: Netns, family: Family
+) -> None:
     """The iptables backend: Go's CHECK and DEL understand our rules."""
     ports = [tcp(8080), udp(8053), tcp(8081, hostIP="127.0.0.1"), *map(tcp, range(2000, 2020))]
-    result = node.publish(container, ports, backend="iptables")
-    go = {key: value for key, value in node.conf(ports).items() if key != "backend"}
-    go_runtime.check("portmap", go, container, prev_result=result).succeeded()
+    result = node.publish(container, ports, family=family, backend="iptables")
+    go = node.conf(ports)
+    if family is V4:  # of two families, Debian's version looks for the IPv4 rules with ip6tables
+        go_runtime.check("portmap", go, container, prev_result=result).succeeded()
     go_runtime.delete("portmap", go, container, prev_result=result).succeeded()
     assert node.rules() == []
 
@@ -616,7 +638,7 @@ BAD: dict[str, tuple[Json, Json, str]] = {
         {**tcp(80), "hostPort": "80"},
         {},
         PARSE + "failed to parse network configuration: json: cannot unmarshal string into field "
-        "runtimeConfig.portMappings[...].hostPort of type int",
+        "runtimeConfig.portMappings[1].hostPort of type int",
     ),
     "protocol": (
         {**tcp(80), "protocol": "icmp"},
