@@ -81,6 +81,10 @@ PAIR = {
     "interfaces": [{"name": "vethbudget"}, {"name": "eth0", "sandbox": "/run/netns/pod"}],
 }
 RATES = {"ingressRate": 8_000_000, "egressRate": 8_000_000, "latency": 25, "prevResult": PAIR}
+PORTS = {
+    "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24"}]},
+    "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]},
+}
 
 CASES = {
     "bandwidth": Case("bandwidth", {**RATES, "shapedSubnets": ["10.0.0.0/8"]}, pair=True),
@@ -105,6 +109,8 @@ CASES = {
             "sysctl": {"net.core.somaxconn": "500", "net.ipv4.ip_forward": "1"},
         },
     ),
+    "portmap": Case("portmap", PORTS, nftables=True),
+    "portmap-iptables": Case("portmap", {**PORTS, "backend": "iptables"}),
 }
 
 
