@@ -140,10 +140,10 @@ def bandwidth(_: Node) -> Json:
     }
 
 
-def ports(*numbers: int) -> Json:
+def ports(*numbers: int, address: str = "10.66.0.9/16") -> Json:
     """What a runtime hands to portmap: the result before it, and the ports."""
     mappings = [{"hostPort": n, "containerPort": n, "protocol": "tcp"} for n in numbers]
-    previous = {"cniVersion": VERSION, "ips": [{"address": "10.66.0.9/16"}]}
+    previous = {"cniVersion": VERSION, "ips": [{"address": address}]}
     return {"prevResult": previous, "runtimeConfig": {"portMappings": mappings}}
 
 
@@ -269,7 +269,7 @@ def measure_published(node: Node, rounds: int) -> list[Row]:
     """One more port with ours, on a node where that many are published already."""
     found = []
     for count in PUBLISHED:
-        old = {**portmap(node), **ports(*range(10000, 10000 + count))}
+        old = {**portmap(node), **ports(*range(10000, 10000 + count), address="10.66.1.1/16")}
         node.plugin("ADD", old, "old")
         case = Case(f"portmap, {count:,} published".replace(",", " ", 2), portmap)
         found += measure_case(case, [node], rounds)
