@@ -11,13 +11,12 @@ and GC, STATUS and `cni reload` exist.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import msgspec
 
 from ..call import Attachment, Call, Steps
-from ..kernel import conntrack, iptables, link, nft, route, sysctl
+from ..kernel import iptables, link, route, sysctl
 from ..kernel.conntrack import Flow
 from ..kernel.netlink import Netlink, NetlinkError
 from ..kernel.owner import Owner
@@ -25,8 +24,8 @@ from ..protocol import config
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import Result
-from . import _check, _main, _portmap_iptables, _portmap_nft
-from ._portmap import CONNECTIONLESS, PROTOCOLS, Port, Want
+from . import _check, _main, _portmap_flows, _portmap_iptables, _portmap_nft
+from ._portmap import PROTOCOLS, Port, Want
 
 _IPTABLES, _NFTABLES = "iptables", "nftables"
 _MARK_BIT = 13
@@ -261,7 +260,7 @@ def _publish(call: Call[Conf], want: Want, backend: str) -> None:
         def strays(flow: Flow, here: bytes = here) -> bool:
             return flow.answered_by != here
 
-        _forget_flows(call, not address.is_v4, want.ports_of(address), strays)
+        _portmap_flows.forget(call, not address.is_v4, want.ports_of(address), strays)
         if address.is_v4 and want.snat:
             _enable_localhost(address)
 
@@ -325,25 +324,6 @@ def _enable_localhost(address: Prefix) -> None:
         ) from None
 
 
-def _forget_flows(
-    call: Call[Conf], v6: bool, ports: Collection[Port], stale: Callable[[Flow], bool]
-) -> None:
-    """End the tracking of stale flows to these ports of the node. What fails is only logged."""
-    for protocol in CONNECTIONLESS:
-        numbers = {port.host_port for port in ports if port.protocol == protocol}
-        if not numbers:
-            continue
-        bound = {(p.host_ip if any(p.host_ip) else b"", p.host_port) for p in ports}
-        try:
-            with Netlink() as host:
-                for flow in conntrack.flows(nft.socket(), v6, PROTOCOLS[protocol], numbers):
-                    keys = {(b"", flow.dst_port), (flow.dst, flow.dst_port)}
-                    if bound & keys and stale(flow) and route.is_local(host, flow.dst):
-                        conntrack.forget(nft.socket(), flow)
-        except NetlinkError as error:
-            call.log(f"cni: portmap: cannot forget old {protocol} flows: {error}")
-
-
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------
 
 
@@ -360,20 +340,10 @@ def _remove(call: Call[Conf], want: Want) -> None:
     known = want.addresses or None
     steps.run(_portmap_nft.remove_of_go, want.owner.container_id, known)
     steps.run(_portmap_iptables.remove, want.owner, want if known and want.ports else None)
-    _forget_translated(call, {*found, *want.ports}, [address.ip for address in want.addresses])
+    _portmap_flows.forget_translated(
+        call, {*found, *want.ports}, [address.ip for address in want.addresses]
+    )
     steps.finish()
-
-
-def _forget_translated(call: Call[Conf], ports: Collection[Port], ours: Collection[bytes]) -> None:
-    """Forget flows that go on to a container: to one of these addresses, if they are known."""
-
-    def gone(flow: Flow) -> bool:
-        return flow.answered_by in ours if ours else flow.answered_by != flow.dst
-
-    for v6 in _FAMILIES:
-        size = 16 if v6 else 4
-        family = [p for p in ports if len(p.host_ip) in (0, size)]
-        _forget_flows(call, v6, family, gone)
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
@@ -382,7 +352,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     found: list[Port] = steps.run(_portmap_nft.collect, call.network, kept) or []
     steps.run(_portmap_iptables.collect, call.network, kept)
-    _forget_translated(call, found, [])
+    _portmap_flows.forget_translated(call, found, [])
     steps.finish()
 
 
