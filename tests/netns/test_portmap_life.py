@@ -544,12 +544,13 @@ def test_go_starts_we_stop(
 def test_we_start_go_stops(
     node: Node, go_runtime: Runtime, container: Netns, family: Family
 ) -> None:
-    """The iptables backend: Go's CHECK and DEL understand our rules."""
+    """The iptables backend: Go's DEL understands our rules.
+
+    Its CHECK, in Debian's version, looks for IPv6 rules whatever the addresses are.
+    """
     ports = [tcp(8080), udp(8053), tcp(8081, hostIP="127.0.0.1"), *map(tcp, range(2000, 2020))]
     result = node.publish(container, ports, family=family, backend="iptables")
     go = node.conf(ports)
-    if family is V4:  # of two families, Debian's version looks for the IPv4 rules with ip6tables
-        go_runtime.check("portmap", go, container, prev_result=result).succeeded()
     go_runtime.delete("portmap", go, container, prev_result=result).succeeded()
     assert node.rules() == []
 
