@@ -69,6 +69,11 @@ TABLE: dict[str, Plugin] = {
         "makes an interface with a MAC of its own on a host link",
         conf_error="failed to load netConf: ",
     ),
+    "portmap": Plugin(
+        "cni.plugins.portmap",
+        "publishes a container's ports on the node",
+        conf_error="failed to parse network configuration: ",
+    ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
     "sample": Plugin(
         "cni.plugins.sample",

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
-_SUBSYSTEM = 10 << 8
-_GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE = (_SUBSYSTEM | n for n in (4, 5, 7, 8))
-_BATCH_BEGIN, _BATCH_END = 16, 17
+SUBSYSTEM = 10 << 8
+_DELTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE = (SUBSYSTEM | n for n in (2, 4, 5, 7, 8))
+_GETGEN = SUBSYSTEM | 16
+_BATCH_BEGIN, _BATCH_END, _BATCH_GENID, _GEN_ID = 16, 17, 1, 1
 _GENMSG = struct.Struct("!BBH")  # family, version, resource
+GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
@@ -42,6 +44,7 @@ _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2
 _EXPR_NAME, _EXPR_DATA, _CMP_DATA, _DATA_VALUE = 1, 2, 3, 1
 _UDATA_COMMENT = 0
 _BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
+_SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
 
 _MISSING_TEXT = "No such file or directory"
 
@@ -102,7 +105,8 @@ def forget() -> None:
         _kept.popitem()[1][1].close()
 
 
-def _socket() -> Netlink:
+def socket() -> Netlink:
+    """The netlink socket of the current namespace, made when first asked for."""
     return _keep("socket", lambda: Netlink(NETLINK_NETFILTER))
 
 
@@ -210,12 +214,23 @@ def _clean(text: str) -> str:
 def has_chain(family: str, table: str, chain: str) -> bool:
     """Does the chain exist? Raises NetlinkError when the kernel has no nftables for us."""
     try:
-        _socket().get(_GETCHAIN, _chain(family, table, chain))
+        socket().get(_GETCHAIN, _chain(family, table, chain))
     except NetlinkError as error:
         if error.errno == ENOENT:
             return False
         raise
     return True
+
+
+def rule_counts(family: str, table: str) -> dict[str, int]:
+    """How many rules each chain of the table has, those that have any. Raises Unusable."""
+    counts: dict[str, int] = {}
+    for data in _dump_rules(message(family, nl.text(_RULE_TABLE, table))):
+        found = nl.attr_map(data, _GENMSG.size)
+        if nl.get_text(found.get(_RULE_TABLE)) == table:
+            chain = nl.get_text(found.get(_RULE_CHAIN))
+            counts[chain] = counts.get(chain, 0) + 1
+    return counts
 
 
 def find_rules(family: str, table: str, chain: str, prefix: str) -> list[Rule]:
@@ -232,15 +247,18 @@ def find_rules_with(family: str, table: str, chain: str, mark: bytes) -> list[Ru
 
     Of a long chain few rules are ours: only those are taken apart.
     """
-    payload = _message(family, nl.text(_RULE_TABLE, table), nl.text(_RULE_CHAIN, chain))
+    payload = message(family, nl.text(_RULE_TABLE, table), nl.text(_RULE_CHAIN, chain))
+    rules = [_rule(data, table, chain) for data in _dump_rules(payload) if mark in data]
+    return [rule for rule in rules if rule]
+
+
+def _dump_rules(payload: bytes) -> list[bytes]:
     try:
-        messages = _socket().dump(_GETRULE, payload)
+        return socket().dump(_GETRULE, payload)
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
         raise Unusable(error.errno or 0, error.detail) from None
-    rules = [_rule(data, table, chain) for data in messages if mark in data]
-    return [rule for rule in rules if rule]
 
 
 def delete(
@@ -254,7 +272,7 @@ def delete(
     messages = [
         (
             _DELRULE,
-            _message(
+            message(
                 family,
                 nl.text(_RULE_TABLE, table),
                 nl.text(_RULE_CHAIN, chain),
@@ -265,7 +283,7 @@ def delete(
     ]
     messages += [(_DELCHAIN, _chain(family, table, chain)) for chain in chains]
     for start in range(0, len(messages), _BATCH_SIZE):
-        _transact(_socket(), messages[start : start + _BATCH_SIZE])
+        transaction([(*m, 0) for m in messages[start : start + _BATCH_SIZE]])
 
 
 def delete_matching(
@@ -286,16 +304,30 @@ def delete_matching(
     return None
 
 
-def _transact(sock: Netlink, messages: list[tuple[int, bytes]]) -> None:
-    begin = _GENMSG.pack(0, 0, _SUBSYSTEM >> 8)
-    batch = [(_BATCH_BEGIN, begin, 0), *((*m, nl.NLM_F_ACK) for m in messages)]
+def generation() -> bytes:
+    """The number of the ruleset as it is now, for `transaction`. Raises NetlinkError."""
+    answer = socket().get(_GETGEN, _GENMSG.pack(0, 0, 0))
+    return nl.attr_map(answer, _GENMSG.size).get(_GEN_ID, b"")
+
+
+def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") -> None:
+    """Make up to a hundred changes (type, payload, flags) at once. Raises NetlinkError.
+
+    With `since`, only if nobody has changed any rule after that generation (else ERESTART): what
+    was looked at after asking for it is still as it was seen.
+    """
+    begin = _GENMSG.pack(0, 0, SUBSYSTEM >> 8)
+    first = begin + (nl.attr(_BATCH_GENID, since) if since else b"")
+    batch = [(_BATCH_BEGIN, first, 0), *((k, p, f | nl.NLM_F_ACK) for k, p, f in messages)]
     batch.append((_BATCH_END, begin, 0))
-    sock.sock.send(
-        b"".join(
-            _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, 0, 0) + payload
-            for kind, payload, flags in batch
-        )
+    data = b"".join(
+        _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, 0, 0) + payload
+        for kind, payload, flags in batch
     )
+    sock = socket()
+    if len(data) > _SMALL:
+        sock.sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
+    sock.sock.send(data)
     codes = _answers(sock)
     for code in codes:
         if code != 0:
@@ -320,12 +352,23 @@ def _answers(sock: Netlink) -> list[int]:
                 codes.append(nl.unpack(_ERROR, payload)[0])
 
 
-def _message(family: str, *attributes: bytes) -> bytes:
+def message(family: str, *attributes: bytes) -> bytes:
+    """The payload of a request; `family` as nft(8) calls it."""
     return _GENMSG.pack(_FAMILIES[family], 0, 0) + b"".join(attributes)
 
 
+def without_chain(family: str, table: str, chain: str) -> tuple[int, bytes, int]:
+    """For `transaction`: delete a chain; EBUSY if something refers to it."""
+    return _DELCHAIN, _chain(family, table, chain), 0
+
+
+def without_table(family: str, table: str) -> tuple[int, bytes, int]:
+    """For `transaction`: delete a table with all that is in it."""
+    return _DELTABLE, message(family, nl.text(_RULE_TABLE, table)), 0
+
+
 def _chain(family: str, table: str, chain: str) -> bytes:
-    return _message(family, nl.text(_CHAIN_TABLE, table), nl.text(_CHAIN_NAME, chain))
+    return message(family, nl.text(_CHAIN_TABLE, table), nl.text(_CHAIN_NAME, chain))
 
 
 def _rule(data: bytes, table: str, chain: str) -> Rule | None:
@@ -335,12 +378,12 @@ def _rule(data: bytes, table: str, chain: str) -> Rule | None:
         return None
     return Rule(
         int.from_bytes(found.get(_RULE_HANDLE, b""), "big"),
-        _comment(found.get(_RULE_USERDATA, b"")),
+        comment_of(found.get(_RULE_USERDATA, b"")),
         data,
     )
 
 
-def _comment(userdata: bytes) -> str:
+def comment_of(userdata: bytes) -> str:
     """The comment in a rule's user data: (type, length, value) entries of nft(8)."""
     offset = 0
     while offset + 2 <= len(userdata):

@@ -144,6 +144,25 @@ def tables(sock: Netlink) -> set[int]:
     return found
 
 
+def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
+    """Where a packet to `ip` would go: (type, output link's index); the type of this node's own
+    addresses is LOCAL. Raises NetlinkError when there is no way.
+    """
+    family = AF_INET6 if len(ip) == 16 else AF_INET
+    request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(_DST, ip)
+    answer = sock.get(RTM_GETROUTE, request)
+    kind = nl.unpack(_RTMSG, answer)[7]
+    return kind, nl.get_u32(nl.attr_map(answer, _RTMSG.size).get(_OIF))
+
+
+def is_local(sock: Netlink, ip: bytes) -> bool:
+    """Is it an address of this node, as a packet filter's `fib daddr type local` sees it?"""
+    try:
+        return lookup(sock, ip)[0] == LOCAL
+    except NetlinkError:
+        return False
+
+
 def _parse(data: bytes, family: int, wanted: int = UNICAST) -> list[Route]:
     entry_family, dst_len, _, tos, table, proto, scope, kind, flags = nl.unpack(_RTMSG, data)
     if entry_family != family or kind != wanted:

@@ -164,6 +164,23 @@ def routed(plugin: str, **conf: Any) -> Callable[[Node], Json]:
     return lambda _: {**document, **conf}
 
 
+def ports(*numbers: int, address: str = "10.66.0.9/16") -> Json:
+    """What a runtime hands to portmap: the result before it, and the ports."""
+    mappings = [{"hostPort": n, "containerPort": n, "protocol": "tcp"} for n in numbers]
+    previous = {"cniVersion": VERSION, "ips": [{"address": address}]}
+    return {"prevResult": previous, "runtimeConfig": {"portMappings": mappings}}
+
+
+def portmap(node: Node) -> Json:
+    """By nftables with ours; Debian's Go plugins know only iptables."""
+    conf = simple("portmap", **ports(8080))(node)
+    return {key: value for key, value in conf.items() if key != "ipam"}
+
+
+def portmap_iptables(node: Node) -> Json:
+    return {**portmap(node), **({"backend": "iptables"} if node.name != "go" else {})}
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
@@ -187,6 +204,8 @@ CASES = [
     Case("bandwidth", bandwidth, around=veth),
     Case("sbr", routed("sbr"), around=addressed),
     Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
+    Case("portmap (nftables)", portmap, "nft"),
+    Case("portmap (iptables)", portmap_iptables, "iptables"),
 ]
 # Reservations that are there already, in a /16; the nearly full one has a free address every 997.
 GROWTH: dict[str, Sequence[int]] = {
@@ -196,6 +215,7 @@ GROWTH: dict[str, Sequence[int]] = {
     "nearly full /16": [n for n in range(2, 65535) if n % 997],
 }
 GROWTH_ROUNDS = 7  # Go takes seconds for some
+PUBLISHED = (1, 1000)
 
 
 # --- measuring ---------------------------------------------------------------------------------
@@ -269,6 +289,18 @@ def measure_growth(nodes: list[Node], rounds: int) -> list[Row]:
 
 def network_of(label: str) -> str:
     return "grow-" + "".join(filter(str.isalnum, label))
+
+
+def measure_published(node: Node, rounds: int) -> list[Row]:
+    """One more port with ours, on a node where that many are published already."""
+    found = []
+    for count in PUBLISHED:
+        old = {**portmap(node), **ports(*range(10000, 10000 + count), address="10.66.1.1/16")}
+        node.plugin("ADD", old, "old")
+        case = Case(f"portmap, {count:,} published".replace(",", " ", 2), portmap)
+        found += measure_case(case, [node], rounds)
+        node.plugin("DEL", old, "old")
+    return found
 
 
 def fill(directory: Path, taken: Sequence[int]) -> None:
@@ -469,6 +501,10 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
                 print_row(row)
                 found.append(row)
     ratios = run_growth(nodes, rounds, found) if wanted("growth") else {}
+    if wanted("growth"):
+        for row in measure_published(nodes[0], rounds):
+            print_row(row)
+            found.append(row)
     parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
     if parts:
         print("\nThe parts of a run of ours")

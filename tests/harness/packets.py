@@ -229,6 +229,7 @@ def connect(
     other_name: str = "node",
     host_addresses: tuple[str, ...] = ("198.51.100.1/24", "2001:db8:ffff::1/64"),
     other_addresses: tuple[str, ...] = ("198.51.100.2/24", "2001:db8:ffff::2/64"),
+    index: int = 1001,
 ) -> None:
     """Join two namespaces by a veth pair that works, e.g. a node and a host outside.
 
@@ -236,8 +237,8 @@ def connect(
     that it shows whether masquerading works.
     """
     # Indices that differ, for the reason given in tests/conftest.py:make_host.
-    peer = ("peer", "name", other_name, "index", "2001", "netns", other.name)
-    host.ip("link", "add", name, "index", "1001", "type", "veth", *peer)
+    peer = ("peer", "name", other_name, "index", str(index + 1000), "netns", other.name)
+    host.ip("link", "add", name, "index", str(index), "type", "veth", *peer)
     for ns, dev, cidrs in ((host, name, host_addresses), (other, other_name, other_addresses)):
         lines = [
             f"address add {cidr} dev {dev}" + (" nodad" if ":" in cidr else "") for cidr in cidrs

@@ -73,6 +73,18 @@ FLANNEL_SUBNET=10.88.0.1/24
 FLANNEL_MTU=1450
 FLANNEL_IPMASQ=true
 """
+PORTS = {
+    "prevResult": {
+        "cniVersion": "1.1.0",
+        "ips": [{"address": "10.88.0.2/24"}, {"address": "fd88::2/64"}],
+    },
+    "runtimeConfig": {
+        "portMappings": [
+            {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"},
+            {"hostPort": 8053, "containerPort": 53, "protocol": "udp", "hostIP": "127.0.0.1"},
+        ]
+    },
+}
 # `after` is the plugin before it in the list, which is not killed.
 CASES: dict[str, dict[str, Any]] = {
     "bandwidth": {
@@ -97,6 +109,8 @@ CASES: dict[str, dict[str, Any]] = {
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
+    "portmap": {"type": "portmap", **PORTS},
+    "portmap-iptables": {"type": "portmap", "backend": "iptables", **PORTS},
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
     "sbr": {"type": "sbr"},

@@ -33,7 +33,7 @@ FORBIDDEN = frozenset(COSTLY.split())
 # Wanted by libnftables's own documents only.
 ONLY_WITH_NFTABLES = frozenset({"json", "ctypes.util"})
 
-OWN_MODULES = 50  # of cni.*, at most
+OWN_MODULES = 52  # of cni.*, at most
 ALL_MODULES = 150  # of everything, the interpreter's included, at most
 PEAK_KIB = 40 * 1024
 
@@ -82,6 +82,10 @@ PAIR = {
     "interfaces": [{"name": "vethbudget"}, {"name": "eth0", "sandbox": "/run/netns/pod"}],
 }
 RATES = {"ingressRate": 8_000_000, "egressRate": 8_000_000, "latency": 25, "prevResult": PAIR}
+PORTS = {
+    "prevResult": {"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24"}]},
+    "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "udp"}]},
+}
 
 CASES = {
     "bandwidth": Case("bandwidth", {**RATES, "shapedSubnets": ["10.0.0.0/8"]}, pair=True),
@@ -107,6 +111,8 @@ CASES = {
         },
     ),
     "sbr": Case("sbr", {"table": 777, "prevResult": CHAINED}, pair=True),
+    "portmap": Case("portmap", PORTS, nftables=True),
+    "portmap-iptables": Case("portmap", {**PORTS, "backend": "iptables"}),
 }
 
 

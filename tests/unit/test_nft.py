@@ -52,7 +52,7 @@ def test_rule() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(data: bytes) -> None:
-    nft._comment(data)
+    nft.comment_of(data)
     nft.Rule(1, "", data).compared  # noqa: B018
     nft._rule(data, "t", "c")
 

@@ -1,0 +1,143 @@
+"""Elements of nftables maps: looked at, added and deleted over netlink, without libnftables.
+
+An element's comment says whose it is. All that is asked for here is small and of a known form, so
+that a publication of a port costs neither the library (3 ms to load) nor a look at the other
+thousand (kernel/nft.py, whose socket and transactions these use).
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from typing import TYPE_CHECKING, NamedTuple
+
+from . import netlink as nl
+from . import nft
+from .netlink import NetlinkError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+# linux/netfilter/nf_tables.h
+_NEWSETELEM, _GETSETELEM, _DELSETELEM = (nft.SUBSYSTEM | n for n in (12, 13, 14))
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_ELEM = 1
+_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
+_DATA_VALUE, _DATA_VERDICT = 1, 2
+_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
+_JUMP = (-3).to_bytes(4, "big", signed=True)
+_UDATA_COMMENT = 0
+_CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
+
+Change = tuple[int, bytes, int]  # for nft.transaction
+
+
+class Element(NamedTuple):
+    """An element of a map: its key as the kernel keeps it, and either a value or a chain.
+
+    A key or value of several parts has each padded to four bytes.
+    """
+
+    key: bytes
+    value: bytes
+    chain: str
+    comment: str
+
+
+def dump(family: str, table: str, name: str) -> list[bytes]:
+    """The kernel's messages about a map; none if there is no such map. Raises Unusable."""
+    try:
+        return nft.socket().dump(_GETSETELEM, _map(family, table, name))
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            return []
+        raise nft.Unusable(error.errno or 0, error.detail) from None
+
+
+def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
+    """Of a dump, the elements with one of these bytes anywhere in them.
+
+    Of a large map few elements are ours: only those are taken apart.
+    """
+    return [
+        parse(raw)
+        for data in messages
+        if any(mark in data for mark in marks)
+        for raw in _listed(data)
+        if any(mark in raw for mark in marks)
+    ]
+
+
+def size(messages: list[bytes]) -> int:
+    """The number of elements in a dump."""
+    return sum(1 for data in messages for _ in _listed(data))
+
+
+def parse(raw: bytes) -> Element:
+    """An element as the kernel describes it."""
+    found = nl.attr_map(raw)
+    data = nl.attr_map(found.get(_ELEM_DATA, b""))
+    verdict = nl.attr_map(data.get(_DATA_VERDICT, b""))
+    return Element(
+        nl.attr_map(found.get(_ELEM_KEY, b"")).get(_DATA_VALUE, b""),
+        data.get(_DATA_VALUE, b""),
+        nl.get_text(verdict.get(_VERDICT_CHAIN)),
+        nft.comment_of(found.get(_ELEM_USERDATA, b"")),
+    )
+
+
+def find(family: str, table: str, name: str, key: bytes) -> Element | None:
+    """The element under a key. Raises NetlinkError."""
+    payload = _map(family, table, name) + _list([_key(key)])
+    try:
+        answer = nft.socket().get(_GETSETELEM, payload)
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            return None
+        raise
+    return next((parse(raw) for raw in _listed(answer)), None)
+
+
+def insert(family: str, table: str, name: str, elements: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transaction`: add elements; EEXIST if a key is taken."""
+    flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    return _changes(_NEWSETELEM, _map(family, table, name), map(_element, elements), flags)
+
+
+def remove(family: str, table: str, name: str, elements: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transaction`: delete elements; ENOENT if one is not there."""
+    keys = (_key(element.key) for element in elements)
+    return _changes(_DELSETELEM, _map(family, table, name), keys, 0)
+
+
+def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iterator[Change]:
+    rest = list(items)
+    for start in range(0, len(rest), _CHUNK):
+        yield kind, head + _list(rest[start : start + _CHUNK]), flags
+
+
+def _element(element: Element) -> bytes:
+    if element.chain:
+        chain = nl.text(_VERDICT_CHAIN, element.chain)
+        data = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
+    else:
+        data = nl.attr(_DATA_VALUE, element.value)
+    comment = element.comment.encode() + b"\0"
+    userdata = bytes((_UDATA_COMMENT, len(comment))) + comment
+    return _key(element.key) + nl.nest(_ELEM_DATA, data) + nl.attr(_ELEM_USERDATA, userdata)
+
+
+def _key(key: bytes) -> bytes:
+    return nl.nest(_ELEM_KEY, nl.attr(_DATA_VALUE, key))
+
+
+def _list(items: Sequence[bytes]) -> bytes:
+    return nl.nest(_LIST_ELEMENTS, *(nl.nest(_LIST_ELEM, item) for item in items))
+
+
+def _listed(payload: bytes) -> Iterator[bytes]:
+    listed = nl.attr_map(payload, nft.GENMSG_SIZE).get(_LIST_ELEMENTS, b"")
+    return (raw for _, raw in nl.attrs(listed))
+
+
+def _map(family: str, table: str, name: str) -> bytes:
+    return nft.message(family, nl.text(_LIST_TABLE, table), nl.text(_LIST_SET, name))
