@@ -7,7 +7,6 @@ scapy.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .netns import Netns, stop
+from .netns import BARE_ENV, Netns, stop
 from .packets import ETH_P_IP, Capture
 
 Json = dict[str, Any]
@@ -126,15 +125,22 @@ class Daemon:
 class Server:
     """A DHCP server's process in a namespace."""
 
-    def __init__(self, ns: Netns, argv: Sequence[str | Path], log: Path, ready: str) -> None:
+    def __init__(
+        self,
+        ns: Netns,
+        argv: Sequence[str | Path],
+        log: Path,
+        ready: str,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.ns, self._argv, self._log, self._ready = ns, argv, log, ready
+        self._env = {**BARE_ENV, **(env or {})}
         self.process: subprocess.Popen[Any] | None = None
 
-    def start(self, env: dict[str, str] | None = None) -> Server:
+    def start(self) -> Server:
         self._log.write_text("")
         with open(self._log, "ab") as log:
-            extra = {} if env is None else {"env": {"PATH": os.environ["PATH"], **env}}
-            self.process = self.ns.popen(self._argv, stdout=log, stderr=log, **extra)
+            self.process = self.ns.popen(self._argv, stdout=log, stderr=log, env=self._env)
         child = self.process
 
         def ready() -> bool:
@@ -206,13 +212,13 @@ def _kea(ns: Netns, directory: Path, family: int, config: Json) -> Server:
     }
     path = directory / f"kea{family}.conf"
     path.write_text(json.dumps({f"Dhcp{family}": {**config, "loggers": [logger]}}))
-    server = Server(
+    return Server(
         ns,
         [f"kea-dhcp{family}", "-c", path],
         directory / f"kea{family}.log",
         f"DHCP{family}_STARTED",
-    )
-    return server.start({"KEA_PIDFILE_DIR": str(directory), "KEA_LOCKFILE_DIR": str(directory)})
+        {"KEA_PIDFILE_DIR": str(directory), "KEA_LOCKFILE_DIR": str(directory)},
+    ).start()
 
 
 # -- the wire ---------------------------------------------------------------------------------------

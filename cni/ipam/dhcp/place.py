@@ -176,7 +176,7 @@ class Inside:
         return sock
 
     def icmp6_socket(self, kinds: tuple[int, ...]) -> socket.socket:
-        """An ICMPv6 socket on the link that hears only these types, each with its hop limit."""
+        """An ICMPv6 socket on the link that hears only these types. Raises OSError."""
         sock = self._socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         try:
             blocked = [0xFFFFFFFF] * 8
@@ -186,7 +186,6 @@ class Inside:
             name = self.link.name.encode() + b"\0"
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         except OSError:
             sock.close()
             raise

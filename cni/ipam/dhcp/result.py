@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ...kernel.route import SCOPE_LINK
-from ...protocol.address import DEFAULT_V4, format_ip
+from ...protocol.address import DEFAULT_V4, DEFAULT_V6, format_ip
 from ...protocol.config import DNS, Route
 from ...protocol.result import IPConfig, Result
-from . import binding4
+from . import binding4, binding6
 from . import message4 as m
+from . import message6 as m6
 from .conf import (
     CLASSLESS_ROUTES,
     DNS_SERVERS,
@@ -68,5 +69,24 @@ def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
         dns.search = [*(dns.search or ()), *search]
 
 
-def add6(result: Result, lease: object, priority: int) -> None:
-    pass
+def add6(result: Result, lease: binding6.Lease, priority: int) -> None:
+    """Add a DHCPv6 lease's address and DNS, and the routers' routes, to a result."""
+    defaults = [format_ip(r.address) for r in lease.routers if r.is_default]
+    gateway = defaults[0] if defaults else None
+    result.ips.append(IPConfig(address=str(lease.prefix), gateway=gateway))
+    if gateway:
+        result.routes.append(Route(dst=str(DEFAULT_V6), gw=gateway, priority=priority))
+    for router in lease.routers:
+        via = format_ip(router.address)
+        for dst in router.routes:
+            if dst != str(DEFAULT_V6):
+                result.routes.append(Route(dst=dst, gw=via, priority=priority))
+    servers = [format_ip(a) for a in m6.addresses(lease.options.get(m6.DNS_SERVERS, b""))]
+    if servers:
+        result.dns.nameservers = [*(result.dns.nameservers or ()), *servers]
+    try:
+        search = m6.domains(lease.options.get(m6.DOMAINS, b""))
+    except m.Malformed:
+        return
+    if search:
+        result.dns.search = [*(result.dns.search or ()), *search]
