@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .netns import BARE_ENV, Netns, stop
-from .packets import ETH_P_IP, Capture
+from .packets import ETH_P_IP, ETH_P_IPV6, Capture
 
 Json = dict[str, Any]
 
@@ -198,9 +198,21 @@ def kea6(ns: Netns, directory: Path, ifname: str, **subnet: Any) -> Server:
         "lease-database": {
             "type": "memfile", "persist": True, "name": str(directory / "kea6.csv"),
         },
+        # else it would be written to a directory of the machine
+        "server-id": {"type": "LL", "htype": 1, "identifier": "020000005501", "persist": False},
         "subnet6": [{"id": 1, "interface": ifname, **subnet}],
     }  # fmt: skip
     return _kea(ns, directory, 6, config)
+
+
+def radvd(ns: Netns, directory: Path, ifname: str, body: str) -> Server:
+    """A router that advertises what `body` (radvd.conf, within the interface) says."""
+    directory.mkdir(exist_ok=True)
+    ns.set_sysctl("net/ipv6/conf/all/forwarding", 1)
+    path = directory / "radvd.conf"
+    path.write_text(f"interface {ifname} {{ AdvSendAdvert on; MinDelayBetweenRAs 3; {body} }};\n")
+    argv = ["radvd", "-n", "-m", "stderr", "-d", "1", "-C", path, "-p", directory / "radvd.pid"]
+    return Server(ns, argv, directory / "radvd.log", "started").start()
 
 
 def _kea(ns: Netns, directory: Path, family: int, config: Json) -> Server:
@@ -221,7 +233,7 @@ def _kea(ns: Netns, directory: Path, family: int, config: Json) -> Server:
     ).start()
 
 
-# -- the wire ---------------------------------------------------------------------------------------
+# -- the wire -------------------------------------------------------------------------------------
 
 
 def messages(captured: Capture, kind: str | None = None) -> list[Any]:
@@ -239,6 +251,16 @@ def messages(captured: Capture, kind: str | None = None) -> list[Any]:
     if kind is None:
         return found
     return [p for p in found if DHCPTypes.get(options(p)["message-type"]) == kind]
+
+
+def messages6(captured: Capture, layer: str) -> list[Any]:
+    """The captured DHCPv6 messages of one of scapy's classes: "DHCP6_Solicit", …"""
+    from scapy.layers import dhcp6
+    from scapy.layers.inet6 import IPv6
+
+    found = [IPv6(frame.payload) for frame in captured.frames if frame.ethertype == ETH_P_IPV6]
+    kind = getattr(dhcp6, layer)
+    return [packet for packet in found if kind in packet]
 
 
 def options(packet: Any) -> Json:

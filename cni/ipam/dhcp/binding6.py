@@ -90,9 +90,10 @@ class Binding6:
             looking = asyncio.create_task(self._routers())
             try:
                 reply = await self._solicit(port)
-                routers, on_link = await looking
-                fitting = [p.length for p in on_link if p.contains(reply.grants[0].address)]
-                self._keep(reply, max(fitting, default=128), routers)
+                lease = self._keep(reply, 128, [])
+                lease.routers, on_link = await looking
+                fitting = [p.length for p in on_link if p.contains(lease.address)]
+                lease.length = max(fitting, default=128)
             finally:
                 looking.cancel()
 
@@ -145,7 +146,7 @@ class Binding6:
 
     # --- how ---
 
-    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> None:
+    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease:
         grant = reply.grants[0]
         base = grant.preferred or grant.valid
         t1, t2 = grant.t1, grant.t2
@@ -163,6 +164,7 @@ class Binding6:
             reply.options or old,
             routers,
         )
+        return self.lease
 
     @asynccontextmanager
     async def _port(self, until: float, *, prepare: bool = False) -> AsyncIterator[_Port]:
