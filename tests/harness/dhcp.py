@@ -10,6 +10,7 @@ import json
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -276,3 +277,72 @@ def no_server(server: Server) -> Iterator[None]:
     server.stop()
     yield
     server.start()
+
+
+# -- a server that does what a test says -----------------------------------------------------------
+
+SERVER_MAC = "02:00:00:00:55:01"
+
+
+class FakeServer:
+    """Answers each message on an interface with what `answers(kind, request)` returns.
+
+    `kind` is scapy's name ("discover", "request", …); the answers are frames.
+    """
+
+    def __init__(self, ns: Netns, ifname: str, answers: Callable[[str, Any], list[bytes]]) -> None:
+        self._sock = ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
+        self._sock.bind((ifname, ETH_P_IP))
+        self._sock.settimeout(0.1)
+        self._answers = answers
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> FakeServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        from scapy.layers.dhcp import DHCP, DHCPTypes
+        from scapy.layers.l2 import Ether
+
+        while not self._end.is_set():
+            try:
+                packet = Ether(self._sock.recv(65536))
+            except TimeoutError:
+                continue
+            if DHCP in packet and packet["BOOTP"].op == 1:
+                kind = DHCPTypes[options(packet)["message-type"]]
+                for frame in self._answers(kind, packet):
+                    self._sock.send(frame)
+
+
+def answer(
+    request: Any, kind: str, address: str, *, server: str = "10.55.0.2", **more: Any
+) -> bytes:
+    """A well-formed answer, broadcast: one hour, 255.255.255.0, and scapy's options `more`.
+
+    An option that is None is left out; `xid` and `chaddr` replace the request's.
+    """
+    from scapy.layers.dhcp import BOOTP, DHCP
+    from scapy.layers.inet import IP, UDP
+    from scapy.layers.l2 import Ether
+
+    fields: Json = {"server_id": server, "lease_time": 3600, "subnet_mask": "255.255.255.0"}
+    xid = more.pop("xid", request["BOOTP"].xid)
+    chaddr = more.pop("chaddr", request["BOOTP"].chaddr)
+    fields.update(more)
+    chosen = [(name, value) for name, value in fields.items() if value is not None]
+    packet = (
+        Ether(src=SERVER_MAC, dst="ff:ff:ff:ff:ff:ff")
+        / IP(src=server, dst="255.255.255.255")
+        / UDP(sport=67, dport=68)
+        / BOOTP(op=2, yiaddr=address, xid=xid, chaddr=chaddr)
+        / DHCP(options=[("message-type", kind), *chosen, "end"])
+    )
+    return bytes(packet)

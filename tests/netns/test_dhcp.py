@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
+import socket
+import stat
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +24,17 @@ from tests.harness import (
     ping,
 )
 from tests.harness.contract import without_ipv6
-from tests.harness.dhcp import Daemon, dnsmasq, eventually, kea4, messages, no_server, options
+from tests.harness.dhcp import (
+    Daemon,
+    FakeServer,
+    answer,
+    dnsmasq,
+    eventually,
+    kea4,
+    messages,
+    no_server,
+    options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -252,24 +268,29 @@ def test_expired_and_leased_again(
     runtime.check("dhcp", network, container, prev_result=result).succeeded()
 
 
-def test_refused_on_renewal(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
-) -> None:
-    """The server was reconfigured: NAK. The address goes at once, and another one is leased."""
-    soon = ("--dhcp-option-force=58,1", "--dhcp-option-force=59,60")
-    server = dnsmasq(lan, tmp_path / "dns", SWITCH, POOL, ROUTER, *soon)
+def test_refused_on_renewal(runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon) -> None:
+    """NAK: the address goes at once, and another one is leased."""
+    leased = ["10.55.0.50"]
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        if request["BOOTP"].ciaddr != "0.0.0.0":
+            leased[:] = ["10.55.0.60"]
+            return [answer(request, "nak", "0.0.0.0", error_message="moved")]
+        reply = {"discover": "offer", "request": "ack"}[kind]
+        soon = {"renewal_time": 1 if leased == ["10.55.0.50"] else 100, "rebinding_time": 200}
+        return [answer(request, reply, leased[0], router="10.55.0.1", **soon)]
+
     network = conf(daemon)
-    result = runtime.add("dhcp", network, container).result
-    put(container, result)
-    server.stop()
-    with capture(lan, SWITCH) as wire:
-        other = "--dhcp-range=10.55.0.150,10.55.0.150,255.255.255.0,2m"
-        dnsmasq(lan, tmp_path / "dns", SWITCH, other, ROUTER, "--dhcp-authoritative")
-        daemon.logged("to 10.55.0.150/24")
-    assert messages(wire, "nak")
-    assert addresses(container, "eth0") == ["10.55.0.150/24"]
+    with FakeServer(lan, SWITCH, answers):
+        result = runtime.add("dhcp", network, container).result
+        assert result["ips"][0]["address"] == "10.55.0.50/24"
+        put(container, result)
+        daemon.logged("address changed from 10.55.0.50/24 to 10.55.0.60/24")
+    daemon.logged("NAK from 10.55.0.2: 'moved'")
+    assert addresses(container, "eth0") == ["10.55.0.60/24"]
+    assert has_route(container, "default", via="10.55.0.1", dev="eth0")
     failed = runtime.check("dhcp", network, container, prev_result=result).failed(999)
-    assert "leased 10.55.0.150/24, but prevResult does not have it" in failed["msg"]
+    assert "leased 10.55.0.60/24, but prevResult does not have it" in failed["msg"]
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -410,3 +431,238 @@ def test_status_without_a_daemon(runtime: Runtime, daemon: Daemon) -> None:
     assert "systemctl start cni-dhcp.socket" in error["details"]
     reply = runtime.add("dhcp", network, "/run/netns/none")
     reply.failed(999, f"error dialing DHCP daemon: dial unix {daemon.socket}: connect: ")
+
+
+# -- hostile networks and users -------------------------------------------------------------------
+
+
+def test_no_mask_no_lease(runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon) -> None:
+    """What was leased before the failure is given back."""
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        replies = {"discover": "offer", "request": "ack"}
+        if kind not in replies:
+            return []
+        return [answer(request, replies[kind], "10.55.0.50", subnet_mask=None)]
+
+    with FakeServer(lan, SWITCH, answers), capture(lan, SWITCH) as wire:
+        error = runtime.add("dhcp", conf(daemon), container).failed(999)
+    assert error["msg"] == (
+        "error calling DHCP.Allocate: DHCP option Subnet Mask not found in DHCPACK"
+    )
+    assert len(messages(wire, "release")) == 1
+    assert daemon.leases() == []
+
+
+def test_hostile_answers(runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon) -> None:
+    """Junk, forgeries and half messages around the right answer change nothing."""
+    dice = random.Random(1)
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        if kind == "release":
+            return []
+        reply = {"discover": "offer", "request": "ack"}[kind]
+        good = answer(request, reply, "10.55.0.50")
+        xid = request["BOOTP"].xid
+        bad = [
+            answer(request, reply, "10.55.0.66", xid=xid ^ 1),
+            answer(request, reply, "10.55.0.66", chaddr=b"\2" * 6),
+            answer(request, reply, "10.55.0.66", server_id=None),
+            answer(request, reply, "255.255.255.255"),
+            answer(request, reply, "0.0.0.0"),
+            *(good[:size] for size in (14, 20, 34, 42, 100, 281, 284)),
+            good[:42] + dice.randbytes(1400),
+        ]
+        if kind == "request":
+            for forged in ("nak", "ack"):
+                bad.append(answer(request, forged, "10.55.0.66", server="10.55.0.77"))
+        for _ in range(200):
+            spoiled = bytearray(good)
+            for _ in range(dice.randint(1, 8)):
+                spoiled[dice.randrange(14, 282)] = dice.randrange(256)
+            # never a valid message: the transaction is another
+            spoiled[46:50] = bytes(byte ^ 0xFF for byte in good[46:50])
+            bad.append(bytes(spoiled))
+        return [*bad, good]
+
+    network = conf(daemon)
+    with FakeServer(lan, SWITCH, answers):
+        result = runtime.add("dhcp", network, container).result
+        assert result["ips"] == [{"address": "10.55.0.50/24"}]
+        runtime.delete("dhcp", network, container).succeeded()
+    assert daemon.leases() == []
+
+
+def test_only_root_may_ask(daemon: Daemon) -> None:
+    mode = stat.S_IMODE(daemon.socket.stat().st_mode)
+    assert mode == 0o600
+    assert stat.S_IMODE(daemon.state.stat().st_mode) == 0o700
+    daemon.directory.chmod(0o755)
+    for parent in daemon.directory.parents[:3]:
+        parent.chmod(0o755)
+    ask = [
+        "python3", "-c",
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
+        "s.connect(sys.argv[1]); s.sendall(b'{\"method\": \"DHCP.Leases\"}\\n');"
+        "print(s.recv(100))",
+        str(daemon.socket),
+    ]  # fmt: skip
+    assert "PermissionError" in daemon.host.exec(ask, check=False).stderr
+    daemon.socket.chmod(0o666)
+    assert "{" not in daemon.host.exec(ask, check=False).stdout
+    daemon.logged("refused a request of user 65534")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reply"),
+    [
+        (b"CONNECT /_goRPC_ HTTP/1.0\n\n", b"HTTP/1.0 501 this DHCP daemon is not the one"),
+        (b"\n", b'{"error":{"code":999,"msg":"request not understood'),
+        (b"[" * 100_000 + b"\n", b'{"error":{"code":999,"msg":"request not understood'),
+        (b'{"method": "DHCP.Eat"}\n', b'{"error":{"code":999,"msg":"can\'t find method DHCP.Eat'),
+        (
+            b'{"method": "DHCP.Allocate", "params": {"network": 1}}\n',
+            b'{"error":{"code":999,"msg":"request not understood: Expected `str`',
+        ),
+    ],
+)
+def test_bad_requests(daemon: Daemon, request_: bytes, reply: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(daemon.socket))
+        sock.sendall(request_)
+        assert sock.recv(65536).startswith(reply)
+    assert daemon.leases() == []
+
+
+def test_another_program_on_the_socket(runtime: Runtime, tmp_path: Path, container: Netns) -> None:
+    path = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(65536)
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        network = {"cniVersion": "1.1.0", "name": "net",
+                   "ipam": {"type": "dhcp", "daemonSocketPath": str(path)}}  # fmt: skip
+        error = runtime.add("dhcp", network, container).failed(999, "is not understood")
+        thread.join()
+    assert "the daemon of the Go plugins" in error["details"]
+
+
+# -- the daemon as a program ----------------------------------------------------------------------
+
+
+def test_pidfile_and_signals(bin_dir: Path, host: Netns, tmp_path: Path) -> None:
+    pidfile = tmp_path / "dhcp.pid"
+    (tmp_path / "run").mkdir()
+    daemon = Daemon(bin_dir, host, tmp_path / "run", ("--pidfile", str(pidfile))).start()
+    assert daemon.process is not None
+    assert pidfile.read_text() == str(daemon.process.pid)
+    second = host.exec([bin_dir / "dhcp", "daemon", "-socketpath", daemon.socket], check=False)
+    assert second.returncode == 1
+    assert "Error getting listener" in second.stderr
+    daemon.kill()
+    daemon.start()  # the socket that was left behind is no obstacle
+    assert daemon.stop() == 0
+    assert not pidfile.exists()
+    assert not daemon.socket.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "text"),
+    [
+        (["-pidfile", "x.pid"], 1, 'Error writing pidfile "x.pid": path not absolute'),
+        (["-nonsense"], 2, "flag provided but not defined: -nonsense"),
+        (["-h"], 0, "Usage of dhcp daemon"),
+    ],
+)
+def test_bad_flags(bin_dir: Path, host: Netns, flags: list[str], code: int, text: str) -> None:
+    done = host.exec([bin_dir / "dhcp", "daemon", *flags], check=False)
+    assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+    by_command = host.exec([bin_dir / "cni", "dhcp", "daemon", *flags], check=False)
+    assert (by_command.returncode, by_command.stderr) == (code, done.stderr)
+
+
+def test_socket_activation(bin_dir: Path, host: Netns, tmp_path: Path) -> None:
+    """systemd's socket is taken over, and left alone at the end."""
+    path = tmp_path / "run" / "dhcp.sock"
+    path.parent.mkdir()
+    argv = ["systemd-socket-activate", "--listen", path, bin_dir / "dhcp", "daemon",
+            "-socketpath", path]  # fmt: skip
+    if shutil.which("systemd-socket-activate") is None:
+        pytest.skip("needs systemd-socket-activate: apt-get install systemd")
+    child = host.popen(argv)
+    daemon = Daemon(bin_dir, host, path.parent)
+    eventually(path.exists, "systemd listens")
+    assert daemon.leases() == []
+    child.terminate()
+    assert child.wait(20) == 0
+    assert path.exists()
+
+
+def test_the_list_of_leases(
+    runtime: Runtime,
+    container: Netns,
+    lan: Netns,
+    daemon: Daemon,
+    tmp_path: Path,
+    bin_dir: Path,
+) -> None:
+    kea4(lan, tmp_path / "kea", SWITCH)
+    runtime.add("dhcp", conf(daemon), container).succeeded()
+    command = [bin_dir / "cni", "dhcp", "leases", "--socket", str(daemon.socket)]
+    lines = runtime.host.exec(command).stdout.splitlines()
+    assert lines[0].split()[:4] == ["ADDRESS", "STATE", "RENEW", "EXPIRES"]
+    assert lines[1].split()[:2] == ["10.55.0.50/24", "bound"]
+    assert lines[1].split()[4:7] == ["net", "c1", "eth0"]
+    (row,) = json.loads(runtime.host.exec([*command, "--json"]).stdout)
+    assert row["address"] == "10.55.0.50/24"
+    daemon.stop()
+    done = runtime.host.exec(command, check=False)
+    assert done.returncode == 1
+    assert "error dialing DHCP daemon" in done.stderr
+
+
+# -- with the plugins that make interfaces --------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "macvlan"])
+def test_end_to_end(
+    runtime: Runtime,
+    container: Netns,
+    outside: Netns,
+    daemon: Daemon,
+    tmp_path: Path,
+    plugin: str,
+) -> None:
+    """The container talks to the server's host, CHECK agrees, and DEL leaves nothing."""
+    without_ipv6(container, outside)
+    host = runtime.host
+    host.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1", "netns", outside.name)
+    outside.ip_batch("address add 10.55.0.1/24 dev lan1", "link set lan1 up")
+    network = {**conf(daemon), "ipam": conf(daemon)["ipam"]}
+    if plugin == "bridge":
+        host.ip_batch("link add br0 type bridge", "link set br0 up", "link set lan0 master br0")
+        network["bridge"] = "br0"
+    else:
+        network["master"] = "lan0"
+    host.ip("link", "set", "lan0", "up")
+    dnsmasq(outside, tmp_path / "dns", "lan1", POOL, ROUTER)
+    runtime.status(plugin, network).succeeded()
+    result = runtime.add(plugin, network, container).result
+    assert addresses(container, "eth0") == [result["ips"][0]["address"]]
+    assert has_route(container, "default", via="10.55.0.1", dev="eth0")
+    ping(container, "10.55.0.1")
+    runtime.check(plugin, network, container, prev_result=result).succeeded()
+    with capture(outside, "lan1") as wire:
+        runtime.delete(plugin, network, container, prev_result=result).succeeded()
+        runtime.delete(plugin, network, container, prev_result=result).succeeded()
+    assert len(messages(wire, "release")) == 1
+    assert daemon.files == []
