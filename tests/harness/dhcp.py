@@ -268,7 +268,8 @@ def options(packet: Any) -> Json:
     """A message's options by scapy's name (or number)."""
     from scapy.layers.dhcp import DHCP
 
-    return {o[0]: o[1] if len(o) == 2 else list(o[1:]) for o in packet[DHCP].options if o[1:]}
+    fields = [o for o in packet[DHCP].options if isinstance(o, tuple)]
+    return {o[0]: o[1] if len(o) == 2 else list(o[1:]) for o in fields}
 
 
 @contextmanager

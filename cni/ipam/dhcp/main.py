@@ -17,6 +17,7 @@ from .rpc import DEFAULT_SOCKET, MAX_MESSAGE
 from .state import Directory
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+_BACKLOG = 1024  # requests that may wait: a node that boots starts all its containers at once
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 USAGE = """Usage of dhcp daemon:
@@ -182,7 +183,7 @@ def _listen(path: str) -> socket.socket:
         if _is_stale(path):
             _unlink(path)
         sock.bind(path)
-        sock.listen(1024)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         reason = (error.strerror or str(error)).lower()
@@ -236,7 +237,9 @@ async def _serve(flags: Flags, listener: socket.socket, directory: Directory) ->
         loop.add_signal_handler(number, end.set)
     # from Python 3.13 on, closing would unlink the socket, which may be systemd's
     keep: Any = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-    server = await asyncio.start_unix_server(daemon.serve, sock=listener, limit=MAX_MESSAGE, **keep)
+    server = await asyncio.start_unix_server(
+        daemon.serve, sock=listener, limit=MAX_MESSAGE, backlog=_BACKLOG, **keep
+    )
     daemon.restore()
     await end.wait()
     server.close()

@@ -133,7 +133,7 @@ def classless_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
         if length > 32 or after > end:
             raise Malformed("option 121")
         network = value[offset + 1 : offset + 1 + octets].ljust(4, b"\0")
-        found.append((Prefix(network, length).network, value[after - 4 : after]))
+        found.append((Prefix(network, length), value[after - 4 : after]))
         offset = after
     return found
 
@@ -144,7 +144,7 @@ def static_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
     for offset in range(0, len(value) - 7, 8):
         network, router = value[offset : offset + 4], value[offset + 4 : offset + 8]
         length = 8 if network[0] < 128 else 16 if network[0] < 192 else 24
-        found.append((Prefix(network, length).network, router))
+        found.append((Prefix(network, length), router))
     return found
 
 
