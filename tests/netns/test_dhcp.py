@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import socket
 import stat
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,7 +42,6 @@ from tests.harness.dhcp import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 Json = dict[str, Any]
 
@@ -393,6 +396,56 @@ def test_killed_while_waiting(
     daemon.await_state("acquiring")
     child.kill()
     eventually(lambda: daemon.leases() == [], "the attempt is given up")
+
+
+def test_expired_while_no_daemon_ran(
+    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+) -> None:
+    """The address may be somebody else's by now: it is taken away, and another one leased."""
+    server = kea4(lan, tmp_path / "kea", SWITCH, **{**SHORT, "valid-lifetime": 4})
+    result = runtime.add("dhcp", conf(daemon), container).result
+    put(container, result)
+    daemon.kill()
+    server.stop()
+    (tmp_path / "kea" / "kea4.csv").unlink()
+    expires = time.monotonic() + 4
+    eventually(lambda: time.monotonic() > expires, "the lease is over")
+    moved = {"pools": [{"pool": "10.55.0.150-10.55.0.199"}]}
+    kea4(lan, tmp_path / "kea", SWITCH, **moved)
+    daemon.start()
+    daemon.logged("expired while no daemon ran")
+    daemon.await_state("bound")
+    eventually(lambda: addresses(container, "eth0") == ["10.55.0.150/24"], "the new address")
+
+
+def test_a_lease_of_no_time_does_not_keep_the_daemon_busy(
+    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon
+) -> None:
+    def answers(kind: str, request: Any) -> list[bytes]:
+        reply = {"discover": "offer", "request": "ack"}.get(kind)
+        return [answer(request, reply, "10.55.0.50", lease_time=0)] if reply else []
+
+    with FakeServer(lan, SWITCH, answers), capture(lan, SWITCH) as wire:
+        runtime.add("dhcp", conf(daemon), container).succeeded()
+        begun = time.monotonic()
+        eventually(lambda: len(messages(wire, "ack")) >= 3, "leased again and again")
+        # at most one each second, less the jitter
+        assert time.monotonic() - begun > 1.5
+        runtime.delete("dhcp", conf(daemon), container).succeeded()
+
+
+def test_a_lost_helper_process_costs_no_lease(
+    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+) -> None:
+    """The child that opens sockets in the namespaces is killed, for example for lack of memory."""
+    kea4(lan, tmp_path / "kea", SWITCH, **{**SHORT, "valid-lifetime": 60})
+    runtime.add("dhcp", conf(daemon), container).succeeded()
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    with capture(lan, SWITCH) as wire:
+        eventually(lambda: messages(wire, "request"), "renews")
 
 
 # -- CHECK, GC, STATUS ----------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def test_one_family_without_a_server_fails_both(
     assert daemon.leases() == []
 
 
+@pytest.mark.slow
 def test_renewed_rebound_expired_and_leased_again(
     runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
 ) -> None:

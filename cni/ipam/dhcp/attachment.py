@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any, Protocol
 
 from ...protocol.address import Prefix
@@ -53,13 +54,13 @@ class Binding(Protocol):
 
 
 class Environment:
-    """What all attachments share. `gate` bounds how many exchanges run at once."""
+    """What all attachments share. `gate` bounds how many exchanges, with open files, there are."""
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self.settings = settings
         self.directory = directory
         self.closer = Closer()
-        self.gate = asyncio.Semaphore(256)
+        self.gate = asyncio.Semaphore(getrlimit(RLIMIT_NOFILE)[0] // 2)
 
 
 class Attachment:
@@ -219,7 +220,8 @@ class Attachment:
             if binding.lease is None or now() >= binding.lease.times.expires:
                 await self._regain(binding)
                 continue
-            await _sleep_until(binding.lease.times.t1)
+            # a server that grants next to nothing must not keep us busy
+            await _sleep_until(max(binding.lease.times.t1, now() + _SHORTEST_PAUSE))
             await self._look()
             try:
                 await self._refresh(binding)
@@ -229,7 +231,10 @@ class Attachment:
     async def _take_up(self, binding: Binding) -> None:
         """After a restart: ask whether the address is still ours. Silence changes nothing."""
         await self._look()
-        if binding.lease is None or now() >= binding.lease.times.expires:
+        if binding.lease is None:
+            return
+        if now() >= binding.lease.times.expires:
+            self._lose(binding, "expired while no daemon ran")
             return
         self._enter(binding, _REBOOTING)
         try:
@@ -290,6 +295,8 @@ class Attachment:
         before = binding.lease.prefix if binding.lease is not None else None
         pause = _SHORTEST_PAUSE
         while True:
+            await asyncio.sleep(jitter(pause, pause / 10))
+            pause = min(pause * 2, _LONGEST_PAUSE)
             await self._look()
             try:
                 await self._exchange(binding.acquire, now() + self._env.settings.resend_timeout)
@@ -298,8 +305,6 @@ class Attachment:
                 log(f"{self.record.key}: {error}")
             if not self._other_is_bound(binding):
                 self._set_down()
-            await asyncio.sleep(jitter(pause, pause / 10))
-            pause = min(pause * 2, _LONGEST_PAUSE)
         assert binding.lease is not None
         self._bound(binding)
         self._save()

@@ -149,11 +149,11 @@ class Daemon:
         record = self._record(asked)
         if asked.key in self._ending:
             await asyncio.wait((self._ending[asked.key],))
-        held = self._held.get(asked.key)
-        if held is not None and held.record.place != record.place:
+        while (held := self._held.get(asked.key)) and held.record.place != record.place:
             # the container was made anew without a DEL: the old interface cannot say RELEASE
+            del self._held[asked.key]
+            self._env.directory.remove(asked.key)
             await held.stop(release=False)
-            held = None
         if held is None:
             held = self._start(record)
         held.waiters += 1

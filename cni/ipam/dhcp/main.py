@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -123,6 +124,8 @@ def _duration(name: str, value: str) -> float:
 
 
 def _run(flags: Flags) -> int:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if flags.pidfile and not os.path.isabs(flags.pidfile):
         raise CNIError(f'Error writing pidfile "{flags.pidfile}": path not absolute')
     path = flags.hostprefix + flags.socketpath

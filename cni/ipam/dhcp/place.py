@@ -11,13 +11,14 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EAGAIN
 
 import msgspec
 
 from ...kernel import address, link, route, sysctl
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink, NetlinkError, ignoring_exists
-from ...netns import Namespace, NetnsError, NetnsMissing
+from ...netns import ExecutorDied, Namespace, NetnsError, NetnsMissing
 from ...protocol.address import Prefix, parse_ip
 from ...protocol.config import Route
 from ...protocol.errors import CNIError
@@ -47,18 +48,19 @@ class Place(msgspec.Struct, frozen=True):
     def visit(self) -> Iterator[Inside]:
         """Look into the namespace. Raises Gone, or OSError for what may pass."""
         try:
-            namespace = Namespace.open(self.path)
+            with Namespace.open(self.path) as namespace:
+                if namespace.identity != (self.device, self.inode):
+                    raise Gone(f"{self.path} is another namespace now")
+                found = link.find(namespace.netlink(), self.ifname)
+                if found is None or found.mac != self.mac:
+                    raise Gone(f"interface {self.ifname} in {self.path} is gone")
+                yield Inside(namespace, found)
         except NetnsMissing:
             raise Gone(f"namespace {self.path} is gone") from None
         except NetnsError as error:
             raise Gone(str(error)) from None
-        with namespace:
-            if namespace.identity != (self.device, self.inode):
-                raise Gone(f"{self.path} is another namespace now")
-            found = link.find(namespace.netlink(), self.ifname)
-            if found is None or found.mac != self.mac:
-                raise Gone(f"interface {self.ifname} in {self.path} is gone")
-            yield Inside(namespace, found)
+        except ExecutorDied as error:
+            raise OSError(EAGAIN, str(error)) from None
 
 
 def find(path: str, ifname: str) -> Place:
