@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -88,6 +91,21 @@ def test_flags() -> None:
     for wrong in (["-x"], ["-timeout"], ["-timeout", "5"], ["-timeout=s"], ["-broadcast=2"]):
         with pytest.raises(UsageError):
             parse(wrong)
+
+
+def test_the_plugin_is_light() -> None:
+    """Whatever the daemon loads, the plugin's side loads no more than static does."""
+
+    def loaded(module: str) -> set[str]:
+        program = f"import sys, {module}; print(*sys.modules)"
+        path = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        command = [sys.executable, "-S", "-c", program]
+        done = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
+        return set(done.stdout.split())
+
+    more = loaded("cni.ipam.dhcp.plugin") - loaded("cni.ipam.static")
+    parts = {f"cni.ipam.dhcp.{name}" for name in ("conf", "plugin", "rpc")}
+    assert more == {"cni.ipam.dhcp", *parts}
 
 
 # -- messages -------------------------------------------------------------------------------------
