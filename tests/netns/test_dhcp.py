@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.harness import (
 )
 from tests.harness.contract import without_ipv6
 from tests.harness.dhcp import (
+    FAST,
     Daemon,
     FakeServer,
     answer,
@@ -626,6 +628,21 @@ def test_pidfile_and_signals(bin_dir: Path, host: Netns, tmp_path: Path) -> None
     assert daemon.stop() == 0
     assert not pidfile.exists()
     assert not daemon.socket.exists()
+
+
+def test_host_prefix(
+    runtime: Runtime, bin_dir: Path, host: Netns, container: Netns, lan: Netns, tmp_path: Path
+) -> None:
+    """In a pod the host's file system is elsewhere: the socket's path and the namespaces'."""
+    dnsmasq(lan, tmp_path / "dns", SWITCH, POOL)
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has 107 bytes
+        prefix = Path(short, "host")
+        prefix.symlink_to("/")
+        daemon = Daemon(bin_dir, host, Path(short), (*FAST, "-hostprefix", str(prefix))).start()
+        runtime.add("dhcp", conf(daemon), container).succeeded()
+        assert daemon.lease()["netns"] == f"{prefix}{container.path}"
+        runtime.delete("dhcp", conf(daemon), container).succeeded()
+        assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from . import result as results
 from .binding4 import Binding4
 from .binding6 import Binding6
 from .exchange import Closer, NoAnswer, Refused, Settings, Times, jitter, log, now
-from .place import Gone
+from .place import Gone, Place
 from .state import Directory, Record
 
 _QUICK_RETRIES = 4
@@ -121,6 +121,14 @@ class Attachment:
             results.add4(out, self._four.lease, priority)
         if binding is self._six and self._six.lease is not None:
             results.add6(out, self._six.lease, priority)
+
+    def serves(self, place: Place) -> bool:
+        """Can an ADD for this place have these leases? Not if they are lost, or another's.
+
+        A container that was made anew without a DEL: the old interface cannot say RELEASE.
+        """
+        lost = self.ready.done() and self.problems()
+        return self.record.place == place and not lost
 
     def problems(self) -> list[str]:
         """What is wrong with the leases, for CHECK."""

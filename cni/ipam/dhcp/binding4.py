@@ -154,7 +154,7 @@ class Binding4:
 
     def _keep(self, ack: m.Message, mac: bytes) -> None:
         """Note the lease of an ACK; what a renewal leaves out stays as it was. Raises CNIError."""
-        old = self.lease
+        old = self.lease if self.lease and self.lease.address == ack.yiaddr else None
         granted = ack.seconds(m.LEASE_TIME)
         duration = _LEASE_TIME if granted is None else granted
         t1, t2 = ack.seconds(m.T1), ack.seconds(m.T2)

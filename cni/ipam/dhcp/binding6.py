@@ -153,7 +153,8 @@ class Binding6:
         if not 0 < t1 <= t2 <= grant.valid:
             t1, t2 = (int(base * share) for share in _LIFETIME_SHARE)
         start, endless = now(), grant.valid == m.INFINITE
-        old = self.lease.options if self.lease is not None else {}
+        before = self.lease if self.lease and self.lease.address == grant.address else None
+        old = before.options if before is not None else {}
         self.lease = Lease(
             grant.address,
             length,

@@ -149,8 +149,7 @@ class Daemon:
         record = self._record(asked)
         if asked.key in self._ending:
             await asyncio.wait((self._ending[asked.key],))
-        while (held := self._held.get(asked.key)) and held.record.place != record.place:
-            # the container was made anew without a DEL: the old interface cannot say RELEASE
+        while (held := self._held.get(asked.key)) and not held.serves(record.place):
             del self._held[asked.key]
             self._env.directory.remove(asked.key)
             await held.stop(release=False)
