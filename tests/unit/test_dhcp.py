@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from cni.ipam.dhcp import message4 as m
 from cni.ipam.dhcp import message6 as m6
 from cni.ipam.dhcp import result as results
 from cni.ipam.dhcp.binding4 import Lease
-from cni.ipam.dhcp.conf import IpamConf, options, parse_code
+from cni.ipam.dhcp.conf import IpamConf, Options, options, parse_code
 from cni.ipam.dhcp.main import UsageError, parse
+from cni.ipam.dhcp.place import Place
+from cni.ipam.dhcp.state import Directory, Record
 from cni.protocol.config import convert
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
@@ -245,3 +248,57 @@ def test_a_router_advertisement() -> None:
     for cut in (17, 20, 40):
         with pytest.raises(m.Malformed):
             m6.advertisement((b"\x86" + bytes(15) + prefix)[:cut])
+
+
+# -- leases on disk -------------------------------------------------------------------------------
+
+
+def record(directory: Directory, container_id: str = "c1", **more: Any) -> Record:
+    place = Place("/run/netns/x", 4, 4026532000, "eth0", "02:00:00:00:00:01")
+    return Record(
+        directory.boot, container_id, "net", "eth0", place, Options(b"\3\1", {12: b"h\xff"}),
+        lease4=lease(_3=b"\x0a\0\0\x01"), **more,
+    )  # fmt: skip
+
+
+def test_records_are_kept(tmp_path: Path) -> None:
+    directory = Directory(str(tmp_path / "state"))
+    first, second = record(directory), record(directory, "c2", ipv6=True, priority=3)
+    for each in (first, second, first):
+        directory.save(each)
+    directory.close()
+    directory = Directory(str(tmp_path / "state"))
+    assert sorted(directory.load(), key=lambda r: r.key) == [first, second]
+    directory.remove(first.key)
+    directory.remove(first.key)
+    assert directory.load() == [second]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "state").iterdir())
+    directory.close()
+
+
+def test_what_is_no_lease_of_this_boot_is_removed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = Directory(str(tmp_path))
+    good = record(directory)
+    directory.save(good)
+    (name,) = [path.name for path in tmp_path.glob("*.json")]
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / "torn.json").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.json").write_bytes(b"")
+    (tmp_path / f"{name}.new").write_bytes(whole)
+    old = record(directory, "c3")
+    old.boot = "another boot"
+    directory.save(old)
+    assert directory.load() == [good]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "lock"])
+    assert capfd.readouterr().err.count("is removed") == 4
+    directory.close()
+
+
+def test_one_daemon_for_a_directory(tmp_path: Path) -> None:
+    directory = Directory(str(tmp_path))
+    with pytest.raises(CNIError, match=f"cannot lock .* held by pid {os.getpid()}"):
+        Directory(str(tmp_path))
+    directory.close()
+    Directory(str(tmp_path)).close()
