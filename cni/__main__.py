@@ -22,6 +22,10 @@ def main() -> int:
     except ImportError as error:
         return _cannot_start(error)
     name = os.path.basename(sys.argv[0])
+    if name == "dhcp" and sys.argv[1:2] == ["daemon"]:
+        from cni.ipam.dhcp.main import main as daemon
+
+        return daemon(sys.argv[2:])
     if name in dispatch.TABLE:
         _run_plugin(name)
     if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:

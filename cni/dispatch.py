@@ -44,6 +44,9 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to parse network configuration: ",
     ),
     "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
+    "dhcp": Plugin(
+        "cni.ipam.dhcp.plugin", "leases addresses from DHCP servers, by a daemon", conf_error=""
+    ),
     "dummy": Plugin(
         "cni.plugins.dummy",
         "makes an interface that only holds addresses",

@@ -15,6 +15,7 @@ from cni.protocol.errors import CNIError
 
 from . import cache, conflist, output
 from .completion import Namespace, Network, completion
+from .dhcp import dhcp
 from .install import install, uninstall
 from .ipam import ipam
 from .plugins import plugins
@@ -73,7 +74,7 @@ def cli() -> None:
     """  # noqa: D301 - click wants the control character
 
 
-for _command in (completion, install, ipam, plugins, reload, serve, uninstall):
+for _command in (completion, dhcp, install, ipam, plugins, reload, serve, uninstall):
     cli.add_command(_command)
 
 

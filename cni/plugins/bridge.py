@@ -26,6 +26,8 @@ from ..protocol.result import Interface, Result
 from . import _bridge_gateway, _check, _configure, _main, _veth
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
+# IPAM plugins that work through the container's interface.
+_NEED_LINK = frozenset({"dhcp"})
 
 
 class Trunk(config.Folded):
@@ -132,12 +134,16 @@ def add(call: Call[Conf]) -> Result:
     mac = _veth.parse_mac(want.mac)
     netns = call.open_netns()
     _veth.require_free(call, netns)
-    # first, because it is what fails most often: then nothing has been changed
-    ipam = call.ipam_add(want.ipam) if want.ipam else None
+    ipam = None
+    if want.ipam and want.ipam not in _NEED_LINK:
+        # first, because it is what fails most often: then nothing has been changed
+        ipam = call.ipam_add(want.ipam)
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         bridge = _ensure_bridge(host, want)
         outer, inner = _veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
+        if want.ipam in _NEED_LINK:
+            ipam = call.ipam_add(want.ipam)
         result = Result(
             interfaces=[
                 Interface(name=bridge.name, mac=bridge.mac),
@@ -281,12 +287,14 @@ def delete(call: Call[Conf]) -> None:
     netns = call.find_netns()
     steps = Steps()
     prefixes: list[Prefix] = []
+    if want.ipam in _NEED_LINK:
+        steps.run(call.delegate, want.ipam)
     if netns is not None:
         prefixes = steps.run(_veth.delete_in_container, netns, call.ifname) or []
     else:
         with Netlink() as host:
             steps.run(_veth.delete_on_host, host, call.owner)
-    if want.ipam:
+    if want.ipam and want.ipam not in _NEED_LINK:
         steps.run(call.delegate, want.ipam)
     if want.conf.macspoofchk:
         _unprotect_mac(call, want)

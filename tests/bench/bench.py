@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cni.install import build_of
-from tests.bench import chart
+from tests.bench import chart, dhcp
 from tests.bench.measure import Json, Node, PluginFailedError, Row, Sample, Summary, alternate
 from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
 from tests.harness.requires import missing
@@ -303,6 +303,19 @@ def measure_published(node: Node, rounds: int) -> list[Row]:
     return found
 
 
+def measure_dhcp(nodes: list[Node], rounds: int) -> list[Row]:
+    """The plugin with its daemon; prints what a lease takes of the daemon's memory."""
+    if shutil.which("dnsmasq") is None:
+        print("bench: no dnsmasq (package dnsmasq-base)", file=sys.stderr)
+        return []
+    rows, memory = dhcp.measure(nodes, rounds, VERSION)
+    for row in rows:
+        print_row(row)
+    for name, kib in memory.items():
+        print(f"dhcp daemon, {name}: {kib:.1f} KiB a lease")
+    return rows
+
+
 def fill(directory: Path, taken: Sequence[int]) -> None:
     """Reservations as either implementation writes them."""
     directory.mkdir(parents=True)
@@ -505,6 +518,7 @@ def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
         for row in measure_published(nodes[0], rounds):
             print_row(row)
             found.append(row)
+    found += measure_dhcp(nodes, rounds) if wanted("dhcp") else []
     parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
     if parts:
         print("\nThe parts of a run of ours")

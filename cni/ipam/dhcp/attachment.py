@@ -1,0 +1,421 @@
+"""One attachment: acquires its leases, keeps them alive, and lets them go (spec/dhcp.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from resource import RLIMIT_NOFILE, getrlimit
+from typing import Any, Protocol
+
+from ...protocol.address import Prefix
+from ...protocol.errors import CNIError
+from ...protocol.result import Result
+from . import result as results
+from .binding4 import Binding4
+from .binding6 import Binding6
+from .exchange import Closer, NoAnswer, Refused, Settings, Times, jitter, log, now
+from .place import Gone, Place
+from .state import Directory, Record
+
+_QUICK_RETRIES = 4
+_QUICK_PAUSE, _FIRST_PAUSE, _JITTER = 2.0, 8.0, 1.0  # seconds
+_LOOK_AGAIN = (1.0, 2.0, 4.0, 8.0, 16.0)  # when an interface cannot be looked at
+_SHORTEST_PAUSE = 1.0  # between two attempts to renew
+_LONGEST_PAUSE = 300.0  # between two attempts to get a lost address again
+_LONGEST_SLEEP = 3600.0
+
+_ACQUIRING, _BOUND, _RENEWING, _REBINDING = "acquiring", "bound", "renewing", "rebinding"
+_REBOOTING, _LOST = "rebooting", "lost"
+
+
+class Lease(Protocol):
+    """What both families' leases have."""
+
+    @property
+    def prefix(self) -> Prefix: ...
+    @property
+    def times(self) -> Times: ...
+    def end(self) -> None: ...
+
+
+class Binding(Protocol):
+    """A client of one family: `Binding4` or `Binding6`."""
+
+    family: str
+
+    @property
+    def lease(self) -> Lease | None: ...
+    async def acquire(self, until: float) -> None: ...
+    async def confirm(self, until: float) -> None: ...
+    async def renew(self, until: float) -> None: ...
+    async def rebind(self, until: float) -> None: ...
+    async def release(self) -> None: ...
+
+
+class Environment:
+    """What all attachments share. `gate` bounds how many exchanges, with open files, there are."""
+
+    def __init__(self, settings: Settings, directory: Directory) -> None:
+        self.settings = settings
+        self.directory = directory
+        self.closer = Closer()
+        self.gate = asyncio.Semaphore(getrlimit(RLIMIT_NOFILE)[0] // 2)
+
+
+class Attachment:
+    """The leases of one interface, and the task that cares for them.
+
+    `ready` is done when the addresses are there, or has the error why they are not.
+    """
+
+    __slots__ = ("_env", "_four", "_six", "_task", "ready", "record", "states", "waiters")
+
+    def __init__(self, env: Environment, record: Record) -> None:
+        self.record = record
+        self.waiters = 0
+        self.states: dict[str, str] = {}
+        self._env = env
+        client_id = record.key.encode("utf-8", "surrogateescape")[:254]
+        self._four: Binding4 | None = None
+        self._six: Binding6 | None = None
+        if record.ipv4:
+            self._four = Binding4(record.place, client_id, record.options, env.settings, env.closer)
+            self._four.lease = record.lease4
+        if record.ipv6:
+            self._six = Binding6(record.place, client_id, env.settings, env.closer)
+            self._six.lease = record.lease6
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    # --- from outside ---
+
+    def start(self, ended: Callable[[Attachment], None], *, again: bool = False) -> None:
+        """Begin: acquire, or with `again` take up what was on disk. `ended` hears of the end."""
+        if again:
+            self.ready.set_result(None)
+        self._task = asyncio.create_task(self._live(again))
+        self._task.add_done_callback(lambda _: ended(self))
+
+    async def stop(self, release: bool) -> None:
+        """End the task; with `release` give the addresses back and forget them."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait((self._task,))
+        self._fail(CNIError("the lease was released while it was acquired"))
+        if not release:
+            return
+        self._env.directory.remove(self.record.key)
+        await asyncio.gather(*(self._release(binding) for binding in self._bindings()))
+
+    def result(self) -> Result:
+        """The leases as a result of the specification's version 1.1.0."""
+        out = Result()
+        for binding in self._bindings():
+            self._add_to(out, binding)
+        return out
+
+    def _add_to(self, out: Result, binding: Binding) -> None:
+        priority = self.record.priority
+        if binding is self._four and self._four.lease is not None:
+            results.add4(out, self._four.lease, priority)
+        if binding is self._six and self._six.lease is not None:
+            results.add6(out, self._six.lease, priority)
+
+    def serves(self, place: Place) -> bool:
+        """Can an ADD for this place have these leases? Not if they are lost, or another's.
+
+        A container that was made anew without a DEL: the old interface cannot say RELEASE.
+        """
+        lost = self.ready.done() and self.problems()
+        return self.record.place == place and not lost
+
+    def problems(self) -> list[str]:
+        """What is wrong with the leases, for CHECK."""
+        return [
+            f"the {binding.family} lease is {self.states.get(binding.family)}"
+            for binding in self._bindings()
+            if self.states.get(binding.family) in (_LOST, _ACQUIRING)
+        ]
+
+    def describe(self) -> list[dict[str, object]]:
+        """A row for each family, for `cni dhcp leases`. Times are seconds from now."""
+        rows: list[dict[str, object]] = []
+        for binding in self._bindings():
+            row: dict[str, object] = {
+                "containerID": self.record.container_id,
+                "network": self.record.network,
+                "ifname": self.record.ifname,
+                "netns": self.record.place.path,
+                "mac": self.record.place.mac,
+                "family": binding.family,
+                "state": self.states.get(binding.family, _ACQUIRING),
+            }
+            if binding.lease is not None:
+                row["address"] = str(binding.lease.prefix)
+                for name, when in binding.lease.times._asdict().items():
+                    row[name] = None if when == float("inf") else round(when - now())
+            rows.append(row)
+        return rows
+
+    def _bindings(self) -> list[Binding]:
+        return [binding for binding in (self._four, self._six) if binding is not None]
+
+    # --- the task ---
+
+    async def _live(self, again: bool) -> None:
+        try:
+            if not again:
+                await self._acquire_all()
+            await _together([self._maintain(binding, again) for binding in self._bindings()])
+        except CNIError as error:
+            self._fail(error)
+        except Gone as reason:
+            log(f"{self.record.key}: {reason}; the lease is not maintained any more")
+            self._env.directory.remove(self.record.key)
+        except Exception as error:  # noqa: BLE001 a defect costs one lease, not the daemon
+            log("".join(traceback.format_exception(error)))
+            self._fail(CNIError(f"unexpected {type(error).__name__}: {error}", "see the log"))
+
+    def _fail(self, error: CNIError) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error)
+            self.ready.exception()  # it may be that nobody waits
+
+    async def _acquire_all(self) -> None:
+        """The first time: all families or none. Raises CNIError."""
+        deadline = now() + self._env.settings.resend_timeout
+        try:
+            await _together([self._acquire(b, deadline) for b in self._bindings()])
+        except (CNIError, Gone) as error:
+            for binding in self._bindings():
+                await self._release(binding)
+            if isinstance(error, CNIError):
+                raise
+            raise CNIError(
+                f'error looking up "{self.record.ifname}": {error}',
+                "the container ended while its address was acquired",
+            ) from None
+        self._save()
+        self.ready.set_result(None)
+
+    async def _acquire(self, binding: Binding, deadline: float) -> None:
+        """Attempts with growing pauses until the deadline. Raises CNIError, Gone."""
+        self._enter(binding, _ACQUIRING)
+        log(f"{self.record.key}: acquiring lease")
+        reasons: dict[str, None] = {}
+        for pause in _pauses(self._env.settings.resend_max):
+            try:
+                await self._exchange(binding.acquire, deadline)
+                self._bound(binding)
+                return
+            except (NoAnswer, Refused, OSError) as error:
+                reasons[str(error)] = None
+            if now() + pause >= deadline:
+                break
+            await asyncio.sleep(pause)
+        raise CNIError(
+            "no more tries",
+            f"{binding.family} on {self.record.ifname}: {'; '.join(reasons)}; is there a DHCP "
+            "server on this network with a free address?",
+        )
+
+    async def _maintain(self, binding: Binding, again: bool) -> None:
+        """Keep a lease for as long as there is the interface. Raises Gone."""
+        if again:
+            await self._take_up(binding)
+        while True:
+            if binding.lease is None or now() >= binding.lease.times.expires:
+                await self._regain(binding)
+                continue
+            # a server that grants next to nothing must not keep us busy
+            await _sleep_until(max(binding.lease.times.t1, now() + _SHORTEST_PAUSE))
+            await self._look()
+            try:
+                await self._refresh(binding)
+            except Refused as refused:
+                self._lose(binding, str(refused))
+
+    async def _take_up(self, binding: Binding) -> None:
+        """After a restart: ask whether the address is still ours. Silence changes nothing."""
+        await self._look()
+        if binding.lease is None:
+            return
+        if now() >= binding.lease.times.expires:
+            self._lose(binding, "expired while no daemon ran")
+            return
+        self._enter(binding, _REBOOTING)
+        try:
+            until = now() + self._env.settings.patience
+            await self._exchange(binding.confirm, min(until, binding.lease.times.expires))
+            self._bound(binding)
+            self._save()
+        except Refused as refused:
+            self._lose(binding, str(refused))
+        except (NoAnswer, OSError) as error:
+            self._enter(binding, _BOUND)
+            log(f"{self.record.key}: lease kept unconfirmed: {error}")
+
+    async def _refresh(self, binding: Binding) -> None:
+        """Renew until T2, rebind until the end. Raises Refused, Gone; lets the lease expire."""
+        assert binding.lease is not None
+        times = binding.lease.times
+        steps = ((_RENEWING, binding.renew, times.t2), (_REBINDING, binding.rebind, times.expires))
+        for state, step, end in steps:
+            self._enter(binding, state)
+            while now() < end:
+                try:
+                    await self._exchange(step, min(end, now() + self._env.settings.patience))
+                    self._bound(binding)
+                    self._save()
+                    return
+                except (NoAnswer, OSError) as error:
+                    log(f"{self.record.key}: {state}: {error}")
+                # RFC 2131 §4.4.5: after half of the time that is left
+                pause = max((end - now()) / 2, _SHORTEST_PAUSE)
+                await _sleep_until(min(now() + pause, end))
+                await self._look()
+        self._lose(binding, "expired")
+
+    def _lose(self, binding: Binding, reason: str) -> None:
+        """The address is not ours any more: it comes off the link, which goes down."""
+        log(f"{self.record.key}: lease lost: {reason}; interface {self.record.ifname} is set down")
+        self._enter(binding, _LOST)
+        lease = binding.lease
+        if lease is None:
+            return
+        try:
+            with self.record.place.visit() as inside:
+                inside.take_away(lease.prefix)
+                if not self._other_is_bound(binding):
+                    inside.set_down()
+        except OSError as error:
+            log(f"{self.record.key}: {error}")
+        lease.end()
+        self._save()
+
+    def _other_is_bound(self, binding: Binding) -> bool:
+        states = (s for family, s in self.states.items() if family != binding.family)
+        return any(state not in (_LOST, _ACQUIRING) for state in states)
+
+    async def _regain(self, binding: Binding) -> None:
+        """Try to get an address again, for as long as it takes; put it on the link. Raises Gone."""
+        before = binding.lease.prefix if binding.lease is not None else None
+        pause = _SHORTEST_PAUSE
+        while True:
+            await asyncio.sleep(jitter(pause, pause / 10))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+            await self._look()
+            try:
+                await self._exchange(binding.acquire, now() + self._env.settings.resend_timeout)
+                break
+            except (NoAnswer, Refused, OSError, CNIError) as error:
+                log(f"{self.record.key}: {error}")
+            if not self._other_is_bound(binding):
+                self._set_down()
+        assert binding.lease is not None
+        self._bound(binding)
+        self._save()
+        self._apply(binding)
+        if before != binding.lease.prefix:
+            log(
+                f"{self.record.key}: address changed from {before} to {binding.lease.prefix}: "
+                "the runtime does not know; recreate the container"
+            )
+
+    def _set_down(self) -> None:
+        try:
+            with self.record.place.visit() as inside:
+                inside.set_down()
+        except OSError as error:
+            log(f"{self.record.key}: {error}")
+
+    def _apply(self, binding: Binding) -> None:
+        """Put a regained lease on the link, which lost all of its routes."""
+        assert binding.lease is not None
+        result = Result()
+        self._add_to(result, binding)
+        try:
+            with self.record.place.visit() as inside:
+                problems = inside.give(binding.lease.prefix, result.ips[0].gateway, result.routes)
+        except OSError as error:
+            problems = [str(error)]
+        for problem in problems:
+            log(f"{self.record.key}: {problem}")
+
+    async def _release(self, binding: Binding) -> None:
+        if binding.lease is None or now() >= binding.lease.times.expires:
+            return
+        try:
+            await self._exchange(lambda _: binding.release(), now())
+            log(f"{self.record.key}: released {binding.lease.prefix}")
+        except (Gone, NoAnswer, OSError) as error:
+            log(f"{self.record.key}: could not send RELEASE: {error}")
+
+    # --- small parts ---
+
+    async def _exchange(self, step: Callable[[float], Awaitable[None]], until: float) -> None:
+        async with self._env.gate:
+            await step(until)
+
+    async def _look(self) -> None:
+        """The interface is still there. Raises Gone."""
+        for pause in (*_LOOK_AGAIN, 0.0):
+            try:
+                with self.record.place.visit():
+                    return
+            except OSError as error:
+                log(f"{self.record.key}: {error}")
+                await asyncio.sleep(pause)
+        raise Gone(f"interface {self.record.ifname} cannot be looked at")
+
+    def _enter(self, binding: Binding, state: str) -> None:
+        self.states[binding.family] = state
+
+    def _bound(self, binding: Binding) -> None:
+        self._enter(binding, _BOUND)
+        lease = binding.lease
+        assert lease is not None
+        left = lease.times.expires - now()
+        end = "never" if left == float("inf") else f"in {left:.0f} s"
+        log(f"{self.record.key}: lease acquired: {lease.prefix}, expiration is {end}")
+
+    def _save(self) -> None:
+        if self._four is not None:
+            self.record.lease4 = self._four.lease
+        if self._six is not None:
+            self.record.lease6 = self._six.lease
+        self._env.directory.save(self.record)
+
+
+async def _together(steps: list[Coroutine[Any, Any, None]]) -> None:
+    """Run the steps at once; when one fails the others are cancelled, and its error is raised."""
+    if len(steps) == 1:
+        await steps[0]
+        return
+    tasks = [asyncio.create_task(step) for step in steps]
+    try:
+        for done in asyncio.as_completed(tasks):
+            await done
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def _sleep_until(when: float) -> None:
+    """Wait; in steps, since the event loop's clock stands still while the machine sleeps."""
+    while (left := when - now()) > 0:
+        await asyncio.sleep(min(left, _LONGEST_SLEEP))
+
+
+def _pauses(longest: float) -> Iterator[float]:
+    """Seconds between attempts: four short ones, then doubling from 8 while below `longest`."""
+    for _ in range(_QUICK_RETRIES):
+        yield jitter(_QUICK_PAUSE, _JITTER)
+    pause = _FIRST_PAUSE
+    while True:
+        yield jitter(pause, _JITTER)
+        if pause < longest:
+            pause *= 2

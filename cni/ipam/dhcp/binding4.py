@@ -1,0 +1,270 @@
+"""One address from a DHCPv4 server: the messages of RFC 2131, §4.4, as the reference sends them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ...protocol.address import Prefix, format_ip, is_global_unicast
+from ...protocol.errors import CNIError
+from . import message4 as m
+from .conf import (
+    CLASSLESS_ROUTES,
+    CLIENT_ID,
+    MTU,
+    ROUTER,
+    STATIC_ROUTES,
+    SUBNET_MASK,
+    Options,
+)
+from .exchange import Closer, Refused, Settings, Times, ask, now
+from .place import Place
+
+_ETH_P_IP = 0x0800
+_ETHER_BROADCAST = b"\xff" * 6
+_LEASE_TIME = 3600  # seconds, where the server says nothing
+_MAX_SIZE = (1500).to_bytes(2, "big")
+_SMALLEST_MTU = 576
+_FOREVER = float("inf")
+
+
+class Lease(msgspec.Struct):
+    """What the server granted. Times by `now()`; an infinite lease has None."""
+
+    address: bytes
+    length: int
+    server: bytes
+    server_mac: bytes
+    t1: float | None
+    t2: float | None
+    expires: float | None
+    options: dict[int, bytes]
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(self.address, self.length)
+
+    @property
+    def times(self) -> Times:
+        return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
+
+    def end(self) -> None:
+        """It does not count any more."""
+        self.t1 = self.t2 = self.expires = 0.0
+
+
+class Binding4:
+    """The client of one interface. `lease` is the last one, whether it still counts or not."""
+
+    family = "IPv4"
+
+    def __init__(
+        self, place: Place, client_id: bytes, options: Options, settings: Settings, closer: Closer
+    ) -> None:
+        self.place = place
+        self.lease: Lease | None = None
+        self._settings = settings
+        self._closer = closer
+        self._options = {
+            m.PARAMETERS: options.requested,
+            m.MAX_SIZE: _MAX_SIZE,
+            CLIENT_ID: b"\0" + client_id,
+            **options.provided,
+        }
+        # a server may send routes unasked; what else comes unasked is nobody's
+        self._wanted = frozenset((*options.requested, ROUTER, STATIC_ROUTES, CLASSLESS_ROUTES))
+
+    # --- what is done with a lease ---
+
+    async def acquire(self, until: float) -> None:
+        """DISCOVER, OFFER, REQUEST, ACK: one attempt. Raises NoAnswer, Refused, CNIError, Gone."""
+        hint = {m.REQUESTED_IP: self.lease.address} if self.lease is not None else {}
+        async with self._port(until) as port:
+            offer, _ = await port.ask(m.DISCOVER, hint, wanted=(m.OFFER,))
+            wanted = {m.REQUESTED_IP: offer.yiaddr, m.SERVER_ID: offer.server}
+            ack, mac = await port.ask(m.REQUEST, wanted, wanted=(m.ACK, m.NAK), server=offer.server)
+            if SUBNET_MASK not in ack.options:
+                self._send_release(port, ack.yiaddr, ack.server, mac)
+                raise CNIError(
+                    "DHCP option Subnet Mask not found in DHCPACK",
+                    f"the server {format_ip(ack.server)} must send option 1 when it is asked for: "
+                    "see `request` and skipDefault in the configuration",
+                )
+            self._keep(ack, mac)
+
+    async def confirm(self, until: float) -> None:
+        """INIT-REBOOT: is the address still ours? Raises NoAnswer, Refused, Gone."""
+        assert self.lease is not None
+        async with self._port(until) as port:
+            await self._extend(port, {m.REQUESTED_IP: self.lease.address}, m.ANY)
+
+    async def renew(self, until: float) -> None:
+        """Ask the server that granted it, directly. Raises NoAnswer, Refused, Gone."""
+        assert self.lease is not None
+        async with self._port(until) as port:
+            port.direct = (self.lease.address, self.lease.server, self.lease.server_mac)
+            await self._extend(port, {}, self.lease.address, self.lease.server)
+
+    async def rebind(self, until: float) -> None:
+        """Ask any server. Raises NoAnswer, Refused, Gone."""
+        assert self.lease is not None
+        async with self._port(until) as port:
+            port.direct = (self.lease.address, m.BROADCAST, _ETHER_BROADCAST)
+            await self._extend(port, {}, self.lease.address)
+
+    async def release(self) -> None:
+        """Give the address back; nobody answers that. Raises Gone, OSError."""
+        lease = self.lease
+        if lease is not None:
+            async with self._port(now()) as port:
+                self._send_release(port, lease.address, lease.server, lease.server_mac)
+
+    # --- how ---
+
+    @asynccontextmanager
+    async def _port(self, until: float) -> AsyncIterator[_Port]:
+        with self.place.visit() as inside:
+            inside.set_up()
+            sock = inside.packet_socket()
+            # the links of an ipvlan share a MAC: only a broadcast reaches one without an address
+            broadcast = self._settings.broadcast or inside.link.kind == "ipvlan"
+        try:
+            flags = m.BROADCAST_FLAG if broadcast else 0
+            yield _Port(sock, self.place, self._options, flags, until, self._settings)
+        finally:
+            self._closer.close(sock)
+
+    async def _extend(
+        self, port: _Port, extra: dict[int, bytes], ciaddr: bytes, server: bytes = b""
+    ) -> None:
+        assert self.lease is not None
+        ack, mac = await port.ask(
+            m.REQUEST,
+            extra,
+            wanted=(m.ACK, m.NAK),
+            server=server,
+            ciaddr=ciaddr,
+            address=self.lease.address,
+        )
+        self._keep(ack, mac)
+
+    def _keep(self, ack: m.Message, mac: bytes) -> None:
+        """Note the lease of an ACK; what a renewal leaves out stays as it was. Raises CNIError."""
+        old = self.lease if self.lease and self.lease.address == ack.yiaddr else None
+        granted = ack.seconds(m.LEASE_TIME)
+        duration = _LEASE_TIME if granted is None else granted
+        t1, t2 = ack.seconds(m.T1), ack.seconds(m.T2)
+        if t1 is None or t2 is None or not 0 < t1 < t2 < duration:
+            t1, t2 = duration // 2, int(duration * 0.85)
+        try:
+            length = m.mask_length(ack.options[SUBNET_MASK])
+        except (KeyError, m.Malformed):
+            if old is None:
+                raise CNIError(
+                    "DHCP option Subnet Mask not found in DHCPACK", "option 1 is no subnet mask"
+                ) from None
+            length = old.length
+        kept = {code: value for code, value in ack.options.items() if code in self._wanted}
+        start, endless = now(), duration == m.INFINITE
+        self.lease = Lease(
+            ack.yiaddr,
+            length,
+            ack.server,
+            mac,
+            None if endless else start + t1,
+            None if endless else start + t2,
+            None if endless else start + duration,
+            kept or (old.options if old is not None else {}),
+        )
+        self._limit_mtu()
+
+    def _limit_mtu(self) -> None:
+        value = self.lease.options.get(MTU, b"") if self.lease is not None else b""
+        mtu = int.from_bytes(value, "big")
+        if len(value) == 2 and mtu >= _SMALLEST_MTU:
+            with self.place.visit() as inside:
+                inside.limit_mtu(mtu)
+
+    def _send_release(self, port: _Port, address: bytes, server: bytes, mac: bytes) -> None:
+        port.direct = (address, server, mac)
+        kept = {CLIENT_ID: self._options[CLIENT_ID], m.SERVER_ID: server}
+        port.send(m.encode(m.RELEASE, _xid(), self.place.hardware, kept, ciaddr=address))
+
+
+class _Port:
+    """An open socket on the interface, for one exchange: all its messages have one xid."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        place: Place,
+        options: dict[int, bytes],
+        flags: int,
+        until: float,
+        settings: Settings,
+    ) -> None:
+        self.direct = (m.ANY, m.BROADCAST, _ETHER_BROADCAST)  # from, to, to which MAC
+        self._sock = sock
+        self._place = place
+        self._options = options
+        self._flags = flags
+        self._until = until
+        self._settings = settings
+        self._xid = _xid()
+
+    async def ask(
+        self,
+        kind: int,
+        extra: dict[int, bytes],
+        *,
+        wanted: tuple[int, ...],
+        server: bytes = b"",
+        ciaddr: bytes = m.ANY,
+        address: bytes = b"",
+    ) -> tuple[m.Message, bytes]:
+        """Send a message; the answer and its sender's MAC. Raises NoAnswer, Refused (NAK)."""
+        mac = self._place.hardware
+        data = m.encode(
+            kind, self._xid, mac, {**self._options, **extra}, ciaddr=ciaddr, flags=self._flags
+        )
+
+        def accept(packet: bytes, source: tuple[object, ...]) -> tuple[m.Message, bytes] | None:
+            try:
+                found = m.decode(m.unwrap(packet))
+            except m.Malformed:
+                return None
+            if (found.xid, found.chaddr) != (self._xid, mac) or found.kind not in wanted:
+                return None
+            if not found.server or server not in (b"", found.server):
+                return None
+            if found.kind != m.NAK and not _is_for(found, address):
+                return None
+            sender = source[4]
+            return found, sender if isinstance(sender, bytes) else _ETHER_BROADCAST
+
+        until = min(self._until, now() + self._settings.patience)
+        answer, sender = await ask(self._sock, lambda: self.send(data), accept, until)
+        if answer.kind == m.NAK:
+            reason = answer.options.get(m.MESSAGE, b"").decode("ascii", "replace")
+            raise Refused(f"NAK from {format_ip(answer.server)}: {reason[:200]!r}")
+        return answer, sender
+
+    def send(self, data: bytes) -> None:
+        """Raises OSError."""
+        source, destination, mac = self.direct
+        packet = m.wrap(data, source, destination)
+        self._sock.sendto(packet, (self._place.ifname, _ETH_P_IP, 0, 0, mac))
+
+
+def _is_for(message: m.Message, address: bytes) -> bool:
+    if address:
+        return message.yiaddr == address
+    return is_global_unicast(message.yiaddr)
+
+
+def _xid() -> int:
+    return int.from_bytes(os.urandom(4), "big")

@@ -1,0 +1,292 @@
+"""One address from a DHCPv6 server (RFC 8415), and routes from router advertisements.
+
+DHCPv6 knows no routes and no prefix length: both come from the routers (RFC 4861, 4191), whose
+advertisements are read here because the kernel's own reading would add addresses that the result of
+the ADD does not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ...kernel.owner import digest
+from ...protocol.address import Prefix, is_global_unicast
+from . import message6 as m
+from .exchange import Closer, NoAnswer, Refused, Settings, Times, ask, now
+from .message4 import Malformed
+from .place import Place
+
+_FOREVER = float("inf")
+_ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own address
+_LOOK = 0.05
+_ROUTER_WAIT = 4.0  # seconds for a router's answer (RFC 4861: at most 0.5, unless it is lost)
+_RELEASE_WAIT = 1.0
+_IDENTITY = 1  # of the one IA; the DUID is per attachment
+_LIFETIME_SHARE = (0.5, 0.8)  # T1 and T2 of the preferred lifetime
+
+
+class Router(msgspec.Struct):
+    """A router on the link, by its link-local address; prefixes as text."""
+
+    address: bytes
+    is_default: bool
+    routes: list[str]
+
+
+class Lease(msgspec.Struct):
+    """What the server granted, and the routers there were. Times by `now()`; None: never."""
+
+    address: bytes
+    length: int
+    server: bytes
+    t1: float | None
+    t2: float | None
+    expires: float | None
+    options: dict[int, bytes]
+    routers: list[Router] = []
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(self.address, self.length)
+
+    @property
+    def times(self) -> Times:
+        return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
+
+    def end(self) -> None:
+        """It does not count any more."""
+        self.t1 = self.t2 = self.expires = 0.0
+
+
+class Binding6:
+    """The client of one interface. `lease` is the last one, whether it still counts or not."""
+
+    family = "IPv6"
+
+    def __init__(self, place: Place, client_id: bytes, settings: Settings, closer: Closer) -> None:
+        self.place = place
+        self.lease: Lease | None = None
+        self._settings = settings
+        self._closer = closer
+        # type 4: a UUID (RFC 6355), the same whenever this attachment comes back
+        name = client_id.decode("utf-8", "surrogateescape")
+        self._duid = b"\0\x04" + bytes.fromhex(digest(name)[:32])
+
+    # --- what is done with a lease ---
+
+    async def acquire(self, until: float) -> None:
+        """SOLICIT, and REQUEST unless the server commits at once: one attempt.
+
+        Raises NoAnswer, Refused, Gone.
+        """
+        async with self._port(until, prepare=True) as port:
+            looking = asyncio.create_task(self._routers())
+            try:
+                reply = await self._solicit(port)
+                lease = self._keep(reply, 128, [])
+                lease.routers, on_link = await looking
+                fitting = [p.length for p in on_link if p.contains(lease.address)]
+                lease.length = max(fitting, default=128)
+            finally:
+                looking.cancel()
+
+    async def _solicit(self, port: _Port) -> m.Message:
+        hint = self.lease.address if self.lease is not None else b""
+        found = await port.ask(m.SOLICIT, m.option(m.RAPID_COMMIT), m.ia(_IDENTITY, hint))
+        if found.kind == m.REPLY:
+            return found
+        return await port.ask(
+            m.REQUEST,
+            m.option(m.SERVER_ID, found.server),
+            m.ia(_IDENTITY, found.grants[0].address),
+            server=found.server,
+        )
+
+    async def confirm(self, until: float) -> None:
+        """After a restart: a renewal, which the server answers if the address is ours."""
+        await self.renew(until)
+
+    async def renew(self, until: float) -> None:
+        """Ask the server that granted it. Raises NoAnswer, Refused, Gone."""
+        assert self.lease is not None
+        await self._extend(m.RENEW, until, self.lease.server)
+
+    async def rebind(self, until: float) -> None:
+        """Ask any server. Raises NoAnswer, Refused, Gone."""
+        await self._extend(m.REBIND, until, b"")
+
+    async def _extend(self, kind: int, until: float, server: bytes) -> None:
+        assert self.lease is not None
+        address = self.lease.address
+        named = m.option(m.SERVER_ID, server) if server else b""
+        async with self._port(until) as port:
+            reply = await port.ask(
+                kind, named, m.ia(_IDENTITY, address), server=server, address=address
+            )
+            self._keep(reply, self.lease.length, self.lease.routers)
+
+    async def release(self) -> None:
+        """Give the address back. Raises Gone, OSError."""
+        lease = self.lease
+        if lease is None:
+            return
+        async with self._port(now() + _RELEASE_WAIT) as port:
+            named = m.option(m.SERVER_ID, lease.server)
+            try:
+                await port.ask(m.RELEASE, named, m.ia(_IDENTITY, lease.address))
+            except (NoAnswer, Refused):
+                pass  # it was sent
+
+    # --- how ---
+
+    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease:
+        grant = reply.grants[0]
+        base = grant.preferred or grant.valid
+        t1, t2 = grant.t1, grant.t2
+        if not 0 < t1 <= t2 <= grant.valid:
+            t1, t2 = (int(base * share) for share in _LIFETIME_SHARE)
+        start, endless = now(), grant.valid == m.INFINITE
+        before = self.lease if self.lease and self.lease.address == grant.address else None
+        old = before.options if before is not None else {}
+        self.lease = Lease(
+            grant.address,
+            length,
+            reply.server,
+            None if endless or base == m.INFINITE else start + t1,
+            None if endless or base == m.INFINITE else start + t2,
+            None if endless else start + grant.valid,
+            reply.options or old,
+            routers,
+        )
+        return self.lease
+
+    @asynccontextmanager
+    async def _port(self, until: float, *, prepare: bool = False) -> AsyncIterator[_Port]:
+        with self.place.visit() as inside:
+            if prepare:
+                inside.prepare_ipv6()
+            inside.set_up()
+            index = inside.link.index
+        sock = await self._socket()
+        try:
+            yield _Port(sock, self._duid, index, until, self._settings)
+        finally:
+            self._closer.close(sock)
+
+    async def _socket(self) -> socket.socket:
+        """A socket on the link-local address, which may have to be waited for. Raises OSError."""
+        deadline = now() + _ADDRESS_WAIT
+        while True:
+            with self.place.visit() as inside:
+                local = inside.link_local()
+                if local is not None:
+                    return inside.udp6_socket(local, m.CLIENT_PORT)
+            if now() >= deadline:
+                raise OSError(99, f"{self.place.ifname} has no IPv6 link-local address")
+            await asyncio.sleep(_LOOK)
+
+    async def _routers(self) -> tuple[list[Router], list[Prefix]]:
+        """The router that answers, and the prefixes on the link. None is no error."""
+        with self.place.visit() as inside:
+            sock = inside.icmp6_socket((m.ROUTER_ADVERTISEMENT,))
+            data, index = m.solicitation(self.place.hardware), inside.link.index
+        try:
+            return await _ask_router(sock, data, index)
+        except NoAnswer:
+            return [], []
+        finally:
+            self._closer.close(sock)
+
+
+async def _ask_router(
+    sock: socket.socket, data: bytes, index: int
+) -> tuple[list[Router], list[Prefix]]:
+    def accept(packet: bytes, source: tuple[str, int]) -> tuple[bytes, m.Advertisement] | None:
+        packed = socket.inet_pton(socket.AF_INET6, source[0].partition("%")[0])
+        # no router forwards a packet from a link-local address: it comes from this very link
+        if packed[0] != 0xFE or packed[1] & 0xC0 != 0x80:
+            return None
+        try:
+            return packed, m.advertisement(packet)
+        except Malformed:
+            return None
+
+    address, found = await ask(
+        sock, lambda: sock.sendto(data, (m.ROUTERS, 0, 0, index)), accept, now() + _ROUTER_WAIT
+    )
+    router = Router(address, found.is_default, [str(prefix) for prefix in found.routes])
+    return [router], found.on_link
+
+
+class _Port:
+    """An open socket on the interface, for one exchange."""
+
+    def __init__(
+        self, sock: socket.socket, duid: bytes, index: int, until: float, settings: Settings
+    ) -> None:
+        self._sock = sock
+        self._duid = duid
+        self._index = index
+        self._until = until
+        self._settings = settings
+
+    async def ask(
+        self, kind: int, *options: bytes, server: bytes = b"", address: bytes = b""
+    ) -> m.Message:
+        """Send a message; the answer. Raises NoAnswer, Refused."""
+        xid = os.urandom(3)
+        begun = now()
+        wanted = struct.pack("!3H", m.DNS_SERVERS, m.DOMAINS, m.SOL_MAX_RT)
+
+        def send() -> None:
+            elapsed = min(int((now() - begun) * 100), 0xFFFF).to_bytes(2, "big")
+            data = m.encode(
+                kind,
+                xid,
+                m.option(m.CLIENT_ID, self._duid),
+                *options,
+                m.option(m.ORO, wanted),
+                m.option(m.ELAPSED, elapsed),
+            )
+            self._sock.sendto(data, (m.SERVERS, m.SERVER_PORT, 0, self._index))
+
+        def accept(packet: bytes, source: tuple[object, ...]) -> m.Message | None:
+            if source[1] != m.SERVER_PORT:
+                return None
+            try:
+                found = m.decode(packet, _IDENTITY)
+            except Malformed:
+                return None
+            if (found.xid, found.client) != (xid, self._duid) or not found.server:
+                return None
+            if server not in (b"", found.server):
+                return None
+            return found if _is_answer(kind, found, address) else None
+
+        until = min(self._until, now() + self._settings.patience)
+        answer = await ask(self._sock, send, accept, until)
+        if kind != m.RELEASE and not answer.grants:
+            raise Refused(f"status {answer.status}: {answer.reason!r}")
+        return answer
+
+
+def _is_answer(kind: int, found: m.Message, address: bytes) -> bool:
+    """Does a server's message answer a message of this kind?"""
+    if kind == m.SOLICIT:
+        rapid = found.kind == m.REPLY and found.rapid
+        if not rapid and found.kind != m.ADVERTISE:
+            return False
+    elif found.kind != m.REPLY:
+        return False
+    if kind == m.RELEASE:
+        return True
+    if address:  # a renewal: of this address, or a refusal
+        return any(g.address == address for g in found.grants) or found.status == m.NO_BINDING
+    return bool(found.status) or any(is_global_unicast(g.address) for g in found.grants)

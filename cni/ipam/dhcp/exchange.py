@@ -1,0 +1,120 @@
+"""Asking a server on the network: send, wait, send again; and what both DHCP versions share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+FIRST_PAUSE = 1.0  # seconds until a message is sent again; doubles
+_LONGEST_PAUSE = 30.0
+_BURST = 32  # packets read in one go: a flood on one link must not starve the others
+_PACKET = 65536
+
+
+class NoAnswer(Exception):
+    """No server answered in time; the text says what was seen."""
+
+
+class Refused(Exception):
+    """A server says that the address is not ours (NAK, NoBinding)."""
+
+
+class Settings(NamedTuple):
+    """The daemon's flags: seconds, and whether servers shall answer by broadcast."""
+
+    timeout: float = 10.0
+    resend_max: float = 62.0
+    resend_timeout: float = 208.0
+    broadcast: bool = False
+
+    @property
+    def patience(self) -> float:
+        """For how long one message is repeated: the reference tries for 1, 2 and 4 timeouts."""
+        return 7 * self.timeout
+
+
+class Times(NamedTuple):
+    """When to renew, to rebind, and when the lease ends, by `now()`."""
+
+    t1: float
+    t2: float
+    expires: float
+
+
+def now() -> float:
+    """Seconds since boot, sleep included: steps of the clock and restarts of the daemon pass by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def jitter(value: float, spread: float) -> float:
+    """`value` plus or minus `spread`: many clients must not move in step."""
+    return value + random.uniform(-spread, spread)  # noqa: S311
+
+
+def log(text: str) -> None:
+    """A line for the journal."""
+    os.write(2, f"{text}\n".encode(errors="replace"))
+
+
+class Closer:
+    """Closes sockets in threads: the kernel takes up to 40 ms for a packet socket."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(4, "close")
+
+    def close(self, sock: socket.socket) -> None:
+        self._pool.submit(sock.close)
+
+    def finish(self) -> None:
+        self._pool.shutdown()
+
+
+async def ask(
+    sock: socket.socket,
+    send: Callable[[], object],
+    accept: Callable[[bytes, Any], T | None],
+    until: float,
+    pause: float = FIRST_PAUSE,
+) -> T:
+    """The first packet that `accept(data, source)` makes something of.
+
+    `send` is called again after `pause` seconds, then after twice that, and so on. Raises NoAnswer
+    at `until`.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+    problem = ""
+
+    def readable() -> None:
+        for _ in range(_BURST):
+            try:
+                found = accept(*sock.recvfrom(_PACKET))
+            except OSError:  # nothing (more) there; or the link went down, which passes
+                return
+            if found is not None and not answer.done():
+                answer.set_result(found)
+
+    loop.add_reader(sock, readable)
+    try:
+        while True:
+            try:
+                send()
+            except OSError as error:  # the link is down, the queue is full: like a lost packet
+                problem = f": {error.strerror}"
+            wait = min(jitter(pause, pause / 10), until - now())
+            if wait <= 0:
+                raise NoAnswer("no server answered" + problem)
+            await asyncio.wait((answer,), timeout=wait)
+            if answer.done():
+                return answer.result()
+            pause = min(pause * 2, _LONGEST_PAUSE)
+    finally:
+        loop.remove_reader(sock)

@@ -1,0 +1,74 @@
+"""The plugin's side of dhcp: asks the daemon, and prints what it says (spec/dhcp.md)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ...call import Attachment, Call
+from ...protocol import config
+from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.result import Result
+from . import rpc
+from .conf import Conf
+
+__all__ = ["Conf", "add", "check", "delete", "gc", "status"]
+
+_QUICK = 5.0  # seconds for what needs no packet
+
+
+def add(call: Call[Conf]) -> Result:
+    """Lease the addresses. Raises CNIError ``error calling DHCP.Allocate: …``."""
+    reply = _ask(call, "DHCP.Allocate", _attachment(call))
+    return Result.parse(reply, "1.1.0")
+
+
+def check(call: Call[Conf]) -> None:
+    """The daemon must hold a lease on prevResult's address; nothing is acquired."""
+    params = _attachment(call)
+    previous = call.prev_result()
+    if previous is not None:
+        params["addresses"] = [ip.address for ip in previous.ips]
+    _ask(call, "DHCP.Check", params)
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the lease. Without a daemon nobody can: the lease then runs out by itself.
+
+    When the daemon starts again, it finds the interface gone and forgets the lease.
+    """
+    try:
+        _ask(call, "DHCP.Release", _attachment(call))
+    except rpc.Unreachable as error:
+        call.log(f"dhcp: {error.msg}: the lease is not released, it runs out at the server")
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Release what the network's gone attachments still hold."""
+    params = {"network": call.network, "keep": [list(entry) for entry in sorted(keep)]}
+    _ask(call, "DHCP.GC", params)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the daemon answers. Raises NotAvailable (code 50)."""
+    try:
+        _ask(call, "DHCP.Status", {}, _QUICK)
+    except CNIError as error:
+        raise NotAvailable(error.msg, error.details) from None
+
+
+def _attachment(call: Call[Conf]) -> dict[str, Any]:
+    return {
+        "container_id": call.container_id,
+        "network": call.network,
+        "ifname": call.ifname,
+        "netns": os.path.abspath(call.netns) if call.netns else "",
+        "args": call.args,
+        "config": {"name": call.network, "ipam": config.lookup(call.raw, "ipam")},
+    }
+
+
+def _ask(
+    call: Call[Conf], method: str, params: dict[str, Any], timeout: float | None = None
+) -> Any:
+    return rpc.call(call.conf.ipam.daemon_socket_path, method, params, timeout)

@@ -1,0 +1,92 @@
+"""What the plugin prints: leases as a CNI result (spec/dhcp.md, "Allocate")."""
+
+from __future__ import annotations
+
+from ...kernel.route import SCOPE_LINK
+from ...protocol.address import DEFAULT_V4, DEFAULT_V6, format_ip
+from ...protocol.config import DNS, Route
+from ...protocol.result import IPConfig, Result
+from . import binding4, binding6
+from . import message4 as m
+from . import message6 as m6
+from .conf import (
+    CLASSLESS_ROUTES,
+    DNS_SERVERS,
+    DOMAIN_NAME,
+    DOMAIN_SEARCH,
+    ROUTER,
+    STATIC_ROUTES,
+)
+
+
+def add4(result: Result, lease: binding4.Lease, priority: int) -> None:
+    """Add a DHCPv4 lease's address, routes and DNS to a result."""
+    result.ips.append(IPConfig(address=str(lease.prefix), gateway=gateway4(lease)))
+    result.routes += routes4(lease, priority)
+    _add_dns(result.dns, lease.options)
+
+
+def gateway4(lease: binding4.Lease) -> str | None:
+    """The first router, also where classless routes replace the default route."""
+    routers = m.addresses(lease.options.get(ROUTER, b""))
+    return format_ip(routers[0]) if routers else None
+
+
+def routes4(lease: binding4.Lease, priority: int) -> list[Route]:
+    """Option 121 alone; without it option 33 and a default route by option 3."""
+    try:
+        classless = m.classless_routes(lease.options.get(CLASSLESS_ROUTES, b""))
+    except m.Malformed:
+        classless = []
+    pairs = classless
+    if not classless:
+        pairs = m.static_routes(lease.options.get(STATIC_ROUTES, b""))
+        routers = m.addresses(lease.options.get(ROUTER, b""))
+        pairs += [(DEFAULT_V4, router) for router in routers[:1]]
+    return [
+        Route(
+            dst=str(prefix),
+            gw=format_ip(router),
+            priority=priority,
+            scope=SCOPE_LINK if classless and not any(router) else None,
+        )
+        for prefix, router in pairs
+    ]
+
+
+def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
+    """Only what the configuration asked for is among the options."""
+    servers = [format_ip(packed) for packed in m.addresses(options.get(DNS_SERVERS, b""))]
+    if servers:
+        dns.nameservers = [*(dns.nameservers or ()), *servers]
+    try:
+        domain = m.text(options.get(DOMAIN_NAME, b""))
+        search = m.domains(options.get(DOMAIN_SEARCH, b""))
+    except m.Malformed:
+        return
+    dns.domain = dns.domain or domain
+    if search:
+        dns.search = [*(dns.search or ()), *search]
+
+
+def add6(result: Result, lease: binding6.Lease, priority: int) -> None:
+    """Add a DHCPv6 lease's address and DNS, and the routers' routes, to a result."""
+    defaults = [format_ip(r.address) for r in lease.routers if r.is_default]
+    gateway = defaults[0] if defaults else None
+    result.ips.append(IPConfig(address=str(lease.prefix), gateway=gateway))
+    if gateway:
+        result.routes.append(Route(dst=str(DEFAULT_V6), gw=gateway, priority=priority))
+    for router in lease.routers:
+        via = format_ip(router.address)
+        for dst in router.routes:
+            if dst != str(DEFAULT_V6):
+                result.routes.append(Route(dst=dst, gw=via, priority=priority))
+    servers = [format_ip(a) for a in m6.addresses(lease.options.get(m6.DNS_SERVERS, b""))]
+    if servers:
+        result.dns.nameservers = [*(result.dns.nameservers or ()), *servers]
+    try:
+        search = m6.domains(lease.options.get(m6.DOMAINS, b""))
+    except m.Malformed:
+        return
+    if search:
+        result.dns.search = [*(result.dns.search or ()), *search]

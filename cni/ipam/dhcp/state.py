@@ -1,0 +1,113 @@
+"""Leases on disk, so that they survive the daemon: one file each, replaced atomically.
+
+They belong to one boot, like the namespaces; the directory is on a tmpfs next to the socket.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from ...kernel.owner import digest
+from ...protocol.errors import CNIError
+from .. import lockfile
+from . import binding4, binding6
+from .conf import Options
+from .exchange import log
+from .place import Place
+
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_SUFFIX = ".json"
+_LOCK = "lock"
+_PATIENCE = 1.0  # seconds for another daemon to end
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """One attachment: who it is for, where, what to ask for, and its leases."""
+
+    boot: str
+    container_id: str
+    network: str
+    ifname: str
+    place: Place
+    options: Options
+    priority: int = 0
+    ipv4: bool = True
+    ipv6: bool = False
+    lease4: binding4.Lease | None = None
+    lease6: binding6.Lease | None = None
+
+    @property
+    def key(self) -> str:
+        """The client id as text, and the key of the map of leases."""
+        return f"{self.container_id}/{self.network}/{self.ifname}"
+
+
+class Directory:
+    """The state directory, locked: a second daemon would answer for the first one's leases."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with open(_BOOT_ID, encoding="ascii") as file:
+            self.boot = file.read().strip()
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        lock = os.path.join(path, _LOCK)
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            lockfile.acquire(self._lock, lock, time.monotonic() + _PATIENCE)
+        except CNIError:
+            os.close(self._lock)
+            raise
+
+    def close(self) -> None:
+        lockfile.release(self._lock)
+
+    def save(self, record: Record) -> None:
+        """Write or replace a lease. A full disk is said, and costs only the next restart."""
+        path = self._file(record.key)
+        try:
+            with open(f"{path}.new", "wb", opener=_private) as file:
+                file.write(msgspec.json.encode(record))
+            os.rename(f"{path}.new", path)
+        except OSError as error:
+            log(f"{record.key}: cannot write {path}, a restart will forget this lease: {error}")
+
+    def remove(self, key: str) -> None:
+        try:
+            os.unlink(self._file(key))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log(f"{key}: {error}")
+
+    def load(self) -> list[Record]:
+        """The leases of this boot; anything else in the directory is removed."""
+        found = []
+        for name in sorted(os.listdir(self.path)):
+            if name == _LOCK:
+                continue
+            path = os.path.join(self.path, name)
+            try:
+                with open(path, "rb") as file:
+                    record = msgspec.json.decode(file.read(), type=Record)
+                if record.boot == self.boot and path == self._file(record.key):
+                    found.append(record)
+                    continue
+                reason = "of an earlier boot, or not complete"
+            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+                reason = str(error)
+            log(f"{path} is removed: {reason}")
+            try:
+                os.unlink(path)
+            except OSError as error:
+                log(str(error))
+        return found
+
+    def _file(self, key: str) -> str:
+        return os.path.join(self.path, digest(key)[:32] + _SUFFIX)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -1,0 +1,75 @@
+"""dhcp: how long ADD and DEL take with a server that answers at once, and memory for each lease."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.measure import Json, Node, Row, Sample, Summary
+from tests.harness.dhcp import dnsmasq, eventually
+from tests.harness.netns import Netns, stop
+
+_LEASES = 100
+
+
+def measure(nodes: list[Node], rounds: int, version: str) -> tuple[list[Row], dict[str, float]]:
+    """The rows, and KiB a lease of each implementation's daemon."""
+    samples: dict[str, dict[str, Summary]] = {"ADD": {}, "DEL": {}}
+    memory = {}
+    for node in nodes:
+        if not (node.bin_dir / "dhcp").exists():
+            continue
+        with _daemon(node) as (child, sock):
+            conf: Json = {"cniVersion": version, "name": "bench", "type": "dhcp",
+                          "ipam": {"type": "dhcp", "daemonSocketPath": str(sock)}}  # fmt: skip
+            added, deleted = [], []
+            for number in range(rounds + 1):
+                one, other = _add_and_delete(node, conf)
+                if number:
+                    added.append(one)
+                    deleted.append(other)
+            samples["ADD"][node.name] = Summary.of(added)
+            samples["DEL"][node.name] = Summary.of(deleted)
+            before = _resident(child)
+            for number in range(_LEASES):
+                node.plugin("ADD", conf, f"many{number}")
+            memory[node.name] = (_resident(child) - before) / _LEASES
+    return [Row("dhcp", verb, taken) for verb, taken in samples.items()], memory
+
+
+def _add_and_delete(node: Node, conf: Json) -> tuple[Sample, Sample]:
+    added, _ = node.plugin("ADD", conf)
+    deleted, _ = node.plugin("DEL", conf)
+    return added, deleted
+
+
+def _resident(child: subprocess.Popen[Any]) -> int:
+    status = Path("/proc", str(child.pid), "status").read_text()
+    return int(dict(line.split(":", 1) for line in status.splitlines())["VmRSS"].split()[0])
+
+
+@contextmanager
+def _daemon(node: Node) -> Iterator[tuple[subprocess.Popen[Any], Path]]:
+    """The implementation's daemon, with a server at the other end of the container's eth0."""
+    directory = node.scratch / "dhcp"
+    directory.mkdir()
+    sock = directory / "dhcp.sock"
+    with Netns("server") as server:
+        node.container.ip_batch(
+            f"link add eth0 type veth peer name srv0 netns {server.name}", "link set eth0 up"
+        )
+        server.ip_batch("address add 10.66.0.1/16 dev srv0", "link set srv0 up")
+        pool = "--dhcp-range=10.66.1.0,10.66.9.255,255.255.0.0,1h"
+        dnsmasq(server, directory, "srv0", pool)
+        with open(directory / "log", "wb") as log:
+            argv = [node.bin_dir / "dhcp", "daemon", "-socketpath", sock]
+            child = node.host.popen(argv, stdout=log, stderr=log)
+        eventually(sock.exists, "the daemon listens")
+        try:
+            yield child, sock
+        finally:
+            stop(child)
+            node.container.ip("link", "delete", "eth0")
