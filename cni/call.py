@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from .kernel.owner import Owner
 from .netns import Namespace, NetnsError, NetnsMissing
@@ -18,6 +18,9 @@ from .protocol import config, delegate
 from .protocol.errors import CNIError, Terminated, join
 from .protocol.request import Request
 from .protocol.result import Result
+
+if TYPE_CHECKING:
+    from .intent import Intent
 
 C = TypeVar("C", bound=config.NetConf)
 
@@ -33,7 +36,8 @@ class Call(Generic[C]):
     """One request to one plugin.
 
     `undo` is an ExitStack: push what reverses each change; the dispatcher unwinds it if the verb or
-    the printing of its result fails, and drops it on success.
+    the printing of its result fails, and drops it on success. `forgotten` is, in DEL and GC, what
+    had been kept of the attachments that go (see `remember`).
     """
 
     def __init__(
@@ -43,12 +47,15 @@ class Call(Generic[C]):
         conf_type: type[C],
         conf_prefix: str,
         in_process: delegate.InProcess,
+        remember_now: Callable[[Call[Any], Result], None] | None = None,
     ) -> None:
         self.request = request
         self.raw = raw
         self.version = config.version_of(raw)
         self.undo = ExitStack()
         self.remembered = False
+        self.forgotten: list[Intent] = []
+        self._remember_now = remember_now
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
@@ -172,9 +179,16 @@ class Call(Generic[C]):
 
     # --- the rest ---
 
-    def remember(self) -> None:
-        """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent)."""
-        self.remembered = True
+    def remember(self, result: Result | None = None) -> None:
+        """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent).
+
+        A plugin that knows its result before it makes its rules gives it here: then it is kept at
+        once, and DEL and GC find in `forgotten` what a killed ADD had set out to do.
+        """
+        if result is None or self._remember_now is None:
+            self.remembered = True
+        else:
+            self._remember_now(self, result)
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""

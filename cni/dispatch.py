@@ -52,6 +52,11 @@ TABLE: dict[str, Plugin] = {
         "makes an interface that only holds addresses",
         conf_error="failed to parse network config: ",
     ),
+    "firewall": Plugin(
+        "cni.plugins.firewall",
+        "lets the containers' traffic through the node's firewall",
+        versions=version.ALL[4:],
+    ),
     "flannel": Plugin(
         "cni.plugins.flannel",
         "calls another plugin with the subnet that flanneld gave the node",
@@ -191,7 +196,12 @@ def _call(
 def _new_call(name: str, request: Request, raw: dict[str, Any]) -> Call[Any]:
     plugin = TABLE[name]
     conf_type = import_module(plugin.module).Conf
-    return Call(request, raw, conf_type, plugin.conf_error, run_in_process)
+
+    def remember_now(call: Call[Any], result: Result) -> None:
+        call.undo.callback(_forget, name, call)
+        _remember(name, call, result)
+
+    return Call(request, raw, conf_type, plugin.conf_error, run_in_process, remember_now)
 
 
 def _remember(name: str, call: Call[Any], result: Result) -> None:
@@ -208,14 +218,14 @@ def _remember(name: str, call: Call[Any], result: Result) -> None:
 def _forget(name: str, call: Call[Any]) -> None:
     from . import intent
 
-    intent.drop(name, call.owner, call.request.env)
+    call.forgotten = intent.drop(name, call.owner, call.request.env)
 
 
 def _forget_others(name: str, call: Call[Any], keep: frozenset[Attachment]) -> None:
     from . import intent
 
     owners = [Owner(call.network, a.container_id, a.ifname) for a in keep]
-    intent.drop_others(name, call.network, owners, call.request.env)
+    call.forgotten = intent.drop_others(name, call.network, owners, call.request.env)
 
 
 def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict[str, Any]) -> None:

@@ -80,25 +80,36 @@ def _create(path: str) -> int:
         return os.open(path, flags, 0o600)
 
 
-def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> None:
-    """Forget an attachment; one that is not kept is no error."""
-    _drop(_path(plugin, owner, env))
+def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> list[Intent]:
+    """Forget an attachment; what was kept of it (one or none)."""
+    return _drop(_path(plugin, owner, env))
 
 
-def drop_others(plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]) -> None:
-    """Forget the network's attachments that are not in `keep`."""
+def drop_others(
+    plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]
+) -> list[Intent]:
+    """Forget the network's attachments that are not in `keep`; what was kept of them."""
     kept = {f"{owner.key}.{plugin}" for owner in keep}
     start, where = f"{network_key(network)}-", directory(env)
+    dropped = []
     for name in _names(where):
         if name.startswith(start) and name.partition(".")[2] == plugin and name not in kept:
-            _drop(f"{where}/{name}")
+            dropped += _drop(f"{where}/{name}")
+    return dropped
 
 
-def _drop(path: str) -> None:
+def _drop(path: str) -> list[Intent]:
     fd = _open_locked(path)
     _unlink(path)
-    if fd is not None:
+    if fd is None:
+        return []
+    try:
+        intent = _parse(os.read(fd, os.fstat(fd).st_size))
+    except OSError:
+        return []
+    finally:
         lockfile.release(fd)
+    return [] if intent is None else [intent]
 
 
 def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
@@ -108,6 +119,20 @@ def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
             return _parse(file.read())
     except OSError:
         return None
+
+
+def all_of(plugin: str, env: Mapping[str, str]) -> list[Intent]:
+    """What is kept of a plugin, read without waiting for anybody."""
+    found = []
+    where = directory(env)
+    for name in _names(where):
+        if name.partition(".")[2] == plugin:
+            try:
+                with open(f"{where}/{name}", "rb") as file:
+                    found.append(_parse(file.read()))
+            except OSError:
+                pass  # gone meanwhile
+    return [intent for intent in found if intent is not None]
 
 
 def for_each(env: Mapping[str, str], work: Callable[[Intent], None]) -> None:

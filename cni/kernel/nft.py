@@ -39,9 +39,12 @@ _GENMSG = struct.Struct("!BBH")  # family, version, resource
 GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_HOOK_NUMBER, _NF_INET_FORWARD = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _EXPR_NAME, _EXPR_DATA, _CMP_DATA, _DATA_VALUE = 1, 2, 3, 1
+_PAYLOAD_OFFSET = 3
+_IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _NF_ACCEPT = 2, 2, 1, b"\0\0\0\x01"
 _UDATA_COMMENT = 0
 _BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
@@ -70,16 +73,40 @@ class Rule(NamedTuple):
     raw: bytes
 
     @property
+    def expressions(self) -> list[tuple[str, dict[int, bytes]]]:
+        """What the rule consists of, in order: the name and the attributes of each expression."""
+        listed = nl.attr_map(self.raw, _GENMSG.size).get(_RULE_EXPRESSIONS, b"")
+        items = [nl.attr_map(element) for _, element in nl.attrs(listed)]
+        return [
+            (nl.get_text(item.get(_EXPR_NAME)), nl.attr_map(item.get(_EXPR_DATA, b"")))
+            for item in items
+        ]
+
+    @property
     def compared(self) -> list[bytes]:
         """The values of the rule's comparisons, in order."""
-        expressions = nl.attr_map(self.raw, _GENMSG.size).get(_RULE_EXPRESSIONS, b"")
-        values = []
-        for _, element in nl.attrs(expressions):
-            found = nl.attr_map(element)
-            if nl.get_text(found.get(_EXPR_NAME)) == "cmp":
-                data = nl.attr_map(found.get(_EXPR_DATA, b"")).get(_CMP_DATA, b"")
-                values.append(nl.attr_map(data).get(_DATA_VALUE, b""))
-        return values
+        return [
+            nl.attr_map(data.get(_CMP_DATA, b"")).get(_DATA_VALUE, b"")
+            for name, data in self.expressions
+            if name == "cmp"
+        ]
+
+    @property
+    def accepts(self) -> bool:
+        """Does it end with the verdict accept?"""
+        name, data = self.expressions[-1] if self.expressions else ("", {})
+        verdict = nl.attr_map(data.get(_IMMEDIATE_DATA, b"")).get(_DATA_VERDICT, b"")
+        code = nl.attr_map(verdict).get(_VERDICT_CODE)
+        return name == "immediate" and code == _NF_ACCEPT
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where in the packet's header the rule looks, in bytes, in order."""
+        return [
+            int.from_bytes(data.get(_PAYLOAD_OFFSET, b""), "big")
+            for name, data in self.expressions
+            if name == "payload"
+        ]
 
 
 # --- what is kept ---------------------------------------------------------------------------------
@@ -233,6 +260,29 @@ def rule_counts(family: str, table: str) -> dict[str, int]:
     return counts
 
 
+def drop_policies() -> list[tuple[str, str, str]]:
+    """The chains of the forward hook that drop what nothing accepts: (family, table, chain).
+
+    Those of ip, ip6 and inet, the tables of iptables-nft among them. Raises Unusable.
+    """
+    try:
+        dump = socket().dump(_GETCHAIN, _GENMSG.pack(0, 0, 0))
+    except NetlinkError as error:
+        raise Unusable(error.errno or 0, error.detail) from None
+    drop = nl.attr(_CHAIN_POLICY, bytes(4))  # NF_DROP; of a thousand chains few have it
+    found = []
+    for data in dump:
+        family = next((k for k, number in _FAMILIES.items() if number == data[0]), "")
+        if drop not in data or family not in ("ip", "ip6", "inet"):
+            continue
+        chain = nl.attr_map(data, _GENMSG.size)
+        hook = nl.attr_map(chain.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER, b"")
+        if int.from_bytes(hook, "big") == _NF_INET_FORWARD and hook:
+            table, name = (nl.get_text(chain.get(kind)) for kind in (_CHAIN_TABLE, _CHAIN_NAME))
+            found.append((family, table, name))
+    return sorted(found)
+
+
 def find_rules(family: str, table: str, chain: str, prefix: str) -> list[Rule]:
     """The chain's rules whose comment starts with `prefix` (not empty); none without the chain.
 
@@ -282,8 +332,7 @@ def delete(
         for chain, handle in rules
     ]
     messages += [(_DELCHAIN, _chain(family, table, chain)) for chain in chains]
-    for start in range(0, len(messages), _BATCH_SIZE):
-        transaction([(*m, 0) for m in messages[start : start + _BATCH_SIZE]])
+    transact(messages)
 
 
 def delete_matching(
@@ -302,6 +351,12 @@ def delete_matching(
             if error.errno != ENOENT or last:
                 raise
     return None
+
+
+def transact(messages: Sequence[tuple[int, bytes]]) -> None:
+    """Send changes (type, payload), a hundred to a transaction. Raises NetlinkError."""
+    for start in range(0, len(messages), _BATCH_SIZE):
+        transaction([(*m, 0) for m in messages[start : start + _BATCH_SIZE]])
 
 
 def generation() -> bytes:
