@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, install_dist
+from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
 from tests.harness.server import serving
@@ -154,3 +155,22 @@ def go_runtime(go_bin_dir: Path, host: Netns) -> Runtime:
 def data_dir(tmp_path: Path) -> Path:
     """For host-local's `dataDir`; does not exist yet."""
     return tmp_path / "networks"
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[Bus]:
+    """A D-Bus system bus of this test's own; `runtime` does not know it, see `firewalld`."""
+    ensure_installed()
+    (tmp_path / "bus").mkdir()
+    bus = Bus(tmp_path / "bus")
+    yield bus
+    bus.stop()
+
+
+@pytest.fixture
+def firewalld(host: Netns, runtime: Runtime, bus: Bus) -> Iterator[Firewalld]:
+    """A real firewalld on the node, which `runtime`'s plugins find on `bus`."""
+    runtime.env.update(bus.env)
+    running = Firewalld(host, bus)
+    yield running
+    running.stop()

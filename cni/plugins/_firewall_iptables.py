@@ -190,7 +190,7 @@ def _chains(rule: str) -> list[str]:
 def _isolation_is_late(saved: list[str], rules: list[str]) -> bool:
     """Would what is accepted in CNI-FORWARD not be isolated any more?"""
     if _ISOLATION not in saved or _JUMP not in rules:
-        return False
+        return False  # nothing to compare, or both are made now, in the right order
     return _JUMP not in saved or saved.index(_JUMP) < saved.index(_ISOLATION)
 
 
@@ -199,26 +199,40 @@ def _edit(command: str, rule: str) -> str:
 
 
 def check(want: Want, *, accept: bool = True) -> list[str]:
-    """What is missing, a line each."""
+    """What is missing, a line each.
+
+    Older versions of the reference gave isolation's rules other comments; they do for us, too.
+    """
     problems = []
     for v6, addresses in want.families:
+        tool = "ip6tables" if v6 else "iptables"
         try:
             saved = iptables.save(v6, "filter")
         except IptablesError as error:
-            problems.append(f"iptables cannot be read: {error}")
+            problems.append(f"{tool} cannot be read: {error}")
             continue
         rules = [item.rule for item in _shared(want, accept)]
         rules += _own_rules(addresses) if accept else []
-        tool = "ip6tables" if v6 else "iptables"
-        for rule in rules:
-            if rule not in saved:
-                chain = rule.split()[1]
-                what = f"{chain} rule" if chain == "FORWARD" or "overrides" in rule else "rule"
-                text = f"expected {what} [{rule.partition(f'{chain} ')[2]}] not found"
-                problems.append(gone(f"{text} in {chain} of {tool}"))
-        if accept and _isolation_is_late(saved, rules):
+        have = {_without_comment(line) for line in saved}
+        problems += [
+            _difference(rule, tool) for rule in rules if _without_comment(rule) not in have
+        ]
+        if _isolation_is_late(saved, rules):
             problems.append(f"the jump to {_STAGE1} comes after that to {_FORWARD} in {tool}")
     return problems
+
+
+def _without_comment(rule: str) -> str:
+    before, _, rest = rule.partition(' -m comment --comment "')
+    return before + rest.partition('"')[2] if rest else rule
+
+
+def _difference(rule: str, tool: str) -> str:
+    chain = rule.split()[1]
+    what = "rule"
+    if chain == "FORWARD" or "admin overrides" in rule:
+        what = f"{chain} rule"
+    return gone(f"expected {what} [{rule.partition(f'{chain} ')[2]}] not found in {tool}")
 
 
 def remove(addresses: list[Prefix]) -> None:
