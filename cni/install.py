@@ -56,6 +56,7 @@ class Report:
     kept: dict[str, str] = field(default_factory=dict)  # foreign file -> its name now
     restored: list[str] = field(default_factory=list)  # foreign files that are back
     removed: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)  # systemd units, with their paths
     warnings: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:

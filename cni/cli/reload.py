@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
@@ -46,27 +46,48 @@ class Outcome(NamedTuple):
 @click.command()
 @STATE_OPTION
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def reload(state_dir: str, as_json: bool) -> None:
+@click.option(
+    "--watch", "watching", is_flag=True, help="Stay, and do it whenever firewalld reloads."
+)
+def reload(state_dir: str, as_json: bool, watching: bool) -> None:
     """Make the plugins' packet filter rules again.
 
     For when something else removed them: `nft flush ruleset`, a restarted firewall. Rules that are
     still there stay as they are. Containers need not be restarted, and may start meanwhile.
     """
+    if watching:
+        if as_json:
+            raise click.UsageError("--json and --watch exclude each other")
+        _watch(state_dir)
     outcomes = reload_all(state_dir)
-    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if as_json:
         output.json([outcome.as_dict() for outcome in outcomes])
     else:
-        for outcome in outcomes:
-            if outcome.text:
-                owner = outcome.intent.owner
-                who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
-                line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
-                click.echo(line, err=outcome.state == "failed")
-        restored = sum(outcome.state == "restored" for outcome in outcomes)
-        click.echo(f"{restored} of {len(outcomes)} restored")
-    if failed:
+        _print(outcomes)
+    if any(outcome.state == "failed" for outcome in outcomes):
         raise SystemExit(1)
+
+
+def _watch(state_dir: str) -> NoReturn:
+    """Stay until the bus ends, which is an error: whoever started us does so again."""
+    from .watch import watch
+
+    try:
+        watch(lambda reason: _print(reload_all(state_dir), f"{reason}: "))
+    except CNIError as error:
+        raise click.ClickException(str(error)) from None
+    raise click.ClickException("the system bus has ended")
+
+
+def _print(outcomes: list[Outcome], prefix: str = "") -> None:
+    for outcome in outcomes:
+        if outcome.text:
+            owner = outcome.intent.owner
+            who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
+            line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
+            click.echo(line, err=outcome.state == "failed")
+    restored = sum(outcome.state == "restored" for outcome in outcomes)
+    click.echo(f"{prefix}{restored} of {len(outcomes)} restored")
 
 
 def reload_all(state_dir: str) -> list[Outcome]:

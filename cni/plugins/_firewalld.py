@@ -6,15 +6,12 @@ Only the running configuration is changed, so `firewall-cmd --reload` forgets it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..kernel import dbus
 from ..protocol.address import Prefix
 from ..protocol.errors import CNIError
 from ._firewall_want import gone
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SERVICE = "org.fedoraproject.FirewallD1"
 _PATH, _ZONE = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
@@ -77,23 +74,21 @@ def _text(error: Any) -> str:
     return details or str(error.name)
 
 
-def add(zone: str, addresses: list[Prefix], warn: Callable[[str], None]) -> None:
-    """Have the addresses in the zone. One that is in another zone stays there, and is told.
-
-    Raises CNIError.
-    """
+def add(zone: str, addresses: list[Prefix]) -> None:
+    """Have the addresses in the zone; those that are there stay. Raises CNIError."""
     with Connection() as firewalld:
         for address in addresses:
             try:
                 firewalld.call("addSource", zone, address)
             except FirewalldError as error:
-                if _ALREADY not in error.msg:
-                    raise CNIError(
-                        f"failed to add the address {address} to {zone} zone: {error.msg}",
-                        "backend firewalld; see `firewall-cmd --get-zones` and firewalld's log",
-                    ) from None
-                if not firewalld.call("querySource", zone, address):
-                    warn(f"{address} stays in another zone than {zone}: {error.msg}")
+                # Older versions say so also of a source of another zone.
+                if _ALREADY in error.msg and firewalld.call("querySource", zone, address):
+                    continue
+                raise CNIError(
+                    f"failed to add the address {address} to {zone} zone: {error.msg}",
+                    f"see `firewall-cmd --get-zones`, `firewall-cmd --get-zone-of-source={address}`"
+                    " and firewalld's log",
+                ) from None
 
 
 def remove(zone: str, addresses: list[Prefix]) -> None:

@@ -235,7 +235,7 @@ def _apply(call: Call[Conf], want: Want, result: Result) -> None:
     choice = _choose(call.conf)
     try:
         if choice.backend == "firewalld":
-            _firewalld.add(want.zone, want.addresses, lambda text: call.log(f"firewall: {text}"))
+            _firewalld.add(want.zone, want.addresses)
             if want.ingress is not None:
                 _iptables_or_nft(want, accept=False)
         elif choice.backend == "nftables":
