@@ -20,7 +20,7 @@ from .protocol.request import Request
 from .protocol.result import Result
 
 if TYPE_CHECKING:
-    from .intent import Intent
+    from .intent import Dropped
 
 C = TypeVar("C", bound=config.NetConf)
 
@@ -54,7 +54,7 @@ class Call(Generic[C]):
         self.version = config.version_of(raw)
         self.undo = ExitStack()
         self.remembered = False
-        self.forgotten: list[Intent] = []
+        self.forgotten: Dropped | None = None
         self._remember_now = remember_now
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix

@@ -177,6 +177,7 @@ def _call(
                 _forget(name, call)  # first: rules that are going must not be made again
             result: Result | None = verb(call)
             call.undo.pop_all()
+            _finish(call)
             if call.remembered and result is not None:
                 _remember(name, call, result)
             return result
@@ -185,6 +186,7 @@ def _call(
             if kept:
                 _forget_others(name, call, keep)
             verb(call, keep)
+            _finish(call)
         return None
     except BaseException:
         _undo(call)
@@ -198,7 +200,11 @@ def _new_call(name: str, request: Request, raw: dict[str, Any]) -> Call[Any]:
     conf_type = import_module(plugin.module).Conf
 
     def remember_now(call: Call[Any], result: Result) -> None:
-        call.undo.callback(_forget, name, call)
+        def forget() -> None:
+            _forget(name, call)
+            _finish(call)
+
+        call.undo.callback(forget)
         _remember(name, call, result)
 
     return Call(request, raw, conf_type, plugin.conf_error, run_in_process, remember_now)
@@ -226,6 +232,12 @@ def _forget_others(name: str, call: Call[Any], keep: frozenset[Attachment]) -> N
 
     owners = [Owner(call.network, a.container_id, a.ifname) for a in keep]
     call.forgotten = intent.drop_others(name, call.network, owners, call.request.env)
+
+
+def _finish(call: Call[Any]) -> None:
+    """Forget for good what has been removed."""
+    if call.forgotten is not None:
+        call.forgotten.finish()
 
 
 def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -30,6 +30,8 @@ from .protocol.result import Result
 STATE_DIR = "/run/cni"
 # The form in which results are kept: the one that says everything.
 VERSION = "1.1.0"
+# What a file's name ends with while it is written, and while its rules are removed.
+_PARTIAL, _GOING = "~", "-"
 
 
 class Intent(msgspec.Struct):
@@ -58,7 +60,7 @@ def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     data = msgspec.json.encode({**kept, "result": result.as_dict(VERSION)})
     path = _path(plugin, owner, request.env)
-    temporary = f"{path}.{os.getpid()}~"
+    temporary = f"{path}{_PARTIAL}"
     try:
         fd = _create(temporary)
         try:
@@ -80,58 +82,77 @@ def _create(path: str) -> int:
         return os.open(path, flags, 0o600)
 
 
-def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> list[Intent]:
-    """Forget an attachment; what was kept of it (one or none)."""
-    return _drop(_path(plugin, owner, env))
+class Dropped(NamedTuple):
+    """What was kept of attachments that are being removed; `finish` once they are.
+
+    Until then it lies aside, where `cni reload` does not see it, and a DEL or GC that follows a
+    killed or failed one finds it again.
+    """
+
+    intents: list[Intent]
+    paths: list[str]
+
+    def finish(self) -> None:
+        """Forget it for good."""
+        for path in self.paths:
+            _unlink(f"{path}{_GOING}")
+            _unlink(f"{path}{_PARTIAL}")
+
+
+def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> Dropped:
+    """Put an attachment aside; one that is not kept is no error."""
+    path = _path(plugin, owner, env)
+    return Dropped(_put_aside(path), [path])
 
 
 def drop_others(
     plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]
-) -> list[Intent]:
-    """Forget the network's attachments that are not in `keep`; what was kept of them."""
+) -> Dropped:
+    """Put the network's attachments aside that are not in `keep`."""
     kept = {f"{owner.key}.{plugin}" for owner in keep}
     start, where = f"{network_key(network)}-", directory(env)
-    dropped = []
-    for name in _names(where):
-        if name.startswith(start) and name.partition(".")[2] == plugin and name not in kept:
-            dropped += _drop(f"{where}/{name}")
-    return dropped
+    names = {name.rstrip(_PARTIAL + _GOING) for name in _names(where)}
+    paths = [
+        f"{where}/{name}"
+        for name in sorted(names - kept)
+        if name.startswith(start) and name.partition(".")[2] == plugin
+    ]
+    return Dropped([intent for path in paths for intent in _put_aside(path)], paths)
 
 
-def _drop(path: str) -> list[Intent]:
+def _put_aside(path: str) -> list[Intent]:
+    """What was there, and what an earlier removal had put aside and did not finish."""
+    found = [_read(f"{path}{_GOING}")]
     fd = _open_locked(path)
-    _unlink(path)
-    if fd is None:
-        return []
-    try:
-        intent = _parse(os.read(fd, os.fstat(fd).st_size))
-    except OSError:
-        return []
-    finally:
-        lockfile.release(fd)
-    return [] if intent is None else [intent]
+    if fd is not None:
+        try:
+            found.append(_parse(os.read(fd, os.fstat(fd).st_size)))
+            os.rename(path, f"{path}{_GOING}")
+        except OSError:
+            _unlink(path)
+        finally:
+            lockfile.release(fd)
+    return [intent for intent in found if intent is not None]
 
 
-def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
-    """What is kept of one attachment."""
+def _read(path: str) -> Intent | None:
     try:
-        with open(_path(plugin, owner, env), "rb") as file:
+        with open(path, "rb") as file:
             return _parse(file.read())
     except OSError:
         return None
 
 
+def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
+    """What is kept of one attachment."""
+    return _read(_path(plugin, owner, env))
+
+
 def all_of(plugin: str, env: Mapping[str, str]) -> list[Intent]:
     """What is kept of a plugin, read without waiting for anybody."""
-    found = []
     where = directory(env)
-    for name in _names(where):
-        if name.partition(".")[2] == plugin:
-            try:
-                with open(f"{where}/{name}", "rb") as file:
-                    found.append(_parse(file.read()))
-            except OSError:
-                pass  # gone meanwhile
+    names = [name for name in _names(where) if name.partition(".")[2] == plugin]
+    found = (_read(f"{where}/{name}") for name in names)
     return [intent for intent in found if intent is not None]
 
 
@@ -142,7 +163,7 @@ def for_each(env: Mapping[str, str], work: Callable[[Intent], None]) -> None:
     """
     where = directory(env)
     for name in sorted(_names(where)):
-        if not name.endswith("~"):
+        if not name.endswith((_PARTIAL, _GOING)):
             while not _work_on(f"{where}/{name}", work):
                 pass
 

@@ -78,7 +78,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the rules of this network's attachments that are not kept."""
     steps = Steps()
     steps.run(_firewall_nft.gc, call.network, _main.owners(call, keep))
-    addresses = [a for kept in call.forgotten for a in _kept_addresses(kept)]
+    addresses = [a for kept in _forgotten(call) for a in _kept_addresses(kept)]
     _remove_addresses(call, _not_in_use(call, addresses), steps)
     steps.finish()
 
@@ -285,7 +285,7 @@ def _addresses_to_remove(call: Call[Conf]) -> list[Prefix]:
 
     A DEL that comes a second time must not take the address from whoever has it now.
     """
-    kept = [address for one in call.forgotten for address in _kept_addresses(one)]
+    kept = [address for one in _forgotten(call) for address in _kept_addresses(one)]
     previous = call.prev_result()
     addresses = [ip.prefix.host for ip in previous.ips] if previous is not None else []
     return kept + _not_in_use(call, [a for a in addresses if a not in kept])
@@ -298,6 +298,10 @@ def _not_in_use(call: Call[Conf], addresses: list[Prefix]) -> list[Prefix]:
     everybody = intent.all_of("firewall", call.request.env)
     used = {a for one in everybody if one.owner != call.owner for a in _kept_addresses(one)}
     return [address for address in addresses if address not in used]
+
+
+def _forgotten(call: Call[Conf]) -> list[intent.Intent]:
+    return call.forgotten.intents if call.forgotten is not None else []
 
 
 def _kept_addresses(one: intent.Intent) -> list[Prefix]:

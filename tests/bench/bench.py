@@ -181,6 +181,27 @@ def portmap_iptables(node: Node) -> Json:
     return {**portmap(node), **({"backend": "iptables"} if node.name != "go" else {})}
 
 
+def chained(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """A plugin that comes after another, with that one's result."""
+
+    def make(_node: Node) -> Json:
+        previous = {
+            "cniVersion": VERSION,
+            "interfaces": [{"name": "brchain"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
+            "ips": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "interface": 1}],
+        }
+        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
+        return {**document, "prevResult": previous}
+
+    return make
+
+
+def own_firewall(node: Node) -> Json:
+    """By nftables with ours; the Go plugins know only iptables (and firewalld)."""
+    backend = "nftables" if node.name == "ours" else "iptables"
+    return chained("firewall", backend=backend)(node)
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
@@ -192,6 +213,8 @@ CASES = [
         simple("bridge", bridge="brmasq", isGateway=True, ipMasq=True),
     ),
     Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
+    Case("firewall (iptables)", chained("firewall", backend="iptables")),
+    Case("firewall (nftables)", own_firewall),
     Case("ptp", simple("ptp")),
     Case("macvlan", simple("macvlan", master="lan0"), "macvlan"),
     Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),

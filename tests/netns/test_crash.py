@@ -85,6 +85,14 @@ PORTS = {
         ]
     },
 }
+# For plugins that come after another: what that one returned.
+CHAINED: dict[str, Any] = {
+    "prevResult": {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "lan0"}],
+        "ips": [{"address": "10.88.0.2/24"}, {"address": "fd88::2/64"}],
+    }
+}
 # `after` is the plugin before it in the list, which is not killed.
 CASES: dict[str, dict[str, Any]] = {
     "bandwidth": {
@@ -106,6 +114,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "dummy": {"type": "dummy"},
     "flannel": {"type": "flannel", "delegate": {"bridge": "br88"}},
+    "firewall-iptables": {"type": "firewall", "backend": "iptables", **CHAINED},
+    "firewall-nftables": {"type": "firewall", "backend": "nftables", **CHAINED},
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
@@ -191,7 +201,10 @@ class World:
         if self.plugin in CHANGING_EXISTING:
             self.conf["dataDir"] = str(self.data_dir)
             self.container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "peer0")
-        self.runtime = Runtime(bin_dir, self.host)
+        self.state_dir = directory / "state"
+        # A machine's own bus (and a firewalld there) is none of this node's.
+        env = {"CNI_STATE_DIR": str(self.state_dir), "DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/none"}
+        self.runtime = Runtime(bin_dir, self.host, env=env)
         try:
             self.add()
             self.delete()
@@ -245,7 +258,10 @@ class World:
         """Clear up the whole list; the first reply that is wrong, or the last."""
         if how == "ADD and DEL":
             self.runtime.add(self.plugin, self.conf, self.container).succeeded()
-        reply = self._recover(how, self.plugin, self.conf)
+        conf = self.conf
+        if not self.after:  # the runtime has no result of an ADD that was killed
+            conf = {key: value for key, value in conf.items() if key != "prevResult"}
+        reply = self._recover(how, self.plugin, conf)
         if self.after and reply.rc == 0 and not reply.stdout:
             reply = self._recover(how, self.after["type"], self.after)
         return reply
@@ -266,8 +282,10 @@ class World:
             "container": network(self.container),
             "nft": {str(number): item for number, item in enumerate(nft(self.host))},
             "iptables": iptables_save(self.host),
+            "ip6tables": iptables_save(self.host, 6),
             "files": dict.fromkeys(tree(self.data_dir, contents=False), ""),
             "tuned": self.tuned() if self.plugin in CHANGING_EXISTING else {},
+            "state": dict.fromkeys(tree(self.state_dir, contents=False), ""),
         }
 
     def tuned(self) -> dict[str, Any]:

@@ -952,3 +952,22 @@ def test_vrf(pair: Pair, keys: Json) -> None:
     """IPv4 only: the reference of this version takes a while for IPv6, and loses it."""
     prev = with_interface(pair, CHAINED["v4"])
     pair.compare("vrf", net(prevResult=prev, vrfname="blue", **keys), CHAINED_LIFE)
+
+
+# -- firewall -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cni_version", ["0.4.0", "1.0.0"])
+@pytest.mark.parametrize("keys", [{}, {"iptablesAdminChainName": "CNI-foobar"}], ids=str)
+def test_firewall(pair: Pair, cni_version: str, keys: Json) -> None:
+    """Chained: each request has the result of the plugin before it."""
+    ips = [{"address": cidr, "interface": 1} for cidr in ("10.22.0.2/24", "fd00:22::2/64")]
+    if cni_version == "0.4.0":
+        ips = [{**ip, "version": version} for ip, version in zip(ips, "46", strict=True)]
+    prev = {
+        "cniVersion": cni_version,
+        "interfaces": [{"name": "cni0"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
+        "ips": ips,
+    }
+    conf = net(cni_version, backend="iptables", prevResult=prev, **keys)
+    pair.compare("firewall", conf, (Step("ADD"), *LIFE))

@@ -135,3 +135,48 @@ def test_no_lock_stays(env: dict[str, str]) -> None:
     fd = os.open(f"{where}/{os.listdir(where)[0]}", os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(fd)
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_what_a_killed_add_began_to_keep_goes_too(env: dict[str, str], verb: str) -> None:
+    save(env, C1)
+    where = intent.directory(env)
+    (name,) = os.listdir(where)
+    os.rename(f"{where}/{name}", f"{where}/{name}~")
+    assert kept(env) == []
+    dropped = remove(env, verb)
+    assert dropped.intents == []
+    dropped.finish()
+    assert os.listdir(where) == []
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+def test_a_removal_that_did_not_finish_is_found_again(env: dict[str, str], verb: str) -> None:
+    """Its rules may still be there; they are not made again."""
+    save(env, C1)
+    save(env, OTHER)
+    for _ in range(2):
+        dropped = remove(env, verb)
+        assert [each.owner for each in dropped.intents] == [C1]
+        assert kept(env) == [("bridge", OTHER)]
+        assert [each.owner for each in intent.all_of("bridge", env)] == [OTHER]
+    # It is added once more meanwhile.
+    save(env, C1)
+    dropped = remove(env, verb)
+    assert [each.owner for each in dropped.intents] == [C1, C1]
+    dropped.finish()
+    assert remove(env, verb).intents == []
+    assert len(os.listdir(intent.directory(env))) == 1
+
+
+def remove(env: dict[str, str], verb: str) -> intent.Dropped:
+    if verb == "DEL":
+        return intent.drop("bridge", C1, env)
+    return intent.drop_others("bridge", "net", [], env)
+
+
+def test_those_of_one_plugin(env: dict[str, str]) -> None:
+    for owner in (C1, C2, OTHER):
+        save(env, owner)
+    assert {each.owner for each in intent.all_of("bridge", env)} == {C1, C2, OTHER}
+    assert intent.all_of("portmap", env) == []
