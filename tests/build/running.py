@@ -69,9 +69,9 @@ def install(dist: Path, bin_dir: Path, *options: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def uninstall(dist: Path, bin_dir: Path) -> dict[str, Any]:
+def uninstall(dist: Path, bin_dir: Path, *options: str) -> dict[str, Any]:
     """`dist uninstall`; its report."""
-    done = run(dist, "uninstall", "--bin-dir", bin_dir, "--json")
+    done = run(dist, "uninstall", "--bin-dir", bin_dir, "--json", *options)
     assert done.returncode == 0, done.stdout + done.stderr
     return dict(json.loads(done.stdout))
 

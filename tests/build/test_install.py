@@ -309,3 +309,16 @@ def test_libnftables_is_missing(dist: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (warning,) = json.loads(done.stdout)["warnings"]
     assert "install the package libnftables1" in warning
+
+
+def test_units(dist: Path, tmp_path: Path) -> None:
+    units = str(tmp_path / "units")
+    report = install(dist, tmp_path / "bin", "--units", units)
+    names = ["cni-reload.service", "cni-reload-watch.service"]
+    assert report["units"] == [f"{units}/{name}" for name in names]
+    for path in report["units"]:
+        with open(path) as unit:
+            assert f"ExecStart={tmp_path}/bin/cni reload" in unit.read()
+    removed = uninstall(dist, tmp_path / "bin", "--units", units)["removed"]
+    assert set(report["units"]) <= set(removed)
+    assert os.listdir(units) == []

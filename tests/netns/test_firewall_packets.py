@@ -147,9 +147,8 @@ def test_only_with_the_plugin(
             assert not reaches(container, address, server.port)
 
 
+@pytest.mark.parametrize("node", ["iptables", "nftables"], indirect=True)
 def test_the_administrators_chain_comes_first(node: Node, container: Netns, outside: Netns) -> None:
-    if node.backend == "firewalld":
-        pytest.skip("firewalld has zones and policies instead of an administrators' chain")
     join(node.host, outside, 1)
     node.add(container, node.network())
     with tcp_server(outside) as server:

@@ -75,6 +75,14 @@ DUAL = {
 }
 STATIC = {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
 CHAINED = {"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
+# For plugins that come after another: what that one returned.
+AFTER_BRIDGE: dict[str, Any] = {
+    "prevResult": {
+        "cniVersion": "1.1.0",
+        "interfaces": [{"name": "br77"}],
+        "ips": [{"address": "10.77.0.9/24"}, {"address": "fd77::9/64"}],
+    }
+}
 GATEWAY = {"bridge": "br77", "isGateway": True}
 
 PAIR = {
@@ -113,6 +121,11 @@ CASES = {
     "sbr": Case("sbr", {"table": 777, "prevResult": CHAINED}, pair=True),
     "portmap": Case("portmap", PORTS, nftables=True),
     "portmap-iptables": Case("portmap", {**PORTS, "backend": "iptables"}),
+    "firewall": Case("firewall", {"backend": "iptables", **AFTER_BRIDGE}),
+    "firewall-isolated": Case(
+        "firewall", {"ingressPolicy": "isolated", "backend": "iptables", **AFTER_BRIDGE}
+    ),
+    "firewall-nftables": Case("firewall", {"backend": "nftables", **AFTER_BRIDGE}, nftables=True),
 }
 
 
