@@ -111,7 +111,7 @@ def status(call: Call[Conf]) -> None:
     """
     _check_policy(call.conf)
     choice = _usable_choice(call.conf)
-    if choice.backend == "firewalld":
+    if choice.backend == "firewalld" and choice.asked_for:
         _require_firewalld()
     elif choice.backend == "nftables":
         _require_nftables(choice)
