@@ -111,8 +111,8 @@ def status(call: Call[Conf]) -> None:
     """
     _check_policy(call.conf)
     choice = _usable_choice(call.conf)
-    if choice.backend == "firewalld" and choice.asked_for:
-        _require_firewalld()
+    if choice.backend == "firewalld":
+        _require_firewalld(choice)
     elif choice.backend == "nftables":
         _require_nftables(choice)
     elif not iptables.usable(v6=False):
@@ -217,8 +217,8 @@ def _usable_choice(conf: Conf) -> Choice:
     return choice
 
 
-def _require_firewalld() -> None:
-    found, why = _firewalld.running()
+def _require_firewalld(choice: Choice) -> None:
+    found, why = _firewalld.running() if choice.asked_for else (True, "")
     if not found:
         raise NotAvailable(why, "start firewalld, or leave `backend` out of the configuration")
 
