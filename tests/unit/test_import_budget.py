@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Each costs a millisecond or more; the first line costs tens.
 COSTLY = """
-    asyncio click logging multiprocessing pyroute2 shiv
+    asyncio click jeepney logging multiprocessing pyroute2 shiv
     argparse concurrent contextvars dataclasses email hashlib http importlib.metadata inspect
     ipaddress pathlib pickle random selectors shutil site socket ssl subprocess tempfile threading
     traceback unittest urllib zipfile
@@ -121,7 +121,7 @@ CASES = {
     "sbr": Case("sbr", {"table": 777, "prevResult": CHAINED}, pair=True),
     "portmap": Case("portmap", PORTS, nftables=True),
     "portmap-iptables": Case("portmap", {**PORTS, "backend": "iptables"}),
-    "firewall": Case("firewall", {"backend": "iptables", **AFTER_BRIDGE}),
+    "firewall": Case("firewall", AFTER_BRIDGE),
     "firewall-isolated": Case(
         "firewall", {"ingressPolicy": "isolated", "backend": "iptables", **AFTER_BRIDGE}
     ),
