@@ -65,7 +65,9 @@ lock: $(VENV_STAMP) ## write tools/bundle.lock anew with the newest versions
 
 # --- tests -------------------------------------------------------------------------------------
 
-PYTEST := $(RUN) -m pytest
+# On a busy machine a packet test may miss its deadline: CI repeats what failed, and says so (R).
+RERUNS := $(if $(CI),--reruns 2 --reruns-delay 1)
+PYTEST := $(RUN) -m pytest $(RERUNS)
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
@@ -82,7 +84,7 @@ test-netns: dist/cni ## only the tests in network namespaces
 	$(PYTEST) $(call tests-in,netns) $(PYTEST_ARGS)
 
 test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
-	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest -p no:cacheprovider -m lab --timeout 600 \
+	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest $(RERUNS) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
 test-runtime: dist/cni ## containers started by podman and containerd
