@@ -19,7 +19,7 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 # compare with; DHCP servers and firewalld to work with.
 PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
-	busybox-static util-linux procps kmod git gcc libc6-dev musl-tools \
+	busybox-static util-linux procps kmod git systemd gcc libc6-dev musl-tools \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	podman conmon containerd runc containernetworking-plugins
 
