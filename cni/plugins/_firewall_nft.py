@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..kernel import nft, nft_sets
+from ..kernel import nft, nft_elements
 from ..kernel.netlink import NetlinkError
 from ..kernel.nft import NftError
 from ..kernel.owner import Owner, network_key
@@ -133,7 +133,7 @@ def _differences(want: Want, accept: bool) -> list[str]:
     if accept and not _has_jump(want.admin_chain):
         problems.append(gone(f"chain {where} admin: no jump to {want.admin_chain}"))
     for v6, addresses in want.families if accept else ():
-        owners = {e.key: e.comment for e in nft_sets.elements("inet", TABLE, _ALLOWED[v6])}
+        owners = {e.key: e.comment for e in nft_elements.elements("inet", TABLE, _ALLOWED[v6])}
         for address in addresses:
             have = owners.get(address.ip)
             if have is None:
@@ -157,7 +157,7 @@ def _isolation_differences(ingress: Ingress) -> list[str]:
 
 
 def _keys(name: str) -> set[bytes]:
-    return {element.key for element in nft_sets.elements("inet", TABLE, name)}
+    return {element.key for element in nft_elements.elements("inet", TABLE, name)}
 
 
 def remove(owner: Owner) -> None:
@@ -179,7 +179,7 @@ def gc(network: str, keep: list[Owner]) -> None:
 def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
     try:
         for name in names:
-            nft_sets.delete_matching("inet", TABLE, name, prefix, keep)
+            nft_elements.delete_matching("inet", TABLE, name, prefix, keep)
     except nft.Unusable:
         return  # nor can there be any
     except NetlinkError as error:

@@ -24,9 +24,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from errno import EEXIST, ENOENT
 
-from ..kernel import nft, nft_maps
+from ..kernel import nft, nft_elements
 from ..kernel.netlink import NetlinkError
-from ..kernel.nft_maps import Change, Element
+from ..kernel.nft_elements import Change, Element
 from ..kernel.owner import Owner, network_key
 from ..protocol.address import Prefix
 from ..protocol.errors import CNIError
@@ -97,16 +97,16 @@ def install(want: Want, is_dead: Callable[[Owner], bool]) -> None:
 def _changes(want: Want, address: Prefix, dead: set[str]) -> list[Change]:
     """What leads from what is there to what is wanted; `dead` are keys of owners to replace."""
     family, wanted = family_of(address), elements(want, address)
-    dumps = {name: nft_maps.dump(family, TABLE, name) for name in NAMES}
+    dumps = {name: nft_elements.dump(family, TABLE, name) for name in NAMES}
     gone = dead | _former_holders(want.owner, address, dumps)
     marks = [key.encode() for key in (want.owner.key, *sorted(gone))]
     changes: list[Change] = []
     for name in NAMES:
-        have = nft_maps.matching(dumps[name], marks)
+        have = nft_elements.matching(dumps[name], marks)
         stale = [element for element in have if element not in wanted[name]]
         new = [element for element in wanted[name] if element not in have]
-        changes += nft_maps.remove(family, TABLE, name, stale)
-        changes += nft_maps.insert(family, TABLE, name, new)
+        changes += nft_elements.remove(family, TABLE, name, stale)
+        changes += nft_elements.insert(family, TABLE, name, new)
     return changes
 
 
@@ -119,7 +119,7 @@ def _former_holders(owner: Owner, address: Prefix, dumps: dict[str, list[bytes]]
     return {
         element.comment[:KEY]
         for _, targets in MAPS.values()
-        for element in nft_maps.matching(dumps[targets], [address.ip])
+        for element in nft_elements.matching(dumps[targets], [address.ip])
         if element.value.startswith(address.ip)
         and element.comment.startswith(f"{network}-")
         and not element.comment.startswith(owner.key)
@@ -132,7 +132,7 @@ def _dead_holders(want: Want, dead: set[str], is_dead: Callable[[Owner], bool]) 
     for address in want.addresses:
         for name, wanted in elements(want, address).items():
             for element in wanted:
-                holder = nft_maps.find(family_of(address), TABLE, name, element.key)
+                holder = nft_elements.find(family_of(address), TABLE, name, element.key)
                 if holder is None or holder.comment[:KEY] in (want.owner.key, *dead):
                     continue
                 owner = owner_of(holder.comment)
@@ -199,12 +199,12 @@ def _remove(family: str, mark: bytes, unwanted: Callable[[str], bool]) -> list[P
         since = _generation()
         if not nft.has_chain(family, TABLE, "published_lookup"):
             return []
-        dumps = {name: nft_maps.dump(family, TABLE, name) for name in NAMES}
+        dumps = {name: nft_elements.dump(family, TABLE, name) for name in NAMES}
         gone = {
-            name: [e for e in nft_maps.matching(dumps[name], [mark]) if unwanted(e.comment)]
+            name: [e for e in nft_elements.matching(dumps[name], [mark]) if unwanted(e.comment)]
             for name in NAMES
         }
-        all_gone = all(len(gone[name]) == nft_maps.size(dumps[name]) for name in NAMES)
+        all_gone = all(len(gone[name]) == nft_elements.size(dumps[name]) for name in NAMES)
         if all_gone and not nft.has_chain(family, TABLE, _GO_CHAINS[0]):
             changes = [nft.without_table(family, TABLE)]
         else:
@@ -231,7 +231,7 @@ def _removals(
     family: str, dumps: dict[str, list[bytes]], gone: dict[str, list[Element]]
 ) -> list[Change]:
     """The elements, then the networks' chains that no other element leads to."""
-    changes = [c for name in NAMES for c in nft_maps.remove(family, TABLE, name, gone[name])]
+    changes = [c for name in NAMES for c in nft_elements.remove(family, TABLE, name, gone[name])]
     for decides, _ in MAPS.values():
         for chain in sorted({element.chain for element in gone[decides]}):
             ours = sum(element.chain == chain for element in gone[decides])
@@ -289,8 +289,8 @@ def check(want: Want) -> list[str]:
             text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
             problems.append(text)
         for name in NAMES:
-            dump = nft_maps.dump(family, TABLE, name)
-            have = nft_maps.matching(dump, [want.owner.key.encode()])
+            dump = nft_elements.dump(family, TABLE, name)
+            have = nft_elements.matching(dump, [want.owner.key.encode()])
             problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
     return problems
 

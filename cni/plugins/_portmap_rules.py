@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..kernel.nft_maps import Element
+from ..kernel.nft_elements import Element
 from ..kernel.owner import Owner, digest
 from ..protocol.address import Prefix, format_ip
 from ._portmap import PROTOCOLS, Port, Want

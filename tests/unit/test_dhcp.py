@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cni.ipam.dhcp import message4 as m
 from cni.ipam.dhcp import message6 as m6
 from cni.ipam.dhcp import result as results
-from cni.ipam.dhcp.binding4 import Lease
+from cni.ipam.dhcp.binding4 import Lease4 as Lease
 from cni.ipam.dhcp.conf import IpamConf, Options, options, parse_code
 from cni.ipam.dhcp.main import UsageError, parse
 from cni.ipam.dhcp.place import Place
@@ -173,7 +173,7 @@ def test_no_bytes_break_the_decoders(data: bytes) -> None:
     )
 )
 def test_no_options_break_a_result(values: dict[int, bytes]) -> None:
-    lease = Lease(b"\x0a\0\0\x05", 24, b"\x0a\0\0\x01", MAC, 1.0, 2.0, 3.0, values)
+    lease = Lease(b"\x0a\0\0\x05", 24, b"\x0a\0\0\x01", 1.0, 2.0, 3.0, values, MAC)
     result = Result()
     results.add4(result, lease, 0)
     for version in ("0.2.0", "0.4.0", "1.1.0"):
@@ -205,7 +205,7 @@ def test_scapy_agrees_on_checksums() -> None:
 
 def lease(**values: bytes) -> Lease:
     codes = {int(name[1:]): value for name, value in values.items()}
-    return Lease(b"\x0a\0\0\x05", 24, b"\x0a\0\0\x01", MAC, 1.0, 2.0, 3.0, codes)
+    return Lease(b"\x0a\0\0\x05", 24, b"\x0a\0\0\x01", 1.0, 2.0, 3.0, codes, MAC)
 
 
 def test_static_routes_have_the_masks_of_their_classes() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.kernel import conntrack, nft_maps
+from cni.kernel import conntrack, nft_elements
 from cni.kernel import netlink as nl
-from cni.kernel.nft_maps import Element
+from cni.kernel.nft_elements import Element
 from cni.kernel.owner import Owner
 from cni.plugins import _portmap_iptables, _portmap_rules
 from cni.plugins._portmap import Port, Want
@@ -85,9 +85,9 @@ def test_a_key_says_which_port_it_is(ports: list[Port]) -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_survived(data: bytes) -> None:
-    nft_maps.parse(data)
-    nft_maps.size([data])
-    nft_maps.matching([data], [b""])
+    nft_elements.parse(data)
+    nft_elements.size([data])
+    nft_elements.matching([data], [b""])
     conntrack.parse(data)
 
 
@@ -99,17 +99,17 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     ],
 )
 def test_elements_are_read_as_they_are_written(element: Element) -> None:
-    ((_, payload, _),) = nft_maps.insert("ip", "t", "m", [element])
-    assert nft_maps.matching([payload], [b"somebody"]) == [element]
-    assert nft_maps.matching([payload], [b"nobody"]) == []
-    assert nft_maps.size([payload]) == 1
+    ((_, payload, _),) = nft_elements.insert("ip", "t", "m", [element])
+    assert nft_elements.matching([payload], [b"somebody"]) == [element]
+    assert nft_elements.matching([payload], [b"nobody"]) == []
+    assert nft_elements.size([payload]) == 1
 
 
 def test_many_elements_are_several_messages() -> None:
     """The list of elements is an attribute, which has at most 64 KiB."""
     elements = [Element(i.to_bytes(8, "big"), bytes(20), "", "x" * 128) for i in range(1000)]
-    changes = list(nft_maps.insert("ip6", "t", "m", elements))
-    assert sum(nft_maps.size([payload]) for _, payload, _ in changes) == 1000
+    changes = list(nft_elements.insert("ip6", "t", "m", elements))
+    assert sum(nft_elements.size([payload]) for _, payload, _ in changes) == 1000
     assert all(len(payload) < 65000 for _, payload, _ in changes)
 
 

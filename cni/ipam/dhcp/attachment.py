@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import Any, Protocol
 
-from ...protocol.address import Prefix
 from ...protocol.errors import CNIError
 from ...protocol.result import Result
 from . import result as results
 from .binding4 import Binding4
 from .binding6 import Binding6
-from .exchange import Closer, NoAnswer, Refused, Settings, Times, jitter, log, now
+from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, log, now
 from .place import Gone, Place
 from .state import Directory, Record
 
@@ -27,16 +26,6 @@ _LONGEST_SLEEP = 3600.0
 
 _ACQUIRING, _BOUND, _RENEWING, _REBINDING = "acquiring", "bound", "renewing", "rebinding"
 _REBOOTING, _LOST = "rebooting", "lost"
-
-
-class Lease(Protocol):
-    """What both families' leases have."""
-
-    @property
-    def prefix(self) -> Prefix: ...
-    @property
-    def times(self) -> Times: ...
-    def end(self) -> None: ...
 
 
 class Binding(Protocol):

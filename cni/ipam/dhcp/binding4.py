@@ -7,9 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
-
-from ...protocol.address import Prefix, format_ip, is_global_unicast
+from ...protocol.address import format_ip, is_global_unicast
 from ...protocol.errors import CNIError
 from . import message4 as m
 from .conf import (
@@ -21,7 +19,7 @@ from .conf import (
     SUBNET_MASK,
     Options,
 )
-from .exchange import Closer, Refused, Settings, Times, ask, now
+from .exchange import Closer, Lease, Refused, Settings, ask, now
 from .place import Place
 
 _ETH_P_IP = 0x0800
@@ -29,32 +27,12 @@ _ETHER_BROADCAST = b"\xff" * 6
 _LEASE_TIME = 3600  # seconds, where the server says nothing
 _MAX_SIZE = (1500).to_bytes(2, "big")
 _SMALLEST_MTU = 576
-_FOREVER = float("inf")
 
 
-class Lease(msgspec.Struct):
-    """What the server granted. Times by `now()`; an infinite lease has None."""
+class Lease4(Lease):
+    """A lease with the MAC of its server."""
 
-    address: bytes
-    length: int
-    server: bytes
     server_mac: bytes
-    t1: float | None
-    t2: float | None
-    expires: float | None
-    options: dict[int, bytes]
-
-    @property
-    def prefix(self) -> Prefix:
-        return Prefix(self.address, self.length)
-
-    @property
-    def times(self) -> Times:
-        return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
-
-    def end(self) -> None:
-        """It does not count any more."""
-        self.t1 = self.t2 = self.expires = 0.0
 
 
 class Binding4:
@@ -66,7 +44,7 @@ class Binding4:
         self, place: Place, client_id: bytes, options: Options, settings: Settings, closer: Closer
     ) -> None:
         self.place = place
-        self.lease: Lease | None = None
+        self.lease: Lease4 | None = None
         self._settings = settings
         self._closer = closer
         self._options = {
@@ -170,15 +148,15 @@ class Binding4:
             length = old.length
         kept = {code: value for code, value in ack.options.items() if code in self._wanted}
         start, endless = now(), duration == m.INFINITE
-        self.lease = Lease(
+        self.lease = Lease4(
             ack.yiaddr,
             length,
             ack.server,
-            mac,
             None if endless else start + t1,
             None if endless else start + t2,
             None if endless else start + duration,
             kept or (old.options if old is not None else {}),
+            mac,
         )
         self._limit_mtu()
 

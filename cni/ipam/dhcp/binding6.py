@@ -19,11 +19,10 @@ import msgspec
 from ...kernel.owner import digest
 from ...protocol.address import Prefix, is_global_unicast
 from . import message6 as m
-from .exchange import Closer, NoAnswer, Refused, Settings, Times, ask, now
+from .exchange import Closer, Lease, NoAnswer, Refused, Settings, ask, now
 from .message4 import Malformed
 from .place import Place
 
-_FOREVER = float("inf")
 _ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own address
 _LOOK = 0.05
 _ROUTER_WAIT = 4.0  # seconds for a router's answer (RFC 4861: at most 0.5, unless it is lost)
@@ -40,29 +39,10 @@ class Router(msgspec.Struct):
     routes: list[str]
 
 
-class Lease(msgspec.Struct):
-    """What the server granted, and the routers there were. Times by `now()`; None: never."""
+class Lease6(Lease):
+    """A lease with the routers that were there."""
 
-    address: bytes
-    length: int
-    server: bytes
-    t1: float | None
-    t2: float | None
-    expires: float | None
-    options: dict[int, bytes]
     routers: list[Router] = []
-
-    @property
-    def prefix(self) -> Prefix:
-        return Prefix(self.address, self.length)
-
-    @property
-    def times(self) -> Times:
-        return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
-
-    def end(self) -> None:
-        """It does not count any more."""
-        self.t1 = self.t2 = self.expires = 0.0
 
 
 class Binding6:
@@ -72,7 +52,7 @@ class Binding6:
 
     def __init__(self, place: Place, client_id: bytes, settings: Settings, closer: Closer) -> None:
         self.place = place
-        self.lease: Lease | None = None
+        self.lease: Lease6 | None = None
         self._settings = settings
         self._closer = closer
         # type 4: a UUID (RFC 6355), the same whenever this attachment comes back
@@ -146,7 +126,7 @@ class Binding6:
 
     # --- how ---
 
-    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease:
+    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease6:
         grant = reply.grants[0]
         base = grant.preferred or grant.valid
         t1, t2 = grant.t1, grant.t2
@@ -155,7 +135,7 @@ class Binding6:
         start, endless = now(), grant.valid == m.INFINITE
         before = self.lease if self.lease and self.lease.address == grant.address else None
         old = before.options if before is not None else {}
-        self.lease = Lease(
+        self.lease = Lease6(
             grant.address,
             length,
             reply.server,

@@ -11,12 +11,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
+from ...protocol.address import Prefix
+
 T = TypeVar("T")
 
 FIRST_PAUSE = 1.0  # seconds until a message is sent again; doubles
 _LONGEST_PAUSE = 30.0
 _BURST = 32  # packets read in one go: a flood on one link must not starve the others
 _PACKET = 65536
+_FOREVER = float("inf")
 
 
 class NoAnswer(Exception):
@@ -47,6 +52,30 @@ class Times(NamedTuple):
     t1: float
     t2: float
     expires: float
+
+
+class Lease(msgspec.Struct):
+    """What a server granted. Times by `now()`; an infinite lease has None."""
+
+    address: bytes
+    length: int
+    server: bytes
+    t1: float | None
+    t2: float | None
+    expires: float | None
+    options: dict[int, bytes]
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(self.address, self.length)
+
+    @property
+    def times(self) -> Times:
+        return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
+
+    def end(self) -> None:
+        """It does not count any more."""
+        self.t1 = self.t2 = self.expires = 0.0
 
 
 def now() -> float:

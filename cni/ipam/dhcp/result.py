@@ -19,20 +19,20 @@ from .conf import (
 )
 
 
-def add4(result: Result, lease: binding4.Lease, priority: int) -> None:
+def add4(result: Result, lease: binding4.Lease4, priority: int) -> None:
     """Add a DHCPv4 lease's address, routes and DNS to a result."""
     result.ips.append(IPConfig(address=str(lease.prefix), gateway=gateway4(lease)))
     result.routes += routes4(lease, priority)
     _add_dns(result.dns, lease.options)
 
 
-def gateway4(lease: binding4.Lease) -> str | None:
+def gateway4(lease: binding4.Lease4) -> str | None:
     """The first router, also where classless routes replace the default route."""
     routers = m.addresses(lease.options.get(ROUTER, b""))
     return format_ip(routers[0]) if routers else None
 
 
-def routes4(lease: binding4.Lease, priority: int) -> list[Route]:
+def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
     """Option 121 alone; without it option 33 and a default route by option 3."""
     try:
         classless = m.classless_routes(lease.options.get(CLASSLESS_ROUTES, b""))
@@ -69,7 +69,7 @@ def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
         dns.search = [*(dns.search or ()), *search]
 
 
-def add6(result: Result, lease: binding6.Lease, priority: int) -> None:
+def add6(result: Result, lease: binding6.Lease6, priority: int) -> None:
     """Add a DHCPv6 lease's address and DNS, and the routers' routes, to a result."""
     defaults = [format_ip(r.address) for r in lease.routers if r.is_default]
     gateway = defaults[0] if defaults else None

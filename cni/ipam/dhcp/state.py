@@ -36,8 +36,8 @@ class Record(msgspec.Struct, omit_defaults=True):
     priority: int = 0
     ipv4: bool = True
     ipv6: bool = False
-    lease4: binding4.Lease | None = None
-    lease6: binding6.Lease | None = None
+    lease4: binding4.Lease4 | None = None
+    lease6: binding6.Lease6 | None = None
 
     @property
     def key(self) -> str:

@@ -1,8 +1,9 @@
-"""Elements of nftables maps: looked at, added and deleted over netlink, without libnftables.
+"""Elements of nftables sets and maps: looked at, added and deleted without libnftables.
 
-An element's comment says whose it is. All that is asked for here is small and of a known form, so
-that a publication of a port costs neither the library (3 ms to load) nor a look at the other
-thousand (kernel/nft.py, whose socket and transactions these use).
+An element's comment says whose it is, so that a DEL needs neither addresses nor ports. All that is
+asked for here is small and of a known form, so that a publication of a port costs neither the
+library (3 ms to load) nor a look at the other thousand (kernel/nft.py, whose socket and
+transactions these use).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from . import nft
 from .netlink import NetlinkError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 # linux/netfilter/nf_tables.h
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = (nft.SUBSYSTEM | n for n in (12, 13, 14))
@@ -32,7 +33,7 @@ Change = tuple[int, bytes, int]  # for nft.transaction
 
 
 class Element(NamedTuple):
-    """An element of a map: its key as the kernel keeps it, and either a value or a chain.
+    """An element: its key as the kernel keeps it; in a map, either a value or a chain.
 
     A key or value of several parts has each padded to four bytes.
     """
@@ -44,9 +45,9 @@ class Element(NamedTuple):
 
 
 def dump(family: str, table: str, name: str) -> list[bytes]:
-    """The kernel's messages about a map; none if there is no such map. Raises Unusable."""
+    """The kernel's messages about a set or map; none if there is none. Raises nft.Unusable."""
     try:
-        return nft.socket().dump(_GETSETELEM, _map(family, table, name))
+        return nft.socket().dump(_GETSETELEM, _set(family, table, name))
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
@@ -85,9 +86,14 @@ def parse(raw: bytes) -> Element:
     )
 
 
+def elements(family: str, table: str, name: str) -> list[Element]:
+    """All that is in the set; nothing if there is no such set. Raises nft.Unusable."""
+    return [parse(raw) for data in dump(family, table, name) for raw in _listed(data)]
+
+
 def find(family: str, table: str, name: str, key: bytes) -> Element | None:
     """The element under a key. Raises NetlinkError."""
-    payload = _map(family, table, name) + _list([_key(key)])
+    payload = _set(family, table, name) + _list([_key(key)])
     try:
         answer = nft.socket().get(_GETSETELEM, payload)
     except NetlinkError as error:
@@ -97,16 +103,37 @@ def find(family: str, table: str, name: str, key: bytes) -> Element | None:
     return next((parse(raw) for raw in _listed(answer)), None)
 
 
-def insert(family: str, table: str, name: str, elements: Sequence[Element]) -> Iterator[Change]:
+def insert(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """For `nft.transaction`: add elements; EEXIST if a key is taken."""
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-    return _changes(_NEWSETELEM, _map(family, table, name), map(_element, elements), flags)
+    return _changes(_NEWSETELEM, _set(family, table, name), map(_element, items), flags)
 
 
-def remove(family: str, table: str, name: str, elements: Sequence[Element]) -> Iterator[Change]:
+def remove(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """For `nft.transaction`: delete elements; ENOENT if one is not there."""
-    keys = (_key(element.key) for element in elements)
-    return _changes(_DELSETELEM, _map(family, table, name), keys, 0)
+    keys = (_key(element.key) for element in items)
+    return _changes(_DELSETELEM, _set(family, table, name), keys, 0)
+
+
+def delete_matching(
+    family: str, table: str, name: str, prefix: str, keep: Collection[str] = ()
+) -> None:
+    """Delete the elements whose comment starts with `prefix` and is not in `keep`.
+
+    Also while others delete the same. Raises NetlinkError.
+    """
+    for last in (False, False, False, True):
+        stale = [
+            element
+            for element in elements(family, table, name)
+            if element.comment.startswith(prefix) and element.comment not in keep
+        ]
+        try:
+            return nft.transaction([*remove(family, table, name, stale)]) if stale else None
+        except NetlinkError as error:
+            if error.errno != ENOENT or last:
+                raise
+    return None
 
 
 def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iterator[Change]:
@@ -139,5 +166,5 @@ def _listed(payload: bytes) -> Iterator[bytes]:
     return (raw for _, raw in nl.attrs(listed))
 
 
-def _map(family: str, table: str, name: str) -> bytes:
+def _set(family: str, table: str, name: str) -> bytes:
     return nft.message(family, nl.text(_LIST_TABLE, table), nl.text(_LIST_SET, name))
