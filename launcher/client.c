@@ -42,8 +42,9 @@
 #define CNI_SOCKET "/run/cni/cni.sock"
 #endif
 #ifndef CNI_PATIENCE_MS
-#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker */
+#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker … */
 #endif
+#define CNI_PATIENCE_ALONE 10 /* … times this where nobody has installed a Python to fall back on */
 
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
@@ -206,6 +207,16 @@ static char *read_stdin(size_t *size)
     return data;
 }
 
+/* How long to wait for a worker. */
+static struct timespec patience(void)
+{
+    char python[MAX_PATH];
+    long ms = CNI_PATIENCE_MS;
+    if (setting("\ncni_python='", '\'', python, sizeof python) && !*python)
+        ms *= CNI_PATIENCE_ALONE;
+    return (struct timespec){ms / 1000, ms % 1000 * 1000000};
+}
+
 static int connect_to(const char *path)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -216,7 +227,8 @@ static int connect_to(const char *path)
     if (fd < 0)
         return -1;
     /* also bounds connect(2) when the queue is full */
-    struct timeval limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000};
+    struct timespec wait = patience();
+    struct timeval limit = {wait.tv_sec, wait.tv_nsec / 1000};
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0
         || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         close(fd);
@@ -294,7 +306,7 @@ static int is_welcome(int server, const char *build)
     struct hello hello;
     struct stat netns;
     struct pollfd ready = {.fd = server, .events = POLLIN};
-    struct timespec limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000000L};
+    struct timespec limit = patience();
     int n = ppoll(&ready, 1, &limit, &ordinary);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD

@@ -160,15 +160,24 @@ def assert_sound(code: int, stderr: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client, as strict as a compiler can be, and with little patience."""
+    """The client in its directory, installed for a Python that is the recorder."""
+    place = tmp_path_factory.mktemp("client")
+    compile_client(place, str(place / "recorder"))
+    tree = place / f".cni-{BUILD}"
+    tree.mkdir()
+    (tree / "run.py").write_text("")
+    return place
+
+
+def compile_client(place: Path, python: str) -> None:
+    """As strict as a compiler can be, and with little patience."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc: run `make setup`")
-    place = tmp_path_factory.mktemp("client")
     recorder = place / "recorder"
     recorder.write_text(RECORDER)
     recorder.chmod(0o755)
     script = (
-        f"#!/bin/sh\ncni_build={BUILD}\ncni_python='{recorder}'\nexec {recorder} script \"$0\"\n"
+        f"#!/bin/sh\ncni_build={BUILD}\ncni_python='{python}'\nexec {recorder} script \"$0\"\n"
     )
     octets = ",".join(map(str, script.encode() + b"\0"))
     text = f"extern const char cni_prefix[];\nconst char cni_prefix[] = {{{octets}}};\n"
@@ -179,11 +188,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["gcc", *flags, "-o", str(place / "cni"), *sources]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    tree = place / f".cni-{BUILD}"
-    tree.mkdir()
-    (tree / "run.py").write_text("")
     (place / "bridge").symlink_to("cni")
-    return place
 
 
 @pytest.fixture
@@ -413,6 +418,32 @@ def test_without_an_installed_tree_the_script_runs(client: Client, tmp_path: Pat
     assert done.returncode == 7
     assert client.recorded("argv") == b"script\0" + os.fsencode(elsewhere) + b"\0"
     assert client.recorded("stdin") == CONF
+
+
+def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
+    """Without an installed Python there is little to fall back on."""
+    compile_client(tmp_path, "")
+    alone = client._replace(program=tmp_path / "bridge")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        listener.settimeout(20)
+        child = start(alone)
+        assert child.stdin is not None
+        child.stdin.write(CONF)
+        child.stdin.close()
+        child.stdin = None
+        conn, _ = listener.accept()
+        with conn:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(1)  # twice what it waits otherwise
+            conn.sendall(hello())
+            _, fds = receive(conn)
+            conn.sendall(b"X\x04")
+            for fd in fds:
+                os.close(fd)
+        child.communicate(timeout=30)
+    assert child.returncode == 4
 
 
 # --- signals --------------------------------------------------------------------------------------

@@ -533,6 +533,42 @@ def test_requests_leave_nothing(
     assert after[2] <= before[2] + 1024
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_requests_leave_nothing(
+    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+) -> None:
+    """One worker serves them all; neither it, nor its executor, nor the supervisor grows."""
+    conf = bridge(data_dir)
+    status = {**LOOPBACK, "ipam": {"type": "host-local"}}
+
+    def round_trip(times: int) -> None:
+        for number in range(times):
+            if number % 10 == 0:
+                runtime.add("bridge", conf, container).succeeded()
+                runtime.delete("bridge", conf, container).succeeded()
+            else:
+                runtime.add("loopback", LOOPBACK, container).succeeded()
+                runtime.delete("loopback", LOOPBACK, container).succeeded()
+            runtime.status("bridge", status).succeeded()
+            runtime.call("ADD", "bridge", "{", container).failed(6)
+
+    with serving(runtime, path, "--workers", "1", "--max-requests", "1000000") as server:
+        round_trip(64)
+        (worker,) = server.workers()
+        processes = [server.pid, worker, *children(worker)]
+        before = list(map(_footprint, processes))
+        round_trip(2500)
+        assert server.workers() == [worker], "it was replaced"
+        assert [server.pid, worker, *children(worker)] == processes
+        after = list(map(_footprint, processes))
+    for old, new in zip(before, after, strict=True):
+        assert new[:2] == old[:2], (before, after)
+        assert new[2] <= old[2] + 2048, (before, after)
+    assert runtime.host.ip_json("link", "show", "type", "veth") == []
+    assert not list((data_dir / NET).glob("10.*"))
+
+
 def _footprint(pid: int) -> tuple[int, int, int]:
     """Descriptors, children, and resident memory in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
