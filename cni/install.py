@@ -392,7 +392,12 @@ def _make_directories(path: Path) -> list[str]:
     if path.is_dir():
         return []
     above = _make_directories(path.parent)
-    path.mkdir()
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():  # another install was quicker, and will remember it
+            return above
+        raise
     return [str(path), *above]
 
 
