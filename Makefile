@@ -24,7 +24,7 @@ PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	podman conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build install uninstall test test-unit test-build test-netns test-lab \
+.PHONY: help setup venv build install uninstall test test-unit test-build test-netns test-warm test-lab \
 	test-runtime test-all lint format bench demo lock clean distclean
 
 help: ## print this
@@ -83,6 +83,9 @@ test-build: dist/cni ## only the tests of the built file and of installing it
 test-netns: dist/cni ## only the tests in network namespaces
 	$(PYTEST) $(call tests-in,netns) $(PYTEST_ARGS)
 
+test-warm: dist/cni ## the same, not the slow ones, with every plugin run through a server
+	CNI_TEST_SERVER=1 $(PYTEST) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)
+
 test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
 	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest $(RERUNS) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
@@ -90,10 +93,11 @@ test-lab: dist/cni ## the tests that need another kernel, in a guest of their ow
 test-runtime: dist/cni ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
-# The guest first, so that the last summary is that of the larger part. Both run in any case.
+# The largest part last, so that the last summary is its own. All run in any case.
 test-all: dist/cni ## everything, as CI runs it
-	@lab=0; $(MAKE) --no-print-directory test-lab || lab=1; \
-	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime) $(PYTEST_ARGS) && exit $$lab
+	@failed=0; $(MAKE) --no-print-directory test-lab || failed=1; \
+	$(MAKE) --no-print-directory test-warm || failed=1; \
+	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime) $(PYTEST_ARGS) && exit $$failed
 
 bench: dist/cni ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench

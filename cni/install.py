@@ -25,12 +25,13 @@ import shutil
 import stat
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import install_units
 from .interpreter import InstallError, choose_python, compile_tree, probe
 
 # The script that starts Python is in here: at the very beginning, or within the native client.
@@ -63,30 +64,54 @@ class Report:
         return asdict(self)
 
 
-def install(source: Path, bin_dir: Path, names: Iterable[str], python: str | None = None) -> Report:
+def install(
+    source: Path,
+    bin_dir: Path,
+    names: Iterable[str],
+    python: str | None = None,
+    units: Collection[Path] = (),
+    *,
+    client_only: bool = False,
+) -> Report:
     """Install the built file `source` into `bin_dir`, with a link for each of `names`.
 
-    Raises InstallError; until the switch nothing visible has changed then.
+    With `client_only` there is no tree, and Python is not looked for: then a server has to run,
+    perhaps in a container. `units` are systemd units to be written (and, later, removed by
+    `uninstall`). Raises InstallError; until the switch nothing visible has changed then.
     """
     launcher = Launcher.read(source)
-    interpreter = choose_python(python)
+    if client_only and not launcher.is_native:
+        raise InstallError(f"{source} has no native client: build it where a C compiler is")
+    interpreter = "" if client_only else choose_python(python)
     bin_dir = bin_dir.absolute()
+    install_units.check(units, bin_dir)
     with _errors(bin_dir), _umask(0o022):
         made = _make_directories(bin_dir)
         with _locked(bin_dir):
-            return _Installation(bin_dir, made).install(launcher, sorted(names), interpreter)
+            installation = _Installation(bin_dir, made)
+            installation.units |= set(map(str, units))
+            report = installation.install(launcher, sorted(names), interpreter)
+            report.units = install_units.write(units, bin_dir)
+            return report
 
 
-def uninstall(bin_dir: Path) -> Report:
+def uninstall(bin_dir: Path, units: Collection[Path] = ()) -> Report:
     """Remove what `install` made in `bin_dir` and put back what was there before.
 
-    Raises InstallError. A directory without an installation gives an empty report.
+    `units` are systemd units to remove beside those that it remembers. Raises InstallError. A
+    directory without an installation gives an empty report.
     """
     bin_dir = bin_dir.absolute()
     if not bin_dir.is_dir():
-        return Report(str(bin_dir))
+        return Report(str(bin_dir), removed=install_units.remove(units))
     with _errors(bin_dir), _locked(bin_dir):
-        return _Installation(bin_dir).uninstall()
+        installation = _Installation(bin_dir)
+        paths = sorted({*map(Path, installation.units), *units})
+        install_units.disable(paths)  # nobody starts what is going to be removed
+        removed = install_units.remove(paths)
+        report = installation.uninstall()
+        report.removed += removed
+        return report
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,11 @@ class Launcher:
                 f"{path} is not the built file: run `make build`, then dist/cni install"
             )
         return cls(build, data, path)
+
+    @property
+    def is_native(self) -> bool:
+        """Does it begin with the native client, not with the script?"""
+        return self.data.startswith(b"\x7fELF")
 
     def with_python(self, python: str) -> bytes:
         """The file with `python` as its interpreter; the archive stays where it is."""
@@ -141,10 +171,11 @@ class _Installation:
         self.manifest = self._read_manifest()
         # Directories that exist because of us, the innermost first.
         self.made: list[str] = [*made, *self.manifest.get("made", [])]
+        self.units: set[str] = set(self.manifest.get("units", []))
         self._counter = 0
 
     def install(self, launcher: Launcher, names: list[str], python: str) -> Report:
-        """Replace whatever is installed by `launcher`."""
+        """Replace whatever is installed by `launcher`; without `python` by no more than that."""
         self._check_directories(names)
         self._sweep()
         self.report.build, self.report.python = launcher.build, python
@@ -152,7 +183,8 @@ class _Installation:
         previous = current if current != launcher.build else self.manifest.get("previous")
         before = self._names()
         data = launcher.with_python(python)
-        self._place_tree(launcher, python)
+        if python:
+            self._place_tree(launcher, python)
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
         if current is None:
             self._keep_foreign("cni")
@@ -293,6 +325,7 @@ class _Installation:
 
     def _write_manifest(self, build: str, previous: str | None, names: list[str]) -> None:
         manifest = {"build": build, "previous": previous, "names": names, "made": self.made}
+        manifest["units"] = sorted(self.units)
         self._write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
@@ -359,7 +392,12 @@ def _make_directories(path: Path) -> list[str]:
     if path.is_dir():
         return []
     above = _make_directories(path.parent)
-    path.mkdir()
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if path.is_dir():  # another install was quicker, and will remember it
+            return above
+        raise
     return [str(path), *above]
 
 

@@ -42,13 +42,15 @@
 #define CNI_SOCKET "/run/cni/cni.sock"
 #endif
 #ifndef CNI_PATIENCE_MS
-#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker */
+#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker … */
 #endif
+#define CNI_PATIENCE_ALONE 10 /* … times this where nobody has installed a Python to fall back on */
 
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, MAX_STDIN = 16 << 20, MAX_PATH = 4096, MAX_FDS = 4, BUILD = 12 };
+enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 4 };
+enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20 };
 
 struct hello {
     uint32_t magic;
@@ -65,7 +67,8 @@ struct header {
 
 static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
 static char **arguments;
-static volatile sig_atomic_t caught;
+static volatile sig_atomic_t caught; /* a signal that nobody has been told of */
+static int told;                     /* the worker was told of one */
 static sigset_t ordinary; /* the signal mask we were started with */
 
 /* --- by exec ---------------------------------------------------------------------------------- */
@@ -128,7 +131,8 @@ static void run_by_exec(void)
             _exit(1);
         _exit(1);
     }
-    fail("cannot start: no server answers, and there is no Python",
+    fail(errno == ENOENT ? "cannot start: no server answers, and there is no Python"
+                         : "cannot start: no server answers, and Python does not start",
          "start the server (cni serve), or install the package python3 and run cni install", 5);
 }
 
@@ -175,31 +179,42 @@ static void watch_signals(void)
         sigdelset(&ordinary, numbers[i]);
 }
 
-/* All of stdin; NULL if it cannot be read or is too long (then Python says so). */
+/* All of stdin, or its beginning if that is too long already (then Python says so); NULL if it
+ * cannot be read and nothing has been lost by trying. */
 static char *read_stdin(size_t *size)
 {
     size_t room = 16384, have = 0;
     char *data = malloc(room);
-    while (data) {
+    while (data && have <= MAX_STDIN) {
+        if (have == room) {
+            char *more = realloc(data, room *= 2);
+            if (!more)
+                fail("cannot start: out of memory", "the configuration does not fit", 5);
+            data = more;
+        }
         ssize_t n = read(0, data + have, room - have);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n <= 0) {
-            *size = have;
-            if (n == 0)
-                return data;
+        if (n < 0 && have)
+            fail("cannot read the configuration from stdin", strerror(errno), 5);
+        if (n < 0)
+            return NULL;
+        if (n == 0)
             break;
-        }
         have += (size_t)n;
-        if (have == room) {
-            char *more = room < 2 * (size_t)MAX_STDIN ? realloc(data, room *= 2) : NULL;
-            if (!more)
-                break;
-            data = more;
-        }
     }
     *size = have;
-    return have ? data : NULL;
+    return data;
+}
+
+/* How long to wait for a worker. */
+static struct timespec patience(void)
+{
+    char python[MAX_PATH];
+    long ms = CNI_PATIENCE_MS;
+    if (setting("\ncni_python='", '\'', python, sizeof python) && !*python)
+        ms *= CNI_PATIENCE_ALONE;
+    return (struct timespec){ms / 1000, ms % 1000 * 1000000};
 }
 
 static int connect_to(const char *path)
@@ -212,7 +227,8 @@ static int connect_to(const char *path)
     if (fd < 0)
         return -1;
     /* also bounds connect(2) when the queue is full */
-    struct timeval limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000};
+    struct timespec wait = patience();
+    struct timeval limit = {wait.tv_sec, wait.tv_nsec / 1000};
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0
         || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
         close(fd);
@@ -271,12 +287,14 @@ static char *make_strings(uint32_t *size)
     size_t room = strlen(self) + 1;
     for (char **each = environ; *each; each++)
         room += strlen(*each) + 1;
-    char *start = malloc(room);
+    char *start = room <= MAX_STRINGS ? malloc(room) : NULL;
+    if (!start)
+        return NULL;
     char *at = start, *end = start + room;
     at = append(at, end, self);
     for (char **each = environ; at && *each; each++)
         at = append(at, end, *each);
-    if (!at || room > 4 << 20)
+    if (!at)
         return NULL;
     *size = (uint32_t)(at - start);
     return start;
@@ -288,10 +306,8 @@ static int is_welcome(int server, const char *build)
     struct hello hello;
     struct stat netns;
     struct pollfd ready = {.fd = server, .events = POLLIN};
-    struct timespec limit = {CNI_PATIENCE_MS / 1000, CNI_PATIENCE_MS % 1000 * 1000000L};
+    struct timespec limit = patience();
     int n = ppoll(&ready, 1, &limit, &ordinary);
-    if (caught)
-        fail("interrupted by a signal", "nothing had been done; try again", 999);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD
            && memcmp(hello.build, build, BUILD) == 0 && stat("/proc/self/ns/net", &netns) == 0
@@ -332,6 +348,7 @@ static enum outcome wait_for(int server, int *code)
         if (caught) {
             unsigned char number = (unsigned char)caught;
             caught = 0;
+            told = 1;
             send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if it is gone, we hear it */
         }
         if (n <= 0)
@@ -343,7 +360,7 @@ static enum outcome wait_for(int server, int *code)
             writing = 1;
             continue;
         }
-        if (got == 1 && reply == 'N')
+        if (got == 1 && reply == 'N' && !writing)
             return NOT_BEGUN;
         *code = 1;
         if (got == 1 && reply == 'X' && recv(server, &reply, 1, 0) == 1) {
@@ -362,6 +379,12 @@ static int is_for_server(const char *name, const char *command)
     return strcmp(name, "cni") != 0 && !(choice && strcmp(choice, "off") == 0);
 }
 
+/* Otherwise the socket would become one of them, and the worker would write to itself. */
+static int has_standard_streams(void)
+{
+    return fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 && fcntl(2, F_GETFD) >= 0;
+}
+
 int main(int argc, char **argv)
 {
     (void)argc;
@@ -378,7 +401,7 @@ int main(int argc, char **argv)
     const char *path = getenv("CNI_SERVER_SOCKET");
     if (!path || !*path)
         path = CNI_SOCKET;
-    if (access(path, F_OK) < 0)
+    if (access(path, F_OK) < 0 || !has_standard_streams())
         run_by_exec();
 
     /* first, so that no worker waits for a runtime that is slow to write */
@@ -400,10 +423,12 @@ int main(int argc, char **argv)
         _exit(code);
     if (server >= 0)
         close(server);
-    sigprocmask(SIG_SETMASK, &ordinary, NULL);
+    sigprocmask(SIG_SETMASK, &ordinary, NULL); /* now those are caught that came meanwhile */
     /* A verb that may be repeated is; an ADD has to be taken back first, which DEL does. */
     if (outcome == LOST && strcmp(command, "ADD") == 0)
         fail("the cni server ended in the middle of the request",
              "the runtime takes back what was done by DEL; then try again", 11);
+    if (caught || told)
+        fail("interrupted by a signal", "nothing more was done; try again", 999);
     run_by_exec_with(data, size, have_stdin);
 }

@@ -47,7 +47,7 @@ search() {
     done
     cni_python=$cni_old
     [ -n "$cni_python" ] || complain 'python3 (3.11 or newer) not found' \
-        'looked in /usr/bin, /usr/local/bin and PATH; install the package python3, or run cni install --python PATH'
+        'looked in /usr/bin, /usr/local/bin and PATH; install the package python3, run cni install --python PATH, or start the server (cni serve)'
 }
 
 cni_old=''

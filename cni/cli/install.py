@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -27,6 +28,11 @@ _UNITS = click.option(
     metavar="DIR",
     help="Also the systemd units that restore rules, e.g. in /etc/systemd/system.",
 )
+_SERVICE = click.option(
+    "--service",
+    is_flag=True,
+    help=f"Also the systemd units of the server, in {install_units.DIRECTORY} or --units.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 
 
@@ -34,22 +40,43 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
 @_BIN_DIR
 @click.option("--python", metavar="PATH", help="The interpreter to run with (3.11 or newer).")
 @_UNITS
+@_SERVICE
+@click.option(
+    "--client-only", is_flag=True, help="Without Python: requests go to a server in a container."
+)
 @_JSON
-def install(bin_dir: Path, python: str | None, units: Path | None, as_json: bool) -> None:
+def install(
+    bin_dir: Path,
+    python: str | None,
+    units: Path | None,
+    service: bool,
+    client_only: bool,
+    as_json: bool,
+) -> None:
     """Install the plugins: this file and one link for each.
 
     Containers may start meanwhile. A plugin of the same name that is there already is kept and
     comes back with `cni uninstall`.
     """
+    if client_only and (python or units or service):
+        raise click.UsageError("--client-only goes with --bin-dir and --json only")
+    wanted = [units / name for name in install_units.RULES] if units else []
+    if service:
+        wanted += [(units or install_units.DIRECTORY) / name for name in install_units.SERVER]
+    source = Path(sys.argv[0]).resolve()
     try:
-        report = install_file(Path(sys.argv[0]).resolve(), bin_dir, dispatch.TABLE, python)
-        if units is not None:
-            report.units = install_units.write(units, bin_dir)
+        report = install_file(
+            source,
+            bin_dir,
+            dispatch.TABLE,
+            python,
+            _absolute(wanted),
+            client_only=client_only,
+        )
     except InstallError as error:
         raise click.ClickException(str(error)) from error
-    _show(
-        report, as_json, f"cni {report.build} is in {report.bin_dir} and runs with {report.python}"
-    )
+    runs = f"runs with {report.python}" if report.python else "needs a server (cni serve)"
+    _show(report, as_json, f"cni {report.build} is in {report.bin_dir} and {runs}")
 
 
 @click.command()
@@ -58,15 +85,18 @@ def install(bin_dir: Path, python: str | None, units: Path | None, as_json: bool
 @_JSON
 def uninstall(bin_dir: Path, units: Path | None, as_json: bool) -> None:
     """Remove what `cni install` made, and put back what was there before."""
+    names = (*install_units.RULES, *install_units.SERVER)
     try:
-        report = uninstall_file(bin_dir)
-        if units is not None:
-            report.removed += install_units.remove(units)
+        report = uninstall_file(bin_dir, _absolute(units / name for name in names) if units else [])
     except InstallError as error:
         raise click.ClickException(str(error)) from error
     nothing = not report.removed and not report.restored
     where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
     _show(report, as_json, where)
+
+
+def _absolute(paths: Iterable[Path]) -> list[Path]:
+    return [path.absolute() for path in paths]
 
 
 def _show(report: Report, as_json: bool, headline: str) -> None:
@@ -86,7 +116,6 @@ def _show(report: Report, as_json: bool, headline: str) -> None:
         if names:
             click.echo(f"  {what}: {', '.join(names)}")
     if report.units:
-        enabled = " ".join(install_units.NAMES)
-        click.echo(f"now: systemctl daemon-reload && systemctl enable --now {enabled}")
+        click.echo(f"now: {install_units.hint(report.units)}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}", err=True)

@@ -322,3 +322,25 @@ def test_units(dist: Path, tmp_path: Path) -> None:
     removed = uninstall(dist, tmp_path / "bin", "--units", units)["removed"]
     assert set(report["units"]) <= set(removed)
     assert os.listdir(units) == []
+
+
+def test_the_server_s_units_go_with_the_plugins(dist: Path, tmp_path: Path) -> None:
+    """`uninstall` knows where they are, also after an install without them."""
+    units = tmp_path / "units"
+    report = install(dist, tmp_path / "bin", "--service", "--units", str(units))
+    written = {"cni.socket", "cni.service", "cni-reload.service", "cni-reload-watch.service"}
+    assert set(os.listdir(units)) == written
+    assert f"={tmp_path}/bin/cni serve" in (units / "cni.service").read_text()
+    assert install(dist, tmp_path / "bin")["units"] == []
+    assert set(report["units"]) <= set(uninstall(dist, tmp_path / "bin")["removed"])
+    assert os.listdir(units) == []
+
+
+def test_a_unit_that_is_not_ours_stops_the_install(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "cni.service").write_text("[Unit]\n")
+    done = run(
+        dist, "install", "--bin-dir", tmp_path / "bin", "--service", "--units", tmp_path
+    )
+    assert done.returncode == 1
+    assert "cni.service is not ours" in done.stderr
+    assert not (tmp_path / "bin").exists()

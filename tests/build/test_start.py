@@ -25,6 +25,7 @@ from .running import (
     pythons,
     run,
     supported,
+    uninstall,
 )
 
 if TYPE_CHECKING:
@@ -247,3 +248,30 @@ def test_a_damaged_tree_gives_an_error_object(dist: Path, tmp_path: Path) -> Non
     # Installing again repairs it.
     install(dist, tmp_path / "bin")
     assert supported(run(tmp_path / "bin/bridge", env=VERSION)) == SPEC_VERSIONS
+
+
+def test_client_only(dist: Path, bare_root: Path) -> None:
+    """A node without Python gets the client; without a server it says what is missing."""
+    report = install(dist, bare_root / "bin2", "--client-only")
+    assert report["python"] == ""
+    assert sorted(os.listdir(bare_root / "bin2")) == sorted(
+        ["cni", ".cni-manifest.json", *report["links"]]
+    )
+    found = error(chroot(bare_root, "/bin2/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"}))
+    assert "start the server (cni serve)" in found["details"]
+    (bare_root / "bin/sh").unlink()
+    done = chroot(bare_root, "/bin2/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"})
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["msg"].startswith("cannot start: no server answers")
+    # Where there is Python, the same file needs no server; a full install follows on it.
+    assert supported(run(bare_root / "bin2/bridge", env=VERSION)) == SPEC_VERSIONS
+    install(dist, bare_root / "bin2")
+    uninstall(dist, bare_root / "bin2")
+    assert not (bare_root / "bin2").exists()
+
+
+def test_client_only_needs_a_native_client(script_dist: Path, tmp_path: Path) -> None:
+    done = run(script_dist, "install", "--client-only", "--bin-dir", tmp_path / "bin")
+    assert done.returncode == 1
+    assert "has no native client" in done.stderr
+    assert not (tmp_path / "bin").exists()

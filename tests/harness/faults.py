@@ -36,7 +36,8 @@ def add_failing_at(
         [*STRACE, f"trace={syscall}", "-e", inject, str(runtime.bin_dir / plugin)],
         input=json.dumps({"type": plugin, **conf}).encode(),
         capture_output=True,
-        env=runtime.environment("ADD", netns, ifname=ifname),
+        # strace sees this process only: the work has to be done in it
+        env=runtime.environment("ADD", netns, ifname=ifname, env={"CNI_SERVER": "off"}),
         cwd="/",
         timeout=120,
     )

@@ -62,10 +62,17 @@ class Server:
 
 
 @contextmanager
-def serving(runtime: Runtime, path: Path, *options: str) -> Iterator[Server]:
-    """A server on the node, which the runtime's plugins find; ended afterwards."""
+def serving(
+    runtime: Runtime, path: Path, *options: str, bin_dir: Path | None = None, mounts: str = ""
+) -> Iterator[Server]:
+    """A server on the node, which the runtime's plugins find; ended afterwards.
+
+    It may be another file than theirs, and have mounts of its own, which a shell command makes.
+    """
+    command = ["unshare", "-m", "/bin/sh", "-ec", f'{mounts}; exec "$@"', "sh"] if mounts else []
+    program = str((bin_dir or runtime.bin_dir) / "cni")
     child = runtime.host.popen(
-        [str(runtime.bin_dir / "cni"), "serve", "--socket", str(path), *options],
+        [*command, program, "serve", "--socket", str(path), *options],
         env={"PATH": runtime.env["PATH"]},
         cwd="/",
         stdin=subprocess.DEVNULL,

@@ -533,6 +533,42 @@ def test_requests_leave_nothing(
     assert after[2] <= before[2] + 1024
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_thousand_requests_leave_nothing(
+    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+) -> None:
+    """One worker serves them all; neither it, nor its executor, nor the supervisor grows."""
+    conf = bridge(data_dir)
+    status = {**LOOPBACK, "ipam": {"type": "host-local"}}
+
+    def round_trip(times: int) -> None:
+        for number in range(times):
+            if number % 10 == 0:
+                runtime.add("bridge", conf, container).succeeded()
+                runtime.delete("bridge", conf, container).succeeded()
+            else:
+                runtime.add("loopback", LOOPBACK, container).succeeded()
+                runtime.delete("loopback", LOOPBACK, container).succeeded()
+            runtime.status("bridge", status).succeeded()
+            runtime.call("ADD", "bridge", "{", container).failed(6)
+
+    with serving(runtime, path, "--workers", "1", "--max-requests", "1000000") as server:
+        round_trip(64)
+        (worker,) = server.workers()
+        processes = [server.pid, worker, *children(worker)]
+        before = list(map(_footprint, processes))
+        round_trip(2500)
+        assert server.workers() == [worker], "it was replaced"
+        assert [server.pid, worker, *children(worker)] == processes
+        after = list(map(_footprint, processes))
+    for old, new in zip(before, after, strict=True):
+        assert new[:2] == old[:2], (before, after)
+        assert new[2] <= old[2] + 2048, (before, after)
+    assert runtime.host.ip_json("link", "show", "type", "veth") == []
+    assert not list((data_dir / NET).glob("10.*"))
+
+
 def _footprint(pid: int) -> tuple[int, int, int]:
     """Descriptors, children, and resident memory in KiB."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -591,3 +627,61 @@ def test_no_lock_or_descriptor_of_a_request_stays(
         assert not [t for t in targets if str(data_dir) in t or t.startswith("pipe:")], targets
     with open(data_dir / NET / "lock", "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+# --- a server in a container ----------------------------------------------------------------------
+
+
+def test_a_server_with_other_mounts(
+    runtime: Runtime, path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
+) -> None:
+    """It does not see the container's namespace by name; its client, which it was given for, does.
+
+    The node has only the client: no unpacked tree beside it.
+    """
+    node = tmp_path / "node"
+    install = [runtime.bin_dir / "cni", "install", "--client-only", "--bin-dir", node]
+    subprocess.run(install, check=True, capture_output=True, env={"PATH": os.environ["PATH"]})
+    assert not list(node.glob(".cni-[0-9a-f]*"))
+    client = Runtime(node, runtime.host, env=runtime.env)
+    hide = "mount -t tmpfs none /run/netns"
+    with serving(client, path, "--workers", "1", bin_dir=runtime.bin_dir, mounts=hide) as server:
+        container = netns()
+        (worker,) = server.workers()
+        assert not Path(f"/proc/{worker}/root/{container.path}").exists()
+        conf = bridge(data_dir, ipMasq=True, ipMasqBackend="nftables")
+        result = served(server, lambda: client.add("bridge", conf, container)).result
+        assert result["interfaces"][2]["sandbox"] == container.path
+        ping(container, "10.40.0.1")
+        check = lambda: client.check("bridge", conf, container, prev_result=result)  # noqa: E731
+        served(server, check).succeeded()
+        container.ip("addr", "flush", "dev", "eth0")
+        served(server, check).failed()
+        delete = lambda: client.delete("bridge", conf, container, prev_result=result)  # noqa: E731
+        served(server, delete).succeeded()
+        assert "eth0" not in container.ip("link")
+        served(server, delete).succeeded()
+    assert not list((data_dir / NET).glob("10.*"))
+
+
+def test_a_chain_with_other_mounts(
+    runtime: Runtime, path: Path, data_dir: Path, netns: Callable[..., Netns]
+) -> None:
+    """Chained plugins take the namespace from their client, too."""
+    hide = "mount -t tmpfs none /run/netns"
+    with serving(runtime, path, "--workers", "1", mounts=hide) as server:
+        container = netns()
+        plugins = [
+            bridge(data_dir) | {"type": "bridge"},
+            {"type": "tuning", "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"}, "mtu": 1400},
+            {"type": "portmap", "capabilities": {"portMappings": True}, "backend": "nftables"},
+        ]
+        conflist = {"cniVersion": "1.1.0", "name": NET, "plugins": plugins}
+        ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+        more = {"capabilities": {"portMappings": ports}}
+        with Watch(server) as watch:
+            result = runtime.add_list(conflist, container, **more)
+            runtime.check_list(conflist, container, result, **more)
+            assert container.sysctl("net/ipv4/conf/eth0/arp_filter") == "1"
+            runtime.delete_list(conflist, container, result, **more)
+        assert watch.handled == 9

@@ -1,0 +1,505 @@
+"""The native client (launcher/client.c), compiled with sanitizers, against odd servers."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from tests.harness.build import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+BUILD = "0123456789ab"
+HELLO, HEADER = struct.Struct("=I12sQQ"), struct.Struct("=IIII")
+MAGIC = 0x31494E43
+CONF = b'{"cniVersion":"1.1.0","name":"net"}'
+# Stands for Python: writes down what it was started with.
+RECORDER = """#!/bin/sh
+{ printf '%s\\0' "$@"; } > "$RECORD/argv"
+env -0 > "$RECORD/env"
+cat > "$RECORD/stdin" 2>/dev/null
+printf executed
+exit 7
+"""
+
+
+def netns() -> tuple[int, int]:
+    status = os.stat("/proc/self/ns/net")
+    return status.st_dev, status.st_ino
+
+
+def hello(magic: int = MAGIC, build: str = BUILD, where: tuple[int, int] | None = None) -> bytes:
+    return HELLO.pack(magic, build.encode(), *(where or netns()))
+
+
+class Server:
+    """Says `greeting`, reads a request, says `reply` (byte by byte if slow), then closes."""
+
+    def __init__(self, path: Path, greeting: bytes, reply: bytes | None, *, slow: bool) -> None:
+        self.requests: list[tuple[bytes, list[int]]] = []
+        self.said: list[bytes] = []
+        self.received = threading.Event()
+        self.greeting, self.reply, self.slow = greeting, reply, slow
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(8)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                conn, _ = self.listener.accept()
+                with conn:
+                    conn.settimeout(20)
+                    self._talk(conn)
+        except OSError:
+            pass  # closed
+
+    def _talk(self, conn: socket.socket) -> None:
+        try:
+            conn.sendall(self.greeting)
+            request, fds = receive(conn)
+            if request:
+                self.requests.append((request, fds))
+                self.received.set()
+                self._answer(conn, fds)
+        except OSError:
+            pass  # the client is gone
+
+    def _answer(self, conn: socket.socket, fds: list[int]) -> None:
+        try:
+            if self.reply is None:  # until a signal comes
+                self.said.append(conn.recv(10))
+                conn.sendall(b"X\x09")
+            elif self.slow:
+                for each in self.reply:
+                    time.sleep(0.01)
+                    conn.sendall(bytes([each]))
+            else:
+                conn.sendall(self.reply)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def receive(conn: socket.socket) -> tuple[bytes, list[int]]:
+    """A whole request and its descriptors; nothing if the client left."""
+    data, ancillary, _, _ = conn.recvmsg(1 << 16, socket.CMSG_SPACE(64))
+    fds = array.array("i")
+    for _, _, content in ancillary:
+        fds.frombytes(content)
+    while data and len(data) < HEADER.size + sum(HEADER.unpack_from(data)[1:3]):
+        more = conn.recv(1 << 20)
+        if not more:
+            return b"", []
+        data += more
+    return data, list(fds)
+
+
+class Client(NamedTuple):
+    """The program, and where the recorder writes."""
+
+    program: Path
+    record: Path
+    socket: Path
+
+    def environment(self, command: str = "ADD", **more: str) -> dict[str, str]:
+        return {
+            "PATH": "/usr/bin:/bin",
+            "ASAN_OPTIONS": "exitcode=99:detect_leaks=0",
+            "UBSAN_OPTIONS": "halt_on_error=1:exitcode=99",
+            "CNI_COMMAND": command,
+            "CNI_SERVER_SOCKET": str(self.socket),
+            "RECORD": str(self.record),
+        } | more
+
+    def run(
+        self, stdin: bytes = CONF, env: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [self.program],
+            input=stdin,
+            env=env or self.environment(),
+            capture_output=True,
+            timeout=60,
+            **options,
+        )
+        assert_sound(done.returncode, done.stderr)
+        return done
+
+    def recorded(self, name: str) -> bytes:
+        return (self.record / name).read_bytes()
+
+
+def assert_sound(code: int, stderr: bytes) -> None:
+    assert code not in (99, -6, -11), stderr.decode()
+    assert b"Sanitizer" not in stderr, stderr.decode()
+    assert b"runtime error" not in stderr, stderr.decode()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client in its directory, installed for a Python that is the recorder."""
+    place = tmp_path_factory.mktemp("client")
+    compile_client(place, str(place / "recorder"))
+    tree = place / f".cni-{BUILD}"
+    tree.mkdir()
+    (tree / "run.py").write_text("")
+    return place
+
+
+def compile_client(place: Path, python: str) -> None:
+    """As strict as a compiler can be, and with little patience."""
+    if shutil.which("gcc") is None:
+        pytest.skip("needs gcc: run `make setup`")
+    recorder = place / "recorder"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    script = (
+        f"#!/bin/sh\ncni_build={BUILD}\ncni_python='{python}'\nexec {recorder} script \"$0\"\n"
+    )
+    octets = ",".join(map(str, script.encode() + b"\0"))
+    text = f"extern const char cni_prefix[];\nconst char cni_prefix[] = {{{octets}}};\n"
+    (place / "prefix.c").write_text(text)
+    flags = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", "-DCNI_PATIENCE_MS=500"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sources = [str(ROOT / "launcher/client.c"), str(place / "prefix.c")]
+    command = ["gcc", *flags, "-o", str(place / "cni"), *sources]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (place / "bridge").symlink_to("cni")
+
+
+@pytest.fixture
+def client(compiled: Path, tmp_path: Path) -> Client:
+    record = tmp_path / "record"
+    record.mkdir()
+    return Client(compiled / "bridge", record, tmp_path / "s")
+
+
+@pytest.fixture
+def serve(client: Client) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def start(
+        greeting: bytes | None = None, reply: bytes | None = b"WX\0", *, slow: bool = False
+    ) -> Server:
+        greeting = hello() if greeting is None else greeting
+        made.append(Server(client.socket, greeting, reply, slow=slow))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def ran_by_exec(client: Client, done: subprocess.CompletedProcess[bytes]) -> bool:
+    """Whether Python was started, which then had everything as the client had it."""
+    if not (client.record / "argv").exists():
+        return False
+    assert (done.returncode, done.stdout) == (7, b"executed")
+    head = ["-I", "-S", str(client.program.parent / f".cni-{BUILD}/run.py"), str(client.program)]
+    assert client.recorded("argv").decode().split("\0")[:-1] == head
+    assert client.recorded("stdin") == CONF
+    assert f"RECORD={client.record}".encode() in client.recorded("env").split(b"\0")
+    return True
+
+
+# --- what the server says -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, 42, 255])
+def test_the_exit_code_is_the_server_s(
+    client: Client, serve: Callable[..., Server], code: int
+) -> None:
+    server = serve(reply=b"WX" + bytes([code]))
+    done = client.run(env=client.environment(CNI_NETNS="/proc/self/ns/net", FILL="x"), umask=0o027)
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
+    ((request, fds),) = server.requests
+    magic, strings, size, umask = HEADER.unpack_from(request)
+    assert (magic, size, umask, len(fds)) == (MAGIC, len(CONF), 0o027, 4)
+    path, *env, last = request[HEADER.size : HEADER.size + strings].split(b"\0")
+    assert (path, last) == (os.fsencode(client.program), b"")
+    assert b"FILL=x" in env
+    assert request[HEADER.size + strings :] == CONF
+
+
+BAD_GREETINGS = {
+    "nothing": b"",
+    "one byte": hello()[:1],
+    "cut short": hello()[:-1],
+    "another magic": hello(magic=7),
+    "another build": hello(build="ba9876543210"),
+    "another namespace": hello(where=(netns()[0], netns()[1] + 1)),
+    "another device": hello(where=(netns()[0] + 1, netns()[1])),
+    "zeros": bytes(HELLO.size),
+    "an exit code": b"WX\0",
+}
+
+
+@pytest.mark.parametrize("greeting", BAD_GREETINGS.values(), ids=BAD_GREETINGS)
+def test_who_does_not_greet_properly_gets_no_request(
+    client: Client, serve: Callable[..., Server], greeting: bytes
+) -> None:
+    server = serve(greeting)
+    assert ran_by_exec(client, client.run())
+    assert server.requests == []
+
+
+def test_a_silent_server_is_not_waited_for(client: Client) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        assert ran_by_exec(client, client.run())
+
+
+REPLIES = {  # -> what becomes of an ADD, and of a DEL
+    "unknown plugin": (b"N", "exec", "exec"),
+    "end": (b"", "lost", "exec"),
+    "exit without code": (b"X", "lost", "exec"),
+    "nonsense": (b"Q", "lost", "exec"),
+    "output, then end": (b"W", 1, 1),
+    "output, then exit without code": (b"WX", 1, 1),
+    "output, then unknown plugin": (b"WN", 1, 1),
+    "output twice": (b"WWX\x03", 3, 3),
+    "exit without output": (b"X\x05", 5, 5),
+}
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL"])
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("case", REPLIES.values(), ids=REPLIES)
+def test_replies(
+    client: Client,
+    serve: Callable[..., Server],
+    case: tuple[bytes, str | int, str | int],
+    slow: bool,
+    command: str,
+) -> None:
+    reply, *outcomes = case
+    serve(reply=reply, slow=slow)
+    done = client.run(env=client.environment(command))
+    expected = outcomes[command == "DEL"]
+    assert ran_by_exec(client, done) == (expected == "exec")
+    if expected == "lost":
+        assert done.returncode == 1
+        error = json.loads(done.stdout)
+        assert (error["code"], set(error)) == (11, {"code", "msg", "details"})
+    elif expected != "exec":
+        assert (done.returncode, done.stdout) == (expected, b"")
+
+
+def test_random_servers(client: Client, serve: Callable[..., Server]) -> None:
+    """Whatever it says, the client gives an exit code, an error, or runs by exec."""
+    rng = random.Random(11)
+    server = serve()
+    for _ in range(150):
+        server.greeting = hello() if rng.random() < 0.7 else _damaged(rng, hello())
+        server.reply = bytes(rng.choices(b"WXN\0\1Q", k=rng.randrange(5)))
+        command = rng.choice(["ADD", "DEL", "CHECK", "STATUS"])
+        done = client.run(env=client.environment(command))
+        if (client.record / "argv").exists():
+            assert ran_by_exec(client, done)
+            (client.record / "argv").unlink()
+        elif done.stdout:
+            assert (command, json.loads(done.stdout)["code"]) == ("ADD", 11)
+
+
+def _damaged(rng: random.Random, data: bytes) -> bytes:
+    if rng.random() < 0.3:
+        return rng.randbytes(rng.randrange(200))
+    at = rng.randrange(len(data))
+    return data[:at] + rng.randbytes(rng.randrange(3)) + data[at + 1 :]
+
+
+# --- what the client is given ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 1 << 20, 16 << 20])
+def test_configurations_of_any_size(
+    client: Client, serve: Callable[..., Server], size: int
+) -> None:
+    server = serve()
+    stdin = random.Random(size).randbytes(size)
+    assert client.run(stdin).returncode == 0
+    assert server.requests[0][0].endswith(stdin)
+
+
+def test_a_configuration_that_is_too_long(client: Client, serve: Callable[..., Server]) -> None:
+    """Python says so: the beginning, which is too long already, is handed on."""
+    server = serve()
+    assert client.run(bytes(17 << 20)).stdout == b"executed"
+    assert len(client.recorded("stdin")) > 16 << 20
+    assert server.requests == []
+
+
+def test_a_large_environment(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve()
+    more = {f"FILL_{i}": "y" * 10000 for i in range(100)}
+    assert client.run(env=client.environment(**more)).returncode == 0
+    request = server.requests[0][0]
+    assert request.count(b"y" * 10000) == 100
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("command", ["ADD", "VERSION"])
+def test_closed_descriptors(
+    client: Client, serve: Callable[..., Server], closed: tuple[int, ...], command: str
+) -> None:
+    """The socket must not become the worker's stdout."""
+    server = serve()
+    shell = " ".join(f"{fd}{'<' if fd == 0 else '>'}&-" for fd in closed)
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$0" {shell}', client.program],
+        env=client.environment(command),
+        input=CONF,
+        capture_output=True,
+        timeout=60,
+    )
+    assert_sound(done.returncode, done.stderr)
+    assert (client.record / "argv").exists()
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "env", [{}, {"CNI_COMMAND": ""}, {"CNI_SERVER": "off"}, {"CNI_COMMAND": "ADD"}]
+)
+def test_what_is_not_for_the_server(
+    client: Client, serve: Callable[..., Server], env: dict[str, str]
+) -> None:
+    server = serve()
+    whole = client.environment() | env
+    if not env:
+        del whole["CNI_COMMAND"]
+    done = client.run(env=whole)
+    if env == {"CNI_COMMAND": "ADD"}:
+        assert (done.returncode, len(server.requests)) == (0, 1)
+    else:
+        assert (done.stdout, server.requests) == (b"executed", [])
+
+
+@pytest.mark.parametrize("path", ["", "/nonexistent/s", "x" * 200])
+def test_sockets_that_are_not_there(client: Client, path: str) -> None:
+    assert ran_by_exec(client, client.run(env=client.environment(CNI_SERVER_SOCKET=path)))
+
+
+def test_arguments_are_handed_on(client: Client, compiled: Path) -> None:
+    env = client.environment()
+    subprocess.run([compiled / "cni", "a b", "c"], env=env, input=CONF, timeout=60)
+    program = os.fsencode(compiled / "cni")
+    assert client.recorded("argv").split(b"\0")[-4:-1] == [program, b"a b", b"c"]
+
+
+def test_without_an_installed_tree_the_script_runs(client: Client, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "bridge"
+    shutil.copy(client.program, elsewhere)
+    done = subprocess.run([elsewhere], env=client.environment(), input=CONF, timeout=60)
+    assert done.returncode == 7
+    assert client.recorded("argv") == b"script\0" + os.fsencode(elsewhere) + b"\0"
+    assert client.recorded("stdin") == CONF
+
+
+def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
+    """Without an installed Python there is little to fall back on."""
+    compile_client(tmp_path, "")
+    alone = client._replace(program=tmp_path / "bridge")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        listener.settimeout(20)
+        child = start(alone)
+        assert child.stdin is not None
+        child.stdin.write(CONF)
+        child.stdin.close()
+        child.stdin = None
+        conn, _ = listener.accept()
+        with conn:
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(1)  # twice what it waits otherwise
+            conn.sendall(hello())
+            _, fds = receive(conn)
+            conn.sendall(b"X\x04")
+            for fd in fds:
+                os.close(fd)
+        child.communicate(timeout=30)
+    assert child.returncode == 4
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def start(client: Client, command: str = "ADD") -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    env = client.environment(command)
+    return subprocess.Popen([client.program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_goes_to_the_worker(
+    client: Client, serve: Callable[..., Server], number: signal.Signals
+) -> None:
+    server = serve(reply=None)
+    child = start(client)
+    assert child.stdin is not None
+    child.stdin.write(CONF)
+    child.stdin.close()
+    child.stdin = None
+    assert server.received.wait(20)
+    child.send_signal(number)
+    _, stderr = child.communicate(timeout=30)
+    assert_sound(child.returncode, stderr)
+    assert (child.returncode, server.said) == (9, [bytes([number])])
+
+
+def test_a_signal_while_stdin_is_read(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve()
+    child = start(client)
+    assert child.stdin is not None
+    child.stdin.write(bytes(1 << 17))  # more than a pipe holds: it is reading
+    child.stdin.flush()
+    child.terminate()
+    child.communicate(timeout=30)
+    assert child.returncode == -signal.SIGTERM
+    assert server.requests == []
+
+
+def test_a_signal_before_the_greeting(client: Client) -> None:
+    """Nothing has begun, and nothing begins: also not by exec."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        child = start(client)
+        assert child.stdin is not None
+        child.stdin.write(CONF)
+        child.stdin.close()
+        child.stdin = None
+        listener.settimeout(20)
+        conn, _ = listener.accept()
+        child.terminate()
+        output, stderr = child.communicate(timeout=30)
+        conn.close()
+    assert_sound(child.returncode, stderr)
+    assert child.returncode == 1
+    assert json.loads(output)["msg"] == "interrupted by a signal"
+    assert not (client.record / "argv").exists()
