@@ -22,6 +22,10 @@ def main() -> int:
     except ImportError as error:
         return _cannot_start(error)
     name = os.path.basename(sys.argv[0])
+    if sys.platform == "win32":
+        from cni.windows.launcher import plugin_name
+
+        name = plugin_name(sys.argv[0])
     if name == "dhcp" and sys.argv[1:2] == ["daemon"]:
         from cni.ipam.dhcp.main import main as daemon
 
