@@ -7,8 +7,8 @@ import os
 
 def plugin_name(path: str) -> str:
     r"""``C:\opt\cni\bin\win-bridge.exe`` -> ``win-bridge``."""
-    name = path.replace("\\", "/").rpartition("/")[2]
-    return name[:-4] if name.lower().endswith(".exe") else name
+    name = path.replace("\\", "/").rpartition("/")[2].lower()
+    return name.removesuffix(".exe")
 
 
 def is_twin(program: str, ourselves: str) -> bool:

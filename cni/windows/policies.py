@@ -117,7 +117,7 @@ def protocol_number(text: str) -> int | None:
         return known
     try:
         octal = len(text) > 1 and text[0] == "0" and text[1:].isdigit()
-        number = int(text, 8 if octal else 0)
+        number = int(text.encode("ascii"), 8 if octal else 0)
     except ValueError:
         return None
     return (
