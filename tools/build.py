@@ -55,7 +55,8 @@ PREFIX_SIZE = 4096
 WINDOWS_PLUGINS = ("host-local", "static", "win-bridge", "win-overlay")
 LAUNCHER = ROOT / "launcher/windows.c"
 MINGW = "x86_64-w64-mingw32-gcc"
-LAUNCHER_FLAGS = "-municode -static -Os -s -Wall -Wextra -Werror -Wl,--no-insert-timestamp".split()
+LAUNCHER_FLAGS = ["-municode", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+LAUNCHER_FLAGS.append("-Wl,--no-insert-timestamp")
 
 # The native client; musl makes it a tenth of what glibc does, and starts it faster. CNI_CLIENT_CC
 # names another compiler, or `none` for a file that starts with the script and runs on any machine.
