@@ -27,7 +27,6 @@ PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-windows install uninstall test test-unit test-build test-netns \
 	test-warm test-lab test-runtime test-all lint format bench demo lock clean distclean
-	test-runtime test-all lint format bench demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
