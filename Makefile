@@ -20,12 +20,13 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
 	busybox-static util-linux procps kmod git systemd gcc libc6-dev musl-tools \
+	gcc-mingw-w64-x86-64 wine64 wine \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	podman conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build install uninstall test test-unit test-build test-netns test-warm test-lab \
-	test-runtime test-all lint format bench demo lock clean distclean
+.PHONY: help setup venv build build-windows install uninstall test test-unit test-build test-netns \
+	test-warm test-lab test-runtime test-all lint format bench demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ build: dist/cni ## build dist/cni
 
 dist/cni: $(SOURCES) $(VENV_STAMP)
 	$(RUN) tools/build.py
+
+build-windows: $(VENV_STAMP) ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
+	$(RUN) tools/build.py windows
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
 	dist/cni install --bin-dir $(BIN_DIR)

@@ -22,6 +22,10 @@ def main() -> int:
     except ImportError as error:
         return _cannot_start(error)
     name = os.path.basename(sys.argv[0])
+    if sys.platform == "win32":
+        from cni.windows.launcher import plugin_name
+
+        name = plugin_name(sys.argv[0])
     if name == "dhcp" and sys.argv[1:2] == ["daemon"]:
         from cni.ipam.dhcp.main import main as daemon
 
@@ -71,6 +75,8 @@ def _cannot_start(error: ImportError) -> int:
     found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
     built = f"; this file has extension modules for {', '.join(ABIS)}" if ABIS else ""
     remedy = "install Debian's package python3 (python3-minimal is not enough)"
+    if sys.platform == "win32":
+        remedy = "install one of these from python.org, for 64 bits"
     return complain(f"cannot start: {error}", f"{found}{built}; {remedy}")
 
 

@@ -19,8 +19,7 @@ import msgspec
 from . import __version__
 from .call import Attachment, Call
 from .kernel.owner import Owner
-from .netns import Executor
-from .netns.namespace import same_namespace
+from .netns import Executor, same_namespace
 from .protocol import config, names, version
 from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
 from .protocol.request import Request, read, read_stdin
@@ -100,6 +99,23 @@ TABLE: dict[str, Plugin] = {
     "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
 }
 
+# The plugins of Windows; those of IPAM are the same.
+WINDOWS: dict[str, Plugin] = {
+    "win-bridge": Plugin(
+        "cni.plugins.win_bridge", "connects Windows containers to an L2Bridge or L2Tunnel network"
+    ),
+    "win-overlay": Plugin(
+        "cni.plugins.win_overlay", "connects Windows containers to an overlay network"
+    ),
+}
+
+_SIGNALS = [signal.SIGTERM, signal.SIGINT]
+if sys.platform == "win32":
+    TABLE = {name: each for name, each in TABLE.items() if name in ("host-local", "static")}
+    TABLE.update(WINDOWS)
+else:
+    _SIGNALS.append(signal.SIGHUP)
+
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
 
 
@@ -108,7 +124,7 @@ def main(name: str) -> int:
     if not os.environ.get("CNI_COMMAND"):
         os.write(2, about(name).encode())
         return 0
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, terminate)
     code, output = answer(name, dict(os.environ), read_stdin)
     Executor.discard_idle()
@@ -263,7 +279,7 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
 
 def _undo(call: Call[Any]) -> None:
     """Unwind what an ADD had done. What cannot be undone is said, and left to DEL."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in _SIGNALS:
         if signal.getsignal(number) is terminate:
             signal.signal(number, signal.SIG_IGN)
     try:
@@ -282,6 +298,10 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
 
 def _is_ourselves(program: str) -> bool:
     try:
+        if sys.platform == "win32":
+            from .windows.launcher import is_twin
+
+            return is_twin(program, sys.argv[0])
         return os.path.samestat(os.stat(program), os.stat(sys.argv[0]))
     except (OSError, ValueError):
         return False

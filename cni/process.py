@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -39,6 +40,8 @@ def run(
 
     Memory files instead of pipes: nobody can block on a full one, and nothing has to be polled.
     """
+    if sys.platform == "win32":
+        return _run_on_windows(program, argv, stdin, env)
     files = [os.memfd_create(f"cni-{what}") for what in ("stdin", "stdout", "stderr")]
     try:
         _write_all(files[0], stdin)
@@ -51,6 +54,22 @@ def run(
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _run_on_windows(
+    program: str, argv: list[str], stdin: bytes, env: Mapping[str, str] | None
+) -> Finished:
+    import subprocess
+
+    done = subprocess.run(
+        argv,
+        executable=program,
+        input=stdin,
+        env=None if env is None else dict(env),
+        capture_output=True,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
 
 
 def _wait(pid: int) -> int:

@@ -1,7 +1,8 @@
 """Builds dist/cni: the native client, and a zip archive with the plugins and all they import.
 
     build.py              build dist/cni
-    build.py lock         write tools/bundle.lock anew: the newest versions of the dependencies
+    build.py windows      build dist/windows: a launcher for each plugin, and what they start
+    build.py lock         write tools/*.lock anew: the newest versions of the dependencies
     build.py nftables     make Debian's nftables binding importable in the calling environment
 
 shiv gathers the dependencies. Its own bootstrap, which unpacks to the home directory at the first
@@ -32,6 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "tools/bundle.lock"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "dist/cni"
+WINDOWS_LOCK = ROOT / "tools/windows.lock"
+WINDOWS_OUTPUT = ROOT / "dist/windows"
 
 # Packages with extension modules, which are needed once for each interpreter a node may have. The
 # file names carry the interpreter's ABI, so that all of them share one package directory.
@@ -47,6 +50,13 @@ DROPPED = re.compile(
 # Not worth its bytecode in the archive: nothing on the way to a plugin imports it.
 NO_BYTECODE = ("pyroute2/",)
 PREFIX_SIZE = 4096
+
+# The launcher of the plugins on Windows (docs/windows.md).
+WINDOWS_PLUGINS = ("host-local", "static", "win-bridge", "win-overlay")
+LAUNCHER = ROOT / "launcher/windows.c"
+MINGW = "x86_64-w64-mingw32-gcc"
+LAUNCHER_FLAGS = ["-municode", "-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror"]
+LAUNCHER_FLAGS.append("-Wl,--no-insert-timestamp")
 
 # The native client; musl makes it a tenth of what glibc does, and starts it faster. CNI_CLIENT_CC
 # names another compiler, or `none` for a file that starts with the script and runs on any machine.
@@ -64,7 +74,7 @@ class BuildError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"": build, "lock": lock, "nftables": link_nftables}
+    commands = {"": build, "windows": windows, "lock": lock, "nftables": link_nftables}
     command = commands.get(" ".join(arguments))
     if command is None:
         print(__doc__, file=sys.stderr)
@@ -135,7 +145,7 @@ def content_id(files: dict[str, bytes], template: bytes) -> str:
 
 def build_module(build_id: str, files: dict[str, bytes]) -> bytes:
     """The source of cni/_build.py."""
-    names = (re.search(r"\.(cpython-.*)\.so$", name) for name in sorted(files))
+    names = (re.search(r"\.(cpython-.*|cp.*-win.*)\.(so|pyd)$", name) for name in sorted(files))
     abis = tuple(sorted({match[1] for match in names if match}))
     return (
         '"""Which build this is (written by the build)."""\n\n'
@@ -210,6 +220,79 @@ def write_executable(path: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     temporary.chmod(0o755)
     temporary.replace(path)
+
+
+# --- Windows -------------------------------------------------------------------------------------
+
+
+def windows() -> None:
+    """Write dist/windows anew: launchers, and the tree cni-lib that they start Python on."""
+    if shutil.which(MINGW) is None:
+        raise BuildError(f"{MINGW} is missing: apt-get install gcc-mingw-w64-x86-64")
+    files = windows_payload()
+    files["cni/_build.py"] = build_module(content_id(files, LAUNCHER.read_bytes()), files)
+    partial = WINDOWS_OUTPUT.with_name(f".windows.{os.getpid()}")
+    for name, data in files.items():
+        path = partial / "cni-lib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    launcher = launcher_program(partial / "launcher.exe")
+    for name in WINDOWS_PLUGINS:
+        shutil.copy(launcher, partial / f"{name}.exe")
+    launcher.unlink()
+    shutil.rmtree(WINDOWS_OUTPUT, ignore_errors=True)
+    partial.replace(WINDOWS_OUTPUT)
+    print(f"build: {WINDOWS_OUTPUT.relative_to(ROOT)} built")
+
+
+def windows_payload() -> dict[str, bytes]:
+    """Our own code and msgspec; nothing else is on a plugin's way there."""
+    files = tree(ROOT / "cni", "cni")
+    files["run.py"] = (ROOT / "launcher/run.py").read_bytes()
+    for wheel in sorted(windows_wheels().glob("*.whl")):
+        files.update(members(wheel))
+    return files
+
+
+def launcher_program(target: Path) -> Path:
+    """Compile the launcher."""
+    command: Arguments = [MINGW, *LAUNCHER_FLAGS, "-o", target, LAUNCHER]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BuildError(f"{MINGW}: {done.stderr.strip()}")
+    return target
+
+
+def windows_wheels() -> Path:
+    """A directory of the locked wheels for Windows; kept until the lock changes."""
+    key = hashlib.sha256(WINDOWS_LOCK.read_bytes() + repr(PYTHONS).encode()).hexdigest()[:12]
+    target = CACHE / f"wheels-windows-{key}"
+    if not target.is_dir():
+        partial = Path(f"{target}.{os.getpid()}")
+        for python in PYTHONS:
+            selection = windows_selection(python)
+            pip_download(partial, *selection, "--require-hashes", "--requirement", WINDOWS_LOCK)
+        partial.replace(target)
+    return target
+
+
+def windows_selection(python: str) -> list[str]:
+    """pip's options for one version of Python there."""
+    interpreter = ["--implementation", "cp", "--python-version", python, "--abi", f"cp{python}"]
+    return ["--no-deps", *interpreter, "--platform", "win_amd64"]
+
+
+def lock_windows(versions: dict[str, str]) -> None:
+    """Write tools/windows.lock: the same versions of what has extension modules."""
+    scratch = CACHE / f"lock-windows.{os.getpid()}"
+    try:
+        for name in EXTENSIONS:
+            for python in PYTHONS:
+                pip_download(scratch, *windows_selection(python), f"{name}=={versions[name]}")
+        entries = lock_entries({name: versions[name] for name in EXTENSIONS}, scratch)
+        WINDOWS_LOCK.write_text(LOCK_HEADER + "".join(entries))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 # --- dependencies --------------------------------------------------------------------------------
@@ -313,6 +396,7 @@ def lock() -> None:
         for name in EXTENSIONS:
             download_others(scratch, f"{name}=={versions[name]}")
         LOCK.write_text(LOCK_HEADER + "".join(lock_entries(versions, scratch)))
+        lock_windows(versions)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -10,6 +10,7 @@ an earlier boot are released (whole.py), `exclude` (ranges.py), `sticky` (sticky
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
@@ -408,7 +409,7 @@ def _ip_config(name: str, found: Range) -> IPConfig:
 def _memory(call: Call[Conf]) -> sticky.Memory | None:
     """What the addresses of this pod were, with `sticky` and if the runtime names the pod."""
     ipam, pairs = _ipam(call), _cni_args(call)
-    if not ipam.sticky or not pairs.get(POD_NAME):
+    if not ipam.sticky or not pairs.get(POD_NAME) or sys.platform == "win32":
         return None
     from . import sticky
 

@@ -48,7 +48,8 @@ _PAGE_BYTES = _PAGE_SIZE // 8
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _V4 = 0xFFFF << 32
 
-_FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+# Windows, where there is no index, lacks the other two.
+_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Full(OSError):

@@ -1,12 +1,37 @@
-"""flock with a deadline: who waits too long is told who holds the lock."""
+"""A file lock with a deadline: who waits too long is told who holds the lock."""
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 import time
 
 from ..protocol.errors import CNIError, TryAgainLater
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        """The first byte, which may lie beyond the end, as the reference locks it."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:  # so it says that another has it
+            raise BlockingIOError from None
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
 
 TIMEOUT = 10.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
@@ -20,7 +45,7 @@ def acquire(fd: int, path: str, deadline: float) -> None:
     pause = _FIRST_PAUSE
     while True:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(fd)
             return
         except BlockingIOError:
             pass
@@ -40,13 +65,15 @@ def acquire(fd: int, path: str, deadline: float) -> None:
 def release(fd: int) -> None:
     """Unlock and close. Closing alone would leave it locked if a process forked meanwhile."""
     try:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        _unlock(fd)
     finally:
         os.close(fd)
 
 
 def holder(fd: int) -> str:
     """``pid 42 (command line)`` of the process that holds a lock on the file; empty if unknown."""
+    if sys.platform == "win32":
+        return ""
     stat = os.fstat(fd)
     exact = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
     found = ""

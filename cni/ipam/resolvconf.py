@@ -13,7 +13,7 @@ _MAX_SIZE = 1 << 20
 def read(path: str) -> DNS:
     """The file's settings. Raises CNIError ``open <path>: no such file or directory``."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except (OSError, ValueError) as error:
         raise _failed("open", path, error) from None
     try:

@@ -15,6 +15,7 @@ the index only spares reading them all, and without one everything works.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -54,6 +55,11 @@ def scan(path: str) -> Iterator[tuple[str, bytes]]:
 
     Raises CNIError.
     """
+    if sys.platform == "win32":
+        from . import winstore
+
+        yield from winstore.scan(path)
+        return
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -341,6 +347,12 @@ def open_store(
     """
     path = directory_of(data_dir, network)
     deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
+    if sys.platform == "win32":
+        from . import winstore
+
+        with winstore.opened(path, deadline) as found:
+            yield found
+        return
     fd, lock = _open_locked(path, deadline)
     store = Store(path, fd, index_of(data_dir, network), reclaim)
     try:
@@ -356,7 +368,7 @@ def open_store(
 def _open_locked(path: str, deadline: float) -> tuple[int, int]:
     """Descriptors of the directory and of its locked lock file."""
     while True:
-        _make_directories(path)
+        make_directories(path)
         fds: list[int] = []
         what = path
         try:
@@ -390,13 +402,13 @@ def _close(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _make_directories(path: str) -> None:
+def make_directories(path: str) -> None:
     """mkdir -p, mode 0755. Raises CNIError."""
     if os.path.isdir(path):
         return
     parent = os.path.dirname(path)
     if parent and parent != path:
-        _make_directories(parent)
+        make_directories(parent)
     try:
         os.mkdir(path, 0o755)
     except FileExistsError:

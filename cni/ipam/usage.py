@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 
@@ -35,6 +36,8 @@ def check_free(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) 
 
 def _full_sets(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> list[RangeSet]:
     """By the index if it can be believed, else by the files. Raises OSError."""
+    if sys.platform == "win32":
+        return [each for each in sets if len(held(path, each)) >= each.size]
     this_boot = whole.this_boot()
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -89,6 +92,10 @@ def _is_in(name: str, each: RangeSet) -> bool:
 def held(path: str, each: RangeSet) -> list[tuple[float, str]]:
     """Since when who has each address of the set: a time, and a file's name; not the torn ones."""
     found = []
+    if sys.platform == "win32":
+        from . import winstore
+
+        return sorted((since, name) for since, name in winstore.held(path) if _is_in(name, each))
     for name in os.listdir(path):
         if _is_in(name, each):
             with suppress(FileNotFoundError):
@@ -100,19 +107,28 @@ def held(path: str, each: RangeSet) -> list[tuple[float, str]]:
 
 def describe(path: str, each: RangeSet, held: list[tuple[float, str]]) -> str:
     """Size, use, and who has held an address the longest."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        holders = ", ".join(
-            f"{name} by {holder(whole.content(fd, name) or b'')} since {when(since)}"
-            for since, name in held[:3]
-        )
-    finally:
-        os.close(fd)
+    contents = _contents(path, [name for _, name in held[:3]])
+    holders = ", ".join(
+        f"{name} by {holder(contents[name])} since {when(since)}" for since, name in held[:3]
+    )
     return (
         f"{len(held)} of {each.size} addresses are in use, held the longest: "
         f"{holders or 'none'}. Remove containers, run GC to release what dead ones hold, or add a "
         f"range; `cni ipam list` shows who holds what, and reservations are in {path}"
     )
+
+
+def _contents(path: str, names: list[str]) -> dict[str, bytes]:
+    """What these files contain; b"" of those that are gone."""
+    if sys.platform == "win32":
+        from . import winstore
+
+        return {name: winstore.content(path, name) or b"" for name in names}
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return {name: whole.content(fd, name) or b"" for name in names}
+    finally:
+        os.close(fd)
 
 
 def when(since: float) -> str:

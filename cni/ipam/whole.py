@@ -13,6 +13,7 @@ asked: on a machine that learns the time from the network, files of this boot ma
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from errno import (
     EACCES,
@@ -32,7 +33,10 @@ BOOT = "user.cni.boot"
 # No address, so that the reference does not take it for a reservation.
 IN_MAKING = ".new"
 
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+if sys.platform == "win32":
+    READ = os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT
+else:
+    READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
@@ -115,6 +119,8 @@ def _fill(fd: int, data: bytes, boot_id: bytes) -> None:
 
 def this_boot() -> bytes:
     """This boot's id; b"" if /proc does not tell."""
+    if sys.platform == "win32":
+        return b""
     try:
         fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
         try:

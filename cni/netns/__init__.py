@@ -1,7 +1,22 @@
 """Network namespaces: open and verify them, and run work in them from a forked child."""
 
-from .executor import Executor, ExecutorDied, RemoteTraceback
-from .namespace import Namespace, NetnsError, NetnsMissing
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    from .nowhere import (
+        Executor,
+        ExecutorDied,
+        Namespace,
+        NetnsError,
+        NetnsMissing,
+        RemoteTraceback,
+        same_namespace,
+    )
+else:
+    from .executor import Executor, ExecutorDied, RemoteTraceback
+    from .namespace import Namespace, NetnsError, NetnsMissing, same_namespace
 
 __all__ = [
     "Executor",
@@ -10,4 +25,5 @@ __all__ = [
     "NetnsError",
     "NetnsMissing",
     "RemoteTraceback",
+    "same_namespace",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import time
 from collections.abc import Callable
 from errno import ETXTBSY
@@ -17,6 +18,7 @@ from .request import Request
 from .result import Result
 
 _BUSY_RUNS = 6
+_SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 
 # Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
 # result), else (False, None). Given by the dispatcher, which knows the plugins; we do not.
@@ -29,18 +31,19 @@ def find(name: str, path: list[str]) -> str:
         raise CNIError(
             "no plugin name provided", "the configuration needs a plugin `type` here (ipam.type)"
         )
-    if "/" in name or "\0" in name or name in (".", ".."):
+    if "/" in name or os.sep in name or "\0" in name or name in (".", ".."):
         raise CNIError(f"invalid plugin name: {name}", "a type is a file name without directory")
     directories = [d for d in path if d]
     if not directories:
         raise CNIError("no paths provided", "CNI_PATH lists the directories with plugins")
     for directory in directories:
-        candidate = os.path.join(directory, name)
-        try:
-            if stat.S_ISREG(os.stat(candidate).st_mode):
-                return candidate
-        except (OSError, ValueError):
-            continue
+        for suffix in _SUFFIXES:
+            candidate = os.path.join(directory, name + suffix)
+            try:
+                if stat.S_ISREG(os.stat(candidate).st_mode):
+                    return candidate
+            except (OSError, ValueError):
+                continue
     raise CNIError(
         f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
         f"install the plugin there, or run `cni install --bin-dir {directories[0]}`",

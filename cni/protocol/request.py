@@ -61,7 +61,7 @@ def read(env: Mapping[str, str], stdin: Callable[[], bytes]) -> Request:
         netns=env.get("CNI_NETNS", ""),
         ifname=env.get("CNI_IFNAME", ""),
         args=env.get("CNI_ARGS", ""),
-        path=env.get("CNI_PATH", "").split(":"),
+        path=env.get("CNI_PATH", "").split(os.pathsep),
         stdin=b"" if command == "VERSION" else stdin(),
         env=env,
     )

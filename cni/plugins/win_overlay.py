@@ -1,0 +1,155 @@
+"""win-overlay: Windows containers on VXLAN overlay networks (spec/win-overlay.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..call import Call
+from ..protocol.address import format_ip
+from ..protocol.errors import CNIError
+from ..protocol.result import Result
+from ..windows import hcn, hns
+from ..windows.model import Network, Wanted
+from . import _windows
+
+_MAC_PREFIX = "0E-2A"
+_IPAM_TEXTS = {
+    False: ("error while ipam.ExecAdd: ", "error while NewResultFromResult: "),
+    True: (
+        "error while executing IPAM addition: ",
+        "error while converting the result from IPAM addition: ",
+    ),
+}
+
+
+class Conf(_windows.SharedConf):
+    ip_masq: bool = False
+    endpoint_mac_prefix: str = ""
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the endpoint, or find it, and attach it; the result has it alone."""
+    _check_mac_prefix(call.conf.endpoint_mac_prefix)
+    network = _find_network(call)
+    _require_subnet(network)
+    v2 = _windows.v2(call)
+    try:
+        endpoint = _windows.provide(call, network, lambda: _wanted(call, network))
+    except CNIError as error:
+        name = _windows.endpoint_name(call)
+        v1 = f"AddHnsEndpoint({name},{network.id},{call.container_id})"
+        what = "adding HostComputeEndpoint" if v2 else v1
+        raise error.wrapped(f"error while {what}: ") from None
+    try:
+        return _windows.result(call, network, endpoint)
+    except CNIError as error:
+        what = "constructing HostComputeEndpoint addition result" if v2 else "constructResult"
+        raise error.wrapped(f"error while {what}: ") from None
+
+
+def _check_mac_prefix(prefix: str) -> None:
+    if prefix and (len(prefix) != 5 or prefix[2] != "-"):
+        raise CNIError(
+            f"endpointMacPrefix [{prefix}] is invalid, value must be of the format xx-xx",
+            f"two bytes in hexadecimal; {_MAC_PREFIX} if it is left out",
+        )
+
+
+def _require_subnet(network: Network) -> None:
+    if not network.subnet:
+        raise CNIError(
+            f"network {network.name} has no subnet",
+            "win-overlay takes the gateway and the prefix length from the network's first subnet",
+        )
+
+
+def _find_network(call: Call[Any]) -> Network:
+    """The overlay network. Raises CNIError.
+
+    With apiVersion 2 both services must know it: subnet and management address come from HNS.
+    """
+    name = call.network
+    identity = ""
+    if _windows.v2(call):
+        try:
+            found = hcn.find_network(name)
+        except CNIError as error:
+            raise error.wrapped(f"error while hcn.GetNetworkByName({name}): ") from None
+        if found is None:
+            raise CNIError(f"network {name} is not found", _ADVICE)
+        _check_type(found, exact=True)
+        identity = found.id
+    try:
+        network = hns.find_network(name)
+    except CNIError as error:
+        raise error.wrapped(f"error while GETHNSNewtorkByName({name}): ") from None
+    if network is None:
+        raise CNIError(f"network {name} not found", _ADVICE)
+    _check_type(network, exact=False)
+    return network._replace(id=identity or network.id)
+
+
+_ADVICE = "Get-HnsNetwork lists what this host has; flanneld or an administrator makes it"
+
+
+def _check_type(network: Network, exact: bool) -> None:
+    if network.type != "Overlay" and (exact or network.type.lower() != "overlay"):
+        raise CNIError(
+            f"network {network.name} is of an unexpected type: {network.type}",
+            "win-overlay connects to Overlay; win-bridge to L2Bridge or L2Tunnel",
+        )
+
+
+def _wanted(call: Call[Conf], network: Network) -> Wanted:
+    """The endpoint to be made, with the address that IPAM gives."""
+    conf = call.conf
+    address, mac = _allocate(call)
+    policies = _windows.policies(call)
+    # The reference adds them in another order with each API; HCN and HNS do not mind.
+    v2 = _windows.v2(call)
+    if v2:
+        _windows.loop_back(call, policies, address)
+    policies.provider_address(network.management_ip)
+    if conf.ip_masq:
+        policies.except_from_nat(network.subnet)
+    if not v2:
+        _windows.loop_back(call, policies, address)
+    return Wanted(
+        name=_windows.endpoint_name(call),
+        network_id=network.id,
+        policies=policies.document(),
+        dns=_windows.dns(conf),
+        address=address,
+        gateway=network.gateway,
+        mac=mac,
+    )
+
+
+def _allocate(call: Call[Conf]) -> tuple[str, str]:
+    """Address, and the MAC made of it; both empty without an IPAM plugin, which v2 allows."""
+    v2 = _windows.v2(call)
+    if v2 and not call.conf.ipam.type:
+        return "", ""
+    ip = _windows.allocate(call, _IPAM_TEXTS[v2])
+    if not ip.prefix.is_v4:
+        text = "IPAM plugin return is missing valid IP Address"
+        raise CNIError(
+            text if v2 else "win-overlay doesn't support IPv6 now",
+            f"its first address is {ip.address}: the MAC is made of an IPv4 address",
+        )
+    prefix = call.conf.endpoint_mac_prefix or _MAC_PREFIX
+    return format_ip(ip.prefix.ip), f"{prefix}-{ip.prefix.ip.hex('-')}"
+
+
+delete = _windows.delete
+gc = _windows.gc
+
+
+def check(call: Call[Conf]) -> None:
+    """The endpoint must be as ADD left it."""
+    _windows.check(call, _find_network)
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if IPAM is, and the network exists."""
+    _windows.status(call, _find_network)
