@@ -6,6 +6,8 @@ import json
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+from .kernel import Snapshot, difference
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,7 +18,19 @@ if TYPE_CHECKING:
 STRACE = ("strace", "-qq", "-o", "/dev/null", "-e")
 
 
-def add_failing_at(
+def undoes_whatever_fails(
+    runtime: Runtime, plugin: str, conf: Mapping[str, Any], netns: Netns, *, ifname: str = "eth0"
+) -> None:
+    """One ADD for each of its netlink requests, which fails: the namespace is as it was before."""
+    before, number = Snapshot.take(netns), 1
+    while _add_failing_at(runtime, plugin, conf, netns, number, ifname=ifname):
+        found = difference(before, Snapshot.take(netns))
+        assert not found, f"request {number} failed:\n" + "\n".join(found)
+        number += 1
+    assert number > 10
+
+
+def _add_failing_at(
     runtime: Runtime,
     plugin: str,
     conf: Mapping[str, Any],

@@ -23,6 +23,15 @@ def version_tuple(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split("."))
 
 
+def as_version(result: dict[str, Any], version: str) -> dict[str, Any]:
+    """The result with what the 0.3 and 0.4 layouts have beside the newest one's keys."""
+    if version.startswith("0."):
+        result["dns"] = {}
+        for ip in result["ips"]:
+            ip["version"] = "6" if ":" in ip["address"] else "4"
+    return result
+
+
 @dataclass(frozen=True)
 class Family:
     """IPv4, IPv6 or both: the subnets a test uses and what host-local makes of them."""

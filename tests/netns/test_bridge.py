@@ -26,6 +26,7 @@ from tests.harness import (
     Runtime,
     address_info,
     addresses,
+    as_version,
     capture,
     connect,
     each_family,
@@ -155,12 +156,8 @@ def expected(conf: Json, family: Family, host: Netns, container: Netns) -> Json:
             "sandbox": container.path,
         },
     ]
-    out = {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes}
-    if version.startswith("0."):
-        out["dns"] = {}
-        for ip in ips:
-            ip["version"] = "6" if ":" in ip["address"] else "4"
-    return out
+    result = {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": routes}
+    return as_version(result, version)
 
 
 def life(runtime: Runtime, container: Netns, family: Family, version: str) -> None:

@@ -19,6 +19,7 @@ from tests.harness import (
     Runtime,
     address_info,
     addresses,
+    as_version,
     capture,
     each_family,
     each_version,
@@ -87,12 +88,8 @@ def expected(conf: Json, family: Family, host: Netns, container: Netns) -> Json:
         {"name": veth, "mac": link(host, veth)["address"]},
         {"name": "eth0", "mac": link(container, "eth0")["address"], "sandbox": container.path},
     ]
-    out = {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": all_routes}
-    if version.startswith("0."):
-        out["dns"] = {}
-        for ip in ips:
-            ip["version"] = "6" if ":" in ip["address"] else "4"
-    return out
+    result = {"cniVersion": version, "interfaces": interfaces, "ips": ips, "routes": all_routes}
+    return as_version(result, version)
 
 
 def life(runtime: Runtime, container: Netns, family: Family, version: str) -> None:
