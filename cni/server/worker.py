@@ -22,6 +22,7 @@ import msgspec
 
 from .. import dispatch
 from ..netns import namespace
+from . import trace
 from .board import Slot
 from .wire import EXIT, UNKNOWN, WRITING, BadRequest, Refused, Request, StatusAsked, hello, receive
 
@@ -62,6 +63,7 @@ class Worker:
         self.idle = False
         self.served = 0
         self.fds = 0
+        self.trace = trace.make()
 
     def run(self) -> None:
         """Serve until told to drain, worn out, or in doubt of itself."""
@@ -90,6 +92,7 @@ class Worker:
             fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         finally:
             self.idle = False
+        self.trace.mark("accepted")
         return Socket(fileno=fd)
 
     # --- one request ---
@@ -102,6 +105,7 @@ class Worker:
         try:
             conn.send(self.hello)
             request = receive(conn)
+            self.trace.mark("received")
         except StatusAsked:
             conn.sendall(self._status())
         except Refused:
@@ -140,15 +144,19 @@ class Worker:
         """Be the plugin's process for a while."""
         self._watch(conn)
         self._take_on(request)
+        self.trace.mark("ready")
         try:
             name = os.path.basename(request.called_as)
             code, output, clean = dispatch.serve(name, request.env, lambda: request.stdin)
+            self.trace.mark("encoded")
             conn.send(WRITING)
             code = _write(output) or code
         finally:
             _unwatch(conn)
             self._put_off()
         conn.send(EXIT + bytes((code,)))
+        self.trace.mark("replied")
+        self.trace.end(f"{request.env.get('CNI_COMMAND')} {name}")
         return clean
 
     def _take_on(self, request: Request) -> None:
