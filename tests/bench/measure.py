@@ -198,6 +198,18 @@ class Row:
         return None
 
 
+# In the order of table and chart.
+NAMES = {"warm": "cni, server", "ours": "cni, exec", "go": "Go plugins"}
+
+
+def summaries(
+    samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
+) -> dict[str, Summary]:
+    """By node, in the order of NAMES; without those that failed."""
+    names = {node.name for node in nodes} - failed
+    return {name: Summary.of(samples[name]) for name in NAMES if name in names & samples.keys()}
+
+
 def alternate(nodes: list[Node], rounds: int) -> Iterable[tuple[int, Node]]:
     """All nodes in every round, with its number, the first one taking turns.
 
