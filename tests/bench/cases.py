@@ -173,7 +173,7 @@ def chained(plugin: str, **conf: Any) -> Callable[[Node], Json]:
 
 def own_firewall(node: Node) -> Json:
     """By nftables with ours; the Go plugins know only iptables (and firewalld)."""
-    backend = "nftables" if node.name == "ours" else "iptables"
+    backend = "nftables" if node.name != "go" else "iptables"
     return chained("firewall", backend=backend)(node)
 
 
