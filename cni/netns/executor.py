@@ -22,6 +22,8 @@ from _socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    MSG_PEEK,
     SCM_RIGHTS,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -35,6 +37,7 @@ from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_SIZE = array.array("i").itemsize
+_SPARE = 4  # others while one is still at work (`begin`)
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
@@ -64,7 +67,7 @@ class RemoteTraceback(Exception):
 class Executor:
     """A child process that runs one job at a time in a namespace given by its descriptor."""
 
-    _idle: list[Executor] = []  # at most one; a worker of the server keeps it across requests
+    _idle: list[Executor] = []  # at most _SPARE; a worker of the server keeps them across requests
 
     def __init__(self) -> None:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
@@ -76,20 +79,35 @@ class Executor:
         self._owner = parent
         self._sock = ours
         self._healthy = True
+        self._unanswered = False
 
     @classmethod
     def borrow(cls) -> Executor:
-        """A healthy idle executor, or a new one."""
-        while cls._idle:
-            found = cls._idle.pop()
+        """A healthy idle executor, or a new one; rather one that has nothing left to do."""
+        for found in [each for each in cls._idle if not each._is_busy()]:
+            cls._idle.remove(found)
             if found.healthy and found._is_running():
                 return found
-        return cls()
+        if len(cls._idle) < _SPARE:
+            return cls()
+        return cls._idle.pop(0)  # which we shall have to wait for
 
     @property
     def healthy(self) -> bool:
         """May it take another job?"""
         return self._healthy and self._owner == os.getpid()
+
+    def _is_busy(self) -> bool:
+        """Is what was begun still going on?"""
+        if not self._unanswered:
+            return False
+        try:
+            self._sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # the next job finds out
+        return False
 
     def _is_running(self) -> bool:
         try:
@@ -103,7 +121,7 @@ class Executor:
 
     def release(self) -> None:
         """Keep the child for the next borrower if it is healthy, else end it."""
-        if self.healthy and not Executor._idle:
+        if self.healthy and len(Executor._idle) < _SPARE:
             Executor._idle.append(self)
         else:
             self.discard()
@@ -136,22 +154,52 @@ class Executor:
         fd: int = self._call(netns, __name__, "_make_socket", (family, kind, protocol))
         return fd
 
+    def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
+        """Start `function(*args)`; `finish` waits for its end. What comes in between waits, too."""
+        self._start(netns, function.__module__, function.__qualname__, args)
+
+    def finish(self) -> Any:
+        """The value of what was begun; its exception is raised here. Raises ExecutorDied."""
+        return self._answer()
+
+    def fileno(self) -> int:
+        """Readable when `finish` need not wait."""
+        return self._sock.fileno()
+
     def _call(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> Any:
+        self._start(netns, module, name, args)
+        return self._answer()
+
+    def _start(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> None:
+        if self._unanswered:
+            try:
+                self._answer()
+            except Exception:  # noqa: BLE001 nobody waits for how it ended
+                pass
         if not self._healthy:
             raise ExecutorDied("this executor has been discarded")
         request = _pack((module, name, args))
-        finished = False
+        sent = False
         try:
             _send(self._sock, *request, fd=netns)
+            sent = self._unanswered = True
+        except OSError as error:
+            raise _lost(error) from None
+        finally:
+            if not sent:
+                self.discard()
+
+    def _answer(self) -> Any:
+        finished = False
+        try:
             tag, payload, fd = _receive(self._sock)
+            self._unanswered = False
             spent = tag == _SPENT
             if spent:
                 tag, payload = payload[:1], payload[1:]
             finished = not spent
         except (OSError, EOFError) as error:
-            raise ExecutorDied(
-                f"the process working in the network namespace was lost: {error or 'killed'}"
-            ) from None
+            raise _lost(error) from None
         finally:
             # also when a signal's exception passes here: its state would be in doubt
             if not finished:
@@ -159,6 +207,11 @@ class Executor:
         if tag == _RAISED:
             _reraise(payload)
         return fd if tag == _FD else _unpack(tag, payload)
+
+
+def _lost(error: Exception) -> ExecutorDied:
+    text = "the process working in the network namespace was lost"
+    return ExecutorDied(f"{text}: {error or 'killed'}")
 
 
 # --- frames ---------------------------------------------------------------------------------------
