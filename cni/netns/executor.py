@@ -67,7 +67,7 @@ class RemoteTraceback(Exception):
 class Executor:
     """A child process that runs one job at a time in a namespace given by its descriptor."""
 
-    _idle: list[Executor] = []  # at most _SPARE; a worker of the server keeps them across requests
+    _idle: list[Executor] = []  # a worker of the server keeps them across requests
 
     def __init__(self) -> None:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
@@ -120,9 +120,14 @@ class Executor:
         return False
 
     def release(self) -> None:
-        """Keep the child for the next borrower if it is healthy, else end it."""
-        if self.healthy and len(Executor._idle) < _SPARE:
-            Executor._idle.append(self)
+        """Keep the child for the next borrower if it is healthy, else end it.
+
+        One is enough, but those that are still at work do not count.
+        """
+        idle = Executor._idle
+        wanted = self._is_busy() or all(each._is_busy() for each in idle)
+        if self.healthy and wanted and len(idle) < _SPARE:
+            idle.append(self)
         else:
             self.discard()
 
