@@ -22,6 +22,12 @@ def delete(netns: Namespace, index: int) -> None:
         netns.run_until(events, seen, _delete, index)
 
 
+def delete_here(index: int) -> None:
+    """The same in the node's namespace. Raises NetlinkError."""
+    with Namespace.current() as here:
+        delete(here, index)
+
+
 def _delete(index: int) -> None:
     with Netlink() as sock:
         link.delete(sock, index)

@@ -182,7 +182,7 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
         if found is None:
             return
         if found.kind in KINDS and found.alias in ("", owner.alias):
-            link.delete(host, found.index)
+            _unlink.delete_here(found.index)
 
 
 def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
