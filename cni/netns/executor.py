@@ -287,7 +287,8 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
-        os.dup2(null, 1)  # stdout is the runtime's: only the parent may write the reply
+        os.dup2(null, 1)  # the runtime's: only the parent may write to them, and we live longer
+        os.dup2(null, 2)
         os.close(null)
         _serve(sock)
         code = 0
