@@ -411,7 +411,7 @@ def says_gone(kind: int, payload: bytes, index: int) -> bool:
     if kind != RTM_DELLINK:
         return False
     family, _, found, _, _ = nl.unpack(_IFINFO, payload)
-    return family == 0 and found == index
+    return bool(family == 0 and found == index)
 
 
 def delete_name(sock: Netlink, name: str) -> bool:

@@ -84,22 +84,28 @@ class Executor:
     @classmethod
     def borrow(cls) -> Executor:
         """A healthy idle executor, or a new one; rather one that has nothing left to do."""
-        for found in [each for each in cls._idle if not each._is_busy()]:
+        while cls._idle:
+            free = [each for each in cls._idle if not each._is_busy()]
+            if not free and len(cls._idle) < _SPARE:
+                break
+            found = (free or cls._idle)[0]
             cls._idle.remove(found)
+            found.settle()
             if found.healthy and found._is_running():
                 return found
-        if len(cls._idle) < _SPARE:
-            return cls()
-        return cls._idle.pop(0)  # which we shall have to wait for
+        return cls()
 
     @property
     def healthy(self) -> bool:
         """May it take another job?"""
         return self._healthy and self._owner == os.getpid()
 
+    def _has_begun(self) -> bool:
+        return self._unanswered and self._owner == os.getpid()
+
     def _is_busy(self) -> bool:
         """Is what was begun still going on?"""
-        if not self._unanswered:
+        if not self._has_begun():
             return False
         try:
             self._sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
@@ -139,7 +145,7 @@ class Executor:
 
     def discard(self) -> None:
         """End the child and reap it; harmless when repeated."""
-        self._healthy = False
+        self._healthy = self._unanswered = False
         self._sock.close()
         if self.pid and self._owner == os.getpid():
             pid, self.pid = self.pid, 0
@@ -160,12 +166,20 @@ class Executor:
         return fd
 
     def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
-        """Start `function(*args)`; `finish` waits for its end. What comes in between waits, too."""
+        """Start `function(*args)`; `finish` or `settle` comes before the next job."""
         self._start(netns, function.__module__, function.__qualname__, args)
 
     def finish(self) -> Any:
         """The value of what was begun; its exception is raised here. Raises ExecutorDied."""
         return self._answer()
+
+    def settle(self) -> None:
+        """Wait for the end of what was begun, if anything was, however it ends."""
+        if self._has_begun():
+            try:
+                self._reply()
+            except ExecutorDied:
+                pass  # `healthy` says so
 
     def fileno(self) -> int:
         """Readable when `finish` need not wait."""
@@ -176,12 +190,7 @@ class Executor:
         return self._answer()
 
     def _start(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> None:
-        if self._unanswered:
-            try:
-                self._answer()
-            except Exception:  # noqa: BLE001 nobody waits for how it ended
-                pass
-        if not self._healthy:
+        if not self._healthy or self._unanswered:
             raise ExecutorDied("this executor has been discarded")
         request = _pack((module, name, args))
         sent = False
@@ -195,23 +204,27 @@ class Executor:
                 self.discard()
 
     def _answer(self) -> Any:
+        tag, payload, fd = self._reply()
+        if tag == _RAISED:
+            _reraise(payload)
+        return fd if tag == _FD else _unpack(tag, payload)
+
+    def _reply(self) -> tuple[bytes, bytes, int | None]:
         finished = False
         try:
             tag, payload, fd = _receive(self._sock)
-            self._unanswered = False
             spent = tag == _SPENT
             if spent:
                 tag, payload = payload[:1], payload[1:]
             finished = not spent
+            self._unanswered = False
         except (OSError, EOFError) as error:
             raise _lost(error) from None
         finally:
             # also when a signal's exception passes here: its state would be in doubt
             if not finished:
                 self.discard()
-        if tag == _RAISED:
-            _reraise(payload)
-        return fd if tag == _FD else _unpack(tag, payload)
+        return tag, payload, fd
 
 
 def _lost(error: Exception) -> ExecutorDied:

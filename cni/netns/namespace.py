@@ -117,9 +117,9 @@ class Namespace:
         try:
             while waiting:
                 ready = {fd for fd, _ in watch.poll()}
-                if events.sock.fileno() in ready:
-                    if any(seen(*event) for event in events.events(0)):
-                        return
+                news = events.events(0) if events.sock.fileno() in ready else []
+                if any(seen(*event) for event in news):
+                    return
                 waiting = executor.fileno() not in ready
         except BaseException:  # a signal's
             executor.discard()
@@ -142,6 +142,8 @@ class Namespace:
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC), groups=(group,))
 
     def _borrowed(self) -> Executor:
+        if self._executor is not None:
+            self._executor.settle()
         if self._executor is None or not self._executor.healthy:
             self._executor = Executor.borrow()
         return self._executor
