@@ -33,6 +33,7 @@ PROGRAMS = {
     "nft": "nftables",
     "iptables": "iptables",
     "ip": "iproute2",
+    "conntrack": "conntrack",
     "unshare": "util-linux",
     "nsenter": "util-linux",
 }

@@ -1,0 +1,120 @@
+"""Published ports of real containers, reached from everywhere; stopped, nothing is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness import DUAL, links, nft_tables, ports
+from tests.harness.tc import passed, tbf
+
+from .checks import leaks
+from .networks import CONF_DIR, Network
+from .node import NODE_ADDRESSES
+from .published import Published, check_not_published, check_published, inside
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .engines import Containerd, Podman
+    from .node import Node
+    from .plugins import Plugins
+
+pytestmark = pytest.mark.runtime
+
+
+@pytest.fixture
+def made(network: Callable[..., Network], podman: Podman, node: Node) -> Iterator[Network]:
+    """A network with both families as `podman network create` writes it, and nothing changed."""
+    subnets = [word for subnet in DUAL.subnets for word in ("--subnet", subnet)]
+    podman.podman("network", "create", *subnets, "made")
+    yield Network("made", DUAL)
+    podman.remove_all()
+    # Also takes its bridge away, but does nothing when it does not find the plugins.
+    podman.podman("network", "rm", "made", check=False)
+    node.path(f"{CONF_DIR}/made.conflist").unlink(missing_ok=True)
+
+
+def hostport_tables(node: Node) -> set[tuple[str, str]]:
+    return {table for table in nft_tables(node.netns) if "hostport" in table[1]}
+
+
+def test_podmans_own_network(made: Network, podman: Podman, node: Node, plugins: Plugins) -> None:
+    neighbour = podman.run(made)
+    published = Published()
+    container = podman.run(made, *published.podman(), "--publish=8080:80")
+    assert {"link", "lease", "rule", "file"} <= set(node.traces(made, container.id))
+    check_published(node, published, container, neighbour)
+    assert plugins.ours <= bool(node.traces(made)["flow"]), "nothing to be ended"
+    # Programs in the containers, and no socket of the test's.
+    assert neighbour.fetch(NODE_ADDRESSES[0], 8080) == container.name
+    request = ["busybox", "nc", NODE_ADDRESSES[0], "8080"]
+    answer = node.outside.exec(request, stdin="GET /name HTTP/1.0\r\n\r\n").stdout
+    assert answer.endswith(f"{container.name}\n")
+
+    podman.remove(container)
+    check_not_published(node, published)
+    if plugins.ours:
+        assert hostport_tables(node) == set()
+    # The same ports again, of another container.
+    again = podman.run(made, *published.podman())
+    check_published(node, published, again, neighbour)
+    for one in (again, neighbour):
+        podman.remove(one)
+    node.nothing_left(made, container.id, again.id, neighbour.id, but=leaks(podman, plugins))
+
+
+def test_rules_come_back_after_a_flush(
+    made: Network, podman: Podman, node: Node, plugins: Plugins
+) -> None:
+    if not plugins.ours:
+        pytest.skip("the reference has no `cni reload`")
+    published = Published()
+    neighbour = podman.run(made)
+    container = podman.run(made, *published.podman())
+    node.run(["nft", "flush", "ruleset"])
+    with inside(container):
+        check_not_published(node, published)
+    node.run(["/opt/cni/bin/cni", "reload"])
+    check_published(node, published, container, neighbour)
+    for one in (container, neighbour):
+        podman.remove(one)
+    check_not_published(node, published)
+    node.nothing_left(made, container.id, neighbour.id)
+
+
+def test_containerd_with_a_whole_chain(
+    network: Callable[..., Network], containerd: Containerd, node: Node, plugins: Plugins
+) -> None:
+    """bridge, portmap, firewall and bandwidth; ctr hands nothing over, so all is in the file."""
+    published = Published()
+    rates = {"ingressRate": 80_000_000, "egressRate": 160_000_000}
+    bursts = {"ingressBurst": 8_000_000, "egressBurst": 16_000_000}
+    chained = [
+        {"type": "portmap", "runtimeConfig": {"portMappings": published.mappings()}},
+        {"type": "firewall"},
+        {"type": "bandwidth", **rates, **bursts},
+    ]
+    net = network(DUAL, options={"hairpinMode": True}, chained=chained)
+    container = containerd.run(net)
+    (port,) = ports(node.netns, net.bridge)
+    (shaped,) = (name for name in links(node.netns) if name.startswith("bwp"))
+    # As the kernel counts: bytes per second.
+    assert tbf(node.netns, port)["rate"] == 10_000_000
+    assert tbf(node.netns, shaped)["rate"] == 20_000_000
+    # The same ports cannot be published twice: the other one gets a network without.
+    node.path(net.file).write_text(replace(net, chained=chained[1:2]).conflist())
+    neighbour = containerd.run(net)
+    check_published(node, published, container, neighbour)
+    for dev in (port, shaped):
+        assert passed(node.netns, dev) > 10_000, f"{dev} shapes nothing"
+
+    containerd.remove(container)
+    check_not_published(node, published)
+    assert sorted(ports(node.netns, net.bridge)) != [port]
+    assert shaped not in links(node.netns)
+    containerd.remove(neighbour)
+    node.nothing_left(net, container.id, neighbour.id, but=leaks(containerd, plugins))
+    assert hostport_tables(node) == set() or not plugins.ours
