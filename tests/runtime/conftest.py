@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness import DUAL
 from tests.harness.build import build_dist
 
 from .engines import BUSYBOX, Containerd, Engine, Podman, make_image
@@ -136,3 +137,15 @@ def network(node: Node) -> Iterator[Callable[..., Network]]:
     shutil.rmtree(node.path("/var/lib/cni/results"), ignore_errors=True)
     node.run(["nft", "flush", "ruleset"])
     assert not list(node.path(CONF_DIR).glob("*conf*")), "another network is configured"
+
+
+@pytest.fixture
+def made(network: Callable[..., Network], podman: Podman, node: Node) -> Iterator[Network]:
+    """A network with both families as `podman network create` writes it, and nothing changed."""
+    subnets = [word for subnet in DUAL.subnets for word in ("--subnet", subnet)]
+    podman.podman("network", "create", *subnets, "made")
+    yield Network("made", DUAL)
+    podman.remove_all()
+    # Also takes its bridge away, but does nothing when it does not find the plugins.
+    podman.podman("network", "rm", "made", check=False)
+    node.path(f"{CONF_DIR}/made.conflist").unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import DUAL, tcp_exchange, tcp_server, udp_exchange, udp_server
+from tests.harness import DUAL, nft_tables, tcp_exchange, tcp_server, udp_exchange, udp_server
 
 from .node import NODE_ADDRESSES, OUTSIDE_ADDRESSES
 
@@ -125,3 +125,8 @@ def check_not_published(node: Node, ports: Published) -> None:
             refused(node.netns, address, port)
     refused(node.netns, "127.0.0.1", ports.everywhere)
     refused(node.netns, "127.0.0.1", ports.limited["127.0.0.1"])
+
+
+def published_tables(node: Node) -> set[tuple[str, str]]:
+    """The nftables tables in which portmap keeps ports; gone when there is none."""
+    return {table for table in nft_tables(node.netns) if table[1] == "cni_hostport"}

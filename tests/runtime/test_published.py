@@ -11,34 +11,18 @@ from tests.harness import DUAL, links, nft_tables, ports
 from tests.harness.tc import passed, tbf
 
 from .checks import leaks
-from .networks import CONF_DIR, Network
 from .node import NODE_ADDRESSES
-from .published import Published, check_not_published, check_published, inside
+from .published import Published, published_tables, check_not_published, check_published, inside, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from .engines import Containerd, Podman
+    from .networks import Network
     from .node import Node
     from .plugins import Plugins
 
 pytestmark = pytest.mark.runtime
-
-
-@pytest.fixture
-def made(network: Callable[..., Network], podman: Podman, node: Node) -> Iterator[Network]:
-    """A network with both families as `podman network create` writes it, and nothing changed."""
-    subnets = [word for subnet in DUAL.subnets for word in ("--subnet", subnet)]
-    podman.podman("network", "create", *subnets, "made")
-    yield Network("made", DUAL)
-    podman.remove_all()
-    # Also takes its bridge away, but does nothing when it does not find the plugins.
-    podman.podman("network", "rm", "made", check=False)
-    node.path(f"{CONF_DIR}/made.conflist").unlink(missing_ok=True)
-
-
-def hostport_tables(node: Node) -> set[tuple[str, str]]:
-    return {table for table in nft_tables(node.netns) if "hostport" in table[1]}
 
 
 def test_podmans_own_network(made: Network, podman: Podman, node: Node, plugins: Plugins) -> None:
@@ -57,7 +41,7 @@ def test_podmans_own_network(made: Network, podman: Podman, node: Node, plugins:
     podman.remove(container)
     check_not_published(node, published)
     if plugins.ours:
-        assert hostport_tables(node) == set()
+        assert published_tables(node) == set()
     # The same ports again, of another container.
     again = podman.run(made, *published.podman())
     check_published(node, published, again, neighbour)
@@ -76,7 +60,8 @@ def test_rules_come_back_after_a_flush(
     container = podman.run(made, *published.podman())
     node.run(["nft", "flush", "ruleset"])
     with inside(container):
-        check_not_published(node, published)
+        refused(node.outside, NODE_ADDRESSES[0], published.everywhere)
+        refused(node.outside, NODE_ADDRESSES[1], published.limited[NODE_ADDRESSES[1]])
     node.run(["/opt/cni/bin/cni", "reload"])
     check_published(node, published, container, neighbour)
     for one in (container, neighbour):
@@ -117,4 +102,4 @@ def test_containerd_with_a_whole_chain(
     assert shaped not in links(node.netns)
     containerd.remove(neighbour)
     node.nothing_left(net, container.id, neighbour.id, but=leaks(containerd, plugins))
-    assert hostport_tables(node) == set() or not plugins.ours
+    assert published_tables(node) == set() or not plugins.ours
