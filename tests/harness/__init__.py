@@ -74,6 +74,7 @@ __all__ = [
     "CommandError",
     "Family",
     "Frame",
+    "JoinedNetns",
     "Netns",
     "PortVlan",
     "Reply",

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def leaks(engine: Engine, plugins: Plugins) -> tuple[str, ...]:
     """What the reference leaves behind, for `nothing_left`; ours must leave nothing.
 
-    ctr asks for DEL without a namespace, and the reference then keeps the masquerade rules. It never
-    ends UDP flows.
+    ctr asks for DEL without a namespace, and the reference then keeps the masquerade rules. It
+    never ends UDP flows.
     """
     if plugins.ours:
         return ()

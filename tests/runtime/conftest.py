@@ -134,8 +134,10 @@ def network(node: Node) -> Iterator[Callable[..., Network]]:
         shutil.rmtree(node.path(one.data_dir), ignore_errors=True)
         if one.bridge:
             node.run(["ip", "link", "delete", one.bridge], check=False)
-    shutil.rmtree(node.path("/var/lib/cni/results"), ignore_errors=True)
+    for directory in ("/var/lib/cni/results", "/run/cni"):
+        shutil.rmtree(node.path(directory), ignore_errors=True)
     node.run(["nft", "flush", "ruleset"])
+    node.run(["conntrack", "--flush"])
     assert not list(node.path(CONF_DIR).glob("*conf*")), "another network is configured"
 
 

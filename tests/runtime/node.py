@@ -229,7 +229,8 @@ class Node:
         return sorted(
             str(file.relative_to(self.path("/")))
             for file in files
-            if file.parent.name in ("results", "intent") or any(one in file.name for one in container_ids)
+            if file.parent.name in ("results", "intent")
+            or any(one in file.name for one in container_ids)
         )
 
     def _flows(self, network: Network) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,7 @@ class Published:
     def podman(self) -> list[str]:
         """Options for `podman run`."""
         ports = [f"{self.everywhere}", *(f"{_host(a)}:{p}" for a, p in self.limited.items())]
-        return [
-            f"--publish={port}:{TARGET}/{protocol}" for port in ports for protocol in EXCHANGES
-        ]
+        return [f"--publish={port}:{TARGET}/{protocol}" for port in ports for protocol in EXCHANGES]
 
     def mappings(self) -> list[dict[str, Any]]:
         """The same as the capability `portMappings`."""
@@ -64,13 +62,10 @@ def _host(address: str) -> str:
 
 
 @contextmanager
-def inside(*containers: Container) -> Iterator[list[Netns]]:
-    """The containers' namespaces during the block; in the first, servers listen on TARGET."""
-    with ExitStack() as stack:
-        found: list[Netns] = [stack.enter_context(one.netns()) for one in containers]
-        stack.enter_context(tcp_server(found[0], port=TARGET))
-        stack.enter_context(udp_server(found[0], port=TARGET))
-        yield found
+def listening(container: Netns) -> Iterator[None]:
+    """During the block, servers listen on TARGET in a container."""
+    with tcp_server(container, port=TARGET), udp_server(container, port=TARGET):
+        yield
 
 
 def reached(source: Netns, address: str, port: int, *seen_as: str) -> None:
@@ -93,9 +88,15 @@ def refused(source: Netns, address: str, port: int) -> None:
 def check_published(
     node: Node, ports: Published, container: Container, neighbour: Container
 ) -> None:
+    """`check_reached` for containers of a runtime."""
+    with container.netns() as own, neighbour.netns() as other:
+        check_reached(node, ports, own, other)
+
+
+def check_reached(node: Node, ports: Published, own: Netns, other: Netns) -> None:
     """From the node, its localhost, a neighbour, the container itself, and from beyond the node."""
     host, outside = node.netns, node.outside
-    with inside(container, neighbour) as (own, other):
+    with listening(own):
         for address, gateway, client in zip(
             NODE_ADDRESSES, GATEWAYS, OUTSIDE_ADDRESSES, strict=True
         ):

@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DUAL, links, nft_tables, ports
+from tests.harness import DUAL, links, ports
 from tests.harness.tc import passed, tbf
 
 from .checks import leaks
 from .node import NODE_ADDRESSES
-from .published import Published, published_tables, check_not_published, check_published, inside, refused
+from .published import (
+    Published,
+    check_not_published,
+    check_published,
+    listening,
+    published_tables,
+    refused,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +66,7 @@ def test_rules_come_back_after_a_flush(
     neighbour = podman.run(made)
     container = podman.run(made, *published.podman())
     node.run(["nft", "flush", "ruleset"])
-    with inside(container):
+    with container.netns() as own, listening(own):
         refused(node.outside, NODE_ADDRESSES[0], published.everywhere)
         refused(node.outside, NODE_ADDRESSES[1], published.limited[NODE_ADDRESSES[1]])
     node.run(["/opt/cni/bin/cni", "reload"])

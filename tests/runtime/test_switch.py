@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import DUAL, links, ports
+from tests.harness import DUAL, JoinedNetns, links
 
 from .checks import check_own_network
-from .networks import CONF_DIR, Network
+from .networks import Network
+from .node import NODE_ADDRESSES, OUTSIDE_ADDRESSES
 from .plugins import BIN_DIR
-from .published import Published, check_not_published, check_published, published_tables
+from .published import (
+    Published,
+    check_not_published,
+    check_published,
+    check_reached,
+    listening,
+    published_tables,
+    reached,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -158,3 +168,67 @@ def test_podman_from_ours_to_go_with_nftables(
         podman.remove(one)
     assert published_tables(node) == set()
     assert "rule" not in node.traces(made, container.id, again.id, neighbour.id)
+
+
+class Direct(ExitStack):
+    """Namespaces of the node on a network, attached by `cni add` as cnitool would."""
+
+    def __init__(self, switch: Switch, net: Network) -> None:
+        super().__init__()
+        self.switch, self.net, self.node = switch, net, switch.node
+
+    def attach(self, name: str, ports: Published) -> None:
+        self.node.run(["ip", "netns", "add", name])
+        self.callback(self.remove, name)
+        self("add", name, ports)
+
+    def remove(self, name: str) -> None:
+        """As often as you like."""
+        self.node.run(["ip", "netns", "delete", name], check=False)
+
+    def netns(self, name: str) -> JoinedNetns:
+        return JoinedNetns(self.node.path(f"/run/netns/{name}"), name)
+
+    def __call__(self, verb: str, name: str, ports: Published) -> None:
+        mappings = json.dumps({"portMappings": ports.mappings()})
+        env = {"CNI_PATH": BIN_DIR, "CAP_ARGS": mappings}
+        self.node.run([self.switch.dist, verb, self.net.name, f"/run/netns/{name}"], env=env)
+
+
+@pytest.mark.parametrize("started_on", ["go", "ours"])
+def test_conflist(
+    switch: Switch, network: Callable[..., Network], node: Node, started_on: str
+) -> None:
+    """The whole chain, bandwidth included; a namespace may be gone when its DEL comes."""
+    rates = {"ingressRate": 80_000_000, "ingressBurst": 8_000_000}
+    rates |= {"egressRate": 80_000_000, "egressBurst": 8_000_000}
+    options = {"hairpinMode": True, "ipMasqBackend": "iptables"}
+    net = network(DUAL, options=options, chained=[*IPTABLES, {"type": "bandwidth", **rates}])
+    ports, more = Published(), Published(8100)
+    if started_on == "ours":
+        switch.to_ours()
+    with Direct(switch, net) as direct:
+        direct.attach("one", ports)
+        direct.attach("two", more)
+        assert len([name for name in links(node.netns) if name.startswith("bwp")]) == 2
+        assert bool(kept(node)) == (started_on == "ours")
+        (switch.to_ours if started_on == "go" else switch.to_go)()
+        with direct.netns("one") as one, direct.netns("two") as two:
+            check_reached(node, ports, one, two)
+            check_reached(node, more, two, one)
+        if started_on == "go":
+            # The reverse fails: the reference's CHECK wants the IPv4 rules in ip6tables, too.
+            direct("check", "one", ports)
+            direct.remove("one")
+        direct("del", "one", ports)
+        check_not_published(node, ports)
+        with direct.netns("two") as two, listening(two):
+            reached(node.outside, NODE_ADDRESSES[0], more.everywhere, OUTSIDE_ADDRESSES[0])
+        direct("del", "two", more)
+    notes = {f"run/cni/intent/{name}" for name in kept(node)}
+    assert bool(notes) == (started_on == "ours")
+    left = node.traces(net)
+    if notes:  # as above
+        assert set(left.pop("file")) == notes
+        left.pop("flow", None)
+    assert left == {}
