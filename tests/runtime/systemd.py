@@ -38,7 +38,7 @@ mount -t cgroup2 cgroup2 /run/systemd-cgroup
 mkdir -p "/run/systemd-cgroup/$1/systemd"
 echo 0 >"/run/systemd-cgroup/$1/systemd/cgroup.procs"
 umount /run/systemd-cgroup
-exec unshare --cgroup --pid --mount --propagation slave --fork --kill-child --mount-proc \
+exec unshare --cgroup --uts --pid --mount --propagation slave --fork --kill-child --mount-proc \
     sh -c "$2" sh "$3"
 """
 BOOT_INSIDE = """
