@@ -12,6 +12,7 @@ Both are the link's and stay with it, as `route_localnet` does with the referenc
 from __future__ import annotations
 
 from _socket import AF_INET6
+from collections.abc import Callable
 
 from ..kernel import link, route, sysctl
 from ..kernel.netlink import Netlink, NetlinkError
@@ -22,15 +23,15 @@ _LOOPBACK6 = Prefix.parse("::1/128")
 _METRIC = 4096  # lo's own route to ::1 has 0 and is preferred by everybody else
 
 
-def enable(address: Prefix) -> None:
-    """For a container with this address. Raises CNIError."""
+def enable(address: Prefix, log: Callable[[str], None]) -> None:
+    """For a container with this address. Raises CNIError for IPv4, as the reference does."""
     with Netlink() as host:
         found = _way(host, address)
         if found is None:
             return None  # no way to it, no packets
         index, name = found
         if not address.is_v4:
-            return _add_route(host, index, name)
+            return _add_route(host, index, name, log)
     try:
         sysctl.ensure(_route_localnet(name), "1")
     except OSError as error:
@@ -52,12 +53,11 @@ def missing(address: Prefix) -> list[str]:
                 routes = route.show(host, AF_INET6, index, route.TABLE_LOCAL, route.LOCAL)
                 there = any(entry.dst == _LOOPBACK6 for entry in routes)
                 return [] if there else [f"no local route to ::1 on {name}: run `cni reload`"]
-            value = sysctl.read(_route_localnet(name))
+            key = _route_localnet(name)
+            value = sysctl.read(key)
         except (OSError, CNIError):
             return []
-    return (
-        [] if value == "1" else [f"{_route_localnet(name)}: want 1, have {value}: run `cni reload`"]
-    )
+    return [] if value == "1" else [f"{key}: want 1, have {value}: run `cni reload`"]
 
 
 def _way(host: Netlink, address: Prefix) -> tuple[int, str] | None:
@@ -69,17 +69,16 @@ def _way(host: Netlink, address: Prefix) -> tuple[int, str] | None:
         return None
 
 
-def _add_route(host: Netlink, index: int, name: str) -> None:
+def _add_route(host: Netlink, index: int, name: str, log: Callable[[str], None]) -> None:
     there = route.Route(
         _LOOPBACK6, index, priority=_METRIC, table=route.TABLE_LOCAL, scope=route.SCOPE_HOST
     )
     try:
         route.add(host, there, kind=route.LOCAL, exist_ok=True)
     except NetlinkError as error:
-        raise CNIError(
-            f"unable to add a local route to ::1 on {name}: {error}",
-            "published ports need it on the node's ::1; without localhost: snat=false",
-        ) from None
+        log(
+            f"cni: portmap: ports are not published on ::1: no local route to it on {name}: {error}"
+        )
 
 
 def _route_localnet(name: str) -> str:

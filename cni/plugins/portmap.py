@@ -270,7 +270,7 @@ def _publish(call: Call[Conf], want: Want, backend: str) -> None:
         _portmap_flows.forget(call, not address.is_v4, want.ports_of(address), strays)
         # With iptables only localhost of IPv4 is published, as in the reference.
         if want.snat and (address.is_v4 or backend != _IPTABLES):
-            _portmap_localhost.enable(address)
+            _portmap_localhost.enable(address, call.log)
 
 
 def _install(call: Call[Conf], want: Want, backend: str) -> None:
