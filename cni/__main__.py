@@ -17,6 +17,10 @@ def main() -> int:
     Failures to start end in the specification's error object, like those of a plugin.
     """
     _prepare_archive()
+    if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
+        from cni import lean
+
+        lean.enable()
     try:
         from cni import dispatch
     except ImportError as error:
