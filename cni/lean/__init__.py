@@ -10,13 +10,17 @@ modules once.
 from __future__ import annotations
 
 import _collections_abc
-import _signal
+import _signal  # type: ignore[import-not-found]
 import sys
 
-_ModuleType = type(sys)
+TYPE_CHECKING = False  # as type checkers know it; the real one is what we are here to avoid
+if TYPE_CHECKING:
+    from types import ModuleType
+else:
+    ModuleType = type(sys)
 
 
-class StandIn(_ModuleType):
+class StandIn(ModuleType):
     """A module that knows some names, and becomes the real one when asked for others."""
 
     def __init__(self, name: str, names: dict[str, object]) -> None:
@@ -29,7 +33,7 @@ class StandIn(_ModuleType):
             raise AttributeError(name)
         return getattr(self._real(), name)
 
-    def _real(self) -> _ModuleType:
+    def _real(self) -> ModuleType:
         module = self.__name__
         if sys.modules.get(module) is self:
             del sys.modules[module]
@@ -40,7 +44,7 @@ class StandIn(_ModuleType):
 
 
 class _Collections(StandIn):
-    def _real(self) -> _ModuleType:
+    def _real(self) -> ModuleType:
         if sys.modules.get("collections") is self:
             del sys.modules["collections.abc"]
         return super()._real()
@@ -62,6 +66,6 @@ def enable() -> None:
             StandIn(name, names)
 
 
-def public(module: _ModuleType) -> dict[str, object]:
+def public(module: ModuleType) -> dict[str, object]:
     """The names of a module that do not begin with an underscore."""
     return {name: value for name, value in vars(module).items() if name[:1] != "_"}

@@ -27,7 +27,7 @@ class suppress:  # noqa: N801 as in contextlib
 
 
 class _Generated:
-    def __init__(self, generator) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001
+    def __init__(self, generator) -> None:  # type: ignore[no-untyped-def]
         self._generator = generator
 
     def __enter__(self) -> object:
@@ -49,7 +49,7 @@ class _Generated:
         raise RuntimeError("generator didn't stop after throw()")
 
 
-def contextmanager(function):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+def contextmanager(function):  # type: ignore[no-untyped-def]
     """Make a generator function with one yield usable with `with`."""
 
     def make(*args: object, **kwargs: object) -> _Generated:
@@ -69,7 +69,7 @@ class ExitStack:
     def __enter__(self) -> ExitStack:
         return self
 
-    def callback(self, function, /, *args, **kwargs):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN002, ANN003, ANN201
+    def callback(self, function, /, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Call `function` when unwinding."""
 
         def call(*_: object) -> None:
@@ -78,7 +78,7 @@ class ExitStack:
         self._exits.append(call)
         return function
 
-    def enter_context(self, manager):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201
+    def enter_context(self, manager):  # type: ignore[no-untyped-def]
         """Enter `manager`, leave it when unwinding."""
         result = manager.__enter__()
         self._exits.append(manager.__exit__)

@@ -72,7 +72,8 @@ def _lend() -> list[str]:
     for name in lent:
         StandIn(name, wanted[name])
     if "datetime" not in sys.modules:
-        import _datetime  # what `datetime` is made of, without the same again in Python
+        import _datetime  # type: ignore[import-not-found]
+        # what `datetime` is made of, without the same again in Python
 
         sys.modules["datetime"] = _datetime
         lent.append("datetime")
@@ -98,15 +99,15 @@ def class_annotations(kind: type) -> dict[str, object]:
         names = vars(sys.modules[base.__module__])
         for name, hint in getattr(base, "__annotations__", {}).items():
             if name not in hints:
-                value = eval(hint, names, dict(vars(base))) if isinstance(hint, str) else hint
+                value = eval(hint, names, dict(vars(base))) if isinstance(hint, str) else hint  # noqa: S307 our own
                 hints[name] = type(None) if value is None else value
     return hints
 
 
-def _field(core: object):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _field(core: object):  # type: ignore[no-untyped-def]
     make, missing = core.Field, core.NODEFAULT  # type: ignore[attr-defined]
 
-    def field(*, default=missing, default_factory=missing, name=None):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    def field(*, default=missing, default_factory=missing, name=None):  # type: ignore[no-untyped-def]
         return make(default=default, default_factory=default_factory, name=name)
 
     return field

@@ -34,7 +34,7 @@ class NamedTuple(tuple):  # type: ignore[type-arg]
 
     __slots__ = ()
     _fields: tuple[str, ...] = ()
-    _field_defaults: dict[str, object] = {}  # noqa: RUF012 each subclass has its own
+    _field_defaults: dict[str, object] = {}
 
     def __init_subclass__(cls) -> None:
         if NamedTuple not in cls.__bases__:
@@ -45,7 +45,7 @@ class NamedTuple(tuple):  # type: ignore[type-arg]
         for index, name in enumerate(names):
             setattr(cls, name, _tuplegetter(index, ""))
 
-    def __new__(cls, *args, **kwargs):  # type: ignore[no-untyped-def] # noqa: ANN002, ANN003, ANN204
+    def __new__(cls, *args, **kwargs):  # type: ignore[no-untyped-def]
         if kwargs or len(args) != len(cls._fields):
             args = cls._bind(args, kwargs)
         return tuple.__new__(cls, args)
@@ -61,10 +61,10 @@ class NamedTuple(tuple):  # type: ignore[type-arg]
         return tuple(values[name] for name in cls._fields)
 
     @classmethod
-    def _make(cls, values):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN206
+    def _make(cls, values):  # type: ignore[no-untyped-def]
         return cls(*values)
 
-    def _replace(self, **changes):  # type: ignore[no-untyped-def] # noqa: ANN003, ANN202
+    def _replace(self, **changes):  # type: ignore[no-untyped-def]
         return type(self)(**{**self._asdict(), **changes})
 
     def _asdict(self) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from .errors import BadEnvironment, InvalidConfig, UnknownContainer
 
-
 _PUNCTUATION = str.maketrans("_.-", "xxx")
 
 IFNAME_MAX = 15  # bytes; IFNAMSIZ less the terminating NUL
