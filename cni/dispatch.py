@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import __version__
+from . import __version__, lean
 from .call import Attachment, Call
 from .kernel.owner import Owner
 from .netns import Executor, same_namespace
@@ -116,6 +116,7 @@ else:
     _SIGNALS.append(signal.SIGHUP)
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
+_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGHUP: "SIGHUP"}
 
 
 def main(name: str) -> int:
@@ -125,8 +126,16 @@ def main(name: str) -> int:
         return 0
     for number in _SIGNALS:
         signal.signal(number, terminate)
-    code, output = answer(name, dict(os.environ), read_stdin)
+    received: list[bytes] = []
+
+    def receive() -> bytes:
+        received.append(read_stdin())
+        return received[-1]
+
+    code, output = answer(name, dict(os.environ), receive)
     Executor.discard_idle()
+    if lean.doubt is not None:
+        lean.restart(received[0] if received else None)
     try:
         _write(output)
     except OSError as error:
@@ -159,6 +168,7 @@ def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tupl
     except CNIError as error:
         return 1, _encode_error(error), not isinstance(error, Terminated)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
+        lean.suspect(error)
         return 1, _encode_error(_unexpected(error)), False
 
 
@@ -371,7 +381,7 @@ def _encode_error(error: CNIError) -> bytes:
 def _unexpected(error: BaseException) -> CNIError:
     """Any other exception as an error 999; a defect's traceback goes to stderr."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError):
+    if isinstance(error, OSError | lean.Insufficient):
         return CNIError(text)
     import traceback
 
@@ -381,8 +391,7 @@ def _unexpected(error: BaseException) -> CNIError:
 
 def terminate(number: int, _frame: object) -> None:
     """The signal handler of a running verb: what it did is undone."""
-    name = signal.Signals(number).name
-    raise Terminated(f"interrupted by {name}", "what had been done was undone; try again")
+    raise Terminated(f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again")
 
 
 def _write(data: bytes) -> None:

@@ -31,21 +31,28 @@ class _Generated:
         self._generator = generator
 
     def __enter__(self) -> object:
-        return next(self._generator)
+        for value in self._generator:
+            return value
+        raise RuntimeError("generator didn't yield")
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if error is None:
-            next(self._generator, None)
+            for _ in self._generator:
+                self._generator.close()
+                raise RuntimeError("generator didn't stop")
             return False
         try:
             self._generator.throw(error)
-        except StopIteration:
-            return True
         except BaseException as raised:
-            if raised is not error:
-                raise
-            error.__traceback__ = trace  # type: ignore[assignment]
-            return False
+            # a StopIteration that passes through a generator comes out inside a RuntimeError
+            wrapped = isinstance(error, StopIteration) and isinstance(raised, RuntimeError)
+            if raised is error or (wrapped and raised.__cause__ is error):
+                error.__traceback__ = trace  # type: ignore[assignment]
+                return False
+            if isinstance(raised, StopIteration):  # the generator ended: it has dealt with it
+                return True
+            raise
+        self._generator.close()
         raise RuntimeError("generator didn't stop after throw()")
 
 
@@ -57,6 +64,7 @@ def contextmanager(function):  # type: ignore[no-untyped-def]
 
     make.__name__, make.__qualname__ = function.__name__, function.__qualname__
     make.__module__, make.__doc__ = function.__module__, function.__doc__
+    make.__wrapped__ = function  # type: ignore[attr-defined]
     return make
 
 
@@ -80,8 +88,13 @@ class ExitStack:
 
     def enter_context(self, manager):  # type: ignore[no-untyped-def]
         """Enter `manager`, leave it when unwinding."""
-        result = manager.__enter__()
-        self._exits.append(manager.__exit__)
+        kind = type(manager)
+        try:
+            enter, leave = kind.__enter__, kind.__exit__
+        except AttributeError:
+            raise TypeError(f"{kind.__qualname__!r} object is no context manager") from None
+        result = enter(manager)
+        self._exits.append(lambda *error: leave(manager, *error))
         return result
 
     def pop_all(self) -> ExitStack:
@@ -95,18 +108,45 @@ class ExitStack:
         self.__exit__(None, None, None)
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        received = error
+        received, raising = error, False
+        # What is being handled around us is the context of whatever is raised in here, where it
+        # should be the error before: as in nested `with` statements.
+        around = _handled()
         while self._exits:
             leave = self._exits.pop()
             try:
                 shape = (type(error), error, error.__traceback__) if error else (None, None, None)
                 if leave(*shape):
-                    error = None
+                    error, raising = None, False
             except BaseException as raised:  # noqa: BLE001 the rest is unwound all the same
-                error = raised
-        if error is not None and error is not received:
-            raise error
+                _put_in_chain(raised, error, around)
+                error, raising = raised, True
+        if raising and error is not None:
+            context = error.__context__
+            try:
+                raise error
+            finally:
+                error.__context__ = context
         return received is not None and error is None
+
+
+def _handled() -> BaseException | None:
+    import sys
+
+    return sys.exc_info()[1]
+
+
+def _put_in_chain(
+    raised: BaseException, before: BaseException | None, around: BaseException | None
+) -> None:
+    """Let the contexts of `raised` lead to `before`, where they lead to `around` or end."""
+    last = raised
+    while last.__context__ is not None and last.__context__ is not around:
+        if last.__context__ is before:
+            return
+        last = last.__context__
+    if last is not before:
+        last.__context__ = before
 
 
 NAMES: dict[str, object] = {

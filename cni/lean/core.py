@@ -1,66 +1,71 @@
 """msgspec's C core without its package, which imports uuid, decimal, datetime, re, inspect, ….
 
 The core takes a few types from those when it starts, to recognize their instances in what it
-encodes and decodes. JSON has none of them, and no configuration or result of ours either.
+encodes and decodes. JSON has none of them, and no configuration or result of ours either; a Struct
+with a field of any type that is not listed here raises Insufficient when it is first decoded.
 """
 
 from __future__ import annotations
 
+import _collections_abc as abc
 import sys
 
-from . import StandIn, public, types
+from . import Insufficient, ModuleType, public, types
+
+_UNION = type(int | str)
+_ALIAS = type(list[int])
+# What a field of an abstract type is decoded as; the others stand for themselves.
+_CONCRETE: dict[object, type] = {
+    **{kind: kind for kind in (list, tuple, set, frozenset, dict)},
+    **dict.fromkeys((abc.Collection, abc.MutableSequence, abc.Sequence), list),
+    **dict.fromkeys((abc.MutableSet, abc.Set), set),
+    **dict.fromkeys((abc.MutableMapping, abc.Mapping), dict),
+}
+_PLAIN = {*_CONCRETE, str, int, float, bool, bytes, None, type(None), types.Any}
+_struct: type = type  # the class of Struct classes
 
 
 def enable() -> None:
-    """Put a stand-in for msgspec in place; changes nothing if the core is not as expected.
+    """Put a stand-in for msgspec in place; it raises if the core is not as expected.
 
     `typing` must not have its stand-in yet.
     """
-    beside = __file__.rpartition("/cni/")[0]
-    stand_in = _Package("msgspec", {"__path__": [f"{beside}/msgspec"]})
+    global _struct
+    package = _Package("msgspec")
+    package.__path__ = [f"{__file__.rpartition('/cni/')[0]}/msgspec"]
+    sys.modules["msgspec"] = package
     lent = _lend()
     try:
         from msgspec import _core
-    except (ImportError, AttributeError, TypeError):  # another core than the one we know
-        del sys.modules["msgspec"]
-        return
     finally:
         for name in lent:
             del sys.modules[name]
-    stand_in.__dict__.update(public(_core))
-    stand_in.__dict__["field"] = _field(_core)
-    stand_in.__dict__["json"] = StandIn(
-        "msgspec.json",
-        {
-            "Decoder": _core.JSONDecoder,
-            "Encoder": _core.JSONEncoder,
-            "decode": _core.json_decode,
-            "encode": _core.json_encode,
-            "format": _core.json_format,
-        },
-    )
+    _struct = _core.StructMeta
+    _PLAIN.add(_core.Raw)
+    json = sys.modules["msgspec.json"] = _Package("msgspec.json")
+    json.Decoder, json.Encoder = _core.JSONDecoder, _core.JSONEncoder
+    json.decode, json.encode, json.format = _core.json_decode, _core.json_encode, _core.json_format
+    package.__dict__.update({**public(_core), "field": _field(_core), "json": json})
 
 
-class _Package(StandIn):
+class _Package(ModuleType):
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):
+        if name.startswith("__"):  # the import system asks for those that a module may have
             raise AttributeError(name)
-        __import__(f"msgspec.{name}")  # a submodule, which may well do more than ours
-        return vars(self)[name]
+        raise Insufficient(f"{self.__name__}.{name} is not in cni.lean")
 
 
 def _lend() -> list[str]:
     """Put in place what the core looks at when it starts; the names to take away again."""
-    union = type(int | str)
     wanted: dict[str, dict[str, object]] = {
-        "typing": {**types.NAMES, **types.FOR_MSGSPEC, "Union": union},
-        "types": {"UnionType": union},
+        "typing": {**types.NAMES, **types.FOR_MSGSPEC, "Union": _UNION},
+        "types": {"UnionType": _UNION},
         "enum": {"EnumMeta": type("EnumMeta", (type,), {})},
         "uuid": {"UUID": _Absent, "SafeUUID": _Absent},
         "decimal": {"Decimal": _Absent},
         "re": {"compile": _compile},
         "msgspec._utils": {
-            "_CONCRETE_TYPES": {kind: kind for kind in (list, tuple, set, frozenset, dict)},
+            "_CONCRETE_TYPES": _CONCRETE,
             "get_class_annotations": class_annotations,
             "call_annotate_forwardref": lambda annotate: annotate(1),
             "rebuild": lambda kind, values: kind(**values),
@@ -70,7 +75,8 @@ def _lend() -> list[str]:
     }
     lent = [name for name in wanted if name not in sys.modules]
     for name in lent:
-        StandIn(name, wanted[name])
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(wanted[name])
     if "datetime" not in sys.modules:
         import _datetime  # type: ignore[import-not-found]
         # what `datetime` is made of, without the same again in Python
@@ -93,15 +99,30 @@ def _compile(*args: object) -> object:
 
 
 def class_annotations(kind: type) -> dict[str, object]:
-    """The types of a Struct's fields, evaluated; the nearest class wins, as in msgspec._utils."""
+    """The types of a Struct's fields, evaluated; the nearest class wins, as in msgspec._utils.
+
+    Raises Insufficient for a type that the core, started as it was, would not recognize.
+    """
     hints: dict[str, object] = {}
     for base in kind.__mro__:
-        names = vars(sys.modules[base.__module__])
+        names = getattr(sys.modules.get(base.__module__), "__dict__", {})
         for name, hint in getattr(base, "__annotations__", {}).items():
             if name not in hints:
-                value = eval(hint, names, dict(vars(base))) if isinstance(hint, str) else hint  # noqa: S307 our own
+                # the module's names come before the class's, where `type: str` is a member
+                value = eval(hint, dict(vars(base)), names) if isinstance(hint, str) else hint  # noqa: S307 our own
+                if not _recognized(value):
+                    raise Insufficient(f"{kind.__name__}.{name}: {value} is not in cni.lean")
                 hints[name] = type(None) if value is None else value
     return hints
+
+
+def _recognized(hint: object) -> bool:
+    if type(hint) is _ALIAS:
+        inner = [part for part in hint.__args__ if part is not ...]  # type: ignore[attr-defined]
+        return hint.__origin__ in _CONCRETE and all(map(_recognized, inner))  # type: ignore[attr-defined]
+    if type(hint) is _UNION:
+        return all(map(_recognized, hint.__args__))  # type: ignore[attr-defined]
+    return isinstance(hint, _struct) or (isinstance(hint, type | None) and hint in _PLAIN)
 
 
 def _field(core: object):  # type: ignore[no-untyped-def]

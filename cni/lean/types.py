@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from _collections import _tuplegetter  # type: ignore[attr-defined]
 
 
@@ -29,53 +30,74 @@ class TypeVar:
         pass
 
 
-class NamedTuple(tuple):  # type: ignore[type-arg]
+class _NamedTupleMeta(type):
+    """Makes a direct subclass of NamedTuple a plain class below tuple, as the real one does."""
+
+    def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
+        if not bases:
+            return super().__new__(cls, name, bases, body)
+        made = type(name, (tuple,), {"__slots__": (), **_METHODS, **body})
+        fields = tuple(made.__annotations__)
+        made._fields = made.__match_args__ = fields  # type: ignore[attr-defined]
+        made._field_defaults = {f: body[f] for f in fields if f in body}  # type: ignore[attr-defined]
+        for index, field in enumerate(fields):
+            setattr(made, field, _tuplegetter(index, ""))
+        return made
+
+
+class NamedTuple(metaclass=_NamedTupleMeta):
     """As typing.NamedTuple, which compiles each class from source: 0.3 ms a class."""
 
-    __slots__ = ()
-    _fields: tuple[str, ...] = ()
-    _field_defaults: dict[str, object] = {}
 
-    def __init_subclass__(cls) -> None:
-        if NamedTuple not in cls.__bases__:
-            return
-        names = tuple(cls.__annotations__)
-        cls._fields = cls.__match_args__ = names
-        cls._field_defaults = {name: vars(cls)[name] for name in names if name in vars(cls)}
-        for index, name in enumerate(names):
-            setattr(cls, name, _tuplegetter(index, ""))
+def _new(cls, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+    if kwargs or len(args) != len(cls._fields):
+        args = _bind(cls, args, kwargs)
+    return tuple.__new__(cls, args)
 
-    def __new__(cls, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if kwargs or len(args) != len(cls._fields):
-            args = cls._bind(args, kwargs)
-        return tuple.__new__(cls, args)
 
-    @classmethod
-    def _bind(cls, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
-        given = dict(zip(cls._fields, args))  # noqa: B905 the lengths are compared below
-        values = {**cls._field_defaults, **given, **kwargs}
-        missing = [name for name in cls._fields if name not in values]
-        repeated = given.keys() & kwargs.keys()
-        if len(args) > len(cls._fields) or len(values) > len(cls._fields) or missing or repeated:
-            raise TypeError(f"{cls.__name__} takes {', '.join(cls._fields)}")
-        return tuple(values[name] for name in cls._fields)
+def _bind(cls: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
+    given = dict(zip(cls._fields, args))  # noqa: B905 the lengths are compared below
+    values = {**cls._field_defaults, **given, **kwargs}
+    missing = [name for name in cls._fields if name not in values]
+    repeated = given.keys() & kwargs.keys()
+    if len(args) > len(cls._fields) or len(values) > len(cls._fields) or missing or repeated:
+        raise TypeError(f"{cls.__name__}() takes {', '.join(cls._fields)}")
+    return tuple(values[name] for name in cls._fields)
 
-    @classmethod
-    def _make(cls, values):  # type: ignore[no-untyped-def]
-        return cls(*values)
 
-    def _replace(self, **changes):  # type: ignore[no-untyped-def]
-        return type(self)(**{**self._asdict(), **changes})
+def _make(cls, values):  # type: ignore[no-untyped-def]
+    made = tuple.__new__(cls, values)
+    if len(made) != len(cls._fields):
+        raise TypeError(f"Expected {len(cls._fields)} arguments, got {len(made)}")
+    return made
 
-    def _asdict(self) -> dict[str, object]:
-        return dict(zip(self._fields, self, strict=True))
 
-    def __getnewargs__(self) -> tuple[object, ...]:
-        return tuple(self)
+def _replace(self, /, **changes):  # type: ignore[no-untyped-def]
+    unknown = [name for name in changes if name not in self._fields]
+    if unknown:  # the class of the error is that of the Python that runs
+        kind = TypeError if sys.version_info >= (3, 13) else ValueError
+        raise kind(f"Got unexpected field names: {unknown!r}")
+    return self._make({**self._asdict(), **changes}.values())
 
-    def __repr__(self) -> str:
-        pairs = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
-        return f"{type(self).__name__}({pairs})"
+
+def _asdict(self) -> dict[str, object]:  # type: ignore[no-untyped-def]
+    return dict(zip(self._fields, self, strict=True))
+
+
+def _repr(self) -> str:  # type: ignore[no-untyped-def]
+    pairs = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
+    return f"{type(self).__name__}({pairs})"
+
+
+_METHODS: dict[str, object] = {
+    "__new__": _new,
+    "__repr__": _repr,
+    "__replace__": _replace,
+    "__getnewargs__": tuple,
+    "_make": classmethod(_make),
+    "_replace": _replace,
+    "_asdict": _asdict,
+}
 
 
 def _same(value: object) -> object:
