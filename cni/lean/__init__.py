@@ -78,7 +78,7 @@ def enable() -> None:
     try:
         _enable()
         enabled = True
-    except Exception:  # noqa: BLE001 another msgspec or Python than the ones we know
+    except (Exception, Insufficient):  # noqa: BLE001 another msgspec or Python than the ones we know
         restart()
         for name in set(sys.modules) - before:
             del sys.modules[name]

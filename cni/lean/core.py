@@ -32,14 +32,16 @@ def enable() -> None:
     """
     global _struct
     package = _Package("msgspec")
-    package.__path__ = [f"{__file__.rpartition('/cni/')[0]}/msgspec"]
+    package.__path__ = [f"{directory}/msgspec" for directory in sys.path]
     sys.modules["msgspec"] = package
     lent = _lend()
     try:
-        from msgspec import _core
+        __import__("msgspec._core")
     finally:
         for name in lent:
             del sys.modules[name]
+    package.__path__ = []  # any other submodule expects the real package: an ImportError
+    _core = sys.modules["msgspec._core"]
     _struct = _core.StructMeta
     _PLAIN.add(_core.Raw)
     json = sys.modules["msgspec.json"] = _Package("msgspec.json")
@@ -68,7 +70,7 @@ def _lend() -> list[str]:
             "_CONCRETE_TYPES": _CONCRETE,
             "get_class_annotations": class_annotations,
             "call_annotate_forwardref": lambda annotate: annotate(1),
-            "rebuild": lambda kind, values: kind(**values),
+            "rebuild": rebuild,
             **dict.fromkeys(("get_type_hints", "get_typeddict_info", "get_dataclass_info")),
             **dict.fromkeys(("_AnnotatedAlias", "convert_generic_alias")),
         },
@@ -96,6 +98,11 @@ def _compile(*args: object) -> object:
     import re
 
     return re.compile(*args)  # type: ignore[call-overload]
+
+
+def rebuild(kind, values):  # type: ignore[no-untyped-def]
+    """Unpickle a Struct with keyword-only fields."""
+    return kind(**values)
 
 
 def class_annotations(kind: type) -> dict[str, object]:

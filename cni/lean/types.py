@@ -84,6 +84,10 @@ def _asdict(self) -> dict[str, object]:  # type: ignore[no-untyped-def]
     return dict(zip(self._fields, self, strict=True))
 
 
+def _as_tuple(self) -> tuple[object, ...]:  # type: ignore[no-untyped-def]
+    return tuple(self)
+
+
 def _repr(self) -> str:  # type: ignore[no-untyped-def]
     pairs = ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
     return f"{type(self).__name__}({pairs})"
@@ -93,7 +97,7 @@ _METHODS: dict[str, object] = {
     "__new__": _new,
     "__repr__": _repr,
     "__replace__": _replace,
-    "__getnewargs__": tuple,
+    "__getnewargs__": _as_tuple,
     "_make": classmethod(_make),
     "_replace": _replace,
     "_asdict": _asdict,
