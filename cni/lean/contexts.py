@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class AbstractContextManager:
     """A base without effect."""
@@ -111,7 +113,7 @@ class ExitStack:
         received, raising = error, False
         # What is being handled around us is the context of whatever is raised in here, where it
         # should be the error before: as in nested `with` statements.
-        around = _handled()
+        around = sys.exc_info()[1]
         while self._exits:
             leave = self._exits.pop()
             try:
@@ -130,22 +132,16 @@ class ExitStack:
         return received is not None and error is None
 
 
-def _handled() -> BaseException | None:
-    import sys
-
-    return sys.exc_info()[1]
-
-
 def _put_in_chain(
     raised: BaseException, before: BaseException | None, around: BaseException | None
 ) -> None:
-    """Let the contexts of `raised` lead to `before`, where they lead to `around` or end."""
+    """Let the contexts of `raised` lead to `before` where they led to `around`."""
     last = raised
-    while last.__context__ is not None and last.__context__ is not around:
-        if last.__context__ is before:
+    while last.__context__ is not around:
+        if last.__context__ is None or last.__context__ is before:
             return
         last = last.__context__
-    if last is not before:
+    if around is not None and last is not before:
         last.__context__ = before
 
 

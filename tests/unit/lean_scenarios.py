@@ -196,7 +196,8 @@ def managed(log: list[Any], how: str) -> Iterator[str]:
             yield "again"
         raise
     finally:
-        log.append("after")
+        if "again" not in how and how != "twice":  # when that one ends depends on the version
+            log.append("after")
 
 
 def scenario_contextmanager() -> object:
