@@ -96,9 +96,11 @@ def _enable() -> None:
         core.enable()
         if "typing" not in sys.modules:
             StandIn("typing", types.NAMES, closed=True)
-    for name, names in {"contextlib": contexts.NAMES, "signal": public(_signal)}.items():
+    # The binding of nftables imports json, and uses it in a function that we do not call.
+    names = {"contextlib": contexts.NAMES, "signal": public(_signal), "json": {}}
+    for name, ours in names.items():
         if name not in sys.modules:
-            StandIn(name, names)
+            StandIn(name, ours)
 
 
 def public(module: ModuleType) -> dict[str, object]:
