@@ -116,7 +116,11 @@ else:
     _SIGNALS.append(signal.SIGHUP)
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
-_SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGHUP: "SIGHUP"}
+_SIGNALS: dict[int, str] = {
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGINT: "SIGINT",
+    signal.SIGHUP: "SIGHUP",
+}
 
 
 def main(name: str) -> int:
@@ -391,7 +395,9 @@ def _unexpected(error: BaseException) -> CNIError:
 
 def terminate(number: int, _frame: object) -> None:
     """The signal handler of a running verb: what it did is undone."""
-    raise Terminated(f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again")
+    raise Terminated(
+        f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again"
+    )
 
 
 def _write(data: bytes) -> None:

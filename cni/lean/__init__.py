@@ -42,16 +42,16 @@ class StandIn(ModuleType):
 
     def __init__(self, name: str, names: dict[str, object], *, closed: bool = False) -> None:
         super().__init__(name)
-        self.__dict__.update(_names=names, _closed=closed, _real=None)
+        self._names, self._closed = names, closed
+        self._real: ModuleType | None = None
         sys.modules[name] = self
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name != "__all__":  # the import system asks for some
             raise AttributeError(name)
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("cni."):
-            names: dict[str, object] = self._names
-            if name in names:
-                return names[name]
+            if name in self._names:
+                return self._names[name]
             if self._closed:
                 raise Insufficient(f"{self.__name__}.{name} is not in cni.lean")
         return getattr(self._real or self._load(), name)
@@ -60,10 +60,19 @@ class StandIn(ModuleType):
         del sys.modules[self.__name__]
         try:
             __import__(self.__name__)
-            self.__dict__["_real"] = real = sys.modules[self.__name__]
+            self._real = real = sys.modules[self.__name__]
         finally:
             sys.modules[self.__name__] = self
         return real
+
+
+class Closed(ModuleType):
+    """A module with some of the real one's names; for any other, Insufficient."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # the import system asks for those that a module may have
+            raise AttributeError(name)
+        raise Insufficient(f"{self.__name__}.{name} is not in cni.lean")
 
 
 def enable() -> None:
@@ -71,7 +80,7 @@ def enable() -> None:
 
     If that fails, this process begins anew without; if even that does, it goes on without.
     """
-    global enabled
+    global enabled  # noqa: PLW0603
     if os.environ.get(_SWITCH) == "off" or sys.version_info[:2] not in PYTHONS:
         return
     before = set(sys.modules)
@@ -110,7 +119,7 @@ def public(module: ModuleType) -> dict[str, object]:
 
 def suspect(error: BaseException) -> bool:
     """Note a failure that the real modules might not have; the caller then calls `restart`."""
-    global doubt
+    global doubt  # noqa: PLW0603
     kinds = (Insufficient, TypeError, AttributeError, ImportError, NameError)
     if enabled and isinstance(error, kinds):
         doubt = error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import _collections_abc as abc
 import sys
 
-from . import Insufficient, ModuleType, public, types
+from . import Closed, Insufficient, public, types
 
 _UNION = type(int | str)
 _ALIAS = type(list[int])
@@ -30,8 +30,8 @@ def enable() -> None:
 
     `typing` must not have its stand-in yet.
     """
-    global _struct
-    package = _Package("msgspec")
+    global _struct  # noqa: PLW0603
+    package = Closed("msgspec")
     package.__path__ = [f"{directory}/msgspec" for directory in sys.path]
     sys.modules["msgspec"] = package
     lent = _lend()
@@ -44,17 +44,11 @@ def enable() -> None:
     _core = sys.modules["msgspec._core"]
     _struct = _core.StructMeta
     _PLAIN.add(_core.Raw)
-    json = sys.modules["msgspec.json"] = _Package("msgspec.json")
-    json.Decoder, json.Encoder = _core.JSONDecoder, _core.JSONEncoder
-    json.decode, json.encode, json.format = _core.json_decode, _core.json_encode, _core.json_format
-    package.__dict__.update({**public(_core), "field": _field(_core), "json": json})
-
-
-class _Package(ModuleType):
-    def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # the import system asks for those that a module may have
-            raise AttributeError(name)
-        raise Insufficient(f"{self.__name__}.{name} is not in cni.lean")
+    names = ("decode", "encode", "format")
+    json = sys.modules["msgspec.json"] = Closed("msgspec.json")
+    vars(json).update({name: getattr(_core, f"json_{name}") for name in names})
+    vars(json).update(Decoder=_core.JSONDecoder, Encoder=_core.JSONEncoder)
+    vars(package).update({**public(_core), "field": _field(_core), "json": json})
 
 
 def _lend() -> list[str]:
@@ -77,7 +71,7 @@ def _lend() -> list[str]:
     }
     lent = [name for name in wanted if name not in sys.modules]
     for name in lent:
-        sys.modules[name] = ModuleType(name)
+        sys.modules[name] = type(sys)(name)
         vars(sys.modules[name]).update(wanted[name])
     if "datetime" not in sys.modules:
         import _datetime  # type: ignore[import-not-found]
@@ -124,11 +118,12 @@ def class_annotations(kind: type) -> dict[str, object]:
 
 
 def _recognized(hint: object) -> bool:
-    if type(hint) is _ALIAS:
-        inner = [part for part in hint.__args__ if part is not ...]  # type: ignore[attr-defined]
-        return hint.__origin__ in _CONCRETE and all(map(_recognized, inner))  # type: ignore[attr-defined]
-    if type(hint) is _UNION:
-        return all(map(_recognized, hint.__args__))  # type: ignore[attr-defined]
+    kind, inner = type(hint), getattr(hint, "__args__", ())
+    if kind is _ALIAS:
+        known = getattr(hint, "__origin__", None) in _CONCRETE
+        return known and all(_recognized(part) for part in inner if part is not ...)
+    if kind is _UNION:
+        return all(map(_recognized, inner))
     return isinstance(hint, _struct) or (isinstance(hint, type | None) and hint in _PLAIN)
 
 

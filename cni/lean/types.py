@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from _collections import _tuplegetter  # type: ignore[attr-defined]
+from _collections import _tuplegetter  # type: ignore[import-not-found]
 
 
 class Any:
@@ -38,8 +38,10 @@ class _NamedTupleMeta(type):
             return super().__new__(cls, name, bases, body)
         made = type(name, (tuple,), {"__slots__": (), **_METHODS, **body})
         fields = tuple(made.__annotations__)
-        made._fields = made.__match_args__ = fields  # type: ignore[attr-defined]
-        made._field_defaults = {f: body[f] for f in fields if f in body}  # type: ignore[attr-defined]
+        given = {field: body[field] for field in fields if field in body}
+        for key, value in {"_fields": fields, "_field_defaults": given}.items():
+            setattr(made, key, value)
+        made.__match_args__ = fields  # type: ignore[attr-defined, misc]
         for index, field in enumerate(fields):
             setattr(made, field, _tuplegetter(index, ""))
         return made
@@ -55,7 +57,7 @@ def _new(cls, /, *args, **kwargs):  # type: ignore[no-untyped-def]
     return tuple.__new__(cls, args)
 
 
-def _bind(cls: Any, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, ...]:
+def _bind(cls, args, kwargs):  # type: ignore[no-untyped-def]
     given = dict(zip(cls._fields, args))  # noqa: B905 the lengths are compared below
     values = {**cls._field_defaults, **given, **kwargs}
     missing = [name for name in cls._fields if name not in values]

@@ -29,7 +29,7 @@ class _Function(CFuncPtr):
     _restype_ = _Int
 
 
-_libc = dlopen(None, 0)
+_libc = dlopen(None, 0)  # type: ignore[arg-type]  # None: what is loaded already
 _setns = _Function(dlsym(_libc, "setns"))
 _prctl = _Function(dlsym(_libc, "prctl"))
 

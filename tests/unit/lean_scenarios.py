@@ -1,7 +1,7 @@
 """What test_lean has two interpreters do: one with the stand-ins of cni.lean, one without.
 
-Executed as a module of the package cni, to which alone the stand-ins give their names. Each function
-named scenario_… returns what the two must agree on.
+Executed as a module of the package cni, to which alone the stand-ins give their names. Each
+function named scenario_… returns what the two must agree on.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Named:
         return self.name
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        assert (kind, trace) == (type(error) if error else None, error.__traceback__ if error else None)
+        assert (kind, trace) == (
+            type(error) if error else None,
+            error.__traceback__ if error else None,
+        )
         self.log.append(f"leave {self.name} {error!r}")
         return self.passes_over
 
@@ -61,7 +64,7 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """The value, or the kind of the exception."""
     try:
         return repr(function(*args, **kwargs))
-    except Exception as error:  # noqa: BLE001 whatever it is
+    except Exception as error:
         return type(error).__name__
 
 
@@ -211,7 +214,7 @@ def scenario_contextmanager() -> object:
                     if error is not None:
                         raise error
                 log.append("passed")
-            except Exception as raised:  # noqa: BLE001 whatever it is
+            except Exception as raised:
                 log.append([chain(raised), repr(raised.__cause__), raised is error])
     return log
 
@@ -269,10 +272,26 @@ VALUES: list[object] = [
     {"type": "two", "b": 1}, {"type": "two"}, {"type": "one", "a": 2}, {"type": "three"},
     [{"someKey": "x"}], {"someKey": 3}, [1, "a"], [{"type": "two", "b": 2}], {"numbers": [1, 2.5]},
 ]  # fmt: skip
-KEYS = (
-    "type someKey some_key numbers anyKeys maybe either inner inners pair many other-name raw real"
-    " nothing whatever recursive unknown"
-).split()
+KEYS = [
+    "type",
+    "someKey",
+    "some_key",
+    "numbers",
+    "anyKeys",
+    "maybe",
+    "either",
+    "inner",
+    "inners",
+    "pair",
+    "many",
+    "other-name",
+    "raw",
+    "real",
+    "nothing",
+    "whatever",
+    "recursive",
+    "unknown",
+]
 
 
 def shown(value: object) -> str:
@@ -321,7 +340,11 @@ def scenario_plugins() -> object:
     for name, plugin in TABLE.items():
         __import__(plugin.module)
         kind = sys.modules[plugin.module].Conf  # type: ignore[attr-defined]
-        documents = [d for d in DOCUMENTS if d.get("type") == name or name in ("host-local", "static", "dhcp")]
+        documents = [
+            d
+            for d in DOCUMENTS
+            if d.get("type") == name or name in ("host-local", "static", "dhcp")
+        ]
         names = {key: value for d in documents for key, value in d.items()}
         names |= dict.fromkeys(kind.__struct_encode_fields__)
         documents += [{"name": "n", "type": name, key: value} for key in names for value in VALUES]
@@ -354,8 +377,10 @@ class P(Protocol):
 class N(NamedTuple):
     a: int = 1
 found = [repr(Optional[Any]), P.__mro__[1].__module__, get_type_hints(N), signal.SIGTERM.name,
-         contextlib.ExitStack.__module__, nullcontext.__module__, Any.__module__, abc.Mapping.__name__,
-         typing.Any is Any, hasattr(typing, "nonsense"), hasattr(collections, "nonsense")]
+         contextlib.ExitStack.__module__, nullcontext.__module__, Any.__module__,
+         abc.Mapping.__name__,
+         typing.Any is Any, hasattr(typing, "nonsense"),
+         hasattr(collections, "nonsense")]
 """
     exec(source, space)
     made = dataclasses.make_dataclass("D", [("a", typing.Any)])
