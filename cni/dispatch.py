@@ -163,16 +163,19 @@ def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tup
 
 def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes, bool]:
     """As `answer`, and whether this process may be trusted with another request afterwards."""
+    worked = False
     try:
         request = read(env, stdin)
         if request.command == "VERSION":
             return 0, _version_reply(TABLE[name]), True
         raw, result = _run(name, request)
+        worked = True  # and nothing will undo it
         return 0, b"" if result is None else result.encode(raw), True
     except CNIError as error:
         return 1, _encode_error(error), not isinstance(error, Terminated)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
-        lean.suspect(error)
+        if not worked:
+            lean.suspect(error)
         return 1, _encode_error(_unexpected(error)), False
 
 

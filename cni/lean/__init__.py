@@ -117,13 +117,12 @@ def public(module: ModuleType) -> dict[str, object]:
     return {name: value for name, value in vars(module).items() if name[:1] != "_"}
 
 
-def suspect(error: BaseException) -> bool:
-    """Note a failure that the real modules might not have; the caller then calls `restart`."""
+def suspect(error: BaseException) -> None:
+    """Note a failure that the real modules might not have; call `restart` if that leaves `doubt`."""
     global doubt  # noqa: PLW0603
     kinds = (Insufficient, TypeError, AttributeError, ImportError, NameError)
     if enabled and isinstance(error, kinds):
         doubt = error
-    return doubt is not None
 
 
 def restart(stdin: bytes | None = None) -> None:

@@ -53,7 +53,7 @@ class NamedTuple(metaclass=_NamedTupleMeta):
 
 def _new(cls, /, *args, **kwargs):  # type: ignore[no-untyped-def]
     if kwargs or len(args) != len(cls._fields):
-        args = _bind(cls, args, kwargs)
+        args = _bind(cls, args, kwargs)  # type: ignore[no-untyped-call]
     return tuple.__new__(cls, args)
 
 
