@@ -118,7 +118,7 @@ def public(module: ModuleType) -> dict[str, object]:
 
 
 def suspect(error: BaseException) -> None:
-    """Note a failure that the real modules might not have; call `restart` if that leaves `doubt`."""
+    """Note in `doubt` a failure that the real modules might not have: then call `restart`."""
     global doubt  # noqa: PLW0603
     kinds = (Insufficient, TypeError, AttributeError, ImportError, NameError)
     if enabled and isinstance(error, kinds):
