@@ -108,19 +108,14 @@ WINDOWS: dict[str, Plugin] = {
     ),
 }
 
-_SIGNALS = [signal.SIGTERM, signal.SIGINT]
+_SIGNALS: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
 if sys.platform == "win32":
     TABLE = {name: each for name, each in TABLE.items() if name in ("host-local", "static")}
     TABLE.update(WINDOWS)
 else:
-    _SIGNALS.append(signal.SIGHUP)
+    _SIGNALS[signal.SIGHUP] = "SIGHUP"
 
 _VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
-_SIGNALS: dict[int, str] = {
-    signal.SIGTERM: "SIGTERM",
-    signal.SIGINT: "SIGINT",
-    signal.SIGHUP: "SIGHUP",
-}
 
 
 def main(name: str) -> int:

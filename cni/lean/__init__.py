@@ -81,7 +81,8 @@ def enable() -> None:
     If that fails, this process begins anew without; if even that does, it goes on without.
     """
     global enabled  # noqa: PLW0603
-    if os.environ.get(_SWITCH) == "off" or sys.version_info[:2] not in PYTHONS:
+    known = sys.platform == "linux" and sys.version_info[:2] in PYTHONS
+    if os.environ.get(_SWITCH) == "off" or not known:
         return
     before = set(sys.modules)
     try:
