@@ -17,9 +17,17 @@ def main() -> int:
     Failures to start end in the specification's error object, like those of a plugin.
     """
     _prepare_archive()
+    from cni import lean
+
+    if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
+        lean.enable()
     try:
         from cni import dispatch
-    except ImportError as error:
+    except (Exception, lean.Insufficient) as error:
+        if lean.enabled:
+            lean.restart()
+        if not isinstance(error, ImportError):
+            raise
         return _cannot_start(error)
     name = os.path.basename(sys.argv[0])
     if sys.platform == "win32":

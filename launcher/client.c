@@ -56,6 +56,7 @@ struct hello {
     uint32_t magic;
     char build[BUILD];
     uint64_t netns_dev, netns_ino; /* of the network namespace the worker is in */
+    uint64_t mounts; /* inode of its mount namespace; 0: it serves clients of any */
 };
 
 struct header {
@@ -304,14 +305,16 @@ static char *make_strings(uint32_t *size)
 static int is_welcome(int server, const char *build)
 {
     struct hello hello;
-    struct stat netns;
+    struct stat netns, mounts;
     struct pollfd ready = {.fd = server, .events = POLLIN};
     struct timespec limit = patience();
     int n = ppoll(&ready, 1, &limit, &ordinary);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD
            && memcmp(hello.build, build, BUILD) == 0 && stat("/proc/self/ns/net", &netns) == 0
-           && hello.netns_dev == netns.st_dev && hello.netns_ino == netns.st_ino;
+           && hello.netns_dev == netns.st_dev && hello.netns_ino == netns.st_ino
+           && (!hello.mounts
+               || (stat("/proc/self/ns/mnt", &mounts) == 0 && hello.mounts == mounts.st_ino));
 }
 
 /* Send the request; false if it cannot be sent whole. */

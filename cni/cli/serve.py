@@ -30,6 +30,11 @@ def default_workers() -> int:
 @click.option("--timeout", type=float, default=300, show_default=True, help="Seconds a request.")
 @click.option("--max-requests", type=int, default=2000, show_default=True, help="Of one worker.")
 @click.option("--max-memory", type=int, default=256, show_default=True, help="MiB of one worker.")
+@click.option(
+    "--any-mounts",
+    is_flag=True,
+    help="Also for clients in other mount namespaces.",
+)
 def serve(
     path: str,
     status: bool,
@@ -38,6 +43,7 @@ def serve(
     timeout: float,
     max_requests: int,
     max_memory: int,
+    any_mounts: bool,
 ) -> None:
     """Answer plugin requests from processes that run already, until SIGTERM.
 
@@ -55,7 +61,7 @@ def serve(
         ID = ""  # noqa: N806 the build's own name
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
-    limits = Limits(max_requests, max_memory << 20)
+    limits = Limits(max_requests, max_memory << 20, any_mounts)
     options = Options(path, workers or default_workers(), idle_exit, timeout, limits)
     supervisor = Supervisor(options, ID, lambda text: click.echo(f"cni serve: {text}", err=True))
     try:

@@ -72,14 +72,14 @@ class RouteError(NetlinkError):
         self.route = route
 
 
-def add(sock: Netlink, route: Route, *, exist_ok: bool = False) -> None:
+def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNICAST) -> None:
     """Add a route beside others to the same destination. Raises NetlinkError.
 
     CREATE without EXCL and APPEND, as the reference: a second gateway for one destination is
-    accepted, an identical IPv4 route is EEXIST.
+    accepted, an identical route is EEXIST.
     """
     try:
-        sock.request(RTM_NEWROUTE, _message(route), nl.NLM_F_CREATE)
+        sock.request(RTM_NEWROUTE, _message(route, kind), nl.NLM_F_CREATE)
     except NetlinkError as error:
         if not (exist_ok and error.errno == EEXIST):
             raise
@@ -208,7 +208,7 @@ def _next_hops(base: Route, data: bytes) -> list[Route]:
     return [hop._replace(shared=shared) for hop in found]
 
 
-def _message(route: Route) -> bytes:
+def _message(route: Route, kind: int = UNICAST) -> bytes:
     dst = route.dst
     header = _RTMSG.pack(
         dst.family,
@@ -218,7 +218,7 @@ def _message(route: Route) -> bytes:
         route.table if route.table < 256 else 0,
         route.protocol,
         route.scope,
-        UNICAST,
+        kind,
         route.flags,
     )
     parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index), route.extra]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from errno import EINVAL, ENOENT
-from functools import cache
 from typing import NamedTuple
 
 from . import netlink as nl
@@ -82,7 +81,6 @@ def unpack(payload: bytes) -> tuple[int, int, int, int, dict[int, bytes]]:
     return index, own, parent, info, nl.attr_map(payload, _MSG.size)
 
 
-@cache
 def ticks_per_us() -> float:
     """Ticks of the packet scheduler in a microsecond (spec/bandwidth.md, "TBF parameters")."""
     try:

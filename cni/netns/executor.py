@@ -11,7 +11,6 @@ without threads. It dies with us (PR_SET_PDEATHSIG, and end of file).
 
 from __future__ import annotations
 
-import array
 import gc
 import marshal
 import os
@@ -36,7 +35,7 @@ from typing import Any, TypeVar
 from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
-_FD_SIZE = array.array("i").itemsize
+_FD_NUMBER = struct.Struct("i")
 _SPARE = 4  # others while one is still at work (`begin`)
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
@@ -254,7 +253,7 @@ def _unpack(tag: bytes, payload: bytes) -> Any:
 
 def _send(sock: Socket, tag: bytes, payload: bytes, fd: int | None = None) -> None:
     data = _HEAD.pack(len(payload), tag) + payload
-    ancillary = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", (fd,)))] if fd is not None else []
+    ancillary = [(SOL_SOCKET, SCM_RIGHTS, _FD_NUMBER.pack(fd))] if fd is not None else []
     sent = sock.sendmsg((data,), ancillary)
     if sent < len(data):
         sock.sendall(memoryview(data)[sent:])
@@ -262,11 +261,11 @@ def _send(sock: Socket, tag: bytes, payload: bytes, fd: int | None = None) -> No
 
 def _receive(sock: Socket) -> tuple[bytes, bytes, int | None]:
     """A whole frame: tag, payload, descriptor. Raises EOFError when the other side is gone."""
-    data, ancillary, _, _ = sock.recvmsg(65536, CMSG_SPACE(_FD_SIZE), MSG_CMSG_CLOEXEC)
+    data, ancillary, _, _ = sock.recvmsg(65536, CMSG_SPACE(_FD_NUMBER.size), MSG_CMSG_CLOEXEC)
     fd = None
     for level, kind, content in ancillary:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-            fd = array.array("i", content[:_FD_SIZE])[0]
+            fd = _FD_NUMBER.unpack_from(content)[0]
     while len(data) < _HEAD.size:
         data += _more(sock)
     length, tag = _HEAD.unpack_from(data)

@@ -66,9 +66,8 @@ def _network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
     if want.snat and want.masq_all:
         sources = [""]
     elif want.snat:
-        sources = [f"{family} saddr {address.network}"]
-        if address.is_v4:
-            sources.append("ip saddr 127.0.0.0/8")
+        loopback = "127.0.0.0/8" if address.is_v4 else "::1"
+        sources = [f"{family} saddr {address.network}", f"{family} saddr {loopback}"]
     mark = f"meta mark set meta mark or {want.mark:#x}"
     key = f"{family} daddr . " if host_ip else ""
     target = f"{key}meta l4proto . th dport map @{MAPS[host_ip][1]}"

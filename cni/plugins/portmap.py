@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ..call import Attachment, Call, Steps
-from ..kernel import iptables, link, route, sysctl
+from ..kernel import iptables, route, sysctl
 from ..kernel.conntrack import Flow
 from ..kernel.netlink import Netlink, NetlinkError
 from ..kernel.owner import Owner
@@ -24,7 +24,14 @@ from ..protocol import config
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import Result
-from . import _check, _main, _portmap_flows, _portmap_iptables, _portmap_nft
+from . import (
+    _check,
+    _main,
+    _portmap_flows,
+    _portmap_iptables,
+    _portmap_localhost,
+    _portmap_nft,
+)
 from ._portmap import PROTOCOLS, Port, Want
 
 _IPTABLES, _NFTABLES = "iptables", "nftables"
@@ -261,8 +268,9 @@ def _publish(call: Call[Conf], want: Want, backend: str) -> None:
             return flow.answered_by != here
 
         _portmap_flows.forget(call, not address.is_v4, want.ports_of(address), strays)
-        if address.is_v4 and want.snat:
-            _enable_localhost(address)
+        # With iptables only localhost of IPv4 is published, as in the reference.
+        if want.snat and (address.is_v4 or backend != _IPTABLES):
+            _portmap_localhost.enable(address, call.log)
 
 
 def _install(call: Call[Conf], want: Want, backend: str) -> None:
@@ -307,23 +315,6 @@ def _is_dead(call: Call[Conf], owner: Owner) -> bool:
     return bool(netns) and not os.path.exists(netns or "")
 
 
-def _enable_localhost(address: Prefix) -> None:
-    """Let packets from 127.0.0.1 leave for the container."""
-    with Netlink() as host:
-        try:
-            index = route.lookup(host, address.ip)[1]
-            name = link.get(host, index).name
-        except (NetlinkError, CNIError):
-            return  # no way to it, no packets
-    try:
-        sysctl.ensure(f"net/ipv4/conf/{name}/route_localnet", "1")
-    except OSError as error:
-        raise CNIError(
-            f"unable to enable route_localnet: {(error.strerror or str(error)).lower()}",
-            f"net.ipv4.conf.{name}.route_localnet; without localhost: snat=false",
-        ) from None
-
-
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------
 
 
@@ -364,7 +355,7 @@ def check(call: Call[Conf]) -> None:
     if not settings.mappings:
         return
     want = _want(call, settings, _known_ports(settings))
-    _check.fail([*_missing_rules(want, settings.backend), *_missing_localhost(want)])
+    _check.fail([*_missing_rules(want, settings.backend), *_missing_localhost(want, v6=False)])
 
 
 def _missing_rules(want: Want, backend: str) -> list[str]:
@@ -374,6 +365,7 @@ def _missing_rules(want: Want, backend: str) -> list[str]:
         problems = _portmap_nft.check(want)
     except NetlinkError as error:
         problems = [f"could not list rules in table cni_hostport: {error}"]
+    problems += _missing_localhost(want, v6=True)
     chain = want.owner.chain("DN-")
     if (
         problems
@@ -384,19 +376,11 @@ def _missing_rules(want: Want, backend: str) -> list[str]:
     return problems
 
 
-def _missing_localhost(want: Want) -> list[str]:
-    for address in want.addresses:
-        if address.is_v4 and want.snat:
-            with Netlink() as host:
-                try:
-                    name = link.get(host, route.lookup(host, address.ip)[1]).name
-                    key = f"net/ipv4/conf/{name}/route_localnet"
-                    value = sysctl.read(key)
-                except (OSError, CNIError):
-                    return []
-            if value != "1":
-                return [f"{key}: want 1, have {value}: run `cni reload`"]
-    return []
+def _missing_localhost(want: Want, *, v6: bool) -> list[str]:
+    if not want.snat:
+        return []
+    addresses = [address for address in want.addresses if address.is_v4 != v6]
+    return [problem for one in addresses for problem in _portmap_localhost.missing(one)]
 
 
 def status(call: Call[Conf]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from .errors import BadEnvironment, InvalidConfig, UnknownContainer
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.\-]*", re.ASCII)
+_PUNCTUATION = str.maketrans("_.-", "xxx")
 
 IFNAME_MAX = 15  # bytes; IFNAMSIZ less the terminating NUL
 
@@ -15,7 +13,7 @@ def check_container_id(value: str) -> None:
     """Raises UnknownContainer (3) when empty, BadEnvironment (4) for other characters."""
     if not value:
         raise UnknownContainer("missing containerID")
-    if not _NAME.fullmatch(value):
+    if not _is_name(value):
         raise BadEnvironment("invalid characters in containerID", value)
 
 
@@ -23,7 +21,7 @@ def check_network_name(value: str) -> None:
     """Raises InvalidConfig (code 7)."""
     if not value:
         raise InvalidConfig("missing network name:")
-    if not _NAME.fullmatch(value):
+    if not _is_name(value):
         raise InvalidConfig("invalid characters found in network name", value)
 
 
@@ -39,3 +37,8 @@ def check_ifname(value: str) -> None:
         raise BadEnvironment("interface name is . or ..")
     if any(c in "/:" or c.isspace() for c in value):
         raise BadEnvironment("interface name contains / or : or whitespace characters")
+
+
+def _is_name(value: str) -> bool:
+    """[a-zA-Z0-9][a-zA-Z0-9_.-]*, without importing `re` for it."""
+    return value.isascii() and value[0].isalnum() and value.translate(_PUNCTUATION).isalnum()

@@ -5,8 +5,8 @@
     stdin
     descriptors: stdout, stderr, working directory, and CNI_NETNS if it could be opened
 
-The client sends it when it has our `hello` and finds that we are of its build and in its network
-namespace; otherwise it closes the connection, and nothing has happened.
+The client sends it when it has our `hello` and finds that we are of its build, in its network
+namespace, and see its files; otherwise it closes the connection, and nothing has happened.
 Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
 
@@ -23,7 +23,7 @@ from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
 _HEADER = struct.Struct("=IIII")
-_HELLO = struct.Struct("=I12sQQ")
+_HELLO = struct.Struct("=I12sQQQ")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
 _FDS, _MAX_FDS = 3, 4
@@ -39,7 +39,7 @@ class BadRequest(Exception):
 
 
 class Refused(BadRequest):
-    """The client left without a word: it is of another build, or another network namespace's."""
+    """The client left without a word: it is of another build, or in other namespaces."""
 
 
 class StatusAsked(Exception):
@@ -77,9 +77,13 @@ class Request(NamedTuple):
             os.close(self.fds.pop())
 
 
-def hello(build: str, netns: tuple[int, int]) -> bytes:
-    """What a free worker says first. `netns` is device and inode of its own."""
-    return _HELLO.pack(_MAGIC, build.encode(), *netns)
+def hello(build: str, netns: tuple[int, int], mounts: int) -> bytes:
+    """What a free worker says first.
+
+    `netns` is device and inode of its own; `mounts` the inode of the mount namespace that clients
+    must be in, 0 for any.
+    """
+    return _HELLO.pack(_MAGIC, build.encode(), *netns, mounts)
 
 
 def receive(conn: Socket) -> Request:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BUILD = "0123456789ab"
-HELLO, HEADER = struct.Struct("=I12sQQ"), struct.Struct("=IIII")
+HELLO, HEADER = struct.Struct("=I12sQQQ"), struct.Struct("=IIII")
 MAGIC = 0x31494E43
 CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 # Stands for Python: writes down what it was started with.
@@ -42,8 +42,18 @@ def netns() -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def hello(magic: int = MAGIC, build: str = BUILD, where: tuple[int, int] | None = None) -> bytes:
-    return HELLO.pack(magic, build.encode(), *(where or netns()))
+def mounts() -> int:
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
+def hello(
+    magic: int = MAGIC,
+    build: str = BUILD,
+    where: tuple[int, int] | None = None,
+    files: int | None = None,
+) -> bytes:
+    seen = mounts() if files is None else files
+    return HELLO.pack(magic, build.encode(), *(where or netns()), seen)
 
 
 class Server:
@@ -253,6 +263,7 @@ BAD_GREETINGS = {
     "another build": hello(build="ba9876543210"),
     "another namespace": hello(where=(netns()[0], netns()[1] + 1)),
     "another device": hello(where=(netns()[0] + 1, netns()[1])),
+    "other mounts": hello(files=mounts() + 1),
     "zeros": bytes(HELLO.size),
     "an exit code": b"WX\0",
 }

@@ -25,7 +25,7 @@ from .kernel import (
     unchanged,
     vlans,
 )
-from .netns import CommandError, Netns
+from .netns import CommandError, JoinedNetns, Netns
 from .packets import (
     Capture,
     Frame,
@@ -74,6 +74,7 @@ __all__ = [
     "CommandError",
     "Family",
     "Frame",
+    "JoinedNetns",
     "Netns",
     "PortVlan",
     "Reply",

@@ -249,6 +249,23 @@ class Netns:
         self.run(Path("/proc/sys", name).write_text, str(value))
 
 
+class JoinedNetns(Netns):
+    """A namespace that something else made and removes, such as a container of a runtime.
+
+    Until `close` it lives on: close it before the container's end is looked at.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], role: str = "") -> None:
+        self.role, self.name, self.path = role, Path(path).name, os.fspath(path)
+        self._children = []
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.inode = os.fstat(self._fd).st_ino
+        Netns.alive.add(self)
+
+    def unname(self) -> None:
+        """Its path is not ours to take away."""
+
+
 def stop(child: subprocess.Popen[Any], grace: float = 2) -> None:
     """End one child process that we started: SIGTERM, then SIGKILL."""
     if child.poll() is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from tests.harness import (
     nft_rules,
     nft_tables,
     ping,
+    routes,
     tcp_exchange,
     tcp_server,
     udp_exchange,
@@ -59,6 +61,12 @@ def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def without_br_netfilter(host: Netns) -> None:
+    """With it, a bridge translates answers back to ::1, and IPv6 drops what comes with that."""
+    with suppress(FileNotFoundError):  # the module is not loaded
+        host.set_sysctl("net/bridge/bridge-nf-call-ip6tables", 0)
 
 
 def refused(function: Callable[..., str], *args: Any) -> bool:
@@ -182,6 +190,54 @@ def test_a_neighbour_does_not_reach_localhost(node: Node, container: Netns) -> N
         assert not eventually(knock, 0.5)
         node.host.exec(["nft", "flush", "chain", "ip", TABLE, "published_guard"])
         assert eventually(knock), "the test's own way in does not work"
+
+
+def test_localhost_of_ipv6(
+    node: Node, container: Netns, container2: Netns, outside: Netns, netns: Any
+) -> None:
+    """Limited to it, and of containers on several links; the node's own ::1 is what it was."""
+    without_br_netfilter(node.host)
+    node.publish(container, [tcp(8080, hostIP="::1"), udp(8053, hostIP="::1")])
+    node.publish(container2, [tcp(8082)], "c2")
+    third = netns("third")
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "fd00:77::/64"}]]}
+    ipam["dataDir"] = str(node.data_dir)
+    on_other = node.attach(third, "c3", bridge="other0", name="net2", ipam=ipam)
+    conf = node.conf([tcp(8081)], name="net2")
+    node.runtime.add("portmap", conf, third, container_id="c3", prev_result=on_other).succeeded()
+    with (
+        tcp_server(container, port=80),
+        udp_server(container, port=53),
+        tcp_server(third, port=80),
+        tcp_server(node.host, "::1") as own,
+    ):
+        assert tcp_exchange(node.host, "::1", 8080) == GATEWAYS["6"]
+        assert udp_exchange(node.host, "::1", 8053) == GATEWAYS["6"]
+        assert tcp_exchange(node.host, "::1", 8081) == "fd00:77::1"
+        assert tcp_exchange(node.host, "::1", own.port) == "::1"
+        for source in (container2, outside):
+            assert refused(tcp_exchange, source, NODE6, 8080)
+            assert refused(udp_exchange, source, NODE6, 8053)
+    local = routes(node.host, 6, table="local")
+    found = sorted(route["dev"] for route in local if route["dst"] == "::1")
+    assert found == ["cni0", "lo", "other0"]
+
+
+def test_check_and_reload_know_localhost_of_ipv6(node: Node, container: Netns) -> None:
+    result = node.publish(container, [tcp(8080)])
+    conf = node.conf([tcp(8080)])
+    lost = ("route", "delete", "table", "local", "local", "::1", "dev", "cni0")
+    node.host.ip("-6", *lost)
+    node.runtime.check("portmap", conf, container, prev_result=result).failed(
+        999, "no local route to ::1 on cni0: run `cni reload`"
+    )
+    node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    node.runtime.check("portmap", conf, container, prev_result=result).succeeded()
+    node.host.ip("-6", *lost)
+    # Without it the reference's containers are complete, and those that do not want localhost.
+    without = node.conf([tcp(8080)], snat=False)
+    node.runtime.add("portmap", without, container, prev_result=result).succeeded()
+    node.runtime.check("portmap", without, container, prev_result=result).succeeded()
 
 
 @each_backend

@@ -645,7 +645,8 @@ def test_a_server_with_other_mounts(
     assert not list(node.glob(".cni-[0-9a-f]*"))
     client = Runtime(node, runtime.host, env=runtime.env)
     hide = "mount -t tmpfs none /run/netns"
-    with serving(client, path, "--workers", "1", bin_dir=runtime.bin_dir, mounts=hide) as server:
+    own = {"bin_dir": runtime.bin_dir, "mounts": hide}
+    with serving(client, path, "--workers", "1", "--any-mounts", **own) as server:
         container = netns()
         (worker,) = server.workers()
         assert not Path(f"/proc/{worker}/root/{container.path}").exists()
@@ -664,12 +665,26 @@ def test_a_server_with_other_mounts(
     assert not list((data_dir / NET).glob("10.*"))
 
 
+def test_a_server_that_means_other_files(
+    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+) -> None:
+    """Without --any-mounts its clients are those who see the same files; others run by exec."""
+    data_dir.mkdir(exist_ok=True)
+    hide = f"mount -t tmpfs none {data_dir}"
+    conf = bridge(data_dir)
+    with serving(runtime, path, "--workers", "1", mounts=hide) as server:
+        by_exec(server, lambda: runtime.add("bridge", conf, container)).succeeded()
+        assert list((data_dir / NET).glob("10.*"))
+        by_exec(server, lambda: runtime.delete("bridge", conf, container)).succeeded()
+    assert not list((data_dir / NET).glob("10.*"))
+
+
 def test_a_chain_with_other_mounts(
     runtime: Runtime, path: Path, data_dir: Path, netns: Callable[..., Netns]
 ) -> None:
     """Chained plugins take the namespace from their client, too."""
     hide = "mount -t tmpfs none /run/netns"
-    with serving(runtime, path, "--workers", "1", mounts=hide) as server:
+    with serving(runtime, path, "--workers", "1", "--any-mounts", mounts=hide) as server:
         container = netns()
         plugins = [
             bridge(data_dir) | {"type": "bridge"},

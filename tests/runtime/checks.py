@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 def leaks(engine: Engine, plugins: Plugins) -> tuple[str, ...]:
     """What the reference leaves behind, for `nothing_left`; ours must leave nothing.
 
-    ctr asks for DEL without a namespace, and the reference then keeps the masquerade rules.
+    ctr asks for DEL without a namespace, and the reference then keeps the masquerade rules. It
+    never ends UDP flows.
     """
-    return ("rule",) if engine.name == "containerd" and not plugins.ours else ()
+    if plugins.ours:
+        return ()
+    return ("rule", "flow") if engine.name == "containerd" else ("flow",)
 
 
 def in_subnets(container: Container, family: Family) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness import DUAL
 from tests.harness.build import build_dist
 
 from .engines import BUSYBOX, Containerd, Engine, Podman, make_image
@@ -33,6 +34,7 @@ PROGRAMS = {
     "nft": "nftables",
     "iptables": "iptables",
     "ip": "iproute2",
+    "conntrack": "conntrack",
     "unshare": "util-linux",
     "nsenter": "util-linux",
 }
@@ -132,6 +134,20 @@ def network(node: Node) -> Iterator[Callable[..., Network]]:
         shutil.rmtree(node.path(one.data_dir), ignore_errors=True)
         if one.bridge:
             node.run(["ip", "link", "delete", one.bridge], check=False)
-    shutil.rmtree(node.path("/var/lib/cni/results"), ignore_errors=True)
+    for directory in ("/var/lib/cni/results", "/run/cni"):
+        shutil.rmtree(node.path(directory), ignore_errors=True)
     node.run(["nft", "flush", "ruleset"])
+    node.run(["conntrack", "--flush"])
     assert not list(node.path(CONF_DIR).glob("*conf*")), "another network is configured"
+
+
+@pytest.fixture
+def made(network: Callable[..., Network], podman: Podman, node: Node) -> Iterator[Network]:
+    """A network with both families as `podman network create` writes it, and nothing changed."""
+    subnets = [word for subnet in DUAL.subnets for word in ("--subnet", subnet)]
+    podman.podman("network", "create", *subnets, "made")
+    yield Network("made", DUAL)
+    podman.remove_all()
+    # Also takes its bridge away, but does nothing when it does not find the plugins.
+    podman.podman("network", "rm", "made", check=False)
+    node.path(f"{CONF_DIR}/made.conflist").unlink(missing_ok=True)

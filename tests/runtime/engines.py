@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.harness import CommandError
+from tests.harness import CommandError, JoinedNetns
 
 from .networks import CONF_DIR
 from .node import eventually
@@ -89,6 +89,11 @@ class Container:
             for words in shown
             if words[1] == ifname and words[2] in ("inet", "inet6") and "link" not in words[4:6]
         ]
+
+    def netns(self) -> JoinedNetns:
+        """Its network namespace, to put servers and clients into; to be closed before it ends."""
+        pid = self.engine.main_pid(self)
+        return JoinedNetns(self.engine.node.path(f"/proc/{pid}/ns/net"), self.name)
 
     def mac(self, ifname: str = "eth0") -> str:
         return self.exec("cat", f"/sys/class/net/{ifname}/address").strip()

@@ -198,6 +198,7 @@ class Node:
             ),
             "lease": self.leases(network),
             "rule": self._rules(network, container_ids),
+            "flow": self._flows(network),
             "file": self._files(container_ids),
             "netns": self._named_namespaces(),
             "process": [f"{pid} {command}" for pid, command in self.processes().items()],
@@ -222,23 +223,33 @@ class Node:
         return sorted(name for name in names if _is_address(name))
 
     def _files(self, container_ids: Sequence[str]) -> list[str]:
-        """libcni's cached results, and files of plugins named after a container."""
+        """libcni's cached results, kept rules, and files of plugins named after a container."""
         state = [self.path("/var/lib/cni"), *self.path("/run").glob("cni*")]
         files = [file for top in state for file in top.rglob("*") if not file.is_dir()]
         return sorted(
             str(file.relative_to(self.path("/")))
             for file in files
-            if file.parent.name == "results" or any(one in file.name for one in container_ids)
+            if file.parent.name in ("results", "intent")
+            or any(one in file.name for one in container_ids)
         )
+
+    def _flows(self, network: Network) -> list[str]:
+        """UDP flows that still lead from a published port to an address of the network."""
+        listed = [
+            self.netns.exec(
+                ["conntrack", "-L", "-f", family, "-p", "udp", "--dst-nat"], check=False
+            ).stdout
+            for family in ("ipv4", "ipv6")
+        ]
+        lines = [line for text in listed for line in text.splitlines()]
+        return [line for line in lines if any(f"={one}" in line for one in _starts(network))]
 
     def _rules(self, network: Network, container_ids: Sequence[str]) -> list[str]:
         """Rules, chains and elements that are about a container or its addresses."""
-        prefixes = [subnet.rpartition("/")[0].rstrip("0") for subnet in network.family.subnets]
-        prefixes = [re.sub("::$", ":", prefix) for prefix in prefixes]
         # The reference names its iptables chains by a hash, and shortens ids in comments.
         about = re.compile(
             "|".join(
-                [r"CNI-[0-9a-f]{16}", *map(re.escape, prefixes)]
+                [r"CNI-[0-9a-f]{16}", "CNI-[DS]N-", *map(re.escape, _starts(network))]
                 + [re.escape(one[:64]) for one in container_ids]
             )
         )
@@ -274,6 +285,12 @@ def mirror(ns: Netns) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def _starts(network: Network) -> list[str]:
+    """What the addresses of a network begin with."""
+    starts = [subnet.rpartition("/")[0].rstrip("0") for subnet in network.family.subnets]
+    return [re.sub("::$", ":", start) for start in starts]
 
 
 def _is_address(name: str) -> bool:

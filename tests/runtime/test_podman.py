@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,9 +10,6 @@ import pytest
 from tests.harness import DUAL, V4, V6, ports
 
 from .checks import check_own_network, check_seen_outside, check_talking, in_subnets
-from .networks import CONF_DIR, Network
-from .node import NODE_ADDRESSES, eventually
-from .plugins import BIN_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +17,7 @@ if TYPE_CHECKING:
     from tests.harness import Family
 
     from .engines import Podman
+    from .networks import Network
     from .node import Node
 
 pytestmark = pytest.mark.runtime
@@ -129,34 +126,3 @@ def test_inspect(network: Callable[..., Network], podman: Podman) -> None:
         f"{settings['GlobalIPv6Address']}/{settings['GlobalIPv6PrefixLen']}",
     ]
     assert [settings["Gateway"], settings["IPv6Gateway"]] == list(DUAL.gateways)
-
-
-def test_podmans_own_network(podman: Podman, network: Callable[..., Network], node: Node) -> None:
-    """A network as `podman network create` writes it, and a published port."""
-    podman.podman("network", "create", "--subnet", "10.22.0.0/24", "made")
-    file = node.path(f"{CONF_DIR}/made.conflist")
-    try:
-        needed = {plugin["type"] for plugin in json.loads(file.read_text())["plugins"]}
-        missing = sorted(one for one in needed if not node.path(f"{BIN_DIR}/{one}").exists())
-        if missing:
-            pytest.skip(f"not among the plugins under test: {', '.join(missing)}")
-        net = Network("made", V4)
-        container = podman.run(net, "--publish", "8080:80")
-        assert container.fetch("10.22.0.1", 8080) == container.name
-        answer = eventually(
-            lambda: (
-                node.outside.exec(
-                    ["busybox", "nc", NODE_ADDRESSES[0], "8080"],
-                    stdin="GET /name HTTP/1.0\r\n\r\n",
-                    check=False,
-                ).stdout
-            )
-        )
-        assert answer.endswith(f"{container.name}\n")
-        podman.remove(container)
-        node.nothing_left(net, container.id)
-    finally:
-        podman.remove_all()
-        # Also takes its bridge away, but does nothing when it does not find the plugins.
-        podman.podman("network", "rm", "made", check=False)
-        file.unlink(missing_ok=True)
