@@ -406,6 +406,14 @@ def delete(sock: Netlink, index: int) -> None:
             raise
 
 
+def says_gone(kind: int, payload: bytes, index: int) -> bool:
+    """Is this notification (of RTNLGRP_LINK) that of the link's deletion?"""
+    if kind != RTM_DELLINK:
+        return False
+    family, _, found, _, _ = nl.unpack(_IFINFO, payload)
+    return bool(family == 0 and found == index)
+
+
 def delete_name(sock: Netlink, name: str) -> bool:
     """Delete the link of that name; was there one?"""
     found = find(sock, name)

@@ -9,6 +9,7 @@ transactions these use).
 from __future__ import annotations
 
 from errno import ENOENT
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import netlink as nl
@@ -59,18 +60,22 @@ def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
 
     Of a large map few elements are ours: only those are taken apart.
     """
-    return [
-        parse(raw)
-        for data in messages
-        if any(mark in data for mark in marks)
-        for raw in _listed(data)
-        if any(mark in raw for mark in marks)
-    ]
+    found: list[Element] = []
+    for data in messages:
+        first, *others = [mark for mark in marks if mark in data] or [b""]
+        if first:
+            found += [
+                parse(raw)
+                for raw in _listed(data)
+                if first in raw or (others and any(mark in raw for mark in others))
+            ]
+    return found
 
 
-def size(messages: list[bytes]) -> int:
-    """The number of elements in a dump."""
-    return sum(1 for data in messages for _ in _listed(data))
+def has_more_than(messages: list[bytes], number: int) -> bool:
+    """Has a dump more elements than that? Of a large one only so many are looked at."""
+    listed = (raw for data in messages for raw in _listed(data))
+    return sum(1 for _ in islice(listed, number + 1)) > number
 
 
 def parse(raw: bytes) -> Element:
@@ -161,9 +166,9 @@ def _list(items: Sequence[bytes]) -> bytes:
     return nl.nest(_LIST_ELEMENTS, *(nl.nest(_LIST_ELEM, item) for item in items))
 
 
-def _listed(payload: bytes) -> Iterator[bytes]:
+def _listed(payload: bytes) -> list[bytes]:
     listed = nl.attr_map(payload, nft.GENMSG_SIZE).get(_LIST_ELEMENTS, b"")
-    return (raw for _, raw in nl.attrs(listed))
+    return [raw for _, raw in nl.attrs(listed)]
 
 
 def _set(family: str, table: str, name: str) -> bytes:

@@ -21,6 +21,8 @@ from _socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    MSG_PEEK,
     SCM_RIGHTS,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -34,6 +36,7 @@ from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_NUMBER = struct.Struct("i")
+_SPARE = 4  # others while one is still at work (`begin`)
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
@@ -63,7 +66,7 @@ class RemoteTraceback(Exception):
 class Executor:
     """A child process that runs one job at a time in a namespace given by its descriptor."""
 
-    _idle: list[Executor] = []  # at most one; a worker of the server keeps it across requests
+    _idle: list[Executor] = []  # a worker of the server keeps them across requests
 
     def __init__(self) -> None:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
@@ -75,12 +78,18 @@ class Executor:
         self._owner = parent
         self._sock = ours
         self._healthy = True
+        self._unanswered = False
 
     @classmethod
     def borrow(cls) -> Executor:
-        """A healthy idle executor, or a new one."""
+        """A healthy idle executor, or a new one; rather one that has nothing left to do."""
         while cls._idle:
-            found = cls._idle.pop()
+            free = [each for each in cls._idle if not each._is_busy()]
+            if not free and len(cls._idle) < _SPARE:
+                break
+            found = (free or cls._idle)[0]
+            cls._idle.remove(found)
+            found.settle()
             if found.healthy and found._is_running():
                 return found
         return cls()
@@ -89,6 +98,21 @@ class Executor:
     def healthy(self) -> bool:
         """May it take another job?"""
         return self._healthy and self._owner == os.getpid()
+
+    def _has_begun(self) -> bool:
+        return self._unanswered and self._owner == os.getpid()
+
+    def _is_busy(self) -> bool:
+        """Is what was begun still going on?"""
+        if not self._has_begun():
+            return False
+        try:
+            self._sock.recv(1, MSG_PEEK | MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass  # the next job finds out
+        return False
 
     def _is_running(self) -> bool:
         try:
@@ -101,9 +125,14 @@ class Executor:
         return False
 
     def release(self) -> None:
-        """Keep the child for the next borrower if it is healthy, else end it."""
-        if self.healthy and not Executor._idle:
-            Executor._idle.append(self)
+        """Keep the child for the next borrower if it is healthy, else end it.
+
+        One is enough, but those that are still at work do not count.
+        """
+        idle = Executor._idle
+        wanted = self._is_busy() or all(each._is_busy() for each in idle)
+        if self.healthy and wanted and len(idle) < _SPARE:
+            idle.append(self)
         else:
             self.discard()
 
@@ -115,7 +144,7 @@ class Executor:
 
     def discard(self) -> None:
         """End the child and reap it; harmless when repeated."""
-        self._healthy = False
+        self._healthy = self._unanswered = False
         self._sock.close()
         if self.pid and self._owner == os.getpid():
             pid, self.pid = self.pid, 0
@@ -135,29 +164,71 @@ class Executor:
         fd: int = self._call(netns, __name__, "_make_socket", (family, kind, protocol))
         return fd
 
+    def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
+        """Start `function(*args)`; `finish` or `settle` comes before the next job."""
+        self._start(netns, function.__module__, function.__qualname__, args)
+
+    def finish(self) -> Any:
+        """The value of what was begun; its exception is raised here. Raises ExecutorDied."""
+        return self._answer()
+
+    def settle(self) -> None:
+        """Wait for the end of what was begun, if anything was, however it ends."""
+        if self._has_begun():
+            try:
+                self._reply()
+            except ExecutorDied:
+                pass  # `healthy` says so
+
+    def fileno(self) -> int:
+        """Readable when `finish` need not wait."""
+        return self._sock.fileno()
+
     def _call(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> Any:
-        if not self._healthy:
+        self._start(netns, module, name, args)
+        return self._answer()
+
+    def _start(self, netns: int, module: str, name: str, args: tuple[Any, ...]) -> None:
+        if not self._healthy or self._unanswered:
             raise ExecutorDied("this executor has been discarded")
         request = _pack((module, name, args))
-        finished = False
+        sent = False
         try:
             _send(self._sock, *request, fd=netns)
+            sent = self._unanswered = True
+        except OSError as error:
+            raise _lost(error) from None
+        finally:
+            if not sent:
+                self.discard()
+
+    def _answer(self) -> Any:
+        tag, payload, fd = self._reply()
+        if tag == _RAISED:
+            _reraise(payload)
+        return fd if tag == _FD else _unpack(tag, payload)
+
+    def _reply(self) -> tuple[bytes, bytes, int | None]:
+        finished = False
+        try:
             tag, payload, fd = _receive(self._sock)
             spent = tag == _SPENT
             if spent:
                 tag, payload = payload[:1], payload[1:]
             finished = not spent
+            self._unanswered = False
         except (OSError, EOFError) as error:
-            raise ExecutorDied(
-                f"the process working in the network namespace was lost: {error or 'killed'}"
-            ) from None
+            raise _lost(error) from None
         finally:
             # also when a signal's exception passes here: its state would be in doubt
             if not finished:
                 self.discard()
-        if tag == _RAISED:
-            _reraise(payload)
-        return fd if tag == _FD else _unpack(tag, payload)
+        return tag, payload, fd
+
+
+def _lost(error: Exception) -> ExecutorDied:
+    text = "the process working in the network namespace was lost"
+    return ExecutorDied(f"{text}: {error or 'killed'}")
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -228,7 +299,8 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
-        os.dup2(null, 1)  # stdout is the runtime's: only the parent may write the reply
+        os.dup2(null, 1)  # the runtime's: only the parent may write to them, and we live longer
+        os.dup2(null, 2)
         os.close(null)
         _serve(sock)
         code = 0

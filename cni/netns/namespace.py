@@ -95,6 +95,37 @@ class Namespace:
         """
         return self._borrowed().run(self.fd, function, *args)
 
+    def run_until(
+        self,
+        events: Netlink,
+        seen: Callable[[int, bytes], bool],
+        function: Callable[..., Any],
+        *args: Any,
+    ) -> None:
+        """As `run`, but come back when one of `events` (type, payload) says that it is done.
+
+        What the function still does, it does by itself, and how it ends is nobody's concern.
+        """
+        from select import POLLIN, poll
+
+        executor = self._borrowed()
+        executor.begin(self.fd, function, *args)
+        watch = poll()
+        watch.register(events.sock, POLLIN)
+        watch.register(executor, POLLIN)
+        waiting = True
+        try:
+            while waiting:
+                ready = {fd for fd, _ in watch.poll()}
+                news = events.events(0) if events.sock.fileno() in ready else []
+                if any(seen(*event) for event in news):
+                    return
+                waiting = executor.fileno() not in ready
+        except BaseException:  # a signal's
+            executor.discard()
+            raise
+        executor.finish()
+
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
         """A socket that lives in this namespace and is used from here. Raises OSError."""
         return socket(fileno=self._borrowed().open_socket(self.fd, family, kind, protocol))
@@ -111,6 +142,8 @@ class Namespace:
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC), groups=(group,))
 
     def _borrowed(self) -> Executor:
+        if self._executor is not None:
+            self._executor.settle()
         if self._executor is None or not self._executor.healthy:
             self._executor = Executor.borrow()
         return self._executor

@@ -204,8 +204,8 @@ def _remove(family: str, mark: bytes, unwanted: Callable[[str], bool]) -> list[P
             name: [e for e in nft_elements.matching(dumps[name], [mark]) if unwanted(e.comment)]
             for name in NAMES
         }
-        all_gone = all(len(gone[name]) == nft_elements.size(dumps[name]) for name in NAMES)
-        if all_gone and not nft.has_chain(family, TABLE, _GO_CHAINS[0]):
+        others = any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES)
+        if not others and not nft.has_chain(family, TABLE, _GO_CHAINS[0]):
             changes = [nft.without_table(family, TABLE)]
         else:
             changes = _removals(family, dumps, gone)

@@ -14,6 +14,7 @@ from ..kernel.owner import Owner, network_group, network_key
 from ..netns import Namespace
 from ..protocol.address import Prefix, is_global_unicast
 from ..protocol.errors import CNIError
+from . import _unlink
 
 # How often another name is tried when the derived one is taken.
 ATTEMPTS = 10
@@ -167,7 +168,7 @@ def delete_in_container(netns: Namespace, ifname: str) -> list[Prefix]:
     if found is None:
         return []
     prefixes = [a.prefix for a in show(sock, found.index) if is_global_unicast(a.prefix.ip)]
-    link.delete(sock, found.index)
+    _unlink.delete(netns, found.index)
     return prefixes
 
 
@@ -181,7 +182,7 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
         if found is None:
             return
         if found.kind in KINDS and found.alias in ("", owner.alias):
-            link.delete(host, found.index)
+            _unlink.delete_here(found.index)
 
 
 def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:

@@ -23,7 +23,7 @@ from ..protocol import config
 from ..protocol.address import InvalidAddress, Prefix
 from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import Interface, Result
-from . import _check, _main, _shape, _veth
+from . import _check, _main, _shape, _unlink, _veth
 from ._shape import Limit, Subnets
 
 LATENCY_MAX = 10_000  # ms
@@ -316,7 +316,7 @@ def _delete_ifbs(host: Netlink, owner: Owner) -> None:
     found = [one for one in (link.find(host, name) for name in _names(owner)) if one is not None]
     mine = [one for one in found if one.alias == owner.alias]
     for one in mine or [one for one in found if one.kind == "ifb" and not one.alias]:
-        link.delete(host, one.index)
+        _unlink.delete_here(one.index)
 
 
 # --- GC -------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ import msgspec
 
 from .. import dispatch
 from ..netns import namespace
+from . import trace
 from .board import Slot
 from .wire import EXIT, UNKNOWN, WRITING, BadRequest, Refused, Request, StatusAsked, hello, receive
 
@@ -61,12 +62,12 @@ class Worker:
         self.home = namespace.own_identity()
         mounts = 0 if limits.any_mounts else os.stat("/proc/self/ns/mnt").st_ino
         self.hello = hello(build, self.home, mounts)
-        self.environment = dict(os.environ)
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.draining = False
         self.idle = False
         self.served = 0
         self.fds = 0
+        self.trace = trace.make()
 
     def run(self) -> None:
         """Serve until told to drain, worn out, or in doubt of itself."""
@@ -95,6 +96,7 @@ class Worker:
             fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         finally:
             self.idle = False
+        self.trace.mark("accepted")
         return Socket(fileno=fd)
 
     # --- one request ---
@@ -107,6 +109,7 @@ class Worker:
         try:
             conn.send(self.hello)
             request = receive(conn)
+            self.trace.mark("received")
         except StatusAsked:
             conn.sendall(self._status())
         except Refused:
@@ -145,20 +148,25 @@ class Worker:
         """Be the plugin's process for a while."""
         self._watch(conn)
         self._take_on(request)
+        self.trace.mark("ready")
+        name = os.path.basename(request.called_as)
         try:
-            name = os.path.basename(request.called_as)
-            code, output, clean = dispatch.serve(name, request.env, lambda: request.stdin)
-            conn.send(WRITING)
-            code = _write(output) or code
+            try:
+                code, output, clean = dispatch.serve(name, request.env, lambda: request.stdin)
+                self.trace.mark("encoded")
+                conn.send(WRITING)
+                code = _write(output) or code
+            finally:
+                _unwatch(conn)
+            conn.send(EXIT + bytes((code,)))  # the client need not wait for the rest
+            self.trace.mark("replied")
         finally:
-            _unwatch(conn)
             self._put_off()
-        conn.send(EXIT + bytes((code,)))
+        self.trace.end(f"{request.env.get('CNI_COMMAND')} {name}")
         return clean
 
     def _take_on(self, request: Request) -> None:
-        os.environ.clear()
-        os.environ.update(request.env)
+        _set_environment(request.env)
         sys.argv[:] = [request.called_as]
         os.fchdir(request.cwd)
         os.umask(request.umask)
@@ -176,8 +184,6 @@ class Worker:
         os.dup2(self.null, 2)
         os.umask(0o022)
         os.chdir("/")
-        os.environ.clear()
-        os.environ.update(self.environment)
 
     def _watch(self, conn: Socket) -> None:
         """Have SIGIO tell when the client dies, or is sent a signal."""
@@ -214,6 +220,16 @@ class Worker:
         open_fds = len(os.listdir("/proc/self/fd"))
         self.fds = self.fds or open_fds
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
+
+
+def _set_environment(wanted: dict[str, str]) -> None:
+    """Have this environment; most of it is what the client before had, too."""
+    have = os.environ.copy()
+    for key in have.keys() - wanted.keys():
+        del os.environ[key]
+    for key, value in wanted.items():
+        if have.get(key) != value:
+            os.environ[key] = value
 
 
 def _unwatch(conn: Socket) -> None:

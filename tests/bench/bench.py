@@ -4,483 +4,43 @@
     .venv/bin/python -m tests.bench --quick --only bridge
 
 Every case runs alternately with both implementations, each on a node (a network namespace) of its
-own; what is compared are medians. Nothing here fails because something is slow.
+own; what is compared are medians. Nothing here fails because something is slow, unless --check
+asks for it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cni.install import build_of
-from tests.bench import chart, dhcp
-from tests.bench.measure import Json, Node, PluginFailedError, Row, Sample, Summary, alternate
+from tests.bench import chain, series, split
+from tests.bench.cases import CASES, Case
+from tests.bench.measure import Node, PluginFailedError
+from tests.bench.report import Report, environment
 from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
 from tests.harness.requires import missing
 
 OUTPUT = ROOT / "build/bench"
-PYTHON = "/usr/bin/python3"
-BARE_PYTHON = [PYTHON, "-I", "-S", "-c", "pass"]
-VERSION = "1.0.0"  # the newest that both implementations speak
-ONLY_HELP = "only cases whose name has NAME in it (may be repeated)"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One plugin with one configuration; `conf` may depend on the node's data directory."""
-
-    name: str
-    conf: Callable[[Node], Json]
-    needs: str = ""  # a feature of the kernel, see tests.harness.requires
-    # What is there while it runs, and is not measured.
-    around: Callable[[Node], AbstractContextManager[Any]] = nullcontext
-
-
-def host_local(node: Node) -> Json:
-    return {
-        "type": "host-local",
-        "dataDir": str(node.data_dir),
-        "ranges": [[{"subnet": "10.66.0.0/16"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    }
-
-
-def simple(plugin: str, **conf: Any) -> Callable[[Node], Json]:
-    """A plugin's configuration; with the IPAM plugin host-local unless another is given."""
-
-    def make(node: Node) -> Json:
-        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
-        return document if plugin == "loopback" else {"ipam": host_local(node), **document}
-
-    return make
-
-
-STATIC = {"type": "static", "addresses": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1"}]}
-# A default gateway makes a default route itself; host-local's would be a second one.
-NO_ROUTES = {"isGateway": True, "isDefaultGateway": True}
-
-
-def default_gateway(node: Node) -> Json:
-    conf = simple("bridge", bridge="brdef", **NO_ROUTES)(node)
-    del conf["ipam"]["routes"]
-    return conf
-
-
-def flannel(node: Node) -> Json:
-    """flannel, bridge and host-local; flanneld's file is written by us."""
-    subnet_file = node.data_dir / "subnet.env"
-    if not subnet_file.exists():
-        subnet_file.parent.mkdir(parents=True, exist_ok=True)
-        subnet_file.write_text(
-            "FLANNEL_NETWORK=10.64.0.0/12\nFLANNEL_SUBNET=10.66.0.1/16\n"
-            "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
-        )
-    where = {"subnetFile": str(subnet_file), "dataDir": str(node.data_dir / "flannel")}
-    return simple("flannel", delegate={"bridge": "brflannel"}, **where)(node)
-
-
-def own_backend(**conf: Any) -> Callable[[Node], Json]:
-    """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
-
-    def make(node: Node) -> Json:
-        backend = {"ipMasqBackend": "nftables"} if node.name != "go" else {}
-        return simple("bridge", **conf, **backend)(node)
-
-    return make
-
-
-def tuning(node: Node) -> Json:
-    """On the container's `lo`, as if another plugin had made it."""
-    previous = {"cniVersion": VERSION, "interfaces": [{"name": "lo"}]}
-    return {
-        "cniVersion": VERSION,
-        "name": "bench",
-        "type": "tuning",
-        "dataDir": str(node.scratch / "tuning"),
-        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
-        "mtu": 1400,
-        "prevResult": previous,
-    }
-
-
-@contextmanager
-def veth(node: Node) -> Iterator[None]:
-    """A pair as bridge or ptp would have made it: vethbench on the node, eth0 in the container."""
-    peer = ["peer", "name", "eth0", "netns", node.container.name]
-    node.host.ip("link", "add", "vethbench", "type", "veth", *peer)
-    try:
-        yield
-    finally:
-        node.host.ip("link", "delete", "vethbench")
-
-
-def bandwidth(_: Node) -> Json:
-    interfaces = [{"name": "vethbench"}, {"name": "eth0", "sandbox": "/run/netns/pod"}]
-    return {
-        "cniVersion": VERSION,
-        "name": "bench",
-        "type": "bandwidth",
-        "ingressRate": 100_000_000,
-        "ingressBurst": 10_000_000,
-        "egressRate": 100_000_000,
-        "egressBurst": 10_000_000,
-        "prevResult": {"cniVersion": VERSION, "interfaces": interfaces},
-    }
-
-
-@contextmanager
-def addressed(node: Node) -> Iterator[None]:
-    """An interface with an address and a default route in the container, eth0."""
-    node.container.ip_batch(
-        "link add eth0 type veth peer name eth0p",
-        "link set eth0 up",
-        "link set eth0p up",
-        "address add 10.66.0.9/16 dev eth0",
-        "route add default via 10.66.0.1",
-    )
-    try:
-        yield
-    finally:
-        node.container.ip("link", "delete", "eth0")
-
-
-def routed(plugin: str, **conf: Any) -> Callable[[Node], Json]:
-    """sbr or vrf, on `addressed`."""
-    ips = [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "version": "4"}]
-    previous = {"cniVersion": VERSION, "ips": ips}
-    document = {"cniVersion": VERSION, "name": "bench", "type": plugin, "prevResult": previous}
-    return lambda _: {**document, **conf}
-
-
-def ports(*numbers: int, address: str = "10.66.0.9/16") -> Json:
-    """What a runtime hands to portmap: the result before it, and the ports."""
-    mappings = [{"hostPort": n, "containerPort": n, "protocol": "tcp"} for n in numbers]
-    previous = {"cniVersion": VERSION, "ips": [{"address": address}]}
-    return {"prevResult": previous, "runtimeConfig": {"portMappings": mappings}}
-
-
-def portmap(node: Node) -> Json:
-    """By nftables with ours; Debian's Go plugins know only iptables."""
-    conf = simple("portmap", **ports(8080))(node)
-    return {key: value for key, value in conf.items() if key != "ipam"}
-
-
-def portmap_iptables(node: Node) -> Json:
-    return {**portmap(node), **({"backend": "iptables"} if node.name != "go" else {})}
-
-
-def chained(plugin: str, **conf: Any) -> Callable[[Node], Json]:
-    """A plugin that comes after another, with that one's result."""
-
-    def make(_node: Node) -> Json:
-        previous = {
-            "cniVersion": VERSION,
-            "interfaces": [{"name": "brchain"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
-            "ips": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "interface": 1}],
-        }
-        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
-        return {**document, "prevResult": previous}
-
-    return make
-
-
-def own_firewall(node: Node) -> Json:
-    """By nftables with ours; the Go plugins know only iptables (and firewalld)."""
-    backend = "nftables" if node.name == "ours" else "iptables"
-    return chained("firewall", backend=backend)(node)
-
-
-CASES = [
-    Case("loopback", simple("loopback")),
-    Case("host-local", simple("host-local")),
-    Case("static", simple("static", ipam=STATIC)),
-    Case("bridge", simple("bridge", bridge="brplain")),
-    Case("bridge, default gateway", default_gateway),
-    Case(
-        "bridge, ipMasq (iptables)",
-        simple("bridge", bridge="brmasq", isGateway=True, ipMasq=True),
-    ),
-    Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
-    Case("firewall (iptables)", chained("firewall", backend="iptables")),
-    Case("firewall (nftables)", own_firewall),
-    Case("ptp", simple("ptp")),
-    Case("macvlan", simple("macvlan", master="lan0"), "macvlan"),
-    Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),
-    Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
-    Case("dummy", simple("dummy"), "dummy"),
-    Case("tap", simple("tap"), "tap"),
-    Case("flannel (bridge)", flannel),
-    Case("host-device", simple("host-device", device="dev0")),
-    Case("tuning", tuning),
-    Case("bandwidth", bandwidth, around=veth),
-    Case("sbr", routed("sbr"), around=addressed),
-    Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
-    Case("portmap (nftables)", portmap, "nft"),
-    Case("portmap (iptables)", portmap_iptables, "iptables"),
-]
-# Reservations that are there already, in a /16; the nearly full one has a free address every 997.
-GROWTH: dict[str, Sequence[int]] = {
-    "10 leases": range(2, 12),
-    "1 000 leases": range(2, 1002),
-    "60 000 leases": range(2, 60002),
-    "nearly full /16": [n for n in range(2, 65535) if n % 997],
-}
-GROWTH_ROUNDS = 7  # Go takes seconds for some
-PUBLISHED = (1, 1000)
-
-
-# --- measuring ---------------------------------------------------------------------------------
-
-
-def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
-    """ADD and DEL, alternating between the nodes. A node on which it fails is left out."""
-    samples: dict[str, dict[str, list[Sample]]] = {"ADD": {}, "DEL": {}}
-    python: list[Sample] = []
-    failed: set[str] = set()
-    for number, node in enumerate(alternate(nodes, rounds + 1)):
-        conf = case.conf(node)
-        if node.name in failed or not (node.bin_dir / conf["type"]).exists():
-            continue
-        try:
-            with case.around(node):
-                added, deleted = add_and_delete(node, conf)
-        except PluginFailedError as error:
-            print(f"  {case.name}: {error}", file=sys.stderr)
-            failed.add(node.name)
-            continue
-        if node is nodes[0]:
-            python.append(node.command(BARE_PYTHON))
-        if number >= len(nodes):  # the first round fills the caches and makes the bridge
-            samples["ADD"].setdefault(node.name, []).append(added)
-            samples["DEL"].setdefault(node.name, []).append(deleted)
-    bare = Summary.of(python) if python else None
-    return [
-        Row(case.name, verb, summaries(taken, nodes, failed), bare)
-        for verb, taken in samples.items()
-    ]
-
-
-def summaries(
-    samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
-) -> dict[str, Summary]:
-    order = sorted((node.name for node in nodes), key=list(chart.NAMES).index)
-    kept = [name for name in order if name in samples and name not in failed]
-    return {name: Summary.of(samples[name]) for name in kept}
-
-
-def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sample, Sample]:
-    added, result = node.plugin("ADD", conf, container_id)
-    result["cniVersion"] = VERSION
-    deleted, _ = node.plugin("DEL", {**conf, "prevResult": result}, container_id)
-    return added, deleted
-
-
-def measure_growth(nodes: list[Node], rounds: int) -> list[Row]:
-    """host-local with that many addresses reserved already.
-
-    Every round has all of them, so that they can be compared with each other, too.
-    """
-    samples: dict[str, dict[str, dict[str, list[Sample]]]] = {}
-    for node in nodes:
-        for label, taken in GROWTH.items():
-            fill(node.data_dir / network_of(label), taken)
-    for number, node in enumerate(alternate(nodes, min(rounds, GROWTH_ROUNDS) + 1)):
-        for label in GROWTH:
-            conf = {**simple("host-local")(node), "name": network_of(label)}
-            times = zip(("ADD", "DEL"), add_and_delete(node, conf), strict=True)
-            for verb, sample in times if number >= len(nodes) else ():  # see measure_case
-                of_case = samples.setdefault(label, {}).setdefault(verb, {})
-                of_case.setdefault(node.name, []).append(sample)
-    return [
-        Row(f"host-local, {label}", verb, summaries(taken, nodes, set()))
-        for label, verbs in samples.items()
-        for verb, taken in verbs.items()
-    ]
-
-
-def network_of(label: str) -> str:
-    return "grow-" + "".join(filter(str.isalnum, label))
-
-
-def measure_published(node: Node, rounds: int) -> list[Row]:
-    """One more port with ours, on a node where that many are published already."""
-    found = []
-    for count in PUBLISHED:
-        old = {**portmap(node), **ports(*range(10000, 10000 + count), address="10.66.1.1/16")}
-        node.plugin("ADD", old, "old")
-        case = Case(f"portmap, {count:,} published".replace(",", " ", 2), portmap)
-        found += measure_case(case, [node], rounds)
-        node.plugin("DEL", old, "old")
-    return found
-
-
-def measure_dhcp(nodes: list[Node], rounds: int) -> list[Row]:
-    """The plugin with its daemon; prints what a lease takes of the daemon's memory."""
-    if shutil.which("dnsmasq") is None:
-        print("bench: no dnsmasq (package dnsmasq-base)", file=sys.stderr)
-        return []
-    rows, memory = dhcp.measure(nodes, rounds, VERSION)
-    for row in rows:
-        print_row(row)
-    for name, kib in memory.items():
-        print(f"dhcp daemon, {name}: {kib:.1f} KiB a lease")
-    return rows
-
-
-def fill(directory: Path, taken: Sequence[int]) -> None:
-    """Reservations as either implementation writes them."""
-    directory.mkdir(parents=True)
-    for number in taken:
-        address = f"10.66.{number >> 8}.{number & 255}"
-        (directory / address).write_text(f"old{number}\r\neth0")
-    last = taken[-1]
-    (directory / "last_reserved_ip.0").write_text(f"10.66.{last >> 8}.{last & 255}")
-
-
-def growth(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """How many times as long as with the fewest leases, by case and verb, by implementation."""
-    found = {}
-    for verb in ("ADD", "DEL"):
-        fewest, *more = [row for row in rows if row.verb == verb]
-        for row in more:
-            found[f"{row.case} {verb}"] = {
-                name: row.times[name].median / fewest.times[name].median
-                for name in row.times
-                if name in fewest.times
-            }
-    return found
-
-
-def measure_baseline(node: Node, rounds: int) -> list[Row]:
-    """What no plugin can be faster than: the interpreter's start, and starting anything at all."""
-    commands = {
-        "python3 -I -S -c pass": BARE_PYTHON,
-        "sh -c :": ["/bin/sh", "-c", ":"],
-        "/bin/true (what measuring costs)": ["/bin/true"],
-    }
-    samples: dict[str, list[Sample]] = {name: [] for name in commands}
-    for _ in range(rounds):
-        for name, argv in commands.items():
-            samples[name].append(node.command(argv))
-    return [Row(name, "", {"ours": Summary.of(taken)}) for name, taken in samples.items()]
-
-
-def measure_parts(node: Node, rounds: int) -> dict[str, float]:
-    """Executor and netlink, from inside a small process (inside.py)."""
-    tree = node.bin_dir / f".cni-{build_of(node.bin_dir / 'cni')}"
-    script = Path(__file__).with_name("inside.py")
-    done = node.host.exec(
-        [PYTHON, "-I", "-S", script, tree, node.container.path, str(rounds)], check=False
-    )
-    if done.returncode != 0:
-        print(f"  parts: {done.stderr}", file=sys.stderr)
-        return {}
-    return dict(json.loads(done.stdout))
-
-
-# --- the report --------------------------------------------------------------------------------
-
-
-def environment(ours: Path) -> Json:
-    """The machine and the versions that the figures belong to."""
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": output(PYTHON, "--version").removeprefix("Python "),
-        "build": build_of(ours / "cni") if (ours / "cni").exists() else "",
-        "load": os.getloadavg()[0],
-        "packages": packages("containernetworking-plugins", "libnftables1", "iptables"),
-    }
-
-
-def packages(*names: str) -> dict[str, str]:
-    text = output("dpkg-query", "-W", "-f", "${Package} ${Version}\n", *names)
-    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
-
-
-def output(*argv: str) -> str:
-    try:
-        return subprocess.run(argv, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
-
-
-def print_header(facts: Json, rounds: int) -> None:
-    print(
-        f"{facts['cpu']}, {facts['cpus']} CPUs, Linux {facts['kernel']}, load {facts['load']:.1f}"
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
-    print(f"Python {facts['python']}, build {facts['build']}; {versions}")
-    print(f"Medians of {rounds} rounds in ms: through the server, by exec, Debian's Go plugins;")
-    print("×python: exec to `python3 -I -S -c pass` in the same rounds.\n")
-    heads = [f"{head:>8}" for head in ("server", "exec", "Go", "server:Go", "exec:Go", "×python")]
-    print(f"{'':36} {'':4} {' '.join(heads)}")
-
-
-def print_row(row: Row) -> None:
-    warm, ours, go = (row.times.get(name) for name in ("warm", "ours", "go"))
-    cells = [
-        number(warm and warm.median, 8, 2),
-        number(ours and ours.median, 8),
-        number(go and go.median, 8),
-        number(row.ratio("warm"), 9, 2),
-        number(row.ratio("ours"), 8, 2),
-        number(row.to_python, 8),
-    ]
-    print(f"{row.case:36} {row.verb:4} {' '.join(cells)}", flush=True)
-
-
-def number(value: float | None, width: int, digits: int = 1) -> str:
-    return " " * (width - 1) + "–" if value is None else f"{value:{width}.{digits}f}"
-
-
-def write(rows: list[Row], more: Json, facts: Json, path: Path) -> Path:
-    """The JSON file, and the chart beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        {
-            "case": row.case,
-            "verb": row.verb,
-            "ratio": {name: row.ratio(name) for name in ("warm", "ours")},
-            "to_python": row.to_python,
-            **{key: asdict(time) for key, time in row.times.items()},
-        }
-        for row in rows
-    ]
-    document = {"environment": facts, "rows": lines, **more}
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    picture = path.with_suffix(".svg")
-    subtitle = (
-        f"medians; Linux {facts['kernel']}, Python {facts['python']}, "
-        f"{facts['cpus']} CPUs; shorter is better; × = to Go"
-    )
-    picture.write_text(chart.draw([row for row in rows if row.verb], "One plugin run", subtitle))
-    return picture
-
-
-# --- the command -------------------------------------------------------------------------------
+QUICK_ROUNDS = 5
+PODS, QUICK_PODS = 200, 32
+DHCP_LEASES, QUICK_DHCP_LEASES = 100, 10
+ONLY_HELP = (
+    "only cases whose name has NAME in it (may be repeated); also growth, published, pods, dhcp, "
+    "split, parts"
+)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=30, help="runs of each case (30)")
+    parser.add_argument("--rounds", type=int, default=20, help="runs of each case (20)")
     parser.add_argument("--only", action="append", metavar="NAME", help=ONLY_HELP)
-    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, and less")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a limit is not met")
     parser.add_argument(
         "--json", type=Path, default=OUTPUT / "bench.json", metavar="FILE", help="where to write"
     )
@@ -494,7 +54,6 @@ def main(arguments: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("bench: needs root, to make network namespaces", file=sys.stderr)
         return 1
-    rounds = 5 if options.quick else max(options.rounds, 1)
     scratch = Path(tempfile.mkdtemp(prefix="cni-bench-"))
     nodes: list[Node] = []
     try:
@@ -505,15 +64,82 @@ def main(arguments: Sequence[str]) -> int:
             nodes.append(Node("go", options.go_bin_dir, scratch))
         else:
             print("bench: no Go plugins (package containernetworking-plugins)", file=sys.stderr)
-        run(nodes, rounds, options)
+        met = Run(nodes, options, scratch).everything()
     finally:
         for node in nodes:
             node.close()
         shutil.rmtree(scratch, ignore_errors=True)
-    return 0
+    return 1 if options.check and not met else 0
 
 
-def possible(case: Case) -> bool:
+class Run:
+    """One run of the bench; what `--only` leaves out is left out."""
+
+    def __init__(self, nodes: list[Node], options: argparse.Namespace, scratch: Path) -> None:
+        self.nodes = nodes
+        self.options = options
+        self.scratch = scratch
+        self.quick: bool = options.quick
+        self.rounds = QUICK_ROUNDS if self.quick else max(options.rounds, 1)
+        self.report = Report(environment(nodes[0].bin_dir), self.rounds)
+
+    def everything(self) -> bool:
+        """Were all limits kept?"""
+        report, nodes, rounds = self.report, self.nodes, self.rounds
+        report.begin()
+        report.add(series.measure_baseline(nodes[0], rounds))
+        for case in CASES:
+            if self._wants(case.name) and _is_possible(case):
+                report.add(series.measure_case(case, nodes, rounds))
+        self._chains()
+        if self._wants("dhcp"):
+            leases = QUICK_DHCP_LEASES if self.quick else DHCP_LEASES
+            rows, memory = series.measure_dhcp(nodes, rounds, leases)
+            report.add(rows)
+            for name, kib in memory.items():
+                print(f"dhcp daemon, {name}: {kib:.1f} KiB a lease")
+        if self._wants("growth"):
+            few = series.FEW_LEASES if self.quick else series.LEASES
+            report.add_growth(series.measure_growth(nodes, rounds, few))
+        if self._wants("published"):
+            report.add_published(series.measure_published(nodes, rounds))
+        self._inside()
+        picture, met = report.end(self.options.json)
+        print(f"\n{_shown(self.options.json)}, {_shown(picture)}")
+        return met
+
+    def _wants(self, name: str) -> bool:
+        return not self.options.only or any(text in name for text in self.options.only)
+
+    def _chains(self) -> None:
+        for name, nftables in (("chain", False), ("chain (nftables)", True)):
+            if self._wants(name):
+                try:
+                    rows = chain.measure(self.nodes, self.rounds, nftables=nftables)
+                    self.report.add(rows)
+                except PluginFailedError as error:
+                    print(f"  {name}: {error}", file=sys.stderr)
+        if self._wants("pods"):
+            pods = QUICK_PODS if self.quick else PODS
+            self.report.add_rates(chain.measure_pods(self.nodes, pods))
+
+    def _inside(self) -> None:
+        """The floor, the split and the parts, which need no comparison."""
+        if self._wants("split"):
+            trace = self.scratch / "trace"
+            node = Node("traced", self.nodes[0].bin_dir, self.scratch, server=True, trace=trace)
+            try:
+                floor = split.run_inside("floor.py", node, self.rounds)
+                cases = [case for case in CASES if case.name in split.CASES and _is_possible(case)]
+                splits = split.measure(cases, node, trace, self.rounds, floor)
+                self.report.add_splits(splits)
+            finally:
+                node.close()
+        if self._wants("parts"):
+            self.report.add_parts(split.run_inside("inside.py", self.nodes[0], self.rounds))
+
+
+def _is_possible(case: Case) -> bool:
     """Has the kernel what the case needs? Says what is missing."""
     problem = missing(case.needs) if case.needs else None
     if problem is not None:
@@ -521,50 +147,7 @@ def possible(case: Case) -> bool:
     return problem is None
 
 
-def run(nodes: list[Node], rounds: int, options: argparse.Namespace) -> None:
-    facts = environment(nodes[0].bin_dir)
-    print_header(facts, rounds)
-
-    def wanted(name: str) -> bool:
-        return not options.only or any(text in name for text in options.only)
-
-    found = measure_baseline(nodes[0], rounds)
-    for row in found:
-        print_row(row)
-    for case in CASES:
-        if wanted(case.name) and possible(case):
-            for row in measure_case(case, nodes, rounds):
-                print_row(row)
-                found.append(row)
-    ratios = run_growth(nodes, rounds, found) if wanted("growth") else {}
-    if wanted("growth"):
-        for row in measure_published(nodes[0], rounds):
-            print_row(row)
-            found.append(row)
-    found += measure_dhcp(nodes, rounds) if wanted("dhcp") else []
-    parts = measure_parts(nodes[0], rounds) if wanted("parts") else {}
-    if parts:
-        print("\nThe parts of a run of ours")
-    for name, value in parts.items():
-        print(f"{name:54} {value:8.3f}")
-    picture = write(found, {"parts_ms": parts, "growth": ratios}, facts, options.json)
-    print(f"\n{shown(options.json)}, {shown(picture)}")
-
-
-def run_growth(nodes: list[Node], rounds: int, found: list[Row]) -> dict[str, dict[str, float]]:
-    """Measure it, print it, and add the rows to `found`; the ratios."""
-    rows = measure_growth(nodes, rounds)
-    for row in rows:
-        print_row(row)
-    found += rows
-    ratios = growth(rows)
-    print("\nGrowth: times as long as with 10 leases")
-    for name, each in ratios.items():
-        print(f"{name:42} {number(each.get('ours'), 8, 2)} {number(each.get('go'), 8, 2)}")
-    return ratios
-
-
-def shown(path: Path) -> str:
+def _shown(path: Path) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from .measure import Row
+from .measure import NAMES, Row
 
 WIDTH, LABEL, BAR, GAP, TOP = 900, 300, 11, 10, 64
 COLOURS = {"warm": "#ffb000", "ours": "#3776ab", "go": "#00add8"}
-NAMES = {"warm": "cni, server", "ours": "cni, exec", "go": "Go plugins"}
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }

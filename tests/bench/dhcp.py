@@ -12,10 +12,10 @@ from tests.bench.measure import Json, Node, Row, Sample, Summary
 from tests.harness.dhcp import dnsmasq, eventually
 from tests.harness.netns import Netns, stop
 
-_LEASES = 100
 
-
-def measure(nodes: list[Node], rounds: int, version: str) -> tuple[list[Row], dict[str, float]]:
+def measure(
+    nodes: list[Node], rounds: int, version: str, leases: int
+) -> tuple[list[Row], dict[str, float]]:
     """The rows, and KiB a lease of each implementation's daemon."""
     samples: dict[str, dict[str, Summary]] = {"ADD": {}, "DEL": {}}
     memory = {}
@@ -34,9 +34,9 @@ def measure(nodes: list[Node], rounds: int, version: str) -> tuple[list[Row], di
             samples["ADD"][node.name] = Summary.of(added)
             samples["DEL"][node.name] = Summary.of(deleted)
             before = _resident(child)
-            for number in range(_LEASES):
+            for number in range(leases):
                 node.plugin("ADD", conf, f"many{number}")
-            memory[node.name] = (_resident(child) - before) / _LEASES
+            memory[node.name] = (_resident(child) - before) / leases
     return [Row("dhcp", verb, taken) for verb, taken in samples.items()], memory
 
 

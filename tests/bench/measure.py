@@ -15,13 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.harness import Netns, Runtime
 from tests.harness.netns import PATH
 from tests.harness.server import serving
 
 Json = dict[str, Any]
+EXEC_EVERY = 2
 
 
 class PluginFailedError(Exception):
@@ -30,10 +31,18 @@ class PluginFailedError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One run: milliseconds from start to end, and of processor time (its children's too)."""
+    """One run: milliseconds from start to end, and of processor time (its children's too).
+
+    `start` is in seconds of CLOCK_MONOTONIC.
+    """
 
     wall: float
     cpu: float
+    start: float = 0.0
+
+    def then(self, other: Sample) -> Sample:
+        """This and then that, as one."""
+        return Sample(self.wall + other.wall, self.cpu + other.cpu, self.start)
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,26 @@ class Summary:
         )
 
 
+class Attachment(NamedTuple):
+    """What a runtime tells a plugin of the container; `netns` is a path."""
+
+    container_id: str
+    netns: str
+    ifname: str = "eth0"
+
+
 class Node:
     """A namespace that plays the node of one implementation, with containers in it."""
 
-    def __init__(self, name: str, bin_dir: Path, scratch: Path, *, server: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        bin_dir: Path,
+        scratch: Path,
+        *,
+        server: bool = False,
+        trace: Path | None = None,
+    ) -> None:
         self.name = name
         self.environ = {"PATH": PATH, "CNI_SERVER": "off"}
         self.bin_dir = bin_dir
@@ -80,13 +105,11 @@ class Node:
             "link set dev0 up",
         )
         self.container = Netns(f"{name}-container")
-        self._stdin = self.scratch / "stdin"
-        self._stdout = self.scratch / "stdout"
         self._serving = ExitStack()
         if server:
             path = self.scratch / "socket"
             runtime = Runtime(bin_dir, self.host)
-            self.server = self._serving.enter_context(serving(runtime, path))
+            self.server = self._serving.enter_context(serving(runtime, path, trace=trace))
             self.environ = {"PATH": PATH, "CNI_SERVER_SOCKET": str(path)}
 
     def close(self) -> None:
@@ -96,38 +119,51 @@ class Node:
 
     def command(self, argv: Sequence[str]) -> Sample:
         """Time a command that needs no input, in the node's namespace."""
-        self._stdin.write_bytes(b"")
-        status, sample = self.host.run(self._spawn, argv, {"PATH": PATH})
+        status, sample, _ = self.host.run(self._spawn, argv, {"PATH": PATH}, "", "command")
         if status:
             raise PluginFailedError(f"{argv[0]}: exit status {status}")
         return sample
 
     def plugin(
-        self, verb: str, conf: Mapping[str, Any], container_id: str = "c1"
+        self, verb: str, conf: Mapping[str, Any], container_id: str = "c1", ifname: str = ""
     ) -> tuple[Sample, Json]:
         """Time one run of a plugin; the sample and the result. Raises PluginFailedError."""
-        self._stdin.write_text(json.dumps(conf))
+        ifname = ifname or ("lo" if conf["type"] in ("loopback", "tuning") else "eth0")
+        where = Attachment(container_id, self.container.path, ifname)
+        return self.host.run(self.plugin_here, verb, conf, where)
+
+    def plugin_here(
+        self, verb: str, conf: Mapping[str, Any], where: Attachment
+    ) -> tuple[Sample, Json]:
+        """The same in a thread that is in the node's namespace already."""
         environ = {
             **self.environ,
             "CNI_STATE_DIR": str(self.scratch / "state"),
             "CNI_COMMAND": verb,
-            "CNI_CONTAINERID": container_id,
-            "CNI_NETNS": self.container.path,
-            "CNI_IFNAME": "lo" if conf["type"] in ("loopback", "tuning") else "eth0",
+            "CNI_CONTAINERID": where.container_id,
+            "CNI_NETNS": where.netns,
+            "CNI_IFNAME": where.ifname,
             "CNI_PATH": str(self.bin_dir),
         }
-        status, sample = self.host.run(self._spawn, [str(self.bin_dir / conf["type"])], environ)
-        output = self._stdout.read_text()
+        argv = [str(self.bin_dir / conf["type"])]
+        status, sample, output = self._spawn(argv, environ, json.dumps(conf), where.container_id)
         if status:
             raise PluginFailedError(f"{self.name}: {conf['type']} {verb} failed: {output}")
         return sample, json.loads(output) if output else {}
 
-    def _spawn(self, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, Sample]:
-        """Runs in a thread that is in the node's namespace; the child stays there."""
+    def _spawn(
+        self, argv: Sequence[str], environ: Mapping[str, str], stdin: str, slot: str
+    ) -> tuple[int, Sample, str]:
+        """Exit status, sample, output. The child stays in the calling thread's namespace.
+
+        What runs at the same time has different slots.
+        """
+        source, sink = self.scratch / f"{slot}.in", self.scratch / f"{slot}.out"
+        source.write_text(stdin)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         actions = [
-            (os.POSIX_SPAWN_OPEN, 0, str(self._stdin), os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(self._stdout), flags, 0o600),
+            (os.POSIX_SPAWN_OPEN, 0, str(source), os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(sink), flags, 0o600),
             (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),  # some tell all they do
         ]
         start = time.perf_counter()
@@ -135,7 +171,8 @@ class Node:
         _, status, usage = os.wait4(pid, 0)
         wall = time.perf_counter() - start
         cpu = usage.ru_utime + usage.ru_stime
-        return os.waitstatus_to_exitcode(status), Sample(wall * 1000, cpu * 1000)
+        sample = Sample(wall * 1000, cpu * 1000, start)
+        return os.waitstatus_to_exitcode(status), sample, sink.read_text()
 
 
 @dataclass
@@ -161,8 +198,25 @@ class Row:
         return None
 
 
-def alternate(nodes: list[Node], rounds: int) -> Iterable[Node]:
-    """All nodes in every round, the first one taking turns."""
+# In the order of table and chart.
+NAMES = {"warm": "cni, server", "ours": "cni, exec", "go": "Go plugins"}
+
+
+def summaries(
+    samples: dict[str, list[Sample]], nodes: list[Node], failed: set[str]
+) -> dict[str, Summary]:
+    """By node, in the order of NAMES; without those that failed."""
+    names = {node.name for node in nodes} - failed
+    return {name: Summary.of(samples[name]) for name in NAMES if name in names & samples.keys()}
+
+
+def alternate(nodes: list[Node], rounds: int) -> Iterable[tuple[int, Node]]:
+    """All nodes in every round, with its number, the first one taking turns.
+
+    By exec an interpreter starts each time: that takes long, so only every other round has it.
+    """
     for number in range(rounds):
         shift = number % len(nodes)
-        yield from nodes[shift:] + nodes[:shift]
+        for node in nodes[shift:] + nodes[:shift]:
+            if node.name != "ours" or number % EXEC_EVERY == 0 or len(nodes) == 1:
+                yield number, node

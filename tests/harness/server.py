@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
 from .netns import stop
@@ -63,17 +64,23 @@ class Server:
 
 @contextmanager
 def serving(
-    runtime: Runtime, path: Path, *options: str, bin_dir: Path | None = None, mounts: str = ""
+    runtime: Runtime,
+    path: Path,
+    *options: str,
+    bin_dir: Path | None = None,
+    mounts: str = "",
+    trace: Path | None = None,
 ) -> Iterator[Server]:
     """A server on the node, which the runtime's plugins find; ended afterwards.
 
     It may be another file than theirs, and have mounts of its own, which a shell command makes.
+    `trace` is where it writes when what happened (cni/server/trace.py).
     """
     command = ["unshare", "-m", "/bin/sh", "-ec", f'{mounts}; exec "$@"', "sh"] if mounts else []
     program = str((bin_dir or runtime.bin_dir) / "cni")
     child = runtime.host.popen(
         [*command, program, "serve", "--socket", str(path), *options],
-        env={"PATH": runtime.env["PATH"]},
+        env={"PATH": runtime.env["PATH"]} | ({VARIABLE: str(trace)} if trace else {}),
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -111,6 +111,10 @@ def echo(*values: Any) -> Any:
     return values
 
 
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
 def size(value: bytes) -> int:
     return len(value)
 
@@ -253,6 +257,49 @@ def test_inside_a_job(netns: Callable[..., Netns], opened: Namespace) -> None:
     other = netns()
     assert opened.run(nested, other.path) == other.inode
     assert not Executor._idle
+
+
+# --- until something is seen -------------------------------------------------------------------
+
+
+def test_what_is_seen_ends_the_wait(container: Netns, tmp_path: Path) -> None:
+    """The function goes on, so that others get another child; in the end one is kept."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with Namespace.open(container.path) as ns, ns.subscribe(link.RTNLGRP_LINK) as events:
+        busy = ns.run(pid)
+        link.create_bridge(ns.netlink(), "br0")
+        ns.run_until(events, lambda kind, _: kind == link.RTM_NEWLINK, read, str(fifo))
+    with Namespace.open(container.path) as other:
+        assert other.run(pid) != busy
+        fifo.write_text("")  # when it is read the function returns
+        assert eventually(lambda: not any(each._is_busy() for each in Executor._idle))
+    with Namespace.open(container.path) as again:
+        assert again.run(pid) == busy
+    assert len(Executor._idle) == 1
+
+
+def test_a_call_after_it_waits(opened: Namespace) -> None:
+    before = opened.run(pid)
+    with opened.subscribe(link.RTNLGRP_LINK) as events:
+        link.create_bridge(opened.netlink(), "br0")
+        opened.run_until(events, lambda *_: True, time.sleep, 0.05)
+    assert opened.run(pid) == before
+    assert opened.run(inode) == opened.identity[1]
+
+
+def test_its_end_ends_the_wait_too(opened: Namespace) -> None:
+    with opened.subscribe(link.RTNLGRP_LINK) as events:
+        opened.run_until(events, lambda *_: False, pid)
+        with pytest.raises(FileNotFoundError):
+            opened.run_until(events, lambda *_: False, os.stat, "/nowhere")
+        assert opened.run(inode) == opened.identity[1]
+
+
+def test_a_child_killed_meanwhile(opened: Namespace) -> None:
+    with opened.subscribe(link.RTNLGRP_LINK) as events, pytest.raises(ExecutorDied):
+        opened.run_until(events, lambda *_: False, kill_self)
+    assert opened.run(inode) == opened.identity[1]
 
 
 # --- values ------------------------------------------------------------------------------------

@@ -529,8 +529,8 @@ def test_requests_leave_nothing(
         round_trip(40)
         assert server.workers() == [worker], "it was replaced"
         after = _footprint(worker)
-    assert all(a <= b for a, b in zip(after[:2], before[:2], strict=True)), (before, after)
-    assert after[2] <= before[2] + 1024
+    assert after[0] <= before[0], (before, after)
+    assert after[1] <= before[1] + 1024, (before, after)
 
 
 @pytest.mark.slow
@@ -556,24 +556,31 @@ def test_ten_thousand_requests_leave_nothing(
     with serving(runtime, path, "--workers", "1", "--max-requests", "1000000") as server:
         round_trip(64)
         (worker,) = server.workers()
-        processes = [server.pid, worker, *children(worker)]
-        before = list(map(_footprint, processes))
+        before = list(map(_footprint, (server.pid, worker)))
         round_trip(2500)
         assert server.workers() == [worker], "it was replaced"
-        assert [server.pid, worker, *children(worker)] == processes
-        after = list(map(_footprint, processes))
+        after = list(map(_footprint, (server.pid, worker)))
+        executors = [_footprint(pid) for pid in children(worker)]
     for old, new in zip(before, after, strict=True):
-        assert new[:2] == old[:2], (before, after)
-        assert new[2] <= old[2] + 2048, (before, after)
+        assert new[0] == old[0], (before, after)
+        assert new[1] <= old[1] + 2048, (before, after)
+    for descriptors, memory in executors:
+        assert descriptors <= 8, executors
+        assert memory <= after[1][1], executors
     assert runtime.host.ip_json("link", "show", "type", "veth") == []
     assert not list((data_dir / NET).glob("10.*"))
 
 
-def _footprint(pid: int) -> tuple[int, int, int]:
-    """Descriptors, children, and resident memory in KiB."""
+def _footprint(pid: int) -> tuple[int, int]:
+    """Descriptors, less one for each child's socket, and resident memory in KiB.
+
+    A worker may have up to four executors: one is free, others still delete a link.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
     memory = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-    return len(os.listdir(f"/proc/{pid}/fd")), len(children(pid)), int(memory)
+    executors = len(children(pid))
+    assert executors <= 4
+    return len(os.listdir(f"/proc/{pid}/fd")) - executors, int(memory)
 
 
 def test_a_worker_is_replaced_after_its_share(

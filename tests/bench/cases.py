@@ -1,0 +1,207 @@
+"""What is measured: plugins and their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bench.measure import Json, Node
+
+VERSION = "1.0.0"  # the newest that both implementations speak
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plugin with one configuration; `conf` may depend on the node's data directory."""
+
+    name: str
+    conf: Callable[[Node], Json]
+    needs: str = ""  # a feature of the kernel, see tests.harness.requires
+    # What is there while it runs, and is not measured.
+    around: Callable[[Node], AbstractContextManager[Any]] = nullcontext
+
+
+def host_local(node: Node) -> Json:
+    return {
+        "type": "host-local",
+        "dataDir": str(node.data_dir),
+        "ranges": [[{"subnet": "10.66.0.0/16"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    }
+
+
+def simple(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """A plugin's configuration; with the IPAM plugin host-local unless another is given."""
+
+    def make(node: Node) -> Json:
+        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
+        return document if plugin == "loopback" else {"ipam": host_local(node), **document}
+
+    return make
+
+
+STATIC = {"type": "static", "addresses": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1"}]}
+# A default gateway makes a default route itself; host-local's would be a second one.
+NO_ROUTES = {"isGateway": True, "isDefaultGateway": True}
+
+
+def default_gateway(node: Node) -> Json:
+    conf = simple("bridge", bridge="brdef", **NO_ROUTES)(node)
+    del conf["ipam"]["routes"]
+    return conf
+
+
+def flannel(node: Node) -> Json:
+    """flannel, bridge and host-local; flanneld's file is written by us."""
+    subnet_file = node.data_dir / "subnet.env"
+    if not subnet_file.exists():
+        subnet_file.parent.mkdir(parents=True, exist_ok=True)
+        subnet_file.write_text(
+            "FLANNEL_NETWORK=10.64.0.0/12\nFLANNEL_SUBNET=10.66.0.1/16\n"
+            "FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        )
+    where = {"subnetFile": str(subnet_file), "dataDir": str(node.data_dir / "flannel")}
+    return simple("flannel", delegate={"bridge": "brflannel"}, **where)(node)
+
+
+def own_backend(**conf: Any) -> Callable[[Node], Json]:
+    """Masquerading by nftables with ours; Debian's Go plugins know only iptables."""
+
+    def make(node: Node) -> Json:
+        backend = {"ipMasqBackend": "nftables"} if node.name != "go" else {}
+        return simple("bridge", **conf, **backend)(node)
+
+    return make
+
+
+def tuning(node: Node) -> Json:
+    """On the container's `lo`, as if another plugin had made it."""
+    previous = {"cniVersion": VERSION, "interfaces": [{"name": "lo"}]}
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "tuning",
+        "dataDir": str(node.scratch / "tuning"),
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
+        "mtu": 1400,
+        "prevResult": previous,
+    }
+
+
+@contextmanager
+def veth(node: Node) -> Iterator[None]:
+    """A pair as bridge or ptp would have made it: vethbench on the node, eth0 in the container."""
+    peer = ["peer", "name", "eth0", "netns", node.container.name]
+    node.host.ip("link", "add", "vethbench", "type", "veth", *peer)
+    try:
+        yield
+    finally:
+        node.host.ip("link", "delete", "vethbench")
+
+
+def bandwidth(_: Node) -> Json:
+    interfaces = [{"name": "vethbench"}, {"name": "eth0", "sandbox": "/run/netns/pod"}]
+    return {
+        "cniVersion": VERSION,
+        "name": "bench",
+        "type": "bandwidth",
+        "ingressRate": 100_000_000,
+        "ingressBurst": 10_000_000,
+        "egressRate": 100_000_000,
+        "egressBurst": 10_000_000,
+        "prevResult": {"cniVersion": VERSION, "interfaces": interfaces},
+    }
+
+
+@contextmanager
+def addressed(node: Node) -> Iterator[None]:
+    """An interface with an address and a default route in the container, eth0."""
+    node.container.ip_batch(
+        "link add eth0 type veth peer name eth0p",
+        "link set eth0 up",
+        "link set eth0p up",
+        "address add 10.66.0.9/16 dev eth0",
+        "route add default via 10.66.0.1",
+    )
+    try:
+        yield
+    finally:
+        node.container.ip("link", "delete", "eth0")
+
+
+def routed(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """sbr or vrf, on `addressed`."""
+    ips = [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "version": "4"}]
+    previous = {"cniVersion": VERSION, "ips": ips}
+    document = {"cniVersion": VERSION, "name": "bench", "type": plugin, "prevResult": previous}
+    return lambda _: {**document, **conf}
+
+
+def ports(*numbers: int, address: str = "10.66.0.9/16") -> Json:
+    """What a runtime hands to portmap: the result before it, and the ports."""
+    mappings = [{"hostPort": n, "containerPort": n, "protocol": "tcp"} for n in numbers]
+    previous = {"cniVersion": VERSION, "ips": [{"address": address}]}
+    return {"prevResult": previous, "runtimeConfig": {"portMappings": mappings}}
+
+
+def portmap(node: Node) -> Json:
+    """By nftables with ours; Debian's Go plugins know only iptables."""
+    conf = simple("portmap", **ports(8080))(node)
+    return {key: value for key, value in conf.items() if key != "ipam"}
+
+
+def portmap_iptables(node: Node) -> Json:
+    return {**portmap(node), **({"backend": "iptables"} if node.name != "go" else {})}
+
+
+def chained(plugin: str, **conf: Any) -> Callable[[Node], Json]:
+    """A plugin that comes after another, with that one's result."""
+
+    def make(_node: Node) -> Json:
+        previous = {
+            "cniVersion": VERSION,
+            "interfaces": [{"name": "brchain"}, {"name": "eth0", "sandbox": "/run/netns/x"}],
+            "ips": [{"address": "10.66.0.9/16", "gateway": "10.66.0.1", "interface": 1}],
+        }
+        document = {"cniVersion": VERSION, "name": "bench", "type": plugin, **conf}
+        return {**document, "prevResult": previous}
+
+    return make
+
+
+def own_firewall(node: Node) -> Json:
+    """By nftables with ours; the Go plugins know only iptables (and firewalld)."""
+    backend = "nftables" if node.name != "go" else "iptables"
+    return chained("firewall", backend=backend)(node)
+
+
+CASES = [
+    Case("loopback", simple("loopback")),
+    Case("host-local", simple("host-local")),
+    Case("static", simple("static", ipam=STATIC)),
+    Case("bridge", simple("bridge", bridge="brplain")),
+    Case("bridge, default gateway", default_gateway),
+    Case(
+        "bridge, ipMasq (iptables)",
+        simple("bridge", bridge="brmasq", isGateway=True, ipMasq=True),
+    ),
+    Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
+    Case("firewall (iptables)", chained("firewall", backend="iptables")),
+    Case("firewall (nftables)", own_firewall),
+    Case("ptp", simple("ptp")),
+    Case("macvlan", simple("macvlan", master="lan0"), "macvlan"),
+    Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),
+    Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
+    Case("dummy", simple("dummy"), "dummy"),
+    Case("tap", simple("tap"), "tap"),
+    Case("flannel (bridge)", flannel),
+    Case("host-device", simple("host-device", device="dev0")),
+    Case("tuning", tuning),
+    Case("bandwidth", bandwidth, around=veth),
+    Case("sbr", routed("sbr"), around=addressed),
+    Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
+    Case("portmap (nftables)", portmap, "nft"),
+    Case("portmap (iptables)", portmap_iptables, "iptables"),
+]
