@@ -43,8 +43,11 @@ _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
 
 
-def content(directory: int, name: str) -> bytes | None:
-    """A small file without surrounding white space; None if there is none, or UNREADABLE."""
+def content(directory: int | None, name: str) -> bytes | None:
+    """A small file without surrounding white space; None if there is none, or UNREADABLE.
+
+    Without a directory's descriptor, which Windows has not, `name` is a path.
+    """
     try:
         fd = os.open(name, READ, dir_fd=directory)
     except FileNotFoundError:

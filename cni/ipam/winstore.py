@@ -21,7 +21,7 @@ from .store import (
     is_ours,
     make_directories,
 )
-from .whole import IN_MAKING, UNREADABLE
+from .whole import IN_MAKING
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
@@ -106,17 +106,8 @@ def held(path: str) -> Iterator[tuple[float, str]]:
 
 
 def content(path: str, name: str) -> bytes | None:
-    """A small file without surrounding white space; None if there is none, or UNREADABLE."""
-    try:
-        fd = os.open(_path(path, name), whole.READ)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        return UNREADABLE
-    try:
-        return os.read(fd, 4096).strip()
-    finally:
-        os.close(fd)
+    """As `whole.content`, by the directory's path."""
+    return whole.content(None, _path(path, name))
 
 
 def _path(path: str, name: str) -> str:

@@ -138,7 +138,7 @@ class Executor:
 
     @classmethod
     def discard_idle(cls) -> None:
-        """End the idle child, if any."""
+        """End the idle children."""
         while cls._idle:
             cls._idle.pop().discard()
 

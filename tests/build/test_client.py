@@ -439,11 +439,7 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
         listener.bind(str(client.socket))
         listener.listen(1)
         listener.settimeout(20)
-        child = start(alone)
-        assert child.stdin is not None
-        child.stdin.write(CONF)
-        child.stdin.close()
-        child.stdin = None
+        child = start(alone, CONF)
         conn, _ = listener.accept()
         with conn:
             with pytest.raises(subprocess.TimeoutExpired):
@@ -460,10 +456,17 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
 # --- signals --------------------------------------------------------------------------------------
 
 
-def start(client: Client, command: str = "ADD") -> subprocess.Popen[bytes]:
+def start(client: Client, conf: bytes | None = None) -> subprocess.Popen[bytes]:
+    """An ADD that has been given its whole configuration, or still waits for it."""
     pipe = subprocess.PIPE
-    env = client.environment(command)
-    return subprocess.Popen([client.program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    env = client.environment("ADD")
+    child = subprocess.Popen([client.program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
+    if conf is not None:
+        assert child.stdin is not None
+        child.stdin.write(conf)
+        child.stdin.close()
+        child.stdin = None
+    return child
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -471,11 +474,7 @@ def test_a_signal_goes_to_the_worker(
     client: Client, serve: Callable[..., Server], number: signal.Signals
 ) -> None:
     server = serve(reply=None)
-    child = start(client)
-    assert child.stdin is not None
-    child.stdin.write(CONF)
-    child.stdin.close()
-    child.stdin = None
+    child = start(client, CONF)
     assert server.received.wait(20)
     child.send_signal(number)
     _, stderr = child.communicate(timeout=30)
@@ -500,11 +499,7 @@ def test_a_signal_before_the_greeting(client: Client) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(client.socket))
         listener.listen(1)
-        child = start(client)
-        assert child.stdin is not None
-        child.stdin.write(CONF)
-        child.stdin.close()
-        child.stdin = None
+        child = start(client, CONF)
         listener.settimeout(20)
         conn, _ = listener.accept()
         child.terminate()
