@@ -1,23 +1,22 @@
 /*
  * The native client: what a container runtime executes when it runs a plugin.
  *
- * It hands the request to the server (cni/server/) over a Unix socket and waits for the exit code;
- * the server's worker writes to our stdout and stderr itself, which travel with the request as
- * descriptors. Whenever the server is not there, is of another build, is in another network
+ * It hands the request to the server (cni/server/) over a Unix socket and waits for the exit code and
+ * what belongs on stdout; to stderr, whose descriptor travels with the request, the server's worker
+ * writes itself. Whenever the server is not there, is of another build, is in another network
  * namespace or too slow to begin, the plugin runs by exec, as if there were no server: then the
  * shell script below (launcher/prefix.sh, embedded) or a shortcut through it starts Python.
  *
- *     hello     from a worker that is free: magic, its build id, its network namespace
+ *     hello     from a worker that is free: magic, its build id, its network namespace, its root
  *     request   header, then NUL-terminated: path we were called by, environment; then stdin
- *               descriptors: stdout, stderr, working directory, CNI_NETNS if it can be opened
- *     reply     'W' before the worker writes its output, and 'X' + exit code after; or 'N': no such
- *               plugin here
+ *               descriptors: stderr, working directory, CNI_NETNS if it can be opened
+ *     reply     'X', exit code, size of the output, output; or 'N': no such plugin here
  *
  * Nothing is sent before the hello: a descriptor in the queue of a server that hangs would keep the
  * runtime's pipe open. Before the request is sent nothing can have happened, after it somebody is at
- * work, so no request is ever done twice.
+ * work, so no request is ever done twice. Output is written when all of it is here.
  *
- * POSIX and Linux only, static, no allocation but one growing buffer for stdin. Its twin is
+ * POSIX and Linux only, static, no allocation but growing buffers for stdin and stdout. Its twin is
  * cni/server/wire.py.
  */
 
@@ -34,6 +33,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -46,17 +46,25 @@
 #endif
 #define CNI_PATIENCE_ALONE 10 /* … times this where nobody has installed a Python to fall back on */
 
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
+#endif
+
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 4 };
-enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20 };
+enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 3 };
+enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
+       MAX_OUTPUT = 64 << 20 };
 
+/* Where the worker is. What the kernel does not tell is 0. */
 struct hello {
     uint32_t magic;
     char build[BUILD];
-    uint64_t netns_dev, netns_ino; /* of the network namespace the worker is in */
+    uint64_t netns_dev, netns_ino; /* of its network namespace, for clients without cookies */
+    uint64_t netns_cookie;
     uint64_t mounts; /* inode of its mount namespace; 0: it serves clients of any */
+    uint64_t root_mount, root_ino; /* of its root directory */
 };
 
 struct header {
@@ -301,51 +309,118 @@ static char *make_strings(uint32_t *size)
     return start;
 }
 
+/* A request, made while the worker wakes up. */
+struct request {
+    struct header header;
+    char *strings;
+    int fds[MAX_FDS], nfds;
+};
+
+/* False if there cannot be one. */
+static int make_request(struct request *request, size_t stdin_size)
+{
+    request->header = (struct header){.magic = MAGIC, .stdin_size = (uint32_t)stdin_size};
+    request->header.umask = (uint32_t)umask(0);
+    umask((mode_t)request->header.umask);
+    request->strings = make_strings(&request->header.strings);
+    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    request->fds[0] = 2;
+    request->fds[1] = here;
+    request->nfds = 2;
+    const char *path = getenv("CNI_NETNS");
+    int container = path && *path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
+    if (container >= 0)
+        request->fds[request->nfds++] = container;
+    return request->strings && here >= 0;
+}
+
+/* In the worker's network namespace? /proc is asked only if need be: for a process as young as this
+ * one it has to make all that it shows. */
+static int is_same_netns(int server, const struct hello *hello)
+{
+    uint64_t cookie;
+    socklen_t size = sizeof cookie;
+    if (hello->netns_cookie && getsockopt(server, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) == 0)
+        return cookie == hello->netns_cookie;
+    struct stat netns;
+    return stat("/proc/self/ns/net", &netns) == 0 && hello->netns_dev == netns.st_dev
+           && hello->netns_ino == netns.st_ino;
+}
+
+/* Do paths mean the same files as for the worker? A mount is in one mount namespace only; the same
+ * directory as root also tells a changed root. */
+static int is_same_root(const struct hello *hello)
+{
+    union {
+        uint32_t mask;
+        uint64_t words[32]; /* struct statx (linux/stat.h): stx_ino, stx_mnt_id */
+    } root;
+    enum { STATX_INO_ = 0x100, STATX_MNT_ID_ = 0x1000, INO = 4, MNT_ID = 18 };
+    if (!hello->mounts)
+        return 1;
+    if (hello->root_mount
+        && syscall(SYS_statx, AT_FDCWD, "/", 0, STATX_INO_ | STATX_MNT_ID_, &root) == 0
+        && root.mask & STATX_MNT_ID_)
+        return root.words[MNT_ID] == hello->root_mount && root.words[INO] == hello->root_ino;
+    struct stat mounts;
+    return stat("/proc/self/ns/mnt", &mounts) == 0 && hello->mounts == mounts.st_ino;
+}
+
 /* Wait for the worker's hello; is it one that may work for us? */
 static int is_welcome(int server, const char *build)
 {
     struct hello hello;
-    struct stat netns, mounts;
     struct pollfd ready = {.fd = server, .events = POLLIN};
     struct timespec limit = patience();
     int n = ppoll(&ready, 1, &limit, &ordinary);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD
-           && memcmp(hello.build, build, BUILD) == 0 && stat("/proc/self/ns/net", &netns) == 0
-           && hello.netns_dev == netns.st_dev && hello.netns_ino == netns.st_ino
-           && (!hello.mounts
-               || (stat("/proc/self/ns/mnt", &mounts) == 0 && hello.mounts == mounts.st_ino));
+           && memcmp(hello.build, build, BUILD) == 0 && is_same_netns(server, &hello)
+           && is_same_root(&hello);
 }
 
 /* Send the request; false if it cannot be sent whole. */
-static int hand_over(int server, const char *data, size_t size)
+static int hand_over(int server, struct request *request, const char *data)
 {
-    struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
-    char *strings = make_strings(&header.strings);
-    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (!strings || here < 0)
-        return 0;
-    header.umask = (uint32_t)umask(0);
-    umask((mode_t)header.umask);
-    int fds[MAX_FDS] = {1, 2, here};
-    int nfds = 3;
-    const char *path = getenv("CNI_NETNS");
-    int container = path && *path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
-    if (container >= 0)
-        fds[nfds++] = container;
-    struct iovec parts[] = {
-        {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
-    return send_all(server, parts, 3, fds, nfds);
+    struct iovec parts[] = {{&request->header, sizeof request->header},
+                            {request->strings, request->header.strings},
+                            {(char *)data, request->header.stdin_size}};
+    return send_all(server, parts, 3, request->fds, request->nfds);
+}
+
+struct reply {
+    unsigned char kind, code;
+    uint32_t size; /* of the output */
+} __attribute__((packed));
+
+/* Write the output; the exit code. Nobody undoes anything any more: signals end us. */
+static int print(const char *data, size_t size, int code)
+{
+    const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    for (size_t i = 0; size && i < sizeof numbers / sizeof *numbers; i++)
+        signal(numbers[i], SIG_DFL);
+    sigprocmask(SIG_SETMASK, &ordinary, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    while (size) {
+        ssize_t n = write(1, data, size);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            dprintf(2, "cni: cannot write to stdout: %s\n", strerror(errno));
+            return 1;
+        }
+        data += n;
+        size -= (size_t)n;
+    }
+    return code;
 }
 
 enum outcome { NOT_BEGUN, LOST, DONE };
 
-/* Wait for the reply, as long as it takes; `code` is the exit code when it is DONE. */
-static enum outcome wait_for(int server, int *code)
+/* Wait until `size` bytes are here, as long as it takes; false if the worker is gone. */
+static int receive(int server, char *data, size_t size)
 {
-    int writing = 0;
-    for (;;) {
-        unsigned char reply;
+    while (size) {
         struct pollfd ready = {.fd = server, .events = POLLIN};
         int n = ppoll(&ready, 1, NULL, &ordinary);
         if (caught) {
@@ -356,22 +431,33 @@ static enum outcome wait_for(int server, int *code)
         }
         if (n <= 0)
             continue;
-        ssize_t got = recv(server, &reply, 1, 0);
+        ssize_t got = recv(server, data, size, 0);
         if (got < 0 && errno == EINTR)
             continue;
-        if (got == 1 && reply == 'W') {
-            writing = 1;
-            continue;
-        }
-        if (got == 1 && reply == 'N' && !writing)
-            return NOT_BEGUN;
-        *code = 1;
-        if (got == 1 && reply == 'X' && recv(server, &reply, 1, 0) == 1) {
-            *code = reply;
-            return DONE;
-        }
-        return writing ? DONE : LOST; /* what it wrote must not be said twice */
+        if (got <= 0)
+            return 0;
+        data += got;
+        size -= (size_t)got;
     }
+    return 1;
+}
+
+/* Wait for the reply, and print it; `code` is the exit code when it is DONE. */
+static enum outcome wait_for(int server, int *code)
+{
+    struct reply reply;
+    if (!receive(server, (char *)&reply.kind, 1))
+        return LOST;
+    if (reply.kind == 'N')
+        return NOT_BEGUN;
+    if (reply.kind != 'X' || !receive(server, (char *)&reply.code, sizeof reply - 1)
+        || reply.size > MAX_OUTPUT)
+        return LOST;
+    char *data = malloc(reply.size + 1);
+    if (!data || !receive(server, data, reply.size))
+        return LOST;
+    *code = print(data, reply.size, reply.code);
+    return DONE;
 }
 
 static int is_for_server(const char *name, const char *command)
@@ -419,8 +505,10 @@ int main(int argc, char **argv)
 
     int code = 1;
     int server = connect_to(path);
+    struct request request;
     enum outcome outcome = NOT_BEGUN;
-    if (server >= 0 && is_welcome(server, build) && hand_over(server, data, size))
+    if (server >= 0 && make_request(&request, size) && is_welcome(server, build)
+        && hand_over(server, &request, data))
         outcome = wait_for(server, &code);
     if (outcome == DONE)
         _exit(code);

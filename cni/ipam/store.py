@@ -291,7 +291,7 @@ class Store:
     def set_last_reserved(self, range_id: int, name: str) -> None:
         self._ready()
         self._changed = True
-        whole.replace(self._fd, f"{LAST_RESERVED}{range_id}", name.encode())
+        whole.overwrite(self._fd, f"{LAST_RESERVED}{range_id}", name.encode())
 
     def _begin(self) -> None:
         """The directory is about to change; if it never comes to `_end`, the index is wrong."""

@@ -31,6 +31,9 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTR = struct.Struct("=HH")  # length, type
 _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
 
+# What `Netlink` wants of a socket; an older kernel: longer acknowledgements, less explanation.
+OPTIONS = tuple((_SOL_NETLINK, option, 1) for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK))
+
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
 
@@ -123,7 +126,7 @@ def get_text(payload: bytes | None) -> str:
 
 
 class Netlink:
-    """A netlink socket of the namespace it was made in (or of `sock`, made elsewhere).
+    """A netlink socket of the namespace it was made in (or of `sock`, made elsewhere with OPTIONS).
 
     One request at a time; not for use from several threads. Raises NetlinkError.
     """
@@ -134,13 +137,11 @@ class Netlink:
         groups: Collection[int] = (),
         sock: socket | None = None,
     ) -> None:
-        self.sock = sock or socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+        if sock is None:
+            sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
+            set_options(sock, OPTIONS)
+        self.sock = sock
         self._sequence = 0
-        for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK):
-            try:
-                self.sock.setsockopt(_SOL_NETLINK, option, 1)
-            except OSError:
-                pass  # an older kernel: longer acknowledgements, less explanation
         if groups:
             self.sock.bind((0, 0))  # without an address of its own it would hear nothing
         for group in groups:
@@ -220,6 +221,15 @@ class Netlink:
             if error.errno != ENOBUFS:
                 raise
             return []
+
+
+def set_options(sock: socket, options: Collection[tuple[int, int, int]]) -> None:
+    """Set those (level, option, value) that the kernel knows."""
+    for option in options:
+        try:
+            sock.setsockopt(*option)
+        except OSError:
+            pass
 
 
 def split(buffer: bytes) -> Iterator[tuple[int, int, int, bytes]]:

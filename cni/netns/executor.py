@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 from _socket import (
+    AF_NETLINK,
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
@@ -32,13 +33,16 @@ from _socket import socket as Socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..kernel.netlink import OPTIONS, set_options
 from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_NUMBER = struct.Struct("i")
-_SPARE = 4  # others while one is still at work (`begin`)
+_SPARE = 4  # idle ones that are kept, with those that are still at work (`begin`)
+_FREE = 2  # of which so many have nothing to do
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
+_ONE_SUBDIRECTORY = 3
 _MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
 
 # Tags of a frame, the second line the child's. SPENT: the outcome counts, the child is done.
@@ -127,14 +131,20 @@ class Executor:
     def release(self) -> None:
         """Keep the child for the next borrower if it is healthy, else end it.
 
-        One is enough, but those that are still at work do not count.
+        The last one to come back is the first to go: it is the one whose memory is warm.
         """
         idle = Executor._idle
-        wanted = self._is_busy() or all(each._is_busy() for each in idle)
+        wanted = self._is_busy() or sum(not each._is_busy() for each in idle) < _FREE
         if self.healthy and wanted and len(idle) < _SPARE:
-            idle.append(self)
+            idle.insert(0, self)
         else:
             self.discard()
+
+    @classmethod
+    def provide(cls) -> None:
+        """Have one that is free, so that the next borrower need not wait for a fork."""
+        if len(cls._idle) < _SPARE and all(each._is_busy() for each in cls._idle):
+            cls().release()
 
     @classmethod
     def discard_idle(cls) -> None:
@@ -159,10 +169,10 @@ class Executor:
         result: T = self._call(netns, function.__module__, function.__qualname__, args)
         return result
 
-    def open_socket(self, netns: int, family: int, kind: int, protocol: int) -> int:
-        """The descriptor of a socket made in the namespace `netns`. Raises OSError."""
-        fd: int = self._call(netns, __name__, "_make_socket", (family, kind, protocol))
-        return fd
+    def begin_socket(self, netns: int, family: int, kind: int, protocol: int) -> None:
+        """Start to make a socket in the namespace `netns`; `finish` gives its descriptor."""
+        options = OPTIONS if family == AF_NETLINK else ()
+        self._start(netns, __name__, "_make_socket", (family, kind, protocol, options))
 
     def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
         """Start `function(*args)`; `finish` or `settle` comes before the next job."""
@@ -176,7 +186,9 @@ class Executor:
         """Wait for the end of what was begun, if anything was, however it ends."""
         if self._has_begun():
             try:
-                self._reply()
+                fd = self._reply()[2]
+                if fd is not None:
+                    os.close(fd)
             except ExecutorDied:
                 pass  # `healthy` says so
 
@@ -362,15 +374,19 @@ def _resolve(module: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def _make_socket(family: int, kind: int, protocol: int) -> int:
-    return Socket(family, kind, protocol).detach()
+def _make_socket(
+    family: int, kind: int, protocol: int, options: tuple[tuple[int, int, int], ...]
+) -> int:
+    sock = Socket(family, kind, protocol)
+    set_options(sock, options)
+    return sock.detach()
 
 
 def _is_clean(home: int, identity: tuple[int, int]) -> bool:
     """Back in the first namespace, without children or threads?"""
     try:
         libc.setns(home)
-        if _identity() != identity or len(os.listdir("/proc/self/task")) != 1:
+        if _identity() != identity or not is_single_threaded():
             return False
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
@@ -378,6 +394,11 @@ def _is_clean(home: int, identity: tuple[int, int]) -> bool:
     except OSError:
         return False
     return False
+
+
+def is_single_threaded() -> bool:
+    """Has this process one thread only? (/proc has a directory for each)"""
+    return os.stat("/proc/self/task").st_nlink == _ONE_SUBDIRECTORY
 
 
 def _identity() -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, SOCK_RAW, socket
 from collections.abc import Callable
 from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from ..kernel.netlink import Netlink
 from . import libc
-from .executor import Executor
+from .executor import Executor, ExecutorDied
 
 _NS_GET_NSTYPE = 0xB703
 _SELF = "/proc/self/ns/net"
@@ -30,10 +30,11 @@ class NetnsMissing(NetnsError):
 class Namespace:
     """An open network namespace. The calling process itself never enters it."""
 
-    def __init__(self, fd: int, path: str) -> None:
+    def __init__(self, fd: int, path: str, ahead: Executor | None = None) -> None:
         self.fd = fd
         self.path = path
-        self._executor: Executor | None = None
+        self._executor = ahead
+        self._ahead = ahead is not None  # it is making the netlink socket (hand_over)
         self._netlink: Netlink | None = None
 
     @classmethod
@@ -51,7 +52,7 @@ class Namespace:
             raise kind(text) from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET:
-                return cls(fd, path)
+                return cls(fd, path, _taken(path))
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
             problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
@@ -75,6 +76,9 @@ class Namespace:
             self._netlink.close()
             self._netlink = None
         if self._executor is not None:
+            if self._ahead:
+                self._ahead = False
+                self._executor.settle()  # which closes the socket
             self._executor.release()
             self._executor = None
         if self.fd >= 0:
@@ -128,20 +132,35 @@ class Namespace:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
         """A socket that lives in this namespace and is used from here. Raises OSError."""
-        return socket(fileno=self._borrowed().open_socket(self.fd, family, kind, protocol))
+        executor = self._borrowed()
+        executor.begin_socket(self.fd, family, kind, protocol)
+        return socket(family, kind, protocol, executor.finish())
 
     def netlink(self) -> Netlink:
         """A routing netlink socket of this namespace, made once."""
+        self._catch_up()
         if self._netlink is None:
-            sock = self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC)
-            self._netlink = Netlink(sock=sock)
+            self._netlink = Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
 
     def subscribe(self, group: int) -> Netlink:
         """A new socket of this namespace that hears a group of routing notifications."""
-        return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC), groups=(group,))
+        return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
+
+    def _catch_up(self) -> None:
+        """Take the netlink socket that was asked for ahead."""
+        if not self._ahead:
+            return
+        self._ahead = False
+        assert self._executor is not None
+        try:
+            fd = self._executor.finish()
+        except (OSError, ExecutorDied):
+            return  # who needs it asks again, and hears why
+        self._netlink = Netlink(sock=socket(AF_NETLINK, SOCK_RAW, 0, fd))
 
     def _borrowed(self) -> Executor:
+        self._catch_up()
         if self._executor is not None:
             self._executor.settle()
         if self._executor is None or not self._executor.healthy:
@@ -167,13 +186,33 @@ def own_identity() -> tuple[int, int]:
 # A worker of the server is given the container's namespace by its client, which may see other
 # mounts than the server does.
 _handed: dict[str, int] = {}
+_ahead: list[Executor] = []
 
 
-def hand_over(path: str, fd: int | None) -> None:
-    """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing."""
+def hand_over(path: str, fd: int | None, *, ahead: bool = False) -> None:
+    """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing.
+
+    With `ahead` an executor makes the netlink socket that will be asked for, meanwhile.
+    """
     _handed.clear()
+    executor = _taken(path, anybody=True)
+    if executor is not None:
+        executor.settle()
+        executor.release()
     if fd is not None:
         _handed[path] = fd
+        if ahead:
+            executor = Executor.borrow()
+            try:
+                executor.begin_socket(fd, AF_NETLINK, SOCK_RAW, 0)
+            except ExecutorDied:
+                return
+            _ahead.append(executor)
+
+
+def _taken(path: str, *, anybody: bool = False) -> Executor | None:
+    """The executor at work ahead for the namespace at `path`."""
+    return _ahead.pop() if _ahead and (anybody or path in _handed) else None
 
 
 def _open(path: str) -> int:

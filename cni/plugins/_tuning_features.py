@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW
+from _socket import AF_NETLINK, SOCK_RAW
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import ENOENT
@@ -83,7 +83,7 @@ def _todo(present: dict[str, ethtool.Feature], wanted: dict[str, bool]) -> dict[
 
 @contextmanager
 def _session(netns: Namespace, ifname: str) -> Iterator[Ethtool]:
-    sock = netns.socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ethtool.NETLINK_GENERIC)
+    sock = netns.socket(AF_NETLINK, SOCK_RAW, ethtool.NETLINK_GENERIC)
     try:
         with Netlink(sock=sock) as generic:
             yield Ethtool(generic)

@@ -3,11 +3,12 @@
     header    magic, size of the strings, size of stdin, umask
     strings   NUL-terminated: path it was called by, environment
     stdin
-    descriptors: stdout, stderr, working directory, and CNI_NETNS if it could be opened
+    descriptors: stderr, working directory, and CNI_NETNS if it could be opened
 
 The client sends it when it has our `hello` and finds that we are of its build, in its network
 namespace, and see its files; otherwise it closes the connection, and nothing has happened.
-Instead of a request, STATUS asks how the server does; the answer is a JSON object.
+The answer is the exit code and what belongs on stdout, which the client writes when it has all of
+it. Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from __future__ import annotations
 import array
 import os
 import struct
-from _socket import CMSG_SPACE, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
+import sys
+from _socket import (
+    AF_UNIX,
+    CMSG_SPACE,
+    MSG_CMSG_CLOEXEC,
+    SCM_RIGHTS,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
 from _socket import socket as Socket
 from typing import NamedTuple
 
@@ -23,13 +32,15 @@ from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
 _HEADER = struct.Struct("=IIII")
-_HELLO = struct.Struct("=I12sQQQ")
+_HELLO = struct.Struct("=I12s6Q")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
-_FDS, _MAX_FDS = 3, 4
+_ANSWER = struct.Struct("=cBI")  # 'X', exit code, size of the output
+_FDS, _MAX_FDS = 2, 3
+_SO_NETNS_COOKIE = 71
 _FD_SIZE = array.array("i").itemsize
 
-WRITING, EXIT, UNKNOWN = b"W", b"X", b"N"
+UNKNOWN = b"N"
 STATUS = b"status\n"
 HELLO_SIZE = _HELLO.size
 
@@ -46,6 +57,49 @@ class StatusAsked(Exception):
     """It was STATUS."""
 
 
+class Place(NamedTuple):
+    """Where this process is; what the kernel does not tell is 0.
+
+    Device and inode, and cookie of its network namespace; inode of the mount namespace that clients
+    must be in, 0 for any; mount id and inode of the root directory. Raises OSError.
+    """
+
+    netns_dev: int
+    netns_ino: int
+    netns_cookie: int
+    mounts: int
+    root_mount: int
+    root_ino: int
+
+    @classmethod
+    def here(cls, *, any_mounts: bool) -> Place:
+        """This process's."""
+        netns = os.stat("/proc/self/ns/net")
+        mounts = 0 if any_mounts else os.stat("/proc/self/ns/mnt").st_ino
+        return cls(
+            netns.st_dev, netns.st_ino, _cookie(), mounts, _root_mount(), os.stat("/").st_ino
+        )
+
+
+def _cookie() -> int:
+    sock = Socket(AF_UNIX, SOCK_STREAM)
+    try:
+        return int.from_bytes(sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0  # before Linux 5.14
+    finally:
+        sock.close()
+
+
+def _root_mount() -> int:
+    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}") as lines:
+            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
+    finally:
+        os.close(fd)
+
+
 class Request(NamedTuple):
     """What a client asks. Descriptors belong to it; `close` closes them."""
 
@@ -56,16 +110,12 @@ class Request(NamedTuple):
     fds: list[int]
 
     @property
-    def stdout(self) -> int:
+    def stderr(self) -> int:
         return self.fds[0]
 
     @property
-    def stderr(self) -> int:
-        return self.fds[1]
-
-    @property
     def cwd(self) -> int:
-        return self.fds[2]
+        return self.fds[1]
 
     @property
     def container_netns(self) -> int | None:
@@ -77,13 +127,14 @@ class Request(NamedTuple):
             os.close(self.fds.pop())
 
 
-def hello(build: str, netns: tuple[int, int], mounts: int) -> bytes:
-    """What a free worker says first.
+def hello(build: str, place: Place) -> bytes:
+    """What a free worker says first."""
+    return _HELLO.pack(_MAGIC, build.encode(), *place)
 
-    `netns` is device and inode of its own; `mounts` the inode of the mount namespace that clients
-    must be in, 0 for any.
-    """
-    return _HELLO.pack(_MAGIC, build.encode(), *netns, mounts)
+
+def answer(code: int, output: bytes) -> bytes:
+    """A verb's exit code and its output."""
+    return _ANSWER.pack(b"X", code, len(output)) + output
 
 
 def receive(conn: Socket) -> Request:

@@ -1,7 +1,7 @@
 """A worker: accepts connections, and serves one request at a time as the plugin's process would.
 
 For the length of a request the worker takes on what the client's process has: environment, working
-directory, umask, stdout, stderr. A signal to the client arrives here as a byte on the connection;
+directory, umask, stderr. A signal to the client arrives here as a byte on the connection;
 if the client dies, so does the worker, at once, like the plugin's process that it stands for. A
 worker is used again after a request only if that left nothing behind (design.md §5).
 """
@@ -11,25 +11,38 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import select
 import signal
 import struct
 import sys
-from _socket import MSG_DONTWAIT, SO_PEERCRED, SO_RCVTIMEO, SOL_SOCKET
+from _socket import AF_UNIX, MSG_DONTWAIT, SO_PEERCRED, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as Socket
 from typing import NamedTuple
 
 import msgspec
 
 from .. import dispatch
-from ..netns import namespace
+from ..netns import Executor, namespace
+from ..netns.executor import is_single_threaded
 from . import trace
 from .board import Slot
-from .wire import EXIT, UNKNOWN, WRITING, BadRequest, Refused, Request, StatusAsked, hello, receive
+from .wire import (
+    UNKNOWN,
+    BadRequest,
+    Place,
+    Refused,
+    Request,
+    StatusAsked,
+    answer,
+    hello,
+    receive,
+)
 
 DRAIN = signal.SIGUSR1
 INTERRUPTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_EVERY = 32  # requests between looks at memory and descriptors
 _RECEIVE_TIMEOUT = struct.pack("ll", 10, 0)
+_ENTERING = ("ADD", "DEL", "CHECK")  # the verbs that work in the container's namespace
 _SPARE_FDS = 8  # what a library may keep open
 
 
@@ -48,6 +61,18 @@ class _Drained(BaseException):
     """The supervisor wants this worker to end, and it is idle."""
 
 
+def _readiness(listener: Socket) -> select.epoll:
+    """Readable when somebody connects, for one of the idle workers: always the same one.
+
+    Blocked in accept(2) they would take turns, and each find its caches cold and its pages still to
+    be copied. With EPOLLEXCLUSIVE the kernel wakes the first that waits, in the order in which they
+    registered (epoll_ctl(2)). Who is overtaken waits in accept(2).
+    """
+    found = select.epoll()
+    found.register(listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+    return found
+
+
 class Worker:
     """The life of one worker process; `run` returns when it should end."""
 
@@ -59,10 +84,12 @@ class Worker:
         self.slot = slots[number]
         self.build = build
         self.limits = limits
+        self.ready = _readiness(listener)
         self.home = namespace.own_identity()
-        mounts = 0 if limits.any_mounts else os.stat("/proc/self/ns/mnt").st_ino
-        self.hello = hello(build, self.home, mounts)
+        self.hello = hello(build, Place.here(any_mounts=limits.any_mounts))
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.pid = os.getpid()
+        self.watched: Socket | None = None  # the client's connection, during a verb
         self.draining = False
         self.idle = False
         self.served = 0
@@ -72,6 +99,7 @@ class Worker:
     def run(self) -> None:
         """Serve until told to drain, worn out, or in doubt of itself."""
         signal.signal(DRAIN, self._on_drain)
+        signal.signal(signal.SIGIO, self._on_io)
         try:
             while not self.draining:
                 conn = self._accept()
@@ -81,6 +109,7 @@ class Worker:
                     conn.close()
                 if not clean or not self._is_sound():
                     return
+                Executor.provide()
         except _Drained:
             return
 
@@ -92,22 +121,23 @@ class Worker:
     def _accept(self) -> Socket:
         self.idle = True
         try:
+            self.ready.poll()
             # accept4 with SOCK_CLOEXEC; a _socket object is made around the descriptor
             fd, _ = self.listener._accept()  # type: ignore[attr-defined]
         finally:
             self.idle = False
         self.trace.mark("accepted")
-        return Socket(fileno=fd)
+        return Socket(AF_UNIX, SOCK_STREAM, 0, fd)
 
     # --- one request ---
 
     def _serve(self, conn: Socket) -> bool:
         """Serve a connection; False if this process should not serve another."""
-        conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _RECEIVE_TIMEOUT)
         if not _is_same_user(conn):
             return True
         try:
             conn.send(self.hello)
+            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _RECEIVE_TIMEOUT)
             request = receive(conn)
             self.trace.mark("received")
         except StatusAsked:
@@ -154,11 +184,9 @@ class Worker:
             try:
                 code, output, clean = dispatch.serve(name, request.env, lambda: request.stdin)
                 self.trace.mark("encoded")
-                conn.send(WRITING)
-                code = _write(output) or code
             finally:
-                _unwatch(conn)
-            conn.send(EXIT + bytes((code,)))  # the client need not wait for the rest
+                self.watched = None
+            conn.sendall(answer(code, output))  # the client need not wait for the rest
             self.trace.mark("replied")
         finally:
             self._put_off()
@@ -170,9 +198,12 @@ class Worker:
         sys.argv[:] = [request.called_as]
         os.fchdir(request.cwd)
         os.umask(request.umask)
-        os.dup2(request.stdout, 1)
         os.dup2(request.stderr, 2)
-        namespace.hand_over(request.env.get("CNI_NETNS", ""), request.container_netns)
+        netns = request.container_netns
+        if netns is not None:
+            plugin = dispatch.TABLE[os.path.basename(request.called_as)]
+            ahead = plugin.enters and request.env.get("CNI_COMMAND") in _ENTERING
+            namespace.hand_over(request.env["CNI_NETNS"], netns, ahead=ahead)
         for number in INTERRUPTS:
             signal.signal(number, dispatch.terminate)
 
@@ -180,30 +211,31 @@ class Worker:
         for number in INTERRUPTS:
             signal.signal(number, signal.SIG_IGN)
         namespace.hand_over("", None)
-        os.dup2(self.null, 1)
         os.dup2(self.null, 2)
         os.umask(0o022)
         os.chdir("/")
 
     def _watch(self, conn: Socket) -> None:
         """Have SIGIO tell when the client dies, or is sent a signal."""
+        self.watched = conn
+        fd = conn.fileno()
+        fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
+        self._on_io()  # what came before
 
-        def on_io(_number: int, _frame: object) -> None:
-            try:
-                data = conn.recv(16, MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                os._exit(1)  # the runtime killed the plugin: it does nothing more
-            if data[-1] in INTERRUPTS:
-                signal.raise_signal(data[-1])
-
-        signal.signal(signal.SIGIO, on_io)
-        fcntl.fcntl(conn.fileno(), fcntl.F_SETOWN, os.getpid())
-        _set_async(conn, True)
-        on_io(0, None)  # what came before
+    def _on_io(self, *_: object) -> None:
+        if self.watched is None:
+            return
+        try:
+            data = self.watched.recv(16, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            os._exit(1)  # the runtime killed the plugin: it does nothing more
+        if data[-1] in INTERRUPTS:
+            signal.raise_signal(data[-1])
 
     # --- between requests ---
 
@@ -212,7 +244,7 @@ class Worker:
         self.served += 1
         if self.served >= self.limits.requests or namespace.own_identity() != self.home:
             return False
-        if len(os.listdir("/proc/self/task")) != 1:
+        if not is_single_threaded():
             return False
         if self.served % _LOOK_EVERY:
             return True
@@ -232,32 +264,9 @@ def _set_environment(wanted: dict[str, str]) -> None:
             os.environ[key] = value
 
 
-def _unwatch(conn: Socket) -> None:
-    _set_async(conn, False)
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
-
-
-def _set_async(conn: Socket, wanted: bool) -> None:
-    flags = fcntl.fcntl(conn.fileno(), fcntl.F_GETFL)
-    flags = flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC
-    fcntl.fcntl(conn.fileno(), fcntl.F_SETFL, flags)
-
-
 def _is_same_user(conn: Socket) -> bool:
     _, uid, _ = struct.unpack("iII", conn.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
     return bool(uid == os.geteuid())
-
-
-def _write(output: bytes) -> int:
-    """Output to the client's stdout; the exit code if that fails."""
-    view = memoryview(output)
-    try:
-        while view:
-            view = view[os.write(1, view) :]
-    except OSError as error:
-        os.write(2, f"cni: cannot write to stdout: {error.strerror}\n".encode())
-        return 1
-    return 0
 
 
 def _resident() -> int:

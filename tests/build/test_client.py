@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from cni.server.wire import Place
 from tests.harness.build import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 BUILD = "0123456789ab"
-HELLO, HEADER = struct.Struct("=I12sQQQ"), struct.Struct("=IIII")
+HELLO, HEADER = struct.Struct("=I12s6Q"), struct.Struct("=IIII")
 MAGIC = 0x31494E43
 CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 # Stands for Python: writes down what it was started with.
@@ -37,23 +38,17 @@ exit 7
 """
 
 
-def netns() -> tuple[int, int]:
-    status = os.stat("/proc/self/ns/net")
-    return status.st_dev, status.st_ino
+HERE = Place.here(any_mounts=False)
+# What an older kernel tells, so that the client has to look into /proc.
+OLD = HERE._replace(netns_cookie=0, root_mount=0)
 
 
-def mounts() -> int:
-    return os.stat("/proc/self/ns/mnt").st_ino
+def hello(magic: int = MAGIC, build: str = BUILD, place: Place = HERE) -> bytes:
+    return HELLO.pack(magic, build.encode(), *place)
 
 
-def hello(
-    magic: int = MAGIC,
-    build: str = BUILD,
-    where: tuple[int, int] | None = None,
-    files: int | None = None,
-) -> bytes:
-    seen = mounts() if files is None else files
-    return HELLO.pack(magic, build.encode(), *(where or netns()), seen)
+def reply(code: int, output: bytes = b"") -> bytes:
+    return struct.pack("=cBI", b"X", code, len(output)) + output
 
 
 class Server:
@@ -95,7 +90,7 @@ class Server:
         try:
             if self.reply is None:  # until a signal comes
                 self.said.append(conn.recv(10))
-                conn.sendall(b"X\x09")
+                conn.sendall(reply(9))
             elif self.slow:
                 for each in self.reply:
                     time.sleep(0.01)
@@ -213,10 +208,10 @@ def serve(client: Client) -> Iterator[Callable[..., Server]]:
     made: list[Server] = []
 
     def start(
-        greeting: bytes | None = None, reply: bytes | None = b"WX\0", *, slow: bool = False
+        greeting: bytes | None = None, answer: bytes | None = reply(0), *, slow: bool = False
     ) -> Server:
         greeting = hello() if greeting is None else greeting
-        made.append(Server(client.socket, greeting, reply, slow=slow))
+        made.append(Server(client.socket, greeting, answer, slow=slow))
         return made[-1]
 
     yield start
@@ -243,12 +238,12 @@ def ran_by_exec(client: Client, done: subprocess.CompletedProcess[bytes]) -> boo
 def test_the_exit_code_is_the_server_s(
     client: Client, serve: Callable[..., Server], code: int
 ) -> None:
-    server = serve(reply=b"WX" + bytes([code]))
+    server = serve(answer=reply(code))
     done = client.run(env=client.environment(CNI_NETNS="/proc/self/ns/net", FILL="x"), umask=0o027)
     assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
     ((request, fds),) = server.requests
     magic, strings, size, umask = HEADER.unpack_from(request)
-    assert (magic, size, umask, len(fds)) == (MAGIC, len(CONF), 0o027, 4)
+    assert (magic, size, umask, len(fds)) == (MAGIC, len(CONF), 0o027, 3)
     path, *env, last = request[HEADER.size : HEADER.size + strings].split(b"\0")
     assert (path, last) == (os.fsencode(client.program), b"")
     assert b"FILL=x" in env
@@ -261,11 +256,14 @@ BAD_GREETINGS = {
     "cut short": hello()[:-1],
     "another magic": hello(magic=7),
     "another build": hello(build="ba9876543210"),
-    "another namespace": hello(where=(netns()[0], netns()[1] + 1)),
-    "another device": hello(where=(netns()[0] + 1, netns()[1])),
-    "other mounts": hello(files=mounts() + 1),
+    "another namespace": hello(place=HERE._replace(netns_cookie=HERE.netns_cookie + 1)),
+    "another namespace, old kernel": hello(place=OLD._replace(netns_ino=OLD.netns_ino + 1)),
+    "another device, old kernel": hello(place=OLD._replace(netns_dev=OLD.netns_dev + 1)),
+    "another root mount": hello(place=HERE._replace(root_mount=HERE.root_mount + 1)),
+    "another root directory": hello(place=HERE._replace(root_ino=HERE.root_ino + 1)),
+    "other mounts, old kernel": hello(place=OLD._replace(mounts=OLD.mounts + 1)),
     "zeros": bytes(HELLO.size),
-    "an exit code": b"WX\0",
+    "an exit code": reply(0),
 }
 
 
@@ -276,6 +274,23 @@ def test_who_does_not_greet_properly_gets_no_request(
     server = serve(greeting)
     assert ran_by_exec(client, client.run())
     assert server.requests == []
+
+
+GOOD_PLACES = {
+    "here": HERE,
+    "any mounts": HERE._replace(mounts=0, root_mount=7),
+    "old kernel": OLD,
+    "old kernel, any mounts": OLD._replace(mounts=0),
+}
+
+
+@pytest.mark.parametrize("place", GOOD_PLACES.values(), ids=GOOD_PLACES)
+def test_who_is_in_the_same_place_gets_the_request(
+    client: Client, serve: Callable[..., Server], place: Place
+) -> None:
+    server = serve(hello(place=place), reply(5))
+    assert client.run().returncode == 5
+    assert len(server.requests) == 1
 
 
 def test_a_silent_server_is_not_waited_for(client: Client) -> None:
@@ -289,12 +304,13 @@ REPLIES = {  # -> what becomes of an ADD, and of a DEL
     "unknown plugin": (b"N", "exec", "exec"),
     "end": (b"", "lost", "exec"),
     "exit without code": (b"X", "lost", "exec"),
+    "exit without size": (reply(0)[:-1], "lost", "exec"),
+    "less output than said": (reply(0, b"out")[:-1], "lost", "exec"),
+    "more output than there can be": (b"X\0" + b"\xff" * 4, "lost", "exec"),
     "nonsense": (b"Q", "lost", "exec"),
-    "output, then end": (b"W", 1, 1),
-    "output, then exit without code": (b"WX", 1, 1),
-    "output, then unknown plugin": (b"WN", 1, 1),
-    "output twice": (b"WWX\x03", 3, 3),
-    "exit without output": (b"X\x05", 5, 5),
+    "output": (reply(3, b"out"), 3, 3),
+    "more output than said": (reply(3, b"out") + b"put", 3, 3),
+    "no output": (reply(5), 5, 5),
 }
 
 
@@ -308,8 +324,8 @@ def test_replies(
     slow: bool,
     command: str,
 ) -> None:
-    reply, *outcomes = case
-    serve(reply=reply, slow=slow)
+    answer, *outcomes = case
+    serve(answer=answer, slow=slow)
     done = client.run(env=client.environment(command))
     expected = outcomes[command == "DEL"]
     assert ran_by_exec(client, done) == (expected == "exec")
@@ -318,7 +334,33 @@ def test_replies(
         error = json.loads(done.stdout)
         assert (error["code"], set(error)) == (11, {"code", "msg", "details"})
     elif expected != "exec":
-        assert (done.returncode, done.stdout) == (expected, b"")
+        assert (done.returncode, done.stdout) == (expected, b"out" if b"out" in answer else b"")
+
+
+@pytest.mark.parametrize("size", [1, 4096, 70_000, 3_000_000])
+def test_output_arrives_whole(client: Client, serve: Callable[..., Server], size: int) -> None:
+    output = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    serve(answer=reply(1, output))
+    done = client.run()
+    assert (done.returncode, done.stdout == output, done.stderr) == (1, True, b"")
+
+
+@pytest.mark.parametrize("sink", ["/dev/full", "|true"])
+def test_output_that_nobody_takes(
+    client: Client, serve: Callable[..., Server], sink: str
+) -> None:
+    """As by exec: an exit code and a line on stderr, not a signal."""
+    serve(answer=reply(0, bytes(1 << 20)))
+    command = f'"$0" > {sink}' if sink[0] == "/" else '{ "$0"; echo $? >&3; } 3>&2 ' + sink
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, client.program],
+        env=client.environment(),
+        input=CONF,
+        capture_output=True,
+        timeout=60,
+    )
+    code = done.returncode if sink[0] == "/" else int(done.stderr.split()[-1])
+    assert (code, b"cni: cannot write to stdout: " in done.stderr) == (1, True)
 
 
 def test_random_servers(client: Client, serve: Callable[..., Server]) -> None:
@@ -327,13 +369,13 @@ def test_random_servers(client: Client, serve: Callable[..., Server]) -> None:
     server = serve()
     for _ in range(150):
         server.greeting = hello() if rng.random() < 0.7 else _damaged(rng, hello())
-        server.reply = bytes(rng.choices(b"WXN\0\1Q", k=rng.randrange(5)))
+        server.reply = bytes(rng.choices(b"XN\0\1Q", k=rng.randrange(9)))
         command = rng.choice(["ADD", "DEL", "CHECK", "STATUS"])
         done = client.run(env=client.environment(command))
         if (client.record / "argv").exists():
             assert ran_by_exec(client, done)
             (client.record / "argv").unlink()
-        elif done.stdout:
+        elif done.stdout and not server.reply.startswith(b"X"):
             assert (command, json.loads(done.stdout)["code"]) == ("ADD", 11)
 
 
@@ -446,7 +488,7 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
                 child.wait(1)  # twice what it waits otherwise
             conn.sendall(hello())
             _, fds = receive(conn)
-            conn.sendall(b"X\x04")
+            conn.sendall(reply(4))
             for fd in fds:
                 os.close(fd)
         child.communicate(timeout=30)
@@ -473,7 +515,7 @@ def start(client: Client, conf: bytes | None = None) -> subprocess.Popen[bytes]:
 def test_a_signal_goes_to_the_worker(
     client: Client, serve: Callable[..., Server], number: signal.Signals
 ) -> None:
-    server = serve(reply=None)
+    server = serve(answer=None)
     child = start(client, CONF)
     assert server.received.wait(20)
     child.send_signal(number)

@@ -304,6 +304,33 @@ def test_a_crash_looping_container_walks_the_range(tmp_path: Path) -> None:
     assert seen == [f"10.0.0.{n}/29" for n in hosts]
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "3"), ("10.1.2.2", "3"), ("10.1.2.100", "101"), ("10.1.2.254", "3"), ("x" * 300, "3")],
+)
+def test_last_reserved_is_written_in_place(tmp_path: Path, before: str, after: str) -> None:
+    """A file that takes its name would be written to the disk at once (ext4's auto_da_alloc)."""
+    ipam = one_range(tmp_path)
+    ipam.add("a")
+    path = tmp_path / "mynet" / "last_reserved_ip.0"
+    inode = path.stat().st_ino
+    path.write_text(before)
+    ipam.add("b")
+    assert path.read_text() == f"10.1.2.{after}"
+    assert path.stat().st_ino == inode
+
+
+def test_last_reserved_is_not_written_through_a_link(tmp_path: Path) -> None:
+    ipam = one_range(tmp_path)
+    ipam.add("a")
+    path = tmp_path / "mynet" / "last_reserved_ip.0"
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    ipam.add("b")
+    assert (path.is_symlink(), path.read_text()) == (False, "10.1.2.3")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_unreadable_last_reserved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Said on stderr; only what is left in its place fails the ADD, which leaves nothing."""
     state(tmp_path, [], None)

@@ -194,7 +194,7 @@ class Inside:
         return sock
 
     def _socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        inner = self.namespace.socket(family, kind | socket.SOCK_CLOEXEC, protocol)
+        inner = self.namespace.socket(family, kind, protocol)
         sock = socket.socket(fileno=inner.detach())
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
