@@ -59,6 +59,7 @@ class Call(Generic[C]):
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
+        self._owner: Owner | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
 
@@ -97,7 +98,9 @@ class Call(Generic[C]):
     @property
     def owner(self) -> Owner:
         """This attachment."""
-        return Owner(self.network, self.container_id, self.ifname)
+        if self._owner is None:
+            self._owner = Owner(self.network, self.container_id, self.ifname)
+        return self._owner
 
     def prev_result(self) -> Result | None:
         """The result of the plugins before this one; None without a prevResult. Raises CNIError."""

@@ -6,6 +6,7 @@
       lock                 flock around every look and every change
     <dataDir>/.cni/
       <network>.index      what the directory says, for fast lookups (index.py)
+      <network>.spare      a file of the last reservation released, for the next one
 
 The reference can share it with us. A reservation appears whole or not at all (whole.py); an empty
 file (the reference was killed, or the disk was full) is a free address. The files are the truth;
@@ -28,6 +29,7 @@ from .whole import IN_MAKING
 
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
+_INDEX = ".index"
 SIDECARS = ".cni"  # a network's name cannot begin with a dot
 
 
@@ -84,6 +86,7 @@ class Store:
         self.path = path
         self._fd = fd
         self._index_path = index_path
+        self._spare = f"{index_path.removesuffix(_INDEX)}.spare"
         self._reclaim = reclaim
         self._boot = whole.this_boot()
         self._leases: dict[str, bytes] | None = None
@@ -268,7 +271,7 @@ class Store:
         self._begin()
         more = 1
         try:
-            whole.create(self._fd, name, content, self._boot)
+            whole.create(self._fd, name, content, self._boot, self._spare)
         except FileExistsError:
             if self.content(name) != b"":
                 self._halfway = False
@@ -285,7 +288,7 @@ class Store:
         if content is not None:
             self._begin()
             with suppress(FileNotFoundError):
-                os.unlink(name, dir_fd=self._fd)
+                whole.remove(self._fd, name, self._spare)
             self._end(name, content, b"", -1)
 
     def set_last_reserved(self, range_id: int, name: str) -> None:
@@ -332,7 +335,7 @@ def directory_of(data_dir: str, network: str) -> str:
 
 def index_of(data_dir: str, network: str) -> str:
     """The path of the index of a network whose name was checked."""
-    return os.path.join(data_dir, SIDECARS, f"{network}.index")
+    return os.path.join(data_dir, SIDECARS, f"{network}{_INDEX}")
 
 
 @contextmanager

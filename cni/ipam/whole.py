@@ -13,6 +13,7 @@ asked: on a machine that learns the time from the network, files of this boot ma
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from contextlib import suppress
 from errno import (
@@ -37,6 +38,7 @@ if sys.platform == "win32":
     READ = os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT
 else:
     READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_MODE = 0o600
 UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
@@ -62,19 +64,62 @@ def content(directory: int | None, name: str) -> bytes | None:
         os.close(fd)
 
 
-def create(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
-    """Make a file, marked with the boot's id if one is given. Raises FileExistsError, OSError."""
+def create(
+    directory: int, name: str, data: bytes, boot_id: bytes = b"", spare: str | None = None
+) -> None:
+    """Make a file, marked with the boot's id if one is given; of the `spare` one if there is one.
+
+    Raises FileExistsError, OSError.
+    """
+    if spare is not None and _create_of(spare, directory, name, data, boot_id):
+        return
     if not _create_unnamed(directory, name, data, boot_id):
         if content(directory, name) is not None:
             raise FileExistsError(name)
         replace(directory, name, data, boot_id)
 
 
+def remove(directory: int, name: str, spare: str) -> None:
+    """Remove a file, and keep it as the `spare` one (a path) unless there is one.
+
+    To make a file takes ext4 up to a millisecond where files come and go: what was deleted within
+    the last minutes is not used again, and passed over one by one. Raises OSError.
+    """
+    with suppress(OSError):
+        os.link(name, spare, src_dir_fd=directory, follow_symlinks=False)
+    os.unlink(name, dir_fd=directory)
+
+
+def _create_of(spare: str, directory: int, name: str, data: bytes, boot_id: bytes) -> bool:
+    """By filling the spare file and naming it; False where that does not work."""
+    try:
+        fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        status = os.fstat(fd)
+        # one with two names may still be a reservation: somebody was killed
+        fit = status.st_mode == stat.S_IFREG | _MODE and status.st_nlink == 1
+        if fit:
+            _fill(fd, data, boot_id)
+            if status.st_size > len(data):
+                os.ftruncate(fd, len(data))
+            os.link(spare, name, dst_dir_fd=directory, follow_symlinks=False)
+        os.unlink(spare)
+        return fit
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
 def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> bool:
     """By a file that gets its name last; False where that does not work."""
     try:
         flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
-        fd = os.open(".", flags, 0o600, dir_fd=directory)
+        fd = os.open(".", flags, _MODE, dir_fd=directory)
     except OSError as error:
         if error.errno in _NO_UNNAMED:
             return False
@@ -98,7 +143,7 @@ def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> b
 def replace(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
     """By a file that is renamed to its name. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(IN_MAKING, flags, 0o600, dir_fd=directory)
+    fd = os.open(IN_MAKING, flags, _MODE, dir_fd=directory)
     try:
         try:
             _fill(fd, data, boot_id)
@@ -118,7 +163,7 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
     """
     try:
         fd = os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=directory
+            name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE, dir_fd=directory
         )
     except OSError as error:
         if error.errno != ELOOP:

@@ -85,14 +85,17 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNIC
             raise
 
 
-def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
+def copy(
+    sock: Netlink, routes: Iterable[Route], table: int, index: int, *, empty: bool = False
+) -> None:
     """Put a link's routes into a table with all their attributes, beside those of other links.
 
-    What the link has there to the same destination gives way. Routes without a gateway come first:
-    through them the gateways are reached. Raises RouteError, after the last one was tried.
+    What the link has there to the same destination gives way (`empty`: it has nothing there).
+    Routes without a gateway come first: through them the gateways are reached. Raises RouteError,
+    after the last one was tried.
     """
     there: dict[tuple[object, ...], list[Route]] = {}
-    for family in (AF_INET, AF_INET6):
+    for family in () if empty else (AF_INET, AF_INET6):
         for old in show(sock, family, index, table):
             if old.movable:
                 there.setdefault((old.dst, old.tos, old.priority), []).append(old)
@@ -134,14 +137,20 @@ def show(
     return found
 
 
-def tables(sock: Netlink) -> set[int]:
-    """The tables that have a route of any type and family."""
-    found = set()
+def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
+    """All unicast routes of both families, and the tables that have a route of any type."""
+    found: list[Route] = []
+    tables = set()
     for family in (AF_INET, AF_INET6):
         for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-            table = nl.unpack(_RTMSG, data)[4]
-            found.add(nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table))
-    return found
+            entries = _parse(data, family)
+            found += entries
+            if entries:
+                tables.add(entries[0].table)
+            else:
+                table = nl.unpack(_RTMSG, data)[4]
+                tables.add(nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table))
+    return found, tables
 
 
 def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:

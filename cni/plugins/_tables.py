@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 from time import monotonic
+from typing import NamedTuple
 
 from ..ipam import lockfile
 from ..kernel import link, route, rule, vrf
+from ..kernel.link import Link
 from ..kernel.netlink import Netlink
+from ..kernel.route import Route
+from ..kernel.rule import Rule
 from ..netns import Namespace
 from ..protocol.errors import CNIError
 
@@ -23,11 +27,31 @@ def lock(netns: Namespace) -> None:
     lockfile.acquire(netns.fd, netns.path, monotonic() + lockfile.TIMEOUT)
 
 
-def in_use(sock: Netlink) -> set[int]:
-    """The tables that a rule, a route or a VRF refers to, and the kernel's own."""
-    used = {found.table for family in FAMILIES for found in rule.show(sock, family)}
-    used |= {vrf.table(found) for found in link.list_all(sock) if found.kind == vrf.KIND}
-    return used | route.tables(sock) | RESERVED
+class Survey(NamedTuple):
+    """What routes a namespace's packets: each asked for once.
+
+    `routes` are the unicast ones of all tables; `used` the tables that a rule, a route or a VRF
+    refers to, and the kernel's own.
+    """
+
+    rules: list[Rule]
+    links: list[Link]
+    routes: list[Route]
+    used: set[int]
+
+
+def survey(sock: Netlink, rules: list[Rule]) -> Survey:
+    """Look at everything but the rules, which `rules` found. Raises NetlinkError."""
+    links = link.list_all(sock)
+    routes, tables = route.survey(sock)
+    tables |= {found.table for found in rules}
+    tables |= {vrf.table(found) for found in links if found.kind == vrf.KIND}
+    return Survey(rules, links, routes, tables | RESERVED)
+
+
+def rules(sock: Netlink) -> list[Rule]:
+    """The rules of both families. Raises NetlinkError."""
+    return [found for family in FAMILIES for found in rule.show(sock, family)]
 
 
 def first_free(used: set[int], start: int) -> int:

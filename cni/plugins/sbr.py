@@ -69,9 +69,10 @@ def add(call: Call[Conf]) -> Result:
     netns = call.open_netns()
     _tables.lock(netns)
     sock = netns.netlink()
-    _require_new(call, sock, sources)
+    rules = _tables.rules(sock)
+    _require_new(call, rules, sources)
     if conf.table is None:
-        _add_tables(call, netns, sources)
+        _add_tables(call, netns, sources, _tables.survey(sock, rules))
     else:
         call.undo.callback(_revert, call, netns, [], [])
         for source in sources:
@@ -112,10 +113,10 @@ def _static_gateways(texts: list[str]) -> dict[int, bytes]:
     return found
 
 
-def _require_new(call: Call[Conf], sock: Netlink, sources: list[Source]) -> None:
+def _require_new(call: Call[Conf], rules: list[Rule], sources: list[Source]) -> None:
     """Refuse to add twice what can be there once."""
     number, table = call.owner.number, call.conf.table
-    for found in _rules(sock):
+    for found in rules:
         same = any(found.source == source.prefix.host for source in sources)
         if found.owner == number or (same and found.plain and found.table == table):
             what = "Failed" if table is None else "failed"
@@ -126,20 +127,22 @@ def _require_new(call: Call[Conf], sock: Netlink, sources: list[Source]) -> None
             )
 
 
-def _add_tables(call: Call[Conf], netns: Namespace, sources: list[Source]) -> None:
+def _add_tables(
+    call: Call[Conf], netns: Namespace, sources: list[Source], present: _tables.Survey
+) -> None:
     """A rule and a table for each address; what the interface had in the main table leaves it."""
     sock = netns.netlink()
-    try:
-        found = link.get(sock, call.ifname)
-    except link.LinkNotFound as error:
-        raise CNIError(f"Cannot find network interface {call.ifname}: {error}") from None
-    main = main_routes(sock, found)
-    used = _tables.in_use(sock)
+    found = _interface(call.ifname, present.links)
+    main = [
+        entry
+        for entry in present.routes
+        if (entry.table, entry.index) == (route.TABLE_MAIN, found.index) and entry.movable
+    ]
     hints = hints_for(found, sources) if call.conf.add_source_hints else []
     call.undo.callback(_revert, call, netns, main, hints)
     table = FIRST_TABLE - 1
     for source in sources:
-        table = _tables.first_free(used, table + 1)
+        table = _tables.first_free(present.used, table + 1)
         _add_rule(call, sock, source, table, "Failed to add rule")
         _fill(sock, plan(source, sources, found, main), table, found.index)
     if call.conf.add_source_hints:
@@ -159,14 +162,11 @@ def _add_rule(call: Call[Conf], sock: Netlink, source: Source, table: int, what:
         ) from None
 
 
-def main_routes(sock: Netlink, found: Link) -> list[Route]:
-    """The interface's routes of the main table."""
-    return [
-        entry
-        for each in _tables.FAMILIES
-        for entry in route.show(sock, each, found.index)
-        if entry.movable
-    ]
+def _interface(name: str, links: list[Link]) -> Link:
+    for found in links:
+        if name == found.name or name in found.altnames:
+            return found
+    raise CNIError(f"Cannot find network interface {name}: Link not found")
 
 
 def plan(source: Source, sources: list[Source], found: Link, main: Iterable[Route]) -> list[Route]:
@@ -203,7 +203,7 @@ def _concerns(entry: Route, subnet: Prefix) -> bool:
 
 def _fill(sock: Netlink, routes: list[Route], table: int, index: int) -> None:
     try:
-        route.copy(sock, routes, table, index)
+        route.copy(sock, routes, table, index, empty=True)  # nobody used that table
     except route.RouteError as error:
         entry = error.route
         text = "Failed to readd route"
@@ -254,7 +254,7 @@ def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[R
     sock = netns.netlink()
     steps = Steps()
     found = link.find(sock, call.ifname)
-    _remove(call, steps, sock, found)
+    _remove(call, steps, sock, found, _tables.rules(sock))
     for hint in hints:
         steps.run(route.delete, sock, hint)
     if found is not None:
@@ -276,16 +276,13 @@ def delete(call: Call[Conf]) -> None:
         _tables.lock(netns)
         sock = netns.netlink()
         found = link.find(sock, call.ifname)
-        _remove(call, steps, sock, found)
+        rules = _tables.rules(sock)
+        _remove(call, steps, sock, found, rules)
         known = _known_addresses(sock, found, call.ifname, previous)
-        for entry in _unowned(_rules(sock), known):
+        for entry in _unowned(rules, known):
             if conf.table in (None, entry.table):
                 steps.run(_delete_rule, sock, entry)
     steps.finish()
-
-
-def _rules(sock: Netlink) -> list[Rule]:
-    return [found for each in _tables.FAMILIES for found in rule.show(sock, each)]
 
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
@@ -309,9 +306,12 @@ def _known_addresses(
     return known
 
 
-def _remove(call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None) -> None:
+def _remove(
+    call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None, rules: list[Rule]
+) -> None:
     """Delete our rules, after the interface's routes in the tables that we made for them."""
-    own = [entry for entry in _rules(sock) if entry.owner == call.owner.number]
+    number = call.owner.number
+    own = [entry for entry in rules if entry.owner == number]
     tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
     tables -= {*_tables.RESERVED, call.conf.table}
     if found is not None and tables:
@@ -344,7 +344,8 @@ def check(call: Call[Conf]) -> None:
     found = link.find(sock, call.ifname)
     if found is None:
         raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
-    rules = _rules(sock)
+    rules = _tables.rules(sock)
+    number = call.owner.number
     sources = _sources(conf, call.ifname, previous)
     problems = []
     for source in sources:
@@ -353,7 +354,7 @@ def check(call: Call[Conf]) -> None:
             for r in rules
             if r.source == source.prefix.host
             and r.plain
-            and r.owner in (0, call.owner.number)
+            and r.owner in (0, number)
             and conf.table in (None, r.table)
         ]
         if not tables:
@@ -389,7 +390,7 @@ def status(call: Call[Conf]) -> None:
     _tables.check_number(call.conf.table, "failed to parse network configuration: ")
     with Netlink() as host:
         try:
-            _rules(host)
+            _tables.rules(host)
         except NetlinkError as error:
             if error.errno != EOPNOTSUPP:
                 raise

@@ -331,6 +331,56 @@ def test_last_reserved_is_not_written_through_a_link(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_released_file_is_used_again(tmp_path: Path) -> None:
+    """To make one takes ext4 long where many come and go."""
+    ipam = one_range(tmp_path)
+    ipam.add("first")
+    inode = (tmp_path / "mynet" / "10.1.2.2").stat().st_ino
+    ipam.delete("first")
+    assert set(files(tmp_path)) == {"lock", "last_reserved_ip.0"}
+    ipam.add("2")
+    status = (tmp_path / "mynet" / "10.1.2.3").stat()
+    assert (status.st_ino, status.st_nlink, stat.S_IMODE(status.st_mode)) == (inode, 1, 0o600)
+    assert leases(tmp_path) == {"10.1.2.3": "2\r\neth0"}
+    ipam.add("3")
+    ipam.delete("2")
+    ipam.delete("3")
+    assert set(os.listdir(tmp_path / ".cni")) == {"mynet.index", "mynet.spare"}
+
+
+def test_killed_between_keeping_a_file_and_releasing_it(tmp_path: Path) -> None:
+    """It has two names: what is written to one must not get into the other."""
+    ipam = one_range(tmp_path)
+    ipam.add("first")
+    os.link(tmp_path / "mynet" / "10.1.2.2", tmp_path / ".cni" / "mynet.spare")
+    ipam.add("second")
+    assert leases(tmp_path) == {"10.1.2.2": "first\r\neth0", "10.1.2.3": "second\r\neth0"}
+    assert (tmp_path / "mynet" / "10.1.2.3").stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "link", "fifo", "mode"])
+def test_a_spare_file_that_is_none(tmp_path: Path, kind: str) -> None:
+    ipam = one_range(tmp_path)
+    ipam.add("first")
+    spare, other = tmp_path / ".cni" / "mynet.spare", tmp_path / "other"
+    other.write_text("precious")
+    if kind == "directory":
+        spare.mkdir()
+    elif kind == "link":
+        spare.symlink_to(other)
+    elif kind == "fifo":
+        os.mkfifo(spare, 0o600)
+    else:
+        spare.write_text("x")
+        spare.chmod(0o666)
+    ipam.add("second")
+    ipam.delete("first")
+    assert leases(tmp_path) == {"10.1.2.3": "second\r\neth0"}
+    status = (tmp_path / "mynet" / "10.1.2.3").lstat()
+    assert (stat.S_ISREG(status.st_mode), stat.S_IMODE(status.st_mode)) == (True, 0o600)
+    assert other.read_text() == "precious"
+
+
 def test_unreadable_last_reserved(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Said on stderr; only what is left in its place fails the ADD, which leaves nothing."""
     state(tmp_path, [], None)

@@ -217,7 +217,8 @@ class Model(RuleBasedStateMachine):
                 env=environment("DEL", *owner, ""),
                 check=True,
             )
-            self._forget(owner)
+            for _ in self.usable:  # it releases once a range set
+                self._forget(owner)
 
     @rule()
     def reboot(self) -> None:
