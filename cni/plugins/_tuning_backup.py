@@ -123,8 +123,11 @@ class File:
         """Replace the file, at once."""
         data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
         try:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
-            fd = os.open(self._new, _WRITE, 0o600)
+            try:
+                fd = os.open(self._new, _WRITE, 0o600)
+            except FileNotFoundError:
+                os.makedirs(self.directory, 0o700, exist_ok=True)
+                fd = os.open(self._new, _WRITE, 0o600)
             try:
                 if os.write(fd, data) != len(data):
                     raise OSError(28, os.strerror(28))

@@ -83,7 +83,7 @@ def tuning(node: Node) -> Json:
         "cniVersion": VERSION,
         "name": "bench",
         "type": "tuning",
-        "dataDir": str(node.scratch / "tuning"),
+        "dataDir": str(node.run_dir / "tuning"),
         "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
         "mtu": 1400,
         "prevResult": previous,

@@ -41,7 +41,7 @@ def conflist(node: Node, *, nftables: bool) -> list[Json]:
     # host-local's default route needs a gateway, which the bridge is
     tuning = {
         "type": "tuning",
-        "dataDir": str(node.scratch / "tuning"),
+        "dataDir": str(node.run_dir / "tuning"),
         "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1"},
     }
     return [{**bridge, "ipam": host_local(node)}, portmap, firewall, tuning]

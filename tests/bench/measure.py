@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -94,7 +95,10 @@ class Node:
         self.bin_dir = bin_dir
         self.scratch = scratch / name
         self.scratch.mkdir(parents=True)
-        self.data_dir = self.scratch / "networks"
+        self.data_dir = self.scratch / "networks"  # on a disk, as /var/lib/cni
+        self.run_dir = self.scratch / "run"  # in memory, as /run
+        self.run_dir.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "cni-bench", self.run_dir], check=True)
         self.host = Netns(f"{name}-host")
         # As on a node: the first container's links are not the first links.
         self.host.ip_batch(
@@ -117,6 +121,7 @@ class Node:
         self._serving.close()
         self.container.close()
         self.host.close()
+        subprocess.run(["umount", "-l", self.run_dir], check=True)
 
     def command(self, argv: Sequence[str]) -> Sample:
         """Time a command that needs no input, in the node's namespace."""
@@ -139,7 +144,7 @@ class Node:
         """The same in a thread that is in the node's namespace already."""
         environ = {
             **self.environ,
-            "CNI_STATE_DIR": str(self.scratch / "state"),
+            "CNI_STATE_DIR": str(self.run_dir / "state"),
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": where.container_id,
             "CNI_NETNS": where.netns,
