@@ -49,6 +49,9 @@ _UDATA_COMMENT = 0
 _BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
 
+# What `transaction` fails with if the ruleset has changed since it was looked at.
+ERESTART = 85
+
 _MISSING_TEXT = "No such file or directory"
 
 
@@ -319,18 +322,7 @@ def delete(
     One transaction for up to a hundred things. Raises NetlinkError: with ENOENT when one of them
     is gone already (then nothing of that hundred was deleted), with EBUSY when a chain is in use.
     """
-    messages = [
-        (
-            _DELRULE,
-            message(
-                family,
-                nl.text(_RULE_TABLE, table),
-                nl.text(_RULE_CHAIN, chain),
-                nl.attr(_RULE_HANDLE, handle.to_bytes(8, "big")),
-            ),
-        )
-        for chain, handle in rules
-    ]
+    messages = [without_rule(family, table, chain, handle)[:2] for chain, handle in rules]
     messages += [(_DELCHAIN, _chain(family, table, chain)) for chain in chains]
     transact(messages)
 
@@ -351,6 +343,23 @@ def delete_matching(
             if error.errno != ENOENT or last:
                 raise
     return None
+
+
+def ask(kind: int, payload: bytes) -> list[bytes]:
+    """What answers a request about several things, up to the first that is not there.
+
+    Raises NetlinkError.
+    """
+    sock = socket()
+    header = _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | nl.NLM_F_ACK, 0, 0)
+    sock.sock.send(header + payload)
+    answers: list[bytes] = []
+    for found, data in _received(sock):
+        if found != nl.NLMSG_ERROR:
+            answers.append(data)
+        elif nl.unpack(_ERROR, data)[0] not in (0, -ENOENT):
+            raise NetlinkError(-nl.unpack(_ERROR, data)[0])
+    return answers
 
 
 def transact(messages: Sequence[tuple[int, bytes]]) -> None:
@@ -391,25 +400,32 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
 
 
 def _answers(sock: Netlink) -> list[int]:
-    """The codes of all acknowledgements.
+    """The codes of all acknowledgements; fewer than messages if the batch as a whole was refused."""
+    answers = _received(sock)
+    return [nl.unpack(_ERROR, data)[0] for kind, data in answers if kind == nl.NLMSG_ERROR]
 
-    The kernel works while we send: all its answers are here now, also when there are fewer than
-    messages because it refused the batch as a whole.
-    """
-    codes: list[int] = []
+
+def _received(sock: Netlink) -> list[tuple[int, bytes]]:
+    """The (type, payload) of all that is here; the kernel works while we send, so nothing follows."""
+    found: list[tuple[int, bytes]] = []
     while True:
         try:
             data = sock.sock.recv(65536, MSG_DONTWAIT)
         except BlockingIOError:
-            return codes
-        for kind, _, _, payload in nl.split(data):
-            if kind == nl.NLMSG_ERROR:
-                codes.append(nl.unpack(_ERROR, payload)[0])
+            return found
+        found += [(kind, payload) for kind, _, _, payload in nl.split(data)]
 
 
 def message(family: str, *attributes: bytes) -> bytes:
     """The payload of a request; `family` as nft(8) calls it."""
     return _GENMSG.pack(_FAMILIES[family], 0, 0) + b"".join(attributes)
+
+
+def without_rule(family: str, table: str, chain: str, handle: int) -> tuple[int, bytes, int]:
+    """For `transaction`: delete a rule; ENOENT if it is gone."""
+    names = nl.text(_RULE_TABLE, table), nl.text(_RULE_CHAIN, chain)
+    number = nl.attr(_RULE_HANDLE, handle.to_bytes(8, "big"))
+    return _DELRULE, message(family, *names, number), 0
 
 
 def without_chain(family: str, table: str, chain: str) -> tuple[int, bytes, int]:

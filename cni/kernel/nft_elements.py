@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 # linux/netfilter/nf_tables.h
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = (nft.SUBSYSTEM | n for n in (12, 13, 14))
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_SET_ID = 1, 2, 3, 4
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = (-3).to_bytes(4, "big", signed=True)
 _UDATA_COMMENT = 0
+_ASKED = 16  # keys a request: each is answered by a message, and all have to fit the buffer
 _CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
 
 Change = tuple[int, bytes, int]  # for nft.transaction
 
 
 class Element(NamedTuple):
-    """An element: its key as the kernel keeps it; in a map, either a value or a chain.
+    """An element: its key as the kernel keeps it; in a map, either a value or a chain, else neither.
 
     A key or value of several parts has each padded to four bytes.
     """
@@ -98,20 +99,60 @@ def elements(family: str, table: str, name: str) -> list[Element]:
 
 def find(family: str, table: str, name: str, key: bytes) -> Element | None:
     """The element under a key. Raises NetlinkError."""
-    payload = _set(family, table, name) + _list([_key(key)])
-    try:
-        answer = nft.socket().get(_GETSETELEM, payload)
-    except NetlinkError as error:
-        if error.errno == ENOENT:
-            return None
-        raise
-    return next((parse(raw) for raw in _listed(answer)), None)
+    return next(iter(find_run(family, table, name, [key])), None)
+
+
+def find_run(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+    """The elements under the keys, up to the first that has none. Raises NetlinkError."""
+    found: list[Element] = []
+    head = _set(family, table, name)
+    for start in range(0, len(keys), _ASKED):
+        asked = keys[start : start + _ASKED]
+        payload = head + _list([_key(key) for key in asked])
+        answers = nft.ask(_GETSETELEM, payload)
+        found += [parse(raw) for data in answers for raw in _listed(data)]
+        if len(answers) < len(asked):
+            break
+    return found
+
+
+def find_all(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+    """The elements under those of the keys that have one. Raises NetlinkError."""
+    found: list[Element] = []
+    start = 0
+    while start < len(keys):
+        run = find_run(family, table, name, keys[start:])
+        found += run
+        start += len(run) + 1
+    return found
 
 
 def insert(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """For `nft.transaction`: add elements; EEXIST if a key is taken."""
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
     return _changes(_NEWSETELEM, _set(family, table, name), map(_element, items), flags)
+
+
+def in_new_set(
+    family: str, table: str, name: str, number: int, items: Sequence[Element]
+) -> Iterator[Change]:
+    """For `nft.transaction`: elements of a set that it makes itself, which has this number there."""
+    head = nft.message(
+        family,
+        nl.text(_LIST_TABLE, table),
+        nl.text(_LIST_SET, name),
+        nl.attr(_LIST_SET_ID, number.to_bytes(4, "big")),
+    )
+    return _changes(_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
+
+
+def put(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transaction`: have elements as they are here, whatever is under their keys."""
+    head = _set(family, table, name)
+    # an element that is there would stay as it is: a comment is not changed by adding it again
+    yield from _changes(_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE)
+    yield from remove(family, table, name, items)
+    yield from _changes(_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
 
 
 def remove(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
@@ -148,14 +189,22 @@ def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iter
 
 
 def _element(element: Element) -> bytes:
+    parts = _key(element.key)
     if element.chain:
         chain = nl.text(_VERDICT_CHAIN, element.chain)
-        data = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
-    else:
-        data = nl.attr(_DATA_VALUE, element.value)
-    comment = element.comment.encode() + b"\0"
-    userdata = bytes((_UDATA_COMMENT, len(comment))) + comment
-    return _key(element.key) + nl.nest(_ELEM_DATA, data) + nl.attr(_ELEM_USERDATA, userdata)
+        verdict = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
+        parts += nl.nest(_ELEM_DATA, verdict)
+    elif element.value:
+        parts += nl.nest(_ELEM_DATA, nl.attr(_DATA_VALUE, element.value))
+    if element.comment:
+        parts += nl.attr(_ELEM_USERDATA, userdata(element.comment))
+    return parts
+
+
+def userdata(comment: str) -> bytes:
+    """A comment as nft(8) keeps it, of anything that can have one."""
+    text = comment.encode("utf-8", "surrogateescape") + b"\0"
+    return bytes((_UDATA_COMMENT, len(text))) + text
 
 
 def _key(key: bytes) -> bytes:

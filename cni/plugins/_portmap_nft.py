@@ -50,7 +50,6 @@ _FAMILIES = ("ip", "ip6")
 # The reference's chains with rules of containers; the first one is in every table of its.
 _GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
 _RETRIES = 50
-_ERESTART = 85
 _GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
 
 
@@ -89,7 +88,7 @@ def install(want: Want, is_dead: Callable[[Owner], bool]) -> None:
         except NetlinkError as error:
             if error.errno == EEXIST:
                 dead |= _dead_holders(want, dead, is_dead)
-            elif error.errno not in (_ERESTART, ENOENT):
+            elif error.errno not in (nft.ERESTART, ENOENT):
                 raise
     raise _restless()
 
@@ -215,7 +214,7 @@ def _remove(family: str, mark: bytes, unwanted: Callable[[str], bool]) -> list[P
             keys = [element.key for decides, _ in MAPS.values() for element in gone[decides]]
             return [port for key in keys if (port := port_of(key))]
         except NetlinkError as error:
-            if error.errno not in (_ERESTART, ENOENT):
+            if error.errno not in (nft.ERESTART, ENOENT):
                 raise
     raise _restless()
 
