@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 SUBSYSTEM = 10 << 8
-_DELTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE = (SUBSYSTEM | n for n in (2, 4, 5, 7, 8))
+_GETTABLE, _DELTABLE, _GETCHAIN, _DELCHAIN = (SUBSYSTEM | n for n in (1, 2, 4, 5))
+_GETRULE, _DELRULE = (SUBSYSTEM | n for n in (7, 8))
 _GETGEN = SUBSYSTEM | 16
 _BATCH_BEGIN, _BATCH_END, _BATCH_GENID, _GEN_ID = 16, 17, 1, 1
 _GENMSG = struct.Struct("!BBH")  # family, version, resource
 GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _HOOK_NUMBER, _NF_INET_FORWARD = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _EXPR_NAME, _EXPR_DATA, _CMP_DATA, _DATA_VALUE = 1, 2, 3, 1
@@ -250,6 +251,21 @@ def has_chain(family: str, table: str, chain: str) -> bool:
             return False
         raise
     return True
+
+
+def has_table(family: str, table: str) -> bool:
+    """Does the table exist? Raises NetlinkError."""
+    return bool(ask(_GETTABLE, message(family, nl.text(_RULE_TABLE, table))))
+
+
+def chain_use(family: str, table: str, chain: str) -> int:
+    """How many things a chain has or is referred to by: rules, jumps, elements of a map.
+
+    0 without the chain. Raises NetlinkError.
+    """
+    answers = ask(_GETCHAIN, _chain(family, table, chain))
+    found = nl.attr_map(answers[0], _GENMSG.size) if answers else {}
+    return int.from_bytes(found.get(_CHAIN_USE, b""), "big")
 
 
 def rule_counts(family: str, table: str) -> dict[str, int]:

@@ -42,7 +42,7 @@ _DNAT = 1
 _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 1, 2
 
 # Registers: four of 16 bytes, and the same memory as sixteen of 4 (8 is the first quarter of 1).
-REG1, REG2, REG_SECOND_WORD, REG_THIRD_WORD = 1, 2, 9, 10
+REG1, REG2, REG_SECOND_WORD, REG_THIRD_WORD, REG_SIXTH_WORD = 1, 2, 9, 10, 13
 NETWORK, TRANSPORT = 1, 2  # the headers that `payload` reads from
 META_MARK, META_IIF, META_NFPROTO, META_L4PROTO = 3, 4, 15, 16
 CT_STATUS, CT_DNAT = 2, 0x20
