@@ -2,8 +2,9 @@
 
 Two backends, with the reference's names and rules, so that either implementation cleans up after
 the other. nftables: one transaction to set up, through libnftables only if the table is not there
-or not as it should be; removal needs the owner only, not the addresses. iptables: one iptables-restore a family, optimistic: it creates everything and fails as a
-whole if the chain is there already; only then is the table read and the difference applied. What
+or not as it should be; removal needs the owner only, not the addresses.
+iptables: one iptables-restore a family, optimistic: it creates everything and fails as a whole if
+the chain is there already; only then is the table read and the difference applied. What
 iptables-nft made is removed over netlink, without a fork.
 
 QUIRK: the reference leaves iptables rules behind when a container's addresses are no longer known;
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError, join
-from . import iptables, nft, nft_rules
+from . import iptables, nft
 from .iptables import IptablesError
 from .netlink import NetlinkError
 from .nft import NftError
@@ -153,6 +154,8 @@ def _nft_setup(owner: Owner, prefixes: list[Prefix]) -> None:
 
 def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
     """Add the rules where the rest is as it should be; False if it is not, or cannot be seen."""
+    from . import nft_rules
+
     new = [
         nft_rules.new_rule("inet", _TABLE, _CHECKS, _nft_expressions(prefix), owner.comment)
         for prefix in prefixes
@@ -187,6 +190,8 @@ def _nft_is_complete() -> bool:
 
 def _nft_expressions(prefix: Prefix) -> list[bytes]:
     """What `_nft_rule` says, in the kernel's terms."""
+    from . import nft_rules
+
     return [
         nft_rules.nfproto(prefix.is_v4),
         nft_rules.source(prefix.host),

@@ -416,13 +416,13 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
 
 
 def _answers(sock: Netlink) -> list[int]:
-    """The codes of all acknowledgements; fewer than messages if the batch as a whole was refused."""
+    """The codes of all acknowledgements; fewer than messages if the whole batch was refused."""
     answers = _received(sock)
     return [nl.unpack(_ERROR, data)[0] for kind, data in answers if kind == nl.NLMSG_ERROR]
 
 
 def _received(sock: Netlink) -> list[tuple[int, bytes]]:
-    """The (type, payload) of all that is here; the kernel works while we send, so nothing follows."""
+    """The (type, payload) of all that is here: the kernel works while we send, nothing follows."""
     found: list[tuple[int, bytes]] = []
     while True:
         try:
@@ -468,6 +468,12 @@ def _rule(data: bytes, table: str, chain: str) -> Rule | None:
         comment_of(found.get(_RULE_USERDATA, b"")),
         data,
     )
+
+
+def userdata(comment: str) -> bytes:
+    """A comment as nft(8) keeps it, of anything that can have one."""
+    text = comment.encode("utf-8", "surrogateescape") + b"\0"
+    return bytes((_UDATA_COMMENT, len(text))) + text
 
 
 def comment_of(userdata: bytes) -> str:

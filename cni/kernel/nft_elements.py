@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 # linux/netfilter/nf_tables.h
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = (nft.SUBSYSTEM | n for n in (12, 13, 14))
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_SET_ID = 1, 2, 3, 4
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = (-3).to_bytes(4, "big", signed=True)
-_UDATA_COMMENT = 0
 _ASKED = 16  # keys a request: each is answered by a message, and all have to fit the buffer
 _CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
 
@@ -35,7 +34,7 @@ Change = tuple[int, bytes, int]  # for nft.transaction
 
 
 class Element(NamedTuple):
-    """An element: its key as the kernel keeps it; in a map, either a value or a chain, else neither.
+    """An element: its key as the kernel keeps it; in a map, either a value or a chain.
 
     A key or value of several parts has each padded to four bytes.
     """
@@ -133,19 +132,6 @@ def insert(family: str, table: str, name: str, items: Sequence[Element]) -> Iter
     return _changes(_NEWSETELEM, _set(family, table, name), map(_element, items), flags)
 
 
-def in_new_set(
-    family: str, table: str, name: str, number: int, items: Sequence[Element]
-) -> Iterator[Change]:
-    """For `nft.transaction`: elements of a set that it makes itself, which has this number there."""
-    head = nft.message(
-        family,
-        nl.text(_LIST_TABLE, table),
-        nl.text(_LIST_SET, name),
-        nl.attr(_LIST_SET_ID, number.to_bytes(4, "big")),
-    )
-    return _changes(_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
-
-
 def put(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """For `nft.transaction`: have elements as they are here, whatever is under their keys."""
     head = _set(family, table, name)
@@ -197,14 +183,8 @@ def _element(element: Element) -> bytes:
     elif element.value:
         parts += nl.nest(_ELEM_DATA, nl.attr(_DATA_VALUE, element.value))
     if element.comment:
-        parts += nl.attr(_ELEM_USERDATA, userdata(element.comment))
+        parts += nl.attr(_ELEM_USERDATA, nft.userdata(element.comment))
     return parts
-
-
-def userdata(comment: str) -> bytes:
-    """A comment as nft(8) keeps it, of anything that can have one."""
-    text = comment.encode("utf-8", "surrogateescape") + b"\0"
-    return bytes((_UDATA_COMMENT, len(text))) + text
 
 
 def _key(key: bytes) -> bytes:

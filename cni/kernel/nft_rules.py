@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 
 from . import netlink as nl
 from . import nft
-from .nft_elements import Change, Element, in_new_set, userdata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ..protocol.address import Prefix
+    from .nft_elements import Change
 
-_NEWTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET = (nft.SUBSYSTEM | n for n in (0, 3, 6, 8, 9))
+_NEWTABLE, _NEWCHAIN, _NEWRULE, _DELRULE = (nft.SUBSYSTEM | n for n in (0, 3, 6, 8))
+_NEWSET, _NEWSETELEM = nft.SUBSYSTEM | 9, nft.SUBSYSTEM | 12
 _TABLE_NAME, _TABLE_FLAGS, _TABLE_USERDATA = 1, 2, 6
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_TYPE = 1, 3, 4, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
@@ -33,6 +34,7 @@ _SET_DATA_TYPE, _SET_DATA_LEN, _SET_DESC, _SET_ID, _SET_USERDATA = 6, 7, 9, 10, 
 _DESC_SIZE = 1
 _ANONYMOUS, _CONSTANT, _MAP = 1, 2, 8
 _ANONYMOUS_NAME = "__set%d"  # the kernel fills in the number
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_SET_ID, _ELEMENT_KEY = 1, 2, 3, 4, 1
 _LIST_ELEM, _EXPR_NAME, _EXPR_DATA, _VALUE = 1, 1, 2, 1
 _U32 = Struct("!I")
 _NATIVE32 = Struct("=I")
@@ -179,7 +181,7 @@ def _address(offset: int, prefix: Prefix, operator: int) -> bytes:
 def new_table(family: str, table: str, comment: str) -> Change:
     """Have the table."""
     parts = nl.text(_TABLE_NAME, table), _number(_TABLE_FLAGS, 0)
-    noted = nl.attr(_TABLE_USERDATA, userdata(comment))
+    noted = nl.attr(_TABLE_USERDATA, nft.userdata(comment))
     return _NEWTABLE, nft.message(family, *parts, noted), nl.NLM_F_CREATE
 
 
@@ -207,7 +209,7 @@ def new_rule(
     parts = [nl.text(_RULE_TABLE, table), nl.text(_RULE_CHAIN, chain)]
     parts.append(nl.nest(_RULE_EXPRESSIONS, *expressions))
     if comment:
-        parts.append(nl.attr(_RULE_USERDATA, userdata(comment)))
+        parts.append(nl.attr(_RULE_USERDATA, nft.userdata(comment)))
     return _NEWRULE, nft.message(family, *parts), nl.NLM_F_CREATE | nl.NLM_F_APPEND
 
 
@@ -253,15 +255,18 @@ def new_set(
 
 
 def protocol_set(family: str, table: str, number: int, protocols: Sequence[int]) -> list[Change]:
-    """An anonymous set of layer 4 protocols, for `lookup` with the same number in the same table."""
+    """An anonymous set of layer 4 protocols, for the same number in `protocols`."""
     kind, size = _kind("inet_proto")
     head = _set_head(family, table, _ANONYMOUS_NAME, number, _ANONYMOUS | _CONSTANT)
     noted = _KEY_ORDER + native(_HOST_ORDER) + _L4PROTO
     parts = _number(_SET_KEY_TYPE, kind) + _number(_SET_KEY_LEN, size)
     parts += nl.nest(_SET_DESC, _number(_DESC_SIZE, len(protocols)))
     new = _NEWSET, head + parts + nl.attr(_SET_USERDATA, noted), nl.NLM_F_CREATE
-    items = [Element(bytes((protocol,)), b"", "", "") for protocol in protocols]
-    return [new, *in_new_set(family, table, _ANONYMOUS_NAME, number, items)]
+    keys = [_data(_ELEMENT_KEY, bytes((protocol,))) for protocol in protocols]
+    listed = nl.nest(_LIST_ELEMENTS, *(nl.nest(_LIST_ELEM, key) for key in keys))
+    names = nl.text(_LIST_TABLE, table), nl.text(_LIST_SET, _ANONYMOUS_NAME)
+    payload = nft.message(family, *names, _number(_LIST_SET_ID, number), listed)
+    return [new, (_NEWSETELEM, payload, nl.NLM_F_CREATE)]
 
 
 def protocols(number: int) -> bytes:

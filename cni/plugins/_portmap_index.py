@@ -98,9 +98,7 @@ def ports_of(family: str, owner: str) -> list[Element] | None:
         first = []
 
 
-def held(
-    family: str, owner: str, listed: list[Element], keys: Collection[bytes] = ()
-) -> Elements:
+def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes] = ()) -> Elements:
     """All that an owner has, of what by_owner lists and (as it does: with host IP) these keys."""
     size = _address_size(family)
     asked = {element.value for element in listed} | set(keys)

@@ -253,7 +253,8 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
     if not ports:
         return published
     for at, names in MAPS.items():
-        keys = sorted(key_of(port) for port in plain(ports, _SIZES[family]) if bool(port.host_ip) is at)
+        some = [port for port in plain(ports, _SIZES[family]) if bool(port.host_ip) is at]
+        keys = [key_of(port) for port in some]
         for name in names:
             have = nft_elements.find_all(family, TABLE, name, keys)
             if any(element.comment.startswith(owner.key) for element in have):

@@ -153,9 +153,7 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
         kernel.protocols(number),
         *_load_key(address, host_ip),
         kernel.lookup(targets, into=kernel.REG1),
-        kernel.dnat(
-            family, kernel.REG1, kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2
-        ),
+        kernel.dnat(family, kernel.REG1, kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2),
     ]
     # the protocols are named once more for libnftables, which wants to know that there are ports
     key = _key_text(family, host_ip)
