@@ -53,7 +53,7 @@ def of(family: str, maps: Elements) -> Elements:
                 key = _words(owner)[: 2 * _WORDS] + element.value[:-4]
                 by_address[key] = Element(key, b"", "", element.comment)
     by_owner = [
-        Element(_key(owner, number), port, "", comment)
+        Element(_words(owner) + native(number), port, "", comment)
         for owner, found in ports.items()
         for number, (port, comment) in enumerate(sorted(found.items()))
     ]
@@ -63,10 +63,6 @@ def of(family: str, maps: Elements) -> Elements:
 def _is_key(text: str) -> bool:
     first, _, second = text.partition("-")
     return len(first) == len(second) == 16 and set(first + second) <= set("0123456789abcdef")
-
-
-def _key(owner: str, number: int) -> bytes:
-    return _words(owner) + native(number)
 
 
 def _words(owner: str) -> bytes:
@@ -86,9 +82,9 @@ def _address_size(family: str) -> int:
 def ports_of(family: str, owner: str) -> list[Element] | None:
     """What by_owner has of an owner (his key); None if the index is not complete."""
     found: list[Element] = []
-    first = [complete(family).key]
+    first, words = [_NOBODY], _words(owner)
     while True:
-        keys = [_key(owner, number) for number in range(len(found), len(found) + _RUN)]
+        keys = [words + native(number) for number in range(len(found), len(found) + _RUN)]
         run = nft_elements.find_run(family, TABLE, BY_OWNER, [*first, *keys])
         if first and not run:
             return None

@@ -67,9 +67,13 @@ class Taken(CNIError):
     """A host port is published by another container."""
 
 
-def usable() -> None:
-    """Raises CNIError or NetlinkError when ports cannot be published with nftables."""
-    nft.shared()
+def usable(*, conditions: bool) -> None:
+    """Raises CNIError or NetlinkError when ports cannot be published with nftables.
+
+    Conditions have to be compiled, which takes the library.
+    """
+    if conditions:
+        nft.shared()
     nft.generation()
 
 

@@ -6,7 +6,7 @@ libnftables where a network has conditions, which are in that language; a test c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ..kernel import nft_rules as kernel
@@ -26,7 +26,10 @@ NAMES = ("published", "targets", "published_at", "targets_at")
 BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see _portmap_index
 NETWORK_CHAIN = "net-"
 _NUMBERS = {number: name for name, number in PROTOCOLS.items()}
-_LOOPBACK = {True: Prefix.parse("127.0.0.0/8"), False: Prefix.parse("::1/128")}
+_LOOPBACK = {
+    True: ("127.0.0.0/8", Prefix.parse("127.0.0.0/8")),
+    False: ("::1", Prefix.parse("::1/128")),
+}
 _LO = 1  # the index of `lo` in every namespace
 
 
@@ -45,10 +48,13 @@ class Hook(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule in both languages; what only libnftables can compile has no expressions."""
+    """A rule in both languages; what only libnftables can compile has no expressions.
+
+    These are made when they are needed: mostly the chain is there.
+    """
 
     text: str
-    expressions: list[bytes]
+    expressions: Callable[[], list[bytes]] | None
 
 
 class Chain(NamedTuple):
@@ -69,22 +75,9 @@ def chains(want: Want, address: Prefix) -> list[Chain]:
     family = family_of(address)
     at = {bool(port.host_ip) for port in want.ports_of(address)}
     found = [network_chain(want, address, host_ip) for host_ip in sorted(at)]
-    lookup = [
-        Rule(
-            f"{_key_text(family, host_ip)} vmap @{MAPS[host_ip][0]}",
-            [*_load_key(address, host_ip), kernel.lookup(MAPS[host_ip][0], into=0)],
-        )
-        for host_ip in (True, False)
-    ]
+    lookup = [_lookup_rule(address, host_ip) for host_ip in (True, False)]
     found.append(Chain(family, "published_lookup", None, lookup))
-    local = Rule(
-        "fib daddr type local jump published_lookup",
-        [
-            kernel.fib(kernel.FIB_DADDR, kernel.FIB_TYPE),
-            kernel.compare(kernel.native(kernel.LOCAL)),
-            kernel.jump("published_lookup"),
-        ],
-    )
+    local = Rule("fib daddr type local jump published_lookup", _look_up_what_is_local)
     for hook in ("prerouting", "output"):
         found.append(Chain(family, f"published_{hook}", Hook("nat", hook, PRIORITY), [local]))
     if want.snat:
@@ -94,13 +87,29 @@ def chains(want: Want, address: Prefix) -> list[Chain]:
     return found
 
 
+def _lookup_rule(address: Prefix, host_ip: bool) -> Rule:
+    decides = MAPS[host_ip][0]
+    return Rule(
+        f"{_key_text(family_of(address), host_ip)} vmap @{decides}",
+        lambda: [*_load_key(address, host_ip), kernel.lookup(decides, into=0)],
+    )
+
+
+def _look_up_what_is_local() -> list[bytes]:
+    return [
+        kernel.fib(kernel.FIB_DADDR, kernel.FIB_TYPE),
+        kernel.compare(kernel.native(kernel.LOCAL)),
+        kernel.jump("published_lookup"),
+    ]
+
+
 def _masquerade_chain(family: str, number: int) -> Chain:
-    mark, status = kernel.native(number), kernel.native(kernel.CT_DNAT)
+    mark = kernel.native(number)
     rule = Rule(
         f"ct status dnat meta mark & {number:#x} == {number:#x} masquerade",
-        [
+        lambda: [
             kernel.ct(kernel.CT_STATUS),
-            kernel.bitwise(status, bytes(4)),
+            kernel.bitwise(kernel.native(kernel.CT_DNAT), bytes(4)),
             kernel.compare(bytes(4), kernel.NEQ),
             kernel.meta(kernel.META_MARK),
             kernel.bitwise(mark, bytes(4)),
@@ -117,10 +126,10 @@ def _guard_chain(family: str) -> Chain:
     """
     drop = Rule(
         'iif != "lo" ip daddr 127.0.0.0/8 drop',
-        [
+        lambda: [
             kernel.meta(kernel.META_IIF),
             kernel.compare(kernel.native(_LO), kernel.NEQ),
-            kernel.destination(_LOOPBACK[True]),
+            kernel.destination(_LOOPBACK[True][1]),
             kernel.verdict(kernel.NF_DROP),
         ],
     )
@@ -129,42 +138,48 @@ def _guard_chain(family: str) -> Chain:
 
 def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
     """The chain of a network's options; its name is a hash of its rules."""
-    family = family_of(address)
+    family, targets = family_of(address), MAPS[host_ip][1]
     rules: list[Rule] = []
-    marking = [
-        kernel.meta(kernel.META_MARK),
-        kernel.bitwise(kernel.native(~want.mark & 0xFFFFFFFF), kernel.native(want.mark)),
-        kernel.set_meta(kernel.META_MARK),
-    ]
     mark = f"meta mark set meta mark or {want.mark:#x}"
     if want.snat and want.masq_all:
-        rules.append(Rule(f" {mark}", marking))
+        rules.append(Rule(f" {mark}", lambda: _set_mark(want.mark)))
     elif want.snat:
-        loopback = "127.0.0.0/8" if address.is_v4 else "::1"
-        for text, source in (
-            (str(address.network), address.network),
-            (loopback, _LOOPBACK[address.is_v4]),
-        ):
-            matched = [kernel.source(source), *marking]
-            rules.append(Rule(f"{family} saddr {text} {mark}", matched))
-    targets = MAPS[host_ip][1]
+        own = str(address.network), address.network
+        for text, source in (own, _LOOPBACK[address.is_v4]):
+            rules.append(_marking_rule(f"{family} saddr {text} {mark}", source, want.mark))
     number = _set_number(family, len(NAMES + INDEX) + host_ip)
-    to = [
-        kernel.protocols(number),
-        *_load_key(address, host_ip),
-        kernel.lookup(targets, into=kernel.REG1),
-        kernel.dnat(family, kernel.REG1, kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2),
-    ]
     # the protocols are named once more for libnftables, which wants to know that there are ports
-    key = _key_text(family, host_ip)
-    rules.append(Rule(f"meta l4proto {{ 6, 17, 132 }} dnat to {key} map @{targets}", to))
+    text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
+    port = kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2
+    translate = Rule(
+        text,
+        lambda: [
+            kernel.protocols(number),
+            *_load_key(address, host_ip),
+            kernel.lookup(targets, into=kernel.REG1),
+            kernel.dnat(family, kernel.REG1, port),
+        ],
+    )
+    rules.append(translate)
     conditions = " ".join(want.conditions_of(address))
     if conditions:
-        rules = [Rule(f"{conditions} {rule.text}", []) for rule in rules]
+        rules = [Rule(f"{conditions} {rule.text}", None) for rule in rules]
     rules = [rule._replace(text=rule.text.strip()) for rule in rules]
     hashed = digest(" | ".join(rule.text for rule in rules))[:16]
     name = f"{NETWORK_CHAIN}{hashed}" + ("-at" if host_ip else "")
     return Chain(family, name, None, rules, number)
+
+
+def _marking_rule(text: str, source: Prefix, mark: int) -> Rule:
+    return Rule(text, lambda: [kernel.source(source), *_set_mark(mark)])
+
+
+def _set_mark(mark: int) -> list[bytes]:
+    return [
+        kernel.meta(kernel.META_MARK),
+        kernel.bitwise(kernel.native(~mark & 0xFFFFFFFF), kernel.native(mark)),
+        kernel.set_meta(kernel.META_MARK),
+    ]
 
 
 def _key_text(family: str, host_ip: bool) -> str:
@@ -247,7 +262,9 @@ def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) ->
             numbers = sorted(PROTOCOLS.values())
             changes += kernel.protocol_set(family, TABLE, chain.protocols, numbers)
         changes += [
-            kernel.new_rule(family, TABLE, chain.name, rule.expressions) for rule in chain.rules
+            kernel.new_rule(family, TABLE, chain.name, rule.expressions())
+            for rule in chain.rules
+            if rule.expressions
         ]
     return changes
 

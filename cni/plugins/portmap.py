@@ -391,7 +391,7 @@ def _missing_localhost(want: Want, *, v6: bool) -> list[str]:
 def status(call: Call[Conf]) -> None:
     """Ready if the backend is usable."""
     backend = _settings(call, prefix="").backend
-    problem = "" if backend == _IPTABLES else _nft_problem()
+    problem = "" if backend == _IPTABLES else _nft_problem(call.conf)
     if backend == _NFTABLES and problem:
         raise NotAvailable(f"nftables is not usable: {problem}")
     if (backend == _IPTABLES or problem) and not iptables.usable(v6=False):
@@ -401,9 +401,9 @@ def status(call: Call[Conf]) -> None:
         )
 
 
-def _nft_problem() -> str:
+def _nft_problem(conf: Conf) -> str:
     try:
-        _portmap_nft.usable()
+        _portmap_nft.usable(conditions=bool(conf.conditions_v4 or conf.conditions_v6))
     except (CNIError, NetlinkError) as error:
         return str(error)
     return ""
