@@ -255,7 +255,7 @@ def has_chain(family: str, table: str, chain: str) -> bool:
 
 def has_table(family: str, table: str) -> bool:
     """Does the table exist? Raises NetlinkError."""
-    return bool(ask(_GETTABLE, message(family, nl.text(_RULE_TABLE, table))))
+    return bool(socket().get_each(_GETTABLE, message(family, nl.text(_RULE_TABLE, table))))
 
 
 def chain_use(family: str, table: str, chain: str) -> int:
@@ -263,7 +263,7 @@ def chain_use(family: str, table: str, chain: str) -> int:
 
     0 without the chain. Raises NetlinkError.
     """
-    answers = ask(_GETCHAIN, _chain(family, table, chain))
+    answers = socket().get_each(_GETCHAIN, _chain(family, table, chain))
     found = nl.attr_map(answers[0], _GENMSG.size) if answers else {}
     return int.from_bytes(found.get(_CHAIN_USE, b""), "big")
 
@@ -361,23 +361,6 @@ def delete_matching(
     return None
 
 
-def ask(kind: int, payload: bytes) -> list[bytes]:
-    """What answers a request about several things, up to the first that is not there.
-
-    Raises NetlinkError.
-    """
-    sock = socket()
-    header = _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | nl.NLM_F_ACK, 0, 0)
-    sock.sock.send(header + payload)
-    answers: list[bytes] = []
-    for found, data in _received(sock):
-        if found != nl.NLMSG_ERROR:
-            answers.append(data)
-        elif nl.unpack(_ERROR, data)[0] not in (0, -ENOENT):
-            raise NetlinkError(-nl.unpack(_ERROR, data)[0])
-    return answers
-
-
 def transact(messages: Sequence[tuple[int, bytes]]) -> None:
     """Send changes (type, payload), a hundred to a transaction. Raises NetlinkError."""
     for start in range(0, len(messages), _BATCH_SIZE):
@@ -398,8 +381,9 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
     """
     begin = _GENMSG.pack(0, 0, SUBSYSTEM >> 8)
     first = begin + (nl.attr(_BATCH_GENID, since) if since else b"")
-    batch = [(_BATCH_BEGIN, first, 0), *((k, p, f | nl.NLM_F_ACK) for k, p, f in messages)]
-    batch.append((_BATCH_END, begin, 0))
+    # errors are answered in any case, and of what is done only the last has to be
+    last = [(kind, payload, flags | nl.NLM_F_ACK) for kind, payload, flags in messages[-1:]]
+    batch = [(_BATCH_BEGIN, first, 0), *messages[:-1], *last, (_BATCH_END, begin, 0)]
     data = b"".join(
         _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, 0, 0) + payload
         for kind, payload, flags in batch
@@ -412,24 +396,24 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
     for code in codes:
         if code != 0:
             raise NetlinkError(-code)
-    assert len(codes) == len(messages), "the kernel left a message of a batch unanswered"
+    assert codes or not messages, "the kernel left a batch unanswered"
 
 
 def _answers(sock: Netlink) -> list[int]:
-    """The codes of all acknowledgements; fewer than messages if the whole batch was refused."""
-    answers = _received(sock)
-    return [nl.unpack(_ERROR, data)[0] for kind, data in answers if kind == nl.NLMSG_ERROR]
+    """The codes of all acknowledgements.
 
-
-def _received(sock: Netlink) -> list[tuple[int, bytes]]:
-    """The (type, payload) of all that is here: the kernel works while we send, nothing follows."""
-    found: list[tuple[int, bytes]] = []
+    The kernel works while we send: all its answers are here now, also if it refused the batch as a
+    whole.
+    """
+    codes: list[int] = []
     while True:
         try:
             data = sock.sock.recv(65536, MSG_DONTWAIT)
         except BlockingIOError:
-            return found
-        found += [(kind, payload) for kind, _, _, payload in nl.split(data)]
+            return codes
+        for kind, _, _, payload in nl.split(data):
+            if kind == nl.NLMSG_ERROR:
+                codes.append(nl.unpack(_ERROR, payload)[0])
 
 
 def message(family: str, *attributes: bytes) -> bytes:

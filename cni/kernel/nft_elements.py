@@ -108,7 +108,7 @@ def find_run(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[
     for start in range(0, len(keys), _ASKED):
         asked = keys[start : start + _ASKED]
         payload = head + _list([_key(key) for key in asked])
-        answers = nft.ask(_GETSETELEM, payload)
+        answers = nft.socket().get_each(_GETSETELEM, payload)
         found += [parse(raw) for data in answers for raw in _listed(data)]
         if len(answers) < len(asked):
             break
