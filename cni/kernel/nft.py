@@ -87,6 +87,12 @@ class Rule(NamedTuple):
         ]
 
     @property
+    def size(self) -> int:
+        """Of how many expressions the rule consists."""
+        listed = nl.attr_map(self.raw, _GENMSG.size).get(_RULE_EXPRESSIONS, b"")
+        return sum(1 for _ in nl.attrs(listed))
+
+    @property
     def compared(self) -> list[bytes]:
         """The values of the rule's comparisons, in order."""
         return [

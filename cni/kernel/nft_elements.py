@@ -157,7 +157,7 @@ def delete_matching(
     for last in (False, False, False, True):
         stale = [
             element
-            for element in elements(family, table, name)
+            for element in matching(dump(family, table, name), [prefix.encode()])
             if element.comment.startswith(prefix) and element.comment not in keep
         ]
         try:

@@ -107,7 +107,7 @@ def _is_complete(admin_chain: str) -> bool:
     So is what they refer to.
     """
     rules = nft.find_rules_with("inet", TABLE, "forward", b"")
-    if [(rule.comment, len(rule.expressions)) for rule in rules] != _SHAPE:
+    if [(rule.comment, rule.size) for rule in rules] != _SHAPE:
         return False
     return not admin_chain or _has_jump(admin_chain)
 
