@@ -88,40 +88,51 @@ def install(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool = Fa
     nft.Unusable; then there is nothing that a packet could notice.
     """
     dead: set[str] = set()
-    wanted = {address: chains(want, address) for address in want.addresses}
     for _ in range(_RETRIES):
         since = nft.generation()
-        counts = {a: nft.rule_counts(family_of(a), TABLE) for a in want.addresses}
-        incomplete = {a: _incomplete(wanted[a], counts[a]) for a in want.addresses}
-        missing = [chain for found in incomplete.values() for chain in found]
+        missing, changes = _plan(want, dead, thorough)
         if not is_known(missing):
             nft.shared().run_text(script(missing))
             continue
-        changes: list[Change] = []
-        for address in want.addresses:
-            family = family_of(address)
-            if incomplete[address]:
-                changes += skeleton(family, incomplete[address], counts[address])
-            is_new = not counts[address] and not nft.has_table(family, TABLE)
-            changes += _changes(want, address, dead, is_new, thorough)
-        if not changes:
-            return None
         try:
-            return nft.transaction(changes, since)
+            return nft.transaction(changes, since) if changes else None
         except NetlinkError as error:
-            if error.errno == EEXIST:
-                more = _dead_holders(want, dead, is_dead)
+            if error.errno == nft.ERESTART:
+                continue
+            more = _dead_holders(want, dead, is_dead) if error.errno == EEXIST else set()
+            if more or (error.errno == EEXIST and not thorough):
                 # if it is nobody's, it is the owner's own or a dead one's, and not in the index
                 thorough, dead = thorough or not more, dead | more
-            elif error.errno not in (nft.ERESTART, ENOENT):
+            elif missing:
+                nft.shared().run_text(script(missing))  # does it, or says what is wrong
+            elif error.errno not in (EEXIST, ENOENT):
                 raise
     raise _restless()
+
+
+def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list[Change]]:
+    """The chains that are not as they should be, and what leads to all that is wanted.
+
+    `dead` are keys of owners to replace.
+    """
+    missing: list[Chain] = []
+    changes: list[Change] = []
+    for address in want.addresses:
+        family = family_of(address)
+        counts = nft.rule_counts(family, TABLE)
+        incomplete = _incomplete(chains(want, address), counts)
+        if incomplete:
+            missing += incomplete
+            changes += skeleton(family, incomplete, counts)
+        is_new = not counts and not nft.has_table(family, TABLE)
+        changes += _changes(want, address, dead, is_new, thorough)
+    return missing, changes
 
 
 def _changes(
     want: Want, address: Prefix, dead: set[str], is_new: bool, thorough: bool
 ) -> list[Change]:
-    """What leads from what is there to what is wanted; `dead` are keys of owners to replace."""
+    """Of the elements, what leads from those that are there to those that are wanted."""
     family, wanted = family_of(address), elements(want, address)
     wanted |= index.of(family, wanted)
     have = None if is_new or thorough else _held(want, address, dead, wanted)

@@ -383,3 +383,32 @@ def test_check_knows_the_index(node: Node, container: Netns) -> None:
     node.runtime.add("portmap", conf, container, prev_result=result_of).succeeded()
     node.runtime.check("portmap", conf, container, prev_result=result_of).succeeded()
     assert_exact(node)
+
+
+def test_chains_that_cannot_be_as_they_should(node: Node, container: Netns) -> None:
+    """What libnftables says of it is the error; nothing of ours is left."""
+    place = f"ip {TABLE}"
+    chain = "published_prerouting { type nat hook prerouting priority -50; }"
+    node.host.exec(["nft", f"add table {place}; add chain {place} {chain}"])
+    with unchanged(node.host):
+        add(node, container, 1, [tcp(8080)], backend="nftables").failed(
+            999, "unable to set up nftables rules for port mappings: ", "Operation not supported"
+        )
+
+
+def test_an_index_of_what_is_gone(node: Node, container: Netns) -> None:
+    """As an earlier build leaves it: it removes elements, and knows no index."""
+    add(node, container, 1, [tcp(8001)]).succeeded()
+    add(node, container, 2, [tcp(8002)]).succeeded()
+    for family in ("ip", "ip6"):
+        for name in ("published", "targets"):
+            element = ["element", family, TABLE, name, "{ tcp . 8001 }"]
+            node.host.exec(["nft", "delete", *element])
+    ours = {"container_id": "c3", "prev_result": result(1)}
+    node.runtime.add("portmap", node.conf([tcp(8001)]), container, **ours).succeeded()
+    assert_exact(node)
+    delete(node, 1, [tcp(8001)])
+    assert_exact(node)
+    delete(node, 3)
+    delete(node, 2)
+    assert not {("ip", TABLE), ("ip6", TABLE)} & nft_tables(node.host)
