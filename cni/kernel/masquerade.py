@@ -1,9 +1,10 @@
 """Masquerading what containers send to the world outside their subnet (spec/common.md §6).
 
 Two backends, with the reference's names and rules, so that either implementation cleans up after
-the other. nftables: one libnftables transaction to set up; removal needs the owner only, not the
-addresses. iptables: one iptables-restore a family, optimistic: it creates everything and fails as a
-whole if the chain is there already; only then is the table read and the difference applied. What
+the other. nftables: one transaction to set up, through libnftables only if the table is not there
+or not as it should be; removal needs the owner only, not the addresses.
+iptables: one iptables-restore a family, optimistic: it creates everything and fails as a whole if
+the chain is there already; only then is the table read and the difference applied. What
 iptables-nft made is removed over netlink, without a fork.
 
 QUIRK: the reference leaves iptables rules behind when a container's addresses are no longer known;
@@ -14,6 +15,7 @@ tell apart two interfaces of a container in the same network: without addresses 
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import ENOENT
 from typing import NamedTuple
 
 from ..protocol.address import Prefix, format_ip
@@ -28,7 +30,7 @@ _TABLE, _CHECKS = "cni_plugins_masquerade", "masq_checks"
 _POSTROUTING = "POSTROUTING"
 _RETRIES = 5
 
-# The postrouting chain is refilled each time, so that it is right whatever was there before.
+# The postrouting chain is refilled if it is not right, whatever was there before.
 _SKELETON = f"""\
 add table inet {_TABLE} {{ \
 comment "Masquerading for plugins from github.com/containernetworking/plugins"; }}
@@ -40,6 +42,8 @@ add rule inet {_TABLE} postrouting ip daddr == 224.0.0.0/4 return
 add rule inet {_TABLE} postrouting ip6 daddr == ff00::/8 return
 add rule inet {_TABLE} postrouting goto {_CHECKS}
 """
+# What these rules compare with: the family and the beginning of the address.
+_POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
 class Backend(NamedTuple):
@@ -144,6 +148,59 @@ def _families(prefixes: list[Prefix]) -> list[tuple[bool, list[Prefix]]]:
 
 
 def _nft_setup(owner: Owner, prefixes: list[Prefix]) -> None:
+    if not _nft_add(owner, prefixes):
+        _nft_render(owner, prefixes)
+
+
+def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
+    """Add the rules where the rest is as it should be; False if it is not, or cannot be seen."""
+    from . import nft_rules
+
+    new = [
+        nft_rules.new_rule("inet", _TABLE, _CHECKS, _nft_expressions(prefix), owner.comment)
+        for prefix in prefixes
+    ]
+    try:
+        for _ in range(_RETRIES):
+            since = nft.generation()
+            if not _nft_is_complete():
+                break
+            stale = [
+                nft.without_rule("inet", _TABLE, _CHECKS, rule.handle) for rule in _nft_rules(owner)
+            ]
+            try:
+                nft.transaction([*stale, *new], since)
+            except NetlinkError as error:
+                if error.errno not in (nft.ERESTART, ENOENT):
+                    raise
+            else:
+                return True
+    except NetlinkError:
+        pass  # libnftables will say what is wrong
+    return False
+
+
+def _nft_is_complete() -> bool:
+    rules = nft.find_rules_with("inet", _TABLE, "postrouting", b"")
+    return (
+        [rule.compared for rule in rules] == _POSTROUTING_RULES
+        and f"{_CHECKS}\0".encode() in rules[-1].raw  # so this chain exists, too
+    )
+
+
+def _nft_expressions(prefix: Prefix) -> list[bytes]:
+    """What `_nft_rule` says, in the kernel's terms."""
+    from . import nft_rules
+
+    return [
+        nft_rules.nfproto(prefix.is_v4),
+        nft_rules.source(prefix.host),
+        nft_rules.destination(prefix.network, nft_rules.NEQ),
+        nft_rules.masquerade(),
+    ]
+
+
+def _nft_render(owner: Owner, prefixes: list[Prefix]) -> None:
     rules = "".join(_nft_rule(owner, prefix) for prefix in prefixes)
     context = nft.shared()
     for attempt in range(1, _RETRIES + 1):

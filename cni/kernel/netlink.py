@@ -11,7 +11,7 @@ import os
 import struct
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
-from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS
+from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS, ENOENT
 from typing import Any
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
@@ -176,6 +176,24 @@ class Netlink:
         sequence = self._send(kind, payload, NLM_F_REQUEST)
         replies = self._replies(sequence, single=True)[0]
         return replies[0][1]
+
+    def get_each(self, kind: int, payload: bytes) -> list[bytes]:
+        """What answers a get request about several things, up to the first that is not there."""
+        sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK)
+        found: list[bytes] = []
+        while True:
+            for answer, flags, seq, data in split(self.sock.recv(_BUFFER)):
+                if seq != sequence:
+                    continue
+                if answer != NLMSG_ERROR:
+                    found.append(data)
+                    continue
+                try:
+                    _raise_if_error(flags, data)
+                except NetlinkError as error:
+                    if error.errno != ENOENT:
+                        raise
+                return found
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
         """All payloads of a dump. One that changes interrupted is repeated, up to five times."""

@@ -32,14 +32,15 @@ if TYPE_CHECKING:
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
 SUBSYSTEM = 10 << 8
-_DELTABLE, _GETCHAIN, _DELCHAIN, _GETRULE, _DELRULE = (SUBSYSTEM | n for n in (2, 4, 5, 7, 8))
+_GETTABLE, _DELTABLE, _GETCHAIN, _DELCHAIN = (SUBSYSTEM | n for n in (1, 2, 4, 5))
+_GETRULE, _DELRULE = (SUBSYSTEM | n for n in (7, 8))
 _GETGEN = SUBSYSTEM | 16
 _BATCH_BEGIN, _BATCH_END, _BATCH_GENID, _GEN_ID = 16, 17, 1, 1
 _GENMSG = struct.Struct("!BBH")  # family, version, resource
 GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _FAMILIES = {"inet": 1, "ip": 2, "bridge": 7, "ip6": 10}
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY = 1, 3, 4, 5
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_USE = 1, 3, 4, 5, 6
 _HOOK_NUMBER, _NF_INET_FORWARD = 1, 2
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS, _RULE_USERDATA = 1, 2, 3, 4, 7
 _EXPR_NAME, _EXPR_DATA, _CMP_DATA, _DATA_VALUE = 1, 2, 3, 1
@@ -48,6 +49,9 @@ _IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _NF_ACCEPT = 2, 2, 1, b"\0\0\0\x0
 _UDATA_COMMENT = 0
 _BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
+
+# What `transaction` fails with if the ruleset has changed since it was looked at.
+ERESTART = 85
 
 _MISSING_TEXT = "No such file or directory"
 
@@ -81,6 +85,12 @@ class Rule(NamedTuple):
             (nl.get_text(item.get(_EXPR_NAME)), nl.attr_map(item.get(_EXPR_DATA, b"")))
             for item in items
         ]
+
+    @property
+    def size(self) -> int:
+        """Of how many expressions the rule consists."""
+        listed = nl.attr_map(self.raw, _GENMSG.size).get(_RULE_EXPRESSIONS, b"")
+        return sum(1 for _ in nl.attrs(listed))
 
     @property
     def compared(self) -> list[bytes]:
@@ -249,6 +259,21 @@ def has_chain(family: str, table: str, chain: str) -> bool:
     return True
 
 
+def has_table(family: str, table: str) -> bool:
+    """Does the table exist? Raises NetlinkError."""
+    return bool(socket().get_each(_GETTABLE, message(family, nl.text(_RULE_TABLE, table))))
+
+
+def chain_use(family: str, table: str, chain: str) -> int:
+    """How many things a chain has or is referred to by: rules, jumps, elements of a map.
+
+    0 without the chain. Raises NetlinkError.
+    """
+    answers = socket().get_each(_GETCHAIN, _chain(family, table, chain))
+    found = nl.attr_map(answers[0], _GENMSG.size) if answers else {}
+    return int.from_bytes(found.get(_CHAIN_USE, b""), "big")
+
+
 def rule_counts(family: str, table: str) -> dict[str, int]:
     """How many rules each chain of the table has, those that have any. Raises Unusable."""
     counts: dict[str, int] = {}
@@ -319,18 +344,7 @@ def delete(
     One transaction for up to a hundred things. Raises NetlinkError: with ENOENT when one of them
     is gone already (then nothing of that hundred was deleted), with EBUSY when a chain is in use.
     """
-    messages = [
-        (
-            _DELRULE,
-            message(
-                family,
-                nl.text(_RULE_TABLE, table),
-                nl.text(_RULE_CHAIN, chain),
-                nl.attr(_RULE_HANDLE, handle.to_bytes(8, "big")),
-            ),
-        )
-        for chain, handle in rules
-    ]
+    messages = [without_rule(family, table, chain, handle)[:2] for chain, handle in rules]
     messages += [(_DELCHAIN, _chain(family, table, chain)) for chain in chains]
     transact(messages)
 
@@ -373,8 +387,9 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
     """
     begin = _GENMSG.pack(0, 0, SUBSYSTEM >> 8)
     first = begin + (nl.attr(_BATCH_GENID, since) if since else b"")
-    batch = [(_BATCH_BEGIN, first, 0), *((k, p, f | nl.NLM_F_ACK) for k, p, f in messages)]
-    batch.append((_BATCH_END, begin, 0))
+    # errors are answered in any case, and of what is done only the last has to be
+    last = [(kind, payload, flags | nl.NLM_F_ACK) for kind, payload, flags in messages[-1:]]
+    batch = [(_BATCH_BEGIN, first, 0), *messages[:-1], *last, (_BATCH_END, begin, 0)]
     data = b"".join(
         _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, 0, 0) + payload
         for kind, payload, flags in batch
@@ -387,14 +402,14 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
     for code in codes:
         if code != 0:
             raise NetlinkError(-code)
-    assert len(codes) == len(messages), "the kernel left a message of a batch unanswered"
+    assert codes or not messages, "the kernel left a batch unanswered"
 
 
 def _answers(sock: Netlink) -> list[int]:
     """The codes of all acknowledgements.
 
-    The kernel works while we send: all its answers are here now, also when there are fewer than
-    messages because it refused the batch as a whole.
+    The kernel works while we send: all its answers are here now, also if it refused the batch as a
+    whole.
     """
     codes: list[int] = []
     while True:
@@ -410,6 +425,13 @@ def _answers(sock: Netlink) -> list[int]:
 def message(family: str, *attributes: bytes) -> bytes:
     """The payload of a request; `family` as nft(8) calls it."""
     return _GENMSG.pack(_FAMILIES[family], 0, 0) + b"".join(attributes)
+
+
+def without_rule(family: str, table: str, chain: str, handle: int) -> tuple[int, bytes, int]:
+    """For `transaction`: delete a rule; ENOENT if it is gone."""
+    names = nl.text(_RULE_TABLE, table), nl.text(_RULE_CHAIN, chain)
+    number = nl.attr(_RULE_HANDLE, handle.to_bytes(8, "big"))
+    return _DELRULE, message(family, *names, number), 0
 
 
 def without_chain(family: str, table: str, chain: str) -> tuple[int, bytes, int]:
@@ -436,6 +458,12 @@ def _rule(data: bytes, table: str, chain: str) -> Rule | None:
         comment_of(found.get(_RULE_USERDATA, b"")),
         data,
     )
+
+
+def userdata(comment: str) -> bytes:
+    """A comment as nft(8) keeps it, of anything that can have one."""
+    text = comment.encode("utf-8", "surrogateescape") + b"\0"
+    return bytes((_UDATA_COMMENT, len(text))) + text
 
 
 def comment_of(userdata: bytes) -> str:

@@ -27,7 +27,7 @@ _ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = (-3).to_bytes(4, "big", signed=True)
-_UDATA_COMMENT = 0
+_ASKED = 16  # keys a request: each is answered by a message, and all have to fit the buffer
 _CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
 
 Change = tuple[int, bytes, int]  # for nft.transaction
@@ -98,20 +98,47 @@ def elements(family: str, table: str, name: str) -> list[Element]:
 
 def find(family: str, table: str, name: str, key: bytes) -> Element | None:
     """The element under a key. Raises NetlinkError."""
-    payload = _set(family, table, name) + _list([_key(key)])
-    try:
-        answer = nft.socket().get(_GETSETELEM, payload)
-    except NetlinkError as error:
-        if error.errno == ENOENT:
-            return None
-        raise
-    return next((parse(raw) for raw in _listed(answer)), None)
+    return next(iter(find_run(family, table, name, [key])), None)
+
+
+def find_run(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+    """The elements under the keys, up to the first that has none. Raises NetlinkError."""
+    found: list[Element] = []
+    head = _set(family, table, name)
+    for start in range(0, len(keys), _ASKED):
+        asked = keys[start : start + _ASKED]
+        payload = head + _list([_key(key) for key in asked])
+        answers = nft.socket().get_each(_GETSETELEM, payload)
+        found += [parse(raw) for data in answers for raw in _listed(data)]
+        if len(answers) < len(asked):
+            break
+    return found
+
+
+def find_all(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+    """The elements under those of the keys that have one. Raises NetlinkError."""
+    found: list[Element] = []
+    start = 0
+    while start < len(keys):
+        run = find_run(family, table, name, keys[start:])
+        found += run
+        start += len(run) + 1
+    return found
 
 
 def insert(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """For `nft.transaction`: add elements; EEXIST if a key is taken."""
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
     return _changes(_NEWSETELEM, _set(family, table, name), map(_element, items), flags)
+
+
+def put(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transaction`: have elements as they are here, whatever is under their keys."""
+    head = _set(family, table, name)
+    # an element that is there would stay as it is: a comment is not changed by adding it again
+    yield from _changes(_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE)
+    yield from remove(family, table, name, items)
+    yield from _changes(_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
 
 
 def remove(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
@@ -130,7 +157,7 @@ def delete_matching(
     for last in (False, False, False, True):
         stale = [
             element
-            for element in elements(family, table, name)
+            for element in matching(dump(family, table, name), [prefix.encode()])
             if element.comment.startswith(prefix) and element.comment not in keep
         ]
         try:
@@ -148,14 +175,16 @@ def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iter
 
 
 def _element(element: Element) -> bytes:
+    parts = _key(element.key)
     if element.chain:
         chain = nl.text(_VERDICT_CHAIN, element.chain)
-        data = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
-    else:
-        data = nl.attr(_DATA_VALUE, element.value)
-    comment = element.comment.encode() + b"\0"
-    userdata = bytes((_UDATA_COMMENT, len(comment))) + comment
-    return _key(element.key) + nl.nest(_ELEM_DATA, data) + nl.attr(_ELEM_USERDATA, userdata)
+        verdict = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
+        parts += nl.nest(_ELEM_DATA, verdict)
+    elif element.value:
+        parts += nl.nest(_ELEM_DATA, nl.attr(_DATA_VALUE, element.value))
+    if element.comment:
+        parts += nl.attr(_ELEM_USERDATA, nft.userdata(element.comment))
+    return parts
 
 
 def _key(key: bytes) -> bytes:

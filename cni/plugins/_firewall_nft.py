@@ -7,9 +7,10 @@
       chain forward            priority filter: isolation, the administrators' chains, the sets
       chain admin              a jump to each administrator's chain
 
-One transaction makes an attachment's part and all that is shared, whatever was there before; the
-chain's policy is nobody's but the administrator's, who may make it `drop`. A packet costs the same
-lookups however many containers there are. What is removed is found by its owner.
+One transaction makes an attachment's part and, where that is not as it should be, all that is
+shared, whatever was there before; the chain's policy is nobody's but the administrator's, who may
+make it `drop`. A packet costs the same lookups however many containers there are. What is removed
+is found by its owner.
 
 An accept ends only our own chain: what another table drops stays dropped
 (docs/plugins/firewall.md).
@@ -22,6 +23,7 @@ from collections.abc import Collection
 from ..kernel import nft, nft_elements
 from ..kernel.netlink import NetlinkError
 from ..kernel.nft import NftError
+from ..kernel.nft_elements import Change, Element
 from ..kernel.owner import Owner, network_key
 from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError
@@ -51,7 +53,10 @@ _SKELETON = "".join(
         *(f'add rule inet {TABLE} forward {rule} comment "{_MARK}"\n' for rule in _RULES),
     )
 )
+# How they look in the kernel: the comment and the number of expressions of each.
+_SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
 _IFNAME = 16  # bytes of an interface's name in a key
+_RETRIES = 5
 
 
 def add(want: Want, *, accept: bool = True) -> None:
@@ -59,6 +64,75 @@ def add(want: Want, *, accept: bool = True) -> None:
 
     Raises CNIError; then nothing was changed.
     """
+    if not _add_elements(want, accept):
+        _render(want, accept)
+
+
+def _add_elements(want: Want, accept: bool) -> bool:
+    """Add the elements where the rest is as it should be; False if it is not, or cannot be seen.
+
+    Libnftables, which would read every table and link first, is not needed for that.
+    """
+    changes = [
+        change
+        for name, element, wanted in _elements(want, accept)
+        for change in _change(name, element, wanted)
+    ]
+    try:
+        for _ in range(_RETRIES):
+            since = nft.generation()
+            if not _is_complete(want.admin_chain if accept else ""):
+                break
+            try:
+                nft.transaction(changes, since)
+            except NetlinkError as error:
+                if error.errno != nft.ERESTART:
+                    raise
+            else:
+                return True
+    except NetlinkError:
+        pass  # libnftables will say what is wrong
+    return False
+
+
+def _change(name: str, element: Element, wanted: bool) -> list[Change]:
+    """Have the element with its comment, whoever's it was, or not have it."""
+    changes = [*nft_elements.put("inet", TABLE, name, [element])]
+    return changes if wanted else changes[:2]
+
+
+def _is_complete(admin_chain: str) -> bool:
+    """Are the rules there that every packet meets, and no others, and the jump to this chain?
+
+    So is what they refer to.
+    """
+    rules = nft.find_rules_with("inet", TABLE, "forward", b"")
+    if [(rule.comment, rule.size) for rule in rules] != _SHAPE:
+        return False
+    return not admin_chain or _has_jump(admin_chain)
+
+
+def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
+    """What the attachment needs: (set, element, is it to be there)."""
+    comment = want.owner.comment
+    found = [
+        (_ALLOWED[not a.is_v4], Element(a.ip, b"", "", comment), True)
+        for a in (want.addresses if accept else ())
+    ]
+    if want.ingress is not None:
+        bridge, comment = _padded(want.ingress.bridge), _network_comment(want.owner.network)
+        found.append(("bridges", Element(bridge, b"", "", comment), True))
+        within = Element(bridge * 2, b"", "", comment)
+        found.append(("within", within, not want.ingress.isolated))
+    return found
+
+
+def _padded(ifname: str) -> bytes:
+    return ifname.encode().ljust(_IFNAME, b"\0")
+
+
+def _render(want: Want, accept: bool) -> None:
+    """Everything, in nft(8)'s language."""
     script = _SKELETON
     if accept:
         script += "".join(
@@ -78,7 +152,7 @@ def _key(address: Prefix) -> str:
 
 
 def _element(name: str, key: str, comment: str) -> str:
-    """Have the element with this comment, whoever's it was: adding alone would not change it."""
+    """As `_change`, for an element that is wanted."""
     where = f"inet {TABLE} {name}"
     return (
         f"add element {where} {{ {key} }}\n"
@@ -145,7 +219,7 @@ def _differences(want: Want, accept: bool) -> list[str]:
 
 
 def _isolation_differences(ingress: Ingress) -> list[str]:
-    name = ingress.bridge.encode().ljust(_IFNAME, b"\0")
+    name = _padded(ingress.bridge)
     problems = []
     if name not in _keys("bridges"):
         problems.append(gone(f"set inet {TABLE} bridges: {ingress.bridge} is not in it"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ..kernel.owner import Owner
@@ -33,6 +34,13 @@ class Port(NamedTuple):
         return f"{where}{self.host_port}/{self.protocol}"
 
 
+def plain(ports: Iterable[Port], size: int) -> Iterator[Port]:
+    """The ports of a family, whose addresses have that size; an unspecified host IP is left out."""
+    for port in ports:
+        if len(port.host_ip) in (0, size):
+            yield port if any(port.host_ip) else port._replace(host_ip=b"")
+
+
 class Want(NamedTuple):
     """The container's first address of each family (with its subnet's prefix), and the ports.
 
@@ -57,10 +65,8 @@ class Want(NamedTuple):
         the first is left.
         """
         ports: dict[tuple[bytes, str, int], Port] = {}
-        for port in self.ports:
-            if len(port.host_ip) in (0, len(address.ip)):
-                plain = port if any(port.host_ip) else port._replace(host_ip=b"")
-                ports.setdefault(plain.key, plain)
+        for port in plain(self.ports, len(address.ip)):
+            ports.setdefault(port.key, port)
         return list(ports.values())
 
     def conditions_of(self, address: Prefix) -> list[str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from .. import intent
 from ..call import Attachment, Call, Steps
 from ..kernel import iptables, route, sysctl
 from ..kernel.conntrack import Flow
@@ -245,7 +246,8 @@ def add(call: Call[Conf]) -> Result:
         call.log(f"cni: portmap: {call.ifname} has no address: no port is published")
         return previous
     call.undo.callback(_remove, call, want)
-    _publish(call, want, settings.backend)
+    again = intent.find("portmap", call.owner, call.request.env) is not None
+    _publish(call, want, settings.backend, again=again)
     call.remember()
     return previous
 
@@ -258,9 +260,9 @@ def reload(call: Call[Conf]) -> None:
         _publish(call, want, settings.backend)
 
 
-def _publish(call: Call[Conf], want: Want, backend: str) -> None:
+def _publish(call: Call[Conf], want: Want, backend: str, *, again: bool = False) -> None:
     """Make the rules, unless they are there; flows that began without them are forgotten."""
-    _install(call, want, backend)
+    _install(call, want, backend, again)
     for address in want.addresses:
         here = address.ip
 
@@ -273,11 +275,11 @@ def _publish(call: Call[Conf], want: Want, backend: str) -> None:
             _portmap_localhost.enable(address, call.log)
 
 
-def _install(call: Call[Conf], want: Want, backend: str) -> None:
+def _install(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
     if backend == _IPTABLES:
         return _portmap_iptables.install(want)
     try:
-        return _install_nft(call, want)
+        return _install_nft(call, want, again)
     except _portmap_nft.Taken:
         raise
     except CNIError as error:
@@ -290,10 +292,10 @@ def _install(call: Call[Conf], want: Want, backend: str) -> None:
             raise CNIError(error.msg, f"and with iptables, tried instead: {other}") from None
 
 
-def _install_nft(call: Call[Conf], want: Want) -> None:
+def _install_nft(call: Call[Conf], want: Want, again: bool) -> None:
     """Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken."""
     try:
-        _portmap_nft.install(want, lambda owner: _is_dead(call, owner))
+        _portmap_nft.install(want, lambda owner: _is_dead(call, owner), thorough=again)
     except _portmap_nft.Taken:
         raise
     except CNIError as error:
@@ -308,8 +310,6 @@ def _install_nft(call: Call[Conf], want: Want) -> None:
 
 def _is_dead(call: Call[Conf], owner: Owner) -> bool:
     """Is the container certainly gone? Its namespace, as its own ADD was told, is no more."""
-    from .. import intent
-
     kept = intent.find("portmap", owner, call.request.env)
     netns = kept.env.get("CNI_NETNS") if kept else None
     return bool(netns) and not os.path.exists(netns or "")
@@ -327,7 +327,7 @@ def delete(call: Call[Conf]) -> None:
 def _remove(call: Call[Conf], want: Want) -> None:
     """Needs neither addresses nor ports."""
     steps = Steps()
-    found: list[Port] = steps.run(_portmap_nft.remove, want.owner) or []
+    found: list[Port] = steps.run(_remove_nft, call, want) or []
     known = want.addresses or None
     steps.run(_portmap_nft.remove_of_go, want.owner.container_id, known)
     steps.run(_portmap_iptables.remove, want.owner, want if known and want.ports else None)
@@ -335,6 +335,11 @@ def _remove(call: Call[Conf], want: Want) -> None:
         call, {*found, *want.ports}, [address.ip for address in want.addresses]
     )
     steps.finish()
+
+
+def _remove_nft(call: Call[Conf], want: Want) -> list[Port]:
+    published = call.forgotten is not None and bool(call.forgotten.intents)
+    return _portmap_nft.remove(want.owner, want.ports, published=published)
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
@@ -386,7 +391,7 @@ def _missing_localhost(want: Want, *, v6: bool) -> list[str]:
 def status(call: Call[Conf]) -> None:
     """Ready if the backend is usable."""
     backend = _settings(call, prefix="").backend
-    problem = "" if backend == _IPTABLES else _nft_problem()
+    problem = "" if backend == _IPTABLES else _nft_problem(call.conf)
     if backend == _NFTABLES and problem:
         raise NotAvailable(f"nftables is not usable: {problem}")
     if (backend == _IPTABLES or problem) and not iptables.usable(v6=False):
@@ -396,9 +401,9 @@ def status(call: Call[Conf]) -> None:
         )
 
 
-def _nft_problem() -> str:
+def _nft_problem(conf: Conf) -> str:
     try:
-        _portmap_nft.usable()
+        _portmap_nft.usable(conditions=bool(conf.conditions_v4 or conf.conditions_v6))
     except (CNIError, NetlinkError) as error:
         return str(error)
     return ""
