@@ -36,6 +36,7 @@ OPTIONS = tuple((_SOL_NETLINK, option, 1) for option in (_CAP_ACK, _EXT_ACK, _ST
 
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
+_BATCH = 64  # their acknowledgements wait in the socket's buffer
 
 
 class NetlinkError(OSError):
@@ -170,6 +171,34 @@ class Netlink:
         """Send a message and wait for its acknowledgement; the (type, payload) pairs before it."""
         sequence = self._send(kind, payload, flags | NLM_F_REQUEST | NLM_F_ACK)
         return self._replies(sequence)[0]
+
+    def batch(self, requests: list[tuple[int, bytes, int]]) -> list[NetlinkError | None]:
+        """Send several (type, payload, flags) at once, and wait for all: what went wrong with each.
+
+        The kernel takes them in their order, also after one that it refuses.
+        """
+        found: list[NetlinkError | None] = []
+        for start in range(0, len(requests), _BATCH):
+            found += self._batch(requests[start : start + _BATCH])
+        return found
+
+    def _batch(self, requests: list[tuple[int, bytes, int]]) -> list[NetlinkError | None]:
+        parts, sequences = [], []
+        for kind, payload, flags in requests:
+            self._sequence = self._sequence + 1 & 0xFFFFFFFF
+            sequences.append(self._sequence)
+            size, whole = 16 + len(payload), flags | NLM_F_REQUEST | NLM_F_ACK
+            parts.append(_HEADER.pack(size, kind, whole, self._sequence, 0))
+            parts.append(payload + b"\0" * (-size & 3))
+        self.sock.send(b"".join(parts))
+        found: list[NetlinkError | None] = []
+        for sequence in sequences:
+            try:
+                self._replies(sequence)
+                found.append(None)
+            except NetlinkError as error:
+                found.append(error)
+        return found
 
     def get(self, kind: int, payload: bytes) -> bytes:
         """The payload of the single reply to a get request."""

@@ -99,21 +99,27 @@ def copy(
         for old in show(sock, family, index, table):
             if old.movable:
                 there.setdefault((old.dst, old.tos, old.priority), []).append(old)
-    failure = None
+    changes = []
     for entry in sorted(routes, key=lambda r: bool(r.gateway)):
         wanted = entry._replace(table=table)
         olds = there.pop((entry.dst, entry.tos, entry.priority), [])
-        if wanted in olds:
-            continue
-        for old in olds:
-            delete(sock, old)
-        try:
-            sock.request(RTM_NEWROUTE, _message(wanted), nl.NLM_F_CREATE | nl.NLM_F_APPEND)
-        except NetlinkError as error:
-            if error.errno != EEXIST:
-                failure = failure or RouteError(wanted, error)
-    if failure:
-        raise failure
+        if wanted not in olds:
+            changes += [(old, RTM_DELROUTE, 0) for old in olds]
+            changes.append((wanted, RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_APPEND))
+    _change(sock, changes)
+
+
+def delete_all(sock: Netlink, routes: Iterable[Route]) -> None:
+    """Delete routes; those that are gone already are success. Raises RouteError, after the last."""
+    _change(sock, [(entry, RTM_DELROUTE, 0) for entry in routes])
+
+
+def _change(sock: Netlink, changes: list[tuple[Route, int, int]]) -> None:
+    """Make (route, message type, flags) all at once; what is there, or gone, already is fine."""
+    failures = sock.batch([(kind, _message(entry), flags) for entry, kind, flags in changes])
+    for (entry, kind, _), error in zip(changes, failures, strict=True):
+        if error is not None and error.errno != (ESRCH if kind == RTM_DELROUTE else EEXIST):
+            raise RouteError(entry, error)
 
 
 def delete(sock: Netlink, route: Route) -> None:

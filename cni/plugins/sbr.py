@@ -148,9 +148,7 @@ def _add_tables(
     if call.conf.add_source_hints:
         _leave_hints(call, sock, found, main, hints)
         return
-    for entry in main:
-        if entry.dst != _LINK_LOCAL:
-            _delete_route(sock, entry)
+    _delete_routes(sock, [entry for entry in main if entry.dst != _LINK_LOCAL])
 
 
 def _add_rule(call: Call[Conf], sock: Netlink, source: Source, table: int, what: str) -> None:
@@ -212,11 +210,12 @@ def _fill(sock: Netlink, routes: list[Route], table: int, index: int) -> None:
         raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}') from None
 
 
-def _delete_route(sock: Netlink, entry: Route) -> None:
+def _delete_routes(sock: Netlink, routes: list[Route]) -> None:
     try:
-        route.delete(sock, entry)
-    except NetlinkError as error:
-        raise CNIError(f"Failed to delete route: {error}", f'the route is "{entry}"') from None
+        route.delete_all(sock, routes)
+    except route.RouteError as error:
+        text = f"Failed to delete route: {error}"
+        raise CNIError(text, f'the route is "{error.route}"') from None
 
 
 def hints_for(found: Link, sources: list[Source]) -> list[Route]:
@@ -315,10 +314,12 @@ def _remove(
     tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
     tables -= {*_tables.RESERVED, call.conf.table}
     if found is not None and tables:
+        stale: list[Route] = []
         for each in _tables.FAMILIES:
             for old in route.show(sock, each, found.index, table=0):
                 if old.table in tables:
-                    steps.run(_delete_route, sock, old)
+                    stale.append(old)
+        steps.run(_delete_routes, sock, stale)
     for entry in own:
         steps.run(_delete_rule, sock, entry)
 

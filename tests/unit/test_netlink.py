@@ -135,6 +135,26 @@ def test_a_refused_request(capped: bool) -> None:
     assert (again.errno, str(again), type(again)) == (EPERM, str(error), NetlinkError)
 
 
+def test_a_batch() -> None:
+    """One datagram; each request has its own outcome, of whatever length it is."""
+    kernel = Kernel(*(answer(code, sequence=n + 1) for n, code in enumerate((0, EPERM, 0))))
+    with kernel as sock:
+        outcomes = sock.batch([(24, b"a", 0), (25, b"bcde", 0x400), (24, b"", 0)])
+        assert [outcome and outcome.errno for outcome in outcomes] == [None, EPERM, None]
+        sent = list(nl.split(kernel.theirs.recv(4096)))
+    request = nl.NLM_F_REQUEST | nl.NLM_F_ACK
+    assert sent == [
+        (24, request, 1, b"a"),
+        (25, request | 0x400, 2, b"bcde"),
+        (24, request, 3, b""),
+    ]
+
+
+def test_a_batch_of_none() -> None:
+    with Kernel() as sock:
+        assert sock.batch([]) == []
+
+
 def test_answers_to_an_earlier_request_are_skipped() -> None:
     stale = answer(EPERM, sequence=99)
     with Kernel(stale, stale + message(16, b"data"), stale, answer(0)) as sock:
