@@ -6,8 +6,10 @@
     POSTROUTING          CNI-HOSTPORT-MASQ masquerades what is marked
 
 One iptables-save and one iptables-restore a family, so that what is there is neither made twice nor
-half. The rules name network and container, not the interface: of two attachments of a container to
-one network, the container's address says which rules are whose.
+half; or, where the node has iptables-nft and only the container's rules are missing, one
+transaction over netlink (_portmap_iptables_nft.py). The rules name network and container, not the
+interface: of two attachments of a container to one network, the container's address says which
+rules are whose.
 """
 
 from __future__ import annotations
@@ -110,6 +112,8 @@ def _sources(address: Prefix) -> list[str]:
 def install(want: Want) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
     for address in want.addresses:
+        if _write(want, address):
+            continue
         for attempt in range(1, _RETRIES + 1):
             try:
                 lines = _additions(want, address, iptables.save(not address.is_v4, "nat"))
@@ -122,6 +126,14 @@ def install(want: Want) -> None:
                     raise IptablesError(
                         f"unable to setup DNAT: {error.msg}", error.details
                     ) from None
+
+
+def _write(want: Want, address: Prefix) -> bool:
+    """Over netlink, where only the container's rules are missing."""
+    from ._portmap_iptables_nft import publish
+
+    rules = [*entry_rules(want), *container_rules(want, address)]
+    return not want.conditions_of(address) and publish(want, address, shared_rules(want), rules)
 
 
 def _additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
