@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..protocol.address import InvalidAddress, Prefix, parse_ip
 from . import netlink as nl
-from . import nft
+from .nft import GENMSG_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +39,9 @@ class Unwritable(ValueError):
     """A rule with something that is not known here."""
 
 
+_UNKNOWN = (ValueError, KeyError, StopIteration, OverflowError, struct.error, InvalidAddress)
+
+
 # --- a rule ---------------------------------------------------------------------------------------
 
 
@@ -59,7 +62,7 @@ class Encoded(NamedTuple):
 
     def is_in(self, data: bytes) -> bool:
         """Is this the rule that a message of the kernel is about, whatever it has counted?"""
-        listed = nl.attr_map(data, nft.GENMSG_SIZE).get(_RULE_EXPRESSIONS, b"")
+        listed = nl.attr_map(data, GENMSG_SIZE).get(_RULE_EXPRESSIONS, b"")
         if not (listed.startswith(self.head) and listed.endswith(self.tail)):
             return False
         between = [
@@ -93,7 +96,7 @@ def encode(v6: bool, rule: str) -> Encoded:
             if not (command == "-I" and word == "1"):
                 _option(v6, parts, word, words, negated)
             negated = False
-    except (StopIteration, RuntimeError, ValueError, KeyError, InvalidAddress) as error:
+    except _UNKNOWN as error:
         raise Unwritable(f"{rule}: {error}") from None
     if not parts.target or negated:
         raise Unwritable(rule)
@@ -103,6 +106,8 @@ def encode(v6: bool, rule: str) -> Encoded:
 
 def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: bool) -> None:
     value = next(words)
+    if parts.target:
+        raise Unwritable(word)  # it is always the last
     if word in ("-i", "-o"):
         parts.interfaces += _interface(word, value, negated)
     elif word == "-s":
@@ -110,7 +115,7 @@ def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: b
         parts.addresses = _address(_SOURCE[v6], v6, value, negated) + parts.addresses
     elif word == "-d":
         parts.addresses += _address(_DESTINATION[v6], v6, value, negated)
-    elif negated or parts.target:
+    elif negated:
         raise Unwritable(word)
     elif word == "-p":
         parts.protocol = value
@@ -133,6 +138,8 @@ def _words(rule: str) -> Iterator[str]:
     if "\0" in rule or "\1" in rule:
         raise Unwritable(rule)
     pieces = rule.replace("\\\\", "\0").replace('\\"', "\1").split('"')
+    if len(pieces) % 2 == 0:
+        raise Unwritable(rule)
     found: list[str] = []
     for number, piece in enumerate(pieces):
         if number % 2:
@@ -197,10 +204,11 @@ def _verdict(code: int, chain: str = "") -> bytes:
 
 
 def _interface(option: str, name: str, negated: bool) -> bytes:
-    if name.endswith("+"):
-        raise Unwritable(name)  # any that begins so
+    raw = name.encode("utf-8", "surrogateescape") + b"\0"
+    if name.endswith("+") or len(raw) > 16:
+        raise Unwritable(name)  # the plus means any that begins so
     key = _META_IIFNAME if option == "-i" else _META_OIFNAME
-    return _meta(key) + _compare(name.encode() + b"\0", negated)
+    return _meta(key) + _compare(raw, negated)
 
 
 def _address(offset: int, v6: bool, text: str, negated: bool) -> bytes:
@@ -243,24 +251,30 @@ def _state(states: str) -> bytes:
     return _extension("match", "conntrack", 3, info)
 
 
+# struct xt_multiport_v1: XT_MULTIPORT_DESTINATION, the number of ports, ports, ranges, inverted
+_PORTS = struct.Struct("=BB15H15sB")
+
+
 def _ports(numbers: str) -> bytes:
-    """struct xt_multiport_v1: XT_MULTIPORT_DESTINATION, the number of ports, at most 15."""
     ports = [int(number) for number in numbers.split(",")]
-    info = struct.pack("=BB15H15xB", 1, len(ports), *ports, *[0] * (15 - len(ports)), 0)
+    info = _PORTS.pack(1, len(ports), *ports, *[0] * (15 - len(ports)), b"", 0)
     return _extension("match", "multiport", 1, info)
 
 
-_PORTS_HEAD = nl.text(1, "multiport") + nl.attr(2, _be32(1)) + nl.attr(3, bytes(48))[:4]
+_PORTS_HEAD = nl.text(1, "multiport") + nl.attr(2, _be32(1)) + nl.attr(3, bytes(_PORTS.size))[:4]
 
 
 def ports_of(data: bytes) -> list[int] | None:
-    """The ports that a rule's multiport match names, in a message of the kernel; None without."""
-    start = data.find(_PORTS_HEAD)
-    if start < 0:
+    """The ports that a rule's multiport match names, in a message of the kernel; None if unclear.
+
+    That is without such a match, with ranges, and if it is for all but these.
+    """
+    start = data.find(_PORTS_HEAD) + len(_PORTS_HEAD)
+    info = data[start : start + _PORTS.size] if start >= len(_PORTS_HEAD) else b""
+    if len(info) < _PORTS.size:
         return None
-    _, count, *ports = struct.unpack_from("=BB15H", data, start + len(_PORTS_HEAD))
-    ranges = any(data[start + len(_PORTS_HEAD) + 32 :][:15])
-    return None if ranges else ports[:count]
+    _, count, *ports, ranges, invert = _PORTS.unpack(info)
+    return None if any(ranges) or invert else ports[:count]
 
 
 def _port(number: str) -> bytes:
