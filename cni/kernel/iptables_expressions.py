@@ -46,12 +46,16 @@ _UNKNOWN = (ValueError, KeyError, StopIteration, OverflowError, struct.error, In
 
 
 class Encoded(NamedTuple):
-    """A rule's expressions before and after its counter, as the kernel shows them."""
+    """A rule's expressions before and after its counter, as the kernel shows them.
+
+    `leads_to` is the chain that it jumps to, if it does.
+    """
 
     chain: str
     head: bytes
     tail: bytes
     protocol: int
+    leads_to: str
 
     @property
     def attributes(self) -> bytes:
@@ -77,7 +81,7 @@ class _Parts:
 
     def __init__(self) -> None:
         self.interfaces = self.layer4 = self.addresses = self.matches = self.target = b""
-        self.protocol = ""
+        self.protocol = self.leads_to = ""
 
 
 def encode(v6: bool, rule: str) -> Encoded:
@@ -101,7 +105,8 @@ def encode(v6: bool, rule: str) -> Encoded:
     if not parts.target or negated:
         raise Unwritable(rule)
     head = parts.interfaces + parts.layer4 + parts.addresses + parts.matches
-    return Encoded(chain, head, parts.target, _PROTOCOLS.get(parts.protocol, 0))
+    number = _PROTOCOLS.get(parts.protocol, 0)
+    return Encoded(chain, head, parts.target, number, parts.leads_to)
 
 
 def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: bool) -> None:
@@ -126,7 +131,7 @@ def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: b
             raise Unwritable(value)
         parts.matches += make(next(words))
     elif word == "-j":
-        parts.target = _target(v6, value, words)
+        parts.leads_to, parts.target = _target(v6, value, words)
     else:
         raise Unwritable(word)
 
@@ -329,24 +334,26 @@ _MATCHES: dict[str, tuple[str, Callable[[str], bytes]]] = {
 _VERDICTS = {"ACCEPT": _ACCEPT, "DROP": _DROP, "RETURN": _RETURN}
 
 
-def _target(v6: bool, name: str, words: Iterator[str]) -> bytes:
-    """A verdict, a target of the old kind, or a jump to the chain of that name."""
+def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
+    """A verdict, a target of the old kind, or else a jump to the chain of that name."""
     if name in _VERDICTS:
-        return _verdict(_VERDICTS[name])
-    if name == "MASQUERADE":
-        # struct nf_nat_range; for IPv4 the older nf_nat_ipv4_multi_range_compat with one range
-        info = bytes(40) if v6 else struct.pack("=I16x", 1)
-        return _extension("target", name, 0, info)
-    if name == "MARK":
-        if next(words) != "--set-xmark":
-            raise Unwritable(name)
-        mark, mask = _mark(next(words))
-        return _extension("target", name, 2, mark + mask)  # struct xt_mark_tginfo2
-    if name == "DNAT":
-        if next(words) != "--to-destination":
-            raise Unwritable(name)
-        return _extension("target", name, 2, _destination(v6, next(words)))
-    return _verdict(_JUMP, name)
+        return "", _verdict(_VERDICTS[name])
+    if name not in _TARGETS:
+        return name, _verdict(_JUMP, name)
+    option, revision, make = _TARGETS[name]
+    if option and next(words) != option:
+        raise Unwritable(name)
+    return "", _extension("target", name, revision, make(v6, next(words) if option else ""))
+
+
+def _masquerade(v6: bool, _: str) -> bytes:
+    """struct nf_nat_range; for IPv4 nf_nat_ipv4_multi_range_compat with one range."""
+    return bytes(40) if v6 else struct.pack("=I16x", 1)
+
+
+def _set_mark(_: bool, text: str) -> bytes:
+    """struct xt_mark_tginfo2"""
+    return b"".join(_mark(text))
 
 
 def _destination(v6: bool, text: str) -> bytes:
@@ -357,3 +364,11 @@ def _destination(v6: bool, text: str) -> bytes:
         raise Unwritable(text)
     address_union = ip.ljust(16, b"\0")
     return struct.pack("=I16s16s2s2sH", 3, address_union, address_union, number, number, 0)
+
+
+# With the one option that we use, or none, and the revision.
+_TARGETS: dict[str, tuple[str, int, Callable[[bool, str], bytes]]] = {
+    "DNAT": ("--to-destination", 2, _destination),
+    "MARK": ("--set-xmark", 2, _set_mark),
+    "MASQUERADE": ("", 0, _masquerade),
+}

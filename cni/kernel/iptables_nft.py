@@ -13,25 +13,34 @@ that was looked at.
 from __future__ import annotations
 
 import os
-from errno import ERESTART
+from errno import ENOENT, ERESTART
 from typing import TYPE_CHECKING
 
 from .. import process
 from . import netlink as nl
 from . import nft
-from .iptables_expressions import Unwritable, encode
+from .iptables_expressions import Encoded, Unwritable, encode
 from .netlink import NetlinkError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # linux/netfilter/nf_tables.h
-_NEWCHAIN, _NEWRULE, _GETRULE = (nft.SUBSYSTEM | n for n in (3, 6, 7))
-_CHAIN_TABLE, _CHAIN_NAME = 1, 3
+_NEWTABLE, _NEWCHAIN, _NEWRULE, _GETRULE = (nft.SUBSYSTEM | n for n in (0, 3, 6, 7))
+_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
+_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
+_ACCEPT = b"\0\0\0\1"
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 
 _MOST = 100  # changes in a transaction of nft.py
-_TRIES = 10
+_TRIES = 20
+# iptables-nft makes these when the first rule needs them: hook and priority (iptables/nft.c).
+_HOOKS = {
+    ("filter", "FORWARD"): (2, 0),
+    ("nat", "PREROUTING"): (0, -100),
+    ("nat", "OUTPUT"): (3, -100),
+    ("nat", "POSTROUTING"): (4, 100),
+}
 
 
 # --- is it this variant? --------------------------------------------------------------------------
@@ -81,6 +90,15 @@ def version(program: bytes) -> tuple[int, ...]:
 # --- looking and changing -------------------------------------------------------------------------
 
 
+def _dump(payload: bytes) -> list[bytes]:
+    try:
+        return nft.socket().dump(_GETRULE, payload)
+    except NetlinkError as error:
+        if error.errno != ENOENT:
+            raise
+        return []  # no such table or chain
+
+
 class Rules:
     """The rules of a table, looked at when asked for, and nobody's change since. Raises OSError."""
 
@@ -89,6 +107,7 @@ class Rules:
         self._family = "ip6" if v6 else "ip"
         self._since = b""
         self._seen: dict[str, list[bytes]] = {}
+        self._chains: dict[str, bool] = {}
 
     def of(self, chain: str = "") -> list[bytes]:
         """The kernel's messages about a chain's rules, or about all of the table."""
@@ -101,22 +120,63 @@ class Rules:
             self._since = self._since or nft.generation()
             parts = [nl.text(_RULE_TABLE, self._table)]
             parts += [nl.text(_RULE_CHAIN, chain)] if chain else []
-            found = nft.socket().dump(_GETRULE, nft.message(self._family, *parts))
+            found = _dump(nft.message(self._family, *parts))
         self._seen[chain] = found
         return found
 
     def have(self, rule: str) -> bool:
         """Is this rule (`-A …`) there, as the tool's -C asks? Raises Unwritable."""
-        want = encode(self._v6, rule)
-        return any(want.is_in(data) for data in self.of(want.chain) if want.tail in data)
+        return self._place(encode(self._v6, rule)) is not None
 
-    def add(self, lines: list[str]) -> None:
+    def _place(self, rule: Encoded) -> int | None:
+        """Which of its chain's rules it is, the first if there are several."""
+        for number, data in enumerate(self.of(rule.chain)):
+            if rule.tail in data and rule.is_in(data):
+                return number
+        return None
+
+    def has_chain(self, name: str) -> bool:
+        """Is there such a chain?"""
+        if name not in self._chains:
+            self._since = self._since or nft.generation()
+            self._chains[name] = nft.has_chain(self._family, self._table, name)
+        return self._chains[name]
+
+    def saved(self, rules: list[str]) -> list[str] | None:
+        """What there is of these rules and of their chains, in iptables-save's words.
+
+        Rules of a chain are in their order. None if one could be there in another version's form:
+        where it is not seen, but its chain is there and so is the one it leads to.
+        Raises Unwritable.
+        """
+        chains: dict[str, None] = {}
+        there: dict[str, int] = {}
+        for rule in rules:
+            one = encode(self._v6, rule)
+            names = dict.fromkeys(name for name in (one.chain, one.leads_to) if name)
+            chains |= names
+            place = self._place(one)
+            if place is not None:
+                there[rule] = place
+                self._chains |= dict.fromkeys(names, True)
+            elif all(self.has_chain(name) for name in names):
+                return None
+        lines = [f":{name} " for name in chains if self.has_chain(name)]
+        return lines + sorted(there, key=there.__getitem__)
+
+    def add(self, lines: list[str], *, hooks: bool = False) -> None:
         """Make chains (`-N …`) and rules (`-A …`, `-I …`), all or none.
 
-        A chain that exists is an error (EEXIST), and so is a change by others since we looked
-        (ERESTART). Raises NetlinkError, Unwritable.
+        With `hooks` also the table, and the chains of the kernel's hooks that rules are for, where
+        they are not there, as the tool does. A chain that exists is an error (EEXIST), and so is a
+        change by others since we looked (ERESTART). Raises NetlinkError, Unwritable.
         """
-        changes = [self._change(line) for line in lines]
+        table = nft.message(self._family, nl.text(_CHAIN_TABLE, self._table))
+        changes = [(_NEWTABLE, table, nl.NLM_F_CREATE)] if hooks else []
+        for line in lines:
+            if hooks:
+                changes += self._hook(line.split()[1])
+            changes.append(self._change(line))
         if len(changes) > _MOST:
             raise Unwritable("too much for one transaction")
         if changes:
@@ -141,6 +201,23 @@ class Rules:
         )
         return _NEWRULE, payload, flags
 
+    def _hook(self, name: str) -> list[tuple[int, bytes, int]]:
+        """What makes a chain of a hook, if it is one and missing."""
+        place = _HOOKS.get((self._table, name))
+        if place is None or self.has_chain(name):
+            return []
+        self._chains[name] = True
+        number, priority = (value.to_bytes(4, "big", signed=True) for value in place)
+        payload = nft.message(
+            self._family,
+            nl.text(_CHAIN_TABLE, self._table),
+            nl.text(_CHAIN_NAME, name),
+            nl.nest(_CHAIN_HOOK, nl.attr(_HOOK_NUMBER, number), nl.attr(_HOOK_PRIORITY, priority)),
+            nl.attr(_CHAIN_POLICY, _ACCEPT),
+            nl.text(_CHAIN_TYPE, self._table),
+        )
+        return [(_NEWCHAIN, payload, nl.NLM_F_CREATE)]
+
 
 def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> bool:
     """Add what `plan` finds missing, again if others changed the rules meanwhile.
@@ -150,17 +227,20 @@ def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> b
     """
     if not is_the_tool(v6):
         return False
+    hooks = False
     for _ in range(_TRIES):
         rules = Rules(v6, table)
         try:
             lines = plan(rules)
             if lines is None:
                 return False
-            rules.add(lines)
+            rules.add(lines, hooks=hooks)
             return True
         except Unwritable:
             return False
         except OSError as error:
-            if not isinstance(error, NetlinkError) or error.errno != ERESTART:
+            fresh = error.errno == ENOENT and not hooks
+            if not isinstance(error, NetlinkError) or not (fresh or error.errno == ERESTART):
                 return False
+            hooks |= fresh
     return False

@@ -124,7 +124,7 @@ def _add_family(
     if not shared:
         return None
     own = _own_rules(addresses)
-    if _write(v6, shared, addresses):
+    if _write(v6, shared, addresses, ingress):
         return None
     chain = _FORWARD if own else _STAGE1
     if not iptables.has_legacy_table(v6, "filter") and iptables.has_nft_chain(v6, "filter", chain):
@@ -141,19 +141,21 @@ def _add_family(
     return _complete(v6, shared, own, ingress)
 
 
-def _write(v6: bool, shared: list[Shared], addresses: list[Prefix]) -> bool:
-    """Over netlink, if the node has iptables-nft and nothing that is shared is missing."""
+def _write(
+    v6: bool, shared: list[Shared], addresses: list[Prefix], ingress: Ingress | None
+) -> bool:
+    """Over netlink, where the node has iptables-nft and it is clear what there is."""
     from ..kernel import iptables_nft
 
     def missing(rules: iptables_nft.Rules) -> list[str] | None:
-        if not all(rules.have(item.rule) for item in shared):
+        saved = rules.saved([item.rule for item in shared])
+        if saved is None:
             return None
-        lines = []
         for address in addresses:
             there = [nft.Rule(0, "", raw) for raw in rules.of(_FORWARD) if address.ip in raw]
             kinds = {_kind(rule, v6, address.ip) for rule in there}
-            lines += [rule for rule in _own_rules([address]) if _option(rule) not in kinds]
-        return lines
+            saved += [rule for rule in _own_rules([address]) if _option(rule) in kinds]
+        return _missing(saved, shared, _own_rules(addresses), ingress)
 
     return iptables_nft.change(v6, "filter", missing)
 

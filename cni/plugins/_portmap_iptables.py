@@ -111,12 +111,14 @@ def _sources(address: Prefix) -> list[str]:
 
 def install(want: Want) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
+    from ._portmap_iptables_nft import publish
+
     for address in want.addresses:
-        if _write(want, address):
+        if publish(want, address, shared_rules(want), additions):
             continue
         for attempt in range(1, _RETRIES + 1):
             try:
-                lines = _additions(want, address, iptables.save(not address.is_v4, "nat"))
+                lines = additions(want, address, iptables.save(not address.is_v4, "nat"))
                 if lines:
                     iptables.restore(not address.is_v4, "nat", lines)
                 break
@@ -128,15 +130,7 @@ def install(want: Want) -> None:
                     ) from None
 
 
-def _write(want: Want, address: Prefix) -> bool:
-    """Over netlink, where only the container's rules are missing."""
-    from ._portmap_iptables_nft import publish
-
-    rules = [*entry_rules(want), *container_rules(want, address)]
-    return not want.conditions_of(address) and publish(want, address, shared_rules(want), rules)
-
-
-def _additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
+def additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
     chain = want.owner.chain("DN-")
     lines = _free_ports(want, address, saved)
     shared, entries = shared_rules(want), entry_rules(want)

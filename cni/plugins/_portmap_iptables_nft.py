@@ -1,10 +1,13 @@
 """portmap's rules in iptables-nft's tables without a fork, in the case that is not special.
 
-That is: all that containers share is there, the container's chain is not, and no other container
-is in the way. Everything else is told apart in iptables-save's words, by _portmap_iptables.py.
+That is: it is clear what there is of that which containers share, the container's chain is not
+there, and no other container is in the way. Everything else is told apart in iptables-save's words,
+by _portmap_iptables.py.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from ..kernel import iptables_nft
 from ..kernel.iptables_expressions import ports_of
@@ -14,16 +17,26 @@ from ._portmap import Want
 _DNAT = "CNI-HOSTPORT-DNAT"
 
 
-def publish(want: Want, address: Prefix, shared: list[str], rules: list[str]) -> bool:
-    """Make the container's chain and rules; False if nothing was done."""
+def publish(
+    want: Want,
+    address: Prefix,
+    shared: list[str],
+    additions: Callable[[Want, Prefix, list[str]], list[str]],
+) -> bool:
+    """Make what `additions` finds missing of the shared and the container's rules.
 
-    def missing(there: iptables_nft.Rules) -> list[str] | None:
-        had_address = any(_leads_to(address.ip, rule) for rule in there.of())
-        if had_address or not all(there.have(rule) for rule in shared):
+    It is given the shared ones that are there. False if nothing was done.
+    """
+    if want.conditions_of(address):
+        return False  # these can be anything
+
+    def missing(rules: iptables_nft.Rules) -> list[str] | None:
+        if any(_leads_to(address.ip, rule) for rule in rules.of()):
             return None
-        if not all(_is_of_others(want, entry) for entry in there.of(_DNAT)):
+        if not all(_is_of_others(want, entry) for entry in rules.of(_DNAT)):
             return None
-        return [f"-N {want.owner.chain('DN-')}", *rules]
+        saved = rules.saved(shared)
+        return None if saved is None else additions(want, address, saved)
 
     return iptables_nft.change(not address.is_v4, "nat", missing)
 
