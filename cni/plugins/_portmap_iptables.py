@@ -6,10 +6,9 @@
     POSTROUTING          CNI-HOSTPORT-MASQ masquerades what is marked
 
 One iptables-save and one iptables-restore a family, so that what is there is neither made twice nor
-half; or, where the node has iptables-nft and only the container's rules are missing, one
-transaction over netlink (_portmap_iptables_nft.py). The rules name network and container, not the
-interface: of two attachments of a container to one network, the container's address says which
-rules are whose.
+half; or, where the node has iptables-nft and it is clear what there is, one transaction over netlink
+(_portmap_iptables_nft.py). The rules name network and container, not the interface: of two
+attachments of a container to one network, the container's address says which rules are whose.
 """
 
 from __future__ import annotations
@@ -131,6 +130,7 @@ def install(want: Want) -> None:
 
 
 def additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
+    """iptables-restore's lines that add what the saved table lacks. Raises Taken."""
     chain = want.owner.chain("DN-")
     lines = _free_ports(want, address, saved)
     shared, entries = shared_rules(want), entry_rules(want)
