@@ -6,7 +6,7 @@
     POSTROUTING          CNI-HOSTPORT-MASQ masquerades what is marked
 
 One iptables-save and one iptables-restore a family, so that what is there is neither made twice nor
-half; or, where the node has iptables-nft and it is clear what there is, one transaction over netlink
+half; or, where the node has iptables-nft and it is clear what there is, one netlink transaction
 (_portmap_iptables_nft.py). The rules name network and container, not the interface: of two
 attachments of a container to one network, the container's address says which rules are whose.
 """
