@@ -57,22 +57,27 @@ def is_the_tool(v6: bool) -> bool:
     if program is None:
         return False
     try:
-        fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        # all links followed: one program is every tool of the variant
-        if os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) != "xtables-nft-multi":
-            return False
-        stat = os.fstat(fd)
+        stat = os.stat(program)
         key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if key not in _seen:
-            _seen[key] = version(os.read(fd, stat.st_size)) >= _OLDEST
+            _seen[key] = _is_known(program)
         return _seen[key]
     except OSError:
         return False
+
+
+def _is_known(program: str) -> bool:
+    fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # all links followed: one program is every tool of the variant
+        name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        return name == "xtables-nft-multi" and version(_content(fd)) >= _OLDEST
     finally:
         os.close(fd)
+
+
+def _content(fd: int) -> bytes:
+    return os.read(fd, os.fstat(fd).st_size)
 
 
 def version(program: bytes) -> tuple[int, ...]:
@@ -97,6 +102,19 @@ def _dump(payload: bytes) -> list[bytes]:
         if error.errno != ENOENT:
             raise
         return []  # no such table or chain
+
+
+_known: dict[tuple[bool, str], Encoded] = {}
+
+
+def _encoded(v6: bool, rule: str) -> Encoded:
+    """`encode`, remembered for those rules that every container asks for."""
+    found = _known.get((v6, rule))
+    if found is None:
+        if len(_known) >= 100:
+            _known.clear()
+        found = _known[v6, rule] = encode(v6, rule)
+    return found
 
 
 class Rules:
@@ -152,7 +170,7 @@ class Rules:
         chains: dict[str, None] = {}
         there: dict[str, int] = {}
         for rule in rules:
-            one = encode(self._v6, rule)
+            one = _encoded(self._v6, rule)
             names = dict.fromkeys(name for name in (one.chain, one.leads_to) if name)
             chains |= names
             place = self._place(one)
