@@ -2,10 +2,11 @@
 
 Two backends, with the reference's names and rules, so that either implementation cleans up after
 the other. nftables: one transaction to set up, through libnftables only if the table is not there
-or not as it should be; removal needs the owner only, not the addresses.
-iptables: one iptables-restore a family, optimistic: it creates everything and fails as a whole if
-the chain is there already; only then is the table read and the difference applied. What
-iptables-nft made is removed over netlink, without a fork.
+or not as it should be; removal needs the owner only, not the addresses. iptables: one transaction a
+family, over netlink where that is iptables-nft's (kernel/iptables_nft.py), else one
+iptables-restore. It is optimistic: it creates everything and fails as a whole if the chain is there
+already; only then is the table read and the difference applied. What iptables-nft has is removed
+over netlink, too, without a fork.
 
 QUIRK: the reference leaves iptables rules behind when a container's addresses are no longer known;
 we find them by the chain's name, which is derived from network and container. The name does not
@@ -268,13 +269,18 @@ def _iptables_setup(owner: Owner, prefixes: list[Prefix]) -> None:
 
 
 def _iptables_add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
+    from . import iptables_nft
+
     rules = [_iptables_rules(owner, prefix) for prefix in prefixes]
     accept = list(dict.fromkeys(rule.accept for rule in rules))  # two addresses, one subnet
     jumps = [rule.jump for rule in rules]
     masquerade = rules[0].masquerade
+    # -N fails when the chain is there, and nothing else of the owner can be there without it.
+    everything = [f"-N {owner.chain()}", *accept, masquerade, *jumps]
+    if iptables_nft.change(v6, "nat", lambda _: everything):
+        return
     try:
-        # -N fails when the chain is there, and nothing else of the owner can be there without it.
-        iptables.restore(v6, "nat", [f"-N {owner.chain()}", *accept, masquerade, *jumps])
+        iptables.restore(v6, "nat", everything)
     except IptablesError as error:
         saved = _saved_if_any(owner, v6)
         if not saved:

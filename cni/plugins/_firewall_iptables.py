@@ -5,10 +5,11 @@
     CNI-ISOLATION-STAGE-1   from an isolated bridge to elsewhere -> CNI-ISOLATION-STAGE-2
     CNI-ISOLATION-STAGE-2   to any isolated bridge: drop
 
-ADD is one iptables-restore a family: it verifies (-C) what all containers share and appends what is
-the container's; it fails as a whole when something shared is missing, and only then is the table
-read and completed. Whether the container's rules are there already is seen over netlink, without a
-fork, and DEL removes them so. For iptables-legacy, the table is read.
+ADD is one transaction a family: it verifies what all containers share and appends what is the
+container's; when something shared is missing, and only then, the table is read and completed.
+Where the node's iptables is iptables-nft, the transaction is one over netlink, without a fork
+(kernel/iptables_nft.py), else one iptables-restore (-C, -A), and DEL removes over netlink what is
+there. For iptables-legacy, the table is read.
 """
 
 from __future__ import annotations
@@ -123,6 +124,8 @@ def _add_family(
     if not shared:
         return None
     own = _own_rules(addresses)
+    if _write(v6, shared, addresses, ingress):
+        return None
     chain = _FORWARD if own else _STAGE1
     if not iptables.has_legacy_table(v6, "filter") and iptables.has_nft_chain(v6, "filter", chain):
         present = {rule for address in addresses for rule in _present(v6, address)}
@@ -138,14 +141,34 @@ def _add_family(
     return _complete(v6, shared, own, ingress)
 
 
+def _write(
+    v6: bool, shared: list[Shared], addresses: list[Prefix], ingress: Ingress | None
+) -> bool:
+    """Over netlink, where the node has iptables-nft and it is clear what there is."""
+    from ..kernel import iptables_nft
+
+    def missing(rules: iptables_nft.Rules) -> list[str] | None:
+        saved = rules.saved([item.rule for item in shared])
+        if saved is None:
+            return None
+        for address in addresses:
+            there = [nft.Rule(0, "", raw) for raw in rules.of(_FORWARD) if address.ip in raw]
+            kinds = {_kind(rule, v6, address.ip) for rule in there}
+            saved += [rule for rule in _own_rules([address]) if _option(rule) in kinds]
+        return _missing(saved, shared, _own_rules(addresses), ingress)
+
+    return iptables_nft.change(v6, "filter", missing)
+
+
+def _option(own_rule: str) -> str:
+    """-d or -s"""
+    return own_rule.split()[2]
+
+
 def _present(v6: bool, address: Prefix) -> list[str]:
     """Those of the address's rules that iptables-nft has."""
     kinds = {kind for kind, _ in _nft_rules(v6, address)}
-    return [
-        rule
-        for kind, rule in zip(("-d", "-s"), _own_rules([address]), strict=True)
-        if kind in kinds
-    ]
+    return [rule for rule in _own_rules([address]) if _option(rule) in kinds]
 
 
 def _complete(v6: bool, shared: list[Shared], own: list[str], ingress: Ingress | None) -> None:

@@ -6,8 +6,9 @@
     POSTROUTING          CNI-HOSTPORT-MASQ masquerades what is marked
 
 One iptables-save and one iptables-restore a family, so that what is there is neither made twice nor
-half. The rules name network and container, not the interface: of two attachments of a container to
-one network, the container's address says which rules are whose.
+half; or, where the node has iptables-nft and it is clear what there is, one netlink transaction
+(_portmap_iptables_nft.py). The rules name network and container, not the interface: of two
+attachments of a container to one network, the container's address says which rules are whose.
 """
 
 from __future__ import annotations
@@ -109,10 +110,14 @@ def _sources(address: Prefix) -> list[str]:
 
 def install(want: Want) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
+    from ._portmap_iptables_nft import publish
+
     for address in want.addresses:
+        if publish(want, address, shared_rules(want), additions):
+            continue
         for attempt in range(1, _RETRIES + 1):
             try:
-                lines = _additions(want, address, iptables.save(not address.is_v4, "nat"))
+                lines = additions(want, address, iptables.save(not address.is_v4, "nat"))
                 if lines:
                     iptables.restore(not address.is_v4, "nat", lines)
                 break
@@ -124,7 +129,8 @@ def install(want: Want) -> None:
                     ) from None
 
 
-def _additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
+def additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
+    """iptables-restore's lines that add what the saved table lacks. Raises Taken."""
     chain = want.owner.chain("DN-")
     lines = _free_ports(want, address, saved)
     shared, entries = shared_rules(want), entry_rules(want)

@@ -23,7 +23,7 @@ from ..protocol import args, config
 from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _bridge_gateway, _check, _configure, _main, _veth
+from . import _bridge_gateway, _configure, _main, _veth
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 # IPAM plugins that work through the container's interface.
@@ -338,7 +338,7 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the kernel with prevResult; every difference is reported."""
-    from . import _bridge_check
+    from . import _bridge_check, _check
 
     want = Settings(call)
     netns = call.open_netns()
