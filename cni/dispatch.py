@@ -26,17 +26,12 @@ from .protocol.result import Result, encode_json
 
 
 class Plugin(NamedTuple):
-    """An entry of the table.
-
-    `conf_error` begins the errors of decoding a configuration; `enters`: nearly every ADD, DEL and
-    CHECK asks for a netlink socket of the container's namespace.
-    """
+    """An entry of the table; `conf_error` begins the errors of decoding a configuration."""
 
     module: str
     about: str
     versions: tuple[str, ...] = version.ALL
     conf_error: str = "failed to load netconf: "
-    enters: bool = True
 
 
 TABLE: dict[str, Plugin] = {
@@ -48,10 +43,7 @@ TABLE: dict[str, Plugin] = {
     ),
     "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
     "dhcp": Plugin(
-        "cni.ipam.dhcp.plugin",
-        "leases addresses from DHCP servers, by a daemon",
-        conf_error="",
-        enters=False,
+        "cni.ipam.dhcp.plugin", "leases addresses from DHCP servers, by a daemon", conf_error=""
     ),
     "dummy": Plugin(
         "cni.plugins.dummy",
@@ -62,7 +54,6 @@ TABLE: dict[str, Plugin] = {
         "cni.plugins.firewall",
         "lets the containers' traffic through the node's firewall",
         versions=version.ALL[4:],
-        enters=False,
     ),
     "flannel": Plugin(
         "cni.plugins.flannel",
@@ -72,9 +63,7 @@ TABLE: dict[str, Plugin] = {
     "host-device": Plugin(
         "cni.plugins.host_device", "moves a device of the host into the container"
     ),
-    "host-local": Plugin(
-        "cni.ipam.host_local", "allocates addresses from ranges", conf_error="", enters=False
-    ),
+    "host-local": Plugin("cni.ipam.host_local", "allocates addresses from ranges", conf_error=""),
     "ipvlan": Plugin("cni.plugins.ipvlan", "makes an interface that shares a host link's MAC"),
     "loopback": Plugin(
         "cni.plugins.loopback",
@@ -90,23 +79,19 @@ TABLE: dict[str, Plugin] = {
         "cni.plugins.portmap",
         "publishes a container's ports on the node",
         conf_error="failed to parse network configuration: ",
-        enters=False,
     ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
     "sample": Plugin(
         "cni.plugins.sample",
         "is the example of docs/writing-a-plugin.md: passes the result on",
         conf_error="failed to parse network configuration: ",
-        enters=False,
     ),
     "sbr": Plugin(
         "cni.plugins.sbr",
         "routes by source address: replies leave by the interface they came in",
         conf_error="failed to parse network configuration: ",
     ),
-    "static": Plugin(
-        "cni.ipam.static", "hands out configured addresses", conf_error="", enters=False
-    ),
+    "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),

@@ -7,14 +7,15 @@
  * namespace or too slow to begin, the plugin runs by exec, as if there were no server: then the
  * shell script below (launcher/prefix.sh, embedded) or a shortcut through it starts Python.
  *
- *     hello     from a worker that is free: magic, its build id, its network namespace, its root
  *     request   header, then NUL-terminated: path we were called by, environment; then stdin
- *               descriptors: stderr, working directory, CNI_NETNS if it can be opened
+ *     hello     from a worker that is free: magic, its build id, its network namespace, its root
+ *     go        which descriptors come with it: stderr, working directory, and if there are such
+ *               CNI_NETNS, and a routing socket of that namespace
  *     reply     'X', exit code, size of the output, output; or 'N': no such plugin here
  *
- * Nothing is sent before the hello: a descriptor in the queue of a server that hangs would keep the
- * runtime's pipe open. Before the request is sent nothing can have happened, after it somebody is at
- * work, so no request is ever done twice. Output is written when all of it is here.
+ * Descriptors are sent after the hello only: in the queue of a server that hangs they would keep the
+ * runtime's pipe open. Before them nothing can have happened, after them somebody is at work, so no
+ * request is ever done twice. Output is written when all of it is here.
  *
  * POSIX and Linux only, static, no allocation but growing buffers for stdin and stdout. Its twin is
  * cni/server/wire.py.
@@ -29,7 +30,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sched.h>
 #include <sys/auxv.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -46,6 +49,11 @@
 #endif
 #define CNI_PATIENCE_ALONE 10 /* … times this where nobody has installed a Python to fall back on */
 
+/* linux/netlink.h, linux/sockios.h: musl has neither */
+enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_CHK = 12 };
+#ifndef SIOCGSKNS
+#define SIOCGSKNS 0x894C
+#endif
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71 /* Linux 5.14 */
 #endif
@@ -53,7 +61,7 @@
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 3 };
+enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 4 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
        MAX_OUTPUT = 64 << 20 };
 
@@ -254,13 +262,15 @@ static int send_all(int fd, struct iovec *parts, int count, const int *fds, int 
     } control;
     memset(&control, 0, sizeof control);
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
-    message.msg_control = control.room;
-    message.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
-    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-    head->cmsg_level = SOL_SOCKET;
-    head->cmsg_type = SCM_RIGHTS;
-    head->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
-    memcpy(CMSG_DATA(head), fds, (size_t)nfds * sizeof(int));
+    if (nfds) {
+        message.msg_control = control.room;
+        message.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_RIGHTS;
+        head->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
+        memcpy(CMSG_DATA(head), fds, (size_t)nfds * sizeof(int));
+    }
     for (;;) {
         ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
         if (n < 0 && errno == EINTR)
@@ -309,29 +319,52 @@ static char *make_strings(uint32_t *size)
     return start;
 }
 
-/* A request, made while the worker wakes up. */
-struct request {
-    struct header header;
-    char *strings;
-    int fds[MAX_FDS], nfds;
+/* Send all but descriptors; it waits in the queue until a worker is free. */
+static int send_request(int server, const char *data, size_t size)
+{
+    struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
+    char *strings = make_strings(&header.strings);
+    header.umask = (uint32_t)umask(0);
+    umask((mode_t)header.umask);
+    struct iovec parts[] = {
+        {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
+    return strings && send_all(server, parts, 3, NULL, 0);
+}
+
+/* What goes with the request, made while the worker wakes up. */
+struct belongings {
+    int here, container, routing; /* -1: there is none */
 };
 
-/* False if there cannot be one. */
-static int make_request(struct request *request, size_t stdin_size)
+/* A routing socket of the container's namespace, so that the worker need not send somebody there for
+ * it; -1 if there cannot be one. */
+static int routing_socket(int container, int server)
 {
-    request->header = (struct header){.magic = MAGIC, .stdin_size = (uint32_t)stdin_size};
-    request->header.umask = (uint32_t)umask(0);
-    umask((mode_t)request->header.umask);
-    request->strings = make_strings(&request->header.strings);
-    int here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    request->fds[0] = 2;
-    request->fds[1] = here;
-    request->nfds = 2;
+    int home = ioctl(server, SIOCGSKNS);
+    int sock = -1;
+    if (home >= 0 && setns(container, CLONE_NEWNET) == 0) {
+        sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE);
+        if (setns(home, CLONE_NEWNET) < 0)
+            fail("cannot return to the node's network namespace", strerror(errno), 999);
+    }
+    if (home >= 0)
+        close(home);
+    const int options[] = {CAP_ACK, EXT_ACK, GET_STRICT_CHK}, on = 1;
+    for (size_t i = 0; sock >= 0 && i < sizeof options / sizeof *options; i++)
+        setsockopt(sock, NETLINK_OPTIONS, options[i], &on, sizeof on); /* not in older kernels */
+    return sock;
+}
+
+static struct belongings gather(int server)
+{
     const char *path = getenv("CNI_NETNS");
-    int container = path && *path ? open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK) : -1;
-    if (container >= 0)
-        request->fds[request->nfds++] = container;
-    return request->strings && here >= 0;
+    struct belongings mine = {-1, -1, -1};
+    mine.here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (path && *path)
+        mine.container = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (mine.container >= 0)
+        mine.routing = routing_socket(mine.container, server);
+    return mine;
 }
 
 /* In the worker's network namespace? /proc is asked only if need be: for a process as young as this
@@ -379,13 +412,19 @@ static int is_welcome(int server, const char *build)
            && is_same_root(&hello);
 }
 
-/* Send the request; false if it cannot be sent whole. */
-static int hand_over(int server, struct request *request, const char *data)
+/* Have the worker begin; false if it cannot. */
+static int go(int server, const struct belongings *mine)
 {
-    struct iovec parts[] = {{&request->header, sizeof request->header},
-                            {request->strings, request->header.strings},
-                            {(char *)data, request->header.stdin_size}};
-    return send_all(server, parts, 3, request->fds, request->nfds);
+    unsigned char which = 0;
+    int fds[MAX_FDS] = {2, mine->here}, nfds = 2;
+    const int optional[] = {mine->container, mine->routing};
+    for (size_t i = 0; i < sizeof optional / sizeof *optional; i++)
+        if (optional[i] >= 0) {
+            which |= (unsigned char)(1 << i);
+            fds[nfds++] = optional[i];
+        }
+    struct iovec part = {&which, 1};
+    return mine->here >= 0 && send_all(server, &part, 1, fds, nfds);
 }
 
 struct reply {
@@ -417,10 +456,10 @@ static int print(const char *data, size_t size, int code)
 
 enum outcome { NOT_BEGUN, LOST, DONE };
 
-/* Wait until `size` bytes are here, as long as it takes; false if the worker is gone. */
-static int receive(int server, char *data, size_t size)
+/* Wait for some bytes, as long as it takes; how many, or 0 if the worker is gone. */
+static size_t receive(int server, char *data, size_t room)
 {
-    while (size) {
+    for (;;) {
         struct pollfd ready = {.fd = server, .events = POLLIN};
         int n = ppoll(&ready, 1, NULL, &ordinary);
         if (caught) {
@@ -431,32 +470,36 @@ static int receive(int server, char *data, size_t size)
         }
         if (n <= 0)
             continue;
-        ssize_t got = recv(server, data, size, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return 0;
-        data += got;
-        size -= (size_t)got;
+        ssize_t got = recv(server, data, room, 0);
+        if (got >= 0 || errno != EINTR)
+            return got > 0 ? (size_t)got : 0;
     }
-    return 1;
 }
 
 /* Wait for the reply, and print it; `code` is the exit code when it is DONE. */
 static enum outcome wait_for(int server, int *code)
 {
-    struct reply reply;
-    if (!receive(server, (char *)&reply.kind, 1))
+    struct reply reply = {0, 0, 0};
+    size_t have = 0, room = 4096;
+    char *data = malloc(room);
+    while (data && (have < sizeof reply || have - sizeof reply < reply.size)) {
+        size_t got = receive(server, data + have, room - have);
+        have += got;
+        if (got && *data == 'N')
+            return NOT_BEGUN;
+        if (!got || *data != 'X')
+            return LOST;
+        if (have < sizeof reply)
+            continue;
+        memcpy(&reply, data, sizeof reply);
+        if (reply.size > MAX_OUTPUT)
+            return LOST;
+        if (room < sizeof reply + reply.size)
+            data = realloc(data, room = sizeof reply + reply.size);
+    }
+    if (!data)
         return LOST;
-    if (reply.kind == 'N')
-        return NOT_BEGUN;
-    if (reply.kind != 'X' || !receive(server, (char *)&reply.code, sizeof reply - 1)
-        || reply.size > MAX_OUTPUT)
-        return LOST;
-    char *data = malloc(reply.size + 1);
-    if (!data || !receive(server, data, reply.size))
-        return LOST;
-    *code = print(data, reply.size, reply.code);
+    *code = print(data + sizeof reply, reply.size, reply.code);
     return DONE;
 }
 
@@ -505,11 +548,12 @@ int main(int argc, char **argv)
 
     int code = 1;
     int server = connect_to(path);
-    struct request request;
     enum outcome outcome = NOT_BEGUN;
-    if (server >= 0 && make_request(&request, size) && is_welcome(server, build)
-        && hand_over(server, &request, data))
-        outcome = wait_for(server, &code);
+    if (server >= 0 && send_request(server, data, size)) {
+        struct belongings mine = gather(server);
+        if (is_welcome(server, build) && go(server, &mine))
+            outcome = wait_for(server, &code);
+    }
     if (outcome == DONE)
         _exit(code);
     if (server >= 0)

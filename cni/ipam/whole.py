@@ -101,7 +101,7 @@ def _create_of(spare: str, directory: int, name: str, data: bytes, boot_id: byte
         # one with two names may still be a reservation: somebody was killed
         fit = status.st_mode == stat.S_IFREG | _MODE and status.st_nlink == 1
         if fit:
-            _fill(fd, data, boot_id)
+            _fill(fd, data, boot_id if boot_id != boot_of(fd) else b"")
             if status.st_size > len(data):
                 os.ftruncate(fd, len(data))
             os.link(spare, name, dst_dir_fd=directory, follow_symlinks=False)
@@ -188,8 +188,17 @@ def _fill(fd: int, data: bytes, boot_id: bytes) -> None:
 # --- which boot ---
 
 
+_this_boot: list[bytes] = []  # no process outlives it
+
+
 def this_boot() -> bytes:
     """This boot's id; b"" if /proc does not tell."""
+    if not _this_boot:
+        _this_boot.append(_boot_id())
+    return _this_boot[0]
+
+
+def _boot_id() -> bytes:
     if sys.platform == "win32":
         return b""
     try:

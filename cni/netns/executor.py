@@ -169,10 +169,11 @@ class Executor:
         result: T = self._call(netns, function.__module__, function.__qualname__, args)
         return result
 
-    def begin_socket(self, netns: int, family: int, kind: int, protocol: int) -> None:
-        """Start to make a socket in the namespace `netns`; `finish` gives its descriptor."""
+    def open_socket(self, netns: int, family: int, kind: int, protocol: int) -> int:
+        """The descriptor of a socket made in the namespace `netns`. Raises OSError."""
         options = OPTIONS if family == AF_NETLINK else ()
-        self._start(netns, __name__, "_make_socket", (family, kind, protocol, options))
+        fd: int = self._call(netns, __name__, "_make_socket", (family, kind, protocol, options))
+        return fd
 
     def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
         """Start `function(*args)`; `finish` or `settle` comes before the next job."""
@@ -186,9 +187,7 @@ class Executor:
         """Wait for the end of what was begun, if anything was, however it ends."""
         if self._has_begun():
             try:
-                fd = self._reply()[2]
-                if fd is not None:
-                    os.close(fd)
+                self._reply()
             except ExecutorDied:
                 pass  # `healthy` says so
 

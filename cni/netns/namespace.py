@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from ..kernel.netlink import Netlink
 from . import libc
-from .executor import Executor, ExecutorDied
+from .executor import Executor
 
 _NS_GET_NSTYPE = 0xB703
+_SIOCGSKNS = 0x894C
 _SELF = "/proc/self/ns/net"
 
 T = TypeVar("T")
@@ -30,12 +31,11 @@ class NetnsMissing(NetnsError):
 class Namespace:
     """An open network namespace. The calling process itself never enters it."""
 
-    def __init__(self, fd: int, path: str, ahead: Executor | None = None) -> None:
+    def __init__(self, fd: int, path: str, routing: socket | None = None) -> None:
         self.fd = fd
         self.path = path
-        self._executor = ahead
-        self._ahead = ahead is not None  # it is making the netlink socket (hand_over)
-        self._netlink: Netlink | None = None
+        self._executor: Executor | None = None
+        self._netlink = Netlink(sock=routing) if routing is not None else None
 
     @classmethod
     def open(cls, path: str) -> Namespace:
@@ -52,7 +52,7 @@ class Namespace:
             raise kind(text) from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET:
-                return cls(fd, path, _taken(path))
+                return cls(fd, path, _taken_routing(path))
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
             problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
@@ -76,9 +76,6 @@ class Namespace:
             self._netlink.close()
             self._netlink = None
         if self._executor is not None:
-            if self._ahead:
-                self._ahead = False
-                self._executor.settle()  # which closes the socket
             self._executor.release()
             self._executor = None
         if self.fd >= 0:
@@ -132,13 +129,11 @@ class Namespace:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
         """A socket that lives in this namespace and is used from here. Raises OSError."""
-        executor = self._borrowed()
-        executor.begin_socket(self.fd, family, kind, protocol)
-        return socket(family, kind, protocol, executor.finish())
+        fd = self._borrowed().open_socket(self.fd, family, kind, protocol)
+        return socket(family, kind, protocol, fd)
 
     def netlink(self) -> Netlink:
         """A routing netlink socket of this namespace, made once."""
-        self._catch_up()
         if self._netlink is None:
             self._netlink = Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
@@ -147,20 +142,7 @@ class Namespace:
         """A new socket of this namespace that hears a group of routing notifications."""
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
 
-    def _catch_up(self) -> None:
-        """Take the netlink socket that was asked for ahead."""
-        if not self._ahead:
-            return
-        self._ahead = False
-        assert self._executor is not None
-        try:
-            fd = self._executor.finish()
-        except (OSError, ExecutorDied):
-            return  # who needs it asks again, and hears why
-        self._netlink = Netlink(sock=socket(AF_NETLINK, SOCK_RAW, 0, fd))
-
     def _borrowed(self) -> Executor:
-        self._catch_up()
         if self._executor is not None:
             self._executor.settle()
         if self._executor is None or not self._executor.healthy:
@@ -186,33 +168,41 @@ def own_identity() -> tuple[int, int]:
 # A worker of the server is given the container's namespace by its client, which may see other
 # mounts than the server does.
 _handed: dict[str, int] = {}
-_ahead: list[Executor] = []
+_routing: list[socket] = []
 
 
-def hand_over(path: str, fd: int | None, *, ahead: bool = False) -> None:
+def hand_over(path: str, fd: int | None, routing: socket | None = None) -> None:
     """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing.
 
-    With `ahead` an executor makes the netlink socket that will be asked for, meanwhile.
+    `routing` is a routing netlink socket of that namespace, with kernel.netlink.OPTIONS: who first
+    opens the namespace gets it, so that none has to be made.
     """
     _handed.clear()
-    executor = _taken(path, anybody=True)
-    if executor is not None:
-        executor.settle()
-        executor.release()
+    while _routing:
+        _routing.pop().close()
     if fd is not None:
         _handed[path] = fd
-        if ahead:
-            executor = Executor.borrow()
-            try:
-                executor.begin_socket(fd, AF_NETLINK, SOCK_RAW, 0)
-            except ExecutorDied:
-                return
-            _ahead.append(executor)
+        if routing is not None and _is_of(routing, fd):
+            _routing.append(routing)
+            return
+    if routing is not None:
+        routing.close()
 
 
-def _taken(path: str, *, anybody: bool = False) -> Executor | None:
-    """The executor at work ahead for the namespace at `path`."""
-    return _ahead.pop() if _ahead and (anybody or path in _handed) else None
+def _is_of(sock: socket, netns: int) -> bool:
+    """Is it a socket of that namespace?"""
+    try:
+        own = ioctl(sock.fileno(), _SIOCGSKNS)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(os.fstat(own), os.fstat(netns))
+    finally:
+        os.close(own)
+
+
+def _taken_routing(path: str) -> socket | None:
+    return _routing.pop() if _routing and path in _handed else None
 
 
 def _open(path: str) -> int:

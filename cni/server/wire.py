@@ -3,10 +3,11 @@
     header    magic, size of the strings, size of stdin, umask
     strings   NUL-terminated: path it was called by, environment
     stdin
-    descriptors: stderr, working directory, and CNI_NETNS if it could be opened
 
-The client sends it when it has our `hello` and finds that we are of its build, in its network
-namespace, and see its files; otherwise it closes the connection, and nothing has happened.
+The client sends that at once. When it has our `hello` and finds that we are of its build, in its
+network namespace, and see its files, it sends `go` with descriptors: stderr, working directory, and
+if there are such CNI_NETNS and a routing socket of that namespace. Otherwise it closes the
+connection, and nothing has happened.
 The answer is the exit code and what belongs on stdout, which the client writes when it has all of
 it. Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
@@ -18,10 +19,12 @@ import os
 import struct
 import sys
 from _socket import (
+    AF_NETLINK,
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
     SCM_RIGHTS,
+    SOCK_RAW,
     SOCK_STREAM,
     SOL_SOCKET,
 )
@@ -36,7 +39,7 @@ _HELLO = struct.Struct("=I12s6Q")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
 _ANSWER = struct.Struct("=cBI")  # 'X', exit code, size of the output
-_FDS, _MAX_FDS = 2, 3
+_NETNS, _ROUTING = 1, 2  # bits of go: which of the optional descriptors are there
 _SO_NETNS_COOKIE = 71
 _FD_SIZE = array.array("i").itemsize
 
@@ -50,7 +53,7 @@ class BadRequest(Exception):
 
 
 class Refused(BadRequest):
-    """The client left without a word: it is of another build, or in other namespaces."""
+    """The client left before `go`: it is of another build, or in other namespaces."""
 
 
 class StatusAsked(Exception):
@@ -101,30 +104,40 @@ def _root_mount() -> int:
 
 
 class Request(NamedTuple):
-    """What a client asks. Descriptors belong to it; `close` closes them."""
+    """What a client asks."""
 
     called_as: str
     env: dict[str, str]
     stdin: bytes
     umask: int
-    fds: list[int]
 
-    @property
-    def stderr(self) -> int:
-        return self.fds[0]
 
-    @property
-    def cwd(self) -> int:
-        return self.fds[1]
+class Belongings:
+    """The descriptors that come with a request; `close` closes those that nobody took.
 
-    @property
-    def container_netns(self) -> int | None:
-        """The descriptor of CNI_NETNS."""
-        return self.fds[_FDS] if len(self.fds) > _FDS else None
+    `routing` is a netlink socket of the namespace `netns`, with kernel.netlink.OPTIONS.
+    """
+
+    def __init__(self, which: int, fds: list[int]) -> None:
+        """Raises BadRequest, and closes them, if they are not those that `which` says."""
+        self._fds = fds
+        if len(fds) != 2 + which.bit_count() or which & ~(_NETNS | _ROUTING):
+            self.close()
+            raise BadRequest("wrong number of descriptors")
+        self.stderr, self.cwd = fds[:2]
+        self.netns = fds[2] if which & _NETNS else None
+        self._routing = which & _ROUTING
+
+    def take_routing(self) -> Socket | None:
+        """The routing socket, from now on the caller's; None if there is none."""
+        if not self._routing:
+            return None
+        self._routing = 0
+        return Socket(AF_NETLINK, SOCK_RAW, 0, self._fds.pop())
 
     def close(self) -> None:
-        while self.fds:
-            os.close(self.fds.pop())
+        while self._fds:
+            os.close(self._fds.pop())
 
 
 def hello(build: str, place: Place) -> bytes:
@@ -139,58 +152,47 @@ def answer(code: int, output: bytes) -> bytes:
 
 def receive(conn: Socket) -> Request:
     """Read a request. Raises BadRequest, Refused, StatusAsked, OSError (time-out)."""
-    data, ancillary, _, _ = conn.recvmsg(1 << 16, CMSG_SPACE(16 * _FD_SIZE), MSG_CMSG_CLOEXEC)
+    head = conn.recv(_HEADER.size)
+    if head == STATUS:
+        raise StatusAsked
+    if not head:
+        raise Refused
+    head += _exactly(conn, _HEADER.size - len(head))
+    magic, size, stdin_size, umask = _HEADER.unpack(head)
+    if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
+        raise BadRequest("not a request")
+    data = _exactly(conn, size + stdin_size)
+    strings = data[:size].split(b"\0")
+    if len(strings) < 2 or strings.pop():
+        raise BadRequest("unterminated strings")
+    called_as, *env = map(os.fsdecode, strings)
+    pairs = (text.partition("=") for text in env)
+    return Request(
+        called_as=called_as,
+        env={key: value for key, found, value in pairs if found and key},
+        stdin=data[size:],
+        umask=umask & 0o777,
+    )
+
+
+def receive_go(conn: Socket) -> Belongings:
+    """Wait for `go`. Raises BadRequest, Refused, OSError (time-out)."""
+    data, ancillary, _, _ = conn.recvmsg(2, CMSG_SPACE(16 * _FD_SIZE), MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
-    try:
-        if data == STATUS:
-            raise StatusAsked
-        if not data:
-            raise Refused
-        if not _FDS <= len(fds) <= _MAX_FDS:
-            raise BadRequest("wrong number of descriptors")
-        while len(data) < _HEADER.size:
-            data += _more(conn)
-        magic, size, stdin_size, umask = _HEADER.unpack_from(data)
-        if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
-            raise BadRequest("not a request")
-        data = _rest(conn, data, _HEADER.size + size + stdin_size)
-        strings = data[_HEADER.size : _HEADER.size + size].split(b"\0")
-        if len(strings) < 2 or strings.pop():
-            raise BadRequest("unterminated strings")
-        called_as, *env = map(os.fsdecode, strings)
-        pairs = (text.partition("=") for text in env)
-        return Request(
-            called_as=called_as,
-            env={key: value for key, found, value in pairs if found and key},
-            stdin=data[_HEADER.size + size :],
-            umask=umask & 0o777,
-            fds=fds,
-        )
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
+    if data:
+        return Belongings(data[0], fds)
+    raise Refused
 
 
-def _rest(conn: Socket, data: bytes, size: int) -> bytes:
-    if len(data) > size:
-        raise BadRequest("more than a request")
-    if len(data) == size:
-        return data
-    chunks, have = [data], len(data)
-    while have < size:
-        chunks.append(_more(conn))
-        have += len(chunks[-1])
-    if have > size:
-        raise BadRequest("more than a request")
+def _exactly(conn: Socket, size: int) -> bytes:
+    """So many bytes; not one more, since descriptors may come with that."""
+    chunks = []
+    while size:
+        chunks.append(conn.recv(size))
+        if not chunks[-1]:
+            raise BadRequest("the client is gone")
+        size -= len(chunks[-1])
     return b"".join(chunks)
-
-
-def _more(conn: Socket) -> bytes:
-    data = conn.recv(1 << 20)
-    if not data:
-        raise BadRequest("the client is gone")
-    return data
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

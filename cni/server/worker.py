@@ -29,6 +29,7 @@ from .board import Slot
 from .wire import (
     UNKNOWN,
     BadRequest,
+    Belongings,
     Place,
     Refused,
     Request,
@@ -36,13 +37,13 @@ from .wire import (
     answer,
     hello,
     receive,
+    receive_go,
 )
 
 DRAIN = signal.SIGUSR1
 INTERRUPTS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_EVERY = 32  # requests between looks at memory and descriptors
 _RECEIVE_TIMEOUT = struct.pack("ll", 10, 0)
-_ENTERING = ("ADD", "DEL", "CHECK")  # the verbs that work in the container's namespace
 _SPARE_FDS = 8  # what a library may keep open
 
 
@@ -139,6 +140,8 @@ class Worker:
             conn.send(self.hello)
             conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _RECEIVE_TIMEOUT)
             request = receive(conn)
+            _set_environment(request.env)  # while the client wakes up
+            belongings = receive_go(conn)
             self.trace.mark("received")
         except StatusAsked:
             conn.sendall(self._status())
@@ -147,20 +150,20 @@ class Worker:
         except (BadRequest, OSError):
             pass
         else:
-            return self._work(conn, request)
+            return self._work(conn, request, belongings)
         return True
 
-    def _work(self, conn: Socket, request: Request) -> bool:
+    def _work(self, conn: Socket, request: Request, belongings: Belongings) -> bool:
         self.slot.begin()
         try:
             if os.path.basename(request.called_as) in dispatch.TABLE:
-                return self._answer(conn, request)
+                return self._answer(conn, request, belongings)
             conn.send(UNKNOWN)
             return True
         except OSError:
             return False
         finally:
-            request.close()
+            belongings.close()
             self.slot.end()
 
     def _status(self) -> bytes:
@@ -174,10 +177,10 @@ class Worker:
             }
         )
 
-    def _answer(self, conn: Socket, request: Request) -> bool:
+    def _answer(self, conn: Socket, request: Request, belongings: Belongings) -> bool:
         """Be the plugin's process for a while."""
         self._watch(conn)
-        self._take_on(request)
+        self._take_on(request, belongings)
         self.trace.mark("ready")
         name = os.path.basename(request.called_as)
         try:
@@ -193,17 +196,13 @@ class Worker:
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {name}")
         return clean
 
-    def _take_on(self, request: Request) -> None:
-        _set_environment(request.env)
+    def _take_on(self, request: Request, belongings: Belongings) -> None:
         sys.argv[:] = [request.called_as]
-        os.fchdir(request.cwd)
+        os.fchdir(belongings.cwd)
         os.umask(request.umask)
-        os.dup2(request.stderr, 2)
-        netns = request.container_netns
-        if netns is not None:
-            plugin = dispatch.TABLE[os.path.basename(request.called_as)]
-            ahead = plugin.enters and request.env.get("CNI_COMMAND") in _ENTERING
-            namespace.hand_over(request.env["CNI_NETNS"], netns, ahead=ahead)
+        os.dup2(belongings.stderr, 2)
+        netns = request.env.get("CNI_NETNS", "")
+        namespace.hand_over(netns, belongings.netns, belongings.take_routing())
         for number in INTERRUPTS:
             signal.signal(number, dispatch.terminate)
 

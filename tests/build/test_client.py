@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import os
 import random
@@ -32,6 +33,7 @@ CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 RECORDER = """#!/bin/sh
 { printf '%s\\0' "$@"; } > "$RECORD/argv"
 env -0 > "$RECORD/env"
+readlink /proc/self/ns/net > "$RECORD/netns"
 cat > "$RECORD/stdin" 2>/dev/null
 printf executed
 exit 7
@@ -55,10 +57,11 @@ class Server:
     """Says `greeting`, reads a request, says `reply` (byte by byte if slow), then closes."""
 
     def __init__(self, path: Path, greeting: bytes, reply: bytes | None, *, slow: bool) -> None:
-        self.requests: list[tuple[bytes, list[int]]] = []
+        self.requests: list[tuple[bytes, int, list[int]]] = []
         self.said: list[bytes] = []
         self.received = threading.Event()
         self.greeting, self.reply, self.slow = greeting, reply, slow
+        self.look: Callable[[socket.socket, list[int]], None] | None = None
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(path))
         self.listener.listen(8)
@@ -78,9 +81,9 @@ class Server:
     def _talk(self, conn: socket.socket) -> None:
         try:
             conn.sendall(self.greeting)
-            request, fds = receive(conn)
-            if request:
-                self.requests.append((request, fds))
+            request, which, fds = receive(conn)
+            if which:
+                self.requests.append((request, which[0], fds))
                 self.received.set()
                 self._answer(conn, fds)
         except OSError:
@@ -88,7 +91,9 @@ class Server:
 
     def _answer(self, conn: socket.socket, fds: list[int]) -> None:
         try:
-            if self.reply is None:  # until a signal comes
+            if self.look is not None:
+                self.look(conn, fds)
+            elif self.reply is None:  # until a signal comes
                 self.said.append(conn.recv(10))
                 conn.sendall(reply(9))
             elif self.slow:
@@ -108,18 +113,24 @@ class Server:
         assert not self.thread.is_alive()
 
 
-def receive(conn: socket.socket) -> tuple[bytes, list[int]]:
-    """A whole request and its descriptors; nothing if the client left."""
-    data, ancillary, _, _ = conn.recvmsg(1 << 16, socket.CMSG_SPACE(64))
+def receive(conn: socket.socket) -> tuple[bytes, bytes, list[int]]:
+    """A whole request, go, and its descriptors; without go if the client left."""
+    request = exactly(conn, HEADER.size)
+    if len(request) < HEADER.size:
+        return request, b"", []
+    request += exactly(conn, sum(HEADER.unpack(request)[1:3]))
+    which, ancillary, _, _ = conn.recvmsg(10, socket.CMSG_SPACE(64))
     fds = array.array("i")
     for _, _, content in ancillary:
         fds.frombytes(content)
-    while data and len(data) < HEADER.size + sum(HEADER.unpack_from(data)[1:3]):
-        more = conn.recv(1 << 20)
-        if not more:
-            return b"", []
+    return request, which, list(fds)
+
+
+def exactly(conn: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := conn.recv(size - len(data))):
         data += more
-    return data, list(fds)
+    return data
 
 
 class Client(NamedTuple):
@@ -241,13 +252,93 @@ def test_the_exit_code_is_the_server_s(
     server = serve(answer=reply(code))
     done = client.run(env=client.environment(CNI_NETNS="/proc/self/ns/net", FILL="x"), umask=0o027)
     assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
-    ((request, fds),) = server.requests
+    ((request, which, fds),) = server.requests
     magic, strings, size, umask = HEADER.unpack_from(request)
-    assert (magic, size, umask, len(fds)) == (MAGIC, len(CONF), 0o027, 3)
+    assert (magic, size, umask) == (MAGIC, len(CONF), 0o027)
+    assert (which, len(fds)) == (3, 4)  # stderr, directory, namespace, routing socket
     path, *env, last = request[HEADER.size : HEADER.size + strings].split(b"\0")
     assert (path, last) == (os.fsencode(client.program), b"")
     assert b"FILL=x" in env
     assert request[HEADER.size + strings :] == CONF
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The path of another network namespace."""
+    child = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+    path = f"/proc/{child.pid}/ns/net"
+    while os.stat(path).st_ino == HERE.netns_ino:
+        time.sleep(0.001)
+    yield path
+    child.kill()
+    child.wait()
+
+
+@pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
+def test_a_routing_socket_of_the_container(
+    client: Client, serve: Callable[..., Server], elsewhere: str, command: str
+) -> None:
+    server = serve()
+    seen: list[tuple[int, int]] = []
+
+    def look(conn: socket.socket, fds: list[int]) -> None:
+        with socket.socket(fileno=os.dup(fds[3])) as routing:
+            assert (routing.family, routing.proto) == (socket.AF_NETLINK, 0)
+            where = fcntl.ioctl(routing, 0x894C)  # SIOCGSKNS
+        seen.append((os.fstat(where).st_ino, os.fstat(fds[2]).st_ino))
+        os.close(where)
+        conn.sendall(reply(0))
+
+    server.look = look
+    assert client.run(env=client.environment(command, CNI_NETNS=elsewhere)).returncode == 0
+    inode = os.stat(elsewhere).st_ino
+    assert seen == [(inode, inode)]
+
+
+def test_who_was_in_the_container_s_namespace_is_back(
+    client: Client, serve: Callable[..., Server], elsewhere: str
+) -> None:
+    serve(answer=b"")
+    done = client.run(env=client.environment("DEL", CNI_NETNS=elsewhere))
+    assert ran_by_exec(client, done)
+    assert client.recorded("netns").decode().strip() == os.readlink("/proc/self/ns/net")
+
+
+@pytest.mark.parametrize(
+    ("netns", "which"), [("", 0), ("/nonexistent", 0), ("/proc/self/ns/mnt", 1), ("/etc/passwd", 1)]
+)
+def test_no_namespace_no_routing_socket(
+    client: Client, serve: Callable[..., Server], netns: str, which: int
+) -> None:
+    server = serve()
+    assert client.run(env=client.environment(CNI_NETNS=netns)).returncode == 0
+    assert [(got, len(fds)) for _, got, fds in server.requests] == [(which, 2 + which)]
+
+
+@pytest.mark.parametrize("size", [0, 15 << 20])
+def test_a_server_that_hangs_up(client: Client, size: int) -> None:
+    """At once, while the request is sent: as one does that declines."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        listener.settimeout(20)
+        child = start(client)
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread.start()
+        output, _ = child.communicate(CONF + b" " * size, timeout=60)
+        thread.join()
+    assert (child.returncode, output) == (7, b"executed")
+    assert client.recorded("stdin") == CONF + b" " * size
+
+
+def test_a_silent_server_and_a_large_configuration(client: Client) -> None:
+    """It does not fit into the queue: nobody waits longer for that."""
+    stdin = CONF + b" " * (5 << 20)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        assert client.run(stdin).stdout == b"executed"
+    assert client.recorded("stdin") == stdin
 
 
 BAD_GREETINGS = {
@@ -411,7 +502,7 @@ def test_a_large_environment(client: Client, serve: Callable[..., Server]) -> No
     server = serve()
     more = {f"FILL_{i}": "y" * 10000 for i in range(100)}
     assert client.run(env=client.environment(**more)).returncode == 0
-    request = server.requests[0][0]
+    request, *_ = server.requests[0]
     assert request.count(b"y" * 10000) == 100
 
 
@@ -487,7 +578,7 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
             with pytest.raises(subprocess.TimeoutExpired):
                 child.wait(1)  # twice what it waits otherwise
             conn.sendall(hello())
-            _, fds = receive(conn)
+            _, _, fds = receive(conn)
             conn.sendall(reply(4))
             for fd in fds:
                 os.close(fd)

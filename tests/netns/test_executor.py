@@ -270,69 +270,81 @@ def test_one_is_provided(container: Netns, tmp_path: Path) -> None:
         fifo.write_text("")
 
 
-# --- a socket that is made ahead ------------------------------------------------------------------
+# --- a namespace that is handed over, with a socket of it -----------------------------------------
+
+
+HANDED = "/handed/over"
+
+
+def routing_socket(container: Netns) -> socket.socket:
+    with Namespace.open(container.path) as ns:
+        return ns.socket(socket.AF_NETLINK, socket.SOCK_RAW)
 
 
 @pytest.fixture
-def ahead(container: Netns) -> Iterator[int]:
-    """The container's namespace is handed over, and its socket is being made."""
+def handed(container: Netns) -> Iterator[int]:
     fd = os.open(container.path, os.O_RDONLY)
-    namespace.hand_over("/handed/over", fd, ahead=True)
+    namespace.hand_over(HANDED, fd, routing_socket(container))
     yield fd
     namespace.hand_over("", None)
     os.close(fd)
 
 
-def test_it_is_of_that_namespace(ahead: int, container: Netns) -> None:
+def test_no_child_is_asked(handed: int, container: Netns) -> None:
+    Executor.discard_idle()
     container.ip("link", "add", "br7", "type", "bridge")
-    with Namespace.open("/handed/over") as ns:
+    with Namespace.open(HANDED) as ns:
         assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
-        assert ns.run(inode) == container.inode
         assert ns.netlink() is ns.netlink()
-    assert len(Executor._idle) == 1
+        assert not children()
+        assert ns.run(inode) == container.inode
 
 
-def test_it_is_only_the_first_s(ahead: int, container: Netns) -> None:
+def test_it_is_only_the_first_s(handed: int, container: Netns) -> None:
     for _ in range(2):
-        with Namespace.open("/handed/over") as ns:
-            assert ns.run(inode) == container.inode  # before the socket is asked for
+        with Namespace.open(HANDED) as ns:
             assert {one.name for one in link.list_all(ns.netlink())} == {"lo"}
+            assert ns.run(inode) == container.inode
 
 
-def test_nobody_asks_for_it(ahead: int, netns: Callable[..., Netns]) -> None:
+def test_nobody_asks_for_it(handed: int, netns: Callable[..., Netns]) -> None:
     """Then it is closed, which `untouched` sees."""
     other = netns()
+    other.ip("link", "add", "br7", "type", "bridge")
     with Namespace.open(other.path) as ns:
-        assert ns.run(inode) == other.inode
-    with Namespace.open("/handed/over"):
-        pass
+        assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
 
 
-def test_the_next_request_has_another_namespace(ahead: int, netns: Callable[..., Netns]) -> None:
+def test_the_next_request_has_another_namespace(handed: int, netns: Callable[..., Netns]) -> None:
     other = netns()
+    other.ip("link", "add", "br7", "type", "bridge")
     fd = os.open(other.path, os.O_RDONLY)
-    namespace.hand_over("/handed/over", fd, ahead=True)
-    with Namespace.open("/handed/over") as ns:
-        ns.netlink()
-        assert ns.run(inode) == other.inode
+    namespace.hand_over(HANDED, fd)
+    with Namespace.open(HANDED) as ns:
+        assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
     os.close(fd)
 
 
-def test_its_child_is_killed(ahead: int, container: Netns) -> None:
-    (child,) = children()
-    os.kill(child, signal.SIGKILL)
-    with Namespace.open("/handed/over") as ns:
-        assert {one.name for one in link.list_all(ns.netlink())} == {"lo"}
-
-
-def test_it_is_no_namespace(tmp_path: Path) -> None:
-    fd = os.open(tmp_path, os.O_RDONLY)
-    namespace.hand_over("/handed/over", fd, ahead=True)
-    with pytest.raises(NetnsError, match="unknown FS magic"):
-        Namespace.open("/handed/over")
+def test_a_socket_of_another_namespace_is_not_used(
+    container: Netns, netns: Callable[..., Netns]
+) -> None:
+    other = netns()
+    other.ip("link", "add", "br7", "type", "bridge")
+    fd = os.open(other.path, os.O_RDONLY)
+    namespace.hand_over(HANDED, fd, routing_socket(container))
+    with Namespace.open(HANDED) as ns:
+        assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
     namespace.hand_over("", None)
     os.close(fd)
-    assert len(Executor._idle) == 1
+
+
+def test_a_file_is_handed_over(container: Netns, tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    namespace.hand_over(HANDED, fd, routing_socket(container))
+    with pytest.raises(NetnsError, match="unknown FS magic"):
+        Namespace.open(HANDED)
+    namespace.hand_over("", None)
+    os.close(fd)
 
 
 # --- namespaces -----------------------------------------------------------------------------------

@@ -452,6 +452,7 @@ def test_nonsense_does_no_harm(server: Server, runtime: Runtime, container: Netn
                 try:
                     if fds and message:
                         socket.send_fds(sock, [message], fds)
+                        sock.sendall(bytes([rng.randrange(256)]))
                     else:
                         sock.sendall(message)
                     sock.shutdown(socket.SHUT_WR)
@@ -460,6 +461,38 @@ def test_nonsense_does_no_harm(server: Server, runtime: Runtime, container: Netn
                         assert b"X" not in answer[HELLO_SIZE:]
                 except (BrokenPipeError, ConnectionResetError):
                     pass
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+@pytest.mark.parametrize(
+    ("which", "count"), [(0, 0), (0, 1), (1, 2), (0, 3), (3, 3), (4, 3), (255, 2), (3, 16)]
+)
+def test_descriptors_that_do_not_fit(
+    server: Server, runtime: Runtime, container: Netns, which: int, count: int
+) -> None:
+    """The request is whole, but nobody works with what comes with it; nor is it kept."""
+    strings = b"/opt/cni/bin/loopback\0CNI_COMMAND=VERSION\0"
+    request = struct.pack("=IIII", 0x31494E43, len(strings), 2, 0) + strings + b"{}"
+    descriptors = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in server.workers()}
+    for _ in range(40):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(server.socket))
+            sock.sendall(request)
+            assert sock.recv(HELLO_SIZE, socket.MSG_WAITALL)
+            if count:
+                socket.send_fds(sock, [bytes([which])], [2] * count)
+            else:
+                sock.sendall(bytes([which]))
+            sock.settimeout(20)
+            try:
+                assert sock.recv(100) == b""
+            except ConnectionResetError:
+                pass
+    after = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in descriptors}
+    assert all(after[pid] < before + 10 for pid, before in descriptors.items()), (
+        descriptors,
+        after,
+    )
     served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
 
 
