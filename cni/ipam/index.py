@@ -48,6 +48,8 @@ _PAGE_BYTES = _PAGE_SIZE // 8
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _V4 = 0xFFFF << 32
 
+_BEGINNING = 1 << 14  # what is read at once: of a small network, all
+
 # Windows, where there is no index, lacks the other two.
 _FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -74,8 +76,16 @@ class Index:
     Addresses are packed. Unless opened with `writable`, only look at it.
     """
 
-    def __init__(self, fd: int, boot: bytes, stamp: Stamp, sizes: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        fd: int,
+        boot: bytes,
+        stamp: Stamp,
+        sizes: tuple[int, int, int],
+        beginning: bytes = b"",
+    ) -> None:
         self._fd = fd
+        self._beginning = bytearray(beginning)  # of the file; nobody else writes meanwhile
         self._boot = boot
         self._stamp = stamp
         self._buckets, self._pages, self.files = sizes  # `files`: names in the directory
@@ -90,10 +100,11 @@ class Index:
         except OSError:
             return None
         try:
-            fields = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+            beginning = os.pread(fd, _BEGINNING, 0)
+            fields = _HEADER.unpack_from(beginning)
             stamp = fields[2:6]
             if fields[:2] == (_MAGIC, boot) and stamp == _stamp(directory):
-                index = cls(fd, boot, stamp, fields[6:])
+                index = cls(fd, boot, stamp, fields[6:], beginning)
                 if index._page_at(index._pages) == os.fstat(fd).st_size:
                     return index
         except (OSError, struct.error):
@@ -146,7 +157,7 @@ class Index:
         if stamp[2] == past:  # else the file system keeps no nanoseconds: never believed
             sizes = self._buckets, self._pages, self.files
             header = _HEADER.pack(_MAGIC, self._boot, *stamp, *sizes)
-            _write(self._fd, header, 0)
+            self._write(header, 0)
             self._stamp = stamp
 
     def is_current(self, directory: int) -> bool:
@@ -174,7 +185,7 @@ class Index:
             number = self._page(page)
             if number is None:
                 return at - base
-            bitmap = os.pread(self._fd, _PAGE_BYTES, self._page_at(number))
+            bitmap = self._read(_PAGE_BYTES, self._page_at(number))
             free = ~int.from_bytes(bitmap, "little") >> bit  # with endless ones above it
             step = (free & -free).bit_length() - 1
             if bit + step < _PAGE_SIZE:
@@ -197,7 +208,7 @@ class Index:
                     found.append(f"{name} is not its owner's in the index")
         marked = 0
         for number in range(self._pages):
-            bitmap = os.pread(self._fd, _PAGE_BYTES, self._page_at(number))
+            bitmap = self._read(_PAGE_BYTES, self._page_at(number))
             marked += int.from_bytes(bitmap, "little").bit_count()
         if marked != len(taken):
             found.append(f"{marked} addresses are taken in the index, {len(taken)} on disk")
@@ -223,22 +234,33 @@ class Index:
         at, entries = self._bucket(crc32(content))
         if entry in entries:
             entries.remove(entry)
-            _write(self._fd, b"".join(entries).ljust(_BUCKET, b"\0"), at)
+            self._write(b"".join(entries).ljust(_BUCKET, b"\0"), at)
 
     # --- the file ---
+
+    def _read(self, size: int, at: int) -> bytes:
+        if at + size <= len(self._beginning):
+            return bytes(self._beginning[at : at + size])
+        return os.pread(self._fd, size, at)
+
+    def _write(self, data: bytes, at: int) -> None:
+        _write(self._fd, data, at)
+        room = len(self._beginning) - at
+        if room > 0:
+            self._beginning[at : at + min(len(data), room)] = data[:room]
 
     def _mark(self, packed: bytes, taken: bool) -> None:
         page, bit = divmod(_number(packed), _PAGE_SIZE)
         number = self._page(page)
         if number is None:
             number = self._pages
-            _write(self._fd, bytes(_PAGE_BYTES), self._page_at(number))
+            self._write(bytes(_PAGE_BYTES), self._page_at(number))
             self._insert(_page_entry(page, number))
             self._pages += 1
         at = self._page_at(number) + (bit >> 3)
-        old = os.pread(self._fd, 1, at)[0]
+        old = self._read(1, at)[0]
         mask = 1 << (bit & 7)
-        _write(self._fd, bytes([old | mask if taken else old & ~mask]), at)
+        self._write(bytes([old | mask if taken else old & ~mask]), at)
 
     def _page(self, page: int) -> int | None:
         """The number of the page with these 4096 addresses."""
@@ -263,12 +285,12 @@ class Index:
         at, entries = self._bucket(_ENTRY.unpack(entry)[0])
         if (len(entries) + 1) * _ENTRY.size > _BUCKET:
             raise Full
-        _write(self._fd, entry, at + len(entries) * _ENTRY.size)
+        self._write(entry, at + len(entries) * _ENTRY.size)
 
     def _bucket(self, hashed: int) -> tuple[int, list[bytes]]:
         """Where the bucket of a hash begins, and its entries."""
         at = _BUCKETS_AT + hashed % self._buckets * _BUCKET
-        data = os.pread(self._fd, _BUCKET, at)
+        data = self._read(_BUCKET, at)
         entries = [data[i : i + _ENTRY.size] for i in range(0, len(data), _ENTRY.size)]
         if _EMPTY in entries:
             del entries[entries.index(_EMPTY) :]

@@ -371,11 +371,10 @@ def open_store(
 def _open_locked(path: str, deadline: float) -> tuple[int, int]:
     """Descriptors of the directory and of its locked lock file."""
     while True:
-        make_directories(path)
         fds: list[int] = []
         what = path
         try:
-            fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fds.append(_open_directory(path))
             what = os.path.join(path, LOCK)
             flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
             fds.append(os.open(LOCK, flags, 0o750, dir_fd=fds[0]))
@@ -390,6 +389,15 @@ def _open_locked(path: str, deadline: float) -> tuple[int, int]:
         except BaseException:
             _close(fds)
             raise
+
+
+def _open_directory(path: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        make_directories(path)
+        return os.open(path, flags)
 
 
 def _is_file(fd: int, path: str) -> bool:

@@ -8,8 +8,8 @@ any mark, so that the mark itself may say whose the rule is (`owner`). `ip rule`
 from __future__ import annotations
 
 import struct
-from _socket import AF_INET6
-from errno import EAFNOSUPPORT, ENOENT
+from _socket import AF_INET, AF_INET6, AF_UNSPEC
+from errno import ENOENT
 from typing import NamedTuple
 
 from ..protocol.address import Prefix
@@ -23,6 +23,7 @@ _SRC, _PRIORITY, _FWMARK, _SUPPRESS_PREFIXLEN, _TABLE, _FWMASK = 2, 6, 10, 14, 1
 _PAD, _PROTOCOL = 18, 21
 # family, dst len, src len, tos, table, 2 reserved, action, flags
 _HEADER = struct.Struct("=BBBBBxxBI")
+_FAMILIES = (AF_INET, AF_INET6)  # multicast routing has rules, too
 _NO_SELECTOR = frozenset({_PRIORITY, _SUPPRESS_PREFIXLEN, _TABLE, _PAD, _PROTOCOL})
 
 
@@ -43,14 +44,10 @@ class Rule(NamedTuple):
         return f"from {self.source} lookup {self.table}"
 
 
-def show(sock: Netlink, family: int) -> list[Rule]:
-    """The rules of a family, in their order; none when the kernel does not know the family."""
-    try:
-        return [_parse(data) for data in sock.dump(RTM_GETRULE, _HEADER.pack(family, *[0] * 6))]
-    except NetlinkError as error:
-        if error.errno != EAFNOSUPPORT:
-            raise
-        return []
+def show(sock: Netlink) -> list[Rule]:
+    """The rules of IPv4 and IPv6, each in their order. Raises NetlinkError."""
+    asked = _HEADER.pack(AF_UNSPEC, *[0] * 6)
+    return [_parse(data) for data in sock.dump(RTM_GETRULE, asked) if data[0] in _FAMILIES]
 
 
 def add(sock: Netlink, source: Prefix, table: int, owner: int) -> None:

@@ -96,6 +96,12 @@ class Namespace:
         """
         return self._borrowed().run(self.fd, function, *args)
 
+    def start(self, function: Callable[..., T], *args: Any) -> Callable[[], T]:
+        """As `run`, but only begins; what is returned waits for the value."""
+        executor = self._borrowed()
+        executor.begin(self.fd, function, *args)
+        return executor.finish
+
     def run_until(
         self,
         events: Netlink,

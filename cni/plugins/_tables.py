@@ -7,7 +7,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from ..ipam import lockfile
-from ..kernel import link, route, rule, vrf
+from ..kernel import link, route, vrf
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
 from ..kernel.route import Route
@@ -47,11 +47,6 @@ def survey(sock: Netlink, rules: list[Rule]) -> Survey:
     tables |= {found.table for found in rules}
     tables |= {vrf.table(found) for found in links if found.kind == vrf.KIND}
     return Survey(rules, links, routes, tables | RESERVED)
-
-
-def rules(sock: Netlink) -> list[Rule]:
-    """The rules of both families. Raises NetlinkError."""
-    return [found for family in FAMILIES for found in rule.show(sock, family)]
 
 
 def first_free(used: set[int], start: int) -> int:

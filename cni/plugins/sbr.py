@@ -69,7 +69,7 @@ def add(call: Call[Conf]) -> Result:
     netns = call.open_netns()
     _tables.lock(netns)
     sock = netns.netlink()
-    rules = _tables.rules(sock)
+    rules = rule.show(sock)
     _require_new(call, rules, sources)
     if conf.table is None:
         _add_tables(call, netns, sources, _tables.survey(sock, rules))
@@ -253,7 +253,7 @@ def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[R
     sock = netns.netlink()
     steps = Steps()
     found = link.find(sock, call.ifname)
-    _remove(call, steps, sock, found, _tables.rules(sock))
+    _remove(call, steps, sock, found, rule.show(sock))
     for hint in hints:
         steps.run(route.delete, sock, hint)
     if found is not None:
@@ -275,7 +275,7 @@ def delete(call: Call[Conf]) -> None:
         _tables.lock(netns)
         sock = netns.netlink()
         found = link.find(sock, call.ifname)
-        rules = _tables.rules(sock)
+        rules = rule.show(sock)
         _remove(call, steps, sock, found, rules)
         known = _known_addresses(sock, found, call.ifname, previous)
         for entry in _unowned(rules, known):
@@ -345,7 +345,7 @@ def check(call: Call[Conf]) -> None:
     found = link.find(sock, call.ifname)
     if found is None:
         raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
-    rules = _tables.rules(sock)
+    rules = rule.show(sock)
     number = call.owner.number
     sources = _sources(conf, call.ifname, previous)
     problems = []
@@ -391,7 +391,7 @@ def status(call: Call[Conf]) -> None:
     _tables.check_number(call.conf.table, "failed to parse network configuration: ")
     with Netlink() as host:
         try:
-            _tables.rules(host)
+            rule.show(host)
         except NetlinkError as error:
             if error.errno != EOPNOTSUPP:
                 raise

@@ -56,16 +56,23 @@ def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
         owner.network, owner.container_id, owner.ifname, _tuning_backup.identity(netns)
     )
     before = Backup(owner=holder)
-    if want.sysctl:
-        names = list(want.sysctl)
-        for name, (value, errno) in zip(names, netns.run(sysctl.read_each, names), strict=True):
+    names = list(want.sysctl)
+    values = netns.start(sysctl.read_each, names) if names else list
+    found = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
+    if names:
+        for name, (value, errno) in zip(names, values(), strict=True):
             if errno in _NO_PARAMETER:
                 raise _refused("open", name, errno)
             # one that cannot be read (some can only be written) cannot be put back either
             if value is not None and not sysctl.same(value, want.sysctl[name]):
                 before.sysctl[name] = (value, want.sysctl[name])
     if want.link:
-        present = _attributes(_get(netns, call.ifname))
+        if found is None:
+            raise CNIError(
+                f'failed to get "{call.ifname}": Link not found',
+                f"no such interface in {netns.path}",
+            )
+        present = _attributes(found)
         for key in want.link:
             setattr(before, key, present[key])
     if want.features:
@@ -73,15 +80,6 @@ def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
 
         before.ethtool = features.look(netns, call.ifname, want.features)
     return before
-
-
-def _get(netns: Namespace, ifname: str) -> Link:
-    try:
-        return link.get(netns.netlink(), ifname)
-    except (NetlinkError, link.LinkNotFound) as error:
-        raise CNIError(
-            f'failed to get "{ifname}": {error}', f"no such interface in {netns.path}"
-        ) from None
 
 
 def _attributes(found: Link) -> dict[str, Any]:

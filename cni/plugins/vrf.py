@@ -15,7 +15,7 @@ from time import monotonic
 from typing import NamedTuple
 
 from ..call import Call, Steps
-from ..kernel import address, link, route, vrf
+from ..kernel import address, link, route, rule, vrf
 from ..kernel.address import Address
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
@@ -142,7 +142,7 @@ def _free_interface(sock: Netlink, name: str) -> Link:
 
 def _create(sock: Netlink, conf: Conf) -> Link:
     name = conf.vrfname
-    table = conf.table or _tables.first_free(_tables.survey(sock, _tables.rules(sock)).used, 1)
+    table = conf.table or _tables.first_free(_tables.survey(sock, rule.show(sock)).used, 1)
     try:
         vrf.create(sock, name, table)
     except NetlinkError as error:

@@ -109,8 +109,9 @@ def test_cost_does_not_depend_on_the_reservations(
     counter = Counter(monkeypatch)
     for verb in ("ADD", "CHECK", "STATUS", "DEL"):
         costs = [counter.of(ipam, verb, "second") for ipam in nodes]
-        # A span that ends without a free address costs a look more.
-        assert max(costs) <= costs[0] + 6, verb
+        # A small index is read at once; a span that ends without a free address costs a look more.
+        assert max(costs) <= costs[0] + 10, verb
+        assert abs(costs[1] - costs[2]) <= 6, verb
         assert 0 < costs[0] < 40, verb
 
 
