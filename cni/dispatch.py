@@ -24,6 +24,8 @@ from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
 from .protocol.request import Request, read, read_stdin
 from .protocol.result import Result, encode_json
 
+Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
+
 
 class Plugin(NamedTuple):
     """An entry of the table; `conf_error` begins the errors of decoding a configuration."""
@@ -156,26 +158,53 @@ def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tup
     return serve(name, env, stdin)[:2]
 
 
-def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes, bool]:
+def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> Answer:
     """As `answer`, and whether this process may be trusted with another request afterwards."""
-    worked = False
+    return begin(name, env, stdin)()
+
+
+def begin(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> Callable[[], Answer]:
+    """Decode a request, which changes nothing; what is returned runs it. Neither ever raises."""
     try:
         request = read(env, stdin)
         if request.command == "VERSION":
-            return 0, _version_reply(TABLE[name]), True
-        raw, result = _run(name, request)
-        worked = True  # and nothing will undo it
-        return 0, b"" if result is None else result.encode(raw), True
-    except CNIError as error:
-        return 1, _encode_error(error), not isinstance(error, Terminated)
+            reply = _version_reply(TABLE[name])
+            return lambda: (0, reply, True)
+        decoded = _decode(name, request)
+        return lambda: _finished(name, decoded)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
-        if not worked:
-            lean.suspect(error)
-        return 1, _encode_error(_unexpected(error)), False
+        failed = _failed(error)
+        return lambda: failed
 
 
-def _run(name: str, request: Request) -> tuple[str, Result | None]:
-    """Validate, gate and run one verb: the configuration's version, and ADD's result."""
+def _finished(name: str, decoded: Decoded) -> Answer:
+    worked = False
+    try:
+        result = _run(name, decoded)
+        worked = True  # and nothing will undo it
+        return 0, b"" if result is None else result.encode(decoded.version), True
+    except BaseException as error:  # noqa: BLE001 as above
+        return _failed(error, worked=worked)
+
+
+def _failed(error: BaseException, *, worked: bool = False) -> Answer:
+    if isinstance(error, CNIError):
+        return 1, _encode_error(error), not isinstance(error, Terminated)
+    if not worked:
+        lean.suspect(error)
+    return 1, _encode_error(_unexpected(error)), False
+
+
+class Decoded(NamedTuple):
+    """A request that passed the gates; `verb` is None if the plugin lacks it."""
+
+    request: Request
+    raw: dict[str, Any]
+    version: str
+    verb: Callable[..., Any] | None
+
+
+def _decode(name: str, request: Request) -> Decoded:
     plugin = TABLE[name]
     raw = config.decode_object(request.stdin)
     names.check_network_name(config.require_name(raw))
@@ -183,9 +212,15 @@ def _run(name: str, request: Request) -> tuple[str, Result | None]:
         raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
     wanted = config.version_of(raw)
     version.gate(request.command, wanted, plugin.versions)
-    _guard_netns(request)
-    verb = getattr(_module(name), _VERBS[request.command], None)
-    return wanted, None if verb is None else _call(name, verb, request, raw)
+    return Decoded(request, raw, wanted, getattr(_module(name), _VERBS[request.command], None))
+
+
+def _run(name: str, decoded: Decoded) -> Result | None:
+    """Run one verb; ADD's result."""
+    _guard_netns(decoded.request)
+    if decoded.verb is None:
+        return None
+    return _call(name, decoded.verb, decoded.request, decoded.raw)
 
 
 def _call(
@@ -310,8 +345,9 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     """Run a delegate without a child if its file is ourselves (protocol.delegate.InProcess)."""
     if name not in TABLE or not _is_ourselves(program):
         return False, None
-    wanted, result = _run(name, request)
-    return True, None if result is None else result.through(wanted)
+    decoded = _decode(name, request)
+    result = _run(name, decoded)
+    return True, None if result is None else result.through(decoded.version)
 
 
 def _is_ourselves(program: str) -> bool:

@@ -3,9 +3,9 @@
 That names a file, which gets a line a request: its verb and plugin, and the times of
 
     accepted   a client's connection was taken out of the queue
-    received   its request is here, whole
-    ready      its environment and descriptors are ours
-    decoded    the configuration is, and the verb begins
+    decoded    its request is here and decoded
+    received   its descriptors are, too
+    ready      they are ours, and the verb begins
     done       the verb ended
     encoded    what is printed is ready
     replied    the client has it
@@ -38,8 +38,6 @@ class Trace:
         def traced(*args: Any) -> Any:
             # a delegate's is a part of the plugin's
             self._depth += 1
-            if self._depth == 1:
-                self.mark("decoded")
             try:
                 return verb(*args)
             finally:

@@ -17,6 +17,7 @@ import struct
 import sys
 from _socket import AF_UNIX, MSG_DONTWAIT, SO_PEERCRED, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as Socket
+from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -140,7 +141,10 @@ class Worker:
             conn.send(self.hello)
             conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _RECEIVE_TIMEOUT)
             request = receive(conn)
-            _set_environment(request.env)  # while the client wakes up
+            # while the client wakes up
+            _set_environment(request.env)
+            run = _begun(request)
+            self.trace.mark("decoded")
             belongings = receive_go(conn)
             self.trace.mark("received")
         except StatusAsked:
@@ -150,14 +154,20 @@ class Worker:
         except (BadRequest, OSError):
             pass
         else:
-            return self._work(conn, request, belongings)
+            return self._work(conn, request, belongings, run)
         return True
 
-    def _work(self, conn: Socket, request: Request, belongings: Belongings) -> bool:
+    def _work(
+        self,
+        conn: Socket,
+        request: Request,
+        belongings: Belongings,
+        run: Callable[[], dispatch.Answer] | None,
+    ) -> bool:
         self.slot.begin()
         try:
-            if os.path.basename(request.called_as) in dispatch.TABLE:
-                return self._answer(conn, request, belongings)
+            if run is not None:
+                return self._answer(conn, request, belongings, run)
             conn.send(UNKNOWN)
             return True
         except OSError:
@@ -177,15 +187,20 @@ class Worker:
             }
         )
 
-    def _answer(self, conn: Socket, request: Request, belongings: Belongings) -> bool:
+    def _answer(
+        self,
+        conn: Socket,
+        request: Request,
+        belongings: Belongings,
+        run: Callable[[], dispatch.Answer],
+    ) -> bool:
         """Be the plugin's process for a while."""
         self._watch(conn)
         self._take_on(request, belongings)
         self.trace.mark("ready")
-        name = os.path.basename(request.called_as)
         try:
             try:
-                code, output, clean = dispatch.serve(name, request.env, lambda: request.stdin)
+                code, output, clean = run()
                 self.trace.mark("encoded")
             finally:
                 self.watched = None
@@ -193,7 +208,7 @@ class Worker:
             self.trace.mark("replied")
         finally:
             self._put_off()
-        self.trace.end(f"{request.env.get('CNI_COMMAND')} {name}")
+        self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
 
     def _take_on(self, request: Request, belongings: Belongings) -> None:
@@ -251,6 +266,14 @@ class Worker:
         open_fds = len(os.listdir("/proc/self/fd"))
         self.fds = self.fds or open_fds
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
+
+
+def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
+    """What runs the request, decoded; None if there is no such plugin here."""
+    name = os.path.basename(request.called_as)
+    if name not in dispatch.TABLE:
+        return None
+    return dispatch.begin(name, request.env, lambda: request.stdin)
 
 
 def _set_environment(wanted: dict[str, str]) -> None:

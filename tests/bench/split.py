@@ -18,9 +18,9 @@ from .series import PYTHON, add_and_delete
 # What of a run lies between which of the server's marks (cni/server/trace.py).
 PARTS = {
     "client": ("start", "accepted"),  # its start, reading stdin; the queue: nobody else is in it
-    "hand over": ("accepted", "ready"),
-    "decode": ("ready", "decoded"),
-    "plugin": ("decoded", "done"),
+    "decode": ("accepted", "decoded"),
+    "hand over": ("decoded", "ready"),  # waiting for the client's descriptors
+    "plugin": ("ready", "done"),
     "encode": ("done", "encoded"),
     "reply": ("encoded", "replied"),
     "end": ("replied", "end"),
