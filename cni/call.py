@@ -60,6 +60,7 @@ class Call(Generic[C]):
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
         self._owner: Owner | None = None
+        self._previous: Result | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
 
@@ -102,8 +103,19 @@ class Call(Generic[C]):
             self._owner = Owner(self.network, self.container_id, self.ifname)
         return self._owner
 
+    def look_ahead(self) -> None:
+        """Convert now what the verb will ask for; it changes nothing."""
+        try:
+            _ = self.conf
+            self._previous = self.prev_result()
+        except CNIError:
+            pass  # who asks for it hears why
+
     def prev_result(self) -> Result | None:
         """The result of the plugins before this one; None without a prevResult. Raises CNIError."""
+        if self._previous is not None:
+            found, self._previous = self._previous, None  # who gets it may change it
+            return found
         raw = config.lookup(self.raw, "prevResult")
         if raw is None:
             return None

@@ -163,14 +163,21 @@ def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> Answ
     return begin(name, env, stdin)()
 
 
-def begin(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> Callable[[], Answer]:
-    """Decode a request, which changes nothing; what is returned runs it. Neither ever raises."""
+def begin(
+    name: str, env: Mapping[str, str], stdin: Callable[[], bytes], *, ahead: bool = False
+) -> Callable[[], Answer]:
+    """Decode a request, which changes nothing; what is returned runs it. Neither ever raises.
+
+    `ahead`: there is time for what would be converted later.
+    """
     try:
         request = read(env, stdin)
         if request.command == "VERSION":
             reply = _version_reply(TABLE[name])
             return lambda: (0, reply, True)
         decoded = _decode(name, request)
+        if ahead:
+            decoded.call.look_ahead()
         return lambda: _finished(name, decoded)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
         failed = _failed(error)
@@ -182,7 +189,7 @@ def _finished(name: str, decoded: Decoded) -> Answer:
     try:
         result = _run(name, decoded)
         worked = True  # and nothing will undo it
-        return 0, b"" if result is None else result.encode(decoded.version), True
+        return 0, b"" if result is None else result.encode(decoded.call.version), True
     except BaseException as error:  # noqa: BLE001 as above
         return _failed(error, worked=worked)
 
@@ -198,9 +205,7 @@ def _failed(error: BaseException, *, worked: bool = False) -> Answer:
 class Decoded(NamedTuple):
     """A request that passed the gates; `verb` is None if the plugin lacks it."""
 
-    request: Request
-    raw: dict[str, Any]
-    version: str
+    call: Call[Any]
     verb: Callable[..., Any] | None
 
 
@@ -212,30 +217,26 @@ def _decode(name: str, request: Request) -> Decoded:
         raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
     wanted = config.version_of(raw)
     version.gate(request.command, wanted, plugin.versions)
-    return Decoded(request, raw, wanted, getattr(_module(name), _VERBS[request.command], None))
+    verb = getattr(_module(name), _VERBS[request.command], None)
+    return Decoded(_new_call(name, request, raw), verb)
 
 
 def _run(name: str, decoded: Decoded) -> Result | None:
     """Run one verb; ADD's result."""
-    _guard_netns(decoded.request)
-    if decoded.verb is None:
-        return None
-    return _call(name, decoded.verb, decoded.request, decoded.raw)
+    _guard_netns(decoded.call.request)
+    return None if decoded.verb is None else _call(name, decoded.verb, decoded.call)
 
 
-def _call(
-    name: str, verb: Callable[..., Any], request: Request, raw: dict[str, Any]
-) -> Result | None:
+def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None:
     """Run a verb; if it fails, undo what it did.
 
     A result without addresses that cannot be printed as 0.1.0 or 0.2.0 is an error whose link stays
     until DEL: the reference's own test suite looks for it (spec/bridge.md, spec/macvlan.md).
     """
-    call = _new_call(name, request, raw)
-    kept = hasattr(_module(name), "reload")
+    kept, command = hasattr(_module(name), "reload"), call.request.command
     try:
-        if request.command != "GC":
-            if kept and request.command == "DEL":
+        if command != "GC":
+            if kept and command == "DEL":
                 _forget(name, call)  # first: rules that are going must not be made again
             result: Result | None = verb(call)
             call.undo.pop_all()
@@ -243,7 +244,7 @@ def _call(
             if call.remembered and result is not None:
                 _remember(name, call, result)
             return result
-        keep = _valid_attachments(raw)
+        keep = _valid_attachments(call.raw)
         if keep is not None:
             if kept:
                 _forget_others(name, call, keep)
@@ -347,7 +348,7 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
         return False, None
     decoded = _decode(name, request)
     result = _run(name, decoded)
-    return True, None if result is None else result.through(decoded.version)
+    return True, None if result is None else result.through(decoded.call.version)
 
 
 def _is_ourselves(program: str) -> bool:

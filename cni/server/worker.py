@@ -276,7 +276,7 @@ def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
     name = os.path.basename(request.called_as)
     if name not in dispatch.TABLE:
         return None
-    return dispatch.begin(name, request.env, lambda: request.stdin)
+    return dispatch.begin(name, request.env, lambda: request.stdin, ahead=True)
 
 
 class _Environment:
