@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cni import __version__, dispatch
 from cni.call import Attachment, Call, Steps
 from cni.dispatch import TABLE, about, answer
+from cni.kernel import link
 from cni.protocol import version
 from cni.protocol.config import NetConf
 from cni.protocol.errors import CNIError, IOFailure, NotAvailable, TryAgainLater
@@ -206,6 +207,19 @@ def test_any_exception_is_an_error_object(probe: Probe, error: BaseException) ->
     code, msg = refused()
     assert code == 999
     assert msg
+
+
+def test_a_link_that_is_gone_in_the_middle(probe: Probe) -> None:
+    """As a DEL at the same time may cause: an error for the operator, not a traceback."""
+
+    def fail(_call: object) -> None:
+        raise link.LinkNotFound("Link not found")
+
+    probe.action = fail
+    code, error = ask()
+    assert error is not None
+    assert (code, error["code"], error["msg"]) == (1, 999, "Link not found")
+    assert "DEL of the same attachment" in error["details"]
 
 
 @pytest.mark.parametrize("code", [10**30, -(10**30), 2**63])
