@@ -155,12 +155,7 @@ def about(name: str) -> str:
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
     """Run plugin `name` for a request: (exit code, what belongs on stdout). Never raises."""
-    return serve(name, env, stdin)[:2]
-
-
-def serve(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> Answer:
-    """As `answer`, and whether this process may be trusted with another request afterwards."""
-    return begin(name, env, stdin)()
+    return begin(name, env, stdin)()[:2]
 
 
 def begin(

@@ -13,7 +13,7 @@ that was looked at.
 from __future__ import annotations
 
 import os
-from errno import ENOENT, ERESTART
+from errno import ENOENT
 from typing import TYPE_CHECKING
 
 from .. import process
@@ -258,7 +258,7 @@ def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> b
             return False
         except OSError as error:
             fresh = error.errno == ENOENT and not hooks
-            if not isinstance(error, NetlinkError) or not (fresh or error.errno == ERESTART):
+            if not isinstance(error, NetlinkError) or not (fresh or error.errno == nft.ERESTART):
                 return False
             hooks |= fresh
     return False

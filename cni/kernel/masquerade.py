@@ -16,8 +16,7 @@ tell apart two interfaces of a container in the same network: without addresses 
 from __future__ import annotations
 
 from collections.abc import Callable
-from errno import ENOENT
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..protocol.address import Prefix, format_ip
 from ..protocol.errors import CNIError, join
@@ -26,6 +25,9 @@ from .iptables import IptablesError
 from .netlink import NetlinkError
 from .nft import NftError
 from .owner import Owner, network_key
+
+if TYPE_CHECKING:
+    from .nft_elements import Change
 
 _TABLE, _CHECKS = "cni_plugins_masquerade", "masq_checks"
 _POSTROUTING = "POSTROUTING"
@@ -161,24 +163,16 @@ def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
         nft_rules.new_rule("inet", _TABLE, _CHECKS, _nft_expressions(prefix), owner.comment)
         for prefix in prefixes
     ]
-    try:
-        for _ in range(_RETRIES):
-            since = nft.generation()
-            if not _nft_is_complete():
-                break
-            stale = [
-                nft.without_rule("inet", _TABLE, _CHECKS, rule.handle) for rule in _nft_rules(owner)
-            ]
-            try:
-                nft.transaction([*stale, *new], since)
-            except NetlinkError as error:
-                if error.errno not in (nft.ERESTART, ENOENT):
-                    raise
-            else:
-                return True
-    except NetlinkError:
-        pass  # libnftables will say what is wrong
-    return False
+
+    def plan() -> list[Change] | None:
+        if not _nft_is_complete():
+            return None
+        stale = [
+            nft.without_rule("inet", _TABLE, _CHECKS, rule.handle) for rule in _nft_rules(owner)
+        ]
+        return [*stale, *new]
+
+    return nft.attempt(plan)  # else libnftables will say what is wrong
 
 
 def _nft_is_complete() -> bool:

@@ -50,6 +50,8 @@ _UDATA_COMMENT = 0
 _BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
 
+_ATTEMPTS = 5
+
 # What `transaction` fails with if the ruleset has changed since it was looked at.
 ERESTART = 85
 
@@ -403,6 +405,29 @@ def transaction(messages: Sequence[tuple[int, bytes, int]], since: bytes = b"") 
         if code != 0:
             raise NetlinkError(-code)
     assert codes or not messages, "the kernel left a batch unanswered"
+
+
+def attempt(plan: Callable[[], Sequence[tuple[int, bytes, int]] | None]) -> bool:
+    """Make the changes that `plan` finds right, again if others changed the rules meanwhile.
+
+    False if nothing was changed: `plan` says None, or the kernel refuses, for whatever reason.
+    """
+    try:
+        for _ in range(_ATTEMPTS):
+            since = generation()
+            changes = plan()
+            if changes is None:
+                return False
+            try:
+                transaction(changes, since)
+            except NetlinkError as error:
+                if error.errno not in (ERESTART, ENOENT):
+                    raise
+            else:
+                return True
+    except NetlinkError:
+        pass
+    return False
 
 
 def _answers(sock: Netlink) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from _socket import AF_NETLINK, SOCK_RAW, socket
+import sys
+from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Callable
 from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
@@ -14,7 +15,7 @@ from . import libc
 from .executor import Executor
 
 _NS_GET_NSTYPE = 0xB703
-_SIOCGSKNS = 0x894C
+_SIOCGSKNS, _SO_NETNS_COOKIE = 0x894C, 71
 _SELF = "/proc/self/ns/net"
 
 T = TypeVar("T")
@@ -169,6 +170,14 @@ def own_identity() -> tuple[int, int]:
     """Device and inode of the namespace this process is in. Raises OSError."""
     here = os.stat(_SELF)
     return here.st_dev, here.st_ino
+
+
+def cookie(sock: socket) -> int:
+    """The number of a socket's namespace, of no other in this boot; 0 before Linux 5.14."""
+    try:
+        return int.from_bytes(sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 # A worker of the server is given the container's namespace by its client, which may see other

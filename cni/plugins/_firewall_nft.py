@@ -56,7 +56,6 @@ _SKELETON = "".join(
 # How they look in the kernel: the comment and the number of expressions of each.
 _SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
 _IFNAME = 16  # bytes of an interface's name in a key
-_RETRIES = 5
 
 
 def add(want: Want, *, accept: bool = True) -> None:
@@ -78,21 +77,9 @@ def _add_elements(want: Want, accept: bool) -> bool:
         for name, element, wanted in _elements(want, accept)
         for change in _change(name, element, wanted)
     ]
-    try:
-        for _ in range(_RETRIES):
-            since = nft.generation()
-            if not _is_complete(want.admin_chain if accept else ""):
-                break
-            try:
-                nft.transaction(changes, since)
-            except NetlinkError as error:
-                if error.errno != nft.ERESTART:
-                    raise
-            else:
-                return True
-    except NetlinkError:
-        pass  # libnftables will say what is wrong
-    return False
+    admin_chain = want.admin_chain if accept else ""
+    # else libnftables will say what is wrong
+    return nft.attempt(lambda: changes if _is_complete(admin_chain) else None)
 
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:

@@ -13,7 +13,6 @@ so ours is never torn; a torn one is the reference's, killed before it changed a
 from __future__ import annotations
 
 import os
-from _socket import SOL_SOCKET
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,10 +20,10 @@ import msgspec
 
 from ..kernel.owner import Owner, network_key
 from ..netns import Namespace
+from ..netns.namespace import cookie
 from ..protocol.errors import CNIError
 
 DIRECTORY = "/run/cni/tuning"
-_NETNS_COOKIE = 71  # SO_NETNS_COOKIE: never used again during a boot, unlike inodes
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -88,11 +87,8 @@ class Backup(msgspec.Struct, omit_defaults=True):
 
 def identity(netns: Namespace) -> str:
     """What tells this namespace from every other of this boot; before Linux 5.14, of now."""
-    try:
-        raw = netns.netlink().sock.getsockopt(SOL_SOCKET, _NETNS_COOKIE, 8)
-        return f"cookie {int.from_bytes(raw, 'little'):x}"
-    except OSError:
-        return "inode {}:{}".format(*netns.identity)
+    found = cookie(netns.netlink().sock)
+    return f"cookie {found:x}" if found else "inode {}:{}".format(*netns.identity)
 
 
 def directory_of(data_dir: str) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import array
 import os
 import struct
-import sys
 from _socket import (
     AF_NETLINK,
     AF_UNIX,
@@ -31,6 +30,7 @@ from _socket import (
 from _socket import socket as Socket
 from typing import NamedTuple
 
+from ..netns import namespace
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
@@ -40,7 +40,6 @@ _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
 _ANSWER = struct.Struct("=cBI")  # 'X', exit code, size of the output
 _NETNS, _ROUTING = 1, 2  # bits of go: which of the optional descriptors are there
-_SO_NETNS_COOKIE = 71
 _FD_SIZE = array.array("i").itemsize
 
 UNKNOWN = b"N"
@@ -77,19 +76,15 @@ class Place(NamedTuple):
     @classmethod
     def here(cls, *, any_mounts: bool) -> Place:
         """This process's."""
-        netns = os.stat("/proc/self/ns/net")
+        netns = namespace.own_identity()
         mounts = 0 if any_mounts else os.stat("/proc/self/ns/mnt").st_ino
-        return cls(
-            netns.st_dev, netns.st_ino, _cookie(), mounts, _root_mount(), os.stat("/").st_ino
-        )
+        return cls(*netns, _own_cookie(), mounts, _root_mount(), os.stat("/").st_ino)
 
 
-def _cookie() -> int:
+def _own_cookie() -> int:
     sock = Socket(AF_UNIX, SOCK_STREAM)
     try:
-        return int.from_bytes(sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
-    except OSError:
-        return 0  # before Linux 5.14
+        return namespace.cookie(sock)
     finally:
         sock.close()
 
