@@ -123,12 +123,8 @@ def _change(sock: Netlink, changes: list[tuple[Route, int, int]]) -> None:
 
 
 def delete(sock: Netlink, route: Route) -> None:
-    """Delete a route; one that is gone already is success."""
-    try:
-        sock.request(RTM_DELROUTE, _message(route))
-    except NetlinkError as error:
-        if error.errno != ESRCH:
-            raise
+    """Delete a route; one that is gone already is success. Raises RouteError."""
+    delete_all(sock, [route])
 
 
 def show(
