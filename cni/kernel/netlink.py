@@ -34,6 +34,8 @@ _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
 # What `Netlink` wants of a socket; an older kernel: longer acknowledgements, less explanation.
 OPTIONS = tuple((_SOL_NETLINK, option, 1) for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK))
 
+Message = tuple[int, bytes, int]  # type, payload, flags
+
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
 _BATCH = 64  # their acknowledgements wait in the socket's buffer
@@ -172,8 +174,8 @@ class Netlink:
         sequence = self._send(kind, payload, flags | NLM_F_REQUEST | NLM_F_ACK)
         return self._replies(sequence)[0]
 
-    def batch(self, requests: list[tuple[int, bytes, int]]) -> list[NetlinkError | None]:
-        """Send several (type, payload, flags) at once, and wait for all: what went wrong with each.
+    def batch(self, requests: list[Message]) -> list[NetlinkError | None]:
+        """Send several at once, and wait for all: what went wrong with each.
 
         The kernel takes them in their order, also after one that it refuses.
         """
@@ -182,22 +184,30 @@ class Netlink:
             found += self._batch(requests[start : start + _BATCH])
         return found
 
-    def _batch(self, requests: list[tuple[int, bytes, int]]) -> list[NetlinkError | None]:
-        parts, sequences = [], []
-        for kind, payload, flags in requests:
+    def _batch(self, requests: list[Message]) -> list[NetlinkError | None]:
+        """An error is always told; that all is done, by the acknowledgement of the last."""
+        parts, places = [], {}
+        final = len(requests) - 1
+        for place, (kind, payload, flags) in enumerate(requests):
             self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            sequences.append(self._sequence)
-            size, whole = 16 + len(payload), flags | NLM_F_REQUEST | NLM_F_ACK
+            places[self._sequence] = place
+            size, whole = 16 + len(payload), flags | NLM_F_REQUEST
+            if place == final:
+                whole |= NLM_F_ACK
             parts.append(_HEADER.pack(size, kind, whole, self._sequence, 0))
             parts.append(payload + b"\0" * (-size & 3))
         self.sock.send(b"".join(parts))
-        found: list[NetlinkError | None] = []
-        for sequence in sequences:
-            try:
-                self._replies(sequence)
-                found.append(None)
-            except NetlinkError as error:
-                found.append(error)
+        found: list[NetlinkError | None] = [None] * len(requests)
+        place = -1
+        while place != final:
+            for kind, flags, sequence, data in split(self.sock.recv(_BUFFER)):
+                place = places.get(sequence, -1) if kind == NLMSG_ERROR else -1
+                if place < 0:
+                    continue  # left over from a request that was given up
+                try:
+                    _raise_if_error(flags, data)
+                except NetlinkError as error:
+                    found[place] = error
         return found
 
     def get(self, kind: int, payload: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import socket
 import struct
-from errno import EBUSY, EEXIST, EINTR, ENODEV, EPERM
+from errno import EBUSY, EEXIST, EINTR, ENODEV, ENOENT, EPERM
 
 import pytest
 from hypothesis import given
@@ -136,18 +136,26 @@ def test_a_refused_request(capped: bool) -> None:
 
 
 def test_a_batch() -> None:
-    """One datagram; each request has its own outcome, of whatever length it is."""
-    kernel = Kernel(*(answer(code, sequence=n + 1) for n, code in enumerate((0, EPERM, 0))))
+    """One datagram; each request has its own outcome, of whatever length it is.
+
+    Errors are told in any case; only the last asks for an acknowledgement.
+    """
+    kernel = Kernel(answer(EPERM, sequence=99), answer(EPERM, sequence=2), answer(0, sequence=3))
     with kernel as sock:
         outcomes = sock.batch([(24, b"a", 0), (25, b"bcde", 0x400), (24, b"", 0)])
         assert [outcome and outcome.errno for outcome in outcomes] == [None, EPERM, None]
         sent = list(nl.split(kernel.theirs.recv(4096)))
-    request = nl.NLM_F_REQUEST | nl.NLM_F_ACK
     assert sent == [
-        (24, request, 1, b"a"),
-        (25, request | 0x400, 2, b"bcde"),
-        (24, request, 3, b""),
+        (24, nl.NLM_F_REQUEST, 1, b"a"),
+        (25, nl.NLM_F_REQUEST | 0x400, 2, b"bcde"),
+        (24, nl.NLM_F_REQUEST | nl.NLM_F_ACK, 3, b""),
     ]
+
+
+def test_a_batch_whose_last_fails() -> None:
+    with Kernel(answer(EPERM, sequence=1) + answer(ENOENT, sequence=2)) as sock:
+        outcomes = sock.batch([(24, b"a", 0), (24, b"b", 0)])
+    assert [outcome and outcome.errno for outcome in outcomes] == [EPERM, ENOENT]
 
 
 def test_a_batch_of_none() -> None:
