@@ -3,7 +3,7 @@
 For `nft.transaction`. Where a rule is always the same but for an address or a mark, compiling its
 text is most of what it costs: libnftables reads all tables and links first (0.6 ms, and 3 ms to
 load). What is written here is what libnftables 1.0.6 writes, byte for byte, and `nft list` shows it
-alike: tests/netns/test_nft_rules.py compares both. Anything else stays with `nft.Nft`.
+alike: tests/netns/test_nft_rules.py compares both. Anything else is `libnftables.Nft`'s.
 
 Expressions work on registers, as in a small machine (linux/netfilter/nf_tables.h): a value is
 loaded, changed or compared; the last one says what becomes of the packet.

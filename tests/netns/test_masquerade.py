@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.kernel import iptables, masquerade, nft
+from cni.kernel import iptables, libnftables, masquerade, nft
 from cni.kernel.owner import Owner
 from cni.protocol.address import Prefix
 from cni.protocol.errors import CNIError
@@ -299,10 +299,10 @@ def no_iptables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_libnftables(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> nft.Nft:
+    def missing() -> libnftables.Nft:
         raise CNIError("nftables is not available: no file", "install libnftables")
 
-    monkeypatch.setattr(nft, "Nft", missing)
+    monkeypatch.setattr(libnftables, "Nft", missing)
 
 
 def test_without_iptables_auto_takes_nftables(host: Netns, no_iptables: None) -> None:

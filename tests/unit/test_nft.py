@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni import process
-from cni.kernel import iptables, masquerade, nft, spoofcheck
+from cni.kernel import iptables, libnftables, masquerade, nft, spoofcheck
 from cni.kernel import netlink as nl
 from cni.kernel.owner import Owner
 from cni.protocol.address import Prefix
@@ -69,7 +69,7 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     ],
 )
 def test_error_text(text: str, clean: str) -> None:
-    assert nft._clean(text) == clean
+    assert libnftables._clean(text) == clean
 
 
 def test_iptables_comment_is_quoted_as_iptables_save_does() -> None:
