@@ -44,6 +44,7 @@ class Call(Generic[C]):
         self,
         request: Request,
         raw: dict[str, Any],
+        version: str,
         conf_type: type[C],
         conf_prefix: str,
         in_process: delegate.InProcess,
@@ -51,7 +52,7 @@ class Call(Generic[C]):
     ) -> None:
         self.request = request
         self.raw = raw
-        self.version = config.version_of(raw)
+        self.version = version
         self.undo = ExitStack()
         self.remembered = False
         self.forgotten: Dropped | None = None

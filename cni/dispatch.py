@@ -110,6 +110,8 @@ WINDOWS: dict[str, Plugin] = {
     ),
 }
 
+deaf = False  # a server's worker is, between requests
+
 _SIGNALS: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
 if sys.platform == "win32":
     TABLE = {name: each for name, each in TABLE.items() if name in ("host-local", "static")}
@@ -213,7 +215,7 @@ def _decode(name: str, request: Request) -> Decoded:
     wanted = config.version_of(raw)
     version.gate(request.command, wanted, plugin.versions)
     verb = getattr(_module(name), _VERBS[request.command], None)
-    return Decoded(_new_call(name, request, raw), verb)
+    return Decoded(_new_call(name, request, raw, wanted), verb)
 
 
 def _run(name: str, decoded: Decoded) -> Result | None:
@@ -256,11 +258,12 @@ def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None
 def _module(name: str) -> Any:
     """The module of a plugin; importlib.import_module would import `warnings`."""
     module = TABLE[name].module
-    __import__(module)
+    if module not in sys.modules:
+        __import__(module)
     return sys.modules[module]
 
 
-def _new_call(name: str, request: Request, raw: dict[str, Any]) -> Call[Any]:
+def _new_call(name: str, request: Request, raw: dict[str, Any], wanted: str) -> Call[Any]:
     plugin = TABLE[name]
     conf_type = _module(name).Conf
 
@@ -272,7 +275,7 @@ def _new_call(name: str, request: Request, raw: dict[str, Any]) -> Call[Any]:
         call.undo.callback(forget)
         _remember(name, call, result)
 
-    return Call(request, raw, conf_type, plugin.conf_error, run_in_process, remember_now)
+    return Call(request, raw, wanted, conf_type, plugin.conf_error, run_in_process, remember_now)
 
 
 def _remember(name: str, call: Call[Any], result: Result) -> None:
@@ -315,7 +318,8 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
     raw["cniVersion"], raw["prevResult"] = result["cniVersion"], result
     stdin = msgspec.json.encode(raw)
     request = read({**env, "CNI_COMMAND": "CHECK"}, lambda: stdin)
-    call = _new_call(name, request, config.decode_object(stdin))
+    raw = config.decode_object(stdin)
+    call = _new_call(name, request, raw, config.version_of(raw))
     try:
         _module(name).reload(call)
         call.undo.pop_all()
@@ -431,6 +435,8 @@ def _unexpected(error: BaseException) -> CNIError:
 
 def terminate(number: int, _frame: object) -> None:
     """The signal handler of a running verb: what it did is undone."""
+    if deaf:
+        return
     raise Terminated(
         f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again"
     )

@@ -10,15 +10,16 @@
  *     request   header, then NUL-terminated: path we were called by, environment; then stdin
  *     hello     from a worker that is free: magic, its build id, its network namespace, its root
  *     go        which descriptors come with it: stderr, working directory, and if there are such
- *               CNI_NETNS, and a routing socket of that namespace
+ *               CNI_NETNS, a routing socket of that namespace, and one to send us jobs there
  *     reply     'X', exit code, size of the output, output; or 'N': no such plugin here
  *
  * Descriptors are sent after the hello only: in the queue of a server that hangs they would keep the
  * runtime's pipe open. Before them nothing can have happened, after them somebody is at work, so no
  * request is ever done twice. Output is written when all of it is here.
  *
- * POSIX and Linux only, static, no allocation but growing buffers for stdin and stdout. Its twin is
- * cni/server/wire.py.
+ * POSIX and Linux only, static. What is kept of stdin, environment and reply comes out of one buffer,
+ * unless it is large: each page that is touched costs a microsecond of a process that lives for 300.
+ * Its twins are cni/server/wire.py and cni/netns/envoy.py.
  */
 
 #define _GNU_SOURCE
@@ -61,9 +62,9 @@ enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 4 };
+enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 5 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
-       MAX_OUTPUT = 64 << 20 };
+       ARENA = 64 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16, MAX_VALUE = 4096 };
 
 /* Where the worker is. What the kernel does not tell is 0. */
 struct hello {
@@ -87,16 +88,45 @@ static char **arguments;
 static volatile sig_atomic_t caught; /* a signal that nobody has been told of */
 static int told;                     /* the worker was told of one */
 static sigset_t ordinary; /* the signal mask we were started with */
+static int home = -1;     /* our network namespace, while we are in the container's */
+
+/* --- memory and files ------------------------------------------------------------------------- */
+
+static char arena[ARENA] __attribute__((aligned(16)));
+static size_t used;
+
+/* Memory that is never given back; NULL if there is none. */
+static void *take(size_t size)
+{
+    size_t end = used + ((size + 15) & ~(size_t)15);
+    if (size > ARENA || end > ARENA)
+        return malloc(size);
+    char *found = arena + used;
+    used = end;
+    return found;
+}
+
+/* As open(2), which in musl asks the kernel for O_CLOEXEC twice. */
+static int open_quietly(const char *path, int flags)
+{
+    return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
+}
 
 /* --- by exec ---------------------------------------------------------------------------------- */
+
+/* What stands behind `key` in the script. */
+static const char *after(const char *key)
+{
+    const char *start = strstr(cni_prefix, key);
+    return start ? start + strlen(key) : NULL;
+}
 
 /* Copy what stands between `key` and `end` in the script. */
 static int setting(const char *key, char end, char *out, size_t size)
 {
-    const char *start = strstr(cni_prefix, key);
+    const char *start = after(key);
     if (!start)
         return 0;
-    start += strlen(key);
     const char *stop = strchr(start, end);
     if (!stop || (size_t)(stop - start) >= size)
         return 0;
@@ -105,6 +135,7 @@ static int setting(const char *key, char end, char *out, size_t size)
     return 1;
 }
 
+static void fail(const char *msg, const char *details, int code) __attribute__((noreturn));
 static void fail(const char *msg, const char *details, int code)
 {
     char text[512];
@@ -116,11 +147,34 @@ static void fail(const char *msg, const char *details, int code)
     _exit(1);
 }
 
+/* Into the container's network namespace, where we stay as long as it does not matter; false if that
+ * cannot be. `server` is a socket of our own. */
+static int enter(int container, int server)
+{
+    int here = home < 0 ? ioctl(server, SIOCGSKNS) : -1;
+    if (home < 0 && here >= 0 && setns(container, CLONE_NEWNET) == 0)
+        home = here;
+    else if (here >= 0)
+        close(here);
+    return home >= 0;
+}
+
+/* Back into our own; harmless when we are there. */
+static void go_home(void)
+{
+    if (home >= 0 && setns(home, CLONE_NEWNET) < 0)
+        fail("cannot return to the node's network namespace", strerror(errno), 999);
+    if (home >= 0)
+        close(home);
+    home = -1;
+}
+
 /* Start Python on the installed tree, or have the shell find out what to start. Never returns. */
 static void run_by_exec(void)
 {
     char python[MAX_PATH], build[32], run[MAX_PATH];
     int argc = 0;
+    go_home();
     while (arguments[argc])
         argc++;
     char **argv = calloc((size_t)argc + 8, sizeof *argv);
@@ -200,13 +254,16 @@ static void watch_signals(void)
  * cannot be read and nothing has been lost by trying. */
 static char *read_stdin(size_t *size)
 {
-    size_t room = 16384, have = 0;
-    char *data = malloc(room);
-    while (data && have <= MAX_STDIN) {
+    size_t room = ARENA / 2, have = 0;
+    char *data = arena;
+    while (have <= MAX_STDIN) {
         if (have == room) {
-            char *more = realloc(data, room *= 2);
+            char *more = malloc(room *= 2);
             if (!more)
                 fail("cannot start: out of memory", "the configuration does not fit", 5);
+            memcpy(more, data, have);
+            if (data != arena)
+                free(data);
             data = more;
         }
         ssize_t n = read(0, data + have, room - have);
@@ -221,15 +278,17 @@ static char *read_stdin(size_t *size)
         have += (size_t)n;
     }
     *size = have;
+    used = data == arena ? have : 0;
+    used = (used + 15) & ~(size_t)15;
     return data;
 }
 
 /* How long to wait for a worker. */
 static struct timespec patience(void)
 {
-    char python[MAX_PATH];
+    const char *python = after("\ncni_python='");
     long ms = CNI_PATIENCE_MS;
-    if (setting("\ncni_python='", '\'', python, sizeof python) && !*python)
+    if (python && *python == '\'')
         ms *= CNI_PATIENCE_ALONE;
     return (struct timespec){ms / 1000, ms % 1000 * 1000000};
 }
@@ -306,7 +365,7 @@ static char *make_strings(uint32_t *size)
     size_t room = strlen(self) + 1;
     for (char **each = environ; *each; each++)
         room += strlen(*each) + 1;
-    char *start = room <= MAX_STRINGS ? malloc(room) : NULL;
+    char *start = room <= MAX_STRINGS ? take(room) : NULL;
     if (!start)
         return NULL;
     char *at = start, *end = start + room;
@@ -331,24 +390,19 @@ static int send_request(int server, const char *data, size_t size)
     return strings && send_all(server, parts, 3, NULL, 0);
 }
 
-/* What goes with the request, made while the worker wakes up. */
+/* What goes with the request. -1: there is none. */
 struct belongings {
-    int here, container, routing; /* -1: there is none */
+    int here, container, routing;
+    int jobs, worker; /* two ends: ours, and the worker's */
 };
 
 /* A routing socket of the container's namespace, so that the worker need not send somebody there for
  * it; -1 if there cannot be one. */
 static int routing_socket(int container, int server)
 {
-    int home = ioctl(server, SIOCGSKNS);
     int sock = -1;
-    if (home >= 0 && setns(container, CLONE_NEWNET) == 0) {
+    if (enter(container, server))
         sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE);
-        if (setns(home, CLONE_NEWNET) < 0)
-            fail("cannot return to the node's network namespace", strerror(errno), 999);
-    }
-    if (home >= 0)
-        close(home);
     const int options[] = {CAP_ACK, EXT_ACK, GET_STRICT_CHK}, on = 1;
     for (size_t i = 0; sock >= 0 && i < sizeof options / sizeof *options; i++)
         setsockopt(sock, NETLINK_OPTIONS, options[i], &on, sizeof on); /* not in older kernels */
@@ -358,12 +412,17 @@ static int routing_socket(int container, int server)
 static struct belongings gather(int server)
 {
     const char *path = getenv("CNI_NETNS");
-    struct belongings mine = {-1, -1, -1};
-    mine.here = open(".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    struct belongings mine = {-1, -1, -1, -1, -1};
+    int ends[2];
+    mine.here = open_quietly(".", O_PATH | O_DIRECTORY);
     if (path && *path)
-        mine.container = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        mine.container = open_quietly(path, O_RDONLY | O_NONBLOCK);
     if (mine.container >= 0)
         mine.routing = routing_socket(mine.container, server);
+    if (mine.routing >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0) {
+        mine.jobs = ends[0];
+        mine.worker = ends[1];
+    }
     return mine;
 }
 
@@ -376,6 +435,7 @@ static int is_same_netns(int server, const struct hello *hello)
     if (hello->netns_cookie && getsockopt(server, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) == 0)
         return cookie == hello->netns_cookie;
     struct stat netns;
+    go_home();
     return stat("/proc/self/ns/net", &netns) == 0 && hello->netns_dev == netns.st_dev
            && hello->netns_ino == netns.st_ino;
 }
@@ -399,6 +459,15 @@ static int is_same_root(const struct hello *hello)
     return stat("/proc/self/ns/mnt", &mounts) == 0 && hello->mounts == mounts.st_ino;
 }
 
+/* Is the server our own user's? */
+static int is_ours(int server)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    return getsockopt(server, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
+           && peer.uid == getauxval(AT_EUID);
+}
+
 /* Wait for the worker's hello; is it one that may work for us? */
 static int is_welcome(int server, const char *build)
 {
@@ -408,8 +477,8 @@ static int is_welcome(int server, const char *build)
     int n = ppoll(&ready, 1, &limit, &ordinary);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD
-           && memcmp(hello.build, build, BUILD) == 0 && is_same_netns(server, &hello)
-           && is_same_root(&hello);
+           && memcmp(hello.build, build, BUILD) == 0 && is_ours(server)
+           && is_same_netns(server, &hello) && is_same_root(&hello);
 }
 
 /* Have the worker begin; false if it cannot. */
@@ -417,7 +486,7 @@ static int go(int server, const struct belongings *mine)
 {
     unsigned char which = 0;
     int fds[MAX_FDS] = {2, mine->here}, nfds = 2;
-    const int optional[] = {mine->container, mine->routing};
+    const int optional[] = {mine->container, mine->routing, mine->worker};
     for (size_t i = 0; i < sizeof optional / sizeof *optional; i++)
         if (optional[i] >= 0) {
             which |= (unsigned char)(1 << i);
@@ -426,6 +495,110 @@ static int go(int server, const struct belongings *mine)
     struct iovec part = {&which, 1};
     return mine->here >= 0 && send_all(server, &part, 1, fds, nfds);
 }
+
+/* --- jobs in the container ---------------------------------------------------------------------- */
+
+/* The worker's process may not enter a namespace, so it would have to send another one there, which
+ * takes long to wake up. We are here anyway, and do what is small: kernel parameters.
+ *
+ *     job      's', or 'S' to stop after the first that fails; then what is to be done, each
+ *              'r' (read), 'w' (write) or 'e' (write unless it is so), name NUL value NUL
+ *     answer   's', then for each that was done: errno, size of what was read or NOTHING, that;
+ *              or 'n': we cannot get there
+ */
+struct outcome_of {
+    int32_t error;
+    uint32_t size;
+};
+static const uint32_t NOTHING = UINT32_MAX;
+
+static int read_parameter(const char *path, char *value, uint32_t *size)
+{
+    int fd = open_quietly(path, O_RDONLY);
+    ssize_t n = fd < 0 ? -1 : read(fd, value, MAX_VALUE);
+    int error = n < 0 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    *size = n < 0 ? NOTHING : (uint32_t)n;
+    return error;
+}
+
+static int write_parameter(const char *path, const char *value)
+{
+    int fd = open_quietly(path, O_WRONLY);
+    int error = fd < 0 || write(fd, value, strlen(value)) < 0 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return error;
+}
+
+/* Below net/? Nothing else is anybody's business here. */
+static int is_parameter(const char *name)
+{
+    size_t size = strlen(name);
+    return strncmp(name, "net/", 4) == 0 && !strstr(name, "/../")
+           && (size < 3 || strcmp(name + size - 3, "/..") != 0);
+}
+
+/* Do one; `value` is what was there. */
+static struct outcome_of do_parameter(char kind, const char *name, const char *wanted, char *value)
+{
+    struct outcome_of done = {ENOENT, NOTHING};
+    char path[256] = "/proc/sys/"; /* snprintf(3) would be a dozen more cache lines */
+    size_t start = strlen(path), size = strlen(name) + 1;
+    if (!is_parameter(name) || size > sizeof path - start)
+        return done;
+    memcpy(path + start, name, size);
+    done.error = kind == 'w' ? 0 : read_parameter(path, value, &done.size);
+    if (kind == 'r' || done.error)
+        return done;
+    uint32_t shown = kind == 'w' ? 0 : done.size;
+    while (shown && value[shown - 1] == '\n')
+        shown--;
+    if (kind == 'w' || shown != strlen(wanted) || memcmp(value, wanted, shown) != 0)
+        done.error = write_parameter(path, wanted);
+    return done;
+}
+
+/* Do a job of `size` bytes, in the container's namespace; the size of the answer. */
+static size_t do_job(const char *job, size_t size, char *answer, size_t room)
+{
+    const char *at = job + 1, *end = job + size;
+    size_t have = 1;
+    *answer = 's';
+    while (at < end && have + sizeof(struct outcome_of) + MAX_VALUE <= room) {
+        char kind = *at++;
+        const char *name = at;
+        const char *wanted = memchr(name, 0, (size_t)(end - name));
+        if (!wanted || ++wanted == end || !memchr(wanted, 0, (size_t)(end - wanted)))
+            break;
+        struct outcome_of done =
+            do_parameter(kind, name, wanted, answer + have + sizeof done);
+        memcpy(answer + have, &done, sizeof done);
+        have += sizeof done + (done.size == NOTHING ? 0 : done.size);
+        if (done.error && *job == 'S')
+            break;
+        at = wanted + strlen(wanted) + 1;
+    }
+    return have;
+}
+
+/* Do the job that waits; false if there will be no more. */
+static int serve(int server, const struct belongings *mine)
+{
+    static char job[MAX_JOB], answer[MAX_JOB];
+    size_t have = 1;
+    ssize_t size = recv(mine->jobs, job, sizeof job, MSG_DONTWAIT);
+    if (size <= 0)
+        return size < 0 && (errno == EAGAIN || errno == EINTR);
+    *answer = 'n';
+    if (enter(mine->container, server))
+        have = do_job(job, (size_t)size, answer, sizeof answer);
+    send(mine->jobs, answer, have, MSG_NOSIGNAL);
+    return 1;
+}
+
+/* --- the reply ------------------------------------------------------------------------------- */
 
 struct reply {
     unsigned char kind, code;
@@ -457,18 +630,20 @@ static int print(const char *data, size_t size, int code)
 enum outcome { NOT_BEGUN, LOST, DONE };
 
 /* Wait for some bytes, as long as it takes; how many, or 0 if the worker is gone. */
-static size_t receive(int server, char *data, size_t room)
+static size_t receive(int server, struct belongings *mine, char *data, size_t room)
 {
     for (;;) {
-        struct pollfd ready = {.fd = server, .events = POLLIN};
-        int n = ppoll(&ready, 1, NULL, &ordinary);
+        struct pollfd ready[] = {{.fd = server, .events = POLLIN}, {.fd = mine->jobs, .events = POLLIN}};
+        int n = ppoll(ready, 2, NULL, &ordinary);
         if (caught) {
             unsigned char number = (unsigned char)caught;
             caught = 0;
             told = 1;
             send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if it is gone, we hear it */
         }
-        if (n <= 0)
+        if (n > 0 && ready[1].revents && !serve(server, mine))
+            mine->jobs = -1;
+        if (n <= 0 || !ready[0].revents)
             continue;
         ssize_t got = recv(server, data, room, 0);
         if (got >= 0 || errno != EINTR)
@@ -477,13 +652,13 @@ static size_t receive(int server, char *data, size_t room)
 }
 
 /* Wait for the reply, and print it; `code` is the exit code when it is DONE. */
-static enum outcome wait_for(int server, int *code)
+static enum outcome wait_for(int server, struct belongings *mine, int *code)
 {
     struct reply reply = {0, 0, 0};
     size_t have = 0, room = 4096;
-    char *data = malloc(room);
+    char *data = take(room);
     while (data && (have < sizeof reply || have - sizeof reply < reply.size)) {
-        size_t got = receive(server, data + have, room - have);
+        size_t got = receive(server, mine, data + have, room - have);
         have += got;
         if (got && *data == 'N')
             return NOT_BEGUN;
@@ -494,8 +669,12 @@ static enum outcome wait_for(int server, int *code)
         memcpy(&reply, data, sizeof reply);
         if (reply.size > MAX_OUTPUT)
             return LOST;
-        if (room < sizeof reply + reply.size)
-            data = realloc(data, room = sizeof reply + reply.size);
+        if (room < sizeof reply + reply.size) {
+            char *more = malloc(room = sizeof reply + reply.size);
+            if (more)
+                memcpy(more, data, have);
+            data = more;
+        }
     }
     if (!data)
         return LOST;
@@ -514,7 +693,9 @@ static int is_for_server(const char *name, const char *command)
 /* Otherwise the socket would become one of them, and the worker would write to itself. */
 static int has_standard_streams(void)
 {
-    return fcntl(0, F_GETFD) >= 0 && fcntl(1, F_GETFD) >= 0 && fcntl(2, F_GETFD) >= 0;
+    struct pollfd streams[] = {{.fd = 0}, {.fd = 1}, {.fd = 2}};
+    poll(streams, 3, 0);
+    return !((streams[0].revents | streams[1].revents | streams[2].revents) & POLLNVAL);
 }
 
 int main(int argc, char **argv)
@@ -552,7 +733,7 @@ int main(int argc, char **argv)
     if (server >= 0 && send_request(server, data, size)) {
         struct belongings mine = gather(server);
         if (is_welcome(server, build) && go(server, &mine))
-            outcome = wait_for(server, &code);
+            outcome = wait_for(server, &mine, &code);
     }
     if (outcome == DONE)
         _exit(code);

@@ -62,7 +62,16 @@ LAUNCHER_FLAGS.append("-Wl,--no-insert-timestamp")
 # names another compiler, or `none` for a file that starts with the script and runs on any machine.
 CLIENT = ROOT / "launcher/client.c"
 COMPILERS = ("musl-gcc", "cc")
-CLIENT_FLAGS = ("-static", "-Os", "-s", "-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none")
+CLIENT_FLAGS = (
+    "-static",
+    "-Os",
+    "-s",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noseparate-code",
+)
 CLIENT_MAX = 1 << 20
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from _socket import AF_INET, AF_INET6
+from _socket import AF_INET, AF_INET6, AF_UNSPEC
 from collections.abc import Iterable
 from errno import EEXIST, ESRCH
 from typing import NamedTuple
@@ -25,8 +25,12 @@ FLAG_ONLINK = 4
 _DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
 # metrics (MTU, …), realm, gateway of the other family, router preference, encapsulation
 _KEPT = frozenset({8, 11, 18, 20, 21, 22})
+_BESIDE = nl.NLM_F_CREATE | nl.NLM_F_APPEND
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_FAMILIES = (AF_INET, AF_INET6)
+_NO_NUMBER = (0, 252)  # of a table, in the header: an attribute has it (RT_TABLE_COMPAT)
+_BEGINNING = struct.Struct(_RTMSG.format + "HHIHHI")  # with table and output link
 _NEXTHOP = struct.Struct("=HBBi")
 
 
@@ -64,6 +68,9 @@ class Route(NamedTuple):
         return " ".join(parts)
 
 
+Addition = tuple[Route, nl.Message]
+
+
 class RouteError(NetlinkError):
     """The kernel refused a route."""
 
@@ -85,17 +92,23 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNIC
             raise
 
 
-def copy(
-    sock: Netlink, routes: Iterable[Route], table: int, index: int, *, empty: bool = False
-) -> None:
+def additions(routes: Iterable[Route], table: int) -> list[Addition]:
+    """Routes for a table in which their link has none yet, with what Netlink.batch sends for each.
+
+    Those without a gateway come first: through them the gateways are reached.
+    """
+    ordered = sorted(routes, key=lambda r: bool(r.gateway))
+    return [(r, (RTM_NEWROUTE, _message(r._replace(table=table)), _BESIDE)) for r in ordered]
+
+
+def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
     """Put a link's routes into a table with all their attributes, beside those of other links.
 
-    What the link has there to the same destination gives way (`empty`: it has nothing there).
-    Routes without a gateway come first: through them the gateways are reached. Raises RouteError,
-    after the last one was tried.
+    What the link has there to the same destination gives way. Routes without a gateway come first.
+    Raises RouteError, after the last one was tried.
     """
     there: dict[tuple[object, ...], list[Route]] = {}
-    for family in () if empty else (AF_INET, AF_INET6):
+    for family in _FAMILIES:
         for old in show(sock, family, index, table):
             if old.movable:
                 there.setdefault((old.dst, old.tos, old.priority), []).append(old)
@@ -105,7 +118,7 @@ def copy(
         olds = there.pop((entry.dst, entry.tos, entry.priority), [])
         if wanted not in olds:
             changes += [(old, RTM_DELROUTE, 0) for old in olds]
-            changes.append((wanted, RTM_NEWROUTE, nl.NLM_F_CREATE | nl.NLM_F_APPEND))
+            changes.append((wanted, RTM_NEWROUTE, _BESIDE))
     _change(sock, changes)
 
 
@@ -140,18 +153,18 @@ def show(
 
 
 def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
-    """All unicast routes of both families, and the tables that have a route of any type."""
+    """The unicast routes of the main table, and the tables that have a route; of both families."""
     found: list[Route] = []
     tables = set()
-    for family in (AF_INET, AF_INET6):
-        for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
-            entries = _parse(data, family)
-            found += entries
-            if entries:
-                tables.add(entries[0].table)
-            else:
-                table = nl.unpack(_RTMSG, data)[4]
-                tables.add(nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table))
+    for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
+        family, _, _, _, table, _, _, kind, _ = nl.unpack(_RTMSG, data)
+        if family not in _FAMILIES:  # multicast routing and MPLS answer, too
+            continue
+        if table in _NO_NUMBER:
+            table = nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table)
+        tables.add(table)
+        if table == TABLE_MAIN and kind == UNICAST:
+            found += _parse(data, family)
     return found, tables
 
 
@@ -221,18 +234,21 @@ def _next_hops(base: Route, data: bytes) -> list[Route]:
 
 def _message(route: Route, kind: int = UNICAST) -> bytes:
     dst = route.dst
-    header = _RTMSG.pack(
+    table = route.table
+    header = _BEGINNING.pack(
         dst.family,
         dst.length,
         0,
         route.tos,
-        route.table if route.table < 256 else 0,
+        table if table < 256 else 0,
         route.protocol,
         route.scope,
         kind,
         route.flags,
+        *(8, _TABLE, table),
+        *(8, _OIF, route.index),
     )
-    parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index), route.extra]
+    parts = [header, route.extra]
     if dst.length:
         parts.append(nl.attr(_DST, dst.network.ip))
     if route.gateway:

@@ -20,17 +20,21 @@ RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 _TO_TABLE = 1  # the action
 _SRC, _PRIORITY, _FWMARK, _SUPPRESS_PREFIXLEN, _TABLE, _FWMASK = 2, 6, 10, 14, 15, 16
-_PAD, _PROTOCOL = 18, 21
+_PAD, _L3MDEV, _PROTOCOL = 18, 19, 21
 # family, dst len, src len, tos, table, 2 reserved, action, flags
 _HEADER = struct.Struct("=BBBBBxxBI")
+_NUMBERS = struct.Struct("=HHIHHIHHI")  # attributes
 _FAMILIES = (AF_INET, AF_INET6)  # multicast routing has rules, too
+_ANY_V4, _ANY_V6 = bytes(4), bytes(16)
 _NO_SELECTOR = frozenset({_PRIORITY, _SUPPRESS_PREFIXLEN, _TABLE, _PAD, _PROTOCOL})
+_UNDERSTOOD = _NO_SELECTOR | {_SRC, _FWMARK, _FWMASK}
 
 
 class Rule(NamedTuple):
     """A rule; `source` has length 0 when it does not matter, `owner` is 0 when there is none.
 
-    `plain`: it looks at nothing but the source. `raw` is what the kernel said.
+    `plain`: it looks at nothing but the source. `raw` is what the kernel said. `of_vrfs`: it asks
+    the table of the packet's VRF, and comes with the first VRF of a namespace (l3mdev).
     """
 
     priority: int
@@ -39,6 +43,7 @@ class Rule(NamedTuple):
     owner: int
     plain: bool
     raw: bytes
+    of_vrfs: bool = False
 
     def __str__(self) -> str:
         return f"from {self.source} lookup {self.table}"
@@ -50,21 +55,16 @@ def show(sock: Netlink) -> list[Rule]:
     return [_parse(data) for data in sock.dump(RTM_GETRULE, asked) if data[0] in _FAMILIES]
 
 
-def add(sock: Netlink, source: Prefix, table: int, owner: int) -> None:
-    """Have packets from `source` (its address alone) ask `table`, before all earlier rules.
+def addition(source: Prefix, table: int, owner: int) -> nl.Message:
+    """What Netlink.batch sends to have packets from `source` (its address alone) ask `table`.
 
-    The kernel gives it a priority below those that were there. `owner` is a number above 0.
-    Raises NetlinkError.
+    That comes before all earlier rules: the kernel gives it a priority below those that were there.
+    `owner` is a number above 0.
     """
     host = source.host
     header = _HEADER.pack(host.family, 0, host.length, 0, table if table < 256 else 0, _TO_TABLE, 0)
-    parts = [
-        nl.attr(_SRC, host.ip),
-        nl.u32(_TABLE, table),
-        nl.u32(_FWMARK, owner),
-        nl.u32(_FWMASK, 0),
-    ]
-    sock.request(RTM_NEWRULE, header + b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    numbers = _NUMBERS.pack(8, _TABLE, table, 8, _FWMARK, owner, 8, _FWMASK, 0)
+    return RTM_NEWRULE, header + nl.attr(_SRC, host.ip) + numbers, nl.NLM_F_CREATE | nl.NLM_F_EXCL
 
 
 def delete(sock: Netlink, rule: Rule) -> None:
@@ -79,13 +79,14 @@ def delete(sock: Netlink, rule: Rule) -> None:
 def _parse(data: bytes) -> Rule:
     family, dst_len, src_len, tos, table, action, flags = nl.unpack(_HEADER, data)
     a = nl.attr_map(data, _HEADER.size)
-    masked = nl.get_u32(a.get(_FWMASK)) != 0
-    others = a.keys() - _NO_SELECTOR - {_SRC, _FWMARK, _FWMASK}
+    masked = _FWMASK in a and nl.get_u32(a[_FWMASK]) != 0
+    others = not _UNDERSTOOD.issuperset(a)
     return Rule(
-        priority=nl.get_u32(a.get(_PRIORITY)),
-        source=Prefix(a.get(_SRC, bytes(16 if family == AF_INET6 else 4)), src_len),
-        table=nl.get_u32(a.get(_TABLE), table),
-        owner=0 if masked else nl.get_u32(a.get(_FWMARK)),
-        plain=not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
-        raw=data,
+        nl.get_u32(a.get(_PRIORITY)),
+        Prefix(a.get(_SRC, _ANY_V6 if family == AF_INET6 else _ANY_V4), src_len),
+        nl.get_u32(a[_TABLE]) if _TABLE in a else table,
+        0 if masked or _FWMARK not in a else nl.get_u32(a[_FWMARK]),
+        not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
+        data,
+        _L3MDEV in a,
     )

@@ -1,14 +1,22 @@
 """Kernel parameters below /proc/sys/net.
 
-What is below net/ belongs to the network namespace of the process that opens the file, so these run
-in the namespace's executor. Names use ``/`` only: an interface name may contain dots.
+What is below net/ belongs to the network namespace of the process that opens the file: for another
+one there is Namespace.sysctls, which takes the steps of `perform`. Names use ``/`` only: a link's
+name may contain dots.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from errno import ENOENT
 
 ROOT = "/proc/sys/"
+READ, WRITE, ENSURE = "r", "w", "e"  # ENSURE writes unless the value is as it should be
+
+Step = tuple[str, str, str]  # one of these, name, value to set
+Outcome = tuple[str | None, int]  # the value that was read, if any; errno of what failed, or 0
+
 # Directories with one directory a link: net/<family>/conf/<link>/<parameter>.
 _PER_LINK = ("conf", "neigh")
 
@@ -26,7 +34,7 @@ def parse(key: str) -> str:
     name = "/".join(parts)
     if len(parts) < 2:
         raise ValueError(f"not a parameter: {key!r}")
-    _path(name)
+    check(name)
     return name
 
 
@@ -48,42 +56,48 @@ def write(name: str, value: str) -> None:
         os.close(fd)
 
 
-def read_each(names: list[str]) -> list[tuple[str | None, int]]:
-    """For each parameter its value and 0, or None and the errno that reading it gave."""
-    found: list[tuple[str | None, int]] = []
-    for name in names:
-        try:
-            found.append((read(name), 0))
-        except OSError as error:
-            found.append((None, error.errno or 0))
-    return found
+def perform(steps: Sequence[Step], stop: bool = False) -> list[Outcome]:
+    """Do one after the other, with `stop` up to the first that fails."""
+    done: list[Outcome] = []
+    for kind, name, wanted in steps:
+        done.append(_do(kind, name, wanted))
+        if stop and done[-1][1]:
+            break
+    return done
 
 
-def write_all(settings: list[tuple[str, str]]) -> tuple[str, int] | None:
-    """Set parameters in order up to the first failure: its name and errno; None if all are set."""
-    for name, value in settings:
-        try:
-            write(name, value)
-        except OSError as error:
-            return name, error.errno or 0
-    return None
+def _do(kind: str, name: str, wanted: str) -> Outcome:
+    value = None
+    try:
+        if kind != WRITE:
+            value = read(name)
+        if kind == WRITE or (kind == ENSURE and value != wanted):
+            write(name, wanted)
+    except OSError as error:
+        return value, error.errno or 0
+    return value, 0
 
 
-def put_back(settings: list[tuple[str, str, str]]) -> list[tuple[str, int]]:
+def put_back(
+    perform: Callable[[list[Step]], list[Outcome]], settings: list[tuple[str, str, str]]
+) -> list[tuple[str, int]]:
     """Undo (name, value before, value set), the last first; the names and errnos of failures.
 
     What has another value by now is somebody else's, and left alone; so is what is gone.
     """
-    failed = []
-    for name, before, ours in reversed(settings):
-        try:
-            if same(read(name), ours):
-                write(name, before)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            failed.append((name, error.errno or 0))
-    return failed
+    latest = settings[::-1]
+    present = perform([(READ, name, "") for name, _, _ in latest])
+    outcomes = list(zip(latest, present, strict=True))
+    steps = [
+        (WRITE, name, before)
+        for (name, before, ours), (value, _) in outcomes
+        if value is not None and same(value, ours)
+    ]
+    failed = [(name, errno) for (name, _, _), (_, errno) in outcomes]
+    if steps:
+        written = perform(steps)
+        failed += [(name, errno) for (_, name, _), (_, errno) in zip(steps, written, strict=True)]
+    return [(name, errno) for name, errno in failed if errno not in (0, ENOENT)]
 
 
 def same(one: str, other: str) -> bool:
@@ -99,42 +113,45 @@ def ensure(name: str, value: str) -> None:
 
 def write_each(settings: list[tuple[str, str]]) -> None:
     """Set several parameters, ignoring those the kernel lacks or refuses."""
-    for name, value in settings:
-        try:
-            write(name, value)
-        except OSError:
-            pass
+    perform([(WRITE, name, value) for name, value in settings])
+
+
+def ipv6_steps(ifname: str) -> list[Step]:
+    """Switch IPv6 on for `lo` and `ifname`, and keep addresses when the link goes down."""
+    conf = "net/ipv6/conf"
+    return [
+        (ENSURE, f"{conf}/lo/disable_ipv6", "0"),
+        (ENSURE, f"{conf}/{ifname}/disable_ipv6", "0"),
+        (WRITE, f"{conf}/{ifname}/keep_addr_on_down", "1"),
+    ]
+
+
+def ipv6_warning(steps: list[Step], outcomes: list[Outcome]) -> str:
+    """A warning, or the empty string, of how `ipv6_steps` went.
+
+    Raises OSError with the interface in its text (spec/common.md §4).
+    """
+    warning = ""
+    for (kind, key, _), (value, errno) in zip(steps, outcomes, strict=True):
+        reason = os.strerror(errno)
+        if not errno:
+            continue
+        if kind == WRITE:
+            if not warning:
+                raise OSError(errno, f"failed to set {key}: {reason}")
+        elif value is None:
+            warning = f"failed to read sysctl {key}: {reason}"
+        else:
+            ifname = key.split("/")[-2]
+            text = f'failed to enable IPv6 for interface "{ifname}" ({key}: {reason})'
+            raise OSError(errno, text)
+    return warning
 
 
 def enable_ipv6(ifname: str) -> str:
-    """Switch IPv6 on for `lo` and `ifname` and keep addresses when the link goes down.
-
-    Returns a warning, or the empty string. Raises OSError with the interface in its text
-    (spec/common.md §4).
-    """
-    warning = ""
-    for name in ("lo", ifname):
-        key = f"net/ipv6/conf/{name}/disable_ipv6"
-        try:
-            value = read(key)
-        except OSError as error:
-            warning = f"failed to read sysctl {key}: {error.strerror}"
-            continue
-        if value != "0":
-            try:
-                write(key, "0")
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f'failed to enable IPv6 for interface "{name}" ({key}: {error.strerror})',
-                ) from None
-    key = f"net/ipv6/conf/{ifname}/keep_addr_on_down"
-    try:
-        write(key, "1")
-    except OSError as error:
-        if not warning:
-            raise OSError(error.errno, f"failed to set {key}: {error.strerror}") from None
-    return warning
+    """Take `ipv6_steps` in this process's namespace; see `ipv6_warning`."""
+    steps = ipv6_steps(ifname)
+    return ipv6_warning(steps, perform(steps))
 
 
 def enable_forwarding(v6: bool) -> None:
@@ -142,8 +159,13 @@ def enable_forwarding(v6: bool) -> None:
     ensure("net/ipv6/conf/all/forwarding" if v6 else "net/ipv4/ip_forward", "1")
 
 
-def _path(name: str) -> str:
+def check(name: str) -> None:
+    """Raises ValueError for what is no name of a parameter below net/."""
     parts = name.split("/")
     if parts[0] != "net" or not all(parts) or ".." in parts or "." in parts or "\0" in name:
         raise ValueError(f"not a parameter below net/: {name!r}")
+
+
+def _path(name: str) -> str:
+    check(name)
     return ROOT + name

@@ -18,6 +18,11 @@ def table(device: Link) -> int:
     return nl.get_u32(device.data.get(_TABLE))
 
 
+def show(sock: Netlink) -> list[Link]:
+    """The VRFs of the namespace."""
+    return [found for found in link.list_all(sock) if found.kind == KIND]
+
+
 def create(sock: Netlink, name: str, number: int) -> None:
     """Make a VRF device for the table `number`; it must not exist. Raises NetlinkError."""
     link.create(sock, KIND, name, data=nl.u32(_TABLE, number))

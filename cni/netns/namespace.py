@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import sys
 from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..kernel.netlink import Netlink
 from . import libc
 from .executor import Executor
 
+if TYPE_CHECKING:
+    from ..kernel.sysctl import Outcome, Step
+    from .envoy import Envoy
+
 _NS_GET_NSTYPE = 0xB703
-_SIOCGSKNS, _SO_NETNS_COOKIE = 0x894C, 71
+_SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
 
 T = TypeVar("T")
@@ -32,11 +36,12 @@ class NetnsMissing(NetnsError):
 class Namespace:
     """An open network namespace. The calling process itself never enters it."""
 
-    def __init__(self, fd: int, path: str, routing: socket | None = None) -> None:
+    def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
         self._executor: Executor | None = None
-        self._netlink = Netlink(sock=routing) if routing is not None else None
+        self._netlink: Netlink | None = None
+        self._envoy: Envoy | None = None
 
     @classmethod
     def open(cls, path: str) -> Namespace:
@@ -53,7 +58,10 @@ class Namespace:
             raise kind(text) from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET:
-                return cls(fd, path, _taken_routing(path))
+                found = cls(fd, path)
+                if path in _handed:
+                    found._netlink, found._envoy = _taken()
+                return found
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
             problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
@@ -76,6 +84,9 @@ class Namespace:
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
+        if self._envoy is not None:
+            self._envoy.close()
+            self._envoy = None
         if self._executor is not None:
             self._executor.release()
             self._executor = None
@@ -102,6 +113,27 @@ class Namespace:
         executor = self._borrowed()
         executor.begin(self.fd, function, *args)
         return executor.finish
+
+    def sysctls(self, steps: Sequence[Step], *, stop: bool = False) -> list[Outcome]:
+        """As kernel.sysctl.perform, in this namespace. Raises ExecutorDied."""
+        return self.start_sysctls(steps, stop=stop)()
+
+    def start_sysctls(
+        self, steps: Sequence[Step], *, stop: bool = False
+    ) -> Callable[[], list[Outcome]]:
+        """As `sysctls`, but only begins; what is returned waits for the outcomes."""
+        from ..kernel import sysctl  # who wants steps has it
+
+        envoy = self._envoy
+        if envoy is None or not envoy.ask(steps, stop=stop):
+            return self.start(sysctl.perform, steps, stop)
+
+        def finish() -> list[Outcome]:
+            found = envoy.answer()
+            # what it left undone can be done again
+            return self.run(sysctl.perform, steps, stop) if found is None else found
+
+        return finish
 
     def run_until(
         self,
@@ -161,7 +193,7 @@ def same_namespace(path: str) -> bool:
     """Is the namespace at `path` the one this process is in? False if it cannot be looked at."""
     try:
         there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
-        return (there.st_dev, there.st_ino) == own_identity()
+        return (there.st_dev, there.st_ino) == (_home or own_identity())
     except (OSError, ValueError):
         return False
 
@@ -172,6 +204,16 @@ def own_identity() -> tuple[int, int]:
     return here.st_dev, here.st_ino
 
 
+def stay() -> tuple[int, int]:
+    """This process says that it never leaves its namespace, whose identity need not be asked again.
+
+    That is what own_identity() said. Raises OSError.
+    """
+    global _home  # noqa: PLW0603 a fact of the process
+    _home = own_identity()
+    return _home
+
+
 def cookie(sock: socket) -> int:
     """The number of a socket's namespace, of no other in this boot; 0 before Linux 5.14."""
     try:
@@ -180,44 +222,41 @@ def cookie(sock: socket) -> int:
         return 0
 
 
+_home: tuple[int, int] | None = None
+
 # A worker of the server is given the container's namespace by its client, which may see other
 # mounts than the server does.
 _handed: dict[str, int] = {}
-_routing: list[socket] = []
+_with_it: list[tuple[socket | None, Envoy | None]] = []
 
 
-def hand_over(path: str, fd: int | None, routing: socket | None = None) -> None:
+def hand_over(
+    path: str, fd: int | None, routing: socket | None = None, envoy: Envoy | None = None
+) -> None:
     """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing.
 
-    `routing` is a routing netlink socket of that namespace, with kernel.netlink.OPTIONS: who first
-    opens the namespace gets it, so that none has to be made.
+    `routing` is a routing netlink socket of that namespace, with kernel.netlink.OPTIONS; `envoy` is
+    somebody who does small jobs there. Who first opens the namespace gets them.
     """
     _handed.clear()
-    while _routing:
-        _routing.pop().close()
-    if fd is not None:
-        _handed[path] = fd
-        if routing is not None and _is_of(routing, fd):
-            _routing.append(routing)
-            return
-    if routing is not None:
-        routing.close()
+    while _with_it:
+        _close(*_with_it.pop())
+    if fd is None:
+        _close(routing, envoy)
+        return
+    _handed[path] = fd
+    _with_it.append((routing, envoy))
 
 
-def _is_of(sock: socket, netns: int) -> bool:
-    """Is it a socket of that namespace?"""
-    try:
-        own = ioctl(sock.fileno(), _SIOCGSKNS)
-    except OSError:
-        return False
-    try:
-        return os.path.samestat(os.fstat(own), os.fstat(netns))
-    finally:
-        os.close(own)
+def _close(*each: socket | Envoy | None) -> None:
+    for one in each:
+        if one is not None:
+            one.close()
 
 
-def _taken_routing(path: str) -> socket | None:
-    return _routing.pop() if _routing and path in _handed else None
+def _taken() -> tuple[Netlink | None, Envoy | None]:
+    routing, envoy = _with_it.pop() if _with_it else (None, None)
+    return Netlink(sock=routing) if routing is not None else None, envoy
 
 
 def _open(path: str) -> int:

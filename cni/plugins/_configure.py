@@ -36,12 +36,7 @@ def interface(
     sock = netns.netlink()
     mine = [ip for ip in result.ips if _is_for(ip, name, result)]
     has_v6 = any(not ip.prefix.is_v4 for ip in mine)
-    try:
-        warning = netns.run(prepare, name, settings, has_v6)
-    except OSError as error:
-        raise CNIError(error.strerror or str(error)) from None
-    if warning:
-        call.log(warning)
+    _prepare(call, netns, settings, ipv6=has_v6)
     for ip in mine:
         try:
             address.add(sock, index, ip.prefix, nodad=nodad)
@@ -55,10 +50,21 @@ def interface(
         add_route(sock, index, name, wanted, gateways)
 
 
-def prepare(name: str, settings: list[tuple[str, str]], ipv6: bool) -> str:
-    """The sysctls of one interface, run in its namespace; a warning or the empty string."""
-    sysctl.write_each(settings)
-    return sysctl.enable_ipv6(name) if ipv6 else ""
+def _prepare(
+    call: Call[Any], netns: Namespace, settings: list[tuple[str, str]], *, ipv6: bool
+) -> None:
+    """The sysctls of the interface. Raises CNIError."""
+    steps = [(sysctl.WRITE, key, value) for key, value in settings]
+    enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
+    if not steps and not enabling:
+        return
+    outcomes = netns.sysctls(steps + enabling)[len(steps) :]
+    try:
+        warning = sysctl.ipv6_warning(enabling, outcomes)
+    except OSError as error:
+        raise CNIError(error.strerror or str(error)) from None
+    if warning:
+        call.log(warning)
 
 
 def _is_for(ip: IPConfig, name: str, result: Result) -> bool:

@@ -30,23 +30,26 @@ def lock(netns: Namespace) -> None:
 class Survey(NamedTuple):
     """What routes a namespace's packets: each asked for once.
 
-    `routes` are the unicast ones of all tables; `used` the tables that a rule, a route or a VRF
-    refers to, and the kernel's own.
+    `main` are the unicast routes of the main table; `used` the tables that a rule, a route or a VRF
+    refers to, and the kernel's own. `link` is the one that was asked for, if it is there. VRFs are
+    looked for only where a rule asks their tables: no packet gets there without.
     """
 
-    rules: list[Rule]
-    links: list[Link]
-    routes: list[Route]
+    link: Link | None
+    main: list[Route]
     used: set[int]
 
 
-def survey(sock: Netlink, rules: list[Rule]) -> Survey:
+def survey(sock: Netlink, rules: list[Rule], name: str) -> Survey:
     """Look at everything but the rules, which `rules` found. Raises NetlinkError."""
-    links = link.list_all(sock)
-    routes, tables = route.survey(sock)
-    tables |= {found.table for found in rules}
-    tables |= {vrf.table(found) for found in links if found.kind == vrf.KIND}
-    return Survey(rules, links, routes, tables | RESERVED)
+    found = link.find(sock, name)
+    main, tables = route.survey(sock)
+    tables |= RESERVED
+    for each in rules:
+        tables.add(each.table)
+        if each.of_vrfs and each.source.is_v4:
+            tables.update(map(vrf.table, vrf.show(sock)))
+    return Survey(found, main, tables)
 
 
 def first_free(used: set[int], start: int) -> int:

@@ -12,7 +12,7 @@ it by its address.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from errno import EOPNOTSUPP
+from errno import EEXIST, EOPNOTSUPP
 from typing import NamedTuple
 
 from ..call import Call, Steps
@@ -72,11 +72,11 @@ def add(call: Call[Conf]) -> Result:
     rules = rule.show(sock)
     _require_new(call, rules, sources)
     if conf.table is None:
-        _add_tables(call, netns, sources, _tables.survey(sock, rules))
+        _add_tables(call, netns, sources, _tables.survey(sock, rules, call.ifname))
     else:
         call.undo.callback(_revert, call, netns, [], [])
         for source in sources:
-            _add_rule(call, sock, source, conf.table, "failed to add rule")
+            _make(call, sock, source, conf.table, [])
     return previous
 
 
@@ -87,9 +87,9 @@ def _sources(conf: Conf, ifname: str, previous: Result) -> list[Source]:
     for ip in previous.ips:
         if not _check.is_of(ip, ifname, previous):
             continue
-        gateway = parse_ip(ip.gateway) if ip.gateway else b""
-        chosen = static.get(ip.prefix.family)
-        found.append(Source(ip.prefix, chosen or gateway, chosen is not None))
+        prefix, gateway = ip.prefix, parse_ip(ip.gateway) if ip.gateway else b""
+        chosen = static.get(prefix.family)
+        found.append(Source(prefix, chosen or gateway, chosen is not None))
     return found
 
 
@@ -116,8 +116,9 @@ def _static_gateways(texts: list[str]) -> dict[int, bytes]:
 def _require_new(call: Call[Conf], rules: list[Rule], sources: list[Source]) -> None:
     """Refuse to add twice what can be there once."""
     number, table = call.owner.number, call.conf.table
+    hosts = [source.prefix.host for source in sources]
     for found in rules:
-        same = any(found.source == source.prefix.host for source in sources)
+        same = found.source in hosts
         if found.owner == number or (same and found.plain and found.table == table):
             what = "Failed" if table is None else "failed"
             raise CNIError(
@@ -131,40 +132,20 @@ def _add_tables(
     call: Call[Conf], netns: Namespace, sources: list[Source], present: _tables.Survey
 ) -> None:
     """A rule and a table for each address; what the interface had in the main table leaves it."""
-    sock = netns.netlink()
-    found = _interface(call.ifname, present.links)
-    main = [
-        entry
-        for entry in present.routes
-        if (entry.table, entry.index) == (route.TABLE_MAIN, found.index) and entry.movable
-    ]
+    sock, found = netns.netlink(), present.link
+    if found is None:
+        raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
+    main = [entry for entry in present.main if entry.index == found.index and entry.movable]
     hints = hints_for(found, sources) if call.conf.add_source_hints else []
     call.undo.callback(_revert, call, netns, main, hints)
     table = FIRST_TABLE - 1
     for source in sources:
         table = _tables.first_free(present.used, table + 1)
-        _add_rule(call, sock, source, table, "Failed to add rule")
-        _fill(sock, plan(source, sources, found, main), table, found.index)
+        _make(call, sock, source, table, plan(source, sources, found, main))
     if call.conf.add_source_hints:
         _leave_hints(call, sock, found, main, hints)
         return
     _delete_routes(sock, [entry for entry in main if entry.dst != _LINK_LOCAL])
-
-
-def _add_rule(call: Call[Conf], sock: Netlink, source: Source, table: int, what: str) -> None:
-    try:
-        rule.add(sock, source.prefix, table, call.owner.number)
-    except NetlinkError as error:
-        raise CNIError(
-            f"{what}: {error}", f'the rule is "from {source.prefix.host} lookup {table}"'
-        ) from None
-
-
-def _interface(name: str, links: list[Link]) -> Link:
-    for found in links:
-        if name == found.name or name in found.altnames:
-            return found
-    raise CNIError(f"Cannot find network interface {name}: Link not found")
 
 
 def plan(source: Source, sources: list[Source], found: Link, main: Iterable[Route]) -> list[Route]:
@@ -199,15 +180,24 @@ def _concerns(entry: Route, subnet: Prefix) -> bool:
     return any(ip and subnet.contains(ip) for ip in (entry.source, entry.gateway))
 
 
-def _fill(sock: Netlink, routes: list[Route], table: int, index: int) -> None:
-    try:
-        route.copy(sock, routes, table, index, empty=True)  # nobody used that table
-    except route.RouteError as error:
-        entry = error.route
+def _make(call: Call[Conf], sock: Netlink, source: Source, table: int, routes: list[Route]) -> None:
+    """Add the rule of an address, then the routes of its table, which has none. Raises CNIError."""
+    additions = route.additions(routes, table)
+    wanted = rule.addition(source.prefix, table, call.owner.number)
+    refused, *failures = sock.batch([wanted, *(message for _, message in additions)])
+    if refused is not None:
+        what = "Failed" if call.conf.table is None else "failed"
+        raise CNIError(
+            f"{what} to add rule: {refused}",
+            f'the rule is "from {source.prefix.host} lookup {table}"',
+        )
+    for (entry, _), error in zip(additions, failures, strict=True):
+        if error is None or error.errno == EEXIST:
+            continue
         text = "Failed to readd route"
         if entry.protocol == route.PROTO_BOOT and entry.dst.length == 0 and entry.gateway:
             text = f"Failed to add default route to {format_ip(entry.gateway)}"
-        raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}') from None
+        raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}')
 
 
 def _delete_routes(sock: Netlink, routes: list[Route]) -> None:

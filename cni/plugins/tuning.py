@@ -57,7 +57,7 @@ def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
     )
     before = Backup(owner=holder)
     names = list(want.sysctl)
-    values = netns.start(sysctl.read_each, names) if names else list
+    values = netns.start_sysctls(_reading(names)) if names else list
     found = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
     if names:
         for name, (value, errno) in zip(names, values(), strict=True):
@@ -82,6 +82,10 @@ def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
     return before
 
 
+def _reading(names: list[str]) -> list[sysctl.Step]:
+    return [(sysctl.READ, name, "") for name in names]
+
+
 def _attributes(found: Link) -> dict[str, Any]:
     """By link.change's keywords; the MAC as text."""
     return {
@@ -96,6 +100,9 @@ def _attributes(found: Link) -> dict[str, Any]:
 def _keep(call: Call[Conf], before: Backup) -> None:
     """Have a backup file that knows all that is about to change."""
     file = _tuning_backup.File(call.conf.data_dir, call.owner)
+    call.undo.callback(file.undo_create)
+    if not before.empty and file.create(before):
+        return
     kept = file.read()
     # what was found in another namespace says nothing of this one: its DEL never came
     if kept is not None and kept.owner is not None and kept.owner != before.owner:
@@ -113,9 +120,11 @@ def _keep(call: Call[Conf], before: Backup) -> None:
 def _change(netns: Namespace, ifname: str, want: Settings, before: Backup) -> None:
     """Set everything; what comes after a failure is left out. Raises CNIError."""
     if want.sysctl:
-        failed = netns.run(sysctl.write_all, list(want.sysctl.items()))
-        if failed is not None:
-            raise _refused("write", *failed)
+        steps = [(sysctl.WRITE, name, value) for name, value in want.sysctl.items()]
+        outcomes = netns.sysctls(steps, stop=True)
+        errno = outcomes[-1][1]
+        if errno:
+            raise _refused("write", steps[len(outcomes) - 1][1], errno)
     if want.link:
         problems = _set_link(netns, ifname, want.link)
         if problems:
@@ -177,7 +186,7 @@ def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
             problems += features.put_back(netns, ifname, before.ethtool)
     if before.sysctl:
         entries = [(name, old, ours) for name, (old, ours) in before.sysctl.items()]
-        failed = netns.run(sysctl.put_back, entries)
+        failed = sysctl.put_back(netns.sysctls, entries)
         problems += [_refused("write", name, errno).msg for name, errno in failed]
     return problems
 
@@ -259,7 +268,7 @@ def _check_sysctls(netns: Namespace, want: Settings) -> list[str]:
         return []
     problems = []
     names = list(want.sysctl)
-    for name, (value, errno) in zip(names, netns.run(sysctl.read_each, names), strict=True):
+    for name, (value, errno) in zip(names, netns.sysctls(_reading(names)), strict=True):
         if errno in _NO_PARAMETER:
             problems.append(_refused("open", name, errno).msg)
         elif value is not None and not sysctl.same(value, want.sysctl[name]):

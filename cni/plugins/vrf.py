@@ -142,7 +142,7 @@ def _free_interface(sock: Netlink, name: str) -> Link:
 
 def _create(sock: Netlink, conf: Conf) -> Link:
     name = conf.vrfname
-    table = conf.table or _tables.first_free(_tables.survey(sock, rule.show(sock)).used, 1)
+    table = conf.table or _tables.first_free(_tables.survey(sock, rule.show(sock), name).used, 1)
     try:
         vrf.create(sock, name, table)
     except NetlinkError as error:

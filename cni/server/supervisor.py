@@ -134,6 +134,7 @@ class Supervisor:
                 signal.signal(interrupt, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
             preload.rehearse()
+            preload.use_large_pages()
             Worker(self.listener, self.slots, number, self.build, self.options.limits).run()
             code = 0
         finally:

@@ -4,10 +4,11 @@
     strings   NUL-terminated: path it was called by, environment
     stdin
 
-The client sends that at once. When it has our `hello` and finds that we are of its build, in its
-network namespace, and see its files, it sends `go` with descriptors: stderr, working directory, and
-if there are such CNI_NETNS and a routing socket of that namespace. Otherwise it closes the
-connection, and nothing has happened.
+The client sends that at once, and a worker answers with its `hello`. When the client finds that we
+are of its build, in its network namespace, and see its files, it sends `go` with descriptors:
+stderr, working directory, and if there are such CNI_NETNS, a routing socket of that namespace, and
+one that takes jobs for it (cni.netns.envoy). Otherwise it closes the connection, and nothing has
+happened.
 The answer is the exit code and what belongs on stdout, which the client writes when it has all of
 it. Instead of a request, STATUS asks how the server does; the answer is a JSON object.
 """
@@ -22,7 +23,9 @@ from _socket import (
     AF_UNIX,
     CMSG_SPACE,
     MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
     SCM_RIGHTS,
+    SO_RCVTIMEO,
     SOCK_RAW,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -31,6 +34,7 @@ from _socket import socket as Socket
 from typing import NamedTuple
 
 from ..netns import namespace
+from ..netns.envoy import Envoy
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
@@ -39,8 +43,11 @@ _HELLO = struct.Struct("=I12s6Q")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
 _ANSWER = struct.Struct("=cBI")  # 'X', exit code, size of the output
-_NETNS, _ROUTING = 1, 2  # bits of go: which of the optional descriptors are there
+_NETNS, _ROUTING, _JOBS = 1, 2, 4  # bits of go: which of the optional descriptors are there
+_ROOM = 16384  # most requests are smaller; descriptors come only after our hello
+_TIMEOUT = struct.pack("ll", 10, 0)
 _FD_SIZE = array.array("i").itemsize
+_ANCILLARY = CMSG_SPACE(16 * _FD_SIZE)
 
 UNKNOWN = b"N"
 STATUS = b"status\n"
@@ -110,25 +117,36 @@ class Request(NamedTuple):
 class Belongings:
     """The descriptors that come with a request; `close` closes those that nobody took.
 
-    `routing` is a netlink socket of the namespace `netns`, with kernel.netlink.OPTIONS.
+    `netns` is None if there is none; with it may come a routing netlink socket of that namespace,
+    with kernel.netlink.OPTIONS, and an envoy (`take`).
     """
 
     def __init__(self, which: int, fds: list[int]) -> None:
         """Raises BadRequest, and closes them, if they are not those that `which` says."""
         self._fds = fds
-        if len(fds) != 2 + which.bit_count() or which & ~(_NETNS | _ROUTING):
+        known = which in (0, _NETNS, _NETNS | _ROUTING, _NETNS | _ROUTING | _JOBS)
+        if not known or len(fds) != 2 + which.bit_count():
             self.close()
             raise BadRequest("wrong number of descriptors")
         self.stderr, self.cwd = fds[:2]
+        self._which = which
         self.netns = fds[2] if which & _NETNS else None
-        self._routing = which & _ROUTING
 
-    def take_routing(self) -> Socket | None:
-        """The routing socket, from now on the caller's; None if there is none."""
-        if not self._routing:
+    def take(self) -> tuple[Socket | None, Envoy | None]:
+        """The routing socket and the envoy, from now on the caller's."""
+        jobs = self._taken(_JOBS)
+        routing = self._taken(_ROUTING)
+        return (
+            None if routing is None else Socket(AF_NETLINK, SOCK_RAW, 0, routing),
+            None if jobs is None else Envoy(jobs),
+        )
+
+    def _taken(self, bit: int) -> int | None:
+        """The last one, if it is there."""
+        if not self._which & bit:
             return None
-        self._routing = 0
-        return Socket(AF_NETLINK, SOCK_RAW, 0, self._fds.pop())
+        self._which ^= bit
+        return self._fds.pop()
 
     def close(self) -> None:
         while self._fds:
@@ -136,7 +154,7 @@ class Belongings:
 
 
 def hello(build: str, place: Place) -> bytes:
-    """What a free worker says first."""
+    """What a worker says that has a request."""
     return _HELLO.pack(_MAGIC, build.encode(), *place)
 
 
@@ -147,46 +165,61 @@ def answer(code: int, output: bytes) -> bytes:
 
 def receive(conn: Socket) -> Request:
     """Read a request. Raises BadRequest, Refused, StatusAsked, OSError (time-out)."""
-    head = conn.recv(_HEADER.size)
-    if head == STATUS:
+    try:
+        data = conn.recv(_ROOM, MSG_DONTWAIT)
+    except BlockingIOError:
+        data = _patient(conn).recv(_ROOM)
+    if data == STATUS:
         raise StatusAsked
-    if not head:
+    if not data:
         raise Refused
-    head += _exactly(conn, _HEADER.size - len(head))
-    magic, size, stdin_size, umask = _HEADER.unpack(head)
+    data = _at_least(conn, data, _HEADER.size)
+    magic, size, stdin_size, umask = _HEADER.unpack_from(data)
     if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
         raise BadRequest("not a request")
-    data = _exactly(conn, size + stdin_size)
-    strings = data[:size].split(b"\0")
+    middle = _HEADER.size + size
+    data = _at_least(conn, data, middle + stdin_size)
+    if len(data) > middle + stdin_size:
+        raise BadRequest("more than a request")
+    strings = os.fsdecode(data[_HEADER.size : middle]).split("\0")
     if len(strings) < 2 or strings.pop():
         raise BadRequest("unterminated strings")
-    called_as, *env = map(os.fsdecode, strings)
-    pairs = (text.partition("=") for text in env)
-    return Request(
-        called_as=called_as,
-        env={key: value for key, found, value in pairs if found and key},
-        stdin=data[size:],
-        umask=umask & 0o777,
-    )
+    called_as, *variables = strings
+    pairs = [text.partition("=") for text in variables]
+    env = {key: value for key, found, value in pairs if found and key}
+    return Request(called_as, env, data[middle:], umask & 0o777)
 
 
 def receive_go(conn: Socket) -> Belongings:
     """Wait for `go`. Raises BadRequest, Refused, OSError (time-out)."""
-    data, ancillary, _, _ = conn.recvmsg(2, CMSG_SPACE(16 * _FD_SIZE), MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, _, _ = conn.recvmsg(2, _ANCILLARY, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+    except BlockingIOError:
+        data, ancillary, _, _ = _patient(conn).recvmsg(2, _ANCILLARY, MSG_CMSG_CLOEXEC)
     fds = _descriptors(ancillary)
     if data:
         return Belongings(data[0], fds)
     raise Refused
 
 
-def _exactly(conn: Socket, size: int) -> bytes:
-    """So many bytes; not one more, since descriptors may come with that."""
-    chunks = []
-    while size:
-        chunks.append(conn.recv(size))
+def _patient(conn: Socket) -> Socket:
+    """For when something is not there yet: who connects and says nothing is not waited for."""
+    conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEOUT)
+    return conn
+
+
+def _at_least(conn: Socket, data: bytes, size: int) -> bytes:
+    """`data`, continued to so many bytes."""
+    have = len(data)
+    if have >= size:
+        return data
+    _patient(conn)
+    chunks = [data]
+    while have < size:
+        chunks.append(conn.recv(size - have))
         if not chunks[-1]:
             raise BadRequest("the client is gone")
-        size -= len(chunks[-1])
+        have += len(chunks[-1])
     return b"".join(chunks)
 
 

@@ -16,7 +16,7 @@ import select
 import signal
 import struct
 import sys
-from _socket import AF_UNIX, MSG_DONTWAIT, SO_PEERCRED, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET
+from _socket import AF_UNIX, MSG_DONTWAIT, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as Socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -46,7 +46,7 @@ DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of what it is given, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 _LOOK_EVERY = 32  # requests between looks at memory and descriptors
-_RECEIVE_TIMEOUT = struct.pack("ll", 10, 0)
+_PEER = struct.Struct("=iII")  # pid, user, group
 _SPARE_FDS = 8  # what a library may keep open
 
 
@@ -89,14 +89,17 @@ class Worker:
         self.build = build
         self.limits = limits
         self.ready = _readiness(listener)
-        self.home = namespace.own_identity()
+        self.home = namespace.stay()
         self.hello = hello(build, Place.here(any_mounts=limits.any_mounts))
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.pid = os.getpid()
+        self.user = os.geteuid()
         self.environment = _Environment()
         self.watched: Socket | None = None  # the client's connection, during a verb
+        self.look = select.poll()
         self.draining = False
         self.idle = False
+        dispatch.deaf = True
         self.served = 0
         self.fds = 0
         self.trace = trace.make()
@@ -105,6 +108,7 @@ class Worker:
         """Serve until told to drain, worn out, or in doubt of itself."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
+        _hear_interrupts()
         try:
             while not self.draining:
                 conn = self._accept()
@@ -138,12 +142,11 @@ class Worker:
 
     def _serve(self, conn: Socket) -> bool:
         """Serve a connection; False if this process should not serve another."""
-        if not _is_same_user(conn):
+        if _PEER.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEER.size))[1] != self.user:
             return True
         try:
-            conn.send(self.hello)
-            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _RECEIVE_TIMEOUT)
             request = receive(conn)
+            conn.send(self.hello)
             # while the client wakes up
             self.environment.become(request.env)
             run = _begun(request)
@@ -151,7 +154,7 @@ class Worker:
             belongings = receive_go(conn)
             self.trace.mark("received")
         except StatusAsked:
-            conn.sendall(self._status())
+            conn.sendall(self.hello + self._status())
         except Refused:
             self.slot.refused()
         except (BadRequest, OSError):
@@ -220,13 +223,12 @@ class Worker:
         os.umask(request.umask)
         os.dup2(belongings.stderr, 2)
         netns = request.env.get("CNI_NETNS", "")
-        namespace.hand_over(netns, belongings.netns, belongings.take_routing())
-        for number in INTERRUPTS:
-            _signal.signal(number, dispatch.terminate)
+        namespace.hand_over(netns, belongings.netns, *belongings.take())
+        dispatch.deaf = False
 
     def _put_off(self) -> None:
-        for number in INTERRUPTS:
-            _signal.signal(number, _signal.SIG_IGN)
+        dispatch.deaf = True
+        _hear_interrupts()
         namespace.hand_over("", None)
         os.dup2(self.null, 2)
         os.umask(0o022)
@@ -238,7 +240,10 @@ class Worker:
         fd = conn.fileno()
         fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
-        self._on_io()  # what came before
+        self.look.register(fd, select.POLLIN)
+        if self.look.poll(0):
+            self._on_io()  # what came before
+        self.look.unregister(fd)
 
     def _on_io(self, *_: object) -> None:
         if self.watched is None:
@@ -279,27 +284,33 @@ def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
     return dispatch.begin(name, request.env, lambda: request.stdin, ahead=True)
 
 
+def _hear_interrupts() -> None:
+    """Have the handler that a verb wants: undoing takes it away."""
+    for number in INTERRUPTS:
+        if _signal.getsignal(number) is not dispatch.terminate:
+            _signal.signal(number, dispatch.terminate)
+
+
 class _Environment:
     """What os.environ has, which takes long to ask: it decodes every variable.
 
-    Most of it is what the client before had, too.
+    Most of it is what the client before had, too. What differs are the variables of the protocol:
+    those are the request's, and nobody looks for them here. Programs that are run get theirs.
     """
 
     def __init__(self) -> None:
         self._have = os.environ.copy()
 
-    def become(self, wanted: dict[str, str]) -> None:
+    def become(self, env: dict[str, str]) -> None:
+        wanted = {key: value for key, value in env.items() if not key.startswith("CNI_")}
+        if wanted == self._have:
+            return
         for key in self._have.keys() - wanted.keys():
             del os.environ[key]
         for key, value in wanted.items():
             if self._have.get(key) != value:
                 os.environ[key] = value
         self._have = wanted
-
-
-def _is_same_user(conn: Socket) -> bool:
-    _, uid, _ = struct.unpack("iII", conn.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
-    return bool(uid == os.geteuid())
 
 
 def _resident() -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness.build import build_dist
 
+from .native import BUILD, HERE, Client, Server, compile_client, hello, reply
 from .running import build_copy, install
 
 
@@ -42,3 +47,52 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def script_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a machine without a C compiler builds: the file starts with the script."""
     return build_copy(tmp_path_factory.mktemp("script"), compiler="none")
+
+
+# --- the native client ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client in its directory, installed for a Python that is the recorder."""
+    place = tmp_path_factory.mktemp("client")
+    compile_client(place, str(place / "recorder"))
+    tree = place / f".cni-{BUILD}"
+    tree.mkdir()
+    (tree / "run.py").write_text("")
+    return place
+
+
+@pytest.fixture
+def client(compiled: Path, tmp_path: Path) -> Client:
+    record = tmp_path / "record"
+    record.mkdir()
+    return Client(compiled / "bridge", record, tmp_path / "s")
+
+
+@pytest.fixture
+def serve(client: Client) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def start(
+        greeting: bytes | None = None, answer: bytes | None = reply(0), *, slow: bool = False
+    ) -> Server:
+        greeting = hello() if greeting is None else greeting
+        made.append(Server(client.socket, greeting, answer, slow=slow))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The path of another network namespace."""
+    child = subprocess.Popen(["unshare", "-n", "sleep", "600"])
+    path = f"/proc/{child.pid}/ns/net"
+    while os.stat(path).st_ino == HERE.netns_ino:
+        time.sleep(0.001)
+    yield path
+    child.kill()
+    child.wait()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import platform
+import struct
 import subprocess
 import sys
-import struct
 import zipfile
 from typing import TYPE_CHECKING
 

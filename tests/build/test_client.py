@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import fcntl
 import json
 import os
@@ -10,224 +9,36 @@ import random
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.server.wire import Place
-from tests.harness.build import ROOT
+from .native import (
+    BUILD,
+    CONF,
+    HEADER,
+    HELLO,
+    HERE,
+    MAGIC,
+    OLD,
+    Client,
+    Server,
+    assert_sound,
+    compile_client,
+    damaged,
+    hello,
+    receive,
+    reply,
+    start,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-BUILD = "0123456789ab"
-HELLO, HEADER = struct.Struct("=I12s6Q"), struct.Struct("=IIII")
-MAGIC = 0x31494E43
-CONF = b'{"cniVersion":"1.1.0","name":"net"}'
-# Stands for Python: writes down what it was started with.
-RECORDER = """#!/bin/sh
-{ printf '%s\\0' "$@"; } > "$RECORD/argv"
-env -0 > "$RECORD/env"
-readlink /proc/self/ns/net > "$RECORD/netns"
-cat > "$RECORD/stdin" 2>/dev/null
-printf executed
-exit 7
-"""
-
-
-HERE = Place.here(any_mounts=False)
-# What an older kernel tells, so that the client has to look into /proc.
-OLD = HERE._replace(netns_cookie=0, root_mount=0)
-
-
-def hello(magic: int = MAGIC, build: str = BUILD, place: Place = HERE) -> bytes:
-    return HELLO.pack(magic, build.encode(), *place)
-
-
-def reply(code: int, output: bytes = b"") -> bytes:
-    return struct.pack("=cBI", b"X", code, len(output)) + output
-
-
-class Server:
-    """Says `greeting`, reads a request, says `reply` (byte by byte if slow), then closes."""
-
-    def __init__(self, path: Path, greeting: bytes, reply: bytes | None, *, slow: bool) -> None:
-        self.requests: list[tuple[bytes, int, list[int]]] = []
-        self.said: list[bytes] = []
-        self.received = threading.Event()
-        self.greeting, self.reply, self.slow = greeting, reply, slow
-        self.look: Callable[[socket.socket, list[int]], None] | None = None
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(str(path))
-        self.listener.listen(8)
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            while True:
-                conn, _ = self.listener.accept()
-                with conn:
-                    conn.settimeout(20)
-                    self._talk(conn)
-        except OSError:
-            pass  # closed
-
-    def _talk(self, conn: socket.socket) -> None:
-        try:
-            conn.sendall(self.greeting)
-            request, which, fds = receive(conn)
-            if which:
-                self.requests.append((request, which[0], fds))
-                self.received.set()
-                self._answer(conn, fds)
-        except OSError:
-            pass  # the client is gone
-
-    def _answer(self, conn: socket.socket, fds: list[int]) -> None:
-        try:
-            if self.look is not None:
-                self.look(conn, fds)
-            elif self.reply is None:  # until a signal comes
-                self.said.append(conn.recv(10))
-                conn.sendall(reply(9))
-            elif self.slow:
-                for each in self.reply:
-                    time.sleep(0.01)
-                    conn.sendall(bytes([each]))
-            else:
-                conn.sendall(self.reply)
-        finally:
-            for fd in fds:
-                os.close(fd)
-
-    def close(self) -> None:
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-
-
-def receive(conn: socket.socket) -> tuple[bytes, bytes, list[int]]:
-    """A whole request, go, and its descriptors; without go if the client left."""
-    request = exactly(conn, HEADER.size)
-    if len(request) < HEADER.size:
-        return request, b"", []
-    request += exactly(conn, sum(HEADER.unpack(request)[1:3]))
-    which, ancillary, _, _ = conn.recvmsg(10, socket.CMSG_SPACE(64))
-    fds = array.array("i")
-    for _, _, content in ancillary:
-        fds.frombytes(content)
-    return request, which, list(fds)
-
-
-def exactly(conn: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size and (more := conn.recv(size - len(data))):
-        data += more
-    return data
-
-
-class Client(NamedTuple):
-    """The program, and where the recorder writes."""
-
-    program: Path
-    record: Path
-    socket: Path
-
-    def environment(self, command: str = "ADD", **more: str) -> dict[str, str]:
-        return {
-            "PATH": "/usr/bin:/bin",
-            "ASAN_OPTIONS": "exitcode=99:detect_leaks=0",
-            "UBSAN_OPTIONS": "halt_on_error=1:exitcode=99",
-            "CNI_COMMAND": command,
-            "CNI_SERVER_SOCKET": str(self.socket),
-            "RECORD": str(self.record),
-        } | more
-
-    def run(
-        self, stdin: bytes = CONF, env: dict[str, str] | None = None, **options: Any
-    ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [self.program],
-            input=stdin,
-            env=env or self.environment(),
-            capture_output=True,
-            timeout=60,
-            **options,
-        )
-        assert_sound(done.returncode, done.stderr)
-        return done
-
-    def recorded(self, name: str) -> bytes:
-        return (self.record / name).read_bytes()
-
-
-def assert_sound(code: int, stderr: bytes) -> None:
-    assert code not in (99, -6, -11), stderr.decode()
-    assert b"Sanitizer" not in stderr, stderr.decode()
-    assert b"runtime error" not in stderr, stderr.decode()
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The client in its directory, installed for a Python that is the recorder."""
-    place = tmp_path_factory.mktemp("client")
-    compile_client(place, str(place / "recorder"))
-    tree = place / f".cni-{BUILD}"
-    tree.mkdir()
-    (tree / "run.py").write_text("")
-    return place
-
-
-def compile_client(place: Path, python: str) -> None:
-    """As strict as a compiler can be, and with little patience."""
-    if shutil.which("gcc") is None:
-        pytest.skip("needs gcc: run `make setup`")
-    recorder = place / "recorder"
-    recorder.write_text(RECORDER)
-    recorder.chmod(0o755)
-    script = (
-        f"#!/bin/sh\ncni_build={BUILD}\ncni_python='{python}'\nexec {recorder} script \"$0\"\n"
-    )
-    octets = ",".join(map(str, script.encode() + b"\0"))
-    text = f"extern const char cni_prefix[];\nconst char cni_prefix[] = {{{octets}}};\n"
-    (place / "prefix.c").write_text(text)
-    flags = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", "-DCNI_PATIENCE_MS=500"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(ROOT / "launcher/client.c"), str(place / "prefix.c")]
-    command = ["gcc", *flags, "-o", str(place / "cni"), *sources]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (place / "bridge").symlink_to("cni")
-
-
-@pytest.fixture
-def client(compiled: Path, tmp_path: Path) -> Client:
-    record = tmp_path / "record"
-    record.mkdir()
-    return Client(compiled / "bridge", record, tmp_path / "s")
-
-
-@pytest.fixture
-def serve(client: Client) -> Iterator[Callable[..., Server]]:
-    made: list[Server] = []
-
-    def start(
-        greeting: bytes | None = None, answer: bytes | None = reply(0), *, slow: bool = False
-    ) -> Server:
-        greeting = hello() if greeting is None else greeting
-        made.append(Server(client.socket, greeting, answer, slow=slow))
-        return made[-1]
-
-    yield start
-    for server in made:
-        server.close()
+    from cni.server.wire import Place
 
 
 def ran_by_exec(client: Client, done: subprocess.CompletedProcess[bytes]) -> bool:
@@ -255,23 +66,11 @@ def test_the_exit_code_is_the_server_s(
     ((request, which, fds),) = server.requests
     magic, strings, size, umask = HEADER.unpack_from(request)
     assert (magic, size, umask) == (MAGIC, len(CONF), 0o027)
-    assert (which, len(fds)) == (3, 4)  # stderr, directory, namespace, routing socket
+    assert (which, len(fds)) == (7, 5)  # stderr, directory, namespace, routing socket, jobs
     path, *env, last = request[HEADER.size : HEADER.size + strings].split(b"\0")
     assert (path, last) == (os.fsencode(client.program), b"")
     assert b"FILL=x" in env
     assert request[HEADER.size + strings :] == CONF
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """The path of another network namespace."""
-    child = subprocess.Popen(["unshare", "-n", "sleep", "600"])
-    path = f"/proc/{child.pid}/ns/net"
-    while os.stat(path).st_ino == HERE.netns_ino:
-        time.sleep(0.001)
-    yield path
-    child.kill()
-    child.wait()
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])
@@ -323,7 +122,7 @@ def test_a_server_that_hangs_up(client: Client, size: int) -> None:
         listener.listen(1)
         listener.settimeout(20)
         child = start(client)
-        thread = threading.Thread(target=lambda: listener.accept()[0].close())
+        thread = threading.Thread(target=lambda: listener.accept()[0].close())  # noqa: PLW0108 later
         thread.start()
         output, _ = child.communicate(CONF + b" " * size, timeout=60)
         thread.join()
@@ -367,6 +166,21 @@ def test_who_does_not_greet_properly_gets_no_request(
     assert server.requests == []
 
 
+def test_another_user_s_server_gets_no_request(
+    client: Client, serve: Callable[..., Server], elsewhere: str
+) -> None:
+    """It could have the client do things."""
+    server = serve()
+    ours = client.record.parent
+    for path in (client.program.parent, ours, *list(ours.parents)[:2]):
+        path.chmod(0o755)
+    for path in (client.socket, client.record):
+        path.chmod(0o777)
+    done = client.run(env=client.environment(CNI_NETNS=elsewhere), user=65534, group=65534)
+    assert ran_by_exec(client, done)
+    assert server.requests == []
+
+
 GOOD_PLACES = {
     "here": HERE,
     "any mounts": HERE._replace(mounts=0, root_mount=7),
@@ -377,11 +191,12 @@ GOOD_PLACES = {
 
 @pytest.mark.parametrize("place", GOOD_PLACES.values(), ids=GOOD_PLACES)
 def test_who_is_in_the_same_place_gets_the_request(
-    client: Client, serve: Callable[..., Server], place: Place
+    client: Client, serve: Callable[..., Server], elsewhere: str, place: Place
 ) -> None:
     server = serve(hello(place=place), reply(5))
-    assert client.run().returncode == 5
-    assert len(server.requests) == 1
+    for netns in ("", elsewhere):  # whatever it has done in the container's meanwhile
+        assert client.run(env=client.environment(CNI_NETNS=netns)).returncode == 5
+    assert len(server.requests) == 2
 
 
 def test_a_silent_server_is_not_waited_for(client: Client) -> None:
@@ -437,9 +252,7 @@ def test_output_arrives_whole(client: Client, serve: Callable[..., Server], size
 
 
 @pytest.mark.parametrize("sink", ["/dev/full", "|true"])
-def test_output_that_nobody_takes(
-    client: Client, serve: Callable[..., Server], sink: str
-) -> None:
+def test_output_that_nobody_takes(client: Client, serve: Callable[..., Server], sink: str) -> None:
     """As by exec: an exit code and a line on stderr, not a signal."""
     serve(answer=reply(0, bytes(1 << 20)))
     command = f'"$0" > {sink}' if sink[0] == "/" else '{ "$0"; echo $? >&3; } 3>&2 ' + sink
@@ -459,7 +272,7 @@ def test_random_servers(client: Client, serve: Callable[..., Server]) -> None:
     rng = random.Random(11)
     server = serve()
     for _ in range(150):
-        server.greeting = hello() if rng.random() < 0.7 else _damaged(rng, hello())
+        server.greeting = hello() if rng.random() < 0.7 else damaged(rng, hello())
         server.reply = bytes(rng.choices(b"XN\0\1Q", k=rng.randrange(9)))
         command = rng.choice(["ADD", "DEL", "CHECK", "STATUS"])
         done = client.run(env=client.environment(command))
@@ -470,17 +283,10 @@ def test_random_servers(client: Client, serve: Callable[..., Server]) -> None:
             assert (command, json.loads(done.stdout)["code"]) == ("ADD", 11)
 
 
-def _damaged(rng: random.Random, data: bytes) -> bytes:
-    if rng.random() < 0.3:
-        return rng.randbytes(rng.randrange(200))
-    at = rng.randrange(len(data))
-    return data[:at] + rng.randbytes(rng.randrange(3)) + data[at + 1 :]
-
-
 # --- what the client is given ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [0, 1, 16383, 16384, 16385, 1 << 20, 16 << 20])
+@pytest.mark.parametrize("size", [0, 1, 16384, 32767, 32768, 32769, 65537, 1 << 20, 16 << 20])
 def test_configurations_of_any_size(
     client: Client, serve: Callable[..., Server], size: int
 ) -> None:
@@ -587,19 +393,6 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
 
 
 # --- signals --------------------------------------------------------------------------------------
-
-
-def start(client: Client, conf: bytes | None = None) -> subprocess.Popen[bytes]:
-    """An ADD that has been given its whole configuration, or still waits for it."""
-    pipe = subprocess.PIPE
-    env = client.environment("ADD")
-    child = subprocess.Popen([client.program], stdin=pipe, stdout=pipe, stderr=pipe, env=env)
-    if conf is not None:
-        assert child.stdin is not None
-        child.stdin.write(conf)
-        child.stdin.close()
-        child.stdin = None
-    return child
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -338,9 +338,7 @@ def test_the_server_s_units_go_with_the_plugins(dist: Path, tmp_path: Path) -> N
 
 def test_a_unit_that_is_not_ours_stops_the_install(dist: Path, tmp_path: Path) -> None:
     (tmp_path / "cni.service").write_text("[Unit]\n")
-    done = run(
-        dist, "install", "--bin-dir", tmp_path / "bin", "--service", "--units", tmp_path
-    )
+    done = run(dist, "install", "--bin-dir", tmp_path / "bin", "--service", "--units", tmp_path)
     assert done.returncode == 1
     assert "cni.service is not ours" in done.stderr
     assert not (tmp_path / "bin").exists()

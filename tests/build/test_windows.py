@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 import build  # noqa: E402
+
 sys.path.pop(0)
 
 # Says how it was started, and repeats its standard input.
@@ -97,7 +98,7 @@ def test_it_starts_python(
     launcher: Path, wine: Callable[..., subprocess.CompletedProcess[bytes]]
 ) -> None:
     """Arguments, environment, the three streams and the exit code go through."""
-    done = wine(launcher, CNI_COMMAND='ADD')
+    done = wine(launcher, CNI_COMMAND="ADD")
     error = json.loads(done.stdout)
     assert (done.returncode, error["code"]) == (1, 999)
     assert error["msg"].startswith("python.exe not found (error ")

@@ -325,19 +325,6 @@ def test_the_next_request_has_another_namespace(handed: int, netns: Callable[...
     os.close(fd)
 
 
-def test_a_socket_of_another_namespace_is_not_used(
-    container: Netns, netns: Callable[..., Netns]
-) -> None:
-    other = netns()
-    other.ip("link", "add", "br7", "type", "bridge")
-    fd = os.open(other.path, os.O_RDONLY)
-    namespace.hand_over(HANDED, fd, routing_socket(container))
-    with Namespace.open(HANDED) as ns:
-        assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
-    namespace.hand_over("", None)
-    os.close(fd)
-
-
 def test_a_file_is_handed_over(container: Netns, tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     namespace.hand_over(HANDED, fd, routing_socket(container))

@@ -330,6 +330,56 @@ def test_a_terminated_client_has_its_work_undone(
     assert runtime.host.ip_json("link", "show", "type", "veth") == []
 
 
+def test_signals_are_heard_in_every_request_and_only_there(
+    runtime: Runtime, container: Netns, path: Path, tmp_path: Path
+) -> None:
+    """Undoing takes the handlers away, and an idle worker has nothing to undo."""
+    conf, go = slow_ipam(tmp_path, runtime)
+    failing = bridge(tmp_path / "data", routes=[], ipam={"type": "nosuch"})
+    with serving(runtime, path, "--workers", "1") as server:
+        (worker,) = server.workers()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            served(server, lambda: runtime.add("bridge", failing, container)).failed()
+            os.kill(worker, number)
+            served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+            assert server.workers() == [worker]
+        child = begin(runtime, "ADD", conf, container, tmp_path)
+        child.send_signal(signal.SIGHUP)
+        output, _ = child.communicate(timeout=30)
+        assert json.loads(output)["msg"] == "interrupted by SIGHUP"
+    go.touch()
+    assert runtime.host.ip_json("link", "show", "type", "veth") == []
+
+
+def test_parameters_are_set_without_an_executor(
+    server: Server, runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    """The client's process does it: executors that stand still hold nothing up."""
+    tuning = {
+        **LOOPBACK,
+        "dataDir": str(data_dir),
+        "sysctl": {"net.ipv4.conf.IFNAME.arp_filter": "1", "net.ipv4.ip_forward": "1"},
+        "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "lo"}]},
+    }
+    runtime.delete("bridge", bridge(data_dir), container).succeeded()  # each has its executors
+    executors = [child for worker in server.workers() for child in children(worker)]
+    assert executors
+    for pid in executors:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        served(server, lambda: runtime.add("tuning", tuning, container, ifname="lo")).succeeded()
+        assert container.sysctl("net/ipv4/conf/lo/arp_filter") == "1"
+        assert container.sysctl("net/ipv4/ip_forward") == "1"
+        served(server, lambda: runtime.delete("tuning", tuning, container, ifname="lo")).succeeded()
+        assert container.sysctl("net/ipv4/conf/lo/arp_filter") == "0"
+        served(server, lambda: runtime.add("bridge", bridge(data_dir), container)).succeeded()
+        assert container.sysctl("net/ipv4/conf/eth0/arp_notify") == "1"
+    finally:
+        for pid in executors:
+            os.kill(pid, signal.SIGCONT)
+    assert runtime.host.sysctl("net/ipv4/conf/lo/arp_filter") == "0"
+
+
 def test_ending_lets_requests_finish(
     server: Server, runtime: Runtime, container: Netns, tmp_path: Path
 ) -> None:
@@ -465,7 +515,21 @@ def test_nonsense_does_no_harm(server: Server, runtime: Runtime, container: Netn
 
 
 @pytest.mark.parametrize(
-    ("which", "count"), [(0, 0), (0, 1), (1, 2), (0, 3), (3, 3), (4, 3), (255, 2), (3, 16)]
+    ("which", "count"),
+    [
+        (0, 0),
+        (0, 1),
+        (1, 2),
+        (0, 3),
+        (2, 3),
+        (3, 3),
+        (4, 3),
+        (5, 4),
+        (7, 4),
+        (8, 3),
+        (255, 2),
+        (3, 16),
+    ],
 )
 def test_descriptors_that_do_not_fit(
     server: Server, runtime: Runtime, container: Netns, which: int, count: int

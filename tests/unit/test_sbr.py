@@ -122,10 +122,11 @@ class Sent(nl.Netlink):
 @given(table=st.integers(1, (1 << 32) - 1), owner=st.integers(1, (1 << 31) - 1))
 def test_a_rule_round_trips(text: str, table: int, owner: int) -> None:
     sock, prefix = Sent(), Prefix.parse(text)
-    rule.add(sock, prefix, table, owner)
-    found = rule._parse(sock.payload)
+    _, payload, _ = rule.addition(prefix, table, owner)
+    found = rule._parse(payload)
     assert (found.source, found.table, found.owner) == (prefix.host, table, owner)
     assert found.plain
+    assert not found.of_vrfs
     rule.delete(sock, found)
     assert sock.payload == found.raw
 
@@ -142,6 +143,14 @@ SELECTORS = {
     ),
     "unknown": (struct.pack("=BBBBBxxBI", 2, 0, 32, 0, 100, 1, 0), nl.u32(99, 1)),
 }
+
+
+def test_the_rule_of_vrfs() -> None:
+    """As the kernel makes it with the first VRF (vrf_fib_rule in drivers/net/vrf.c)."""
+    header = struct.pack("=BBBBBxxBI", 2, 0, 0, 0, 0, 1, 0)
+    found = rule._parse(header + nl.u32(6, 1000) + nl.u8(21, 2) + nl.u8(19, 1))
+    assert found.of_vrfs
+    assert not found.plain
 
 
 @pytest.mark.parametrize(("header", "more"), SELECTORS.values(), ids=SELECTORS)
