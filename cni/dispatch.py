@@ -110,7 +110,7 @@ WINDOWS: dict[str, Plugin] = {
     ),
 }
 
-deaf = False  # a server's worker is, between requests
+_deaf, _missed = False, 0  # see `be_deaf`
 
 _SIGNALS: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
 if sys.platform == "win32":
@@ -184,6 +184,7 @@ def begin(
 def _finished(name: str, decoded: Decoded) -> Answer:
     worked = False
     try:
+        _listen()
         result = _run(name, decoded)
         worked = True  # and nothing will undo it
         return 0, b"" if result is None else result.encode(decoded.call.version), True
@@ -435,11 +436,26 @@ def _unexpected(error: BaseException) -> CNIError:
 
 def terminate(number: int, _frame: object) -> None:
     """The signal handler of a running verb: what it did is undone."""
-    if deaf:
+    global _missed  # noqa: PLW0603 a fact of the process
+    if _deaf:
+        _missed = number
         return
     raise Terminated(
         f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again"
     )
+
+
+def be_deaf() -> None:
+    """For a server's worker: what interrupts now interrupts the next verb, when it begins."""
+    global _deaf, _missed
+    _deaf, _missed = True, 0
+
+
+def _listen() -> None:
+    global _deaf  # noqa: PLW0603
+    _deaf = False
+    if _missed:
+        terminate(_missed, None)
 
 
 def _write(data: bytes) -> None:

@@ -99,7 +99,6 @@ class Worker:
         self.look = select.poll()
         self.draining = False
         self.idle = False
-        dispatch.deaf = True
         self.served = 0
         self.fds = 0
         self.trace = trace.make()
@@ -108,6 +107,7 @@ class Worker:
         """Serve until told to drain, worn out, or in doubt of itself."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
+        dispatch.be_deaf()
         _hear_interrupts()
         try:
             while not self.draining:
@@ -201,6 +201,7 @@ class Worker:
         run: Callable[[], dispatch.Answer],
     ) -> bool:
         """Be the plugin's process for a while."""
+        dispatch.be_deaf()  # until the verb begins; what came to an idle worker is nobody's
         self._watch(conn)
         self._take_on(request, belongings)
         self.trace.mark("ready")
@@ -224,10 +225,9 @@ class Worker:
         os.dup2(belongings.stderr, 2)
         netns = request.env.get("CNI_NETNS", "")
         namespace.hand_over(netns, belongings.netns, *belongings.take())
-        dispatch.deaf = False
 
     def _put_off(self) -> None:
-        dispatch.deaf = True
+        dispatch.be_deaf()
         _hear_interrupts()
         namespace.hand_over("", None)
         os.dup2(self.null, 2)

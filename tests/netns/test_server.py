@@ -351,6 +351,35 @@ def test_signals_are_heard_in_every_request_and_only_there(
     assert runtime.host.ip_json("link", "show", "type", "veth") == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_comes_with_the_descriptors(
+    runtime: Runtime, container: Netns, path: Path, number: signal.Signals
+) -> None:
+    """The verb has not begun, and does not."""
+    env = {**runtime.environment("ADD", container, ifname="lo"), "CNI_SERVER": "on"}
+    pairs = [f"{key}={value}" for key, value in env.items()]
+    strings = "\0".join([str(runtime.bin_dir / "loopback"), *pairs, ""]).encode()
+    stdin = json.dumps(LOOPBACK).encode()
+    header = struct.pack("=IIII", 0x31494E43, len(strings), len(stdin), 0)
+    with serving(runtime, path, "--workers", "1") as server, socket.socket(socket.AF_UNIX) as sock:
+        (worker,) = server.workers()
+        sock.connect(str(server.socket))
+        sock.settimeout(20)
+        sock.sendall(header + strings + stdin)
+        assert sock.recv(HELLO_SIZE, socket.MSG_WAITALL)
+        os.kill(worker, signal.SIGSTOP)
+        with open(container.path, "rb") as netns:
+            here = os.open("/", os.O_PATH)
+            socket.send_fds(sock, [b"\1"], [2, here, netns.fileno()])
+            os.close(here)
+        sock.send(bytes([number]))
+        os.kill(worker, signal.SIGCONT)
+        kind, code, size = struct.unpack("=cBI", sock.recv(6, socket.MSG_WAITALL))
+        output = json.loads(sock.recv(size, socket.MSG_WAITALL))
+    assert (kind, code, output["msg"]) == (b"X", 1, f"interrupted by {number.name}")
+    assert "UP" not in container.ip_json("link", "show", "lo")[0]["flags"]
+
+
 def test_parameters_are_set_without_an_executor(
     server: Server, runtime: Runtime, container: Netns, data_dir: Path
 ) -> None:
