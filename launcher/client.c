@@ -64,7 +64,7 @@ extern char **environ;
 
 enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 5 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
-       ARENA = 64 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16, MAX_VALUE = 4096 };
+       ARENA = 256 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16, MAX_VALUE = 4096 };
 
 /* Where the worker is. What the kernel does not tell is 0. */
 struct hello {
@@ -254,7 +254,7 @@ static void watch_signals(void)
  * cannot be read and nothing has been lost by trying. */
 static char *read_stdin(size_t *size)
 {
-    size_t room = ARENA / 2, have = 0;
+    size_t room = ARENA / 8, have = 0;
     char *data = arena;
     while (have <= MAX_STDIN) {
         if (have == room) {
@@ -586,14 +586,17 @@ static size_t do_job(const char *job, size_t size, char *answer, size_t room)
 /* Do the job that waits; false if there will be no more. */
 static int serve(int server, const struct belongings *mine)
 {
-    static char job[MAX_JOB], answer[MAX_JOB];
+    static char *job;
     size_t have = 1;
-    ssize_t size = recv(mine->jobs, job, sizeof job, MSG_DONTWAIT);
+    if (!job && !(job = take(2 * MAX_JOB)))
+        return 0;
+    ssize_t size = recv(mine->jobs, job, MAX_JOB, MSG_DONTWAIT);
     if (size <= 0)
         return size < 0 && (errno == EAGAIN || errno == EINTR);
+    char *answer = job + size; /* in the same page, mostly */
     *answer = 'n';
     if (enter(mine->container, server))
-        have = do_job(job, (size_t)size, answer, sizeof answer);
+        have = do_job(job, (size_t)size, answer, MAX_JOB);
     send(mine->jobs, answer, have, MSG_NOSIGNAL);
     return 1;
 }

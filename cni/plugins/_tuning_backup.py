@@ -81,7 +81,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
     @property
     def empty(self) -> bool:
         """Is there nothing to put back?"""
-        return self == Backup(owner=self.owner)
+        return not (self.sysctl or self.ethtool or self.link)
 
     def is_of(self, netns: Namespace) -> bool:
         """Were the values found in this namespace? Unknown (the reference's file) counts as yes."""

@@ -126,10 +126,10 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 def lookup(raw: dict[str, Any], key: str) -> Any:
     """The value of `key` in `raw` whatever the key's case (the last of several); None if absent."""
-    wanted = key.lower()
+    wanted, size = key.lower(), len(key)
     found = None
     for name, value in raw.items():
-        if name == key or name.lower() == wanted:
+        if name == key or (len(name) == size and name.lower() == wanted):
             found = value
     return found
 

@@ -278,7 +278,7 @@ class Worker:
 
 def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
     """What runs the request, decoded; None if there is no such plugin here."""
-    name = os.path.basename(request.called_as)
+    name = request.called_as.rpartition("/")[2]
     if name not in dispatch.TABLE:
         return None
     return dispatch.begin(name, request.env, lambda: request.stdin, ahead=True)
