@@ -61,7 +61,11 @@ def test_fq_codel_below_a_class(runtime: Runtime, container: Netns, conflist: Js
 
 
 def test_a_flood_does_not_delay_others(runtime: Runtime, container: Netns, conflist: Json) -> None:
-    """The flood fills its own queue; a ping has another."""
+    """The flood fills its own queues; a ping has another.
+
+    Which one, is a hash of what it is, its id included: once in 250 times it is one of the flood's
+    four (of 1,024), so there is a second try.
+    """
     runtime.add_list(conflist, container)
     runtime.host.popen(["iperf3", "-s"], stdout=DEVNULL, stderr=DEVNULL)
     deadline = time.monotonic() + 30
@@ -70,12 +74,16 @@ def test_a_flood_does_not_delay_others(runtime: Runtime, container: Netns, confl
         time.sleep(0.05)
     flood = ["iperf3", "-c", "10.22.0.1", "-u", "-b", "6M", "-P", "4", "-l", "1400", "-t", "60"]
     child = container.popen(flood, stdout=DEVNULL, stderr=DEVNULL)
-    shown = container.exec(["ping", "-n", "-c", "80", "-i", "0.05", "10.22.0.1"], check=False)
-    assert child.poll() is None, "the flood has ended"
-    answers = re.findall(r"icmp_seq=(\d+) .* time=([\d.]+) ms", shown.stdout)
-    times = [float(ms) for number, ms in answers if int(number) > 40]  # the queue is full by then
-    assert len(times) > 30, shown.stdout
-    assert statistics.median(times) < LATENCY / 4, shown.stdout
+    for _ in range(2):
+        shown = container.exec(["ping", "-n", "-c", "80", "-i", "0.05", "10.22.0.1"], check=False)
+        assert child.poll() is None, "the flood has ended"
+        answers = re.findall(r"icmp_seq=(\d+) .* time=([\d.]+) ms", shown.stdout)
+        times = [
+            float(ms) for number, ms in answers if int(number) > 40
+        ]  # the queue is full by then
+        if len(times) > 30 and statistics.median(times) < LATENCY / 4:
+            return
+    pytest.fail(shown.stdout)
 
 
 @requires_kernel("netkit")
