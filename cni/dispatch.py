@@ -422,12 +422,6 @@ def _unexpected(error: BaseException) -> CNIError:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError | lean.Insufficient):
         return CNIError(text)
-    links = sys.modules.get("cni.kernel.link")
-    if links is not None and isinstance(error, links.LinkNotFound):
-        return CNIError(
-            text,
-            "one that was there a moment ago: does a DEL of the same attachment run? Try again",
-        )
     import traceback
 
     os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))

@@ -8,6 +8,7 @@ from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
 from typing import NamedTuple
 
+from ..protocol.errors import CNIError
 from . import netlink as nl
 from .netlink import Netlink, NetlinkError
 
@@ -41,11 +42,18 @@ _SKIP_STATS = 1 << 3
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
-_NOTHING: dict[int, bytes] = {}
 
 
-class LinkNotFound(Exception):
-    """No link of that name or index in this namespace."""
+class LinkNotFound(CNIError):
+    """No link of that name or index in this namespace: the message alone, where it is a part."""
+
+    def __init__(self, msg: str) -> None:
+        super().__init__(
+            msg, "one that was there a moment ago: does a DEL of the same attachment run? Try again"
+        )
+
+    def __str__(self) -> str:
+        return self.msg
 
 
 class Link(NamedTuple):
@@ -107,7 +115,7 @@ def parse(payload: bytes) -> Link:
     """A Link from the payload of an RTM_NEWLINK message."""
     _, _, index, flags, _ = nl.unpack(_IFINFO, payload)
     a = nl.attr_map(payload, _IFINFO.size)
-    info = nl.attr_map(a[_LINKINFO]) if _LINKINFO in a else _NOTHING
+    info = nl.attr_map(a.get(_LINKINFO, b""))
     nsid = a.get(_LINK_NETNSID)
     return Link(
         index=index,
@@ -123,15 +131,15 @@ def parse(payload: bytes) -> Link:
         operstate=nl.get_byte(a.get(_OPERSTATE)),
         promiscuity=nl.get_u32(a.get(_PROMISCUITY)),
         txqlen=nl.get_u32(a.get(_TXQLEN)),
-        data=nl.attr_map(info[_INFO_DATA]) if _INFO_DATA in info else {},
-        port=nl.attr_map(info[_INFO_SLAVE_DATA]) if _INFO_SLAVE_DATA in info else {},
+        data=nl.attr_map(info.get(_INFO_DATA, b"")),
+        port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
         group=nl.get_u32(a.get(_GROUP)),
-        altnames=_altnames(a[_PROP_LIST]) if _PROP_LIST in a else (),
+        altnames=tuple(
+            nl.get_text(value)
+            for key, value in nl.attrs(a.get(_PROP_LIST, b""))
+            if key == _ALT_IFNAME
+        ),
     )
-
-
-def _altnames(data: bytes) -> tuple[str, ...]:
-    return tuple(nl.get_text(value) for key, value in nl.attrs(data) if key == _ALT_IFNAME)
 
 
 def format_mac(raw: bytes) -> str:

@@ -198,12 +198,13 @@ class Netlink:
             parts.append(payload + b"\0" * (-size & 3))
         self.sock.send(b"".join(parts))
         found: list[NetlinkError | None] = [None] * len(requests)
-        place = -1
-        while place != final:
+        answered = False
+        while not answered:
             for kind, flags, sequence, data in split(self.sock.recv(_BUFFER)):
-                place = places.get(sequence, -1) if kind == NLMSG_ERROR else -1
-                if place < 0:
+                if kind != NLMSG_ERROR or sequence not in places:
                     continue  # left over from a request that was given up
+                place = places[sequence]
+                answered |= place == final
                 try:
                     _raise_if_error(flags, data)
                 except NetlinkError as error:

@@ -30,7 +30,6 @@ _BESIDE = nl.NLM_F_CREATE | nl.NLM_F_APPEND
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _FAMILIES = (AF_INET, AF_INET6)
 _NO_NUMBER = (0, 252)  # of a table, in the header: an attribute has it (RT_TABLE_COMPAT)
-_BEGINNING = struct.Struct(_RTMSG.format + "HHIHHI")  # with table and output link
 _NEXTHOP = struct.Struct("=HBBi")
 
 
@@ -68,7 +67,7 @@ class Route(NamedTuple):
         return " ".join(parts)
 
 
-Addition = tuple[Route, nl.Message]
+Change = tuple[Route, nl.Message]  # what Netlink.batch sends for a route
 
 
 class RouteError(NetlinkError):
@@ -92,45 +91,48 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNIC
             raise
 
 
-def additions(routes: Iterable[Route], table: int) -> list[Addition]:
-    """Routes for a table in which their link has none yet, with what Netlink.batch sends for each.
+def additions(routes: Iterable[Route], table: int, there: Iterable[Route] = ()) -> list[Change]:
+    """Put a link's routes into a table with all their attributes, beside those of other links.
 
-    Those without a gateway come first: through them the gateways are reached.
+    What of `there`, the link's routes in it, has the same destination gives way. Routes without a
+    gateway come first: through them the gateways are reached.
     """
-    ordered = sorted(routes, key=lambda r: bool(r.gateway))
-    return [(r, (RTM_NEWROUTE, _message(r._replace(table=table)), _BESIDE)) for r in ordered]
+    present: dict[tuple[object, ...], list[Route]] = {}
+    for old in there:
+        if old.movable:
+            present.setdefault((old.dst, old.tos, old.priority), []).append(old)
+    changes: list[Change] = []
+    for entry in sorted(routes, key=lambda r: bool(r.gateway)):
+        wanted = entry._replace(table=table)
+        olds = present.pop((entry.dst, entry.tos, entry.priority), [])
+        if wanted not in olds:
+            changes += map(_deletion, olds)
+            changes.append((wanted, (RTM_NEWROUTE, _message(wanted), _BESIDE)))
+    return changes
+
+
+def _deletion(entry: Route) -> Change:
+    return entry, (RTM_DELROUTE, _message(entry), 0)
 
 
 def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
-    """Put a link's routes into a table with all their attributes, beside those of other links.
-
-    What the link has there to the same destination gives way. Routes without a gateway come first.
-    Raises RouteError, after the last one was tried.
-    """
-    there: dict[tuple[object, ...], list[Route]] = {}
-    for family in _FAMILIES:
-        for old in show(sock, family, index, table):
-            if old.movable:
-                there.setdefault((old.dst, old.tos, old.priority), []).append(old)
-    changes = []
-    for entry in sorted(routes, key=lambda r: bool(r.gateway)):
-        wanted = entry._replace(table=table)
-        olds = there.pop((entry.dst, entry.tos, entry.priority), [])
-        if wanted not in olds:
-            changes += [(old, RTM_DELROUTE, 0) for old in olds]
-            changes.append((wanted, RTM_NEWROUTE, _BESIDE))
-    _change(sock, changes)
+    """As `additions`, with what the link has there. Raises RouteError, after the last was tried."""
+    there = [old for family in _FAMILIES for old in show(sock, family, index, table)]
+    _change(sock, additions(routes, table, there))
 
 
 def delete_all(sock: Netlink, routes: Iterable[Route]) -> None:
     """Delete routes; those that are gone already are success. Raises RouteError, after the last."""
-    _change(sock, [(entry, RTM_DELROUTE, 0) for entry in routes])
+    _change(sock, list(map(_deletion, routes)))
 
 
-def _change(sock: Netlink, changes: list[tuple[Route, int, int]]) -> None:
-    """Make (route, message type, flags) all at once; what is there, or gone, already is fine."""
-    failures = sock.batch([(kind, _message(entry), flags) for entry, kind, flags in changes])
-    for (entry, kind, _), error in zip(changes, failures, strict=True):
+def _change(sock: Netlink, changes: list[Change]) -> None:
+    require_made(changes, sock.batch([message for _, message in changes]))
+
+
+def require_made(changes: list[Change], failures: Iterable[NetlinkError | None]) -> None:
+    """Raises RouteError for the first that was not made; what is there, or gone, already is."""
+    for (entry, (kind, _, _)), error in zip(changes, failures, strict=True):
         if error is not None and error.errno != (ESRCH if kind == RTM_DELROUTE else EEXIST):
             raise RouteError(entry, error)
 
@@ -234,21 +236,18 @@ def _next_hops(base: Route, data: bytes) -> list[Route]:
 
 def _message(route: Route, kind: int = UNICAST) -> bytes:
     dst = route.dst
-    table = route.table
-    header = _BEGINNING.pack(
+    header = _RTMSG.pack(
         dst.family,
         dst.length,
         0,
         route.tos,
-        table if table < 256 else 0,
+        route.table if route.table < 256 else 0,
         route.protocol,
         route.scope,
         kind,
         route.flags,
-        *(8, _TABLE, table),
-        *(8, _OIF, route.index),
     )
-    parts = [header, route.extra]
+    parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index), route.extra]
     if dst.length:
         parts.append(nl.attr(_DST, dst.network.ip))
     if route.gateway:

@@ -23,9 +23,7 @@ _SRC, _PRIORITY, _FWMARK, _SUPPRESS_PREFIXLEN, _TABLE, _FWMASK = 2, 6, 10, 14, 1
 _PAD, _L3MDEV, _PROTOCOL = 18, 19, 21
 # family, dst len, src len, tos, table, 2 reserved, action, flags
 _HEADER = struct.Struct("=BBBBBxxBI")
-_NUMBERS = struct.Struct("=HHIHHIHHI")  # attributes
 _FAMILIES = (AF_INET, AF_INET6)  # multicast routing has rules, too
-_ANY_V4, _ANY_V6 = bytes(4), bytes(16)
 _NO_SELECTOR = frozenset({_PRIORITY, _SUPPRESS_PREFIXLEN, _TABLE, _PAD, _PROTOCOL})
 _UNDERSTOOD = _NO_SELECTOR | {_SRC, _FWMARK, _FWMASK}
 
@@ -63,8 +61,13 @@ def addition(source: Prefix, table: int, owner: int) -> nl.Message:
     """
     host = source.host
     header = _HEADER.pack(host.family, 0, host.length, 0, table if table < 256 else 0, _TO_TABLE, 0)
-    numbers = _NUMBERS.pack(8, _TABLE, table, 8, _FWMARK, owner, 8, _FWMASK, 0)
-    return RTM_NEWRULE, header + nl.attr(_SRC, host.ip) + numbers, nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    parts = [
+        nl.attr(_SRC, host.ip),
+        nl.u32(_TABLE, table),
+        nl.u32(_FWMARK, owner),
+        nl.u32(_FWMASK, 0),
+    ]
+    return RTM_NEWRULE, header + b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL
 
 
 def delete(sock: Netlink, rule: Rule) -> None:
@@ -79,14 +82,14 @@ def delete(sock: Netlink, rule: Rule) -> None:
 def _parse(data: bytes) -> Rule:
     family, dst_len, src_len, tos, table, action, flags = nl.unpack(_HEADER, data)
     a = nl.attr_map(data, _HEADER.size)
-    masked = _FWMASK in a and nl.get_u32(a[_FWMASK]) != 0
+    masked = nl.get_u32(a.get(_FWMASK)) != 0
     others = not _UNDERSTOOD.issuperset(a)
     return Rule(
-        nl.get_u32(a.get(_PRIORITY)),
-        Prefix(a.get(_SRC, _ANY_V6 if family == AF_INET6 else _ANY_V4), src_len),
-        nl.get_u32(a[_TABLE]) if _TABLE in a else table,
-        0 if masked or _FWMARK not in a else nl.get_u32(a[_FWMARK]),
-        not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
-        data,
-        _L3MDEV in a,
+        priority=nl.get_u32(a.get(_PRIORITY)),
+        source=Prefix(a.get(_SRC, bytes(16 if family == AF_INET6 else 4)), src_len),
+        table=nl.get_u32(a.get(_TABLE), table),
+        owner=0 if masked else nl.get_u32(a.get(_FWMARK)),
+        plain=not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
+        raw=data,
+        of_vrfs=_L3MDEV in a,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -167,8 +166,7 @@ def require_allowed(keys: list[str]) -> None:
     `net.ipv4.ip_forward_use_pmtu`.
     """
     try:
-        fd = os.open(ALLOWLIST, os.O_RDONLY | os.O_CLOEXEC)
-        with open(fd, encoding="utf-8") as file:
+        with open(ALLOWLIST, encoding="utf-8") as file:
             lines = [line.strip() for line in file if line.strip()]
     except FileNotFoundError:
         return

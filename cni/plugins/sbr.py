@@ -12,7 +12,7 @@ it by its address.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from errno import EEXIST, EOPNOTSUPP
+from errno import EOPNOTSUPP
 from typing import NamedTuple
 
 from ..call import Call, Steps
@@ -191,13 +191,14 @@ def _make(call: Call[Conf], sock: Netlink, source: Source, table: int, routes: l
             f"{what} to add rule: {refused}",
             f'the rule is "from {source.prefix.host} lookup {table}"',
         )
-    for (entry, _), error in zip(additions, failures, strict=True):
-        if error is None or error.errno == EEXIST:
-            continue
+    try:
+        route.require_made(additions, failures)
+    except route.RouteError as error:
+        entry = error.route
         text = "Failed to readd route"
         if entry.protocol == route.PROTO_BOOT and entry.dst.length == 0 and entry.gateway:
             text = f"Failed to add default route to {format_ip(entry.gateway)}"
-        raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}')
+        raise CNIError(f"{text}: {error}", f'the route is "{entry}" in table {table}') from None
 
 
 def _delete_routes(sock: Netlink, routes: list[Route]) -> None:

@@ -9,17 +9,6 @@ _PUNCTUATION = str.maketrans("_.-", "xxx")
 IFNAME_MAX = 15  # bytes; IFNAMSIZ less the terminating NUL
 
 
-def are_plain(container_id: str, ifname: str) -> bool:
-    """Are both names that need no closer look? Most are."""
-    both = container_id + ifname
-    return (
-        both.isascii()
-        and both.isalnum()
-        and 0 < len(ifname) <= IFNAME_MAX
-        and len(ifname) < len(both)
-    )
-
-
 def check_container_id(value: str) -> None:
     """Raises UnknownContainer (3) when empty, BadEnvironment (4) for other characters."""
     if not value:
@@ -52,6 +41,4 @@ def check_ifname(value: str) -> None:
 
 def _is_name(value: str) -> bool:
     """[a-zA-Z0-9][a-zA-Z0-9_.-]*, without importing `re` for it."""
-    if not value.isascii():
-        return False
-    return value.isalnum() or (value[0].isalnum() and value.translate(_PUNCTUATION).isalnum())
+    return value.isascii() and value[0].isalnum() and value.translate(_PUNCTUATION).isalnum()

@@ -53,29 +53,25 @@ def read(env: Mapping[str, str], stdin: Callable[[], bytes]) -> Request:
 
     Raises BadEnvironment, UnknownContainer (codes 4 and 3) or IOFailure (5).
     """
-    command, netns = env.get("CNI_COMMAND", ""), env.get("CNI_NETNS", "")
-    container_id, ifname = env.get("CNI_CONTAINERID", ""), env.get("CNI_IFNAME", "")
-    path = env.get("CNI_PATH", "")
-    given = netns and path and command in _ATTACHMENT_VERBS
-    if not (given and names.are_plain(container_id, ifname)):
-        _check_environment(command, env)
+    command = env.get("CNI_COMMAND", "")
+    _check_environment(command, env)
     return Request(
-        command,
-        container_id,
-        netns,
-        ifname,
-        env.get("CNI_ARGS", ""),
-        path.split(os.pathsep),
-        b"" if command == "VERSION" else stdin(),
-        env,
+        command=command,
+        container_id=env.get("CNI_CONTAINERID", ""),
+        netns=env.get("CNI_NETNS", ""),
+        ifname=env.get("CNI_IFNAME", ""),
+        args=env.get("CNI_ARGS", ""),
+        path=env.get("CNI_PATH", "").split(os.pathsep),
+        stdin=b"" if command == "VERSION" else stdin(),
+        env=env,
     )
 
 
 def _check_environment(command: str, env: Mapping[str, str]) -> None:
     missing = [] if command else ["CNI_COMMAND"]
     for name, verbs, validate in _VARIABLES:
+        value = env.get(name, "")
         if command in verbs:
-            value = env.get(name)
             if not value:
                 missing.append(name)
             elif validate is not None:

@@ -13,9 +13,9 @@ from ..protocol.errors import CNIError
 # Packages whose modules the verbs import when they need them.
 _PACKAGES = ("cni", "cni.protocol", "cni.kernel", "cni.netns", "cni.plugins", "cni.ipam")
 _NOT_NEEDED = frozenset({"cni.__main__", "cni.install", "cni.interpreter"})
-# Of the standard library, what is imported in a rare moment.
 _LARGE = 2 << 20  # bytes; of x86-64, and of the usual kernels of other machines
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2)
+# Of the standard library, what is imported in a rare moment.
 _LIBRARY = ("errno", "fcntl", "json", "pickle", "select", "struct", "traceback", "ctypes.util")
 
 

@@ -224,31 +224,6 @@ def test_any_name_is_good_or_refused(text: str) -> None:
     assert not set(text) & set("/: \n\t")
 
 
-@given(st.text(max_size=20), st.text(max_size=20))
-def test_plain_names_pass_every_check(container_id: str, ifname: str) -> None:
-    """The short way around the checks is never around a refusal."""
-    if names.are_plain(container_id, ifname):
-        names.check_container_id(container_id)
-        names.check_ifname(ifname)
-
-
-@pytest.mark.parametrize(
-    ("container_id", "ifname", "plain"),
-    [
-        ("0123abc", "eth0", True),
-        ("0123abc", "a" * 15, True),
-        ("0123abc", "a" * 16, False),
-        ("", "eth0", False),
-        ("abc", "", False),
-        ("a-b", "eth0", False),
-        ("abc", "..", False),
-        ("abc", "\N{SUPERSCRIPT TWO}", False),
-    ],
-)
-def test_plain_names(container_id: str, ifname: str, plain: bool) -> None:
-    assert names.are_plain(container_id, ifname) is plain
-
-
 # -- versions -------------------------------------------------------------------------------------
 
 
