@@ -6,15 +6,15 @@
 
 Either implementation restores from the other's file. It is there before the first change and holds
 the values from before *any* change: a second ADD for the same interface (another tuning in the
-chain, or a retry after a kill) adds to it and overwrites nothing. A new file gets its name when it
-is whole, so ours is never torn; a torn one is the reference's, killed before it changed anything.
+chain, or a retry after a kill) adds to it and overwrites nothing. A new file is renamed into place,
+so ours is never torn; a torn one is the reference's, killed before it changed anything.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from errno import EEXIST, EISDIR, ENOENT, ENOSPC, EOPNOTSUPP
+from errno import ENOSPC
 from typing import Any
 
 import msgspec
@@ -28,8 +28,6 @@ DIRECTORY = "/run/cni/tuning"
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
-_NO_UNNAMED = (EOPNOTSUPP, EISDIR, ENOENT)  # file systems and kernels without such, or no /proc
 _MAX_SIZE = 1 << 20
 
 
@@ -106,13 +104,8 @@ class File:
 
     def __init__(self, directory: str, owner: Owner) -> None:
         self.directory = directory_of(directory)
-        self._owner = owner
         self._path = os.path.join(self.directory, f"{owner.container_id}_{owner.ifname}.json")
-        self._created = False
-
-    @property
-    def _new(self) -> str:
-        return os.path.join(self.directory, f".{self._owner.key}")
+        self._new = os.path.join(self.directory, f".{owner.key}")
 
     def read(self) -> Backup | None:
         """What the file says; None if there is none, or a torn one."""
@@ -123,47 +116,26 @@ class File:
         except OSError as error:
             raise _explain("open", self._path, error) from None
 
-    def create(self, backup: Backup) -> bool:
-        """Write the file if there is none yet; False if there is one, or `write` has to do it."""
-        fd = -1
-        try:
-            fd = self._open(self.directory, _UNNAMED)
-            _write(fd, backup)
-            # with a directory, which does not matter, it is linkat(2) and follows the link
-            os.link(f"/proc/self/fd/{fd}", self._path, src_dir_fd=fd)
-            self._created = True
-        except OSError as error:
-            if (fd >= 0 and error.errno == EEXIST) or error.errno in _NO_UNNAMED:
-                return False
-            raise _explain("write", self._path, error) from None
-        finally:
-            if fd >= 0:
-                os.close(fd)
-        return True
-
-    def undo_create(self) -> None:
-        """Remove the file if it is `create`'s."""
-        if self._created:
-            self.remove()
-
     def write(self, backup: Backup) -> None:
         """Replace the file, at once."""
+        data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
         try:
-            fd = self._open(self._new, _WRITE)
+            fd = self._open()
             try:
-                _write(fd, backup)
+                if os.write(fd, data) != len(data):
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
             finally:
                 os.close(fd)
             os.rename(self._new, self._path)
         except OSError as error:
             raise _explain("write", self._path, error) from None
 
-    def _open(self, path: str, flags: int) -> int:
+    def _open(self) -> int:
         try:
-            return os.open(path, flags, 0o600)
+            return os.open(self._new, _WRITE, 0o600)
         except FileNotFoundError:
             os.makedirs(self.directory, 0o700, exist_ok=True)
-            return os.open(path, flags, 0o600)
+            return os.open(self._new, _WRITE, 0o600)
 
     def remove(self) -> None:
         """Remove the file, and one that was being written; none is success."""
@@ -219,12 +191,6 @@ def _read(path: str) -> Backup | None:
         return None
     finally:
         os.close(fd)
-
-
-def _write(fd: int, backup: Backup) -> None:
-    data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
-    if os.write(fd, data) != len(data):
-        raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
 def _explain(operation: str, path: str, error: OSError) -> CNIError:

@@ -100,9 +100,6 @@ def _attributes(found: Link) -> dict[str, Any]:
 def _keep(call: Call[Conf], before: Backup) -> None:
     """Have a backup file that knows all that is about to change."""
     file = _tuning_backup.File(call.conf.data_dir, call.owner)
-    call.undo.callback(file.undo_create)
-    if not before.empty and file.create(before):
-        return
     kept = file.read()
     # what was found in another namespace says nothing of this one: its DEL never came
     if kept is not None and kept.owner is not None and kept.owner != before.owner:
