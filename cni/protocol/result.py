@@ -90,14 +90,10 @@ class Result(Folded):
 
         Raises CNIError ``cannot convert: no valid IP addresses`` for 0.1.0 and 0.2.0 without one.
         """
-        out, modern = self._as_dict(version or versions.DEFAULT)
-        return _sort(out) if modern else out
-
-    def _as_dict(self, version: str) -> tuple[dict[str, Any], bool]:
-        """The object, and whether its keys have yet to be sorted."""
+        version = version or versions.DEFAULT
         rank = _family(version)
         if rank == 0:
-            return self._as_legacy(version), False
+            return self._as_legacy(version)
         out: dict[str, Any] = {"cniVersion": version}
         modern = rank == 2
         if self.interfaces:
@@ -109,12 +105,11 @@ class Result(Folded):
         dns = self.dns.as_dict()
         if dns or not modern:
             out["dns"] = dns
-        return out, modern
+        return _sort(out) if modern else out
 
     def encode(self, version: str) -> bytes:
         """The printed form: 4-space indent, no trailing newline, Go's escapes."""
-        out, modern = self._as_dict(version or versions.DEFAULT)
-        return encode_json(out, in_order=modern)
+        return encode_json(self.as_dict(version))
 
     def through(self, version: str) -> Result:
         """This result as a caller that speaks `version` gets it: what that cannot say is lost."""
@@ -139,15 +134,12 @@ class Result(Folded):
         return out
 
 
-def encode_json(value: Any, *, in_order: bool = False) -> bytes:
-    """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029.
-
-    With `in_order` keys are sorted.
-    """
+def encode_json(value: Any) -> bytes:
+    """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029."""
     try:
-        text = msgspec.json.encode(value, order="sorted" if in_order else None)
+        text = msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return encode_json(_replace_invalid(value), in_order=in_order)
+        text = msgspec.json.encode(_replace_invalid(value))
     text = msgspec.json.format(text, indent=4)
     for raw, escaped in _ESCAPES:
         if raw in text:

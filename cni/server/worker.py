@@ -96,7 +96,6 @@ class Worker:
         self.user = os.geteuid()
         self.environment = _Environment()
         self.watched: Socket | None = None  # the client's connection, during a verb
-        self.look = select.poll()
         self.draining = False
         self.idle = False
         self.served = 0
@@ -240,10 +239,7 @@ class Worker:
         fd = conn.fileno()
         fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
-        self.look.register(fd, select.POLLIN)
-        if self.look.poll(0):
-            self._on_io()  # what came before
-        self.look.unregister(fd)
+        self._on_io()  # what came before
 
     def _on_io(self, *_: object) -> None:
         if self.watched is None:
