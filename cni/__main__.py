@@ -17,15 +17,15 @@ def main() -> int:
     Failures to start end in the specification's error object, like those of a plugin.
     """
     _prepare_archive()
-    from cni import lean
+    from cni import standins
 
     if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
-        lean.enable()
+        standins.enable()
     try:
         from cni import dispatch
-    except (Exception, lean.Insufficient) as error:
-        if lean.enabled:
-            lean.restart()
+    except (Exception, standins.Insufficient) as error:
+        if standins.enabled:
+            standins.restart()
         if not isinstance(error, ImportError):
             raise
         return _cannot_start(error)
@@ -71,14 +71,14 @@ def _run_plugin(name: str) -> None:
 def _prepare_archive() -> None:
     loader = globals().get("__loader__")
     if hasattr(loader, "archive"):
-        from cni._zipext import enable
+        from cni.zip_extensions import enable
 
         enable(loader)
 
 
 def _cannot_start(error: ImportError) -> int:
     from cni._build import ABIS
-    from cni._complain import complain
+    from cni.startup_error import complain
 
     found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
     built = f"; this file has extension modules for {', '.join(ABIS)}" if ABIS else ""
@@ -89,7 +89,7 @@ def _cannot_start(error: ImportError) -> int:
 
 
 def _unknown(name: str, known: list[str]) -> int:
-    from cni._complain import complain
+    from cni.startup_error import complain
 
     return complain(f'no plugin is called "{name}"', f"this file has: {', '.join(known)}")
 

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from .kernel.owner import Owner
+from . import delegate
 from .netns import Namespace, NetnsError, NetnsMissing
-from .protocol import config, delegate
+from .owner import Owner
+from .protocol import config
 from .protocol.errors import CNIError, Terminated, join
 from .protocol.request import Request
 from .protocol.result import Result

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import __version__, lean
+from . import __version__, standins
 from .call import Attachment, Call
-from .kernel.owner import Owner
 from .netns import Executor, same_namespace
+from .owner import Owner
 from .protocol import config, names, version
 from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
 from .protocol.request import Request, read, read_stdin
@@ -38,12 +38,12 @@ class Plugin(NamedTuple):
 
 TABLE: dict[str, Plugin] = {
     "bandwidth": Plugin(
-        "cni.plugins.bandwidth",
+        "cni.plugins.bandwidth.plugin",
         "limits what a container sends and receives",
         versions=version.ALL[2:],
         conf_error="failed to parse network configuration: ",
     ),
-    "bridge": Plugin("cni.plugins.bridge", "connects containers to a Linux bridge"),
+    "bridge": Plugin("cni.plugins.bridge.plugin", "connects containers to a Linux bridge"),
     "dhcp": Plugin(
         "cni.ipam.dhcp.plugin", "leases addresses from DHCP servers, by a daemon", conf_error=""
     ),
@@ -53,19 +53,21 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to parse network config: ",
     ),
     "firewall": Plugin(
-        "cni.plugins.firewall",
+        "cni.plugins.firewall.plugin",
         "lets the containers' traffic through the node's firewall",
         versions=version.ALL[4:],
     ),
     "flannel": Plugin(
-        "cni.plugins.flannel",
+        "cni.plugins.flannel.plugin",
         "calls another plugin with the subnet that flanneld gave the node",
         conf_error="failed to load flannel netconf file: failed to load netconf: ",
     ),
     "host-device": Plugin(
         "cni.plugins.host_device", "moves a device of the host into the container"
     ),
-    "host-local": Plugin("cni.ipam.host_local", "allocates addresses from ranges", conf_error=""),
+    "host-local": Plugin(
+        "cni.ipam.host_local.plugin", "allocates addresses from ranges", conf_error=""
+    ),
     "ipvlan": Plugin("cni.plugins.ipvlan", "makes an interface that shares a host link's MAC"),
     "loopback": Plugin(
         "cni.plugins.loopback",
@@ -73,12 +75,12 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to parse network config: ",
     ),
     "macvlan": Plugin(
-        "cni.plugins.macvlan",
+        "cni.plugins.macvlan.plugin",
         "makes an interface with a MAC of its own on a host link",
         conf_error="failed to load netConf: ",
     ),
     "portmap": Plugin(
-        "cni.plugins.portmap",
+        "cni.plugins.portmap.plugin",
         "publishes a container's ports on the node",
         conf_error="failed to parse network configuration: ",
     ),
@@ -95,7 +97,9 @@ TABLE: dict[str, Plugin] = {
     ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
-    "tuning": Plugin("cni.plugins.tuning", "changes sysctls, attributes and features of a link"),
+    "tuning": Plugin(
+        "cni.plugins.tuning.plugin", "changes sysctls, attributes and features of a link"
+    ),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
     "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
 }
@@ -137,8 +141,8 @@ def main(name: str) -> int:
 
     code, output = answer(name, dict(os.environ), receive)
     Executor.discard_idle()
-    if lean.doubt is not None:
-        lean.restart(received[0] if received else None)
+    if standins.doubt is not None:
+        standins.restart(received[0] if received else None)
     try:
         _write(output)
     except OSError as error:
@@ -196,7 +200,7 @@ def _failed(error: BaseException, *, worked: bool = False) -> Answer:
     if isinstance(error, CNIError):
         return 1, _encode_error(error), not isinstance(error, Terminated)
     if not worked:
-        lean.suspect(error)
+        standins.suspect(error)
     return 1, _encode_error(_unexpected(error)), False
 
 
@@ -420,7 +424,7 @@ def _encode_error(error: CNIError) -> bytes:
 def _unexpected(error: BaseException) -> CNIError:
     """Any other exception as an error 999; a defect's traceback goes to stderr."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError | lean.Insufficient):
+    if isinstance(error, OSError | standins.Insufficient):
         return CNIError(text)
     import traceback
 

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .ipam import lockfile
-from .kernel.owner import Owner, network_key
+from . import lockfile
+from .owner import Owner, network_key
 from .protocol.errors import CNIError
 from .protocol.request import Request
 from .protocol.result import Result

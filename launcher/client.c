@@ -19,7 +19,7 @@
  *
  * POSIX and Linux only, static. What is kept of stdin, environment and reply comes out of one buffer,
  * unless it is large: each page that is touched costs a microsecond of a process that lives for 300.
- * Its twins are cni/server/wire.py and cni/netns/envoy.py.
+ * Its twins are cni/server/wire.py and cni/netns/jobs.py.
  */
 
 #define _GNU_SOURCE

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import click
 
-from cni import dispatch, install_units
+from cni import dispatch
 from cni.install import Report
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
-from cni.interpreter import InstallError
+from cni.install import units as install_units
+from cni.install.interpreter import InstallError
 
 _BIN_DIR = click.option(
     "--bin-dir",

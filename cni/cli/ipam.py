@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cni.ipam import host_local, usage, whole
-from cni.ipam.ranges import RangeSet, canonical_sets
-from cni.ipam.store import directory_of, is_address, open_store, scan
+from cni.ipam.host_local import plugin as host_local
+from cni.ipam.host_local import reservation, usage
+from cni.ipam.host_local.ranges import RangeSet, canonical_sets
+from cni.ipam.host_local.store import directory_of, is_address, open_store, scan
 from cni.netns import Namespace, NetnsError
 from cni.protocol import config, names
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
@@ -220,7 +221,7 @@ def _leases(place: Place) -> list[Lease]:
         for each in place.cache.attachments()
         if each.network == place.network
     }
-    this_boot = whole.this_boot()
+    this_boot = reservation.this_boot()
     found = []
     for name, content in scan(place.path):
         file = os.path.join(place.path, name)
@@ -228,7 +229,7 @@ def _leases(place: Place) -> list[Lease]:
             continue
         container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
         netns = namespaces.get((container_id, ifname), "")
-        boot = whole.boot_of(file)
+        boot = reservation.boot_of(file)
         try:
             since = os.stat(file).st_mtime
         except OSError:

@@ -21,7 +21,8 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
-from cni.protocol import delegate, names
+from cni import delegate
+from cni.protocol import names
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
 from cni.protocol.request import Request

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from cni.kernel import dbus
-from cni.plugins._firewalld import SERVICE
+from cni.plugins.firewall import dbus
+from cni.plugins.firewall.backend_firewalld import SERVICE
 from cni.protocol.errors import CNIError
 
 _BUS = "org.freedesktop.DBus"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 if sys.platform == "win32":
-    from .nowhere import (
+    from .unsupported import (
         Executor,
         ExecutorDied,
         Namespace,

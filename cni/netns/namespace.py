@@ -16,7 +16,7 @@ from .executor import Executor
 
 if TYPE_CHECKING:
     from ..kernel.sysctl import Outcome, Step
-    from .envoy import Envoy
+    from .jobs import Envoy
 
 _NS_GET_NSTYPE = 0xB703
 _SO_NETNS_COOKIE = 71

@@ -8,7 +8,7 @@ from ..kernel.link import Link
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _sublink
+from .shared import sublink
 
 Conf = config.NetConf
 
@@ -17,12 +17,12 @@ def add(call: Call[Conf]) -> Result:
     """Make the interface; the result has it alone."""
     _require_ipam(call)
     netns = call.open_netns()
-    made, entry = _sublink.create(
+    made, entry = sublink.create(
         call, netns, "dummy", lambda: link.create(netns.netlink(), "dummy", call.ifname)
     )
     ipam = call.ipam_add(call.conf.ipam.type)
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=ipam.dns)
-    _sublink.configure(call, netns, made, result)
+    sublink.configure(call, netns, made, result)
     return result
 
 
@@ -34,8 +34,8 @@ def _require_ipam(call: Call[Conf]) -> None:
         )
 
 
-delete = _sublink.delete
-gc = _sublink.gc
+delete = sublink.delete
+gc = sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
@@ -46,7 +46,7 @@ def status(call: Call[Conf]) -> None:
 def check(call: Call[Conf]) -> None:
     """Compare the interface and its addresses with prevResult; routes are not looked at."""
     _require_ipam(call)
-    _sublink.check(call, "dummy", _differences, prefix="dummy: ", with_routes=False)
+    sublink.check(call, "dummy", _differences, prefix="dummy: ", with_routes=False)
 
 
 def _differences(found: Link, entry: Interface) -> list[str]:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import msgspec
 
 from ..call import Call, Steps
-from ..kernel import device, link
-from ..kernel.device import DeviceError
+from ..kernel import link
+from ..kernel import sysfs as device
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.sysfs import DeviceError
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _check, _sublink
+from .shared import checks, sublink
 
 _DEVICE_ID = "runtimeConfig.deviceID"
 
@@ -163,7 +164,7 @@ def add(call: Call[Conf]) -> Result:
         for ip in result.ips:
             ip.interface = 0
         if moved is not None:
-            _sublink.configure(call, netns, moved, result)
+            sublink.configure(call, netns, moved, result)
     return result
 
 
@@ -292,8 +293,8 @@ def _half_way(sock: Netlink) -> Link | None:
 # --- the other verbs ------------------------------------------------------------------------------
 
 
-gc = _sublink.gc  # the kernel gives devices back when their namespace ends
-status = _sublink.status
+gc = sublink.gc  # the kernel gives devices back when their namespace ends
+status = sublink.status
 
 
 def check(call: Call[Conf]) -> None:
@@ -303,10 +304,10 @@ def check(call: Call[Conf]) -> None:
     netns = call.open_netns()
     if conf.ipam.type:
         call.delegate(conf.ipam.type)
-    previous = _check.previous_result(call)
+    previous = checks.previous_result(call)
     if user_space:
         return
-    entry = _check.container_interface(call, previous)
+    entry = checks.container_interface(call, previous)
     found = link.find(netns.netlink(), entry.name)
     if found is None:
         raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
@@ -315,4 +316,4 @@ def check(call: Call[Conf]) -> None:
         problems.append(
             f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
         )
-    _check.finish(call, netns, previous, problems)
+    checks.finish(call, netns, previous, problems)

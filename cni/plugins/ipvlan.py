@@ -6,14 +6,14 @@ Stand-alone, or chained behind a plugin whose result names the master and maybe 
 from __future__ import annotations
 
 from ..call import Call
-from ..kernel import announce, link
+from ..kernel import link
 from ..kernel.link import Link
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _sublink
+from .shared import announce, sublink
 
 
-class Conf(_sublink.Conf):
+class Conf(sublink.Conf):
     mode: str = ""
 
 
@@ -21,11 +21,11 @@ def add(call: Call[Conf]) -> Result:
     """Make the interface; the result has it alone."""
     conf = call.conf
     mode = _mode(conf)
-    _sublink.check_unsigned("mtu", conf.mtu)
+    sublink.check_unsigned("mtu", conf.mtu)
     previous = call.prev_result()
     name = conf.master or _chained_master(previous)
     netns = call.open_netns()
-    made, entry, _ = _sublink.create_on_master(
+    made, entry, _ = sublink.create_on_master(
         call,
         netns,
         "ipvlan",
@@ -39,7 +39,7 @@ def add(call: Call[Conf]) -> Result:
     else:
         ipam = previous
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
-    _sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+    sublink.configure(call, netns, made, result, announce.settings(call.ifname))
     return result
 
 
@@ -62,15 +62,15 @@ def _chained_master(previous: Result | None) -> str:
     )
 
 
-delete = _sublink.delete
-gc = _sublink.gc
-status = _sublink.status
+delete = sublink.delete
+gc = sublink.gc
+status = sublink.status
 
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
     mode = _mode(call.conf)
-    _sublink.check(call, "ipvlan", lambda found, entry: _differences(mode, found, entry))
+    sublink.check(call, "ipvlan", lambda found, entry: _differences(mode, found, entry))
 
 
 def _differences(mode: int, found: Link, entry: Interface) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..call import Attachment, Call, Steps
-from ..kernel import address, announce, link, route
+from ..kernel import address, link, route
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
 from ..netns import Namespace
@@ -20,7 +20,7 @@ from ..protocol import config
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, IPConfig, Result
-from . import _check, _configure, _main, _veth
+from .shared import announce, checks, configure, main, veth
 
 LINK_TIMEOUT = 1.0  # seconds; a link that is not up by then is none of ours to report
 
@@ -35,19 +35,19 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
-    _main.check_backend(conf.ip_masq, conf.ip_masq_backend)
-    if conf.link_type not in _veth.KINDS:
+    main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+    if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
-    _veth.check_mtu(conf.mtu)
+    veth.check_mtu(conf.mtu)
     netns = call.open_netns()
-    _veth.require_free(call, netns)
+    veth.require_free(call, netns)
     ipam = call.ipam_add(conf.ipam.type)
     for ip in ipam.ips:
         ip.interface = 1
         _require_gateway(ip)
-    _main.enable_forwarding([ip.prefix for ip in ipam.ips])
+    main.enable_forwarding([ip.prefix for ip in ipam.ips])
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
-        outer, inner = _veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
+        outer, inner = veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),
@@ -55,19 +55,19 @@ def add(call: Call[Conf]) -> Result:
             ],
             ips=ipam.ips,
             routes=ipam.routes,
-            dns=_main.dns(conf.dns, ipam.dns),
+            dns=main.dns(conf.dns, ipam.dns),
         )
         # a link with two ends, both ours: nobody can have the address already, nor the link-local
         settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
         settings += announce.settings(call.ifname)
-        _configure.interface(call, netns, inner.index, result, settings, nodad=True)
+        configure.interface(call, netns, inner.index, result, settings, nodad=True)
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
         _connect_host(host, outer, result.ips)
         # until then the kernel drops what is sent, and asks for the neighbour a second later
         link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
-        _main.masquerade(call, result, conf.ip_masq_backend)
+        main.masquerade(call, result, conf.ip_masq_backend)
         call.remember()
     return result
 
@@ -126,12 +126,12 @@ def delete(call: Call[Conf]) -> None:
     steps.run(call.delegate, conf.ipam.type)
     prefixes: list[Prefix] = []
     if netns is not None:
-        prefixes = steps.run(_veth.delete_in_container, netns, call.ifname) or []
+        prefixes = steps.run(veth.delete_in_container, netns, call.ifname) or []
     else:
         with Netlink() as host:
-            steps.run(_veth.delete_on_host, host, call.owner)
+            steps.run(veth.delete_on_host, host, call.owner)
     if conf.ip_masq:
-        steps.run(_main.unmasquerade, call, prefixes)
+        steps.run(main.unmasquerade, call, prefixes)
     steps.finish()
 
 
@@ -139,12 +139,12 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the links, rules and leases of this network whose attachment is not kept."""
     conf = call.conf
     steps = Steps()
-    kept = frozenset(owner.alias_key for owner in _main.owners(call, keep))
+    kept = frozenset(owner.alias_key for owner in main.owners(call, keep))
     with Netlink() as host:
-        steps.run(_veth.collect, host, call.network, kept)
-    _main.collect_ipam(call, conf.ipam.type, steps)
+        steps.run(veth.collect, host, call.network, kept)
+    main.collect_ipam(call, conf.ipam.type, steps)
     if conf.ip_masq:
-        steps.run(_main.collect_masquerade, call, keep)
+        steps.run(main.collect_masquerade, call, keep)
     steps.finish()
 
 
@@ -157,18 +157,18 @@ def check(call: Call[Conf]) -> None:
     """Compare the container's side with prevResult; every difference is reported."""
     netns = call.open_netns()
     call.delegate(call.conf.ipam.type)
-    previous = _check.previous_result(call, "ptp: ")
-    entry = _check.container_interface(call, previous)
+    previous = checks.previous_result(call, "ptp: ")
+    entry = checks.container_interface(call, previous)
     problems = _check_interface(netns, entry)
-    rules = _main.missing_masquerade(call, previous) if call.conf.ip_masq else []
-    _check.finish(call, netns, previous, problems, rules)
+    rules = main.missing_masquerade(call, previous) if call.conf.ip_masq else []
+    checks.finish(call, netns, previous, problems, rules)
 
 
 def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; prevResult is what it returned."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
-        _main.remasquerade(call, result, call.conf.ip_masq_backend)
+        main.remasquerade(call, result, call.conf.ip_masq_backend)
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
@@ -176,7 +176,7 @@ def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
     if found is None:
         return [f"ptp: Container Interface name in prevResult: {entry.name} not found"]
     problems = []
-    if found.kind not in _veth.KINDS:
+    if found.kind not in veth.KINDS:
         problems.append(f"Error: Container interface {entry.name} not of type veth/p2p")
     if entry.mac and entry.mac != found.mac:
         problems.append(

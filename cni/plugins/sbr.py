@@ -26,7 +26,8 @@ from ..protocol import config
 from ..protocol.address import DEFAULT_V4, DEFAULT_V6, Prefix, family, format_ip, parse_ip
 from ..protocol.errors import CNIError, NotAvailable
 from ..protocol.result import Result
-from . import _check, _tables
+from .shared import checks
+from .shared import tables as _tables
 
 FIRST_TABLE = 100
 _LINK_LOCAL = Prefix.parse("fe80::/64")
@@ -85,7 +86,7 @@ def _sources(conf: Conf, ifname: str, previous: Result) -> list[Source]:
     static = {} if conf.table is not None else _static_gateways(conf.gateways)
     found = []
     for ip in previous.ips:
-        if not _check.is_of(ip, ifname, previous):
+        if not checks.is_of(ip, ifname, previous):
             continue
         prefix, gateway = ip.prefix, parse_ip(ip.gateway) if ip.gateway else b""
         chosen = static.get(prefix.family)
@@ -359,7 +360,7 @@ def check(call: Call[Conf]) -> None:
             have = route.show(sock, hint.dst.family, found.index)
             if not any(r.dst == hint.dst and r.source for r in have):
                 problems.append(f"no source hint: want {hint} dev {call.ifname} in table main")
-    _check.fail(problems)
+    checks.fail(problems)
 
 
 def _missing_default(sock: Netlink, found: Link, source: Source, tables: list[int]) -> list[str]:

@@ -11,7 +11,7 @@ from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from . import _check, _main, _sublink
+from .shared import checks, main, sublink
 
 
 class Mac(config.Folded):
@@ -32,11 +32,11 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Make the device, join it to a bridge if one is named; the result has it alone."""
     conf = call.conf
-    mac = _sublink.mac(call)
+    mac = sublink.mac(call)
     _check_numbers(conf)
     netns = call.open_netns()
     master = _bridge(netns, conf.bridge)
-    made, entry = _sublink.create(call, netns, "tap", lambda: _create(call, netns))
+    made, entry = sublink.create(call, netns, "tap", lambda: _create(call, netns))
     sock = netns.netlink()
     try:
         link.change(sock, made.index, mac=mac or None, mtu=conf.mtu or None)
@@ -63,10 +63,10 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
         result.ips, result.routes = ipam.ips, ipam.routes
-        result.dns = _main.dns(conf.dns, ipam.dns)
+        result.dns = main.dns(conf.dns, ipam.dns)
         settings = [(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")]
         # nobody has opened the device yet: there is no one to detect duplicates with
-        _sublink.configure(call, netns, made, result, settings, nodad=True)
+        sublink.configure(call, netns, made, result, settings, nodad=True)
     return result
 
 
@@ -92,7 +92,7 @@ def _create(call: Call[Conf], netns: Namespace) -> None:
 def _check_numbers(conf: Conf) -> None:
     for name, value in (("mtu", conf.mtu), ("owner", conf.owner), ("group", conf.group)):
         if value is not None:
-            _sublink.check_unsigned(name, value)
+            sublink.check_unsigned(name, value)
 
 
 def _bridge(netns: Namespace, name: str) -> int:
@@ -109,20 +109,20 @@ def _bridge(netns: Namespace, name: str) -> int:
 
 def delete(call: Call[Conf]) -> None:
     """Release the address and delete the device."""
-    _sublink.mac(call)
-    _sublink.delete(call)
+    sublink.mac(call)
+    sublink.delete(call)
 
 
-gc = _sublink.gc
-status = _sublink.status
+gc = sublink.gc
+status = sublink.status
 
 
 def check(call: Call[Conf]) -> None:
     """Compare addresses and routes with prevResult."""
-    _sublink.mac(call)
+    sublink.mac(call)
     netns = call.open_netns()
     if call.conf.ipam.type:
         call.delegate(call.conf.ipam.type)
-    previous = _check.previous_result(call)
-    _check.container_interface(call, previous)
-    _check.finish(call, netns, previous, [])
+    previous = checks.previous_result(call)
+    checks.container_interface(call, previous)
+    checks.finish(call, netns, previous, [])

@@ -8,10 +8,10 @@ from ..kernel.link import Link
 from ..kernel.netlink import Netlink
 from ..protocol.errors import CNIError, Terminated
 from ..protocol.result import Interface, Result
-from . import _sublink
+from .shared import sublink
 
 
-class Conf(_sublink.Conf):
+class Conf(sublink.Conf):
     vlan_id: int = 0
 
 
@@ -28,15 +28,15 @@ def add(call: Call[Conf]) -> Result:
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:
-        _sublink.check_mtu(conf.mtu, master)
+        sublink.check_mtu(conf.mtu, master)
         link.create_vlan(
             sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
         )
 
-    made, entry, _ = _sublink.create_on_master(call, netns, "vlan", conf.master, make)
+    made, entry, _ = sublink.create_on_master(call, netns, "vlan", conf.master, make)
     ipam = _allocate(call)
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
-    _sublink.configure(call, netns, made, result)
+    sublink.configure(call, netns, made, result)
     return result
 
 
@@ -51,8 +51,8 @@ def _allocate(call: Call[Conf]) -> Result:
         raise CNIError(f"failed to execute IPAM delegate: {error.msg}", error.details) from None
 
 
-delete = _sublink.delete
-gc = _sublink.gc
+delete = sublink.delete
+gc = sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
@@ -62,7 +62,7 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
-    _sublink.check(
+    sublink.check(
         call,
         "vlan",
         lambda found, entry: _differences(call.conf, found, entry),

@@ -24,7 +24,7 @@ from ..netns import Namespace
 from ..protocol import config, names
 from ..protocol.errors import BadEnvironment, CNIError, NotAvailable
 from ..protocol.result import Result
-from . import _check, _tables
+from .shared import checks, tables
 
 LOCAL_TIMEOUT = 2.5  # seconds, for the kernel to know its own addresses again
 
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
 def _conf(call: Call[Conf]) -> Conf:
     """The configuration, validated. Raises CNIError."""
     conf = call.conf
-    _tables.check_number(conf.table, "failed to load netconf: ")
+    tables.check_number(conf.table, "failed to load netconf: ")
     if not conf.vrfname:
         raise CNIError(
             "configuration is expected to have a valid vrf name",
@@ -90,7 +90,7 @@ def add(call: Call[Conf]) -> Result:
             f"{_PREFIX}could not add VRF {conf.vrfname}: {error.msg}", "choose another `vrfname`"
         ) from None
     netns = call.open_netns()
-    _tables.lock(netns)
+    tables.lock(netns)
     try:
         _enslave(call, netns, conf)
     except CNIError as error:
@@ -142,7 +142,7 @@ def _free_interface(sock: Netlink, name: str) -> Link:
 
 def _create(sock: Netlink, conf: Conf) -> Link:
     name = conf.vrfname
-    table = conf.table or _tables.first_free(_tables.survey(sock, rule.show(sock), name).used, 1)
+    table = conf.table or tables.first_free(tables.survey(sock, rule.show(sock), name).used, 1)
     try:
         vrf.create(sock, name, table)
     except NetlinkError as error:
@@ -169,7 +169,7 @@ def _remember(sock: Netlink, inner: Link) -> Kept:
     ]
     routes = [
         entry
-        for family in _tables.FAMILIES
+        for family in tables.FAMILIES
         for entry in route.show(sock, family, inner.index)
         if entry.protocol != route.PROTO_KERNEL and entry.movable
     ]
@@ -237,7 +237,7 @@ def delete(call: Call[Conf]) -> None:
     steps.run(call.prev_result)
     netns = call.find_netns()
     if netns is not None:
-        _tables.lock(netns)
+        tables.lock(netns)
         steps.run(_release, netns, conf.vrfname, call.ifname, True)
     steps.finish()
 
@@ -275,10 +275,10 @@ def check(call: Call[Conf]) -> None:
         problems.append(f"VRF {conf.vrfname} has table {table}, want {conf.table}")
     if not device.up:
         problems.append(f"VRF {conf.vrfname} is down")
-    mine = [ip for ip in previous.ips if _check.is_of(ip, call.ifname, previous)]
-    problems += _check.addresses(sock, call.ifname, Result(ips=mine))
-    problems += _check.routes(sock, previous)
-    _check.fail(problems)
+    mine = [ip for ip in previous.ips if checks.is_of(ip, call.ifname, previous)]
+    problems += checks.addresses(sock, call.ifname, Result(ips=mine))
+    problems += checks.routes(sock, previous)
+    checks.fail(problems)
 
 
 def status(call: Call[Conf]) -> None:

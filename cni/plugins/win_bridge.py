@@ -10,7 +10,7 @@ from ..protocol.errors import CNIError
 from ..protocol.result import IPConfig, Result
 from ..windows import hcn, hns
 from ..windows.model import Network, Wanted
-from . import _windows
+from .shared import windows
 
 _TYPES = ("L2Bridge", "L2Tunnel")
 _IPAM_TEXTS = (
@@ -19,7 +19,7 @@ _IPAM_TEXTS = (
 )
 
 
-class Conf(_windows.SharedConf):
+class Conf(windows.SharedConf):
     ip_masq_network: str = ""
 
 
@@ -27,17 +27,17 @@ def add(call: Call[Conf]) -> Result:
     """Make the endpoint, or find it, and attach it; the result has it alone."""
     network = _find_network(call)
     try:
-        endpoint = _windows.provide(call, network, lambda: _wanted(call, network))
+        endpoint = windows.provide(call, network, lambda: _wanted(call, network))
     except CNIError as error:
-        kind = "HostComputeEndpoint" if _windows.v2(call) else "HNSEndpoint"
+        kind = "HostComputeEndpoint" if windows.v2(call) else "HNSEndpoint"
         raise error.wrapped(f"error while adding {kind}: ") from None
-    return _windows.result(call, network, endpoint)
+    return windows.result(call, network, endpoint)
 
 
 def _find_network(call: Call[Any]) -> Network:
     """The network of the configuration's name, of the right type. Raises CNIError."""
     name = call.network
-    v2 = _windows.v2(call)
+    v2 = windows.v2(call)
     try:
         network = hcn.find_network(name) if v2 else hns.find_network(name)
     except CNIError as error:
@@ -60,19 +60,19 @@ def _wanted(call: Call[Conf], network: Network) -> Wanted:
     conf = call.conf
     address = gateway = ""
     if conf.ipam.type:
-        ip = _windows.allocate(call, _IPAM_TEXTS)
+        ip = windows.allocate(call, _IPAM_TEXTS)
         address, gateway = format_ip(ip.prefix.ip), _gateway(ip)
-    policies = _windows.policies(call)
+    policies = windows.policies(call)
     policies.except_from_nat(conf.ip_masq_network)
-    for mapping in _windows.port_mappings(conf):
+    for mapping in windows.port_mappings(conf):
         if not policies.publish(mapping):
             call.log(f'win-bridge: "{mapping.protocol}" is no protocol: port not published')
-    _windows.loop_back(call, policies, address)
+    windows.loop_back(call, policies, address)
     return Wanted(
-        name=_windows.endpoint_name(call),
+        name=windows.endpoint_name(call),
         network_id=network.id,
         policies=policies.document(),
-        dns=_windows.dns(conf),
+        dns=windows.dns(conf),
         address=address,
         gateway=gateway,
     )
@@ -84,15 +84,15 @@ def _gateway(ip: IPConfig) -> str:
     return format_ip(network[:-1] + bytes([(network[-1] + 2) & 0xFF]))
 
 
-delete = _windows.delete
-gc = _windows.gc
+delete = windows.delete
+gc = windows.gc
 
 
 def check(call: Call[Conf]) -> None:
     """The endpoint must be as ADD left it."""
-    _windows.check(call, _find_network)
+    windows.check(call, _find_network)
 
 
 def status(call: Call[Conf]) -> None:
     """Ready if IPAM is, and the network exists."""
-    _windows.status(call, _find_network)
+    windows.status(call, _find_network)

@@ -10,7 +10,7 @@ from ..protocol.errors import CNIError
 from ..protocol.result import Result
 from ..windows import hcn, hns
 from ..windows.model import Network, Wanted
-from . import _windows
+from .shared import windows
 
 _MAC_PREFIX = "0E-2A"
 _IPAM_TEXTS = {
@@ -22,7 +22,7 @@ _IPAM_TEXTS = {
 }
 
 
-class Conf(_windows.SharedConf):
+class Conf(windows.SharedConf):
     ip_masq: bool = False
     endpoint_mac_prefix: str = ""
 
@@ -32,16 +32,16 @@ def add(call: Call[Conf]) -> Result:
     _check_mac_prefix(call.conf.endpoint_mac_prefix)
     network = _find_network(call)
     _require_subnet(network)
-    v2 = _windows.v2(call)
+    v2 = windows.v2(call)
     try:
-        endpoint = _windows.provide(call, network, lambda: _wanted(call, network))
+        endpoint = windows.provide(call, network, lambda: _wanted(call, network))
     except CNIError as error:
-        name = _windows.endpoint_name(call)
+        name = windows.endpoint_name(call)
         v1 = f"AddHnsEndpoint({name},{network.id},{call.container_id})"
         what = "adding HostComputeEndpoint" if v2 else v1
         raise error.wrapped(f"error while {what}: ") from None
     try:
-        return _windows.result(call, network, endpoint)
+        return windows.result(call, network, endpoint)
     except CNIError as error:
         what = "constructing HostComputeEndpoint addition result" if v2 else "constructResult"
         raise error.wrapped(f"error while {what}: ") from None
@@ -70,7 +70,7 @@ def _find_network(call: Call[Any]) -> Network:
     """
     name = call.network
     identity = ""
-    if _windows.v2(call):
+    if windows.v2(call):
         try:
             found = hcn.find_network(name)
         except CNIError as error:
@@ -104,21 +104,21 @@ def _wanted(call: Call[Conf], network: Network) -> Wanted:
     """The endpoint to be made, with the address that IPAM gives."""
     conf = call.conf
     address, mac = _allocate(call)
-    policies = _windows.policies(call)
+    policies = windows.policies(call)
     # The reference adds them in another order with each API; HCN and HNS do not mind.
-    v2 = _windows.v2(call)
+    v2 = windows.v2(call)
     if v2:
-        _windows.loop_back(call, policies, address)
+        windows.loop_back(call, policies, address)
     policies.provider_address(network.management_ip)
     if conf.ip_masq:
         policies.except_from_nat(network.subnet)
     if not v2:
-        _windows.loop_back(call, policies, address)
+        windows.loop_back(call, policies, address)
     return Wanted(
-        name=_windows.endpoint_name(call),
+        name=windows.endpoint_name(call),
         network_id=network.id,
         policies=policies.document(),
-        dns=_windows.dns(conf),
+        dns=windows.dns(conf),
         address=address,
         gateway=network.gateway,
         mac=mac,
@@ -127,10 +127,10 @@ def _wanted(call: Call[Conf], network: Network) -> Wanted:
 
 def _allocate(call: Call[Conf]) -> tuple[str, str]:
     """Address, and the MAC made of it; both empty without an IPAM plugin, which v2 allows."""
-    v2 = _windows.v2(call)
+    v2 = windows.v2(call)
     if v2 and not call.conf.ipam.type:
         return "", ""
-    ip = _windows.allocate(call, _IPAM_TEXTS[v2])
+    ip = windows.allocate(call, _IPAM_TEXTS[v2])
     if not ip.prefix.is_v4:
         text = "IPAM plugin return is missing valid IP Address"
         raise CNIError(
@@ -141,15 +141,15 @@ def _allocate(call: Call[Conf]) -> tuple[str, str]:
     return format_ip(ip.prefix.ip), f"{prefix}-{ip.prefix.ip.hex('-')}"
 
 
-delete = _windows.delete
-gc = _windows.gc
+delete = windows.delete
+gc = windows.gc
 
 
 def check(call: Call[Conf]) -> None:
     """The endpoint must be as ADD left it."""
-    _windows.check(call, _find_network)
+    windows.check(call, _find_network)
 
 
 def status(call: Call[Conf]) -> None:
     """Ready if IPAM is, and the network exists."""
-    _windows.status(call, _find_network)
+    windows.status(call, _find_network)

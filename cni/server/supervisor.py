@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
-from . import board, preload
+from . import scoreboard, warmup
 from .worker import DRAIN, INTERRUPTS, Limits, Worker
 
 _WATCHED = (signal.SIGCHLD, *INTERRUPTS)
@@ -46,7 +46,7 @@ class Supervisor:
         self.options = options
         self.build = build
         self.log = log
-        self.slots = board.make(options.workers)
+        self.slots = scoreboard.make(options.workers)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = 0
@@ -56,7 +56,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
         self.listener = self._listen()
-        preload.everything()
+        warmup.everything()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -133,8 +133,8 @@ class Supervisor:
             for interrupt in INTERRUPTS:
                 signal.signal(interrupt, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-            preload.rehearse()
-            preload.use_large_pages()
+            warmup.rehearse()
+            warmup.use_large_pages()
             Worker(self.listener, self.slots, number, self.build, self.options.limits).run()
             code = 0
         finally:

@@ -7,7 +7,7 @@
 The client sends that at once, and a worker answers with its `hello`. When the client finds that we
 are of its build, in its network namespace, and see its files, it sends `go` with descriptors:
 stderr, working directory, and if there are such CNI_NETNS, a routing socket of that namespace, and
-one that takes jobs for it (cni.netns.envoy). Otherwise it closes the connection, and nothing has
+one that takes jobs for it (cni.netns.jobs). Otherwise it closes the connection, and nothing has
 happened.
 The answer is the exit code and what belongs on stdout, which the client writes when it has all of
 it. Instead of a request, STATUS asks how the server does; the answer is a JSON object.
@@ -34,7 +34,7 @@ from _socket import socket as Socket
 from typing import NamedTuple
 
 from ..netns import namespace
-from ..netns.envoy import Envoy
+from ..netns.jobs import Envoy
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.

@@ -27,7 +27,7 @@ from .. import dispatch
 from ..netns import Executor, namespace
 from ..netns.executor import is_single_threaded
 from . import trace
-from .board import Slot
+from .scoreboard import Slot
 from .wire import (
     UNKNOWN,
     BadRequest,

@@ -16,11 +16,13 @@ from time import perf_counter
 
 sys.path.insert(0, sys.argv[1])
 
-from cni.kernel import address, link, masquerade, nft, nft_elements, route, sysctl
+from cni.kernel import address, link, route, sysctl
 from cni.kernel.netlink import Netlink
-from cni.kernel.nft_elements import Element
-from cni.kernel.owner import Owner, network_group
+from cni.netfilter import elements, nft
+from cni.netfilter.elements import Element
 from cni.netns import Namespace
+from cni.owner import Owner, network_group
+from cni.plugins.shared import masquerade
 from cni.protocol.address import Prefix
 
 OWNER = Owner("floor", "c1", "eth0")
@@ -98,13 +100,13 @@ class Maps:
         }
 
     def add(self) -> None:
-        self._change(nft_elements.insert)
+        self._change(elements.insert)
 
     def delete(self) -> None:
-        self._change(nft_elements.remove)
+        self._change(elements.remove)
 
     def _change(self, how: Callable[..., object]) -> None:
-        changes: list[nft_elements.Change] = []
+        changes: list[elements.Change] = []
         for name, items in self.items.items():
             changes += how(*self.place, name, items)
         nft.transaction(changes)

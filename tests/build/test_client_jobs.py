@@ -1,4 +1,4 @@
-"""What the native client does in the container for a worker (cni.netns.envoy)."""
+"""What the native client does in the container for a worker (cni.netns.jobs)."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_what_fails_is_told(ask: Ask, elsewhere: str) -> None:
 
 
 def test_as_many_as_their_answers_fit(ask: Ask) -> None:
-    """All that cni.netns.envoy asks for at once, and no more than there is room for."""
+    """All that cni.netns.jobs asks for at once, and no more than there is room for."""
     steps = [("r", FILTER, "")]
     few, many = ask(job(*steps * 15), job(*steps * 3000))
     assert len(outcomes(few or b"")) == 15

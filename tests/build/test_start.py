@@ -226,7 +226,7 @@ def test_with_an_old_python(dist: Path, installed: Path, tmp_path: Path, python:
     assert "install the package python3.11 or newer" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["launcher/run.py", "cni/__init__.py", "cni/_complain.py"])
+@pytest.mark.parametrize("name", ["launcher/run.py", "cni/__init__.py", "cni/startup_error.py"])
 def test_an_old_python_can_read_the_way_to_the_message(name: str) -> None:
     ast.parse((ROOT / name).read_text(), feature_version=(3, 6))
 

@@ -14,7 +14,7 @@ import pytest
 from cni.kernel import tc as kernel_tc
 from cni.kernel import tcfilter
 from cni.kernel.netlink import Netlink, NetlinkError
-from cni.plugins import _shape
+from cni.plugins.bandwidth import shape
 from cni.protocol.address import Prefix
 from tests.harness import V4, Netns, Runtime, kind, links, ping, requires_kernel, tc
 
@@ -123,21 +123,21 @@ def test_without_u32(host: Netns, container: Netns) -> None:
     )
     container.ip_batch("link set eth0 up", "address add 192.0.2.2/24 dev eth0")
     prefixes = [Prefix.parse(text) for text in ("192.0.2.0/24", "2001:db8::/33", "0.0.0.0/0")]
-    subnets = _shape.Subnets(prefixes, shaped=True)
-    limit = _shape.Limit(1_000_000, 0, 25)
+    subnets = shape.Subnets(prefixes, shaped=True)
+    limit = shape.Limit(1_000_000, 0, 25)
 
     def make() -> list[str]:
         with Netlink() as sock:
             from cni.kernel import link
 
             ifb = link.get(sock, 71)
-            _shape.apply(sock, ifb, limit, subnets, source=False)
+            shape.apply(sock, ifb, limit, subnets, source=False)
             kernel_tc.add_ingress(sock, 70)
             tcfilter.redirect(sock, 70, kernel_tc.INGRESS_HANDLE, 71)
             [found] = tcfilter.show(sock, 70, kernel_tc.INGRESS_HANDLE)
             assert (found.kind, found.redirect) == ("matchall", 71)
-            assert {one.kind for one in tcfilter.show(sock, 71, _shape.ROOT)} == {"flower"}
-            return _shape.differences(sock, ifb, limit, subnets, source=False)
+            assert {one.kind for one in tcfilter.show(sock, 71, shape.ROOT)} == {"flower"}
+            return shape.differences(sock, ifb, limit, subnets, source=False)
 
     assert host.run(make) == []
     ping(container, "192.0.2.1")

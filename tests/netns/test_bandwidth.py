@@ -17,7 +17,7 @@ from cni.kernel import link as kernel_link
 from cni.kernel import tc as kernel_tc
 from cni.kernel import tcfilter
 from cni.kernel.netlink import Netlink
-from cni.plugins.bandwidth import ifb_name
+from cni.plugins.bandwidth.plugin import ifb_name
 from cni.protocol.address import Prefix
 from tests.harness import (
     CHECK_VERSIONS,

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.kernel import iptables, libnftables, masquerade, nft
-from cni.kernel.owner import Owner
+from cni.netfilter import iptables, libnftables, nft
+from cni.owner import Owner
+from cni.plugins.shared import masquerade
 from cni.protocol.address import Prefix
 from cni.protocol.errors import CNIError
 from tests.harness import (

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.kernel import nft
-from cni.plugins import _portmap_index, _portmap_rules
-from cni.plugins._portmap import Port, Want
+from cni.netfilter import nft
+from cni.plugins.portmap import nft_chains, nft_index
+from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix
 from tests.harness import DUAL, Netns, Reply, Runtime, nft_tables, requires_kernel, unchanged
 from tests.harness import nft as nft_list
@@ -73,19 +73,19 @@ def elements(node: Node, family: str = "ip") -> dict[str, list[str]]:
 
 def index(node: Node, family: str = "ip") -> dict[str, list[str]]:
     have = elements(node, family) if (family, TABLE) in nft_tables(node.host) else {}
-    return {name: have.get(name, []) for name in _portmap_rules.INDEX}
+    return {name: have.get(name, []) for name in nft_chains.INDEX}
 
 
 def assert_exact(node: Node) -> None:
     """The index is what it would be if it were made from the maps now."""
 
     def look(family: str) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        from cni.kernel import nft_elements
+        from cni.netfilter import elements as nft_elements
 
-        maps = {n: nft_elements.elements(family, TABLE, n) for n in _portmap_rules.NAMES}
-        have = {n: nft_elements.elements(family, TABLE, n) for n in _portmap_rules.INDEX}
-        want = _portmap_index.of(family, maps)
-        want[_portmap_rules.BY_OWNER].append(_portmap_index.complete(family))
+        maps = {n: nft_elements.elements(family, TABLE, n) for n in nft_chains.NAMES}
+        have = {n: nft_elements.elements(family, TABLE, n) for n in nft_chains.INDEX}
+        want = nft_index.of(family, maps)
+        want[nft_chains.BY_OWNER].append(nft_index.complete(family))
         return {k: sorted(v) for k, v in have.items()}, {k: sorted(v) for k, v in want.items()}
 
     for family in ("ip", "ip6"):
@@ -314,11 +314,11 @@ def test_killed_between_the_chains_and_the_elements(
     )
 
     def make() -> None:
-        chains = _portmap_rules.chains(want, address)
+        chains = nft_chains.chains(want, address)
         if written == "script":
-            nft.shared().run_text(_portmap_rules.script(chains))
+            nft.shared().run_text(nft_chains.script(chains))
         else:
-            nft.transaction(_portmap_rules.skeleton("ip", chains, {}))
+            nft.transaction(nft_chains.skeleton("ip", chains, {}))
 
     node.host.run(make)
     if after == "ADD":
@@ -333,7 +333,7 @@ def test_killed_between_the_chains_and_the_elements(
 
 
 def node_owner(number: int) -> Any:
-    from cni.kernel.owner import Owner
+    from cni.owner import Owner
 
     return Owner(NET, f"c{number}", "eth0")
 

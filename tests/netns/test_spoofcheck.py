@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.kernel import nft, spoofcheck
 from cni.kernel.netlink import NetlinkError
+from cni.netfilter import nft
+from cni.plugins.bridge import spoofcheck
 from cni.protocol.errors import CNIError
 from tests.harness import Netns, nft_rules, nft_tables
 from tests.harness import nft as nft_list

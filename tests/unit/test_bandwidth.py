@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.kernel import tc, tcfilter
-from cni.plugins._shape import Limit
-from cni.plugins.bandwidth import Conf, ifb_name, settings
+from cni.plugins.bandwidth.plugin import Conf, ifb_name, settings
+from cni.plugins.bandwidth.shape import Limit
 from cni.protocol.address import Prefix
 from cni.protocol.config import convert
 from cni.protocol.errors import CNIError

@@ -11,8 +11,8 @@ import pytest
 
 from cni.cli import main
 from cni.cli.cache import Attachment, Cache
-from cni.ipam import whole
-from cni.ipam.store import open_store
+from cni.ipam.host_local import reservation
+from cni.ipam.host_local.store import open_store
 
 from .ipam_node import Ipam
 
@@ -154,7 +154,7 @@ def test_check(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         "10.0.1.1: outside", "10.0.0.4: dead/eth0 was of /run/netns/nosuch, which is gone",
     ):  # fmt: skip
         assert part in text
-    monkeypatch.setattr(whole, "this_boot", lambda: b"another boot 123")
+    monkeypatch.setattr(reservation, "this_boot", lambda: b"another boot 123")
     assert "10.0.0.2: a/eth0 was of an earlier boot" in node.run("check", "net")[1]
     assert "10.0.0.2" in node.held()
 

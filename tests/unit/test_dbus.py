@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.kernel import dbus
+from cni.plugins.firewall import dbus
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,8 +14,8 @@ import yaml
 from cni.cli.commands import cli
 from cni.cli.serve import SOCKET
 from cni.intent import STATE_DIR
-from cni.ipam.host_local import DATA_DIR
-from cni.plugins._tuning_backup import DIRECTORY as TUNING
+from cni.ipam.host_local.plugin import DATA_DIR
+from cni.plugins.tuning.backup import DIRECTORY as TUNING
 from cni.server.supervisor import _DRAIN_SECONDS
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

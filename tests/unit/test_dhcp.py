@@ -18,8 +18,8 @@ from cni.ipam.dhcp import message6 as m6
 from cni.ipam.dhcp import result as results
 from cni.ipam.dhcp.binding4 import Lease4 as Lease
 from cni.ipam.dhcp.conf import IpamConf, Options, options, parse_code
+from cni.ipam.dhcp.interface import Place
 from cni.ipam.dhcp.main import UsageError, parse
-from cni.ipam.dhcp.place import Place
 from cni.ipam.dhcp.state import Directory, Record
 from cni.protocol.config import convert
 from cni.protocol.errors import CNIError

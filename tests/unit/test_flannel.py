@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cni.dispatch import answer
-from cni.kernel.owner import network_key
+from cni.owner import network_key
 from tests.unit.test_subnet_env import REST, V4, V6, env
 
 Json = dict[str, Any]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.ipam import lockfile, resolvconf
-from cni.ipam.store import open_store
+from cni import lockfile
+from cni.ipam.host_local import resolvconf
+from cni.ipam.host_local.store import open_store
 from cni.protocol.errors import CNIError, TryAgainLater
 
 from .ipam_node import ALL_VERSIONS, Child, Failure, Ipam
@@ -447,7 +448,7 @@ def test_a_failure_after_the_allocation_is_undone(
     def broken(**_: object) -> None:
         raise CNIError("no")
 
-    monkeypatch.setattr("cni.ipam.host_local.Result", broken)
+    monkeypatch.setattr("cni.ipam.host_local.plugin.Result", broken)
     fails(one_range(tmp_path), "no")
     assert not leases(tmp_path)
 
@@ -459,7 +460,7 @@ def test_undoing_spares_what_is_no_longer_ours(
         (tmp_path / "mynet" / "10.1.2.2").write_bytes(b"other\r\neth0")
         raise CNIError("no")
 
-    monkeypatch.setattr("cni.ipam.host_local.Result", broken)
+    monkeypatch.setattr("cni.ipam.host_local.plugin.Result", broken)
     fails(one_range(tmp_path), "no")
     assert leases(tmp_path) == {"10.1.2.2": "other\r\neth0"}
 
@@ -629,7 +630,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     ipam = one_range(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr("cni.ipam.store.os.write", full)
+        patch.setattr("cni.ipam.host_local.store.os.write", full)
         code, output = ipam.raw("ADD")
     assert code == 1
     assert b"no space left on device" in output

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cni.ipam import sticky
+from cni.ipam.host_local import sticky
 
 from .ipam_node import Failure, Ipam
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni import dispatch
-from cni.ipam.store import Store, open_store
+from cni.ipam.host_local.store import Store, open_store
 
 from .ipam_node import Child, Ipam, environment
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from cni.ipam import index, whole
-from cni.ipam.index import Index, Many
-from cni.ipam.store import Store, open_store
+from cni.ipam.host_local import index, reservation
+from cni.ipam.host_local.index import Index, Many
+from cni.ipam.host_local.store import Store, open_store
 from cni.protocol.address import format_ip, parse_ip
 
 from .ipam_node import Failure, Ipam, environment
@@ -393,7 +393,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def boot() -> None:
         identity = bytes([next(boots)]) * 16
-        monkeypatch.setattr(whole, "this_boot", lambda: identity)
+        monkeypatch.setattr(reservation, "this_boot", lambda: identity)
 
     boot()
     return boot
@@ -446,7 +446,7 @@ def test_an_unknown_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Without /proc there is no index, and nothing is reclaimed."""
     ipam = network(tmp_path)
     ipam.add("a")
-    monkeypatch.setattr(whole, "this_boot", lambda: b"")
+    monkeypatch.setattr(reservation, "this_boot", lambda: b"")
     assert ipam.add("b") == ["10.0.0.3/16"]
     ipam.delete("a")
     assert differences(tmp_path) is None

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cni.ipam import whole
-from cni.ipam.store import open_store
+from cni.ipam.host_local import reservation
+from cni.ipam.host_local.store import open_store
 
 from .ipam_node import Failure, Ipam, environment
 from .test_host_local_index import GO, make_coarse
@@ -76,7 +76,7 @@ class Model(RuleBasedStateMachine):
         self.last: list[Address | None] = []
         self.boot = 1
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(whole, "this_boot", lambda: self.boot.to_bytes(16, "big"))
+        self.patch.setattr(reservation, "this_boot", lambda: self.boot.to_bytes(16, "big"))
         make_coarse(self.patch)
 
     @initialize(layout=st.sampled_from(sorted(LAYOUTS)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.ipam.ranges import RangeConf, RangeSet, canonical, canonical_sets
+from cni.ipam.host_local.ranges import RangeConf, RangeSet, canonical, canonical_sets
 from cni.protocol.address import format_ip, parse_ip
 
 from .ipam_node import Failure, Ipam, environment

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni import intent
-from cni.kernel.owner import Owner
+from cni.owner import Owner
 from cni.protocol.request import Request
 from cni.protocol.result import Interface, Result
 

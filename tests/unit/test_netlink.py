@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cni.kernel import address, bridge_vlan, link, route, rule
 from cni.kernel import netlink as nl
 from cni.kernel.netlink import Netlink, NetlinkError
-from cni.kernel.owner import Owner
+from cni.owner import Owner
 from cni.protocol.address import Prefix
 
 ATTRS = st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=6)

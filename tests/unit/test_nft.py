@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni import process
-from cni.kernel import iptables, libnftables, masquerade, nft, spoofcheck
 from cni.kernel import netlink as nl
-from cni.kernel.owner import Owner
+from cni.netfilter import iptables, libnftables, nft
+from cni.owner import Owner
+from cni.plugins.bridge import spoofcheck
+from cni.plugins.shared import masquerade
 from cni.protocol.address import Prefix
 
 

@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.kernel import conntrack, nft_elements
 from cni.kernel import netlink as nl
-from cni.kernel.nft_elements import Element
-from cni.kernel.owner import Owner
-from cni.plugins import _portmap_iptables, _portmap_rules
-from cni.plugins._portmap import Port, Want
+from cni.netfilter import conntrack
+from cni.netfilter import elements as nft_elements
+from cni.netfilter.elements import Element
+from cni.owner import Owner
+from cni.plugins.portmap import backend_iptables, nft_chains
+from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix, parse_ip
 
 OWNER = Owner("net1", "c1", "eth0")
@@ -37,13 +38,13 @@ def test_ports_of_a_family() -> None:
 
 def test_long_comments_are_cut() -> None:
     owner = Owner("n" * 200, "c" * 200, "eth0")
-    (rule,) = _portmap_iptables.entry_rules(want(Port(b"", "tcp", 80, 80), owner=owner))
+    (rule,) = backend_iptables.entry_rules(want(Port(b"", "tcp", 80, 80), owner=owner))
     text = rule.partition('--comment "')[2].partition('" -m multiport')[0]
     assert len(text.replace('\\"', '"')) == 255
     # a name that was cut is not a name
-    assert _portmap_iptables._owner(rule) is None
-    assert _portmap_rules.owner_of(owner.comment) is None
-    assert _portmap_rules.owner_of(Owner("net", "c1", "eth0").comment) == Owner("net", "c1", "eth0")
+    assert backend_iptables._owner(rule) is None
+    assert nft_chains.owner_of(owner.comment) is None
+    assert nft_chains.owner_of(Owner("net", "c1", "eth0").comment) == Owner("net", "c1", "eth0")
 
 
 def test_options_make_chains_of_their_own() -> None:
@@ -56,10 +57,10 @@ def test_options_make_chains_of_their_own() -> None:
         want(port, conditions=(["ip", "ttl", "1"], [])),
         want(port, addresses=[Prefix.parse("10.9.0.2/24")]),
     ]
-    names = [_portmap_rules.chains(each, each.addresses[0])[0].name for each in variants]
+    names = [nft_chains.chains(each, each.addresses[0])[0].name for each in variants]
     assert len(set(names)) == len(variants)
     neighbour = want(port, addresses=[Prefix.parse("10.0.0.7/24")], owner=Owner("x", "y", "z"))
-    assert _portmap_rules.chains(neighbour, neighbour.addresses[0])[0].name == names[0]
+    assert nft_chains.chains(neighbour, neighbour.addresses[0])[0].name == names[0]
 
 
 PORTS = st.builds(
@@ -75,9 +76,9 @@ PORTS = st.builds(
 def test_a_key_says_which_port_it_is(ports: list[Port]) -> None:
     asked = want(*ports)
     for address in (V4, V6):
-        found = _portmap_rules.elements(asked, address)
+        found = nft_chains.elements(asked, address)
         keys = [element.key for name in ("published", "published_at") for element in found[name]]
-        back = [_portmap_rules.port_of(key) for key in keys]
+        back = [nft_chains.port_of(key) for key in keys]
         wanted = [port._replace(container_port=0) for port in asked.ports_of(address)]
         assert sorted(back) == sorted(wanted)
         assert len(set(keys)) == len(keys)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.plugins import bridge, ptp
+from cni.plugins import ptp
+from cni.plugins.bridge import plugin as bridge
 from cni.protocol import config
 from cni.protocol.errors import CNIError, DecodeFailure, InvalidConfig
 

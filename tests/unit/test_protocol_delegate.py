@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.protocol import delegate
+from cni import delegate
 from cni.protocol.errors import CNIError, DelegateError
 from cni.protocol.request import Request
 from cni.protocol.result import Result

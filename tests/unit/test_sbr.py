@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from cni.kernel import link, route, rule
 from cni.kernel import netlink as nl
 from cni.kernel.route import Route
-from cni.plugins import _tables, sbr
+from cni.plugins import sbr
 from cni.plugins.sbr import Source
+from cni.plugins.shared import tables
 from cni.protocol.address import Prefix, parse_ip
 from cni.protocol.errors import CNIError
 
@@ -87,7 +88,7 @@ def test_no_route_is_lost(main: list[Route], addresses: list[str]) -> None:
 
 @given(st.sets(st.integers(0, 300)), st.integers(0, 300))
 def test_the_first_free_table(used: set[int], start: int) -> None:
-    found = _tables.first_free(used, start)
+    found = tables.first_free(used, start)
     assert found >= start
     assert found not in used
     assert set(range(start, found)) <= used

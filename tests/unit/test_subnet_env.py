@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.plugins._subnet_env import SubnetEnv, load, parse
+from cni.plugins.flannel.subnet_env import SubnetEnv, load, parse
 from cni.protocol.errors import CNIError
 
 if TYPE_CHECKING:

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from cni.call import Call
 from cni.kernel import ethtool, sysctl
 from cni.kernel.ethtool import Feature
-from cni.kernel.owner import Owner
-from cni.plugins import _tuning_backup, _tuning_settings
-from cni.plugins._tuning_backup import Backup, File, Holder
-from cni.plugins._tuning_settings import Conf, Settings
+from cni.owner import Owner
+from cni.plugins.tuning import backup as _tuning_backup
+from cni.plugins.tuning import settings as _tuning_settings
+from cni.plugins.tuning.backup import Backup, File, Holder
+from cni.plugins.tuning.settings import Conf, Settings
 from cni.protocol.config import decode_object
 from cni.protocol.errors import CNIError
 from cni.protocol.request import Request

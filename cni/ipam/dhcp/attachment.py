@@ -14,7 +14,7 @@ from . import result as results
 from .binding4 import Binding4
 from .binding6 import Binding6
 from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, log, now
-from .place import Gone, Place
+from .interface import Gone, Place
 from .state import Directory, Record
 
 _QUICK_RETRIES = 4

@@ -20,7 +20,7 @@ from .conf import (
     Options,
 )
 from .exchange import Closer, Lease, Refused, Settings, ask, now
-from .place import Place
+from .interface import Place
 
 _ETH_P_IP = 0x0800
 _ETHER_BROADCAST = b"\xff" * 6

@@ -16,12 +16,12 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from ...kernel.owner import digest
+from ...owner import digest
 from ...protocol.address import Prefix, is_global_unicast
 from . import message6 as m
 from .exchange import Closer, Lease, NoAnswer, Refused, Settings, ask, now
+from .interface import Place
 from .message4 import Malformed
-from .place import Place
 
 _ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own address
 _LOOK = 0.05

@@ -14,7 +14,7 @@ import msgspec
 from ...netns import Executor
 from ...protocol import config
 from ...protocol.errors import CNIError
-from . import place as places
+from . import interface as places
 from .attachment import Attachment, Environment
 from .conf import Conf, options
 from .exchange import Settings, log

@@ -10,13 +10,13 @@ import time
 
 import msgspec
 
-from ...kernel.owner import digest
+from ... import lockfile
+from ...owner import digest
 from ...protocol.errors import CNIError
-from .. import lockfile
 from . import binding4, binding6
 from .conf import Options
 from .exchange import log
-from .place import Place
+from .interface import Place
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"

@@ -1,0 +1,119 @@
+"""Finding and running another plugin: IPAM, or what a meta plugin wraps (spec/protocol.md §4)."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable
+from errno import ETXTBSY
+
+import msgspec
+
+from . import process
+from .protocol.config import decode_object, version_of
+from .protocol.errors import CNIError, DelegateError
+from .protocol.request import Request
+from .protocol.result import Result
+
+_BUSY_RUNS = 6
+_SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
+
+# Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
+# result), else (False, None). Given by the dispatcher, which knows the plugins; we do not.
+InProcess = Callable[[str, str, Request], "tuple[bool, Result | None]"]
+
+
+def find(name: str, path: list[str]) -> str:
+    """The file of the plugin `name`: the first regular file on CNI_PATH. Raises CNIError."""
+    if not name:
+        raise CNIError(
+            "no plugin name provided", "the configuration needs a plugin `type` here (ipam.type)"
+        )
+    if "/" in name or os.sep in name or "\0" in name or name in (".", ".."):
+        raise CNIError(f"invalid plugin name: {name}", "a type is a file name without directory")
+    directories = [d for d in path if d]
+    if not directories:
+        raise CNIError("no paths provided", "CNI_PATH lists the directories with plugins")
+    for directory in directories:
+        for suffix in _SUFFIXES:
+            candidate = os.path.join(directory, name + suffix)
+            try:
+                if stat.S_ISREG(os.stat(candidate).st_mode):
+                    return candidate
+            except (OSError, ValueError):
+                continue
+    raise CNIError(
+        f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
+        f"install the plugin there, or run `cni install --bin-dir {directories[0]}`",
+    )
+
+
+def run(request: Request, name: str, in_process: InProcess) -> Result | None:
+    """Run the plugin `name` with `request`; an ADD's Result, else None.
+
+    Raises the plugin's own error, code and text untouched, or CNIError when it cannot be run.
+    """
+    program = find(name, request.path)
+    ours, result = in_process(name, program, request)
+    if ours:
+        return result
+    output = execute(program, request)
+    return parse_output(output, request.stdin) if request.command == "ADD" else None
+
+
+def parse_output(output: bytes, stdin: bytes) -> Result:
+    """The Result an ADD printed; a missing version is taken to be the configuration's."""
+    try:
+        raw = msgspec.json.decode(output)
+    except msgspec.MsgspecError as error:
+        raise CNIError(f"failed to decode the plugin's result: {error}") from None
+    version = version_of(decode_object(stdin))
+    if isinstance(raw, dict):
+        version = raw.get("cniVersion") or version
+    return Result.parse(raw, version)
+
+
+def execute(program: str, request: Request) -> bytes:
+    """Run a program with the request's environment and stdin; its stdout. Raises CNIError."""
+    env = {**request.env, "CNI_COMMAND": request.command}
+    code, stdout, stderr = _run_unless_busy(program, request.stdin, env)
+    if code != 0:
+        raise _failure(stdout, stderr, f"exit status {code}" if code > 0 else f"signal {-code}")
+    if stderr:
+        os.write(2, stderr)
+    return stdout
+
+
+def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> process.Finished:
+    for attempt in range(1, _BUSY_RUNS + 1):
+        try:
+            return process.run(program, [program], stdin, env)
+        except OSError as error:
+            if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
+                time.sleep(1)  # somebody is installing it right now
+                continue
+            raise CNIError(
+                f"fork/exec {program}: {(error.strerror or '').lower()}",
+                "is it an executable for this machine?",
+            ) from None
+    raise AssertionError("unreachable")
+
+
+def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
+    if not stdout:
+        text = stderr.decode(errors="replace").strip()
+        if text:
+            return DelegateError(0, f'netplugin failed: "{text}"')
+        return DelegateError(0, f"netplugin failed with no error message: {how}")
+    try:
+        raw = msgspec.json.decode(stdout)
+        return DelegateError(
+            int(raw.get("code", 0)), str(raw.get("msg", "")), str(raw.get("details", ""))
+        )
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
+        shown = stdout.decode(errors="replace")
+        return DelegateError(
+            0, f'netplugin failed but error parsing its diagnostic message "{shown}": {error}'
+        )

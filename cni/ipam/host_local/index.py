@@ -1,0 +1,350 @@
+"""What a directory of reservations says, in a form that is not read as a whole.
+
+    <dataDir>/.cni/<network>.index
+      header    boot, identity and times of the directory, sizes
+      buckets   entries (hash, address) for "which addresses has this owner?", and
+                entries (hash, page) for "where is the bitmap of these 4096 addresses?"
+      pages     bitmaps of the addresses that are taken
+
+It lies outside of the network's directory, all files of which the reference reads as reservations.
+
+**When it is believed.** Whoever adds or removes a file changes the directory's mtime. After our own
+changes we set that mtime to a moment of our choice, the seal, and note it here. As long as the
+directory still has it, nobody has changed anything; else the index is built anew from the files.
+The kernel's clock ticks every few milliseconds, so an mtime that it has set tells nothing of a
+second change in the same tick. The seal lies in the past and ends in random digits: no clock gives
+it a second time. Each change of the directory breaks the seal before the index is touched; so
+whoever dies halfway leaves an index that nobody believes. One of an earlier boot is not believed
+either: what a power failure left of it is unknown.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from binascii import crc32
+from contextlib import suppress
+
+from ...protocol.address import InvalidAddress, format_ip, parse_ip
+
+# magic and version, boot, device, inode, mtime, ctime, buckets, pages, files in the directory
+_HEADER = struct.Struct("<16s16sQQqqIIQ")
+_MAGIC = b"cni host-local 1"
+_BUCKETS_AT = 512
+
+# hash, address or first address of a page, number of the page
+_ENTRY = struct.Struct("<I16sI")
+_OWNER, _MANY = 0xFFFFFFFF, 0xFFFFFFFE  # in place of a page's number
+_MOST = 8  # addresses of one owner; somebody may have blocked hundreds by files of one content
+_EMPTY = bytes(_ENTRY.size)
+_BUCKET = _ENTRY.size * 20
+_SPARSE = 4  # entries a bucket when an index is made: it may grow threefold
+_FEWEST_BUCKETS = 16
+
+_PAGE_BITS = 12
+_PAGE_SIZE = 1 << _PAGE_BITS
+_PAGE_BYTES = _PAGE_SIZE // 8
+_MAPPED = b"\0" * 10 + b"\xff\xff"
+_V4 = 0xFFFF << 32
+
+_BEGINNING = 1 << 14  # what is read at once: of a small network, all
+
+# Windows, where there is no index, lacks the other two.
+_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+class Full(OSError):
+    """A bucket has no room: a larger index has to be built."""
+
+
+# What an index that is not whole may raise: it must not be used any more.
+BROKEN = (OSError, struct.error, IndexError, ZeroDivisionError)
+
+
+class Many(Exception):
+    """So many addresses have this content that only the files tell which."""
+
+
+# Which directory, and in which state: device, inode, mtime, ctime (ns).
+Stamp = tuple[int, int, int, int]
+
+
+class Index:
+    """An open index. Every method may raise one of BROKEN.
+
+    Addresses are packed. Unless opened with `writable`, only look at it.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        boot: bytes,
+        stamp: Stamp,
+        sizes: tuple[int, int, int],
+        beginning: bytes = b"",
+    ) -> None:
+        self._fd = fd
+        self._beginning = bytearray(beginning)  # of the file; nobody else writes meanwhile
+        self._boot = boot
+        self._stamp = stamp
+        self._buckets, self._pages, self.files = sizes  # `files`: names in the directory
+
+    # --- opening ---
+
+    @classmethod
+    def open(cls, path: str, directory: int, boot: bytes, writable: bool) -> Index | None:
+        """The index of the open directory; None if there is none that can be believed."""
+        try:
+            fd = os.open(path, _FLAGS if writable else _FLAGS & ~os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            beginning = os.pread(fd, _BEGINNING, 0)
+            fields = _HEADER.unpack_from(beginning)
+            stamp = fields[2:6]
+            if fields[:2] == (_MAGIC, boot) and stamp == _stamp(directory):
+                index = cls(fd, boot, stamp, fields[6:], beginning)
+                if index._page_at(index._pages) == os.fstat(fd).st_size:
+                    return index
+        except (OSError, struct.error):
+            pass
+        os.close(fd)
+        return None
+
+    @classmethod
+    def build(cls, path: str, boot: bytes, leases: dict[str, bytes]) -> Index:
+        """A new one of name -> content, in the place of the old one; not yet sealed.
+
+        Names are canonical addresses; a content that is b"" is of a free one. Raises OSError.
+        """
+        owners: dict[int, list[bytes]] = {}
+        pages: dict[int, bytearray] = {}
+        for name, content in leases.items():
+            if content:
+                packed = parse_ip(name)
+                hashed = crc32(content)
+                entry = _ENTRY.pack(hashed, _wide(packed), _OWNER)
+                owners.setdefault(hashed, []).append(entry)
+                page, bit = divmod(_number(packed), _PAGE_SIZE)
+                bitmap = pages.setdefault(page, bytearray(_PAGE_BYTES))
+                bitmap[bit >> 3] |= 1 << (bit & 7)
+        entries = [_page_entry(page, number) for number, page in enumerate(pages)]
+        for hashed, same in owners.items():
+            many = [_ENTRY.pack(hashed, bytes(16), _MANY)]
+            entries += same if len(same) <= _MOST else many
+        table = _distribute(entries)
+        temporary = f"{path}.new"  # whoever makes one holds the directory's lock
+        fd = os.open(temporary, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            sizes = len(table), len(pages), len(leases)
+            _write(fd, b"".join((*table, *pages.values())), _BUCKETS_AT)
+            os.rename(temporary, path)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(fd, boot, (0, 0, 0, 0), sizes)
+
+    def close(self) -> None:
+        """Without `seal`, nobody believes it any more if the directory was changed."""
+        os.close(self._fd)
+
+    def seal(self, directory: int) -> None:
+        """Say that this is what the directory contains now."""
+        past = time.time_ns() - 1_000_000_000 - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
+        os.utime(directory, ns=(os.fstat(directory).st_atime_ns, past))
+        stamp = _stamp(directory)
+        if stamp[2] == past:  # else the file system keeps no nanoseconds: never believed
+            sizes = self._buckets, self._pages, self.files
+            header = _HEADER.pack(_MAGIC, self._boot, *stamp, *sizes)
+            self._write(header, 0)
+            self._stamp = stamp
+
+    def is_current(self, directory: int) -> bool:
+        """Has the directory not changed since? For those who look without the lock."""
+        return _stamp(directory) == self._stamp
+
+    # --- looking ---
+
+    def addresses(self, content: bytes) -> list[bytes]:
+        """What may hold this content: every such address, but perhaps one of another owner too.
+
+        Raises Many.
+        """
+        found = self._find(crc32(content))
+        if any(number == _MANY for _, number in found):
+            raise Many
+        return [_narrow(wide) for wide, number in found if number == _OWNER]
+
+    def first_free(self, width: int, low: int, high: int) -> int | None:
+        """The first address of `width` bytes (4, 16) from `low` to `high` that is not taken."""
+        base = _V4 if width == 4 else 0
+        at, end = base + low, base + high
+        while at <= end:
+            page, bit = divmod(at, _PAGE_SIZE)
+            number = self._page(page)
+            if number is None:
+                return at - base
+            bitmap = self._read(_PAGE_BYTES, self._page_at(number))
+            free = ~int.from_bytes(bitmap, "little") >> bit  # with endless ones above it
+            step = (free & -free).bit_length() - 1
+            if bit + step < _PAGE_SIZE:
+                at += step
+                return at - base if at <= end else None
+            at = (page + 1) * _PAGE_SIZE
+        return None
+
+    def differences(self, leases: dict[str, bytes]) -> list[str]:
+        """How it disagrees with name -> content; for `cni ipam check`."""
+        found = []
+        taken = {name: content for name, content in leases.items() if content}
+        for name, content in taken.items():
+            packed = parse_ip(name)
+            number = int.from_bytes(packed, "big")
+            if self.first_free(len(packed), number, number) is not None:
+                found.append(f"{name} is free in the index")
+            with suppress(Many):
+                if packed not in self.addresses(content):
+                    found.append(f"{name} is not its owner's in the index")
+        marked = 0
+        for number in range(self._pages):
+            bitmap = self._read(_PAGE_BYTES, self._page_at(number))
+            marked += int.from_bytes(bitmap, "little").bit_count()
+        if marked != len(taken):
+            found.append(f"{marked} addresses are taken in the index, {len(taken)} on disk")
+        if self.files != len(leases):
+            found.append(f"{self.files} files in the index, {len(leases)} on disk")
+        return found
+
+    # --- changing ---
+
+    def add(self, packed: bytes, content: bytes) -> None:
+        """An address was free and has an owner now; `files` is the caller's."""
+        self._mark(packed, taken=True)
+        same = [number for _, number in self._find(crc32(content)) if number >= _MANY]
+        if _MANY not in same:
+            if len(same) == _MOST:
+                raise Full
+            self._insert(_ENTRY.pack(crc32(content), _wide(packed), _OWNER))
+
+    def remove(self, packed: bytes, content: bytes) -> None:
+        """It is free again."""
+        self._mark(packed, taken=False)
+        entry = _ENTRY.pack(crc32(content), _wide(packed), _OWNER)
+        at, entries = self._bucket(crc32(content))
+        if entry in entries:
+            entries.remove(entry)
+            self._write(b"".join(entries).ljust(_BUCKET, b"\0"), at)
+
+    # --- the file ---
+
+    def _read(self, size: int, at: int) -> bytes:
+        if at + size <= len(self._beginning):
+            return bytes(self._beginning[at : at + size])
+        return os.pread(self._fd, size, at)
+
+    def _write(self, data: bytes, at: int) -> None:
+        _write(self._fd, data, at)
+        room = len(self._beginning) - at
+        if room > 0:
+            self._beginning[at : at + min(len(data), room)] = data[:room]
+
+    def _mark(self, packed: bytes, taken: bool) -> None:
+        page, bit = divmod(_number(packed), _PAGE_SIZE)
+        number = self._page(page)
+        if number is None:
+            number = self._pages
+            self._write(bytes(_PAGE_BYTES), self._page_at(number))
+            self._insert(_page_entry(page, number))
+            self._pages += 1
+        at = self._page_at(number) + (bit >> 3)
+        old = self._read(1, at)[0]
+        mask = 1 << (bit & 7)
+        self._write(bytes([old | mask if taken else old & ~mask]), at)
+
+    def _page(self, page: int) -> int | None:
+        """The number of the page with these 4096 addresses."""
+        wide = _page_key(page)
+        for key, number in self._find(crc32(wide)):
+            if key == wide and number < _MANY:
+                if number >= self._pages:
+                    raise IndexError(number)
+                return number
+        return None
+
+    def _page_at(self, number: int) -> int:
+        return _BUCKETS_AT + self._buckets * _BUCKET + number * _PAGE_BYTES
+
+    def _find(self, hashed: int) -> list[tuple[bytes, int]]:
+        """The keys and numbers of the entries with this hash."""
+        _, entries = self._bucket(hashed)
+        found = map(_ENTRY.unpack, entries)
+        return [(key, number) for each, key, number in found if each == hashed]
+
+    def _insert(self, entry: bytes) -> None:
+        at, entries = self._bucket(_ENTRY.unpack(entry)[0])
+        if (len(entries) + 1) * _ENTRY.size > _BUCKET:
+            raise Full
+        self._write(entry, at + len(entries) * _ENTRY.size)
+
+    def _bucket(self, hashed: int) -> tuple[int, list[bytes]]:
+        """Where the bucket of a hash begins, and its entries."""
+        at = _BUCKETS_AT + hashed % self._buckets * _BUCKET
+        data = self._read(_BUCKET, at)
+        entries = [data[i : i + _ENTRY.size] for i in range(0, len(data), _ENTRY.size)]
+        if _EMPTY in entries:
+            del entries[entries.index(_EMPTY) :]
+        return at, entries
+
+
+def is_indexable(leases: dict[str, bytes]) -> bool:
+    """Is every name that may be somebody's a canonical address? Others are not in an index."""
+    try:
+        return all(format_ip(parse_ip(name)) == name for name, text in leases.items() if text)
+    except InvalidAddress:
+        return False
+
+
+def _stamp(directory: int) -> Stamp:
+    stat = os.fstat(directory)
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _distribute(entries: list[bytes]) -> list[bytes]:
+    """The buckets: enough that none overflows, a power of two."""
+    count = _FEWEST_BUCKETS
+    while count * _SPARSE < len(entries):
+        count *= 2
+    while True:
+        table = [b""] * count
+        for entry in entries:
+            table[int.from_bytes(entry[:4], "little") % count] += entry
+        if max(map(len, table)) <= _BUCKET:
+            return [bucket.ljust(_BUCKET, b"\0") for bucket in table]
+        count *= 2
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    if os.pwrite(fd, data, at) != len(data):
+        raise OSError(28, os.strerror(28))  # ENOSPC
+
+
+def _page_entry(page: int, number: int) -> bytes:
+    wide = _page_key(page)
+    return _ENTRY.pack(crc32(wide), wide, number)
+
+
+def _page_key(page: int) -> bytes:
+    return (page * _PAGE_SIZE).to_bytes(16, "big")
+
+
+def _wide(packed: bytes) -> bytes:
+    return _MAPPED + packed if len(packed) == 4 else packed
+
+
+def _narrow(wide: bytes) -> bytes:
+    return wide[12:] if wide.startswith(_MAPPED) else wide
+
+
+def _number(packed: bytes) -> int:
+    return int.from_bytes(_wide(packed), "big")

@@ -1,0 +1,142 @@
+"""The store of host-local on Windows: without directory descriptors, links, an index and boot ids.
+
+Names are those of the reference there: with ``_`` for the ``:`` of IPv6 addresses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ... import lockfile
+from ...protocol.address import InvalidAddress, parse_ip
+from . import reservation
+from .reservation import IN_MAKING
+from .store import (
+    LAST_RESERVED,
+    LOCK,
+    Store,
+    explain,
+    explain_in,
+    is_address,
+    is_ours,
+    make_directories,
+)
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
+
+
+class WindowsStore(Store):
+    """The same by paths, looking at every file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, -1, "", reclaim=False)  # without a boot's id there is no index
+
+    def leases(self) -> dict[str, bytes]:
+        """Name -> content, as of any Store."""
+        if self._leases is None:
+            self._leases = dict(scan(self.path))
+        return self._leases
+
+    def content(self, name: str) -> bytes | None:
+        """As of any Store."""
+        return content(self.path, name)
+
+    def last_reserved(self, range_id: int) -> bytes | None:
+        """As of any Store."""
+        text = content(self.path, f"{LAST_RESERVED}{range_id}")
+        try:
+            return parse_ip((text or b"").decode("ascii", "replace"))
+        except InvalidAddress:
+            return None
+
+    def reserve(self, name: str, content: bytes) -> bool:
+        """As of any Store. A kill before the file is written leaves a free address."""
+        try:
+            self._write(name, os.O_EXCL, content)
+        except FileExistsError:
+            if self.content(name) != b"":
+                return False
+            self._write(name, os.O_TRUNC, content)
+        self._leases = None
+        return True
+
+    def release(self, name: str) -> None:
+        """As of any Store."""
+        with suppress(FileNotFoundError):
+            os.unlink(_path(self.path, name))
+        self._leases = None
+
+    def set_last_reserved(self, range_id: int, name: str) -> None:
+        """As of any Store."""
+        self._write(IN_MAKING, os.O_TRUNC, name.encode())
+        os.replace(_path(self.path, IN_MAKING), _path(self.path, f"{LAST_RESERVED}{range_id}"))
+
+    def distrust(self) -> None:
+        """Read the files again."""
+        self._leases = None
+
+    def _write(self, name: str, how: int, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | how | _BINARY
+        fd = os.open(_path(self.path, name), flags, 0o600)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+
+
+def scan(path: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of all reservations; b"" if torn. Raises CNIError."""
+    try:
+        names = os.listdir(path)
+    except OSError as error:
+        raise explain("open", path, error) from None
+    for name in filter(is_ours, names):
+        found = content(path, name)
+        if found is not None:
+            yield _address_of(name), found
+
+
+def held(path: str) -> Iterator[tuple[float, str]]:
+    """Since when (seconds since 1970) somebody has which address."""
+    for name, found in scan(path):
+        if found and is_address(name):
+            with suppress(OSError):
+                yield os.stat(_path(path, name)).st_mtime, name
+
+
+def content(path: str, name: str) -> bytes | None:
+    """As `whole.content`, by the directory's path."""
+    return reservation.content(None, _path(path, name))
+
+
+def _path(path: str, name: str) -> str:
+    return os.path.join(path, name.replace(":", "_"))
+
+
+def _address_of(name: str) -> str:
+    address = name.replace("_", ":")
+    return address if is_address(address) else name
+
+
+@contextmanager
+def opened(path: str, deadline: float) -> Iterator[Store]:
+    """The directory, made if missing, and locked. Raises CNIError, or TryAgainLater (code 11)."""
+    make_directories(path)
+    what = os.path.join(path, LOCK)
+    try:
+        fd = os.open(what, os.O_RDWR | os.O_CREAT | _BINARY, 0o640)
+    except OSError as error:
+        raise explain("open", what, error) from None
+    try:
+        lockfile.acquire(fd, what, deadline)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        yield WindowsStore(path)
+    except OSError as error:
+        raise explain_in("write", path, error) from None
+    finally:
+        lockfile.release(fd)

@@ -1,0 +1,108 @@
+"""A file lock with a deadline: who waits too long is told who holds the lock."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from .protocol.errors import CNIError, TryAgainLater
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(fd: int) -> None:
+        """The first byte, which may lie beyond the end, as the reference locks it."""
+        os.lseek(fd, 0, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except PermissionError:  # so it says that another has it
+            raise BlockingIOError from None
+
+    def _unlock(fd: int) -> None:
+        os.lseek(fd, 0, os.SEEK_SET)
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _unlock(fd: int) -> None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+TIMEOUT = 10.0  # seconds
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
+
+
+def acquire(fd: int, path: str, deadline: float) -> None:
+    """Lock the open file `fd` exclusively; `release` unlocks it. `path` is for the message.
+
+    `deadline` is a time.monotonic(). Raises TryAgainLater (code 11).
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            _lock(fd)
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise CNIError(f"lock {path}: {(error.strerror or '').lower()}") from None
+        if time.monotonic() >= deadline:
+            raise TryAgainLater(
+                f"cannot lock {path}: held by {holder(fd) or 'another process'}",
+                "if that process hangs, end it; the lock goes with it. Then try again",
+            )
+        # Waiting in the kernel would need a signal to end the wait, and a server's worker shares
+        # its signals with other requests.
+        time.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+def release(fd: int) -> None:
+    """Unlock and close. Closing alone would leave it locked if a process forked meanwhile."""
+    try:
+        _unlock(fd)
+    finally:
+        os.close(fd)
+
+
+def holder(fd: int) -> str:
+    """``pid 42 (command line)`` of the process that holds a lock on the file; empty if unknown."""
+    if sys.platform == "win32":
+        return ""
+    stat = os.fstat(fd)
+    exact = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
+    found = ""
+    for fields in _locks():
+        # 1: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF; who waits has "->" after the number.
+        if len(fields) < 6 or fields[1] != "FLOCK":
+            continue
+        if fields[5] == exact:
+            return _process(fields[4])
+        # Some file systems (overlay, btrfs) show another device here than stat does.
+        if fields[5].rpartition(":")[2] == str(stat.st_ino):
+            found = _process(fields[4])
+    return found
+
+
+def _locks() -> list[list[str]]:
+    try:
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            return [line.split() for line in file]
+    except OSError:
+        return []
+
+
+def _process(pid: str) -> str:
+    if pid.startswith("-") or pid == "0":
+        return "a process outside of this container"
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        command = ""
+    return f"pid {pid} ({command})" if command else f"pid {pid}"

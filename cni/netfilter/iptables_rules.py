@@ -1,0 +1,374 @@
+"""A rule of iptables as nftables expressions, as iptables-nft 1.8.9 writes it.
+
+iptables-nft keeps its rules as expressions, and what those cannot say as the structures of the old
+matches and targets (`match`, `target`: the kernel's nft_compat). Here they are made from a rule in
+iptables-save's words (after iptables/nft.c, nft-shared.c, nft-ipv4.c, nft-ipv6.c), in the form and
+order of the kernel's own dump, so that a rule can be recognised, too.
+
+Only the words that this package uses in its rules are known; others raise Unwritable.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..kernel import netlink as nl
+from ..protocol.address import InvalidAddress, Prefix, parse_ip
+from .nft import GENMSG_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# linux/netfilter/nf_tables.h
+_RULE_EXPRESSIONS, _RULE_COMPAT = 4, 5
+_COMPAT_PROTO, _COMPAT_FLAGS = 1, 2
+_ELEMENT, _NAME, _DATA = 1, 1, 2
+_REGISTER = 1  # NFT_REG_1
+_EQUAL, _NOT_EQUAL = 0, 1
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_META_MARK, _META_IIFNAME, _META_OIFNAME, _META_L4PROTO = 3, 6, 7, 16
+_DROP, _ACCEPT, _JUMP, _RETURN = 0, 1, -3, -5
+
+_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+# Where the addresses are in the header, by "is IPv6".
+_SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
+
+
+class Unwritable(ValueError):
+    """A rule with something that is not known here."""
+
+
+_UNKNOWN = (ValueError, KeyError, StopIteration, OverflowError, struct.error, InvalidAddress)
+
+
+# --- a rule ---------------------------------------------------------------------------------------
+
+
+class Encoded(NamedTuple):
+    """A rule's expressions before and after its counter, as the kernel shows them.
+
+    `leads_to` is the chain that it jumps to, if it does.
+    """
+
+    chain: str
+    head: bytes
+    tail: bytes
+    protocol: int
+    leads_to: str
+
+    @property
+    def attributes(self) -> bytes:
+        """For NFT_MSG_NEWRULE, beside table and chain."""
+        compat = nl.attr(_COMPAT_PROTO, _be32(self.protocol)) + nl.attr(_COMPAT_FLAGS, _be32(0))
+        expressions = nl.attr(_RULE_EXPRESSIONS, self.head + _COUNTER + self.tail)
+        return expressions + nl.attr(_RULE_COMPAT, compat)
+
+    def is_in(self, data: bytes) -> bool:
+        """Is this the rule that a message of the kernel is about, whatever it has counted?"""
+        listed = nl.attr_map(data, GENMSG_SIZE).get(_RULE_EXPRESSIONS, b"")
+        if not (listed.startswith(self.head) and listed.endswith(self.tail)):
+            return False
+        between = [
+            nl.get_text(nl.attr_map(expression).get(_NAME))
+            for _, expression in nl.attrs(listed[: len(listed) - len(self.tail)], len(self.head))
+        ]
+        return between == ["counter"]
+
+
+class _Parts:
+    """What a rule consists of, in the order in which iptables-nft writes it."""
+
+    def __init__(self) -> None:
+        self.interfaces = self.layer4 = self.addresses = self.matches = self.target = b""
+        self.protocol = self.leads_to = ""
+
+
+def encode(v6: bool, rule: str) -> Encoded:
+    """A rule (`-A chain …`, `-I chain [1] …`) in iptables-save's words. Raises Unwritable.
+
+    In a REPL: ``encode(False, "-A CNI-FORWARD -s 10.0.0.2/32 -j ACCEPT")``.
+    """
+    words = _words(rule)
+    parts, negated = _Parts(), False
+    try:
+        command, chain = next(words), next(words)
+        for word in words:
+            if word == "!":
+                negated = True
+                continue
+            if not (command == "-I" and word == "1"):
+                _option(v6, parts, word, words, negated)
+            negated = False
+    except _UNKNOWN as error:
+        raise Unwritable(f"{rule}: {error}") from None
+    if not parts.target or negated:
+        raise Unwritable(rule)
+    head = parts.interfaces + parts.layer4 + parts.addresses + parts.matches
+    number = _PROTOCOLS.get(parts.protocol, 0)
+    return Encoded(chain, head, parts.target, number, parts.leads_to)
+
+
+def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: bool) -> None:
+    value = next(words)
+    if parts.target:
+        raise Unwritable(word)  # it is always the last
+    if word in ("-i", "-o"):
+        parts.interfaces += _interface(word, value, negated)
+    elif word == "-s":
+        # always before the destination
+        parts.addresses = _address(_SOURCE[v6], v6, value, negated) + parts.addresses
+    elif word == "-d":
+        parts.addresses += _address(_DESTINATION[v6], v6, value, negated)
+    elif negated:
+        raise Unwritable(word)
+    elif word == "-p":
+        parts.protocol = value
+        parts.layer4 = _meta(_META_L4PROTO) + _compare(bytes((_PROTOCOLS[value],)))
+    elif word == "-m":
+        option, make = _MATCHES[value]
+        if next(words) != option or (value in _PROTOCOLS and value != parts.protocol):
+            raise Unwritable(value)
+        parts.matches += make(next(words))
+    elif word == "-j":
+        parts.leads_to, parts.target = _target(v6, value, words)
+    else:
+        raise Unwritable(word)
+
+
+def _words(rule: str) -> Iterator[str]:
+    """The words of a line, as iptables-restore takes it apart."""
+    if '"' not in rule:
+        return iter(rule.split())
+    if "\0" in rule or "\1" in rule:
+        raise Unwritable(rule)
+    pieces = rule.replace("\\\\", "\0").replace('\\"', "\1").split('"')
+    if len(pieces) % 2 == 0:
+        raise Unwritable(rule)
+    found: list[str] = []
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            found.append(piece.replace("\0", "\\").replace("\1", '"'))
+        else:
+            found += piece.split()
+    return iter(found)
+
+
+# --- nftables expressions -------------------------------------------------------------------------
+
+
+def _be32(value: int) -> bytes:
+    return (value & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    # without the flag for nested attributes: so the kernel shows it, and takes it, too
+    data = nl.attr(_DATA, b"".join(attributes))
+    return nl.attr(_ELEMENT, nl.text(_NAME, name) + data)
+
+
+# NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS
+_COUNTER = _expression("counter", nl.attr(1, bytes(8)), nl.attr(2, bytes(8)))
+
+
+def _meta(key: int) -> bytes:
+    # NFTA_META_KEY, NFTA_META_DREG
+    return _expression("meta", nl.attr(2, _be32(key)), nl.attr(1, _be32(_REGISTER)))
+
+
+def _payload(base: int, offset: int, size: int) -> bytes:
+    # NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
+    values = (_REGISTER, base, offset, size)
+    return _expression("payload", *(nl.attr(n, _be32(v)) for n, v in enumerate(values, 1)))
+
+
+def _masked(mask: bytes) -> bytes:
+    # linux/netfilter/nf_tables.h, enum nft_bitwise_attributes
+    return _expression(
+        "bitwise",
+        nl.attr(1, _be32(_REGISTER)),
+        nl.attr(2, _be32(_REGISTER)),
+        nl.attr(3, _be32(len(mask))),
+        nl.attr(6, _be32(0)),
+        nl.attr(4, nl.attr(1, mask)),
+        nl.attr(5, nl.attr(1, bytes(len(mask)))),
+    )
+
+
+def _compare(value: bytes, negated: bool = False) -> bytes:
+    # NFTA_CMP_SREG, _OP, _DATA
+    operator = _NOT_EQUAL if negated else _EQUAL
+    register, data = nl.attr(1, _be32(_REGISTER)), nl.attr(3, nl.attr(1, value))
+    return _expression("cmp", register, nl.attr(2, _be32(operator)), data)
+
+
+def _verdict(code: int, chain: str = "") -> bytes:
+    # NFTA_IMMEDIATE_DREG (the verdict's), _DATA; NFTA_VERDICT_CODE, _CHAIN
+    verdict = nl.attr(1, _be32(code)) + (nl.text(2, chain) if chain else b"")
+    return _expression("immediate", nl.attr(1, _be32(0)), nl.attr(2, nl.attr(2, verdict)))
+
+
+def _interface(option: str, name: str, negated: bool) -> bytes:
+    raw = name.encode("utf-8", "surrogateescape") + b"\0"
+    if name.endswith("+") or len(raw) > 16:
+        raise Unwritable(name)  # the plus means any that begins so
+    key = _META_IIFNAME if option == "-i" else _META_OIFNAME
+    return _meta(key) + _compare(raw, negated)
+
+
+def _address(offset: int, v6: bool, text: str, negated: bool) -> bytes:
+    """As many bytes as the prefix has, or all under a mask if its last byte is not whole."""
+    prefix = Prefix.parse(text).network
+    if prefix.is_v4 == v6 or not prefix.length:
+        raise Unwritable(text)
+    whole, bits = divmod(prefix.length, 8)
+    if not bits:
+        return _payload(_NETWORK_HEADER, offset, whole) + _compare(prefix.ip[:whole], negated)
+    size = len(prefix.ip)
+    mask = (-1 << size * 8 - prefix.length & (1 << size * 8) - 1).to_bytes(size, "big")
+    read = _payload(_NETWORK_HEADER, offset, size)
+    return read + _masked(mask) + _compare(prefix.ip, negated)
+
+
+# --- matches --------------------------------------------------------------------------------------
+
+_ALIGN = struct.calcsize("@cQ") - 8  # XT_ALIGN
+
+
+def _extension(kind: str, name: str, revision: int, info: bytes) -> bytes:
+    # NFTA_MATCH_NAME, _REV, _INFO; those of a target have the same numbers
+    aligned = info + bytes(-len(info) % _ALIGN)
+    return _expression(kind, nl.text(1, name), nl.attr(2, _be32(revision)), nl.attr(3, aligned))
+
+
+def _comment(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    if len(raw) > 255:
+        raise Unwritable(text)
+    return _extension("match", "comment", 0, raw.ljust(256, b"\0"))  # struct xt_comment_info
+
+
+def _state(states: str) -> bytes:
+    """struct xt_conntrack_mtinfo3: addresses, expiry, protocol, ports; then flags and states."""
+    bits = {"ESTABLISHED": 1 << 1, "RELATED": 1 << 2}
+    mask = sum(bits[state] for state in set(states.split(",")))
+    info = struct.pack("=128x8x2x8xHHHH8x", 1, 0, mask, 0)  # XT_CONNTRACK_STATE
+    return _extension("match", "conntrack", 3, info)
+
+
+# struct xt_multiport_v1: XT_MULTIPORT_DESTINATION, the number of ports, ports, ranges, inverted
+_PORTS = struct.Struct("=BB15H15sB")
+
+
+def _ports(numbers: str) -> bytes:
+    ports = [int(number) for number in numbers.split(",")]
+    info = _PORTS.pack(1, len(ports), *ports, *[0] * (15 - len(ports)), b"", 0)
+    return _extension("match", "multiport", 1, info)
+
+
+_PORTS_HEAD = nl.text(1, "multiport") + nl.attr(2, _be32(1)) + nl.attr(3, bytes(_PORTS.size))[:4]
+
+
+def ports_of(data: bytes) -> list[int] | None:
+    """The ports that a rule's multiport match names, in a message of the kernel; None if unclear.
+
+    That is without such a match, with ranges, and if it is for all but these.
+    """
+    start = data.find(_PORTS_HEAD) + len(_PORTS_HEAD)
+    info = data[start : start + _PORTS.size] if start >= len(_PORTS_HEAD) else b""
+    if len(info) < _PORTS.size:
+        return None
+    _, count, *ports, ranges, invert = _PORTS.unpack(info)
+    return None if any(ranges) or invert else ports[:count]
+
+
+def _port(number: str) -> bytes:
+    value = int(number).to_bytes(2, "big")
+    return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(value)
+
+
+def _sctp_port(number: str) -> bytes:
+    """struct xt_sctp_info: a range, and no chunk types (-1); XT_SCTP_DEST_PORTS."""
+    port = int(number)
+    chunks = struct.pack("=256xI", 0) + b"\xff\0\0" * 4 + struct.pack("=i", 0)
+    info = struct.pack("=HHHH", port, port, 0, 0) + chunks + struct.pack("=II", 2, 0)
+    return _extension("match", "sctp", 0, info)
+
+
+def _destination_type(kind: str) -> bytes:
+    """struct xt_addrtype_info_v1: bits of RTN_LOCAL and the like."""
+    if kind != "LOCAL":
+        raise Unwritable(kind)
+    return _extension("match", "addrtype", 1, struct.pack("=HHI", 0, 1 << 2, 0))
+
+
+def _mark_is(value: str) -> bytes:
+    mark, mask = _mark(value)
+    return _meta(_META_MARK) + _masked(mask) + _compare(mark)
+
+
+def _mark(text: str) -> tuple[bytes, bytes]:
+    """Value and mask, in the byte order of the machine."""
+    value, _, mask = text.partition("/")
+    if not mask or value != mask or int(mask, 16) == 0xFFFFFFFF:
+        raise Unwritable(text)
+    packed = struct.pack("=I", int(mask, 16))
+    return packed, packed
+
+
+# Each with the one option that we use.
+_MATCHES: dict[str, tuple[str, Callable[[str], bytes]]] = {
+    "addrtype": ("--dst-type", _destination_type),
+    "comment": ("--comment", _comment),
+    "conntrack": ("--ctstate", _state),
+    "mark": ("--mark", _mark_is),
+    "multiport": ("--dports", _ports),
+    "sctp": ("--dport", _sctp_port),
+    "tcp": ("--dport", _port),
+    "udp": ("--dport", _port),
+}
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+_VERDICTS = {"ACCEPT": _ACCEPT, "DROP": _DROP, "RETURN": _RETURN}
+
+
+def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
+    """A verdict, a target of the old kind, or else a jump to the chain of that name."""
+    if name in _VERDICTS:
+        return "", _verdict(_VERDICTS[name])
+    if name not in _TARGETS:
+        return name, _verdict(_JUMP, name)
+    option, revision, make = _TARGETS[name]
+    if option and next(words) != option:
+        raise Unwritable(name)
+    return "", _extension("target", name, revision, make(v6, next(words) if option else ""))
+
+
+def _masquerade(v6: bool, _: str) -> bytes:
+    """struct nf_nat_range; for IPv4 nf_nat_ipv4_multi_range_compat with one range."""
+    return bytes(40) if v6 else struct.pack("=I16x", 1)
+
+
+def _set_mark(_: bool, text: str) -> bytes:
+    """struct xt_mark_tginfo2"""
+    return b"".join(_mark(text))
+
+
+def _destination(v6: bool, text: str) -> bytes:
+    """struct nf_nat_range2: NF_NAT_RANGE_MAP_IPS and _PROTO_SPECIFIED, a range of one each."""
+    address, _, port = text.rpartition(":")
+    ip, number = parse_ip(address.strip("[]")), int(port).to_bytes(2, "big")
+    if (len(ip) == 16) != v6:
+        raise Unwritable(text)
+    address_union = ip.ljust(16, b"\0")
+    return struct.pack("=I16s16s2s2sH", 3, address_union, address_union, number, number, 0)
+
+
+# With the one option that we use, or none, and the revision.
+_TARGETS: dict[str, tuple[str, int, Callable[[bool, str], bytes]]] = {
+    "DNAT": ("--to-destination", 2, _destination),
+    "MARK": ("--set-xmark", 2, _set_mark),
+    "MASQUERADE": ("", 0, _masquerade),
+}

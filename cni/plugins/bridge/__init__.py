@@ -1,0 +1,1 @@
+"""The bridge plugin (docs/plugins/bridge.md)."""

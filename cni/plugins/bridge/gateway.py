@@ -1,0 +1,114 @@
+"""bridge: VLANs of its ports, and the gateway on it or on a VLAN's own interface."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...kernel import address, bridge_vlan, link
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink, NetlinkError
+from ...owner import digest
+from ...protocol.address import Prefix, parse_ip
+from ...protocol.errors import CNIError
+from ...protocol.result import Interface, Result
+from ..shared import main, veth
+
+
+class Vlans(NamedTuple):
+    """What a port carries: access VLAN (0: none), tagged VLANs, and maybe the default VLAN too."""
+
+    access: int
+    trunk: list[int]
+    keep_default: bool
+
+
+def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
+    """Put the VLANs on a port (spec/bridge.md, ADD step 5). Raises CNIError."""
+    if not vlans.access and not vlans.trunk:
+        return
+    try:
+        if not vlans.keep_default:
+            present = [v.vid for v in bridge_vlan.show(host, port.index)]
+            bridge_vlan.remove(host, port.index, present)
+        bridge_vlan.add(host, port.index, vlans.trunk)
+        bridge_vlan.add(host, port.index, [vlans.access or 1], access=True)
+    except NetlinkError as error:
+        raise CNIError(
+            f"failed to setup VLANs on interface {port.name}: {error}",
+            "does this kernel have bridge VLAN filtering, and is it on for the bridge?",
+        ) from None
+
+
+def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: bool) -> None:
+    """Put the gateways on the bridge, or on the VLAN's interface, and forward packets.
+
+    `force` replaces addresses that conflict. The VLAN's interface joins the result. Raises
+    CNIError.
+    """
+    target, prefix = bridge, "failed to set bridge addr: "
+    if vlans.access:
+        target = _ensure_vlan_interface(host, bridge, vlans)
+        prefix = "failed to set vlan interface for bridge with addr: "
+        result.interfaces.append(Interface(name=target.name, mac=target.mac))
+    for ip in sorted(result.ips, key=lambda ip: not ip.prefix.is_v4):
+        assert ip.gateway is not None
+        wanted = Prefix(parse_ip(ip.gateway), ip.prefix.length)
+        try:
+            _ensure_address(host, target, wanted, force)
+        except CNIError as error:
+            raise error.wrapped(prefix) from None
+        except NetlinkError as error:
+            raise CNIError(f"{prefix}could not add IP address to {target.name}: {error}") from None
+    main.enable_forwarding([ip.prefix for ip in result.ips])
+
+
+def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:
+    """Give the link its gateway address, unless a foreign one is there (spec/bridge.md)."""
+    present = [a.prefix for a in address.show(host, target.index, wanted.family)]
+    if wanted in present:
+        return
+    for other in present:
+        if other.is_v4 or other.overlaps(wanted):
+            if not force:
+                raise CNIError(
+                    f'"{target.name}" already has an IP address different from {wanted}',
+                    f"it has {other}: `ip address del {other} dev {target.name}` removes it, or "
+                    "set forceAddress",
+                )
+            address.delete(host, target.index, other)
+    try:
+        # without duplicate address detection: containers need their gateway now, not in a second
+        address.add(host, target.index, wanted, nodad=True)
+    except NetlinkError as error:
+        if not link.is_name_taken(error):
+            raise
+    # pin the MAC it had before our port joined: one that has been set stays as ports come and go
+    link.change(host, target.index, mac=link.parse_mac(target.mac))
+
+
+def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
+    """The host's own interface in the VLAN: one end of a veth pair whose other end is a port.
+
+    Also completes what another ADD has only begun, or was killed over.
+    """
+    name = f"{bridge.name}.{vlans.access}"
+    try:
+        try:
+            link.create_veth(host, name, f"veth{digest(name)[:8]}", mtu=bridge.mtu)
+            veth.prepare_host_end(name)
+        except NetlinkError as error:
+            if not link.is_name_taken(error):
+                raise
+        found = link.get(host, name)
+        port = link.get(host, found.peer)
+        if port.master != bridge.index or not port.up:
+            link.change(host, port.index, master=bridge.index, up=True)
+            link.set_port(host, port.index, hairpin=False, isolated=False)
+            configure_vlans(host, port, vlans)
+        link.change(host, found.index, up=True)
+    except (NetlinkError, link.LinkNotFound) as error:
+        raise CNIError(
+            f'failed to create vlan gateway "{name}": {error}',
+            f"if {name} is not a veth whose other end is a port of {bridge.name}, delete it",
+        ) from None
+    return found

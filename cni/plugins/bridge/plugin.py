@@ -1,0 +1,370 @@
+"""bridge: connects each container to a Linux bridge with a veth pair (spec/bridge.md).
+
+    container netns                 host
+    eth0 ───────── veth ─────────── veth1a2b3c4d ── port of ── cni0 (gateway address, if wanted)
+
+ADD validates everything first, then changes the kernel; each change pushes its undo.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_INET, AF_INET6
+from typing import Any
+
+import msgspec
+
+from ...call import Attachment, Call, Steps
+from ...kernel import link, sysctl
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink, NetlinkError
+from ...netns import Namespace
+from ...protocol import args, config
+from ...protocol.address import Prefix, format_ip
+from ...protocol.errors import CNIError
+from ...protocol.result import Interface, Result
+from ..shared import announce, configure, main, veth
+from . import gateway as _bridge_gateway
+
+PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
+# IPAM plugins that work through the container's interface.
+_NEED_LINK = frozenset({"dhcp"})
+
+
+class Trunk(config.Folded):
+    """An item of `vlanTrunk`: a range, an id, or both."""
+
+    min_id: int | None = msgspec.field(default=None, name="minid")
+    max_id: int | None = msgspec.field(default=None, name="maxid")
+    id: int | None = None
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Args(config.Folded):
+    cni: Mac = msgspec.field(default_factory=Mac)
+
+
+class Conf(config.NetConf):
+    bridge: str = ""
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq: bool = False
+    ip_masq_backend: str | None = None
+    mtu: int = 0
+    hairpin_mode: bool = False
+    promisc_mode: bool = False
+    vlan: int = 0
+    vlan_trunk: list[Trunk] | None = None
+    preserve_default_vlan: bool = False
+    macspoofchk: bool = False
+    enabledad: bool = False
+    disable_container_interface: bool = False
+    port_isolation: bool = False
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+class Settings:
+    """The validated configuration, with what follows from it. Raises CNIError."""
+
+    def __init__(self, call: Call[Conf]) -> None:
+        conf = call.conf
+        self.conf = conf
+        self.bridge = conf.bridge or "cni0"
+        self.gateway = conf.is_gateway or conf.is_default_gateway
+        self.ipam = conf.ipam.type
+        self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
+        trunk = _trunk_vlans(conf.vlan_trunk or [])
+        self.vlans = _bridge_gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
+        self.spoof_ref = f"{call.container_id}-{call.ifname}"
+        if not 0 <= conf.vlan <= 4094:
+            raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
+        pairs = args.parse(call.args, frozenset({"MAC"}))
+        self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
+
+    def check_combinations(self) -> None:
+        """What ADD refuses before it touches anything."""
+        conf = self.conf
+        if conf.hairpin_mode and conf.promisc_mode:
+            raise CNIError("cannot set hairpin mode and promiscuous mode at the same time")
+        if self.ipam and conf.disable_container_interface:
+            raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
+        if self.ipam:
+            main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+        veth.check_mtu(conf.mtu)
+
+
+def _trunk_vlans(items: list[Trunk]) -> list[int]:
+    """The sorted VLAN ids of `vlanTrunk`. Raises CNIError."""
+    found: set[int] = set()
+    for item in items:
+        low, high = item.min_id, item.max_id
+        if low is not None and high is not None:
+            _require_vlan(low, "minID")
+            _require_vlan(high, "maxID")
+            if high < low:
+                raise CNIError("minID is greater than maxID in trunk parameter")
+            found.update(range(low, high + 1))
+        elif low is not None or high is not None:
+            missing = "maxID" if high is None else "minID"
+            raise CNIError(
+                f"minID and maxID should be configured simultaneously, {missing} is missing"
+            )
+        if item.id is not None:
+            _require_vlan(item.id, "id")
+            found.add(item.id)
+    return sorted(found)
+
+
+def _require_vlan(vid: int, what: str) -> None:
+    if not 1 <= vid <= 4094:
+        raise CNIError(f"incorrect trunk {what} parameter", f"{vid} is not between 1 and 4094")
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Attach the container; the result's interfaces are bridge, host veth, container veth."""
+    want = Settings(call)
+    want.check_combinations()
+    mac = veth.parse_mac(want.mac)
+    netns = call.open_netns()
+    veth.require_free(call, netns)
+    ipam = None
+    if want.ipam and want.ipam not in _NEED_LINK:
+        # first, because it is what fails most often: then nothing has been changed
+        ipam = call.ipam_add(want.ipam)
+    with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
+        bridge = _ensure_bridge(host, want)
+        outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
+        _configure_port(host, outer, want)
+        if want.ipam in _NEED_LINK:
+            ipam = call.ipam_add(want.ipam)
+        result = Result(
+            interfaces=[
+                Interface(name=bridge.name, mac=bridge.mac),
+                Interface(name=outer.name, mac=outer.mac),
+                Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
+            ]
+        )
+        if want.conf.macspoofchk:
+            _protect_mac(call, want, outer, inner)
+        if ipam is not None:
+            result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
+            _connect_layer3(call, host, netns, bridge, inner, result, want)
+        elif not want.conf.disable_container_interface:
+            link.change(netns.netlink(), inner.index, up=True)
+        if not want.conf.disable_container_interface:
+            _await_port(host, events, outer)
+            if result.ips:
+                announce.again(netns.netlink(), inner.index, inner.mac)
+        # the bridge's MAC may have changed when its first port joined
+        result.interfaces[0].mac = link.get(host, bridge.index).mac
+        result.interfaces[1].mac = link.get(host, outer.index).mac
+    result.dns = main.dns(want.conf.dns, result.dns)
+    if want.conf.macspoofchk or want.conf.ip_masq:
+        call.remember()
+    return result
+
+
+def _ensure_bridge(host: Netlink, want: Settings) -> Link:
+    """The bridge, made if it is missing; an existing one is not configured anew."""
+    name = want.bridge
+    try:
+        try:
+            link.create_bridge(
+                host, name, mtu=want.conf.mtu, mac=_new_mac(), vlan_filtering=want.filtering
+            )
+            veth.prepare_host_end(name)
+        except NetlinkError as error:
+            if not link.is_name_taken(error):
+                raise
+        bridge = link.get(host, name)
+        if bridge.kind != "bridge":
+            raise CNIError(
+                f'failed to create bridge "{name}": "{name}" already exists but is not a bridge',
+                f"it is a {bridge.kind or 'device'}: choose another name for `bridge`",
+            )
+        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+        promisc = True if want.conf.promisc_mode else None
+        if promisc or not bridge.up:
+            link.change(host, bridge.index, up=True, promisc=promisc)
+        return bridge
+    except NetlinkError as error:
+        raise CNIError(f'failed to create bridge "{name}": {error}') from None
+
+
+def _new_mac() -> bytes:
+    """A random unicast, locally administered MAC.
+
+    A bridge that is given none borrows that of its lowest port, and changes it as ports come and
+    go: hosts behind it then lose packets until their neighbour caches notice.
+    """
+    raw = os.urandom(6)
+    return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]
+
+
+def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
+    """Flags and VLANs of the host's end. Raises CNIError."""
+    conf = want.conf
+    try:
+        link.set_port(host, port.index, hairpin=conf.hairpin_mode, isolated=conf.port_isolation)
+    except NetlinkError as error:
+        raise CNIError(f"failed to setup port flags of {port.name}: {error}") from None
+    _bridge_gateway.configure_vlans(host, port, want.vlans)
+
+
+def _protect_mac(call: Call[Conf], want: Settings, outer: Link, inner: Link) -> None:
+    from . import spoofcheck
+
+    call.undo.callback(spoofcheck.teardown, want.spoof_ref)
+    spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+
+
+def _connect_layer3(
+    call: Call[Conf],
+    host: Netlink,
+    netns: Namespace,
+    bridge: Link,
+    inner: Link,
+    result: Result,
+    want: Settings,
+) -> None:
+    """The result's addresses and routes, the gateway on the bridge, masquerading."""
+    for ip in result.ips:
+        ip.interface = 2
+        if want.gateway and not ip.gateway:
+            ip.gateway = format_ip(ip.prefix.nth(1))
+    if want.conf.is_default_gateway:
+        _add_default_routes(result)
+    if want.gateway:
+        _bridge_gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
+    configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
+    if want.conf.ip_masq:
+        main.masquerade(call, result, want.conf.ip_masq_backend)
+
+
+def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
+    conf = f"net/ipv6/conf/{ifname}"
+    if want.conf.enabledad:
+        dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
+    else:
+        dad = [(f"{conf}/accept_dad", "0")]
+    return dad + announce.settings(ifname)
+
+
+def _add_default_routes(result: Result) -> None:
+    """A default route per family via its first gateway, unless IPAM gave one with a gateway."""
+    for family in (AF_INET, AF_INET6):
+        default = str(configure.default_route(family))
+        if any(r.dst == default and r.gw for r in result.routes):
+            continue
+        gateway = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
+        if gateway:
+            result.routes.append(config.Route(dst=default, gw=gateway))
+
+
+def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
+    """The port must come up: until then the bridge drops the container's packets."""
+    found = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
+    if found.operstate != link.IF_OPER_UP:
+        raise CNIError(
+            f"bridge port in error state: {found.operstate_text}",
+            f"{port.name} did not come up within {PORT_TIMEOUT} s",
+        )
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Delete the link, release the address, remove the rules; every step runs."""
+    want = Settings(call)
+    netns = call.find_netns()
+    steps = Steps()
+    prefixes: list[Prefix] = []
+    if want.ipam in _NEED_LINK:
+        steps.run(call.delegate, want.ipam)
+    if netns is not None:
+        prefixes = steps.run(veth.delete_in_container, netns, call.ifname) or []
+    else:
+        with Netlink() as host:
+            steps.run(veth.delete_on_host, host, call.owner)
+    if want.ipam and want.ipam not in _NEED_LINK:
+        steps.run(call.delegate, want.ipam)
+    if want.conf.macspoofchk:
+        _unprotect_mac(call, want)
+    if want.ipam and want.conf.ip_masq:
+        steps.run(main.unmasquerade, call, prefixes)
+    steps.finish()
+
+
+def _unprotect_mac(call: Call[Any], want: Settings) -> None:
+    from . import spoofcheck
+
+    try:
+        spoofcheck.teardown(want.spoof_ref)
+    except CNIError as error:
+        call.log(str(error))
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Remove the links, rules and leases of this network whose attachment is not kept."""
+    want = Settings(call)
+    steps = Steps()
+    kept = frozenset(owner.alias_key for owner in main.owners(call, keep))
+    with Netlink() as host:
+        steps.run(veth.collect, host, call.network, kept)
+        if want.conf.macspoofchk:
+            from . import spoofcheck
+
+            steps.run(spoofcheck.gc, {found.name for found in link.list_all(host)})
+    main.collect_ipam(call, want.ipam, steps)
+    if want.conf.ip_masq:
+        steps.run(main.collect_masquerade, call, keep)
+    steps.finish()
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the IPAM plugin is."""
+    want = Settings(call)
+    if want.ipam:
+        call.delegate(want.ipam)
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the kernel with prevResult; every difference is reported."""
+    from ..shared import checks
+    from . import differences
+
+    want = Settings(call)
+    netns = call.open_netns()
+    if want.ipam:
+        call.delegate(want.ipam)
+    previous = checks.previous_result(call)
+    entry = checks.container_interface(call, previous)
+    with Netlink() as host:
+        problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
+        problems += differences.pair(host, netns, entry, previous, want.bridge)
+    rules = main.missing_masquerade(call, previous) if want.conf.ip_masq else []
+    checks.finish(call, netns, previous, problems, rules)
+
+
+def reload(call: Call[Conf]) -> None:
+    """Make the rules of an earlier ADD again; prevResult is what it returned."""
+    want = Settings(call)
+    result = call.prev_result()
+    if result is None or len(result.interfaces) < 3:
+        raise CNIError("Required prevResult missing")
+    _, outer, inner = result.interfaces[:3]
+    if want.conf.macspoofchk:
+        from . import spoofcheck
+
+        spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+    if want.conf.ip_masq:
+        main.remasquerade(call, result, want.conf.ip_masq_backend)

@@ -1,0 +1,1 @@
+"""The firewall plugin (docs/plugins/firewall.md)."""

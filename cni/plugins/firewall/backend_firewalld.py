@@ -1,0 +1,124 @@
+"""firewalld over D-Bus: the containers' addresses become sources of a zone (spec/firewall.md).
+
+Only the running configuration is changed, so `firewall-cmd --reload` forgets it; `cni reload
+--watch` puts it back. jeepney is imported when firewalld is known to run (dbus.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...protocol.address import Prefix
+from ...protocol.errors import CNIError
+from . import dbus
+from .want import gone
+
+SERVICE = "org.fedoraproject.FirewallD1"
+_PATH, _ZONE = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
+_ALREADY = "ZONE_ALREADY_SET"
+TIMEOUT = 30.0  # seconds; firewalld takes one request after the other, and a reload takes long
+
+
+class FirewalldError(CNIError):
+    """firewalld refused, or cannot be reached; the message is its own."""
+
+
+def running() -> tuple[bool, str]:
+    """Is firewalld on the system bus? With the reason why (not), for the operator."""
+    try:
+        if dbus.name_has_owner(SERVICE):
+            return True, "firewalld is running"
+    except dbus.DBusError as error:
+        return False, f"firewalld is not running: {error}"
+    return False, "firewalld is not running"
+
+
+class Connection:
+    """A connection to firewalld; close it. Raises FirewalldError."""
+
+    def __init__(self) -> None:
+        from jeepney import DBusErrorResponse
+        from jeepney.io.blocking import open_dbus_connection
+
+        self._refusal = DBusErrorResponse
+        try:
+            self._bus: Any = open_dbus_connection(dbus.bus_address())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise FirewalldError(f"cannot reach the system bus: {error}") from None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bus.close()
+
+    def call(self, method: str, zone: str, address: Prefix) -> Any:
+        """One method with a zone and a source; its value."""
+        from jeepney import DBusAddress, new_method_call
+        from jeepney.wrappers import unwrap_msg
+
+        where = DBusAddress(_PATH, bus_name=SERVICE, interface=_ZONE)
+        message = new_method_call(where, method, "ss", (zone, str(address)))
+        try:
+            return unwrap_msg(self._bus.send_and_get_reply(message, timeout=TIMEOUT))[0]
+        except self._refusal as error:
+            raise FirewalldError(_text(error)) from None
+        except TimeoutError:
+            raise FirewalldError(f"firewalld did not answer in {TIMEOUT:.0f} seconds") from None
+        except (OSError, EOFError) as error:
+            raise FirewalldError(f"the system bus hung up: {error}") from None
+
+
+def _text(error: Any) -> str:
+    details = " ".join(str(item) for item in error.data)
+    return details or str(error.name)
+
+
+def add(zone: str, addresses: list[Prefix]) -> None:
+    """Have the addresses in the zone; those that are there stay. Raises CNIError."""
+    with Connection() as firewalld:
+        for address in addresses:
+            try:
+                firewalld.call("addSource", zone, address)
+            except FirewalldError as error:
+                # Older versions say so also of a source of another zone.
+                if _ALREADY in error.msg and firewalld.call("querySource", zone, address):
+                    continue
+                raise CNIError(
+                    f"failed to add the address {address} to {zone} zone: {error.msg}",
+                    f"see `firewall-cmd --get-zones`, `firewall-cmd --get-zone-of-source={address}`"
+                    " and firewalld's log",
+                ) from None
+
+
+def remove(zone: str, addresses: list[Prefix]) -> None:
+    """Take the addresses out of the zone; whatever firewalld says to that is no error."""
+    if not addresses or not running()[0]:
+        return
+    try:
+        with Connection() as firewalld:
+            for address in addresses:
+                _try(firewalld, "removeSource", zone, address)
+    except FirewalldError:
+        return  # it has just ended, and its sources with it
+
+
+def _try(firewalld: Connection, method: str, zone: str, address: Prefix) -> None:
+    try:
+        firewalld.call(method, zone, address)
+    except FirewalldError:
+        pass
+
+
+def check(zone: str, addresses: list[Prefix]) -> list[str]:
+    """The addresses that are not in the zone, a line each."""
+    problems = []
+    with Connection() as firewalld:
+        for address in addresses:
+            text = f"failed to find the address {address} in {zone} zone"
+            try:
+                if not firewalld.call("querySource", zone, address):
+                    problems.append(gone(text))
+            except FirewalldError as error:
+                problems.append(f"{text}: {error.msg}")
+    return problems

@@ -1,0 +1,332 @@
+"""The firewall plugin's iptables rules, to the letter those of the reference (spec/firewall.md).
+
+    FORWARD                 -> CNI-ISOLATION-STAGE-1 (with an ingress policy), then CNI-FORWARD
+    CNI-FORWARD             -> the administrator's chain; then two rules an address, without comment
+    CNI-ISOLATION-STAGE-1   from an isolated bridge to elsewhere -> CNI-ISOLATION-STAGE-2
+    CNI-ISOLATION-STAGE-2   to any isolated bridge: drop
+
+ADD is one transaction a family: it verifies what all containers share and appends what is the
+container's; when something shared is missing, and only then, the table is read and completed.
+Where the node's iptables is iptables-nft, the transaction is one over netlink, without a fork
+(netfilter/iptables_netlink.py), else one iptables-restore (-C, -A), and DEL removes over netlink
+what is there. For iptables-legacy, the table is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from errno import ENOENT
+from typing import NamedTuple
+
+from ...kernel.netlink import NetlinkError
+from ...netfilter import iptables, nft
+from ...netfilter.iptables import IptablesError, IptablesMissing
+from ...protocol.address import Prefix
+from ...protocol.errors import CNIError, join
+from .want import Ingress, Want, families, gone
+
+_FORWARD, _STAGE1, _STAGE2 = "CNI-FORWARD", "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
+_TRIES = 5
+_JUMP = f'-A FORWARD -m comment --comment "CNI firewall plugin rules" -j {_FORWARD}'
+_ANY_POLICY = (
+    '-m comment --comment "CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)"'
+)
+_ISOLATION = f"-A FORWARD {_ANY_POLICY} -j {_STAGE1}"
+# The source's and the destination's place in the IP header, by "is IPv6".
+_SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
+
+
+class Shared(NamedTuple):
+    """A rule that all containers share, in iptables-save's words; `first`: goes to the front."""
+
+    rule: str
+    first: bool
+
+
+def add(want: Want, *, accept: bool = True) -> None:
+    """Have the rules; those that are there stay. Without `accept` only the ingress policy's.
+
+    Raises IptablesError; a family's rules are then as they were.
+    """
+    for v6, addresses in want.families:
+        shared = _shared(want, accept)
+        try:
+            _add_family(v6, shared, addresses if accept else [], want.ingress)
+        except IptablesMissing as error:
+            text = f"could not initialize iptables protocol {int(v6)}: {error.msg}"
+            raise IptablesMissing(text, error.details) from None
+        except IptablesError as error:
+            text = f"failed to set up firewall rules with iptables: {error.msg}"
+            raise IptablesError(text, error.details) from None
+
+
+def _shared(want: Want, accept: bool) -> list[Shared]:
+    """In the order in which they are made; so FORWARD has the isolation's jump first."""
+    rules = []
+    if accept:
+        overrides = '-m comment --comment "CNI firewall plugin admin overrides"'
+        rules = [
+            Shared(_JUMP, first=True),
+            Shared(f"-A {_FORWARD} {overrides} -j {want.admin_chain}", first=True),
+        ]
+    if want.ingress is not None:
+        rules += _isolation(want.ingress)
+    return rules
+
+
+def _isolation(ingress: Ingress) -> list[Shared]:
+    bridge, policy = ingress.bridge, _policy(ingress.policy)
+    rules = [
+        Shared(_ISOLATION, first=True),
+        Shared(f"-A {_STAGE1} -i {bridge} ! -o {bridge} {policy} -j {_STAGE2}", first=True),
+    ]
+    if ingress.isolated:
+        rules.append(Shared(_same_bridge_drop(bridge), first=True))
+    return [
+        *rules,
+        Shared(f"-A {_STAGE1} {_ANY_POLICY} -j RETURN", first=False),
+        Shared(f"-A {_STAGE2} -o {bridge} {_ANY_POLICY} -j DROP", first=True),
+        Shared(f"-A {_STAGE2} {_ANY_POLICY} -j RETURN", first=False),
+    ]
+
+
+def _policy(name: str) -> str:
+    return f'-m comment --comment "CNI firewall plugin rules (ingressPolicy: {name})"'
+
+
+def _same_bridge_drop(bridge: str) -> str:
+    return f"-A {_STAGE1} -i {bridge} -o {bridge} {_policy('isolated')} -j DROP"
+
+
+def _outdated(ingress: Ingress) -> list[str]:
+    """The bridge's rules of another policy, from before the configuration was changed."""
+    bridge = ingress.bridge
+    other = _policy("same-bridge" if ingress.isolated else "isolated")
+    rules = [f"-A {_STAGE1} -i {bridge} ! -o {bridge} {other} -j {_STAGE2}"]
+    return rules if ingress.isolated else [*rules, _same_bridge_drop(bridge)]
+
+
+def _own_rules(addresses: list[Prefix]) -> list[str]:
+    """The two rules of each address."""
+    return [
+        rule
+        for address in addresses
+        for rule in (
+            f"-A {_FORWARD} -d {address} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            f"-A {_FORWARD} -s {address} -j ACCEPT",
+        )
+    ]
+
+
+def _add_family(
+    v6: bool, shared: list[Shared], addresses: list[Prefix], ingress: Ingress | None
+) -> None:
+    if not shared:
+        return None
+    own = _own_rules(addresses)
+    if _write(v6, shared, addresses, ingress):
+        return None
+    chain = _FORWARD if own else _STAGE1
+    if not iptables.has_legacy_table(v6, "filter") and iptables.has_nft_chain(v6, "filter", chain):
+        present = {rule for address in addresses for rule in _present(v6, address)}
+        lines = [_edit("-C", item.rule) for item in shared]
+        try:
+            return iptables.restore(
+                v6, "filter", [*lines, *(rule for rule in own if rule not in present)]
+            )
+        except IptablesMissing:
+            raise
+        except IptablesError:
+            pass  # something shared is missing: look which
+    return _complete(v6, shared, own, ingress)
+
+
+def _write(
+    v6: bool, shared: list[Shared], addresses: list[Prefix], ingress: Ingress | None
+) -> bool:
+    """Over netlink, where the node has iptables-nft and it is clear what there is."""
+    from ...netfilter import iptables_netlink
+
+    def missing(rules: iptables_netlink.Rules) -> list[str] | None:
+        saved = rules.saved([item.rule for item in shared])
+        if saved is None:
+            return None
+        for address in addresses:
+            there = [nft.Rule(0, "", raw) for raw in rules.of(_FORWARD) if address.ip in raw]
+            kinds = {_kind(rule, v6, address.ip) for rule in there}
+            saved += [rule for rule in _own_rules([address]) if _option(rule) in kinds]
+        return _missing(saved, shared, _own_rules(addresses), ingress)
+
+    return iptables_netlink.change(v6, "filter", missing)
+
+
+def _option(own_rule: str) -> str:
+    """-d or -s"""
+    return own_rule.split()[2]
+
+
+def _present(v6: bool, address: Prefix) -> list[str]:
+    """Those of the address's rules that iptables-nft has."""
+    kinds = {kind for kind, _ in _nft_rules(v6, address)}
+    return [rule for rule in _own_rules([address]) if _option(rule) in kinds]
+
+
+def _complete(v6: bool, shared: list[Shared], own: list[str], ingress: Ingress | None) -> None:
+    """Read the table and add what it lacks, again if others changed it meanwhile."""
+    for attempt in range(1, _TRIES + 1):
+        lines = _missing(iptables.save(v6, "filter"), shared, own, ingress)
+        if not lines:
+            return None
+        try:
+            return iptables.restore(v6, "filter", lines)
+        except IptablesError:
+            if attempt == _TRIES:
+                raise
+    return None
+
+
+def _missing(
+    saved: list[str], shared: list[Shared], own: list[str], ingress: Ingress | None
+) -> list[str]:
+    """iptables-restore's lines that make the table complete."""
+    chains = {line[1:].partition(" ")[0] for line in saved if line.startswith(":")}
+    rules = [item.rule for item in shared]
+    wanted = dict.fromkeys(name for rule in rules for name in _chains(rule))
+    lines = [f"-N {name}" for name in wanted if name not in chains]
+    if ingress is not None:
+        lines += [_edit("-D", rule) for rule in _outdated(ingress) if rule in saved]
+    for item in shared:
+        if item.rule not in saved:
+            lines.append(_edit("-I" if item.first else "-A", item.rule))
+    if _isolation_is_late(saved, rules):
+        lines += [_edit("-D", _ISOLATION), _edit("-I", _ISOLATION)]
+    return lines + [rule for rule in own if rule not in saved]
+
+
+def _chains(rule: str) -> list[str]:
+    """The chains of ours that a rule needs: its own and its target."""
+    words = rule.split()
+    builtin = ("FORWARD", "RETURN", "DROP", "ACCEPT")
+    return [name for name in (words[1], words[-1]) if name not in builtin]
+
+
+def _isolation_is_late(saved: list[str], rules: list[str]) -> bool:
+    """Would what is accepted in CNI-FORWARD not be isolated any more?"""
+    if _ISOLATION not in saved or _JUMP not in rules:
+        return False  # nothing to compare, or both are made now, in the right order
+    return _JUMP not in saved or saved.index(_JUMP) < saved.index(_ISOLATION)
+
+
+def _edit(command: str, rule: str) -> str:
+    return f"{command}{rule[2:]}"
+
+
+def check(want: Want, *, accept: bool = True) -> list[str]:
+    """What is missing, a line each.
+
+    Older versions of the reference gave isolation's rules other comments; they do for us, too.
+    """
+    problems = []
+    for v6, addresses in want.families:
+        tool = "ip6tables" if v6 else "iptables"
+        try:
+            saved = iptables.save(v6, "filter")
+        except IptablesError as error:
+            problems.append(f"{tool} cannot be read: {error}")
+            continue
+        rules = [item.rule for item in _shared(want, accept)]
+        rules += _own_rules(addresses) if accept else []
+        have = {_without_comment(line) for line in saved}
+        problems += [
+            _difference(rule, tool) for rule in rules if _without_comment(rule) not in have
+        ]
+        if _isolation_is_late(saved, rules):
+            problems.append(f"the jump to {_STAGE1} comes after that to {_FORWARD} in {tool}")
+    return problems
+
+
+def _without_comment(rule: str) -> str:
+    before, _, rest = rule.partition(' -m comment --comment "')
+    return before + rest.partition('"')[2] if rest else rule
+
+
+def _difference(rule: str, tool: str) -> str:
+    chain = rule.split()[1]
+    what = "rule"
+    if chain == "FORWARD" or "admin overrides" in rule:
+        what = f"{chain} rule"
+    return gone(f"expected {what} [{rule.partition(f'{chain} ')[2]}] not found in {tool}")
+
+
+def remove(addresses: list[Prefix]) -> None:
+    """Remove the addresses' rules of either variant; the chains stay. Raises CNIError."""
+    errors: list[CNIError] = []
+    for v6, family in families(addresses):
+        try:
+            if iptables.has_nft_chain(v6, "filter", _FORWARD):
+                _retrying(_remove_nft, v6, family)
+            if iptables.has_legacy_table(v6, "filter"):
+                _retrying(_remove_legacy, v6, family)
+        except IptablesError as error:
+            if iptables.usable(v6):
+                text = f"failed to remove firewall rules with iptables: {error.msg}"
+                errors.append(CNIError(text, error.details))
+    if errors:
+        raise join(errors)
+
+
+def _retrying(operation: Callable[[bool, list[Prefix]], None], *args: object) -> None:
+    """Again when it fails: somebody else may have removed the same between look and change."""
+    for attempt in range(1, _TRIES + 1):
+        try:
+            return operation(*args)  # type: ignore[arg-type]
+        except IptablesError:
+            if attempt == _TRIES:
+                raise
+    return None
+
+
+def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
+    stale = [rule.handle for address in addresses for _, rule in _nft_rules(v6, address)]
+    try:
+        nft.delete("ip6" if v6 else "ip", "filter", [(_FORWARD, handle) for handle in stale])
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            raise IptablesError("somebody else removes the same rules") from None
+        raise IptablesError(f"deleting rules of {_FORWARD}: {error}") from None
+
+
+def _nft_rules(v6: bool, address: Prefix) -> list[tuple[str, nft.Rule]]:
+    """The address's rules in iptables-nft's chain: ("-d" or "-s", rule)."""
+    try:
+        rules = nft.find_rules_with("ip6" if v6 else "ip", "filter", _FORWARD, address.ip)
+    except NetlinkError:
+        return []  # a kernel without nftables has none
+    kinds = ((_kind(rule, v6, address.ip), rule) for rule in rules)
+    return [(kind, rule) for kind, rule in kinds if kind]
+
+
+def _kind(rule: nft.Rule, v6: bool, address: bytes) -> str:
+    """Which of the address's two rules this is; empty for any other (an administrator's)."""
+    names = [name for name, _ in rule.expressions if name != "counter"]
+    if names[:2] != ["payload", "cmp"] or rule.compared[0] != address or not rule.accepts:
+        return ""
+    if names == ["payload", "cmp", "immediate"] and rule.offsets == [_SOURCE[v6]]:
+        return "-s"
+    # conntrack is a match of its own, or what newer versions of iptables write instead of it
+    state = names[2:] in (["match", "immediate"], ["ct", "bitwise", "cmp", "immediate"])
+    if state and rule.offsets == [_DESTINATION[v6]] and _is_state(rule, names[2]):
+        return "-d"
+    return ""
+
+
+def _is_state(rule: nft.Rule, name: str) -> bool:
+    return name == "ct" or b"conntrack\0" in rule.raw
+
+
+def _remove_legacy(v6: bool, addresses: list[Prefix]) -> None:
+    saved = iptables.save(v6, "filter")
+    own = set(_own_rules(addresses))
+    lines = [_edit("-D", line) for line in saved if line in own]
+    if lines:
+        iptables.restore(v6, "filter", lines)

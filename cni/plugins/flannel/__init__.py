@@ -1,0 +1,1 @@
+"""The flannel plugin (docs/plugins/flannel.md)."""

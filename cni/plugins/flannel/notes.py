@@ -1,0 +1,143 @@
+"""flannel's notes: with which configuration an attachment's delegate was called, for its DEL.
+
+    <dataDir>/<container id>:<ifname>   JSON, one file an attachment
+    <dataDir>/<container id>            a link to the newest of them, where the reference looks; or
+                                        the reference's own note, of whichever attachment was last
+
+A colon can be in neither a container id nor an interface name. A note is there whole or not at all:
+it is written as ``:<network's hash>:<container id>:<ifname>`` and then renamed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ...call import Attachment
+from ...owner import Owner, network_key
+from ...protocol.errors import CNIError
+
+
+class Scratch:
+    """The note of one attachment."""
+
+    def __init__(self, data_dir: str, owner: Owner) -> None:
+        name = f"{owner.container_id}:{owner.ifname}"
+        self.directory = data_dir or "."
+        self.path = os.path.join(data_dir, name)
+        self.shared = os.path.join(data_dir, owner.container_id)
+        self._making = os.path.join(data_dir, f":{network_key(owner.network)}:{name}")
+
+    def save(self, data: bytes) -> None:
+        """Write the note, in place of an older one. Raises CNIError."""
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            _write(self._making, data)
+            os.rename(self._making, self.path)
+            self._link()
+        except (OSError, ValueError) as error:
+            if os.path.lexists(self._making):
+                _unlink(self._making)
+            raise _explain("write", self.path, error) from None
+
+    def _link(self) -> None:
+        """Let the reference find it; its own note stays, which may be another attachment's."""
+        if os.path.islink(self.shared):
+            _unlink(self.shared)
+        try:
+            os.symlink(os.path.basename(self.path), self.shared)
+        except FileExistsError:
+            pass
+
+    def load(self) -> bytes | None:
+        """The note; without one the reference's; None when there is neither. Raises CNIError."""
+        data = _read(self.path)
+        if data is None and not os.path.islink(self.shared):
+            data = _read(self.shared)
+        return data
+
+    def remove(self) -> None:
+        """Remove what load() read, and what points to it or was begun. Raises CNIError."""
+        if os.path.islink(self.shared):
+            if os.readlink(self.shared) == os.path.basename(self.path):
+                _unlink(self.shared)
+        elif not os.path.lexists(self.path):
+            _unlink(self.shared)
+        _unlink(self.path)
+        _unlink(self._making)
+
+
+def notes(data_dir: str) -> Iterator[tuple[Attachment, str, bytes]]:
+    """The notes of all attachments: whose, the path, the contents.
+
+    Of the reference's the interface is not known: it is empty. Raises CNIError.
+    """
+    for name in _names(data_dir):
+        path = os.path.join(data_dir, name)
+        container_id, _, ifname = name.partition(":")
+        if container_id and not os.path.islink(path) and os.path.isfile(path):
+            data = _read(path)
+            if data is not None:
+                yield Attachment(container_id, ifname), path, data
+
+
+def remove_begun(data_dir: str, network: str, keep: frozenset[Attachment]) -> None:
+    """Remove what killed ADDs in this network had begun to write. Raises CNIError."""
+    start = f":{network_key(network)}:"
+    for name in _names(data_dir):
+        container_id, _, ifname = name.removeprefix(start).partition(":")
+        if name.startswith(start) and Attachment(container_id, ifname) not in keep:
+            _unlink(os.path.join(data_dir, name))
+
+
+def remove(path: str) -> None:
+    """Remove a note that notes() gave. Raises CNIError."""
+    _unlink(path)
+
+
+def _names(data_dir: str) -> list[str]:
+    try:
+        return sorted(os.listdir(data_dir or "."))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise _explain("open", data_dir, error) from None
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)  # it has to outlive a crash of the node as the leases do
+    finally:
+        os.close(fd)
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _explain("read", path, error) from None
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise _explain("remove", path, error) from None
+
+
+def _explain(operation: str, path: str, error: Exception) -> CNIError:
+    reason = getattr(error, "strerror", None) or str(error)  # a path with a NUL: ValueError
+    return CNIError(
+        f"{operation} {path}: {reason.lower()}",
+        "flannel keeps there what its DEL needs to know: it needs a directory that it can write "
+        "to (dataDir, by default /var/lib/cni/flannel)",
+    )

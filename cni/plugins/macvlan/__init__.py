@@ -1,0 +1,1 @@
+"""The macvlan plugin (docs/plugins/macvlan.md)."""

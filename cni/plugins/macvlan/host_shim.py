@@ -1,0 +1,113 @@
+"""The host's own door to its macvlan containers (`hostShim`), which the kernel otherwise shuts.
+
+A macvlan never hands packets to its master, so a host cannot reach the containers on it. The shim
+is one more macvlan on the master, on the host, with a route to each container. A route carries its
+owner in its metric (a hash of it), so that DEL and GC know whose it is; GC removes what is not
+kept, and the shim when no route is left.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from collections.abc import Callable
+from typing import Any
+
+from ...call import Attachment, Call
+from ...kernel import link, route, sysctl
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink, NetlinkError
+from ...owner import digest, network_key
+from ...protocol.errors import CNIError
+from ...protocol.result import Result
+from ..shared import main
+
+
+def check_config(mode: str, in_container: bool, ipam: str) -> None:
+    """Refuse what a shim cannot serve. Raises CNIError."""
+    if mode not in ("", "bridge"):
+        raise CNIError("hostShim needs the mode bridge", f"in mode {mode} no packet gets across")
+    if in_container or not ipam:
+        raise CNIError(
+            "hostShim needs ipam and a master on the host", "remove hostShim or linkInContainer"
+        )
+
+
+def connect(call: Call[Any], master: Link, result: Result) -> None:
+    """Route the result's addresses from the host, through the shim. Raises CNIError."""
+    with Netlink() as host:
+        try:
+            shim = _ensure(call, host, master)
+            call.undo.callback(disconnect, call)
+            for ip in result.ips:
+                entry = route.Route(
+                    ip.prefix.host,
+                    shim.index,
+                    priority=call.owner.number,
+                    scope=route.SCOPE_LINK if ip.prefix.is_v4 else route.SCOPE_UNIVERSE,
+                )
+                route.add(host, entry, exist_ok=True)
+        except NetlinkError as error:
+            raise CNIError(f"failed to connect the host to {call.ifname}: {error}") from None
+
+
+def _ensure(call: Call[Any], host: Netlink, master: Link) -> Link:
+    name = shim_name(call.network)
+    try:
+        link.create_macvlan(host, name, master.index, mode=link.MACVLAN_MODES["bridge"])
+    except NetlinkError as error:
+        if not link.is_name_taken(error):
+            raise
+    shim = link.get(host, name)
+    sysctl.write_each(_settings(name))
+    link.change(host, shim.index, up=True, alias=f"cni-shim:{network_key(call.network)}")
+    return shim
+
+
+def _settings(name: str) -> list[tuple[str, str]]:
+    """Keep the shim out of the master's business: the node's neighbours must not see it.
+
+    It answers ARP only for those that are routed through it. It has no address but its link-local
+    one, which it uses: neighbour discovery knows no such filter.
+    """
+    return [
+        (f"net/ipv4/conf/{name}/arp_filter", "1"),
+        (f"net/ipv6/conf/{name}/accept_ra", "0"),
+        (f"net/ipv6/conf/{name}/accept_dad", "0"),
+        (f"net/ipv6/conf/{name}/use_oif_addrs_only", "1"),
+    ]
+
+
+def disconnect(call: Call[Any]) -> None:
+    """Remove the owner's routes; the shim itself stays for the next container."""
+    with Netlink() as host:
+        shim = link.find(host, shim_name(call.network))
+        if shim is not None:
+            _remove(host, shim, lambda metric: metric == call.owner.number)
+
+
+def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
+    """Remove the routes of attachments that are not kept, and a shim without routes."""
+    kept = {owner.number for owner in main.owners(call, keep)}
+    with Netlink() as host:
+        shim = link.find(host, shim_name(call.network))
+        if shim is not None and _remove(host, shim, lambda metric: metric not in kept) == 0:
+            link.delete(host, shim.index)
+
+
+def _remove(host: Netlink, shim: Link, unwanted: Callable[[int], bool]) -> int:
+    """Delete the unwanted routes through the shim; the number of those that stay."""
+    left = 0
+    for family in (AF_INET, AF_INET6):
+        for entry in route.show(host, family, shim.index):
+            if entry.dst.length < entry.dst.bits:
+                continue  # the kernel's own: link-local and multicast prefixes
+            if unwanted(entry.priority):
+                route.delete(host, entry)
+            else:
+                left += 1
+    return left
+
+
+def shim_name(network: str) -> str:
+    """The shim's name: one a network."""
+    return f"cnishim{digest(network)[:8]}"

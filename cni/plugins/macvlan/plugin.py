@@ -1,0 +1,121 @@
+"""macvlan: an interface with its own MAC on a host link, in the container (spec/macvlan.md)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ...call import Attachment, Call, Steps
+from ...kernel import link
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
+from ...protocol import config
+from ...protocol.errors import CNIError, DelegateError
+from ...protocol.result import Interface, Result
+from ..shared import announce, sublink
+from . import host_shim as _shim
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Conf(sublink.Conf):
+    mode: str = ""
+    mac: str = ""
+    bcqueuelen: int = 0
+    host_shim: bool = False
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+def add(call: Call[Conf]) -> Result:
+    """Make the interface; the result has it alone."""
+    conf = call.conf
+    mode = _mode(conf)
+    mac = sublink.mac(call)
+    sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
+    if conf.host_shim:
+        _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
+    netns = call.open_netns()
+
+    def make(sock: Netlink, master: Link) -> None:
+        sublink.check_mtu(conf.mtu, master)
+        link.create_macvlan(
+            sock,
+            call.ifname,
+            master.index,
+            mode=mode,
+            mtu=conf.mtu,
+            mac=mac,
+            bc_queue_len=conf.bcqueuelen,
+            netns=netns.fd,
+        )
+
+    made, entry, master = sublink.create_on_master(call, netns, "macvlan", conf.master, make)
+    result = Result(interfaces=[entry], dns=conf.dns)
+    if conf.ipam.type:
+        ipam = call.ipam_add(conf.ipam.type)
+        result.ips, result.routes = ipam.ips, ipam.routes
+        sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+        if conf.host_shim:
+            _shim.connect(call, master, result)
+    else:
+        link.change(netns.netlink(), made.index, up=True)
+    return result
+
+
+def _mode(conf: Conf) -> int:
+    try:
+        return link.MACVLAN_MODES[conf.mode or "bridge"]
+    except KeyError:
+        raise CNIError(
+            f'unknown macvlan mode: "{conf.mode}"',
+            f"mode is one of {', '.join(link.MACVLAN_MODES)}",
+        ) from None
+
+
+def delete(call: Call[Conf]) -> None:
+    """Release the address and delete the interface; the master need not exist any more."""
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.disconnect, call)
+    steps.run(sublink.delete, call)
+    steps.finish()
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    steps = Steps()
+    if call.conf.host_shim:
+        steps.run(_shim.collect, call, keep)
+    steps.run(sublink.gc, call, keep)
+    steps.finish()
+
+
+status = sublink.status
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare the interface with prevResult and configuration."""
+    mode = _mode(call.conf)
+    try:
+        sublink.check(call, "macvlan", lambda found, entry: _differences(mode, found, entry))
+    except CNIError as error:  # the reference's texts for this plugin begin in lower case
+        begins = ("Required", "Sandbox", "Container", "Error")
+        if error.msg.startswith(begins) and not isinstance(error, DelegateError):
+            raise CNIError(error.msg[0].lower() + error.msg[1:], error.details) from None
+        raise
+
+
+def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+    problems = []
+    if found.mode != mode:
+        names = {number: name for name, number in link.MACVLAN_MODES.items()}
+        problems.append(
+            f"container macvlan mode {names.get(found.mode, found.mode)} does not match expected "
+            f"value: {names[mode]}"
+        )
+    if entry.mac and entry.mac != found.mac:
+        problems.append(
+            f"interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+        )
+    return problems

@@ -1,0 +1,1 @@
+"""The portmap plugin (docs/plugins/portmap.md)."""

@@ -1,0 +1,434 @@
+"""portmap with nftables: maps, so that a packet costs one lookup however many ports there are.
+
+In the reference's tables (`ip` and `ip6`, `cni_hostport`), beside its chains, so that containers
+started by either coexist:
+
+    published_prerouting, published_output   what is for an address of the node: to published_lookup
+    published_lookup                         host IP, protocol and port: vmap @published_at; or
+                                             protocol and port: vmap @published
+    net-<hash>                               marks what has to be masqueraded, dnat to map @targets
+    net-<hash>-at                            the same for @published_at, with map @targets_at
+    masquerade_<mark>                        masquerades what is marked
+    published_guard                          keeps what others send to 127.0.0.0/8 out
+
+A net- chain is shared by all containers of the same subnet and options, so that the options of a
+network (conditions, masqAll, the mark) apply to its containers only. A container is nothing but
+elements of the maps, each with its owner in the comment: a port that is taken is EEXIST, and one
+more container is one small transaction. What a container has is looked up in an index, not looked
+for (_portmap_index). Libnftables is needed only for a network's conditions.
+
+What is changed was looked at in the same generation of the ruleset; otherwise it is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from errno import EEXIST, ENOENT
+
+from ...kernel.netlink import NetlinkError
+from ...netfilter import elements as nft_elements
+from ...netfilter import nft
+from ...netfilter.elements import Change, Element
+from ...owner import Owner, network_key
+from ...protocol.address import Prefix
+from ...protocol.errors import CNIError
+from . import nft_index as index
+from .nft_chains import (
+    BY_OWNER,
+    INDEX,
+    KEY,
+    MAPS,
+    NAMES,
+    NETWORK_CHAIN,
+    TABLE,
+    Chain,
+    chains,
+    elements,
+    family_of,
+    is_known,
+    key_of,
+    owner_of,
+    port_of,
+    script,
+    sets,
+    shown,
+    skeleton,
+)
+from .nft_index import Elements
+from .want import Port, Want, plain
+
+_SIZES = {"ip": 4, "ip6": 16}  # of the addresses of each family
+# The reference's chains with rules of containers; the first one is in every table of its.
+_GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
+_RETRIES = 50
+_GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
+
+
+class Taken(CNIError):
+    """A host port is published by another container."""
+
+
+def usable(*, conditions: bool) -> None:
+    """Raises CNIError or NetlinkError when ports cannot be published with nftables.
+
+    Conditions have to be compiled, which takes the library.
+    """
+    if conditions:
+        nft.shared()
+    nft.generation()
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def install(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool = False) -> None:
+    """Publish the ports, instead of what the owner had published before.
+
+    A port that is taken by an owner who is dead goes over to us. If not all of what the owner has
+    may be in the index, `thorough` looks for it. Raises Taken or another CNIError, NetlinkError or
+    nft.Unusable; then there is nothing that a packet could notice.
+    """
+    dead: set[str] = set()
+    for _ in range(_RETRIES):
+        since = nft.generation()
+        missing, changes = _plan(want, dead, thorough)
+        if not is_known(missing):
+            nft.shared().run_text(script(missing))
+            continue
+        try:
+            return nft.transaction(changes, since) if changes else None
+        except NetlinkError as error:
+            if error.errno == nft.ERESTART:
+                continue
+            more = _dead_holders(want, dead, is_dead) if error.errno == EEXIST else set()
+            if more or (error.errno == EEXIST and not thorough):
+                # if it is nobody's, it is the owner's own or a dead one's, and not in the index
+                thorough, dead = thorough or not more, dead | more
+            elif missing:
+                nft.shared().run_text(script(missing))  # does it, or says what is wrong
+            elif error.errno not in (EEXIST, ENOENT):
+                raise
+    raise _restless()
+
+
+def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list[Change]]:
+    """The chains that are not as they should be, and what leads to all that is wanted.
+
+    `dead` are keys of owners to replace.
+    """
+    missing: list[Chain] = []
+    changes: list[Change] = []
+    for address in want.addresses:
+        family = family_of(address)
+        counts = nft.rule_counts(family, TABLE)
+        incomplete = _incomplete(chains(want, address), counts)
+        if incomplete:
+            missing += incomplete
+            changes += skeleton(family, incomplete, counts)
+        is_new = not counts and not nft.has_table(family, TABLE)
+        changes += _changes(want, address, dead, is_new, thorough)
+    return missing, changes
+
+
+def _changes(
+    want: Want, address: Prefix, dead: set[str], is_new: bool, thorough: bool
+) -> list[Change]:
+    """Of the elements, what leads from those that are there to those that are wanted."""
+    family, wanted = family_of(address), elements(want, address)
+    wanted |= index.of(family, wanted)
+    have = None if is_new or thorough else _held(want, address, dead, wanted)
+    if have is not None:
+        return _differing(family, have, wanted)
+    have = {} if is_new else _dumped(family)
+    stale = dead | _former_holders(want.owner, address, have) | {want.owner.key}
+    kept = {n: [e for e in have.get(n, ()) if e.comment[:KEY] not in stale] for n in NAMES}
+    wanted = {name: [*kept[name], *wanted[name]] for name in NAMES}
+    wanted |= index.of(family, wanted)
+    wanted[BY_OWNER].append(index.complete(family))
+    upgrade = [] if is_new else sets(family, INDEX)
+    changes = _differing(family, have, wanted)
+    return [*upgrade, *changes] if changes else []
+
+
+def _held(want: Want, address: Prefix, dead: set[str], wanted: Elements) -> Elements | None:
+    """What has to go or is there already, found by key; None if the index is not complete."""
+    family, own = family_of(address), want.owner.key
+    listed = index.ports_of(family, own)
+    if listed is None:
+        return None
+    keys = [element.value for element in wanted[BY_OWNER]] if listed else []
+    parts = [index.held(family, own, listed, keys)]
+    former = index.holder(want.owner, address)
+    if former is not None:
+        parts.append({INDEX[1]: [former]})
+    gone = {*dead, former.comment[:KEY]} if former is not None else dead
+    for owner in sorted(gone - {own}):
+        parts.append(index.held(family, owner, index.ports_of(family, owner) or []))
+    return index.merged(parts)
+
+
+def _dumped(family: str) -> Elements:
+    """All there is."""
+    return {name: nft_elements.elements(family, TABLE, name) for name in (*NAMES, *INDEX)}
+
+
+def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
+    """What leads from one to the other."""
+    changes: list[Change] = []
+    for name in (*NAMES, *INDEX):
+        before, after = dict.fromkeys(have.get(name, ())), dict.fromkeys(wanted[name])
+        stale = [element for element in before if element not in after]
+        new = [element for element in after if element not in before]
+        changes += nft_elements.remove(family, TABLE, name, stale)
+        changes += nft_elements.insert(family, TABLE, name, new)
+    return changes
+
+
+def _former_holders(owner: Owner, address: Prefix, have: Elements) -> set[str]:
+    """The keys of those in our network who had this address before us.
+
+    IPAM gives an address only once: they are gone, and what they published would come to us.
+    """
+    network = network_key(owner.network)
+    return {
+        element.comment[:KEY]
+        for _, targets in MAPS.values()
+        for element in have.get(targets, ())
+        if element.value.startswith(address.ip) and element.comment.startswith(f"{network}-")
+    }
+
+
+def _dead_holders(want: Want, dead: set[str], is_dead: Callable[[Owner], bool]) -> set[str]:
+    """The keys of the dead owners of ports that we want. Raises Taken if one is alive."""
+    found = set()
+    for address in want.addresses:
+        for name, wanted in elements(want, address).items():
+            for element in wanted:
+                holder = nft_elements.find(family_of(address), TABLE, name, element.key)
+                if holder is None or holder.comment[:KEY] in (want.owner.key, *dead):
+                    continue
+                owner = owner_of(holder.comment)
+                if owner is None or not is_dead(owner):
+                    raise _taken(element, holder, owner, address)
+                found.add(owner.key)
+    return found
+
+
+def _taken(element: Element, holder: Element, owner: Owner | None, address: Prefix) -> Taken:
+    port = port_of(element.key)
+    if owner is not None:
+        who = f"container {owner.container_id} ({owner.ifname} in network {owner.network})"
+        hint = f"stop that container; if it is long gone, `cni gc` of {owner.network} removes it"
+    else:
+        who = f"somebody else ({holder.comment or 'unknown'})"
+        hint = "stop it"
+    place = f"nft list map {family_of(address)} {TABLE}"
+    return Taken(
+        f"host port {port} is already published by {who}",
+        f"publish another port, or {hint}; see `{place} {MAPS[bool(element.key[:-8])][1]}`",
+    )
+
+
+def _restless() -> CNIError:
+    return CNIError(
+        "unable to set up nftables rules for port mappings: the ruleset changes all the time",
+        f"{_RETRIES} attempts; `nft monitor` shows who changes it",
+    )
+
+
+def _incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain]:
+    """Those that are not there, or have not as many rules as they should."""
+    return [chain for chain in wanted if counts.get(chain.name) != len(chain.rules)]
+
+
+# --- DEL and GC -----------------------------------------------------------------------------------
+
+_Find = Callable[[str], Elements]  # what has to go, of a family
+
+
+def remove(owner: Owner, ports: Sequence[Port], *, published: bool) -> list[Port]:
+    """Remove what the owner published; what it was. Raises CNIError.
+
+    `ports` are what is known of it, and `published` says whether anything may be there at all: if
+    so, and the index has nothing, it is looked for.
+    """
+
+    def find(family: str) -> Elements:
+        listed = index.ports_of(family, owner.key)
+        if listed:
+            return index.held(family, owner.key, listed)
+        if listed is None or _is_doubtful(family, owner, ports, published):
+            return _matching(family, owner.key, lambda comment: comment.startswith(owner.key))
+        return index.held(family, owner.key, [])
+
+    return _remove_everywhere(find)
+
+
+def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:
+    """Has the owner something that is not in the index? An earlier build may have put it there."""
+    if not ports:
+        return published
+    for at, names in MAPS.items():
+        some = [port for port in plain(ports, _SIZES[family]) if bool(port.host_ip) is at]
+        keys = [key_of(port) for port in some]
+        for name in names:
+            have = nft_elements.find_all(family, TABLE, name, keys)
+            if any(element.comment.startswith(owner.key) for element in have):
+                return True
+    return False
+
+
+def collect(network: str, keep: Sequence[Owner]) -> list[Port]:
+    """Remove what the network's owners published that are not in `keep`. Raises CNIError."""
+    kept, prefix = {owner.key for owner in keep}, f"{network_key(network)}-"
+    return _remove_everywhere(
+        lambda family: _matching(
+            family, prefix, lambda c: c.startswith(prefix) and c[:KEY] not in kept
+        )
+    )
+
+
+def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elements:
+    """The unwanted elements; `mark` is something that all of them have."""
+    found: Elements = {}
+    for name in (*NAMES, *INDEX):
+        dump = nft_elements.dump(family, TABLE, name)
+        have = nft_elements.matching(dump, [mark.encode()])
+        found[name] = [element for element in have if unwanted(element.comment)]
+    return found
+
+
+def _remove_everywhere(find: _Find) -> list[Port]:
+    try:
+        return [port for family in _SIZES for port in _remove(family, find)]
+    except nft.Unusable:
+        return []  # nor can there be any
+    except NetlinkError as error:
+        raise CNIError(f"error deleting nftables rules: {error}") from None
+
+
+def _remove(family: str, find: _Find) -> list[Port]:
+    """Remove the elements, and with the last ones also the table."""
+    for _ in range(_RETRIES):
+        since = _generation()
+        if not nft.has_chain(family, TABLE, "published_lookup"):
+            return []
+        gone = find(family)
+        try:
+            changes = _removals(family, gone)
+            if changes:
+                nft.transaction(changes, since)
+            keys = [element.key for decides, _ in MAPS.values() for element in gone[decides]]
+            return [port for key in keys if (port := port_of(key))]
+        except NetlinkError as error:
+            if error.errno not in (nft.ERESTART, ENOENT):
+                raise
+    raise _restless()
+
+
+def _generation() -> bytes:
+    try:
+        return nft.generation()
+    except NetlinkError as error:
+        raise nft.Unusable(error.errno or 0, error.detail) from None
+
+
+def _removals(family: str, gone: Elements) -> list[Change]:
+    """The elements, then the networks' chains that no other element leads to; or the table."""
+    counts = nft.rule_counts(family, TABLE)
+    leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
+
+    def has_others(chain: str) -> bool:
+        use = nft.chain_use(family, TABLE, chain)
+        return use > counts.get(chain, 0) + leading.count(chain)
+
+    unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]
+    others = (c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading)
+    is_last = len(unused) == len(set(leading)) and not any(has_others(chain) for chain in others)
+    if is_last and _is_empty_without(family, gone):
+        return [nft.without_table(family, TABLE)]
+    changes = [
+        change
+        for name in (*NAMES, *INDEX)
+        for change in nft_elements.remove(family, TABLE, name, gone[name])
+    ]
+    return changes + [nft.without_chain(family, TABLE, chain) for chain in unused]
+
+
+def _is_empty_without(family: str, gone: Elements) -> bool:
+    """Is this all there is, and nothing of the reference's? Little is left to be read, if so."""
+    dumps = {name: nft_elements.dump(family, TABLE, name) for name in NAMES}
+    if any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES):
+        return False
+    return not nft.has_chain(family, TABLE, _GO_CHAINS[0])
+
+
+def remove_of_go(container_id: str, addresses: Sequence[Prefix] | None) -> None:
+    """Remove the reference's rules of a container: only those for its addresses, if they are known.
+
+    They name the container, not the network: without addresses, those of another network go, too.
+    Raises CNIError.
+    """
+    try:
+        for family in _SIZES:
+            ours = (
+                None if addresses is None else [a.ip for a in addresses if family_of(a) == family]
+            )
+            _remove_rules(family, container_id, ours)
+    except nft.Unusable:
+        return
+    except NetlinkError as error:
+        raise CNIError(f"error deleting nftables rules: {error}") from None
+
+
+def _remove_rules(family: str, container_id: str, addresses: Sequence[bytes] | None) -> None:
+    for last in (False, False, False, True):
+        counts = nft.rule_counts(family, TABLE)
+        rules = [
+            (chain, rule.handle)
+            for chain in _GO_CHAINS
+            if chain in counts
+            for rule in nft.find_rules(family, TABLE, chain, container_id)
+            if rule.comment == container_id
+            and (addresses is None or any(ip in rule.raw for ip in addresses))
+        ]
+        try:
+            return nft.delete(family, TABLE, rules) if rules else None
+        except NetlinkError as error:
+            if error.errno != ENOENT or last:
+                raise
+    return None
+
+
+# --- CHECK ----------------------------------------------------------------------------------------
+
+
+def check(want: Want) -> list[str]:
+    """What is not as it should be, a line each. Raises NetlinkError."""
+    problems = []
+    for address in want.addresses:
+        family, wanted = family_of(address), elements(want, address)
+        counts = nft.rule_counts(family, TABLE)
+        for chain in _incomplete(chains(want, address), counts):
+            place = f"{family} {TABLE}"
+            text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
+            problems.append(text)
+        for name in NAMES:
+            dump = nft_elements.dump(family, TABLE, name)
+            have = nft_elements.matching(dump, [want.owner.key.encode()])
+            problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
+        listed = index.ports_of(family, want.owner.key)
+        if listed is not None and listed != index.of(family, wanted)[BY_OWNER]:
+            text = f"map {BY_OWNER} of {family} {TABLE} does not list what is published"
+            problems.append(f"{text}: run `cni reload`")
+    return problems
+
+
+def _differences(where: str, wanted: Sequence[Element], have: Sequence[Element]) -> list[str]:
+    lines = [
+        f"missing hostport rules: {where}: want {shown(e)}; {_GONE}"
+        for e in wanted
+        if e not in have
+    ]
+    extra = [e for e in have if e not in wanted]
+    return lines + [f"hostport rules: {where}: have {shown(e)}, which nobody wants" for e in extra]

@@ -1,0 +1,44 @@
+"""Ending the UDP and SCTP flows that go where a published port does not lead (any more)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from ...call import Call
+from ...kernel import route
+from ...kernel.netlink import Netlink, NetlinkError
+from ...netfilter import conntrack, nft
+from ...netfilter.conntrack import Flow
+from .want import CONNECTIONLESS, PROTOCOLS, Port
+
+
+def forget(
+    call: Call[Any], v6: bool, ports: Collection[Port], stale: Callable[[Flow], bool]
+) -> None:
+    """End the tracking of stale flows to these ports of the node. What fails is only logged."""
+    for protocol in CONNECTIONLESS:
+        numbers = {port.host_port for port in ports if port.protocol == protocol}
+        if not numbers:
+            continue
+        bound = {(p.host_ip if any(p.host_ip) else b"", p.host_port) for p in ports}
+        try:
+            with Netlink() as host:
+                for flow in conntrack.flows(nft.socket(), v6, PROTOCOLS[protocol], numbers):
+                    keys = {(b"", flow.dst_port), (flow.dst, flow.dst_port)}
+                    if bound & keys and stale(flow) and route.is_local(host, flow.dst):
+                        conntrack.forget(nft.socket(), flow)
+        except NetlinkError as error:
+            call.log(f"cni: portmap: cannot forget old {protocol} flows: {error}")
+
+
+def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection[bytes]) -> None:
+    """Forget flows that go on to a container: to one of these addresses, if they are known."""
+
+    def gone(flow: Flow) -> bool:
+        return flow.answered_by in ours if ours else flow.answered_by != flow.dst
+
+    for v6 in (False, True):
+        size = 16 if v6 else 4
+        family = [p for p in ports if len(p.host_ip) in (0, size)]
+        forget(call, v6, family, gone)

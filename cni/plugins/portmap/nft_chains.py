@@ -1,0 +1,336 @@
+"""How published ports look in nftables: the chains and maps that _portmap_nft keeps.
+
+Each rule is here twice: in nft(8)'s language, and as the kernel has it. The first is compiled by
+libnftables where a network has conditions, which are in that language; a test compares both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ...netfilter import expressions as kernel
+from ...netfilter.elements import Change, Element
+from ...owner import Owner, digest
+from ...protocol.address import Prefix, format_ip
+from .want import PROTOCOLS, Port, Want
+
+TABLE = "cni_hostport"
+_COMMENT = "CNI portmap plugin"
+# After iptables-nft, kube-proxy and the reference (-100), before firewalld (-90).
+PRIORITY = -99
+KEY = 33  # of a comment, what identifies the owner (owner.py)
+# By whether the host IP is part of the key: which chain decides, and where that chain sends it.
+MAPS = {False: ("published", "targets"), True: ("published_at", "targets_at")}
+NAMES = ("published", "targets", "published_at", "targets_at")
+BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see _portmap_index
+NETWORK_CHAIN = "net-"
+_NUMBERS = {number: name for name, number in PROTOCOLS.items()}
+_LOOPBACK = {
+    True: ("127.0.0.0/8", Prefix.parse("127.0.0.0/8")),
+    False: ("::1", Prefix.parse("::1/128")),
+}
+_LO = 1  # the index of `lo` in every namespace
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+class Hook(NamedTuple):
+    """Where the kernel enters a chain."""
+
+    kind: str
+    name: str
+    priority: int
+
+    def __str__(self) -> str:
+        return f"type {self.kind} hook {self.name} priority {self.priority};"
+
+
+class Rule(NamedTuple):
+    """A rule in both languages; what only libnftables can compile has no expressions.
+
+    These are made when they are needed: mostly the chain is there.
+    """
+
+    text: str
+    expressions: Callable[[], list[bytes]] | None
+
+
+class Chain(NamedTuple):
+    """A chain as it has to be; one that is jumped to has no hook.
+
+    `protocols` is the number of the anonymous set in the last rule, if it has one.
+    """
+
+    family: str
+    name: str
+    hook: Hook | None
+    rules: list[Rule]
+    protocols: int = 0
+
+
+def chains(want: Want, address: Prefix) -> list[Chain]:
+    """The chains that publishing an address's ports takes."""
+    family = family_of(address)
+    at = {bool(port.host_ip) for port in want.ports_of(address)}
+    found = [network_chain(want, address, host_ip) for host_ip in sorted(at)]
+    lookup = [_lookup_rule(address, host_ip) for host_ip in (True, False)]
+    found.append(Chain(family, "published_lookup", None, lookup))
+    local = Rule("fib daddr type local jump published_lookup", _look_up_what_is_local)
+    for hook in ("prerouting", "output"):
+        found.append(Chain(family, f"published_{hook}", Hook("nat", hook, PRIORITY), [local]))
+    if want.snat:
+        found.append(_masquerade_chain(family, want.mark))
+        if address.is_v4:
+            found.append(_guard_chain(family))
+    return found
+
+
+def _lookup_rule(address: Prefix, host_ip: bool) -> Rule:
+    decides = MAPS[host_ip][0]
+    return Rule(
+        f"{_key_text(family_of(address), host_ip)} vmap @{decides}",
+        lambda: [*_load_key(address, host_ip), kernel.lookup(decides, into=0)],
+    )
+
+
+def _look_up_what_is_local() -> list[bytes]:
+    return [
+        kernel.fib(kernel.FIB_DADDR, kernel.FIB_TYPE),
+        kernel.compare(kernel.native(kernel.LOCAL)),
+        kernel.jump("published_lookup"),
+    ]
+
+
+def _masquerade_chain(family: str, number: int) -> Chain:
+    mark = kernel.native(number)
+    rule = Rule(
+        f"ct status dnat meta mark & {number:#x} == {number:#x} masquerade",
+        lambda: [
+            kernel.ct(kernel.CT_STATUS),
+            kernel.bitwise(kernel.native(kernel.CT_DNAT), bytes(4)),
+            kernel.compare(bytes(4), kernel.NEQ),
+            kernel.meta(kernel.META_MARK),
+            kernel.bitwise(mark, bytes(4)),
+            kernel.compare(mark),
+            kernel.masquerade(),
+        ],
+    )
+    return Chain(family, f"masquerade_{number:#x}", Hook("nat", "postrouting", 100), [rule])
+
+
+def _guard_chain(family: str) -> Chain:
+    """Route_localnet, without which localhost could not be published, would let neighbours in to
+    what listens only there.
+    """
+    drop = Rule(
+        'iif != "lo" ip daddr 127.0.0.0/8 drop',
+        lambda: [
+            kernel.meta(kernel.META_IIF),
+            kernel.compare(kernel.native(_LO), kernel.NEQ),
+            kernel.destination(_LOOPBACK[True][1]),
+            kernel.verdict(kernel.NF_DROP),
+        ],
+    )
+    return Chain(family, "published_guard", Hook("filter", "prerouting", -300), [drop])
+
+
+def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
+    """The chain of a network's options; its name is a hash of its rules."""
+    family, targets = family_of(address), MAPS[host_ip][1]
+    rules: list[Rule] = []
+    mark = f"meta mark set meta mark or {want.mark:#x}"
+    if want.snat and want.masq_all:
+        rules.append(Rule(f" {mark}", lambda: _set_mark(want.mark)))
+    elif want.snat:
+        own = str(address.network), address.network
+        for text, source in (own, _LOOPBACK[address.is_v4]):
+            rules.append(_marking_rule(f"{family} saddr {text} {mark}", source, want.mark))
+    number = _set_number(family, len(NAMES + INDEX) + host_ip)
+    # the protocols are named once more for libnftables, which wants to know that there are ports
+    text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
+    port = kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2
+    translate = Rule(
+        text,
+        lambda: [
+            kernel.protocols(number),
+            *_load_key(address, host_ip),
+            kernel.lookup(targets, into=kernel.REG1),
+            kernel.dnat(family, kernel.REG1, port),
+        ],
+    )
+    rules.append(translate)
+    conditions = " ".join(want.conditions_of(address))
+    if conditions:
+        rules = [Rule(f"{conditions} {rule.text}", None) for rule in rules]
+    rules = [rule._replace(text=rule.text.strip()) for rule in rules]
+    hashed = digest(" | ".join(rule.text for rule in rules))[:16]
+    name = f"{NETWORK_CHAIN}{hashed}" + ("-at" if host_ip else "")
+    return Chain(family, name, None, rules, number)
+
+
+def _marking_rule(text: str, source: Prefix, mark: int) -> Rule:
+    return Rule(text, lambda: [kernel.source(source), *_set_mark(mark)])
+
+
+def _set_mark(mark: int) -> list[bytes]:
+    return [
+        kernel.meta(kernel.META_MARK),
+        kernel.bitwise(kernel.native(~mark & 0xFFFFFFFF), kernel.native(mark)),
+        kernel.set_meta(kernel.META_MARK),
+    ]
+
+
+def _key_text(family: str, host_ip: bool) -> str:
+    return (f"{family} daddr . " if host_ip else "") + "meta l4proto . th dport"
+
+
+def _load_key(address: Prefix, host_ip: bool) -> list[bytes]:
+    """The same in the kernel's terms: each part into the next free words of the registers."""
+    registers = [kernel.REG1, kernel.REG_SECOND_WORD]
+    found = []
+    if host_ip and address.is_v4:
+        found.append(kernel.payload(kernel.NETWORK, 16, 4))
+        registers = [kernel.REG_SECOND_WORD, kernel.REG_THIRD_WORD]
+    elif host_ip:
+        found.append(kernel.payload(kernel.NETWORK, 24, 16))
+        registers = [kernel.REG2, kernel.REG_SIXTH_WORD]
+    found.append(kernel.meta(kernel.META_L4PROTO, registers[0]))
+    found.append(kernel.payload(kernel.TRANSPORT, 2, 2, registers[1]))
+    return found
+
+
+# --- making them ----------------------------------------------------------------------------------
+
+
+def _sets(family: str) -> dict[str, tuple[str, str | None]]:
+    """The maps and sets of a family: types of key and value."""
+    address = "ipv4_addr" if family == "ip" else "ipv6_addr"
+    port = "inet_proto . inet_service"
+    port_at, target = f"{address} . {port}", f"{address} . inet_service"
+    return {
+        "published": (port, "verdict"),
+        "targets": (port, target),
+        "published_at": (port_at, "verdict"),
+        "targets_at": (port_at, target),
+        BY_OWNER: ("mark . mark . mark . mark . mark", port_at),
+        BY_ADDRESS: (f"mark . mark . {address}", None),
+    }
+
+
+def _set_number(family: str, number: int) -> int:
+    """One that no other set of a transaction has."""
+    return 1 + number + (0 if family == "ip" else 10)
+
+
+def script(wanted: Sequence[Chain]) -> str:
+    """What makes these chains, in nft(8)'s language; all chains first, for they refer to others."""
+    lines = []
+    for family in dict.fromkeys(chain.family for chain in wanted):
+        table = f"{family} {TABLE}"
+        lines.append(f'add table {table} {{ comment "{_COMMENT}"; }}')
+        for name, (key, value) in _sets(family).items():
+            kind = f"map {table} {name} {{ type {key} : {value}; }}"
+            lines.append(f"add {kind}" if value else f"add set {table} {name} {{ type {key}; }}")
+    for chain in wanted:
+        place = f"{chain.family} {TABLE} {chain.name}"
+        lines.append(f"add chain {place}" + (f" {{ {chain.hook} }}" if chain.hook else ""))
+        lines.append(f"flush chain {place}")
+    for chain in wanted:
+        place = f"{chain.family} {TABLE} {chain.name}"
+        lines += [f"add rule {place} {rule.text}" for rule in chain.rules]
+    return "\n".join((*lines, ""))
+
+
+def is_known(wanted: Iterable[Chain]) -> bool:
+    """Can all of these be made without libnftables?"""
+    return all(rule.expressions for chain in wanted for rule in chain.rules)
+
+
+def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Change]:
+    """As `script`, for `nft.transaction`; `counts` says which chains have rules now."""
+    changes = [kernel.new_table(family, TABLE, _COMMENT), *sets(family, (*NAMES, *INDEX))]
+    for chain in wanted:
+        hook = chain.hook or Hook("", "", 0)
+        place = (family, TABLE, chain.name)
+        changes.append(kernel.new_chain(*place, hook.name, hook.kind, hook.priority))
+        if counts.get(chain.name):
+            changes.append(kernel.without_rules(*place))
+    for chain in wanted:
+        if chain.protocols:
+            numbers = sorted(PROTOCOLS.values())
+            changes += kernel.protocol_set(family, TABLE, chain.protocols, numbers)
+        changes += [
+            kernel.new_rule(family, TABLE, chain.name, rule.expressions())
+            for rule in chain.rules
+            if rule.expressions
+        ]
+    return changes
+
+
+def sets(family: str, names: Sequence[str]) -> list[Change]:
+    """For `nft.transaction`: have these maps and sets."""
+    kinds = _sets(family)
+    return [
+        kernel.new_set(family, TABLE, name, _set_number(family, number), *kinds[name])
+        for number, name in enumerate(kinds)
+        if name in names
+    ]
+
+
+# --- elements -------------------------------------------------------------------------------------
+
+
+def family_of(address: Prefix) -> str:
+    return "ip" if address.is_v4 else "ip6"
+
+
+def elements(want: Want, address: Prefix) -> dict[str, list[Element]]:
+    """The elements that publish an address's ports, by map."""
+    found: dict[str, list[Element]] = {name: [] for name in NAMES}
+    chain: dict[bool, str] = {}
+    comment = want.owner.comment
+    for port in want.ports_of(address):
+        at = bool(port.host_ip)
+        if at not in chain:
+            chain[at] = network_chain(want, address, at).name
+        decides, targets = MAPS[at]
+        key, value = key_of(port), address.ip + _padded(port.container_port)
+        found[decides].append(Element(key, b"", chain[at], comment))
+        found[targets].append(Element(key, value, "", comment))
+    return found
+
+
+def key_of(port: Port) -> bytes:
+    """The key of a port's elements."""
+    protocol = bytes((PROTOCOLS[port.protocol], 0, 0, 0))
+    return port.host_ip + protocol + _padded(port.host_port)
+
+
+def _padded(port: int) -> bytes:
+    return port.to_bytes(2, "big") + b"\0\0"
+
+
+def port_of(key: bytes) -> Port | None:
+    """The port that an element's key stands for."""
+    host_ip, number = key[:-8], key[-8]
+    protocol = _NUMBERS.get(number)
+    return Port(host_ip, protocol, int.from_bytes(key[-4:-2], "big"), 0) if protocol else None
+
+
+def owner_of(comment: str) -> Owner | None:
+    """The owner that a comment names, if that is all of his name (it may have been cut)."""
+    _, net, rest = comment.partition(", net: ")
+    network, _, rest = rest.partition(", if: ")
+    ifname, _, container_id = rest.partition(", id: ")
+    owner = Owner(network, container_id, ifname)
+    return owner if net and owner.key == comment[:KEY] else None
+
+
+def shown(element: Element) -> str:
+    value = element.value
+    if not value:
+        return f"{port_of(element.key)} -> {element.chain}"
+    address, port = format_ip(value[:-4]), int.from_bytes(value[-4:-2], "big")
+    return f"{port_of(element.key)} -> {address} port {port}"

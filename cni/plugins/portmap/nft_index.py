@@ -1,0 +1,126 @@
+"""Finding a container's elements by key, so that one of a thousand costs what the first does.
+
+Two more sets in the table, changed in the same transactions as the elements they lead to:
+
+    map by_owner     owner's key . number : host IP . protocol . port   (0.0.0.0, ::: every address)
+    set by_address   network's key . address; the comment names the owner
+
+An owner's ports are numbered from 0 without gaps, so that they can be asked for one after the
+other. The keys are those at the beginning of every comment (owner.py). Under the key of
+zeros by_owner has an element that says that nothing is missing: tables of earlier builds, which
+have no index, get theirs with the next ADD. Without it everything is read, as then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from ...netfilter import elements
+from ...netfilter.elements import Element
+from ...netfilter.expressions import native
+from ...owner import Owner, network_key
+from ...protocol.address import Prefix
+from .nft_chains import BY_ADDRESS, BY_OWNER, INDEX, KEY, MAPS, NAMES, TABLE, family_of
+
+Elements = dict[str, list[Element]]  # by the name of their map or set
+
+_WORDS = 4  # of an owner's key; half of them are the network's
+_NOBODY = bytes(4 * (_WORDS + 1))
+_RUN = 15  # an owner's ports asked for at once
+
+
+# --- what it has to be ----------------------------------------------------------------------------
+
+
+def complete(family: str) -> Element:
+    """The element that says that nothing is missing."""
+    return Element(_NOBODY, bytes(_address_size(family) + 8), "", "all that is published is here")
+
+
+def of(family: str, maps: Elements) -> Elements:
+    """The index of these elements, which may be of several owners."""
+    ports: dict[str, dict[bytes, str]] = {}
+    by_address: dict[bytes, Element] = {}
+    everywhere = bytes(_address_size(family))
+    for name in NAMES:
+        for element in maps[name]:
+            owner = element.comment[:KEY]
+            if not _is_key(owner):
+                continue  # somebody's own
+            host_ip = b"" if name in MAPS[True] else everywhere
+            ports.setdefault(owner, {})[host_ip + element.key] = element.comment
+            if element.value:
+                key = _words(owner)[: 2 * _WORDS] + element.value[:-4]
+                by_address[key] = Element(key, b"", "", element.comment)
+    by_owner = [
+        Element(_words(owner) + native(number), port, "", comment)
+        for owner, found in ports.items()
+        for number, (port, comment) in enumerate(sorted(found.items()))
+    ]
+    return {BY_OWNER: by_owner, BY_ADDRESS: list(by_address.values())}
+
+
+def _is_key(text: str) -> bool:
+    first, _, second = text.partition("-")
+    return len(first) == len(second) == 16 and set(first + second) <= set("0123456789abcdef")
+
+
+def _words(owner: str) -> bytes:
+    """An owner's key as four numbers, which nft(8) shows with the same digits."""
+    digits = owner.replace("-", "")
+    words = (digits[at : at + 8] for at in range(0, len(digits), 8))
+    return b"".join(native(int(word, 16)) for word in words)
+
+
+def _address_size(family: str) -> int:
+    return 4 if family == "ip" else 16
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def ports_of(family: str, owner: str) -> list[Element] | None:
+    """What by_owner has of an owner (his key); None if the index is not complete."""
+    found: list[Element] = []
+    first, words = [_NOBODY], _words(owner)
+    while True:
+        keys = [words + native(number) for number in range(len(found), len(found) + _RUN)]
+        run = elements.find_run(family, TABLE, BY_OWNER, [*first, *keys])
+        if first and not run:
+            return None
+        found += run[len(first) :]
+        if len(run) < len(first) + len(keys):
+            return found
+        first = []
+
+
+def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes] = ()) -> Elements:
+    """All that an owner has, of what by_owner lists and (as it does: with host IP) these keys."""
+    size = _address_size(family)
+    asked = {element.value for element in listed} | set(keys)
+    found: Elements = {BY_OWNER: listed}
+    for at, names in MAPS.items():
+        some = sorted(key if at else key[size:] for key in asked if any(key[:size]) is at)
+        for name in names:
+            have = elements.find_all(family, TABLE, name, some)
+            found[name] = [element for element in have if element.comment.startswith(owner)]
+    addresses = {element.value[:-4] for name in NAMES for element in found[name] if element.value}
+    holders = [_words(owner)[: 2 * _WORDS] + address for address in sorted(addresses)]
+    have = elements.find_all(family, TABLE, BY_ADDRESS, holders)
+    found[BY_ADDRESS] = [element for element in have if element.comment.startswith(owner)]
+    return found
+
+
+def holder(owner: Owner, address: Prefix) -> Element | None:
+    """Who has the address in the owner's network."""
+    network = _words(network_key(owner.network))
+    return elements.find(family_of(address), TABLE, BY_ADDRESS, network + address.ip)
+
+
+def merged(parts: Iterable[Elements]) -> Elements:
+    """All of these together, each element once."""
+    found: dict[str, dict[Element, None]] = {name: {} for name in (*NAMES, *INDEX)}
+    for part in parts:
+        for name, items in part.items():
+            found[name].update(dict.fromkeys(items))
+    return {name: list(items) for name, items in found.items()}

@@ -1,0 +1,73 @@
+"""What portmap is asked for, as both of its backends take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ...owner import Owner
+from ...protocol.address import Prefix, format_ip
+
+PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+# Those whose conntrack entries outlive what made them: nothing like TCP's RST ends them.
+CONNECTIONLESS = ("udp", "sctp")
+
+
+class Port(NamedTuple):
+    """A published port; `host_ip` is packed, empty for every address of the node.
+
+    An unspecified one (0.0.0.0 or ::) stands for every address of its family.
+    """
+
+    host_ip: bytes
+    protocol: str
+    host_port: int
+    container_port: int
+
+    @property
+    def key(self) -> tuple[bytes, str, int]:
+        """What is taken by it: nobody else can have the same."""
+        return self.host_ip, self.protocol, self.host_port
+
+    def __str__(self) -> str:
+        where = f"{format_ip(self.host_ip)} " if self.host_ip else ""
+        return f"{where}{self.host_port}/{self.protocol}"
+
+
+def plain(ports: Iterable[Port], size: int) -> Iterator[Port]:
+    """The ports of a family, whose addresses have that size; an unspecified host IP is left out."""
+    for port in ports:
+        if len(port.host_ip) in (0, size):
+            yield port if any(port.host_ip) else port._replace(host_ip=b"")
+
+
+class Want(NamedTuple):
+    """The container's first address of each family (with its subnet's prefix), and the ports.
+
+    `ports` are those of both families; `mark` is the packet mark that asks for masquerading,
+    `mark_chain` the administrator's iptables chain that sets it; `conditions` by family (IPv4,
+    IPv6) are words in the language of the backend.
+    """
+
+    owner: Owner
+    addresses: list[Prefix]
+    ports: list[Port]
+    snat: bool
+    masq_all: bool
+    mark: int
+    mark_chain: str
+    conditions: tuple[list[str], list[str]]
+
+    def ports_of(self, address: Prefix) -> list[Port]:
+        """The ports to be published for an address: not those with a host IP of another family.
+
+        Here an unspecified host IP is an empty one, and of several mappings of one host port only
+        the first is left.
+        """
+        ports: dict[tuple[bytes, str, int], Port] = {}
+        for port in plain(self.ports, len(address.ip)):
+            ports.setdefault(port.key, port)
+        return list(ports.values())
+
+    def conditions_of(self, address: Prefix) -> list[str]:
+        return self.conditions[0 if address.is_v4 else 1]

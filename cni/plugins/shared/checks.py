@@ -1,0 +1,100 @@
+"""What CHECK compares: the container's interface, its addresses and routes (spec/common.md §8).
+
+Each function returns the differences it finds, so that one CHECK can report them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...call import Call
+from ...kernel import address, link, route
+from ...kernel.netlink import Netlink
+from ...netns import Namespace
+from ...protocol.address import Prefix, parse_ip
+from ...protocol.errors import CNIError
+from ...protocol.result import Interface, IPConfig, Result
+
+
+def fail(problems: list[str]) -> None:
+    """Raise the first problem as the message and all of them as the details."""
+    if problems:
+        details = "" if len(problems) == 1 else "all differences: " + "; ".join(problems)
+        raise CNIError(problems[0], details)
+
+
+def previous_result(call: Call[Any], prefix: str = "") -> Result:
+    """The prevResult, which CHECK cannot do without. Raises CNIError, begun with `prefix`."""
+    previous = call.prev_result()
+    if previous is None:
+        raise CNIError(f"{prefix}Required prevResult missing")
+    return previous
+
+
+def finish(
+    call: Call[Any],
+    netns: Namespace,
+    previous: Result,
+    problems: list[str],
+    rules: list[str] | None = None,
+) -> None:
+    """The end of a CHECK: raise `problems`, those of addresses and routes, and of `rules` last."""
+    sock = netns.netlink()
+    problems = problems + addresses(sock, call.ifname, previous) + routes(sock, previous)
+    fail(problems + (rules or []))
+
+
+def container_interface(call: Call[Any], previous: Result) -> Interface:
+    """prevResult's entry for CNI_IFNAME in CNI_NETNS. Raises CNIError."""
+    sandbox = ""
+    for entry in previous.interfaces:
+        if entry.name == call.ifname:
+            if entry.sandbox == call.netns:
+                return entry
+            sandbox = entry.sandbox
+    raise CNIError(
+        f"Sandbox in prevResult {sandbox} doesn't match configured netns: {call.netns}",
+        f"no interface {call.ifname} in that namespace is part of the prevResult",
+    )
+
+
+def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
+    """Is the address that interface's? Also if it names no interface of the prevResult."""
+    links, index = previous.interfaces, ip.interface
+    return index is None or not 0 <= index < len(links) or links[index].name == ifname
+
+
+def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
+    """prevResult's addresses must be on the interface, their subnets routed (in any table)."""
+    found = link.find(sock, ifname)
+    if found is None:
+        return [f"Cannot find container link {ifname}"]
+    have = {entry.prefix for entry in address.show(sock, found.index)}
+    problems = []
+    for ip in previous.ips:
+        prefix = ip.prefix
+        if prefix not in have:
+            problems.append(f"Failed to match addr {ip.address} on interface {ifname}")
+            continue
+        routes = route.show(sock, prefix.family, table=0)
+        if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in routes):
+            problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
+    return problems
+
+
+def routes(sock: Netlink, previous: Result) -> list[str]:
+    """prevResult's routes must exist in their table; a default route with any gateway.
+
+    Without a table of its own a route may be in any: sbr or vrf may have moved it.
+    """
+    problems = []
+    for wanted in previous.routes:
+        dst = Prefix.parse(wanted.dst).network
+        have = route.show(sock, dst.family, table=wanted.table or 0)
+        gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
+        if not any(gateway):
+            gateway = b""  # 0.0.0.0 stands for a route on the link
+        if not any(r.dst == dst and gateway in (b"", r.gateway) for r in have):
+            text = f"{wanted.dst} via {wanted.gw}" if wanted.gw else wanted.dst
+            problems.append(f"Expected Route {text} not found in routing table")
+    return problems

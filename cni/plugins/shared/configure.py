@@ -1,0 +1,129 @@
+"""Giving a container's interface what IPAM returned (spec/common.md §4)."""
+
+from __future__ import annotations
+
+import struct
+from _socket import AF_INET, AF_INET6
+from typing import Any
+
+from ...call import Call
+from ...kernel import address, link, route, sysctl
+from ...kernel.netlink import Netlink, NetlinkError
+from ...netns import Namespace
+from ...protocol import config
+from ...protocol.address import Prefix, parse_ip
+from ...protocol.errors import CNIError
+from ...protocol.result import IPConfig, Result
+
+
+def interface(
+    call: Call[Any],
+    netns: Namespace,
+    index: int,
+    result: Result,
+    settings: list[tuple[str, str]],
+    *,
+    nodad: bool = False,
+) -> None:
+    """Set sysctls, addresses, the link up, and routes, in that order, on CNI_IFNAME.
+
+    `settings` are sysctls that may fail. `result.ips` name their interface by index into
+    `result.interfaces`; entries without one are left alone. Raises CNIError.
+    """
+    name = call.ifname
+    if not result.interfaces:
+        raise CNIError("no interfaces to configure")
+    sock = netns.netlink()
+    mine = [ip for ip in result.ips if _is_for(ip, name, result)]
+    has_v6 = any(not ip.prefix.is_v4 for ip in mine)
+    _prepare(call, netns, settings, ipv6=has_v6)
+    for ip in mine:
+        try:
+            address.add(sock, index, ip.prefix, nodad=nodad)
+        except NetlinkError as error:
+            raise CNIError(f'failed to add IP addr {ip.address} to "{name}": {error}') from None
+    link.change(sock, index, up=True)
+    gateways = _gateways(mine)
+    if AF_INET6 in gateways:
+        _settle(netns, index, name)
+    for wanted in result.routes:
+        add_route(sock, index, name, wanted, gateways)
+
+
+def _prepare(
+    call: Call[Any], netns: Namespace, settings: list[tuple[str, str]], *, ipv6: bool
+) -> None:
+    """The sysctls of the interface. Raises CNIError."""
+    steps = [(sysctl.WRITE, key, value) for key, value in settings]
+    enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
+    if not steps and not enabling:
+        return
+    outcomes = netns.sysctls(steps + enabling)[len(steps) :]
+    try:
+        warning = sysctl.ipv6_warning(enabling, outcomes)
+    except OSError as error:
+        raise CNIError(error.strerror or str(error)) from None
+    if warning:
+        call.log(warning)
+
+
+def _is_for(ip: IPConfig, name: str, result: Result) -> bool:
+    if ip.interface is None:
+        return False
+    links = result.interfaces
+    if not 0 <= ip.interface < len(links) or links[ip.interface].name != name:
+        raise CNIError(f'failed to add IP addr {ip.address} to "{name}": invalid interface index')
+    return True
+
+
+def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
+    """The first gateway of each family."""
+    found: dict[int, bytes] = {}
+    for ip in ips:
+        if ip.gateway:
+            found.setdefault(ip.prefix.family, parse_ip(ip.gateway))
+    return found
+
+
+def _settle(netns: Namespace, index: int, name: str) -> None:
+    sock = netns.netlink()
+    try:
+        settled = address.settle(sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index)
+    except address.DuplicateAddress as error:
+        raise CNIError(
+            f"link {name} has address {error.prefix} in DADFAILED state",
+            "another node on this link uses the address",
+        ) from None
+    if not settled and link.get(sock, index).operstate == link.IF_OPER_UP:
+        raise CNIError(f"link {name} still has tentative addresses after 5 seconds")
+
+
+def add_route(
+    sock: Netlink, index: int, name: str, wanted: config.Route, gateways: dict[int, bytes]
+) -> None:
+    """Install one route of a result; without `gw` it takes its family's gateway, if any."""
+    dst = Prefix.parse(wanted.dst)
+    gateway = parse_ip(wanted.gw) if wanted.gw else gateways.get(dst.family, b"")
+    if gateway == bytes(4) or gateway == bytes(16):
+        gateway = b""  # 0.0.0.0 means: on the link
+    entry = route.Route(
+        dst,
+        index,
+        gateway,
+        priority=wanted.priority,
+        table=wanted.table or route.TABLE_MAIN,
+        scope=wanted.scope or route.SCOPE_UNIVERSE,
+    )
+    try:
+        route.add(sock, entry)
+    except (NetlinkError, struct.error) as error:
+        text = (
+            f"{entry} dev {name} metric {entry.priority} "
+            f"(Scope: {entry.scope}, Table: {entry.table})"
+        )
+        raise CNIError(f"failed to add route '{text}': {error}") from None
+
+
+def default_route(family: int) -> Prefix:
+    """0.0.0.0/0 or ::/0."""
+    return Prefix(bytes(4 if family == AF_INET else 16), 0)

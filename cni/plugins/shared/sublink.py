@@ -1,0 +1,202 @@
+"""Links that hang on a master: what macvlan, ipvlan and vlan share.
+
+The kernel makes the link in the container's namespace under its final name, in one request: there
+is no temporary name to rename and no state in between that a kill could leave.
+"""
+
+from __future__ import annotations
+
+from _socket import AF_INET, AF_INET6
+from collections.abc import Callable
+from typing import Any
+
+from ...call import Attachment, Call, Steps
+from ...kernel import link, route
+from ...kernel.link import Link, LinkNotFound
+from ...kernel.netlink import Netlink, NetlinkError
+from ...netns import Namespace
+from ...protocol import args, config
+from ...protocol.errors import CNIError
+from ...protocol.result import Interface, Result
+from . import checks, veth
+from . import configure as _configure
+
+
+class Conf(config.NetConf):
+    """What the configurations of links on a master have in common."""
+
+    master: str = ""
+    mtu: int = 0
+    link_in_container: bool = False
+
+
+def default_route_link(sock: Netlink) -> str:
+    """The name of the first default route's interface, IPv4 first. Raises CNIError."""
+    for family in (AF_INET, AF_INET6):
+        for entry in route.show(sock, family):
+            if entry.dst.length == 0 and entry.index:
+                return link.get(sock, entry.index).name
+    raise CNIError("no default route interface found", "name the interface to use as `master`")
+
+
+def find_master(sock: Netlink, name: str) -> Link:
+    """The link `name`, or of the default route when it is empty. Raises CNIError."""
+    name = name or default_route_link(sock)
+    try:
+        return link.get(sock, name)
+    except LinkNotFound as error:
+        raise CNIError(str(error), f'the master "{name}" does not exist') from None
+
+
+def check_mtu(mtu: int, master: Link) -> None:
+    """Refuse an MTU that the master cannot carry. Raises CNIError."""
+    if not 0 <= mtu <= master.mtu:
+        raise CNIError(f"invalid MTU {mtu}, must be [0, master MTU({master.mtu})]")
+
+
+def check_unsigned(name: str, value: int) -> None:
+    """Refuse what the kernel cannot even be asked for. Raises CNIError."""
+    if not 0 <= value < 1 << 32:
+        raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
+
+
+def mac(call: Call[Any]) -> bytes:
+    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one.
+
+    Raises CNIError ``invalid args <mac> for MAC addr: …``.
+    """
+    pairs = args.parse(call.args, frozenset({"MAC"}))
+    text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
+    try:
+        return link.parse_mac(text) if text else b""
+    except ValueError as error:
+        raise CNIError(f"invalid args {text} for MAC addr: {error}") from None
+
+
+def create_on_master(
+    call: Call[Any],
+    netns: Namespace,
+    kind: str,
+    name: str,
+    make: Callable[[Netlink, Link], None],
+) -> tuple[Link, Interface, Link]:
+    """Like create(), on the master `name`, which is looked up where the configuration says.
+
+    `make` is given a socket in the master's namespace, and the master, which is also returned last.
+    """
+    with Netlink() as host:
+        sock = netns.netlink() if call.conf.link_in_container else host
+        master = find_master(sock, name)
+        made, entry = create(call, netns, kind, lambda: make(sock, master))
+    return made, entry, master
+
+
+def create(
+    call: Call[Any], netns: Namespace, kind: str, make: Callable[[], None]
+) -> tuple[Link, Interface]:
+    """Run `make`, which creates CNI_IFNAME in `netns`; the link and its entry in the result.
+
+    The link is deleted if the ADD fails later. Raises CNIError ``failed to create <kind>: …``.
+    """
+    try:
+        make()
+    except NetlinkError as error:
+        details = ""
+        if link.is_name_taken(error):
+            details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"
+        raise CNIError(f"failed to create {kind}: {error}", details) from None
+    found = link.get(netns.netlink(), call.ifname)
+    call.undo.callback(_undo, call, call.ifname)
+    return found, Interface(name=call.ifname, mac=found.mac, sandbox=call.netns)
+
+
+def _undo(call: Call[Any], ifname: str) -> None:
+    with Namespace.open(call.netns) as netns:
+        link.delete_name(netns.netlink(), ifname)
+
+
+def configure(
+    call: Call[Any],
+    netns: Namespace,
+    made: Link,
+    result: Result,
+    settings: list[tuple[str, str]] | None = None,
+    *,
+    nodad: bool = False,
+) -> None:
+    """Give the only interface of the result its addresses and routes."""
+    for ip in result.ips:
+        ip.interface = 0
+    _configure.interface(call, netns, made.index, result, settings or [], nodad=nodad)
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def delete(call: Call[Any]) -> None:
+    """Release the address and delete the link; every step runs, and needs no master."""
+    ipam = call.conf.ipam.type
+    netns = call.find_netns()
+    steps = Steps()
+    if ipam:
+        steps.run(call.delegate, ipam)
+    if netns is not None:
+        steps.run(veth.delete_in_container, netns, call.ifname)
+    steps.finish()
+
+
+def gc(call: Call[Any], _keep: frozenset[Attachment]) -> None:
+    """Have the IPAM plugin collect its leases; the links live and die with their namespace."""
+    status(call)
+
+
+def status(call: Call[Any]) -> None:
+    """Ready if the IPAM plugin is, where there is one."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+
+
+def check(
+    call: Call[Any],
+    kind: str,
+    differences: Callable[[Link, Interface], list[str]],
+    *,
+    prefix: str = "",
+    ipam_required: bool = False,
+    with_routes: bool = True,
+) -> None:
+    """Have the IPAM plugin check, then compare the master, the link, its addresses and routes.
+
+    `differences` says what is wrong with the link, when it is one of that kind; `prefix` begins
+    what is said of a missing prevResult. Raises CNIError.
+    """
+    netns = call.open_netns()
+    if call.conf.ipam.type or ipam_required:
+        call.delegate(call.conf.ipam.type)
+    previous = checks.previous_result(call, prefix)
+    entry = checks.container_interface(call, previous)
+    problems = _missing_master(call.conf, netns) if isinstance(call.conf, Conf) else []
+    sock = netns.netlink()
+    found = link.find(sock, entry.name)
+    if found is None:
+        problems.append(f"{prefix}Container Interface name in prevResult: {entry.name} not found")
+    elif found.kind != kind:
+        problems.append(f"Error: Container interface {entry.name} not of type {kind}")
+    else:
+        problems += differences(found, entry)
+    problems += checks.addresses(sock, call.ifname, previous)
+    if with_routes:
+        problems += checks.routes(sock, previous)
+    checks.fail(problems)
+
+
+def _missing_master(conf: Conf, netns: Namespace) -> list[str]:
+    """Is the configured master still there? Nothing is said of one that was not named."""
+    if not conf.master:
+        return []
+    if conf.link_in_container:
+        found = link.find(netns.netlink(), conf.master)
+    else:
+        with Netlink() as host:
+            found = link.find(host, conf.master)
+    return [] if found else [f'failed to lookup master "{conf.master}": Link not found']

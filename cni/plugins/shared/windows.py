@@ -1,0 +1,349 @@
+"""What win-bridge and win-overlay share: names, endpoints, DEL, GC (spec/win-bridge.md).
+
+An endpoint's name is derived from the container and the network, so that it is found again without
+a prevResult, and after a kill at any point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ...call import Attachment, Call, Steps
+from ...protocol.address import InvalidAddress, Prefix, canonical_ip, parse_ip
+from ...protocol.config import DNS, Folded, NetConf, lookup
+from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.result import Interface, IPConfig, Result
+from ...windows import dll, hcn, hns
+from ...windows.model import Endpoint, Network, Wanted
+from ...windows.policies import Policies, PortMapping
+
+# CNI_NETNS of a pod's first container in the v1 world; others name it: container:<its id>.
+PAUSE = "none"
+
+
+class _Policy(Folded):
+    name: str = ""
+    value: Any = None
+
+
+class _RuntimeDNS(Folded):
+    servers: list[str] = []
+    searches: list[str] = []
+
+
+class _PortMapping(Folded):
+    host_port: int = 0
+    container_port: int = 0
+    protocol: str = ""
+    host_ip: str = ""
+
+
+class _RuntimeConfig(Folded):
+    dns: _RuntimeDNS = msgspec.field(default_factory=_RuntimeDNS)
+    port_mappings: list[_PortMapping] = []
+
+
+class SharedConf(NetConf):
+    """The keys that both plugins have."""
+
+    api_version: int = 1
+    policies: list[_Policy | None] = []  # their form; what they are is taken from the raw JSON
+    loopback_dsr: bool = msgspec.field(default=False, name="loopbackdsr")
+    runtime_config: _RuntimeConfig = msgspec.field(default_factory=_RuntimeConfig)
+
+
+def v2(call: Call[Any]) -> bool:
+    """Is it HCN's turn?"""
+    return bool(call.conf.api_version == 2)
+
+
+def policies(call: Call[Any]) -> Policies:
+    """The configured policies, to add to."""
+    return Policies(lookup(call.raw, "policies"), v2(call))
+
+
+def dns(conf: SharedConf) -> DNS:
+    """The configured DNS, replaced list by list by what the runtime says."""
+    given = conf.runtime_config.dns
+    return DNS(
+        nameservers=given.servers or conf.dns.nameservers,
+        domain=conf.dns.domain,
+        search=given.searches or conf.dns.search,
+        options=conf.dns.options,
+    )
+
+
+def port_mappings(conf: SharedConf) -> list[PortMapping]:
+    """The ports to publish."""
+    given = conf.runtime_config.port_mappings
+    return [PortMapping(m.host_port, m.container_port, m.protocol, m.host_ip) for m in given]
+
+
+def loop_back(call: Call[Any], into: Policies, address: str) -> None:
+    """Add the policy for loopback DSR if it is configured and this host can do it."""
+    if not call.conf.loopback_dsr or not address:
+        return
+    if hns.supports_dsr():
+        into.loop_back(address)
+    else:
+        call.log("this Windows has no loopback DSR (HNS 9.3 to 9.x, or 10.2): loopbackDSR ignored")
+
+
+# --- names ---
+
+
+def sandbox_id(container_id: str, netns: str) -> str:
+    """The ID of the pod: docker gives that of the first container as ``container:<id>``."""
+    before, colon, after = netns.partition(":")
+    return after if before and colon and netns != PAUSE else container_id
+
+
+def endpoint_name(call: Call[Any]) -> str:
+    return f"{sandbox_id(call.container_id, call.netns)}_{call.network}"
+
+
+def shares(call: Call[Any]) -> bool:
+    """Does this container use the endpoint of another, which owns endpoint and address?"""
+    return not v2(call) and bool(call.netns) and call.netns != PAUSE
+
+
+# --- ADD ---
+
+
+def allocate(call: Call[Any], texts: tuple[str, str]) -> IPConfig:
+    """The first address that IPAM gives, released if this ADD fails.
+
+    `texts` begin the errors of running IPAM and of reading its result. Raises CNIError.
+    """
+    name = call.conf.ipam.type
+    if name:
+        call.undo.callback(call.delegate, name, "DEL")
+    try:
+        result = call.delegate(name, "ADD")
+    except InvalidAddress as error:
+        raise error.wrapped(texts[1]) from None
+    except CNIError as error:
+        raise error.wrapped(texts[0]) from None
+    if result is None or not result.ips:
+        raise CNIError(
+            "IPAM plugin return is missing IP config", f'the IPAM plugin "{name}" gave no address'
+        )
+    return result.ips[0]
+
+
+def provide(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
+    """The attachment's endpoint, attached: the one that exists, or one that `make` describes.
+
+    What was made is removed if the ADD fails. Raises CNIError.
+    """
+    return _provide_v2(call, network, make) if v2(call) else _provide_v1(call, network, make)
+
+
+def _provide_v1(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
+    name = endpoint_name(call)
+    found = hns.find_endpoint(name)
+    if found is None and shares(call):
+        raise CNIError(
+            f"failed to find HNSEndpoint {name}: Endpoint {name} not found",
+            f"a container whose CNI_NETNS is not {PAUSE} shares the endpoint of its pod's first "
+            "container; with containerd set apiVersion to 2",
+        )
+    found = _unless_elsewhere(found, network, hns.delete, "HNSEndpoint")
+    made = found is None
+    if found is None:
+        wanted = make()
+        call.undo.callback(_remove_by_name, hns.find_endpoint, hns.delete, name)
+        try:
+            found = hns.create(wanted)
+        except CNIError as error:
+            raise error.wrapped("failed to create the new HNSEndpoint: ") from None
+    try:
+        running = hns.attach(found, call.container_id)
+        if not running and made:
+            raise CNIError("The compute system does not exist")
+    except CNIError as error:
+        where = f"failed to attach container {call.container_id} to HNSEndpoint {found.id}: "
+        raise error.wrapped(where) from None
+    return found
+
+
+def _provide_v2(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
+    dll.guid(call.netns)  # before anything is changed
+    name = endpoint_name(call)
+    found = hcn.find_endpoint(name)
+    found = _unless_elsewhere(found, network, hcn.delete, "HostComputeEndpoint")
+    if found is None:
+        wanted = make()
+        call.undo.callback(_remove_by_name, hcn.find_endpoint, hcn.delete, name)
+        try:
+            found = hcn.create(wanted)
+        except CNIError as error:
+            raise error.wrapped("failed to create the new HostComputeEndpoint: ") from None
+    if found.namespace.lower() != call.netns.lower():
+        try:
+            hcn.attach(found, call.netns)
+        except CNIError as error:
+            where = (
+                f"failed to add HostComputeEndpoint {name} to HostComputeNamespace {call.netns}: "
+            )
+            raise error.wrapped(where) from None
+    return found
+
+
+def _unless_elsewhere(
+    found: Endpoint | None, network: Network, delete: Callable[[Endpoint], None], kind: str
+) -> Endpoint | None:
+    """The endpoint if it is in this network; one of another network is removed."""
+    if found is None or found.network_id.lower() == network.id.lower():
+        return found
+    try:
+        delete(found)
+    except CNIError as error:
+        raise error.wrapped(f"failed to delete corrupted {kind} {found.name}: ") from None
+    return None
+
+
+def _remove_by_name(
+    find: Callable[[str], Endpoint | None], delete: Callable[[Endpoint], None], name: str
+) -> None:
+    """Undo: also when the answer to making it was lost."""
+    found = find(name)
+    if found is not None:
+        delete(found)
+
+
+def result(call: Call[Any], network: Network, endpoint: Endpoint) -> Result:
+    """The endpoint as an ADD returns it. Raises CNIError."""
+    try:
+        length = Prefix.parse(network.subnet).length
+        address = f"{canonical_ip(endpoint.address)}/{length}"
+        gateway = canonical_ip(endpoint.gateway) if endpoint.gateway else None
+    except InvalidAddress as error:
+        raise CNIError(
+            f"endpoint {endpoint.name} has no valid address: {error.msg}",
+            f'address "{endpoint.address}", gateway "{endpoint.gateway}"; the first subnet of '
+            f'network {call.network} is "{network.subnet}"',
+        ) from None
+    return Result(
+        interfaces=[Interface(name=endpoint.name, mac=endpoint.mac)],
+        ips=[IPConfig(address=address, gateway=gateway)],
+        dns=endpoint.dns,
+    )
+
+
+# --- the other verbs ---
+
+
+def delete(call: Call[Any]) -> None:
+    """Release the address and remove the endpoint; neither being there is success."""
+    steps = Steps()
+    if call.conf.ipam.type and not shares(call):
+        steps.run(call.delegate, call.conf.ipam.type)
+    steps.run(_remove_v2 if v2(call) else _remove_v1, call)
+    steps.finish()
+
+
+def _remove_v1(call: Call[Any]) -> None:
+    endpoint = hns.find_endpoint(endpoint_name(call)) if call.netns else None
+    if endpoint is None:
+        return
+    if shares(call):
+        _try(call, hns.detach, endpoint, call.container_id)
+        return
+    _try(call, hns.hot_detach, endpoint, call.container_id)
+    hns.delete(endpoint)
+
+
+def _try(call: Call[Any], function: Callable[..., Any], *args: Any) -> None:
+    """What may fail because the container has ended: said, not raised."""
+    try:
+        function(*args)
+    except CNIError as error:
+        call.log(f"detaching {call.container_id} from its endpoint: {error}")
+
+
+def _remove_v2(call: Call[Any]) -> None:
+    endpoint = hcn.find_endpoint(endpoint_name(call))
+    if endpoint is not None:
+        _remove_hcn(endpoint)
+
+
+def _remove_hcn(endpoint: Endpoint) -> None:
+    try:
+        hcn.detach(endpoint)
+    except CNIError as error:
+        where = f"error removing endpoint: {endpoint.name} from namespace: "
+        raise error.wrapped(where) from None
+    try:
+        hcn.delete(endpoint)
+    except CNIError as error:
+        raise error.wrapped(f"failed to remove HostComputeEndpoint {endpoint.name}: ") from None
+
+
+def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
+    """Remove this network's endpoints whose containers are not in `keep`.
+
+    With HCN only: in the v1 world names hold pods, which `keep` does not know.
+    """
+    steps = Steps()
+    if call.conf.ipam.type:
+        steps.run(call.delegate, call.conf.ipam.type)
+    if v2(call):
+        kept = {each.container_id for each in keep}
+        for endpoint in steps.run(_endpoints, call) or []:
+            owner = endpoint.name.removesuffix(f"_{call.network}")
+            if owner != endpoint.name and owner not in kept:
+                steps.run(_remove_hcn, endpoint)
+    steps.finish()
+
+
+def _endpoints(call: Call[Any]) -> list[Endpoint]:
+    network = hcn.find_network(call.network)
+    return hcn.endpoints_of(network) if network is not None else []
+
+
+def check(call: Call[Any], find_network: Callable[[Call[Any]], Network]) -> None:
+    """The endpoint must be there, in this network, with prevResult's MAC and address."""
+    if call.conf.ipam.type and not shares(call):
+        call.delegate(call.conf.ipam.type)
+    name = endpoint_name(call)
+    network = find_network(call)
+    endpoint = hcn.find_endpoint(name) if v2(call) else hns.find_endpoint(name)
+    if endpoint is None:
+        raise CNIError(f"endpoint {name} is gone", "recreate the container")
+    problems = _differences(call, network, endpoint)
+    if problems:
+        raise CNIError("; ".join(problems), f"endpoint {endpoint.id}; recreate the container")
+
+
+def _differences(call: Call[Any], network: Network, endpoint: Endpoint) -> list[str]:
+    problems = []
+    if endpoint.network_id.lower() != network.id.lower():
+        problems.append(f"endpoint {endpoint.name}: want network {network.id}, have another")
+    if v2(call) and endpoint.namespace.lower() != call.netns.lower():
+        have = endpoint.namespace or "none"
+        problems.append(f"endpoint {endpoint.name}: want namespace {call.netns}, have {have}")
+    previous = call.prev_result()
+    if previous is None:
+        return problems
+    for entry in previous.interfaces:
+        if entry.name == endpoint.name and entry.mac.lower() != endpoint.mac.lower():
+            problems.append(f"endpoint {entry.name}: want MAC {entry.mac}, have {endpoint.mac}")
+    wanted = [ip.prefix.ip for ip in previous.ips]
+    if wanted and parse_ip(endpoint.address) not in wanted:
+        listed = ", ".join(ip.address for ip in previous.ips)
+        problems.append(f"endpoint {endpoint.name}: want {listed}, have {endpoint.address}")
+    return problems
+
+
+def status(call: Call[Any], find_network: Callable[[Call[Any]], Network]) -> None:
+    """Ready if IPAM is, and the network exists. Raises NotAvailable (code 50)."""
+    if call.conf.ipam.type:
+        call.delegate(call.conf.ipam.type)
+    try:
+        find_network(call)
+    except CNIError as error:
+        raise NotAvailable(error.msg, error.details) from None

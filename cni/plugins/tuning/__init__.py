@@ -1,0 +1,1 @@
+"""The tuning plugin (docs/plugins/tuning.md)."""

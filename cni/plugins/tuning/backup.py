@@ -1,0 +1,200 @@
+"""What tuning found before it changed anything, on disk for DEL (spec/tuning.md, "Backup file").
+
+    <dataDir>/<container id>_<ifname>.json
+      {"mac": …, "promisc": …, "mtu": …, "allmulti": …, "txQLen": …,  the reference's keys
+       "sysctl": …, "ethtool": …, "owner": …}                         ours, which it skips
+
+Either implementation restores from the other's file. It is there before the first change and holds
+the values from before *any* change: a second ADD for the same interface (another tuning in the
+chain, or a retry after a kill) adds to it and overwrites nothing. A new file is renamed into place,
+so ours is never torn; a torn one is the reference's, killed before it changed anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from errno import ENOSPC
+from typing import Any
+
+import msgspec
+
+from ...netns import Namespace
+from ...netns.namespace import cookie
+from ...owner import Owner, network_key
+from ...protocol.errors import CNIError
+
+DIRECTORY = "/run/cni/tuning"
+
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+_MAX_SIZE = 1 << 20
+
+
+class Holder(msgspec.Struct):
+    """Whose the file is; `netns` identifies the namespace in which the values were found."""
+
+    network: str
+    container_id: str = msgspec.field(name="containerID")
+    ifname: str
+    netns: str
+
+
+class Backup(msgspec.Struct, omit_defaults=True):
+    """Values from before the change, of what was changed."""
+
+    mac: str = ""
+    promisc: bool | None = None
+    mtu: int = 0
+    allmulti: bool | None = None
+    txqlen: int | None = msgspec.field(default=None, name="txQLen")
+    sysctl: dict[str, tuple[str, str]] = {}  # name -> value before, value set
+    ethtool: dict[str, bool] = {}
+    owner: Holder | None = None
+
+    @property
+    def link(self) -> dict[str, Any]:
+        """The link's attributes that are known, by link.change's keywords; the MAC as text."""
+        known = {
+            "mac": self.mac or None,
+            "promisc": self.promisc,
+            "mtu": self.mtu or None,
+            "allmulti": self.allmulti,
+            "txqlen": self.txqlen,
+        }
+        return {key: value for key, value in known.items() if value is not None}
+
+    def over(self, newer: Backup) -> Backup:
+        """What this and a later backup know; where both know something, this was first."""
+        values = dict(self.sysctl)
+        for name, (before, ours) in newer.sysctl.items():
+            values[name] = (self.sysctl.get(name, (before,))[0], ours)
+        return Backup(
+            **{**newer.link, **self.link},
+            sysctl=values,
+            ethtool={**newer.ethtool, **self.ethtool},
+            owner=newer.owner,
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Is there nothing to put back?"""
+        return not (self.sysctl or self.ethtool or self.link)
+
+    def is_of(self, netns: Namespace) -> bool:
+        """Were the values found in this namespace? Unknown (the reference's file) counts as yes."""
+        return self.owner is None or self.owner.netns == identity(netns)
+
+
+def identity(netns: Namespace) -> str:
+    """What tells this namespace from every other of this boot; before Linux 5.14, of now."""
+    found = cookie(netns.netlink().sock)
+    return f"cookie {found:x}" if found else "inode {}:{}".format(*netns.identity)
+
+
+def directory_of(data_dir: str) -> str:
+    """Where the configuration wants the files. Raises CNIError."""
+    if "\0" in data_dir:
+        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
+    return data_dir or DIRECTORY
+
+
+class File:
+    """The backup file of one attachment. Raises CNIError."""
+
+    def __init__(self, directory: str, owner: Owner) -> None:
+        self.directory = directory_of(directory)
+        self._path = os.path.join(self.directory, f"{owner.container_id}_{owner.ifname}.json")
+        self._new = os.path.join(self.directory, f".{owner.key}")
+
+    def read(self) -> Backup | None:
+        """What the file says; None if there is none, or a torn one."""
+        try:
+            return _read(self._path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _explain("open", self._path, error) from None
+
+    def write(self, backup: Backup) -> None:
+        """Replace the file, at once."""
+        data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
+        try:
+            fd = self._open()
+            try:
+                if os.write(fd, data) != len(data):
+                    raise OSError(ENOSPC, os.strerror(ENOSPC))
+            finally:
+                os.close(fd)
+            os.rename(self._new, self._path)
+        except OSError as error:
+            raise _explain("write", self._path, error) from None
+
+    def _open(self) -> int:
+        try:
+            return os.open(self._new, _WRITE, 0o600)
+        except FileNotFoundError:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            return os.open(self._new, _WRITE, 0o600)
+
+    def remove(self) -> None:
+        """Remove the file, and one that was being written; none is success."""
+        for path in (self._path, self._new):
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise _explain("remove", path, error) from None
+
+
+def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
+    """Remove the files of a network's attachments that are not in `keep`.
+
+    The reference's own do not say of which network they are: those are left alone.
+    """
+    directory = directory_of(directory)
+    kept = list(keep)
+    names = {f"{owner.container_id}_{owner.ifname}.json" for owner in kept}
+    unfinished = {f".{owner.key}" for owner in kept}
+    try:
+        entries = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        path = os.path.join(directory, entry)
+        if entry.startswith(f".{network_key(network)}-"):
+            doomed = entry not in unfinished
+        else:
+            doomed = entry.endswith(".json") and entry not in names and _network(path) == network
+        if doomed:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                pass
+
+
+def _network(path: str) -> str | None:
+    try:
+        found = _read(path)
+    except OSError:
+        return None
+    return found.owner.network if found is not None and found.owner is not None else None
+
+
+def _read(path: str) -> Backup | None:
+    fd = os.open(path, _READ)
+    try:
+        size = min(os.fstat(fd).st_size, _MAX_SIZE)
+        return msgspec.json.decode(os.read(fd, size), type=Backup)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _explain(operation: str, path: str, error: OSError) -> CNIError:
+    return CNIError(
+        f"{operation} {path}: {(error.strerror or '').lower()}",
+        "tuning keeps there (dataDir) what was before, so that DEL can put it back",
+    )

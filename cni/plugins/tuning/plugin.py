@@ -1,0 +1,308 @@
+"""tuning: changes sysctls, attributes and features of a chained interface (spec/tuning.md).
+
+ADD looks at what is about to change, writes that to the backup file, then changes it: the link in
+one request to the kernel, the sysctls in one job in the container's namespace. DEL puts back what
+the file says.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EROFS
+from typing import Any
+
+from ...call import Attachment, Call
+from ...kernel import link, sysctl
+from ...kernel.link import Link
+from ...kernel.netlink import NetlinkError
+from ...netns import Namespace, NetnsError
+from ...protocol import args
+from ...protocol.errors import CNIError, NotAvailable, Terminated
+from ...protocol.result import Result
+from . import backup, settings
+from .backup import Backup
+from .settings import Conf, Settings
+
+_NO_PARAMETER = frozenset({ENOENT, ENOTDIR, EISDIR})
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def add(call: Call[Conf]) -> Result:
+    """Change what is wanted; the result is the prevResult, with the MAC that was set."""
+    want = Settings(call)
+    settings.require_allowed(want.keys)
+    result = call.prev_result()
+    if result is None:
+        raise CNIError("Required prevResult missing", "tuning follows the plugin of an interface")
+    netns = call.open_netns()
+    if want.anything:
+        before = _look(call, netns, want)
+        _keep(call, before)
+        call.undo.callback(_undo, netns, call.ifname, before)
+        _change(netns, call.ifname, want, before)
+    for entry in result.interfaces:
+        if entry.name == call.ifname:
+            entry.mac = want.mac or entry.mac
+            if entry.mtu and entry.sandbox == call.netns:
+                entry.mtu = want.link.get("mtu", entry.mtu)
+    return result
+
+
+def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
+    """The present values of what is wanted. Raises CNIError, before any change."""
+    owner = call.owner
+    holder = backup.Holder(owner.network, owner.container_id, owner.ifname, backup.identity(netns))
+    before = Backup(owner=holder)
+    names = list(want.sysctl)
+    values = netns.start_sysctls(_reading(names)) if names else list
+    found = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
+    if names:
+        for name, (value, errno) in zip(names, values(), strict=True):
+            if errno in _NO_PARAMETER:
+                raise _refused("open", name, errno)
+            # one that cannot be read (some can only be written) cannot be put back either
+            if value is not None and not sysctl.same(value, want.sysctl[name]):
+                before.sysctl[name] = (value, want.sysctl[name])
+    if want.link:
+        if found is None:
+            raise CNIError(
+                f'failed to get "{call.ifname}": Link not found',
+                f"no such interface in {netns.path}",
+            )
+        present = _attributes(found)
+        for key in want.link:
+            setattr(before, key, present[key])
+    if want.features:
+        from . import features
+
+        before.ethtool = features.look(netns, call.ifname, want.features)
+    return before
+
+
+def _reading(names: list[str]) -> list[sysctl.Step]:
+    return [(sysctl.READ, name, "") for name in names]
+
+
+def _attributes(found: Link) -> dict[str, Any]:
+    """By link.change's keywords; the MAC as text."""
+    return {
+        "mac": found.mac,
+        "promisc": bool(found.flags & link.IFF_PROMISC),
+        "mtu": found.mtu,
+        "allmulti": bool(found.flags & link.IFF_ALLMULTI),
+        "txqlen": found.txqlen,
+    }
+
+
+def _keep(call: Call[Conf], before: Backup) -> None:
+    """Have a backup file that knows all that is about to change."""
+    file = backup.File(call.conf.data_dir, call.owner)
+    kept = file.read()
+    # what was found in another namespace says nothing of this one: its DEL never came
+    if kept is not None and kept.owner is not None and kept.owner != before.owner:
+        kept = None
+    whole = kept.over(before) if kept is not None else before
+    if whole == kept or (kept is None and before.empty):
+        return
+    if kept is None:
+        call.undo.callback(file.remove)
+    else:
+        call.undo.callback(file.write, kept)
+    file.write(whole)
+
+
+def _change(netns: Namespace, ifname: str, want: Settings, before: Backup) -> None:
+    """Set everything; what comes after a failure is left out. Raises CNIError."""
+    if want.sysctl:
+        steps = [(sysctl.WRITE, name, value) for name, value in want.sysctl.items()]
+        outcomes = netns.sysctls(steps, stop=True)
+        errno = outcomes[-1][1]
+        if errno:
+            raise _refused("write", steps[len(outcomes) - 1][1], errno)
+    if want.link:
+        problems = _set_link(netns, ifname, want.link)
+        if problems:
+            raise CNIError(problems[0], "what had been changed was put back")
+    if before.ethtool:
+        from . import features
+
+        features.change(netns, ifname, want.features)
+
+
+def _refused(operation: str, name: str, errno: int) -> CNIError:
+    advice = {
+        ENOENT: "the kernel has no such parameter in this network namespace",
+        EINVAL: "the kernel does not take the value",
+        EROFS: "/proc/sys is mounted read-only here",
+    }.get(errno, "see sysctl(8) and the kernel's Documentation/networking/ip-sysctl.rst")
+    return CNIError(f"{operation} {sysctl.ROOT}{name}: {os.strerror(errno).lower()}", advice)
+
+
+def _set_link(netns: Namespace, ifname: str, attributes: dict[str, Any]) -> list[str]:
+    """Set attributes in one request; if that fails one by one, to say which is refused."""
+    sock = netns.netlink()
+    try:
+        link.change(sock, 0, name=ifname, **attributes)  # index 0: the one of that name
+    except NetlinkError:
+        pass
+    else:
+        return []
+    problems = []
+    for key, value in attributes.items():
+        try:
+            link.change(sock, 0, name=ifname, **{key: value})
+        except NetlinkError as error:
+            text = link.format_mac(value) if key == "mac" else value
+            problems.append(f'failed to set {key} of "{ifname}" to {text}: {error}')
+    return problems
+
+
+def _undo(netns: Namespace, ifname: str, before: Backup) -> None:
+    problems = _put_back(netns, ifname, before)
+    if problems:
+        raise CNIError("; ".join(problems))
+
+
+def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
+    """Restore all of a backup that can be restored; what could not. A link that is gone is none."""
+    problems = []
+    found = link.find(netns.netlink(), ifname)
+    if found is not None:
+        present = _attributes(found)
+        todo = {key: value for key, value in before.link.items() if value != present[key]}
+        if "mac" in todo:
+            todo["mac"] = link.parse_mac(todo["mac"])
+        if todo:
+            problems += _set_link(netns, ifname, todo)
+        if before.ethtool:
+            from . import features
+
+            problems += features.put_back(netns, ifname, before.ethtool)
+    if before.sysctl:
+        entries = [(name, old, ours) for name, (old, ours) in before.sysctl.items()]
+        failed = sysctl.put_back(netns.sysctls, entries)
+        problems += [_refused("write", name, errno).msg for name, errno in failed]
+    return problems
+
+
+# --- the other verbs ------------------------------------------------------------------------------
+
+
+def delete(call: Call[Conf]) -> None:
+    """Put back what the backup file says. As in the reference, only a bad configuration fails.
+
+    The interface is about to go, mostly: what cannot be put back is said on stderr.
+    """
+    directory = call.conf.data_dir
+    args.parse(call.args, settings.ARGS)
+    file = backup.File(directory, call.owner)
+    try:
+        kept = file.read()
+        problems = _restore(call, kept) if kept is not None else []
+        if not problems:
+            file.remove()
+    except Terminated:
+        raise
+    except (CNIError, OSError, NetnsError, ValueError) as error:
+        problems = [str(error)]
+    for problem in problems:
+        call.log(f"tuning: {problem}")
+
+
+def _restore(call: Call[Conf], kept: Backup) -> list[str]:
+    try:
+        netns = call.find_netns()
+    except CNIError:
+        return []  # no namespace any more, whatever is there now
+    if netns is None or not kept.is_of(netns):
+        return []
+    return _put_back(netns, call.ifname, kept)
+
+
+def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
+    """Remove the backup files of this network's attachments that are gone."""
+    from ..shared import main
+
+    backup.collect(call.conf.data_dir, call.network, main.owners(call, keep))
+
+
+def status(call: Call[Conf]) -> None:
+    """Ready if the sysctls are allowed here and the backup file can be written."""
+    want = Settings(call)
+    try:
+        settings.require_allowed(want.keys)
+    except CNIError as error:
+        raise NotAvailable(error.msg, error.details) from None
+    directory = backup.directory_of(call.conf.data_dir)
+    while not os.path.lexists(directory):  # made when it is needed
+        directory = os.path.dirname(directory) or "."
+    if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
+        raise NotAvailable(
+            f"cannot write to {directory}",
+            "tuning keeps there (dataDir) what was before, so that DEL can put it back",
+        )
+
+
+def check(call: Call[Conf]) -> None:
+    """Compare sysctls, link and features with the configuration."""
+    from ..shared import checks
+
+    want = Settings(call)
+    if call.prev_result() is None:
+        raise CNIError("Required prevResult missing", "tuning follows the plugin of an interface")
+    netns = call.open_netns()
+    problems = _check_sysctls(netns, want)
+    if want.link or want.features:
+        problems += _check_link(netns, call.ifname, want)
+    checks.fail(problems)
+
+
+def _check_sysctls(netns: Namespace, want: Settings) -> list[str]:
+    if not want.sysctl:
+        return []
+    problems = []
+    names = list(want.sysctl)
+    for name, (value, errno) in zip(names, netns.sysctls(_reading(names)), strict=True):
+        if errno in _NO_PARAMETER:
+            problems.append(_refused("open", name, errno).msg)
+        elif value is not None and not sysctl.same(value, want.sysctl[name]):
+            problems.append(
+                f"Error: Tuning configured value of {sysctl.ROOT}{name} is {want.sysctl[name]}, "
+                f"current value is {value}"
+            )
+    return problems
+
+
+# Of link.change's keywords, as the reference calls them when they differ.
+_TITLES = {
+    "mac": "configured Ethernet of {}",
+    "promisc": "link {} configured promisc",
+    "mtu": "configured MTU of {}",
+    "allmulti": "configured all-multicast mode of {}",
+    "txqlen": "configured Transmit Queue Length of {}",
+}
+
+
+def _check_link(netns: Namespace, ifname: str, want: Settings) -> list[str]:
+    found = link.find(netns.netlink(), ifname)
+    if found is None:
+        return [f"Cannot find container link {ifname}"]
+    present = _attributes(found)
+    problems = []
+    for key, value in want.link.items():
+        wanted, current = want.mac if key == "mac" else value, present[key]
+        if wanted != current:
+            title = _TITLES[key].format(ifname)
+            problems.append(
+                f"Error: Tuning {title} is {_text(wanted)}, current value is {_text(current)}"
+            )
+    if want.features:
+        from . import features
+
+        problems += features.differences(netns, ifname, want.features)
+    return problems
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

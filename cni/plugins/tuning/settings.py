@@ -1,0 +1,197 @@
+"""tuning's configuration: what is wanted of which source, whether it may be (spec/tuning.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ...call import Call
+from ...kernel import link, sysctl
+from ...protocol import args, config
+from ...protocol.errors import CNIError
+
+if TYPE_CHECKING:
+    import re
+
+ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
+ARGS = frozenset({"MAC"})  # what is read of CNI_ARGS
+
+_TEXT = r'"(?:[^"\\]|\\.)*"'  # a string in valid JSON; compiled only where it is needed
+_MAX = 1 << 31
+
+
+class Overrides(config.Folded):
+    """`args.cni`, which wins over everything else."""
+
+    sysctl: dict[str, str] = {}
+    mac: str | None = None
+    promisc: bool | None = None
+    mtu: int | None = None
+    allmulti: bool | None = None
+    tx_q_len: int | None = None
+
+
+class Args(config.Folded):
+    cni: Overrides = msgspec.field(default_factory=Overrides)
+
+
+class Runtime(config.Folded):
+    mac: str = ""
+
+
+class Conf(config.NetConf):
+    sysctl: dict[str, str] = {}
+    mac: str = ""
+    promisc: bool = False
+    mtu: int = 0
+    allmulti: bool | None = None
+    tx_q_len: int | None = None
+    ethtool: dict[str, bool] = {}
+    data_dir: str = ""
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Runtime = msgspec.field(default_factory=Runtime)
+
+
+class Settings:
+    """What is wanted, validated. Raises CNIError.
+
+    `link` has the keywords of link.change; `sysctl` maps names below /proc/sys to values.
+    """
+
+    def __init__(self, call: Call[Conf]) -> None:
+        if not _seen_once(call.request.stdin, call.conf.sysctl):
+            _refuse_duplicates(call.request.stdin)
+        conf, over = call.conf, call.conf.args.cni
+        pairs = args.parse(call.args, ARGS)
+        self.keys = [*conf.sysctl, *over.sysctl]
+        ifname = call.ifname or "IFNAME"  # STATUS has none
+        self.sysctl = {**_names(conf.sysctl, ifname), **_names(over.sysctl, ifname)}
+        mac = over.mac or conf.runtime_config.mac or pairs.get("MAC", "") or conf.mac
+        self.link: dict[str, Any] = {}
+        if mac:
+            self.link["mac"] = _parse_mac(mac)
+        if conf.promisc if over.promisc is None else over.promisc:
+            self.link["promisc"] = True
+        mtu = _number("mtu", conf.mtu if over.mtu is None else over.mtu)
+        if mtu:
+            self.link["mtu"] = mtu
+        allmulti = conf.allmulti if over.allmulti is None else over.allmulti
+        if allmulti is not None:
+            self.link["allmulti"] = allmulti
+        txqlen = conf.tx_q_len if over.tx_q_len is None else over.tx_q_len
+        if txqlen is not None:
+            self.link["txqlen"] = _number("txQLen", txqlen)
+        self.features = conf.ethtool
+
+    @property
+    def anything(self) -> bool:
+        return bool(self.sysctl or self.link or self.features)
+
+    @property
+    def mac(self) -> str:
+        """As the kernel shows it; empty if none is wanted."""
+        return link.format_mac(self.link.get("mac", b""))
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+
+def _seen_once(stdin: bytes, keys: Iterable[str]) -> bool:
+    """Is it plain that no key is there twice?"""
+    return b"\\" not in stdin and all(stdin.count(f'"{key}"'.encode()) == 1 for key in keys)
+
+
+def _refuse_duplicates(stdin: bytes) -> None:
+    """A key that is twice in `sysctl`, which any decoder hides. Raises CNIError."""
+    raw = config.lookup(msgspec.json.decode(stdin, type=dict[str, msgspec.Raw]), "sysctl")
+    if raw is None or not bytes(raw).startswith(b"{"):
+        return
+    values = msgspec.json.decode(raw, type=dict[str, Any])
+    if all(isinstance(value, str) for value in values.values()):  # else the decoder complains
+        quotes = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"").count(b'"')
+        if quotes != 4 * len(values):
+            import re  # only to say which one
+
+            texts = re.findall(_TEXT, bytes(raw).decode())
+            keys = [msgspec.json.decode(text) for text in texts[::2]]
+            twice = sorted({key for key in keys if keys.count(key) > 1})
+            raise CNIError("duplicated sysctl keys are not allowed", f"twice: {', '.join(twice)}")
+
+
+def _names(settings: dict[str, str], ifname: str) -> dict[str, str]:
+    """Name below /proc/sys -> value. Raises CNIError."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        try:
+            name = sysctl.parse(key).replace("IFNAME", ifname, 1)
+        except ValueError:
+            slashes = key.replace(".", "/")
+            raise CNIError(
+                f'invalid net sysctl key: "{slashes}"',
+                "keys are like net.ipv4.conf.IFNAME.arp_filter: below net, and without `..`",
+            ) from None
+        if "\n" in value or "\0" in value:
+            raise CNIError(
+                f'invalid value of sysctl "{key}"', "a value is one line of text without NUL"
+            )
+        if name in found:
+            raise CNIError(
+                "duplicated sysctl keys are not allowed", f"{key}: another key means {name}, too"
+            )
+        found[name] = value
+    return found
+
+
+def _parse_mac(text: str) -> bytes:
+    try:
+        return link.parse_mac(text)
+    except ValueError as error:
+        raise CNIError(
+            f"invalid args {text} for MAC addr: {error}", "a MAC looks like 02:00:00:12:34:56"
+        ) from None
+
+
+def _number(key: str, value: int) -> int:
+    if not 0 <= value < _MAX:
+        raise CNIError(f"invalid {key} {value}", f"{key} is 0 or more, and below {_MAX}")
+    return value
+
+
+def require_allowed(keys: list[str]) -> None:
+    """Each key must match a line of the allow-list, if there is one, as a whole. Raises CNIError.
+
+    The reference is content with a match anywhere in the key: `net.ipv4.ip_forward` would admit
+    `net.ipv4.ip_forward_use_pmtu`.
+    """
+    try:
+        with open(ALLOWLIST, encoding="utf-8") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise CNIError(f"open {ALLOWLIST}: {reason.lower()}", "no sysctl is set then") from None
+    patterns = [_compile(line) for line in lines]
+    for key in keys:
+        if not any(pattern.fullmatch(key) for pattern in patterns):
+            raise CNIError(
+                f"Sysctl {key} is not allowed. Only the following sysctls are allowed: "
+                f"[{' '.join(lines)}]",
+                f"each line of {ALLOWLIST} is a regular expression that must match the whole key",
+            )
+
+
+def _compile(line: str) -> re.Pattern[str]:
+    import re  # few nodes have such a file
+
+    try:
+        if "[:" in line:  # a class of characters in Go; something else, quietly, in Python
+            raise re.error("[:class:] is not supported")
+        return re.compile(line)
+    except re.error as error:
+        raise CNIError(
+            f"error parsing regexp: {error}: `{line}`",
+            f"a line of {ALLOWLIST} is no regular expression",
+        ) from None

@@ -1,0 +1,154 @@
+"""A quick start: small stand-ins for modules whose import takes longer than a plugin's own work.
+
+`typing` costs 16 ms, msgspec's package 20, contextlib 6, where the bare interpreter takes 11. A
+plugin run needs a handful of names from each. The stand-ins give those to our own modules, and to
+everybody else the real module. Only the process that answers one request by exec does this: the
+command line and the server import the real modules once.
+
+Nothing depends on it. What a stand-in cannot do ends in `restart`: the same process begins anew
+with CNI_STANDINS=off in its environment, which keeps the real modules; so may anybody who sets it.
+"""
+
+from __future__ import annotations
+
+import _collections_abc
+import _signal  # type: ignore[import-not-found]
+import os
+import sys
+
+TYPE_CHECKING = False  # as type checkers know it; the real one is what we are here to avoid
+if TYPE_CHECKING:
+    from types import ModuleType
+else:
+    ModuleType = type(sys)
+
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))  # whose modules' insides we know
+_SWITCH = "CNI_STANDINS"
+_MFD_NOEXEC_SEAL = 8  # demanded where vm.memfd_noexec=2, unknown before Linux 6.3
+
+enabled = False
+doubt: BaseException | None = None  # the failure that may be a stand-in's fault
+
+
+class Insufficient(BaseException):
+    """Something is wanted that a stand-in lacks. No Exception: nobody on the way may handle it."""
+
+
+class StandIn(ModuleType):
+    """A module that gives its names to our modules, and the real module's to others.
+
+    `closed` says that the real module's would not do for ours beside these: Insufficient.
+    """
+
+    def __init__(self, name: str, names: dict[str, object], *, closed: bool = False) -> None:
+        super().__init__(name)
+        self._names, self._closed = names, closed
+        self._real: ModuleType | None = None
+        sys.modules[name] = self
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__") and name != "__all__":  # the import system asks for some
+            raise AttributeError(name)
+        if str(sys._getframe(1).f_globals.get("__name__")).startswith("cni."):
+            if name in self._names:
+                return self._names[name]
+            if self._closed:
+                raise Insufficient(f"{self.__name__}.{name} is not in cni.standins")
+        return getattr(self._real or self._load(), name)
+
+    def _load(self) -> ModuleType:
+        del sys.modules[self.__name__]
+        try:
+            __import__(self.__name__)
+            self._real = real = sys.modules[self.__name__]
+        finally:
+            sys.modules[self.__name__] = self
+        return real
+
+
+class Closed(ModuleType):
+    """A module with some of the real one's names; for any other, Insufficient."""
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # the import system asks for those that a module may have
+            raise AttributeError(name)
+        raise Insufficient(f"{self.__name__}.{name} is not in cni.standins")
+
+
+def enable() -> None:
+    """Put the stand-ins in place, but for modules that are there already.
+
+    If that fails, this process begins anew without; if even that does, it goes on without.
+    """
+    global enabled  # noqa: PLW0603
+    known = sys.platform == "linux" and sys.version_info[:2] in PYTHONS
+    if os.environ.get(_SWITCH) == "off" or not known:
+        return
+    before = set(sys.modules)
+    try:
+        _enable()
+        enabled = True
+    except (Exception, Insufficient):  # noqa: BLE001 another msgspec or Python than the ones we know
+        restart()
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+
+
+def _enable() -> None:
+    # Importing anything from `collections.abc` would import `collections`.
+    if "collections" not in sys.modules:
+        collections = StandIn("collections", {})
+        collections.__dict__.update(abc=_collections_abc, __path__=[])
+        sys.modules["collections.abc"] = _collections_abc
+    from . import contextlib_, msgspec_, typing_
+
+    if "msgspec" not in sys.modules:
+        msgspec_.enable()
+        if "typing" not in sys.modules:
+            StandIn("typing", typing_.NAMES, closed=True)
+    # The binding of nftables imports json, and uses it in a function that we do not call.
+    names = {"contextlib": contextlib_.NAMES, "signal": public(_signal), "json": {}}
+    for name, ours in names.items():
+        if name not in sys.modules:
+            StandIn(name, ours)
+
+
+def public(module: ModuleType) -> dict[str, object]:
+    """The names of a module that do not begin with an underscore."""
+    return {name: value for name, value in vars(module).items() if name[:1] != "_"}
+
+
+def suspect(error: BaseException) -> None:
+    """Note in `doubt` a failure that the real modules might not have: then call `restart`."""
+    global doubt  # noqa: PLW0603
+    kinds = (Insufficient, TypeError, AttributeError, ImportError, NameError)
+    if enabled and isinstance(error, kinds):
+        doubt = error
+
+
+def restart(stdin: bytes | None = None) -> None:
+    """Begin this process anew with the real modules; returns only if that is not possible.
+
+    `stdin` is what has been read from there, None if nothing has. What was done must be undone.
+    """
+    try:
+        if stdin is not None:
+            _put_back(stdin)
+        env = {**os.environ, _SWITCH: "off"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
+    except (OSError, ValueError):
+        return
+
+
+def _put_back(stdin: bytes) -> None:
+    try:
+        fd = os.memfd_create("stdin", _MFD_NOEXEC_SEAL | os.MFD_CLOEXEC)
+    except OSError:
+        fd = os.memfd_create("stdin")
+    rest = memoryview(stdin)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.dup2(fd, 0)
+    if fd:
+        os.close(fd)
