@@ -111,10 +111,11 @@ demo: dist/cni ## network two namespaces, show them talking, clean up
 
 # --- care --------------------------------------------------------------------------------------
 
-lint: $(VENV_STAMP) ## ruff and mypy
+lint: $(VENV_STAMP) ## ruff, mypy, import rules
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
 	sh -n launcher/prefix.sh
 	sh -n tools/setup.sh
 	bash -n .ci/run

@@ -1,4 +1,6 @@
-"""Finding and running another plugin: IPAM, or what a meta plugin wraps (spec/protocol.md §4)."""
+"""Finding and running another plugin: IPAM, or what a meta plugin wraps
+(docs/spec/protocol.md §4).
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The dispatch table, and the one place that turns any exception into the JSON error object.
 
 A plugin is a module with a `Conf` and the verbs it has as functions: add, delete, check, gc,
-status. A verb it lacks is a silent success once the version gates are passed (spec/protocol.md
+status. A verb it lacks is a silent success once the version gates are passed (docs/spec/protocol.md
 §1.3).
 """
 
@@ -233,7 +233,8 @@ def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None
     """Run a verb; if it fails, undo what it did.
 
     A result without addresses that cannot be printed as 0.1.0 or 0.2.0 is an error whose link stays
-    until DEL: the reference's own test suite looks for it (spec/bridge.md, spec/macvlan.md).
+    until DEL: the reference's own test suite looks for it
+    (docs/spec/bridge.md, docs/spec/macvlan.md).
     """
     kept, command = hasattr(_module(name), "reload"), call.request.command
     try:

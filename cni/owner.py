@@ -1,7 +1,8 @@
 """Who owns what: every object we make carries its owner, and its name is derived from it.
 
 So DEL, CHECK and GC find what belongs to whom without a prevResult and without the netns, also
-after a kill at any instruction (design.md §3). Names the reference knows: spec/common.md §2, §6.
+after a kill at any instruction (docs/design.md, "Owners"). Names the reference knows:
+docs/spec/common.md §2, §6.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Owner(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """The comment of an nftables rule (spec/common.md §6.2), at most 128 characters."""
+        """The comment of an nftables rule (docs/spec/common.md §6.2), at most 128 characters."""
         net, ifname, cid = (
             value.replace('"', "") for value in (self.network, self.ifname, self.container_id)
         )
@@ -59,7 +60,7 @@ class Owner(NamedTuple):
 
     @property
     def iptables_comment(self) -> str:
-        """The comment of an iptables rule (spec/common.md §2)."""
+        """The comment of an iptables rule (docs/spec/common.md §2)."""
         return f'name: "{self.network}" id: "{self.container_id}"'
 
     def chain(self, prefix: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The result cache: what ADD left for CHECK, DEL and GC (spec/protocol.md §8.2).
+"""The result cache: what ADD left for CHECK, DEL and GC (docs/spec/protocol.md §8.2).
 
 One file for each attachment, ``<directory>/results/<network>-<container id>-<interface>``, in
 libcni's format, so that container runtimes and this tool see each other's attachments.
@@ -189,7 +189,7 @@ class Cache:
     def lock(
         self, container_id: str | None, on_wait: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """Nobody else works on this container; with None, on any (spec/protocol.md §2).
+        """Nobody else works on this container; with None, on any (docs/spec/protocol.md §2).
 
         One byte of one file stands for a container, all of them for GC. Waits for the others, and
         calls `on_wait` before. Where the file cannot be made, nothing could be changed either, and

@@ -1,4 +1,5 @@
-"""Network configuration lists: found, read and checked as libcni does it (spec/protocol.md §8).
+"""Network configuration lists: found, read and checked as libcni does it
+(docs/spec/protocol.md §8).
 
     NetworkList  name, version, switches, plugins ─┬─ PluginConf  type, name, capabilities, raw
                                                    └─ …

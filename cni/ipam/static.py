@@ -1,4 +1,4 @@
-"""static: hands out the addresses of the configuration; keeps no state (spec/static.md)."""
+"""static: hands out the addresses of the configuration; keeps no state (docs/spec/static.md)."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def ipv6_steps(ifname: str) -> list[Step]:
 def ipv6_warning(steps: list[Step], outcomes: list[Outcome]) -> str:
     """A warning, or the empty string, of how `ipv6_steps` went.
 
-    Raises OSError with the interface in its text (spec/common.md §4).
+    Raises OSError with the interface in its text (docs/spec/common.md §4).
     """
     warning = ""
     for (kind, key, _), (value, errno) in zip(steps, outcomes, strict=True):

@@ -82,7 +82,7 @@ def unpack(payload: bytes) -> tuple[int, int, int, int, dict[int, bytes]]:
 
 
 def ticks_per_us() -> float:
-    """Ticks of the packet scheduler in a microsecond (spec/bandwidth.md, "TBF parameters")."""
+    """Ticks of the packet scheduler in a microsecond (docs/spec/bandwidth.md, "TBF parameters")."""
     try:
         with open("/proc/net/psched", "rb", buffering=0) as file:
             a, b, c = (int(word, 16) for word in file.read(64).split()[:3])

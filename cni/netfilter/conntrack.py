@@ -2,7 +2,7 @@
 
 A flow keeps the translation it got with its first packet for as long as packets come. For TCP that
 ends with the connection; a UDP or SCTP sender that never stops goes on to a container that is gone,
-or never reaches the one that came (spec/common.md §12).
+or never reaches the one that came (docs/spec/common.md §12).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """iptables and ip6tables: whole changes through one iptables-restore, not a fork per rule.
 
 Works with either variant (nf_tables or legacy), whichever the administrator made the default:
-rules belong where the other tools of the node put theirs (spec/common.md §11).
+rules belong where the other tools of the node put theirs (docs/spec/common.md §11).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def save(v6: bool, table: str) -> list[str]:
 
 
 def usable(v6: bool) -> bool:
-    """Is the tool there, and can it see the INPUT chain? (spec/common.md §6)"""
+    """Is the tool there, and can it see the INPUT chain? (docs/spec/common.md §6)"""
     try:
         _run(v6, "tables", ["--wait", "-t", "filter", "-S", "INPUT"])
     except IptablesError:

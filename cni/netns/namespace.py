@@ -48,7 +48,7 @@ class Namespace:
         """Open the namespace at `path` (``/run/netns/x``, ``/proc/1/ns/net``).
 
         Raises NetnsMissing when the path does not exist, NetnsError for anything that is not a
-        network namespace (spec/common.md §1). A FIFO or device does not block.
+        network namespace (docs/spec/common.md §1). A FIFO or device does not block.
         """
         try:
             fd = _open(path)

@@ -1,4 +1,4 @@
-"""dummy: an interface that swallows what is sent, to hold addresses (spec/dummy.md)."""
+"""dummy: an interface that swallows what is sent, to hold addresses (docs/spec/dummy.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""host-device: moves a device of the host into the container and back (spec/host-device.md).
+"""host-device: moves a device of the host into the container and back (docs/spec/host-device.md).
 
 One request to the kernel moves the device, renames it and notes its old name as its alias: it is
 either on the host as it was, or in the container and known. There it has two alternative names: the

@@ -1,4 +1,4 @@
-"""ipvlan: an interface that shares a host link's MAC, in the container (spec/ipvlan.md).
+"""ipvlan: an interface that shares a host link's MAC, in the container (docs/spec/ipvlan.md).
 
 Stand-alone, or chained behind a plugin whose result names the master and maybe the addresses.
 """

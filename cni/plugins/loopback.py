@@ -1,4 +1,4 @@
-"""loopback: brings `lo` up inside the container (spec/loopback.md)."""
+"""loopback: brings `lo` up inside the container (docs/spec/loopback.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ptp: a veth pair with routes instead of a bridge (spec/ptp.md).
+"""ptp: a veth pair with routes instead of a bridge (docs/spec/ptp.md).
 
     container netns                          host
     eth0 10.22.0.6/24 ──── veth ──────────── veth1a2b3c4d 10.22.0.1/32

@@ -1,4 +1,4 @@
-"""sample: the plugin that docs/writing-a-plugin.md walks through (spec/sample.md).
+"""sample: the plugin that docs/writing-a-plugin.md walks through (docs/spec/sample.md).
 
 A chained plugin that does nothing but pass on what the plugins before it made. To write your own,
 copy this file and change it.

@@ -1,4 +1,4 @@
-"""sbr: what comes from an interface's addresses leaves by that interface (spec/sbr.md).
+"""sbr: what comes from an interface's addresses leaves by that interface (docs/spec/sbr.md).
 
     rule: from 192.0.2.9 lookup 100        table 100: default via 192.0.2.1 dev net1
                                                       192.0.2.0/24 dev net1

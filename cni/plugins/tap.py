@@ -1,4 +1,4 @@
-"""tap: a persistent TAP device in the container, for virtual machines (spec/tap.md)."""
+"""tap: a persistent TAP device in the container, for virtual machines (docs/spec/tap.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vlan: an 802.1Q interface of a host link, in the container (spec/vlan.md)."""
+"""vlan: an 802.1Q interface of a host link, in the container (docs/spec/vlan.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vrf: puts the interface into a VRF of the container, made on demand (spec/vrf.md).
+"""vrf: puts the interface into a VRF of the container, made on demand (docs/spec/vrf.md).
 
     net1 ── master blue (vrf, table 1001)     main: nothing of net1
                                               1001: all of it

@@ -1,4 +1,4 @@
-"""win-bridge: Windows containers on L2Bridge and L2Tunnel networks (spec/win-bridge.md)."""
+"""win-bridge: Windows containers on L2Bridge and L2Tunnel networks (docs/spec/win-bridge.md)."""
 
 from __future__ import annotations
 

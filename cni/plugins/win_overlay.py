@@ -1,4 +1,4 @@
-"""win-overlay: Windows containers on VXLAN overlay networks (spec/win-overlay.md)."""
+"""win-overlay: Windows containers on VXLAN overlay networks (docs/spec/win-overlay.md)."""
 
 from __future__ import annotations
 

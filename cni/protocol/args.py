@@ -1,4 +1,4 @@
-"""CNI_ARGS: ``K=V;K2=V2`` (spec/protocol.md §5)."""
+"""CNI_ARGS: ``K=V;K2=V2`` (docs/spec/protocol.md §5)."""
 
 from __future__ import annotations
 

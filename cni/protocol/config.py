@@ -1,4 +1,4 @@
-"""Network configurations: JSON on stdin -> typed Structs (spec/protocol.md §6).
+"""Network configurations: JSON on stdin -> typed Structs (docs/spec/protocol.md §6).
 
 A key matches whatever its case, as in Go; the last of several wins; null means absent; unknown keys
 are ignored. Struct fields are the key in snake case: ``isGateway`` is ``is_gateway``.

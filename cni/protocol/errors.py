@@ -8,7 +8,7 @@
     └── IOFailure 5
 
 ``msg`` says what failed; ``details`` says why and what to do next. Codes and texts:
-spec/protocol.md §3.3 and the CNI specification, "Error".
+docs/spec/protocol.md §3.3 and the CNI specification, "Error".
 """
 
 from __future__ import annotations

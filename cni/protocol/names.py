@@ -1,4 +1,4 @@
-"""What container ids, network names and interface names may be (spec/protocol.md §1.2)."""
+"""What container ids, network names and interface names may be (docs/spec/protocol.md §1.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request: environment and stdin -> Request (spec/protocol.md §1)."""
+"""The request: environment and stdin -> Request (docs/spec/protocol.md §1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Results: the in-memory form (spec 1.1.0), parsing, printing, conversion (spec/protocol.md §3)."""
+"""Results: the in-memory form (spec 1.1.0), parsing, printing, conversion
+(docs/spec/protocol.md §3).
+"""
 
 from __future__ import annotations
 

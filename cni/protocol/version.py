@@ -1,4 +1,6 @@
-"""Spec versions: parsing, comparing, and the gates a verb has to pass (spec/protocol.md §1.3)."""
+"""Spec versions: parsing, comparing, and the gates a verb has to pass
+(docs/spec/protocol.md §1.3).
+"""
 
 from __future__ import annotations
 

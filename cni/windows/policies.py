@@ -1,4 +1,5 @@
-"""Endpoint policies: those of the configuration, and what the plugins add (spec/win-bridge.md).
+"""Endpoint policies: those of the configuration, and what the plugins add
+(docs/spec/win-bridge.md).
 
 A policy is the JSON that HNS or HCN takes, kept as it is spelled. Policies are only ever added; one
 whose value is listed already is not added again.

@@ -1,4 +1,4 @@
-"""Masquerading (spec/common.md §6), both backends, on a real kernel with real packets."""
+"""Masquerading (docs/spec/common.md §6), both backends, on a real kernel with real packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""portmap (spec/portmap.md): real packets, rules read by independent tools, both backends."""
+"""portmap (docs/spec/portmap.md): real packets, rules read by independent tools, both backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The MAC spoof check (spec/common.md §7) on a real bridge with real frames."""
+"""The MAC spoof check (docs/spec/common.md §7) on a real bridge with real frames."""
 
 from __future__ import annotations
 

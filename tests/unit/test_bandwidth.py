@@ -1,4 +1,4 @@
-"""bandwidth: its arithmetic, names and configuration (spec/bandwidth.md)."""
+"""bandwidth: its arithmetic, names and configuration (docs/spec/bandwidth.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line does as a container runtime: spec/protocol.md §7, §8.1, §8.2, §9.
+"""What the command line does as a container runtime: docs/spec/protocol.md §7, §8.1, §8.2, §9.
 
 The plugins here are stand-ins for somebody else's: a shell script that writes down what it was
 given, and answers with what the test has put beside it.

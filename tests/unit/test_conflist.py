@@ -1,4 +1,4 @@
-"""Loading network configurations: every rule of spec/protocol.md §8."""
+"""Loading network configurations: every rule of docs/spec/protocol.md §8."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_any_payload_is_parsed_or_refused(head: bytes, pairs: list[tuple[int, by
 
 
 def test_known_names() -> None:
-    """The vectors of the reference (spec/common.md §2, §6)."""
+    """The vectors of the reference (docs/spec/common.md §2, §6)."""
     assert Owner("net1", "c1", "eth0").chain() == "CNI-c2d892b58e87e28a12fe6479"
     assert Owner("net1", "c1", "eth0").chain("DN-") == "CNI-DN-c2d892b58e87e28a12fe6"
     assert Owner("test", "1234", "x").chain() == "CNI-2bbe0c48b91a7d1b8a6753a8"

@@ -25,7 +25,7 @@ def want(*ports: Port, owner: Owner = OWNER, **keys: object) -> Want:
 
 
 def test_chain_name() -> None:
-    assert OWNER.chain("DN-") == "CNI-DN-c2d892b58e87e28a12fe6"  # spec/common.md §2
+    assert OWNER.chain("DN-") == "CNI-DN-c2d892b58e87e28a12fe6"  # docs/spec/common.md §2
 
 
 def test_ports_of_a_family() -> None:

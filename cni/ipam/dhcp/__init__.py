@@ -1,4 +1,4 @@
-"""dhcp: addresses from a DHCP server, leased by a daemon (spec/dhcp.md).
+"""dhcp: addresses from a DHCP server, leased by a daemon (docs/spec/dhcp.md).
 
     plugin ── rpc ──▶ daemon ── attachment ──▶ binding4, binding6 ── place ──▶ the container's netns
 

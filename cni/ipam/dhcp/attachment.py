@@ -1,4 +1,4 @@
-"""One attachment: acquires its leases, keeps them alive, and lets them go (spec/dhcp.md)."""
+"""One attachment: acquires its leases, keeps them alive, and lets them go (docs/spec/dhcp.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration, which plugin and daemon both read (spec/dhcp.md)."""
+"""The configuration, which plugin and daemon both read (docs/spec/dhcp.md)."""
 
 from __future__ import annotations
 

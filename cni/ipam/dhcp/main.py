@@ -1,4 +1,4 @@
-"""`dhcp daemon [flags]`: flags as Go's, the socket, the pidfile, signals (spec/dhcp.md)."""
+"""`dhcp daemon [flags]`: flags as Go's, the socket, the pidfile, signals (docs/spec/dhcp.md)."""
 
 from __future__ import annotations
 

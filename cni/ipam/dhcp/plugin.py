@@ -1,4 +1,4 @@
-"""The plugin's side of dhcp: asks the daemon, and prints what it says (spec/dhcp.md)."""
+"""The plugin's side of dhcp: asks the daemon, and prints what it says (docs/spec/dhcp.md)."""
 
 from __future__ import annotations
 

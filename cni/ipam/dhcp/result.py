@@ -1,4 +1,4 @@
-"""What the plugin prints: leases as a CNI result (spec/dhcp.md, "Allocate")."""
+"""What the plugin prints: leases as a CNI result (docs/spec/dhcp.md, "Allocate")."""
 
 from __future__ import annotations
 

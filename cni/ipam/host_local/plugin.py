@@ -1,4 +1,5 @@
-"""host-local: hands out addresses from ranges, recorded in files on this node (spec/host-local.md).
+"""host-local: hands out addresses from ranges, recorded in files on this node
+(docs/spec/host-local.md).
 
 The whole of an ADD happens under one lock, and what it allocated is released under the same lock if
 it fails. After a kill at any instruction, DEL of the attachment releases everything it held.

@@ -1,4 +1,4 @@
-"""Reading a resolv.conf(5) into a result's DNS (spec/host-local.md, "resolv.conf parsing")."""
+"""Reading a resolv.conf(5) into a result's DNS (docs/spec/host-local.md, "resolv.conf parsing")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The directory in which host-local keeps its reservations (spec/host-local.md, "On-disk state").
+"""The directory in which host-local keeps its reservations
+(docs/spec/host-local.md, "On-disk state").
 
     <dataDir>/<network>/
       10.1.2.2             <container id> CR LF <ifname>; of old versions, the id alone

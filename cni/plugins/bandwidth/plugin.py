@@ -1,4 +1,4 @@
-"""bandwidth: limit what a container sends and receives (spec/bandwidth.md).
+"""bandwidth: limit what a container sends and receives (docs/spec/bandwidth.md).
 
     container                      host
     eth0 ◀───────────────────────── veth…  its qdisc: the limit of `ingressRate`

@@ -23,7 +23,7 @@ class Vlans(NamedTuple):
 
 
 def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
-    """Put the VLANs on a port (spec/bridge.md, ADD step 5). Raises CNIError."""
+    """Put the VLANs on a port (docs/spec/bridge.md, ADD step 5). Raises CNIError."""
     if not vlans.access and not vlans.trunk:
         return
     try:
@@ -63,7 +63,7 @@ def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: boo
 
 
 def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:
-    """Give the link its gateway address, unless a foreign one is there (spec/bridge.md)."""
+    """Give the link its gateway address, unless a foreign one is there (docs/spec/bridge.md)."""
     present = [a.prefix for a in address.show(host, target.index, wanted.family)]
     if wanted in present:
         return

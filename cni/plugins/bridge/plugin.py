@@ -1,4 +1,4 @@
-"""bridge: connects each container to a Linux bridge with a veth pair (spec/bridge.md).
+"""bridge: connects each container to a Linux bridge with a veth pair (docs/spec/bridge.md).
 
     container netns                 host
     eth0 ───────── veth ─────────── veth1a2b3c4d ── port of ── cni0 (gateway address, if wanted)

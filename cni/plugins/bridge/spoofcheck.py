@@ -1,4 +1,5 @@
-"""A container may send with its own MAC address only (bridge's `macspoofchk`, spec/common.md §7).
+"""A container may send with its own MAC address only: bridge's `macspoofchk`
+(docs/spec/common.md §7).
 
 In family bridge, table nat: the base chain PREROUTING sends what comes from the host's veth to a
 chain of the attachment, that one to a second, which returns for the true source address and drops

@@ -1,4 +1,4 @@
-"""firewalld over D-Bus: the containers' addresses become sources of a zone (spec/firewall.md).
+"""firewalld over D-Bus: the containers' addresses become sources of a zone (docs/spec/firewall.md).
 
 Only the running configuration is changed, so `firewall-cmd --reload` forgets it; `cni reload
 --watch` puts it back. jeepney is imported when firewalld is known to run (dbus.py).

@@ -1,4 +1,5 @@
-"""The firewall plugin's iptables rules, to the letter those of the reference (spec/firewall.md).
+"""The firewall plugin's iptables rules, to the letter those of the reference
+(docs/spec/firewall.md).
 
     FORWARD                 -> CNI-ISOLATION-STAGE-1 (with an ingress policy), then CNI-FORWARD
     CNI-FORWARD             -> the administrator's chain; then two rules an address, without comment

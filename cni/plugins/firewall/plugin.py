@@ -1,4 +1,4 @@
-"""firewall: lets containers' traffic through a node that forwards nothing (spec/firewall.md).
+"""firewall: lets containers' traffic through a node that forwards nothing (docs/spec/firewall.md).
 
 Chained after the plugin that makes the interface. What comes from the container's addresses is
 accepted, and what answers it; `ingressPolicy` keeps bridges, or all containers, from each other.
@@ -200,7 +200,7 @@ def _ingress(conf: Conf, result: Result) -> Ingress | None:
 
 
 def _choose(conf: Conf) -> Choice:
-    """The configured backend; else firewalld if it runs, else iptables (spec/firewall.md)."""
+    """The configured backend; else firewalld if it runs, else iptables (docs/spec/firewall.md)."""
     if conf.backend in BACKENDS:
         return Choice(conf.backend, "the configuration says so", asked_for=True)
     found, why = backend_firewalld.running()

@@ -1,4 +1,5 @@
-"""flannel: calls another plugin with the subnet that flanneld gave this node (spec/flannel.md).
+"""flannel: calls another plugin with the subnet that flanneld gave this node
+(docs/spec/flannel.md).
 
     flanneld ── writes ──▶ /run/flannel/subnet.env ──┐
     configuration: delegate, ipam, runtimeConfig ────┴──▶ bridge + host-local (or another delegate)
@@ -64,7 +65,7 @@ def _delegate_base(call: Call[Conf]) -> Json:
 
 
 def _delegate_conf(call: Call[Conf], subnet: SubnetEnv) -> Json:
-    """What the delegate is called with (spec/flannel.md, ADD step 4). Raises CNIError."""
+    """What the delegate is called with (docs/spec/flannel.md, ADD step 4). Raises CNIError."""
     out = _delegate_base(call)
     runtime = _object(call, "runtimeConfig")
     if runtime is not None:

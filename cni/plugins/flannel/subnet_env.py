@@ -1,4 +1,4 @@
-"""subnet.env: what flanneld says of this node's share of the network (spec/flannel.md).
+"""subnet.env: what flanneld says of this node's share of the network (docs/spec/flannel.md).
 
 Lines ``KEY=value``, without quotes or comments; unknown keys mean nothing, of several lines with
 one key the last holds.

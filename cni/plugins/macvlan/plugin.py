@@ -1,4 +1,6 @@
-"""macvlan: an interface with its own MAC on a host link, in the container (spec/macvlan.md)."""
+"""macvlan: an interface with its own MAC on a host link, in the container
+(docs/spec/macvlan.md).
+"""
 
 from __future__ import annotations
 

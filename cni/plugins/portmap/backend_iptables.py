@@ -1,4 +1,4 @@
-"""portmap with iptables: the reference's chains and rules to the letter (spec/portmap.md).
+"""portmap with iptables: the reference's chains and rules to the letter (docs/spec/portmap.md).
 
     PREROUTING, OUTPUT   for an address of the node: to CNI-HOSTPORT-DNAT
     CNI-HOSTPORT-DNAT    by protocol and ports (15 a rule): to the container's chain

@@ -1,4 +1,4 @@
-"""portmap: publishes a container's ports on the node (spec/portmap.md).
+"""portmap: publishes a container's ports on the node (docs/spec/portmap.md).
 
 A chained plugin: the addresses come from prevResult, the ports from the runtime
 (runtimeConfig.portMappings). With nftables unless iptables is asked for, by name or by its syntax.

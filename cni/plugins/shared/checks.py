@@ -1,4 +1,5 @@
-"""What CHECK compares: the container's interface, its addresses and routes (spec/common.md §8).
+"""What CHECK compares: the container's interface, its addresses and routes
+(docs/spec/common.md §8).
 
 Each function returns the differences it finds, so that one CHECK can report them all.
 """

@@ -1,4 +1,4 @@
-"""Giving a container's interface what IPAM returned (spec/common.md §4)."""
+"""Giving a container's interface what IPAM returned (docs/spec/common.md §4)."""
 
 from __future__ import annotations
 

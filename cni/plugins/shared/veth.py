@@ -1,4 +1,4 @@
-"""Pairs of links between host and container: what bridge and ptp share (spec/common.md §3)."""
+"""Pairs of links between host and container: what bridge and ptp share (docs/spec/common.md §3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What win-bridge and win-overlay share: names, endpoints, DEL, GC (spec/win-bridge.md).
+"""What win-bridge and win-overlay share: names, endpoints, DEL, GC (docs/spec/win-bridge.md).
 
 An endpoint's name is derived from the container and the network, so that it is found again without
 a prevResult, and after a kill at any point.

@@ -1,4 +1,5 @@
-"""What tuning found before it changed anything, on disk for DEL (spec/tuning.md, "Backup file").
+"""What tuning found before it changed anything, on disk for DEL
+(docs/spec/tuning.md, "Backup file").
 
     <dataDir>/<container id>_<ifname>.json
       {"mac": …, "promisc": …, "mtu": …, "allmulti": …, "txQLen": …,  the reference's keys

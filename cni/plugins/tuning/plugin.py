@@ -1,4 +1,4 @@
-"""tuning: changes sysctls, attributes and features of a chained interface (spec/tuning.md).
+"""tuning: changes sysctls, attributes and features of a chained interface (docs/spec/tuning.md).
 
 ADD looks at what is about to change, writes that to the backup file, then changes it: the link in
 one request to the kernel, the sysctls in one job in the container's namespace. DEL puts back what

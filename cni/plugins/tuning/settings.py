@@ -1,4 +1,6 @@
-"""tuning's configuration: what is wanted of which source, whether it may be (spec/tuning.md)."""
+"""tuning's configuration: what is wanted of which source, whether it may be
+(docs/spec/tuning.md).
+"""
 
 from __future__ import annotations
 

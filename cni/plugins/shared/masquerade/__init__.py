@@ -1,4 +1,4 @@
-"""Masquerading what containers send to the world outside their subnet (spec/common.md §6).
+"""Masquerading what containers send to the world outside their subnet (docs/spec/common.md §6).
 
 Two backends, with the reference's names and rules, so that either implementation cleans up after
 the other. nftables: one transaction to set up, through libnftables only if the table is not there
