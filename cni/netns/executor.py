@@ -1,4 +1,5 @@
-"""The executor: a forked child that enters network namespaces so that we never do (docs/design.md, "Namespaces").
+"""The executor: a forked child that enters network namespaces so that we never do
+(docs/design.md, "Namespaces").
 
     us                                   the child
     ── frame {job} + the netns' fd ──▶   setns(fd), job, setns(home), is home really home?

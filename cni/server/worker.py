@@ -3,7 +3,8 @@
 For the length of a request the worker takes on what the client's process has: environment, working
 directory, umask, stderr. A signal to the client arrives here as a byte on the connection;
 if the client dies, so does the worker, at once, like the plugin's process that it stands for. A
-worker is used again after a request only if that left nothing behind (docs/design.md, "The warm path").
+worker is used again after a request only if that left nothing behind (docs/design.md,
+"The warm path").
 """
 
 from __future__ import annotations

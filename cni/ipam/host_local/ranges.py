@@ -4,7 +4,8 @@ Beyond the reference: `exclude`, a list of addresses that are never handed out, 
 `ipam`; each entry is an address, a prefix, or two addresses with a hyphen.
 
 Contract: docs/spec/host-local.md, "Range canonicalisation" and "Iterator". Nothing here
-enumerates a range: an IPv6 /64 costs what a /24 costs. Addresses are packed bytes, bounds of spans are ints.
+enumerates a range: an IPv6 /64 costs what a /24 costs. Addresses are packed bytes, bounds of spans
+are ints.
 """
 
 from __future__ import annotations
