@@ -10,27 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import delegate
 from .netns import Namespace, NetnsError, NetnsMissing
 from .owner import Owner
 from .protocol import config
 from .protocol.errors import CNIError, Terminated, join
-from .protocol.request import Request
+from .protocol.request import Attachment, Request
 from .protocol.result import Result
 
 if TYPE_CHECKING:
     from .intent import Dropped
 
 C = TypeVar("C", bound=config.NetConf)
-
-
-class Attachment(NamedTuple):
-    """One entry of GC's ``cni.dev/valid-attachments``."""
-
-    container_id: str
-    ifname: str
 
 
 class Call(Generic[C]):
@@ -194,7 +187,16 @@ class Call(Generic[C]):
             )
         return result
 
+    def collect_ipam(self, name: str, steps: Steps) -> None:
+        """Forward GC to the IPAM plugin `name`, if there is one, as one of `steps`."""
+        if name:
+            steps.run(self.delegate, name)
+
     # --- the rest ---
+
+    def owners(self, keep: frozenset[Attachment]) -> list[Owner]:
+        """The attachments that GC keeps, as owners in this network."""
+        return [Owner(self.network, a.container_id, a.ifname) for a in sorted(keep)]
 
     def remember(self, result: Result | None = None) -> None:
         """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent).

@@ -16,12 +16,19 @@ from typing import Any, NamedTuple
 import msgspec
 
 from . import __version__, standins
-from .call import Attachment, Call
+from .call import Call
 from .netns import Executor, same_namespace
 from .owner import Owner
-from .protocol import config, names, version
+from .protocol import config, version
 from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
-from .protocol.request import Request, read, read_stdin
+from .protocol.request import (
+    Attachment,
+    Request,
+    check_network_name,
+    read,
+    read_stdin,
+    valid_attachments,
+)
 from .protocol.result import Result, encode_json
 
 Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
@@ -214,7 +221,7 @@ class Decoded(NamedTuple):
 def _decode(name: str, request: Request) -> Decoded:
     plugin = TABLE[name]
     raw = config.decode_object(request.stdin)
-    names.check_network_name(config.require_name(raw))
+    check_network_name(config.require_name(raw))
     if request.command not in _VERBS:
         raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
     wanted = config.version_of(raw)
@@ -247,7 +254,7 @@ def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None
             if call.remembered and result is not None:
                 _remember(name, call, result)
             return result
-        keep = _valid_attachments(call.raw)
+        keep = valid_attachments(call.raw)
         if keep is not None:
             if kept:
                 _forget_others(name, call, keep)
@@ -375,38 +382,6 @@ def _guard_netns(request: Request) -> None:
             "plugin's netns and netns from CNI_NETNS should not be the same",
             "set CNI_NETNS_OVERRIDE=1 if that is really meant",
         )
-
-
-def _valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:
-    """The attachments GC must keep; None if the runtime gave no list: then nothing is collected."""
-    found = None
-    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
-        found = config.lookup(raw, key)
-        if found is not None:
-            break
-    if found is None:
-        return None
-    if not isinstance(found, list):
-        raise CNIError("cni.dev/valid-attachments is not a list", "nothing was collected")
-    keep = set()
-    for entry in found:
-        pair = _attachment(entry)
-        if pair is None:
-            raise CNIError(
-                "cni.dev/valid-attachments has an entry without containerID or ifname",
-                "nothing was collected",
-            )
-        keep.add(pair)
-    return frozenset(keep)
-
-
-def _attachment(entry: Any) -> Attachment | None:
-    if not isinstance(entry, dict):
-        return None
-    container_id, ifname = config.lookup(entry, "containerID"), config.lookup(entry, "ifname")
-    if isinstance(container_id, str) and isinstance(ifname, str) and container_id and ifname:
-        return Attachment(container_id, ifname)
-    return None
 
 
 def _version_reply(plugin: Plugin) -> bytes:

@@ -15,9 +15,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cni.protocol import config, names
+from cni.protocol import config
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
+from cni.protocol.request import check_container_id, check_ifname, check_network_name
 from cni.protocol.result import Result
 
 from . import gojson
@@ -78,9 +79,9 @@ class Cache:
                 f"cache file path requires network name ({quoted[0]}), container ID ({quoted[1]}), "
                 f"and interface name ({quoted[2]})"
             )
-        names.check_network_name(network)
-        names.check_container_id(container_id)
-        names.check_ifname(ifname)
+        check_network_name(network)
+        check_container_id(container_id)
+        check_ifname(ifname)
         return os.path.join(self.results, f"{network}-{container_id}-{ifname}")
 
     def prepare(self, attachment: Attachment) -> None:

@@ -13,9 +13,10 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from cni.protocol import config, names
+from cni.protocol import config
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
+from cni.protocol.request import check_network_name
 
 from . import gojson
 
@@ -233,7 +234,7 @@ def _complete(network: NetworkList, directory: str) -> NetworkList:
 def _is_network_name(name: str) -> bool:
     """May `name` become a part of a path? (ADD refuses the other names anyway.)"""
     try:
-        names.check_network_name(name)
+        check_network_name(name)
     except CNIError:
         return False
     return True

@@ -14,9 +14,10 @@ from cni.ipam.host_local import reservation, usage
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
 from cni.ipam.host_local.store import directory_of, is_address, open_store, scan
 from cni.netns import Namespace, NetnsError
-from cni.protocol import config, names
+from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.errors import CNIError
+from cni.protocol.request import check_network_name
 
 from . import cache, conflist, gojson, output
 from .completion import Network
@@ -190,7 +191,7 @@ def _reporting(as_json: bool) -> Iterator[None]:
 
 def _place(network: str, *, data_dir: str | None, cache_dir: str) -> Place:
     """Where the configuration, or the command line, has it. Raises CNIError."""
-    names.check_network_name(network)
+    check_network_name(network)
     directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
     configured, ranges = host_local.DATA_DIR, None
     try:

@@ -22,10 +22,14 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from cni import delegate
-from cni.protocol import names
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
-from cni.protocol.request import Request
+from cni.protocol.request import (
+    Request,
+    check_container_id,
+    check_ifname,
+    check_network_name,
+)
 
 from . import gojson
 from .cache import Attachment, Cache, Outcome, outcome
@@ -64,9 +68,9 @@ class Runtime:
         for plugin in network.plugins:
             with _failing(plugin, "add"):
                 delegate.find(plugin.type, self.path)
-                names.check_container_id(attachment.container_id)
-                names.check_network_name(attachment.network)
-                names.check_ifname(attachment.ifname)
+                check_container_id(attachment.container_id)
+                check_network_name(attachment.network)
+                check_ifname(attachment.ifname)
         self.cache.prepare(attachment)
         result: Outcome | None = None
         with self._alone(attachment.container_id):

@@ -10,7 +10,7 @@ from ..kernel import link
 from ..kernel.link import Link
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from .shared import announce, sublink
+from .shared import configure, sublink
 
 
 class Conf(sublink.Conf):
@@ -39,7 +39,7 @@ def add(call: Call[Conf]) -> Result:
     else:
         ipam = previous
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
-    sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+    sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
     return result
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..call import Attachment, Call, Steps
+from ..call import Call, Steps
 from ..kernel import address, link, route
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
@@ -19,8 +19,9 @@ from ..netns import Namespace
 from ..protocol import config
 from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
+from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
-from .shared import announce, checks, configure, main, veth
+from .shared import checks, configure, main, veth
 
 LINK_TIMEOUT = 1.0  # seconds; a link that is not up by then is none of ours to report
 
@@ -45,7 +46,7 @@ def add(call: Call[Conf]) -> Result:
     for ip in ipam.ips:
         ip.interface = 1
         _require_gateway(ip)
-    main.enable_forwarding([ip.prefix for ip in ipam.ips])
+    configure.enable_forwarding([ip.prefix for ip in ipam.ips])
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         outer, inner = veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
         result = Result(
@@ -55,11 +56,11 @@ def add(call: Call[Conf]) -> Result:
             ],
             ips=ipam.ips,
             routes=ipam.routes,
-            dns=main.dns(conf.dns, ipam.dns),
+            dns=configure.dns(conf.dns, ipam.dns),
         )
         # a link with two ends, both ours: nobody can have the address already, nor the link-local
         settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
-        settings += announce.settings(call.ifname)
+        settings += configure.announce_settings(call.ifname)
         configure.interface(call, netns, inner.index, result, settings, nodad=True)
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
@@ -139,10 +140,10 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the links, rules and leases of this network whose attachment is not kept."""
     conf = call.conf
     steps = Steps()
-    kept = frozenset(owner.alias_key for owner in main.owners(call, keep))
+    kept = frozenset(owner.alias_key for owner in call.owners(keep))
     with Netlink() as host:
         steps.run(veth.collect, host, call.network, kept)
-    main.collect_ipam(call, conf.ipam.type, steps)
+    call.collect_ipam(conf.ipam.type, steps)
     if conf.ip_masq:
         steps.run(main.collect_masquerade, call, keep)
     steps.finish()

@@ -11,7 +11,7 @@ from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from .shared import checks, main, sublink
+from .shared import checks, configure, sublink
 
 
 class Mac(config.Folded):
@@ -63,7 +63,7 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
         result.ips, result.routes = ipam.ips, ipam.routes
-        result.dns = main.dns(conf.dns, ipam.dns)
+        result.dns = configure.dns(conf.dns, ipam.dns)
         settings = [(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")]
         # nobody has opened the device yet: there is no one to detect duplicates with
         sublink.configure(call, netns, made, result, settings, nodad=True)

@@ -21,8 +21,9 @@ from ..kernel.link import Link
 from ..kernel.netlink import Netlink, NetlinkError
 from ..kernel.route import Route
 from ..netns import Namespace
-from ..protocol import config, names
+from ..protocol import config
 from ..protocol.errors import BadEnvironment, CNIError, NotAvailable
+from ..protocol.request import check_ifname
 from ..protocol.result import Result
 from .shared import checks, tables
 
@@ -84,7 +85,7 @@ def add(call: Call[Conf]) -> Result:
     conf = _conf(call)
     previous = _previous(call)
     try:
-        names.check_ifname(conf.vrfname)
+        check_ifname(conf.vrfname)
     except BadEnvironment as error:
         raise CNIError(
             f"{_PREFIX}could not add VRF {conf.vrfname}: {error.msg}", "choose another `vrfname`"

@@ -4,20 +4,66 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from . import names
-from .config import MAX_STDIN
-from .errors import BadEnvironment, IOFailure
+from .config import MAX_STDIN, lookup
+from .errors import BadEnvironment, CNIError, InvalidConfig, IOFailure, UnknownContainer
+
+_PUNCTUATION = str.maketrans("_.-", "xxx")
+
+IFNAME_MAX = 15  # bytes; IFNAMSIZ less the terminating NUL
+
+
+def check_container_id(value: str) -> None:
+    """Raises UnknownContainer (3) when empty, BadEnvironment (4) for other characters."""
+    if not value:
+        raise UnknownContainer("missing containerID")
+    if not _is_name(value):
+        raise BadEnvironment("invalid characters in containerID", value)
+
+
+def check_network_name(value: str) -> None:
+    """Raises InvalidConfig (code 7)."""
+    if not value:
+        raise InvalidConfig("missing network name:")
+    if not _is_name(value):
+        raise InvalidConfig("invalid characters found in network name", value)
+
+
+def check_ifname(value: str) -> None:
+    """Raises BadEnvironment (code 4)."""
+    if not value:
+        raise BadEnvironment("interface name is empty")
+    if len(value.encode("utf-8", "surrogateescape")) > IFNAME_MAX:
+        raise BadEnvironment(
+            "interface name is too long", "interface name should be less than 16 characters"
+        )
+    if value in (".", ".."):
+        raise BadEnvironment("interface name is . or ..")
+    if any(c in "/:" or c.isspace() for c in value):
+        raise BadEnvironment("interface name contains / or : or whitespace characters")
+
+
+def _is_name(value: str) -> bool:
+    """[a-zA-Z0-9][a-zA-Z0-9_.-]*, without importing `re` for it."""
+    return value.isascii() and value[0].isalnum() and value.translate(_PUNCTUATION).isalnum()
+
 
 _ATTACHMENT_VERBS = frozenset({"ADD", "CHECK", "DEL"})
 # In the order in which they are looked at and named: verbs that need it, validator.
 _VARIABLES: tuple[tuple[str, frozenset[str], Callable[[str], None] | None], ...] = (
-    ("CNI_CONTAINERID", _ATTACHMENT_VERBS, names.check_container_id),
+    ("CNI_CONTAINERID", _ATTACHMENT_VERBS, check_container_id),
     ("CNI_NETNS", frozenset({"ADD", "CHECK"}), None),
-    ("CNI_IFNAME", _ATTACHMENT_VERBS, names.check_ifname),
+    ("CNI_IFNAME", _ATTACHMENT_VERBS, check_ifname),
     ("CNI_PATH", _ATTACHMENT_VERBS | {"GC", "STATUS"}, None),
 )
+
+
+class Attachment(NamedTuple):
+    """One entry of GC's ``cni.dev/valid-attachments``."""
+
+    container_id: str
+    ifname: str
 
 
 class Request(NamedTuple):
@@ -99,3 +145,35 @@ def read_stdin() -> bytes:
     except OSError as error:
         raise IOFailure(f"error reading from stdin: {error.strerror}") from None
     return b"".join(chunks)
+
+
+def valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:
+    """The attachments GC must keep; None if the runtime gave no list: then nothing is collected."""
+    found = None
+    for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
+        found = lookup(raw, key)
+        if found is not None:
+            break
+    if found is None:
+        return None
+    if not isinstance(found, list):
+        raise CNIError("cni.dev/valid-attachments is not a list", "nothing was collected")
+    keep = set()
+    for entry in found:
+        pair = _attachment(entry)
+        if pair is None:
+            raise CNIError(
+                "cni.dev/valid-attachments has an entry without containerID or ifname",
+                "nothing was collected",
+            )
+        keep.add(pair)
+    return frozenset(keep)
+
+
+def _attachment(entry: Any) -> Attachment | None:
+    if not isinstance(entry, dict):
+        return None
+    container_id, ifname = lookup(entry, "containerID"), lookup(entry, "ifname")
+    if isinstance(container_id, str) and isinstance(ifname, str) and container_id and ifname:
+        return Attachment(container_id, ifname)
+    return None

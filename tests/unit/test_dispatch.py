@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni import __version__, dispatch
-from cni.call import Attachment, Call, Steps
+from cni.call import Call, Steps
 from cni.dispatch import TABLE, about, answer
 from cni.kernel import link
 from cni.protocol import version
 from cni.protocol.config import NetConf
 from cni.protocol.errors import CNIError, IOFailure, NotAvailable, TryAgainLater
+from cni.protocol.request import Attachment
 from cni.protocol.result import IPConfig, Result
 
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.protocol import args, names, version
+from cni.protocol import args, version
 from cni.protocol.errors import (
     BadEnvironment,
     CNIError,
@@ -25,7 +25,13 @@ from cni.protocol.errors import (
     UnsupportedField,
     join,
 )
-from cni.protocol.request import Request, read
+from cni.protocol.request import (
+    Request,
+    check_container_id,
+    check_ifname,
+    check_network_name,
+    read,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,18 +162,18 @@ BAD_NAMES = ["-a", ".a", "_a", "a b", "a/b", "a\n", "\na", "é", "a\0", "..", "a
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
 def test_good_names(name: str) -> None:
-    names.check_container_id(name)
-    names.check_network_name(name)
+    check_container_id(name)
+    check_network_name(name)
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_bad_names(name: str) -> None:
-    assert refused(lambda: names.check_container_id(name)) == (
+    assert refused(lambda: check_container_id(name)) == (
         4,
         "invalid characters in containerID",
         name,
     )
-    assert refused(lambda: names.check_network_name(name)) == (
+    assert refused(lambda: check_network_name(name)) == (
         7,
         "invalid characters found in network name",
         name,
@@ -175,14 +181,14 @@ def test_bad_names(name: str) -> None:
 
 
 def test_empty_names() -> None:
-    assert refused(lambda: names.check_container_id(""))[:2] == (3, "missing containerID")
-    assert refused(lambda: names.check_network_name(""))[:2] == (7, "missing network name:")
-    assert refused(lambda: names.check_ifname(""))[:2] == (4, "interface name is empty")
+    assert refused(lambda: check_container_id(""))[:2] == (3, "missing containerID")
+    assert refused(lambda: check_network_name(""))[:2] == (7, "missing network name:")
+    assert refused(lambda: check_ifname(""))[:2] == (4, "interface name is empty")
 
 
 @pytest.mark.parametrize("name", ["eth0", "a" * 15, "ééééééé", "a.b", "...", "-", "eth0@x"])
 def test_good_interface_names(name: str) -> None:
-    names.check_ifname(name)
+    check_ifname(name)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +209,12 @@ def test_good_interface_names(name: str) -> None:
     ],
 )
 def test_bad_interface_names(name: str, msg: str, details: str) -> None:
-    assert refused(lambda: names.check_ifname(name)) == (4, f"interface name {msg}", details)
+    assert refused(lambda: check_ifname(name)) == (4, f"interface name {msg}", details)
 
 
 @given(st.text())
 def test_any_name_is_good_or_refused(text: str) -> None:
-    for check in (names.check_container_id, names.check_network_name):
+    for check in (check_container_id, check_network_name):
         try:
             check(text)
         except CNIError:
@@ -217,7 +223,7 @@ def test_any_name_is_good_or_refused(text: str) -> None:
         assert text[0].isalnum()
         assert not set(text) & set("/\n\0 :")
     try:
-        names.check_ifname(text)
+        check_ifname(text)
     except CNIError:
         return
     assert 1 <= len(text.encode("utf-8", "surrogateescape")) <= 15

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ...call import Attachment, Call
+from ...call import Call
 from ...protocol import config
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import rpc
 from .conf import Conf

@@ -15,11 +15,12 @@ import sys
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...protocol import args, version
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.config import DNS, Folded, NetConf, Route
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import IPConfig, Result
 from .ranges import Range, RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE

@@ -13,7 +13,7 @@ from __future__ import annotations
 from errno import EEXIST
 from typing import Any, NamedTuple
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...kernel import link, tc, tcfilter
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink, NetlinkError
@@ -22,8 +22,9 @@ from ...owner import Owner, digest, network_group, network_key
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import checks, main, unlink, veth
+from ..shared import checks, unlink, veth
 from . import shape
 from .shape import Limit, Subnets
 
@@ -325,7 +326,7 @@ def _delete_ifbs(host: Netlink, owner: Owner) -> None:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Delete the ifbs of this network whose attachment is not kept, and dead ones of Go's."""
-    owners = main.owners(call, keep)
+    owners = call.owners(keep)
     kept = {owner.alias_key for owner in owners}
     names = {name for owner in owners for name in _names(owner)}
     prefix, group = f"cni:{network_key(call.network)}-", network_group(call.network)

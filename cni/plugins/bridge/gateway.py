@@ -11,7 +11,7 @@ from ...owner import digest
 from ...protocol.address import Prefix, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
-from ..shared import main, veth
+from ..shared import configure, veth
 
 
 class Vlans(NamedTuple):
@@ -59,7 +59,7 @@ def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: boo
             raise error.wrapped(prefix) from None
         except NetlinkError as error:
             raise CNIError(f"{prefix}could not add IP address to {target.name}: {error}") from None
-    main.enable_forwarding([ip.prefix for ip in result.ips])
+    configure.enable_forwarding([ip.prefix for ip in result.ips])
 
 
 def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:

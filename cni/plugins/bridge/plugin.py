@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...kernel import link, sysctl
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink, NetlinkError
@@ -22,8 +22,9 @@ from ...netns import Namespace
 from ...protocol import args, config
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import announce, configure, main, veth
+from ..shared import configure, main, veth
 from . import gateway as _bridge_gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
@@ -162,11 +163,11 @@ def add(call: Call[Conf]) -> Result:
         if not want.conf.disable_container_interface:
             _await_port(host, events, outer)
             if result.ips:
-                announce.again(netns.netlink(), inner.index, inner.mac)
+                configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # the bridge's MAC may have changed when its first port joined
         result.interfaces[0].mac = link.get(host, bridge.index).mac
         result.interfaces[1].mac = link.get(host, outer.index).mac
-    result.dns = main.dns(want.conf.dns, result.dns)
+    result.dns = configure.dns(want.conf.dns, result.dns)
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
     return result
@@ -255,7 +256,7 @@ def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
         dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
     else:
         dad = [(f"{conf}/accept_dad", "0")]
-    return dad + announce.settings(ifname)
+    return dad + configure.announce_settings(ifname)
 
 
 def _add_default_routes(result: Result) -> None:
@@ -317,14 +318,14 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the links, rules and leases of this network whose attachment is not kept."""
     want = Settings(call)
     steps = Steps()
-    kept = frozenset(owner.alias_key for owner in main.owners(call, keep))
+    kept = frozenset(owner.alias_key for owner in call.owners(keep))
     with Netlink() as host:
         steps.run(veth.collect, host, call.network, kept)
         if want.conf.macspoofchk:
             from . import spoofcheck
 
             steps.run(spoofcheck.gc, {found.name for found in link.list_all(host)})
-    main.collect_ipam(call, want.ipam, steps)
+    call.collect_ipam(want.ipam, steps)
     if want.conf.ip_masq:
         steps.run(main.collect_masquerade, call, keep)
     steps.finish()

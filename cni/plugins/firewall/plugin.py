@@ -11,14 +11,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import intent
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...netfilter import iptables
 from ...netfilter.iptables import IptablesError
 from ...protocol import config
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Result
-from ..shared import main
 from . import backend_firewalld, backend_iptables, backend_nft, isolation
 from .want import Ingress, Want
 
@@ -78,7 +78,7 @@ def delete(call: Call[Conf]) -> None:
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the rules of this network's attachments that are not kept."""
     steps = Steps()
-    steps.run(backend_nft.gc, call.network, main.owners(call, keep))
+    steps.run(backend_nft.gc, call.network, call.owners(keep))
     addresses = [a for kept in _forgotten(call) for a in _kept_addresses(kept)]
     _remove_addresses(call, _not_in_use(call, addresses), steps)
     steps.finish()

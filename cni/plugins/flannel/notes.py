@@ -13,9 +13,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ...call import Attachment
 from ...owner import Owner, network_key
 from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
 
 
 class Scratch:

@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from ... import delegate
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...protocol import config
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import notes, subnet_env
 from .notes import Scratch

@@ -12,14 +12,14 @@ from _socket import AF_INET, AF_INET6
 from collections.abc import Callable
 from typing import Any
 
-from ...call import Attachment, Call
+from ...call import Call
 from ...kernel import link, route, sysctl
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink, NetlinkError
 from ...owner import digest, network_key
 from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
 from ...protocol.result import Result
-from ..shared import main
 
 
 def check_config(mode: str, in_container: bool, ipam: str) -> None:
@@ -87,7 +87,7 @@ def disconnect(call: Call[Any]) -> None:
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
     """Remove the routes of attachments that are not kept, and a shim without routes."""
-    kept = {owner.number for owner in main.owners(call, keep)}
+    kept = {owner.number for owner in call.owners(keep)}
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
         if shim is not None and _remove(host, shim, lambda metric: metric not in kept) == 0:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import msgspec
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...kernel import link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...protocol import config
 from ...protocol.errors import CNIError, DelegateError
+from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import announce, sublink
+from ..shared import configure, sublink
 from . import host_shim as _shim
 
 
@@ -57,7 +58,7 @@ def add(call: Call[Conf]) -> Result:
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
         result.ips, result.routes = ipam.ips, ipam.routes
-        sublink.configure(call, netns, made, result, announce.settings(call.ifname))
+        sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
         if conf.host_shim:
             _shim.connect(call, master, result)
     else:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from ... import intent
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...kernel import route, sysctl
 from ...kernel.netlink import Netlink, NetlinkError
 from ...netfilter import iptables
@@ -25,8 +25,9 @@ from ...owner import Owner
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Result
-from ..shared import checks, main
+from ..shared import checks
 from . import backend_iptables, backend_nft, flows, localhost
 from .want import PROTOCOLS, Port, Want
 
@@ -337,7 +338,7 @@ def _remove_nft(call: Call[Conf], want: Want) -> list[Port]:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove what this network's attachments published that are not kept."""
-    kept = main.owners(call, keep)
+    kept = call.owners(keep)
     steps = Steps()
     found: list[Port] = steps.run(backend_nft.collect, call.network, kept) or []
     steps.run(backend_iptables.collect, call.network, kept)

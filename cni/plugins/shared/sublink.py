@@ -10,13 +10,14 @@ from _socket import AF_INET, AF_INET6
 from collections.abc import Callable
 from typing import Any
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...kernel import link, route
 from ...kernel.link import Link, LinkNotFound
 from ...kernel.netlink import Netlink, NetlinkError
 from ...netns import Namespace
 from ...protocol import args, config
 from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from . import checks, veth
 from . import configure as _configure

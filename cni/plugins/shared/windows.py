@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from ...call import Attachment, Call, Steps
+from ...call import Call, Steps
 from ...protocol.address import InvalidAddress, Prefix, canonical_ip, parse_ip
 from ...protocol.config import DNS, Folded, NetConf, lookup
 from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Interface, IPConfig, Result
 from ...windows import dll, hcn, hns
 from ...windows.model import Endpoint, Network, Wanted

@@ -11,13 +11,14 @@ import os
 from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EROFS
 from typing import Any
 
-from ...call import Attachment, Call
+from ...call import Call
 from ...kernel import link, sysctl
 from ...kernel.link import Link
 from ...kernel.netlink import NetlinkError
 from ...netns import Namespace, NetnsError
 from ...protocol import args
 from ...protocol.errors import CNIError, NotAvailable, Terminated
+from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import backup, settings
 from .backup import Backup
@@ -222,9 +223,7 @@ def _restore(call: Call[Conf], kept: Backup) -> list[str]:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the backup files of this network's attachments that are gone."""
-    from ..shared import main
-
-    backup.collect(call.conf.data_dir, call.network, main.owners(call, keep))
+    backup.collect(call.conf.data_dir, call.network, call.owners(keep))
 
 
 def status(call: Call[Conf]) -> None:
