@@ -118,7 +118,7 @@ def measure_published(nodes: list[Node], rounds: int) -> list[Row]:
     """One more port with ours, where one is published already, and where 1,000 are.
 
     Both in every round; the first one after the thousand, whose hash table the kernel is still
-    enlarging, does not count. Go is not asked: it would take half a minute to publish them.
+    enlarging, does not count. Go is not measured: it would take half a minute to publish them.
     """
     ours = [node for node in nodes if node.name != "go"]
     samples: dict[tuple[int, str], dict[str, list[Sample]]] = {}

@@ -1,4 +1,4 @@
-"""`cni reload`: rules come back after something flushed them (users.md 4)."""
+"""`cni reload`: rules come back after something flushed them (docs/cli.md)."""
 
 from __future__ import annotations
 

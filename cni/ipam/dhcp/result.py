@@ -1,4 +1,4 @@
-"""What the plugin prints: leases as a CNI result (docs/spec/dhcp.md, "Allocate")."""
+"""What the plugin prints: leases as a CNI result (docs/spec/dhcp.md, "Daemon: Allocate")."""
 
 from __future__ import annotations
 
