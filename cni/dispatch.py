@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import Any, NamedTuple
 
 import msgspec
@@ -30,6 +31,9 @@ from .protocol.request import (
     valid_attachments,
 )
 from .protocol.result import Result, encode_json
+
+# What a state directory says in which nothing can be kept on this node.
+_KEEPS_NOTHING = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
 
 Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
 
@@ -249,10 +253,10 @@ def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None
             if kept and command == "DEL":
                 _forget(name, call)  # first: rules that are going must not be made again
             result: Result | None = verb(call)
-            call.undo.pop_all()
-            _finish(call)
             if call.remembered and result is not None:
                 _remember(name, call, result)
+            call.undo.pop_all()
+            _finish(call)
             return result
         keep = valid_attachments(call.raw)
         if keep is not None:
@@ -281,24 +285,31 @@ def _new_call(name: str, request: Request, raw: dict[str, Any], wanted: str) -> 
     conf_type = _module(name).Conf
 
     def remember_now(call: Call[Any], result: Result) -> None:
-        def forget() -> None:
-            _forget(name, call)
-            _finish(call)
-
-        call.undo.callback(forget)
         _remember(name, call, result)
 
     return Call(request, raw, wanted, conf_type, plugin.conf_error, run_in_process, remember_now)
 
 
 def _remember(name: str, call: Call[Any], result: Result) -> None:
+    """Keep what an ADD wants of the packet filter; forgotten again if this ADD fails.
+
+    Where nothing can ever be kept (a read-only /run), it is only said. A disk that is full or
+    broken is an error: else what an earlier ADD wanted would stay. Raises CNIError.
+    """
     from . import intent
 
+    def forget() -> None:
+        _forget(name, call)
+        _finish(call)
+
+    call.undo.callback(forget)
     try:
         intent.save(name, call.owner, call.request, result)
     except OSError as error:
         where = intent.directory(call.request.env)
         text = f"cannot keep the rules in {where} for `cni reload`: {error.strerror}"
+        if error.errno not in _KEEPS_NOTHING:
+            raise CNIError(text, "make room there, then try again") from None
         call.log(f"cni: {name}: {text}")
 
 

@@ -9,7 +9,7 @@ attachment and plugin, until DEL or GC:
 
 State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
 A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
-it would remove them too early. Losing one costs the survival of a flush, never an ADD or DEL.
+it would remove them too early. An ADD that cannot write one, because the disk is full, fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import lockfile
+from . import files, lockfile
 from .owner import Owner, network_key
 from .protocol.errors import CNIError
 from .protocol.request import Request
@@ -60,26 +60,11 @@ def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     data = msgspec.json.encode({**kept, "result": result.as_dict(VERSION)})
     path = _path(plugin, owner, request.env)
-    temporary = f"{path}{_PARTIAL}"
     try:
-        fd = _create(temporary)
-        try:
-            os.write(fd, data)
-        finally:
-            os.close(fd)
-        os.rename(temporary, path)
-    except OSError:
-        _unlink(temporary)
-        raise
-
-
-def _create(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        return os.open(path, flags, 0o600)
+        files.replace(path, data, temporary=f"{path}{_PARTIAL}")
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        return os.open(path, flags, 0o600)
+        files.replace(path, data, temporary=f"{path}{_PARTIAL}")
 
 
 class Dropped(NamedTuple):

@@ -9,6 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from .files import write_all
+
 _MAX_OUTPUT = 64 << 20
 
 # A runtime's PATH may be missing or bare; the administrator's tools are in one of these.
@@ -44,7 +46,7 @@ def run(
         return _run_on_windows(program, argv, stdin, env)
     files = [os.memfd_create(f"cni-{what}") for what in ("stdin", "stdout", "stderr")]
     try:
-        _write_all(files[0], stdin)
+        write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
         pid = os.posix_spawn(
@@ -93,12 +95,6 @@ def _end(pid: int) -> None:
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         pass  # it had ended already
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _content(fd: int) -> bytes:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from cni import files
 from cni.protocol import config
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
@@ -111,14 +112,7 @@ class Cache:
             path = self.path(attachment)
             # A network's name cannot begin with a dot; a shorter one also fits where `path` did.
             temporary = os.path.join(self.results, f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(content)
-                os.replace(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+            files.replace(path, content, temporary=temporary)
 
     def read(self, attachment: Attachment) -> Outcome | None:
         """The result that was kept; None if there is none. Raises CNIError if it is unusable."""

@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import files
 from . import units as install_units
 from .interpreter import InstallError, choose_python, compile_tree, probe
 
@@ -330,8 +331,7 @@ class _Installation:
 
     def _write(self, name: str, data: bytes, mode: int) -> None:
         temporary = self._temporary()
-        _write_file(temporary, data, mode)
-        temporary.replace(self.dir / name)
+        files.replace(str(self.dir / name), data, mode, temporary=str(temporary))
         _sync(self.dir)
 
     def _temporary(self) -> Path:
@@ -360,21 +360,13 @@ def _unpack(archive: Path, tree: Path, temporary: Any) -> None:
             if path.is_file() and path.read_bytes() == data:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = temporary()
-            _write_file(partial, data, 0o644)
-            partial.replace(path)
-
-
-def _write_file(path: Path, data: bytes, mode: int) -> None:
-    with path.open("xb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
+            files.replace(str(path), data, 0o644, temporary=str(temporary()))
 
 
 def _sync_tree(tree: Path) -> None:
     """Have `tree` on the disk before its name is: a crash must not leave empty files."""
-    for directory, _, files in os.walk(tree):
-        for name in files:
+    for directory, _, names in os.walk(tree):
+        for name in names:
             _sync(Path(directory, name))
         _sync(Path(directory))
 

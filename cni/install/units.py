@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+from .. import files
 from .interpreter import InstallError
 
 RULES = ("cni-reload.service", "cni-reload-watch.service")
@@ -49,9 +50,8 @@ def _write(path: Path, program: str) -> str:
     text = pkgutil.get_data("cni", f"units/{path.name}")
     assert text is not None, "the archive has the units"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(text.replace(b"@BIN_DIR@", os.fsencode(program)))
-    temporary.chmod(0o644)
-    temporary.replace(path)
+    data = text.replace(b"@BIN_DIR@", os.fsencode(program))
+    files.replace(str(path), data, 0o644, temporary=str(temporary))
     return str(path)
 
 

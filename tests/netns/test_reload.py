@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -176,3 +177,40 @@ def test_a_state_directory_that_cannot_be_written_is_told(
     reply = runtime.add("bridge", bridge(data_dir), container).succeeded()
     assert "cannot keep the rules in /proc/none/intent" in reply.stderr
     runtime.delete("bridge", bridge(data_dir), container).succeeded()
+
+
+PORTS = [{"hostPort": 9000 + i, "containerPort": 80, "protocol": "tcp"} for i in range(120)]
+
+
+@pytest.mark.parametrize("before", ["nothing", "an ADD"])
+def test_a_disk_that_gets_full_fails_the_add(
+    runtime: Runtime, container: Netns, state: Path, before: str
+) -> None:
+    """What was kept is never replaced by a part of the new one; and nothing of the ADD is left."""
+    previous = {"cniVersion": "1.0.0", "ips": [{"address": "10.77.0.9/24"}]}
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": NET,
+        "backend": "nftables",
+        "prevResult": previous,
+        "runtimeConfig": {"portMappings": PORTS},
+    }
+    where = state / "intent"
+    where.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "small", where], check=True)
+    try:
+        if before == "an ADD":
+            few = {**conf, "runtimeConfig": {"portMappings": PORTS[:1]}}
+            runtime.add("portmap", few, container).succeeded()
+        (where / "fill").write_bytes(bytes(12288 if before == "nothing" else 8192))
+        runtime.add("portmap", conf, container).failed(999, "No space left on device")
+        assert not [r for r in rules(runtime.host) if " 9000" in r or "10.77.0.9" in r]
+        assert os.listdir(where) == ["fill"]
+        (where / "fill").unlink()
+        runtime.add("portmap", conf, container).succeeded()
+        made = rules(runtime.host)
+        flush(runtime.host)
+        assert [o["state"] for o in reload(runtime)] == ["restored"]
+        assert rules(runtime.host) == made
+    finally:
+        subprocess.run(["umount", where], check=True)

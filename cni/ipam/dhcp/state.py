@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from ... import lockfile
+from ... import files, lockfile
 from ...owner import digest
 from ...protocol.errors import CNIError
 from . import binding4, binding6
@@ -68,9 +68,7 @@ class Directory:
         """Write or replace a lease. A full disk is said, and costs only the next restart."""
         path = self._file(record.key)
         try:
-            with open(f"{path}.new", "wb", opener=_private) as file:
-                file.write(msgspec.json.encode(record))
-            os.rename(f"{path}.new", path)
+            files.replace(path, msgspec.json.encode(record), temporary=f"{path}.new")
         except OSError as error:
             log(f"{record.key}: cannot write {path}, a restart will forget this lease: {error}")
 
@@ -107,7 +105,3 @@ class Directory:
 
     def _file(self, key: str) -> str:
         return os.path.join(self.path, digest(key)[:32] + _SUFFIX)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

@@ -29,6 +29,8 @@ from errno import (
     EXDEV,
 )
 
+from ... import files
+
 BOOT = "user.cni.boot"
 
 # No address, so that the reference does not take it for a reservation.
@@ -142,17 +144,8 @@ def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> b
 
 def replace(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
     """By a file that is renamed to its name. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(IN_MAKING, flags, _MODE, dir_fd=directory)
-    try:
-        try:
-            _fill(fd, data, boot_id)
-        finally:
-            os.close(fd)
-        os.rename(IN_MAKING, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except OSError:
-        os.unlink(IN_MAKING, dir_fd=directory)
-        raise
+    attributes = {BOOT: boot_id} if boot_id else None
+    files.replace(name, data, _MODE, temporary=IN_MAKING, dir_fd=directory, attributes=attributes)
 
 
 def overwrite(directory: int, name: str, data: bytes) -> None:
@@ -181,8 +174,7 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
 def _fill(fd: int, data: bytes, boot_id: bytes) -> None:
     if boot_id:
         note_boot(fd, boot_id)
-    if os.write(fd, data) != len(data):
-        raise OSError(28, os.strerror(28))  # ENOSPC: the only reason for a short write this small
+    files.write_all(fd, data)
 
 
 # --- which boot ---

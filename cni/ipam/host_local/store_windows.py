@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ... import lockfile
+from ... import files, lockfile
 from ...protocol.address import InvalidAddress, parse_ip
 from . import reservation
 from .reservation import IN_MAKING
@@ -70,8 +70,8 @@ class WindowsStore(Store):
 
     def set_last_reserved(self, range_id: int, name: str) -> None:
         """As of any Store."""
-        self._write(IN_MAKING, os.O_TRUNC, name.encode())
-        os.replace(_path(self.path, IN_MAKING), _path(self.path, f"{LAST_RESERVED}{range_id}"))
+        path = _path(self.path, f"{LAST_RESERVED}{range_id}")
+        files.replace(path, name.encode(), temporary=_path(self.path, IN_MAKING))
 
     def distrust(self) -> None:
         """Read the files again."""
@@ -81,7 +81,7 @@ class WindowsStore(Store):
         flags = os.O_WRONLY | os.O_CREAT | how | _BINARY
         fd = os.open(_path(self.path, name), flags, 0o600)
         try:
-            os.write(fd, data)
+            files.write_all(fd, data)
         finally:
             os.close(fd)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ... import files
 from ...owner import Owner, network_key
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
@@ -32,12 +33,10 @@ class Scratch:
         """Write the note, in place of an older one. Raises CNIError."""
         try:
             os.makedirs(self.directory, 0o700, exist_ok=True)
-            _write(self._making, data)
-            os.rename(self._making, self.path)
+            # On the disk at once: it has to outlive a crash of the node, as the leases do.
+            files.replace(self.path, data, sync=True, temporary=self._making)
             self._link()
         except (OSError, ValueError) as error:
-            if os.path.lexists(self._making):
-                _unlink(self._making)
             raise _explain("write", self.path, error) from None
 
     def _link(self) -> None:
@@ -102,17 +101,6 @@ def _names(data_dir: str) -> list[str]:
         return []
     except (OSError, ValueError) as error:
         raise _explain("open", data_dir, error) from None
-
-
-def _write(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)  # it has to outlive a crash of the node as the leases do
-    finally:
-        os.close(fd)
 
 
 def _read(path: str) -> bytes | None:

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from errno import ENOSPC
 from typing import Any
 
 import msgspec
 
+from ... import files
 from ...netns import Namespace
 from ...netns.namespace import cookie
 from ...owner import Owner, network_key
@@ -28,7 +28,6 @@ from ...protocol.errors import CNIError
 DIRECTORY = "/run/cni/tuning"
 
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _MAX_SIZE = 1 << 20
 
 
@@ -121,22 +120,13 @@ class File:
         """Replace the file, at once."""
         data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
         try:
-            fd = self._open()
             try:
-                if os.write(fd, data) != len(data):
-                    raise OSError(ENOSPC, os.strerror(ENOSPC))
-            finally:
-                os.close(fd)
-            os.rename(self._new, self._path)
+                files.replace(self._path, data, temporary=self._new)
+            except FileNotFoundError:
+                os.makedirs(self.directory, 0o700, exist_ok=True)
+                files.replace(self._path, data, temporary=self._new)
         except OSError as error:
             raise _explain("write", self._path, error) from None
-
-    def _open(self) -> int:
-        try:
-            return os.open(self._new, _WRITE, 0o600)
-        except FileNotFoundError:
-            os.makedirs(self.directory, 0o700, exist_ok=True)
-            return os.open(self._new, _WRITE, 0o600)
 
     def remove(self) -> None:
         """Remove the file, and one that was being written; none is success."""
