@@ -13,10 +13,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import delegate
-from .netns import Namespace, NetnsError, NetnsMissing
+from .kernel.errors import KernelError, NetnsError, NetnsMissing
+from .netns import Namespace
 from .owner import Owner
 from .protocol import config
-from .protocol.errors import CNIError, Terminated, join
+from .protocol.errors import CNIError, Terminated, from_exception, join
 from .protocol.request import Attachment, Request
 from .protocol.result import Result
 
@@ -229,10 +230,8 @@ class Steps:
         """The function's value, or None if it failed."""
         try:
             return function(*args)
-        except CNIError as error:
-            self._errors.append(error)
-        except (OSError, NetnsError) as error:
-            self._errors.append(CNIError(str(error)))
+        except (CNIError, KernelError, OSError) as error:
+            self._errors.append(from_exception(error))
         return None
 
     def finish(self) -> None:

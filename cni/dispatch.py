@@ -18,10 +18,11 @@ import msgspec
 
 from . import __version__, standins
 from .call import Call
+from .kernel.errors import KernelError
 from .netns import Executor, same_namespace
 from .owner import Owner
 from .protocol import config, version
-from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated
+from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated, from_exception
 from .protocol.request import (
     Attachment,
     Request,
@@ -208,8 +209,9 @@ def _finished(name: str, decoded: Decoded) -> Answer:
 
 
 def _failed(error: BaseException, *, worked: bool = False) -> Answer:
-    if isinstance(error, CNIError):
-        return 1, _encode_error(error), not isinstance(error, Terminated)
+    if isinstance(error, CNIError | KernelError):
+        known = not isinstance(error, Terminated | OSError)
+        return 1, _encode_error(from_exception(error)), known
     if not worked:
         standins.suspect(error)
     return 1, _encode_error(_unexpected(error)), False
@@ -347,8 +349,10 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
     try:
         _module(name).reload(call)
         call.undo.pop_all()
-    except BaseException:
+    except BaseException as error:
         _undo(call)
+        if isinstance(error, KernelError | OSError):
+            raise from_exception(error) from error
         raise
     finally:
         call.finish()
@@ -370,7 +374,10 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     if name not in TABLE or not _is_ourselves(program):
         return False, None
     decoded = _decode(name, request)
-    result = _run(name, decoded)
+    try:
+        result = _run(name, decoded)
+    except (KernelError, OSError) as error:  # as the child's answer would be
+        raise from_exception(error) from error
     return True, None if result is None else result.through(decoded.call.version)
 
 

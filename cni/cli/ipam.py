@@ -13,7 +13,8 @@ from cni.ipam.host_local import plugin as host_local
 from cni.ipam.host_local import reservation, usage
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
 from cni.ipam.host_local.store import directory_of, is_address, open_store, scan
-from cni.netns import Namespace, NetnsError
+from cni.kernel.errors import NetnsError
+from cni.netns import Namespace
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.errors import CNIError

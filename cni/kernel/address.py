@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix
 from . import netlink as nl
-from .netlink import Netlink, NetlinkError
+from .errors import DuplicateAddress, NetlinkError
+from .netlink import Netlink
 
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTNLGRP_IPV6_IFADDR = 9
@@ -94,14 +95,6 @@ def _message(index: int, prefix: Prefix, flags: int = 0, broadcast: bool = False
     if broadcast and prefix.family == AF_INET and prefix.length < 31:
         out += nl.attr(_BROADCAST, prefix.broadcast)
     return out
-
-
-class DuplicateAddress(Exception):
-    """IPv6 duplicate address detection failed: another node has the address (RFC 4862 §5.4)."""
-
-    def __init__(self, prefix: Prefix) -> None:
-        super().__init__(str(prefix))
-        self.prefix = prefix
 
 
 def settle(

@@ -8,9 +8,9 @@ from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
 from typing import NamedTuple
 
-from ..protocol.errors import CNIError
 from . import netlink as nl
-from .netlink import Netlink, NetlinkError
+from .errors import LinkNotFound, NetlinkError
+from .netlink import Netlink
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
 _RTM_NEWLINKPROP, _RTM_DELLINKPROP = 108, 109
@@ -42,18 +42,6 @@ _SKIP_STATS = 1 << 3
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
-
-
-class LinkNotFound(CNIError):
-    """No link of that name or index in this namespace: the message alone, where it is a part."""
-
-    def __init__(self, msg: str) -> None:
-        super().__init__(
-            msg, "one that was there a moment ago: does a DEL of the same attachment run? Try again"
-        )
-
-    def __str__(self) -> str:
-        return self.msg
 
 
 class Link(NamedTuple):

@@ -7,12 +7,13 @@ socket module, which alone would take 5 ms of every request.
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
 from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS, ENOENT
 from typing import Any
+
+from .errors import NetlinkError
 
 NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
 
@@ -39,20 +40,6 @@ Message = tuple[int, bytes, int]  # type, payload, flags
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
 _BATCH = 64  # their acknowledgements wait in the socket's buffer
-
-
-class NetlinkError(OSError):
-    """The kernel refused a request: errno, and its own explanation when it gave one."""
-
-    def __init__(self, errno: int, detail: str = "") -> None:
-        super().__init__(errno, os.strerror(errno).lower() + (f" ({detail})" if detail else ""))
-        self.detail = detail
-
-    def __reduce__(self) -> tuple[type[NetlinkError], tuple[int, str]]:
-        return NetlinkError, (self.errno or 0, self.detail)
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 # --- attributes -----------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix, format_ip
 from . import netlink as nl
-from .netlink import Netlink, NetlinkError
+from .errors import NetlinkError, RouteError
+from .netlink import Netlink
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 
@@ -70,14 +71,6 @@ class Route(NamedTuple):
 Change = tuple[Route, nl.Message]  # what Netlink.batch sends for a route
 
 
-class RouteError(NetlinkError):
-    """The kernel refused a route."""
-
-    def __init__(self, route: Route, error: NetlinkError) -> None:
-        super().__init__(error.errno or 0, error.detail)
-        self.route = route
-
-
 def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNICAST) -> None:
     """Add a route beside others to the same destination. Raises NetlinkError.
 
@@ -134,7 +127,7 @@ def require_made(changes: list[Change], failures: Iterable[NetlinkError | None])
     """Raises RouteError for the first that was not made; what is there, or gone, already is."""
     for (entry, (kind, _, _)), error in zip(changes, failures, strict=True):
         if error is not None and error.errno != (ESRCH if kind == RTM_DELROUTE else EEXIST):
-            raise RouteError(entry, error)
+            raise RouteError(entry, error.errno or 0, error.explanation)
 
 
 def delete(sock: Netlink, route: Route) -> None:

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix
 from . import netlink as nl
-from .netlink import Netlink, NetlinkError
+from .errors import NetlinkError
+from .netlink import Netlink
 
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 

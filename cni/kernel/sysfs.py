@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 
+from .errors import DeviceError
+
 _PCI, _AUXILIARY, _DEVICES = "/sys/bus/pci/devices", "/sys/bus/auxiliary/devices", "/sys/devices/"
 # Drivers that hand a device to user space, where it has no link (DPDK).
 _USER_SPACE = frozenset({"vfio-pci", "uio_pci_generic", "igb_uio"})
-
-
-class DeviceError(Exception):
-    """There is no such device, or it has no network interface."""
 
 
 def is_pci(identifier: str) -> bool:

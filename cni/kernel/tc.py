@@ -11,7 +11,8 @@ from errno import EINVAL, ENOENT
 from typing import NamedTuple
 
 from . import netlink as nl
-from .netlink import Netlink, NetlinkError
+from .errors import NetlinkError
+from .netlink import Netlink
 
 RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS = 36, 37, 38, 40, 42
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 from ..protocol.address import Prefix
 from . import netlink as nl
 from . import tc
-from .netlink import Netlink, NetlinkError
+from .errors import NetlinkError
+from .netlink import Netlink
 
 RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
 ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 3, 0x0800, 0x86DD

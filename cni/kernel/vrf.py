@@ -6,8 +6,9 @@ from errno import EOPNOTSUPP
 
 from . import link
 from . import netlink as nl
+from .errors import NetlinkError
 from .link import Link
-from .netlink import Netlink, NetlinkError
+from .netlink import Netlink
 
 KIND = "vrf"
 _TABLE = 1  # IFLA_VRF_TABLE

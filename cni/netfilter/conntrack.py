@@ -13,7 +13,8 @@ from errno import ENOENT
 from typing import NamedTuple
 
 from ..kernel import netlink as nl
-from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.errors import NetlinkError
+from ..kernel.netlink import Netlink
 from . import nft
 
 _SUBSYSTEM = 1 << 8

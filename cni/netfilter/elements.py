@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import netlink as nl
-from ..kernel.netlink import NetlinkError
+from ..kernel.errors import NetlinkError, Unusable
 from . import nft
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Element(NamedTuple):
 
 
 def dump(family: str, table: str, name: str) -> list[bytes]:
-    """The kernel's messages about a set or map; none if there is none. Raises nft.Unusable."""
+    """The kernel's messages about a set or map; none if there is none. Raises Unusable."""
     try:
         return nft.socket().dump(_GETSETELEM, _set(family, table, name))
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
-        raise nft.Unusable(error.errno or 0, error.detail) from None
+        raise Unusable(error.errno or 0, error.explanation) from None
 
 
 def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
@@ -92,7 +92,7 @@ def parse(raw: bytes) -> Element:
 
 
 def elements(family: str, table: str, name: str) -> list[Element]:
-    """All that is in the set; nothing if there is no such set. Raises nft.Unusable."""
+    """All that is in the set; nothing if there is no such set. Raises Unusable."""
     return [parse(raw) for data in dump(family, table, name) for raw in _listed(data)]
 
 

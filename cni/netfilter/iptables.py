@@ -10,19 +10,11 @@ import os
 from errno import ENOENT
 
 from .. import process
-from ..protocol.errors import CNIError
+from ..kernel.errors import IptablesError, IptablesMissing
 from . import nft
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
-
-
-class IptablesError(CNIError):
-    """A tool of the iptables family failed; the message is its own."""
-
-
-class IptablesMissing(IptablesError):
-    """There is no such tool."""
 
 
 def restore(v6: bool, table: str, lines: list[str]) -> None:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from .. import process
 from ..kernel import netlink as nl
-from ..kernel.netlink import NetlinkError
+from ..kernel.errors import NetlinkError, Unwritable
 from . import nft
-from .iptables_rules import Encoded, Unwritable, encode
+from .iptables_rules import Encoded, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable

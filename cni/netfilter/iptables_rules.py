@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import netlink as nl
+from ..kernel.errors import Unwritable
 from ..protocol.address import InvalidAddress, Prefix, parse_ip
 from .nft import GENMSG_SIZE
 
@@ -33,10 +34,6 @@ _DROP, _ACCEPT, _JUMP, _RETURN = 0, 1, -3, -5
 _PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # Where the addresses are in the header, by "is IPv6".
 _SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
-
-
-class Unwritable(ValueError):
-    """A rule with something that is not known here."""
 
 
 _UNKNOWN = (ValueError, KeyError, StopIteration, OverflowError, struct.error, InvalidAddress)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..protocol.errors import CNIError
-from .nft import NftError
+from ..kernel.errors import NftError, NftMissing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,8 +13,8 @@ if TYPE_CHECKING:
 class Nft:
     """A libnftables context of the network namespace it is made in; mostly used by `nft.shared()`.
 
-    Making it loads the library (3 ms the first time, 0.2 after). Raises CNIError when the library
-    or its binding is missing.
+    Making it loads the library (3 ms the first time, 0.2 after). Raises NftMissing when the library
+    or its binding is.
     """
 
     def __init__(self) -> None:
@@ -26,7 +25,7 @@ class Nft:
             CDLL("libnftables.so.1")
             from nftables import Nftables
         except (OSError, ImportError) as error:
-            raise CNIError(
+            raise NftMissing(
                 f"nftables is not available: {error}",
                 "install libnftables (Debian, Ubuntu: libnftables1, python3-nftables)",
             ) from None

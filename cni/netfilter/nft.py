@@ -23,8 +23,8 @@ from errno import ENOENT
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..kernel import netlink as nl
-from ..kernel.netlink import NETLINK_NETFILTER, Netlink, NetlinkError
-from ..protocol.errors import CNIError
+from ..kernel.errors import NetlinkError, Unusable
+from ..kernel.netlink import NETLINK_NETFILTER, Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -55,21 +55,6 @@ _ATTEMPTS = 5
 
 # What `transaction` fails with if the ruleset has changed since it was looked at.
 ERESTART = 85
-
-_MISSING_TEXT = "No such file or directory"
-
-
-class NftError(CNIError):
-    """libnftables refused a transaction; the message is its own."""
-
-    @property
-    def missing(self) -> bool:
-        """Did it name something that does not exist (any more)?"""
-        return _MISSING_TEXT in self.msg
-
-
-class Unusable(NetlinkError):
-    """The kernel has no nftables for us: not built in, or not permitted."""
 
 
 class Rule(NamedTuple):
@@ -219,7 +204,7 @@ def drop_policies() -> list[tuple[str, str, str]]:
     try:
         dump = socket().dump(_GETCHAIN, _GENMSG.pack(0, 0, 0))
     except NetlinkError as error:
-        raise Unusable(error.errno or 0, error.detail) from None
+        raise Unusable(error.errno or 0, error.explanation) from None
     drop = nl.attr(_CHAIN_POLICY, bytes(4))  # NF_DROP; of a thousand chains few have it
     found = []
     for data in dump:
@@ -259,7 +244,7 @@ def _dump_rules(payload: bytes) -> list[bytes]:
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
-        raise Unusable(error.errno or 0, error.detail) from None
+        raise Unusable(error.errno or 0, error.explanation) from None
 
 
 def delete(

@@ -5,25 +5,9 @@ from __future__ import annotations
 import sys
 
 if sys.platform == "win32":
-    from .unsupported import (
-        Executor,
-        ExecutorDied,
-        Namespace,
-        NetnsError,
-        NetnsMissing,
-        RemoteTraceback,
-        same_namespace,
-    )
+    from .unsupported import Executor, Namespace, same_namespace
 else:
-    from .executor import Executor, ExecutorDied, RemoteTraceback
-    from .namespace import Namespace, NetnsError, NetnsMissing, same_namespace
+    from .executor import Executor
+    from .namespace import Namespace, same_namespace
 
-__all__ = [
-    "Executor",
-    "ExecutorDied",
-    "Namespace",
-    "NetnsError",
-    "NetnsMissing",
-    "RemoteTraceback",
-    "same_namespace",
-]
+__all__ = ["Executor", "Namespace", "same_namespace"]

@@ -34,6 +34,7 @@ from _socket import socket as Socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..kernel.errors import ExecutorDied, RemoteTraceback
 from ..kernel.netlink import OPTIONS, set_options
 from . import libc
 
@@ -51,21 +52,6 @@ _MARSHAL, _PICKLE = b"m", b"p"
 _RAISED, _FD, _SPENT = b"x", b"f", b"!"
 
 T = TypeVar("T")
-
-
-class ExecutorDied(Exception):
-    """The child was lost before it answered: whether the job was done is not known."""
-
-
-class RemoteTraceback(Exception):
-    """The traceback of the child's exception, as its cause."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-    def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
 
 
 class Executor:

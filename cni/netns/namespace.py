@@ -10,6 +10,7 @@ from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ..kernel.errors import NetnsError, NetnsMissing
 from ..kernel.netlink import Netlink
 from . import libc
 from .executor import Executor
@@ -23,14 +24,6 @@ _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
 
 T = TypeVar("T")
-
-
-class NetnsError(Exception):
-    """The path is not a network namespace, or cannot be opened."""
-
-
-class NetnsMissing(NetnsError):
-    """The path does not exist: for DEL that is success."""
 
 
 class Namespace:

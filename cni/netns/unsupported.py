@@ -4,21 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-
-class NetnsError(Exception):
-    """There is no such namespace."""
-
-
-class NetnsMissing(NetnsError):
-    """Never raised here."""
-
-
-class ExecutorDied(Exception):
-    """Never raised here."""
-
-
-class RemoteTraceback(Exception):
-    """Never raised here."""
+from ..kernel.errors import NetnsError
 
 
 class Executor:

@@ -13,9 +13,9 @@ import msgspec
 from ..call import Call, Steps
 from ..kernel import link
 from ..kernel import sysfs as device
+from ..kernel.errors import DeviceError, LinkNotFound, NetlinkError
 from ..kernel.link import Link
-from ..kernel.netlink import Netlink, NetlinkError
-from ..kernel.sysfs import DeviceError
+from ..kernel.netlink import Netlink
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError
@@ -114,7 +114,7 @@ class Selector:
             if key == "hwaddr":
                 return self._by_mac(host)
             return link.get(host, self._name(key))
-        except (DeviceError, link.LinkNotFound) as error:
+        except (DeviceError, LinkNotFound) as error:
             raise CNIError(f"failed to find host device: {error}") from None
 
     def _name(self, key: str) -> str:
@@ -185,7 +185,7 @@ def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, found: Link) -> 
         link.add_altname(netns.netlink(), inner.index, call.owner.alias_key)
         link.add_altname(netns.netlink(), inner.index, original)
         link.change(netns.netlink(), inner.index, up=True)
-    except (NetlinkError, link.LinkNotFound) as error:
+    except (NetlinkError, LinkNotFound) as error:
         raise CNIError(f"failed to move link {found.name}: {error}") from None
     return inner
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from ..call import Call, Steps
 from ..kernel import address, link, route
+from ..kernel.errors import NetlinkError
 from ..kernel.link import Link
-from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.netlink import Netlink
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.address import Prefix, parse_ip

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from ..call import Call, Steps
 from ..kernel import address, link, route, rule
+from ..kernel.errors import NetlinkError, RouteError
 from ..kernel.link import Link
-from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.netlink import Netlink
 from ..kernel.route import Route
 from ..kernel.rule import Rule
 from ..netns import Namespace
@@ -194,7 +195,7 @@ def _make(call: Call[Conf], sock: Netlink, source: Source, table: int, routes: l
         )
     try:
         route.require_made(additions, failures)
-    except route.RouteError as error:
+    except RouteError as error:
         entry = error.route
         text = "Failed to readd route"
         if entry.protocol == route.PROTO_BOOT and entry.dst.length == 0 and entry.gateway:
@@ -205,7 +206,7 @@ def _make(call: Call[Conf], sock: Netlink, source: Source, table: int, routes: l
 def _delete_routes(sock: Netlink, routes: list[Route]) -> None:
     try:
         route.delete_all(sock, routes)
-    except route.RouteError as error:
+    except RouteError as error:
         text = f"Failed to delete route: {error}"
         raise CNIError(text, f'the route is "{error.route}"') from None
 

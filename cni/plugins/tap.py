@@ -6,7 +6,7 @@ import msgspec
 
 from ..call import Call
 from ..kernel import link, tun
-from ..kernel.netlink import NetlinkError
+from ..kernel.errors import NetlinkError
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import CNIError

@@ -17,12 +17,13 @@ from typing import NamedTuple
 from ..call import Call, Steps
 from ..kernel import address, link, route, rule, vrf
 from ..kernel.address import Address
+from ..kernel.errors import LinkNotFound, NetlinkError, RouteError
 from ..kernel.link import Link
-from ..kernel.netlink import Netlink, NetlinkError
+from ..kernel.netlink import Netlink
 from ..kernel.route import Route
 from ..netns import Namespace
 from ..protocol import config
-from ..protocol.errors import BadEnvironment, CNIError, NotAvailable
+from ..protocol.errors import BadEnvironment, CNIError, NotAvailable, from_exception
 from ..protocol.request import check_ifname
 from ..protocol.result import Result
 from .shared import checks, tables
@@ -94,8 +95,8 @@ def add(call: Call[Conf]) -> Result:
     tables.lock(netns)
     try:
         _enslave(call, netns, conf)
-    except CNIError as error:
-        raise error.wrapped(_PREFIX) from None
+    except (CNIError, LinkNotFound) as error:
+        raise from_exception(error).wrapped(_PREFIX) from None
     return previous
 
 
@@ -195,7 +196,7 @@ def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) 
     _await_local(netns, inner, local, kept.addresses)
     try:
         route.copy(sock, kept.routes, table, inner.index)
-    except route.RouteError as error:
+    except RouteError as error:
         raise CNIError(
             f"could not add route '{error.route} dev {inner.name}': {error}",
             f"the route was in the main table, and belongs into table {table}",

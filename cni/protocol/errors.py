@@ -90,6 +90,17 @@ class Terminated(CNIError):
     """A signal told us to stop."""
 
 
+def from_exception(error: Exception) -> CNIError:
+    """The JSON error that says what `error` says: itself, or 999.
+
+    The message of an error without text is the name of its class.
+    """
+    if isinstance(error, CNIError):
+        return error
+    msg = getattr(error, "msg", "") or str(error) or type(error).__name__
+    return CNIError(msg, getattr(error, "details", ""))
+
+
 def join(errors: list[CNIError]) -> CNIError:
     """One error for all of `errors` (at least one): what DEL and GC raise after every step ran.
 

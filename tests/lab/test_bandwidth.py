@@ -13,7 +13,8 @@ import pytest
 
 from cni.kernel import tc as kernel_tc
 from cni.kernel import tcfilter
-from cni.kernel.netlink import Netlink, NetlinkError
+from cni.kernel.errors import NetlinkError
+from cni.kernel.netlink import Netlink
 from cni.plugins.bandwidth import shape
 from cni.protocol.address import Prefix
 from tests.harness import V4, Netns, Runtime, kind, links, ping, requires_kernel, tc

@@ -14,9 +14,8 @@ import pytest
 
 from cni import process
 from cni.kernel import netlink as nl
-from cni.kernel.netlink import NetlinkError
+from cni.kernel.errors import NetlinkError, Unwritable
 from cni.netfilter import iptables, iptables_netlink, nft
-from cni.netfilter.iptables_rules import Unwritable
 from cni.owner import Owner
 from cni.plugins.firewall import backend_iptables
 from cni.plugins.firewall.want import Ingress

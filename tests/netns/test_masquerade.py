@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.kernel.errors import IptablesError, NftError
 from cni.netfilter import iptables, libnftables, nft
 from cni.owner import Owner
 from cni.plugins.shared import masquerade
@@ -316,7 +317,7 @@ def test_without_iptables_auto_takes_nftables(host: Netns, no_iptables: None) ->
 
 
 def test_asked_for_iptables_without_it(host: Netns, no_iptables: None) -> None:
-    with pytest.raises(CNIError, match="iptables-restore not found") as caught:
+    with pytest.raises(IptablesError, match="iptables-restore not found") as caught:
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
     assert "package iptables" in caught.value.details
     assert nft_tables(host) == set()
@@ -329,7 +330,7 @@ def test_broken_iptables(
     host: Netns, monkeypatch: pytest.MonkeyPatch, tool: str, text: str
 ) -> None:
     monkeypatch.setattr("cni.process.find", lambda _: f"/bin/{tool}")
-    with pytest.raises(CNIError, match=text):
+    with pytest.raises(IptablesError, match=text):
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
     assert not iptables.usable(v6=False)
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), None)
@@ -360,7 +361,7 @@ def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.M
 
     real = process.find
     monkeypatch.setattr("cni.process.find", lambda name: None if name[:3] == "ip6" else real(name))
-    with pytest.raises(CNIError, match="ip6tables-restore not found"):
+    with pytest.raises(IptablesError, match="ip6tables-restore not found"):
         host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24", "fd00::2/64"), None)
     assert rules_of(host, TWO) == []
 
@@ -467,7 +468,7 @@ def test_list_chain(host: Netns) -> None:
     assert host.run(listed, "masq_checks") == []
     with pytest.raises(OSError, match="no such file"):
         host.run(nft.delete, "inet", TABLE, rules)
-    with pytest.raises(nft.NftError, match="No such file or directory"):
+    with pytest.raises(NftError, match="No such file or directory"):
         host.run(lambda: nft.shared().run([{"flush": {"table": {"family": "ip", "name": "x"}}}]))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.kernel.netlink import NetlinkError
+from cni.kernel.errors import NetlinkError
 from cni.netfilter import nft
 from cni.plugins.bridge import spoofcheck
 from cni.protocol.errors import CNIError

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cni import __version__, dispatch
 from cni.call import Call, Steps
 from cni.dispatch import TABLE, about, answer
-from cni.kernel import link
+from cni.kernel.errors import LinkNotFound
 from cni.protocol import version
 from cni.protocol.config import NetConf
 from cni.protocol.errors import CNIError, IOFailure, NotAvailable, TryAgainLater
@@ -214,7 +214,7 @@ def test_a_link_that_is_gone_in_the_middle(probe: Probe) -> None:
     """As a DEL at the same time may cause: an error for the operator, not a traceback."""
 
     def fail(_call: object) -> None:
-        raise link.LinkNotFound("Link not found")
+        raise LinkNotFound("Link not found")
 
     probe.action = fail
     code, error = ask()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.kernel import netlink as nl
+from cni.kernel.errors import Unwritable
 from cni.netfilter import iptables, iptables_netlink
 from cni.netfilter import iptables_rules as xt
 
@@ -32,7 +33,7 @@ def test_unknown_is_said_so(v6: bool, rule: str) -> None:
     """Any text is a rule or Unwritable, and nothing else."""
     try:
         encoded = xt.encode(v6, rule)
-    except xt.Unwritable:
+    except Unwritable:
         return
     assert encoded.tail
     assert encoded.is_in(dumped(encoded, 0))
@@ -86,7 +87,7 @@ def test_a_rule_whatever_it_counted() -> None:
     ],
 )
 def test_unwritable(rule: str) -> None:
-    with pytest.raises(xt.Unwritable):
+    with pytest.raises(Unwritable):
         xt.encode(False, rule)
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cni.kernel import address, bridge_vlan, link, route, rule
 from cni.kernel import netlink as nl
-from cni.kernel.netlink import Netlink, NetlinkError
+from cni.kernel.errors import NetlinkError
+from cni.kernel.netlink import Netlink
 from cni.owner import Owner
 from cni.protocol.address import Prefix
 
@@ -129,7 +130,7 @@ def test_a_refused_request(capped: bool) -> None:
     with Kernel(reply) as sock, pytest.raises(NetlinkError) as caught:
         sock.request(16, b"")
     error = caught.value
-    assert (error.errno, error.detail) == (EPERM, "not you")
+    assert (error.errno, error.explanation) == (EPERM, "not you")
     assert str(error) == "operation not permitted (not you)"
     again = pickle.loads(pickle.dumps(error))  # it crosses from the executor
     assert (again.errno, str(again), type(again)) == (EPERM, str(error), NetlinkError)

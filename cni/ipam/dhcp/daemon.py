@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from ...kernel.errors import KernelError
 from ...netns import Executor
 from ...protocol import config
-from ...protocol.errors import CNIError
+from ...protocol.errors import CNIError, from_exception
 from . import interface as places
 from .attachment import Attachment, Environment
 from .conf import Conf, options
@@ -134,8 +135,9 @@ class Daemon:
                     f"can't find method {request.method}", "plugin and daemon differ in version"
                 )
             return {"result": await method(request.params)}
-        except CNIError as error:
-            return _error(error.code, error.msg, error.details)
+        except (CNIError, KernelError) as error:
+            answer = from_exception(error)
+            return _error(answer.code, answer.msg, answer.details)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return _error(999, f"request not understood: {error}")
         except Exception as error:  # noqa: BLE001 the daemon goes on, whatever one request does

@@ -16,9 +16,10 @@ from errno import EAGAIN
 import msgspec
 
 from ...kernel import address, link, route, sysctl
+from ...kernel.errors import ExecutorDied, LinkNotFound, NetlinkError, NetnsError, NetnsMissing
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError, ignoring_exists
-from ...netns import ExecutorDied, Namespace, NetnsError, NetnsMissing
+from ...kernel.netlink import Netlink, ignoring_exists
+from ...netns import Namespace
 from ...protocol.address import Prefix, parse_ip
 from ...protocol.config import Route
 from ...protocol.errors import CNIError
@@ -73,7 +74,7 @@ def find(path: str, ifname: str) -> Place:
         try:
             found = link.get(namespace.netlink(), ifname)
             link.parse_mac(found.mac)
-        except link.LinkNotFound as error:
+        except LinkNotFound as error:
             raise CNIError(
                 f'error looking up "{ifname}": {error}', f"in the namespace {path}"
             ) from None

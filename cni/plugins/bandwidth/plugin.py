@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from ...call import Call, Steps
 from ...kernel import link, tc, tcfilter
+from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...owner import Owner, digest, network_group, network_key
 from ...protocol import config

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...kernel import address, bridge_vlan, link
+from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...owner import digest
 from ...protocol.address import Prefix, parse_ip
 from ...protocol.errors import CNIError
@@ -106,7 +107,7 @@ def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
             link.set_port(host, port.index, hairpin=False, isolated=False)
             configure_vlans(host, port, vlans)
         link.change(host, found.index, up=True)
-    except (NetlinkError, link.LinkNotFound) as error:
+    except (NetlinkError, LinkNotFound) as error:
         raise CNIError(
             f'failed to create vlan gateway "{name}": {error}',
             f"if {name} is not a veth whose other end is a port of {bridge.name}, delete it",

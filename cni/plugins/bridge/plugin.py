@@ -16,8 +16,9 @@ import msgspec
 
 from ...call import Call, Steps
 from ...kernel import link, sysctl
+from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import args, config
 from ...protocol.address import Prefix, format_ip
@@ -310,7 +311,7 @@ def _unprotect_mac(call: Call[Any], want: Settings) -> None:
 
     try:
         spoofcheck.teardown(want.spoof_ref)
-    except CNIError as error:
+    except (CNIError, KernelError) as error:
         call.log(str(error))
 
 

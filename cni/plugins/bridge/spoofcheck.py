@@ -11,9 +11,8 @@ from __future__ import annotations
 from errno import ENOENT
 from typing import Any
 
-from ...kernel.netlink import NetlinkError
+from ...kernel.errors import KernelError, NetlinkError, NftError, Unusable
 from ...netfilter import nft
-from ...netfilter.nft import NftError
 from ...owner import digest
 from ...protocol.errors import CNIError
 
@@ -44,10 +43,8 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
                 # Somebody else deleted a stale rule in between: look again.
                 if not (stale and error.missing) or attempt == _RETRIES:
                     raise
-    except (CNIError, NetlinkError) as error:
-        details = error.details if isinstance(error, CNIError) else ""
-        text = error.msg if isinstance(error, CNIError) else str(error)
-        raise CNIError(f"failed to setup spoof-check: {text}", details) from None
+    except KernelError as error:
+        raise CNIError(f"failed to setup spoof-check: {error.msg}", error.details) from None
 
 
 def teardown(owner_ref: str) -> None:
@@ -59,7 +56,7 @@ def teardown(owner_ref: str) -> None:
     errors: list[str] = []
     try:
         rules = [(_BASE, handle) for handle in _jumps(ref)]
-    except nft.Unusable:
+    except Unusable:
         return  # nor can there be any
     chains = [chain for chain in _chains(ref) if nft.has_chain(_FAMILY, _TABLE, chain)]
     if not rules and not chains:
@@ -88,7 +85,7 @@ def gc(live_host_links: set[str]) -> None:
     """
     try:
         rules = nft.find_rules(_FAMILY, _TABLE, _BASE, _COMMENT)
-    except nft.Unusable:
+    except Unusable:
         return
     errors = []
     for rule in rules:
@@ -97,7 +94,7 @@ def gc(live_host_links: set[str]) -> None:
             continue
         try:
             teardown(rule.comment.removeprefix(_COMMENT))
-        except CNIError as error:
+        except (CNIError, KernelError) as error:
             errors.append(error.msg)
     if errors:
         raise CNIError("; ".join(errors))

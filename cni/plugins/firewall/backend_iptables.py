@@ -19,9 +19,8 @@ from collections.abc import Callable
 from errno import ENOENT
 from typing import NamedTuple
 
-from ...kernel.netlink import NetlinkError
+from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
 from ...netfilter import iptables, nft
-from ...netfilter.iptables import IptablesError, IptablesMissing
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, join
 from .want import Ingress, Want, families, gone

@@ -20,10 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...kernel.netlink import NetlinkError
+from ...kernel.errors import NetlinkError, NftError, Unusable
 from ...netfilter import elements, nft
 from ...netfilter.elements import Change, Element
-from ...netfilter.nft import NftError
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
@@ -241,7 +240,7 @@ def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
     try:
         for name in names:
             elements.delete_matching("inet", TABLE, name, prefix, keep)
-    except nft.Unusable:
+    except Unusable:
         return  # nor can there be any
     except NetlinkError as error:
         raise CNIError(f"failed to remove firewall rules with nftables: {error}") from None

@@ -8,8 +8,9 @@ The reference leaves its containers unprotected there.
 from __future__ import annotations
 
 from ...kernel import link, sysctl
+from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...protocol.errors import CNIError
 from ...protocol.result import Result
 from .want import Want

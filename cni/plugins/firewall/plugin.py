@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from ... import intent
 from ...call import Call, Steps
+from ...kernel.errors import IptablesError, KernelError
 from ...netfilter import iptables
-from ...netfilter.iptables import IptablesError
 from ...protocol import config
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, NotAvailable
@@ -227,7 +227,7 @@ def _require_firewalld(choice: Choice) -> None:
 def _require_nftables(choice: Choice) -> None:
     try:
         backend_nft.status()
-    except CNIError as error:
+    except (CNIError, KernelError) as error:
         raise NotAvailable(error.msg, f"{choice}; {error.details}".rstrip("; ")) from None
 
 
@@ -246,7 +246,7 @@ def _apply(call: Call[Conf], want: Want, result: Result) -> None:
         else:
             _iptables_or_nft(want, accept=True)
         isolation.isolate(want, result)
-    except CNIError as error:
+    except (CNIError, KernelError) as error:
         raise CNIError(error.msg, f"{error.details}; {choice}".lstrip("; ")) from None
 
 
@@ -259,7 +259,7 @@ def _iptables_or_nft(want: Want, *, accept: bool) -> None:
             raise
         try:
             backend_nft.add(want, accept=accept)
-        except CNIError as other:
+        except (CNIError, KernelError) as other:
             details = f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
             raise CNIError(error.msg, details) from None
 

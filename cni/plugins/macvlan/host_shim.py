@@ -14,8 +14,9 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import link, route, sysctl
+from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...owner import digest, network_key
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment

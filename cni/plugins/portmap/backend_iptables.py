@@ -16,12 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from ...kernel.netlink import NetlinkError
+from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
 from ...netfilter import iptables, nft
-from ...netfilter.iptables import IptablesError
 from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
-from ...protocol.errors import CNIError, join
+from ...protocol.errors import CNIError, from_exception, join
 from .want import Port, Want
 
 _DNAT, _SETMARK, _MASQ = "CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"
@@ -123,7 +122,7 @@ def install(want: Want) -> None:
                 break
             except IptablesError as error:
                 # somebody else may have made or removed the same after we looked
-                if attempt == _RETRIES or isinstance(error, iptables.IptablesMissing):
+                if attempt == _RETRIES or isinstance(error, IptablesMissing):
                     raise IptablesError(
                         f"unable to setup DNAT: {error.msg}", error.details
                     ) from None
@@ -363,7 +362,7 @@ def collect(network: str, keep: Iterable[Owner]) -> None:
                     _remove_chain(v6, owner.chain("DN-"), _DNAT, None)
         except IptablesError as error:
             if iptables.usable(v6):
-                errors.append(error)
+                errors.append(from_exception(error))
     if errors:
         raise join(errors)
 

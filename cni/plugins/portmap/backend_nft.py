@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from errno import EEXIST, ENOENT
 
-from ...kernel.netlink import NetlinkError
+from ...kernel.errors import NetlinkError, Unusable
 from ...netfilter import elements as nft_elements
 from ...netfilter import nft
 from ...netfilter.elements import Change, Element
@@ -86,7 +86,7 @@ def install(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool = Fa
 
     A port that is taken by an owner who is dead goes over to us. If not all of what the owner has
     may be in the index, `thorough` looks for it. Raises Taken or another CNIError, NetlinkError or
-    nft.Unusable; then there is nothing that a packet could notice.
+    Unusable; then there is nothing that a packet could notice.
     """
     dead: set[str] = set()
     for _ in range(_RETRIES):
@@ -301,7 +301,7 @@ def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elemen
 def _remove_everywhere(find: _Find) -> list[Port]:
     try:
         return [port for family in _SIZES for port in _remove(family, find)]
-    except nft.Unusable:
+    except Unusable:
         return []  # nor can there be any
     except NetlinkError as error:
         raise CNIError(f"error deleting nftables rules: {error}") from None
@@ -330,7 +330,7 @@ def _generation() -> bytes:
     try:
         return nft.generation()
     except NetlinkError as error:
-        raise nft.Unusable(error.errno or 0, error.detail) from None
+        raise Unusable(error.errno or 0, error.explanation) from None
 
 
 def _removals(family: str, gone: Elements) -> list[Change]:
@@ -375,7 +375,7 @@ def remove_of_go(container_id: str, addresses: Sequence[Prefix] | None) -> None:
                 None if addresses is None else [a.ip for a in addresses if family_of(a) == family]
             )
             _remove_rules(family, container_id, ours)
-    except nft.Unusable:
+    except Unusable:
         return
     except NetlinkError as error:
         raise CNIError(f"error deleting nftables rules: {error}") from None

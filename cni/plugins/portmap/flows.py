@@ -7,7 +7,8 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import route
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.errors import NetlinkError
+from ...kernel.netlink import Netlink
 from ...netfilter import conntrack, nft
 from ...netfilter.conntrack import Flow
 from .want import CONNECTIONLESS, PROTOCOLS, Port

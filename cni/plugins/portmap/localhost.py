@@ -15,7 +15,8 @@ from _socket import AF_INET6
 from collections.abc import Callable
 
 from ...kernel import link, route, sysctl
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.errors import KernelError, NetlinkError
+from ...kernel.netlink import Netlink
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError
 
@@ -55,7 +56,7 @@ def missing(address: Prefix) -> list[str]:
                 return [] if there else [f"no local route to ::1 on {name}: run `cni reload`"]
             key = _route_localnet(name)
             value = sysctl.read(key)
-        except (OSError, CNIError):
+        except (OSError, KernelError):
             return []
     return [] if value == "1" else [f"{key}: want 1, have {value}: run `cni reload`"]
 
@@ -65,7 +66,7 @@ def _way(host: Netlink, address: Prefix) -> tuple[int, str] | None:
     try:
         index = route.lookup(host, address.ip)[1]
         return index, link.get(host, index).name
-    except (NetlinkError, CNIError):
+    except KernelError:
         return None
 
 

@@ -18,13 +18,14 @@ import msgspec
 from ... import intent
 from ...call import Call, Steps
 from ...kernel import route, sysctl
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.errors import KernelError, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netfilter import iptables
 from ...netfilter.conntrack import Flow
 from ...owner import Owner
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
-from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.errors import CNIError, NotAvailable, from_exception
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from ..shared import checks
@@ -278,13 +279,13 @@ def _install(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
         return _install_nft(call, want, again)
     except backend_nft.Taken:
         raise
-    except CNIError as error:
+    except (CNIError, KernelError) as error:
         # Asking whether nftables is usable would cost each time; its failure asks for it.
         if backend or not iptables.usable(v6=False):
             raise
         try:
             return backend_iptables.install(want)
-        except CNIError as other:
+        except (CNIError, KernelError) as other:
             raise CNIError(error.msg, f"and with iptables, tried instead: {other}") from None
 
 
@@ -294,14 +295,15 @@ def _install_nft(call: Call[Conf], want: Want, again: bool) -> None:
         backend_nft.install(want, lambda owner: _is_dead(call, owner), thorough=again)
     except backend_nft.Taken:
         raise
-    except CNIError as error:
-        text = "unable to set up nftables rules for port mappings: "
-        raise error.wrapped("" if error.msg.startswith(text) else text) from None
     except NetlinkError as error:
         raise CNIError(
             f"unable to set up nftables rules for port mappings: {error}",
             "is nftables in this kernel, and are we root?",
         ) from None
+    except (CNIError, KernelError) as error:
+        text = "unable to set up nftables rules for port mappings: "
+        wrapped = from_exception(error).wrapped("" if error.msg.startswith(text) else text)
+        raise wrapped from None
 
 
 def _is_dead(call: Call[Conf], owner: Owner) -> bool:
@@ -398,6 +400,6 @@ def status(call: Call[Conf]) -> None:
 def _nft_problem(conf: Conf) -> str:
     try:
         backend_nft.usable(conditions=bool(conf.conditions_v4 or conf.conditions_v6))
-    except (CNIError, NetlinkError) as error:
+    except KernelError as error:
         return str(error)
     return ""

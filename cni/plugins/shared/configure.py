@@ -15,7 +15,8 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import address, link, route, sysctl
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.errors import DuplicateAddress, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import config
 from ...protocol.address import Prefix, parse_ip
@@ -97,7 +98,7 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
     sock = netns.netlink()
     try:
         settled = address.settle(sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index)
-    except address.DuplicateAddress as error:
+    except DuplicateAddress as error:
         raise CNIError(
             f"link {name} has address {error.prefix} in DADFAILED state",
             "another node on this link uses the address",

@@ -12,8 +12,9 @@ from typing import Any
 
 from ...call import Call, Steps
 from ...kernel import link, route
-from ...kernel.link import Link, LinkNotFound
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.errors import LinkNotFound, NetlinkError
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import args, config
 from ...protocol.errors import CNIError

@@ -8,8 +8,9 @@ from typing import Any
 from ...call import Call
 from ...kernel import link, sysctl
 from ...kernel.address import show
+from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...owner import Owner, network_group, network_key
 from ...protocol.address import Prefix, is_global_unicast

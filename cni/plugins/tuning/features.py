@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from errno import ENOENT
 
 from ...kernel import ethtool
+from ...kernel.errors import NetlinkError
 from ...kernel.ethtool import Ethtool
-from ...kernel.netlink import Netlink, NetlinkError
+from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol.errors import CNIError
 

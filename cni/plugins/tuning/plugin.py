@@ -13,9 +13,9 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import link, sysctl
+from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
-from ...kernel.netlink import NetlinkError
-from ...netns import Namespace, NetnsError
+from ...netns import Namespace
 from ...protocol import args
 from ...protocol.errors import CNIError, NotAvailable, Terminated
 from ...protocol.request import Attachment
@@ -205,7 +205,7 @@ def delete(call: Call[Conf]) -> None:
             file.remove()
     except Terminated:
         raise
-    except (CNIError, OSError, NetnsError, ValueError) as error:
+    except (CNIError, KernelError, OSError, ValueError) as error:
         problems = [str(error)]
     for problem in problems:
         call.log(f"tuning: {problem}")

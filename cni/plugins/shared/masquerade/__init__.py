@@ -18,13 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from ....kernel.netlink import NetlinkError
+from ....kernel.errors import IptablesError, KernelError, NetlinkError, NftError, Unusable
 from ....netfilter import iptables, nft
-from ....netfilter.iptables import IptablesError
-from ....netfilter.nft import NftError
 from ....owner import Owner, network_key
 from ....protocol.address import Prefix, format_ip
-from ....protocol.errors import CNIError, join
+from ....protocol.errors import CNIError, from_exception, join
 
 if TYPE_CHECKING:
     from ....netfilter.elements import Change
@@ -89,7 +87,7 @@ def _auto_setup(owner: Owner, prefixes: list[Prefix]) -> None:
             raise
         try:
             _nft_setup(owner, prefixes)
-        except CNIError as other:
+        except (CNIError, KernelError) as other:
             raise CNIError(
                 error.msg, f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
             ) from None
@@ -135,8 +133,8 @@ def _both(operation: Callable[[Backend], None]) -> None:
     for backend in _BACKENDS.values():
         try:
             operation(backend)
-        except CNIError as error:
-            errors.append(error)
+        except (CNIError, KernelError) as error:
+            errors.append(from_exception(error))
     if errors:
         raise join(errors)
 
@@ -241,7 +239,7 @@ def _nft_gc(network: str, keep: list[Owner]) -> None:
 def _nft_delete(prefix: str, keep: set[str]) -> None:
     try:
         nft.delete_matching("inet", _TABLE, _CHECKS, prefix, keep)
-    except nft.Unusable:
+    except Unusable:
         return
     except NetlinkError as error:
         raise CNIError(f"failed to remove masquerading with nftables: {error}") from None

@@ -1,0 +1,160 @@
+"""The error tree of `kernel`, `netfilter` and `netns`: what the kernel, or a tool for it, refused.
+
+    KernelError                 everything below; `msg` and `details` as in protocol/errors.py
+    ├── NetlinkError            the kernel refused a request; also an OSError: `errno` says why
+    │   ├── RouteError          … about a route, which it names
+    │   └── Unusable            … because it has no nf_tables, or none for us
+    ├── LinkNotFound            there is no link of that name or index
+    ├── DeviceError             there is no such device, or it has no link (sysfs)
+    ├── DuplicateAddress        another node has the IPv6 address
+    ├── NftError                libnftables refused a transaction
+    ├── NftMissing              libnftables, or its binding, is not installed
+    ├── IptablesError           a tool of the iptables family failed
+    │   └── IptablesMissing     … or is not installed
+    ├── Unwritable              a rule that we cannot write as nf_tables expressions
+    ├── NetnsError              a path is no network namespace, or cannot be opened
+    │   └── NetnsMissing        … because there is nothing
+    └── ExecutorDied            a process working in a namespace was lost
+
+    RemoteTraceback             the cause of an exception that comes from such a process
+
+These layers know nothing of the CNI specification. A plugin translates where the reference has a
+text of its own; what it lets pass becomes the JSON error 999 (`protocol.errors.from_exception`).
+All of them can be pickled: the executor sends them from one process to the other.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..protocol.address import Prefix
+    from .route import Route
+
+
+class KernelError(Exception):
+    """`msg` says what failed, `details`, which may be empty, why and what to do next."""
+
+    details = ""
+
+    def __init__(self, msg: str, details: str = "") -> None:
+        super().__init__(msg, details)
+        self.details = details
+
+    @property
+    def msg(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.msg}; {self.details}" if self.details else self.msg
+
+
+class NetlinkError(KernelError, OSError):
+    """The kernel refused a request: `errno`, and in `explanation` its own words, if it gave any."""
+
+    def __init__(self, errno: int, explanation: str = "") -> None:
+        text = os.strerror(errno).lower() + (f" ({explanation})" if explanation else "")
+        OSError.__init__(self, errno, text)
+        self.explanation = explanation
+
+    def __reduce__(self) -> tuple[type[NetlinkError], tuple[int, str]]:
+        return type(self), (self.errno or 0, self.explanation)
+
+    @property
+    def msg(self) -> str:
+        return str(self.strerror)
+
+    def __str__(self) -> str:
+        return self.msg
+
+
+class RouteError(NetlinkError):
+    """The kernel refused `route`."""
+
+    def __init__(self, route: Route, errno: int, explanation: str = "") -> None:
+        super().__init__(errno, explanation)
+        self.route = route
+
+    def __reduce__(self) -> tuple[type[RouteError], tuple[Route, int, str]]:  # type: ignore[override]
+        return RouteError, (self.route, self.errno or 0, self.explanation)
+
+
+class Unusable(NetlinkError):
+    """The kernel has no nf_tables for us: not built in, or not permitted."""
+
+
+class LinkNotFound(KernelError):
+    """No link of that name or index in this namespace. As a part of a text: `msg` alone."""
+
+    def __init__(self, msg: str) -> None:
+        Exception.__init__(self, msg)
+        self.details = (
+            "one that was there a moment ago: does a DEL of the same attachment run? Try again"
+        )
+
+    def __str__(self) -> str:
+        return self.msg
+
+
+class DeviceError(KernelError):
+    """There is no such device, or it has no link."""
+
+
+class DuplicateAddress(KernelError):
+    """IPv6 duplicate address detection failed: another node has `prefix` (RFC 4862 §5.4)."""
+
+    def __init__(self, prefix: Prefix) -> None:
+        Exception.__init__(self, prefix)
+        self.prefix = prefix
+
+
+class NftError(KernelError):
+    """libnftables refused a transaction; the message is its own."""
+
+    @property
+    def missing(self) -> bool:
+        """Did the transaction name something that does not exist (any more)?"""
+        return os.strerror(2) in self.msg
+
+
+class NftMissing(KernelError):
+    """libnftables, or its Python binding, is not installed."""
+
+
+class IptablesError(KernelError):
+    """A tool of the iptables family failed; the message is its own."""
+
+
+class IptablesMissing(IptablesError):
+    """There is no such tool."""
+
+
+class Unwritable(KernelError, ValueError):
+    """A rule has something that netfilter/iptables_rules.py does not know."""
+
+    def __init__(self, msg: str = "", details: str = "") -> None:
+        super().__init__(msg, details)
+
+
+class NetnsError(KernelError):
+    """The path is not a network namespace, or cannot be opened."""
+
+
+class NetnsMissing(NetnsError):
+    """The path does not exist: for DEL that is success."""
+
+
+class ExecutorDied(KernelError):
+    """The process was lost before it answered: whether the job was done is not known."""
+
+
+class RemoteTraceback(Exception):
+    """The text of the traceback in the process where an exception was raised, as its cause."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.text}"""'

@@ -1,0 +1,82 @@
+"""The error tree of the mechanism: one base, picklable, and as the JSON error says it."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cni.kernel import errors
+from cni.kernel.errors import KernelError
+from cni.kernel.route import Route
+from cni.protocol.address import Prefix
+from cni.protocol.errors import CNIError, InvalidConfig, from_exception
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PREFIX = Prefix(b"\x0a\0\0\1", 24)
+EXAMPLES: list[KernelError] = [
+    KernelError("m", "d"),
+    errors.NetlinkError(errno.EPERM, "not you"),
+    errors.RouteError(Route(PREFIX, 3), errno.EEXIST),
+    errors.Unusable(errno.EOPNOTSUPP),
+    errors.LinkNotFound("Link not found"),
+    errors.DeviceError("no net directory"),
+    errors.DuplicateAddress(PREFIX),
+    errors.NftError("No such file or directory"),
+    errors.NftMissing("nftables is not available", "install it"),
+    errors.IptablesError("iptables failed with 1"),
+    errors.IptablesMissing("iptables not found", "install the package iptables"),
+    errors.Unwritable("-j X"),
+    errors.NetnsError("no namespace"),
+    errors.NetnsMissing("nothing there"),
+    errors.ExecutorDied("lost"),
+]
+
+
+def classes(base: type[KernelError] = KernelError) -> Iterator[type[KernelError]]:
+    yield base
+    for each in base.__subclasses__():
+        yield from classes(each)
+
+
+def test_every_class_has_an_example_and_is_drawn() -> None:
+    """Those below, and no other."""
+    assert {type(example) for example in EXAMPLES} == set(classes())
+    assert errors.__doc__ is not None
+    for each in classes():
+        assert each.__module__ == "cni.kernel.errors"
+        assert f"{each.__name__} " in errors.__doc__
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_it_survives_the_way_from_the_executor(error: KernelError) -> None:
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert (str(copy), copy.msg, copy.details) == (str(error), error.msg, error.details)
+    assert copy.__dict__ == error.__dict__
+    assert getattr(copy, "errno", None) == getattr(error, "errno", None)
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda e: type(e).__name__)
+def test_it_becomes_an_error_999(error: KernelError) -> None:
+    told = from_exception(error)
+    assert (type(told), told.code) == (CNIError, 999)
+    assert (told.msg, told.details) == (error.msg, error.details)
+    assert told.msg in str(error)
+
+
+def test_other_exceptions() -> None:
+    own = InvalidConfig("m", "d")
+    assert from_exception(own) is own
+    assert from_exception(OSError(errno.ENOENT, "gone", "/x")).msg == "[Errno 2] gone: '/x'"
+    assert from_exception(ValueError()).msg == "ValueError"
+
+
+def test_what_the_kernel_refused_is_an_os_error() -> None:
+    with pytest.raises(OSError, match=r"operation not permitted \(not you\)") as caught:
+        raise errors.NetlinkError(errno.EPERM, "not you")
+    assert caught.value.errno == errno.EPERM
