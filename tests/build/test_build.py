@@ -9,7 +9,7 @@ import sys
 import zipfile
 from typing import TYPE_CHECKING
 
-from .running import build_copy, build_id, copy_tree, in_mounts, run
+from .running import PYTHON, build_copy, build_id, copy_tree, in_mounts, install, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +55,17 @@ def test_carries_the_licenses(dist: Path) -> None:
     with zipfile.ZipFile(dist) as archive:
         licensed = {n.split("-")[0] for n in archive.namelist() if ".dist-info/licenses/" in n}
     assert licensed == {"click", "jeepney", "msgspec", "pyroute2"}
+
+
+def test_carries_pyroute2_for_the_command_line(dist: Path, tmp_path: Path) -> None:
+    """It can be imported by whatever reads a node for people: from the file, and when installed."""
+    install(dist, tmp_path / "bin")
+    tree = tmp_path / "bin" / f".cni-{build_id(dist)}"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import pyroute2; print(pyroute2.__file__)"
+    for place in (dist, tree):
+        done = run(PYTHON, "-I", "-S", "-c", code, place)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{place}/pyroute2/")
 
 
 def test_knows_its_build_id(dist: Path) -> None:
