@@ -15,16 +15,7 @@ from typing import NamedTuple
 from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError
 from ..kernel.netlink import Netlink
-from . import nft
-
-_SUBSYSTEM = 1 << 8
-_GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
-_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
-_TUPLE_IP, _TUPLE_PROTO = 1, 2
-_IP_V4_SRC, _IP_V4_DST, _IP_V6_SRC, _IP_V6_DST = 1, 2, 3, 4
-_PROTO_NUM, _PROTO_DST_PORT = 1, 3
-_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS = 1, 2
-_BY_PROTO_NUM, _BY_DST_PORT = 1 << 3, 1 << 5
+from . import nft, uapi
 
 
 class Flow(NamedTuple):
@@ -44,14 +35,16 @@ def flows(sock: Netlink, v6: bool, protocol: int, ports: Collection[int]) -> Ite
     port; an older one lists everything. Raises NetlinkError.
     """
     family = AF_INET6 if v6 else AF_INET
-    wanted, parts = _BY_PROTO_NUM, nl.u8(_PROTO_NUM, protocol)
+    wanted, parts = uapi.CTA_FILTER_F_CTA_PROTO_NUM, nl.u8(uapi.CTA_PROTO_NUM, protocol)
     if len(ports) == 1:
-        wanted |= _BY_DST_PORT
-        parts += nl.attr(_PROTO_DST_PORT, next(iter(ports)).to_bytes(2, "big"))
-    flags = nl.u32(_FILTER_ORIG_FLAGS, wanted) + nl.u32(_FILTER_REPLY_FLAGS, 0)
-    tuple_orig = nl.nest(_TUPLE_ORIG, nl.nest(_TUPLE_PROTO, parts))
+        wanted |= uapi.CTA_FILTER_F_CTA_PROTO_DST_PORT
+        parts += nl.attr(uapi.CTA_PROTO_DST_PORT, next(iter(ports)).to_bytes(2, "big"))
+    flags = nl.u32(uapi.CTA_FILTER_ORIG_FLAGS, wanted) + nl.u32(uapi.CTA_FILTER_REPLY_FLAGS, 0)
+    tuple_orig = nl.nest(uapi.CTA_TUPLE_ORIG, nl.nest(uapi.CTA_TUPLE_PROTO, parts))
     head = bytes((family, 0, 0, 0))
-    for data in sock.dump(_GET, head + tuple_orig + nl.nest(_FILTER, flags)):
+    for data in sock.dump(
+        uapi.IPCTNL_MSG_CT_GET, head + tuple_orig + nl.nest(uapi.CTA_FILTER, flags)
+    ):
         flow = parse(data)
         if data[0] == family and flow.protocol == protocol and flow.dst_port in ports:
             yield flow
@@ -60,16 +53,16 @@ def flows(sock: Netlink, v6: bool, protocol: int, ports: Collection[int]) -> Ite
 def parse(data: bytes) -> Flow:
     """The flow in a dump's message."""
     found = nl.attr_map(data, nft.GENMSG_SIZE)
-    orig = nl.attr_map(found.get(_TUPLE_ORIG, b""))
-    reply = nl.attr_map(found.get(_TUPLE_REPLY, b""))
-    proto = nl.attr_map(orig.get(_TUPLE_PROTO, b""))
-    addresses = nl.attr_map(orig.get(_TUPLE_IP, b""))
-    answering = nl.attr_map(reply.get(_TUPLE_IP, b""))
+    orig = nl.attr_map(found.get(uapi.CTA_TUPLE_ORIG, b""))
+    reply = nl.attr_map(found.get(uapi.CTA_TUPLE_REPLY, b""))
+    proto = nl.attr_map(orig.get(uapi.CTA_TUPLE_PROTO, b""))
+    addresses = nl.attr_map(orig.get(uapi.CTA_TUPLE_IP, b""))
+    answering = nl.attr_map(reply.get(uapi.CTA_TUPLE_IP, b""))
     return Flow(
-        nl.get_byte(proto.get(_PROTO_NUM)),
-        addresses.get(_IP_V4_DST) or addresses.get(_IP_V6_DST) or b"",
-        int.from_bytes(proto.get(_PROTO_DST_PORT, b""), "big"),
-        answering.get(_IP_V4_SRC) or answering.get(_IP_V6_SRC) or b"",
+        nl.get_byte(proto.get(uapi.CTA_PROTO_NUM)),
+        addresses.get(uapi.CTA_IP_V4_DST) or addresses.get(uapi.CTA_IP_V6_DST) or b"",
+        int.from_bytes(proto.get(uapi.CTA_PROTO_DST_PORT, b""), "big"),
+        answering.get(uapi.CTA_IP_V4_SRC) or answering.get(uapi.CTA_IP_V6_SRC) or b"",
         data,
     )
 
@@ -77,10 +70,10 @@ def parse(data: bytes) -> Flow:
 def forget(sock: Netlink, flow: Flow) -> None:
     """End the tracking of a flow; one that is gone is success. Raises NetlinkError."""
     found = nl.attr_map(flow.raw, nft.GENMSG_SIZE)
-    parts = [nl.attr(_TUPLE_ORIG | nl.NLA_F_NESTED, found[_TUPLE_ORIG])]
-    parts += [nl.attr(kind, found[kind]) for kind in (_ZONE, _ID) if kind in found]
+    parts = [nl.attr(uapi.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, found[uapi.CTA_TUPLE_ORIG])]
+    parts += [nl.attr(kind, found[kind]) for kind in (uapi.CTA_ZONE, uapi.CTA_ID) if kind in found]
     try:
-        sock.request(_DELETE, flow.raw[: nft.GENMSG_SIZE] + b"".join(parts))
+        sock.request(uapi.IPCTNL_MSG_CT_DELETE, flow.raw[: nft.GENMSG_SIZE] + b"".join(parts))
     except NetlinkError as error:
         if error.errno != ENOENT:
             raise

@@ -14,23 +14,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError, Unusable
-from . import nft
+from . import nft, uapi
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-# linux/netfilter/nf_tables.h
-_NEWSETELEM, _GETSETELEM, _DELSETELEM = (nft.SUBSYSTEM | n for n in (12, 13, 14))
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_LIST_ELEM = 1
-_ELEM_KEY, _ELEM_DATA, _ELEM_USERDATA = 1, 2, 6
-_DATA_VALUE, _DATA_VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_JUMP = (-3).to_bytes(4, "big", signed=True)
+    from .nft import Change
+    from .table import Table
+
+_JUMP = uapi.NFT_JUMP.to_bytes(4, "big", signed=True)
 _ASKED = 16  # keys a request: each is answered by a message, and all have to fit the buffer
 _CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
-
-Change = tuple[int, bytes, int]  # for nft.transaction
 
 
 class Element(NamedTuple):
@@ -45,10 +39,10 @@ class Element(NamedTuple):
     comment: str
 
 
-def dump(family: str, table: str, name: str) -> list[bytes]:
+def dump(table: Table, name: str) -> list[bytes]:
     """The kernel's messages about a set or map; none if there is none. Raises Unusable."""
     try:
-        return nft.socket().dump(_GETSETELEM, _set(family, table, name))
+        return nft.socket().dump(uapi.NFT_MSG_GETSETELEM, _set(table, name))
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
@@ -81,75 +75,75 @@ def has_more_than(messages: list[bytes], number: int) -> bool:
 def parse(raw: bytes) -> Element:
     """An element as the kernel describes it."""
     found = nl.attr_map(raw)
-    data = nl.attr_map(found.get(_ELEM_DATA, b""))
-    verdict = nl.attr_map(data.get(_DATA_VERDICT, b""))
+    data = nl.attr_map(found.get(uapi.NFTA_SET_ELEM_DATA, b""))
+    verdict = nl.attr_map(data.get(uapi.NFTA_DATA_VERDICT, b""))
     return Element(
-        nl.attr_map(found.get(_ELEM_KEY, b"")).get(_DATA_VALUE, b""),
-        data.get(_DATA_VALUE, b""),
-        nl.get_text(verdict.get(_VERDICT_CHAIN)),
-        nft.comment_of(found.get(_ELEM_USERDATA, b"")),
+        nl.attr_map(found.get(uapi.NFTA_SET_ELEM_KEY, b"")).get(uapi.NFTA_DATA_VALUE, b""),
+        data.get(uapi.NFTA_DATA_VALUE, b""),
+        nl.get_text(verdict.get(uapi.NFTA_VERDICT_CHAIN)),
+        nft.comment_of(found.get(uapi.NFTA_SET_ELEM_USERDATA, b"")),
     )
 
 
-def elements(family: str, table: str, name: str) -> list[Element]:
+def elements(table: Table, name: str) -> list[Element]:
     """All that is in the set; nothing if there is no such set. Raises Unusable."""
-    return [parse(raw) for data in dump(family, table, name) for raw in _listed(data)]
+    return [parse(raw) for data in dump(table, name) for raw in _listed(data)]
 
 
-def find(family: str, table: str, name: str, key: bytes) -> Element | None:
+def find(table: Table, name: str, key: bytes) -> Element | None:
     """The element under a key. Raises NetlinkError."""
-    return next(iter(find_run(family, table, name, [key])), None)
+    return next(iter(find_run(table, name, [key])), None)
 
 
-def find_run(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+def find_run(table: Table, name: str, keys: Sequence[bytes]) -> list[Element]:
     """The elements under the keys, up to the first that has none. Raises NetlinkError."""
     found: list[Element] = []
-    head = _set(family, table, name)
+    head = _set(table, name)
     for start in range(0, len(keys), _ASKED):
         asked = keys[start : start + _ASKED]
         payload = head + _list([_key(key) for key in asked])
-        answers = nft.socket().get_each(_GETSETELEM, payload)
+        answers = nft.socket().get_each(uapi.NFT_MSG_GETSETELEM, payload)
         found += [parse(raw) for data in answers for raw in _listed(data)]
         if len(answers) < len(asked):
             break
     return found
 
 
-def find_all(family: str, table: str, name: str, keys: Sequence[bytes]) -> list[Element]:
+def find_all(table: Table, name: str, keys: Sequence[bytes]) -> list[Element]:
     """The elements under those of the keys that have one. Raises NetlinkError."""
     found: list[Element] = []
     start = 0
     while start < len(keys):
-        run = find_run(family, table, name, keys[start:])
+        run = find_run(table, name, keys[start:])
         found += run
         start += len(run) + 1
     return found
 
 
-def insert(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transaction`: add elements; EEXIST if a key is taken."""
+def insert(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transact`: add elements; EEXIST if a key is taken."""
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
-    return _changes(_NEWSETELEM, _set(family, table, name), map(_element, items), flags)
+    return _changes(uapi.NFT_MSG_NEWSETELEM, _set(table, name), map(_element, items), flags)
 
 
-def put(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transaction`: have elements as they are here, whatever is under their keys."""
-    head = _set(family, table, name)
+def put(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transact`: have elements as they are here, whatever is under their keys."""
+    head = _set(table, name)
     # an element that is there would stay as it is: a comment is not changed by adding it again
-    yield from _changes(_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE)
-    yield from remove(family, table, name, items)
-    yield from _changes(_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
+    yield from _changes(
+        uapi.NFT_MSG_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE
+    )
+    yield from remove(table, name, items)
+    yield from _changes(uapi.NFT_MSG_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
 
 
-def remove(family: str, table: str, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transaction`: delete elements; ENOENT if one is not there."""
+def remove(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
+    """For `nft.transact`: delete elements; ENOENT if one is not there."""
     keys = (_key(element.key) for element in items)
-    return _changes(_DELSETELEM, _set(family, table, name), keys, 0)
+    return _changes(uapi.NFT_MSG_DELSETELEM, _set(table, name), keys, 0)
 
 
-def delete_matching(
-    family: str, table: str, name: str, prefix: str, keep: Collection[str] = ()
-) -> None:
+def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] = ()) -> None:
     """Delete the elements whose comment starts with `prefix` and is not in `keep`.
 
     Also while others delete the same. Raises NetlinkError.
@@ -157,11 +151,11 @@ def delete_matching(
     for last in (False, False, False, True):
         stale = [
             element
-            for element in matching(dump(family, table, name), [prefix.encode()])
+            for element in matching(dump(table, name), [prefix.encode()])
             if element.comment.startswith(prefix) and element.comment not in keep
         ]
         try:
-            return nft.transaction([*remove(family, table, name, stale)]) if stale else None
+            return nft.transact([*remove(table, name, stale)]) if stale else None
         except NetlinkError as error:
             if error.errno != ENOENT or last:
                 raise
@@ -177,28 +171,33 @@ def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iter
 def _element(element: Element) -> bytes:
     parts = _key(element.key)
     if element.chain:
-        chain = nl.text(_VERDICT_CHAIN, element.chain)
-        verdict = nl.nest(_DATA_VERDICT, nl.attr(_VERDICT_CODE, _JUMP), chain)
-        parts += nl.nest(_ELEM_DATA, verdict)
+        chain = nl.text(uapi.NFTA_VERDICT_CHAIN, element.chain)
+        verdict = nl.nest(uapi.NFTA_DATA_VERDICT, nl.attr(uapi.NFTA_VERDICT_CODE, _JUMP), chain)
+        parts += nl.nest(uapi.NFTA_SET_ELEM_DATA, verdict)
     elif element.value:
-        parts += nl.nest(_ELEM_DATA, nl.attr(_DATA_VALUE, element.value))
+        parts += nl.nest(uapi.NFTA_SET_ELEM_DATA, nl.attr(uapi.NFTA_DATA_VALUE, element.value))
     if element.comment:
-        parts += nl.attr(_ELEM_USERDATA, nft.userdata(element.comment))
+        parts += nl.attr(uapi.NFTA_SET_ELEM_USERDATA, nft.userdata(element.comment))
     return parts
 
 
 def _key(key: bytes) -> bytes:
-    return nl.nest(_ELEM_KEY, nl.attr(_DATA_VALUE, key))
+    return nl.nest(uapi.NFTA_SET_ELEM_KEY, nl.attr(uapi.NFTA_DATA_VALUE, key))
 
 
 def _list(items: Sequence[bytes]) -> bytes:
-    return nl.nest(_LIST_ELEMENTS, *(nl.nest(_LIST_ELEM, item) for item in items))
+    return nl.nest(
+        uapi.NFTA_SET_ELEM_LIST_ELEMENTS, *(nl.nest(uapi.NFTA_LIST_ELEM, item) for item in items)
+    )
 
 
 def _listed(payload: bytes) -> list[bytes]:
-    listed = nl.attr_map(payload, nft.GENMSG_SIZE).get(_LIST_ELEMENTS, b"")
+    listed = nl.attr_map(payload, nft.GENMSG_SIZE).get(uapi.NFTA_SET_ELEM_LIST_ELEMENTS, b"")
     return [raw for _, raw in nl.attrs(listed)]
 
 
-def _set(family: str, table: str, name: str) -> bytes:
-    return nft.message(family, nl.text(_LIST_TABLE, table), nl.text(_LIST_SET, name))
+def _set(table: Table, name: str) -> bytes:
+    return table.message(
+        nl.text(uapi.NFTA_SET_ELEM_LIST_TABLE, table.name),
+        nl.text(uapi.NFTA_SET_ELEM_LIST_SET, name),
+    )

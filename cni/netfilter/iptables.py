@@ -11,7 +11,7 @@ from errno import ENOENT
 
 from .. import process
 from ..kernel.errors import IptablesError, IptablesMissing
-from . import nft
+from .table import Table
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
@@ -41,7 +41,7 @@ def usable(v6: bool) -> bool:
 def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
     """Has iptables-nft this chain? Its chains are ordinary nftables chains; costs no fork."""
     try:
-        return nft.has_chain("ip6" if v6 else "ip", table, chain)
+        return Table("ip6" if v6 else "ip", table).has_chain(chain)
     except OSError:
         return False  # a kernel without nftables has none
 

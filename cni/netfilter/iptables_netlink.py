@@ -19,27 +19,23 @@ from typing import TYPE_CHECKING
 from .. import process
 from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError, Unwritable
-from . import nft
+from . import nft, uapi
 from .iptables_rules import Encoded, encode
+from .table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# linux/netfilter/nf_tables.h
-_NEWTABLE, _NEWCHAIN, _NEWRULE, _GETRULE = (nft.SUBSYSTEM | n for n in (0, 3, 6, 7))
-_CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
-_HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
-_ACCEPT = b"\0\0\0\1"
-_RULE_TABLE, _RULE_CHAIN = 1, 2
+_ACCEPT = uapi.NF_ACCEPT.to_bytes(4, "big")
 
 _MOST = 100  # changes in a transaction of nft.py
 _TRIES = 20
 # iptables-nft makes these when the first rule needs them: hook and priority (iptables/nft.c).
 _HOOKS = {
-    ("filter", "FORWARD"): (2, 0),
-    ("nat", "PREROUTING"): (0, -100),
-    ("nat", "OUTPUT"): (3, -100),
-    ("nat", "POSTROUTING"): (4, 100),
+    ("filter", "FORWARD"): (uapi.NF_INET_FORWARD, 0),
+    ("nat", "PREROUTING"): (uapi.NF_INET_PRE_ROUTING, -100),
+    ("nat", "OUTPUT"): (uapi.NF_INET_LOCAL_OUT, -100),
+    ("nat", "POSTROUTING"): (uapi.NF_INET_POST_ROUTING, 100),
 }
 
 
@@ -97,7 +93,7 @@ def version(program: bytes) -> tuple[int, ...]:
 
 def _dump(payload: bytes) -> list[bytes]:
     try:
-        return nft.socket().dump(_GETRULE, payload)
+        return nft.socket().dump(uapi.NFT_MSG_GETRULE, payload)
     except NetlinkError as error:
         if error.errno != ENOENT:
             raise
@@ -122,7 +118,7 @@ class Rules:
 
     def __init__(self, v6: bool, table: str) -> None:
         self._v6, self._table = v6, table
-        self._family = "ip6" if v6 else "ip"
+        self._handle = Table("ip6" if v6 else "ip", table)
         self._since = b""
         self._seen: dict[str, list[bytes]] = {}
         self._chains: dict[str, bool] = {}
@@ -132,13 +128,15 @@ class Rules:
         found = self._seen.get(chain)
         if found is None and chain and "" in self._seen:
             # the table and the chain are the first attributes
-            start = nl.text(_RULE_TABLE, self._table) + nl.text(_RULE_CHAIN, chain)
+            start = nl.text(uapi.NFTA_RULE_TABLE, self._table) + nl.text(
+                uapi.NFTA_RULE_CHAIN, chain
+            )
             found = [m for m in self._seen[""] if m.startswith(start, nft.GENMSG_SIZE)]
         elif found is None:
             self._since = self._since or nft.generation()
-            parts = [nl.text(_RULE_TABLE, self._table)]
-            parts += [nl.text(_RULE_CHAIN, chain)] if chain else []
-            found = _dump(nft.message(self._family, *parts))
+            parts = [nl.text(uapi.NFTA_RULE_TABLE, self._table)]
+            parts += [nl.text(uapi.NFTA_RULE_CHAIN, chain)] if chain else []
+            found = _dump(self._handle.message(*parts))
         self._seen[chain] = found
         return found
 
@@ -157,7 +155,7 @@ class Rules:
         """Is there such a chain?"""
         if name not in self._chains:
             self._since = self._since or nft.generation()
-            self._chains[name] = nft.has_chain(self._family, self._table, name)
+            self._chains[name] = self._handle.has_chain(name)
         return self._chains[name]
 
     def saved(self, rules: list[str]) -> list[str] | None:
@@ -189,8 +187,8 @@ class Rules:
         they are not there, as the tool does. A chain that exists is an error (EEXIST), and so is a
         change by others since we looked (ERESTART). Raises NetlinkError, Unwritable.
         """
-        table = nft.message(self._family, nl.text(_CHAIN_TABLE, self._table))
-        changes = [(_NEWTABLE, table, nl.NLM_F_CREATE)] if hooks else []
+        table = self._handle.message(nl.text(uapi.NFTA_CHAIN_TABLE, self._table))
+        changes = [(uapi.NFT_MSG_NEWTABLE, table, nl.NLM_F_CREATE)] if hooks else []
         for line in lines:
             if hooks:
                 changes += self._hook(line.split()[1])
@@ -198,26 +196,27 @@ class Rules:
         if len(changes) > _MOST:
             raise Unwritable("too much for one transaction")
         if changes:
-            nft.transaction(changes, self._since)
+            nft.transact(changes, self._since)
 
     def _change(self, line: str) -> tuple[int, bytes, int]:
         command, _, rest = line.partition(" ")
         flags = nl.NLM_F_CREATE
         if command == "-N":
-            names = nl.text(_CHAIN_TABLE, self._table) + nl.text(_CHAIN_NAME, rest)
-            return _NEWCHAIN, nft.message(self._family, names), flags | nl.NLM_F_EXCL
+            names = nl.text(uapi.NFTA_CHAIN_TABLE, self._table) + nl.text(
+                uapi.NFTA_CHAIN_NAME, rest
+            )
+            return uapi.NFT_MSG_NEWCHAIN, self._handle.message(names), flags | nl.NLM_F_EXCL
         if command == "-A":
             flags |= nl.NLM_F_APPEND
         elif command != "-I":
             raise Unwritable(line)
         rule = encode(self._v6, line)
-        payload = nft.message(
-            self._family,
-            nl.text(_RULE_TABLE, self._table),
-            nl.text(_RULE_CHAIN, rule.chain),
+        payload = self._handle.message(
+            nl.text(uapi.NFTA_RULE_TABLE, self._table),
+            nl.text(uapi.NFTA_RULE_CHAIN, rule.chain),
             rule.attributes,
         )
-        return _NEWRULE, payload, flags
+        return uapi.NFT_MSG_NEWRULE, payload, flags
 
     def _hook(self, name: str) -> list[tuple[int, bytes, int]]:
         """What makes a chain of a hook, if it is one and missing."""
@@ -226,15 +225,18 @@ class Rules:
             return []
         self._chains[name] = True
         number, priority = (value.to_bytes(4, "big", signed=True) for value in place)
-        payload = nft.message(
-            self._family,
-            nl.text(_CHAIN_TABLE, self._table),
-            nl.text(_CHAIN_NAME, name),
-            nl.nest(_CHAIN_HOOK, nl.attr(_HOOK_NUMBER, number), nl.attr(_HOOK_PRIORITY, priority)),
-            nl.attr(_CHAIN_POLICY, _ACCEPT),
-            nl.text(_CHAIN_TYPE, self._table),
+        payload = self._handle.message(
+            nl.text(uapi.NFTA_CHAIN_TABLE, self._table),
+            nl.text(uapi.NFTA_CHAIN_NAME, name),
+            nl.nest(
+                uapi.NFTA_CHAIN_HOOK,
+                nl.attr(uapi.NFTA_HOOK_HOOKNUM, number),
+                nl.attr(uapi.NFTA_HOOK_PRIORITY, priority),
+            ),
+            nl.attr(uapi.NFTA_CHAIN_POLICY, _ACCEPT),
+            nl.text(uapi.NFTA_CHAIN_TYPE, self._table),
         )
-        return [(_NEWCHAIN, payload, nl.NLM_F_CREATE)]
+        return [(uapi.NFT_MSG_NEWCHAIN, payload, nl.NLM_F_CREATE)]
 
 
 def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> bool:

@@ -16,22 +16,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..kernel import netlink as nl
 from ..kernel.errors import Unwritable
 from ..protocol.address import InvalidAddress, Prefix, parse_ip
+from . import uapi
 from .nft import GENMSG_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# linux/netfilter/nf_tables.h
-_RULE_EXPRESSIONS, _RULE_COMPAT = 4, 5
-_COMPAT_PROTO, _COMPAT_FLAGS = 1, 2
-_ELEMENT, _NAME, _DATA = 1, 1, 2
-_REGISTER = 1  # NFT_REG_1
-_EQUAL, _NOT_EQUAL = 0, 1
-_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
-_META_MARK, _META_IIFNAME, _META_OIFNAME, _META_L4PROTO = 3, 6, 7, 16
-_DROP, _ACCEPT, _JUMP, _RETURN = 0, 1, -3, -5
-
-_PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
+_PROTOCOLS = {"tcp": uapi.IPPROTO_TCP, "udp": uapi.IPPROTO_UDP, "sctp": uapi.IPPROTO_SCTP}
 # Where the addresses are in the header, by "is IPv6".
 _SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
 
@@ -57,17 +48,19 @@ class Encoded(NamedTuple):
     @property
     def attributes(self) -> bytes:
         """For NFT_MSG_NEWRULE, beside table and chain."""
-        compat = nl.attr(_COMPAT_PROTO, _be32(self.protocol)) + nl.attr(_COMPAT_FLAGS, _be32(0))
-        expressions = nl.attr(_RULE_EXPRESSIONS, self.head + _COUNTER + self.tail)
-        return expressions + nl.attr(_RULE_COMPAT, compat)
+        compat = _number(uapi.NFTA_RULE_COMPAT_PROTO, self.protocol) + _number(
+            uapi.NFTA_RULE_COMPAT_FLAGS, 0
+        )
+        expressions = nl.attr(uapi.NFTA_RULE_EXPRESSIONS, self.head + _COUNTER + self.tail)
+        return expressions + nl.attr(uapi.NFTA_RULE_COMPAT, compat)
 
     def is_in(self, data: bytes) -> bool:
         """Is this the rule that a message of the kernel is about, whatever it has counted?"""
-        listed = nl.attr_map(data, GENMSG_SIZE).get(_RULE_EXPRESSIONS, b"")
+        listed = nl.attr_map(data, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
         if not (listed.startswith(self.head) and listed.endswith(self.tail)):
             return False
         between = [
-            nl.get_text(nl.attr_map(expression).get(_NAME))
+            nl.get_text(nl.attr_map(expression).get(uapi.NFTA_EXPR_NAME))
             for _, expression in nl.attrs(listed[: len(listed) - len(self.tail)], len(self.head))
         ]
         return between == ["counter"]
@@ -121,7 +114,7 @@ def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: b
         raise Unwritable(word)
     elif word == "-p":
         parts.protocol = value
-        parts.layer4 = _meta(_META_L4PROTO) + _compare(bytes((_PROTOCOLS[value],)))
+        parts.layer4 = _meta(uapi.NFT_META_L4PROTO) + _compare(bytes((_PROTOCOLS[value],)))
     elif word == "-m":
         option, make = _MATCHES[value]
         if next(words) != option or (value in _PROTOCOLS and value != parts.protocol):
@@ -160,56 +153,72 @@ def _be32(value: int) -> bytes:
 
 def _expression(name: str, *attributes: bytes) -> bytes:
     # without the flag for nested attributes: so the kernel shows it, and takes it, too
-    data = nl.attr(_DATA, b"".join(attributes))
-    return nl.attr(_ELEMENT, nl.text(_NAME, name) + data)
+    data = nl.attr(uapi.NFTA_EXPR_DATA, b"".join(attributes))
+    return nl.attr(uapi.NFTA_LIST_ELEM, nl.text(uapi.NFTA_EXPR_NAME, name) + data)
 
 
-# NFTA_COUNTER_BYTES, NFTA_COUNTER_PACKETS
-_COUNTER = _expression("counter", nl.attr(1, bytes(8)), nl.attr(2, bytes(8)))
+def _number(kind: int, value: int) -> bytes:
+    return nl.attr(kind, _be32(value))
+
+
+def _value(kind: int, value: bytes) -> bytes:
+    return nl.attr(kind, nl.attr(uapi.NFTA_DATA_VALUE, value))
+
+
+_COUNTER = _expression(
+    "counter",
+    nl.attr(uapi.NFTA_COUNTER_BYTES, bytes(8)),
+    nl.attr(uapi.NFTA_COUNTER_PACKETS, bytes(8)),
+)
 
 
 def _meta(key: int) -> bytes:
-    # NFTA_META_KEY, NFTA_META_DREG
-    return _expression("meta", nl.attr(2, _be32(key)), nl.attr(1, _be32(_REGISTER)))
+    numbers = _number(uapi.NFTA_META_KEY, key), _number(uapi.NFTA_META_DREG, uapi.NFT_REG_1)
+    return _expression("meta", *numbers)
 
 
 def _payload(base: int, offset: int, size: int) -> bytes:
-    # NFTA_PAYLOAD_DREG, _BASE, _OFFSET, _LEN
-    values = (_REGISTER, base, offset, size)
-    return _expression("payload", *(nl.attr(n, _be32(v)) for n, v in enumerate(values, 1)))
+    return _expression(
+        "payload",
+        _number(uapi.NFTA_PAYLOAD_DREG, uapi.NFT_REG_1),
+        _number(uapi.NFTA_PAYLOAD_BASE, base),
+        _number(uapi.NFTA_PAYLOAD_OFFSET, offset),
+        _number(uapi.NFTA_PAYLOAD_LEN, size),
+    )
 
 
 def _masked(mask: bytes) -> bytes:
-    # linux/netfilter/nf_tables.h, enum nft_bitwise_attributes
     return _expression(
         "bitwise",
-        nl.attr(1, _be32(_REGISTER)),
-        nl.attr(2, _be32(_REGISTER)),
-        nl.attr(3, _be32(len(mask))),
-        nl.attr(6, _be32(0)),
-        nl.attr(4, nl.attr(1, mask)),
-        nl.attr(5, nl.attr(1, bytes(len(mask)))),
+        _number(uapi.NFTA_BITWISE_SREG, uapi.NFT_REG_1),
+        _number(uapi.NFTA_BITWISE_DREG, uapi.NFT_REG_1),
+        _number(uapi.NFTA_BITWISE_LEN, len(mask)),
+        _number(uapi.NFTA_BITWISE_OP, uapi.NFT_BITWISE_BOOL),
+        _value(uapi.NFTA_BITWISE_MASK, mask),
+        _value(uapi.NFTA_BITWISE_XOR, bytes(len(mask))),
     )
 
 
 def _compare(value: bytes, negated: bool = False) -> bytes:
-    # NFTA_CMP_SREG, _OP, _DATA
-    operator = _NOT_EQUAL if negated else _EQUAL
-    register, data = nl.attr(1, _be32(_REGISTER)), nl.attr(3, nl.attr(1, value))
-    return _expression("cmp", register, nl.attr(2, _be32(operator)), data)
+    operator = _number(uapi.NFTA_CMP_OP, uapi.NFT_CMP_NEQ if negated else uapi.NFT_CMP_EQ)
+    register = _number(uapi.NFTA_CMP_SREG, uapi.NFT_REG_1)
+    return _expression("cmp", register, operator, _value(uapi.NFTA_CMP_DATA, value))
 
 
 def _verdict(code: int, chain: str = "") -> bytes:
-    # NFTA_IMMEDIATE_DREG (the verdict's), _DATA; NFTA_VERDICT_CODE, _CHAIN
-    verdict = nl.attr(1, _be32(code)) + (nl.text(2, chain) if chain else b"")
-    return _expression("immediate", nl.attr(1, _be32(0)), nl.attr(2, nl.attr(2, verdict)))
+    verdict = _number(uapi.NFTA_VERDICT_CODE, code)
+    if chain:
+        verdict += nl.text(uapi.NFTA_VERDICT_CHAIN, chain)
+    data = nl.attr(uapi.NFTA_IMMEDIATE_DATA, nl.attr(uapi.NFTA_DATA_VERDICT, verdict))
+    register = _number(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_VERDICT)
+    return _expression("immediate", register, data)
 
 
 def _interface(option: str, name: str, negated: bool) -> bytes:
     raw = name.encode("utf-8", "surrogateescape") + b"\0"
     if name.endswith("+") or len(raw) > 16:
         raise Unwritable(name)  # the plus means any that begins so
-    key = _META_IIFNAME if option == "-i" else _META_OIFNAME
+    key = uapi.NFT_META_IIFNAME if option == "-i" else uapi.NFT_META_OIFNAME
     return _meta(key) + _compare(raw, negated)
 
 
@@ -220,10 +229,12 @@ def _address(offset: int, v6: bool, text: str, negated: bool) -> bytes:
         raise Unwritable(text)
     whole, bits = divmod(prefix.length, 8)
     if not bits:
-        return _payload(_NETWORK_HEADER, offset, whole) + _compare(prefix.ip[:whole], negated)
+        return _payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, offset, whole) + _compare(
+            prefix.ip[:whole], negated
+        )
     size = len(prefix.ip)
     mask = (-1 << size * 8 - prefix.length & (1 << size * 8) - 1).to_bytes(size, "big")
-    read = _payload(_NETWORK_HEADER, offset, size)
+    read = _payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, offset, size)
     return read + _masked(mask) + _compare(prefix.ip, negated)
 
 
@@ -233,9 +244,10 @@ _ALIGN = struct.calcsize("@cQ") - 8  # XT_ALIGN
 
 
 def _extension(kind: str, name: str, revision: int, info: bytes) -> bytes:
-    # NFTA_MATCH_NAME, _REV, _INFO; those of a target have the same numbers
+    """A match or target of the old kind: `info` is its structure."""
     aligned = info + bytes(-len(info) % _ALIGN)
-    return _expression(kind, nl.text(1, name), nl.attr(2, _be32(revision)), nl.attr(3, aligned))
+    named = nl.text(uapi.NFTA_MATCH_NAME, name), _number(uapi.NFTA_MATCH_REV, revision)
+    return _expression(kind, *named, nl.attr(uapi.NFTA_MATCH_INFO, aligned))
 
 
 def _comment(text: str) -> bytes:
@@ -263,7 +275,11 @@ def _ports(numbers: str) -> bytes:
     return _extension("match", "multiport", 1, info)
 
 
-_PORTS_HEAD = nl.text(1, "multiport") + nl.attr(2, _be32(1)) + nl.attr(3, bytes(_PORTS.size))[:4]
+_PORTS_HEAD = (
+    nl.text(uapi.NFTA_MATCH_NAME, "multiport")
+    + _number(uapi.NFTA_MATCH_REV, 1)
+    + nl.attr(uapi.NFTA_MATCH_INFO, bytes(_PORTS.size))[:4]
+)
 
 
 def ports_of(data: bytes) -> list[int] | None:
@@ -281,7 +297,7 @@ def ports_of(data: bytes) -> list[int] | None:
 
 def _port(number: str) -> bytes:
     value = int(number).to_bytes(2, "big")
-    return _payload(_TRANSPORT_HEADER, 2, 2) + _compare(value)
+    return _payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2) + _compare(value)
 
 
 def _sctp_port(number: str) -> bytes:
@@ -296,12 +312,12 @@ def _destination_type(kind: str) -> bytes:
     """struct xt_addrtype_info_v1: bits of RTN_LOCAL and the like."""
     if kind != "LOCAL":
         raise Unwritable(kind)
-    return _extension("match", "addrtype", 1, struct.pack("=HHI", 0, 1 << 2, 0))
+    return _extension("match", "addrtype", 1, struct.pack("=HHI", 0, 1 << uapi.RTN_LOCAL, 0))
 
 
 def _mark_is(value: str) -> bytes:
     mark, mask = _mark(value)
-    return _meta(_META_MARK) + _masked(mask) + _compare(mark)
+    return _meta(uapi.NFT_META_MARK) + _masked(mask) + _compare(mark)
 
 
 def _mark(text: str) -> tuple[bytes, bytes]:
@@ -328,7 +344,7 @@ _MATCHES: dict[str, tuple[str, Callable[[str], bytes]]] = {
 
 # --- targets --------------------------------------------------------------------------------------
 
-_VERDICTS = {"ACCEPT": _ACCEPT, "DROP": _DROP, "RETURN": _RETURN}
+_VERDICTS = {"ACCEPT": uapi.NF_ACCEPT, "DROP": uapi.NF_DROP, "RETURN": uapi.NFT_RETURN}
 
 
 def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
@@ -336,7 +352,7 @@ def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
     if name in _VERDICTS:
         return "", _verdict(_VERDICTS[name])
     if name not in _TARGETS:
-        return name, _verdict(_JUMP, name)
+        return name, _verdict(uapi.NFT_JUMP, name)
     option, revision, make = _TARGETS[name]
     if option and next(words) != option:
         raise Unwritable(name)

@@ -52,7 +52,7 @@ class Nft:
     def list_chain(self, family: str, table: str, chain: str) -> list[dict[str, Any]] | None:
         """The rules of one chain, with handles; None when there is no such chain. Raises NftError.
 
-        Slow for long chains (0.1 ms a rule): see `nft.find_rules`.
+        Slow for long chains (0.1 ms a rule): see `Table.find_rules`.
         """
         what = {"family": family, "table": table, "name": chain}
         try:

@@ -20,6 +20,7 @@ from cni.kernel import address, link, route, sysctl
 from cni.kernel.netlink import Netlink
 from cni.netfilter import elements, nft
 from cni.netfilter.elements import Element
+from cni.netfilter.table import Table
 from cni.netns import Namespace
 from cni.owner import Owner, network_group
 from cni.plugins.shared import masquerade
@@ -77,13 +78,13 @@ def masq_add() -> None:
 
 
 def masq_delete() -> None:
-    nft.delete_matching("inet", "cni_plugins_masquerade", "masq_checks", OWNER.key, set())
+    Table("inet", "cni_plugins_masquerade").delete_matching("masq_checks", OWNER.key, set())
 
 
 class Maps:
     """Portmap's two elements in one transaction."""
 
-    place = ("ip", "floor_hostport")
+    place = Table("ip", "floor_hostport")
 
     def __init__(self) -> None:
         table = " ".join(self.place)
@@ -106,10 +107,10 @@ class Maps:
         self._change(elements.remove)
 
     def _change(self, how: Callable[..., object]) -> None:
-        changes: list[elements.Change] = []
+        changes: list[nft.Change] = []
         for name, items in self.items.items():
-            changes += how(*self.place, name, items)
-        nft.transaction(changes)
+            changes += how(self.place, name, items)
+        nft.transact(changes)
 
 
 def measure(steps: dict[str, tuple[list[Step], list[Step]]], rounds: int) -> dict[str, float]:

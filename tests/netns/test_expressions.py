@@ -12,7 +12,8 @@ import pytest
 
 from cni.kernel import netlink as nl
 from cni.netfilter import elements as nft_elements
-from cni.netfilter import nft
+from cni.netfilter import nft, uapi
+from cni.netfilter.table import Table
 from cni.owner import Owner
 from cni.plugins.firewall import backend_nft
 from cni.plugins.firewall.want import Ingress
@@ -30,8 +31,13 @@ pytestmark = requires_kernel("nft")
 
 OWNER, OTHER = Owner("net1", "c1", "eth0"), Owner("net1", "c2", "eth0")
 # Message types, and in each the attributes that count: its own handle, a rule's neighbour.
-GETCHAIN, GETRULE, GETSET, GETTABLE = (nft.SUBSYSTEM | n for n in (4, 7, 10, 1))
-COUNTERS = {GETCHAIN: (2,), GETRULE: (3, 6), GETSET: (16,), GETTABLE: (4,)}
+NFT_MSG_GETSET = uapi.NFNL_SUBSYS_NFTABLES << 8 | 10
+COUNTERS = {
+    uapi.NFT_MSG_GETCHAIN: (2,),
+    uapi.NFT_MSG_GETRULE: (3, 6),
+    NFT_MSG_GETSET: (16,),
+    uapi.NFT_MSG_GETTABLE: (4,),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +54,10 @@ def dumped() -> list[object]:
         for data in nft.socket().dump(kind, bytes(4)):
             parts = [part for part in nl.attrs(data, 4) if part[0] not in counting]
             found.append((kind, data[0], parts))
-            if kind == GETSET:
+            if kind == NFT_MSG_GETSET:
                 family = {1: "inet", 2: "ip", 10: "ip6"}[data[0]]
                 table, name = (nl.get_text(dict(parts)[n]) for n in (1, 2))
-                elements = nft_elements.elements(family, table, name)
+                elements = nft_elements.elements(Table(family, table), name)
                 found.append(sorted(elements))
     return found
 
@@ -94,7 +100,7 @@ def test_portmap(host: Netns, container: Netns, wanted: Want) -> None:
 
     def ours() -> None:
         family = nft_chains.family_of(address)
-        nft.transaction(nft_chains.skeleton(family, chains, {}))
+        nft.transact(nft_chains.skeleton(family, chains, {}))
 
     assert_same(host, container, lambda: nft.shared().run_text(nft_chains.script(chains)), ours)
     before = container.exec(["nft", "list", "ruleset"]).stdout
@@ -102,7 +108,7 @@ def test_portmap(host: Netns, container: Netns, wanted: Want) -> None:
 
     def again() -> None:
         family = nft_chains.family_of(address)
-        nft.transaction(nft_chains.skeleton(family, chains, rules))
+        nft.transact(nft_chains.skeleton(family, chains, rules))
 
     container.run(again)
     assert container.exec(["nft", "list", "ruleset"]).stdout == before

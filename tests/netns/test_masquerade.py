@@ -9,6 +9,7 @@ import pytest
 
 from cni.kernel.errors import IptablesError, NftError
 from cni.netfilter import iptables, libnftables, nft
+from cni.netfilter.table import Rule, Table
 from cni.owner import Owner
 from cni.plugins.shared import masquerade
 from cni.protocol.address import Prefix
@@ -427,13 +428,13 @@ def test_concurrent(host: Netns, backend: str) -> None:
 
 def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between look and change, another deletes the same rules: looked at again, no error."""
-    real, calls = nft.find_rules, []
+    real, calls = Table.find_rules, []
 
-    def racing(*args: str) -> list[nft.Rule]:
-        found = real(*args)
+    def racing(table: Table, chain: str, prefix: str) -> list[Rule]:
+        found = real(table, chain, prefix)
         calls.append(found)
         if found and len(calls) == 1:
-            nft.delete("inet", TABLE, [("masq_checks", rule.handle) for rule in found])
+            Table("inet", TABLE).delete([("masq_checks", rule.handle) for rule in found])
         return found
 
     operations: list[Callable[[], None]] = [
@@ -444,7 +445,7 @@ def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.Monkey
     for operation in operations:
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
         calls.clear()
-        monkeypatch.setattr(nft, "find_rules", racing)
+        monkeypatch.setattr(Table, "find_rules", racing)
         host.run(operation)
         monkeypatch.undo()
         assert len(calls) > 1
@@ -464,10 +465,10 @@ def test_list_chain(host: Netns) -> None:
     [rule] = host.run(listed, "masq_checks") or []
     assert rule["comment"] == ONE.comment
     rules = [("masq_checks", rule["handle"])]
-    host.run(nft.delete, "inet", TABLE, rules)
+    host.run(Table("inet", TABLE).delete, rules)
     assert host.run(listed, "masq_checks") == []
     with pytest.raises(OSError, match="no such file"):
-        host.run(nft.delete, "inet", TABLE, rules)
+        host.run(Table("inet", TABLE).delete, rules)
     with pytest.raises(NftError, match="No such file or directory"):
         host.run(lambda: nft.shared().run([{"flush": {"table": {"family": "ip", "name": "x"}}}]))
 
@@ -475,12 +476,12 @@ def test_list_chain(host: Netns) -> None:
 def test_each_namespace_has_its_own(host: Netns, container: Netns) -> None:
     """Kept sockets are never used in another namespace, also not by the same thread."""
 
-    def both() -> tuple[list[nft.Rule], list[nft.Rule]]:
+    def both() -> tuple[list[Rule], list[Rule]]:
         host.enter()
         masquerade.setup(ONE, prefixes("10.0.0.1/24"), "nftables")
-        mine = nft.find_rules("inet", TABLE, "masq_checks", ONE.key)
+        mine = Table("inet", TABLE).find_rules("masq_checks", ONE.key)
         container.enter()
-        theirs = nft.find_rules("inet", TABLE, "masq_checks", ONE.key)
+        theirs = Table("inet", TABLE).find_rules("masq_checks", ONE.key)
         masquerade.setup(TWO, prefixes("10.0.0.2/24"), "nftables")
         return mine, theirs
 

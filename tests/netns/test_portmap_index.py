@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.netfilter import nft
+from cni.netfilter.table import Table
 from cni.plugins.portmap import nft_chains, nft_index
 from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix
@@ -82,8 +83,8 @@ def assert_exact(node: Node) -> None:
     def look(family: str) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
         from cni.netfilter import elements as nft_elements
 
-        maps = {n: nft_elements.elements(family, TABLE, n) for n in nft_chains.NAMES}
-        have = {n: nft_elements.elements(family, TABLE, n) for n in nft_chains.INDEX}
+        maps = {n: nft_elements.elements(Table(family, TABLE), n) for n in nft_chains.NAMES}
+        have = {n: nft_elements.elements(Table(family, TABLE), n) for n in nft_chains.INDEX}
         want = nft_index.of(family, maps)
         want[nft_chains.BY_OWNER].append(nft_index.complete(family))
         return {k: sorted(v) for k, v in have.items()}, {k: sorted(v) for k, v in want.items()}
@@ -318,7 +319,7 @@ def test_killed_between_the_chains_and_the_elements(
         if written == "script":
             nft.shared().run_text(nft_chains.script(chains))
         else:
-            nft.transaction(nft_chains.skeleton("ip", chains, {}))
+            nft.transact(nft_chains.skeleton("ip", chains, {}))
 
     node.host.run(make)
     if after == "ADD":

@@ -10,6 +10,7 @@ import pytest
 
 from cni.kernel.errors import NetlinkError
 from cni.netfilter import nft
+from cni.netfilter.table import Table
 from cni.plugins.bridge import spoofcheck
 from cni.protocol.errors import CNIError
 from tests.harness import Netns, nft_rules, nft_tables
@@ -166,7 +167,7 @@ def test_teardown_rule_that_cannot_be_deleted(host: Netns, monkeypatch: pytest.M
     def refuse(*args: object) -> None:
         raise NetlinkError(1)
 
-    monkeypatch.setattr(nft, "delete", refuse)
+    monkeypatch.setattr(Table, "delete", refuse)
     with pytest.raises(CNIError, match=r"rule in PREROUTING: .*, failed to delete chain"):
         host.run(spoofcheck.teardown, REF)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cni import process
 from cni.kernel import netlink as nl
 from cni.netfilter import iptables, libnftables, nft
+from cni.netfilter.table import Rule, parse_rule
 from cni.owner import Owner
 from cni.plugins.bridge import spoofcheck
 from cni.plugins.shared import masquerade
@@ -41,22 +42,22 @@ def comment(text: bytes) -> bytes:
 
 def test_rule() -> None:
     data = message("t", "c", 2**33 + 5, b"\x01\x02ab" + comment(b"hello"), b"eth0\0\0", b"\x0a")
-    rule = nft._rule(data, "t", "c")
+    rule = parse_rule(data, "t", "c")
     assert rule is not None
     assert (rule.handle, rule.comment, rule.compared) == (
         2**33 + 5,
         "hello",
         [b"eth0\0\0", b"\x0a"],
     )
-    assert nft._rule(data, "t", "other") is None
-    assert nft._rule(data, "other", "c") is None
+    assert parse_rule(data, "t", "other") is None
+    assert parse_rule(data, "other", "c") is None
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(data: bytes) -> None:
     nft.comment_of(data)
-    nft.Rule(1, "", data).compared  # noqa: B018
-    nft._rule(data, "t", "c")
+    Rule(1, "", data).compared  # noqa: B018
+    parse_rule(data, "t", "c")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_chain_of_a_saved_rule(line: str, found: bool) -> None:
 )
 def test_source_of_a_rule(source: str, of: bool) -> None:
     data = message("nat", "POSTROUTING", 1, b"", bytes.fromhex(source))
-    rule = nft.Rule(1, "", data if source else b"")
+    rule = Rule(1, "", data if source else b"")
     assert masquerade._is_from(rule, [Prefix.parse("10.0.0.5/24")]) is of
 
 

@@ -10,6 +10,7 @@ from cni.kernel import netlink as nl
 from cni.netfilter import conntrack
 from cni.netfilter import elements as nft_elements
 from cni.netfilter.elements import Element
+from cni.netfilter.table import Table
 from cni.owner import Owner
 from cni.plugins.portmap import backend_iptables, nft_chains
 from cni.plugins.portmap.want import Port, Want
@@ -100,7 +101,7 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     ],
 )
 def test_elements_are_read_as_they_are_written(element: Element) -> None:
-    ((_, payload, _),) = nft_elements.insert("ip", "t", "m", [element])
+    ((_, payload, _),) = nft_elements.insert(Table("ip", "t"), "m", [element])
     assert nft_elements.matching([payload], [b"somebody"]) == [element]
     assert nft_elements.matching([payload], [b"nobody"]) == []
     assert nft_elements.has_more_than([payload], 0)
@@ -110,7 +111,7 @@ def test_elements_are_read_as_they_are_written(element: Element) -> None:
 def test_many_elements_are_several_messages() -> None:
     """The list of elements is an attribute, which has at most 64 KiB."""
     elements = [Element(i.to_bytes(8, "big"), bytes(20), "", "x" * 128) for i in range(1000)]
-    changes = list(nft_elements.insert("ip6", "t", "m", elements))
+    changes = list(nft_elements.insert(Table("ip6", "t"), "m", elements))
     payloads = [payload for _, payload, _ in changes]
     assert nft_elements.has_more_than(payloads, 999)
     assert not nft_elements.has_more_than(payloads, 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...kernel import address, bridge_vlan, link
+from ...kernel import address, link
 from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
@@ -27,6 +27,8 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
     """Put the VLANs on a port (docs/spec/bridge.md, ADD step 5). Raises CNIError."""
     if not vlans.access and not vlans.trunk:
         return
+    from ...kernel import bridge_vlan
+
     try:
         if not vlans.keep_default:
             present = [v.vid for v in bridge_vlan.show(host, port.index)]

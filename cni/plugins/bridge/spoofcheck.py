@@ -13,6 +13,7 @@ from typing import Any
 
 from ...kernel.errors import KernelError, NetlinkError, NftError, Unusable
 from ...netfilter import nft
+from ...netfilter.table import Table
 from ...owner import digest
 from ...protocol.errors import CNIError
 
@@ -58,11 +59,11 @@ def teardown(owner_ref: str) -> None:
         rules = [(_BASE, handle) for handle in _jumps(ref)]
     except Unusable:
         return  # nor can there be any
-    chains = [chain for chain in _chains(ref) if nft.has_chain(_FAMILY, _TABLE, chain)]
+    chains = [chain for chain in _chains(ref) if Table(_FAMILY, _TABLE).has_chain(chain)]
     if not rules and not chains:
         return
     try:
-        nft.delete(_FAMILY, _TABLE, rules, chains)
+        Table(_FAMILY, _TABLE).delete(rules, chains)
         return
     except NetlinkError:
         pass  # all or nothing did not work: as much as possible
@@ -84,7 +85,7 @@ def gc(live_host_links: set[str]) -> None:
     another network's.
     """
     try:
-        rules = nft.find_rules(_FAMILY, _TABLE, _BASE, _COMMENT)
+        rules = Table(_FAMILY, _TABLE).find_rules(_BASE, _COMMENT)
     except Unusable:
         return
     errors = []
@@ -102,7 +103,7 @@ def gc(live_host_links: set[str]) -> None:
 
 def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains: list[str]) -> None:
     try:
-        nft.delete(_FAMILY, _TABLE, rules, chains)
+        Table(_FAMILY, _TABLE).delete(rules, chains)
     except NetlinkError as error:
         if error.errno != ENOENT:
             errors.append(f"failed to delete {what}: {error}")
@@ -113,7 +114,7 @@ def _jumps(ref: str) -> list[int]:
     comment = f"{_COMMENT}{ref}"
     return [
         rule.handle
-        for rule in nft.find_rules(_FAMILY, _TABLE, _BASE, comment)
+        for rule in Table(_FAMILY, _TABLE).find_rules(_BASE, comment)
         if rule.comment == comment
     ]
 

@@ -20,7 +20,8 @@ from errno import ENOENT
 from typing import NamedTuple
 
 from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
-from ...netfilter import iptables, nft
+from ...netfilter import iptables
+from ...netfilter.table import Rule, Table
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, join
 from .want import Ingress, Want, families, gone
@@ -152,7 +153,7 @@ def _write(
         if saved is None:
             return None
         for address in addresses:
-            there = [nft.Rule(0, "", raw) for raw in rules.of(_FORWARD) if address.ip in raw]
+            there = [Rule(0, "", raw) for raw in rules.of(_FORWARD) if address.ip in raw]
             kinds = {_kind(rule, v6, address.ip) for rule in there}
             saved += [rule for rule in _own_rules([address]) if _option(rule) in kinds]
         return _missing(saved, shared, _own_rules(addresses), ingress)
@@ -289,24 +290,24 @@ def _retrying(operation: Callable[[bool, list[Prefix]], None], *args: object) ->
 def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
     stale = [rule.handle for address in addresses for _, rule in _nft_rules(v6, address)]
     try:
-        nft.delete("ip6" if v6 else "ip", "filter", [(_FORWARD, handle) for handle in stale])
+        Table("ip6" if v6 else "ip", "filter").delete([(_FORWARD, handle) for handle in stale])
     except NetlinkError as error:
         if error.errno == ENOENT:
             raise IptablesError("somebody else removes the same rules") from None
         raise IptablesError(f"deleting rules of {_FORWARD}: {error}") from None
 
 
-def _nft_rules(v6: bool, address: Prefix) -> list[tuple[str, nft.Rule]]:
+def _nft_rules(v6: bool, address: Prefix) -> list[tuple[str, Rule]]:
     """The address's rules in iptables-nft's chain: ("-d" or "-s", rule)."""
     try:
-        rules = nft.find_rules_with("ip6" if v6 else "ip", "filter", _FORWARD, address.ip)
+        rules = Table("ip6" if v6 else "ip", "filter").find_rules_with(_FORWARD, address.ip)
     except NetlinkError:
         return []  # a kernel without nftables has none
     kinds = ((_kind(rule, v6, address.ip), rule) for rule in rules)
     return [(kind, rule) for kind, rule in kinds if kind]
 
 
-def _kind(rule: nft.Rule, v6: bool, address: bytes) -> str:
+def _kind(rule: Rule, v6: bool, address: bytes) -> str:
     """Which of the address's two rules this is; empty for any other (an administrator's)."""
     names = [name for name, _ in rule.expressions if name != "counter"]
     if names[:2] != ["payload", "cmp"] or rule.compared[0] != address or not rule.accepts:
@@ -320,7 +321,7 @@ def _kind(rule: nft.Rule, v6: bool, address: bytes) -> str:
     return ""
 
 
-def _is_state(rule: nft.Rule, name: str) -> bool:
+def _is_state(rule: Rule, name: str) -> bool:
     return name == "ct" or b"conntrack\0" in rule.raw
 
 

@@ -22,7 +22,9 @@ from collections.abc import Collection
 
 from ...kernel.errors import NetlinkError, NftError, Unusable
 from ...netfilter import elements, nft
-from ...netfilter.elements import Change, Element
+from ...netfilter.elements import Element
+from ...netfilter.nft import Change
+from ...netfilter.table import Table, drop_policies
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
@@ -83,7 +85,7 @@ def _add_elements(want: Want, accept: bool) -> bool:
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:
     """Have the element with its comment, whoever's it was, or not have it."""
-    changes = [*elements.put("inet", TABLE, name, [element])]
+    changes = [*elements.put(Table("inet", TABLE), name, [element])]
     return changes if wanted else changes[:2]
 
 
@@ -92,7 +94,7 @@ def _is_complete(admin_chain: str) -> bool:
 
     So is what they refer to.
     """
-    rules = nft.find_rules_with("inet", TABLE, "forward", b"")
+    rules = Table("inet", TABLE).find_rules_with("forward", b"")
     if [(rule.comment, rule.size) for rule in rules] != _SHAPE:
         return False
     return not admin_chain or _has_jump(admin_chain)
@@ -156,7 +158,7 @@ def _admin(chain: str) -> str:
 
 def _has_jump(chain: str) -> bool:
     try:
-        return bool(nft.find_rules_with("inet", TABLE, "admin", f"{chain}\0".encode()))
+        return bool(Table("inet", TABLE).find_rules_with("admin", f"{chain}\0".encode()))
     except NetlinkError:
         return False
 
@@ -186,14 +188,14 @@ def check(want: Want, *, accept: bool = True) -> list[str]:
 def _differences(want: Want, accept: bool) -> list[str]:
     where = f"inet {TABLE}"
     problems = []
-    rules = nft.find_rules("inet", TABLE, "forward", _MARK)
+    rules = Table("inet", TABLE).find_rules("forward", _MARK)
     if len(rules) != len(_RULES):
         text = f"chain {where} forward: want its {len(_RULES)} rules, have {len(rules)}"
         problems.append(gone(text))
     if accept and not _has_jump(want.admin_chain):
         problems.append(gone(f"chain {where} admin: no jump to {want.admin_chain}"))
     for v6, addresses in want.families if accept else ():
-        owners = {e.key: e.comment for e in elements.elements("inet", TABLE, _ALLOWED[v6])}
+        owners = {e.key: e.comment for e in elements.elements(Table("inet", TABLE), _ALLOWED[v6])}
         for address in addresses:
             have = owners.get(address.ip)
             if have is None:
@@ -217,7 +219,7 @@ def _isolation_differences(ingress: Ingress) -> list[str]:
 
 
 def _keys(name: str) -> set[bytes]:
-    return {element.key for element in elements.elements("inet", TABLE, name)}
+    return {element.key for element in elements.elements(Table("inet", TABLE), name)}
 
 
 def remove(owner: Owner) -> None:
@@ -239,7 +241,7 @@ def gc(network: str, keep: list[Owner]) -> None:
 def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
     try:
         for name in names:
-            elements.delete_matching("inet", TABLE, name, prefix, keep)
+            elements.delete_matching(Table("inet", TABLE), name, prefix, keep)
     except Unusable:
         return  # nor can there be any
     except NetlinkError as error:
@@ -250,7 +252,7 @@ def status() -> None:
     """Can we work? Raises CNIError."""
     nft.shared()
     try:
-        nft.has_chain("inet", TABLE, "forward")
+        Table("inet", TABLE).has_chain("forward")
     except NetlinkError as error:
         raise CNIError(f"the kernel has no nftables for us: {error}") from None
 
@@ -258,7 +260,7 @@ def status() -> None:
 def foreign_drops(ours: Collection[str]) -> list[str]:
     """The forward chains with policy drop in tables not in `ours` (names), as nft(8) names them."""
     try:
-        found = nft.drop_policies()
+        found = drop_policies()
     except NetlinkError:
         return []
     return [" ".join(names) for names in found if names[1] not in ours]

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
-from ...netfilter import iptables, nft
+from ...netfilter import iptables
+from ...netfilter.table import Table
 from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, from_exception, join
@@ -291,7 +292,7 @@ def _remove_chain(v6: bool, chain: str, parent: str, want: Want | None) -> None:
 def _is_shared(v6: bool, chain: str, want: Want) -> bool:
     """Does the chain also lead to addresses that are not ours?"""
     ours = [a.ip for a in want.addresses if a.is_v4 != v6]
-    rules = nft.find_rules_with("ip6" if v6 else "ip", "nat", chain, b"DNAT\0")
+    rules = Table("ip6" if v6 else "ip", "nat").find_rules_with(chain, b"DNAT\0")
     return any(not any(ip in rule.raw for ip in ours) for rule in rules)
 
 
@@ -299,11 +300,11 @@ def _remove_nft_variant(v6: bool, chain: str, parent: str) -> None:
     """Over netlink: iptables-nft would take 15 ms for the same."""
     family = "ip6" if v6 else "ip"
     for attempt in range(1, _RETRIES + 1):
-        rules = nft.find_rules_with(family, "nat", parent, f"{chain}\0".encode())
+        rules = Table(family, "nat").find_rules_with(parent, f"{chain}\0".encode())
         try:
-            return nft.delete(family, "nat", [(parent, rule.handle) for rule in rules], [chain])
+            return Table(family, "nat").delete([(parent, rule.handle) for rule in rules], [chain])
         except NetlinkError as error:
-            if not nft.has_chain(family, "nat", chain):
+            if not Table(family, "nat").has_chain(chain):
                 return None  # somebody else did it
             if attempt == _RETRIES:
                 raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None

@@ -28,7 +28,9 @@ from errno import EEXIST, ENOENT
 from ...kernel.errors import NetlinkError, Unusable
 from ...netfilter import elements as nft_elements
 from ...netfilter import nft
-from ...netfilter.elements import Change, Element
+from ...netfilter.elements import Element
+from ...netfilter.nft import Change
+from ...netfilter.table import Table
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError
@@ -96,7 +98,7 @@ def install(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool = Fa
             nft.shared().run_text(script(missing))
             continue
         try:
-            return nft.transaction(changes, since) if changes else None
+            return nft.transact(changes, since) if changes else None
         except NetlinkError as error:
             if error.errno == nft.ERESTART:
                 continue
@@ -120,12 +122,12 @@ def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list
     changes: list[Change] = []
     for address in want.addresses:
         family = family_of(address)
-        counts = nft.rule_counts(family, TABLE)
+        counts = Table(family, TABLE).rule_counts()
         incomplete = _incomplete(chains(want, address), counts)
         if incomplete:
             missing += incomplete
             changes += skeleton(family, incomplete, counts)
-        is_new = not counts and not nft.has_table(family, TABLE)
+        is_new = not counts and not Table(family, TABLE).exists()
         changes += _changes(want, address, dead, is_new, thorough)
     return missing, changes
 
@@ -169,7 +171,7 @@ def _held(want: Want, address: Prefix, dead: set[str], wanted: Elements) -> Elem
 
 def _dumped(family: str) -> Elements:
     """All there is."""
-    return {name: nft_elements.elements(family, TABLE, name) for name in (*NAMES, *INDEX)}
+    return {name: nft_elements.elements(Table(family, TABLE), name) for name in (*NAMES, *INDEX)}
 
 
 def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
@@ -179,8 +181,8 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
         before, after = dict.fromkeys(have.get(name, ())), dict.fromkeys(wanted[name])
         stale = [element for element in before if element not in after]
         new = [element for element in after if element not in before]
-        changes += nft_elements.remove(family, TABLE, name, stale)
-        changes += nft_elements.insert(family, TABLE, name, new)
+        changes += nft_elements.remove(Table(family, TABLE), name, stale)
+        changes += nft_elements.insert(Table(family, TABLE), name, new)
     return changes
 
 
@@ -204,7 +206,7 @@ def _dead_holders(want: Want, dead: set[str], is_dead: Callable[[Owner], bool]) 
     for address in want.addresses:
         for name, wanted in elements(want, address).items():
             for element in wanted:
-                holder = nft_elements.find(family_of(address), TABLE, name, element.key)
+                holder = nft_elements.find(Table(family_of(address), TABLE), name, element.key)
                 if holder is None or holder.comment[:KEY] in (want.owner.key, *dead):
                     continue
                 owner = owner_of(holder.comment)
@@ -272,7 +274,7 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
         some = [port for port in plain(ports, _SIZES[family]) if bool(port.host_ip) is at]
         keys = [key_of(port) for port in some]
         for name in names:
-            have = nft_elements.find_all(family, TABLE, name, keys)
+            have = nft_elements.find_all(Table(family, TABLE), name, keys)
             if any(element.comment.startswith(owner.key) for element in have):
                 return True
     return False
@@ -292,7 +294,7 @@ def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elemen
     """The unwanted elements; `mark` is something that all of them have."""
     found: Elements = {}
     for name in (*NAMES, *INDEX):
-        dump = nft_elements.dump(family, TABLE, name)
+        dump = nft_elements.dump(Table(family, TABLE), name)
         have = nft_elements.matching(dump, [mark.encode()])
         found[name] = [element for element in have if unwanted(element.comment)]
     return found
@@ -311,13 +313,13 @@ def _remove(family: str, find: _Find) -> list[Port]:
     """Remove the elements, and with the last ones also the table."""
     for _ in range(_RETRIES):
         since = _generation()
-        if not nft.has_chain(family, TABLE, "published_lookup"):
+        if not Table(family, TABLE).has_chain("published_lookup"):
             return []
         gone = find(family)
         try:
             changes = _removals(family, gone)
             if changes:
-                nft.transaction(changes, since)
+                nft.transact(changes, since)
             keys = [element.key for decides, _ in MAPS.values() for element in gone[decides]]
             return [port for key in keys if (port := port_of(key))]
         except NetlinkError as error:
@@ -335,32 +337,32 @@ def _generation() -> bytes:
 
 def _removals(family: str, gone: Elements) -> list[Change]:
     """The elements, then the networks' chains that no other element leads to; or the table."""
-    counts = nft.rule_counts(family, TABLE)
+    counts = Table(family, TABLE).rule_counts()
     leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
 
     def has_others(chain: str) -> bool:
-        use = nft.chain_use(family, TABLE, chain)
+        use = Table(family, TABLE).chain_use(chain)
         return use > counts.get(chain, 0) + leading.count(chain)
 
     unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]
     others = (c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading)
     is_last = len(unused) == len(set(leading)) and not any(has_others(chain) for chain in others)
     if is_last and _is_empty_without(family, gone):
-        return [nft.without_table(family, TABLE)]
+        return [Table(family, TABLE).without_table()]
     changes = [
         change
         for name in (*NAMES, *INDEX)
-        for change in nft_elements.remove(family, TABLE, name, gone[name])
+        for change in nft_elements.remove(Table(family, TABLE), name, gone[name])
     ]
-    return changes + [nft.without_chain(family, TABLE, chain) for chain in unused]
+    return changes + [Table(family, TABLE).without_chain(chain) for chain in unused]
 
 
 def _is_empty_without(family: str, gone: Elements) -> bool:
     """Is this all there is, and nothing of the reference's? Little is left to be read, if so."""
-    dumps = {name: nft_elements.dump(family, TABLE, name) for name in NAMES}
+    dumps = {name: nft_elements.dump(Table(family, TABLE), name) for name in NAMES}
     if any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES):
         return False
-    return not nft.has_chain(family, TABLE, _GO_CHAINS[0])
+    return not Table(family, TABLE).has_chain(_GO_CHAINS[0])
 
 
 def remove_of_go(container_id: str, addresses: Sequence[Prefix] | None) -> None:
@@ -383,17 +385,17 @@ def remove_of_go(container_id: str, addresses: Sequence[Prefix] | None) -> None:
 
 def _remove_rules(family: str, container_id: str, addresses: Sequence[bytes] | None) -> None:
     for last in (False, False, False, True):
-        counts = nft.rule_counts(family, TABLE)
+        counts = Table(family, TABLE).rule_counts()
         rules = [
             (chain, rule.handle)
             for chain in _GO_CHAINS
             if chain in counts
-            for rule in nft.find_rules(family, TABLE, chain, container_id)
+            for rule in Table(family, TABLE).find_rules(chain, container_id)
             if rule.comment == container_id
             and (addresses is None or any(ip in rule.raw for ip in addresses))
         ]
         try:
-            return nft.delete(family, TABLE, rules) if rules else None
+            return Table(family, TABLE).delete(rules) if rules else None
         except NetlinkError as error:
             if error.errno != ENOENT or last:
                 raise
@@ -408,13 +410,13 @@ def check(want: Want) -> list[str]:
     problems = []
     for address in want.addresses:
         family, wanted = family_of(address), elements(want, address)
-        counts = nft.rule_counts(family, TABLE)
+        counts = Table(family, TABLE).rule_counts()
         for chain in _incomplete(chains(want, address), counts):
             place = f"{family} {TABLE}"
             text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
             problems.append(text)
         for name in NAMES:
-            dump = nft_elements.dump(family, TABLE, name)
+            dump = nft_elements.dump(Table(family, TABLE), name)
             have = nft_elements.matching(dump, [want.owner.key.encode()])
             problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
         listed = index.ports_of(family, want.owner.key)

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...netfilter import expressions as kernel
-from ...netfilter.elements import Change, Element
+from ...netfilter import uapi
+from ...netfilter.elements import Element
+from ...netfilter.nft import Change
+from ...netfilter.table import Table
 from ...owner import Owner, digest
 from ...protocol.address import Prefix, format_ip
 from .want import PROTOCOLS, Port, Want
@@ -97,8 +100,8 @@ def _lookup_rule(address: Prefix, host_ip: bool) -> Rule:
 
 def _look_up_what_is_local() -> list[bytes]:
     return [
-        kernel.fib(kernel.FIB_DADDR, kernel.FIB_TYPE),
-        kernel.compare(kernel.native(kernel.LOCAL)),
+        kernel.fib(uapi.NFTA_FIB_F_DADDR, uapi.NFT_FIB_RESULT_ADDRTYPE),
+        kernel.compare(kernel.native(uapi.RTN_LOCAL)),
         kernel.jump("published_lookup"),
     ]
 
@@ -108,10 +111,10 @@ def _masquerade_chain(family: str, number: int) -> Chain:
     rule = Rule(
         f"ct status dnat meta mark & {number:#x} == {number:#x} masquerade",
         lambda: [
-            kernel.ct(kernel.CT_STATUS),
-            kernel.bitwise(kernel.native(kernel.CT_DNAT), bytes(4)),
+            kernel.ct(uapi.NFT_CT_STATUS),
+            kernel.bitwise(kernel.native(uapi.IPS_DST_NAT), bytes(4)),
             kernel.compare(bytes(4), kernel.NEQ),
-            kernel.meta(kernel.META_MARK),
+            kernel.meta(uapi.NFT_META_MARK),
             kernel.bitwise(mark, bytes(4)),
             kernel.compare(mark),
             kernel.masquerade(),
@@ -127,10 +130,10 @@ def _guard_chain(family: str) -> Chain:
     drop = Rule(
         'iif != "lo" ip daddr 127.0.0.0/8 drop',
         lambda: [
-            kernel.meta(kernel.META_IIF),
+            kernel.meta(uapi.NFT_META_IIF),
             kernel.compare(kernel.native(_LO), kernel.NEQ),
             kernel.destination(_LOOPBACK[True][1]),
-            kernel.verdict(kernel.NF_DROP),
+            kernel.verdict(uapi.NF_DROP),
         ],
     )
     return Chain(family, "published_guard", Hook("filter", "prerouting", -300), [drop])
@@ -150,14 +153,14 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
     number = _set_number(family, len(NAMES + INDEX) + host_ip)
     # the protocols are named once more for libnftables, which wants to know that there are ports
     text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
-    port = kernel.REG_SECOND_WORD if address.is_v4 else kernel.REG2
+    port = uapi.NFT_REG32_01 if address.is_v4 else uapi.NFT_REG_2
     translate = Rule(
         text,
         lambda: [
             kernel.protocols(number),
             *_load_key(address, host_ip),
-            kernel.lookup(targets, into=kernel.REG1),
-            kernel.dnat(family, kernel.REG1, port),
+            kernel.lookup(targets, into=uapi.NFT_REG_1),
+            kernel.dnat(family, uapi.NFT_REG_1, port),
         ],
     )
     rules.append(translate)
@@ -176,9 +179,9 @@ def _marking_rule(text: str, source: Prefix, mark: int) -> Rule:
 
 def _set_mark(mark: int) -> list[bytes]:
     return [
-        kernel.meta(kernel.META_MARK),
+        kernel.meta(uapi.NFT_META_MARK),
         kernel.bitwise(kernel.native(~mark & 0xFFFFFFFF), kernel.native(mark)),
-        kernel.set_meta(kernel.META_MARK),
+        kernel.set_meta(uapi.NFT_META_MARK),
     ]
 
 
@@ -188,16 +191,16 @@ def _key_text(family: str, host_ip: bool) -> str:
 
 def _load_key(address: Prefix, host_ip: bool) -> list[bytes]:
     """The same in the kernel's terms: each part into the next free words of the registers."""
-    registers = [kernel.REG1, kernel.REG_SECOND_WORD]
+    registers = [uapi.NFT_REG_1, uapi.NFT_REG32_01]
     found = []
     if host_ip and address.is_v4:
-        found.append(kernel.payload(kernel.NETWORK, 16, 4))
-        registers = [kernel.REG_SECOND_WORD, kernel.REG_THIRD_WORD]
+        found.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 16, 4))
+        registers = [uapi.NFT_REG32_01, uapi.NFT_REG32_02]
     elif host_ip:
-        found.append(kernel.payload(kernel.NETWORK, 24, 16))
-        registers = [kernel.REG2, kernel.REG_SIXTH_WORD]
-    found.append(kernel.meta(kernel.META_L4PROTO, registers[0]))
-    found.append(kernel.payload(kernel.TRANSPORT, 2, 2, registers[1]))
+        found.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 24, 16))
+        registers = [uapi.NFT_REG_2, uapi.NFT_REG32_05]
+    found.append(kernel.meta(uapi.NFT_META_L4PROTO, registers[0]))
+    found.append(kernel.payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, registers[1]))
     return found
 
 
@@ -249,20 +252,20 @@ def is_known(wanted: Iterable[Chain]) -> bool:
 
 
 def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Change]:
-    """As `script`, for `nft.transaction`; `counts` says which chains have rules now."""
-    changes = [kernel.new_table(family, TABLE, _COMMENT), *sets(family, (*NAMES, *INDEX))]
+    """As `script`, for `nft.transact`; `counts` says which chains have rules now."""
+    table = Table(family, TABLE)
+    changes = [kernel.new_table(table, _COMMENT), *sets(family, (*NAMES, *INDEX))]
     for chain in wanted:
         hook = chain.hook or Hook("", "", 0)
-        place = (family, TABLE, chain.name)
-        changes.append(kernel.new_chain(*place, hook.name, hook.kind, hook.priority))
+        changes.append(kernel.new_chain(table, chain.name, hook.name, hook.kind, hook.priority))
         if counts.get(chain.name):
-            changes.append(kernel.without_rules(*place))
+            changes.append(table.without_rules(chain.name))
     for chain in wanted:
         if chain.protocols:
             numbers = sorted(PROTOCOLS.values())
-            changes += kernel.protocol_set(family, TABLE, chain.protocols, numbers)
+            changes += kernel.protocol_set(table, chain.protocols, numbers)
         changes += [
-            kernel.new_rule(family, TABLE, chain.name, rule.expressions())
+            kernel.new_rule(table, chain.name, rule.expressions())
             for rule in chain.rules
             if rule.expressions
         ]
@@ -270,10 +273,10 @@ def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) ->
 
 
 def sets(family: str, names: Sequence[str]) -> list[Change]:
-    """For `nft.transaction`: have these maps and sets."""
+    """For `nft.transact`: have these maps and sets."""
     kinds = _sets(family)
     return [
-        kernel.new_set(family, TABLE, name, _set_number(family, number), *kinds[name])
+        kernel.new_set(Table(family, TABLE), name, _set_number(family, number), *kinds[name])
         for number, name in enumerate(kinds)
         if name in names
     ]

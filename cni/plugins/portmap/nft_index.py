@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from ...netfilter import elements
 from ...netfilter.elements import Element
 from ...netfilter.expressions import native
+from ...netfilter.table import Table
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix
 from .nft_chains import BY_ADDRESS, BY_OWNER, INDEX, KEY, MAPS, NAMES, TABLE, family_of
@@ -85,7 +86,7 @@ def ports_of(family: str, owner: str) -> list[Element] | None:
     first, words = [_NOBODY], _words(owner)
     while True:
         keys = [words + native(number) for number in range(len(found), len(found) + _RUN)]
-        run = elements.find_run(family, TABLE, BY_OWNER, [*first, *keys])
+        run = elements.find_run(Table(family, TABLE), BY_OWNER, [*first, *keys])
         if first and not run:
             return None
         found += run[len(first) :]
@@ -102,11 +103,11 @@ def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes]
     for at, names in MAPS.items():
         some = sorted(key if at else key[size:] for key in asked if any(key[:size]) is at)
         for name in names:
-            have = elements.find_all(family, TABLE, name, some)
+            have = elements.find_all(Table(family, TABLE), name, some)
             found[name] = [element for element in have if element.comment.startswith(owner)]
     addresses = {element.value[:-4] for name in NAMES for element in found[name] if element.value}
     holders = [_words(owner)[: 2 * _WORDS] + address for address in sorted(addresses)]
-    have = elements.find_all(family, TABLE, BY_ADDRESS, holders)
+    have = elements.find_all(Table(family, TABLE), BY_ADDRESS, holders)
     found[BY_ADDRESS] = [element for element in have if element.comment.startswith(owner)]
     return found
 
@@ -114,7 +115,7 @@ def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes]
 def holder(owner: Owner, address: Prefix) -> Element | None:
     """Who has the address in the owner's network."""
     network = _words(network_key(owner.network))
-    return elements.find(family_of(address), TABLE, BY_ADDRESS, network + address.ip)
+    return elements.find(Table(family_of(address), TABLE), BY_ADDRESS, network + address.ip)
 
 
 def merged(parts: Iterable[Elements]) -> Elements:

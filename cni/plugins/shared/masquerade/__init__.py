@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ....kernel.errors import IptablesError, KernelError, NetlinkError, NftError, Unusable
 from ....netfilter import iptables, nft
+from ....netfilter.table import Rule, Table
 from ....owner import Owner, network_key
 from ....protocol.address import Prefix, format_ip
 from ....protocol.errors import CNIError, from_exception, join
 
 if TYPE_CHECKING:
-    from ....netfilter.elements import Change
+    from ....netfilter.nft import Change
 
 _TABLE, _CHECKS = "cni_plugins_masquerade", "masq_checks"
 _POSTROUTING = "POSTROUTING"
@@ -158,7 +159,9 @@ def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
     from ....netfilter import expressions
 
     new = [
-        expressions.new_rule("inet", _TABLE, _CHECKS, _nft_expressions(prefix), owner.comment)
+        expressions.new_rule(
+            Table("inet", _TABLE), _CHECKS, _nft_expressions(prefix), owner.comment
+        )
         for prefix in prefixes
     ]
 
@@ -166,7 +169,7 @@ def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
         if not _nft_is_complete():
             return None
         stale = [
-            nft.without_rule("inet", _TABLE, _CHECKS, rule.handle) for rule in _nft_rules(owner)
+            Table("inet", _TABLE).without_rule(_CHECKS, rule.handle) for rule in _nft_rules(owner)
         ]
         return [*stale, *new]
 
@@ -174,7 +177,7 @@ def _nft_add(owner: Owner, prefixes: list[Prefix]) -> bool:
 
 
 def _nft_is_complete() -> bool:
-    rules = nft.find_rules_with("inet", _TABLE, "postrouting", b"")
+    rules = Table("inet", _TABLE).find_rules_with("postrouting", b"")
     return (
         [rule.compared for rule in rules] == _POSTROUTING_RULES
         and f"{_CHECKS}\0".encode() in rules[-1].raw  # so this chain exists, too
@@ -221,9 +224,9 @@ def _nft_rule(owner: Owner, prefix: Prefix) -> str:
     )
 
 
-def _nft_rules(owner: Owner) -> list[nft.Rule]:
+def _nft_rules(owner: Owner) -> list[Rule]:
     try:
-        return nft.find_rules("inet", _TABLE, _CHECKS, owner.key)
+        return Table("inet", _TABLE).find_rules(_CHECKS, owner.key)
     except NetlinkError:
         return []  # a kernel without nftables has no rules
 
@@ -238,7 +241,7 @@ def _nft_gc(network: str, keep: list[Owner]) -> None:
 
 def _nft_delete(prefix: str, keep: set[str]) -> None:
     try:
-        nft.delete_matching("inet", _TABLE, _CHECKS, prefix, keep)
+        Table("inet", _TABLE).delete_matching(_CHECKS, prefix, keep)
     except Unusable:
         return
     except NetlinkError as error:
@@ -334,18 +337,18 @@ def _iptables_remove(chain: str, v6: bool, prefixes: list[Prefix]) -> None:
 def _remove_nft_variant(chain: str, v6: bool, prefixes: list[Prefix]) -> None:
     """Over netlink: iptables-nft would take 15 ms for the same."""
     family = "ip6" if v6 else "ip"
-    jumps = nft.find_rules_with(family, "nat", _POSTROUTING, f"{chain}\0".encode())
+    jumps = Table(family, "nat").find_rules_with(_POSTROUTING, f"{chain}\0".encode())
     stale = [rule for rule in jumps if not prefixes or _is_from(rule, prefixes)]
     unused = [chain] if len(stale) == len(jumps) else []
     try:
-        nft.delete(family, "nat", [(_POSTROUTING, rule.handle) for rule in stale], unused)
+        Table(family, "nat").delete([(_POSTROUTING, rule.handle) for rule in stale], unused)
     except NetlinkError as error:
-        if unused and not nft.has_chain(family, "nat", chain):
+        if unused and not Table(family, "nat").has_chain(chain):
             return  # somebody else did it
         raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
 
 
-def _is_from(rule: nft.Rule, prefixes: list[Prefix]) -> bool:
+def _is_from(rule: Rule, prefixes: list[Prefix]) -> bool:
     """Is the source address one of these?
 
     Older versions of the reference wrote the address with its subnet's prefix length; then the

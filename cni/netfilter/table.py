@@ -1,0 +1,255 @@
+"""Tables of nf_tables, over netlink: what is in them, and how it is deleted.
+
+A table of 1,000 rules costs libnftables 120 ms to list. Rules that only have to be recognised by
+their comment are found in the kernel's own dump (`Table.find_rules`, 2 ms), and deleted without the
+library, so that a DEL does not even load it. What makes tables, chains and rules is in
+netfilter/expressions.py, what changes sets and maps in netfilter/elements.py.
+"""
+
+from __future__ import annotations
+
+from errno import ENOENT
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..kernel import netlink as nl
+from ..kernel.errors import NetlinkError, Unusable
+from . import uapi
+from .nft import FAMILIES, GENMSG_SIZE, comment_of, message, socket, transact
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from .nft import Change
+
+_BATCH_SIZE = 100  # acknowledgements that fit the socket's buffer
+
+
+class Rule(NamedTuple):
+    """A rule as the kernel dumps it; `raw` is the message's payload."""
+
+    handle: int
+    comment: str
+    raw: bytes
+
+    @property
+    def expressions(self) -> list[tuple[str, dict[int, bytes]]]:
+        """What the rule consists of, in order: the name and the attributes of each expression."""
+        listed = nl.attr_map(self.raw, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
+        items = [nl.attr_map(element) for _, element in nl.attrs(listed)]
+        return [
+            (
+                nl.get_text(item.get(uapi.NFTA_EXPR_NAME)),
+                nl.attr_map(item.get(uapi.NFTA_EXPR_DATA, b"")),
+            )
+            for item in items
+        ]
+
+    @property
+    def size(self) -> int:
+        """Of how many expressions the rule consists."""
+        listed = nl.attr_map(self.raw, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
+        return sum(1 for _ in nl.attrs(listed))
+
+    @property
+    def compared(self) -> list[bytes]:
+        """The values of the rule's comparisons, in order."""
+        return [
+            nl.attr_map(data.get(uapi.NFTA_CMP_DATA, b"")).get(uapi.NFTA_DATA_VALUE, b"")
+            for name, data in self.expressions
+            if name == "cmp"
+        ]
+
+    @property
+    def accepts(self) -> bool:
+        """Does it end with the verdict accept?"""
+        name, data = self.expressions[-1] if self.expressions else ("", {})
+        verdict = nl.attr_map(data.get(uapi.NFTA_IMMEDIATE_DATA, b"")).get(
+            uapi.NFTA_DATA_VERDICT, b""
+        )
+        code = nl.attr_map(verdict).get(uapi.NFTA_VERDICT_CODE)
+        return name == "immediate" and code == uapi.NF_ACCEPT.to_bytes(4, "big")
+
+    @property
+    def offsets(self) -> list[int]:
+        """Where in the packet's header the rule looks, in bytes, in order."""
+        return [
+            int.from_bytes(data.get(uapi.NFTA_PAYLOAD_OFFSET, b""), "big")
+            for name, data in self.expressions
+            if name == "payload"
+        ]
+
+
+class Table(NamedTuple):
+    """A table by its family, as nft(8) calls it, and its name; it need not exist.
+
+    Methods that look raise Unusable when the kernel has no nf_tables for us. Those that are named
+    `without_…` make nothing: they are changes for `transact`.
+    """
+
+    family: str
+    name: str
+
+    # --- looking ---
+
+    def exists(self) -> bool:
+        """Is there such a table? Raises NetlinkError."""
+        payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))
+        return bool(socket().get_each(uapi.NFT_MSG_GETTABLE, payload))
+
+    def has_chain(self, chain: str) -> bool:
+        """Is there such a chain? False also without the table. Raises NetlinkError."""
+        try:
+            socket().get(uapi.NFT_MSG_GETCHAIN, self._chain(chain))
+        except NetlinkError as error:
+            if error.errno == ENOENT:
+                return False
+            raise
+        return True
+
+    def chain_use(self, chain: str) -> int:
+        """How many things a chain has or is referred to by: rules, jumps, elements of a map.
+
+        0 without the chain. Raises NetlinkError.
+        """
+        answers = socket().get_each(uapi.NFT_MSG_GETCHAIN, self._chain(chain))
+        found = nl.attr_map(answers[0], GENMSG_SIZE) if answers else {}
+        return int.from_bytes(found.get(uapi.NFTA_CHAIN_USE, b""), "big")
+
+    def rule_counts(self) -> dict[str, int]:
+        """How many rules each chain has, of those that have any; empty without the table."""
+        counts: dict[str, int] = {}
+        for data in _dump_rules(self.message(nl.text(uapi.NFTA_RULE_TABLE, self.name))):
+            found = nl.attr_map(data, GENMSG_SIZE)
+            if nl.get_text(found.get(uapi.NFTA_RULE_TABLE)) == self.name:
+                chain = nl.get_text(found.get(uapi.NFTA_RULE_CHAIN))
+                counts[chain] = counts.get(chain, 0) + 1
+        return counts
+
+    def find_rules(self, chain: str, prefix: str) -> list[Rule]:
+        """The chain's rules whose comment starts with `prefix` (not empty), in their order.
+
+        None without the chain.
+        """
+        found = self.find_rules_with(chain, prefix.encode())
+        return [rule for rule in found if rule.comment.startswith(prefix)]
+
+    def find_rules_with(self, chain: str, mark: bytes) -> list[Rule]:
+        """The chain's rules with these bytes anywhere in the kernel's message; none without it.
+
+        Of a long chain few rules are ours: only those are taken apart.
+        """
+        payload = self.message(*self._rule_of(chain))
+        rules = [
+            parse_rule(data, self.name, chain) for data in _dump_rules(payload) if mark in data
+        ]
+        return [rule for rule in rules if rule]
+
+    # --- deleting ---
+
+    def delete(self, rules: Sequence[tuple[str, int]] = (), chains: Sequence[str] = ()) -> None:
+        """Delete rules (chain, handle), then whole chains, in this order.
+
+        All or none, of each hundred. Raises NetlinkError: ENOENT when one of them is gone already,
+        EBUSY when something still refers to a chain.
+        """
+        changes = [self.without_rule(chain, handle) for chain, handle in rules]
+        changes += [self.without_chain(chain) for chain in chains]
+        for start in range(0, len(changes), _BATCH_SIZE):
+            transact(changes[start : start + _BATCH_SIZE])
+
+    def delete_matching(self, chain: str, prefix: str, keep: Collection[str]) -> None:
+        """Afterwards the chain has no rule whose comment starts with `prefix` and is not kept.
+
+        Also while others delete the same rules; it is no error if there is none, or no chain.
+        Raises NetlinkError.
+        """
+        for last in (False, False, False, True):
+            rules = self.find_rules(chain, prefix)
+            stale = [(chain, rule.handle) for rule in rules if rule.comment not in keep]
+            try:
+                return self.delete(stale) if stale else None
+            except NetlinkError as error:
+                if error.errno != ENOENT or last:
+                    raise
+        return None
+
+    def without_rule(self, chain: str, handle: int) -> Change:
+        """Delete a rule; fails with ENOENT if it is gone."""
+        number = nl.attr(uapi.NFTA_RULE_HANDLE, handle.to_bytes(8, "big"))
+        return uapi.NFT_MSG_DELRULE, self.message(*self._rule_of(chain), number), 0
+
+    def without_rules(self, chain: str) -> Change:
+        """Delete all rules of the chain; fails with ENOENT without the chain."""
+        return uapi.NFT_MSG_DELRULE, self.message(*self._rule_of(chain)), 0
+
+    def without_chain(self, chain: str) -> Change:
+        """Delete a chain; fails with ENOENT if it is gone, with EBUSY if something refers to it."""
+        return uapi.NFT_MSG_DELCHAIN, self._chain(chain), 0
+
+    def without_table(self) -> Change:
+        """Delete the table with all that is in it; fails with ENOENT if it is gone."""
+        payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))
+        return uapi.NFT_MSG_DELTABLE, payload, 0
+
+    # --- messages ---
+
+    def message(self, *attributes: bytes) -> bytes:
+        """The payload of a request about this family; the attributes name the table."""
+        return message(self.family, *attributes)
+
+    def _chain(self, chain: str) -> bytes:
+        names = nl.text(uapi.NFTA_CHAIN_TABLE, self.name), nl.text(uapi.NFTA_CHAIN_NAME, chain)
+        return self.message(*names)
+
+    def _rule_of(self, chain: str) -> tuple[bytes, bytes]:
+        return nl.text(uapi.NFTA_RULE_TABLE, self.name), nl.text(uapi.NFTA_RULE_CHAIN, chain)
+
+
+def drop_policies() -> list[tuple[str, str, str]]:
+    """The chains of the forward hook that drop what nothing accepts: (family, table, chain).
+
+    Those of ip, ip6 and inet, the tables of iptables-nft among them. Raises Unusable.
+    """
+    try:
+        dump = socket().dump(uapi.NFT_MSG_GETCHAIN, bytes(GENMSG_SIZE))
+    except NetlinkError as error:
+        raise Unusable(error.errno or 0, error.explanation) from None
+    drop = nl.attr(uapi.NFTA_CHAIN_POLICY, bytes(4))  # NF_DROP; of a thousand chains few have it
+    found = []
+    for data in dump:
+        family = next((k for k, number in FAMILIES.items() if number == data[0]), "")
+        if drop not in data or family not in ("ip", "ip6", "inet"):
+            continue
+        chain = nl.attr_map(data, GENMSG_SIZE)
+        hook = nl.attr_map(chain.get(uapi.NFTA_CHAIN_HOOK, b"")).get(uapi.NFTA_HOOK_HOOKNUM, b"")
+        if int.from_bytes(hook, "big") == uapi.NF_INET_FORWARD and hook:
+            table, name = (
+                nl.get_text(chain.get(kind))
+                for kind in (uapi.NFTA_CHAIN_TABLE, uapi.NFTA_CHAIN_NAME)
+            )
+            found.append((family, table, name))
+    return sorted(found)
+
+
+def _dump_rules(payload: bytes) -> list[bytes]:
+    try:
+        return socket().dump(uapi.NFT_MSG_GETRULE, payload)
+    except NetlinkError as error:
+        if error.errno == ENOENT:
+            return []
+        raise Unusable(error.errno or 0, error.explanation) from None
+
+
+def parse_rule(data: bytes, table: str, chain: str) -> Rule | None:
+    """The rule in a dump's message; None when it is of another chain (kernels before 4.12)."""
+    found = nl.attr_map(data, GENMSG_SIZE)
+    if (
+        nl.get_text(found.get(uapi.NFTA_RULE_TABLE)) != table
+        or nl.get_text(found.get(uapi.NFTA_RULE_CHAIN)) != chain
+    ):
+        return None
+    return Rule(
+        int.from_bytes(found.get(uapi.NFTA_RULE_HANDLE, b""), "big"),
+        comment_of(found.get(uapi.NFTA_RULE_USERDATA, b"")),
+        data,
+    )
