@@ -5,7 +5,8 @@ service. A plugin that made some calls `call.remember()` in its ADD and has a fu
 `reload(call)`, which makes them again. The dispatcher keeps the request and its result, one file an
 attachment and plugin, until DEL or GC:
 
-    <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0)
+    <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0),
+                                             netns (its device, inode, time of mount)
 
 State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
 A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from . import files, lockfile
+from .netns import identify
 from .owner import Owner, network_key
 from .protocol.errors import CNIError
 from .protocol.request import Request
@@ -35,12 +37,24 @@ _PARTIAL, _GOING = "~", "-"
 
 
 class Intent(msgspec.Struct):
-    """One kept ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects."""
+    """One kept ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects.
+
+    `netns` is what str(Identity) gave of its namespace; empty if that is not known.
+    """
 
     plugin: str
     env: dict[str, str]
     config: dict[str, Any]
     result: dict[str, Any]
+    netns: str = ""
+
+    def is_of_gone_namespace(self, seen_from: str = "") -> bool:
+        """Has the namespace of this ADD certainly ceased to exist? See liveness.is_gone."""
+        from .netns import liveness
+        from .netns.namespace import Identity
+
+        path = self.env.get("CNI_NETNS", "")
+        return liveness.is_gone(Identity.parse(self.netns), path, seen_from)
 
     @property
     def owner(self) -> Owner:
@@ -58,7 +72,9 @@ def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
     """Keep what an ADD was asked and answered, instead of what was kept before. Raises OSError."""
     env = {key: value for key, value in request.env.items() if key.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
-    data = msgspec.json.encode({**kept, "result": result.as_dict(VERSION)})
+    identity = identify(request.netns) if request.netns else None
+    noted = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
+    data = msgspec.json.encode({**kept, **noted})
     path = _path(plugin, owner, request.env)
     try:
         files.replace(path, data, temporary=f"{path}{_PARTIAL}")
@@ -130,7 +146,12 @@ def _read(path: str) -> Intent | None:
 
 def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
     """What is kept of one attachment."""
-    return _read(_path(plugin, owner, env))
+    return find_by_key(plugin, owner.key, env)
+
+
+def find_by_key(plugin: str, key: str, env: Mapping[str, str]) -> Intent | None:
+    """The same by Owner.key, which stays whole where names are cut (a rule's comment)."""
+    return _read(f"{directory(env)}/{key}.{plugin}")
 
 
 def all_of(plugin: str, env: Mapping[str, str]) -> list[Intent]:

@@ -11,8 +11,9 @@ import click
 
 from cni.ipam.host_local import plugin as host_local
 from cni.ipam.host_local import reservation, usage
+from cni.ipam.host_local.directory import directory_of, open_store, scan
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
-from cni.ipam.host_local.store import directory_of, is_address, open_store, scan
+from cni.ipam.host_local.reservation import is_address
 from cni.kernel.errors import NetnsError
 from cni.netns import Namespace
 from cni.protocol import config

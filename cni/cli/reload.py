@@ -98,9 +98,8 @@ def reload_all(state_dir: str) -> list[Outcome]:
 
 
 def _reload(kept: Intent) -> Outcome:
-    netns = kept.env.get("CNI_NETNS", "")
-    if netns and not os.path.exists(netns):
-        return Outcome(kept, "skipped", f"its namespace {netns} is gone")
+    if kept.is_of_gone_namespace():
+        return Outcome(kept, "skipped", f"its namespace {kept.env['CNI_NETNS']} is gone")
     if kept.plugin not in dispatch.TABLE:
         return Outcome(kept, "skipped", "this file has no such plugin")
     env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env}

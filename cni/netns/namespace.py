@@ -8,7 +8,7 @@ from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Callable, Sequence
 from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..kernel.errors import NetnsError, NetnsMissing
 from ..kernel.netlink import Netlink
@@ -187,6 +187,58 @@ def same_namespace(path: str) -> bool:
     try:
         there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
         return (there.st_dev, there.st_ino) == (_home or own_identity())
+    except (OSError, ValueError):
+        return False
+
+
+class Identity(NamedTuple):
+    """What tells a network namespace from others, to be noted and compared later in this boot.
+
+    The kernel reuses inode numbers. `pinned` tells two namespaces with one number apart: it is the
+    time (ns) from which the path has been a bind mount of the namespace; 0 if it is none.
+    """
+
+    device: int
+    inode: int
+    pinned: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.device}:{self.inode}:{self.pinned}"
+
+    @classmethod
+    def parse(cls, text: str) -> Identity | None:
+        """What str() gave; None if it is anything else."""
+        try:
+            device, inode, pinned = map(int, text.split(":"))
+        except ValueError:
+            return None
+        return cls(device, inode, pinned)
+
+    def differs(self, other: Identity) -> bool:
+        """Are these certainly two namespaces?"""
+        one, two = self[:2], other[:2]
+        return one != two or (self.pinned and other.pinned and self.pinned != other.pinned) != 0
+
+
+def identify(path: str) -> Identity | None:
+    """Which network namespace `path` names; None if it names none, or cannot be looked at."""
+    try:
+        there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
+        if there.st_dev != (_home or own_identity())[0]:  # all namespaces are on one device
+            return None
+        here = os.lstat(path) if sees(path) else None  # in /proc it is a link
+    except (OSError, ValueError):
+        return None
+    pinned = here is not None and os.path.samestat(here, there)
+    return Identity(there.st_dev, there.st_ino, there.st_ctime_ns if pinned else 0)
+
+
+def sees(path: str) -> bool:
+    """Is `path` the same file to this process as to the client that sent the request?"""
+    if path not in _handed:
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(_handed[path]))
     except (OSError, ValueError):
         return False
 

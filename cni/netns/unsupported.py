@@ -27,3 +27,7 @@ class Namespace:
 def same_namespace(_path: str) -> bool:
     """A container is never in our own namespace."""
     return False
+
+
+def identify(_path: str) -> None:
+    """A container's namespace has no identity that could be noted."""

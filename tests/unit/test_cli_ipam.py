@@ -12,7 +12,7 @@ import pytest
 from cni.cli import main
 from cni.cli.cache import Attachment, Cache
 from cni.ipam.host_local import reservation
-from cni.ipam.host_local.store import open_store
+from cni.ipam.host_local.directory import open_store
 
 from .ipam_node import Ipam
 

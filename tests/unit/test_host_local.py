@@ -12,7 +12,7 @@ import pytest
 
 from cni import lockfile
 from cni.ipam.host_local import resolvconf
-from cni.ipam.host_local.store import open_store
+from cni.ipam.host_local.directory import open_store
 from cni.protocol.errors import CNIError, TryAgainLater
 
 from .ipam_node import ALL_VERSIONS, Child, Failure, Ipam

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni import dispatch
-from cni.ipam.host_local.store import Store, open_store
+from cni.ipam.host_local.directory import open_store
+from cni.ipam.host_local.store import Store
 
 from .ipam_node import Child, Ipam, environment
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from cni.ipam.host_local import index, reservation
+from cni.ipam.host_local.directory import open_store
 from cni.ipam.host_local.index import Index, Many
-from cni.ipam.host_local.store import Store, open_store
+from cni.ipam.host_local.store import Store
 from cni.protocol.address import format_ip, parse_ip
 
 from .ipam_node import Failure, Ipam, environment

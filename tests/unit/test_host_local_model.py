@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cni.ipam.host_local import reservation
-from cni.ipam.host_local.store import open_store
+from cni.ipam.host_local.directory import open_store
 
 from .ipam_node import Failure, Ipam, environment
 from .test_host_local_index import GO, make_coarse

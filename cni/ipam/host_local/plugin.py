@@ -22,19 +22,10 @@ from ...protocol.config import DNS, Folded, NetConf, Route
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import IPConfig, Result
+from .directory import directory_of, explain_in, index_of, open_store, scan
 from .ranges import Range, RangeConf, RangeSet, canonical_sets
-from .reservation import UNREADABLE
-from .store import (
-    LAST_RESERVED,
-    Store,
-    content_of,
-    directory_of,
-    explain_in,
-    index_of,
-    is_address,
-    open_store,
-    scan,
-)
+from .reservation import LAST_RESERVED, UNREADABLE, content_of, is_address
+from .store import Store
 
 if TYPE_CHECKING:
     from . import sticky

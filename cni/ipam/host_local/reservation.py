@@ -30,7 +30,10 @@ from errno import (
 )
 
 from ... import files
+from ...protocol.address import InvalidAddress, parse_ip
 
+LOCK = "lock"
+LAST_RESERVED = "last_reserved_ip."
 BOOT = "user.cni.boot"
 
 # No address, so that the reference does not take it for a reservation.
@@ -45,6 +48,25 @@ UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nob
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
+
+
+def content_of(container_id: str, ifname: str) -> bytes:
+    """What the file of a reservation contains."""
+    return f"{container_id.strip()}\r\n{ifname}".encode("utf-8", "surrogateescape")
+
+
+def is_address(name: str) -> bool:
+    """Is it the name of a reservation?"""
+    try:
+        parse_ip(name)
+    except InvalidAddress:
+        return False
+    return True
+
+
+def is_ours(name: str) -> bool:
+    """May it be a reservation, or is it a file of the directory's own?"""
+    return name != LOCK and not name.startswith((".", LAST_RESERVED))
 
 
 def content(directory: int | None, name: str) -> bytes | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from .store import SIDECARS
+from .directory import SIDECARS
 
 _BUCKETS = 4096
 _KEY, _ADDRESS = 12, 16

@@ -1,80 +1,20 @@
-"""The directory in which host-local keeps its reservations
-(docs/spec/host-local.md, "On-disk state").
+"""The reservations of one network: looking, reserving and releasing under the directory's lock.
 
-    <dataDir>/<network>/
-      10.1.2.2             <container id> CR LF <ifname>; of old versions, the id alone
-      last_reserved_ip.0   the address that range set 0 handed out last
-      lock                 flock around every look and every change
-    <dataDir>/.cni/
-      <network>.index      what the directory says, for fast lookups (index.py)
-      <network>.spare      a file of the last reservation released, for the next one
-
-The reference can share it with us. A reservation appears whole or not at all (whole.py); an empty
-file (the reference was killed, or the disk was full) is a free address. The files are the truth;
-the index only spares reading them all, and without one everything works.
+The files are the truth (reservation.py). The index (index.py) only spares reading them all: without
+one everything works, and every doubt about it ends with reading the files.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-from ... import lockfile
 from ...protocol.address import InvalidAddress, format_ip, parse_ip
-from ...protocol.errors import CNIError
 from . import reservation
 from .index import BROKEN, Index, Many, is_indexable
-from .reservation import IN_MAKING
+from .reservation import IN_MAKING, LAST_RESERVED, content_of, is_address, is_ours
 
-LOCK = "lock"
-LAST_RESERVED = "last_reserved_ip."
-_INDEX = ".index"
-SIDECARS = ".cni"  # a network's name cannot begin with a dot
-
-
-def content_of(container_id: str, ifname: str) -> bytes:
-    """What the file of a reservation contains."""
-    return f"{container_id.strip()}\r\n{ifname}".encode("utf-8", "surrogateescape")
-
-
-def is_address(name: str) -> bool:
-    """Is it the name of a reservation?"""
-    try:
-        parse_ip(name)
-    except InvalidAddress:
-        return False
-    return True
-
-
-def is_ours(name: str) -> bool:
-    """May it be a reservation, or is it a file of the directory's own?"""
-    return name != LOCK and not name.startswith((".", LAST_RESERVED))
-
-
-def scan(path: str) -> Iterator[tuple[str, bytes]]:
-    """What `Store.leases` says of a directory, without its lock and without changing anything.
-
-    Raises CNIError.
-    """
-    if sys.platform == "win32":
-        from . import store_windows
-
-        yield from store_windows.scan(path)
-        return
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise explain("open", path, error) from None
-    try:
-        for name in filter(is_ours, os.listdir(fd)):
-            content = reservation.content(fd, name)
-            if content is not None:
-                yield name, content
-    finally:
-        os.close(fd)
+INDEX_SUFFIX = ".index"
 
 
 class Store:
@@ -88,7 +28,7 @@ class Store:
         self.path = path
         self._fd = fd
         self._index_path = index_path
-        self._spare = f"{index_path.removesuffix(_INDEX)}.spare"
+        self._spare = f"{index_path.removesuffix(INDEX_SUFFIX)}.spare"
         self._reclaim = reclaim
         self._boot = reservation.this_boot()
         self._leases: dict[str, bytes] | None = None
@@ -321,130 +261,3 @@ class Store:
             except BROKEN:
                 self.distrust()
         self._halfway = False
-
-
-# --- opening ---
-
-
-def directory_of(data_dir: str, network: str) -> str:
-    """The network's directory, which is below `data_dir`. Raises CNIError."""
-    if not network or "/" in network or "\0" in network or network in (".", ".."):
-        raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
-    if "\0" in data_dir:
-        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
-    return os.path.join(data_dir, network)
-
-
-def index_of(data_dir: str, network: str) -> str:
-    """The path of the index of a network whose name was checked."""
-    return os.path.join(data_dir, SIDECARS, f"{network}{_INDEX}")
-
-
-@contextmanager
-def open_store(
-    data_dir: str, network: str, timeout: float | None = None, reclaim: bool = False
-) -> Iterator[Store]:
-    """The network's directory, made if missing, and locked for the length of the block.
-
-    With `reclaim`, reservations of an earlier boot are released.
-
-    Raises CNIError in Go's words (``mkdir <path>: permission denied``), or TryAgainLater (code 11).
-    """
-    path = directory_of(data_dir, network)
-    deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
-    if sys.platform == "win32":
-        from . import store_windows
-
-        with store_windows.opened(path, deadline) as found:
-            yield found
-        return
-    fd, lock = _open_locked(path, deadline)
-    store = Store(path, fd, index_of(data_dir, network), reclaim)
-    try:
-        yield store
-    except OSError as error:
-        raise explain_in("write", path, error) from None
-    finally:
-        store.close()
-        lockfile.release(lock)
-        os.close(fd)
-
-
-def _open_locked(path: str, deadline: float) -> tuple[int, int]:
-    """Descriptors of the directory and of its locked lock file."""
-    while True:
-        fds: list[int] = []
-        what = path
-        try:
-            fds.append(_open_directory(path))
-            what = os.path.join(path, LOCK)
-            flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC
-            fds.append(os.open(LOCK, flags, 0o750, dir_fd=fds[0]))
-            lockfile.acquire(fds[1], what, deadline)
-            # Somebody may have removed and remade the directory while we waited.
-            if _is_file(fds[1], what):
-                return fds[0], fds[1]
-            _close(fds)
-        except OSError as error:
-            _close(fds)
-            raise explain("open", what, error) from None
-        except BaseException:
-            _close(fds)
-            raise
-
-
-def _open_directory(path: str) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    try:
-        return os.open(path, flags)
-    except (FileNotFoundError, NotADirectoryError):
-        make_directories(path)
-        return os.open(path, flags)
-
-
-def _is_file(fd: int, path: str) -> bool:
-    """Is the open file still the one at the path?"""
-    try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _close(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
-def make_directories(path: str) -> None:
-    """mkdir -p, mode 0755. Raises CNIError."""
-    if os.path.isdir(path):
-        return
-    parent = os.path.dirname(path)
-    if parent and parent != path:
-        make_directories(parent)
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise CNIError(f"mkdir {path}: not a directory", _ADVICE) from None
-    except OSError as error:
-        raise explain("mkdir", path, error) from None
-
-
-_ADVICE = (
-    "host-local keeps its reservations there: it needs a directory that it can write to "
-    "(ipam.dataDir, by default /var/lib/cni/networks)"
-)
-
-
-def explain(operation: str, path: str, error: OSError) -> CNIError:
-    """``open <path>: permission denied``, as the reference would say."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return CNIError(f"{operation} {path}: {reason.lower()}", _ADVICE)
-
-
-def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
-    """The same of a file in an open directory, which the error tells."""
-    name = error.filename2 or error.filename
-    known = isinstance(name, str) and name not in ("", ".")
-    return explain(operation, os.path.join(directory, name) if known else directory, error)

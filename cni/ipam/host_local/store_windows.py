@@ -7,22 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
-from ... import files, lockfile
+from ... import files
 from ...protocol.address import InvalidAddress, parse_ip
 from . import reservation
-from .reservation import IN_MAKING
-from .store import (
-    LAST_RESERVED,
-    LOCK,
-    Store,
-    explain,
-    explain_in,
-    is_address,
-    is_ours,
-    make_directories,
-)
+from .reservation import IN_MAKING, LAST_RESERVED, is_address, is_ours
+from .store import Store
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
 
@@ -87,12 +78,8 @@ class WindowsStore(Store):
 
 
 def scan(path: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of all reservations; b"" if torn. Raises CNIError."""
-    try:
-        names = os.listdir(path)
-    except OSError as error:
-        raise explain("open", path, error) from None
-    for name in filter(is_ours, names):
+    """Name and content of all reservations; b"" if torn. Raises OSError."""
+    for name in filter(is_ours, os.listdir(path)):
         found = content(path, name)
         if found is not None:
             yield _address_of(name), found
@@ -107,7 +94,7 @@ def held(path: str) -> Iterator[tuple[float, str]]:
 
 
 def content(path: str, name: str) -> bytes | None:
-    """As `whole.content`, by the directory's path."""
+    """As `reservation.content`, by the directory's path."""
     return reservation.content(None, _path(path, name))
 
 
@@ -118,25 +105,3 @@ def _path(path: str, name: str) -> str:
 def _address_of(name: str) -> str:
     address = name.replace("_", ":")
     return address if is_address(address) else name
-
-
-@contextmanager
-def opened(path: str, deadline: float) -> Iterator[Store]:
-    """The directory, made if missing, and locked. Raises CNIError, or TryAgainLater (code 11)."""
-    make_directories(path)
-    what = os.path.join(path, LOCK)
-    try:
-        fd = os.open(what, os.O_RDWR | os.O_CREAT | _BINARY, 0o640)
-    except OSError as error:
-        raise explain("open", what, error) from None
-    try:
-        lockfile.acquire(fd, what, deadline)
-    except BaseException:
-        os.close(fd)
-        raise
-    try:
-        yield WindowsStore(path)
-    except OSError as error:
-        raise explain_in("write", path, error) from None
-    finally:
-        lockfile.release(fd)

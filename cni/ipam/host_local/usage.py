@@ -12,7 +12,7 @@ from ...protocol.errors import NotAvailable
 from . import reservation
 from .index import BROKEN, Index
 from .ranges import RangeSet
-from .store import is_address
+from .reservation import is_address
 
 
 def check_free(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> None:

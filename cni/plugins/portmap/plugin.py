@@ -10,7 +10,6 @@ and GC, STATUS and `cni reload` exist.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import msgspec
@@ -309,8 +308,7 @@ def _install_nft(call: Call[Conf], want: Want, again: bool) -> None:
 def _is_dead(call: Call[Conf], owner: Owner) -> bool:
     """Is the container certainly gone? Its namespace, as its own ADD was told, is no more."""
     kept = intent.find("portmap", owner, call.request.env)
-    netns = kept.env.get("CNI_NETNS") if kept else None
-    return bool(netns) and not os.path.exists(netns or "")
+    return kept is not None and kept.is_of_gone_namespace(call.netns)
 
 
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------

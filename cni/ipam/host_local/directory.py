@@ -1,0 +1,195 @@
+"""The directory in which host-local keeps its reservations
+(docs/spec/host-local.md, "On-disk state").
+
+    <dataDir>/<network>/
+      10.1.2.2             <container id> CR LF <ifname>; of old versions, the id alone
+      last_reserved_ip.0   the address that range set 0 handed out last
+      lock                 flock around every look and every change
+    <dataDir>/.cni/
+      <network>.index      what the directory says, for fast lookups (index.py)
+      <network>.spare      a file of the last reservation released, for the next one
+      <network>.sticky     which address a pod had (sticky.py)
+
+The reference can share it with us. A reservation appears whole or not at all (reservation.py); an
+empty file (the reference was killed, or the disk was full) is a free address.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ... import files, lockfile
+from ...protocol.errors import CNIError
+from . import reservation
+from .reservation import LOCK
+from .store import INDEX_SUFFIX, Store
+
+SIDECARS = ".cni"  # a network's name cannot begin with a dot
+
+
+def directory_of(data_dir: str, network: str) -> str:
+    """The network's directory, which is below `data_dir`. Raises CNIError."""
+    if not network or "/" in network or "\0" in network or network in (".", ".."):
+        raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
+    if "\0" in data_dir:
+        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
+    return os.path.join(data_dir, network)
+
+
+def index_of(data_dir: str, network: str) -> str:
+    """The path of the index of a network whose name was checked."""
+    return os.path.join(data_dir, SIDECARS, f"{network}{INDEX_SUFFIX}")
+
+
+def scan(path: str) -> Iterator[tuple[str, bytes]]:
+    """What `Store.leases` says of a directory, without its lock and without changing anything.
+
+    Raises CNIError.
+    """
+    try:
+        if sys.platform == "win32":
+            from . import store_windows
+
+            yield from store_windows.scan(path)
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise explain("open", path, error) from None
+    try:
+        for name in filter(reservation.is_ours, os.listdir(fd)):
+            content = reservation.content(fd, name)
+            if content is not None:
+                yield name, content
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_store(
+    data_dir: str, network: str, timeout: float | None = None, reclaim: bool = False
+) -> Iterator[Store]:
+    """The network's directory, made if missing, and locked for the length of the block.
+
+    With `reclaim`, reservations of an earlier boot are released.
+
+    Raises CNIError in Go's words (``mkdir <path>: permission denied``), or TryAgainLater (code 11).
+    """
+    path = directory_of(data_dir, network)
+    deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
+    store: Store
+    if sys.platform == "win32":
+        from .store_windows import WindowsStore
+
+        fds = [_lock_on_windows(path, deadline)]
+        store = WindowsStore(path)
+    else:
+        fds = _open_locked(path, deadline)
+        store = Store(path, fds[0], index_of(data_dir, network), reclaim)
+    try:
+        yield store
+    except OSError as error:
+        raise explain_in("write", path, error) from None
+    finally:
+        store.close()
+        lockfile.release(fds.pop())
+        _close(fds)
+
+
+def _lock_on_windows(path: str, deadline: float) -> int:
+    """A descriptor of the locked lock file; a directory has none there."""
+    make_directories(path)
+    what = os.path.join(path, LOCK)
+    try:
+        lock = files.open_regular(what, os.O_RDWR | os.O_CREAT, 0o640)
+    except OSError as error:
+        raise explain("open", what, error) from None
+    try:
+        lockfile.acquire(lock, what, deadline)
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _open_locked(path: str, deadline: float) -> list[int]:
+    """Descriptors of the directory and of its locked lock file."""
+    while True:
+        fds: list[int] = []
+        what = path
+        try:
+            fds.append(_open_directory(path))
+            what = os.path.join(path, LOCK)
+            flags = os.O_RDONLY | os.O_CREAT
+            fds.append(files.open_regular(LOCK, flags, 0o750, dir_fd=fds[0]))
+            lockfile.acquire(fds[1], what, deadline)
+            # Somebody may have removed and remade the directory while we waited.
+            if _is_file(fds[1], what):
+                return fds
+            _close(fds)
+        except OSError as error:
+            _close(fds)
+            raise explain("open", what, error) from None
+        except BaseException:
+            _close(fds)
+            raise
+
+
+def _open_directory(path: str) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        make_directories(path)
+        return os.open(path, flags)
+
+
+def _is_file(fd: int, path: str) -> bool:
+    """Is the open file still the one at the path?"""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def make_directories(path: str) -> None:
+    """mkdir -p, mode 0755. Raises CNIError."""
+    if os.path.isdir(path):
+        return
+    parent = os.path.dirname(path)
+    if parent and parent != path:
+        make_directories(parent)
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise CNIError(f"mkdir {path}: not a directory", _ADVICE) from None
+    except OSError as error:
+        raise explain("mkdir", path, error) from None
+
+
+_ADVICE = (
+    "host-local keeps its reservations there: it needs a directory that it can write to "
+    "(ipam.dataDir, by default /var/lib/cni/networks)"
+)
+
+
+def explain(operation: str, path: str, error: OSError) -> CNIError:
+    """``open <path>: permission denied``, as the reference would say."""
+    reason = error.strerror or str(error)
+    return CNIError(f"{operation} {path}: {reason.lower()}", _ADVICE)
+
+
+def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
+    """The same of a file in an open directory, which the error tells."""
+    name = error.filename2 or error.filename
+    known = isinstance(name, str) and name not in ("", ".")
+    return explain(operation, os.path.join(directory, name) if known else directory, error)

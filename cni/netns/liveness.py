@@ -1,0 +1,67 @@
+"""Does a namespace that was noted earlier still exist?
+
+Decided by its identity, never by its path alone: a path may name another namespace by now, or a
+plain file (what is left of a bind mount after its namespace is gone), and a namespace may have
+another path. The kernel has no call that finds a namespace by its inode, so in doubt all processes
+and mounts are looked at (proc(5), mountinfo). That takes time in proportion to the node's
+processes, and is only done where something is in the way of an ADD.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .namespace import Identity, identify, sees
+
+
+def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
+    """Has the namespace that `path` named when `noted` was taken certainly ceased to exist?
+
+    If nothing was noted (None), it has if the path names no namespace now. False in any doubt; so
+    also if `seen_from`, the CNI_NETNS of the request that asks, is another file to this process
+    than to the client (a server in a container): then nothing can be known of paths.
+    """
+    if not sees(seen_from):
+        return False
+    if noted is None:
+        return bool(path) and _names_none(path)
+    for candidate in (path, seen_from):
+        now = identify(candidate) if candidate else None
+        if now is not None and now.inode == noted.inode:
+            return now.differs(noted)
+    try:
+        return not _exists(f"net:[{noted.inode}]")
+    except OSError:
+        return False
+
+
+def _names_none(path: str) -> bool:
+    """Is there nothing at the path, or a file that is no network namespace?"""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return identify(path) is None
+
+
+def _exists(name: str) -> bool:
+    """Is any process in the namespace ``net:[<inode>]``, or is it mounted anywhere? Raises OSError.
+
+    A thread may be in another namespace than its process; those of a server of ours never are.
+    """
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
+        if any(line.split(" ", 4)[3] == name for line in mounts):
+            return True
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            try:
+                if os.readlink(f"/proc/{pid}/ns/net") == name:
+                    return True
+            except FileNotFoundError:
+                continue  # the process has just ended
+            except PermissionError:
+                continue  # more capable than this process, so it is in no container of ours
+    return False
