@@ -1,4 +1,6 @@
-"""dummy: an interface that swallows what is sent, to hold addresses (docs/spec/dummy.md)."""
+"""dummy: an interface that only holds addresses; the kernel drops what is sent through it
+(docs/spec/dummy.md).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ from ..kernel.link import Link
 from ..protocol import config
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from .shared import sublink
+from .shared import checks, sublink
 
 Conf = config.NetConf
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the interface; the result has it alone."""
+    """Make the interface; the result lists it alone."""
     _require_ipam(call)
     netns = call.open_netns()
     made, entry = sublink.create(
@@ -39,7 +41,7 @@ gc = sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
+    """Ready if the IPAM plugin is ready."""
     call.delegate(call.conf.ipam.type)
 
 
@@ -49,12 +51,8 @@ def check(call: Call[Conf]) -> None:
     sublink.check(call, "dummy", _differences, prefix="dummy: ", with_routes=False)
 
 
-def _differences(found: Link, entry: Interface) -> list[str]:
-    problems = []
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
-        )
-    if not found.up:
+def _differences(device: Link, entry: Interface) -> list[str]:
+    problems = checks.mac_differs(entry, device)
+    if not device.up:
         problems.append(f"Interface {entry.name} is down")
     return problems

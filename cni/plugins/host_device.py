@@ -11,8 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from ..call import Call, Steps
-from ..kernel import link
-from ..kernel import sysfs as device
+from ..kernel import link, sysfs
 from ..kernel.errors import DeviceError, LinkNotFound, NetlinkError
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
@@ -46,9 +45,9 @@ class Selector:
         self.pci, self.auxiliary = conf.pci_bus_id, ""
         wanted = conf.runtime_config.device_id
         if wanted:
-            if device.is_pci(wanted):
+            if sysfs.is_pci(wanted):
                 self.pci = wanted
-            elif device.is_auxiliary(wanted):
+            elif sysfs.is_auxiliary(wanted):
                 self.pci, self.auxiliary = "", wanted
             else:
                 raise CNIError(
@@ -67,7 +66,7 @@ class Selector:
         if not self.pci:
             return self.conf.dpdk_mode
         try:
-            return device.is_user_space(self.pci)
+            return sysfs.is_user_space(self.pci)
         except DeviceError as error:
             raise CNIError(str(error)) from None
 
@@ -78,11 +77,11 @@ class Selector:
         mean the same link: one of them is a mistake, and the link might be the node's own.
         """
         first, *others = self._given()
-        found = self._find_by(host, first)
+        device = self._find_by(host, first)
         for key in others:
-            if key != _DEVICE_ID and not self._selects(host, key, found):
-                raise _contradiction(first, key, f"{first} is the link {found.name}, {key} is not")
-        return found
+            if key != _DEVICE_ID and not self._selects(host, key, device):
+                raise _contradiction(first, key, f"{first} is the link {device.name}, {key} is not")
+        return device
 
     def require_alone(self) -> None:
         """A device of user space has no link that another selector could mean. Raises CNIError."""
@@ -90,11 +89,11 @@ class Selector:
         if "pciBusID" in others:
             raise _contradiction(first, "pciBusID", f"{self.pci} is bound to a user space driver")
 
-    def _selects(self, host: Netlink, key: str, found: Link) -> bool:
+    def _selects(self, host: Netlink, key: str, device: Link) -> bool:
         if key == "hwaddr":  # which several links may have
-            return found.mac == link.format_mac(self.mac)
+            return device.mac == link.format_mac(self.mac)
         try:
-            return self._find_by(host, key).index == found.index
+            return self._find_by(host, key).index == device.index
         except CNIError:
             return False
 
@@ -121,16 +120,16 @@ class Selector:
         if key == "device":
             return self.conf.device
         if key == "kernelpath":
-            return device.link_of_path(self.conf.kernelpath)
+            return sysfs.link_of_path(self.conf.kernelpath)
         if self.pci:
-            return device.link_of_pci(self.pci)
-        return device.link_of_auxiliary(self.auxiliary)
+            return sysfs.link_of_pci(self.pci)
+        return sysfs.link_of_auxiliary(self.auxiliary)
 
     def _by_mac(self, host: Netlink) -> Link:
         wanted = link.format_mac(self.mac)
-        for found in link.list_all(host):
-            if found.mac == wanted:
-                return found
+        for device in link.list_all(host):
+            if device.mac == wanted:
+                return device
         raise DeviceError("failed to find physical interface")
 
 
@@ -144,7 +143,7 @@ def _contradiction(first: str, second: str, why: str) -> CNIError:
 
 
 def add(call: Call[Conf]) -> Result:
-    """Move the device; the result has it alone."""
+    """Move the device; the result lists it alone."""
     conf = call.conf
     selector = Selector(conf)
     user_space = selector.in_user_space()
@@ -168,25 +167,25 @@ def add(call: Call[Conf]) -> Result:
     return result
 
 
-def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, found: Link) -> Link:
+def _move_in(call: Call[Conf], host: Netlink, netns: Namespace, device: Link) -> Link:
     """Move the link into the container, renamed, marked and up."""
     if link.find(netns.netlink(), call.ifname) is not None:
         raise CNIError(
-            f"failed to move link {found.name}: file exists",
+            f"failed to move link {device.name}: file exists",
             f"{call.netns} has an interface {call.ifname}",
         )
     # the kernel gave it back from a namespace that ended: then it has another name, and our mark
-    strayed = found.alias and found.alias == call.conf.device
-    original = found.alias if strayed else found.name
-    call.undo.callback(_put_back, call, found.up)
+    strayed = device.alias and device.alias == call.conf.device
+    original = device.alias if strayed else device.name
+    call.undo.callback(_put_back, call, device.up)
     try:
-        link.change(host, found.index, netns=netns.fd, name=call.ifname, alias=original)
+        link.change(host, device.index, netns=netns.fd, name=call.ifname, alias=original)
         inner = link.get(netns.netlink(), call.ifname)
         link.add_altname(netns.netlink(), inner.index, call.owner.alias_key)
         link.add_altname(netns.netlink(), inner.index, original)
         link.change(netns.netlink(), inner.index, up=True)
     except (NetlinkError, LinkNotFound) as error:
-        raise CNIError(f"failed to move link {found.name}: {error}") from None
+        raise CNIError(f"failed to move link {device.name}: {error}") from None
     return inner
 
 
@@ -308,12 +307,12 @@ def check(call: Call[Conf]) -> None:
     if user_space:
         return
     entry = checks.container_interface(call, previous)
-    found = link.find(netns.netlink(), entry.name)
-    if found is None:
+    inner = link.find(netns.netlink(), entry.name)
+    if inner is None:
         raise CNIError(f"Container Interface name in prevResult: {entry.name} not found")
     problems = []
-    if entry.mac and entry.mac != found.mac:
+    if entry.mac and entry.mac != inner.mac:
         problems.append(
-            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
+            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {inner.mac}"
         )
-    checks.finish(call, netns, previous, problems)
+    checks.compare(call, netns, previous, problems)

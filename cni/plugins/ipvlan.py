@@ -1,6 +1,6 @@
 """ipvlan: an interface that shares a host link's MAC, in the container (docs/spec/ipvlan.md).
 
-Stand-alone, or chained behind a plugin whose result names the master and maybe the addresses.
+It stands alone, or in a chain behind a plugin whose result names the master and maybe addresses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ..kernel import link
 from ..kernel.link import Link
 from ..protocol.errors import CNIError
 from ..protocol.result import Interface, Result
-from .shared import configure, sublink
+from .shared import checks, configure, sublink
 
 
 class Conf(sublink.Conf):
@@ -18,7 +18,7 @@ class Conf(sublink.Conf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the interface; the result has it alone."""
+    """Make the interface; the result lists it alone."""
     conf = call.conf
     mode = _mode(conf)
     sublink.check_unsigned("mtu", conf.mtu)
@@ -51,7 +51,7 @@ def _mode(conf: Conf) -> int:
 
 
 def _chained_master(previous: Result | None) -> str:
-    """The single interface of the prevResult; empty without one."""
+    """The name of the prevResult's only interface; empty without a prevResult. Raises CNIError."""
     if previous is None:
         return ""
     if len(previous.interfaces) == 1 and previous.interfaces[0].name:
@@ -70,19 +70,15 @@ status = sublink.status
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
     mode = _mode(call.conf)
-    sublink.check(call, "ipvlan", lambda found, entry: _differences(mode, found, entry))
+    sublink.check(call, "ipvlan", lambda device, entry: _differences(mode, device, entry))
 
 
-def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+def _differences(mode: int, device: Link, entry: Interface) -> list[str]:
     problems = []
-    if found.mode != mode:
+    if device.mode != mode:
         names = {number: name for name, number in link.IPVLAN_MODES.items()}
         problems.append(
-            f"Container IPVlan mode {names.get(found.mode, found.mode)} does not match expected "
+            f"Container IPVlan mode {names.get(device.mode, device.mode)} does not match expected "
             f"value: {names[mode]}"
         )
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
-        )
-    return problems
+    return problems + checks.mac_differs(entry, device)

@@ -18,7 +18,7 @@ LO = "lo"
 
 
 def add(call: Call[Conf]) -> Result:
-    """Set `lo` up and report its first address of each family; a prevResult is passed on."""
+    """Set `lo` up; the result has its first address of each family, or is the prevResult."""
     _ = call.conf
     previous = call.prev_result()
     with call.open_netns().netlink() as sock:
@@ -32,7 +32,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _addresses(sock: Netlink, index: int) -> list[IPConfig]:
-    found = []
+    ips = []
     for family in (AF_INET, AF_INET6):
         entries = address.show(sock, index, family)
         for entry in entries:
@@ -40,12 +40,12 @@ def _addresses(sock: Netlink, index: int) -> list[IPConfig]:
                 text = format_ip(entry.prefix.ip)
                 raise CNIError(f'loopback interface found with non-loopback address "{text}"')
         if entries:
-            found.append(IPConfig(address=str(entries[0].prefix), interface=0))
-    return found
+            ips.append(IPConfig(address=str(entries[0].prefix), interface=0))
+    return ips
 
 
 def delete(call: Call[Conf]) -> None:
-    """Set `lo` down; a namespace that is gone is success."""
+    """Set `lo` down; success if the namespace is gone."""
     namespace = call.find_netns()
     if namespace is not None:
         with namespace.netlink() as sock:
@@ -53,7 +53,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """`lo` must be up."""
+    """Require that `lo` is up."""
     with call.open_netns().netlink() as sock:
         if not link.get(sock, LO).up:
             raise CNIError(

@@ -4,7 +4,7 @@
     eth0 10.22.0.6/24 ──── veth ──────────── veth1a2b3c4d 10.22.0.1/32
     everything via the gateway 10.22.0.1     10.22.0.6 dev veth1a2b3c4d
 
-Also packets to neighbours of the subnet go through the host, which routes them.
+Packets to other addresses of the subnet also go through the host, which routes them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, main, veth
 
-LINK_TIMEOUT = 1.0  # seconds; a link that is not up by then is none of ours to report
+LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
 
 class Conf(config.NetConf):
@@ -59,14 +59,14 @@ def add(call: Call[Conf]) -> Result:
             routes=ipam.routes,
             dns=configure.dns(conf.dns, ipam.dns),
         )
-        # a link with two ends, both ours: nobody can have the address already, nor the link-local
+        # No other host is on this link, so that duplicate address detection is needless.
         settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
         settings += configure.announce_settings(call.ifname)
         configure.interface(call, netns, inner.index, result, settings, nodad=True)
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
         _connect_host(host, outer, result.ips)
-        # until then the kernel drops what is sent, and asks for the neighbour a second later
+        # Until the link is up the kernel drops packets, and retries ARP only a second later.
         link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
         main.masquerade(call, result, conf.ip_masq_backend)
@@ -83,7 +83,7 @@ def _require_gateway(ip: IPConfig) -> None:
 
 
 def _route_through_gateway(sock: Netlink, inner: Link, ip: IPConfig) -> None:
-    """In the container: reach the gateway on the link, and the rest of the subnet through it."""
+    """In the container: route the gateway on the link, and the rest of the subnet through it."""
     gateway = parse_ip(ip.gateway or "")
     subnet, here = ip.prefix.network, ip.prefix.ip
     for connected in route.show(sock, subnet.family, inner.index):
@@ -106,7 +106,7 @@ def _apply(what: str, change: Any, sock: Netlink, entry: route.Route) -> None:
 
 
 def _connect_host(host: Netlink, outer: Link, ips: list[IPConfig]) -> None:
-    """On the host: the gateway's address on the veth, and a route to each address."""
+    """On the host: put the gateway's address on the veth, and add a route to each address."""
     for ip in ips:
         gateway = Prefix(parse_ip(ip.gateway or ""), ip.prefix.bits)
         try:
@@ -138,7 +138,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Remove the links, rules and leases of this network whose attachment is not kept."""
+    """Remove links, rules and leases of this network whose attachment is not in `keep`."""
     conf = call.conf
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in call.owners(keep))
@@ -151,37 +151,33 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
+    """Ready if the IPAM plugin is ready."""
     call.delegate(call.conf.ipam.type)
 
 
 def check(call: Call[Conf]) -> None:
-    """Compare the container's side with prevResult; every difference is reported."""
+    """Compare the container's side with the prevResult, and report every difference."""
     netns = call.open_netns()
     call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
     problems = _check_interface(netns, entry)
     rules = main.missing_masquerade(call, previous) if call.conf.ip_masq else []
-    checks.finish(call, netns, previous, problems, rules)
+    checks.compare(call, netns, previous, problems, rules)
 
 
 def reload(call: Call[Conf]) -> None:
-    """Make the rules of an earlier ADD again; prevResult is what it returned."""
+    """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
         main.remasquerade(call, result, call.conf.ip_masq_backend)
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
-    found = link.find(netns.netlink(), entry.name)
-    if found is None:
+    inner = link.find(netns.netlink(), entry.name)
+    if inner is None:
         return [f"ptp: Container Interface name in prevResult: {entry.name} not found"]
     problems = []
-    if found.kind not in veth.KINDS:
+    if inner.kind not in veth.KINDS:
         problems.append(f"Error: Container interface {entry.name} not of type veth/p2p")
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"ptp: Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
-        )
-    return problems
+    return problems + checks.mac_differs(entry, inner, "ptp: Interface")

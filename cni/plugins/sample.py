@@ -31,7 +31,7 @@ class Conf(config.NetConf):
 
 
 def _validated(call: Call[Conf]) -> tuple[Conf, Result | None]:
-    """The configuration and the prevResult, before anything is changed. Raises CNIError."""
+    """The validated configuration and the prevResult, if any. Raises CNIError."""
     conf = call.conf
     previous = call.prev_result()
     if not conf.another_awesome_arg:
@@ -40,7 +40,7 @@ def _validated(call: Call[Conf]) -> tuple[Conf, Result | None]:
 
 
 def add(call: Call[Conf]) -> Result:
-    """Pass on the result of the plugins before, which must have made an address."""
+    """Pass on the prevResult, which must have an address."""
     _, previous = _validated(call)
     if previous is None:
         raise CNIError(
@@ -52,15 +52,15 @@ def add(call: Call[Conf]) -> Result:
 
 
 def delete(_call: Call[Conf]) -> None:
-    """Nothing was made, so nothing is removed; not even a broken configuration stops a DEL."""
+    """Succeed, whatever the configuration says: ADD made nothing, so there is nothing to remove."""
 
 
 def check(_call: Call[Conf]) -> None:
-    """Compare the kernel with what ADD made; the sample cannot."""
+    """Compare the kernel with the result of ADD; the sample has nothing to compare."""
     raise CNIError("not implemented", "a plugin that has nothing to compare leaves `check` out")
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
+    """Ready if the IPAM plugin is ready."""
     conf, _ = _validated(call)
     call.delegate(conf.ipam.type)

@@ -1,12 +1,12 @@
-"""sbr: what comes from an interface's addresses leaves by that interface (docs/spec/sbr.md).
+"""sbr: packets from an interface's addresses leave by that interface (docs/spec/sbr.md).
 
     rule: from 192.0.2.9 lookup 100        table 100: default via 192.0.2.1 dev net1
                                                       192.0.2.0/24 dev net1
     main: nothing of net1 (or, with addSourceHints, 192.0.2.0/24 dev net1 src 192.0.2.9)
 
-A rule carries its owner (kernel/rule.py) and is there before its table: so DEL finds both without
-prevResult or address, whatever an ADD had come to. A rule of the reference has no owner; DEL knows
-it by its address.
+A rule carries its owner (kernel/rule.py) and is made before its table is filled. So DEL finds both
+without prevResult or address, also after an ADD that was killed. A rule of the reference has no
+owner; DEL finds it by its address.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Conf(config.NetConf):
 
 
 class Source(NamedTuple):
-    """An address of the interface with its subnet, and the gateway for what it sends, or b"".
+    """An address of the interface with its subnet, and the packed gateway of its table, or b"".
 
-    A `configured` gateway counts for more than a default route that the interface has.
+    A `configured` gateway replaces a default route that the interface has already.
     """
 
     prefix: Prefix
@@ -83,49 +83,49 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _sources(conf: Conf, ifname: str, previous: Result) -> list[Source]:
-    """The prevResult's addresses that are not another interface's. Raises CNIError."""
+    """The prevResult's addresses, except those of other interfaces. Raises CNIError."""
     static = {} if conf.table is not None else _static_gateways(conf.gateways)
-    found = []
+    sources = []
     for ip in previous.ips:
         if not checks.is_of(ip, ifname, previous):
             continue
         prefix, gateway = ip.prefix, parse_ip(ip.gateway) if ip.gateway else b""
         chosen = static.get(prefix.family)
-        found.append(Source(prefix, chosen or gateway, chosen is not None))
-    return found
+        sources.append(Source(prefix, chosen or gateway, chosen is not None))
+    return sources
 
 
 def _static_gateways(texts: list[str]) -> dict[int, bytes]:
-    """The configured gateway of each family. Raises CNIError."""
+    """The configured gateway of each address family, packed. Raises CNIError."""
     if len(texts) > 2:
         raise CNIError("gateways list cannot contain more than 2 entries (one IPv4, one IPv6)")
-    found: dict[int, bytes] = {}
+    gateways: dict[int, bytes] = {}
     for text in texts:
         try:
             packed = parse_ip(text)
         except CNIError:
             raise CNIError(f"invalid static gateway IP address: {text}") from None
-        first = found.setdefault(family(packed), packed)
+        first = gateways.setdefault(family(packed), packed)
         if first is not packed:
             name = "IPv4" if len(packed) == 4 else "IPv6"
             raise CNIError(
                 f"gateways list contains multiple {name} addresses: "
                 f"{format_ip(first)} and {format_ip(packed)}"
             )
-    return found
+    return gateways
 
 
 def _require_new(call: Call[Conf], rules: list[Rule], sources: list[Source]) -> None:
-    """Refuse to add twice what can be there once."""
+    """Refuse an ADD whose rule exists already. Raises CNIError."""
     number, table = call.owner.number, call.conf.table
     hosts = [source.prefix.host for source in sources]
-    for found in rules:
-        same = found.source in hosts
-        if found.owner == number or (same and found.plain and found.table == table):
+    for present in rules:
+        same = present.source in hosts
+        if present.owner == number or (same and present.plain and present.table == table):
             what = "Failed" if table is None else "failed"
             raise CNIError(
                 f"{what} to add rule: file exists",
-                f'there is a rule "{found}" for {call.ifname} in {call.netns}: '
+                f'there is a rule "{present}" for {call.ifname} in {call.netns}: '
                 "this is its second ADD, or another network has the same address",
             )
 
@@ -133,28 +133,29 @@ def _require_new(call: Call[Conf], rules: list[Rule], sources: list[Source]) -> 
 def _add_tables(
     call: Call[Conf], netns: Namespace, sources: list[Source], present: _tables.Survey
 ) -> None:
-    """A rule and a table for each address; what the interface had in the main table leaves it."""
-    sock, found = netns.netlink(), present.link
-    if found is None:
+    """Make a rule and a table for each address, and clear the interface's routes from main."""
+    sock, device = netns.netlink(), present.link
+    if device is None:
         raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
-    main = [entry for entry in present.main if entry.index == found.index and entry.movable]
-    hints = hints_for(found, sources) if call.conf.add_source_hints else []
+    main = [entry for entry in present.main if entry.index == device.index and entry.movable]
+    hints = hints_for(device, sources) if call.conf.add_source_hints else []
     call.undo.callback(_revert, call, netns, main, hints)
     table = FIRST_TABLE - 1
     for source in sources:
         table = _tables.first_free(present.used, table + 1)
-        _make(call, sock, source, table, plan(source, sources, found, main))
+        _make(call, sock, source, table, plan(source, sources, device, main))
     if call.conf.add_source_hints:
-        _leave_hints(call, sock, found, main, hints)
+        _leave_hints(call, sock, device, main, hints)
         return
     _delete_routes(sock, [entry for entry in main if entry.dst != _LINK_LOCAL])
 
 
-def plan(source: Source, sources: list[Source], found: Link, main: Iterable[Route]) -> list[Route]:
-    """What an address's table gets: the default route, and of `main` what concerns the address.
+def plan(source: Source, sources: list[Source], device: Link, main: Iterable[Route]) -> list[Route]:
+    """The routes for the table of `source`: a default route, and those of `main` that concern it.
 
-    That is what its subnet contains the source or the gateway of, and what concerns no address:
-    otherwise it would be lost. A default route that is there is as good as one of our own.
+    A route concerns an address whose subnet contains its source or its gateway. Routes that concern
+    no address go into every table, or they would be lost. A default route in `main` is taken as it
+    is, unless a gateway is configured.
     """
     subnet = source.prefix
     wanted = [
@@ -175,7 +176,7 @@ def plan(source: Source, sources: list[Source], found: Link, main: Iterable[Rout
         wanted = [entry for entry in wanted if entry not in same]
     elif same:
         return wanted
-    return [*wanted, Route(ours, found.index, source.gateway)]
+    return [*wanted, Route(ours, device.index, source.gateway)]
 
 
 def _concerns(entry: Route, subnet: Prefix) -> bool:
@@ -183,7 +184,7 @@ def _concerns(entry: Route, subnet: Prefix) -> bool:
 
 
 def _make(call: Call[Conf], sock: Netlink, source: Source, table: int, routes: list[Route]) -> None:
-    """Add the rule of an address, then the routes of its table, which has none. Raises CNIError."""
+    """Add the rule of an address, then the routes of its empty table. Raises CNIError."""
     additions = route.additions(routes, table)
     wanted = rule.addition(source.prefix, table, call.owner.number)
     refused, *failures = sock.batch([wanted, *(message for _, message in additions)])
@@ -211,12 +212,12 @@ def _delete_routes(sock: Netlink, routes: list[Route]) -> None:
         raise CNIError(text, f'the route is "{error.route}"') from None
 
 
-def hints_for(found: Link, sources: list[Source]) -> list[Route]:
-    """The subnets as routes on the link that make the kernel choose the right source address."""
+def hints_for(device: Link, sources: list[Source]) -> list[Route]:
+    """Routes to the subnets on the link, which make the kernel choose the right source address."""
     return [
         Route(
             source.prefix.network,
-            found.index,
+            device.index,
             source=source.prefix.ip,
             scope=route.SCOPE_LINK,
         )
@@ -225,12 +226,12 @@ def hints_for(found: Link, sources: list[Source]) -> list[Route]:
 
 
 def _leave_hints(
-    call: Call[Conf], sock: Netlink, found: Link, main: list[Route], hints: list[Route]
+    call: Call[Conf], sock: Netlink, device: Link, main: list[Route], hints: list[Route]
 ) -> None:
-    """Replace what the interface has in the main table by the hints; failures are only said."""
+    """Replace the interface's routes in main by the hints; failures are logged, not raised."""
     for hint in hints:
         try:
-            route.copy(sock, [hint], route.TABLE_MAIN, found.index)
+            route.copy(sock, [hint], route.TABLE_MAIN, device.index)
         except NetlinkError as error:
             call.log(f"sbr: cannot add route {hint} dev {call.ifname}: {error}")
     for entry in main:
@@ -242,15 +243,15 @@ def _leave_hints(
 
 
 def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[Route]) -> None:
-    """Undo an ADD: no rules, no tables, and the main table as it was."""
+    """Undo an ADD: remove rules and tables, and restore the main table. Raises CNIError."""
     sock = netns.netlink()
     steps = Steps()
-    found = link.find(sock, call.ifname)
-    _remove(call, steps, sock, found, rule.show(sock))
+    device = link.find(sock, call.ifname)
+    _remove(call, steps, sock, device, rule.show(sock))
     for hint in hints:
         steps.run(route.delete, sock, hint)
-    if found is not None:
-        steps.run(route.copy, sock, main, route.TABLE_MAIN, found.index)
+    if device is not None:
+        steps.run(route.copy, sock, main, route.TABLE_MAIN, device.index)
     steps.finish()
 
 
@@ -267,10 +268,10 @@ def delete(call: Call[Conf]) -> None:
     if netns is not None:
         _tables.lock(netns)
         sock = netns.netlink()
-        found = link.find(sock, call.ifname)
+        device = link.find(sock, call.ifname)
         rules = rule.show(sock)
-        _remove(call, steps, sock, found, rules)
-        known = _known_addresses(sock, found, call.ifname, previous)
+        _remove(call, steps, sock, device, rules)
+        known = _known_addresses(sock, device, call.ifname, previous)
         for entry in _unowned(rules, known):
             if conf.table in (None, entry.table):
                 steps.run(_delete_rule, sock, entry)
@@ -278,38 +279,41 @@ def delete(call: Call[Conf]) -> None:
 
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
-    """Rules such as the reference makes them, of these addresses."""
+    """The rules of these addresses that have no owner, and look as the reference makes them."""
     return [
-        r
-        for r in rules
-        if r.plain and not r.owner and r.source.length == r.source.bits and r.source.ip in addresses
+        each
+        for each in rules
+        if each.plain
+        and not each.owner
+        and each.source.length == each.source.bits
+        and each.source.ip in addresses
     ]
 
 
 def _known_addresses(
-    sock: Netlink, found: Link | None, ifname: str, previous: Result | None
+    sock: Netlink, device: Link | None, ifname: str, previous: Result | None
 ) -> set[bytes]:
-    """The addresses that the interface has, or had when it was made."""
+    """The interface's addresses, of now and of the prevResult."""
     known = set()
-    if found is not None:
-        known |= {entry.prefix.ip for entry in address.show(sock, found.index)}
+    if device is not None:
+        known |= {entry.prefix.ip for entry in address.show(sock, device.index)}
     if previous is not None:
         known |= {source.prefix.ip for source in _sources(Conf(), ifname, previous)}
     return known
 
 
 def _remove(
-    call: Call[Conf], steps: Steps, sock: Netlink, found: Link | None, rules: list[Rule]
+    call: Call[Conf], steps: Steps, sock: Netlink, device: Link | None, rules: list[Rule]
 ) -> None:
-    """Delete our rules, after the interface's routes in the tables that we made for them."""
+    """Delete our rules, and before them the interface's routes in our tables, as steps."""
     number = call.owner.number
     own = [entry for entry in rules if entry.owner == number]
     tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
     tables -= {*_tables.RESERVED, call.conf.table}
-    if found is not None and tables:
+    if device is not None and tables:
         stale: list[Route] = []
         for each in _tables.FAMILIES:
-            for old in route.show(sock, each, found.index, table=0):
+            for old in route.show(sock, each, device.index, table=0):
                 if old.table in tables:
                     stale.append(old)
         steps.run(_delete_routes, sock, stale)
@@ -328,15 +332,15 @@ def _delete_rule(sock: Netlink, entry: Rule) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """Each address of the prevResult has its rule, whose table leads out of the interface."""
+    """Require a rule for each address of the prevResult, and a default route in its table."""
     conf = call.conf
     previous = call.prev_result()
     netns = call.open_netns()
     if previous is None:
-        return  # nothing to compare with; the reference does not check at all
+        return  # there is nothing to compare with; the reference has no CHECK at all
     sock = netns.netlink()
-    found = link.find(sock, call.ifname)
-    if found is None:
+    device = link.find(sock, call.ifname)
+    if device is None:
         raise CNIError(f"Cannot find network interface {call.ifname}: Link not found")
     rules = rule.show(sock)
     number = call.owner.number
@@ -355,19 +359,19 @@ def check(call: Call[Conf]) -> None:
             wanted = "a table of its own" if conf.table is None else conf.table
             problems.append(f"no rule: want from {source.prefix.host} lookup {wanted}")
         elif conf.table is None and source.gateway:
-            problems += _missing_default(sock, found, source, tables)
+            problems += _missing_default(sock, device, source, tables)
     if conf.table is None and conf.add_source_hints:
-        for hint in hints_for(found, sources):
-            have = route.show(sock, hint.dst.family, found.index)
+        for hint in hints_for(device, sources):
+            have = route.show(sock, hint.dst.family, device.index)
             if not any(r.dst == hint.dst and r.source for r in have):
                 problems.append(f"no source hint: want {hint} dev {call.ifname} in table main")
     checks.fail(problems)
 
 
-def _missing_default(sock: Netlink, found: Link, source: Source, tables: list[int]) -> list[str]:
+def _missing_default(sock: Netlink, device: Link, source: Source, tables: list[int]) -> list[str]:
     have = [
         entry
-        for entry in route.show(sock, source.prefix.family, found.index, table=0)
+        for entry in route.show(sock, source.prefix.family, device.index, table=0)
         if entry.table in tables and entry.dst.length == 0
     ]
     if have:
@@ -375,7 +379,7 @@ def _missing_default(sock: Netlink, found: Link, source: Source, tables: list[in
     gateway = format_ip(source.gateway)
     return [
         f"no default route for {format_ip(source.prefix.ip)}: want default via {gateway} "
-        f"dev {found.name} in table {tables[0]}"
+        f"dev {device.name} in table {tables[0]}"
     ]
 
 

@@ -30,7 +30,7 @@ class Conf(config.NetConf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the device, join it to a bridge if one is named; the result has it alone."""
+    """Make the device, a port of `bridge` if that is given; the result lists it alone."""
     conf = call.conf
     mac = sublink.mac(call)
     _check_numbers(conf)
@@ -65,7 +65,7 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
         result.ips, result.routes = ipam.ips, ipam.routes
         result.dns = configure.dns(conf.dns, ipam.dns)
         settings = [(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")]
-        # nobody has opened the device yet: there is no one to detect duplicates with
+        # No program has opened the device yet, so duplicate address detection would find nobody.
         sublink.configure(call, netns, made, result, settings, nodad=True)
     return result
 
@@ -99,12 +99,12 @@ def _bridge(netns: Namespace, name: str) -> int:
     """The index of the bridge in the container; 0 when none is named."""
     if not name:
         return 0
-    found = link.find(netns.netlink(), name)
-    if found is None:
+    bridge = link.find(netns.netlink(), name)
+    if bridge is None:
         raise CNIError(
             f"failed to get bridge {name}: Link not found", "it has to exist in the container"
         )
-    return found.index
+    return bridge.index
 
 
 def delete(call: Call[Conf]) -> None:
@@ -125,4 +125,4 @@ def check(call: Call[Conf]) -> None:
         call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call)
     checks.container_interface(call, previous)
-    checks.finish(call, netns, previous, [])
+    checks.compare(call, netns, previous, [])

@@ -8,7 +8,7 @@ from ..kernel.link import Link
 from ..kernel.netlink import Netlink
 from ..protocol.errors import CNIError, Terminated
 from ..protocol.result import Interface, Result
-from .shared import sublink
+from .shared import checks, sublink
 
 
 class Conf(sublink.Conf):
@@ -16,7 +16,7 @@ class Conf(sublink.Conf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the interface; the result has it alone."""
+    """Make the interface; the result lists it alone."""
     conf = call.conf
     if not conf.master:
         raise CNIError(
@@ -56,7 +56,7 @@ gc = sublink.gc
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
+    """Ready if the IPAM plugin is ready."""
     call.delegate(call.conf.ipam.type)
 
 
@@ -65,26 +65,22 @@ def check(call: Call[Conf]) -> None:
     sublink.check(
         call,
         "vlan",
-        lambda found, entry: _differences(call.conf, found, entry),
+        lambda device, entry: _differences(call.conf, device, entry),
         prefix="vlan: ",
         ipam_required=True,
     )
 
 
-def _differences(conf: Conf, found: Link, entry: Interface) -> list[str]:
-    problems = []
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"vlan: Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
-        )
-    if found.vlan_id != conf.vlan_id:
+def _differences(conf: Conf, device: Link, entry: Interface) -> list[str]:
+    problems = checks.mac_differs(entry, device, "vlan: Interface")
+    if device.vlan_id != conf.vlan_id:
         problems.append(
             f"Error: Tuning link {entry.name} configured promisc is {conf.vlan_id}, current "
-            f"value is {found.vlan_id}"
+            f"value is {device.vlan_id}"
         )
-    if conf.mtu and found.mtu != conf.mtu:
+    if conf.mtu and device.mtu != conf.mtu:
         problems.append(
             f"Error: Tuning configured MTU of {entry.name} is {conf.mtu}, current value is "
-            f"{found.mtu}"
+            f"{device.mtu}"
         )
     return problems

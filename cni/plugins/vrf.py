@@ -3,9 +3,9 @@
     net1 ── master blue (vrf, table 1001)     main: nothing of net1
                                               1001: all of it
 
-The kernel takes an interface down and up when it gets a master, and then has forgotten its routes
-and maybe its IPv6 addresses: they are noted before and put back after. A VRF is shared by the
-container's interfaces that name it, so it has no owner; the last one's DEL removes it.
+The kernel takes an interface down and up when its master changes. That removes its routes and maybe
+its IPv6 addresses, so ADD reads them before and restores them after. All interfaces of a container
+that name a VRF share it, so it has no owner; the DEL of the last one removes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..protocol.request import check_ifname
 from ..protocol.result import Result
 from .shared import checks, tables
 
-LOCAL_TIMEOUT = 2.5  # seconds, for the kernel to know its own addresses again
+LOCAL_TIMEOUT = 2.5  # seconds until the kernel must have routes to its own addresses
 
 _PREFIX = "cmdAdd failed: "
 
@@ -39,7 +39,7 @@ class Conf(config.NetConf):
 
 
 class Kept(NamedTuple):
-    """What an interface loses with a change of its master."""
+    """The addresses and routes that an interface loses when its master changes."""
 
     addresses: list[Address]
     routes: list[Route]
@@ -68,21 +68,21 @@ def _previous(call: Call[Conf]) -> Result:
 
 
 def _find(sock: Netlink, name: str) -> Link | None:
-    """The VRF; None when there is no link of that name. Raises CNIError when it is another kind."""
-    found = link.find(sock, name)
-    if found is not None and found.kind != vrf.KIND:
+    """The VRF `name`, or None. Raises CNIError when a link of another kind has that name."""
+    device = link.find(sock, name)
+    if device is not None and device.kind != vrf.KIND:
         raise CNIError(
             f"Netlink {name} is not a VRF",
-            f'the container has another link of that name, of kind "{found.kind}"',
+            f'the container has another link of that name, of kind "{device.kind}"',
         )
-    return found
+    return device
 
 
 # --- ADD ------------------------------------------------------------------------------------------
 
 
 def add(call: Call[Conf]) -> Result:
-    """Enslave CNI_IFNAME to the VRF; the prevResult is passed on, without the VRF."""
+    """Make the VRF the master of CNI_IFNAME; the prevResult is passed on unchanged."""
     conf = _conf(call)
     previous = _previous(call)
     try:
@@ -129,17 +129,17 @@ def _enslave(call: Call[Conf], netns: Namespace, conf: Conf) -> None:
 
 
 def _free_interface(sock: Netlink, name: str) -> Link:
-    """The interface, which must have no master. Raises CNIError."""
-    found = link.find(sock, name)
-    if found is None:
+    """The interface `name`. Raises CNIError when it is missing or has a master."""
+    inner = link.find(sock, name)
+    if inner is None:
         raise CNIError(f"could not get link by name {name}")
-    if found.master:
-        master = link.find(sock, found.master)
+    if inner.master:
+        master = link.find(sock, inner.master)
         raise CNIError(
             f"interface {name} has already a master set: {master.name if master else '?'}",
             "an interface has one master: was this ADD run before, without a DEL?",
         )
-    return found
+    return inner
 
 
 def _create(sock: Netlink, conf: Conf) -> Link:
@@ -179,16 +179,16 @@ def _remember(sock: Netlink, inner: Link) -> Kept:
 
 
 def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) -> None:
-    """Give the interface back what it had, its routes in `table`. Raises CNIError.
+    """Restore the addresses and routes of the interface, the routes in `table`. Raises CNIError.
 
-    `local` is the table in which the kernel notes its own addresses.
+    `local` is the table in which the kernel keeps the routes to its own addresses.
     """
     sock = netns.netlink()
     have = {e.prefix: e for e in address.show(sock, inner.index, AF_INET6)}
     for entry in kept.addresses:
-        found = have.get(entry.prefix)
+        present = have.get(entry.prefix)
         try:
-            if found is None or (entry.usable and not found.usable):
+            if present is None or (entry.usable and not present.usable):
                 address.delete(sock, inner.index, entry.prefix)
                 address.put_back(sock, entry)
         except NetlinkError as error:
@@ -204,7 +204,7 @@ def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) 
 
 
 def _await_local(netns: Namespace, inner: Link, table: int, addresses: list[Address]) -> None:
-    """Wait until the kernel takes packets for the addresses; it does so a moment later."""
+    """Wait until the kernel has local routes to the addresses, and so accepts their packets."""
     sock = netns.netlink()
     missing = _not_local(sock, inner, table, addresses)
     if not missing:
@@ -233,7 +233,7 @@ def _not_local(sock: Netlink, inner: Link, table: int, addresses: list[Address])
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the interface, and delete the VRF if it was the last one."""
+    """Take the interface out of the VRF, and delete the VRF if it has no other interface."""
     conf = _conf(call)
     steps = Steps()
     steps.run(call.prev_result)
@@ -245,7 +245,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def _release(netns: Namespace, name: str, ifname: str, with_vrf: bool) -> None:
-    """Take the interface out of the VRF, if it is there, and delete the VRF when it is empty."""
+    """Take the interface out of the VRF; `with_vrf` also deletes the VRF if it is empty then."""
     sock = netns.netlink()
     device = _find(sock, name)
     if device is None:
@@ -253,7 +253,7 @@ def _release(netns: Namespace, name: str, ifname: str, with_vrf: bool) -> None:
     inner = link.find(sock, ifname)
     if inner is not None and inner.master == device.index:
         _set_master(sock, inner, 0)
-    if with_vrf and not any(found.master == device.index for found in link.list_all(sock)):
+    if with_vrf and not any(port.master == device.index for port in link.list_all(sock)):
         link.delete(sock, device.index)
 
 
@@ -261,7 +261,7 @@ def _release(netns: Namespace, name: str, ifname: str, with_vrf: bool) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """The VRF, its table, the interface in it, and the prevResult's addresses and routes there."""
+    """Compare the VRF, its table, its interface, and the addresses and routes of the prevResult."""
     conf = _conf(call)
     previous = _previous(call)
     sock = call.open_netns().netlink()

@@ -24,7 +24,7 @@ class Conf(windows.SharedConf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the endpoint, or find it, and attach it; the result has it alone."""
+    """Make the endpoint if it is missing, and attach it; the result lists it alone."""
     network = _find_network(call)
     try:
         endpoint = windows.provide(call, network, lambda: _wanted(call, network))
@@ -56,7 +56,7 @@ def _find_network(call: Call[Any]) -> Network:
 
 
 def _wanted(call: Call[Conf], network: Network) -> Wanted:
-    """The endpoint to be made, with the address that IPAM gives if there is one."""
+    """The description of the endpoint, with the address of the IPAM plugin, if there is one."""
     conf = call.conf
     address = gateway = ""
     if conf.ipam.type:
@@ -79,7 +79,7 @@ def _wanted(call: Call[Conf], network: Network) -> Wanted:
 
 
 def _gateway(ip: IPConfig) -> str:
-    """The subnet's address with 2 added to its last byte, whatever IPAM says."""
+    """The subnet's address with 2 added to its last byte; IPAM's gateway is ignored."""
     network = Prefix.parse(ip.address).network.ip
     return format_ip(network[:-1] + bytes([(network[-1] + 2) & 0xFF]))
 
@@ -89,10 +89,10 @@ gc = windows.gc
 
 
 def check(call: Call[Conf]) -> None:
-    """The endpoint must be as ADD left it."""
+    """Compare the endpoint with the prevResult."""
     windows.check(call, _find_network)
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if IPAM is, and the network exists."""
+    """Ready if the IPAM plugin is ready and the network exists."""
     windows.status(call, _find_network)

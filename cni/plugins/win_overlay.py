@@ -28,7 +28,7 @@ class Conf(windows.SharedConf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the endpoint, or find it, and attach it; the result has it alone."""
+    """Make the endpoint if it is missing, and attach it; the result lists it alone."""
     _check_mac_prefix(call.conf.endpoint_mac_prefix)
     network = _find_network(call)
     _require_subnet(network)
@@ -72,13 +72,13 @@ def _find_network(call: Call[Any]) -> Network:
     identity = ""
     if windows.v2(call):
         try:
-            found = hcn.find_network(name)
+            network = hcn.find_network(name)
         except CNIError as error:
             raise error.wrapped(f"error while hcn.GetNetworkByName({name}): ") from None
-        if found is None:
+        if network is None:
             raise CNIError(f"network {name} is not found", _ADVICE)
-        _check_type(found, exact=True)
-        identity = found.id
+        _check_type(network, exact=True)
+        identity = network.id
     try:
         network = hns.find_network(name)
     except CNIError as error:
@@ -101,11 +101,11 @@ def _check_type(network: Network, exact: bool) -> None:
 
 
 def _wanted(call: Call[Conf], network: Network) -> Wanted:
-    """The endpoint to be made, with the address that IPAM gives."""
+    """The description of the endpoint, with the address of the IPAM plugin."""
     conf = call.conf
     address, mac = _allocate(call)
     policies = windows.policies(call)
-    # The reference adds them in another order with each API; HCN and HNS do not mind.
+    # The order of the policies has no effect; it is the reference's, which differs by API.
     v2 = windows.v2(call)
     if v2:
         windows.loop_back(call, policies, address)
@@ -126,7 +126,7 @@ def _wanted(call: Call[Conf], network: Network) -> Wanted:
 
 
 def _allocate(call: Call[Conf]) -> tuple[str, str]:
-    """Address, and the MAC made of it; both empty without an IPAM plugin, which v2 allows."""
+    """The address, and the MAC derived from it; with HCN both are empty without an IPAM plugin."""
     v2 = windows.v2(call)
     if v2 and not call.conf.ipam.type:
         return "", ""
@@ -146,10 +146,10 @@ gc = windows.gc
 
 
 def check(call: Call[Conf]) -> None:
-    """The endpoint must be as ADD left it."""
+    """Compare the endpoint with the prevResult."""
     windows.check(call, _find_network)
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if IPAM is, and the network exists."""
+    """Ready if the IPAM plugin is ready and the network exists."""
     windows.status(call, _find_network)

@@ -17,7 +17,7 @@ from cni.kernel import link as kernel_link
 from cni.kernel import tc as kernel_tc
 from cni.kernel import tcfilter
 from cni.kernel.netlink import Netlink
-from cni.plugins.bandwidth.plugin import ifb_name
+from cni.plugins.bandwidth import ifb
 from cni.protocol.address import Prefix
 from tests.harness import (
     CHECK_VERSIONS,
@@ -323,7 +323,7 @@ def test_somebody_elses_qdisc_stays(plugin: Plugin, host: Netns, command: str, t
 
 def test_failure_is_undone(plugin: Plugin, host: Netns) -> None:
     """Both names of the ifb are somebody else's."""
-    for name in (IFB, ifb_name("net1", "c1", "eth0")):
+    for name in (IFB, ifb.name_of("net1", "c1", "eth0")):
         host.ip("link", "add", name, "type", "bridge")
     before = tc.qdiscs(host, "veth1")
     with unchanged(host):
@@ -356,7 +356,7 @@ def test_two_interfaces_of_one_container(runtime: Runtime, plugin: Plugin, host:
     second = Plugin(runtime, plug(host, plugin.pod.ns, "veth2", "eth1", 80))
     first_result = plugin.add(LIMITS)
     result = second.add({**LIMITS, "egressRate": 24_000_000})
-    other = ifb_name("net1", "c1", "eth1")
+    other = ifb.name_of("net1", "c1", "eth1")
     assert result["interfaces"][2]["name"] == other
     assert mirred(host, "veth1") == [IFB]
     assert mirred(host, "veth2") == [other]
@@ -521,7 +521,7 @@ def test_gc(runtime: Runtime, plugin: Plugin, host: Netns, container2: Netns) ->
     second.add(LIMITS, container_id="c2")
     elsewhere = Plugin(runtime, plug(host, container2, "veth3", "eth1", 90))
     elsewhere.add({**LIMITS, "name": "net2"}, container_id="c2")
-    mine, other = ifb_name("net1", "c2"), ifb_name("net2", "c2")
+    mine, other = ifb.name_of("net1", "c2"), ifb.name_of("net2", "c2")
     host.ip("link", "add", "bwp0", "type", "ifb")
     with unchanged(host):
         runtime.gc("bandwidth", conf, None).succeeded()
@@ -608,7 +608,7 @@ def test_delete_takes_go_for_the_sibling_only_if_it_has_to(
     second("CHECK", LIMITS, result).succeeded()
     second("DEL", LIMITS, result).succeeded()
     assert mirred(host, "veth1")[0] == IFB
-    assert ifb_name("net1", "c1", "eth1") not in links(host)
+    assert ifb.name_of("net1", "c1", "eth1") not in links(host)
 
 
 def test_gc_of_what_go_left(
@@ -619,7 +619,7 @@ def test_gc_of_what_go_left(
     second = plug(host, container2, "veth2", "eth0", 80)
     Plugin(go_runtime, plugin.pod).add(LIMITS, version="1.0.0")
     Plugin(go_runtime, second).add(LIMITS, version="1.0.0", container_id="c2")
-    other = ifb_name("net1", "c2")
+    other = ifb.name_of("net1", "c2")
     for pod in (plugin.pod, second):
         pod.ns.ip_batch("address add 192.0.2.1/24 dev eth0")
         ping(pod.ns, "192.0.2.2", expect=False)  # asks for the neighbour
@@ -627,10 +627,10 @@ def test_gc_of_what_go_left(
         runtime.gc("bandwidth", conf, []).succeeded()
     host.ip("link", "delete", "veth1")
     host.ip("link", "delete", "veth2")
-    host.ip("link", "add", ifb_name("net1", "c3"), "type", "ifb")  # perhaps of an ADD right now
+    host.ip("link", "add", ifb.name_of("net1", "c3"), "type", "ifb")  # perhaps of an ADD right now
     runtime.gc("bandwidth", conf, [("c2", "eth0")]).succeeded()
     assert IFB not in links(host)
-    assert {other, ifb_name("net1", "c3")} <= set(links(host))
+    assert {other, ifb.name_of("net1", "c3")} <= set(links(host))
 
 
 # -- the kernel interface by itself ---------------------------------------------------------------

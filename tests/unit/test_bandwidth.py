@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.kernel import tc, tcfilter
-from cni.plugins.bandwidth.plugin import Conf, ifb_name, settings
+from cni.plugins.bandwidth import ifb
+from cni.plugins.bandwidth.settings import Conf, settings
 from cni.plugins.bandwidth.shape import Limit
 from cni.protocol.address import Prefix
 from cni.protocol.config import convert
@@ -24,13 +25,13 @@ def read(**keys: Any) -> Any:
 
 
 def test_names_of_the_specification() -> None:
-    assert ifb_name("net1", "c1") == "bwpc2d892b58e87"
-    assert ifb_name("cni-plugin-bandwidth-test", "dummy") == "bwpa8eda89404b7"
+    assert ifb.name_of("net1", "c1") == "bwpc2d892b58e87"
+    assert ifb.name_of("cni-plugin-bandwidth-test", "dummy") == "bwpa8eda89404b7"
 
 
 @given(st.text(), st.text(), st.text(min_size=1))
 def test_names_fit(network: str, container_id: str, ifname: str) -> None:
-    names = {ifb_name(network, container_id), ifb_name(network, container_id, ifname)}
+    names = {ifb.name_of(network, container_id), ifb.name_of(network, container_id, ifname)}
     assert len(names) == 2
     assert {len(name) for name in names} == {15}
 

@@ -1,4 +1,4 @@
-"""bandwidth: a limit on what a device sends: putting it there, and comparing it (CHECK).
+"""bandwidth's limit on what a device sends, by queueing disciplines (docs/spec/bandwidth.md).
 
 without subnets                    with shapedSubnets or unshapedSubnets
 device                             device
@@ -23,15 +23,18 @@ ROOT = tc.handle(1)
 OPEN, SHAPED = 0x01, 0x30  # minors of the classes: the reference's of version 1.5
 
 LATENCY = 25  # ms; the reference's
-# Of the class without a limit: bytes a second, burst (10 ms), queue.
+# The class without a limit: bytes a second, a burst of 10 ms, and below the length of its queue.
 _OPEN = Bucket(100_000_000_000, 1_000_000_000, 0)
 _OPEN_QUEUE = 10_000_000
-_HEADERS = 32  # of the link layer, and what rounding to ticks may take
-_TARGET = 5000  # µs; fq_codel's own default
+_HEADERS = 32  # bytes: the link layer's header, and what rounding to ticks may lose
+_TARGET = 5000  # µs; the default of fq_codel
 
 
 class Limit(NamedTuple):
-    """What is wanted: bytes a second, bytes at once (0: a default), ms in the queue."""
+    """A configured limit.
+
+    `rate` is in bytes a second, `burst` in bytes (0: the default), `latency` in ms.
+    """
 
     rate: int
     burst: int
@@ -47,27 +50,28 @@ class Limit(NamedTuple):
 
 
 class Subnets(NamedTuple):
-    """What a limit is for: only for these subnets (`shaped`), or for all but these."""
+    """The packets that a limit is for: those of these subnets (`shaped`), or all others."""
 
     prefixes: list[Prefix]
     shaped: bool
 
     @property
     def default(self) -> int:
-        """The class of packets that are not from or to these subnets."""
+        """The minor number of the class for packets of no listed subnet."""
         return OPEN if self.shaped else SHAPED
 
     @property
     def listed(self) -> int:
-        """The class of those that are."""
+        """The minor number of the class for packets of the listed subnets."""
         return SHAPED if self.shaped else OPEN
 
 
 def apply(sock: Netlink, device: Link, limit: Limit, subnets: Subnets, *, source: bool) -> None:
-    """Limit what the device sends. Raises NetlinkError (EEXIST: something else is there).
+    """Limit what the device sends.
 
-    The subnets are those of the packets' source, or destination. If it fails half way, deleting
-    the root qdisc removes it all.
+    `source` compares subnets with the packets' source, else with their destination. If it fails
+    half way, deleting the root qdisc removes everything. Raises NetlinkError (EEXIST when the
+    device has a qdisc already).
     """
     bucket = limit.bucket(device.mtu)
     if not subnets.prefixes:
@@ -87,9 +91,10 @@ def apply(sock: Netlink, device: Link, limit: Limit, subnets: Subnets, *, source
 
 
 def _add_fq_codel(sock: Netlink, device: Link, limit: Limit, parent: int) -> bool:
-    """Keep one flow from filling the queue of all. Its memory counts twice the bytes on the wire.
+    """Add fq_codel below the limit, so that one flow cannot fill the queue; False without it.
 
-    A packet that is being sent must not count as late: the target is at least 1.5 packets' time.
+    Its memory limit counts about twice the bytes on the wire. The target is at least the time of
+    1.5 packets, or a packet that is being sent would count as late.
     """
     packet = 1_500_000 * (device.mtu + _HEADERS) // limit.rate
     target = max(min(_TARGET, limit.latency * 1000), packet)
@@ -103,22 +108,25 @@ def _add_fq_codel(sock: Netlink, device: Link, limit: Limit, parent: int) -> boo
 def differences(
     sock: Netlink, device: Link, limit: Limit, subnets: Subnets, *, source: bool
 ) -> list[str]:
-    """How the device's limit differs from what is wanted. Raises NetlinkError."""
-    found = tc.qdisc(sock, device.index)
+    """Compare the device's qdiscs with the configuration, a sentence each. Raises NetlinkError."""
+    root = tc.qdisc(sock, device.index)
     wanted = "htb" if subnets.prefixes else "tbf"
-    if found is None or found.kind != wanted:
-        have = found.kind if found else "none"
+    if root is None or root.kind != wanted:
+        have = root.kind if root else "none"
         return [f"Failed to find qdisc ({device.name}: want {wanted}, have {have})"]
     bucket = limit.bucket(device.mtu)
     if not subnets.prefixes:
-        return _compare(device, tc.tbf_shape(found), bucket, with_limit=True)
-    return _compare_classes(sock, device, found, bucket, subnets) + _missing_filters(
+        return _compare(device, tc.tbf_shape(root), bucket, with_limit=True)
+    return _compare_classes(sock, device, root, bucket, subnets) + _missing_filters(
         sock, device, subnets, source=source
     )
 
 
 def _compare(device: Link, have: tc.Shape, want: Bucket, *, with_limit: bool) -> list[str]:
-    """A burst or limit beyond 32 bits is also right as the reference sets it, which cuts it off."""
+    """Compare a token bucket.
+
+    The reference cuts a burst or limit beyond 32 bits off; such a value is accepted as well.
+    """
     rate, burst = want.rate, want.burst
     limits = (min(want.limit, 0xFFFFFFFF), want.limit & 0xFFFFFFFF)
     buffers = (tc.buffer_ticks(rate, burst), tc.wrapped_ticks(rate, burst))
@@ -137,10 +145,10 @@ def _mismatch(what: str, device: Link, want: str, have: str) -> str:
 
 
 def _compare_classes(
-    sock: Netlink, device: Link, found: tc.Qdisc, bucket: Bucket, subnets: Subnets
+    sock: Netlink, device: Link, root: tc.Qdisc, bucket: Bucket, subnets: Subnets
 ) -> list[str]:
     problems = []
-    default = tc.htb_default(found)
+    default = tc.htb_default(root)
     if default != subnets.default:
         want = f"{subnets.default:x}"
         problems.append(_mismatch("Default class", device, want, f"{default:x}"))

@@ -1,4 +1,8 @@
-"""bridge: what its CHECK compares. Each function returns the differences it finds."""
+"""bridge's CHECK: comparison of the bridge and the veth pair with the prevResult
+(docs/spec/bridge.md, CHECK).
+
+Each function returns a list of differences, a sentence each.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,27 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol.result import Interface, Result
+from ..shared import checks
 
 
 def bridge(host: Netlink, previous: Result, name: str, promiscuous: bool) -> list[str]:
-    """The bridge as prevResult and configuration say."""
+    """Compare the bridge `name` with the prevResult and with `promiscuous`."""
     entry = next((i for i in previous.interfaces if i.name == name), None)
     if entry is None:
         return ["Interface name missing "]
-    found = link.find(host, entry.name)
-    if found is None:
+    device = link.find(host, entry.name)
+    if device is None:
         return [f"Interface name {entry.name} not found"]
     problems = []
     if entry.sandbox:
         problems.append(f"Interface {entry.name} should not be in sandbox")
-    if found.kind != "bridge":
+    if device.kind != "bridge":
         problems.append(f"Interface {entry.name} not of type bridge")
-    if entry.mac and entry.mac != found.mac:
+    if entry.mac and entry.mac != device.mac:
         problems.append(
-            f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {found.mac}"
+            f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {device.mac}"
         )
-    promisc = bool(found.flags & link.IFF_PROMISC)  # as set; a capture counts as promiscuity only
+    promisc = bool(device.flags & link.IFF_PROMISC)  # a packet capture does not set it
     if promisc != promiscuous:
         problems.append(
             f"Bridge interface {entry.name} configured Promisc Mode "
@@ -38,17 +43,17 @@ def bridge(host: Netlink, previous: Result, name: str, promiscuous: bool) -> lis
 def pair(
     host: Netlink, netns: Namespace, entry: Interface, previous: Result, bridge_name: str
 ) -> list[str]:
-    """The container's end, and a listed veth on the host that is its peer and the bridge's port."""
+    """Compare the container's end with `entry`, and the host's end with the prevResult.
+
+    One of the prevResult's interfaces on the host must be the peer and a port of the bridge.
+    """
     inner = link.find(netns.netlink(), entry.name)
     if inner is None:
         return [f"Interface name {entry.name} not found"]
     problems = []
     if inner.kind != "veth":
         problems.append(f"Container interface {entry.name} not of type veth")
-    if entry.mac and entry.mac != inner.mac:
-        problems.append(
-            f"Interface {entry.name} Mac {entry.mac} doesn't match container Mac: {inner.mac}"
-        )
+    problems += checks.mac_differs(entry, inner)
     return problems + _port(host, inner, previous, bridge_name)
 
 
@@ -57,14 +62,14 @@ def _port(host: Netlink, inner: Link, previous: Result, bridge_name: str) -> lis
     for entry in previous.interfaces:
         if entry.name in (bridge_name, inner.name):
             continue
-        found = link.find(host, entry.name)
-        if found is None:
+        outer = link.find(host, entry.name)
+        if outer is None:
             return [f"Interface name {entry.name} not found"]
         if entry.sandbox:
             return [f"Interface {entry.name} should not be in sandbox"]
-        is_pair = found.kind == "veth" and found.index == inner.peer
-        is_port = master is not None and found.master == master.index
-        if is_pair and is_port and entry.mac in ("", found.mac):
+        is_pair = outer.kind == "veth" and outer.index == inner.peer
+        is_port = master is not None and outer.master == master.index
+        if is_pair and is_port and entry.mac in ("", outer.mac):
             return []
     return [f"CNI veth created for bridge {bridge_name} was not found"]
 

@@ -1,4 +1,6 @@
-"""bridge: VLANs of its ports, and the gateway on it or on a VLAN's own interface."""
+"""bridge: the VLANs of its ports, and the gateway addresses on the bridge or a VLAN's interface
+(docs/spec/bridge.md, ADD steps 5 and 8).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from ..shared import configure, veth
 
 
 class Vlans(NamedTuple):
-    """What a port carries: access VLAN (0: none), tagged VLANs, and maybe the default VLAN too."""
+    """A port's VLANs: the untagged one (0: none), the tagged ones, and whether VLAN 1 stays."""
 
     access: int
     trunk: list[int]
@@ -43,9 +45,9 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
 
 
 def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: bool) -> None:
-    """Put the gateways on the bridge, or on the VLAN's interface, and forward packets.
+    """Put the gateway addresses on the bridge or the VLAN's interface; switch on IP forwarding.
 
-    `force` replaces addresses that conflict. The VLAN's interface joins the result. Raises
+    `force` replaces addresses that conflict. The VLAN's interface is added to the result. Raises
     CNIError.
     """
     target, prefix = bridge, "failed to set bridge addr: "
@@ -66,7 +68,11 @@ def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: boo
 
 
 def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:
-    """Give the link its gateway address, unless a foreign one is there (docs/spec/bridge.md)."""
+    """Put the gateway address on the link.
+
+    An address that conflicts is an error, or is deleted with `force` (docs/spec/bridge.md). Raises
+    CNIError, NetlinkError.
+    """
     present = [a.prefix for a in address.show(host, target.index, wanted.family)]
     if wanted in present:
         return
@@ -80,19 +86,19 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
                 )
             address.delete(host, target.index, other)
     try:
-        # without duplicate address detection: containers need their gateway now, not in a second
+        # Duplicate address detection would keep the gateway from answering for a second.
         address.add(host, target.index, wanted, nodad=True)
     except NetlinkError as error:
         if not link.is_name_taken(error):
             raise
-    # pin the MAC it had before our port joined: one that has been set stays as ports come and go
+    # A bridge whose MAC was never set takes that of a port; setting it pins it.
     link.change(host, target.index, mac=link.parse_mac(target.mac))
 
 
 def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
-    """The host's own interface in the VLAN: one end of a veth pair whose other end is a port.
+    """The host's interface in the VLAN: one end of a veth pair whose other end is a bridge port.
 
-    Also completes what another ADD has only begun, or was killed over.
+    Also completes an interface that another ADD is making, or was killed over. Raises CNIError.
     """
     name = f"{bridge.name}.{vlans.access}"
     try:
@@ -102,16 +108,16 @@ def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
-        found = link.get(host, name)
-        port = link.get(host, found.peer)
+        inner = link.get(host, name)
+        port = link.get(host, inner.peer)
         if port.master != bridge.index or not port.up:
             link.change(host, port.index, master=bridge.index, up=True)
             link.set_port(host, port.index, hairpin=False, isolated=False)
             configure_vlans(host, port, vlans)
-        link.change(host, found.index, up=True)
+        link.change(host, inner.index, up=True)
     except (NetlinkError, LinkNotFound) as error:
         raise CNIError(
             f'failed to create vlan gateway "{name}": {error}',
             f"if {name} is not a veth whose other end is a port of {bridge.name}, delete it",
         ) from None
-    return found
+    return inner

@@ -26,10 +26,10 @@ from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from ..shared import configure, main, veth
-from . import gateway as _bridge_gateway
+from . import gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
-# IPAM plugins that work through the container's interface.
+# The IPAM plugins that send packets through the container's interface, and so need it first.
 _NEED_LINK = frozenset({"dhcp"})
 
 
@@ -71,7 +71,7 @@ class Conf(config.NetConf):
 
 
 class Settings:
-    """The validated configuration, with what follows from it. Raises CNIError."""
+    """The validated configuration, and the values derived from it. Raises CNIError."""
 
     def __init__(self, call: Call[Conf]) -> None:
         conf = call.conf
@@ -81,7 +81,7 @@ class Settings:
         self.ipam = conf.ipam.type
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
         trunk = _trunk_vlans(conf.vlan_trunk or [])
-        self.vlans = _bridge_gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
+        self.vlans = gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
         self.spoof_ref = f"{call.container_id}-{call.ifname}"
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
@@ -89,7 +89,7 @@ class Settings:
         self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
 
     def check_combinations(self) -> None:
-        """What ADD refuses before it touches anything."""
+        """Refuse combinations of keys that ADD cannot serve. Raises CNIError."""
         conf = self.conf
         if conf.hairpin_mode and conf.promisc_mode:
             raise CNIError("cannot set hairpin mode and promiscuous mode at the same time")
@@ -102,7 +102,7 @@ class Settings:
 
 def _trunk_vlans(items: list[Trunk]) -> list[int]:
     """The sorted VLAN ids of `vlanTrunk`. Raises CNIError."""
-    found: set[int] = set()
+    vids: set[int] = set()
     for item in items:
         low, high = item.min_id, item.max_id
         if low is not None and high is not None:
@@ -110,7 +110,7 @@ def _trunk_vlans(items: list[Trunk]) -> list[int]:
             _require_vlan(high, "maxID")
             if high < low:
                 raise CNIError("minID is greater than maxID in trunk parameter")
-            found.update(range(low, high + 1))
+            vids.update(range(low, high + 1))
         elif low is not None or high is not None:
             missing = "maxID" if high is None else "minID"
             raise CNIError(
@@ -118,8 +118,8 @@ def _trunk_vlans(items: list[Trunk]) -> list[int]:
             )
         if item.id is not None:
             _require_vlan(item.id, "id")
-            found.add(item.id)
-    return sorted(found)
+            vids.add(item.id)
+    return sorted(vids)
 
 
 def _require_vlan(vid: int, what: str) -> None:
@@ -139,7 +139,7 @@ def add(call: Call[Conf]) -> Result:
     veth.require_free(call, netns)
     ipam = None
     if want.ipam and want.ipam not in _NEED_LINK:
-        # first, because it is what fails most often: then nothing has been changed
+        # IPAM first: it fails most often, and then nothing else has to be undone.
         ipam = call.ipam_add(want.ipam)
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         bridge = _ensure_bridge(host, want)
@@ -165,7 +165,7 @@ def add(call: Call[Conf]) -> Result:
             _await_port(host, events, outer)
             if result.ips:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
-        # the bridge's MAC may have changed when its first port joined
+        # The MAC of a bridge that we did not make may change when its first port joins.
         result.interfaces[0].mac = link.get(host, bridge.index).mac
         result.interfaces[1].mac = link.get(host, outer.index).mac
     result.dns = configure.dns(want.conf.dns, result.dns)
@@ -175,7 +175,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _ensure_bridge(host: Netlink, want: Settings) -> Link:
-    """The bridge, made if it is missing; an existing one is not configured anew."""
+    """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError."""
     name = want.bridge
     try:
         try:
@@ -204,21 +204,21 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
 def _new_mac() -> bytes:
     """A random unicast, locally administered MAC.
 
-    A bridge that is given none borrows that of its lowest port, and changes it as ports come and
-    go: hosts behind it then lose packets until their neighbour caches notice.
+    A bridge that was given none has the lowest MAC of its ports, which changes as ports come and
+    go. The hosts behind it then lose packets until their neighbour caches are corrected.
     """
     raw = os.urandom(6)
     return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]
 
 
 def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
-    """Flags and VLANs of the host's end. Raises CNIError."""
+    """Set flags and VLANs of the host's end. Raises CNIError."""
     conf = want.conf
     try:
         link.set_port(host, port.index, hairpin=conf.hairpin_mode, isolated=conf.port_isolation)
     except NetlinkError as error:
         raise CNIError(f"failed to setup port flags of {port.name}: {error}") from None
-    _bridge_gateway.configure_vlans(host, port, want.vlans)
+    gateway.configure_vlans(host, port, want.vlans)
 
 
 def _protect_mac(call: Call[Conf], want: Settings, outer: Link, inner: Link) -> None:
@@ -237,7 +237,7 @@ def _connect_layer3(
     result: Result,
     want: Settings,
 ) -> None:
-    """The result's addresses and routes, the gateway on the bridge, masquerading."""
+    """Set up the gateway, the container's addresses and routes, and masquerading."""
     for ip in result.ips:
         ip.interface = 2
         if want.gateway and not ip.gateway:
@@ -245,7 +245,7 @@ def _connect_layer3(
     if want.conf.is_default_gateway:
         _add_default_routes(result)
     if want.gateway:
-        _bridge_gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
+        gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
     configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
     if want.conf.ip_masq:
         main.masquerade(call, result, want.conf.ip_masq_backend)
@@ -261,22 +261,22 @@ def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
 
 
 def _add_default_routes(result: Result) -> None:
-    """A default route per family via its first gateway, unless IPAM gave one with a gateway."""
+    """Add each family's default route via its first gateway, unless IPAM gave one."""
     for family in (AF_INET, AF_INET6):
         default = str(configure.default_route(family))
         if any(r.dst == default and r.gw for r in result.routes):
             continue
-        gateway = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
-        if gateway:
-            result.routes.append(config.Route(dst=default, gw=gateway))
+        via = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
+        if via:
+            result.routes.append(config.Route(dst=default, gw=via))
 
 
 def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
-    """The port must come up: until then the bridge drops the container's packets."""
-    found = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
-    if found.operstate != link.IF_OPER_UP:
+    """Wait until the port is up; until then the bridge drops its packets. Raises CNIError."""
+    state = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
+    if state.operstate != link.IF_OPER_UP:
         raise CNIError(
-            f"bridge port in error state: {found.operstate_text}",
+            f"bridge port in error state: {state.operstate_text}",
             f"{port.name} did not come up within {PORT_TIMEOUT} s",
         )
 
@@ -316,7 +316,7 @@ def _unprotect_mac(call: Call[Any], want: Settings) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Remove the links, rules and leases of this network whose attachment is not kept."""
+    """Remove links, rules and leases of this network whose attachment is not in `keep`."""
     want = Settings(call)
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in call.owners(keep))
@@ -325,7 +325,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
         if want.conf.macspoofchk:
             from . import spoofcheck
 
-            steps.run(spoofcheck.gc, {found.name for found in link.list_all(host)})
+            steps.run(spoofcheck.gc, {device.name for device in link.list_all(host)})
     call.collect_ipam(want.ipam, steps)
     if want.conf.ip_masq:
         steps.run(main.collect_masquerade, call, keep)
@@ -333,14 +333,14 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the IPAM plugin is."""
+    """Ready if the IPAM plugin is ready."""
     want = Settings(call)
     if want.ipam:
         call.delegate(want.ipam)
 
 
 def check(call: Call[Conf]) -> None:
-    """Compare the kernel with prevResult; every difference is reported."""
+    """Compare the kernel with the prevResult, and report every difference."""
     from ..shared import checks
     from . import differences
 
@@ -354,11 +354,11 @@ def check(call: Call[Conf]) -> None:
         problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
     rules = main.missing_masquerade(call, previous) if want.conf.ip_masq else []
-    checks.finish(call, netns, previous, problems, rules)
+    checks.compare(call, netns, previous, problems, rules)
 
 
 def reload(call: Call[Conf]) -> None:
-    """Make the rules of an earlier ADD again; prevResult is what it returned."""
+    """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     want = Settings(call)
     result = call.prev_result()
     if result is None or len(result.interfaces) < 3:

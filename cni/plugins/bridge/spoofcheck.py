@@ -1,9 +1,10 @@
-"""A container may send with its own MAC address only: bridge's `macspoofchk`
+"""bridge's `macspoofchk`: drops frames whose source MAC is not the container's
 (docs/spec/common.md §7).
 
-In family bridge, table nat: the base chain PREROUTING sends what comes from the host's veth to a
-chain of the attachment, that one to a second, which returns for the true source address and drops
-the rest. Every rule's comment is ``macspoofchk-<containerID>-<ifname>``; the network is not in it.
+In the table nat of family bridge, the base chain PREROUTING sends frames from the host's veth to a
+chain of the attachment. That chain jumps to a second one, which returns frames with the container's
+MAC and drops all others. The comment of each rule is ``macspoofchk-<containerID>-<ifname>``; it
+does not contain the network.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ _COMMENT = "macspoofchk-"
 _WHERE = {"family": _FAMILY, "table": _TABLE}
 _RETRIES = 5
 
-# A chain's name has at most 127 characters for all kernels and tools, a comment 128. With what we
-# put around a reference, this is how long it can be; container ids of 64 digits leave room enough.
+# A chain's name may have 127 characters, a comment 128. Names and comments add up to 17 to the
+# reference; those of container ids with 64 digits are never cut.
 _MAX_REF = 110
 _HASH = 16
 
 
 def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
-    """Let only frames from `mac` in through the host's link `host_ifname`; again is no error.
+    """Drop frames that enter through the host's link `host_ifname` unless they come from `mac`.
 
-    Raises CNIError ``failed to setup spoof-check: …``; then nothing was changed.
+    Rules that exist already are replaced. Raises CNIError ``failed to setup spoof-check: …``; then
+    nothing was changed.
     """
     ref = _short(owner_ref)
     try:
@@ -41,7 +43,7 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
             try:
                 return context.run(_commands(ref, host_ifname, mac, stale))
             except NftError as error:
-                # Somebody else deleted a stale rule in between: look again.
+                # Another process has deleted a stale rule since: look for them again.
                 if not (stale and error.missing) or attempt == _RETRIES:
                     raise
     except KernelError as error:
@@ -49,16 +51,16 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
 
 
 def teardown(owner_ref: str) -> None:
-    """Remove the attachment's rules and chains; what is not there is no error.
+    """Remove the attachment's rules and chains; missing ones are no error.
 
-    Every step is tried. Raises CNIError ``failed to teardown spoof-check: <e1>, <e2>``.
+    Tries every deletion, then raises CNIError ``failed to teardown spoof-check: <e1>, <e2>``.
     """
     ref = _short(owner_ref)
     errors: list[str] = []
     try:
         rules = [(_BASE, handle) for handle in _jumps(ref)]
     except Unusable:
-        return  # nor can there be any
+        return  # without libnftables ADD cannot have made any
     chains = [chain for chain in _chains(ref) if Table(_FAMILY, _TABLE).has_chain(chain)]
     if not rules and not chains:
         return
@@ -66,7 +68,7 @@ def teardown(owner_ref: str) -> None:
         Table(_FAMILY, _TABLE).delete(rules, chains)
         return
     except NetlinkError:
-        pass  # all or nothing did not work: as much as possible
+        pass  # one transaction failed: delete as much as possible one by one
     for rule in rules:
         _attempt(errors, f"rule in {_BASE}", [rule], [])
     for chain in chains:
@@ -79,10 +81,10 @@ def teardown(owner_ref: str) -> None:
 
 
 def gc(live_host_links: set[str]) -> None:
-    """Remove the checks of host links that do not exist any more. Raises CNIError.
+    """Remove the rules of host links that are gone, that is not in `live_host_links`.
 
-    Only those: a rule does not say which network it belongs to, and a link that exists may be
-    another network's.
+    A rule does not say to which network it belongs, so those of other links must stay. Raises
+    CNIError.
     """
     try:
         rules = Table(_FAMILY, _TABLE).find_rules(_BASE, _COMMENT)
@@ -110,7 +112,7 @@ def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains:
 
 
 def _jumps(ref: str) -> list[int]:
-    """The handles of the base chain's rules for `ref`."""
+    """The handles of the rules in the base chain whose comment is that of `ref`."""
     comment = f"{_COMMENT}{ref}"
     return [
         rule.handle
@@ -120,7 +122,7 @@ def _jumps(ref: str) -> list[int]:
 
 
 def _short(owner_ref: str) -> str:
-    """The reference, or one that fits a chain's name: its beginning and a hash of all of it."""
+    """`owner_ref`; one too long for a chain's name is cut, and a hash of all of it appended."""
     if len(owner_ref.encode()) <= _MAX_REF:
         return owner_ref
     start = owner_ref.encode()[: _MAX_REF - _HASH - 1].decode(errors="ignore")
@@ -128,7 +130,7 @@ def _short(owner_ref: str) -> str:
 
 
 def _chains(ref: str) -> tuple[str, str]:
-    """The chain jumped to, and the one that compares; deleted in this order."""
+    """The chain that PREROUTING jumps to, and the one that compares: the order of deletion."""
     return f"cni-br-iface-{ref}", f"cni-br-iface-{ref}-mac"
 
 

@@ -1,11 +1,11 @@
-"""flannel's notes: with which configuration an attachment's delegate was called, for its DEL.
+"""flannel's notes: the configuration with which each attachment's delegate was called, for DEL.
 
     <dataDir>/<container id>:<ifname>   JSON, one file an attachment
     <dataDir>/<container id>            a link to the newest of them, where the reference looks; or
                                         the reference's own note, of whichever attachment was last
 
-A colon can be in neither a container id nor an interface name. A note is there whole or not at all:
-it is written as ``:<network's hash>:<container id>:<ifname>`` and then renamed.
+Neither a container id nor an interface name can contain a colon. A note is written as
+``:<network's hash>:<container id>:<ifname>`` and then renamed, so that no note is ever torn.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 
 
-class Scratch:
-    """The note of one attachment."""
+class Note:
+    """The note of one attachment, in the directory `data_dir`."""
 
     def __init__(self, data_dir: str, owner: Owner) -> None:
         name = f"{owner.container_id}:{owner.ifname}"
@@ -40,7 +40,10 @@ class Scratch:
             raise _explain("write", self.path, error) from None
 
     def _link(self) -> None:
-        """Let the reference find it; its own note stays, which may be another attachment's."""
+        """Make the link by which the reference finds the note.
+
+        The reference's own note stays: it may be that of the container's other interface.
+        """
         if os.path.islink(self.shared):
             _unlink(self.shared)
         try:
@@ -49,14 +52,14 @@ class Scratch:
             pass
 
     def load(self) -> bytes | None:
-        """The note; without one the reference's; None when there is neither. Raises CNIError."""
+        """The contents of the note, or else of the reference's, or None. Raises CNIError."""
         data = _read(self.path)
         if data is None and not os.path.islink(self.shared):
             data = _read(self.shared)
         return data
 
     def remove(self) -> None:
-        """Remove what load() read, and what points to it or was begun. Raises CNIError."""
+        """Remove what load() read, the link to it, and a half-written note. Raises CNIError."""
         if os.path.islink(self.shared):
             if os.readlink(self.shared) == os.path.basename(self.path):
                 _unlink(self.shared)
@@ -67,9 +70,10 @@ class Scratch:
 
 
 def notes(data_dir: str) -> Iterator[tuple[Attachment, str, bytes]]:
-    """The notes of all attachments: whose, the path, the contents.
+    """The notes of all attachments, each as (attachment, path, contents).
 
-    Of the reference's the interface is not known: it is empty. Raises CNIError.
+    The reference's notes do not say of which interface they are: `ifname` is empty there. Raises
+    CNIError.
     """
     for name in _names(data_dir):
         path = os.path.join(data_dir, name)
@@ -81,7 +85,7 @@ def notes(data_dir: str) -> Iterator[tuple[Attachment, str, bytes]]:
 
 
 def remove_begun(data_dir: str, network: str, keep: frozenset[Attachment]) -> None:
-    """Remove what killed ADDs in this network had begun to write. Raises CNIError."""
+    """Remove the half-written notes of killed ADDs in this network. Raises CNIError."""
     start = f":{network_key(network)}:"
     for name in _names(data_dir):
         container_id, _, ifname = name.removeprefix(start).partition(":")
@@ -123,7 +127,7 @@ def _unlink(path: str) -> None:
 
 
 def _explain(operation: str, path: str, error: Exception) -> CNIError:
-    reason = getattr(error, "strerror", None) or str(error)  # a path with a NUL: ValueError
+    reason = getattr(error, "strerror", None) or str(error)  # ValueError: a path with a NUL
     return CNIError(
         f"{operation} {path}: {reason.lower()}",
         "flannel keeps there what its DEL needs to know: it needs a directory that it can write "

@@ -4,8 +4,8 @@
     flanneld ── writes ──▶ /run/flannel/subnet.env ──┐
     configuration: delegate, ipam, runtimeConfig ────┴──▶ bridge + host-local (or another delegate)
 
-What the delegate was called with is noted for each attachment (_scratch.py): its DEL and CHECK get
-the same, whatever flanneld has written since.
+A note (notes.py) keeps the configuration with which an attachment's delegate was called: DEL and
+CHECK call it with the same one, even if flanneld has written another file since.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import notes, subnet_env
-from .notes import Scratch
+from .notes import Note
 from .subnet_env import SubnetEnv
 
 Json = dict[str, Any]
 
 
 class Conf(config.NetConf):
-    """`delegate`, `ipam` and `runtimeConfig` are handed on as they are spelled: see _object()."""
+    """The keys that flannel reads; `delegate`, `ipam`, `runtimeConfig` are for the delegate."""
 
     subnet_file: str = "/run/flannel/subnet.env"
     data_dir: str = "/var/lib/cni/flannel"
@@ -66,14 +66,14 @@ def _delegate_base(call: Call[Conf]) -> Json:
 
 
 def _delegate_conf(call: Call[Conf], subnet: SubnetEnv) -> Json:
-    """What the delegate is called with (docs/spec/flannel.md, ADD step 4). Raises CNIError."""
+    """The delegate's configuration (docs/spec/flannel.md, ADD step 4). Raises CNIError."""
     out = _delegate_base(call)
     runtime = _object(call, "runtimeConfig")
     if runtime is not None:
         out["runtimeConfig"] = runtime
     out["name"] = call.network
     out.setdefault("type", "bridge")
-    out.setdefault("ipMasq", not subnet.ip_masq)  # one of the two has to
+    out.setdefault("ipMasq", not subnet.ip_masq)  # one of delegate and flanneld must masquerade
     out.setdefault("mtu", subnet.mtu)
     if out["type"] == "bridge":
         out.setdefault("isGateway", True)
@@ -104,10 +104,13 @@ class _Routes(config.Folded):
 
 
 def _object(call: Call[Conf], key: str) -> Json | None:
-    """An object of the configuration, copied, with its keys as they are spelled."""
-    _ = call.conf  # which has validated that it is one
-    found = config.lookup(call.raw, key)
-    return None if found is None else dict(found)
+    """A copy of an object in the configuration, its keys spelled as there; None without it.
+
+    Other plugins may read keys that flannel does not know, so nothing is decoded.
+    """
+    _ = call.conf  # raises CNIError if the value is no object
+    value = config.lookup(call.raw, key)
+    return None if value is None else dict(value)
 
 
 def _encode(document: Json) -> bytes:
@@ -118,7 +121,7 @@ def _encode(document: Json) -> bytes:
 
 
 def add(call: Call[Conf]) -> Result:
-    """Note what the delegate is called with, and call it; its result is ours."""
+    """Note the delegate's configuration, then call the delegate; its result is passed on."""
     document = _delegate_conf(call, _load_subnet(call.conf))
     name = document["type"]
     try:
@@ -126,24 +129,24 @@ def add(call: Call[Conf]) -> Result:
     except CNIError as error:
         raise error.wrapped("failed to delegate add: ") from None
     stdin = _encode(document)
-    # stays when the delegate fails: the runtime's DEL then has it clear up
-    Scratch(call.conf.data_dir, call.owner).save(stdin)
+    # The note stays if the delegate fails: the runtime's DEL then calls the delegate with it.
+    Note(call.conf.data_dir, call.owner).save(stdin)
     return call.delegate(name, "ADD", stdin) or Result()
 
 
 def delete(call: Call[Conf]) -> None:
-    """Have the delegate delete, with what its ADD was given; without a note there is nothing."""
-    scratch = Scratch(call.conf.data_dir, call.owner)
-    data = scratch.load()
+    """Call the delegate's DEL with the configuration of its ADD; without a note do nothing."""
+    note = Note(call.conf.data_dir, call.owner)
+    data = note.load()
     if data is not None:
-        note = _decode(data)
-        if note is None:
-            call.log(f"flannel: {scratch.path} or {scratch.shared} is not a JSON object: ignored")
+        document = _decode(data)
+        if document is None:
+            call.log(f"flannel: {note.path} or {note.shared} is not a JSON object: ignored")
             return
-        if note.get("name", call.network) != call.network:
-            return  # the reference's, of another network that the container is in
-        call.delegate(str(note.get("type", "")), "DEL", data)
-    scratch.remove()
+        if document.get("name", call.network) != call.network:
+            return  # a note of the reference, for another network that the container is in
+        call.delegate(str(document.get("type", "")), "DEL", data)
+    note.remove()
 
 
 def _decode(data: bytes) -> Json | None:
@@ -157,7 +160,7 @@ def _decode(data: bytes) -> Json | None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the delegate delete what is not kept, and collect; remove the notes."""
+    """Call the delegate's DEL for each attachment not in `keep`, then its GC; remove the notes."""
     steps = Steps()
     steps.run(_collect_notes, call, keep, steps)
     steps.run(notes.remove_begun, call.conf.data_dir, call.network, keep)
@@ -166,34 +169,35 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def _collect_notes(call: Call[Conf], keep: frozenset[Attachment], steps: Steps) -> None:
-    containers = {one.container_id for one in keep}
-    for whose, path, data in notes.notes(call.conf.data_dir):
-        note = _decode(data)
-        if note is None or note.get("name") != call.network:
+    containers = {attachment.container_id for attachment in keep}
+    for attachment, path, data in notes.notes(call.conf.data_dir):
+        document = _decode(data)
+        if document is None or document.get("name") != call.network:
             continue
-        if whose.ifname and whose not in keep:
-            steps.run(_delete_gone, call, whose, note, data)
-        elif not whose.ifname and whose.container_id not in containers:
-            steps.run(notes.remove, path)  # the reference's: the delegate's GC has to do
+        if attachment.ifname and attachment not in keep:
+            steps.run(_delete_gone, call, attachment, document, data)
+        elif not attachment.ifname and attachment.container_id not in containers:
+            # The reference's note: DEL needs an interface, so the delegate's GC must do.
+            steps.run(notes.remove, path)
 
 
-def _delete_gone(call: Call[Conf], whose: Attachment, note: Json, data: bytes) -> None:
-    call.delegate(str(note.get("type", "")), "DEL", data, whose)
-    owner = call.owner._replace(container_id=whose.container_id, ifname=whose.ifname)
-    Scratch(call.conf.data_dir, owner).remove()
+def _delete_gone(call: Call[Conf], attachment: Attachment, document: Json, data: bytes) -> None:
+    call.delegate(str(document.get("type", "")), "DEL", data, attachment)
+    owner = call.owner._replace(container_id=attachment.container_id, ifname=attachment.ifname)
+    Note(call.conf.data_dir, owner).remove()
 
 
 def _collect_delegate(call: Call[Conf]) -> None:
     document = _delegate_conf(call, _load_subnet(call.conf))
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
-        found = config.lookup(call.raw, key)
-        if found is not None:
-            document[key] = found
+        value = config.lookup(call.raw, key)
+        if value is not None:
+            document[key] = value
     call.delegate(document["type"], "GC", _encode(document))
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready when flanneld has written its file, and the delegate is."""
+    """Ready when flanneld has written its file and the delegate is ready."""
     conf = call.conf
     _delegate_base(call)
     if not os.path.exists(conf.subnet_file):
@@ -211,19 +215,19 @@ def status(call: Call[Conf]) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """Have the delegate check, with what its ADD was given."""
-    scratch = Scratch(call.conf.data_dir, call.owner)
-    data = scratch.load()
+    """Call the delegate's CHECK with the configuration of its ADD."""
+    note = Note(call.conf.data_dir, call.owner)
+    data = note.load()
     document = None if data is None else _decode(data)
     if document is None:
         raise CNIError(
-            f"the note of this attachment is lost: {scratch.path}",
+            f"the note of this attachment is lost: {note.path}",
             "without it DEL cannot release the address: start the container anew, and see that "
             "nothing clears away dataDir",
         )
     document["cniVersion"] = call.conf.cni_version
     for key in ("prevResult", "runtimeConfig"):
-        found = config.lookup(call.raw, key)
-        if found is not None:
-            document[key] = found
+        value = config.lookup(call.raw, key)
+        if value is not None:
+            document[key] = value
     call.delegate(str(document.get("type", "")), "CHECK", _encode(document))

@@ -1,7 +1,7 @@
-"""subnet.env: what flanneld says of this node's share of the network (docs/spec/flannel.md).
+"""subnet.env: the file in which flanneld describes this node's subnet (docs/spec/flannel.md).
 
-Lines ``KEY=value``, without quotes or comments; unknown keys mean nothing, of several lines with
-one key the last holds.
+It consists of lines ``KEY=value`` without quotes or comments. Unknown keys are ignored; if a key
+occurs several times, the last line counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _MTU_MAX = (1 << 32) - 1
 
 
 class SubnetEnv(NamedTuple):
-    """`networks` IPv4 first; `subnets` this node's, IPv4 first; `ip_masq`: flanneld does it."""
+    """The file's values: `networks` of all nodes and `subnets` of this one, IPv4 first.
+
+    `mtu` is in bytes; `ip_masq` says that flanneld masquerades.
+    """
 
     networks: list[Prefix]
     subnets: list[Prefix]
@@ -32,34 +35,36 @@ def load(path: str) -> SubnetEnv:
 
 def parse(text: str, path: str) -> SubnetEnv:
     """A SubnetEnv from the text of the file `path`, which only errors name. Raises CNIError."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in text.split("\n"):
         key, equals, value = line.removesuffix("\r").partition("=")
         if key in _KEYS:
             if not equals:
                 raise CNIError(f'invalid line "{key}": it has no "="')
-            found[key] = value
-    missing = [", ".join(keys) for keys in _REQUIRED if not any(key in found for key in keys)]
+            values[key] = value
+    missing = [", ".join(keys) for keys in _REQUIRED if not any(key in values for key in keys)]
     if missing:
         raise CNIError(f"{path} is missing {', '.join(missing)}")
     return SubnetEnv(
-        networks=[prefix for key in _NETWORKS if key in found for prefix in _prefixes(key, found)],
-        subnets=[_prefixes(key, found, single=True)[0] for key in _SUBNETS if key in found],
-        mtu=_mtu(found["FLANNEL_MTU"]),
-        ip_masq=found["FLANNEL_IPMASQ"] == "true",
+        networks=[
+            prefix for key in _NETWORKS if key in values for prefix in _prefixes(key, values)
+        ],
+        subnets=[_prefixes(key, values, single=True)[0] for key in _SUBNETS if key in values],
+        mtu=_mtu(values["FLANNEL_MTU"]),
+        ip_masq=values["FLANNEL_IPMASQ"] == "true",
     )
 
 
 _NETWORKS = ("FLANNEL_NETWORK", "FLANNEL_IPV6_NETWORK")
 _SUBNETS = ("FLANNEL_SUBNET", "FLANNEL_IPV6_SUBNET")
-# One of each group has to be there; in the order in which they are said to be missing.
+# One key of each group is required. Errors name the missing ones in this order.
 _REQUIRED = (_NETWORKS, _SUBNETS, ("FLANNEL_MTU",), ("FLANNEL_IPMASQ",))
 _KEYS = frozenset(key for keys in _REQUIRED for key in keys)
 
 
-def _prefixes(key: str, found: dict[str, str], *, single: bool = False) -> list[Prefix]:
-    """Networks from a list with commas, or from one; none is there twice."""
-    texts = [found[key]] if single else found[key].split(",")
+def _prefixes(key: str, values: dict[str, str], *, single: bool = False) -> list[Prefix]:
+    """The networks of a comma-separated list, or with `single` the only one; without duplicates."""
+    texts = [values[key]] if single else values[key].split(",")
     try:
         return list(dict.fromkeys(Prefix.parse(text).network for text in texts))
     except InvalidAddress as error:
@@ -80,7 +85,7 @@ def _mtu(value: str) -> int:
 
 def _read(path: str) -> str:
     try:
-        # not to wait for somebody to write, should it be a FIFO
+        # O_NONBLOCK: if the path is a FIFO, open(2) would wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise CNIError(f"open {path}: {_reason(error)}") from None

@@ -1,9 +1,9 @@
-"""The host's own door to its macvlan containers (`hostShim`), which the kernel otherwise shuts.
+"""The macvlan on the host through which the host reaches its own macvlan containers (`hostShim`).
 
-A macvlan never hands packets to its master, so a host cannot reach the containers on it. The shim
-is one more macvlan on the master, on the host, with a route to each container. A route carries its
-owner in its metric (a hash of it), so that DEL and GC know whose it is; GC removes what is not
-kept, and the shim when no route is left.
+A macvlan never hands packets to its master, so without it the host cannot reach the containers on
+that master. The shim is another macvlan on the same master, with a route to each container. The
+metric of a route is a hash of its owner, so that DEL and GC know whose it is. GC also deletes the
+shim when no route is left.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...protocol.result import Result
 
 
 def check_config(mode: str, in_container: bool, ipam: str) -> None:
-    """Refuse what a shim cannot serve. Raises CNIError."""
+    """Refuse a configuration in which no packet could pass the shim. Raises CNIError."""
     if mode not in ("", "bridge"):
         raise CNIError("hostShim needs the mode bridge", f"in mode {mode} no packet gets across")
     if in_container or not ipam:
@@ -34,7 +34,7 @@ def check_config(mode: str, in_container: bool, ipam: str) -> None:
 
 
 def connect(call: Call[Any], master: Link, result: Result) -> None:
-    """Route the result's addresses from the host, through the shim. Raises CNIError."""
+    """On the host, route the result's addresses through the shim. Raises CNIError."""
     with Netlink() as host:
         try:
             shim = _ensure(call, host, master)
@@ -65,10 +65,10 @@ def _ensure(call: Call[Any], host: Netlink, master: Link) -> Link:
 
 
 def _settings(name: str) -> list[tuple[str, str]]:
-    """Keep the shim out of the master's business: the node's neighbours must not see it.
+    """The sysctls that keep the node's neighbours from taking the shim for the node.
 
-    It answers ARP only for those that are routed through it. It has no address but its link-local
-    one, which it uses: neighbour discovery knows no such filter.
+    With arp_filter the shim answers ARP only to addresses that are routed through it. Neighbour
+    discovery has no such filter, so for IPv6 the shim uses its link-local address only.
     """
     return [
         (f"net/ipv4/conf/{name}/arp_filter", "1"),
@@ -79,7 +79,7 @@ def _settings(name: str) -> list[tuple[str, str]]:
 
 
 def disconnect(call: Call[Any]) -> None:
-    """Remove the owner's routes; the shim itself stays for the next container."""
+    """Remove the owner's routes; the shim stays for the next container. Raises NetlinkError."""
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
         if shim is not None:
@@ -87,7 +87,7 @@ def disconnect(call: Call[Any]) -> None:
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
-    """Remove the routes of attachments that are not kept, and a shim without routes."""
+    """Remove the routes of attachments not in `keep`, and the shim if no route is left."""
     kept = {owner.number for owner in call.owners(keep)}
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
@@ -96,19 +96,19 @@ def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
 
 
 def _remove(host: Netlink, shim: Link, unwanted: Callable[[int], bool]) -> int:
-    """Delete the unwanted routes through the shim; the number of those that stay."""
-    left = 0
+    """Delete the unwanted routes through the shim; returns the number of those that stay."""
+    kept = 0
     for family in (AF_INET, AF_INET6):
         for entry in route.show(host, family, shim.index):
             if entry.dst.length < entry.dst.bits:
-                continue  # the kernel's own: link-local and multicast prefixes
+                continue  # a prefix: the kernel made these routes for link-local and multicast
             if unwanted(entry.priority):
                 route.delete(host, entry)
             else:
-                left += 1
-    return left
+                kept += 1
+    return kept
 
 
 def shim_name(network: str) -> str:
-    """The shim's name: one a network."""
+    """The shim's name, of which each network has one."""
     return f"cnishim{digest(network)[:8]}"

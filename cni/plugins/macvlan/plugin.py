@@ -14,8 +14,8 @@ from ...protocol import config
 from ...protocol.errors import CNIError, DelegateError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import configure, sublink
-from . import host_shim as _shim
+from ..shared import checks, configure, sublink
+from . import host_shim
 
 
 class Mac(config.Folded):
@@ -31,13 +31,13 @@ class Conf(sublink.Conf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Make the interface; the result has it alone."""
+    """Make the interface; the result lists it alone."""
     conf = call.conf
     mode = _mode(conf)
     mac = sublink.mac(call)
     sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
     if conf.host_shim:
-        _shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
+        host_shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:
@@ -60,7 +60,7 @@ def add(call: Call[Conf]) -> Result:
         result.ips, result.routes = ipam.ips, ipam.routes
         sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
         if conf.host_shim:
-            _shim.connect(call, master, result)
+            host_shim.connect(call, master, result)
     else:
         link.change(netns.netlink(), made.index, up=True)
     return result
@@ -77,19 +77,19 @@ def _mode(conf: Conf) -> int:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the interface; the master need not exist any more."""
+    """Release the address and delete the interface, also when the master is gone."""
     steps = Steps()
     if call.conf.host_shim:
-        steps.run(_shim.disconnect, call)
+        steps.run(host_shim.disconnect, call)
     steps.run(sublink.delete, call)
     steps.finish()
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect; the interfaces go with their namespaces."""
+    """Call the IPAM plugin's GC; the kernel deletes the interfaces with their namespaces."""
     steps = Steps()
     if call.conf.host_shim:
-        steps.run(_shim.collect, call, keep)
+        steps.run(host_shim.collect, call, keep)
     steps.run(sublink.gc, call, keep)
     steps.finish()
 
@@ -101,7 +101,7 @@ def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
     mode = _mode(call.conf)
     try:
-        sublink.check(call, "macvlan", lambda found, entry: _differences(mode, found, entry))
+        sublink.check(call, "macvlan", lambda device, entry: _differences(mode, device, entry))
     except CNIError as error:  # the reference's texts for this plugin begin in lower case
         begins = ("Required", "Sandbox", "Container", "Error")
         if error.msg.startswith(begins) and not isinstance(error, DelegateError):
@@ -109,16 +109,12 @@ def check(call: Call[Conf]) -> None:
         raise
 
 
-def _differences(mode: int, found: Link, entry: Interface) -> list[str]:
+def _differences(mode: int, device: Link, entry: Interface) -> list[str]:
     problems = []
-    if found.mode != mode:
+    if device.mode != mode:
         names = {number: name for name, number in link.MACVLAN_MODES.items()}
         problems.append(
-            f"container macvlan mode {names.get(found.mode, found.mode)} does not match expected "
+            f"container macvlan mode {names.get(device.mode, device.mode)} does not match expected "
             f"value: {names[mode]}"
         )
-    if entry.mac and entry.mac != found.mac:
-        problems.append(
-            f"interface {entry.name} Mac {entry.mac} doesn't match container Mac: {found.mac}"
-        )
-    return problems
+    return problems + checks.mac_differs(entry, device, "interface")

@@ -1,7 +1,7 @@
-"""What CHECK compares: the container's interface, its addresses and routes
+"""CHECK's comparison of the container's interface, addresses and routes with the prevResult
 (docs/spec/common.md §8).
 
-Each function returns the differences it finds, so that one CHECK can report them all.
+Each function returns a list of differences, a sentence each, so that one CHECK can report them all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import address, link, route
+from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol.address import Prefix, parse_ip
@@ -25,21 +26,25 @@ def fail(problems: list[str]) -> None:
 
 
 def previous_result(call: Call[Any], prefix: str = "") -> Result:
-    """The prevResult, which CHECK cannot do without. Raises CNIError, begun with `prefix`."""
+    """The prevResult. Raises CNIError, whose message begins with `prefix`, when there is none."""
     previous = call.prev_result()
     if previous is None:
         raise CNIError(f"{prefix}Required prevResult missing")
     return previous
 
 
-def finish(
+def compare(
     call: Call[Any],
     netns: Namespace,
     previous: Result,
     problems: list[str],
     rules: list[str] | None = None,
 ) -> None:
-    """The end of a CHECK: raise `problems`, those of addresses and routes, and of `rules` last."""
+    """Compare CNI_IFNAME's addresses and the routes, then raise all differences. Raises CNIError.
+
+    `problems` are the differences that the plugin knows already, named first; `rules` those of the
+    packet filter, named last.
+    """
     sock = netns.netlink()
     problems = problems + addresses(sock, call.ifname, previous) + routes(sock, previous)
     fail(problems + (rules or []))
@@ -59,18 +64,28 @@ def container_interface(call: Call[Any], previous: Result) -> Interface:
     )
 
 
+def mac_differs(entry: Interface, device: Link, prefix: str = "Interface") -> list[str]:
+    """Compare the MAC of a prevResult's entry, if it has one, with the link's."""
+    if entry.mac in ("", device.mac):
+        return []
+    return [f"{prefix} {entry.name} Mac {entry.mac} doesn't match container Mac: {device.mac}"]
+
+
 def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
-    """Is the address that interface's? Also if it names no interface of the prevResult."""
+    """Does the address belong to `ifname`? One that names no interface of the prevResult does."""
     links, index = previous.interfaces, ip.interface
     return index is None or not 0 <= index < len(links) or links[index].name == ifname
 
 
 def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
-    """prevResult's addresses must be on the interface, their subnets routed (in any table)."""
-    found = link.find(sock, ifname)
-    if found is None:
+    """Compare the prevResult's addresses with those of `ifname`.
+
+    The subnet of each address must be routed, in whichever table.
+    """
+    device = link.find(sock, ifname)
+    if device is None:
         return [f"Cannot find container link {ifname}"]
-    have = {entry.prefix for entry in address.show(sock, found.index)}
+    have = {entry.prefix for entry in address.show(sock, device.index)}
     problems = []
     for ip in previous.ips:
         prefix = ip.prefix
@@ -84,9 +99,10 @@ def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
 
 
 def routes(sock: Netlink, previous: Result) -> list[str]:
-    """prevResult's routes must exist in their table; a default route with any gateway.
+    """Compare the prevResult's routes with the kernel's.
 
-    Without a table of its own a route may be in any: sbr or vrf may have moved it.
+    A default route may have any gateway. A route without `table` may be in any table, since sbr or
+    vrf may have moved it there.
     """
     problems = []
     for wanted in previous.routes:

@@ -1,10 +1,10 @@
-"""Giving a container's interface what IPAM returned (docs/spec/common.md §4).
+"""Putting IPAM's addresses and routes on a container's interface (docs/spec/common.md §4).
 
-Neighbours are told that an address has moved here: gratuitous ARP and unsolicited NA. A reused
-address otherwise loses packets until the neighbours' caches expire (RFC 5227 §3, RFC 4861 §7.2.6).
-The kernel sends both itself when `arp_notify` and `ndisc_notify` are set and the link comes up, or
-its MAC is set, even to what it was. Frames of our own would need a packet socket, and closing one
-waits for an RCU grace period: 7 to 40 ms, more than the rest of an ADD.
+The neighbours are told that an address has moved here, by gratuitous ARP and unsolicited NA. A
+reused address otherwise loses packets until the neighbours' caches expire (RFC 5227 §3, RFC 4861
+§7.2.6). With `arp_notify` and `ndisc_notify` the kernel sends both when the link comes up, and when
+its MAC is set, even to the same value. Frames of our own would need a packet socket, and closing
+one waits for an RCU grace period: 7 to 40 ms, more than the rest of an ADD.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def interface(
 ) -> None:
     """Set sysctls, addresses, the link up, and routes, in that order, on CNI_IFNAME.
 
-    `settings` are sysctls that may fail. `result.ips` name their interface by index into
-    `result.interfaces`; entries without one are left alone. Raises CNIError.
+    `settings` are pairs (name below /proc/sys, value), which may fail silently. An entry of
+    `result.ips` names its interface by index into `result.interfaces`; entries of other interfaces,
+    or of none, are skipped. `nodad` leaves out duplicate address detection. Raises CNIError.
     """
     name = call.ifname
     if not result.interfaces:
@@ -62,7 +63,7 @@ def interface(
 def _prepare(
     call: Call[Any], netns: Namespace, settings: list[tuple[str, str]], *, ipv6: bool
 ) -> None:
-    """The sysctls of the interface. Raises CNIError."""
+    """Write the interface's sysctls, and enable IPv6 where it is wanted. Raises CNIError."""
     steps = [(sysctl.WRITE, key, value) for key, value in settings]
     enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
     if not steps and not enabling:
@@ -86,12 +87,12 @@ def _is_for(ip: IPConfig, name: str, result: Result) -> bool:
 
 
 def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
-    """The first gateway of each family."""
-    found: dict[int, bytes] = {}
+    """The first gateway of each address family, packed."""
+    gateways: dict[int, bytes] = {}
     for ip in ips:
         if ip.gateway:
-            found.setdefault(ip.prefix.family, parse_ip(ip.gateway))
-    return found
+            gateways.setdefault(ip.prefix.family, parse_ip(ip.gateway))
+    return gateways
 
 
 def _settle(netns: Namespace, index: int, name: str) -> None:
@@ -110,11 +111,14 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
 def add_route(
     sock: Netlink, index: int, name: str, wanted: config.Route, gateways: dict[int, bytes]
 ) -> None:
-    """Install one route of a result; without `gw` it takes its family's gateway, if any."""
+    """Add one route of a result. Without `gw` it goes via its family's entry in `gateways`, if any.
+
+    Raises CNIError.
+    """
     dst = Prefix.parse(wanted.dst)
     gateway = parse_ip(wanted.gw) if wanted.gw else gateways.get(dst.family, b"")
     if gateway == bytes(4) or gateway == bytes(16):
-        gateway = b""  # 0.0.0.0 means: on the link
+        gateway = b""  # as in the reference, 0.0.0.0 stands for a route without a gateway
     entry = route.Route(
         dst,
         index,
@@ -139,7 +143,7 @@ def default_route(family: int) -> Prefix:
 
 
 def dns(conf: DNS, ipam: DNS) -> DNS:
-    """The configuration's DNS replaces IPAM's as soon as it says anything."""
+    """The configuration's DNS if it has any key, else IPAM's."""
     return conf if conf.given() else ipam
 
 
@@ -164,8 +168,8 @@ def announce_settings(ifname: str) -> list[tuple[str, str]]:
 
 
 def announce_again(sock: Netlink, index: int, mac: str) -> None:
-    """Announce once more: when the link came up the bridge port may not have forwarded yet."""
+    """Announce once more, for when the bridge port did not forward yet as the link came up."""
     try:
         link.change(sock, index, mac=link.parse_mac(mac))
     except NetlinkError:
-        pass  # the link is up and answers; a neighbour just learns later
+        pass  # no reason to fail: the link answers, only neighbours learn of it later

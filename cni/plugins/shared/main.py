@@ -1,4 +1,4 @@
-"""Masquerading, as main plugins ask for it."""
+"""Masquerading for the main plugins, loaded only where `ipMasq` is on (docs/spec/common.md §6)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...protocol.result import Result
 
 
 def masquerade(call: Call[Any], result: Result, backend: str | None) -> None:
-    """Masquerade the result's addresses; taken back if the ADD fails. Raises CNIError."""
+    """Masquerade the result's addresses, and no longer if the ADD fails. Raises CNIError."""
     from . import masquerade as masq
 
     prefixes = [ip.prefix for ip in result.ips]
@@ -21,14 +21,14 @@ def masquerade(call: Call[Any], result: Result, backend: str | None) -> None:
 
 
 def remasquerade(call: Call[Any], result: Result, backend: str | None) -> None:
-    """For `reload`: masquerade what is not masqueraded any more. Raises CNIError."""
+    """For `reload`: make missing masquerading rules again. Raises CNIError."""
     from . import masquerade as masq
 
     masq.setup(call.owner, [ip.prefix for ip in result.ips], backend)
 
 
 def missing_masquerade(call: Call[Any], result: Result) -> list[str]:
-    """For CHECK: the rules that are gone, a line each."""
+    """For CHECK: the missing masquerading rules, a sentence each."""
     from . import masquerade as masq
 
     missing = masq.check(call.owner, [ip.prefix for ip in result.ips])
@@ -44,7 +44,7 @@ def check_backend(ip_masq: bool, backend: str | None) -> None:
 
 
 def unmasquerade(call: Call[Any], prefixes: list[Prefix]) -> None:
-    """Remove the owner's masquerading, also when its addresses are not known any more."""
+    """Remove the owner's masquerading; its addresses, if known, find rules of the reference."""
     from . import masquerade as masq
 
     masq.teardown(call.owner, prefixes)

@@ -1,7 +1,7 @@
-"""Links that hang on a master: what macvlan, ipvlan and vlan share.
+"""A single link in the container: what macvlan, ipvlan, vlan, dummy and tap have in common.
 
-The kernel makes the link in the container's namespace under its final name, in one request: there
-is no temporary name to rename and no state in between that a kill could leave.
+The kernel makes such a link in the container's namespace under its final name, in one request. So
+there is no temporary name, and a kill leaves either the whole link or none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import configure as _configure
 
 
 class Conf(config.NetConf):
-    """What the configurations of links on a master have in common."""
+    """The keys of plugins whose link has a master: macvlan, ipvlan, vlan."""
 
     master: str = ""
     mtu: int = 0
@@ -42,7 +42,7 @@ def default_route_link(sock: Netlink) -> str:
 
 
 def find_master(sock: Netlink, name: str) -> Link:
-    """The link `name`, or of the default route when it is empty. Raises CNIError."""
+    """The link `name`, or that of the default route when `name` is empty. Raises CNIError."""
     name = name or default_route_link(sock)
     try:
         return link.get(sock, name)
@@ -51,19 +51,19 @@ def find_master(sock: Netlink, name: str) -> Link:
 
 
 def check_mtu(mtu: int, master: Link) -> None:
-    """Refuse an MTU that the master cannot carry. Raises CNIError."""
+    """Refuse an MTU larger than the master's. Raises CNIError."""
     if not 0 <= mtu <= master.mtu:
         raise CNIError(f"invalid MTU {mtu}, must be [0, master MTU({master.mtu})]")
 
 
 def check_unsigned(name: str, value: int) -> None:
-    """Refuse what the kernel cannot even be asked for. Raises CNIError."""
+    """Refuse a number that does not fit into a netlink attribute. Raises CNIError."""
     if not 0 <= value < 1 << 32:
         raise CNIError(f"invalid {name} {value}, must be an unsigned 32 bit number")
 
 
 def mac(call: Call[Any]) -> bytes:
-    """The MAC, of runtimeConfig, CNI_ARGS and configuration the first that has one.
+    """The wanted MAC as six bytes: runtimeConfig's, or CNI_ARGS', or the configuration's, or b"".
 
     Raises CNIError ``invalid args <mac> for MAC addr: …``.
     """
@@ -82,9 +82,9 @@ def create_on_master(
     name: str,
     make: Callable[[Netlink, Link], None],
 ) -> tuple[Link, Interface, Link]:
-    """Like create(), on the master `name`, which is looked up where the configuration says.
+    """As create(), for a link on the master `name`: (link, entry, master).
 
-    `make` is given a socket in the master's namespace, and the master, which is also returned last.
+    The configuration says in which namespace the master is; `make` is given a socket there.
     """
     with Netlink() as host:
         sock = netns.netlink() if call.conf.link_in_container else host
@@ -96,7 +96,7 @@ def create_on_master(
 def create(
     call: Call[Any], netns: Namespace, kind: str, make: Callable[[], None]
 ) -> tuple[Link, Interface]:
-    """Run `make`, which creates CNI_IFNAME in `netns`; the link and its entry in the result.
+    """Run `make`, which creates CNI_IFNAME in `netns`: (link, its entry for the result).
 
     The link is deleted if the ADD fails later. Raises CNIError ``failed to create <kind>: …``.
     """
@@ -107,9 +107,9 @@ def create(
         if link.is_name_taken(error):
             details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"
         raise CNIError(f"failed to create {kind}: {error}", details) from None
-    found = link.get(netns.netlink(), call.ifname)
+    device = link.get(netns.netlink(), call.ifname)
     call.undo.callback(_undo, call, call.ifname)
-    return found, Interface(name=call.ifname, mac=found.mac, sandbox=call.netns)
+    return device, Interface(name=call.ifname, mac=device.mac, sandbox=call.netns)
 
 
 def _undo(call: Call[Any], ifname: str) -> None:
@@ -136,7 +136,7 @@ def configure(
 
 
 def delete(call: Call[Any]) -> None:
-    """Release the address and delete the link; every step runs, and needs no master."""
+    """Release the address and delete the link; every step runs, and no step needs the master."""
     ipam = call.conf.ipam.type
     netns = call.find_netns()
     steps = Steps()
@@ -148,12 +148,12 @@ def delete(call: Call[Any]) -> None:
 
 
 def gc(call: Call[Any], _keep: frozenset[Attachment]) -> None:
-    """Have the IPAM plugin collect its leases; the links live and die with their namespace."""
+    """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces."""
     status(call)
 
 
 def status(call: Call[Any]) -> None:
-    """Ready if the IPAM plugin is, where there is one."""
+    """Ready if the IPAM plugin, where there is one, is ready. Raises its error."""
     if call.conf.ipam.type:
         call.delegate(call.conf.ipam.type)
 
@@ -167,10 +167,10 @@ def check(
     ipam_required: bool = False,
     with_routes: bool = True,
 ) -> None:
-    """Have the IPAM plugin check, then compare the master, the link, its addresses and routes.
+    """Call the IPAM plugin's CHECK, then compare master, link, addresses and routes.
 
-    `differences` says what is wrong with the link, when it is one of that kind; `prefix` begins
-    what is said of a missing prevResult. Raises CNIError.
+    `differences` compares a link of the right kind with its entry in the prevResult; `prefix`
+    begins the messages about a missing prevResult or link. Raises CNIError.
     """
     netns = call.open_netns()
     if call.conf.ipam.type or ipam_required:
@@ -179,13 +179,13 @@ def check(
     entry = checks.container_interface(call, previous)
     problems = _missing_master(call.conf, netns) if isinstance(call.conf, Conf) else []
     sock = netns.netlink()
-    found = link.find(sock, entry.name)
-    if found is None:
+    device = link.find(sock, entry.name)
+    if device is None:
         problems.append(f"{prefix}Container Interface name in prevResult: {entry.name} not found")
-    elif found.kind != kind:
+    elif device.kind != kind:
         problems.append(f"Error: Container interface {entry.name} not of type {kind}")
     else:
-        problems += differences(found, entry)
+        problems += differences(device, entry)
     problems += checks.addresses(sock, call.ifname, previous)
     if with_routes:
         problems += checks.routes(sock, previous)
@@ -193,12 +193,12 @@ def check(
 
 
 def _missing_master(conf: Conf, netns: Namespace) -> list[str]:
-    """Is the configured master still there? Nothing is said of one that was not named."""
+    """A sentence if the configured master is gone; none if the configuration names no master."""
     if not conf.master:
         return []
     if conf.link_in_container:
-        found = link.find(netns.netlink(), conf.master)
+        master = link.find(netns.netlink(), conf.master)
     else:
         with Netlink() as host:
-            found = link.find(host, conf.master)
-    return [] if found else [f'failed to lookup master "{conf.master}": Link not found']
+            master = link.find(host, conf.master)
+    return [] if master else [f'failed to lookup master "{conf.master}": Link not found']

@@ -1,4 +1,7 @@
-"""Choosing a routing table in a container, which sbr and vrf do one request at a time."""
+"""Choosing a free routing table in a container, for sbr and vrf.
+
+Two requests at once would choose the same table, hence the lock.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,20 @@ RESERVED = frozenset({253, 254, 255})  # default, main, local
 
 
 def lock(netns: Namespace) -> None:
-    """Wait until no other request works on the tables of this namespace; till the request's end.
+    """Lock the routing tables of this namespace until the request ends.
 
-    A lock on the namespace itself, as the reference's sbr takes it. Raises TryAgainLater.
+    The lock is one on the namespace's file, as the reference's sbr takes it. Raises TryAgainLater
+    when another request holds it too long.
     """
     lockfile.acquire(netns.fd, netns.path, monotonic() + lockfile.TIMEOUT)
 
 
 class Survey(NamedTuple):
-    """What routes a namespace's packets: each asked for once.
+    """A namespace's routing, each table dumped once.
 
-    `main` are the unicast routes of the main table; `used` the tables that a rule, a route or a VRF
-    refers to, and the kernel's own. `link` is the one that was asked for, if it is there. VRFs are
-    looked for only where a rule asks their tables: no packet gets there without.
+    `main` are the unicast routes of the main table; `used` are the tables that a rule, a route or a
+    VRF refers to, and the kernel's own. `link` is the link of the given name, or None. VRFs are
+    looked for only if the rule that leads packets to their tables is there.
     """
 
     link: Link | None
@@ -41,26 +45,26 @@ class Survey(NamedTuple):
 
 
 def survey(sock: Netlink, rules: list[Rule], name: str) -> Survey:
-    """Look at everything but the rules, which `rules` found. Raises NetlinkError."""
-    found = link.find(sock, name)
+    """Read the namespace's routing, given its `rules`; `name` is a link's. Raises NetlinkError."""
+    device = link.find(sock, name)
     main, tables = route.survey(sock)
     tables |= RESERVED
     for each in rules:
         tables.add(each.table)
         if each.of_vrfs and each.source.is_v4:
             tables.update(map(vrf.table, vrf.show(sock)))
-    return Survey(found, main, tables)
+    return Survey(device, main, tables)
 
 
 def first_free(used: set[int], start: int) -> int:
-    """The smallest number from `start` on that is not in `used`."""
+    """The smallest number not in `used`, from `start` on."""
     while start in used:
         start += 1
     return start
 
 
 def check_number(value: int | None, prefix: str) -> None:
-    """Refuse what is no table number, in the words of a decoder. Raises CNIError."""
+    """Refuse a number that is no routing table. Raises CNIError, begun with `prefix`."""
     if value is not None and not 0 <= value < 1 << 32:
         raise CNIError(
             f"{prefix}json: cannot unmarshal number {value} into field table of type uint32",

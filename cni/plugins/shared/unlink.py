@@ -1,8 +1,9 @@
-"""Deleting a link without waiting for the kernel to have forgotten it.
+"""Deleting a link without waiting for an RCU grace period.
 
-When the kernel has unlisted a link and told everybody so, it is gone: no name, no address, no
-packet. That takes 1 ms. Then the process that asked has to wait 10 to 20 ms more, until nobody can
-still be looking at what was the link (RCU). That may as well be the executor.
+A link is gone once the kernel has removed it from its lists and notified RTNLGRP_LINK: it has no
+name, no address and carries no packet. That takes 1 ms. The deleting process then waits another 10
+to 20 ms for an RCU grace period. So the executor deletes the link, and we only wait for the
+notification.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ...netns import Namespace
 
 
 def delete(netns: Namespace, index: int) -> None:
-    """Delete a link of that namespace; one that is gone already is success. Raises NetlinkError."""
+    """Delete a link of that namespace; success if it is gone already. Raises NetlinkError."""
 
     def seen(kind: int, payload: bytes) -> bool:
         return link.says_gone(kind, payload, index)
@@ -23,7 +24,7 @@ def delete(netns: Namespace, index: int) -> None:
 
 
 def delete_here(index: int) -> None:
-    """The same in the node's namespace. Raises NetlinkError."""
+    """Delete a link of the node's namespace; success if it is gone already. Raises NetlinkError."""
     with Namespace.current() as here:
         delete(here, index)
 

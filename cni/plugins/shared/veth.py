@@ -1,4 +1,7 @@
-"""Pairs of links between host and container: what bridge and ptp share (docs/spec/common.md §3)."""
+"""The veth or netkit pair between host and container, for bridge and ptp (docs/spec/common.md §3).
+
+The name of the host's end is derived from the owner, and its alias names the owner.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,16 @@ from ...protocol.address import Prefix, is_global_unicast
 from ...protocol.errors import CNIError
 from . import unlink
 
-# How often another name is tried when the derived one is taken.
+# How many names are tried for the host's end when the first one is taken.
 ATTEMPTS = 10
-MTU_MIN, MTU_MAX = 68, 65535  # of a veth and of a bridge
+MTU_MIN, MTU_MAX = 68, 65535  # the kernel's limits for veth and bridge
 
-# What a pair may be: netkit runs its BPF programs in the peer's device and saves a queue.
+# The kinds of pairs. A netkit runs BPF programs in the peer's device, which saves a queue.
 KINDS = ("veth", "netkit")
 
 
 def parse_mac(mac: str) -> bytes:
-    """The container's MAC; empty for the kernel's choice. Raises CNIError before any change."""
+    """The container's MAC as six bytes; b"" lets the kernel choose. Raises CNIError."""
     try:
         raw = link.parse_mac(mac) if mac else b""
     except ValueError as error:
@@ -42,7 +45,7 @@ def parse_mac(mac: str) -> bytes:
 
 
 def check_mtu(mtu: int) -> None:
-    """Refuse what the kernel would, before any change. Raises CNIError."""
+    """Refuse an MTU that the kernel would refuse later. Raises CNIError."""
     if mtu and not MTU_MIN <= mtu <= MTU_MAX:
         raise CNIError(
             f"invalid mtu {mtu}", f"mtu is 0 for the kernel's default, or {MTU_MIN} to {MTU_MAX}"
@@ -50,10 +53,10 @@ def check_mtu(mtu: int) -> None:
 
 
 def require_free(call: Call[Any], netns: Namespace) -> None:
-    """CNI_IFNAME must not exist yet. Raises CNIError.
+    """Refuse a CNI_IFNAME that exists in the container. Raises CNIError.
 
-    Looked at before anything is changed: undoing must not touch what an earlier ADD has made, such
-    as the lease of the same attachment.
+    ADD calls this before its first change: undoing a second ADD would otherwise release the lease
+    that the first one allocated.
     """
     if link.find(netns.netlink(), call.ifname) is not None:
         raise _taken(call, call.owner.veth())
@@ -75,12 +78,11 @@ def create(
     master: int = 0,
     kind: str = "veth",
 ) -> tuple[Link, Link]:
-    """Make the pair, its host end marked with the owner, without IPv6 router discovery, and up.
+    """Make the pair, with the host's end up and marked with the owner: (host end, container end).
 
-    One end is made here and the other at once in the container, so that a kill leaves no third
-    state; until the alias is set, the link group says whose network it is. The host end's name is
-    derived from the owner. Returns (host end, container end); the pair is deleted again if the ADD
-    fails. A kernel without netkit gets a veth pair, and says so. Raises CNIError.
+    One request makes both ends, each in its namespace, so that a kill leaves both or none. Until
+    the alias is set, the link group names the network. A kernel without netkit gets a veth pair and
+    a line on stderr. The pair is deleted if the ADD fails later. Raises CNIError.
     """
     name = _create(call, host, netns, mtu, mac, master, kind)
     outer = link.get(host, name)
@@ -91,18 +93,18 @@ def create(
 
 
 def prepare_host_end(name: str) -> None:
-    """The IPv6 settings of a link of ours on the host, written before it comes up.
+    """Write the IPv6 sysctls of a link of ours on the host, before the link comes up.
 
-    Without router discovery: a rogue advertisement must find it off (CVE-2020-10749). Without
-    duplicate address detection: until the link-local address is usable, one to two seconds, the
-    node cannot ask for the neighbours to whom it forwards packets.
+    Router discovery is off, because a container could send rogue advertisements (CVE-2020-10749).
+    Duplicate address detection is off, because it would delay the link-local address by one to two
+    seconds, and without that the node cannot discover the neighbours to whom it forwards.
     """
     conf = f"net/ipv6/conf/{name}"
     sysctl.write_each([(f"{conf}/accept_ra", "0"), (f"{conf}/accept_dad", "0")])
 
 
 def _undo(index: int) -> None:
-    with Netlink() as host:  # the verb's own is closed by now
+    with Netlink() as host:  # the verb's own socket is closed by now
         link.delete(host, index)
 
 
@@ -144,7 +146,10 @@ def _create(
 
 
 def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str, mtu: int) -> str:
-    """Make a netkit pair: "netkit", or "veth" when the kernel has none. Raises NetlinkError."""
+    """Make a netkit pair and return "netkit"; return "veth" if the kernel has no netkit.
+
+    Raises NetlinkError.
+    """
     try:
         link.create_netkit(
             host,
@@ -165,11 +170,11 @@ def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str,
 def delete_in_container(netns: Namespace, ifname: str) -> list[Prefix]:
     """Delete a link in the container; the global addresses it had. A missing link is success."""
     sock = netns.netlink()
-    found = link.find(sock, ifname)
-    if found is None:
+    inner = link.find(sock, ifname)
+    if inner is None:
         return []
-    prefixes = [a.prefix for a in show(sock, found.index) if is_global_unicast(a.prefix.ip)]
-    unlink.delete(netns, found.index)
+    prefixes = [a.prefix for a in show(sock, inner.index) if is_global_unicast(a.prefix.ip)]
+    unlink.delete(netns, inner.index)
     return prefixes
 
 
@@ -179,11 +184,11 @@ def delete_on_host(host: Netlink, owner: Owner) -> None:
     The name is derived from the owner; the alias confirms it (empty: killed before it was set).
     """
     for attempt in range(ATTEMPTS):
-        found = link.find(host, owner.veth(attempt))
-        if found is None:
+        outer = link.find(host, owner.veth(attempt))
+        if outer is None:
             return
-        if found.kind in KINDS and found.alias in ("", owner.alias):
-            unlink.delete_here(found.index)
+        if outer.kind in KINDS and outer.alias in ("", owner.alias):
+            unlink.delete_here(outer.index)
 
 
 def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
@@ -192,7 +197,7 @@ def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
     One without an alias, but in the network's group, is of an ADD that was killed.
     """
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
-    for found in link.list_all(host):
-        ours = found.alias.startswith(prefix) or (not found.alias and found.group == group)
-        if found.kind in KINDS and ours and found.alias.split(" ", 1)[0] not in keep:
-            link.delete(host, found.index)
+    for device in link.list_all(host):
+        ours = device.alias.startswith(prefix) or (not device.alias and device.group == group)
+        if device.kind in KINDS and ours and device.alias.split(" ", 1)[0] not in keep:
+            link.delete(host, device.index)

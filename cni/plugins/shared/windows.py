@@ -1,7 +1,7 @@
-"""What win-bridge and win-overlay share: names, endpoints, DEL, GC (docs/spec/win-bridge.md).
+"""Endpoints of Windows containers, for win-bridge and win-overlay (docs/spec/win-bridge.md).
 
-An endpoint's name is derived from the container and the network, so that it is found again without
-a prevResult, and after a kill at any point.
+The name of an endpoint is derived from the container and the network, so that it is found without a
+prevResult, and after a kill at any point.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ...windows import dll, hcn, hns
 from ...windows.model import Endpoint, Network, Wanted
 from ...windows.policies import Policies, PortMapping
 
-# CNI_NETNS of a pod's first container in the v1 world; others name it: container:<its id>.
+# With HNS (apiVersion 1), CNI_NETNS of a pod's first container. For its other containers CNI_NETNS
+# is "container:<id of the first one>".
 PAUSE = "none"
 
 
@@ -51,23 +52,23 @@ class SharedConf(NetConf):
     """The keys that both plugins have."""
 
     api_version: int = 1
-    policies: list[_Policy | None] = []  # their form; what they are is taken from the raw JSON
+    policies: list[_Policy | None] = []  # validates their form; they are read from the raw JSON
     loopback_dsr: bool = msgspec.field(default=False, name="loopbackdsr")
     runtime_config: _RuntimeConfig = msgspec.field(default_factory=_RuntimeConfig)
 
 
 def v2(call: Call[Any]) -> bool:
-    """Is it HCN's turn?"""
+    """Does the configuration ask for HCN (apiVersion 2) instead of HNS?"""
     return bool(call.conf.api_version == 2)
 
 
 def policies(call: Call[Any]) -> Policies:
-    """The configured policies, to add to."""
+    """The configured policies, to which the plugin may add."""
     return Policies(lookup(call.raw, "policies"), v2(call))
 
 
 def dns(conf: SharedConf) -> DNS:
-    """The configured DNS, replaced list by list by what the runtime says."""
+    """The configured DNS, with the lists that the runtime gives in place of the configured ones."""
     given = conf.runtime_config.dns
     return DNS(
         nameservers=given.servers or conf.dns.nameservers,
@@ -84,7 +85,7 @@ def port_mappings(conf: SharedConf) -> list[PortMapping]:
 
 
 def loop_back(call: Call[Any], into: Policies, address: str) -> None:
-    """Add the policy for loopback DSR if it is configured and this host can do it."""
+    """Add the policy for loopback DSR if it is configured and this host supports it."""
     if not call.conf.loopback_dsr or not address:
         return
     if hns.supports_dsr():
@@ -97,7 +98,7 @@ def loop_back(call: Call[Any], into: Policies, address: str) -> None:
 
 
 def sandbox_id(container_id: str, netns: str) -> str:
-    """The ID of the pod: docker gives that of the first container as ``container:<id>``."""
+    """The id of the pod, that is of its first container, to which Docker's CNI_NETNS refers."""
     before, colon, after = netns.partition(":")
     return after if before and colon and netns != PAUSE else container_id
 
@@ -107,7 +108,7 @@ def endpoint_name(call: Call[Any]) -> str:
 
 
 def shares(call: Call[Any]) -> bool:
-    """Does this container use the endpoint of another, which owns endpoint and address?"""
+    """Does this container use the endpoint and the address of its pod's first container?"""
     return not v2(call) and bool(call.netns) and call.netns != PAUSE
 
 
@@ -115,9 +116,9 @@ def shares(call: Call[Any]) -> bool:
 
 
 def allocate(call: Call[Any], texts: tuple[str, str]) -> IPConfig:
-    """The first address that IPAM gives, released if this ADD fails.
+    """The first address of the IPAM plugin's result, released if this ADD fails.
 
-    `texts` begin the errors of running IPAM and of reading its result. Raises CNIError.
+    `texts` are the prefixes for errors of running IPAM and of reading its result. Raises CNIError.
     """
     name = call.conf.ipam.type
     if name:
@@ -136,84 +137,84 @@ def allocate(call: Call[Any], texts: tuple[str, str]) -> IPConfig:
 
 
 def provide(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
-    """The attachment's endpoint, attached: the one that exists, or one that `make` describes.
+    """Attach the attachment's endpoint, which `make` describes if it has to be created.
 
-    What was made is removed if the ADD fails. Raises CNIError.
+    An endpoint created here is removed if the ADD fails. Raises CNIError.
     """
     return _provide_v2(call, network, make) if v2(call) else _provide_v1(call, network, make)
 
 
 def _provide_v1(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
     name = endpoint_name(call)
-    found = hns.find_endpoint(name)
-    if found is None and shares(call):
+    endpoint = hns.find_endpoint(name)
+    if endpoint is None and shares(call):
         raise CNIError(
             f"failed to find HNSEndpoint {name}: Endpoint {name} not found",
             f"a container whose CNI_NETNS is not {PAUSE} shares the endpoint of its pod's first "
             "container; with containerd set apiVersion to 2",
         )
-    found = _unless_elsewhere(found, network, hns.delete, "HNSEndpoint")
-    made = found is None
-    if found is None:
+    endpoint = _unless_elsewhere(endpoint, network, hns.delete, "HNSEndpoint")
+    made = endpoint is None
+    if endpoint is None:
         wanted = make()
         call.undo.callback(_remove_by_name, hns.find_endpoint, hns.delete, name)
         try:
-            found = hns.create(wanted)
+            endpoint = hns.create(wanted)
         except CNIError as error:
             raise error.wrapped("failed to create the new HNSEndpoint: ") from None
     try:
-        running = hns.attach(found, call.container_id)
+        running = hns.attach(endpoint, call.container_id)
         if not running and made:
             raise CNIError("The compute system does not exist")
     except CNIError as error:
-        where = f"failed to attach container {call.container_id} to HNSEndpoint {found.id}: "
+        where = f"failed to attach container {call.container_id} to HNSEndpoint {endpoint.id}: "
         raise error.wrapped(where) from None
-    return found
+    return endpoint
 
 
 def _provide_v2(call: Call[Any], network: Network, make: Callable[[], Wanted]) -> Endpoint:
-    dll.guid(call.netns)  # before anything is changed
+    dll.guid(call.netns)  # validates it before the first change
     name = endpoint_name(call)
-    found = hcn.find_endpoint(name)
-    found = _unless_elsewhere(found, network, hcn.delete, "HostComputeEndpoint")
-    if found is None:
+    endpoint = hcn.find_endpoint(name)
+    endpoint = _unless_elsewhere(endpoint, network, hcn.delete, "HostComputeEndpoint")
+    if endpoint is None:
         wanted = make()
         call.undo.callback(_remove_by_name, hcn.find_endpoint, hcn.delete, name)
         try:
-            found = hcn.create(wanted)
+            endpoint = hcn.create(wanted)
         except CNIError as error:
             raise error.wrapped("failed to create the new HostComputeEndpoint: ") from None
-    if found.namespace.lower() != call.netns.lower():
+    if endpoint.namespace.lower() != call.netns.lower():
         try:
-            hcn.attach(found, call.netns)
+            hcn.attach(endpoint, call.netns)
         except CNIError as error:
             where = (
                 f"failed to add HostComputeEndpoint {name} to HostComputeNamespace {call.netns}: "
             )
             raise error.wrapped(where) from None
-    return found
+    return endpoint
 
 
 def _unless_elsewhere(
-    found: Endpoint | None, network: Network, delete: Callable[[Endpoint], None], kind: str
+    endpoint: Endpoint | None, network: Network, delete: Callable[[Endpoint], None], kind: str
 ) -> Endpoint | None:
-    """The endpoint if it is in this network; one of another network is removed."""
-    if found is None or found.network_id.lower() == network.id.lower():
-        return found
+    """The endpoint if it is in this network, else None; one in another network is removed."""
+    if endpoint is None or endpoint.network_id.lower() == network.id.lower():
+        return endpoint
     try:
-        delete(found)
+        delete(endpoint)
     except CNIError as error:
-        raise error.wrapped(f"failed to delete corrupted {kind} {found.name}: ") from None
+        raise error.wrapped(f"failed to delete corrupted {kind} {endpoint.name}: ") from None
     return None
 
 
 def _remove_by_name(
     find: Callable[[str], Endpoint | None], delete: Callable[[Endpoint], None], name: str
 ) -> None:
-    """Undo: also when the answer to making it was lost."""
-    found = find(name)
-    if found is not None:
-        delete(found)
+    """Undo the creation of an endpoint, also one whose answer was lost."""
+    endpoint = find(name)
+    if endpoint is not None:
+        delete(endpoint)
 
 
 def result(call: Call[Any], network: Network, endpoint: Endpoint) -> Result:
@@ -239,7 +240,7 @@ def result(call: Call[Any], network: Network, endpoint: Endpoint) -> Result:
 
 
 def delete(call: Call[Any]) -> None:
-    """Release the address and remove the endpoint; neither being there is success."""
+    """Release the address and remove the endpoint; success if they are missing."""
     steps = Steps()
     if call.conf.ipam.type and not shares(call):
         steps.run(call.delegate, call.conf.ipam.type)
@@ -259,7 +260,7 @@ def _remove_v1(call: Call[Any]) -> None:
 
 
 def _try(call: Call[Any], function: Callable[..., Any], *args: Any) -> None:
-    """What may fail because the container has ended: said, not raised."""
+    """Call a function that may fail because the container has ended; log a failure."""
     try:
         function(*args)
     except CNIError as error:
@@ -287,7 +288,7 @@ def _remove_hcn(endpoint: Endpoint) -> None:
 def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
     """Remove this network's endpoints whose containers are not in `keep`.
 
-    With HCN only: in the v1 world names hold pods, which `keep` does not know.
+    Only with HCN: HNS endpoints are named after pods, and `keep` has no pods.
     """
     steps = Steps()
     if call.conf.ipam.type:
@@ -307,7 +308,7 @@ def _endpoints(call: Call[Any]) -> list[Endpoint]:
 
 
 def check(call: Call[Any], find_network: Callable[[Call[Any]], Network]) -> None:
-    """The endpoint must be there, in this network, with prevResult's MAC and address."""
+    """Require the endpoint in this network, with MAC and address of the prevResult."""
     if call.conf.ipam.type and not shares(call):
         call.delegate(call.conf.ipam.type)
     name = endpoint_name(call)
@@ -341,7 +342,7 @@ def _differences(call: Call[Any], network: Network, endpoint: Endpoint) -> list[
 
 
 def status(call: Call[Any], find_network: Callable[[Call[Any]], Network]) -> None:
-    """Ready if IPAM is, and the network exists. Raises NotAvailable (code 50)."""
+    """Ready if the IPAM plugin is ready and the network exists. Raises NotAvailable (code 50)."""
     if call.conf.ipam.type:
         call.delegate(call.conf.ipam.type)
     try:

@@ -1,14 +1,14 @@
-"""What tuning found before it changed anything, on disk for DEL
+"""tuning's backup file: the values from before ADD, kept on disk for DEL
 (docs/spec/tuning.md, "Backup file").
 
     <dataDir>/<container id>_<ifname>.json
       {"mac": …, "promisc": …, "mtu": …, "allmulti": …, "txQLen": …,  the reference's keys
-       "sysctl": …, "ethtool": …, "owner": …}                         ours, which it skips
+       "sysctl": …, "ethtool": …, "owner": …}                         ours, which it ignores
 
-Either implementation restores from the other's file. It is there before the first change and holds
-the values from before *any* change: a second ADD for the same interface (another tuning in the
-chain, or a retry after a kill) adds to it and overwrites nothing. A new file is renamed into place,
-so ours is never torn; a torn one is the reference's, killed before it changed anything.
+Either implementation restores from the other's file. The file is written before the first change,
+and holds the values from before *any* change: a second ADD for the same interface (another tuning
+in the chain, or a retry after a kill) adds to it and overwrites nothing. A new file is renamed into
+place, so ours is never torn. A torn one is of the reference, killed before its first change.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_SIZE = 1 << 20
 
 
 class Holder(msgspec.Struct):
-    """Whose the file is; `netns` identifies the namespace in which the values were found."""
+    """The attachment of a file; `netns` identifies the namespace whose values it holds."""
 
     network: str
     container_id: str = msgspec.field(name="containerID")
@@ -41,7 +41,7 @@ class Holder(msgspec.Struct):
 
 
 class Backup(msgspec.Struct, omit_defaults=True):
-    """Values from before the change, of what was changed."""
+    """The former values of everything that ADD changed."""
 
     mac: str = ""
     promisc: bool | None = None
@@ -54,7 +54,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
 
     @property
     def link(self) -> dict[str, Any]:
-        """The link's attributes that are known, by link.change's keywords; the MAC as text."""
+        """The known attributes of the link as keywords of link.change; the MAC as text."""
         known = {
             "mac": self.mac or None,
             "promisc": self.promisc,
@@ -65,7 +65,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
         return {key: value for key, value in known.items() if value is not None}
 
     def over(self, newer: Backup) -> Backup:
-        """What this and a later backup know; where both know something, this was first."""
+        """This backup with the values of a later one that it lacks; this one's are older."""
         values = dict(self.sysctl)
         for name, (before, ours) in newer.sysctl.items():
             values[name] = (self.sysctl.get(name, (before,))[0], ours)
@@ -82,18 +82,18 @@ class Backup(msgspec.Struct, omit_defaults=True):
         return not (self.sysctl or self.ethtool or self.link)
 
     def is_of(self, netns: Namespace) -> bool:
-        """Were the values found in this namespace? Unknown (the reference's file) counts as yes."""
+        """Are the values of this namespace? The reference's files do not say, and count as such."""
         return self.owner is None or self.owner.netns == identity(netns)
 
 
 def identity(netns: Namespace) -> str:
-    """What tells this namespace from every other of this boot; before Linux 5.14, of now."""
-    found = cookie(netns.netlink().sock)
-    return f"cookie {found:x}" if found else "inode {}:{}".format(*netns.identity)
+    """A text that no other namespace of this boot has; before Linux 5.14, none that exists now."""
+    number = cookie(netns.netlink().sock)
+    return f"cookie {number:x}" if number else "inode {}:{}".format(*netns.identity)
 
 
 def directory_of(data_dir: str) -> str:
-    """Where the configuration wants the files. Raises CNIError."""
+    """The directory of the backup files. Raises CNIError."""
     if "\0" in data_dir:
         raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
     return data_dir or DIRECTORY
@@ -108,7 +108,7 @@ class File:
         self._new = os.path.join(self.directory, f".{owner.key}")
 
     def read(self) -> Backup | None:
-        """What the file says; None if there is none, or a torn one."""
+        """The contents of the file; None if it is missing or torn. Raises CNIError."""
         try:
             return _read(self._path)
         except FileNotFoundError:
@@ -117,7 +117,7 @@ class File:
             raise _explain("open", self._path, error) from None
 
     def write(self, backup: Backup) -> None:
-        """Replace the file, at once."""
+        """Replace the file atomically. Raises CNIError."""
         data = msgspec.json.format(msgspec.json.encode(backup), indent=1)
         try:
             try:
@@ -129,7 +129,7 @@ class File:
             raise _explain("write", self._path, error) from None
 
     def remove(self) -> None:
-        """Remove the file, and one that was being written; none is success."""
+        """Remove the file, and a half-written one; success if they are missing. Raises CNIError."""
         for path in (self._path, self._new):
             try:
                 os.unlink(path)
@@ -140,9 +140,9 @@ class File:
 
 
 def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
-    """Remove the files of a network's attachments that are not in `keep`.
+    """Remove the files of a network's attachments that are not in `keep`. Raises OSError.
 
-    The reference's own do not say of which network they are: those are left alone.
+    Files of the reference stay, since they do not name their network.
     """
     directory = directory_of(directory)
     kept = list(keep)
@@ -167,10 +167,10 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
 
 def _network(path: str) -> str | None:
     try:
-        found = _read(path)
+        saved = _read(path)
     except OSError:
         return None
-    return found.owner.network if found is not None and found.owner is not None else None
+    return saved.owner.network if saved is not None and saved.owner is not None else None
 
 
 def _read(path: str) -> Backup | None:

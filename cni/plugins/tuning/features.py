@@ -16,20 +16,21 @@ from ...protocol.errors import CNIError
 
 
 def look(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> dict[str, bool]:
-    """What the features that have to change were asked to be. Raises CNIError.
+    """The values to which DEL has to set the features that are going to change. Raises CNIError.
 
-    A feature that is unknown, or fixed as it is not wanted, is an error.
+    That is what was last asked for (ethtool's "wanted"), whether or not the driver could do it. A
+    feature that is unknown, or fixed at the other value, is an error.
     """
     with _session(netns, ifname) as session:
         present = session.features(ifname)
-    return {name: present[name].wanted for name in _todo(present, wanted)}
+    return {name: present[name].wanted for name in _different(present, wanted)}
 
 
 def change(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> None:
-    """Set features, and see that they are. Raises CNIError."""
+    """Set features. Raises CNIError, also when one of them did not change."""
     with _session(netns, ifname) as session:
-        session.set_features(ifname, _todo(session.features(ifname), wanted))
-        left = _todo(session.features(ifname), wanted)
+        session.set_features(ifname, _different(session.features(ifname), wanted))
+        left = _different(session.features(ifname), wanted)
     if left:
         raise CNIError(
             f'failed to set features of "{ifname}": {", ".join(left)}',
@@ -38,7 +39,7 @@ def change(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> None:
 
 
 def put_back(netns: Namespace, ifname: str, before: dict[str, bool]) -> list[str]:
-    """Set features to what they were; what went wrong."""
+    """Set features back to `before`; returns a sentence for each failure."""
     try:
         with _session(netns, ifname) as session:
             session.set_features(ifname, before)
@@ -48,10 +49,10 @@ def put_back(netns: Namespace, ifname: str, before: dict[str, bool]) -> list[str
 
 
 def differences(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> list[str]:
-    """For CHECK."""
+    """For CHECK: compare features with the configuration, a sentence each."""
     try:
         with _session(netns, ifname) as session:
-            left = _todo(session.features(ifname), wanted)
+            left = _different(session.features(ifname), wanted)
     except CNIError as error:
         return [error.msg]
     return [
@@ -61,8 +62,8 @@ def differences(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> list[
     ]
 
 
-def _todo(present: dict[str, ethtool.Feature], wanted: dict[str, bool]) -> dict[str, bool]:
-    """The features that are not as wanted, by the kernel's names. Raises CNIError."""
+def _different(present: dict[str, ethtool.Feature], wanted: dict[str, bool]) -> dict[str, bool]:
+    """The features that differ from `wanted`, by the kernel's names. Raises CNIError."""
     todo: dict[str, bool] = {}
     for key, on in wanted.items():
         try:

@@ -1,8 +1,8 @@
 """tuning: changes sysctls, attributes and features of a chained interface (docs/spec/tuning.md).
 
-ADD looks at what is about to change, writes that to the backup file, then changes it: the link in
-one request to the kernel, the sysctls in one job in the container's namespace. DEL puts back what
-the file says.
+ADD reads the values that it is going to change, writes them to the backup file, then changes them:
+the link in one request to the kernel, the sysctls in one job in the container's namespace. DEL
+restores the values of the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NO_PARAMETER = frozenset({ENOENT, ENOTDIR, EISDIR})
 
 
 def add(call: Call[Conf]) -> Result:
-    """Change what is wanted; the result is the prevResult, with the MAC that was set."""
+    """Set the configured values; the result is the prevResult, with the new MAC and MTU."""
     want = Settings(call)
     settings.require_allowed(want.keys)
     result = call.prev_result()
@@ -51,27 +51,27 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
-    """The present values of what is wanted. Raises CNIError, before any change."""
+    """The present values of everything that is going to change. Raises CNIError."""
     owner = call.owner
     holder = backup.Holder(owner.network, owner.container_id, owner.ifname, backup.identity(netns))
     before = Backup(owner=holder)
     names = list(want.sysctl)
     values = netns.start_sysctls(_reading(names)) if names else list
-    found = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
+    device = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
     if names:
         for name, (value, errno) in zip(names, values(), strict=True):
             if errno in _NO_PARAMETER:
                 raise _refused("open", name, errno)
-            # one that cannot be read (some can only be written) cannot be put back either
+            # Some sysctls can only be written; those cannot be restored.
             if value is not None and not sysctl.same(value, want.sysctl[name]):
                 before.sysctl[name] = (value, want.sysctl[name])
     if want.link:
-        if found is None:
+        if device is None:
             raise CNIError(
                 f'failed to get "{call.ifname}": Link not found',
                 f"no such interface in {netns.path}",
             )
-        present = _attributes(found)
+        present = _attributes(device)
         for key in want.link:
             setattr(before, key, present[key])
     if want.features:
@@ -85,36 +85,36 @@ def _reading(names: list[str]) -> list[sysctl.Step]:
     return [(sysctl.READ, name, "") for name in names]
 
 
-def _attributes(found: Link) -> dict[str, Any]:
-    """By link.change's keywords; the MAC as text."""
+def _attributes(device: Link) -> dict[str, Any]:
+    """A link's attributes as keywords of link.change, but the MAC as text."""
     return {
-        "mac": found.mac,
-        "promisc": bool(found.flags & link.IFF_PROMISC),
-        "mtu": found.mtu,
-        "allmulti": bool(found.flags & link.IFF_ALLMULTI),
-        "txqlen": found.txqlen,
+        "mac": device.mac,
+        "promisc": bool(device.flags & link.IFF_PROMISC),
+        "mtu": device.mtu,
+        "allmulti": bool(device.flags & link.IFF_ALLMULTI),
+        "txqlen": device.txqlen,
     }
 
 
 def _keep(call: Call[Conf], before: Backup) -> None:
-    """Have a backup file that knows all that is about to change."""
+    """Write the values that are going to change to the backup file. Raises CNIError."""
     file = backup.File(call.conf.data_dir, call.owner)
     kept = file.read()
-    # what was found in another namespace says nothing of this one: its DEL never came
+    # Values of another namespace, whose DEL never came, say nothing about this one.
     if kept is not None and kept.owner is not None and kept.owner != before.owner:
         kept = None
-    whole = kept.over(before) if kept is not None else before
-    if whole == kept or (kept is None and before.empty):
+    merged = kept.over(before) if kept is not None else before
+    if merged == kept or (kept is None and before.empty):
         return
     if kept is None:
         call.undo.callback(file.remove)
     else:
         call.undo.callback(file.write, kept)
-    file.write(whole)
+    file.write(merged)
 
 
 def _change(netns: Namespace, ifname: str, want: Settings, before: Backup) -> None:
-    """Set everything; what comes after a failure is left out. Raises CNIError."""
+    """Set the configured values, up to the first failure. Raises CNIError."""
     if want.sysctl:
         steps = [(sysctl.WRITE, name, value) for name, value in want.sysctl.items()]
         outcomes = netns.sysctls(steps, stop=True)
@@ -141,7 +141,7 @@ def _refused(operation: str, name: str, errno: int) -> CNIError:
 
 
 def _set_link(netns: Namespace, ifname: str, attributes: dict[str, Any]) -> list[str]:
-    """Set attributes in one request; if that fails one by one, to say which is refused."""
+    """Set attributes in one request, or one by one if that fails; a sentence for each failure."""
     sock = netns.netlink()
     try:
         link.change(sock, 0, name=ifname, **attributes)  # index 0: the one of that name
@@ -166,11 +166,11 @@ def _undo(netns: Namespace, ifname: str, before: Backup) -> None:
 
 
 def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
-    """Restore all of a backup that can be restored; what could not. A link that is gone is none."""
+    """Restore the values of a backup; a sentence for each failure. A missing link is no failure."""
     problems = []
-    found = link.find(netns.netlink(), ifname)
-    if found is not None:
-        present = _attributes(found)
+    device = link.find(netns.netlink(), ifname)
+    if device is not None:
+        present = _attributes(device)
         todo = {key: value for key, value in before.link.items() if value != present[key]}
         if "mac" in todo:
             todo["mac"] = link.parse_mac(todo["mac"])
@@ -191,9 +191,9 @@ def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Put back what the backup file says. As in the reference, only a bad configuration fails.
+    """Restore the values of the backup file; failures are logged, not raised, as in the reference.
 
-    The interface is about to go, mostly: what cannot be put back is said on stderr.
+    Mostly the interface is going to be deleted anyway.
     """
     directory = call.conf.data_dir
     args.parse(call.args, settings.ARGS)
@@ -215,26 +215,26 @@ def _restore(call: Call[Conf], kept: Backup) -> list[str]:
     try:
         netns = call.find_netns()
     except CNIError:
-        return []  # no namespace any more, whatever is there now
+        return []  # the path names no network namespace any more
     if netns is None or not kept.is_of(netns):
         return []
     return _put_back(netns, call.ifname, kept)
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Remove the backup files of this network's attachments that are gone."""
+    """Remove the backup files of this network's attachments that are not in `keep`."""
     backup.collect(call.conf.data_dir, call.network, call.owners(keep))
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the sysctls are allowed here and the backup file can be written."""
+    """Ready if the node allows the sysctls and the backup file can be written."""
     want = Settings(call)
     try:
         settings.require_allowed(want.keys)
     except CNIError as error:
         raise NotAvailable(error.msg, error.details) from None
     directory = backup.directory_of(call.conf.data_dir)
-    while not os.path.lexists(directory):  # made when it is needed
+    while not os.path.lexists(directory):  # ADD makes it
         directory = os.path.dirname(directory) or "."
     if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
         raise NotAvailable(
@@ -273,7 +273,7 @@ def _check_sysctls(netns: Namespace, want: Settings) -> list[str]:
     return problems
 
 
-# Of link.change's keywords, as the reference calls them when they differ.
+# The reference's words for keywords of link.change, in its messages about differences.
 _TITLES = {
     "mac": "configured Ethernet of {}",
     "promisc": "link {} configured promisc",
@@ -284,10 +284,10 @@ _TITLES = {
 
 
 def _check_link(netns: Namespace, ifname: str, want: Settings) -> list[str]:
-    found = link.find(netns.netlink(), ifname)
-    if found is None:
+    device = link.find(netns.netlink(), ifname)
+    if device is None:
         return [f"Cannot find container link {ifname}"]
-    present = _attributes(found)
+    present = _attributes(device)
     problems = []
     for key, value in want.link.items():
         wanted, current = want.mac if key == "mac" else value, present[key]

@@ -1,4 +1,4 @@
-"""tuning's configuration: what is wanted of which source, whether it may be
+"""tuning's configuration: the wanted values, their sources in order of precedence, the allow-list
 (docs/spec/tuning.md).
 """
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import re
 
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
-ARGS = frozenset({"MAC"})  # what is read of CNI_ARGS
+ARGS = frozenset({"MAC"})  # the keys that are read from CNI_ARGS
 
-_TEXT = r'"(?:[^"\\]|\\.)*"'  # a string in valid JSON; compiled only where it is needed
+_TEXT = r'"(?:[^"\\]|\\.)*"'  # a string in valid JSON
 _MAX = 1 << 31
 
 
 class Overrides(config.Folded):
-    """`args.cni`, which wins over everything else."""
+    """`args.cni`, which takes precedence over all other sources."""
 
     sysctl: dict[str, str] = {}
     mac: str | None = None
@@ -57,9 +57,10 @@ class Conf(config.NetConf):
 
 
 class Settings:
-    """What is wanted, validated. Raises CNIError.
+    """The wanted values, validated. Raises CNIError.
 
-    `link` has the keywords of link.change; `sysctl` maps names below /proc/sys to values.
+    `link` holds keyword arguments of link.change; `sysctl` maps names below /proc/sys to values;
+    `features` maps names of ethtool to on or off; `keys` are the sysctls as they are spelled.
     """
 
     def __init__(self, call: Call[Conf]) -> None:
@@ -93,7 +94,7 @@ class Settings:
 
     @property
     def mac(self) -> str:
-        """As the kernel shows it; empty if none is wanted."""
+        """The wanted MAC as the kernel shows it, or the empty string."""
         return link.format_mac(self.link.get("mac", b""))
 
 
@@ -101,12 +102,12 @@ class Settings:
 
 
 def _seen_once(stdin: bytes, keys: Iterable[str]) -> bool:
-    """Is it plain that no key is there twice?"""
+    """Does each key occur once in the text? A quick test, which may say no wrongly."""
     return b"\\" not in stdin and all(stdin.count(f'"{key}"'.encode()) == 1 for key in keys)
 
 
 def _refuse_duplicates(stdin: bytes) -> None:
-    """A key that is twice in `sysctl`, which any decoder hides. Raises CNIError."""
+    """Refuse a key that occurs twice in `sysctl`: a decoder would drop one. Raises CNIError."""
     raw = config.lookup(msgspec.json.decode(stdin, type=dict[str, msgspec.Raw]), "sysctl")
     if raw is None or not bytes(raw).startswith(b"{"):
         return
@@ -114,7 +115,7 @@ def _refuse_duplicates(stdin: bytes) -> None:
     if all(isinstance(value, str) for value in values.values()):  # else the decoder complains
         quotes = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"").count(b'"')
         if quotes != 4 * len(values):
-            import re  # only to say which one
+            import re  # expensive, and needed only to name the keys
 
             texts = re.findall(_TEXT, bytes(raw).decode())
             keys = [msgspec.json.decode(text) for text in texts[::2]]
@@ -123,8 +124,8 @@ def _refuse_duplicates(stdin: bytes) -> None:
 
 
 def _names(settings: dict[str, str], ifname: str) -> dict[str, str]:
-    """Name below /proc/sys -> value. Raises CNIError."""
-    found: dict[str, str] = {}
+    """The sysctls as a map from names below /proc/sys to values. Raises CNIError."""
+    values: dict[str, str] = {}
     for key, value in settings.items():
         try:
             name = sysctl.parse(key).replace("IFNAME", ifname, 1)
@@ -138,12 +139,12 @@ def _names(settings: dict[str, str], ifname: str) -> dict[str, str]:
             raise CNIError(
                 f'invalid value of sysctl "{key}"', "a value is one line of text without NUL"
             )
-        if name in found:
+        if name in values:
             raise CNIError(
                 "duplicated sysctl keys are not allowed", f"{key}: another key means {name}, too"
             )
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def _parse_mac(text: str) -> bytes:
@@ -186,10 +187,10 @@ def require_allowed(keys: list[str]) -> None:
 
 
 def _compile(line: str) -> re.Pattern[str]:
-    import re  # few nodes have such a file
+    import re  # expensive, and few nodes have such a file
 
     try:
-        if "[:" in line:  # a class of characters in Go; something else, quietly, in Python
+        if "[:" in line:  # a character class to Go, but to Python a set with other members
             raise re.error("[:class:] is not supported")
         return re.compile(line)
     except re.error as error:

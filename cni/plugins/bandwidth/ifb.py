@@ -1,0 +1,133 @@
+"""bandwidth's ifb, the device that limits what a container sends (docs/spec/bandwidth.md).
+
+Its name is derived from network and container as the reference's is, its alias names the owner. So
+DEL and GC find it without prevResult and without the container's namespace.
+"""
+
+from __future__ import annotations
+
+from errno import EEXIST
+from typing import Any
+
+from ...call import Call, Steps
+from ...kernel import link, tc, tcfilter
+from ...kernel.errors import NetlinkError
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
+from ...owner import Owner, digest, network_group, network_key
+from ...protocol.errors import CNIError
+from ..shared import unlink, veth
+
+_PREFIX = "bwp"
+_LENGTH = 15
+
+
+def name_of(network: str, container_id: str, ifname: str = "") -> str:
+    """The reference's name of the ifb; with `ifname` that of a container's further interfaces.
+
+    The reference has one name for all interfaces of a container in a network, so only the first of
+    them can have it (docs/spec/bandwidth.md, "IFB name").
+    """
+    seed = f"{network}{container_id}" + (f"\0{ifname}" if ifname else "")
+    return (_PREFIX + digest(seed))[:_LENGTH]
+
+
+def names(owner: Owner) -> tuple[str, str]:
+    """The names that the owner's ifb may have, the reference's first."""
+    network, container_id, ifname = owner
+    return name_of(network, container_id), name_of(network, container_id, ifname)
+
+
+def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
+    """Make the attachment's ifb, marked with its owner; it is deleted if the ADD fails.
+
+    An ifb with our mark is left over from an ADD that was killed, unless `outer` has an ingress
+    qdisc, which redirects to it. Raises CNIError ``adding link: …``.
+    """
+    problem = NetlinkError(EEXIST)
+    for name in names(call.owner):
+        stale = link.find(host, name)
+        if stale is not None and stale.alias == call.owner.alias:
+            if tc.qdisc(host, outer.index, tc.INGRESS) is not None:
+                break
+            link.delete(host, stale.index)
+        try:
+            link.create_ifb(host, name, mtu=outer.mtu, group=network_group(call.network))
+        except NetlinkError as error:
+            problem = error
+            if error.errno == EEXIST:
+                continue
+            break
+        made = link.get(host, name)
+        call.undo.callback(_undo, made.index)
+        link.change(host, made.index, alias=call.owner.alias, group=0)
+        return made
+    raise CNIError(
+        f"adding link: {problem}",
+        f"{call.ifname} has an ifb already: a DEL removes it"
+        if problem.errno == EEXIST
+        else "does the kernel have ifb (CONFIG_IFB)?",
+    )
+
+
+def _undo(index: int) -> None:
+    with Netlink() as host:  # the verb's own socket is closed by now
+        link.delete(host, index)
+
+
+def of(host: Netlink, owner: Owner) -> list[Link]:
+    """The ifbs under the owner's names that are its own, the one with its alias first.
+
+    An ifb without an alias is the reference's, or left over from an ADD that was killed. It is the
+    owner's, unless the owner has one with its alias: then the other one is that of another
+    interface of the container, under the name that they share.
+    """
+    ifbs = [device for name in names(owner) if (device := link.find(host, name)) is not None]
+    marked = [device for device in ifbs if device.alias == owner.alias]
+    return marked or [device for device in ifbs if device.kind == "ifb" and not device.alias]
+
+
+def delete(host: Netlink, owner: Owner) -> None:
+    """Delete the owner's ifb; none is success. Raises NetlinkError."""
+    for device in of(host, owner):
+        unlink.delete_here(device.index)
+
+
+def collect(host: Netlink, network: str, owners: list[Owner], steps: Steps) -> None:
+    """Delete the ifbs of a network whose owner is not in `owners`, and the reference's dead ones.
+
+    Each deletion is a step of `steps`.
+    """
+    kept = {owner.alias_key for owner in owners}
+    kept_names = {name for owner in owners for name in names(owner)}
+    prefix, group = f"cni:{network_key(network)}-", network_group(network)
+    links = link.list_all(host)
+    for device in links:
+        if device.kind != "ifb" or not device.name.startswith(_PREFIX):
+            continue
+        if device.alias:
+            if device.alias.startswith(prefix) and device.alias.split(" ", 1)[0] not in kept:
+                steps.run(link.delete, host, device.index)
+        elif device.name in kept_names:
+            continue
+        elif device.group == group:  # an ADD was killed before it could set the alias
+            steps.run(link.delete, host, device.index)
+        elif not device.group:
+            steps.run(_delete_if_dead, host, device, links)
+
+
+def _delete_if_dead(host: Netlink, ifb: Link, links: list[Link]) -> None:
+    """Delete an ifb of the reference, of any network, if the veth that fed it is gone.
+
+    Its name does not tell the network. But an ifb that has sent packets belongs to an ADD that was
+    complete, and one to which no link redirects packets has lost its container's interface: so
+    nothing can use it again.
+    """
+    if len(ifb.name) != _LENGTH or not link.packets_sent(host, ifb.index):
+        return
+    for device in links:
+        if device.kind in veth.KINDS:
+            filters = tcfilter.show(host, device.index, tc.INGRESS_HANDLE)
+            if any(each.redirect == ifb.index for each in filters):
+                return
+    link.delete(host, ifb.index)
