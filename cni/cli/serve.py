@@ -67,7 +67,7 @@ def serve(
     try:
         code = supervisor.run()
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {path}: {error.strerror}") from error
+        raise click.ClickException(f"cannot listen on {path}: {error.strerror or error}") from error
     raise SystemExit(code)
 
 

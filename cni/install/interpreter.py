@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..artifact import InstallError
+
 MINIMUM = (3, 11)
 
 # Run by the chosen interpreter on the unpacked tree: fails if a plugin could not start, prints why
@@ -22,10 +24,6 @@ try:
 except (ImportError, OSError) as error:
     print(error)
 """
-
-
-class InstallError(Exception):
-    """Nothing was changed, or what was installed before still works; the text says what to do."""
 
 
 def choose_python(wanted: str | None) -> str:
