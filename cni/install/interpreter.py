@@ -40,8 +40,8 @@ def choose_python(wanted: str | None) -> str:
         version = python_version(path) if path else None
         if path and version and version >= MINIMUM:
             return os.path.abspath(path)
-        found = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
-        tried.append(f"{candidate} {found}")
+        verdict = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
+        tried.append(f"{candidate} {verdict}")
     raise InstallError(
         f"no Python 3.11 or newer: {', '.join(tried)}; install the package python3 (Debian 12, "
         "Ubuntu 24.04 or newer), or name another interpreter with --python"

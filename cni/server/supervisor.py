@@ -20,7 +20,7 @@ from errno import EINVAL
 from typing import NamedTuple, NoReturn
 
 from .. import systemd
-from . import scoreboard, warmup
+from . import slots, warmup
 from .worker import DRAIN, INTERRUPTS, Limits, Worker
 
 _WATCHED = (signal.SIGCHLD, *INTERRUPTS)
@@ -48,7 +48,7 @@ class Supervisor:
         self.options = options
         self.build = build
         self.log = log
-        self.slots = scoreboard.make(options.workers)
+        self.slots = slots.allocate(options.workers)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = 0
@@ -58,7 +58,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
         self.listener = self._listen()
-        warmup.everything()
+        warmup.import_plugins()
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -104,7 +104,7 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         slot = self.slots[number]
-        slot.reset()
+        slot.start_worker()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -158,7 +158,7 @@ class Supervisor:
             number = self.pids.pop(pid, None)
             if number is None:
                 continue
-            lived = time.monotonic() - self.slots[number].read()[2]
+            lived = time.monotonic() - self.slots[number].read().started
             failed = os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE
             self.failures = self.failures + 1 if failed else 0
             if failed:
@@ -167,15 +167,17 @@ class Supervisor:
 
     def _look(self, now: float) -> str:
         """Kill who takes too long; a reason to end, or nothing."""
-        lines = {pid: self.slots[number].read() for pid, number in self.pids.items()}
-        for pid, (_, began, *_rest) in lines.items():
-            if self.options.timeout and began and now - began > self.options.timeout:
-                self.log(f"killing worker {pid}: busy for {now - began:.0f} s")
+        states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
+        for pid, state in states.items():
+            busy_for = now - state.busy_since if state.busy_since else 0.0
+            if self.options.timeout and busy_for > self.options.timeout:
+                self.log(f"killing worker {pid}: busy for {busy_for:.0f} s")
                 os.kill(pid, signal.SIGKILL)
-        if any(line[4] for line in lines.values()) and _installed_build() not in ("", self.build):
+        declined = any(state.declined for state in states.values())
+        if declined and _installed_build() not in ("", self.build):
             return "another build is installed"
-        busy = any(line[1] for line in lines.values())
-        last = max((line[0] for line in lines.values()), default=now)
+        busy = any(state.busy_since for state in states.values())
+        last = max((state.last_active for state in states.values()), default=now)
         if self.options.idle_exit and not busy and now - last > self.options.idle_exit:
             return "idle"
         return ""
