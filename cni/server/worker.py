@@ -94,6 +94,7 @@ class Worker:
         self.hello = hello(build, Place.here(any_mounts=limits.any_mounts))
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.pid = os.getpid()
+        self.supervisor = os.getppid()
         self.user = os.geteuid()
         self.environment = _Environment()
         self.watched: Socket | None = None  # the client's connection, during a verb
@@ -187,6 +188,7 @@ class Worker:
         return msgspec.json.encode(
             {
                 "build": self.build,
+                "pid": self.supervisor,
                 "workers": len(states),
                 "busy": sum(state.busy_since > 0 for state in states),
                 "served": sum(state.served for state in states),
