@@ -136,12 +136,12 @@ def payload() -> dict[str, bytes]:
 
 def tree(directory: Path, name: str) -> dict[str, bytes]:
     """The files below `directory`, as `name`/…, without what is never needed."""
-    found = {
+    paths = {
         f"{name}/{path.relative_to(directory).as_posix()}": path
         for path in directory.rglob("*")
         if path.is_file()
     }
-    return {name: path.read_bytes() for name, path in found.items() if not DROPPED.search(name)}
+    return {name: path.read_bytes() for name, path in paths.items() if not DROPPED.search(name)}
 
 
 def content_id(files: dict[str, bytes], template: bytes) -> str:
@@ -418,8 +418,8 @@ LOCK_HEADER = """\
 def lock_entries(versions: dict[str, str], wheels: Path) -> Iterator[str]:
     """One requirement with its hashes for each of `versions`."""
     for name, version in sorted(versions.items()):
-        found = sorted(wheels.glob(f"{name}-{version}-*.whl"))
-        hashes = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in found]
+        matching = sorted(wheels.glob(f"{name}-{version}-*.whl"))
+        hashes = [hashlib.sha256(wheel.read_bytes()).hexdigest() for wheel in matching]
         lines = [f"{name}=={version}", *(f"    --hash=sha256:{h}" for h in sorted(hashes))]
         yield " \\\n".join(lines) + "\n"
 

@@ -35,12 +35,12 @@ def _run(argv: list[str]) -> int:
         error.show()
         return error.exit_code
     except BrokenPipeError:
-        return _nobody_reads()
+        return _discard_stdout()
     except OSError as error:
         click.echo(f"cni: {error}", err=True)
-        return _nobody_reads()
+        return _discard_stdout()
     except SystemExit as end:  # how click ends completion, and answers a broken pipe
-        return _nobody_reads() if end.code == 1 else int(end.code or 0)
+        return _discard_stdout() if end.code == 1 else int(end.code or 0)
 
 
 def _open_standard_files() -> None:
@@ -49,11 +49,11 @@ def _open_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
 
 
-def _nobody_reads() -> int:
-    """Stdout takes nothing more: let the interpreter flush what is left to nowhere."""
+def _discard_stdout() -> int:
+    """Let the interpreter flush the rest of a broken stdout to /dev/null. Returns exit code 1."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

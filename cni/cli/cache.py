@@ -86,7 +86,7 @@ class Cache:
         return os.path.join(self.results, f"{network}-{container_id}-{ifname}")
 
     def prepare(self, attachment: Attachment) -> None:
-        """Make sure, before anything is changed, that `write` will succeed. Raises CNIError."""
+        """Check, before the first plugin runs, that `write` can succeed. Raises CNIError."""
         with _failing_to_set(attachment.network):
             name = os.path.basename(self.path(attachment))
             if len(os.fsencode(name)) > _NAME_MAX:
@@ -102,9 +102,9 @@ class Cache:
                 )
 
     def write(self, attachment: Attachment, data: bytes, result: dict[str, Any]) -> None:
-        """Keep `result` (JSON) and the network's configuration; all of it, or the file as it was.
+        """Keep `result` (JSON) and the network's configuration.
 
-        Raises CNIError.
+        A failure leaves the file as it was. Raises CNIError.
         """
         content = gojson.encode(_record(attachment, data, result))
         with _failing_to_set(attachment.network):
@@ -152,12 +152,12 @@ class Cache:
                     os.unlink(os.path.join(self.results, name))
 
     def attachments(self) -> list[Attachment]:
-        """All that is in the cache, sorted by file name; files of anybody else are left out."""
+        """All attachments in the cache, sorted by file name; other files are left out."""
         try:
-            found = sorted(os.listdir(self.results), key=os.fsencode)
+            names_there = sorted(os.listdir(self.results), key=os.fsencode)
         except OSError:
             return []
-        read = (self._attachment(name) for name in found if not name.startswith("."))
+        read = (self._attachment(name) for name in names_there if not name.startswith("."))
         return [attachment for attachment in read if attachment is not None]
 
     def _attachment(self, name: str) -> Attachment | None:
@@ -184,11 +184,11 @@ class Cache:
     def lock(
         self, container_id: str | None, on_wait: Callable[[], None] = lambda: None
     ) -> Iterator[None]:
-        """Nobody else works on this container; with None, on any (docs/spec/protocol.md §2).
+        """Hold the lock of a container, or with None of all of them (docs/spec/protocol.md §2).
 
-        One byte of one file stands for a container, all of them for GC. Waits for the others, and
-        calls `on_wait` before. Where the file cannot be made, nothing could be changed either, and
-        there is no lock.
+        Each container has a byte of one file; GC locks all bytes. If another process has the lock,
+        `on_wait` is called and then the process is waited for. Where the file cannot be made, the
+        cache cannot be changed either, so there is no lock.
         """
         path = os.path.join(self.directory, ".lock")
         try:

@@ -114,7 +114,7 @@ def add(network: str, netns: str, **options: Any) -> None:
         outcome = job.runtime.add(job.network, job.attachment)
         output.added(outcome, job.attachment, options["as_json"])
 
-    _do(work, network, netns, f"to take away what is there: cni del {network} {netns}", **options)
+    _run(work, network, netns, f"to take away what is there: cni del {network} {netns}", **options)
 
 
 @cli.command()
@@ -128,7 +128,7 @@ def check(network: str, netns: str, **options: Any) -> None:
         what = job.attachment
         output.done(f"{what.ifname} in {what.netns}: as it should be{switched_off}")
 
-    _do(work, network, netns, f"make it anew: cni del, then cni add {network} {netns}", **options)
+    _run(work, network, netns, f"make it anew: cni del, then cni add {network} {netns}", **options)
 
 
 @cli.command("del")
@@ -141,7 +141,7 @@ def delete(network: str, netns: str, **options: Any) -> None:
         what = job.attachment
         output.done(f"{what.ifname} in {what.netns} is detached from {what.network}")
 
-    _do(work, network, netns, "the result is kept: put the cause right and try again", **options)
+    _run(work, network, netns, "the result is kept: put the cause right and try again", **options)
 
 
 @cli.command()
@@ -154,7 +154,7 @@ def delete(network: str, netns: str, **options: Any) -> None:
     "attachment of the network in the cache is deleted.",
 )
 def gc(network: str, netns: str, keep: tuple[str, ...], **options: Any) -> None:
-    """Delete the network's attachments that nobody uses any more."""
+    """Delete the network's attachments that are not in use any more."""
     pairs = [_pair(text) for text in keep] if keep else None
 
     def work(job: Job) -> None:
@@ -162,7 +162,7 @@ def gc(network: str, netns: str, keep: tuple[str, ...], **options: Any) -> None:
         lines = [f"  {one.container_id} {one.ifname}" for one in deleted]
         output.done("\n".join([f"{network}: {len(deleted)} attachments deleted", *lines]))
 
-    _do(work, network, netns, "the rest was collected; put the cause right, try again", **options)
+    _run(work, network, netns, "the rest was collected; put the cause right, try again", **options)
 
 
 @cli.command()
@@ -174,7 +174,7 @@ def status(network: str, netns: str, **options: Any) -> None:
         job.runtime.status(job.network)
         output.done(f"{network}: ready")
 
-    _do(work, network, netns, "", **options)
+    _run(work, network, netns, "", **options)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -184,7 +184,7 @@ def _pair(text: str) -> tuple[str, str]:
     return container_id, ifname
 
 
-def _do(
+def _run(
     work: Callable[[Job], None],
     network: str,
     netns: str,
@@ -194,7 +194,10 @@ def _do(
     cache_dir: str,
     as_json: bool,
 ) -> None:
-    """Load the network, do the work, and turn failures into messages and the exit code."""
+    """Load the network and call `work`; a failure becomes a message and the exit code.
+
+    `hint` says what to do next.
+    """
     context = click.get_current_context()
     interrupts = Interrupts()
     loaded = False
@@ -212,7 +215,7 @@ def _do(
 
 
 def _hint(hint: str, netns: str) -> str:
-    """`hint`, or where the namespace is that the user seems to mean."""
+    """`hint`; or, for a bare name, the path of the namespace that the user seems to mean."""
     named = f"/run/netns/{netns}"
     if netns and "/" not in netns and not os.path.exists(netns) and os.path.exists(named):
         return f"{netns} is taken for a path; is {named} meant?"
@@ -222,16 +225,16 @@ def _hint(hint: str, netns: str) -> str:
 def _job(
     network: str, netns: str, ifname: str | None, cache_dir: str, interrupts: Interrupts
 ) -> Job:
-    """What the command line and the environment say. Raises CNIError."""
+    """The job that the command line and the environment describe. Raises CNIError."""
     env = os.environ
-    found = conflist.load(env.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY, network)
+    network_list = conflist.load(env.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY, network)
     capability_args = None
     if env.get("CAP_ARGS"):
         capability_args = output.decode_map(env["CAP_ARGS"], "CAP_ARGS")
     path = absolute(netns) if netns else ""
     attachment = cache.Attachment(
         container_id=container_id(path),
-        network=found.name,
+        network=network_list.name,
         ifname=ifname or env.get("CNI_IFNAME") or "eth0",
         netns=path,
         args=parse_args(env.get("CNI_ARGS", "")),
@@ -244,18 +247,18 @@ def _job(
         interrupts,
         output.waiting,
     )
-    return Job(found, attachment, runtime)
+    return Job(network_list, attachment, runtime)
 
 
 def absolute(path: str) -> str:
     """`path` made absolute and clean, as Go's filepath.Abs does it."""
-    found = os.path.abspath(path)
+    absolute_path = os.path.abspath(path)
     # POSIX lets two slashes at the beginning mean something, and Python keeps them.
-    return found[1:] if found.startswith("//") else found
+    return absolute_path[1:] if absolute_path.startswith("//") else absolute_path
 
 
 def container_id(netns: str) -> str:
-    """cnitool's name for the container that a namespace is."""
+    """The container id that cnitool derives from a namespace's path."""
     digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
     return f"cnitool-{digest[:10].hex()}"
 

@@ -50,14 +50,14 @@ class Namespace(click.Path):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        found: list[CompletionItem] = []
+        items: list[CompletionItem] = []
         for directory in ("/run/netns", "/var/run/netns"):
             try:
                 names = sorted(os.listdir(directory))
             except OSError:
                 continue
             paths = [os.path.join(directory, name) for name in names]
-            found += [CompletionItem(path) for path in paths if path.startswith(incomplete)]
-            if found:
-                return found
+            items += [CompletionItem(path) for path in paths if path.startswith(incomplete)]
+            if items:
+                return items
         return super().shell_complete(ctx, param, incomplete)

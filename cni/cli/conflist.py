@@ -69,9 +69,9 @@ def load(directory: str, name: str) -> NetworkList:
     """
     lists = _files(directory, (".conflist",))
     for path in lists:
-        found = from_file(path)
-        if found.name == name:
-            return found
+        network_list = from_file(path)
+        if network_list.name == name:
+            return network_list
     singles = _files(directory, (".conf", ".json"))
     for path in singles:
         conf = _in_file(path, plugin_from_bytes)
@@ -90,7 +90,7 @@ def load(directory: str, name: str) -> NetworkList:
 
 def known(directory: str) -> list[str]:
     """The names of all networks in `directory`, sorted; what cannot be read is left out."""
-    found = set()
+    network_names = set()
     try:
         paths = _files(directory, (".conflist", ".conf", ".json"))
     except CNIError:
@@ -101,8 +101,8 @@ def known(directory: str) -> list[str]:
         except CNIError:
             continue
         if isinstance(name, str) and name:
-            found.add(name)
-    return sorted(found)
+            network_names.add(name)
+    return sorted(network_names)
 
 
 def from_file(path: str) -> NetworkList:
@@ -211,13 +211,13 @@ def _inlined(raw: dict[str, Any], only_inlined: bool) -> tuple[PluginConf, ...]:
         raise CNIError(f"{_LIST}invalid 'plugins' type {gojson.go_type(plugins)}")
     if not plugins:
         raise CNIError(f"{_LIST}no plugins in list")
-    found = []
+    confs = []
     for index, plugin in enumerate(plugins):
         try:
-            found.append(_plugin(plugin))
+            confs.append(_plugin(plugin))
         except CNIError as error:
             raise error.wrapped(f"failed to parse plugin config {index}: ") from None
-    return tuple(found)
+    return tuple(confs)
 
 
 def _complete(network: NetworkList, directory: str) -> NetworkList:
@@ -270,12 +270,12 @@ def _files(directory: str, extensions: tuple[str, ...]) -> list[str]:
     """The files of `directory` with one of the extensions, sorted; none without a directory."""
     try:
         with os.scandir(directory) as entries:
-            found = [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
+            file_names = [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CNIError(f"open {directory}: {reason}") from None
     # Not os.path.splitext: Go takes ".conf" for an extension without a name.
-    wanted = [name for name in found if name[name.rfind(".") :] in extensions and "." in name]
+    wanted = [name for name in file_names if name[name.rfind(".") :] in extensions and "." in name]
     return [os.path.join(directory, name) for name in sorted(wanted, key=os.fsencode)]

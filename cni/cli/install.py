@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from cni import dispatch
+from cni.artifact import InstallError
 from cni.install import Report
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
-from cni.install.interpreter import InstallError
 
 _BIN_DIR = click.option(
     "--bin-dir",
@@ -102,7 +102,7 @@ def _absolute(paths: Iterable[Path]) -> list[Path]:
 
 def _show(report: Report, as_json: bool, headline: str) -> None:
     if as_json:
-        click.echo(json.dumps(report.json(), indent=4))
+        click.echo(json.dumps(report.as_dict(), indent=4))
         return
     click.echo(headline)
     lists = {

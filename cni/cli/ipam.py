@@ -66,7 +66,7 @@ class Lease(NamedTuple):
         }
 
 
-class Place(NamedTuple):
+class Reservations(NamedTuple):
     """Where a network's reservations are; `ranges` is None if no configuration was found."""
 
     network: str
@@ -111,7 +111,7 @@ def _options(function: F) -> F:
 def list_leases(network: str, as_json: bool, **options: Any) -> None:
     """Show who holds which address since when, and whether its namespace is there."""
     with _reporting(as_json):
-        leases = _leases(_place(network, **options))
+        leases = _leases(_reservations(network, **options))
         if as_json:
             output.json([each.as_dict() for each in leases])
             return
@@ -135,16 +135,16 @@ def release(
     Links, routes and rules stay: `cni del` or the runtime takes them away with the address.
     """
     with _reporting(as_json):
-        place = _place(network, **options)
-        leases = _leases(place)
-        chosen = [lease for text in what for lease in _chosen(leases, text, place)]
+        held = _reservations(network, **options)
+        leases = _leases(held)
+        chosen = [lease for text in what for lease in _chosen(leases, text, held)]
         for each in chosen:
             if each.alive and not force:
                 raise CNIError(
                     f"{each.address} is in use by {each.holder}",
                     f"its namespace {each.netns} is there: remove the container, or use --force",
                 )
-        with open_store(place.data_dir, network) as store:
+        with open_store(held.data_dir, network) as store:
             for each in chosen:
                 if store.content(each.address) == each.content:
                     store.release(each.address)
@@ -162,20 +162,22 @@ def check(network: str, as_json: bool, **options: Any) -> None:
     Exit code 1 if there is anything. A wrong index is removed; the next ADD or DEL makes a new one.
     """
     with _reporting(as_json):
-        place = _place(network, **options)
-        found = _findings(place)
-        with open_store(place.data_dir, network) as store:
+        held = _reservations(network, **options)
+        problems = _problems(held)
+        with open_store(held.data_dir, network) as store:
             wrong = store.index_differences()
             if wrong:
                 store.distrust()
-                found += [f"index: {text}" for text in wrong]
+                problems += [f"index: {text}" for text in wrong]
         if as_json:
-            output.json({"problems": [gojson.text(text) for text in found], "indexed": wrong == []})
+            output.json(
+                {"problems": [gojson.text(text) for text in problems], "indexed": wrong == []}
+            )
         else:
-            output.done(f"{network}: {len(found) or 'no'} problems")
-            for text in found:
+            output.done(f"{network}: {len(problems) or 'no'} problems")
+            for text in problems:
                 click.echo(gojson.text(text))
-        if found:
+        if problems:
             click.get_current_context().exit(1)
 
 
@@ -191,15 +193,18 @@ def _reporting(as_json: bool) -> Iterator[None]:
         click.get_current_context().exit(1)
 
 
-def _place(network: str, *, data_dir: str | None, cache_dir: str) -> Place:
-    """Where the configuration, or the command line, has it. Raises CNIError."""
+def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
+    """Where the network's reservations are, by the options or else the configuration.
+
+    Raises CNIError if there are none.
+    """
     check_network_name(network)
     directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
     configured, ranges = host_local.DATA_DIR, None
     try:
         for plugin in conflist.load(directory, network).plugins:
-            found = config.lookup(plugin.raw, "ipam")
-            if isinstance(found, dict) and config.lookup(found, "type") == "host-local":
+            ipam_conf = config.lookup(plugin.raw, "ipam")
+            if isinstance(ipam_conf, dict) and config.lookup(ipam_conf, "type") == "host-local":
                 conf = config.convert(plugin.raw, host_local.Conf, "").ipam
                 assert conf is not None
                 configured = conf.data_dir or configured
@@ -207,27 +212,29 @@ def _place(network: str, *, data_dir: str | None, cache_dir: str) -> Place:
                 if found_ranges:
                     ranges = canonical_sets(found_ranges, "", multiple=True, exclude=conf.exclude)
     except conflist.NetworkNotFound:
-        pass  # what it left may be there all the same
-    place = Place(network, data_dir or configured, ranges, cache.Cache(os.path.abspath(cache_dir)))
-    if not os.path.isdir(place.path):
+        pass  # its reservations may still be there
+    held = Reservations(
+        network, data_dir or configured, ranges, cache.Cache(os.path.abspath(cache_dir))
+    )
+    if not os.path.isdir(held.path):
         raise CNIError(
             f"no reservations of network {network}",
-            f"there is no directory {place.path}; --data-dir names another one for its parent",
+            f"there is no directory {held.path}; --data-dir names another one for its parent",
         )
-    return place
+    return held
 
 
-def _leases(place: Place) -> list[Lease]:
-    """All that are held, by address. Raises CNIError."""
+def _leases(held: Reservations) -> list[Lease]:
+    """All leases, sorted by address. Raises CNIError."""
     namespaces = {
         (each.container_id, each.ifname): each.netns
-        for each in place.cache.attachments()
-        if each.network == place.network
+        for each in held.cache.attachments()
+        if each.network == held.network
     }
     this_boot = reservation.this_boot()
-    found = []
-    for name, content in scan(place.path):
-        file = os.path.join(place.path, name)
+    leases = []
+    for name, content in scan(held.path):
+        file = os.path.join(held.path, name)
         if not (is_address(name) and content):
             continue
         container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
@@ -239,8 +246,8 @@ def _leases(place: Place) -> list[Lease]:
             continue  # just released
         earlier = boot not in (None, this_boot)
         alive = _is_alive(netns)
-        found.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content))
-    return sorted(found, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
+        leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content))
+    return sorted(leases, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
 
 
 def _is_alive(netns: str) -> bool | None:
@@ -253,41 +260,41 @@ def _is_alive(netns: str) -> bool | None:
     return True
 
 
-def _chosen(leases: list[Lease], text: str, place: Place) -> list[Lease]:
-    """Those of one address or container. Raises CNIError."""
+def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
+    """The leases of one address or container. Raises CNIError if there are none."""
     try:
         wanted = canonical_ip(text)
-        found = [each for each in leases if canonical_ip(each.address) == wanted]
+        chosen = [each for each in leases if canonical_ip(each.address) == wanted]
     except InvalidAddress:
-        found = [each for each in leases if each.container_id == text]
-    if not found:
+        chosen = [each for each in leases if each.container_id == text]
+    if not chosen:
         raise CNIError(
-            f"nothing is reserved for {text} in {place.network}",
-            f"`cni ipam list {place.network}` shows what is, from {place.path}",
+            f"nothing is reserved for {text} in {held.network}",
+            f"`cni ipam list {held.network}` shows what is, from {held.path}",
         )
-    return found
+    return chosen
 
 
-def _findings(place: Place) -> list[str]:
-    """What is wrong with the reservations themselves."""
-    found = []
-    for name, content in sorted(scan(place.path)):
+def _problems(held: Reservations) -> list[str]:
+    """What is wrong with the reservations, a line each."""
+    problems = []
+    for name, content in sorted(scan(held.path)):
         if not is_address(name):
-            found.append(f"{name}: not a reservation; remove it")
+            problems.append(f"{name}: not a reservation; remove it")
         elif not content:
-            found.append(f"{name}: empty, left by a process that was killed; it counts as free")
-    held: dict[tuple[str, int], str] = {}
-    for each in _leases(place):
+            problems.append(f"{name}: empty, left by a process that was killed; it counts as free")
+    first_address: dict[tuple[str, int], str] = {}
+    for each in _leases(held):
         packed = parse_ip(each.address)
         if each.earlier_boot or each.alive is False:
             why = "an earlier boot" if each.earlier_boot else f"{each.netns}, which is gone"
-            found.append(f"{each.address}: {each.holder} was of {why}; release it, or run GC")
-        index = next((i for i, r in enumerate(place.ranges or ()) if r.contains(packed)), None)
+            problems.append(f"{each.address}: {each.holder} was of {why}; release it, or run GC")
+        index = next((i for i, r in enumerate(held.ranges or ()) if r.contains(packed)), None)
         if index is None:
-            if place.ranges is not None:
-                found.append(f"{each.address}: outside of the configured ranges")
+            if held.ranges is not None:
+                problems.append(f"{each.address}: outside of the configured ranges")
             continue
-        other = held.setdefault((each.holder, index), each.address)
+        other = first_address.setdefault((each.holder, index), each.address)
         if other != each.address:
-            found.append(f"{each.address}: {each.holder} holds {other} of this range set, too")
-    return found
+            problems.append(f"{each.address}: {each.holder} holds {other} of this range set, too")
+    return problems

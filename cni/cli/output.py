@@ -21,7 +21,7 @@ from .cache import Attachment, Outcome
 
 
 def is_terminal() -> bool:
-    """Is a person reading stdout?"""
+    """Whether stdout is a terminal, so that a person reads it."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -49,13 +49,13 @@ def added(outcome: Outcome, attachment: Attachment, as_json: bool) -> None:
 
 
 def done(text: str) -> None:
-    """Say to a person that it is done; a program sees the exit code."""
+    """Print `text` on a terminal; a program has the exit code instead."""
     if is_terminal():
         click.echo(gojson.text(text))
 
 
 def waiting() -> None:
-    """Tell a person why nothing happens."""
+    """Tell a person why the command waits."""
     if sys.stderr is not None and sys.stderr.isatty():
         click.echo("waiting for another cni that works on the same container", err=True)
 

@@ -12,7 +12,7 @@ from cni import dispatch
 from . import output
 
 VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
-# Those that work on an interface that another plugin made.
+# Plugins that change an interface that another plugin has made.
 META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sample", "sbr", "tuning", "vrf"})
 
 
@@ -42,8 +42,10 @@ class Entry(NamedTuple):
 
 def entries() -> list[Entry]:
     """Every plugin of the dispatch table, by kind and name."""
-    found = [_entry(name, plugin) for name, plugin in dispatch.TABLE.items()]
-    return sorted(found, key=lambda entry: (("main", "ipam", "meta").index(entry.kind), entry.name))
+    listed = [_entry(name, plugin) for name, plugin in dispatch.TABLE.items()]
+    return sorted(
+        listed, key=lambda entry: (("main", "ipam", "meta").index(entry.kind), entry.name)
+    )
 
 
 def _entry(name: str, plugin: dispatch.Plugin) -> Entry:
@@ -63,12 +65,12 @@ def _entry(name: str, plugin: dispatch.Plugin) -> Entry:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 def plugins(as_json: bool) -> None:
     """Show the plugins in this file."""
-    found = entries()
+    all_entries = entries()
     if as_json:
-        output.json([entry.as_dict() for entry in found])
+        output.json([entry.as_dict() for entry in all_entries])
         return
     rows = [("NAME", "KIND", "VERBS", "SPEC", "ABOUT")]
-    for entry in found:
+    for entry in all_entries:
         verbs = "?" if entry.verbs is None else " ".join(entry.verbs)
         spec = f"{entry.versions[0]} - {entry.versions[-1]}"
         rows.append((entry.name, entry.kind, verbs, spec, entry.problem or entry.about))

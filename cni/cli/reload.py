@@ -24,7 +24,7 @@ STATE_OPTION = click.option(
 
 
 class Outcome(NamedTuple):
-    """What became of one attachment's rules: `state` is restored, skipped or failed."""
+    """The outcome for one attachment's rules: `state` is restored, skipped or failed."""
 
     intent: Intent
     state: str
@@ -52,8 +52,8 @@ class Outcome(NamedTuple):
 def reload(state_dir: str, as_json: bool, watching: bool) -> None:
     """Make the plugins' packet filter rules again.
 
-    For when something else removed them: `nft flush ruleset`, a restarted firewall. Rules that are
-    still there stay as they are. Containers need not be restarted, and may start meanwhile.
+    Use it after `nft flush ruleset` or a restart of the firewall. Rules that are still there stay
+    as they are. Containers need not be restarted, and may start meanwhile.
     """
     if watching:
         if as_json:
@@ -69,7 +69,7 @@ def reload(state_dir: str, as_json: bool, watching: bool) -> None:
 
 
 def _watch(state_dir: str) -> NoReturn:
-    """Stay until the bus ends, which is an error: whoever started us does so again."""
+    """Reload at each change until the bus ends, which is an error: systemd restarts the unit."""
     from .watch import watch
 
     try:
@@ -91,7 +91,7 @@ def _print(outcomes: list[Outcome], prefix: str = "") -> None:
 
 
 def reload_all(state_dir: str) -> list[Outcome]:
-    """Reload every attachment that is kept there. Raises nothing: failures are outcomes."""
+    """Reload every attachment that `state_dir` has. Raises nothing: failures are outcomes."""
     outcomes: list[Outcome] = []
     intent.for_each({"CNI_STATE_DIR": state_dir}, lambda kept: outcomes.append(_reload(kept)))
     return outcomes
@@ -107,6 +107,6 @@ def _reload(kept: Intent) -> Outcome:
         dispatch.reload(kept.plugin, env, kept.config, kept.result)
     except CNIError as error:
         return Outcome(kept, "failed", str(error))
-    except Exception as error:  # noqa: BLE001 one attachment must not keep the others from it
+    except Exception as error:  # noqa: BLE001 the other attachments are still to be reloaded
         return Outcome(kept, "failed", f"unexpected {type(error).__name__}: {error}")
     return Outcome(kept, "restored")

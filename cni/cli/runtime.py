@@ -35,7 +35,7 @@ from . import gojson
 from .cache import Attachment, Cache, Outcome, outcome
 from .conflist import NetworkList, PluginConf
 
-_NOBODY = Attachment("", "", "")
+_NO_ATTACHMENT = Attachment("", "", "")
 
 
 class Runtime:
@@ -73,7 +73,7 @@ class Runtime:
                 check_ifname(attachment.ifname)
         self.cache.prepare(attachment)
         result: Outcome | None = None
-        with self._alone(attachment.container_id):
+        with self._locked(attachment.container_id):
             for plugin in network.plugins:
                 conf = _request_conf(network, plugin, result, attachment)
                 with _failing(plugin, "add"):
@@ -92,7 +92,7 @@ class Runtime:
             )
         if network.disable_check:
             return
-        with self._alone(attachment.container_id):
+        with self._locked(attachment.container_id):
             try:
                 result = self._kept(network, attachment)
             except CNIError as error:
@@ -110,7 +110,7 @@ class Runtime:
         ``plugin type="x" failed (delete): …``; a usable result is still kept then.
         """
         self.cache.path(attachment)  # validates
-        with self._alone(attachment.container_id):
+        with self._locked(attachment.container_id):
             self._delete(network, attachment)
 
     def _delete(self, network: NetworkList, attachment: Attachment) -> None:
@@ -139,7 +139,7 @@ class Runtime:
             return []
         deleted: list[Attachment] = []
         errors: list[CNIError] = []
-        with self._alone(None):
+        with self._locked(None):
             self.cache.sweep()
             for attachment in self.cache.attachments():
                 key = (attachment.container_id, attachment.ifname)
@@ -168,18 +168,18 @@ class Runtime:
         for plugin in network.plugins:
             conf = _conf(network, plugin, extra)
             what = f"failed to GC plugin {plugin.type}: "
-            _tried(errors, what, partial(self._run, "GC", plugin, conf, _NOBODY))
+            _tried(errors, what, partial(self._run, "GC", plugin, conf, _NO_ATTACHMENT))
 
     def status(self, network: NetworkList) -> None:
         """STATUS of each plugin; raises the first one's error. Before 1.1.0 all is well."""
         if not _at_least(network.version, "1.1.0"):
             return
         for plugin in network.plugins:
-            self._run("STATUS", plugin, _conf(network, plugin, {}), _NOBODY)
+            self._run("STATUS", plugin, _conf(network, plugin, {}), _NO_ATTACHMENT)
 
     @contextmanager
-    def _alone(self, container_id: str | None) -> Iterator[None]:
-        """Nobody else works on the container (None: on any); Ctrl-C ends the wait for that."""
+    def _locked(self, container_id: str | None) -> Iterator[None]:
+        """Hold the container's lock (None: every container's); Ctrl-C ends the wait for it."""
         with ExitStack() as stack:
             with self._interrupts.at_once():
                 stack.enter_context(self.cache.lock(container_id, self._on_wait))
@@ -230,8 +230,8 @@ class Runtime:
 class Interrupts:
     """Ctrl-C while plugins run: the one that runs may finish, none after it starts.
 
-    A plugin undoes what it did when it is interrupted, and must not be left alone with that. A
-    second Ctrl-C does not wait.
+    An interrupted plugin undoes what it did, which has to be waited for. A second Ctrl-C does not
+    wait.
     """
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ class Interrupts:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
         if self.pending and isinstance(error, CNIError):
-            # The plugin was interrupted as well; its complaint about that is no news.
+            # The plugin was interrupted as well: its error says no more than Ctrl-C does.
             raise KeyboardInterrupt from error
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:

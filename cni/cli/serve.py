@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 import click
 
@@ -52,8 +51,12 @@ def serve(
     if status:
         click.echo(_status(path))
         return
+    if os.geteuid() != 0:
+        raise click.ClickException("only root can serve: the plugins change the node's network")
+    from cni.server.status import describe
     from cni.server.supervisor import Options, Supervisor
     from cni.server.worker import Limits
+    from cni.systemd import AddressInUse
 
     try:
         from cni._build import ID
@@ -66,23 +69,20 @@ def serve(
     supervisor = Supervisor(options, ID, lambda text: click.echo(f"cni serve: {text}", err=True))
     try:
         code = supervisor.run()
+    except AddressInUse:
+        raise click.ClickException(
+            f"cannot listen on {path}: there is {describe(path)}; end it first, or use --socket"
+        ) from None
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {path}: {error.strerror}") from error
+        raise click.ClickException(f"cannot listen on {path}: {error.strerror or error}") from error
     raise SystemExit(code)
 
 
 def _status(path: str) -> str:
-    """What the server says of itself, a JSON object."""
-    from cni.server.wire import HELLO_SIZE, STATUS
+    """What the server says of itself, a JSON object. Raises ClickException."""
+    from cni.server.status import ask
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
-        try:
-            sock.connect(path)
-            sock.sendall(STATUS)
-            answer = b""
-            while more := sock.recv(1 << 16):
-                answer += more
-        except OSError as error:
-            raise click.ClickException(f"no server answers on {path}: {error}") from error
-    return answer[HELLO_SIZE:].decode()
+    try:
+        return ask(path, timeout=10)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"no server answers on {path}: {error}") from error

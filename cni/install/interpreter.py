@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ..artifact import InstallError
+
 MINIMUM = (3, 11)
 
 # Run by the chosen interpreter on the unpacked tree: fails if a plugin could not start, prints why
@@ -24,10 +26,6 @@ except (ImportError, OSError) as error:
 """
 
 
-class InstallError(Exception):
-    """Nothing was changed, or what was installed before still works; the text says what to do."""
-
-
 def choose_python(wanted: str | None) -> str:
     """The absolute path of a Python that is new enough: `wanted`, or else the distribution's.
 
@@ -42,8 +40,8 @@ def choose_python(wanted: str | None) -> str:
         version = python_version(path) if path else None
         if path and version and version >= MINIMUM:
             return os.path.abspath(path)
-        found = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
-        tried.append(f"{candidate} {found}")
+        verdict = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
+        tried.append(f"{candidate} {verdict}")
     raise InstallError(
         f"no Python 3.11 or newer: {', '.join(tried)}; install the package python3 (Debian 12, "
         "Ubuntu 24.04 or newer), or name another interpreter with --python"

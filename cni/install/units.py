@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import files
-from .interpreter import InstallError
+from ..artifact import InstallError
 
 RULES = ("cni-reload.service", "cni-reload-watch.service")
 SERVER = ("cni.socket", "cni.service")

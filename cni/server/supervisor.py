@@ -16,9 +16,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from errno import EINVAL
 from typing import NamedTuple, NoReturn
 
-from . import scoreboard, warmup
+from .. import systemd
+from . import slots, warmup
 from .worker import DRAIN, INTERRUPTS, Limits, Worker
 
 _WATCHED = (signal.SIGCHLD, *INTERRUPTS)
@@ -26,7 +28,7 @@ _TICK = 1.0  # seconds between looks at the board
 _DRAIN_SECONDS = 30.0
 _SHORT_LIFE = 2.0  # a worker that dies sooner than that is replaced more slowly each time
 _BACKLOG = 4096
-_AGAIN = "cni-again"  # the name under which we hand the socket to our successor
+_SUCCESSOR = "cni-again"  # the name under which a server hands its socket to the next build
 
 
 class Options(NamedTuple):
@@ -46,7 +48,7 @@ class Supervisor:
         self.options = options
         self.build = build
         self.log = log
-        self.slots = scoreboard.make(options.workers)
+        self.slots = slots.allocate(options.workers)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = 0
@@ -56,19 +58,19 @@ class Supervisor:
     def run(self) -> int:
         """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
         self.listener = self._listen()
-        warmup.everything()
+        warmup.import_plugins()
         gc.collect()
         gc.freeze()
         gc.disable()
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
         for number in range(len(self.slots)):
             self._start(number)
-        _notify("READY=1")
+        systemd.notify("READY=1")
         self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
         reason = self._watch()
         again = reason == "another build is installed"
         self.log(f"ending: {reason}")
-        _notify("RELOADING=1" if again else "STOPPING=1")
+        systemd.notify("RELOADING=1" if again else "STOPPING=1")
         self._drain(keep_socket=again)
         if again:
             self._run_anew()
@@ -77,32 +79,24 @@ class Supervisor:
     # --- the socket ---
 
     def _listen(self) -> socket.socket:
-        """systemd's socket, or our own, which only root may connect to."""
-        if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-            self.activated = os.environ.get("LISTEN_FDNAMES") != _AGAIN
-            if not self.activated:
-                self._identity = _identity(self.options.socket)
-            os.set_inheritable(3, False)
-            for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-                os.environ.pop(name, None)
-            return socket.socket(fileno=3)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = self.options.socket
-        os.makedirs(os.path.dirname(path) or ".", 0o755, exist_ok=True)
-        temporary = f"{path}.{os.getpid()}"
-        umask = os.umask(0o177)
-        try:
-            listener.bind(temporary)
-        finally:
-            os.umask(umask)
-        listener.listen(_BACKLOG)
-        os.rename(temporary, path)  # takes the place of a dead server's
-        self._identity = _identity(path)
-        return listener
+        """systemd's socket or our predecessor's, else a new one. Raises OSError."""
+        handed = systemd.listen_fds()
+        if len(handed) > 1:
+            raise OSError(EINVAL, f"systemd handed over {len(handed)} sockets instead of one")
+        if not handed:
+            listener = systemd.listen_unix(self.options.socket, _BACKLOG)
+            self._identity = systemd.identity(self.options.socket)
+            return listener
+        self.activated = handed[0].name != _SUCCESSOR
+        if not self.activated:
+            self._identity = systemd.identity(self.options.socket)
+        return socket.socket(fileno=handed[0].fd)
 
     def _unlink(self) -> None:
         """Take our own name away; systemd's stays, and so does a successor's."""
-        mine = self._identity is not None and self._identity == _identity(self.options.socket)
+        mine = self._identity is not None and self._identity == systemd.identity(
+            self.options.socket
+        )
         if mine and not self.activated:
             os.unlink(self.options.socket)
 
@@ -110,7 +104,7 @@ class Supervisor:
 
     def _start(self, number: int) -> None:
         slot = self.slots[number]
-        slot.reset()
+        slot.start_worker()
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
@@ -164,7 +158,7 @@ class Supervisor:
             number = self.pids.pop(pid, None)
             if number is None:
                 continue
-            lived = time.monotonic() - self.slots[number].read()[2]
+            lived = time.monotonic() - self.slots[number].read().started
             failed = os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE
             self.failures = self.failures + 1 if failed else 0
             if failed:
@@ -173,15 +167,17 @@ class Supervisor:
 
     def _look(self, now: float) -> str:
         """Kill who takes too long; a reason to end, or nothing."""
-        lines = {pid: self.slots[number].read() for pid, number in self.pids.items()}
-        for pid, (_, began, *_rest) in lines.items():
-            if self.options.timeout and began and now - began > self.options.timeout:
-                self.log(f"killing worker {pid}: busy for {now - began:.0f} s")
+        states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
+        for pid, state in states.items():
+            busy_for = now - state.busy_since if state.busy_since else 0.0
+            if self.options.timeout and busy_for > self.options.timeout:
+                self.log(f"killing worker {pid}: busy for {busy_for:.0f} s")
                 os.kill(pid, signal.SIGKILL)
-        if any(line[4] for line in lines.values()) and _installed_build() not in ("", self.build):
+        declined = any(state.declined for state in states.values())
+        if declined and _installed_build() not in ("", self.build):
             return "another build is installed"
-        busy = any(line[1] for line in lines.values())
-        last = max((line[0] for line in lines.values()), default=now)
+        busy = any(state.busy_since for state in states.values())
+        last = max((state.last_active for state in states.values()), default=now)
         if self.options.idle_exit and not busy and now - last > self.options.idle_exit:
             return "idle"
         return ""
@@ -205,10 +201,8 @@ class Supervisor:
 
     def _run_anew(self) -> NoReturn:
         """Execute the file that is installed now, with our socket and process id."""
-        os.dup2(self.listener.fileno(), 3)
-        os.set_inheritable(3, True)  # dup2(2) of 3 to itself leaves that alone
-        env = {**os.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
-        env["LISTEN_FDNAMES"] = "" if self.activated else _AGAIN
+        name = "" if self.activated else _SUCCESSOR
+        env = {**os.environ, **systemd.hand_on(self.listener.fileno(), name)}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
         os.execve(sys.argv[0], sys.argv, env)
 
@@ -217,31 +211,9 @@ def _installed_build() -> str:
     """The build of the file we were started from, as it is now."""
     from pathlib import Path
 
-    from ..install import build_of
+    from ..artifact import build_of
 
     try:
         return build_of(Path(sys.argv[0])) or ""
     except OSError:
         return ""
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); without it, nobody."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    address = f"\0{path[1:]}" if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        try:
-            sock.connect(address)
-            sock.sendall(state.encode())
-        except OSError:
-            pass

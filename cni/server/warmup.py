@@ -10,17 +10,17 @@ from importlib import import_module
 from .. import dispatch
 from ..protocol.errors import CNIError
 
-# Packages of which no verb imports anything, and what only starts or installs the program.
+# Modules that no verb imports: they start, install or serve the program.
 _NOT_NEEDED = ("cli", "install", "ipam.dhcp", "server", "standins", "windows")
 _LEFT_OUT = frozenset(f"cni.{name}" for name in (*_NOT_NEEDED, "__main__"))
 _LARGE = 2 << 20  # bytes; of x86-64, and of the usual kernels of other machines
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2)
-# Of the standard library, what is imported in a rare moment.
+# Modules of the standard library that are imported at rare moments only.
 _LIBRARY = ("errno", "fcntl", "json", "pickle", "select", "struct", "traceback", "ctypes.util")
 
 
-def everything() -> None:
-    """Import all that any verb of any plugin may import."""
+def import_plugins() -> None:
+    """Import every module that a verb of a plugin may import."""
     _import_below("cni")
     for plugin in dispatch.TABLE.values():
         _import(plugin.module)
@@ -29,24 +29,24 @@ def everything() -> None:
 
 
 def _import_below(package: str) -> None:
-    for found in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
-        if found.name in _LEFT_OUT:
+    for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+        if module.name in _LEFT_OUT:
             continue
-        if found.ispkg:
-            _import_below(found.name)
+        if module.ispkg:
+            _import_below(module.name)
         else:
-            _import(found.name)
+            _import(module.name)
 
 
 def _import(name: str) -> None:
     try:
         import_module(name)
     except ImportError:
-        pass  # for example without libnftables: the verb that needs it says so
+        pass  # for example without libnftables; a verb that needs the module reports it
 
 
 def rehearse() -> None:
-    """Do once what every request does: an executor, a netlink socket, the library's context."""
+    """Do once what requests do: start an executor, open a netlink socket, load libnftables."""
     from ..kernel import link
     from ..kernel.netlink import Netlink
     from ..netfilter import nft
@@ -60,7 +60,7 @@ def rehearse() -> None:
     try:
         nft.shared()
     except (CNIError, OSError):
-        pass  # no nftables here: the verb that needs it says so
+        pass  # no nftables here; a verb that needs it reports that
     env = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/"}
     conf = b'{"cniVersion":"1.1.0","name":"rehearsal","type":"loopback"}'
     for name in ("loopback", "bridge"):
@@ -70,9 +70,9 @@ def rehearse() -> None:
 def use_large_pages() -> None:
     """Have this process's heap in large pages, as far as the kernel lets us (madvise(2)).
 
-    A request finds the caches cold, the ones for addresses too; so it finds its memory sooner. The
-    pages are copies: a worker has some megabytes more of its own. Linux 6.1 or later does it at
-    once, earlier ones may do it some time.
+    A request begins with cold caches, also those for addresses, and large pages need fewer of
+    their entries. The pages are copies, so a worker takes some megabytes more. Linux 6.1 or later
+    makes them at once; earlier ones make them later or not at all.
     """
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -83,12 +83,12 @@ def use_large_pages() -> None:
 
 
 def _heap() -> list[tuple[int, int]]:
-    """Where memory is that was asked for, not mapped from files (proc_pid_maps(5))."""
-    found = []
+    """Start and end of each range of memory that is mapped from no file (proc_pid_maps(5))."""
+    ranges = []
     with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
         for line in maps:
             fields = line.split()
             if fields[1] == "rw-p" and fields[5:] in ([], ["[heap]"]):
                 start, _, end = fields[0].partition("-")
-                found.append((int(start, 16), int(end, 16)))
-    return found
+                ranges.append((int(start, 16), int(end, 16)))
+    return ranges

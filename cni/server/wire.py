@@ -186,7 +186,7 @@ def receive(conn: Socket) -> Request:
         raise BadRequest("unterminated strings")
     called_as, *variables = strings
     pairs = [text.partition("=") for text in variables]
-    env = {key: value for key, found, value in pairs if found and key}
+    env = {key: value for key, equals, value in pairs if equals and key}
     return Request(called_as, env, data[middle:], umask & 0o777)
 
 

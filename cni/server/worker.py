@@ -28,7 +28,7 @@ from .. import dispatch
 from ..netns import Executor, namespace
 from ..netns.executor import is_single_threaded
 from . import trace
-from .scoreboard import Slot
+from .slots import Slot
 from .wire import (
     UNKNOWN,
     BadRequest,
@@ -94,6 +94,7 @@ class Worker:
         self.hello = hello(build, Place.here(any_mounts=limits.any_mounts))
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.pid = os.getpid()
+        self.supervisor = os.getppid()
         self.user = os.geteuid()
         self.environment = _Environment()
         self.watched: Socket | None = None  # the client's connection, during a verb
@@ -156,7 +157,7 @@ class Worker:
         except StatusAsked:
             conn.sendall(self.hello + self._status())
         except Refused:
-            self.slot.refused()
+            self.slot.count_declined()
         except (BadRequest, OSError):
             pass
         else:
@@ -170,7 +171,7 @@ class Worker:
         belongings: Belongings,
         run: Callable[[], dispatch.Answer] | None,
     ) -> bool:
-        self.slot.begin()
+        self.slot.begin_request()
         try:
             if run is not None:
                 return self._answer(conn, request, belongings, run)
@@ -180,16 +181,17 @@ class Worker:
             return False
         finally:
             belongings.close()
-            self.slot.end()
+            self.slot.end_request()
 
     def _status(self) -> bytes:
-        lines = [slot.read() for slot in self.slots]
+        states = [slot.read() for slot in self.slots]
         return msgspec.json.encode(
             {
                 "build": self.build,
-                "workers": len(lines),
-                "busy": sum(line[1] > 0 for line in lines),
-                "served": sum(line[3] for line in lines),
+                "pid": self.supervisor,
+                "workers": len(states),
+                "busy": sum(state.busy_since > 0 for state in states),
+                "served": sum(state.served for state in states),
             }
         )
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cni.install import build_of
+from cni.artifact import build_of
 
 from . import chart, limits
 from .chain import AT_A_TIME, Rates

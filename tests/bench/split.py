@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cni.install import build_of
+from cni.artifact import build_of
 
 from .cases import Case
 from .measure import Node, PluginFailedError, Sample

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.install import build_of
+from cni.artifact import build_of
 from cni.standins import PYTHONS
 from tests.unit.test_standins import NAMES, SCENARIOS, run
 

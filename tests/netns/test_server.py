@@ -436,14 +436,42 @@ def test_a_killed_supervisor_leaves_nobody_behind(
     runtime.add("loopback", LOOPBACK, container).succeeded()
 
 
-def test_a_second_server_takes_over(
+def serve_output(runtime: Runtime, path: Path, *prefix: str) -> tuple[int, str]:
+    """Exit code and stderr of another `cni serve` on the socket, which ends by itself."""
+    program = [*prefix, str(runtime.bin_dir / "cni"), "serve", "--socket", str(path)]
+    child = runtime.host.popen(program, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    _, stderr = child.communicate(timeout=30)
+    return child.returncode, stderr.decode()
+
+
+def test_a_second_server_refuses_to_start(
     server: Server, runtime: Runtime, container: Netns, path: Path
 ) -> None:
-    with serving(runtime, path, "--workers", "1") as second:
-        served(second, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
-        assert server.end() == 0
-        assert path.exists(), "the first one took the second one's name away"
-        served(second, lambda: runtime.delete("loopback", LOOPBACK, container)).succeeded()
+    code, text = serve_output(runtime, path)
+    assert code == 1
+    assert f"process {server.pid}" in text
+    assert server.status()["build"] in text
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_a_second_server_beside_one_that_hangs(
+    server: Server, runtime: Runtime, path: Path
+) -> None:
+    server.signal_workers(signal.SIGSTOP)
+    try:
+        code, text = serve_output(runtime, path)
+    finally:
+        server.signal_workers(signal.SIGCONT)
+    assert code == 1
+    assert f"process {server.pid}" in text
+
+
+def test_only_root_serves(runtime: Runtime, path: Path) -> None:
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    read = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")  # the tests' directories
+    code, text = serve_output(runtime, path, *nobody, *read)
+    assert code == 1
+    assert "only root can serve" in text
 
 
 def test_idle_exit(runtime: Runtime, path: Path) -> None:

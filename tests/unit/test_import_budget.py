@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.install import build_of
+from cni.artifact import build_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cni.artifact import InstallError
 from cni.install import units as install_units
-from cni.install.interpreter import InstallError
 
 FIREWALLS = ("nftables.service", "iptables.service", "firewalld.service")
 NAMES = (*install_units.RULES, *install_units.SERVER)

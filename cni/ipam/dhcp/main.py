@@ -11,13 +11,13 @@ import socket
 import sys
 from typing import Any, NamedTuple
 
+from ... import systemd
 from ...protocol.errors import CNIError
 from .daemon import Daemon
 from .exchange import Settings, log
 from .rpc import DEFAULT_SOCKET, MAX_MESSAGE
 from .state import Directory
 
-_FIRST_FD = 3  # SD_LISTEN_FDS_START
 _BACKLOG = 1024  # requests that may wait: a node that boots starts all its containers at once
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -153,61 +153,31 @@ def _run(flags: Flags) -> int:
 
 
 def _inherited() -> socket.socket | None:
-    """The socket systemd made for us, if any. Raises CNIError."""
-    count, pid = os.environ.pop("LISTEN_FDS", ""), os.environ.pop("LISTEN_PID", "")
-    if not count.isdigit() or pid != str(os.getpid()):
-        return None
-    if int(count) > 1:
-        raise CNIError(f"Too many ({count}) FDs passed through socket activation")
-    if count == "0":
+    """The socket that systemd made for this daemon, if it did. Raises CNIError."""
+    handed = systemd.listen_fds()
+    if len(handed) > 1:
+        raise CNIError(f"Too many ({len(handed)}) FDs passed through socket activation")
+    if not handed:
         return None
     try:
-        os.set_inheritable(_FIRST_FD, False)
-        found = socket.socket(fileno=_FIRST_FD)
-        if found.family != socket.AF_UNIX or not found.getsockopt(
-            socket.SOL_SOCKET, socket.SO_ACCEPTCONN
-        ):
-            raise OSError("not a listening Unix socket")
-        return found
+        listener = socket.socket(fileno=handed[0].fd)
+        if systemd.is_listening(listener):
+            return listener
     except OSError:
-        raise CNIError("LISTEN_FDS=1 but no FD found") from None
+        pass  # the descriptor is closed, or no socket
+    raise CNIError("LISTEN_FDS=1 but no FD found")
 
 
 def _listen(path: str) -> socket.socket:
-    """A listening socket only root can reach; one that a killed daemon left is replaced."""
-    directory = os.path.dirname(path)
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    mask = os.umask(0o177)
+    """A listening socket that only root can reach. Raises CNIError."""
     try:
-        if directory and not os.path.isdir(directory):
-            os.umask(0o077)
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            os.umask(0o177)
-        if _is_stale(path):
-            _unlink(path)
-        sock.bind(path)
-        sock.listen(_BACKLOG)
+        return systemd.listen_unix(path, _BACKLOG, directory_mode=0o700)
     except OSError as error:
-        sock.close()
         reason = (error.strerror or str(error)).lower()
         raise CNIError(
             f"Error getting listener: listen unix {path}: bind: {reason}",
             "does another daemon run already?",
         ) from None
-    finally:
-        os.umask(mask)
-    return sock
-
-
-def _is_stale(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
 
 
 def _write_pidfile(path: str) -> None:

@@ -1,0 +1,70 @@
+"""The built file: which build it is, and its bytes with another interpreter written in.
+
+The server and the installer read it, so it imports neither.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+# The script that starts Python is in here: at the very beginning, or within the native client.
+HEAD_SIZE = (1 << 20) + 4096
+
+_BUILD = re.compile(rb"^cni_build=([0-9a-f]{12})$", re.MULTILINE)
+_PYTHON = re.compile(rb"^cni_python='[^'\n]*'[^\n]*$", re.MULTILINE)
+
+
+class InstallError(Exception):
+    """Nothing was changed, or what was installed before still works; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A built file: where it is, its build id, and its bytes."""
+
+    build: str
+    data: bytes
+    path: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Launcher:
+        """Read the file `path`. Raises InstallError if it is not a built file."""
+        try:
+            build = build_of(path)
+            data = path.read_bytes()
+        except OSError as error:
+            raise InstallError(f"cannot read {path}: {error.strerror}") from error
+        if build is None:
+            raise InstallError(
+                f"{path} is not the built file: run `make build`, then dist/cni install"
+            )
+        return cls(build, data, path)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the file begins with the native client rather than with the script."""
+        return self.data.startswith(b"\x7fELF")
+
+    def with_python(self, python: str) -> bytes:
+        """The file's bytes with the absolute path `python` as its interpreter.
+
+        The archive keeps its place in the file. Raises InstallError for a path that does not fit.
+        """
+        head, rest = self.data[:HEAD_SIZE], self.data[HEAD_SIZE:]
+        line = _PYTHON.search(head)
+        text = f"cni_python='{python}'  # ".encode()
+        if line is None or "'" in python or "\n" in python or len(text) > len(line[0]):
+            raise InstallError(f"the path of the interpreter is too long or has quotes: {python}")
+        return head.replace(line[0], text.ljust(len(line[0]), b".")) + rest
+
+
+def build_of(path: Path) -> str | None:
+    """The build id of the built file `path`; None for any other file. Raises OSError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return None
+    with path.open("rb") as file:
+        match = _BUILD.search(file.read(HEAD_SIZE))
+    return match[1].decode() if match else None

@@ -1,0 +1,232 @@
+"""The directory with the installed plugins: its names, its manifest, and the change of builds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..artifact import InstallError, Launcher, build_of
+from . import tree
+from .interpreter import compile_tree, probe
+
+MANIFEST = ".cni-manifest.json"
+TEMPORARY = ".cni-tmp-"
+
+_TREE = re.compile(r"\.cni-[0-9a-f]{12}")
+
+
+@dataclass
+class Report:
+    """What was done. Names are file names in `bin_dir`."""
+
+    bin_dir: str
+    build: str = ""
+    python: str = ""
+    links: list[str] = field(default_factory=list)  # made, or made to point to us
+    unchanged: list[str] = field(default_factory=list)  # links that were right already
+    kept: dict[str, str] = field(default_factory=dict)  # foreign file -> its name now
+    restored: list[str] = field(default_factory=list)  # foreign files that are back
+    removed: list[str] = field(default_factory=list)
+    units: list[str] = field(default_factory=list)  # systemd units, with their paths
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return asdict(self)
+
+
+class Installation:
+    """The installation in one directory, whose lock the caller holds (`cni.install`)."""
+
+    def __init__(self, bin_dir: Path, made: Iterable[str] = ()) -> None:
+        self.dir = bin_dir
+        self.report = Report(str(bin_dir))
+        self.manifest = self._read_manifest()
+        # Directories that exist because of us, the innermost first.
+        self.made: list[str] = [*made, *self.manifest.get("made", [])]
+        self.units: set[str] = set(self.manifest.get("units", []))
+        self._counter = 0
+
+    def install(self, launcher: Launcher, names: list[str], python: str) -> Report:
+        """Replace what is installed by `launcher`.
+
+        `python` is the interpreter; empty for the client alone, without an unpacked tree.
+        """
+        self._check_directories(names)
+        self._sweep()
+        self.report.build, self.report.python = launcher.build, python
+        current = self._current_build()
+        previous = current if current != launcher.build else self.manifest.get("previous")
+        before = self._names()
+        data = launcher.with_python(python)
+        if python:
+            self._place_tree(launcher, python)
+        self._write_manifest(launcher.build, previous, sorted({*names, *before}))
+        if current is None:
+            self._keep_foreign("cni")
+        self._write("cni", data, 0o755)
+        for name in names:
+            self._link(name)
+        for name in set(before) - set(names):
+            self._retire(name)
+        self._write_manifest(launcher.build, previous, names)
+        self._remove_trees({launcher.build, previous})
+        return self.report
+
+    def uninstall(self) -> Report:
+        """Remove the links first, then `cni`, which they point to, then everything else."""
+        self._sweep()
+        for name in self._names():
+            self._retire(name)
+        if self._current_build() is not None:
+            self._restore_or_remove("cni")
+        self._remove_trees(set())
+        (self.dir / MANIFEST).unlink(missing_ok=True)
+        for directory in self.made:
+            try:
+                os.rmdir(directory)
+            except OSError:  # not empty: it holds files that are not ours
+                break
+            self.report.removed.append(directory)
+        return self.report
+
+    def _check_directories(self, names: list[str]) -> None:
+        for name in ("cni", *names):
+            path = self.dir / name
+            if path.is_dir() and not path.is_symlink():
+                raise InstallError(f"{path} is a directory: move it away")
+
+    # The tree
+
+    def _place_tree(self, launcher: Launcher, python: str) -> None:
+        """Have .cni-<build> complete, compiled for `python`, and tried with it."""
+        final = self.dir / f".cni-{launcher.build}"
+        if final.is_dir():
+            tree.unpack(launcher.path, final, self._temporary)
+            self.report.warnings += probe(python, final)
+            compile_tree(python, final, final)
+            return
+        partial = self._temporary()
+        partial.mkdir()
+        try:
+            tree.unpack(launcher.path, partial, self._temporary)
+            self.report.warnings += probe(python, partial)
+            compile_tree(python, partial, final)
+            tree.sync(partial)
+            partial.rename(final)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        tree.sync_file(self.dir)
+
+    def _remove_trees(self, keep: set[str | None]) -> None:
+        for path in self.dir.iterdir():
+            if _TREE.fullmatch(path.name) and path.name.removeprefix(".cni-") not in keep:
+                # If this process is killed here, the next install sweeps the new name away.
+                doomed = self._temporary()
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+                self.report.removed.append(path.name)
+
+    # Names
+
+    def _link(self, name: str) -> None:
+        """Make `name` a link to `cni`, by one rename: the name never disappears."""
+        path = self.dir / name
+        if path.is_symlink() and os.readlink(path) == "cni":
+            self.report.unchanged.append(name)
+            return
+        if not self._points_to_ours(path):
+            self._keep_foreign(name)
+        temporary = self._temporary()
+        temporary.symlink_to("cni")
+        temporary.replace(path)
+        self.report.links.append(name)
+
+    def _points_to_ours(self, path: Path) -> bool:
+        if not path.is_symlink():
+            return False
+        return os.readlink(path) == "cni" or path.resolve() == (self.dir / "cni").resolve()
+
+    def _keep_foreign(self, name: str) -> None:
+        """Give a file that is not ours a second name, for `_restore_or_remove`."""
+        path, backup = self.dir / name, self.dir / f".{name}.before-cni"
+        if not os.path.lexists(path):
+            return
+        temporary = self._temporary()
+        try:
+            os.link(path, temporary, follow_symlinks=False)
+        except OSError:  # a file system without hard links
+            shutil.copy2(path, temporary, follow_symlinks=False)
+        temporary.replace(backup)
+        temporary.unlink(missing_ok=True)  # still there if both names already were one file
+        self.report.kept[name] = backup.name
+
+    def _retire(self, name: str) -> None:
+        path = self.dir / name
+        if path.is_symlink() and os.readlink(path) == "cni":
+            self._restore_or_remove(name)
+
+    def _restore_or_remove(self, name: str) -> None:
+        path, backup = self.dir / name, self.dir / f".{name}.before-cni"
+        if os.path.lexists(backup):
+            backup.replace(path)
+            self.report.restored.append(name)
+        else:
+            path.unlink()
+            self.report.removed.append(name)
+
+    def _current_build(self) -> str | None:
+        """The build of the installed file.
+
+        The manifest does not tell: it is written before the file is replaced.
+        """
+        try:
+            return build_of(self.dir / "cni")
+        except OSError:
+            return None
+
+    def _names(self) -> list[str]:
+        """The plugins that are installed; without a manifest, all that point to `cni`."""
+        names = self.manifest.get("names")
+        if names is None:
+            links = (path for path in self.dir.iterdir() if path.is_symlink())
+            names = sorted(path.name for path in links if os.readlink(path) == "cni")
+        return list(names)
+
+    # Files
+
+    def _read_manifest(self) -> dict[str, Any]:
+        try:
+            manifest = json.loads((self.dir / MANIFEST).read_text())
+        except (OSError, ValueError):
+            return {}
+        return manifest if isinstance(manifest, dict) else {}
+
+    def _write_manifest(self, build: str, previous: str | None, names: list[str]) -> None:
+        manifest = {"build": build, "previous": previous, "names": names, "made": self.made}
+        manifest["units"] = sorted(self.units)
+        self._write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
+
+    def _write(self, name: str, data: bytes, mode: int) -> None:
+        temporary = self._temporary()
+        files.replace(str(self.dir / name), data, mode, temporary=str(temporary))
+        tree.sync_file(self.dir)
+
+    def _temporary(self) -> Path:
+        self._counter += 1
+        return self.dir / f"{TEMPORARY}{os.getpid()}-{self._counter}"
+
+    def _sweep(self) -> None:
+        """Remove what a killed install left. Nobody uses it: the caller holds the lock."""
+        for path in self.dir.glob(f"{TEMPORARY}*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()

@@ -1,0 +1,48 @@
+"""Unpacking the archive: files appear whole, and reach the disk before the tree gets its name."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import files
+
+
+def unpack(archive: Path, tree: Path, temporary: Callable[[], Path]) -> None:
+    """Unpack the built file `archive` into the directory `tree`. Raises OSError.
+
+    Files whose content is right stay as they are, the others are replaced by a rename. So a damaged
+    tree can be repaired while plugins run from it. `temporary` gives names for half-written files,
+    on the same file system.
+    """
+    with zipfile.ZipFile(archive) as bundle:
+        for info in bundle.infolist():
+            if info.filename.endswith(".pyc") or info.filename == "__main__.py":
+                continue
+            path, data = tree / info.filename, bundle.read(info)
+            if path.is_file() and path.read_bytes() == data:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(str(path), data, 0o644, temporary=str(temporary()))
+
+
+def sync(tree: Path) -> None:
+    """Have all of the directory `tree` on the disk. Raises OSError.
+
+    To be called before the directory gets its name: a power failure must not leave empty files.
+    """
+    for directory, _, names in os.walk(tree):
+        for name in names:
+            sync_file(Path(directory, name))
+        sync_file(Path(directory))
+
+
+def sync_file(path: Path) -> None:
+    """Have the file or directory `path` on the disk. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,174 @@
+"""What daemons share: sockets from the service manager or of their own, and word of their state.
+
+Follows sd_listen_fds(3) and sd_notify(3). Without systemd nothing is handed over, and notices go
+nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import suppress
+from errno import EADDRINUSE
+from typing import NamedTuple
+
+_FIRST_FD = 3  # SD_LISTEN_FDS_START
+_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+class Inherited(NamedTuple):
+    """A descriptor that the service manager handed over, and its FileDescriptorName=, or ""."""
+
+    fd: int
+    name: str
+
+
+class AddressInUse(OSError):
+    """Another process listens on the socket; `strerror` and `errno` say so, too."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(EADDRINUSE, os.strerror(EADDRINUSE), path)
+
+
+def listen_fds() -> list[Inherited]:
+    """The descriptors that were handed to this process, in order; not inherited by its children.
+
+    The environment variables are removed, so that no child takes them for its own. Whether there is
+    anything behind a descriptor shows when it is used.
+    """
+    pid, count, names = (os.environ.pop(key, "") for key in _VARIABLES)
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    fds = range(_FIRST_FD, _FIRST_FD + int(count))
+    for fd in fds:
+        with suppress(OSError):
+            os.set_inheritable(fd, False)
+    labels = names.split(":") if names else []
+    labels += [""] * (len(fds) - len(labels))
+    return [Inherited(fd, label) for fd, label in zip(fds, labels, strict=False)]
+
+
+def hand_on(fd: int, name: str = "") -> dict[str, str]:
+    """Make `fd` what `listen_fds` returns in the program that this process executes next.
+
+    Returns the environment variables that the program needs.
+    """
+    os.dup2(fd, _FIRST_FD)
+    os.set_inheritable(_FIRST_FD, True)  # dup2(2) of a descriptor to itself leaves that alone
+    return dict(zip(_VARIABLES, (str(os.getpid()), "1", name), strict=True))
+
+
+def is_listening(sock: socket.socket) -> bool:
+    """Whether it is a Unix socket that accepts connections."""
+    return sock.family == socket.AF_UNIX and bool(
+        sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    )
+
+
+def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> socket.socket:
+    """A stream socket listening at `path`, which only its owner may connect to (mode 0600).
+
+    A socket file that a dead process left is replaced, and a missing directory is made. The file
+    appears when the socket listens already. Of several processes that call this at the same time,
+    one gets the socket. Raises AddressInUse if another process listens there, else OSError.
+    """
+    directory = os.path.dirname(path) or "."
+    _make_directory(directory, directory_mode)
+    temporary = f"{directory}/.{os.getpid()}"  # short: a socket's path has 107 bytes at most
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        _unlink(temporary)  # of an earlier process with our id
+        umask = os.umask(0o177)
+        try:
+            sock.bind(temporary)
+        finally:
+            os.umask(umask)
+        try:
+            sock.listen(backlog)
+            _give_name(temporary, path)
+        finally:
+            _unlink(temporary)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _give_name(temporary: str, path: str) -> None:
+    """Link `temporary` to `path`, where a dead process's socket may be in the way."""
+    try:
+        os.link(temporary, path)
+        return
+    except FileExistsError:
+        pass
+    stale = identity(path)
+    if not _is_stale(path):
+        raise AddressInUse(path)
+    # Between the check and the change another process may have put its own socket there. So the
+    # file is moved away and looked at again, instead of being overwritten.
+    aside = f"{temporary}.stale"
+    os.rename(path, aside)
+    try:
+        if identity(aside) != stale:
+            os.link(aside, path)
+            raise AddressInUse(path)
+    finally:
+        _unlink(aside)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise AddressInUse(path) from None
+
+
+def _is_stale(path: str) -> bool:
+    """Whether it is a socket that nobody listens on. No other kind of file is ours to replace."""
+    if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a full queue would keep us waiting
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of the file `path`; None if it cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, for example ``READY=1``. Raises nothing."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = f"\0{path[1:]}" if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(address)
+            sock.sendall(state.encode())
+        except OSError:
+            pass  # the service goes on all the same
+
+
+def _make_directory(path: str, mode: int) -> None:
+    if os.path.isdir(path):
+        return
+    umask = os.umask(0o777 & ~mode)
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    finally:
+        os.umask(umask)
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
