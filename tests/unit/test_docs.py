@@ -166,6 +166,13 @@ def test_speaks_of_the_project_alone(path: Path) -> None:
     assert not ELSEWHERE.findall(joined(path.read_text()))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)
+def test_plain_words(path: Path) -> None:
+    """A stranger knows neither "us" nor a word that stands for anybody."""
+    text = re.sub(r"^\|.*``?\"\"\".*$", "", path.read_text(), flags=re.MULTILINE)  # bad examples
+    assert not re.findall(r"\b(?:ours|whoever|whatsoever)\b", text, re.IGNORECASE)
+
+
 def test_every_plugin_has_its_pages() -> None:
     from cni.dispatch import TABLE
 
