@@ -1,57 +1,116 @@
-"""What a plugin's verb is given: the request, its typed configuration, how to undo and delegate.
+"""What a verb of a plugin is given: the request, its configuration, how to undo and delegate.
 
     def add(call: Call[Conf]) -> Result: ...
 
-Nothing here is process-global: a worker of the server runs one Call after another.
+The contract of a plugin is in cni/contract.py. Nothing here is process-global: a worker of the
+server runs one Call after another.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from . import delegate
+from . import delegate, interrupts
 from .kernel.errors import KernelError, NetnsError, NetnsMissing
-from .netns import Namespace
+from .netns import Namespace, same_namespace
 from .owner import Owner
 from .protocol import config
-from .protocol.errors import CNIError, Terminated, from_exception, join
+from .protocol.errors import CNIError, DelegateError, InvalidNetns, from_exception, join
 from .protocol.request import Attachment, Request
 from .protocol.result import Result
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from .intent import Dropped
 
 C = TypeVar("C", bound=config.NetConf)
+
+# There is no place for state on this node: an ADD works without.
+_NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
+
+
+class Verbs(NamedTuple):
+    """A plugin's module by its contract (cni.contract); None for a verb that it lacks."""
+
+    conf: type[config.NetConf]
+    add: Callable[[Call[Any]], Result] | None
+    delete: Callable[[Call[Any]], None] | None
+    check: Callable[[Call[Any]], None] | None
+    gc: Callable[[Call[Any], frozenset[Attachment]], None] | None
+    status: Callable[[Call[Any]], None] | None
+    reload: Callable[[Call[Any]], None] | None
+
+    @classmethod
+    def of(cls, module: ModuleType) -> Verbs:
+        """Look up what a module has: the one place where that is done by name."""
+        names = ("add", "delete", "check", "gc", "status", "reload")
+        return cls(module.Conf, *(getattr(module, name, None) for name in names))
+
+
+class Undo:
+    """What reverses the changes of an ADD, unwound by the dispatcher if the ADD fails.
+
+    The reverse is noted before its change: an error or a signal in between, or an error of a
+    change that was made all the same, then leaves nothing behind. So a reverse may be called though
+    its change was not made, and must do nothing then.
+    """
+
+    def __init__(self) -> None:
+        self._reverses: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+
+    def callback(self, reverse: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Note `reverse(*args, **kwargs)`. Raises Terminated if a signal has come by now."""
+        self._reverses.append((reverse, args, kwargs))
+        interrupts.check()
+
+    def withdraw(self) -> None:
+        """Take back the reverse that was noted last: its change is known not to have been made."""
+        self._reverses.pop()
+
+    def forget(self) -> None:
+        """The changes stand."""
+        self._reverses.clear()
+
+    def unwind(self) -> list[str]:
+        """Call every reverse, the last one first; the texts of those that failed."""
+        problems = []
+        while self._reverses:
+            reverse, args, kwargs = self._reverses.pop()
+            try:
+                reverse(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 the others run all the same
+                problems.append(str(error) or type(error).__name__)
+        return problems
 
 
 class Call(Generic[C]):
     """One request to one plugin.
 
-    `undo` is an ExitStack: push what reverses each change; the dispatcher unwinds it if the verb or
-    the printing of its result fails, and drops it on success. `forgotten` is, in DEL and GC, what
-    had been kept of the attachments that go (see `remember`).
+    `undo` gets the reverse of each change. `forgotten` is, in DEL and GC, what had been kept of the
+    attachments that go (see `remember`).
     """
 
     def __init__(
         self,
+        plugin: str,
         request: Request,
         raw: dict[str, Any],
         version: str,
         conf_type: type[C],
         conf_prefix: str,
         in_process: delegate.InProcess,
-        remember_now: Callable[[Call[Any], Result], None] | None = None,
     ) -> None:
+        self.plugin = plugin
         self.request = request
         self.raw = raw
         self.version = version
-        self.undo = ExitStack()
+        self.undo = Undo()
         self.remembered = False
         self.forgotten: Dropped | None = None
-        self._remember_now = remember_now
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
@@ -99,19 +158,19 @@ class Call(Generic[C]):
             self._owner = Owner(self.network, self.container_id, self.ifname)
         return self._owner
 
-    def look_ahead(self) -> None:
-        """Convert now what the verb will ask for; it changes nothing."""
+    def convert(self) -> None:
+        """Convert configuration and prevResult before the verb asks for them; changes nothing."""
         try:
             _ = self.conf
             self._previous = self.prev_result()
         except CNIError:
-            pass  # who asks for it hears why
+            pass  # the verb meets the same error, if it needs them
 
     def prev_result(self) -> Result | None:
         """The result of the plugins before this one; None without a prevResult. Raises CNIError."""
         if self._previous is not None:
-            found, self._previous = self._previous, None  # who gets it may change it
-            return found
+            previous, self._previous = self._previous, None  # the verb may change what it gets
+            return previous
         raw = config.lookup(self.raw, "prevResult")
         if raw is None:
             return None
@@ -121,6 +180,19 @@ class Call(Generic[C]):
             raise error.wrapped("could not parse prevResult: ") from None
 
     # --- the container's namespace ---
+
+    def guard_netns(self) -> None:
+        """Refuse to treat the node's own namespace as a container's. Raises InvalidNetns.
+
+        docs/spec/protocol.md §1.3.
+        """
+        request = self.request
+        concerned = request.command in ("ADD", "DEL") and request.netns
+        if concerned and not request.netns_override and same_namespace(request.netns):
+            raise InvalidNetns(
+                "plugin's netns and netns from CNI_NETNS should not be the same",
+                "set CNI_NETNS_OVERRIDE=1 if that is really meant",
+            )
 
     def open_netns(self) -> Namespace:
         """The container's namespace, closed when the request ends.
@@ -164,23 +236,36 @@ class Call(Generic[C]):
         `verb` and `stdin` default to the request's own. GC may have one `attachment` deleted, of
         whose namespace nothing is known. Raises CNIError.
         """
-        request = self.request._replace(
-            command=verb or self.request.command,
-            stdin=self.request.stdin if stdin is None else stdin,
-        )
+        request = self._request_for(verb or self.request.command, stdin)
         if attachment is not None:
             request = request.of(attachment.container_id, attachment.ifname)
         return delegate.run(request, name, self._in_process)
 
+    def _request_for(self, verb: str, stdin: bytes | None) -> Request:
+        own = self.request
+        return own._replace(command=verb, stdin=own.stdin if stdin is None else stdin)
+
+    def delegate_add(self, name: str, stdin: bytes | None = None) -> Result | None:
+        """Have another plugin do its ADD; its DEL runs if this ADD fails. Raises CNIError.
+
+        A plugin that answers with an error has undone what it did. When there is no answer, or none
+        that is understood, nobody knows, so its DEL runs as well.
+        """
+        request = self._request_for("ADD", stdin)
+        program = delegate.find(name, request.path)
+        ours, result = self._in_process(name, program, request)
+        self.undo.callback(self.delegate, name, "DEL", stdin)
+        if not ours:
+            try:
+                result = delegate.run_program(program, request)
+            except DelegateError:
+                self.undo.withdraw()
+                raise
+        return result
+
     def ipam_add(self, name: str) -> Result:
         """Have the IPAM plugin allocate; released again if this ADD fails. Raises CNIError."""
-        try:
-            result = self.delegate(name, "ADD")
-        except Terminated:
-            # it may have allocated already; one that fails by itself keeps nothing
-            self.undo.callback(self.delegate, name, "DEL")
-            raise
-        self.undo.callback(self.delegate, name, "DEL")
+        result = self.delegate_add(name)
         if result is None or not result.ips:
             raise CNIError(
                 "IPAM plugin returned missing IP config",
@@ -203,18 +288,58 @@ class Call(Generic[C]):
         """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent).
 
         A plugin that knows its result before it makes its rules gives it here: then it is kept at
-        once, and DEL and GC find in `forgotten` what a killed ADD had set out to do.
+        once, and DEL and GC find in `forgotten` what a killed ADD had set out to do. Otherwise it
+        is kept when the verb has ended. Raises CNIError, as `keep`.
         """
-        if result is None or self._remember_now is None:
+        if result is None:
             self.remembered = True
         else:
-            self._remember_now(self, result)
+            self.keep(result)
+
+    def keep(self, result: Result) -> None:
+        """Write down request and result (cni.intent). Raises CNIError if that fails halfway.
+
+        On a node without a place for state the rules do not survive a flush: that is only told.
+        """
+        from . import intent
+
+        self.undo.callback(self._forget)
+        try:
+            intent.save(self.plugin, self.owner, self.request, result)
+        except OSError as error:
+            where = intent.directory(self.request.env)
+            text = f"cannot keep the rules in {where} for `cni reload`: {error.strerror}"
+            if error.errno not in _NO_PLACE:
+                raise CNIError(text, "make room there, then try again") from None
+            self.log(f"cni: {self.plugin}: {text}")
+
+    def _forget(self) -> None:
+        self.set_aside()
+        self.drop_set_aside()
+
+    def set_aside(self) -> None:
+        """Put aside what was kept of this attachment: `cni reload` does not see it any more."""
+        from . import intent
+
+        self.forgotten = intent.drop(self.plugin, self.owner, self.request.env)
+
+    def set_others_aside(self, keep: frozenset[Attachment]) -> None:
+        """Put aside what was kept of the network's attachments that are not in `keep`."""
+        from . import intent
+
+        owners, env = self.owners(keep), self.request.env
+        self.forgotten = intent.drop_others(self.plugin, self.network, owners, env)
+
+    def drop_set_aside(self) -> None:
+        """Remove what was put aside: its rules are gone."""
+        if self.forgotten is not None:
+            self.forgotten.finish()
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""
         os.write(2, f"{text}\n".encode(errors="replace"))
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Close what the request opened."""
         while self._namespaces:
             self._namespaces.pop().close()

@@ -10,14 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from errno import ETXTBSY
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from . import process
+from . import interrupts
 from .protocol.config import decode_object, version_of
 from .protocol.errors import CNIError, DelegateError
 from .protocol.request import Request
 from .protocol.result import Result
+
+if TYPE_CHECKING:
+    from .process import Finished
 
 _BUSY_RUNS = 6
 _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
@@ -55,14 +59,31 @@ def find(name: str, path: list[str]) -> str:
 def run(request: Request, name: str, in_process: InProcess) -> Result | None:
     """Run the plugin `name` with `request`; an ADD's Result, else None.
 
-    Raises the plugin's own error, code and text untouched, or CNIError when it cannot be run.
+    Raises DelegateError, which is the plugin's own error, code and text untouched, when it ran in
+    another process; what it raised when it ran in this one; CNIError when it cannot be run or its
+    answer is not understood; Terminated.
     """
     program = find(name, request.path)
     ours, result = in_process(name, program, request)
-    if ours:
-        return result
+    return result if ours else run_program(program, request)
+
+
+def run_program(program: str, request: Request) -> Result | None:
+    """Run the plugin in the file `program` as a child; an ADD's Result, else None. As `run`."""
     output = execute(program, request)
     return parse_output(output, request.stdin) if request.command == "ADD" else None
+
+
+def is_ourselves(program: str) -> bool:
+    """Is the file at this path the one that this process was started from?"""
+    try:
+        if sys.platform == "win32":
+            from .windows.launcher import is_twin
+
+            return is_twin(program, sys.argv[0])
+        return os.path.samestat(os.stat(program), os.stat(sys.argv[0]))
+    except (OSError, ValueError):
+        return False
 
 
 def parse_output(output: bytes, stdin: bytes) -> Result:
@@ -88,13 +109,16 @@ def execute(program: str, request: Request) -> bytes:
     return stdout
 
 
-def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> process.Finished:
+def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> Finished:
+    from . import process
+
     for attempt in range(1, _BUSY_RUNS + 1):
         try:
             return process.run(program, [program], stdin, env)
         except OSError as error:
             if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
-                time.sleep(1)  # somebody is installing it right now
+                with interrupts.waiting():
+                    time.sleep(1)  # somebody is installing it right now
                 continue
             raise CNIError(
                 f"fork/exec {program}: {(error.strerror or '').lower()}",

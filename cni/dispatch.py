@@ -1,42 +1,32 @@
 """The dispatch table, and the one place that turns any exception into the JSON error object.
 
-A plugin is a module with a `Conf` and the verbs it has as functions: add, delete, check, gc,
-status. A verb it lacks is a silent success once the version gates are passed (docs/spec/protocol.md
-§1.3).
+What a plugin's module has is drawn in cni/contract.py. A verb that it lacks is a silent success
+once the version gates are passed (docs/spec/protocol.md §1.3).
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
-from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from . import __version__, standins
-from .call import Call
+from . import __version__, delegate, interrupts, standins
+from .call import Call, Verbs
 from .kernel.errors import KernelError
-from .netns import Executor, same_namespace
-from .owner import Owner
+from .netns import Executor
 from .protocol import config, version
-from .protocol.errors import BadEnvironment, CNIError, InvalidNetns, Terminated, from_exception
-from .protocol.request import (
-    Attachment,
-    Request,
-    check_network_name,
-    read,
-    read_stdin,
-    valid_attachments,
-)
-from .protocol.result import Result, encode_json
+from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
+from .protocol.request import Request, check_network_name, read, read_stdin, valid_attachments
+from .protocol.result import Result, encode_error
 
-# What a state directory says in which nothing can be kept on this node.
-_KEEPS_NOTHING = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
+if TYPE_CHECKING:
+    from types import ModuleType
 
 Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
+Deliver = Callable[[bytes], None]  # writes an ADD's result where it belongs; raises CNIError
 
 
 class Plugin(NamedTuple):
@@ -126,16 +116,11 @@ WINDOWS: dict[str, Plugin] = {
     ),
 }
 
-_deaf, _missed = False, 0  # see `be_deaf`
-
-_SIGNALS: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT"}
 if sys.platform == "win32":
     TABLE = {name: each for name, each in TABLE.items() if name in ("host-local", "static")}
     TABLE.update(WINDOWS)
-else:
-    _SIGNALS[signal.SIGHUP] = "SIGHUP"
 
-_VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
+_VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS"})
 
 
 def main(name: str) -> int:
@@ -143,24 +128,36 @@ def main(name: str) -> int:
     if not os.environ.get("CNI_COMMAND"):
         os.write(2, about(name).encode())
         return 0
-    for number in _SIGNALS:
-        signal.signal(number, terminate)
+    interrupts.install()
     received: list[bytes] = []
+    written = 0
 
     def receive() -> bytes:
-        received.append(read_stdin())
+        with interrupts.waiting():
+            received.append(read_stdin())
         return received[-1]
 
-    code, output = answer(name, dict(os.environ), receive)
+    def write(data: bytes) -> None:
+        nonlocal written
+        try:
+            while written < len(data):
+                written += os.write(1, memoryview(data)[written:])
+        except OSError as error:
+            text = f"cannot write to stdout: {(error.strerror or '').lower()}"
+            raise IOFailure(text, "an ADD was undone") from None
+
+    code, output, _ = begin(name, dict(os.environ), receive, deliver=write)()
     Executor.discard_idle()
     if standins.doubt is not None:
         standins.restart(received[0] if received else None)
     try:
-        _write(output)
-    except OSError as error:
-        os.write(2, f"cni: cannot write to stdout: {error.strerror}\n".encode())
+        if not (written and code):  # half a result is there: an error behind it would help nobody
+            written = 0
+            write(output)
+        return code
+    except IOFailure as error:
+        os.write(2, f"cni: {error}\n".encode())
         return 1
-    return code
 
 
 def about(name: str) -> str:
@@ -177,11 +174,17 @@ def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tup
 
 
 def begin(
-    name: str, env: Mapping[str, str], stdin: Callable[[], bytes], *, ahead: bool = False
+    name: str,
+    env: Mapping[str, str],
+    stdin: Callable[[], bytes],
+    *,
+    deliver: Deliver | None = None,
+    convert: bool = False,
 ) -> Callable[[], Answer]:
     """Decode a request, which changes nothing; what is returned runs it. Neither ever raises.
 
-    `ahead`: there is time for what would be converted later.
+    `deliver` is given the result of an ADD, which is undone if that fails; without it the result is
+    part of the answer. `convert`: there is time to convert the configuration now.
     """
     try:
         request = read(env, stdin)
@@ -189,39 +192,64 @@ def begin(
             reply = _version_reply(TABLE[name])
             return lambda: (0, reply, True)
         decoded = _decode(name, request)
-        if ahead:
-            decoded.call.look_ahead()
-        return lambda: _finished(name, decoded)
+        if convert:
+            decoded.call.convert()
+        return lambda: _answer(decoded, deliver)
     except BaseException as error:  # noqa: BLE001 the runtime gets JSON, whatever happens
-        failed = _failed(error)
+        failed = _failure(error)
         return lambda: failed
 
 
-def _finished(name: str, decoded: Decoded) -> Answer:
-    worked = False
+def _answer(decoded: Decoded, deliver: Deliver | None) -> Answer:
+    """Run the verb; an ADD's result is settled before it is printed, and stands from then on."""
+    output, settled = b"", False
+
+    def settle(result: Result | None) -> None:
+        nonlocal output, settled
+        interrupts.decide()
+        if result is not None:
+            output = _encode(decoded.call, result)
+            if deliver is not None:
+                deliver(output)
+                output = b""
+        settled = True
+
     try:
-        _listen()
-        result = _run(name, decoded)
-        worked = True  # and nothing will undo it
-        return 0, b"" if result is None else result.encode(decoded.call.version), True
+        _run(decoded, settle)
+        return 0, output, True
     except BaseException as error:  # noqa: BLE001 as above
-        return _failed(error, worked=worked)
+        if settled:  # the runtime has its result, and what it says is there
+            os.write(2, f"cni: after the result: {error!r}\n".encode(errors="replace"))
+            return 0, output, False
+        return _failure(error)
 
 
-def _failed(error: BaseException, *, worked: bool = False) -> Answer:
+def _encode(call: Call[Any], result: Result) -> bytes:
+    """The result in the version of the request.
+
+    One without addresses cannot be printed as 0.1.0 or 0.2.0: that is an error, and the link stays
+    until DEL. The reference's own tests look for it (docs/spec/bridge.md, docs/spec/macvlan.md).
+    """
+    try:
+        return result.encode(call.version)
+    except CNIError:
+        call.undo.forget()
+        raise
+
+
+def _failure(error: BaseException) -> Answer:
     if isinstance(error, CNIError | KernelError):
         known = not isinstance(error, Terminated | OSError)
-        return 1, _encode_error(from_exception(error)), known
-    if not worked:
-        standins.suspect(error)
-    return 1, _encode_error(_unexpected(error)), False
+        return 1, encode_error(from_exception(error)), known
+    standins.suspect(error)
+    return 1, encode_error(_unexpected(error)), False
 
 
 class Decoded(NamedTuple):
-    """A request that passed the gates; `verb` is None if the plugin lacks it."""
+    """A request that passed the gates, and what its plugin can do."""
 
     call: Call[Any]
-    verb: Callable[..., Any] | None
+    verbs: Verbs
 
 
 def _decode(name: str, request: Request) -> Decoded:
@@ -232,49 +260,16 @@ def _decode(name: str, request: Request) -> Decoded:
         raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
     wanted = config.version_of(raw)
     version.gate(request.command, wanted, plugin.versions)
-    verb = getattr(_module(name), _VERBS[request.command], None)
-    return Decoded(_new_call(name, request, raw, wanted), verb)
+    return _decoded(name, request, raw, wanted)
 
 
-def _run(name: str, decoded: Decoded) -> Result | None:
-    """Run one verb; ADD's result."""
-    _guard_netns(decoded.call.request)
-    return None if decoded.verb is None else _call(name, decoded.verb, decoded.call)
+def _decoded(name: str, request: Request, raw: dict[str, Any], wanted: str) -> Decoded:
+    verbs = Verbs.of(_module(name))
+    prefix = TABLE[name].conf_error
+    return Decoded(Call(name, request, raw, wanted, verbs.conf, prefix, run_in_process), verbs)
 
 
-def _call(name: str, verb: Callable[..., Any], call: Call[Any]) -> Result | None:
-    """Run a verb; if it fails, undo what it did.
-
-    A result without addresses that cannot be printed as 0.1.0 or 0.2.0 is an error whose link stays
-    until DEL: the reference's own test suite looks for it
-    (docs/spec/bridge.md, docs/spec/macvlan.md).
-    """
-    kept, command = hasattr(_module(name), "reload"), call.request.command
-    try:
-        if command != "GC":
-            if kept and command == "DEL":
-                _forget(name, call)  # first: rules that are going must not be made again
-            result: Result | None = verb(call)
-            if call.remembered and result is not None:
-                _remember(name, call, result)
-            call.undo.pop_all()
-            _finish(call)
-            return result
-        keep = valid_attachments(call.raw)
-        if keep is not None:
-            if kept:
-                _forget_others(name, call, keep)
-            verb(call, keep)
-            _finish(call)
-        return None
-    except BaseException:
-        _undo(call)
-        raise
-    finally:
-        call.finish()
-
-
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     """The module of a plugin; importlib.import_module would import `warnings`."""
     module = TABLE[name].module
     if module not in sys.modules:
@@ -282,62 +277,77 @@ def _module(name: str) -> Any:
     return sys.modules[module]
 
 
-def _new_call(name: str, request: Request, raw: dict[str, Any], wanted: str) -> Call[Any]:
-    plugin = TABLE[name]
-    conf_type = _module(name).Conf
-
-    def remember_now(call: Call[Any], result: Result) -> None:
-        _remember(name, call, result)
-
-    return Call(request, raw, wanted, conf_type, plugin.conf_error, run_in_process, remember_now)
-
-
-def _remember(name: str, call: Call[Any], result: Result) -> None:
-    """Keep what an ADD wants of the packet filter; forgotten again if this ADD fails.
-
-    Where nothing can ever be kept (a read-only /run), it is only said. A disk that is full or
-    broken is an error: else what an earlier ADD wanted would stay. Raises CNIError.
-    """
-    from . import intent
-
-    def forget() -> None:
-        _forget(name, call)
-        _finish(call)
-
-    call.undo.callback(forget)
+def _run(decoded: Decoded, settle: Callable[[Result | None], None]) -> Result | None:
+    """Run the verb and settle its result; what fails until then is undone. Gives ADD's result."""
+    call = decoded.call
     try:
-        intent.save(name, call.owner, call.request, result)
-    except OSError as error:
-        where = intent.directory(call.request.env)
-        text = f"cannot keep the rules in {where} for `cni reload`: {error.strerror}"
-        if error.errno not in _KEEPS_NOTHING:
-            raise CNIError(text, "make room there, then try again") from None
-        call.log(f"cni: {name}: {text}")
+        interrupts.check()
+        call.guard_netns()
+        result = _perform(decoded)
+        settle(result)
+        call.undo.forget()
+        return result
+    except BaseException as error:
+        reported = _undone(call, error)
+        if reported is error:
+            raise
+        raise reported from error
+    finally:
+        call.close()
 
 
-def _forget(name: str, call: Call[Any]) -> None:
-    from . import intent
+def _perform(decoded: Decoded) -> Result | None:
+    """Call the plugin's function for the verb, if it has one."""
+    call, verbs = decoded
+    command = call.request.command
+    if command == "ADD":
+        result = None if verbs.add is None else verbs.add(call)
+        if call.remembered and result is not None:
+            call.keep(result)
+        return result
+    if command == "DEL" and verbs.delete is not None:
+        if verbs.reload is not None:
+            call.set_aside()  # first: rules that are going must not be made again
+        verbs.delete(call)
+        call.drop_set_aside()
+    elif command == "CHECK" and verbs.check is not None:
+        verbs.check(call)
+    elif command == "STATUS" and verbs.status is not None:
+        verbs.status(call)
+    elif command == "GC" and verbs.gc is not None:
+        keep = valid_attachments(call.raw)
+        if keep is not None:
+            if verbs.reload is not None:
+                call.set_others_aside(keep)
+            verbs.gc(call, keep)
+            call.drop_set_aside()
+    return None
 
-    call.forgotten = intent.drop(name, call.owner, call.request.env)
 
+def _undone(call: Call[Any], error: BaseException) -> BaseException:
+    """Undo what an ADD had done; the error to report.
 
-def _forget_others(name: str, call: Call[Any], keep: frozenset[Attachment]) -> None:
-    from . import intent
-
-    owners = [Owner(call.network, a.container_id, a.ifname) for a in keep]
-    call.forgotten = intent.drop_others(name, call.network, owners, call.request.env)
-
-
-def _finish(call: Call[Any]) -> None:
-    """Forget for good what has been removed."""
-    if call.forgotten is not None:
-        call.forgotten.finish()
+    A signal is told as what it is, whatever failed because of it. What could not be undone is
+    said as well, on stderr and in the error; a DEL removes it.
+    """
+    reported = error
+    if interrupts.came() and not isinstance(error, Terminated):
+        reported = interrupts.terminated(str(error))
+    interrupts.ignore()
+    problems = call.undo.unwind()
+    if problems:
+        text = "; ".join(problems)
+        call.log(f"cni: undoing the failed ADD: {text}")
+        if isinstance(reported, CNIError):
+            reported.details = f"not all of it could be undone, run DEL: {text}"
+    return reported
 
 
 def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict[str, Any]) -> None:
     """Have a plugin make the rules of an earlier ADD again (cni.intent).
 
-    `env` has the CNI_* variables of that ADD; prevResult becomes its result. Raises CNIError.
+    `env` has the CNI_* variables of that ADD, `conf` its configuration; prevResult becomes
+    `result`, in its own version. Raises CNIError.
     """
     dropped = {key for key in conf if key.lower() in ("cniversion", "prevresult")}
     raw = {key: value for key, value in conf.items() if key not in dropped}
@@ -345,74 +355,32 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
     stdin = msgspec.json.encode(raw)
     request = read({**env, "CNI_COMMAND": "CHECK"}, lambda: stdin)
     raw = config.decode_object(stdin)
-    call = _new_call(name, request, raw, config.version_of(raw))
+    call, verbs = _decoded(name, request, raw, config.version_of(raw))
     try:
-        _module(name).reload(call)
-        call.undo.pop_all()
-    except BaseException as error:
-        _undo(call)
-        if isinstance(error, KernelError | OSError):
-            raise from_exception(error) from error
+        if verbs.reload is not None:
+            verbs.reload(call)
+        call.undo.forget()
+    except BaseException:
+        for problem in call.undo.unwind():
+            call.log(f"cni: undoing the failed reload: {problem}")
         raise
     finally:
-        call.finish()
-
-
-def _undo(call: Call[Any]) -> None:
-    """Unwind what an ADD had done. What cannot be undone is said, and left to DEL."""
-    for number in _SIGNALS:
-        if signal.getsignal(number) is terminate:
-            signal.signal(number, signal.SIG_IGN)
-    try:
-        call.undo.close()
-    except Exception as error:  # noqa: BLE001 the first error is the one to report
-        call.log(f"cni: undoing the failed ADD: {error}")
+        call.close()
 
 
 def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Result | None]:
-    """Run a delegate without a child if its file is ourselves (protocol.delegate.InProcess)."""
-    if name not in TABLE or not _is_ourselves(program):
+    """Run a delegate without a child if its file is ourselves (cni.delegate.InProcess)."""
+    if name not in TABLE or not delegate.is_ourselves(program):
         return False, None
     decoded = _decode(name, request)
-    try:
-        result = _run(name, decoded)
-    except (KernelError, OSError) as error:  # as the child's answer would be
-        raise from_exception(error) from error
+    result = _run(decoded, lambda _: interrupts.check())
     return True, None if result is None else result.through(decoded.call.version)
-
-
-def _is_ourselves(program: str) -> bool:
-    try:
-        if sys.platform == "win32":
-            from .windows.launcher import is_twin
-
-            return is_twin(program, sys.argv[0])
-        return os.path.samestat(os.stat(program), os.stat(sys.argv[0]))
-    except (OSError, ValueError):
-        return False
-
-
-def _guard_netns(request: Request) -> None:
-    """Refuse to treat the node's own namespace as a container's (before anything is changed)."""
-    concerned = request.command in ("ADD", "DEL") and request.netns and not request.netns_override
-    if concerned and same_namespace(request.netns):
-        raise InvalidNetns(
-            "plugin's netns and netns from CNI_NETNS should not be the same",
-            "set CNI_NETNS_OVERRIDE=1 if that is really meant",
-        )
 
 
 def _version_reply(plugin: Plugin) -> bytes:
     """One compact line; the request's own version does not matter."""
     reply = {"cniVersion": version.CURRENT, "supportedVersions": list(plugin.versions)}
     return msgspec.json.encode(reply) + b"\n"
-
-
-def _encode_error(error: CNIError) -> bytes:
-    body: dict[str, Any] = {"code": error.code, "msg": error.msg}
-    if error.details:
-        body["details"] = error.details
-    return encode_json(body)
 
 
 def _unexpected(error: BaseException) -> CNIError:
@@ -424,33 +392,3 @@ def _unexpected(error: BaseException) -> CNIError:
 
     os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
     return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")
-
-
-def terminate(number: int, _frame: object) -> None:
-    """The signal handler of a running verb: what it did is undone."""
-    global _missed  # noqa: PLW0603 a fact of the process
-    if _deaf:
-        _missed = number
-        return
-    raise Terminated(
-        f"interrupted by {_SIGNALS[number]}", "what had been done was undone; try again"
-    )
-
-
-def be_deaf() -> None:
-    """For a server's worker: what interrupts now interrupts the next verb, when it begins."""
-    global _deaf, _missed
-    _deaf, _missed = True, 0
-
-
-def _listen() -> None:
-    global _deaf  # noqa: PLW0603
-    _deaf = False
-    if _missed:
-        terminate(_missed, None)
-
-
-def _write(data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(1, view) :]

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+from . import interrupts
 from .protocol.errors import CNIError, TryAgainLater
 
 if sys.platform == "win32":
@@ -40,7 +41,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.01
 def acquire(fd: int, path: str, deadline: float) -> None:
     """Lock the open file `fd` exclusively; `release` unlocks it. `path` is for the message.
 
-    `deadline` is a time.monotonic(). Raises TryAgainLater (code 11).
+    `deadline` is a time.monotonic(). Raises TryAgainLater (code 11) or Terminated.
     """
     pause = _FIRST_PAUSE
     while True:
@@ -56,6 +57,7 @@ def acquire(fd: int, path: str, deadline: float) -> None:
                 f"cannot lock {path}: held by {holder(fd) or 'another process'}",
                 "if that process hangs, end it; the lock goes with it. Then try again",
             )
+        interrupts.check()
         # Waiting in the kernel would need a signal to end the wait, and a server's worker shares
         # its signals with other requests.
         time.sleep(pause)

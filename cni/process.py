@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from . import interrupts
 from .files import write_all
 
 _MAX_OUTPUT = 64 << 20
@@ -75,8 +76,10 @@ def _run_on_windows(
 
 
 def _wait(pid: int) -> int:
-    """The exit code of a child; when a signal's exception ends the wait, the child ends too."""
+    """The exit code of a child. Terminated ends the wait, and the child with it."""
     try:
+        with interrupts.waiting():
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its pid stays its own
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except BaseException:  # what it still did would be nobody's
         _end(pid)

@@ -9,6 +9,7 @@ from errno import EADDRNOTAVAIL, ENODEV
 from time import monotonic
 from typing import NamedTuple
 
+from .. import interrupts
 from ..protocol.address import Prefix
 from . import netlink as nl
 from .errors import DuplicateAddress, NetlinkError
@@ -104,7 +105,7 @@ def settle(
 
     `subscribe` gives a socket that hears RTNLGRP_IPV6_IFADDR; it is asked for only if there is
     something to wait for, and the wait ends with the kernel's notification, not with a next poll.
-    Raises DuplicateAddress.
+    Raises DuplicateAddress or Terminated.
     """
     if not _tentative(sock, index):
         return True
@@ -114,6 +115,7 @@ def settle(
             left = deadline - monotonic()
             if left <= 0:
                 return False
+            interrupts.check()
             events.events(min(left, 0.25))
     return True
 

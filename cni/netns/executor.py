@@ -294,7 +294,7 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
         parents.close()
         _close_others(sock.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN)  # the parent's business: a job is done whole
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)  # the runtime's: only the parent may write to them, and we live longer

@@ -136,6 +136,14 @@ class Result(Folded):
         return out
 
 
+def encode_error(error: CNIError) -> bytes:
+    """The error object as a plugin prints it (docs/spec/protocol.md §3.3)."""
+    body: dict[str, Any] = {"code": error.code, "msg": error.msg}
+    if error.details:
+        body["details"] = error.details
+    return encode_json(body)
+
+
 def encode_json(value: Any) -> bytes:
     """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029."""
     try:

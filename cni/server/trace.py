@@ -32,7 +32,7 @@ class Trace:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._times: dict[str, float] = {}
         self._depth = 0
-        dispatch._call = self._around(dispatch._call)
+        dispatch._perform = self._around(dispatch._perform)
 
     def _around(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*args: Any) -> Any:

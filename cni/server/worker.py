@@ -9,7 +9,6 @@ worker is used again after a request only if that left nothing behind (docs/desi
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import fcntl
 import gc
 import os
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from .. import dispatch
+from .. import dispatch, interrupts
 from ..netns import Executor, namespace
 from ..netns.executor import is_single_threaded
 from . import trace
@@ -108,8 +107,7 @@ class Worker:
         """Serve until told to drain, worn out, or in doubt of itself."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
-        dispatch.be_deaf()
-        _hear_interrupts()
+        interrupts.install()
         try:
             while not self.draining:
                 conn = self._accept()
@@ -203,7 +201,7 @@ class Worker:
         run: Callable[[], dispatch.Answer],
     ) -> bool:
         """Be the plugin's process for a while."""
-        dispatch.be_deaf()  # until the verb begins; what came to an idle worker is nobody's
+        interrupts.install()  # what came to an idle worker is nobody's
         self._watch(conn)
         self._take_on(request, belongings)
         self.trace.mark("ready")
@@ -229,8 +227,7 @@ class Worker:
         namespace.hand_over(netns, belongings.netns, *belongings.take())
 
     def _put_off(self) -> None:
-        dispatch.be_deaf()
-        _hear_interrupts()
+        interrupts.install()
         namespace.hand_over("", None)
         os.dup2(self.null, 2)
         os.umask(0o022)
@@ -280,14 +277,7 @@ def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
     name = request.called_as.rpartition("/")[2]
     if name not in dispatch.TABLE:
         return None
-    return dispatch.begin(name, request.env, lambda: request.stdin, ahead=True)
-
-
-def _hear_interrupts() -> None:
-    """Have the handler that a verb wants: undoing takes it away."""
-    for number in INTERRUPTS:
-        if _signal.getsignal(number) is not dispatch.terminate:
-            _signal.signal(number, dispatch.terminate)
+    return dispatch.begin(name, request.env, lambda: request.stdin, convert=True)
 
 
 class _Environment:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni import dispatch
+from cni import interrupts
 from cni.ipam.host_local.directory import open_store
 from cni.ipam.host_local.store import Store
 
@@ -250,8 +250,12 @@ def test_sigterm_undoes_an_add(tmp_path: Path) -> None:
     ipam = dual(tmp_path)
 
     def work() -> str:
-        Store.set_last_reserved = lambda *_: time.sleep(60)  # type: ignore[method-assign]
-        signal.signal(signal.SIGTERM, dispatch.terminate)
+        def wait(*_: object) -> None:
+            with interrupts.waiting():
+                time.sleep(60)
+
+        Store.set_last_reserved = wait  # type: ignore[method-assign]
+        interrupts.install()
         code, output = ipam.raw("ADD")
         assert code == 1
         return str(json.loads(output)["msg"])

@@ -32,7 +32,7 @@ def settings(conf: dict[str, Any] | str, args: str = "", ifname: str = "eth0") -
     document = conf if isinstance(conf, str) else json.dumps(conf)
     request = Request("ADD", "c1", "/run/netns/x", ifname, args, [], document.encode(), {})
     raw = decode_object(request.stdin)
-    return Settings(Call(request, raw, "1.0.0", Conf, "", lambda *_: (False, None)))
+    return Settings(Call("tuning", request, raw, "1.0.0", Conf, "", lambda *_: (False, None)))
 
 
 # -- names of sysctls -----------------------------------------------------------------------------

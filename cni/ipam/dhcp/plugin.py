@@ -7,7 +7,7 @@ from typing import Any
 
 from ...call import Call
 from ...protocol import config
-from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.errors import CNIError, NotAvailable, Terminated
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import rpc
@@ -20,7 +20,12 @@ _QUICK = 5.0  # seconds for what needs no packet
 
 def add(call: Call[Conf]) -> Result:
     """Lease the addresses. Raises CNIError ``error calling DHCP.Allocate: …``."""
-    reply = _ask(call, "DHCP.Allocate", _attachment(call))
+    try:
+        reply = _ask(call, "DHCP.Allocate", _attachment(call))
+    except Terminated:  # the daemon may have finished just then
+        call.undo.callback(delete, call)
+        raise
+    call.undo.callback(delete, call)
     return Result.parse(reply, "1.1.0")
 
 

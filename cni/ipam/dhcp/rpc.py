@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from ... import interrupts
 from ...protocol.config import MAX_STDIN
 from ...protocol.errors import CNIError
 
@@ -43,7 +44,8 @@ class _Reply(msgspec.Struct):
 def call(path: str, method: str, params: dict[str, Any], timeout: float | None = None) -> Any:
     """The daemon's answer; `timeout` in seconds is for each step.
 
-    Raises Unreachable (``error dialing DHCP daemon: …``), CNIError ``error calling <method>: …``.
+    Raises Unreachable (``error dialing DHCP daemon: …``), CNIError ``error calling <method>: …``
+    and Terminated.
     """
     path = path or DEFAULT_SOCKET
     request = msgspec.json.encode({"method": method, "params": params}) + b"\n"
@@ -53,7 +55,8 @@ def call(path: str, method: str, params: dict[str, Any], timeout: float | None =
         _connect(sock, path)
         try:
             sock.sendall(request)
-            data = _receive(sock)
+            with interrupts.waiting():
+                data = _receive(sock)
         except TimeoutError:
             raise CNIError(
                 f"error calling {method}: no answer within {timeout:g} seconds",

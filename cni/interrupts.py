@@ -1,0 +1,103 @@
+"""SIGTERM, SIGINT and SIGHUP: noted when they come, answered where the state is known.
+
+An exception at any instruction could fall between a change and the note of its reverse, or into
+the middle of an exchange with the kernel. So the handler only notes the signal, and `Terminated`
+is raised in two kinds of places:
+
+    check()             between two steps; Undo.callback (cni.call) calls it once a reverse is noted
+    with waiting(): …   at once, also in the middle of a wait: nothing may be changed in there
+
+A signal counts until `decide()`: then the result is settled, and is written whatever comes. While
+an ADD is undone, signals are ignored, also by the programs that the undoing starts (`ignore`).
+
+These are facts of the process: a process runs one request at a time.
+"""
+
+from __future__ import annotations
+
+import sys
+from _signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
+
+from .protocol.errors import Terminated
+
+SIGNALS: dict[int, str] = {int(SIGTERM): "SIGTERM", int(SIGINT): "SIGINT"}
+if sys.platform != "win32":
+    from _signal import SIGHUP
+
+    SIGNALS[int(SIGHUP)] = "SIGHUP"
+
+_noted = 0  # the number of the signal that came
+_waiting = False
+_decided = False
+
+
+def install() -> None:
+    """Handle the three signals, and forget what was noted: a request begins, or has ended."""
+    global _noted, _waiting, _decided
+    for number in SIGNALS:
+        if getsignal(number) is not handle:
+            signal(number, handle)
+    _noted, _waiting, _decided = 0, False, False
+
+
+def handle(number: int, _frame: object) -> None:
+    """The signal handler. Raises Terminated in `waiting`."""
+    global _noted, _waiting  # noqa: PLW0603
+    if _decided:
+        return
+    _noted = number
+    if _waiting:
+        _waiting = False
+        check()
+
+
+def check() -> None:
+    """Raise Terminated if a signal has come; again at each call, so that nobody can swallow it."""
+    if _noted:
+        raise terminated()
+
+
+def came() -> bool:
+    """Has a signal come that counts?"""
+    return _noted != 0
+
+
+def terminated(consequence: str = "") -> Terminated:
+    """The error for the signal that came; `consequence` is what failed because of it."""
+    details = "what an ADD had done was undone; try again"
+    return Terminated(
+        f"interrupted by {SIGNALS[_noted]}", f"{consequence}; {details}" if consequence else details
+    )
+
+
+class waiting:  # noqa: N801 used as a statement
+    """`with waiting():` around a wait that a signal ends with Terminated, however long it is."""
+
+    def __enter__(self) -> None:
+        global _waiting  # noqa: PLW0603
+        _waiting = True
+        if _noted:
+            _waiting = False
+            check()
+
+    def __exit__(self, *_: object) -> None:
+        global _waiting  # noqa: PLW0603
+        _waiting = False
+
+
+def decide() -> None:
+    """The result stands, unless a signal has come until now: then Terminated is raised."""
+    global _decided  # noqa: PLW0603
+    _decided = True
+    if _noted:
+        _decided = False
+        check()
+
+
+def ignore() -> None:
+    """From now on signals do nothing, here and in the programs that are started (signal(7))."""
+    global _noted, _decided
+    for number in SIGNALS:
+        if getsignal(number) is handle:
+            signal(number, SIG_IGN)
+    _noted, _decided = 0, True
