@@ -13,7 +13,7 @@ from collections.abc import Callable
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from . import delegate, interrupts
+from . import interrupts
 from .kernel.errors import KernelError, NetnsError, NetnsMissing
 from .netns import Namespace, same_namespace
 from .owner import Owner
@@ -25,6 +25,7 @@ from .protocol.result import Result
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .delegate import InProcess
     from .intent import Dropped
 
 C = TypeVar("C", bound=config.NetConf)
@@ -102,7 +103,7 @@ class Call(Generic[C]):
         version: str,
         conf_type: type[C],
         conf_prefix: str,
-        in_process: delegate.InProcess,
+        in_process: InProcess,
     ) -> None:
         self.plugin = plugin
         self.request = request
@@ -236,6 +237,8 @@ class Call(Generic[C]):
         `verb` and `stdin` default to the request's own. GC may have one `attachment` deleted, of
         whose namespace nothing is known. Raises CNIError.
         """
+        from . import delegate
+
         request = self._request_for(verb or self.request.command, stdin)
         if attachment is not None:
             request = request.of(attachment.container_id, attachment.ifname)
@@ -251,6 +254,8 @@ class Call(Generic[C]):
         A plugin that answers with an error has undone what it did. When there is no answer, or none
         that is understood, nobody knows, so its DEL runs as well.
         """
+        from . import delegate
+
         request = self._request_for("ADD", stdin)
         program = delegate.find(name, request.path)
         ours, result = self._in_process(name, program, request)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from . import __version__, delegate, interrupts, standins
+from . import __version__, interrupts, standins
 from .call import Call, Verbs
 from .kernel.errors import KernelError
-from .netns import Executor
 from .protocol import config, version
 from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
 from .protocol.request import Request, check_network_name, read, read_stdin, valid_attachments
@@ -144,10 +143,13 @@ def main(name: str) -> int:
                 written += os.write(1, memoryview(data)[written:])
         except OSError as error:
             text = f"cannot write to stdout: {(error.strerror or '').lower()}"
-            raise IOFailure(text, "an ADD was undone") from None
+            raise IOFailure(text) from None
 
     code, output, _ = begin(name, dict(os.environ), receive, deliver=write)()
-    Executor.discard_idle()
+    if "cni.netns.executor" in sys.modules:
+        from .netns.executor import Executor
+
+        Executor.discard_idle()
     if standins.doubt is not None:
         standins.restart(received[0] if received else None)
     try:
@@ -339,7 +341,9 @@ def _undone(call: Call[Any], error: BaseException) -> BaseException:
         text = "; ".join(problems)
         call.log(f"cni: undoing the failed ADD: {text}")
         if isinstance(reported, CNIError):
-            reported.details = f"not all of it could be undone, run DEL: {text}"
+            known = "" if isinstance(reported, Terminated) else reported.details
+            left = f"not all could be undone, run DEL: {text}"
+            reported.details = f"{known}; {left}" if known else left
     return reported
 
 
@@ -370,6 +374,8 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
 
 def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Result | None]:
     """Run a delegate without a child if its file is ourselves (cni.delegate.InProcess)."""
+    from . import delegate
+
     if name not in TABLE or not delegate.is_ourselves(program):
         return False, None
     decoded = _decode(name, request)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 
 if sys.platform == "win32":
-    from .unsupported import Executor, Namespace, identify, same_namespace
+    from .unsupported import Namespace, identify, same_namespace
 else:
-    from .executor import Executor
     from .namespace import Namespace, identify, same_namespace
 
-__all__ = ["Executor", "Namespace", "identify", "same_namespace"]
+__all__ = ["Namespace", "identify", "same_namespace"]

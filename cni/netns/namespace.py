@@ -11,15 +11,15 @@ from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..kernel.errors import NetnsError, NetnsMissing
-from ..kernel.netlink import Netlink
-from . import libc
-from .executor import Executor
 
 if TYPE_CHECKING:
+    from ..kernel.netlink import Netlink
     from ..kernel.sysctl import Outcome, Step
+    from .executor import Executor
     from .jobs import Envoy
 
 _NS_GET_NSTYPE = 0xB703
+_CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
 
@@ -50,13 +50,15 @@ class Namespace:
             kind = NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
             raise kind(text) from None
         try:
-            if ioctl(fd, _NS_GET_NSTYPE) == libc.CLONE_NEWNET:
+            if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
                 found = cls(fd, path)
                 if path in _handed:
                     found._netlink, found._envoy = _taken()
                 return found
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
+            from . import libc
+
             problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
         os.close(fd)
         raise NetnsError(problem)
@@ -167,17 +169,23 @@ class Namespace:
     def netlink(self) -> Netlink:
         """A routing netlink socket of this namespace, made once."""
         if self._netlink is None:
+            from ..kernel.netlink import Netlink
+
             self._netlink = Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
 
     def subscribe(self, group: int) -> Netlink:
         """A new socket of this namespace that hears a group of routing notifications."""
+        from ..kernel.netlink import Netlink
+
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
 
     def _borrowed(self) -> Executor:
         if self._executor is not None:
             self._executor.settle()
         if self._executor is None or not self._executor.healthy:
+            from .executor import Executor  # many a request needs none
+
             self._executor = Executor.borrow()
         return self._executor
 
@@ -301,7 +309,11 @@ def _close(*each: socket | Envoy | None) -> None:
 
 def _taken() -> tuple[Netlink | None, Envoy | None]:
     routing, envoy = _with_it.pop() if _with_it else (None, None)
-    return Netlink(sock=routing) if routing is not None else None, envoy
+    if routing is None:
+        return None, envoy
+    from ..kernel.netlink import Netlink
+
+    return Netlink(sock=routing), envoy
 
 
 def _open(path: str) -> int:

@@ -7,12 +7,6 @@ from typing import Any
 from ..kernel.errors import NetnsError
 
 
-class Executor:
-    @classmethod
-    def discard_idle(cls) -> None:
-        """There is none."""
-
-
 class Namespace:
     """Cannot be opened, so that everything else of it has no need to be here."""
 

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import msgspec
 
 from .. import dispatch, interrupts
-from ..netns import Executor, namespace
-from ..netns.executor import is_single_threaded
+from ..netns import namespace
+from ..netns.executor import Executor, is_single_threaded
 from . import trace
 from .slots import Slot
 from .wire import (

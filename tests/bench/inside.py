@@ -16,7 +16,8 @@ sys.path.insert(0, sys.argv[1])
 
 from cni.kernel import link
 from cni.kernel.netlink import Netlink
-from cni.netns import Executor, Namespace
+from cni.netns import Namespace
+from cni.netns.executor import Executor
 
 
 def median(function: Callable[[], object], rounds: int) -> float:

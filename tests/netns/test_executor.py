@@ -30,7 +30,8 @@ from cni.kernel.errors import (
     NetnsMissing,
     RemoteTraceback,
 )
-from cni.netns import Executor, Namespace, libc, namespace
+from cni.netns import Namespace, libc, namespace
+from cni.netns.executor import Executor
 from cni.protocol.errors import CNIError
 from tests.harness.build import ROOT
 from tests.harness.netns import own_inode

@@ -17,7 +17,8 @@ import pytest
 
 from cni.kernel import sysctl
 from cni.kernel.sysctl import ENSURE, READ, WRITE
-from cni.netns import Executor, Namespace, namespace
+from cni.netns import Namespace, namespace
+from cni.netns.executor import Executor
 from cni.netns.jobs import Envoy
 
 if TYPE_CHECKING:

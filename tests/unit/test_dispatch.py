@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni import __version__, dispatch
+from cni import __version__, dispatch, interrupts
 from cni.call import Call, Steps
 from cni.dispatch import TABLE, about, answer
 from cni.kernel.errors import LinkNotFound
@@ -284,6 +286,142 @@ def test_what_cannot_be_undone_does_not_hide_the_error(
     assert "cannot undo" in capfd.readouterr().err
 
 
+def test_what_cannot_be_undone_is_in_the_error(probe: Probe) -> None:
+    def broken() -> None:
+        raise OSError(1, "cannot undo")
+
+    def fail(call: Call[Any]) -> None:
+        call.undo.callback(broken)
+        raise NotAvailable("no", "because")
+
+    probe.action = fail
+    _, body = ask()
+    assert body is not None
+    assert "run DEL" in body["details"]
+    assert "because" in body["details"]
+    assert "cannot undo" in body["details"]
+
+
+# -- signals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """The handlers of a request; afterwards those of the test process."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    interrupts.install()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_waits_for_the_note_of_a_reverse(probe: Probe, number: signal.Signals) -> None:
+    """It came between a change and its reverse: the change is undone all the same."""
+    done: list[str] = []
+
+    def act(call: Call[Any]) -> None:
+        done.append("changed")
+        signal.raise_signal(number)
+        done.append("went on")
+        call.undo.callback(done.append, "undone")
+        done.append("too far")
+
+    probe.action = act
+    assert refused() == (999, f"interrupted by {number.name}")
+    assert done == ["changed", "went on", "undone"]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_counts_until_the_verb_has_ended(probe: Probe) -> None:
+    undone: list[str] = []
+
+    def act(call: Call[Any]) -> None:
+        call.undo.callback(undone.append, "undone")
+        signal.raise_signal(signal.SIGTERM)
+
+    probe.action = act
+    assert refused() == (999, "interrupted by SIGTERM")
+    assert undone == ["undone"]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_cannot_be_swallowed(probe: Probe) -> None:
+    """Neither by a plugin that has another way, nor by one that fails because of it."""
+
+    def act(call: Call[Any]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            call.undo.callback(list)
+        except CNIError:
+            raise CNIError("no other way") from None
+
+    probe.action = act
+    _, body = ask()
+    assert body is not None
+    assert body["msg"] == "interrupted by SIGTERM"
+    assert body["details"].startswith("no other way; ")
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_ends_a_wait(probe: Probe) -> None:
+    def act(_call: Call[Any]) -> None:
+        timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,))
+        timer.start()
+        with interrupts.waiting():
+            threading.Event().wait(60)
+
+    probe.action = act
+    assert refused() == (999, "interrupted by SIGTERM")
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_while_the_result_is_written_is_too_late(probe: Probe) -> None:
+    undone: list[str] = []
+    written: list[bytes] = []
+
+    def deliver(data: bytes) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        written.append(data)
+
+    probe.action = lambda call: call.undo.callback(undone.append, "undone")
+    run = dispatch.begin("probe", ENV, lambda: json.dumps(CONF).encode(), deliver=deliver)
+    assert run() == (0, b"", True)
+    assert json.loads(written[0]) == {"cniVersion": "1.1.0"}
+    assert not undone
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_signal_while_an_add_is_undone_does_not_stop_that(probe: Probe) -> None:
+    undone: list[str] = []
+
+    def act(call: Call[Any]) -> None:
+        call.undo.callback(undone.append, "undone")
+        call.undo.callback(signal.raise_signal, signal.SIGTERM)
+        raise NotAvailable("no")
+
+    probe.action = act
+    assert refused() == (50, "no")
+    assert undone == ["undone"]
+
+
+def test_a_result_that_cannot_be_written_is_undone(probe: Probe) -> None:
+    undone: list[str] = []
+
+    def deliver(_data: bytes) -> None:
+        raise IOFailure("no reader")
+
+    probe.action = lambda call: call.undo.callback(undone.append, "undone")
+    run = dispatch.begin("probe", ENV, lambda: json.dumps(CONF).encode(), deliver=deliver)
+    code, output, _ = run()
+    assert (code, json.loads(output)["code"]) == (1, 5)
+    assert undone == ["undone"]
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
 def test_every_step_of_a_del_runs() -> None:
     steps, ran = Steps(), []
 
@@ -452,14 +590,16 @@ def test_the_answer_is_always_an_answer(plugin: str, env: dict[str, str], stdin:
 # -- the process ----------------------------------------------------------------------------------
 
 
-def run_main(plugin: str, env: dict[str, str], stdin: bytes = b"") -> subprocess.Popen[bytes]:
+def run_main(
+    plugin: str, env: dict[str, str], stdout: int = subprocess.PIPE
+) -> subprocess.Popen[bytes]:
     code = f"import sys; from cni.dispatch import main; sys.exit(main({plugin!r}))"
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env={"PATH": "/usr/bin:/bin", **env},
         cwd=ROOT,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
     )
 
@@ -490,15 +630,15 @@ def test_a_closed_stdin_is_an_io_failure() -> None:
 
 
 def test_a_closed_stdout_is_a_failure() -> None:
-    child = run_main("loopback", {"CNI_COMMAND": "VERSION"})
-    assert child.stdin is not None
-    assert child.stdout is not None
-    assert child.stderr is not None
-    child.stdout.close()
-    child.stdin.close()
-    assert b"cannot write to stdout" in child.stderr.read()
-    assert child.wait() == 1
-    child.stderr.close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        child = run_main("loopback", {"CNI_COMMAND": "VERSION"}, writer)
+        _, err = child.communicate()
+    finally:
+        os.close(writer)
+    assert b"cannot write to stdout" in err
+    assert child.returncode == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

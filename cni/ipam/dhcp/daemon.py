@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ...kernel.errors import KernelError
-from ...netns import Executor
+from ...netns.executor import Executor
 from ...protocol import config
 from ...protocol.errors import CNIError, from_exception
 from . import interface as places
