@@ -341,9 +341,8 @@ def _undone(call: Call[Any], error: BaseException) -> BaseException:
         text = "; ".join(problems)
         call.log(f"cni: undoing the failed ADD: {text}")
         if isinstance(reported, CNIError):
-            known = "" if isinstance(reported, Terminated) else reported.details
-            left = f"not all could be undone, run DEL: {text}"
-            reported.details = f"{known}; {left}" if known else left
+            known = "" if isinstance(reported, Terminated) else reported.details + "; "
+            reported.details = f"{known}not all could be undone, run DEL: {text}".lstrip("; ")
     return reported
 
 
