@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cni.kernel import tc, tcfilter
 from cni.plugins.bandwidth import ifb
-from cni.plugins.bandwidth.settings import Conf, settings
+from cni.plugins.bandwidth.settings import Conf, validated
 from cni.plugins.bandwidth.shape import Limit
 from cni.protocol.address import Prefix
 from cni.protocol.config import convert
@@ -21,7 +21,7 @@ BURSTS = st.integers(1, 2**32 - 2)
 
 
 def read(**keys: Any) -> Any:
-    return settings(convert(keys, Conf))
+    return validated(convert(keys, Conf))
 
 
 def test_names_of_the_specification() -> None:

@@ -24,7 +24,7 @@ from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from ..shared import checks, veth
 from . import ifb, shape
-from .settings import Conf, settings
+from .settings import Conf, validated
 from .shape import Limit, Subnets
 
 # --- ADD ------------------------------------------------------------------------------------------
@@ -32,7 +32,7 @@ from .shape import Limit, Subnets
 
 def add(call: Call[Conf]) -> Result:
     """Limit the interface; the result is the prevResult, with the ifb if there is one."""
-    want = settings(call.conf)
+    want = validated(call.conf)
     result = call.prev_result()
     if result is None:
         raise CNIError(
@@ -156,7 +156,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 def status(call: Call[Conf]) -> None:
     """Ready if the kernel can do what the configuration, or a runtime, may ask for."""
-    want = settings(call.conf)
+    want = validated(call.conf)
     kinds = ["tbf", "htb"] if want.subnets.prefixes else ["tbf"]
     with Netlink() as host:
         missing = [f"the qdisc {kind}" for kind in kinds if not tc.has_qdisc(host, kind)]
@@ -171,7 +171,7 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the limits with the configuration; every difference is reported."""
-    want = settings(call.conf)
+    want = validated(call.conf)
     result = call.prev_result()
     if result is None:
         raise CNIError("must be called as a chained plugin")

@@ -53,7 +53,7 @@ class Settings(NamedTuple):
     subnets: Subnets
 
 
-def settings(conf: Conf) -> Settings:
+def validated(conf: Conf) -> Settings:
     """What is to be limited. Raises CNIError.
 
     As soon as one of the four keys is in the configuration, runtimeConfig's are ignored.
