@@ -25,6 +25,7 @@ import msgspec
 from . import files, lockfile
 from .netns import identify
 from .owner import Owner, network_key
+from .protocol.address import Prefix
 from .protocol.errors import CNIError
 from .protocol.request import Request
 from .protocol.result import Result
@@ -61,6 +62,14 @@ class Intent(msgspec.Struct):
         """The attachment."""
         name = next((v for k, v in self.config.items() if k.lower() == "name"), "")
         return Owner(str(name), self.env["CNI_CONTAINERID"], self.env["CNI_IFNAME"])
+
+    @property
+    def addresses(self) -> list[Prefix]:
+        """The result's addresses as hosts, /32 or /128; none if the result cannot be read."""
+        try:
+            return [ip.prefix.host for ip in Result.parse(self.result, VERSION).ips]
+        except CNIError:
+            return []
 
 
 def directory(env: Mapping[str, str]) -> str:
@@ -154,10 +163,10 @@ def find_by_key(plugin: str, key: str, env: Mapping[str, str]) -> Intent | None:
     return _read(f"{directory(env)}/{key}.{plugin}")
 
 
-def all_of(plugin: str, env: Mapping[str, str]) -> list[Intent]:
-    """What is kept of a plugin, read without waiting for anybody."""
-    where = directory(env)
-    names = [name for name in _names(where) if name.partition(".")[2] == plugin]
+def all_of(plugin: str, env: Mapping[str, str], network: str | None = None) -> list[Intent]:
+    """What is kept of a plugin (in one network, if given), read without waiting for anybody."""
+    where, start = directory(env), "" if network is None else f"{network_key(network)}-"
+    names = [n for n in _names(where) if n.partition(".")[2] == plugin and n.startswith(start)]
     found = (_read(f"{where}/{name}") for name in names)
     return [intent for intent in found if intent is not None]
 

@@ -64,11 +64,21 @@ def comment(text: str) -> str:
     return f'-m comment --comment "{quoted}"'
 
 
-def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:
-    name = f"ip{'6' if v6 else ''}{tool}"
+def require() -> None:
+    """Raises IptablesMissing if iptables-restore is not installed; costs no fork."""
+    _find("iptables-restore")
+
+
+def _find(name: str) -> str:
     program = process.find(name)
     if program is None:
         raise IptablesMissing(f"{name} not found", "install the package iptables")
+    return program
+
+
+def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:
+    name = f"ip{'6' if v6 else ''}{tool}"
+    program = _find(name)
     env = {key: value for key in _PASSED_ON if (value := os.environ.get(key))}
     try:
         done = process.run(program, [name, *arguments], stdin.encode(), env)

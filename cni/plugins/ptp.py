@@ -22,7 +22,7 @@ from ..protocol.address import Prefix, parse_ip
 from ..protocol.errors import CNIError
 from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
-from .shared import checks, configure, main, veth
+from .shared import checks, configure, masquerade, veth
 
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
@@ -37,7 +37,8 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
-    main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+    if conf.ip_masq:
+        masquerade.check_backend(conf.ip_masq_backend)
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     veth.check_mtu(conf.mtu)
@@ -69,7 +70,7 @@ def add(call: Call[Conf]) -> Result:
         # Until the link is up the kernel drops packets, and retries ARP only a second later.
         link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
-        main.masquerade(call, result, conf.ip_masq_backend)
+        masquerade.add(call, result, conf.ip_masq_backend)
         call.remember()
     return result
 
@@ -126,14 +127,13 @@ def delete(call: Call[Conf]) -> None:
     netns = call.find_netns()
     steps = Steps()
     steps.run(call.delegate, conf.ipam.type)
-    prefixes: list[Prefix] = []
     if netns is not None:
-        prefixes = steps.run(veth.delete_in_container, netns, call.ifname) or []
+        steps.run(veth.delete_in_container, netns, call.ifname)
     else:
         with Netlink() as host:
             steps.run(veth.delete_on_host, host, call.owner)
     if conf.ip_masq:
-        steps.run(main.unmasquerade, call, prefixes)
+        steps.run(masquerade.delete, call)
     steps.finish()
 
 
@@ -146,7 +146,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
         steps.run(veth.collect, host, call.network, kept)
     call.collect_ipam(conf.ipam.type, steps)
     if conf.ip_masq:
-        steps.run(main.collect_masquerade, call, keep)
+        steps.run(masquerade.gc, call, keep)
     steps.finish()
 
 
@@ -162,7 +162,7 @@ def check(call: Call[Conf]) -> None:
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
     problems = _check_interface(netns, entry)
-    rules = main.missing_masquerade(call, previous) if call.conf.ip_masq else []
+    rules = masquerade.check(call, previous) if call.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 
 
@@ -170,7 +170,7 @@ def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
-        main.remasquerade(call, result, call.conf.ip_masq_backend)
+        masquerade.reload(call, result, call.conf.ip_masq_backend)
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:

@@ -139,6 +139,12 @@ class Prefix(NamedTuple):
         return self.nth((1 << (self.bits - self.length)) - 1)
 
 
+def by_family(prefixes: list[Prefix]) -> list[tuple[bool, list[Prefix]]]:
+    """The prefixes by family, (is IPv6, those), IPv4 first; a family without any is left out."""
+    both = ((v6, [p for p in prefixes if p.is_v4 != v6]) for v6 in (False, True))
+    return [(v6, family) for v6, family in both if family]
+
+
 def _mask(packed: bytes, length: int) -> bytes:
     bits = len(packed) * 8
     value = int.from_bytes(packed, "big") >> (bits - length) << (bits - length)

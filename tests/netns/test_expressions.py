@@ -20,7 +20,7 @@ from cni.plugins.firewall.want import Ingress
 from cni.plugins.firewall.want import Want as FirewallWant
 from cni.plugins.portmap import nft_chains
 from cni.plugins.portmap.want import Port, Want
-from cni.plugins.shared import masquerade
+from cni.plugins.shared.masquerade import backend_nft as masquerade
 from cni.protocol.address import Prefix, parse_ip
 from tests.harness import Netns, requires_kernel
 
@@ -125,12 +125,12 @@ def test_masquerade(host: Netns, container: Netns, cidr: str) -> None:
     prefix = Prefix.parse(cidr)
 
     def theirs() -> None:
-        masquerade._nft_render(OTHER, [Prefix.parse("10.9.9.9/8")])
-        masquerade._nft_render(OWNER, [prefix])
+        masquerade._render(OTHER, [Prefix.parse("10.9.9.9/8")])
+        masquerade._render(OWNER, [prefix])
 
     def ours() -> None:
-        masquerade._nft_render(OTHER, [Prefix.parse("10.9.9.9/8")])
-        assert masquerade._nft_add(OWNER, [prefix])
+        masquerade._render(OTHER, [Prefix.parse("10.9.9.9/8")])
+        assert masquerade._add(OWNER, [prefix])
 
     assert_same(host, container, theirs, ours)
 
@@ -193,8 +193,8 @@ def test_masquerading_that_is_not_as_it_should_be_is_made_anew(host: Netns, comm
     def text() -> str:
         return host.exec(["nft", "list", "ruleset"]).stdout
 
-    host.run(masquerade.setup, OWNER, prefixes, "nftables")
+    host.run(masquerade.setup, OWNER, prefixes)
     before = text()
     host.exec(["nft", *command.split()])
-    host.run(masquerade.setup, OWNER, prefixes, "nftables")
+    host.run(masquerade.setup, OWNER, prefixes)
     assert text() == before

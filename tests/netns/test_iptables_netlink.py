@@ -19,10 +19,11 @@ from cni.netfilter import iptables, iptables_netlink, nft
 from cni.owner import Owner
 from cni.plugins.firewall import backend_iptables
 from cni.plugins.firewall.want import Ingress
-from cni.plugins.portmap import backend_iptables as _portmap_iptables
+from cni.plugins.portmap import iptables_rules as _portmap_iptables
 from cni.plugins.portmap.want import Port
 from cni.plugins.portmap.want import Want as PortmapWant
 from cni.plugins.shared import masquerade
+from cni.plugins.shared.masquerade import backend_iptables as masquerade_iptables
 from cni.protocol.address import Prefix, format_ip, parse_ip
 from tests.conftest import make_host
 from tests.harness import Netns, Runtime, iptables_save
@@ -70,7 +71,7 @@ def masquerade_rules(v6: bool) -> list[str]:
     if not v6:
         texts = ("10.0.0.2/24", "10.9.9.9/19", "10.0.0.7/0", "10.0.0.1/32", "10.0.0.1/1")
     return [
-        rule for text in texts for rule in masquerade._iptables_rules(OWNER, Prefix.parse(text))
+        rule for text in texts for rule in masquerade_iptables.rules_of(OWNER, Prefix.parse(text))
     ]
 
 

@@ -141,7 +141,7 @@ def test_unusual_prefixes(host: Netns, backend: str, cidr: str) -> None:
     for _ in range(2):
         host.run(masquerade.setup, ONE, prefixes(cidr), backend)
     assert sources(host, ONE) == [cidr.partition("/")[0]]
-    assert host.run(masquerade.check, ONE, prefixes(cidr)) == []
+    assert host.run(masquerade.missing, ONE, prefixes(cidr)) == []
     host.run(masquerade.teardown, ONE, prefixes(cidr))
     assert rules_of(host, ONE) == []
 
@@ -168,12 +168,12 @@ def test_four_containers(host: Netns, backend: str, known: bool) -> None:
     for gone in PLAN:
         for owner, cidrs in left.items():
             assert sources(host, owner) == addresses(owner)
-            assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+            assert host.run(masquerade.missing, owner, prefixes(*cidrs)) == []
         cidrs = left.pop(gone)
         for _ in range(2):  # a DEL may come again
             host.run(masquerade.teardown, gone, prefixes(*cidrs) if known else [])
         assert rules_of(host, gone) == []
-        assert len(host.run(masquerade.check, gone, prefixes(*cidrs))) == len(cidrs)
+        assert len(host.run(masquerade.missing, gone, prefixes(*cidrs))) == len(cidrs)
     assert checks(host) == []
 
 
@@ -198,7 +198,7 @@ def test_address_reuse(host: Netns, backend: str) -> None:
     host.run(masquerade.teardown, ONE, address)
     assert rules_of(host, ONE) == []
     assert sources(host, TWO) == ["10.0.0.1"]
-    assert host.run(masquerade.check, TWO, address) == []
+    assert host.run(masquerade.missing, TWO, address) == []
 
 
 def test_nftables_drops_stale_rules_of_the_same_instance(host: Netns) -> None:
@@ -222,22 +222,32 @@ def test_iptables_two_interfaces_share_a_chain(host: Netns) -> None:
     host.run(masquerade.setup, second, prefixes("10.5.0.1/24"), "iptables")
     chain = [i for i in iptables_save(host) if i.startswith(f"-A {first.chain()}")]
     assert [line.rpartition(" ")[2] for line in chain] == ["ACCEPT", "ACCEPT", "MASQUERADE"]
-    host.run(masquerade.teardown, first, prefixes("10.0.0.1/24"))
+    host.run(masquerade.teardown, first, prefixes("10.0.0.1/24"), lambda: prefixes("10.5.0.1/24"))
     assert sources(host, second) == ["10.5.0.1"]
-    assert host.run(masquerade.check, second, prefixes("10.5.0.1/24")) == []
+    assert host.run(masquerade.missing, second, prefixes("10.5.0.1/24")) == []
     host.run(masquerade.teardown, second, prefixes("10.5.0.1/24"))
     assert rules_of(host, first) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_owner_decides_not_the_addresses(host: Netns, backend: str) -> None:
+    """A container may have replaced its addresses: its rules go all the same."""
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), backend)
+    host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24"), backend)
+    host.run(masquerade.teardown, ONE, prefixes("198.51.100.7/32"))
+    assert rules_of(host, ONE) == []
+    assert sources(host, TWO) == ["10.0.0.2"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_gc(host: Netns, backend: str) -> None:
     setup_all(host, backend)
-    host.run(masquerade.gc, NET1, [TWO])
+    host.run(masquerade.collect, NET1, [TWO])
     assert rules_of(host, ONE) == []
     for owner in (TWO, THREE, FOUR):
         assert sources(host, owner) == addresses(owner)
-    host.run(masquerade.gc, NET2, [])
-    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.collect, NET2, [])
+    host.run(masquerade.collect, NET1, [])
     for owner in PLAN:
         assert rules_of(host, owner) == []
     if backend == "nftables":  # the skeleton stays
@@ -250,7 +260,7 @@ def test_gc_finds_a_chain_nobody_jumps_to(host: Netns) -> None:
     """What a DEL that was killed between its steps leaves."""
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
     host.exec(["iptables", "-w", "-t", "nat", "-F", "POSTROUTING"])
-    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.collect, NET1, [])
     assert rules_of(host, ONE) == []
 
 
@@ -264,14 +274,14 @@ def test_gc_leaves_what_is_not_ours(host: Netns) -> None:
     ):
         host.exec(["iptables", "-w", "-t", "nat", *command])
     before = iptables_save(host)
-    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.collect, NET1, [])
     assert iptables_save(host) == before
 
 
 def test_nothing_to_remove_changes_nothing(host: Netns) -> None:
     host.run(masquerade.teardown, ONE, [])
     host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24", "fd00::1/64"))
-    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.collect, NET1, [])
     host.run(masquerade.setup, ONE, [], None)
     assert nft_tables(host) == set()
 
@@ -311,8 +321,8 @@ def no_libnftables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_iptables_auto_takes_nftables(host: Netns, no_iptables: None) -> None:
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), None)
     assert sources(host, ONE) == ["10.0.0.1", "fd00::1"]
-    assert host.run(masquerade.check, ONE, prefixes("10.0.0.1/24", "fd00::1/64")) == []
-    assert len(host.run(masquerade.check, TWO, prefixes("10.0.0.2/24"))) == 1
+    assert host.run(masquerade.missing, ONE, prefixes("10.0.0.1/24", "fd00::1/64")) == []
+    assert len(host.run(masquerade.missing, TWO, prefixes("10.0.0.2/24"))) == 1
     host.run(masquerade.teardown, ONE, [])
     assert checks(host) == []
 
@@ -343,7 +353,7 @@ def test_neither_backend(host: Netns, no_iptables: None, no_libnftables: None) -
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), None)
     assert "nftables is not available" in caught.value.details
     host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24"))
-    host.run(masquerade.gc, NET1, [])
+    host.run(masquerade.collect, NET1, [])
 
 
 def test_removal_needs_neither_tool(
@@ -382,15 +392,15 @@ def test_legacy_iptables(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     setup_all(host, "iptables")
     setup_all(host, "iptables")
     for owner, cidrs in PLAN.items():
-        assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+        assert host.run(masquerade.missing, owner, prefixes(*cidrs)) == []
     host.run(masquerade.teardown, ONE, [])
     host.run(masquerade.teardown, TWO, prefixes(*PLAN[TWO]))
-    host.run(masquerade.gc, NET2, [FOUR])
+    host.run(masquerade.collect, NET2, [FOUR])
     assert nft_tables(host) == set()
     for version, chains in (("", set()), ("6", {FOUR.chain()})):
         saved = host.exec([f"ip{version}tables-legacy-save", "-t", "nat"]).stdout.splitlines()
         assert {i.split()[0][1:] for i in saved if i.startswith(":CNI-")} == chains
-    host.run(masquerade.gc, NET2, [])
+    host.run(masquerade.collect, NET2, [])
 
 
 # --- several at once ------------------------------------------------------------------------------
@@ -440,7 +450,7 @@ def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.Monkey
     operations: list[Callable[[], None]] = [
         lambda: masquerade.setup(ONE, prefixes("10.0.0.1/24"), "nftables"),
         lambda: masquerade.teardown(ONE, []),
-        lambda: masquerade.gc(NET1, []),
+        lambda: masquerade.collect(NET1, []),
     ]
     for operation in operations:
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
@@ -495,7 +505,7 @@ def test_many_rules_are_deleted_in_batches(host: Netns) -> None:
     for number in range(300):
         owner = Owner(NET1, f"c{number}", "eth0")
         host.run(masquerade.setup, owner, prefixes("10.0.0.1/24"), "nftables")
-    host.run(masquerade.gc, NET1, [Owner(NET1, "c7", "eth0")])
+    host.run(masquerade.collect, NET1, [Owner(NET1, "c7", "eth0")])
     assert [rule["comment"] for rule in checks(host)] == [Owner(NET1, "c7", "eth0").comment]
 
 
@@ -616,7 +626,7 @@ def test_ours_removes_what_go_made(
     owner = Owner("masq", container_id(go_runtime, container), "eth0")
     cidrs = [ip["address"] for ip in result["ips"]]
     assert len(cidrs) == 2
-    assert host.run(masquerade.check, owner, prefixes(*cidrs)) == []
+    assert host.run(masquerade.missing, owner, prefixes(*cidrs)) == []
     host.run(masquerade.setup, owner, prefixes(*cidrs), None)  # adds nothing to it
     assert sources(host, owner) == [c.partition("/")[0] for c in cidrs]
     host.run(masquerade.teardown, owner, prefixes(*cidrs) if known else [])
@@ -627,9 +637,9 @@ def test_gc_removes_what_go_made(go_runtime: Runtime, container: Netns, data_dir
     host, conf = go_runtime.host, go_conf(data_dir)
     go_runtime.add("bridge", conf, container).succeeded()
     owner = Owner("masq", container_id(go_runtime, container), "eth0")
-    host.run(masquerade.gc, "masq", [owner])
+    host.run(masquerade.collect, "masq", [owner])
     assert len(sources(host, owner)) == 2
-    host.run(masquerade.gc, "masq", [])
+    host.run(masquerade.collect, "masq", [])
     assert rules_of(host, owner) == []
 
 

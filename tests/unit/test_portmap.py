@@ -12,7 +12,7 @@ from cni.netfilter import elements as nft_elements
 from cni.netfilter.elements import Element
 from cni.netfilter.table import Table
 from cni.owner import Owner
-from cni.plugins.portmap import backend_iptables, nft_chains
+from cni.plugins.portmap import iptables_rules, nft_chains
 from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix, parse_ip
 
@@ -39,11 +39,11 @@ def test_ports_of_a_family() -> None:
 
 def test_long_comments_are_cut() -> None:
     owner = Owner("n" * 200, "c" * 200, "eth0")
-    (rule,) = backend_iptables.entry_rules(want(Port(b"", "tcp", 80, 80), owner=owner))
+    (rule,) = iptables_rules.entry_rules(want(Port(b"", "tcp", 80, 80), owner=owner))
     text = rule.partition('--comment "')[2].partition('" -m multiport')[0]
     assert len(text.replace('\\"', '"')) == 255
     # a name that was cut is not a name
-    assert backend_iptables._owner(rule) is None
+    assert iptables_rules.owner_of(rule) is None
     assert nft_chains.owner_of(owner.comment) is None
     assert nft_chains.owner_of(Owner("net", "c1", "eth0").comment) == Owner("net", "c1", "eth0")
 

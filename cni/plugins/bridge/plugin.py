@@ -21,11 +21,11 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import args, config
-from ...protocol.address import Prefix, format_ip
+from ...protocol.address import format_ip
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import configure, main, veth
+from ..shared import configure, masquerade, veth
 from . import gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
@@ -95,8 +95,8 @@ class Settings:
             raise CNIError("cannot set hairpin mode and promiscuous mode at the same time")
         if self.ipam and conf.disable_container_interface:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
-        if self.ipam:
-            main.check_backend(conf.ip_masq, conf.ip_masq_backend)
+        if self.ipam and conf.ip_masq:
+            masquerade.check_backend(conf.ip_masq_backend)
         veth.check_mtu(conf.mtu)
 
 
@@ -248,7 +248,7 @@ def _connect_layer3(
         gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
     configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
     if want.conf.ip_masq:
-        main.masquerade(call, result, want.conf.ip_masq_backend)
+        masquerade.add(call, result, want.conf.ip_masq_backend)
 
 
 def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
@@ -289,11 +289,10 @@ def delete(call: Call[Conf]) -> None:
     want = Settings(call)
     netns = call.find_netns()
     steps = Steps()
-    prefixes: list[Prefix] = []
     if want.ipam in _NEED_LINK:
         steps.run(call.delegate, want.ipam)
     if netns is not None:
-        prefixes = steps.run(veth.delete_in_container, netns, call.ifname) or []
+        steps.run(veth.delete_in_container, netns, call.ifname)
     else:
         with Netlink() as host:
             steps.run(veth.delete_on_host, host, call.owner)
@@ -302,7 +301,7 @@ def delete(call: Call[Conf]) -> None:
     if want.conf.macspoofchk:
         _unprotect_mac(call, want)
     if want.ipam and want.conf.ip_masq:
-        steps.run(main.unmasquerade, call, prefixes)
+        steps.run(masquerade.delete, call)
     steps.finish()
 
 
@@ -328,7 +327,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
             steps.run(spoofcheck.gc, {device.name for device in link.list_all(host)})
     call.collect_ipam(want.ipam, steps)
     if want.conf.ip_masq:
-        steps.run(main.collect_masquerade, call, keep)
+        steps.run(masquerade.gc, call, keep)
     steps.finish()
 
 
@@ -353,7 +352,7 @@ def check(call: Call[Conf]) -> None:
     with Netlink() as host:
         problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
-    rules = main.missing_masquerade(call, previous) if want.conf.ip_masq else []
+    rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 
 
@@ -369,4 +368,4 @@ def reload(call: Call[Conf]) -> None:
 
         spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
     if want.conf.ip_masq:
-        main.remasquerade(call, result, want.conf.ip_masq_backend)
+        masquerade.reload(call, result, want.conf.ip_masq_backend)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...owner import Owner
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError
 from . import dbus
-from .want import gone
+from .want import Want, gone
 
-SERVICE = "org.fedoraproject.FirewallD1"
+SERVICE = dbus.FIREWALLD
 _PATH, _ZONE = "/org/fedoraproject/FirewallD1", "org.fedoraproject.FirewallD1.zone"
 _ALREADY = "ZONE_ALREADY_SET"
 TIMEOUT = 30.0  # seconds; firewalld takes one request after the other, and a reload takes long
@@ -21,16 +22,6 @@ TIMEOUT = 30.0  # seconds; firewalld takes one request after the other, and a re
 
 class FirewalldError(CNIError):
     """firewalld refused, or cannot be reached; the message is its own."""
-
-
-def running() -> tuple[bool, str]:
-    """Is firewalld on the system bus? With the reason why (not), for the operator."""
-    try:
-        if dbus.name_has_owner(SERVICE):
-            return True, "firewalld is running"
-    except dbus.DBusError as error:
-        return False, f"firewalld is not running: {error}"
-    return False, "firewalld is not running"
 
 
 class Connection:
@@ -74,26 +65,27 @@ def _text(error: Any) -> str:
     return details or str(error.name)
 
 
-def add(zone: str, addresses: list[Prefix]) -> None:
+def add(want: Want, *, accept: bool = True) -> None:
     """Have the addresses in the zone; those that are there stay. Raises CNIError."""
     with Connection() as firewalld:
-        for address in addresses:
+        for address in want.addresses if accept else ():
             try:
-                firewalld.call("addSource", zone, address)
+                firewalld.call("addSource", want.zone, address)
             except FirewalldError as error:
                 # Older versions say so also of a source of another zone.
-                if _ALREADY in error.msg and firewalld.call("querySource", zone, address):
+                if _ALREADY in error.msg and firewalld.call("querySource", want.zone, address):
                     continue
                 raise CNIError(
-                    f"failed to add the address {address} to {zone} zone: {error.msg}",
+                    f"failed to add the address {address} to {want.zone} zone: {error.msg}",
                     f"see `firewall-cmd --get-zones`, `firewall-cmd --get-zone-of-source={address}`"
                     " and firewalld's log",
                 ) from None
 
 
-def remove(zone: str, addresses: list[Prefix]) -> None:
+def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Take the addresses out of the zone; whatever firewalld says to that is no error."""
-    if not addresses or not running()[0]:
+    _ = owner  # a source has no comment
+    if not addresses or not dbus.firewalld_runs()[0]:
         return
     try:
         with Connection() as firewalld:
@@ -103,6 +95,12 @@ def remove(zone: str, addresses: list[Prefix]) -> None:
         return  # it has just ended, and its sources with it
 
 
+def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
+    """As `remove`."""
+    _ = keep
+    remove(Owner(network, "", ""), addresses, zone)
+
+
 def _try(firewalld: Connection, method: str, zone: str, address: Prefix) -> None:
     try:
         firewalld.call(method, zone, address)
@@ -110,15 +108,22 @@ def _try(firewalld: Connection, method: str, zone: str, address: Prefix) -> None
         pass
 
 
-def check(zone: str, addresses: list[Prefix]) -> list[str]:
+def check(want: Want, *, accept: bool = True) -> list[str]:
     """The addresses that are not in the zone, a line each."""
     problems = []
     with Connection() as firewalld:
-        for address in addresses:
-            text = f"failed to find the address {address} in {zone} zone"
+        for address in want.addresses if accept else ():
+            text = f"failed to find the address {address} in {want.zone} zone"
             try:
-                if not firewalld.call("querySource", zone, address):
+                if not firewalld.call("querySource", want.zone, address):
                     problems.append(gone(text))
             except FirewalldError as error:
                 problems.append(f"{text}: {error.msg}")
     return problems
+
+
+def status() -> None:
+    """Raises CNIError if firewalld does not run."""
+    runs, why = dbus.firewalld_runs()
+    if not runs:
+        raise CNIError(why, "start firewalld, or leave `backend` out of the configuration")

@@ -22,9 +22,10 @@ from typing import NamedTuple
 from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
 from ...netfilter import iptables
 from ...netfilter.table import Rule, Table
-from ...protocol.address import Prefix
+from ...owner import Owner
+from ...protocol.address import Prefix, by_family
 from ...protocol.errors import CNIError, join
-from .want import Ingress, Want, families, gone
+from .want import Ingress, Want, gone
 
 _FORWARD, _STAGE1, _STAGE2 = "CNI-FORWARD", "CNI-ISOLATION-STAGE-1", "CNI-ISOLATION-STAGE-2"
 _TRIES = 5
@@ -259,10 +260,11 @@ def _difference(rule: str, tool: str) -> str:
     return gone(f"expected {what} [{rule.partition(f'{chain} ')[2]}] not found in {tool}")
 
 
-def remove(addresses: list[Prefix]) -> None:
+def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Remove the addresses' rules of either variant; the chains stay. Raises CNIError."""
+    _ = owner, zone  # as in the reference, no rule names its owner
     errors: list[CNIError] = []
-    for v6, family in families(addresses):
+    for v6, family in by_family(addresses):
         try:
             if iptables.has_nft_chain(v6, "filter", _FORWARD):
                 _retrying(_remove_nft, v6, family)
@@ -274,6 +276,21 @@ def remove(addresses: list[Prefix]) -> None:
                 errors.append(CNIError(text, error.details))
     if errors:
         raise join(errors)
+
+
+def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
+    """As `remove`."""
+    _ = keep
+    remove(Owner(network, "", ""), addresses, zone)
+
+
+def status() -> None:
+    """Raises CNIError if the tool is missing or fails."""
+    if not iptables.usable(v6=False):
+        raise CNIError(
+            "iptables is unusable: `iptables --wait -t filter -S INPUT` fails",
+            'without that key, or with "backend": "nftables", it is not needed',
+        )
 
 
 def _retrying(operation: Callable[[bool, list[Prefix]], None], *args: object) -> None:

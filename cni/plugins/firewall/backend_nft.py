@@ -24,7 +24,7 @@ from ...kernel.errors import NetlinkError, NftError, Unusable
 from ...netfilter import elements, nft
 from ...netfilter.elements import Element
 from ...netfilter.nft import Change
-from ...netfilter.table import Table, drop_policies
+from ...netfilter.table import Table
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
@@ -222,16 +222,18 @@ def _keys(name: str) -> set[bytes]:
     return {element.key for element in elements.elements(Table("inet", TABLE), name)}
 
 
-def remove(owner: Owner) -> None:
+def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Remove what is the attachment's; the bridge's policy stays. Raises CNIError."""
+    _ = addresses, zone  # the comments name the owner
     _delete(tuple(_ALLOWED.values()), owner.key, ())
 
 
-def gc(network: str, keep: list[Owner]) -> None:
+def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
     """Remove what is of the network's attachments that are not in `keep`; without any, all of it.
 
     Raises CNIError.
     """
+    _ = addresses, zone
     comments = {owner.comment for owner in keep}
     _delete(tuple(_ALLOWED.values()), f"{network_key(network)}-", comments)
     if not keep:
@@ -249,18 +251,9 @@ def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
 
 
 def status() -> None:
-    """Can we work? Raises CNIError."""
+    """Raises CNIError if the library or the kernel's nftables is missing."""
     nft.shared()
     try:
         Table("inet", TABLE).has_chain("forward")
     except NetlinkError as error:
         raise CNIError(f"the kernel has no nftables for us: {error}") from None
-
-
-def foreign_drops(ours: Collection[str]) -> list[str]:
-    """The forward chains with policy drop in tables not in `ours` (names), as nft(8) names them."""
-    try:
-        found = drop_policies()
-    except NetlinkError:
-        return []
-    return [" ".join(names) for names in found if names[1] not in ours]

@@ -2,7 +2,7 @@
 
 Most nodes have a bus, few a firewalld, and every run of the firewall plugin has to know: jeepney
 would cost each of them 7 ms only to be imported. So this one question (authenticate, Hello,
-NameHasOwner; D-Bus specification, "Message Protocol") is asked by hand; whoever then talks to the
+NameHasOwner; D-Bus specification, "Message Protocol") is asked by hand; what then talks to the
 service uses jeepney.
 """
 
@@ -12,6 +12,7 @@ import os
 import struct
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
+FIREWALLD = "org.fedoraproject.FirewallD1"
 DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 TIMEOUT = 5.0  # seconds; a bus answers in less than one millisecond
 
@@ -31,6 +32,16 @@ class DBusError(OSError):
 def bus_address() -> str:
     """What DBUS_SYSTEM_BUS_ADDRESS says, or the system's default."""
     return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or DEFAULT_ADDRESS
+
+
+def firewalld_runs() -> tuple[bool, str]:
+    """Is firewalld on the system bus? With the reason why (not), for the operator."""
+    try:
+        if name_has_owner(FIREWALLD):
+            return True, "firewalld is running"
+    except DBusError as error:
+        return False, f"firewalld is not running: {error}"
+    return False, "firewalld is not running"
 
 
 def name_has_owner(name: str) -> bool:

@@ -17,7 +17,10 @@ from .want import Want
 
 
 def isolate(want: Want, result: Result) -> None:
-    """Isolate the container's ports, if the packet filter would not. Raises CNIError."""
+    """Isolate the container's ports, if the packet filter would not.
+
+    For the policy `isolated` alone. Raises CNIError.
+    """
     if not _needed(want):
         return
     with Netlink() as host:

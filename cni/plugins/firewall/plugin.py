@@ -8,27 +8,32 @@ unusable or when it is asked for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ... import intent
 from ...call import Call, Steps
-from ...kernel.errors import IptablesError, KernelError
+from ...kernel.errors import IptablesError, KernelError, NetlinkError
 from ...netfilter import iptables
+from ...netfilter.table import Table, drop_policies
 from ...protocol import config
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from . import backend_firewalld, backend_iptables, backend_nft, isolation
+from . import dbus
 from .want import Ingress, Want
 
+if TYPE_CHECKING:
+    from .want import Backend
+
 BACKENDS = ("firewalld", "iptables", "nftables")
+_DEFAULT_ZONE = "trusted"
 _POLICIES = ("same-bridge", "isolated")
 # An iptables chain's name has at most 28 characters; what is not among these would need quoting.
 _CHAIN_MAX = 28
 _CHAIN_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/")
-# The forward chains that a backend has a say in; a drop in another's is final.
-_OURS = {"firewalld": "firewalld", "iptables": "filter", "nftables": backend_nft.TABLE}
+# The table whose forward chain a backend decides in; a drop in another table is final.
+_TABLES = {"firewalld": "firewalld", "iptables": "filter", "nftables": "cni_firewall"}
 
 
 class Conf(config.NetConf):
@@ -68,19 +73,25 @@ def reload(call: Call[Conf]) -> None:
 def delete(call: Call[Conf]) -> None:
     """Remove the attachment's rules from every backend; every step runs."""
     steps = Steps()
-    steps.run(backend_nft.remove, call.owner)
-    addresses = steps.run(_addresses_to_remove, call) or []
-    _remove_addresses(call, addresses, steps)
-    steps.run(_check_policy, call.conf)
+    conf = steps.run(lambda: call.conf) or Conf()
+    noted = [address for one in _forgotten(call) for address in one.addresses]
+    previous = steps.run(_previous_addresses, call) or []
+    addresses = noted + _not_in_use(call, [a for a in previous if a not in noted])
+    zone = next(map(_noted_zone, _forgotten(call)), _zone(conf))
+    for backend in _load_used(conf, addresses):
+        steps.run(backend.remove, call.owner, addresses, zone)
+    steps.run(_check_policy, conf)
     steps.finish()
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the rules of this network's attachments that are not kept."""
     steps = Steps()
-    steps.run(backend_nft.gc, call.network, call.owners(keep))
-    addresses = [a for kept in _forgotten(call) for a in _kept_addresses(kept)]
-    _remove_addresses(call, _not_in_use(call, addresses), steps)
+    conf = steps.run(lambda: call.conf) or Conf()
+    noted = [address for one in _forgotten(call) for address in one.addresses]
+    addresses = _not_in_use(call, noted)
+    for backend in _load_used(conf, addresses):
+        steps.run(backend.gc, call.network, call.owners(keep), addresses, _zone(conf))
     steps.finish()
 
 
@@ -89,17 +100,14 @@ def check(call: Call[Conf]) -> None:
     result = _previous(call)
     want = _want(call, result)
     choice = _usable_choice(call.conf)
-    problems = []
-    if choice.backend == "firewalld":
-        problems += backend_firewalld.check(want.zone, want.addresses)
-        if want.ingress is not None:
-            other = backend_iptables if iptables.usable(v6=False) else backend_nft
-            problems += other.check(want, accept=False)
-    elif choice.backend == "iptables":
-        problems += backend_iptables.check(want)
-    else:
-        problems += backend_nft.check(want)
-    problems += isolation.check(want, result)
+    problems = _load(choice.backend).check(want)
+    if choice.backend == "firewalld" and want.ingress is not None:
+        other = "iptables" if iptables.usable(v6=False) else "nftables"
+        problems += _load(other).check(want, accept=False)
+    if want.ingress is not None and want.ingress.isolated:
+        from . import isolation
+
+        problems += isolation.check(want, result)
     if problems:
         others = f"; all differences: {'; '.join(problems)}" if len(problems) > 1 else ""
         raise CNIError(problems[0], f"{choice}{others}")
@@ -112,21 +120,25 @@ def status(call: Call[Conf]) -> None:
     """
     _check_policy(call.conf)
     choice = _usable_choice(call.conf)
-    if choice.backend == "firewalld":
-        _require_firewalld(choice)
-    elif choice.backend == "nftables":
-        _require_nftables(choice)
-    elif not iptables.usable(v6=False):
-        raise NotAvailable(
-            "iptables is unusable: `iptables --wait -t filter -S INPUT` fails",
-            f'{choice}; without that key, or with "backend": "nftables", it is not needed',
-        )
+    try:
+        _load(choice.backend).status()
+    except (CNIError, KernelError) as error:
+        raise NotAvailable(error.msg, f"{choice}; {error.details}".rstrip("; ")) from None
     call.log(f"firewall: {choice}")
-    for chain in backend_nft.foreign_drops((_OURS[choice.backend],)):
+    for chain in _foreign_drops(_TABLES[choice.backend]):
         call.log(
             f"firewall: warning: nft chain `{chain}` drops what it does not accept itself; no rule "
             f"of backend {choice.backend} changes that: see docs/plugins/firewall.md"
         )
+
+
+def _foreign_drops(table: str) -> list[str]:
+    """The forward chains with policy drop in tables of other names, as nft(8) names them."""
+    try:
+        chains = drop_policies()
+    except NetlinkError:
+        return []
+    return [" ".join(names) for names in chains if names[1] != table]
 
 
 # --- what is wanted -------------------------------------------------------------------------------
@@ -158,7 +170,7 @@ def _want(call: Call[Conf], result: Result) -> Want:
 
 
 def _zone(conf: Conf) -> str:
-    return conf.firewalld_zone or "trusted"
+    return conf.firewalld_zone or _DEFAULT_ZONE
 
 
 def _check_chain(name: str) -> None:
@@ -199,12 +211,54 @@ def _ingress(conf: Conf, result: Result) -> Ingress | None:
 # --- the backend ----------------------------------------------------------------------------------
 
 
+def _load(name: str) -> Backend:
+    if name == "firewalld":
+        from . import backend_firewalld
+
+        return backend_firewalld
+    if name == "nftables":
+        from . import backend_nft
+
+        return backend_nft
+    from . import backend_iptables
+
+    return backend_iptables
+
+
+def _load_used(conf: Conf, addresses: list[Prefix]) -> list[Backend]:
+    """The backends that may have rules: two or three questions to the kernel, one to the bus.
+
+    iptables and firewalld know addresses, no owners; without addresses nothing can be found there.
+    """
+    used = []
+    if _is_nft_used():
+        used.append("nftables")
+    families = {not address.is_v4 for address in addresses}
+    if any(_is_iptables_used(v6) for v6 in families):
+        used.append("iptables")
+    if addresses and conf.backend != "iptables" and dbus.firewalld_runs()[0]:
+        used.append("firewalld")
+    return [_load(name) for name in used]
+
+
+def _is_nft_used() -> bool:
+    try:
+        return Table("inet", _TABLES["nftables"]).exists()
+    except OSError:
+        return True  # the backend finds out why the kernel does not say
+
+
+def _is_iptables_used(v6: bool) -> bool:
+    there = iptables.has_nft_chain(v6, "filter", "CNI-FORWARD")
+    return there or iptables.has_legacy_table(v6, "filter")
+
+
 def _choose(conf: Conf) -> Choice:
     """The configured backend; else firewalld if it runs, else iptables (docs/spec/firewall.md)."""
     if conf.backend in BACKENDS:
         return Choice(conf.backend, "the configuration says so", asked_for=True)
-    found, why = backend_firewalld.running()
-    return Choice("firewalld" if found else "iptables", why, asked_for=False)
+    runs, why = dbus.firewalld_runs()
+    return Choice("firewalld" if runs else "iptables", why, asked_for=False)
 
 
 def _usable_choice(conf: Conf) -> Choice:
@@ -218,47 +272,35 @@ def _usable_choice(conf: Conf) -> Choice:
     return choice
 
 
-def _require_firewalld(choice: Choice) -> None:
-    found, why = backend_firewalld.running() if choice.asked_for else (True, "")
-    if not found:
-        raise NotAvailable(why, "start firewalld, or leave `backend` out of the configuration")
-
-
-def _require_nftables(choice: Choice) -> None:
-    try:
-        backend_nft.status()
-    except (CNIError, KernelError) as error:
-        raise NotAvailable(error.msg, f"{choice}; {error.details}".rstrip("; ")) from None
-
-
 def _apply(call: Call[Conf], want: Want, result: Result) -> None:
     """Have all rules, those that are there already included. Raises CNIError."""
     choice = _choose(call.conf)
     try:
-        if choice.backend == "firewalld":
-            backend_firewalld.add(want.zone, want.addresses)
-            if want.ingress is not None:
-                _iptables_or_nft(want, accept=False)
-        elif choice.backend == "nftables":
-            backend_nft.add(want)
-        elif choice.asked_for:
-            backend_iptables.add(want)
+        if choice.backend == "iptables" and not choice.asked_for:
+            _add_with_either(want, accept=True)
         else:
-            _iptables_or_nft(want, accept=True)
-        isolation.isolate(want, result)
+            _load(choice.backend).add(want)
+        if choice.backend == "firewalld" and want.ingress is not None:
+            _add_with_either(want, accept=False)
+        if want.ingress is not None and want.ingress.isolated:
+            from . import isolation
+
+            isolation.isolate(want, result)
     except (CNIError, KernelError) as error:
         raise CNIError(error.msg, f"{error.details}; {choice}".lstrip("; ")) from None
 
 
-def _iptables_or_nft(want: Want, *, accept: bool) -> None:
+def _add_with_either(want: Want, *, accept: bool) -> None:
+    """With iptables, or with nftables where iptables is unusable."""
     try:
-        backend_iptables.add(want, accept=accept)
+        iptables.require()  # where the tool is not installed, its backend is not worth loading
+        _load("iptables").add(want, accept=accept)
     except IptablesError as error:
-        # Asking whether iptables is usable would cost a fork each time; its failure asks for it.
+        # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
         if iptables.usable(v6=False):
             raise
         try:
-            backend_nft.add(want, accept=accept)
+            _load("nftables").add(want, accept=accept)
         except (CNIError, KernelError) as other:
             details = f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
             raise CNIError(error.msg, details) from None
@@ -269,35 +311,26 @@ def _iptables_or_nft(want: Want, *, accept: bool) -> None:
 
 def _take_back(call: Call[Conf], want: Want) -> None:
     steps = Steps()
-    steps.run(backend_nft.remove, call.owner)
-    _remove_addresses(call, want.addresses, steps)
+    for backend in _load_used(call.conf, want.addresses):
+        steps.run(backend.remove, call.owner, want.addresses, want.zone)
     steps.finish()
 
 
-def _remove_addresses(call: Call[Conf], addresses: list[Prefix], steps: Steps) -> None:
-    """Out of iptables and firewalld, where rules do not say whose they are."""
-    steps.run(backend_iptables.remove, addresses)
-    if call.conf.backend != "iptables":
-        steps.run(backend_firewalld.remove, _zone(call.conf), addresses)
-
-
-def _addresses_to_remove(call: Call[Conf]) -> list[Prefix]:
-    """What its ADD was kept with, or prevResult's: of the Go plugin's containers we kept nothing.
-
-    A DEL that comes a second time must not take the address from whoever has it now.
-    """
-    kept = [address for one in _forgotten(call) for address in _kept_addresses(one)]
+def _previous_addresses(call: Call[Conf]) -> list[Prefix]:
+    """Those of prevResult: of a container that the Go plugin started, nothing was noted."""
     previous = call.prev_result()
-    addresses = [ip.prefix.host for ip in previous.ips] if previous is not None else []
-    return kept + _not_in_use(call, [a for a in addresses if a not in kept])
+    return [ip.prefix.host for ip in previous.ips] if previous is not None else []
 
 
 def _not_in_use(call: Call[Conf], addresses: list[Prefix]) -> list[Prefix]:
-    """Without those that another attachment has."""
+    """Without those that another attachment has.
+
+    A DEL that is repeated late must not take the address from the container that has it by then.
+    """
     if not addresses:
         return []
     everybody = intent.all_of("firewall", call.request.env)
-    used = {a for one in everybody if one.owner != call.owner for a in _kept_addresses(one)}
+    used = {a for one in everybody if one.owner != call.owner for a in one.addresses}
     return [address for address in addresses if address not in used]
 
 
@@ -305,9 +338,5 @@ def _forgotten(call: Call[Conf]) -> list[intent.Intent]:
     return call.forgotten.intents if call.forgotten is not None else []
 
 
-def _kept_addresses(one: intent.Intent) -> list[Prefix]:
-    try:
-        result = Result.parse(one.result, intent.VERSION)
-    except CNIError:
-        return []
-    return [ip.prefix.host for ip in result.ips]
+def _noted_zone(one: intent.Intent) -> str:
+    return str(config.lookup(one.config, "firewalldZone") or "") or _DEFAULT_ZONE

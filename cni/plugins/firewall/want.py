@@ -1,11 +1,11 @@
-"""What the firewall plugin is asked for, independent of the backend that renders it."""
+"""What the firewall plugin is asked for, and what each of its backends does with it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ...owner import Owner
-from ...protocol.address import Prefix
+from ...protocol.address import Prefix, by_family
 
 RELOAD = "run `cni reload`"
 
@@ -34,13 +34,36 @@ class Want(NamedTuple):
     @property
     def families(self) -> list[tuple[bool, list[Prefix]]]:
         """The addresses by family, (is IPv6, those), families without any left out."""
-        return families(self.addresses)
+        return by_family(self.addresses)
 
 
-def families(addresses: list[Prefix]) -> list[tuple[bool, list[Prefix]]]:
-    """The addresses by family, (is IPv6, those), families without any left out."""
-    both = ((v6, [a for a in addresses if a.is_v4 != v6]) for v6 in (False, True))
-    return [(v6, family) for v6, family in both if family]
+class Backend(Protocol):
+    """One way to let containers through. All verbs act on the current network namespace.
+
+    What fails raises CNIError or KernelError.
+    """
+
+    def add(self, want: Want, *, accept: bool = True) -> None:
+        """Have the rules; those that are there stay. Without `accept` only the ingress policy's."""
+
+    def check(self, want: Want, *, accept: bool = True) -> list[str]:
+        """What is missing of that, a line each."""
+
+    def remove(self, owner: Owner, addresses: list[Prefix], zone: str) -> None:
+        """Remove the attachment's rules; that there are none is no error.
+
+        A backend whose rules do not name their owner removes those of the addresses; `zone` is
+        firewalld's.
+        """
+
+    def gc(self, network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
+        """Remove the rules of the network's attachments that are not in `keep`.
+
+        `addresses` are theirs, as far as known; otherwise as `remove`.
+        """
+
+    def status(self) -> None:
+        """Raises CNIError or KernelError if the backend cannot be used here."""
 
 
 def gone(text: str) -> str:

@@ -15,17 +15,18 @@ A net- chain is shared by all containers of the same subnet and options, so that
 network (conditions, masqAll, the mark) apply to its containers only. A container is nothing but
 elements of the maps, each with its owner in the comment: a port that is taken is EEXIST, and one
 more container is one small transaction. What a container has is looked up in an index, not looked
-for (_portmap_index). Libnftables is needed only for a network's conditions.
+for (nft_index.py). Libnftables is needed only for a network's conditions.
 
 What is changed was looked at in the same generation of the ruleset; otherwise it is done again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from errno import EEXIST, ENOENT
 
-from ...kernel.errors import NetlinkError, Unusable
+from ...call import Steps
+from ...kernel.errors import KernelError, NetlinkError, Unusable
 from ...netfilter import elements as nft_elements
 from ...netfilter import nft
 from ...netfilter.elements import Element
@@ -33,63 +34,59 @@ from ...netfilter.nft import Change
 from ...netfilter.table import Table
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix
-from ...protocol.errors import CNIError
+from ...protocol.errors import CNIError, from_exception
 from . import nft_index as index
 from .nft_chains import (
     BY_OWNER,
+    FAMILIES,
     INDEX,
     KEY,
     MAPS,
     NAMES,
     NETWORK_CHAIN,
+    REFERENCE_CHAIN,
     TABLE,
     Chain,
     chains,
     elements,
     family_of,
+    incomplete,
     is_known,
     key_of,
     owner_of,
     port_of,
     script,
     sets,
-    shown,
     skeleton,
 )
 from .nft_index import Elements
-from .want import Port, Want, plain
+from .want import Port, Taken, Want, plain
 
-_SIZES = {"ip": 4, "ip6": 16}  # of the addresses of each family
-# The reference's chains with rules of containers; the first one is in every table of its.
-_GO_CHAINS = ("hostports", "hostip_hostports", "masquerading")
 _RETRIES = 50
-_GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
-
-
-class Taken(CNIError):
-    """A host port is published by another container."""
-
-
-def usable(*, conditions: bool) -> None:
-    """Raises CNIError or NetlinkError when ports cannot be published with nftables.
-
-    Conditions have to be compiled, which takes the library.
-    """
-    if conditions:
-        nft.shared()
-    nft.generation()
 
 
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def install(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool = False) -> None:
+def setup(want: Want, is_dead: Callable[[Owner], bool], *, again: bool) -> None:
     """Publish the ports, instead of what the owner had published before.
 
-    A port that is taken by an owner who is dead goes over to us. If not all of what the owner has
-    may be in the index, `thorough` looks for it. Raises Taken or another CNIError, NetlinkError or
-    Unusable; then there is nothing that a packet could notice.
+    Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
     """
+    text = "unable to set up nftables rules for port mappings: "
+    try:
+        _setup(want, is_dead, thorough=again)
+    except Taken:
+        raise
+    except NetlinkError as error:
+        details = "is nftables in this kernel, and are we root?"
+        raise CNIError(f"{text}{error}", details) from None
+    except (CNIError, KernelError) as error:
+        raise from_exception(error).wrapped(text) from None
+
+
+def _setup(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool) -> None:
+    """As `setup`. An earlier build may have left things out of the index: `thorough` reads all."""
     dead: set[str] = set()
     for _ in range(_RETRIES):
         since = nft.generation()
@@ -123,10 +120,10 @@ def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list
     for address in want.addresses:
         family = family_of(address)
         counts = Table(family, TABLE).rule_counts()
-        incomplete = _incomplete(chains(want, address), counts)
-        if incomplete:
-            missing += incomplete
-            changes += skeleton(family, incomplete, counts)
+        unlike = incomplete(chains(want, address), counts)
+        if unlike:
+            missing += unlike
+            changes += skeleton(family, unlike, counts)
         is_new = not counts and not Table(family, TABLE).exists()
         changes += _changes(want, address, dead, is_new, thorough)
     return missing, changes
@@ -233,14 +230,9 @@ def _taken(element: Element, holder: Element, owner: Owner | None, address: Pref
 
 def _restless() -> CNIError:
     return CNIError(
-        "unable to set up nftables rules for port mappings: the ruleset changes all the time",
+        "the ruleset changes all the time",
         f"{_RETRIES} attempts; `nft monitor` shows who changes it",
     )
-
-
-def _incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain]:
-    """Those that are not there, or have not as many rules as they should."""
-    return [chain for chain in wanted if counts.get(chain.name) != len(chain.rules)]
 
 
 # --- DEL and GC -----------------------------------------------------------------------------------
@@ -248,22 +240,29 @@ def _incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chai
 _Find = Callable[[str], Elements]  # what has to go, of a family
 
 
-def remove(owner: Owner, ports: Sequence[Port], *, published: bool) -> list[Port]:
-    """Remove what the owner published; what it was. Raises CNIError.
+def teardown(want: Want, *, noted: bool) -> list[Port]:
+    """Remove what the owner published, and the reference's rules of the container.
 
-    `ports` are what is known of it, and `published` says whether anything may be there at all: if
-    so, and the index has nothing, it is looked for.
+    If the owner may have published something, and the index has nothing, all is read. Raises
+    CNIError.
     """
+    from . import nft_reference
+
+    owner = want.owner
 
     def find(family: str) -> Elements:
         listed = index.ports_of(family, owner.key)
         if listed:
             return index.held(family, owner.key, listed)
-        if listed is None or _is_doubtful(family, owner, ports, published):
+        if listed is None or _is_doubtful(family, owner, want.ports, noted):
             return _matching(family, owner.key, lambda comment: comment.startswith(owner.key))
         return index.held(family, owner.key, [])
 
-    return _remove_everywhere(find)
+    steps = Steps()
+    removed: list[Port] = steps.run(_remove_everywhere, find) or []
+    steps.run(nft_reference.remove, owner.container_id, want.addresses or None)
+    steps.finish()
+    return removed
 
 
 def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:
@@ -271,7 +270,7 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
     if not ports:
         return published
     for at, names in MAPS.items():
-        some = [port for port in plain(ports, _SIZES[family]) if bool(port.host_ip) is at]
+        some = [port for port in plain(ports, FAMILIES[family]) if bool(port.host_ip) is at]
         keys = [key_of(port) for port in some]
         for name in names:
             have = nft_elements.find_all(Table(family, TABLE), name, keys)
@@ -280,7 +279,7 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
     return False
 
 
-def collect(network: str, keep: Sequence[Owner]) -> list[Port]:
+def gc(network: str, keep: list[Owner]) -> list[Port]:
     """Remove what the network's owners published that are not in `keep`. Raises CNIError."""
     kept, prefix = {owner.key for owner in keep}, f"{network_key(network)}-"
     return _remove_everywhere(
@@ -302,7 +301,7 @@ def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elemen
 
 def _remove_everywhere(find: _Find) -> list[Port]:
     try:
-        return [port for family in _SIZES for port in _remove(family, find)]
+        return [port for family in FAMILIES for port in _remove(family, find)]
     except Unusable:
         return []  # nor can there be any
     except NetlinkError as error:
@@ -362,75 +361,24 @@ def _is_empty_without(family: str, gone: Elements) -> bool:
     dumps = {name: nft_elements.dump(Table(family, TABLE), name) for name in NAMES}
     if any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES):
         return False
-    return not Table(family, TABLE).has_chain(_GO_CHAINS[0])
+    return not Table(family, TABLE).has_chain(REFERENCE_CHAIN)
 
 
-def remove_of_go(container_id: str, addresses: Sequence[Prefix] | None) -> None:
-    """Remove the reference's rules of a container: only those for its addresses, if they are known.
-
-    They name the container, not the network: without addresses, those of another network go, too.
-    Raises CNIError.
-    """
-    try:
-        for family in _SIZES:
-            ours = (
-                None if addresses is None else [a.ip for a in addresses if family_of(a) == family]
-            )
-            _remove_rules(family, container_id, ours)
-    except Unusable:
-        return
-    except NetlinkError as error:
-        raise CNIError(f"error deleting nftables rules: {error}") from None
-
-
-def _remove_rules(family: str, container_id: str, addresses: Sequence[bytes] | None) -> None:
-    for last in (False, False, False, True):
-        counts = Table(family, TABLE).rule_counts()
-        rules = [
-            (chain, rule.handle)
-            for chain in _GO_CHAINS
-            if chain in counts
-            for rule in Table(family, TABLE).find_rules(chain, container_id)
-            if rule.comment == container_id
-            and (addresses is None or any(ip in rule.raw for ip in addresses))
-        ]
-        try:
-            return Table(family, TABLE).delete(rules) if rules else None
-        except NetlinkError as error:
-            if error.errno != ENOENT or last:
-                raise
-    return None
-
-
-# --- CHECK ----------------------------------------------------------------------------------------
+# --- CHECK and STATUS -----------------------------------------------------------------------------
 
 
 def check(want: Want) -> list[str]:
-    """What is not as it should be, a line each. Raises NetlinkError."""
-    problems = []
-    for address in want.addresses:
-        family, wanted = family_of(address), elements(want, address)
-        counts = Table(family, TABLE).rule_counts()
-        for chain in _incomplete(chains(want, address), counts):
-            place = f"{family} {TABLE}"
-            text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
-            problems.append(text)
-        for name in NAMES:
-            dump = nft_elements.dump(Table(family, TABLE), name)
-            have = nft_elements.matching(dump, [want.owner.key.encode()])
-            problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
-        listed = index.ports_of(family, want.owner.key)
-        if listed is not None and listed != index.of(family, wanted)[BY_OWNER]:
-            text = f"map {BY_OWNER} of {family} {TABLE} does not list what is published"
-            problems.append(f"{text}: run `cni reload`")
-    return problems
+    """What is not as it should be, a line each."""
+    from . import nft_check
+
+    return nft_check.differences(want)
 
 
-def _differences(where: str, wanted: Sequence[Element], have: Sequence[Element]) -> list[str]:
-    lines = [
-        f"missing hostport rules: {where}: want {shown(e)}; {_GONE}"
-        for e in wanted
-        if e not in have
-    ]
-    extra = [e for e in have if e not in wanted]
-    return lines + [f"hostport rules: {where}: have {shown(e)}, which nobody wants" for e in extra]
+def status(*, conditions: bool) -> None:
+    """Raises CNIError or KernelError if ports cannot be published with nftables.
+
+    Conditions have to be compiled, which takes the library.
+    """
+    if conditions:
+        nft.shared()
+    nft.generation()

@@ -1,4 +1,4 @@
-"""How published ports look in nftables: the chains and maps that _portmap_nft keeps.
+"""How published ports look in nftables: the chains and maps that backend_nft keeps.
 
 Each rule is here twice: in nft(8)'s language, and as the kernel has it. The first is compiled by
 libnftables where a network has conditions, which are in that language; a test compares both.
@@ -19,6 +19,8 @@ from ...protocol.address import Prefix, format_ip
 from .want import PROTOCOLS, Port, Want
 
 TABLE = "cni_hostport"
+FAMILIES = {"ip": 4, "ip6": 16}  # with the size of an address in bytes
+REFERENCE_CHAIN = "hostports"  # in every table that the reference has been at
 _COMMENT = "CNI portmap plugin"
 # After iptables-nft, kube-proxy and the reference (-100), before firewalld (-90).
 PRIORITY = -99
@@ -26,7 +28,7 @@ KEY = 33  # of a comment, what identifies the owner (owner.py)
 # By whether the host IP is part of the key: which chain decides, and where that chain sends it.
 MAPS = {False: ("published", "targets"), True: ("published_at", "targets_at")}
 NAMES = ("published", "targets", "published_at", "targets_at")
-BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see _portmap_index
+BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see nft_index.py
 NETWORK_CHAIN = "net-"
 _NUMBERS = {number: name for name, number in PROTOCOLS.items()}
 _LOOPBACK = {
@@ -244,6 +246,11 @@ def script(wanted: Sequence[Chain]) -> str:
         place = f"{chain.family} {TABLE} {chain.name}"
         lines += [f"add rule {place} {rule.text}" for rule in chain.rules]
     return "\n".join((*lines, ""))
+
+
+def incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain]:
+    """Those that are not there, or have not as many rules as they should."""
+    return [chain for chain in wanted if counts.get(chain.name) != len(chain.rules)]
 
 
 def is_known(wanted: Iterable[Chain]) -> bool:

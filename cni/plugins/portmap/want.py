@@ -1,16 +1,21 @@
-"""What portmap is asked for, as both of its backends take it."""
+"""What portmap is asked for, and what each of its backends does with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
+from ...protocol.errors import CNIError
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # Those whose conntrack entries outlive what made them: nothing like TCP's RST ends them.
 CONNECTIONLESS = ("udp", "sctp")
+
+
+class Taken(CNIError):
+    """A host port is published by another container: no reason to try another backend."""
 
 
 class Port(NamedTuple):
@@ -71,3 +76,35 @@ class Want(NamedTuple):
 
     def conditions_of(self, address: Prefix) -> list[str]:
         return self.conditions[0 if address.is_v4 else 1]
+
+
+class Backend(Protocol):
+    """One way to publish ports. All verbs act on the current network namespace.
+
+    What fails raises CNIError or KernelError.
+    """
+
+    def setup(self, want: Want, is_dead: Callable[[Owner], bool], *, again: bool) -> None:
+        """Publish the ports; what is there already is not made again.
+
+        Ports of an owner who is dead go over to this one. `again`: the owner may have published
+        before. Raises Taken if a living owner has one of the ports; then nothing of it is there
+        that a packet could notice.
+        """
+
+    def teardown(self, want: Want, *, noted: bool) -> list[Port]:
+        """Remove what the owner published, also through the reference; gives those ports.
+
+        That there is nothing is no error. Addresses and ports of `want` may be missing; if they are
+        known, what another attachment of the container has stays. `noted`: an ADD has noted on the
+        host that it publishes something.
+        """
+
+    def gc(self, network: str, keep: list[Owner]) -> list[Port]:
+        """Remove what the network's owners published that are not in `keep`; gives those ports."""
+
+    def check(self, want: Want) -> list[str]:
+        """What is missing of that, a line each."""
+
+    def status(self, *, conditions: bool) -> None:
+        """Raises CNIError or KernelError if ports (with `conditions`) cannot be published here."""

@@ -1,0 +1,54 @@
+"""CHECK of the ports that backend_nft publishes: every difference between wanted and there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ...netfilter import elements as nft_elements
+from ...netfilter.elements import Element
+from ...netfilter.table import Table
+from . import nft_index as index
+from .nft_chains import (
+    BY_OWNER,
+    NAMES,
+    TABLE,
+    chains,
+    elements,
+    family_of,
+    incomplete,
+    shown,
+)
+from .want import Want
+
+_GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
+
+
+def differences(want: Want) -> list[str]:
+    """What is not as it should be, a line each. Raises NetlinkError."""
+    problems = []
+    for address in want.addresses:
+        family, wanted = family_of(address), elements(want, address)
+        counts = Table(family, TABLE).rule_counts()
+        for chain in incomplete(chains(want, address), counts):
+            place = f"{family} {TABLE}"
+            text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
+            problems.append(text)
+        for name in NAMES:
+            dump = nft_elements.dump(Table(family, TABLE), name)
+            have = nft_elements.matching(dump, [want.owner.key.encode()])
+            problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
+        listed = index.ports_of(family, want.owner.key)
+        if listed is not None and listed != index.of(family, wanted)[BY_OWNER]:
+            text = f"map {BY_OWNER} of {family} {TABLE} does not list what is published"
+            problems.append(f"{text}: run `cni reload`")
+    return problems
+
+
+def _differences(where: str, wanted: Sequence[Element], have: Sequence[Element]) -> list[str]:
+    lines = [
+        f"missing hostport rules: {where}: want {shown(e)}; {_GONE}"
+        for e in wanted
+        if e not in have
+    ]
+    extra = [e for e in have if e not in wanted]
+    return lines + [f"hostport rules: {where}: have {shown(e)}, which nobody wants" for e in extra]

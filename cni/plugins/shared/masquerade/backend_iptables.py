@@ -1,0 +1,247 @@
+"""Masquerading with iptables: the reference's chain a container (docs/spec/common.md §6.1).
+
+    CNI-<hash>    of network and container: accept what stays in the subnet, masquerade the rest
+    POSTROUTING   a jump to that chain from each of the container's addresses
+
+ADD is one transaction a family: over netlink where the node's tool is iptables-nft
+(netfilter/iptables_netlink.py), else one iptables-restore. It creates everything and fails as a
+whole if the chain is there already; only then is the table read and the difference applied. What
+iptables-nft has is removed over netlink, too, without a fork.
+
+QUIRK: the reference leaves rules behind when a container's addresses are no longer known, or are
+no longer those of its ADD; here they go with the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ....kernel.errors import IptablesError, NetlinkError
+from ....netfilter import iptables
+from ....netfilter.table import Table
+from ....owner import Owner
+from ....protocol.address import InvalidAddress, Prefix, by_family
+from ....protocol.errors import CNIError, join
+
+_POSTROUTING = "POSTROUTING"
+_RETRIES = 5
+
+Others = Callable[[], list[Prefix]]
+# What a jump compares the source address with: the address, or the bytes of a subnet's prefix.
+_Source = bytes
+# Given the sources of all jumps to a chain: does each of them go?
+_Select = Callable[[list[_Source]], list[bool]]
+
+
+def setup(owner: Owner, prefixes: list[Prefix]) -> None:
+    """Make the rules of these addresses; those that are there stay. Raises IptablesError."""
+    done: list[Prefix] = []
+    for v6, family in by_family(prefixes):
+        try:
+            _add(owner, v6, family)
+        except IptablesError:
+            if done:
+                _take_back(owner, done)
+            raise
+        done += family
+
+
+def _take_back(owner: Owner, done: list[Prefix]) -> None:
+    def select(sources: list[_Source]) -> list[bool]:
+        return [_is_from(source, done) for source in sources]
+
+    v6 = not done[0].is_v4
+    _each_family([(v6, _remove, (owner.chain(), v6, select))])
+
+
+def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
+    from ....netfilter import iptables_netlink
+
+    rules = [rules_of(owner, prefix) for prefix in prefixes]
+    accept = list(dict.fromkeys(rule.accept for rule in rules))  # two addresses, one subnet
+    jumps = [rule.jump for rule in rules]
+    masquerade = rules[0].masquerade
+    # -N fails when the chain is there, and nothing else of the owner can be there without it.
+    everything = [f"-N {owner.chain()}", *accept, masquerade, *jumps]
+    if iptables_netlink.change(v6, "nat", lambda _: everything):
+        return
+    try:
+        iptables.restore(v6, "nat", everything)
+    except IptablesError as error:
+        saved = _saved_if_any(owner, v6)
+        if not saved:
+            raise IptablesError(
+                f"failed to set up masquerading with iptables: {error.msg}", error.details
+            ) from None
+        # Another interface of the container, or a repeated ADD. What stays in the subnet has to be
+        # accepted before the rule that masquerades the rest: these go to the front.
+        lines = [f"-I{rule[2:]}" for rule in accept if rule not in saved]
+        lines += [rule for rule in (masquerade, *jumps) if rule not in saved]
+        if lines:
+            iptables.restore(v6, "nat", lines)
+
+
+class Rules(NamedTuple):
+    """The rules for one address, in iptables-save's words."""
+
+    accept: str
+    masquerade: str
+    jump: str
+
+
+def rules_of(owner: Owner, prefix: Prefix) -> Rules:
+    """The rules that masquerade an address (with its subnet's prefix length)."""
+    chain, comment = owner.chain(), iptables.comment(owner.iptables_comment)
+    subnet = f"-d {prefix.network} " if prefix.length else ""
+    multicast = "224.0.0.0/4" if prefix.is_v4 else "ff00::/8"
+    return Rules(
+        f"-A {chain} {subnet}{comment} -j ACCEPT",
+        f"-A {chain} ! -d {multicast} {comment} -j MASQUERADE",
+        f"-A {_POSTROUTING} -s {prefix.host} {comment} -j {chain}",
+    )
+
+
+def check(owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
+    """The addresses that lack one of their three rules, each with those that it has."""
+    problems = {}
+    for v6, family in by_family(prefixes):
+        saved = set(_saved_if_any(owner, v6))
+        for prefix in family:
+            want = rules_of(owner, prefix)
+            if not saved.issuperset(want):
+                problems[prefix] = [rule for rule in want if rule in saved]
+    return problems
+
+
+def _saved(chain: str, v6: bool) -> list[str]:
+    """All lines of the nat table that name the chain. Raises IptablesError."""
+    return [line for line in iptables.save(v6, "nat") if chain in line]
+
+
+def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
+    try:
+        return _saved(owner.chain(), v6)
+    except IptablesError:
+        return []
+
+
+def teardown(owner: Owner, mine: list[Prefix], others: Others) -> None:
+    """Remove the owner's jumps, and the chain unless others jump to it. Raises CNIError."""
+
+    def select(sources: list[_Source]) -> list[bool]:
+        if all(_is_from(source, mine) for source in sources):
+            return [True] * len(sources)
+        kept = others()
+        return [not _is_from(source, kept) for source in sources]
+
+    _each_family([(v6, _remove, (owner.chain(), v6, select)) for v6 in (False, True)])
+
+
+def _remove(chain: str, v6: bool, select: _Select) -> None:
+    """Remove the selected jumps to a chain, and the chain itself if no jump is left."""
+    if iptables.has_nft_chain(v6, "nat", chain):
+        _retrying(lambda: _remove_nft_variant(chain, v6, select))
+    elif iptables.has_legacy_table(v6, "nat"):
+        _retrying(lambda: _remove_legacy_variant(chain, v6, select))
+
+
+def _remove_nft_variant(chain: str, v6: bool, select: _Select) -> None:
+    """Over netlink: iptables-nft would take 15 ms for the same."""
+    family = "ip6" if v6 else "ip"
+    jumps = Table(family, "nat").find_rules_with(_POSTROUTING, f"{chain}\0".encode())
+    chosen = select([rule.compared[0] if rule.compared else b"" for rule in jumps])
+    stale = [rule for rule, goes in zip(jumps, chosen, strict=True) if goes]
+    unused = [chain] if len(stale) == len(jumps) else []
+    try:
+        Table(family, "nat").delete([(_POSTROUTING, rule.handle) for rule in stale], unused)
+    except NetlinkError as error:
+        if unused and not Table(family, "nat").has_chain(chain):
+            return  # somebody else did it
+        raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
+
+
+def _remove_legacy_variant(chain: str, v6: bool, select: _Select) -> None:
+    saved = _saved(chain, v6)
+    if not saved:
+        return
+    jumps = [line for line in saved if line.endswith(f" -j {chain}")]
+    chosen = select([_source(line) for line in jumps])
+    lines = [_delete(line) for line, goes in zip(jumps, chosen, strict=True) if goes]
+    if len(lines) == len(jumps):
+        lines += [f"-F {chain}", f"-X {chain}"]
+    if lines:
+        iptables.restore(v6, "nat", lines)
+
+
+def _source(line: str) -> _Source:
+    """The source address of a saved rule, cut to the bytes that its prefix covers."""
+    try:
+        prefix = Prefix.parse(line.partition(" -s ")[2].partition(" ")[0])
+    except InvalidAddress:
+        return b""
+    return prefix.ip if prefix.length % 8 else prefix.ip[: prefix.length // 8]
+
+
+def _is_from(source: _Source, addresses: list[Prefix]) -> bool:
+    """Is the source one of these addresses?
+
+    Older versions of the reference wrote the address with its subnet's prefix length; then the
+    kernel compares as many bytes of it, or all under a mask.
+    """
+    return any(source and (a.ip.startswith(source) or a.network.ip == source) for a in addresses)
+
+
+def gc(network: str, keep: list[Owner]) -> None:
+    """Remove the chains of the network's containers that are not in `keep`. Raises CNIError."""
+    kept = {owner.chain() for owner in keep}
+    _each_family([(v6, _collect, (network, v6, kept)) for v6 in (False, True)])
+
+
+def _collect(network: str, v6: bool, kept: set[str]) -> None:
+    nat = (v6, "nat")
+    if not (iptables.has_nft_chain(*nat, _POSTROUTING) or iptables.has_legacy_table(*nat)):
+        return
+    chains = {chain for line in iptables.save(*nat) if (chain := _chain_of(network, line))}
+    for chain in sorted(chains - kept):
+        _remove(chain, v6, lambda sources: [True] * len(sources))
+
+
+def _chain_of(network: str, line: str) -> str | None:
+    """The masquerading chain that a saved rule belongs to, if its comment names the network."""
+    opening = iptables.comment(f'name: "{network}" id: "')[:-1]
+    _, found, rest = line.partition(opening)
+    if not line.startswith("-A ") or not found:
+        return None
+    chain = Owner(network, rest.partition('\\"')[0], "").chain()
+    # Other plugins use the same comment for chains of other names.
+    return chain if chain in (line.split()[1], line.rpartition(" -j ")[2]) else None
+
+
+def _delete(rule: str) -> str:
+    return f"-D{rule[2:]}"
+
+
+def _retrying(operation: Callable[[], None]) -> None:
+    """Again when it fails: somebody else may have removed the same between look and change."""
+    for attempt in range(1, _RETRIES + 1):
+        try:
+            return operation()
+        except IptablesError:
+            if attempt == _RETRIES:
+                raise
+    return None
+
+
+def _each_family(jobs: list[tuple[bool, Callable[..., None], tuple[object, ...]]]) -> None:
+    """Run every job; raise the errors of those families whose iptables is usable."""
+    errors: list[CNIError] = []
+    for v6, function, args in jobs:
+        try:
+            function(*args)
+        except IptablesError as error:
+            if iptables.usable(v6):
+                text = f"failed to remove masquerading with iptables: {error.msg}"
+                errors.append(CNIError(text, error.details))
+    if errors:
+        raise join(errors)
