@@ -295,7 +295,7 @@ def test_a_refusal_is_the_tools(
     def refuse(*_: object) -> None:
         raise NetlinkError(code)
 
-    monkeypatch.setattr(nft, "transaction", refuse)
+    monkeypatch.setattr(nft, "transact", refuse)
     host.run(masquerade.setup, OWNER, ADDRESSES, "iptables")
     assert len(restored) == 2
     assert masquerading(host) == there
