@@ -11,7 +11,7 @@ import click
 
 from cni.ipam.host_local import plugin as host_local
 from cni.ipam.host_local import reservation, usage
-from cni.ipam.host_local.directory import directory_of, open_store, scan
+from cni.ipam.host_local.directory import Location, open_store, scan
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
 from cni.ipam.host_local.reservation import is_address
 from cni.kernel.errors import NetnsError
@@ -76,7 +76,7 @@ class Reservations(NamedTuple):
 
     @property
     def path(self) -> str:
-        return directory_of(self.data_dir, self.network)
+        return Location.of(self.data_dir, self.network).path
 
 
 @click.group()

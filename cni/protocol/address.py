@@ -34,8 +34,14 @@ def parse_ip(text: str) -> bytes:
 
 
 def format_ip(packed: bytes) -> str:
-    """The canonical text of a packed address."""
-    return inet_ntop(AF_INET if len(packed) == 4 else AF_INET6, packed)
+    """The canonical text of a packed address, as Go writes it (RFC 5952)."""
+    if len(packed) == 4:
+        return inet_ntop(AF_INET, packed)
+    text = inet_ntop(AF_INET6, packed)
+    if "." in text and not packed.startswith(_MAPPED):
+        # libc writes the addresses of ::/96 as ::0.1.0.2 (RFC 4291, 2.5.5.1, deprecated).
+        return f"::{packed[12] << 8 | packed[13]:x}:{packed[14] << 8 | packed[15]:x}"
+    return text
 
 
 def canonical_ip(text: str) -> str:

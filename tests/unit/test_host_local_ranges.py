@@ -275,7 +275,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("keys", "msg"), ERRORS)
 def test_errors(tmp_path: Path, keys: dict[str, Any], msg: str) -> None:
-    """On every verb that knows the ranges, and nothing is made on disk."""
+    """On every verb that needs the ranges, and nothing is made on disk; DEL does without them."""
     ipam = Ipam(
         "host-local",
         {
@@ -284,11 +284,16 @@ def test_errors(tmp_path: Path, keys: dict[str, Any], msg: str) -> None:
             "ipam": canonical_ipam(dataDir=str(tmp_path / "data"), **keys),
         },
     )
-    for verb in ("ADD", "DEL", "CHECK"):
+    for verb in ("ADD", "CHECK"):
         with pytest.raises(Failure) as caught:
             ipam.call(verb)
         assert (caught.value.code, caught.value.msg) == (999, msg)
     assert not (tmp_path / "data").exists()
+    held = tmp_path / "data" / "n" / "10.0.0.9"
+    held.parent.mkdir(parents=True)
+    held.write_text("c1\r\neth0")
+    ipam.delete()
+    assert not held.exists()
     if GO.exists():
         assert go_error(ipam.conf) == msg
 
@@ -317,7 +322,7 @@ def test_old_version_error(tmp_path: Path) -> None:
         ipam.add()
     del ipam.conf["cniVersion"]
     with pytest.raises(Failure, match=r"^CNI version  does not support more than 1 address"):
-        ipam.delete()
+        ipam.add()
 
 
 @pytest.mark.parametrize("more", [{}, {"runtimeConfig": {"ipRanges": []}}, {"ipam": None}])

@@ -408,7 +408,8 @@ def test_ipam_fails(node: Node) -> None:
         if (node.plugin, node.v2) == ("win-overlay", False)
         else "error while executing IPAM addition: "
     )
-    assert start in node.refused("ADD", ipam={"type": "host-local"})
+    without_ranges = {"type": "host-local", "dataDir": str(node.leases.parent)}
+    assert start in node.refused("ADD", ipam=without_ranges)
     assert start in node.refused("ADD", ipam={"type": "nosuch"})
     assert "IPAM plugin return is missing IP config" in node.refused("ADD", ipam={"type": "static"})
 

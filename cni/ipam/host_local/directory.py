@@ -19,8 +19,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
 
 from ... import files, lockfile
 from ...protocol.errors import CNIError
@@ -31,54 +32,78 @@ from .store import INDEX_SUFFIX, Store
 SIDECARS = ".cni"  # a network's name cannot begin with a dot
 
 
-def directory_of(data_dir: str, network: str) -> str:
-    """The network's directory, which is below `data_dir`. Raises CNIError."""
-    if not network or "/" in network or "\0" in network or network in (".", ".."):
-        raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
-    if "\0" in data_dir:
-        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
-    return os.path.join(data_dir, network)
+class Location(NamedTuple):
+    """Where the reservations of a network are: its directory and its index.
 
-
-def index_of(data_dir: str, network: str) -> str:
-    """The path of the index of a network whose name was checked."""
-    return os.path.join(data_dir, SIDECARS, f"{network}{INDEX_SUFFIX}")
-
-
-def scan(path: str) -> Iterator[tuple[str, bytes]]:
-    """What `Store.leases` says of a directory, without its lock and without changing anything.
-
-    Raises CNIError.
+    With `reclaim`, reservations of an earlier boot count as free, and are released.
     """
-    try:
-        if sys.platform == "win32":
-            from . import store_windows
 
-            yield from store_windows.scan(path)
-            return
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path: str
+    index_path: str
+    reclaim: bool = False
+
+    @classmethod
+    def of(cls, data_dir: str, network: str, reclaim: bool = False) -> Location:
+        """That of a network below `data_dir`. Raises CNIError for what is no path."""
+        if not network or "/" in network or "\0" in network or network in (".", ".."):
+            raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
+        if "\0" in data_dir:
+            raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
+        index_path = os.path.join(data_dir, SIDECARS, f"{network}{INDEX_SUFFIX}")
+        return cls(os.path.join(data_dir, network), index_path, reclaim)
+
+    def open(self, timeout: float | None = None) -> AbstractContextManager[Store]:
+        """The store, with the directory made if missing, locked for the length of the block.
+
+        `timeout` (seconds; None: lockfile.TIMEOUT) is for the lock. Raises TryAgainLater (code 11),
+        or CNIError in Go's words (``mkdir <path>: permission denied``), also for an OSError of the
+        block.
+        """
+        return _opened(self, timeout)
+
+
+def scan(
+    path: str, unreadable: Callable[[CNIError], None] | None = None
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of what may be reservations, without the lock and changing nothing.
+
+    `path` is the network's directory; contents are as of Store.leases. A file that cannot be read
+    is left out and its error given to `unreadable`; without that, it is raised. Raises CNIError.
+    """
+    fd = None
+    try:
+        if sys.platform != "win32":
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        names = os.listdir(path if fd is None else fd)
     except OSError as error:
+        _close([] if fd is None else [fd])
         raise explain("open", path, error) from None
     try:
-        for name in filter(reservation.is_ours, os.listdir(fd)):
-            content = reservation.content(fd, name)
+        for name in filter(reservation.is_ours, names):
+            try:
+                content = reservation.content(fd, os.path.join(path, name) if fd is None else name)
+            except OSError as error:
+                failure = explain("read", os.path.join(path, name), error)
+                if unreadable is None:
+                    raise failure from None
+                unreadable(failure)
+                continue
             if content is not None:
-                yield name, content
+                yield reservation.name_of_file(name), content
     finally:
-        os.close(fd)
+        _close([] if fd is None else [fd])
+
+
+def open_store(
+    data_dir: str, network: str, timeout: float | None = None, reclaim: bool = False
+) -> AbstractContextManager[Store]:
+    """Location.open of a network below `data_dir`."""
+    return Location.of(data_dir, network, reclaim).open(timeout)
 
 
 @contextmanager
-def open_store(
-    data_dir: str, network: str, timeout: float | None = None, reclaim: bool = False
-) -> Iterator[Store]:
-    """The network's directory, made if missing, and locked for the length of the block.
-
-    With `reclaim`, reservations of an earlier boot are released.
-
-    Raises CNIError in Go's words (``mkdir <path>: permission denied``), or TryAgainLater (code 11).
-    """
-    path = directory_of(data_dir, network)
+def _opened(location: Location, timeout: float | None) -> Iterator[Store]:
+    path = location.path
     deadline = time.monotonic() + (lockfile.TIMEOUT if timeout is None else timeout)
     store: Store
     if sys.platform == "win32":
@@ -88,7 +113,7 @@ def open_store(
         store = WindowsStore(path)
     else:
         fds = _open_locked(path, deadline)
-        store = Store(path, fds[0], index_of(data_dir, network), reclaim)
+        store = Store(path, fds[0], location.index_path, location.reclaim)
     try:
         yield store
     except OSError as error:

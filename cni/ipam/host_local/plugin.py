@@ -1,36 +1,39 @@
 """host-local: hands out addresses from ranges, recorded in files on this node
 (docs/spec/host-local.md).
 
-The whole of an ADD happens under one lock, and what it allocated is released under the same lock if
-it fails. After a kill at any instruction, DEL of the attachment releases everything it held.
+An ADD reserves all of its addresses under one lock, and releases them under the same lock if it
+fails (allocation.py). After a kill at any instruction, DEL releases what the attachment holds.
 
 Beyond the reference: time that does not depend on the number of reservations (index.py), those of
-an earlier boot are released (whole.py), `exclude` (ranges.py), `sticky` (sticky.py), GC and STATUS.
+an earlier boot are released (reservation.py), `exclude` (ranges.py), `sticky` (sticky.py), GC and
+STATUS.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ...call import Call, Steps
-from ...protocol import args, version
+from ...protocol import config, version
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.config import DNS, Folded, NetConf, Route
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
-from ...protocol.result import IPConfig, Result
-from .directory import directory_of, explain_in, index_of, open_store, scan
-from .ranges import Range, RangeConf, RangeSet, canonical_sets
-from .reservation import LAST_RESERVED, UNREADABLE, content_of, is_address
+from ...protocol.result import Result
+from .directory import Location, explain_in, scan
+from .ranges import RangeConf, RangeSet, canonical_sets
+from .reservation import UNREADABLE, content_of, is_address
 from .store import Store
 
 if TYPE_CHECKING:
     from . import sticky
 
 DATA_DIR = "/var/lib/cni/networks"
+_EXAMPLE = 'host-local reads "ipam": {"type": "host-local", …}'
 POD_NAMESPACE, POD_NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"
 
 
@@ -67,6 +70,7 @@ class _Args(Folded):
 
 class Conf(NetConf):
     ipam: IpamConf | None = None  # type: ignore[assignment]  # the whole object, and required
+    dns: Any = None  # not read, so whatever it is
     args: _Args | None = None
     runtime_config: _RuntimeConfig | None = None
 
@@ -79,34 +83,44 @@ def add(call: Call[Conf]) -> Result:
 
     Nothing of this stays reserved if it fails. Raises CNIError.
     """
+    from .allocation import Allocation, Wish  # DEL does without
+
     ipam = _ipam(call)
-    wanted = _requested(call)
+    requested = _requested(call)
     sets = _range_sets(call)
     dns = DNS()
     if ipam.resolv_conf:
         from . import resolvconf  # few use it
 
         dns = resolvconf.read(ipam.resolv_conf)
-    return Result(ips=_allocated(call, sets, wanted), routes=ipam.routes, dns=dns)
+    attachment = call.container_id, call.ifname
+    allocation = Allocation(_location(call), attachment, call.netns, call.log)
+    call.undo.callback(allocation.undo)
+    ips = allocation.reserve(Wish(sets, requested, _memory(call)))
+    return Result(ips=ips, routes=ipam.routes, dns=dns)
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release every address of the attachment; having none is success."""
-    _requested(call)
-    _range_sets(call)
-    with _store(call) as store:
-        for name in store.releasable(call.container_id, call.ifname):
-            try:
-                store.release(name)
-            except OSError as error:  # as the reference, but not in silence
-                call.log(f"host-local: cannot release {name}: {error.strerror}")
+    """Release every address of the attachment; having none is success.
+
+    Needs no more of the configuration than where the reservations are. Raises CNIError if a
+    reservation that may be the attachment's cannot be read or removed: then DEL can be repeated.
+    """
+    steps = Steps()
+    with _opened_for(call) as store:
+        owned = store.releasable(call.container_id, call.ifname)
+        for name in owned.names:
+            steps.run(_release, store, name)
+        for error in owned.errors:
+            steps.run(_raise, explain_in("read", store.path, error))
+    steps.finish()
 
 
 def check(call: Call[Conf]) -> None:
     """The attachment must hold an address."""
     _requested(call)
     _range_sets(call)
-    with _store(call) as store:
+    with _opened_for(call) as store:
         if not store.owned_by(call.container_id, call.ifname):
             raise CNIError(
                 "host-local: Failed to find address added by container " + call.container_id,
@@ -116,21 +130,29 @@ def check(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Release what attachments that are not in `keep` hold in this network."""
-    if not os.path.isdir(_directory(call)):
+    """Release what attachments that are not in `keep` hold in this network.
+
+    What can be released is released first, then what cannot be read or removed raises CNIError.
+    """
+    location = _location(call)
+    if not os.path.isdir(location.path):
         return
     ids = frozenset(each.container_id for each in keep)
+    steps = Steps()
+
+    def unreadable(error: CNIError) -> None:
+        steps.run(_raise, error)
+
     # All files are read before the lock is taken, which others may be waiting for.
     stale = {
         name: content
-        for name, content in scan(_directory(call))
+        for name, content in scan(location.path, unreadable)
         if is_address(name) and not _is_kept(call, name, content, keep, ids)
     }
-    steps = Steps()
-    with _store(call) as store:
+    with location.open() as store:
         for name, content in stale.items():
             if store.content(name) == content:
-                steps.run(_release_stale, store, name)
+                steps.run(_release, store, name)
         store.recount()
     steps.finish()
 
@@ -142,8 +164,8 @@ def status(call: Call[Conf]) -> None:
     request are not known here.
     """
     ipam = _ipam(call)
-    path = _directory(call)
-    existing = path
+    location = _location(call)
+    existing = path = location.path
     while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
         existing = os.path.dirname(existing) or "."
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
@@ -154,8 +176,7 @@ def status(call: Call[Conf]) -> None:
     if existing == path and (ipam.ranges or ipam.subnet is not None):
         from . import usage
 
-        index = index_of(ipam.data_dir or DATA_DIR, call.network)
-        usage.check_free(path, index, _range_sets(call), ipam.reclaim_on_boot)
+        usage.check_free(location, _range_sets(call))
 
 
 # --- configuration ---
@@ -163,19 +184,29 @@ def status(call: Call[Conf]) -> None:
 
 def _ipam(call: Call[Conf]) -> IpamConf:
     if call.conf.ipam is None:
-        raise CNIError(
-            "IPAM config missing 'ipam' key", 'host-local reads "ipam": {"type": "host-local", …}'
-        )
+        raise _no_ipam()
     return call.conf.ipam
 
 
-def _directory(call: Call[Conf]) -> str:
-    return directory_of(_ipam(call).data_dir or DATA_DIR, call.network)
+def _no_ipam() -> CNIError:
+    return CNIError("IPAM config missing 'ipam' key", _EXAMPLE)
 
 
-def _store(call: Call[Conf]) -> AbstractContextManager[Store]:
-    ipam = _ipam(call)
-    return open_store(ipam.data_dir or DATA_DIR, call.network, reclaim=ipam.reclaim_on_boot)
+def _location(call: Call[Conf]) -> Location:
+    """Where the network's reservations are; nothing else of the configuration is looked at.
+
+    Raises CNIError if `ipam` or its `dataDir` is of another type than expected.
+    """
+    ipam = config.lookup(call.raw, "ipam")
+    if ipam is None:
+        raise _no_ipam()
+    if not isinstance(ipam, dict):
+        raise CNIError("`ipam` is not a JSON object", _EXAMPLE)
+    data_dir = config.lookup(ipam, "dataDir") or DATA_DIR
+    if not isinstance(data_dir, str):
+        raise CNIError("`ipam.dataDir` is not a string", "it is the path of a directory")
+    reclaim = config.lookup(ipam, "reclaimOnBoot")
+    return Location.of(data_dir, call.network, reclaim is None or reclaim is True)
 
 
 def _range_sets(call: Call[Conf]) -> list[RangeSet]:
@@ -196,11 +227,11 @@ def _requested(call: Call[Conf]) -> list[bytes]:
     """The requested addresses, each once, in the order of their sources. Raises CNIError."""
     _ipam(call)
     conf = call.conf
-    found = []
+    requested = []
     pairs = _cni_args(call)
     if pairs.get("IP"):
         try:
-            found.append(_requested_ip(pairs["IP"]))
+            requested.append(_requested_ip(pairs["IP"]))
         except InvalidAddress as error:
             raise error.wrapped(f'ARGS: error parsing value of pair "IP={pairs["IP"]}": ') from None
     for source in (conf.args.cni if conf.args is not None else None, conf.runtime_config):
@@ -209,12 +240,16 @@ def _requested(call: Call[Conf]) -> list[bytes]:
                 raise CNIError(
                     "cannot understand ip: IP <nil> not v4 nor v6", "a requested address is empty"
                 )
-            found.append(_requested_ip(text))
-    return list(dict.fromkeys(found))
+            requested.append(_requested_ip(text))
+    return list(dict.fromkeys(requested))
 
 
 def _cni_args(call: Call[Conf]) -> dict[str, str]:
     """What of CNI_ARGS is read. Raises CNIError."""
+    if not call.args:
+        return {}
+    from ...protocol import args
+
     known = {"IP", POD_NAMESPACE, POD_NAME} if _ipam(call).sticky else {"IP"}
     return args.parse(call.args, frozenset(known))
 
@@ -229,178 +264,8 @@ def _requested_ip(text: str) -> bytes:
         ) from None
 
 
-# --- allocation ---
-
-
-class _Exhausted(Exception):
-    """A range set has no free address."""
-
-    def __init__(self, ranges: RangeSet, index: int) -> None:
-        super().__init__()
-        self.ranges = ranges
-        self.index = index
-
-
-def _allocated(call: Call[Conf], sets: list[RangeSet], wanted: list[bytes]) -> list[IPConfig]:
-    """The addresses, reserved. Raises CNIError.
-
-    Before a range is called full, its files are counted, without the lock. If there are too few,
-    somebody has just released some, or the index is wrong and the files are read instead.
-    """
-    for trust in (True, True, False):
-        try:
-            return _locked_allocation(call, sets, wanted, trust)
-        except _Exhausted as full:
-            from . import usage  # only errors and STATUS need it
-
-            held = usage.held(_directory(call), full.ranges)
-            if not trust or len(held) >= full.ranges.size:
-                raise CNIError(
-                    f"failed to allocate for range {full.index}: no IP addresses available in "
-                    f"range set: {full.ranges}",
-                    usage.describe(_directory(call), full.ranges, held),
-                ) from None
-    raise AssertionError  # the last round raises
-
-
-def _locked_allocation(
-    call: Call[Conf], sets: list[RangeSet], wanted: list[bytes], trust: bool
-) -> list[IPConfig]:
-    with _store(call) as store:
-        if not trust:
-            store.distrust()
-        made: list[str] = []
-        try:
-            ips = _allocate(call, store, sets, wanted, made)
-        except BaseException:
-            _release(call, store, made)
-            raise
-        call.undo.callback(_undo, call, made)
-    return ips
-
-
-def _allocate(
-    call: Call[Conf], store: Store, sets: list[RangeSet], wanted: list[bytes], made: list[str]
-) -> list[IPConfig]:
-    """One address of each set; `made` gets the names of the files. Raises CNIError, _Exhausted."""
-    left = list(wanted)
-    ips = []
-    memory = _memory(call)
-    for index, each in enumerate(sets):
-        asked = next((ip for ip in left if each.contains(ip)), None)
-        try:
-            if asked is not None:
-                left.remove(asked)
-                ips.append(_take_requested(call, store, each, index, asked, made))
-            else:
-                ips.append(_take_free(call, store, each, index, made, memory))
-        except CNIError as error:
-            raise error.wrapped(f"failed to allocate for range {index}: ") from None
-        except OSError as error:
-            failure = explain_in("open", store.path, error)
-            raise failure.wrapped(f"failed to allocate for range {index}: ") from None
-    if left:
-        raise CNIError(
-            "failed to allocate all requested IPs: " + " ".join(map(format_ip, left)),
-            f"each range set gives one address; the range sets are: {'; '.join(map(str, sets))}",
-        )
-    return ips
-
-
-def _take_requested(
-    call: Call[Conf], store: Store, each: RangeSet, index: int, packed: bytes, made: list[str]
-) -> IPConfig:
-    name = format_ip(packed)
-    found = each.range_for(packed)
-    assert found is not None
-    if packed == found.gateway:
-        raise CNIError(
-            f"requested ip {name} is subnet's gateway", f"request another address of {each}"
-        )
-    why = "`exclude` of the configuration has it"
-    if packed in each.gateways or not each.is_excluded(packed):
-        if _reserve(call, store, name, made):
-            store.set_last_reserved(index, name)
-            return _ip_config(name, found)
-        from . import usage
-
-        holder = usage.holder(store.content(name) or b"")
-        why = f"{holder} holds it: {store.path}/{name}"
-    raise CNIError(f"requested IP address {name} is not available in range set {each}", why)
-
-
-def _take_free(
-    call: Call[Conf],
-    store: Store,
-    each: RangeSet,
-    index: int,
-    made: list[str],
-    memory: sticky.Memory | None,
-) -> IPConfig:
-    """What the pod had before, if that is free, or the next one. Raises _Exhausted, CNIError."""
-    for name in store.owned_by(call.container_id, call.ifname):
-        if is_address(name) and each.contains(parse_ip(name)):
-            raise CNIError(
-                f"{name} has been allocated to {call.container_id}, "
-                "duplicate allocation is not allowed",
-                f"{call.ifname} of this container was added before: DEL it first",
-            )
-    packed = memory.recall(index) if memory is not None else None
-    found = each.range_for(packed) if packed is not None else None
-    if (
-        packed is not None
-        and found is not None
-        and not each.is_excluded(packed)
-        and _reserve(call, store, format_ip(packed), made)
-    ):
-        return _ip_config(format_ip(packed), found)  # round robin goes on where it was
-    name, found = _next_free(call, store, each, index, made)
-    store.set_last_reserved(index, name)
-    if memory is not None:
-        memory.keep(index, parse_ip(name))
-    return _ip_config(name, found)
-
-
-def _next_free(
-    call: Call[Conf], store: Store, each: RangeSet, index: int, made: list[str]
-) -> tuple[str, Range]:
-    last = _last_reserved(call, store, index)
-    while True:
-        for found, low, high in each.spans(last):
-            number = store.first_free(found.width, low, high)
-            if number is not None:
-                break
-        else:
-            raise _Exhausted(each, index)
-        name = format_ip(found.packed(number))
-        if _reserve(call, store, name, made):
-            return name, found
-        store.distrust()  # somebody made this file without the lock
-
-
-def _reserve(call: Call[Conf], store: Store, name: str, made: list[str]) -> bool:
-    """Noted in `made` before it is done, so that a signal in between leaves nothing behind."""
-    made.append(name)
-    if store.reserve(name, content_of(call.container_id, call.ifname)):
-        return True
-    made.pop()
-    return False
-
-
-def _last_reserved(call: Call[Conf], store: Store, index: int) -> bytes | None:
-    try:
-        return store.last_reserved(index)
-    except OSError as error:  # costs round robin, once
-        call.log(f"Error retrieving last reserved ip: {LAST_RESERVED}{index}: {error.strerror}")
-        return None
-
-
-def _ip_config(name: str, found: Range) -> IPConfig:
-    return IPConfig(address=f"{name}/{found.subnet.length}", gateway=format_ip(found.gateway))
-
-
 def _memory(call: Call[Conf]) -> sticky.Memory | None:
-    """What the addresses of this pod were, with `sticky` and if the runtime names the pod."""
+    """What addresses this pod had; None without `sticky`, or if the runtime names no pod."""
     ipam, pairs = _ipam(call), _cni_args(call)
     if not ipam.sticky or not pairs.get(POD_NAME) or sys.platform == "win32":
         return None
@@ -413,27 +278,37 @@ def _memory(call: Call[Conf]) -> sticky.Memory | None:
 # --- releasing ---
 
 
-def _release(call: Call[Conf], store: Store, names: list[str]) -> None:
-    """Release those of `names` that are this attachment's."""
-    content = content_of(call.container_id, call.ifname)
-    for name in names:
-        try:
-            if store.content(name) == content:
-                store.release(name)
-        except OSError as error:
-            call.log(f"host-local: cannot release {name}: {error.strerror}")
+@contextmanager
+def _opened_for(call: Call[Conf]) -> Iterator[Store]:
+    """The store, which knows for certain what the attachment holds.
+
+    A file that another program has rewritten in place escapes the index, as its directory does not
+    change. So an attachment of which the index knows nothing is looked for in the files; they are
+    read without the lock, since a DEL of what was released already is common.
+    """
+    location = _location(call)
+    contents = content_of(call.container_id, call.ifname), content_of(call.container_id)
+    with location.open() as store:
+        owned = store.releasable(call.container_id, call.ifname)
+        if owned.names or owned.errors or store.has_read_all:
+            yield store
+            return
+    is_rewritten = any(content in contents for _, content in scan(location.path))
+    with location.open() as store:
+        if is_rewritten:
+            store.distrust()
+        yield store
 
 
-def _undo(call: Call[Conf], names: list[str]) -> None:
-    with _store(call) as store:
-        _release(call, store, names)
-
-
-def _release_stale(store: Store, name: str) -> None:
+def _release(store: Store, name: str) -> None:
     try:
         store.release(name)
     except OSError as error:
         raise explain_in("remove", store.path, error) from None
+
+
+def _raise(error: CNIError) -> None:
+    raise error
 
 
 def _is_kept(

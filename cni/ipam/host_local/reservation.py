@@ -1,19 +1,24 @@
-"""Files that are whole from their first moment, and know of which boot they are.
+"""One reservation: the name, content and extended attributes of its file.
 
-A reader sees all of one or none. Everything is relative to the descriptor of a directory in which
-nobody else makes any at the same time; so one fixed name is enough for files in the making, and
-none pile up.
+A reader sees all of a file or none. Everything is relative to the descriptor of a directory in
+which nobody else makes files at the same time (its lock is held); so one fixed name is enough for a
+file that is being made, and none pile up.
 
-The kernel gives every boot an id. It is noted in an extended attribute of a reservation, which the
-reference does not look at; a file without one (the reference's) gets it when we first see it. So a
-reservation with another id is of an earlier boot, whose network namespaces are gone. No clock is
-asked: on a machine that learns the time from the network, files of this boot may look old.
+The reference does not look at extended attributes, of which there are two:
+
+    user.cni.boot   the id that the kernel gave this boot. A file without one (the reference's) gets
+                    it when we first see it. One with another id is of an earlier boot, whose
+                    network namespaces are gone. No clock decides: on a machine that learns the
+                    time from the network, files of this boot may look old.
+    user.cni.ns     which network namespace the address is for (netns.namespace.Identity), so that
+                    an ADD can tell whether that still exists. Both fit into an inode of ext4.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import struct
 import sys
 from contextlib import suppress
 from errno import (
@@ -30,29 +35,29 @@ from errno import (
 )
 
 from ... import files
+from ...netns import identify
 from ...protocol.address import InvalidAddress, parse_ip
 
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
-BOOT = "user.cni.boot"
+BOOT, NAMESPACE = "user.cni.boot", "user.cni.ns"
+_NAMESPACE = struct.Struct("<IQQ")  # device, inode, pinned
 
 # No address, so that the reference does not take it for a reservation.
 IN_MAKING = ".new"
 
-if sys.platform == "win32":
-    READ = os.O_RDONLY | os.O_BINARY | os.O_NOINHERIT
-else:
-    READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MODE = 0o600
-UNREADABLE = b"\0"  # the content of a file that we cannot read: somebody's, nobody knows whose
+_MAX_CONTENT = 4096  # bytes of a content
+UNREADABLE = b"\0"  # the content of what is no small file (a directory, a FIFO): taken, nobody's
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
 
 
-def content_of(container_id: str, ifname: str) -> bytes:
-    """What the file of a reservation contains."""
-    return f"{container_id.strip()}\r\n{ifname}".encode("utf-8", "surrogateescape")
+def content_of(container_id: str, ifname: str | None = None) -> bytes:
+    """What the file of a reservation contains; without an ifname, that of an old version."""
+    text = container_id.strip() if ifname is None else f"{container_id.strip()}\r\n{ifname}"
+    return text.encode("utf-8", "surrogateescape")
 
 
 def is_address(name: str) -> bool:
@@ -69,38 +74,56 @@ def is_ours(name: str) -> bool:
     return name != LOCK and not name.startswith((".", LAST_RESERVED))
 
 
-def content(directory: int | None, name: str) -> bytes | None:
-    """A small file without surrounding white space; None if there is none, or UNREADABLE.
+def name_of_file(file: str) -> str:
+    """The name that a file of the directory stands for: on Windows ``_`` is written for ``:``."""
+    address = file.replace("_", ":") if sys.platform == "win32" else file
+    return address if is_address(address) else file
 
+
+def content(directory: int | None, name: str) -> bytes | None:
+    """What a file contains, without surrounding white space; None if there is none.
+
+    UNREADABLE if it is no regular file, or a large one. Raises OSError if it cannot be read now.
     Without a directory's descriptor, which Windows has not, `name` is a path.
     """
     try:
-        fd = os.open(name, READ, dir_fd=directory)
+        fd = files.open_regular(name, dir_fd=directory)
     except FileNotFoundError:
         return None
-    except OSError:
+    except files.Unusable:
         return UNREADABLE
     try:
-        return os.read(fd, 4096).strip()
-    except OSError:
-        return UNREADABLE
+        return content_of_open(fd, name)
     finally:
         os.close(fd)
 
 
+def content_of_open(fd: int, name: str) -> bytes:
+    """The same of an open file; `name` is for the error. Raises OSError."""
+    try:
+        data = os.read(fd, _MAX_CONTENT + 1)
+    except OSError as error:
+        error.filename = name
+        raise
+    return data.strip() if len(data) <= _MAX_CONTENT else UNREADABLE
+
+
+Attributes = dict[str, bytes]
+
+
 def create(
-    directory: int, name: str, data: bytes, boot_id: bytes = b"", spare: str | None = None
+    directory: int, name: str, data: bytes, attributes: Attributes, spare: str | None = None
 ) -> None:
-    """Make a file, marked with the boot's id if one is given; of the `spare` one if there is one.
+    """Make a file with these extended attributes; of the `spare` one if there is one.
 
     Raises FileExistsError, OSError.
     """
-    if spare is not None and _create_of(spare, directory, name, data, boot_id):
+    if spare is not None and _create_of(spare, directory, name, data, attributes):
         return
-    if not _create_unnamed(directory, name, data, boot_id):
+    if not _create_unnamed(directory, name, data, attributes):
         if content(directory, name) is not None:
             raise FileExistsError(name)
-        replace(directory, name, data, boot_id)
+        replace(directory, name, data, attributes)
 
 
 def remove(directory: int, name: str, spare: str) -> None:
@@ -114,10 +137,10 @@ def remove(directory: int, name: str, spare: str) -> None:
     os.unlink(name, dir_fd=directory)
 
 
-def _create_of(spare: str, directory: int, name: str, data: bytes, boot_id: bytes) -> bool:
+def _create_of(spare: str, directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
     """By filling the spare file and naming it; False where that does not work."""
     try:
-        fd = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = files.open_regular(spare, os.O_RDWR)
     except OSError:
         return False
     try:
@@ -125,7 +148,9 @@ def _create_of(spare: str, directory: int, name: str, data: bytes, boot_id: byte
         # one with two names may still be a reservation: somebody was killed
         fit = status.st_mode == stat.S_IFREG | _MODE and status.st_nlink == 1
         if fit:
-            _fill(fd, data, boot_id if boot_id != boot_of(fd) else b"")
+            for key in (BOOT, NAMESPACE):
+                _change(fd, key, attributes.get(key))
+            files.write_all(fd, data)
             if status.st_size > len(data):
                 os.ftruncate(fd, len(data))
             os.link(spare, name, dst_dir_fd=directory, follow_symlinks=False)
@@ -139,7 +164,20 @@ def _create_of(spare: str, directory: int, name: str, data: bytes, boot_id: byte
         os.close(fd)
 
 
-def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> bool:
+def _change(fd: int, key: str, value: bytes | None) -> None:
+    """Give an attribute this value, or none. Raises OSError if the old one would stay."""
+    before = _attribute(fd, key)
+    if value == before:
+        return
+    if value is not None:
+        with suppress(OSError):
+            os.setxattr(fd, key, value)
+            return
+    if before is not None:
+        os.removexattr(fd, key)
+
+
+def _create_unnamed(directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
     """By a file that gets its name last; False where that does not work."""
     try:
         flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
@@ -149,7 +187,10 @@ def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> b
             return False
         raise
     try:
-        _fill(fd, data, boot_id)
+        for key, value in attributes.items():
+            with suppress(OSError):
+                os.setxattr(fd, key, value)
+        files.write_all(fd, data)
         # With a dst_dir_fd Python calls linkat with AT_SYMLINK_FOLLOW, without it link, which
         # does not follow.
         os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
@@ -164,9 +205,8 @@ def _create_unnamed(directory: int, name: str, data: bytes, boot_id: bytes) -> b
     return True
 
 
-def replace(directory: int, name: str, data: bytes, boot_id: bytes = b"") -> None:
+def replace(directory: int, name: str, data: bytes, attributes: Attributes) -> None:
     """By a file that is renamed to its name. Raises OSError."""
-    attributes = {BOOT: boot_id} if boot_id else None
     files.replace(name, data, _MODE, temporary=IN_MAKING, dir_fd=directory, attributes=attributes)
 
 
@@ -177,15 +217,11 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
     and others (auto_da_alloc), which takes longer than all the rest of an ADD. Raises OSError.
     """
     try:
-        fd = os.open(
-            name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE, dir_fd=directory
-        )
-    except OSError as error:
-        if error.errno != ELOOP:
-            raise
-        return replace(directory, name, data)
+        fd = files.open_regular(name, os.O_WRONLY | os.O_CREAT, _MODE, dir_fd=directory)
+    except files.Unusable:
+        return replace(directory, name, data, {})
     try:
-        _fill(fd, data, b"")
+        files.write_all(fd, data)
         if os.fstat(fd).st_size > len(data):
             os.ftruncate(fd, len(data))
     finally:
@@ -193,36 +229,21 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
     return None
 
 
-def _fill(fd: int, data: bytes, boot_id: bytes) -> None:
-    if boot_id:
-        note_boot(fd, boot_id)
-    files.write_all(fd, data)
-
-
-# --- which boot ---
+# --- of which boot, for which namespace ---
 
 
 _this_boot: list[bytes] = []  # no process outlives it
 
 
 def this_boot() -> bytes:
-    """This boot's id; b"" if /proc does not tell."""
-    if not _this_boot:
-        _this_boot.append(_boot_id())
-    return _this_boot[0]
-
-
-def _boot_id() -> bytes:
-    if sys.platform == "win32":
-        return b""
-    try:
-        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    """This boot's id, 16 bytes; b"" if /proc does not tell."""
+    if not _this_boot and sys.platform != "win32":
         try:
-            return bytes.fromhex(os.read(fd, 64).decode().strip().replace("-", ""))
-        finally:
-            os.close(fd)
-    except (OSError, ValueError):
-        return b""
+            data = files.read("/proc/sys/kernel/random/boot_id", 64)
+            _this_boot.append(bytes.fromhex(data.decode().strip().replace("-", "")))
+        except (OSError, ValueError):
+            pass
+    return _this_boot[0] if _this_boot else b""
 
 
 def note_boot(fd: int, boot_id: bytes) -> None:
@@ -233,7 +254,41 @@ def note_boot(fd: int, boot_id: bytes) -> None:
 
 def boot_of(file: int | str) -> bytes | None:
     """The boot that is noted in a file; None if there is none, or no such file."""
+    return _attribute(file, BOOT)
+
+
+def namespace_note(path: str) -> bytes:
+    """What to note of the network namespace that `path` (CNI_NETNS) names; b"" if it is none."""
+    identity = identify(path) if path else None
     try:
-        return os.getxattr(file, BOOT)
+        return _NAMESPACE.pack(*identity) if identity is not None else b""
+    except struct.error:  # a device number that does not fit
+        return b""
+
+
+def is_of_gone_namespace(directory: int, name: str, seen_from: str) -> bool:
+    """Has the namespace for which a reservation was made certainly ceased to exist?
+
+    False in any doubt, as liveness.is_gone. `seen_from` is the CNI_NETNS of the request that asks.
+    """
+    try:
+        fd = files.open_regular(name, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        noted = _attribute(fd, NAMESPACE)
+    finally:
+        os.close(fd)
+    if noted is None or len(noted) != _NAMESPACE.size:
+        return False
+    from ...netns import liveness
+    from ...netns.namespace import Identity
+
+    return liveness.is_gone(Identity(*_NAMESPACE.unpack(noted)), "", seen_from)
+
+
+def _attribute(file: int | str, key: str) -> bytes | None:
+    try:
+        return os.getxattr(file, key)
     except OSError:
         return None

@@ -8,17 +8,39 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import NamedTuple
 
+from ... import files
 from ...protocol.address import InvalidAddress, format_ip, parse_ip
 from . import reservation
-from .index import BROKEN, Index, Many, is_indexable
-from .reservation import IN_MAKING, LAST_RESERVED, content_of, is_address, is_ours
+from .index import BROKEN, Index, Many, is_indexable, is_same_hash
+from .reservation import (
+    IN_MAKING,
+    LAST_RESERVED,
+    UNREADABLE,
+    content_of,
+    is_address,
+    is_ours,
+)
 
 INDEX_SUFFIX = ".index"
 
 
+class Owned(NamedTuple):
+    """The names of an attachment's files, and errors of files that may be the attachment's too."""
+
+    names: list[str]
+    errors: list[OSError]
+
+    def or_raise(self) -> list[str]:
+        """The names, if they are all. Raises OSError."""
+        for error in self.errors:
+            raise error
+        return self.names
+
+
 class Store:
-    """An open, locked directory. Methods raise OSError; `open_store` makes CNIErrors of them.
+    """An open, locked directory. Methods raise OSError; `Location.open` makes CNIErrors of them.
 
     `reclaim` removes reservations of an earlier boot when all files are read, which is the case
     once a boot at least.
@@ -32,6 +54,7 @@ class Store:
         self._reclaim = reclaim
         self._boot = reservation.this_boot()
         self._leases: dict[str, bytes] | None = None
+        self._errors: dict[str, OSError] = {}  # of the files that `leases` could not read
         self._index: Index | None = None
         self._looked = False
         self._changed = False  # the directory, since the index was sealed
@@ -49,34 +72,47 @@ class Store:
 
     # --- looking ---
 
+    @property
+    def has_read_all(self) -> bool:
+        """Were all files read, so that no index has to be believed?"""
+        return self._leases is not None
+
     def leases(self) -> dict[str, bytes]:
         """Name -> content without surrounding white space, of all reservations; b"" if torn.
 
-        Reads every file, once.
+        Reads every file, once. UNREADABLE stands for what is no small file, and for what cannot be
+        read now.
         """
         if self._leases is None:
-            self._leases = {}
+            leases: dict[str, bytes] = {}
+            self._errors = {}
             for name in os.listdir(self._fd):
                 if name == IN_MAKING:
                     self._changed = True
                     os.unlink(name, dir_fd=self._fd)
                 elif is_ours(name):
-                    content = self._examine(name)
+                    try:
+                        content = self._examine(name)
+                    except OSError as error:
+                        self._errors[name] = error
+                        content = UNREADABLE
                     if content is not None:
-                        self._leases[name] = content
+                        leases[name] = content
+            self._leases = leases
         return self._leases
 
     def owned_by(self, container_id: str, ifname: str) -> list[str]:
-        """Names of the attachment's files, with those of old versions (ID only) after them."""
-        return self._holding(content_of(container_id, ifname)) + self._holding(
-            content_of(container_id, "").strip()
-        )
+        """Names of the attachment's files, with those of old versions (ID only) after them.
 
-    def releasable(self, container_id: str, ifname: str) -> list[str]:
+        Raises OSError if one that may be the attachment's cannot be read.
+        """
+        full = self._holding(content_of(container_id, ifname)).or_raise()
+        return full + self._holding(content_of(container_id)).or_raise()
+
+    def releasable(self, container_id: str, ifname: str) -> Owned:
         """What a DEL releases: files with an ID only count if there are no others."""
-        return self._holding(content_of(container_id, ifname)) or self._holding(
-            content_of(container_id, "").strip()
-        )
+        full = self._holding(content_of(container_id, ifname))
+        return full if full.names else self._holding(content_of(container_id))
 
     def first_free(self, width: int, low: int, high: int) -> int | None:
         """The first address of `width` bytes (4 or 16) from `low` to `high` that nobody has."""
@@ -86,9 +122,9 @@ class Store:
                 return index.first_free(width, low, high)
             except BROKEN:
                 self.distrust()
-        leases = self.leases()
+        taken = self._taken()
         for number in range(low, high + 1):
-            if not leases.get(format_ip(number.to_bytes(width, "big"))):
+            if number.to_bytes(width, "big") not in taken:
                 return number
         return None
 
@@ -96,43 +132,66 @@ class Store:
         """What `leases` says of one name, without reading the others; None if there is no file."""
         return reservation.content(self._fd, name)
 
+    def name_of(self, packed: bytes) -> str | None:
+        """The name under which an address is taken: the same address has several spellings."""
+        return self._taken().get(packed)
+
+    def is_of_gone_namespace(self, name: str, seen_from: str) -> bool:
+        """As reservation.is_of_gone_namespace."""
+        return reservation.is_of_gone_namespace(self._fd, name, seen_from)
+
     def last_reserved(self, range_id: int) -> bytes | None:
-        """What the range set handed out last; None if that is unknown."""
-        fd = -1
+        """What the range set handed out last (packed); None if that is unknown."""
         try:
-            fd = os.open(f"{LAST_RESERVED}{range_id}", reservation.READ, dir_fd=self._fd)
-            return parse_ip(os.read(fd, 128).decode("ascii", "replace"))
+            text = files.read(f"{LAST_RESERVED}{range_id}", 128, dir_fd=self._fd)
+            return parse_ip(text.decode("ascii", "replace"))
         except (FileNotFoundError, InvalidAddress):
             return None
-        finally:
-            if fd >= 0:
-                os.close(fd)
 
-    def _holding(self, content: bytes) -> list[str]:
+    def _taken(self) -> dict[bytes, str]:
+        """Packed address -> name, of all that is somebody's."""
+        taken = ((name, content) for name, content in self.leases().items() if content)
+        return {parse_ip(name): name for name, _ in taken if is_address(name)}
+
+    def _holding(self, content: bytes) -> Owned:
+        """The files with this content."""
         index = self._ready()
         if index is not None:
             try:
-                names = [format_ip(packed) for packed in index.addresses(content)]
-                found = {name: self.content(name) for name in names}
-                if None not in found.values():
-                    return [name for name, text in found.items() if text == content]
-                self.distrust()
+                return self._holding_by_index(index, content)
             except Many:
                 pass
             except BROKEN:
                 self.distrust()
-        return [name for name, found in self.leases().items() if found == content]
+        names = [name for name, text in self.leases().items() if text == content]
+        return Owned(names, list(self._errors.values()))
+
+    def _holding_by_index(self, index: Index, content: bytes) -> Owned:
+        """Raises one of BROKEN if a file is not as the index says, Many."""
+        names: list[str] = []
+        errors: list[OSError] = []
+        for name in map(format_ip, index.addresses(content)):
+            try:
+                text = self.content(name)
+            except OSError as error:
+                errors.append(error)
+                continue
+            if text is None or not is_same_hash(text, content):
+                raise IndexError(name)  # removed, or rewritten in place, by another program
+            if text == content:
+                names.append(name)
+        return Owned(names, errors)
 
     def _examine(self, name: str) -> bytes | None:
         """A file's content; None if it is gone, because it was of an earlier boot."""
         try:
-            fd = os.open(name, reservation.READ, dir_fd=self._fd)
+            fd = files.open_regular(name, dir_fd=self._fd)
         except FileNotFoundError:
             return None
-        except OSError:
-            return reservation.UNREADABLE
+        except files.Unusable:
+            return UNREADABLE
         try:
-            content = os.read(fd, 4096).strip()
+            content = reservation.content_of_open(fd, name)
             if not (content and self._boot and is_address(name)):
                 return content
             noted = reservation.boot_of(fd)
@@ -140,8 +199,6 @@ class Store:
                 reservation.note_boot(fd, self._boot)
             if noted in (None, self._boot) or not self._reclaim:
                 return content
-        except OSError:
-            return reservation.UNREADABLE
         finally:
             os.close(fd)
         self._changed = self._halfway = True
@@ -166,7 +223,7 @@ class Store:
 
     def _build(self) -> Index | None:
         leases = self.leases()
-        if not self._boot or not is_indexable(leases):
+        if not self._boot or self._errors or not is_indexable(leases):
             return None
         self._changed = True
         with suppress(OSError):
@@ -208,18 +265,25 @@ class Store:
 
     # --- changing ---
 
-    def reserve(self, name: str, content: bytes) -> bool:
-        """Reserve an address; False if it is somebody's."""
+    def reserve(self, name: str, content: bytes, namespace: bytes = b"") -> bool:
+        """Reserve an address, by its canonical name; False if it is somebody's.
+
+        `namespace` is what reservation.namespace_note gave of the container's.
+        """
+        if self._ready() is None and self.name_of(parse_ip(name)) not in (None, name):
+            return False  # under another spelling, which an index never has
         self._begin()
+        notes = ((reservation.BOOT, self._boot), (reservation.NAMESPACE, namespace))
+        attributes = {key: value for key, value in notes if value}
         more = 1
         try:
-            reservation.create(self._fd, name, content, self._boot, self._spare)
+            reservation.create(self._fd, name, content, attributes, self._spare)
         except FileExistsError:
             if self.content(name) != b"":
                 self._halfway = False
                 return False
             os.unlink(name, dir_fd=self._fd)
-            reservation.create(self._fd, name, content, self._boot)
+            reservation.create(self._fd, name, content, attributes)
             more = 0
         self._end(name, b"", content, more)
         return True

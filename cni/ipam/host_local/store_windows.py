@@ -12,7 +12,7 @@ from contextlib import suppress
 from ... import files
 from ...protocol.address import InvalidAddress, parse_ip
 from . import reservation
-from .reservation import IN_MAKING, LAST_RESERVED, is_address, is_ours
+from .reservation import IN_MAKING, LAST_RESERVED, is_address, is_ours, name_of_file
 from .store import Store
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
@@ -27,7 +27,7 @@ class WindowsStore(Store):
     def leases(self) -> dict[str, bytes]:
         """Name -> content, as of any Store."""
         if self._leases is None:
-            self._leases = dict(scan(self.path))
+            self._leases = dict(_scan(self.path))
         return self._leases
 
     def content(self, name: str) -> bytes | None:
@@ -42,7 +42,7 @@ class WindowsStore(Store):
         except InvalidAddress:
             return None
 
-    def reserve(self, name: str, content: bytes) -> bool:
+    def reserve(self, name: str, content: bytes, _namespace: bytes = b"") -> bool:
         """As of any Store. A kill before the file is written leaves a free address."""
         try:
             self._write(name, os.O_EXCL, content)
@@ -77,17 +77,17 @@ class WindowsStore(Store):
             os.close(fd)
 
 
-def scan(path: str) -> Iterator[tuple[str, bytes]]:
+def _scan(path: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of all reservations; b"" if torn. Raises OSError."""
     for name in filter(is_ours, os.listdir(path)):
         found = content(path, name)
         if found is not None:
-            yield _address_of(name), found
+            yield name_of_file(name), found
 
 
 def held(path: str) -> Iterator[tuple[float, str]]:
     """Since when (seconds since 1970) somebody has which address."""
-    for name, found in scan(path):
+    for name, found in _scan(path):
         if found and is_address(name):
             with suppress(OSError):
                 yield os.stat(_path(path, name)).st_mtime, name
@@ -100,8 +100,3 @@ def content(path: str, name: str) -> bytes | None:
 
 def _path(path: str, name: str) -> str:
     return os.path.join(path, name.replace(":", "_"))
-
-
-def _address_of(name: str) -> str:
-    address = name.replace("_", ":")
-    return address if is_address(address) else name

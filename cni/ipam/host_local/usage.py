@@ -5,27 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from ...protocol.address import parse_ip
 from ...protocol.errors import NotAvailable
 from . import reservation
+from .directory import Location
 from .index import BROKEN, Index
 from .ranges import RangeSet
 from .reservation import is_address
 
 
-def check_free(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> None:
+def check_free(location: Location, sets: list[RangeSet]) -> None:
     """Each set must have a free address. Raises NotAvailable (code 50).
 
-    With `reclaim` those of an earlier boot are free. Takes no lock: while others allocate, the
-    answer is as good as any.
+    With `location.reclaim` those of an earlier boot are free. Takes no lock: while others allocate,
+    the answer is as good as any.
     """
     try:
-        full = _full_sets(path, index_path, sets, reclaim)
+        full = _full_sets(location, sets)
     except OSError as error:
         raise NotAvailable(
-            f"host-local: cannot read {path}: {error.strerror}", "it holds the reservations"
+            f"host-local: cannot read {location.path}: {error.strerror}", "it has the reservations"
         ) from None
     for each in full:
         raise NotAvailable(
@@ -34,40 +36,47 @@ def check_free(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) 
         )
 
 
-def _full_sets(path: str, index_path: str, sets: list[RangeSet], reclaim: bool) -> list[RangeSet]:
+def _full_sets(location: Location, sets: list[RangeSet]) -> list[RangeSet]:
     """By the index if it can be believed, else by the files. Raises OSError."""
+    path = location.path
     if sys.platform == "win32":
         return [each for each in sets if len(held(path, each)) >= each.size]
     this_boot = reservation.this_boot()
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        index = Index.open(index_path, fd, this_boot, writable=False)
+        index = Index.open(location.index_path, fd, this_boot, writable=False)
         if index is not None:
             try:
                 full = [each for each in sets if not _has_free(index, each)]
                 if index.is_current(fd):
                     return full
             except BROKEN:
-                pass  # whoever locks it next notices
+                pass  # the next one that locks the directory notices
             finally:
                 index.close()
         names = os.listdir(fd)
     finally:
         os.close(fd)
-    live = this_boot if reclaim else b""
+    live = this_boot if location.reclaim else b""
 
     def is_full(each: RangeSet) -> bool:
         if each.size > len(names):
             return False
-        inside = (os.path.join(path, name) for name in names if _is_in(name, each))
-        return sum(_is_taken(file, live) for file in inside) >= each.size
+        inside = {name: _address_in(name, each) for name in names}
+        taken = {
+            packed
+            for name, packed in inside.items()
+            if packed is not None and _is_taken(os.path.join(path, name), live)
+        }
+        return len(taken) >= each.size
 
     return [each for each in sets if is_full(each)]
 
 
 def _has_free(index: Index, each: RangeSet) -> bool:
     return any(
-        index.first_free(found.width, low, high) is not None for found, low, high in each.spans()
+        index.first_free(its_range.width, low, high) is not None
+        for its_range, low, high in each.spans()
     )
 
 
@@ -76,35 +85,43 @@ def _is_taken(file: str, this_boot: bytes) -> bool:
     try:
         if os.stat(file).st_size == 0:
             return False
-    except OSError:
+    except FileNotFoundError:
         return False
     return not this_boot or reservation.boot_of(file) in (None, this_boot)
 
 
-def _is_in(name: str, each: RangeSet) -> bool:
-    """Is it an address that the set hands out?"""
+def _address_in(name: str, each: RangeSet) -> bytes | None:
+    """The packed address of that name, if the set hands it out."""
     if not is_address(name):
-        return False
+        return None
     packed = parse_ip(name)
-    return each.contains(packed) and not each.is_excluded(packed)
+    return packed if each.contains(packed) and not each.is_excluded(packed) else None
 
 
 def held(path: str, each: RangeSet) -> list[tuple[float, str]]:
-    """Since when who has each address of the set: a time, and a file's name; not the torn ones."""
-    found = []
+    """Since when each address of the set is taken (seconds since 1970), and its file's name.
+
+    The longest held first; empty files do not count, an address of two spellings counts once.
+    Raises OSError.
+    """
     if sys.platform == "win32":
         from . import store_windows
 
-        return sorted(
-            (since, name) for since, name in store_windows.held(path) if _is_in(name, each)
-        )
+        times = store_windows.held(path)
+    else:
+        times = _times(path)
+    by_address = {_address_in(name, each): (since, name) for since, name in times}
+    by_address.pop(None, None)
+    return sorted(by_address.values())
+
+
+def _times(path: str) -> Iterator[tuple[float, str]]:
     for name in os.listdir(path):
-        if _is_in(name, each):
+        if is_address(name):
             with suppress(FileNotFoundError):
-                stat = os.stat(os.path.join(path, name))
-                if stat.st_size:
-                    found.append((stat.st_mtime, name))
-    return sorted(found)
+                status = os.stat(os.path.join(path, name))
+                if status.st_size:
+                    yield status.st_mtime, name
 
 
 def describe(path: str, each: RangeSet, held: list[tuple[float, str]]) -> str:
@@ -126,11 +143,14 @@ def _contents(path: str, names: list[str]) -> dict[str, bytes]:
         from . import store_windows
 
         return {name: store_windows.content(path, name) or b"" for name in names}
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return {name: _content(os.path.join(path, name)) for name in names}
+
+
+def _content(path: str) -> bytes:
     try:
-        return {name: reservation.content(fd, name) or b"" for name in names}
-    finally:
-        os.close(fd)
+        return reservation.content(None, path) or b""
+    except OSError:
+        return b""
 
 
 def when(since: float) -> str:

@@ -1,0 +1,244 @@
+"""What an ADD of host-local does: reserve one address of each range set, or none at all.
+
+The requested addresses come first, then what the attachment or its pod had before, then the next
+free address (docs/spec/host-local.md, "ADD" and "Iterator").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...protocol.address import format_ip, parse_ip
+from ...protocol.errors import CNIError
+from ...protocol.result import IPConfig
+from .directory import Location, explain_in
+from .ranges import Range, RangeSet
+from .reservation import LAST_RESERVED, content_of, is_address, namespace_note
+from .store import Store
+
+if TYPE_CHECKING:
+    from . import sticky
+
+
+class Wish(NamedTuple):
+    """Which addresses an attachment may have: packed `requested` ones, and the range sets.
+
+    `memory` knows what the pod had before, if that is wanted.
+    """
+
+    sets: list[RangeSet]
+    requested: list[bytes]
+    memory: sticky.Memory | None = None
+
+
+class _Exhausted(Exception):
+    """A range set has no free address."""
+
+    def __init__(self, ranges: RangeSet, index: int) -> None:
+        super().__init__()
+        self.ranges = ranges
+        self.index = index
+
+
+class Allocation:
+    """The addresses that one ADD reserves for one attachment.
+
+    `netns` is the CNI_NETNS of the request; `log` writes a line for the operator.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        attachment: tuple[str, str],
+        netns: str,
+        log: Callable[[str], None],
+    ) -> None:
+        self._location = location
+        self._attachment = attachment
+        self._content = content_of(*attachment)
+        self._netns = netns
+        self._namespace = namespace_note(netns)
+        self._log = log
+        self._names: list[str] = []  # of the files that were made, or are about to be
+        self._earlier: list[bytes] = []  # what the attachment had in a namespace that is gone
+
+    def reserve(self, wish: Wish) -> list[IPConfig]:
+        """Reserve one address of each set, and return them in the order of the sets.
+
+        Raises CNIError; then nothing of this stays reserved.
+
+        Before a range is called full, its files are counted, without the lock. If there are too
+        few, somebody has just released some, or the index is wrong and the files are read instead.
+        """
+        for trust in (True, True, False):
+            try:
+                return self._reserve_locked(wish, trust)
+            except _Exhausted as full:
+                from . import usage  # only errors and STATUS need it
+
+                path = self._location.path
+                held = usage.held(path, full.ranges)
+                if not trust or len(held) >= full.ranges.size:
+                    raise CNIError(
+                        f"failed to allocate for range {full.index}: no IP addresses available in "
+                        f"range set: {full.ranges}",
+                        usage.describe(path, full.ranges, held),
+                    ) from None
+        raise AssertionError  # the last round raises
+
+    def undo(self) -> None:
+        """Release what `reserve` reserved, however far it came."""
+        if self._names:
+            with self._location.open() as store:
+                self._release(store)
+
+    def _release(self, store: Store) -> None:
+        """Release those files that are this attachment's."""
+        while self._names:
+            name = self._names.pop()
+            try:
+                if store.content(name) == self._content:
+                    store.release(name)
+            except OSError as error:
+                self._log(f"host-local: cannot release {name}: {error.strerror}")
+
+    def _reserve_locked(self, wish: Wish, trust: bool) -> list[IPConfig]:
+        with self._location.open() as store:
+            if not trust:
+                store.distrust()
+            try:
+                return self._reserve_all(store, wish)
+            except BaseException:
+                self._release(store)
+                raise
+
+    def _reserve_all(self, store: Store, wish: Wish) -> list[IPConfig]:
+        """Raises CNIError, _Exhausted."""
+        left = list(wish.requested)
+        addresses = []
+        for index, ranges in enumerate(wish.sets):
+            requested = next((ip for ip in left if ranges.contains(ip)), None)
+            try:
+                if not index:
+                    self._release_earlier(store)
+                if requested is not None:
+                    left.remove(requested)
+                    addresses.append(self._take_requested(store, ranges, index, requested))
+                else:
+                    addresses.append(self._take_free(store, ranges, index, wish.memory))
+            except CNIError as error:
+                raise error.wrapped(f"failed to allocate for range {index}: ") from None
+            except OSError as error:
+                failure = explain_in("open", store.path, error)
+                raise failure.wrapped(f"failed to allocate for range {index}: ") from None
+        if left:
+            sets = "; ".join(map(str, wish.sets))
+            raise CNIError(
+                "failed to allocate all requested IPs: " + " ".join(map(format_ip, left)),
+                f"each range set gives one address; the range sets are: {sets}",
+            )
+        return addresses
+
+    def _release_earlier(self, store: Store) -> None:
+        """Release what the attachment held in a namespace that is gone, without a DEL in between.
+
+        A runtime that makes a sandbox anew under the same id gets the same addresses again. What it
+        holds in a namespace that still exists is left alone, and stops this ADD later.
+        """
+        for name in store.owned_by(*self._attachment):
+            if is_address(name) and store.is_of_gone_namespace(name, self._netns):
+                store.release(name)
+                self._earlier.append(parse_ip(name))
+
+    def _take_requested(
+        self, store: Store, ranges: RangeSet, index: int, packed: bytes
+    ) -> IPConfig:
+        name = format_ip(packed)
+        its_range = ranges.range_for(packed)
+        assert its_range is not None
+        if packed == its_range.gateway:
+            raise CNIError(
+                f"requested ip {name} is subnet's gateway", f"request another address of {ranges}"
+            )
+        why = "`exclude` of the configuration has it"
+        # The reference hands out another range's gateway when it is asked for it.
+        if packed in ranges.gateways or not ranges.is_excluded(packed):
+            if self._take(store, name):
+                store.set_last_reserved(index, name)
+                return _ip_config(name, its_range)
+            from . import usage
+
+            taken = store.name_of(packed) or name
+            holder = usage.holder(store.content(taken) or b"")
+            why = f"{holder} holds it: {store.path}/{taken}"
+        raise CNIError(f"requested IP address {name} is not available in range set {ranges}", why)
+
+    def _take_free(
+        self, store: Store, ranges: RangeSet, index: int, memory: sticky.Memory | None
+    ) -> IPConfig:
+        """What the attachment or its pod had before, or the next free address.
+
+        Raises CNIError if the attachment has an address of this set, _Exhausted if nobody can.
+        """
+        for name in store.owned_by(*self._attachment):
+            if is_address(name) and ranges.contains(parse_ip(name)):
+                raise CNIError(
+                    f"{name} has been allocated to {self._attachment[0]}, "
+                    "duplicate allocation is not allowed",
+                    f"{self._attachment[1]} of this container was added before: DEL it first",
+                )
+        recalled = memory.recall(index) if memory is not None else None
+        for packed in (*self._earlier, *((recalled,) if recalled is not None else ())):
+            its_range = ranges.range_for(packed)
+            if (
+                its_range is not None
+                and not ranges.is_excluded(packed)
+                and self._take(store, format_ip(packed))
+            ):
+                return _ip_config(format_ip(packed), its_range)  # round robin goes on where it was
+        name, its_range = self._take_next(store, ranges, index)
+        store.set_last_reserved(index, name)
+        if memory is not None:
+            memory.keep(index, parse_ip(name))
+        return _ip_config(name, its_range)
+
+    def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
+        """Reserve the next free address, round robin. Raises _Exhausted."""
+        last = self._last_reserved(store, index)
+        while True:
+            for its_range, low, high in ranges.spans(last):
+                number = store.first_free(its_range.width, low, high)
+                if number is not None:
+                    break
+            else:
+                raise _Exhausted(ranges, index)
+            name = format_ip(its_range.packed(number))
+            if self._take(store, name):
+                return name, its_range
+            store.distrust()  # somebody made this file without the lock
+
+    def _take(self, store: Store, name: str) -> bool:
+        """Reserve an address; False if it is taken.
+
+        It is noted before it is done, so that a signal in between leaves nothing behind.
+        """
+        self._names.append(name)
+        if store.reserve(name, self._content, self._namespace):
+            return True
+        self._names.pop()
+        return False
+
+    def _last_reserved(self, store: Store, index: int) -> bytes | None:
+        try:
+            return store.last_reserved(index)
+        except OSError as error:  # costs round robin, once
+            text = f"{LAST_RESERVED}{index}: {error.strerror}"
+            self._log(f"Error retrieving last reserved ip: {text}")
+            return None
+
+
+def _ip_config(name: str, its_range: Range) -> IPConfig:
+    return IPConfig(
+        address=f"{name}/{its_range.subnet.length}", gateway=format_ip(its_range.gateway)
+    )
