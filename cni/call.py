@@ -14,7 +14,7 @@ from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from . import interrupts
-from .kernel.errors import KernelError, NetnsError, NetnsMissing
+from .kernel.errors import KernelError, NetnsError, NetnsMissing, NetnsUnknown
 from .netns import Namespace, same_namespace
 from .owner import Owner
 from .protocol import config
@@ -119,6 +119,7 @@ class Call(Generic[C]):
         self._previous: Result | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
+        self._postponed: CNIError | None = None
 
     # --- what was asked ---
 
@@ -185,11 +186,11 @@ class Call(Generic[C]):
     def guard_netns(self) -> None:
         """Refuse to treat the node's own namespace as a container's. Raises InvalidNetns.
 
-        docs/spec/protocol.md §1.3.
+        For ADD before anything is changed, for DEL after its steps, of which none is taken in there
+        (`find_netns`). docs/spec/protocol.md §1.3.
         """
         request = self.request
-        concerned = request.command in ("ADD", "DEL") and request.netns
-        if concerned and not request.netns_override and same_namespace(request.netns):
+        if request.netns and not request.netns_override and same_namespace(request.netns):
             raise InvalidNetns(
                 "plugin's netns and netns from CNI_NETNS should not be the same",
                 "set CNI_NETNS_OVERRIDE=1 if that is really meant",
@@ -209,15 +210,32 @@ class Call(Generic[C]):
             ) from None
 
     def find_netns(self) -> Namespace | None:
-        """For DEL: None when CNI_NETNS is empty or its path is gone. Raises CNIError otherwise."""
+        """For DEL: the container's namespace, or None; then every other step runs. Raises nothing.
+
+        None when CNI_NETNS is empty or gone, which it also is as a file that is no network
+        namespace; None when it is the node's own, in which nothing is ever done. When this process
+        could not look, `raise_postponed` says so after the other steps.
+        """
         if not self.netns:
             return None
         try:
-            return self._keep(Namespace.open(self.netns))
+            namespace = self._keep(Namespace.open(self.netns))
+        except NetnsUnknown as error:
+            self._postponed = CNIError(f'failed to open netns "{self.netns}": {error}', "try again")
+            return None
         except NetnsMissing:
             return None
         except NetnsError as error:
-            raise CNIError(f'failed to open netns "{self.netns}": {error}') from None
+            self.log(f"cni: the container's namespace is taken for gone: {error}")
+            return None
+        if namespace.is_own and not self.request.netns_override:
+            return None  # the dispatcher says so in the end
+        return namespace
+
+    def raise_postponed(self) -> None:
+        """After a DEL: raise what kept it from looking into the namespace, if anything did."""
+        if self._postponed is not None:
+            raise self._postponed
 
     def _keep(self, namespace: Namespace) -> Namespace:
         self._namespaces.append(namespace)

@@ -284,7 +284,8 @@ def _run(decoded: Decoded, settle: Callable[[Result | None], None]) -> Result | 
     call = decoded.call
     try:
         interrupts.check()
-        call.guard_netns()
+        if call.request.command == "ADD":
+            call.guard_netns()
         result = _perform(decoded)
         settle(result)
         call.undo.forget()
@@ -312,6 +313,8 @@ def _perform(decoded: Decoded) -> Result | None:
             call.set_aside()  # first: rules that are going must not be made again
         verbs.delete(call)
         call.drop_set_aside()
+        call.raise_postponed()
+        call.guard_netns()
     elif command == "CHECK" and verbs.check is not None:
         verbs.check(call)
     elif command == "STATUS" and verbs.status is not None:

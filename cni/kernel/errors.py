@@ -13,7 +13,8 @@
     │   └── IptablesMissing     … or is not installed
     ├── Unwritable              a rule that we cannot write as nf_tables expressions
     ├── NetnsError              a path is no network namespace, or cannot be opened
-    │   └── NetnsMissing        … because there is nothing
+    │   ├── NetnsMissing        … because there is nothing
+    │   └── NetnsUnknown        … because this process is short of something: there may be one
     └── ExecutorDied            a process working in a namespace was lost
 
     RemoteTraceback             the cause of an exception that comes from such a process
@@ -143,6 +144,10 @@ class NetnsError(KernelError):
 
 class NetnsMissing(NetnsError):
     """The path does not exist: for DEL that is success."""
+
+
+class NetnsUnknown(NetnsError):
+    """Whether there is a namespace could not be found out (EMFILE, ENOMEM, EIO): try again."""
 
 
 class ExecutorDied(KernelError):

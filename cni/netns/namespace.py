@@ -6,11 +6,11 @@ import os
 import sys
 from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Callable, Sequence
-from errno import ENOENT, ENOTDIR
+from errno import EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..kernel.errors import NetnsError, NetnsMissing
+from ..kernel.errors import NetnsError, NetnsMissing, NetnsUnknown
 
 if TYPE_CHECKING:
     from ..kernel.netlink import Netlink
@@ -22,6 +22,9 @@ _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
+
+# What says something of this process or of the disk, but nothing of the path.
+_TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOMEM})
 
 T = TypeVar("T")
 
@@ -40,15 +43,18 @@ class Namespace:
     def open(cls, path: str) -> Namespace:
         """Open the namespace at `path` (``/run/netns/x``, ``/proc/1/ns/net``).
 
-        Raises NetnsMissing when the path does not exist, NetnsError for anything that is not a
-        network namespace (docs/spec/common.md §1). A FIFO or device does not block.
+        Raises NetnsMissing when the path does not exist, NetnsUnknown when this process could not
+        look, NetnsError for anything that is not a network namespace (docs/spec/common.md §1): a
+        plain file, a directory, another kind of namespace, a socket, what may not be read. A FIFO
+        or device does not block.
         """
         try:
             fd = _open(path)
         except OSError as error:
             text = f'failed to Statfs "{path}": {(error.strerror or "").lower()}'
-            kind = NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
-            raise kind(text) from None
+            raise _kind(error)(text) from None
+        except ValueError as error:  # a NUL in the path
+            raise NetnsError(f"{path!r}: {error}") from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
                 found = cls(fd, path)
@@ -91,9 +97,17 @@ class Namespace:
 
     @property
     def identity(self) -> tuple[int, int]:
-        """Device and inode: equal for two descriptors of one namespace."""
+        """Device and inode: equal for two descriptors of one namespace, whatever their paths.
+
+        What can be noted, and compared after this one is gone: `identify`.
+        """
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino
+
+    @property
+    def is_own(self) -> bool:
+        """Is it the namespace that this process is in?"""
+        return self.identity == (_home or own_identity())
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a module-level function in this namespace, in a child process.
@@ -193,10 +207,21 @@ class Namespace:
 def same_namespace(path: str) -> bool:
     """Is the namespace at `path` the one this process is in? False if it cannot be looked at."""
     try:
-        there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
-        return (there.st_dev, there.st_ino) == (_home or own_identity())
+        return _identity_of(path) == (_home or own_identity())
     except (OSError, ValueError):
         return False
+
+
+def _identity_of(path: str) -> tuple[int, int]:
+    there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
+    return there.st_dev, there.st_ino
+
+
+def _kind(error: OSError) -> type[NetnsError]:
+    """What an error of opening or looking at a path says of the namespace there."""
+    if error.errno in _TRANSIENT:
+        return NetnsUnknown
+    return NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
 
 
 class Identity(NamedTuple):

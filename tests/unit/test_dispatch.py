@@ -508,7 +508,7 @@ def test_our_own_namespace_is_refused(probe: Probe, command: str, path: str) -> 
         8,
         "plugin's netns and netns from CNI_NETNS should not be the same",
     )
-    assert not probe.calls
+    assert len(probe.calls) == (command == "DEL")  # its steps run, and nothing is done in there
     for value in ("1", "true", "TRUE"):
         assert ask(command, CNI_NETNS=path, CNI_NETNS_OVERRIDE=value)[0] == 0
     assert refused(command, CNI_NETNS=path, CNI_NETNS_OVERRIDE="0")[0] == 8

@@ -1,0 +1,184 @@
+"""DEL with a CNI_NETNS that is no namespace of a container: every step outside it runs.
+
+Whatever the path is by now: a plain file (what a bind mount leaves), a directory, a socket, a FIFO,
+another kind of namespace, a path that nobody may read, the node's own namespace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import Snapshot, difference, iptables_save, links, nft, tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.harness import Netns, Runtime
+
+Json = dict[str, Any]
+
+OWN = "the node's own"
+
+
+def plain_file(path: Path) -> None:
+    path.touch()
+
+
+def unix_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def other_namespace(path: Path) -> None:
+    path.symlink_to("/proc/self/ns/uts")
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("/proc/self/ns/nothing")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def below_a_file(path: Path) -> None:
+    path.symlink_to("/etc/passwd/ns")
+
+
+STALE: dict[str, Callable[[Path], object]] = {
+    "plain file": plain_file,
+    "directory": os.mkdir,
+    "socket": unix_socket,
+    "FIFO": os.mkfifo,
+    "other namespace": other_namespace,
+    "dangling": dangling,
+    "loop": loop,
+    "below a file": below_a_file,
+}
+
+PLUGINS: dict[str, Json] = {
+    "bridge": {"bridge": "br0", "isGateway": True, "ipMasq": True},
+    "ptp": {"ipMasq": True},
+    "macvlan": {"master": "lo"},
+    "ipvlan": {"master": "lo"},
+    "vlan": {"master": "lo", "vlanId": 5},
+    "dummy": {},
+    "tap": {},
+    "host-device": {"device": "dev0"},
+}
+
+
+def network(plugin: str, leases: Path) -> Json:
+    ipam = {"type": "host-local", "ranges": [[{"subnet": "10.20.0.0/24"}]], "dataDir": str(leases)}
+    rest = {"ipMasqBackend": "nftables", **PLUGINS[plugin]}
+    return {"cniVersion": "1.1.0", "name": "net", "type": plugin, "ipam": ipam, **rest}
+
+
+def reserved(leases: Path) -> list[str]:
+    return [name for name in tree(leases / "net") if name.startswith("10.20")]
+
+
+@pytest.mark.parametrize("stale", STALE)
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_address_and_rules_go(plugin: str, stale: str, runtime: Runtime, tmp_path: Path) -> None:
+    leases, path = tmp_path / "leases", tmp_path / "netns"
+    STALE[stale](path)
+    conf = network(plugin, leases)
+    runtime.add("host-local", conf, "/nowhere").succeeded()
+    assert reserved(leases)
+    runtime.delete(plugin, conf, path).succeeded()
+    assert not reserved(leases)
+    runtime.delete(plugin, conf, path).succeeded()
+    runtime.add(plugin, conf, path).failed(999, "failed to open netns")
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_the_link_on_the_host_goes_too(
+    plugin: str, runtime: Runtime, host: Netns, container: Netns, tmp_path: Path
+) -> None:
+    leases, path = tmp_path / "leases", tmp_path / "netns"
+    conf = network(plugin, leases)
+    runtime.add(plugin, conf, container).succeeded()
+    path.touch()
+    runtime.delete(plugin, conf, path).succeeded()
+    assert not reserved(leases)
+    assert "id: c1" not in str(nft(host))
+    assert "eth0" not in links(container)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("error", ["EMFILE", "ENOMEM", "EIO"])
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_a_path_that_could_not_be_looked_at(
+    plugin: str, error: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """The other steps run, and the error is told: the next DEL finds out."""
+    leases = tmp_path / "leases"
+    conf = network(plugin, leases)
+    runtime.add(plugin, conf, container).succeeded()
+    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", container.path]
+    done = runtime.host.run(
+        subprocess.run,
+        [*strace, "-e", f"inject=open,openat:error={error}", str(runtime.bin_dir / plugin)],
+        input=json.dumps(conf).encode(),
+        capture_output=True,
+        env=runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "failed to open netns" in json.loads(done.stdout)["msg"]
+    assert not reserved(leases)
+    runtime.delete(plugin, conf, container).succeeded()
+    assert "eth0" not in links(container)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS)
+def test_nothing_is_done_in_the_nodes_own_namespace(
+    plugin: str, runtime: Runtime, host: Netns, tmp_path: Path
+) -> None:
+    """A link of the node that has the container's name stays; the address is released."""
+    leases = tmp_path / "leases"
+    host.ip_batch("link add eth0 type veth peer name dev0", "link set eth0 up", "link set dev0 up")
+    conf = network(plugin, leases)
+    runtime.add("host-local", conf, "/nowhere").succeeded()
+    before = Snapshot.take(host)
+    runtime.delete(plugin, conf, host).failed(
+        8, "plugin's netns and netns from CNI_NETNS should not be the same"
+    )
+    assert not reserved(leases)
+    assert not difference(before, Snapshot.take(host))
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+@pytest.mark.parametrize("stale", ["plain file", "other namespace", OWN])
+def test_chained_plugins(
+    stale: str, backend: str, runtime: Runtime, host: Netns, container: Netns, tmp_path: Path
+) -> None:
+    path: Any = tmp_path / "netns"
+    previous = {"cniVersion": "1.1.0", "ips": [{"address": "10.20.0.2/24"}]}
+    base = {"cniVersion": "1.1.0", "name": "net", "prevResult": previous}
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    portmap = {**base, "backend": backend, "capabilities": {"portMappings": True}}
+    portmap["runtimeConfig"] = {"portMappings": ports}
+    confs = {"portmap": portmap, "firewall": {**base, "backend": backend}}
+    for plugin, conf in confs.items():
+        runtime.add(plugin, {**conf, "type": plugin}, container).succeeded()
+    if stale == OWN:
+        path = host
+    else:
+        STALE[stale](path)
+    for plugin, conf in confs.items():
+        reply = runtime.delete(plugin, {**conf, "type": plugin}, path)
+        assert reply.rc == (stale == OWN), str(reply)
+    rules = "\n".join(iptables_save(host)) + str(nft(host))
+    assert "10.20.0.2" not in rules
+    assert "c1" not in rules.replace("veth", "")
