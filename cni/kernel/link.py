@@ -313,7 +313,17 @@ def has_kind(sock: Netlink, kind: str) -> bool:
     return True
 
 
+def check_literal(name: str) -> None:
+    """Refuse to give a name with ``%``, of which the kernel makes a pattern (``eth%d``).
+
+    Raises NetlinkError (EINVAL).
+    """
+    if "%" in name:
+        raise NetlinkError(EINVAL, f"{name!r} is a pattern to the kernel, not a name")
+
+
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
+    check_literal(name)
     out = nl.text(_IFNAME, name)
     if mtu:
         out += nl.u32(_MTU, mtu)
@@ -348,6 +358,7 @@ def change(  # noqa: PLR0913
             flags |= bit if wanted else 0
     parts = [_IFINFO.pack(0, 0, index, flags, mask)]
     if name is not None:
+        check_literal(name)
         parts.append(nl.text(_IFNAME, name))
     if mac is not None:
         parts.append(nl.attr(_ADDRESS, mac))

@@ -6,6 +6,8 @@ import os
 import struct
 from fcntl import ioctl
 
+from . import link
+
 _DEVICE = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
 _TUNSETOWNER, _TUNSETGROUP = 0x400454CC, 0x400454CE
@@ -18,8 +20,10 @@ _IFREQ = struct.Struct("16sH22x")
 def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | None) -> None:
     """Make a persistent TAP device with vnet headers; `owner` and `group` may open it.
 
-    Raises OSError (EBUSY when the name is taken). Killed before the end, nothing stays.
+    Raises OSError: EBUSY when the name is taken, EINVAL when it has a ``%``. Killed before the end,
+    nothing stays.
     """
+    link.check_literal(name)
     flags = _IFF_TAP | _IFF_VNET_HDR | _IFF_TUN_EXCL
     if multi_queue:
         flags |= _IFF_MULTI_QUEUE | _IFF_NO_PI
@@ -47,6 +51,7 @@ def create_labelled_tap(
 
     The label takes effect on exec, so a program of its own has to make the device. Raises OSError.
     """
+    link.check_literal(name)
     argv = ["ip", "tuntap", "add", "mode", "tap", "name", name, "vnet_hdr"]
     argv += ["multi_queue"] if multi_queue else []
     argv += ["user", str(owner)] if owner is not None else []

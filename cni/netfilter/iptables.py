@@ -18,9 +18,22 @@ _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
 
 
 def restore(v6: bool, table: str, lines: list[str]) -> None:
-    """Apply `lines` (`-A …`, `-N …`) to a table, all or none. Raises IptablesError."""
+    """Apply `lines` (`-A …`, `-N …`) to a table, all or none. Raises IptablesError.
+
+    A control character in a line is refused: the tool would take what follows a newline for
+    another line, which could do anything to the node's rules.
+    """
+    for line in lines:
+        if has_control_characters(line):
+            text = f"refused to write a rule with control characters: {line!r}"
+            raise IptablesError(text, "look at the names in the configuration and in prevResult")
     script = "\n".join((f"*{table}", *lines, "COMMIT", ""))
     _run(v6, "tables-restore", ["--noflush", "--wait"], script)
+
+
+def has_control_characters(text: str) -> bool:
+    """Is there any of ASCII's, a newline among them? (Those of Latin-1 are bytes of UTF-8.)"""
+    return any(character < " " or character == "\x7f" for character in text)
 
 
 def save(v6: bool, table: str) -> list[str]:

@@ -127,11 +127,11 @@ def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: b
 
 
 def _words(rule: str) -> Iterator[str]:
-    """The words of a line, as iptables-restore takes it apart."""
+    """The words of a line, as iptables-restore takes it apart. Raises Unwritable."""
+    if any(character < " " for character in rule):
+        raise Unwritable(rule)  # a newline would be the end of the line, not the end of a word
     if '"' not in rule:
         return iter(rule.split())
-    if "\0" in rule or "\1" in rule:
-        raise Unwritable(rule)
     pieces = rule.replace("\\\\", "\0").replace('\\"', "\1").split('"')
     if len(pieces) % 2 == 0:
         raise Unwritable(rule)

@@ -45,7 +45,6 @@ _FREE = 2  # of which so many have nothing to do
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _ONE_SUBDIRECTORY = 3
-_MAX_FD = 0x7FFFFFFF  # close_range(2) does not mind
 
 # Tags of a frame, the second line the child's. SPENT: the outcome counts, the child is done.
 _MARSHAL, _PICKLE = b"m", b"p"
@@ -314,8 +313,15 @@ def _close_others(keep: int) -> None:
     Objects of the parent that own one of those descriptors must not be collected from here on.
     """
     gc.freeze()
-    os.closerange(3, keep)
-    os.closerange(max(keep + 1, 3), _MAX_FD)
+    # os.closerange() would count to the last possible descriptor where close_range(2) is missing
+    # (before Linux 5.9) or refused (seccomp)
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd != keep:
+            try:
+                os.close(fd)
+            except OSError:  # the one that listed the directory
+                pass
 
 
 def _serve(sock: Socket) -> None:

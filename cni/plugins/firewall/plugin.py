@@ -17,8 +17,8 @@ from ...netfilter import iptables
 from ...netfilter.table import Table, drop_policies
 from ...protocol import config
 from ...protocol.address import Prefix
-from ...protocol.errors import CNIError, NotAvailable
-from ...protocol.request import Attachment
+from ...protocol.errors import BadEnvironment, CNIError, NotAvailable
+from ...protocol.request import Attachment, check_ifname
 from ...protocol.result import Result
 from . import dbus
 from .want import Ingress, Want
@@ -203,8 +203,15 @@ def _ingress(conf: Conf, result: Result) -> Ingress | None:
     if not bridge:
         raise CNIError("got empty bridge name", "prevResult's first interface is the bridge")
     # With these, iptables or nft would mean other interfaces, too.
-    if set(bridge) & set('"*+\\!') or bridge.startswith("-") or len(bridge.encode()) > 15:
-        raise CNIError(f'cannot write rules for a bridge named "{bridge}"', "rename the bridge")
+    try:
+        check_ifname(bridge)
+    except BadEnvironment as error:
+        raise CNIError(
+            f"cannot write rules for a bridge named {bridge!r}: {error.msg}",
+            "prevResult's first interface is the bridge",
+        ) from None
+    if set(bridge) & set('"*+\\!') or bridge.startswith("-") or not bridge.isprintable():
+        raise CNIError(f"cannot write rules for a bridge named {bridge!r}", "rename the bridge")
     return Ingress(policy, bridge)
 
 
