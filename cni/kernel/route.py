@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 from _socket import AF_INET, AF_INET6, AF_UNSPEC
-from collections.abc import Iterable
-from errno import EEXIST, ESRCH
+from collections.abc import Collection, Iterable
+from errno import EEXIST, ENODEV, ENOENT, ESRCH
 from typing import NamedTuple
 
 from ..protocol.address import Prefix, format_ip
@@ -138,13 +138,46 @@ def delete(sock: Netlink, route: Route) -> None:
 def show(
     sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN, kind: int = UNICAST
 ) -> list[Route]:
-    """The routes of a table (0: of all), of a link (0: of all); multipath ones one a next hop."""
+    """The routes of a table (0: of all), of a link (0: of all); multipath ones one a next hop.
+
+    The kernel leaves out the others (since 4.20). Raises NetlinkError.
+    """
     found: list[Route] = []
-    for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+    for data in _dump(sock, family, index, table, kind):
         for entry in _parse(data, family, kind):
             if table in (0, entry.table) and index in (0, entry.index):
                 found.append(entry)
     return found
+
+
+def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
+    """The unicast routes to exactly these networks, in whichever table. Raises NetlinkError.
+
+    One dump for each family, however many are asked for; of many routes only those are taken apart.
+    """
+    found: list[Route] = []
+    for family in {destination.family for destination in destinations}:
+        wanted = {d for d in destinations if d.family == family}
+        lengths = {d.length for d in wanted}
+        marks = [nl.attr(_DST, d.ip) for d in wanted if d.length]
+        for data in _dump(sock, family, 0, 0, UNICAST):
+            length = data[1]
+            if length in lengths and (not length or any(mark in data for mark in marks)):
+                found += [entry for entry in _parse(data, family) if entry.dst in wanted]
+    return found
+
+
+def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list[bytes]:
+    """The messages about a family's routes; where the kernel can, without those of others."""
+    request = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, kind, 0)
+    request += nl.u32(_TABLE, table) if table else b""
+    request += nl.u32(_OIF, index) if index else b""
+    try:
+        return sock.dump(RTM_GETROUTE, request)
+    except NetlinkError as error:
+        if error.errno not in (ENOENT, ENODEV):
+            raise
+        return []  # no such table or link
 
 
 def survey(sock: Netlink) -> tuple[list[Route], set[int]]:

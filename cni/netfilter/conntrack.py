@@ -8,18 +8,22 @@ or never reaches the one that came (docs/spec/common.md §12).
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from errno import ENOENT
 from typing import NamedTuple
 
 from ..kernel import netlink as nl
-from ..kernel.errors import NetlinkError
 from ..kernel.netlink import Netlink
 from . import nft, uapi
 
+_PORTS_ASKED = 16  # a dump for each of so many ports; for more, one dump of all ports
+
 
 class Flow(NamedTuple):
-    """A tracked flow: where its first packet went, and who answers; addresses are packed."""
+    """A tracked flow: where its first packet went, and who answers; addresses are packed.
+
+    `raw` is the kernel's message.
+    """
 
     protocol: int
     dst: bytes
@@ -31,33 +35,46 @@ class Flow(NamedTuple):
 def flows(sock: Netlink, v6: bool, protocol: int, ports: Collection[int]) -> Iterator[Flow]:
     """The flows of a family and protocol whose first packet went to one of these ports.
 
-    The kernel (since 5.8) leaves out what is of another protocol and, if it is only one, of another
+    The kernel (since 5.8) leaves out what is of another protocol or, if they are few, of another
     port; an older one lists everything. Raises NetlinkError.
     """
     family = AF_INET6 if v6 else AF_INET
+    few = 0 < len(ports) <= _PORTS_ASKED
+    for asked in [(port,) for port in ports] if few else [()]:
+        for data in sock.dump(uapi.IPCTNL_MSG_CT_GET, _filter(family, protocol, *asked)):
+            flow = parse(data)
+            if (
+                data[0] == family
+                and flow.protocol == protocol
+                and flow.dst_port in (asked or ports)
+            ):
+                yield flow
+
+
+def _filter(family: int, protocol: int, port: int | None = None) -> bytes:
+    """The request for a dump of a protocol's flows (to one port, if it is given)."""
     wanted, parts = uapi.CTA_FILTER_F_CTA_PROTO_NUM, nl.u8(uapi.CTA_PROTO_NUM, protocol)
-    if len(ports) == 1:
+    if port is not None:
         wanted |= uapi.CTA_FILTER_F_CTA_PROTO_DST_PORT
-        parts += nl.attr(uapi.CTA_PROTO_DST_PORT, next(iter(ports)).to_bytes(2, "big"))
+        parts += nl.attr(uapi.CTA_PROTO_DST_PORT, port.to_bytes(2, "big"))
     flags = nl.u32(uapi.CTA_FILTER_ORIG_FLAGS, wanted) + nl.u32(uapi.CTA_FILTER_REPLY_FLAGS, 0)
     tuple_orig = nl.nest(uapi.CTA_TUPLE_ORIG, nl.nest(uapi.CTA_TUPLE_PROTO, parts))
-    head = bytes((family, 0, 0, 0))
-    for data in sock.dump(
-        uapi.IPCTNL_MSG_CT_GET, head + tuple_orig + nl.nest(uapi.CTA_FILTER, flags)
-    ):
-        flow = parse(data)
-        if data[0] == family and flow.protocol == protocol and flow.dst_port in ports:
-            yield flow
+    return bytes((family, 0, 0, 0)) + tuple_orig + nl.nest(uapi.CTA_FILTER, flags)
 
 
 def parse(data: bytes) -> Flow:
     """The flow in a dump's message."""
-    found = nl.attr_map(data, nft.GENMSG_SIZE)
-    orig = nl.attr_map(found.get(uapi.CTA_TUPLE_ORIG, b""))
-    reply = nl.attr_map(found.get(uapi.CTA_TUPLE_REPLY, b""))
-    proto = nl.attr_map(orig.get(uapi.CTA_TUPLE_PROTO, b""))
-    addresses = nl.attr_map(orig.get(uapi.CTA_TUPLE_IP, b""))
-    answering = nl.attr_map(reply.get(uapi.CTA_TUPLE_IP, b""))
+    orig = reply = b""
+    for kind, value in nl.attrs(data, nft.GENMSG_SIZE):
+        if kind == uapi.CTA_TUPLE_ORIG:
+            orig = value
+        elif kind == uapi.CTA_TUPLE_REPLY:
+            reply = value
+            break  # the kernel puts the tuples first; what follows is not looked at
+    sides = nl.attr_map(orig)
+    proto = nl.attr_map(sides.get(uapi.CTA_TUPLE_PROTO, b""))
+    addresses = nl.attr_map(sides.get(uapi.CTA_TUPLE_IP, b""))
+    answering = nl.attr_map(nl.attr_map(reply).get(uapi.CTA_TUPLE_IP, b""))
     return Flow(
         nl.get_byte(proto.get(uapi.CTA_PROTO_NUM)),
         addresses.get(uapi.CTA_IP_V4_DST) or addresses.get(uapi.CTA_IP_V6_DST) or b"",
@@ -67,13 +84,23 @@ def parse(data: bytes) -> Flow:
     )
 
 
-def forget(sock: Netlink, flow: Flow) -> None:
-    """End the tracking of a flow; one that is gone is success. Raises NetlinkError."""
-    found = nl.attr_map(flow.raw, nft.GENMSG_SIZE)
-    parts = [nl.attr(uapi.CTA_TUPLE_ORIG | nl.NLA_F_NESTED, found[uapi.CTA_TUPLE_ORIG])]
-    parts += [nl.attr(kind, found[kind]) for kind in (uapi.CTA_ZONE, uapi.CTA_ID) if kind in found]
-    try:
-        sock.request(uapi.IPCTNL_MSG_CT_DELETE, flow.raw[: nft.GENMSG_SIZE] + b"".join(parts))
-    except NetlinkError as error:
-        if error.errno != ENOENT:
-            raise
+def forget(sock: Netlink, stale: Iterable[Flow]) -> None:
+    """End the tracking of flows, many a message; those that are gone are success.
+
+    Raises NetlinkError, after the last was tried: of the first that was refused.
+    """
+    failures = sock.batch([(uapi.IPCTNL_MSG_CT_DELETE, _itself(flow), 0) for flow in stale])
+    for error in failures:
+        if error is not None and error.errno != ENOENT:
+            raise error
+
+
+def _itself(flow: Flow) -> bytes:
+    """What names this very flow: its tuple and zone, and an id that a later flow does not have."""
+    kept = (uapi.CTA_TUPLE_ORIG, uapi.CTA_ZONE, uapi.CTA_ID)
+    parts = [
+        nl.attr(kind | nl.NLA_F_NESTED if kind == uapi.CTA_TUPLE_ORIG else kind, value)
+        for kind, value in nl.attrs(flow.raw, nft.GENMSG_SIZE)
+        if kind in kept
+    ]
+    return flow.raw[: nft.GENMSG_SIZE] + b"".join(parts)

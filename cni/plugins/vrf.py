@@ -278,8 +278,9 @@ def check(call: Call[Conf]) -> None:
     if not device.up:
         problems.append(f"VRF {conf.vrfname} is down")
     mine = [ip for ip in previous.ips if checks.is_of(ip, call.ifname, previous)]
-    problems += checks.addresses(sock, call.ifname, Result(ips=mine))
-    problems += checks.routes(sock, previous)
+    have = checks.routed(sock, previous)
+    problems += checks.addresses(sock, call.ifname, mine, have)
+    problems += checks.routes(previous, have)
     checks.fail(problems)
 
 

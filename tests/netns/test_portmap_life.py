@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import threading
@@ -38,6 +39,7 @@ from tests.harness.portmap import NET, NODE4, TABLE, Node, each_backend, tcp, ud
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from pathlib import Path
 
 Json = dict[str, Any]
@@ -357,6 +359,39 @@ def test_only_flows_of_the_port_are_forgotten(node: Node, container: Netns, outs
     lines = listed.splitlines()
     kept = [any(f"dst={a} " in i and f"dport={p} " in i for i in lines) for a, p in flows]
     assert kept == [True, True, True, False], listed
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("published", [1, 3, 20])
+def test_many_flows_are_forgotten_together(
+    node: Node, container: Netns, outside: Netns, tmp_path: Path, published: int
+) -> None:
+    """No request for each flow, and no question for each address that repeats."""
+    connect(node.host, outside)
+    result = node.attach(container)
+    conf = node.conf([udp(9000 + number, 53) for number in range(published)])
+    node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    for number in range(400):
+        with outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", (NODE4, 9000 + number % published))
+    listing = ["conntrack", "-L", "-p", "udp"]
+    assert node.host.exec(listing).stdout.count(f"dst={NODE4} ") == 400
+    trace = tmp_path / "trace"
+    done = node.host.run(
+        subprocess.run,
+        [
+            *("strace", "-qq", "-o", str(trace), "-e", "trace=sendto"),
+            str(node.runtime.bin_dir / "portmap"),
+        ],
+        input=json.dumps({**conf, "type": "portmap", "prevResult": result}).encode(),
+        capture_output=True,
+        env=node.runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 0, done
+    assert f"dst={NODE4} " not in node.host.exec(listing).stdout
+    assert trace.read_text().count("sendto(") < 100
 
 
 # -- CHECK, GC, STATUS, reload --------------------------------------------------------------------

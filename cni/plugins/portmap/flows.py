@@ -25,12 +25,31 @@ def forget(
         bound = {(p.host_ip if any(p.host_ip) else b"", p.host_port) for p in ports}
         try:
             with Netlink() as host:
-                for flow in conntrack.flows(nft.socket(), v6, PROTOCOLS[protocol], numbers):
-                    keys = {(b"", flow.dst_port), (flow.dst, flow.dst_port)}
-                    if bound & keys and stale(flow) and route.is_local(host, flow.dst):
-                        conntrack.forget(nft.socket(), flow)
+                is_local = _Local(host)
+                conntrack.forget(
+                    nft.socket(),
+                    [
+                        flow
+                        for flow in conntrack.flows(nft.socket(), v6, PROTOCOLS[protocol], numbers)
+                        if ((b"", flow.dst_port) in bound or (flow.dst, flow.dst_port) in bound)
+                        and stale(flow)
+                        and is_local[flow.dst]
+                    ],
+                )
         except NetlinkError as error:
             call.log(f"cni: portmap: cannot forget old {protocol} flows: {error}")
+
+
+class _Local(dict[bytes, bool]):
+    """Is an address one of this node's? Asked once an address: flows are many, addresses few."""
+
+    def __init__(self, host: Netlink) -> None:
+        super().__init__()
+        self._host = host
+
+    def __missing__(self, address: bytes) -> bool:
+        self[address] = found = route.is_local(self._host, address)
+        return found
 
 
 def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection[bytes]) -> None:

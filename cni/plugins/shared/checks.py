@@ -12,6 +12,7 @@ from ...call import Call
 from ...kernel import address, link, route
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
+from ...kernel.route import Route
 from ...netns import Namespace
 from ...protocol.address import Prefix, parse_ip
 from ...protocol.errors import CNIError
@@ -46,7 +47,8 @@ def compare(
     packet filter, named last.
     """
     sock = netns.netlink()
-    problems = problems + addresses(sock, call.ifname, previous) + routes(sock, previous)
+    have = routed(sock, previous)
+    problems = problems + addresses(sock, call.ifname, previous.ips, have) + routes(previous, have)
     fail(problems + (rules or []))
 
 
@@ -77,28 +79,37 @@ def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
     return index is None or not 0 <= index < len(links) or links[index].name == ifname
 
 
-def addresses(sock: Netlink, ifname: str, previous: Result) -> list[str]:
-    """Compare the prevResult's addresses with those of `ifname`.
+def routed(sock: Netlink, previous: Result) -> list[Route]:
+    """The routes to what the prevResult names, for `addresses` and `routes`.
+
+    A container can have very many others: all of its routes are read once.
+    """
+    destinations = {ip.prefix.network for ip in previous.ips}
+    destinations |= {Prefix.parse(wanted.dst).network for wanted in previous.routes}
+    return route.show_to(sock, destinations)
+
+
+def addresses(sock: Netlink, ifname: str, ips: list[IPConfig], have: list[Route]) -> list[str]:
+    """Compare addresses of the prevResult with those of `ifname`.
 
     The subnet of each address must be routed, in whichever table.
     """
     device = link.find(sock, ifname)
     if device is None:
         return [f"Cannot find container link {ifname}"]
-    have = {entry.prefix for entry in address.show(sock, device.index)}
+    present = {entry.prefix for entry in address.show(sock, device.index)}
     problems = []
-    for ip in previous.ips:
+    for ip in ips:
         prefix = ip.prefix
-        if prefix not in have:
+        if prefix not in present:
             problems.append(f"Failed to match addr {ip.address} on interface {ifname}")
             continue
-        routes = route.show(sock, prefix.family, table=0)
-        if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in routes):
+        if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in have):
             problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
     return problems
 
 
-def routes(sock: Netlink, previous: Result) -> list[str]:
+def routes(previous: Result, have: list[Route]) -> list[str]:
     """Compare the prevResult's routes with the kernel's.
 
     A default route may have any gateway. A route without `table` may be in any table, since sbr or
@@ -107,11 +118,11 @@ def routes(sock: Netlink, previous: Result) -> list[str]:
     problems = []
     for wanted in previous.routes:
         dst = Prefix.parse(wanted.dst).network
-        have = route.show(sock, dst.family, table=wanted.table or 0)
         gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
         if not any(gateway):
             gateway = b""  # 0.0.0.0 stands for a route on the link
-        if not any(r.dst == dst and gateway in (b"", r.gateway) for r in have):
+        in_table = (r for r in have if wanted.table in (None, 0, r.table))
+        if not any(r.dst == dst and gateway in (b"", r.gateway) for r in in_table):
             text = f"{wanted.dst} via {wanted.gw}" if wanted.gw else wanted.dst
             problems.append(f"Expected Route {text} not found in routing table")
     return problems

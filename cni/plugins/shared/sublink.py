@@ -186,9 +186,10 @@ def check(
         problems.append(f"Error: Container interface {entry.name} not of type {kind}")
     else:
         problems += differences(device, entry)
-    problems += checks.addresses(sock, call.ifname, previous)
+    have = checks.routed(sock, previous)
+    problems += checks.addresses(sock, call.ifname, previous.ips, have)
     if with_routes:
-        problems += checks.routes(sock, previous)
+        problems += checks.routes(previous, have)
     checks.fail(problems)
 
 
