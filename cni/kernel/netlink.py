@@ -8,9 +8,9 @@ socket module, which alone would take 5 ms of every request.
 from __future__ import annotations
 
 import struct
-from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
-from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS, ENOENT
+from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS, ENOENT, ENOMEM
 from typing import Any
 
 from .errors import NetlinkError
@@ -39,6 +39,7 @@ Message = tuple[int, bytes, int]  # type, payload, flags
 
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
+_READ_AGAIN = 3  # times, after an error of reading an answer
 _BATCH = 64  # their acknowledgements wait in the socket's buffer
 
 
@@ -176,18 +177,18 @@ class Netlink:
         parts, places = [], {}
         final = len(requests) - 1
         for place, (kind, payload, flags) in enumerate(requests):
-            self._sequence = self._sequence + 1 & 0xFFFFFFFF
-            places[self._sequence] = place
+            sequence = self.next_sequence()
+            places[sequence] = place
             size, whole = 16 + len(payload), flags | NLM_F_REQUEST
             if place == final:
                 whole |= NLM_F_ACK
-            parts.append(_HEADER.pack(size, kind, whole, self._sequence, 0))
+            parts.append(_HEADER.pack(size, kind, whole, sequence, 0))
             parts.append(payload + b"\0" * (-size & 3))
         self.sock.send(b"".join(parts))
         found: list[NetlinkError | None] = [None] * len(requests)
         answered = False
         while not answered:
-            for kind, flags, sequence, data in split(self.sock.recv(_BUFFER)):
+            for kind, flags, sequence, data in split(self._receive()):
                 if kind != NLMSG_ERROR or sequence not in places:
                     continue  # left over from a request that was given up
                 place = places[sequence]
@@ -209,7 +210,7 @@ class Netlink:
         sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK)
         found: list[bytes] = []
         while True:
-            for answer, flags, seq, data in split(self.sock.recv(_BUFFER)):
+            for answer, flags, seq, data in split(self._receive()):
                 if seq != sequence:
                     continue
                 if answer != NLMSG_ERROR:
@@ -238,16 +239,41 @@ class Netlink:
         return [data for _, data in found]
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
+        sequence = self.next_sequence()
+        self.sock.send(_HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload)
+        return sequence
+
+    def next_sequence(self) -> int:
+        """A number for the messages of a request, by which its answers are known."""
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
-        self.sock.send(_HEADER.pack(16 + len(payload), kind, flags, self._sequence, 0) + payload)
         return self._sequence
+
+    def _receive(self) -> bytes:
+        """Some of what the kernel answers.
+
+        It has done what was asked when the request has been sent, and its answer waits here: an
+        error of reading it (ENOBUFS, ENOMEM) says nothing of the request. So it is read again, or
+        a change that was made would be taken for one that was refused.
+        """
+        try:
+            return self.sock.recv(_BUFFER)
+        except OSError as error:
+            first = error
+        for _ in range(_READ_AGAIN):
+            try:
+                return self.sock.recv(_BUFFER, MSG_DONTWAIT)
+            except OSError:
+                pass
+        raise NetlinkError(
+            first.errno or 0, "the kernel's answer was lost: the request may be done"
+        )
 
     def _replies(self, sequence: int, single: bool = False) -> tuple[list[tuple[int, bytes]], bool]:
         """What answers `sequence`, and whether a dump was interrupted by a change."""
         found: list[tuple[int, bytes]] = []
         interrupted = False
         while True:
-            for kind, flags, seq, data in split(self.sock.recv(_BUFFER)):
+            for kind, flags, seq, data in split(self._receive()):
                 if seq != sequence:
                     continue  # left over from a request that was given up
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
@@ -265,7 +291,8 @@ class Netlink:
     def events(self, timeout: float) -> list[tuple[int, bytes]]:
         """Notifications that arrive within `timeout` seconds (at least one, else empty).
 
-        An overrun of the buffer also returns an empty list: the caller looks again anyway.
+        An overrun of the buffer, and a shortage of memory, also give an empty list: the caller
+        looks again anyway.
         """
         self.sock.settimeout(max(timeout, 0.001))
         try:
@@ -273,7 +300,7 @@ class Netlink:
         except TimeoutError:
             return []
         except OSError as error:
-            if error.errno != ENOBUFS:
+            if error.errno not in (ENOBUFS, ENOMEM):
                 raise
             return []
 

@@ -34,7 +34,11 @@ def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | Non
             ioctl(fd, _TUNSETOWNER, _signed(owner))
         if group is not None:
             ioctl(fd, _TUNSETGROUP, _signed(group))
-        ioctl(fd, _TUNSETPERSIST, 1)
+        try:
+            ioctl(fd, _TUNSETPERSIST, 1)
+        except OSError:
+            ioctl(fd, _TUNSETPERSIST, 0)  # it may have been done all the same
+            raise
     finally:
         os.close(fd)
 

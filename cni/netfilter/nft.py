@@ -17,7 +17,7 @@ import os
 import struct
 from _socket import MSG_DONTWAIT
 from _thread import get_ident
-from errno import ENOENT
+from errno import ENOBUFS, ENOENT
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..kernel import netlink as nl
@@ -42,6 +42,7 @@ _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
 
 _ATTEMPTS = 5
+_READ_AGAIN = 3  # times, after errors of reading answers
 
 # What `transact` fails with if the ruleset has changed since it was looked at.
 ERESTART = 85
@@ -117,36 +118,43 @@ def transact(changes: Sequence[Change], since: bytes = b"") -> None:
         *last,
         (uapi.NFNL_MSG_BATCH_END, begin, 0),
     ]
+    sock = socket()
+    sequence = sock.next_sequence()
     data = b"".join(
-        _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, 0, 0) + payload
+        _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, sequence, 0) + payload
         for kind, payload, flags in batch
     )
-    sock = socket()
     if len(data) > _SMALL:
         sock.sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
     sock.sock.send(data)
-    codes = _answers(sock)
+    codes = _answers(sock, sequence)
     for code in codes:
         if code != 0:
             raise NetlinkError(-code)
-    assert codes or not changes, "the kernel left a batch unanswered"
+    if changes and not codes:
+        raise NetlinkError(ENOBUFS, "the kernel's answer was lost: the changes may be made")
 
 
-def _answers(sock: Netlink) -> list[int]:
+def _answers(sock: Netlink, sequence: int) -> list[int]:
     """The codes of all acknowledgements.
 
     The kernel works while we send: all its answers are here now, also if it refused the batch as a
-    whole.
+    whole. An error of reading them (ENOBUFS: there were too many) says nothing of the changes.
     """
     codes: list[int] = []
-    while True:
+    failures = 0
+    while failures < _READ_AGAIN:
         try:
             data = sock.sock.recv(65536, MSG_DONTWAIT)
         except BlockingIOError:
-            return codes
-        for kind, _, _, payload in nl.split(data):
-            if kind == nl.NLMSG_ERROR:
+            break
+        except OSError:
+            failures += 1
+            continue
+        for kind, _, seq, payload in nl.split(data):
+            if kind == nl.NLMSG_ERROR and seq == sequence:
                 codes.append(nl.unpack(_ERROR, payload)[0])
+    return codes
 
 
 def generation() -> bytes:

@@ -115,6 +115,10 @@ def test_check_reads_all_routes_once(
         timeout=120,
     )
     assert done.returncode == 0, done
-    dumps = [line for line in trace.read_text().splitlines() if "=RTM_GETROUTE" in line or "=0x1a " in line]
+    dumps = [
+        line
+        for line in trace.read_text().splitlines()
+        if "=RTM_GETROUTE" in line or "=0x1a " in line
+    ]
     assert len(dumps) == 1, dumps
     assert not difference(before, Snapshot.take(container))

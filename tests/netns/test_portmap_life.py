@@ -40,7 +40,6 @@ from tests.harness.portmap import NET, NODE4, TABLE, Node, each_backend, tcp, ud
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from pathlib import Path
 
 Json = dict[str, Any]
 
