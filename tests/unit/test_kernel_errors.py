@@ -33,6 +33,7 @@ EXAMPLES: list[KernelError] = [
     errors.Unwritable("-j X"),
     errors.NetnsError("no namespace"),
     errors.NetnsMissing("nothing there"),
+    errors.NetnsUnknown("too many open files"),
     errors.ExecutorDied("lost"),
 ]
 
