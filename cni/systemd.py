@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from errno import EADDRINUSE
 from typing import NamedTuple
 
@@ -49,14 +50,29 @@ def listen_fds() -> list[Inherited]:
     return [Inherited(fd, label) for fd, label in zip(fds, labels, strict=False)]
 
 
-def hand_on(fd: int, name: str = "") -> dict[str, str]:
-    """Make `fd` what `listen_fds` returns in the program that this process executes next.
+@contextmanager
+def hand_on(fd: int, name: str = "") -> Iterator[dict[str, str]]:
+    """Make `fd` what `listen_fds` returns in a program that is executed within this context.
 
-    Returns the environment variables that the program needs.
+    Gives the environment variables that the program needs. If it cannot be executed, the
+    descriptors are as before when the context ends.
     """
-    os.dup2(fd, _FIRST_FD)
-    os.set_inheritable(_FIRST_FD, True)  # dup2(2) of a descriptor to itself leaves that alone
-    return dict(zip(_VARIABLES, (str(os.getpid()), "1", name), strict=True))
+    copy = os.dup(fd)
+    try:
+        before = os.dup(_FIRST_FD)
+    except OSError:  # nothing has that number
+        before = -1
+    os.dup2(copy, _FIRST_FD)
+    os.set_inheritable(_FIRST_FD, True)
+    try:
+        yield dict(zip(_VARIABLES, (str(os.getpid()), "1", name), strict=True))
+    finally:
+        if before < 0:
+            os.close(_FIRST_FD)
+        else:
+            os.dup2(before, _FIRST_FD, inheritable=False)
+            os.close(before)
+        os.close(copy)
 
 
 def is_listening(sock: socket.socket) -> bool:

@@ -2,24 +2,26 @@
  * The native client: what a container runtime executes when it runs a plugin.
  *
  * It hands the request to the server (cni/server/) over a Unix socket and waits for the exit code and
- * what belongs on stdout; to stderr, whose descriptor travels with the request, the server's worker
- * writes itself. Whenever the server is not there, is of another build, is in another network
- * namespace or too slow to begin, the plugin runs by exec, as if there were no server: then the
- * shell script below (launcher/prefix.sh, embedded) or a shortcut through it starts Python.
+ * what belongs on stdout. The server's worker writes to stderr itself: that descriptor travels with
+ * the request. If no server answers in time, or it is of another build or declines, the plugin runs by
+ * exec, as if there were no server: the shell script that is embedded here (launcher/prefix.sh), or a
+ * shortcut through it, starts Python.
  *
  *     request   header, then NUL-terminated: path we were called by, environment; then stdin
- *     hello     from a worker that is free: magic, its build id, its network namespace, its root
- *     go        which descriptors come with it: stderr, working directory, and if there are such
- *               CNI_NETNS, a routing socket of that namespace, and one to send us jobs there
- *     reply     'X', exit code, size of the output, output; or 'N': no such plugin here
+ *     hello     from a worker that is free: magic, its build id
+ *     go        one byte, which says which optional descriptors come with it; the descriptors stderr,
+ *               working directory and root directory, and if there are such CNI_NETNS, a routing
+ *               socket of that namespace, and one to send us jobs there; credentials that name the
+ *               server, which only CAP_SYS_ADMIN may send (cni/server/peer.py)
+ *     reply     'X', exit code, size of the output, output; or 'N': the worker declines
  *
  * Descriptors are sent after the hello only: in the queue of a server that hangs they would keep the
- * runtime's pipe open. Before them nothing can have happened, after them somebody is at work, so no
- * request is ever done twice. Output is written when all of it is here.
+ * runtime's pipe open. Before the go nothing can have happened, and after it a worker is at work, so
+ * no request is ever done twice. The output is written when all of it is here.
  *
- * POSIX and Linux only, static. What is kept of stdin, environment and reply comes out of one buffer,
- * unless it is large: each page that is touched costs a microsecond of a process that lives for 300.
- * Its twins are cni/server/wire.py and cni/netns/jobs.py.
+ * POSIX and Linux only, static. Stdin, environment and reply lie in one buffer unless they are large:
+ * each page that is touched costs a microsecond of a process that lives for 300.
+ * The server's side is cni/server/wire.py and cni/netns/jobs.py.
  */
 
 #define _GNU_SOURCE
@@ -46,34 +48,26 @@
 #define CNI_SOCKET "/run/cni/cni.sock"
 #endif
 #ifndef CNI_PATIENCE_MS
-#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker … */
+#define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker */
 #endif
-#define CNI_PATIENCE_ALONE 10 /* … times this where nobody has installed a Python to fall back on */
+#define CNI_PATIENCE_ALONE 10 /* times longer where no Python is installed to fall back on */
 
-/* linux/netlink.h, linux/sockios.h: musl has neither */
+/* From linux/netlink.h and linux/sockios.h, which musl does not have. */
 enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_CHK = 12 };
 #ifndef SIOCGSKNS
 #define SIOCGSKNS 0x894C
-#endif
-#ifndef SO_NETNS_COOKIE
-#define SO_NETNS_COOKIE 71 /* Linux 5.14 */
 #endif
 
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 5 };
+enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 6 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
        ARENA = 256 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16, MAX_VALUE = 4096 };
 
-/* Where the worker is. What the kernel does not tell is 0. */
 struct hello {
     uint32_t magic;
     char build[BUILD];
-    uint64_t netns_dev, netns_ino; /* of its network namespace, for clients without cookies */
-    uint64_t netns_cookie;
-    uint64_t mounts; /* inode of its mount namespace; 0: it serves clients of any */
-    uint64_t root_mount, root_ino; /* of its root directory */
 };
 
 struct header {
@@ -85,46 +79,46 @@ struct header {
 
 static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
 static char **arguments;
-static volatile sig_atomic_t caught; /* a signal that nobody has been told of */
-static int told;                     /* the worker was told of one */
-static sigset_t ordinary; /* the signal mask we were started with */
-static int home = -1;     /* our network namespace, while we are in the container's */
+static volatile sig_atomic_t pending_signal; /* has come, and the worker does not know yet */
+static int signal_forwarded;                 /* the worker knows of a signal */
+static sigset_t initial_mask;                /* the signal mask we were started with */
+static int own_netns = -1; /* our network namespace, while we are in the container's */
 
 /* --- memory and files ------------------------------------------------------------------------- */
 
 static char arena[ARENA] __attribute__((aligned(16)));
-static size_t used;
+static size_t arena_used;
 
-/* Memory that is never given back; NULL if there is none. */
-static void *take(size_t size)
+/* `size` bytes that are never freed; NULL if there is no memory. */
+static void *allocate(size_t size)
 {
-    size_t end = used + ((size + 15) & ~(size_t)15);
+    size_t end = arena_used + ((size + 15) & ~(size_t)15);
     if (size > ARENA || end > ARENA)
         return malloc(size);
-    char *found = arena + used;
-    used = end;
-    return found;
+    char *start = arena + arena_used;
+    arena_used = end;
+    return start;
 }
 
 /* As open(2), which in musl asks the kernel for O_CLOEXEC twice. */
-static int open_quietly(const char *path, int flags)
+static int open_cloexec(const char *path, int flags)
 {
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
 }
 
 /* --- by exec ---------------------------------------------------------------------------------- */
 
-/* What stands behind `key` in the script. */
-static const char *after(const char *key)
+/* The script's text after `key`; NULL if it does not have the key. */
+static const char *script_after(const char *key)
 {
     const char *start = strstr(cni_prefix, key);
     return start ? start + strlen(key) : NULL;
 }
 
-/* Copy what stands between `key` and `end` in the script. */
-static int setting(const char *key, char end, char *out, size_t size)
+/* Copy the script's text between `key` and the next `end`; false if it is not there or too long. */
+static int script_setting(const char *key, char end, char *out, size_t size)
 {
-    const char *start = after(key);
+    const char *start = script_after(key);
     if (!start)
         return 0;
     const char *stop = strchr(start, end);
@@ -147,55 +141,80 @@ static void fail(const char *msg, const char *details, int code)
     _exit(1);
 }
 
-/* Into the container's network namespace, where we stay as long as it does not matter; false if that
- * cannot be. `server` is a socket of our own. */
-static int enter(int container, int server)
+/* Enter the container's network namespace and stay there; false if that fails. `server` is a socket
+ * that was made in our own namespace. */
+static int enter_container(int container, int server)
 {
-    int here = home < 0 ? ioctl(server, SIOCGSKNS) : -1;
-    if (home < 0 && here >= 0 && setns(container, CLONE_NEWNET) == 0)
-        home = here;
+    int here = own_netns < 0 ? ioctl(server, SIOCGSKNS) : -1;
+    if (own_netns < 0 && here >= 0 && setns(container, CLONE_NEWNET) == 0)
+        own_netns = here;
     else if (here >= 0)
         close(here);
-    return home >= 0;
+    return own_netns >= 0;
 }
 
-/* Back into our own; harmless when we are there. */
-static void go_home(void)
+/* Return to our own network namespace; does nothing if we are there. Ends the process if it fails. */
+static void leave_container(void)
 {
-    if (home >= 0 && setns(home, CLONE_NEWNET) < 0)
+    if (own_netns >= 0 && setns(own_netns, CLONE_NEWNET) < 0)
         fail("cannot return to the node's network namespace", strerror(errno), 999);
-    if (home >= 0)
-        close(home);
-    home = -1;
+    if (own_netns >= 0)
+        close(own_netns);
+    own_netns = -1;
 }
 
-/* Start Python on the installed tree, or have the shell find out what to start. Never returns. */
-static void run_by_exec(void)
+/* Whether `path` is of this kind, and only we and root may change it: anybody may put a directory of
+ * that name beside a file in /tmp. */
+static int is_safe(const char *path, mode_t kind)
 {
-    char python[MAX_PATH], build[32], run[MAX_PATH];
-    int argc = 0;
-    go_home();
+    struct stat status;
+    return lstat(path, &status) == 0 && (status.st_mode & S_IFMT) == kind
+           && (status.st_uid == 0 || status.st_uid == getauxval(AT_EUID))
+           && !(status.st_mode & (S_IWGRP | S_IWOTH));
+}
+
+/* The path of run.py in the unpacked tree beside us; false if there is none that is safe. */
+static int find_tree(char *run, size_t size)
+{
+    char build[32];
+    const char *slash = strrchr(self, '/');
+    if (!slash || !script_setting("\ncni_build=", '\n', build, sizeof build))
+        return 0;
+    int n = snprintf(run, size, "%.*s/.cni-%s", (int)(slash - self), self, build);
+    if (n <= 0 || (size_t)n + sizeof "/run.py" > size || !is_safe(run, S_IFDIR))
+        return 0;
+    strcpy(run + n, "/run.py");
+    return is_safe(run, S_IFREG);
+}
+
+/* Replace this process by `program`, with our own arguments after those of `head`. */
+static void execute(const char *program, char *const *head, size_t count)
+{
+    size_t argc = 0;
     while (arguments[argc])
         argc++;
-    char **argv = calloc((size_t)argc + 8, sizeof *argv);
+    size_t rest = argc ? argc - 1 : 0;
+    char **argv = calloc(count + rest + 1, sizeof *argv);
     if (!argv)
         fail("cannot start: out of memory", "", 5);
-    const char *slash = strrchr(self, '/');
-    if (slash && setting("\ncni_python='", '\'', python, sizeof python) && *python
-        && setting("\ncni_build=", '\n', build, sizeof build)) {
-        int n = snprintf(run, sizeof run, "%.*s/.cni-%s/run.py", (int)(slash - self), self, build);
-        if (n > 0 && n < (int)sizeof run && access(run, F_OK) == 0) {
-            char *head[] = {python, "-I", "-S", run, (char *)self};
-            memcpy(argv, head, sizeof head);
-            memcpy(argv + 5, arguments + (argc > 0), (size_t)(argc > 0 ? argc - 1 : 0) * sizeof *argv);
-            execve(python, argv, environ);
-            memset(argv, 0, ((size_t)argc + 8) * sizeof *argv);
-        }
+    memcpy(argv, head, count * sizeof *argv);
+    memcpy(argv + count, arguments + (argc > 0), rest * sizeof *argv);
+    execve(program, argv, environ);
+    free(argv);
+}
+
+/* Start Python on the installed tree, or else the script, which looks for both. Never returns. */
+static void run_by_exec(void)
+{
+    char python[MAX_PATH], run[MAX_PATH];
+    leave_container();
+    if (script_setting("\ncni_python='", '\'', python, sizeof python) && *python
+        && find_tree(run, sizeof run)) {
+        char *const head[] = {python, "-I", "-S", run, (char *)self};
+        execute(python, head, sizeof head / sizeof *head);
     }
-    char *head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
-    memcpy(argv, head, sizeof head);
-    memcpy(argv + 4, arguments + (argc > 0), (size_t)(argc > 0 ? argc - 1 : 0) * sizeof *argv);
-    execve("/bin/sh", argv, environ);
+    char *const head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
+    execute("/bin/sh", head, sizeof head / sizeof *head);
     if (!getenv("CNI_COMMAND")) {
         static const char text[] = "cni: cannot start: neither the installed tree nor /bin/sh is there\n";
         if (write(2, text, sizeof text - 1) < 0)
@@ -207,7 +226,7 @@ static void run_by_exec(void)
          "start the server (cni serve), or install the package python3 and run cni install", 5);
 }
 
-/* The same with what was read of stdin put back. Never returns. */
+/* As run_by_exec, with `data` as stdin if it was read. Never returns. */
 static void run_by_exec_with(const char *data, size_t size, int have_stdin)
 {
     if (have_stdin) {
@@ -231,10 +250,10 @@ static void run_by_exec_with(const char *data, size_t size, int have_stdin)
 
 static void on_signal(int number)
 {
-    caught = number;
+    pending_signal = number;
 }
 
-/* From here on the interrupts are heard in ppoll(2) only. */
+/* Have SIGTERM, SIGINT and SIGHUP delivered in ppoll(2) only. */
 static void watch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal};
@@ -245,13 +264,13 @@ static void watch_signals(void)
         sigaction(numbers[i], &action, NULL);
         sigaddset(&blocked, numbers[i]);
     }
-    sigprocmask(SIG_BLOCK, &blocked, &ordinary);
+    sigprocmask(SIG_BLOCK, &blocked, &initial_mask);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        sigdelset(&ordinary, numbers[i]);
+        sigdelset(&initial_mask, numbers[i]);
 }
 
-/* All of stdin, or its beginning if that is too long already (then Python says so); NULL if it
- * cannot be read and nothing has been lost by trying. */
+/* All of stdin, or its beginning if that is longer than MAX_STDIN, which Python refuses. NULL if the
+ * first read fails: then Python can try, too. */
 static char *read_stdin(size_t *size)
 {
     size_t room = ARENA / 8, have = 0;
@@ -278,15 +297,15 @@ static char *read_stdin(size_t *size)
         have += (size_t)n;
     }
     *size = have;
-    used = data == arena ? have : 0;
-    used = (used + 15) & ~(size_t)15;
+    arena_used = data == arena ? have : 0;
+    arena_used = (arena_used + 15) & ~(size_t)15;
     return data;
 }
 
-/* How long to wait for a worker. */
-static struct timespec patience(void)
+/* How long to wait until a worker says hello. */
+static struct timespec worker_timeout(void)
 {
-    const char *python = after("\ncni_python='");
+    const char *python = script_after("\ncni_python='");
     long ms = CNI_PATIENCE_MS;
     if (python && *python == '\'')
         ms *= CNI_PATIENCE_ALONE;
@@ -303,7 +322,7 @@ static int connect_to(const char *path)
     if (fd < 0)
         return -1;
     /* also bounds connect(2) when the queue is full */
-    struct timespec wait = patience();
+    struct timespec wait = worker_timeout();
     struct timeval limit = {wait.tv_sec, wait.tv_nsec / 1000};
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit) < 0
         || connect(fd, (struct sockaddr *)&address, sizeof address) < 0) {
@@ -313,22 +332,42 @@ static int connect_to(const char *path)
     return fd;
 }
 
-static int send_all(int fd, struct iovec *parts, int count, const int *fds, int nfds)
+/* What travels beside the bytes of a message. */
+struct ancillary {
+    int fds[MAX_FDS], nfds;
+    struct ucred credentials;
+};
+
+/* Put one control message at `head`, which is NULL if there is no room; where the next begins. */
+static struct cmsghdr *add_control(struct msghdr *message, struct cmsghdr *head, int type,
+                                   const void *data, size_t size)
+{
+    if (!head)
+        return NULL;
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = type;
+    head->cmsg_len = CMSG_LEN(size);
+    memcpy(CMSG_DATA(head), data, size);
+    return CMSG_NXTHDR(message, head);
+}
+
+/* Send all parts, with the first byte what `extra` has, if it is given; false if that fails. */
+static int send_all(int fd, struct iovec *parts, int count, const struct ancillary *extra)
 {
     union {
-        char room[CMSG_SPACE(MAX_FDS * sizeof(int))];
+        char room[CMSG_SPACE(MAX_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
         struct cmsghdr align;
     } control;
-    memset(&control, 0, sizeof control);
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
-    if (nfds) {
+    if (extra) {
+        size_t size = (size_t)extra->nfds * sizeof(int);
+        memset(&control, 0, sizeof control);
         message.msg_control = control.room;
-        message.msg_controllen = CMSG_SPACE((size_t)nfds * sizeof(int));
-        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
-        head->cmsg_level = SOL_SOCKET;
-        head->cmsg_type = SCM_RIGHTS;
-        head->cmsg_len = CMSG_LEN((size_t)nfds * sizeof(int));
-        memcpy(CMSG_DATA(head), fds, (size_t)nfds * sizeof(int));
+        message.msg_controllen = CMSG_SPACE(size) + CMSG_SPACE(sizeof extra->credentials);
+        struct cmsghdr *next =
+            add_control(&message, CMSG_FIRSTHDR(&message), SCM_RIGHTS, extra->fds, size);
+        add_control(&message, next, SCM_CREDENTIALS, &extra->credentials,
+                    sizeof extra->credentials);
     }
     for (;;) {
         ssize_t n = sendmsg(fd, &message, MSG_NOSIGNAL);
@@ -359,13 +398,13 @@ static char *append(char *at, const char *end, const char *text)
     return at + size;
 }
 
-/* Path and environment; NULL if there is no room. */
+/* The request's strings: path and environment; NULL if they are too long. */
 static char *make_strings(uint32_t *size)
 {
     size_t room = strlen(self) + 1;
     for (char **each = environ; *each; each++)
         room += strlen(*each) + 1;
-    char *start = room <= MAX_STRINGS ? take(room) : NULL;
+    char *start = room <= MAX_STRINGS ? allocate(room) : NULL;
     if (!start)
         return NULL;
     char *at = start, *end = start + room;
@@ -378,7 +417,7 @@ static char *make_strings(uint32_t *size)
     return start;
 }
 
-/* Send all but descriptors; it waits in the queue until a worker is free. */
+/* Send the request, without descriptors. It waits in the queue until a worker is free. */
 static int send_request(int server, const char *data, size_t size)
 {
     struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
@@ -387,21 +426,21 @@ static int send_request(int server, const char *data, size_t size)
     umask((mode_t)header.umask);
     struct iovec parts[] = {
         {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
-    return strings && send_all(server, parts, 3, NULL, 0);
+    return strings && send_all(server, parts, 3, NULL);
 }
 
-/* What goes with the request. -1: there is none. */
-struct belongings {
-    int here, container, routing;
-    int jobs, worker; /* two ends: ours, and the worker's */
+/* The descriptors that go with the request; -1 stands for none. */
+struct descriptors {
+    int here, root, container, routing;
+    int jobs, worker; /* two ends of a connection: ours, and the worker's */
 };
 
-/* A routing socket of the container's namespace, so that the worker need not send somebody there for
- * it; -1 if there cannot be one. */
+/* A routing socket of the container's namespace, which saves the worker from sending another process
+ * there to make one; -1 if that fails. */
 static int routing_socket(int container, int server)
 {
     int sock = -1;
-    if (enter(container, server))
+    if (enter_container(container, server))
         sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, ROUTE);
     const int options[] = {CAP_ACK, EXT_ACK, GET_STRICT_CHK}, on = 1;
     for (size_t i = 0; sock >= 0 && i < sizeof options / sizeof *options; i++)
@@ -409,104 +448,79 @@ static int routing_socket(int container, int server)
     return sock;
 }
 
-static struct belongings gather(int server)
+/* Descriptors of what the worker needs of us. */
+static struct descriptors collect_descriptors(int server)
 {
     const char *path = getenv("CNI_NETNS");
-    struct belongings mine = {-1, -1, -1, -1, -1};
+    struct descriptors mine = {-1, -1, -1, -1, -1, -1};
     int ends[2];
-    mine.here = open_quietly(".", O_PATH | O_DIRECTORY);
+    mine.here = open_cloexec(".", O_PATH | O_DIRECTORY);
+    mine.root = open_cloexec("/", O_PATH | O_DIRECTORY);
     if (path && *path)
-        mine.container = open_quietly(path, O_RDONLY | O_NONBLOCK);
+        mine.container = open_cloexec(path, O_RDONLY | O_NONBLOCK);
     if (mine.container >= 0)
         mine.routing = routing_socket(mine.container, server);
-    if (mine.routing >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0) {
+    if (mine.routing < 0)
+        return mine;
+    /* A descriptor of the path would keep the mount there busy as long as a process of the server has
+     * it; one from the kernel's own mount does not. */
+    int unmounted = ioctl(mine.routing, SIOCGSKNS);
+    if (unmounted >= 0) {
+        close(mine.container);
+        mine.container = unmounted;
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) == 0) {
         mine.jobs = ends[0];
         mine.worker = ends[1];
     }
     return mine;
 }
 
-/* In the worker's network namespace? /proc is asked only if need be: for a process as young as this
- * one it has to make all that it shows. */
-static int is_same_netns(int server, const struct hello *hello)
-{
-    uint64_t cookie;
-    socklen_t size = sizeof cookie;
-    if (hello->netns_cookie && getsockopt(server, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) == 0)
-        return cookie == hello->netns_cookie;
-    struct stat netns;
-    go_home();
-    return stat("/proc/self/ns/net", &netns) == 0 && hello->netns_dev == netns.st_dev
-           && hello->netns_ino == netns.st_ino;
-}
-
-/* Do paths mean the same files as for the worker? A mount is in one mount namespace only; the same
- * directory as root also tells a changed root. */
-static int is_same_root(const struct hello *hello)
-{
-    union {
-        uint32_t mask;
-        uint64_t words[32]; /* struct statx (linux/stat.h): stx_ino, stx_mnt_id */
-    } root;
-    enum { STATX_INO_ = 0x100, STATX_MNT_ID_ = 0x1000, INO = 4, MNT_ID = 18 };
-    if (!hello->mounts)
-        return 1;
-    if (hello->root_mount
-        && syscall(SYS_statx, AT_FDCWD, "/", 0, STATX_INO_ | STATX_MNT_ID_, &root) == 0
-        && root.mask & STATX_MNT_ID_)
-        return root.words[MNT_ID] == hello->root_mount && root.words[INO] == hello->root_ino;
-    struct stat mounts;
-    return stat("/proc/self/ns/mnt", &mounts) == 0 && hello->mounts == mounts.st_ino;
-}
-
-/* Is the server our own user's? */
-static int is_ours(int server)
-{
-    struct ucred peer;
-    socklen_t size = sizeof peer;
-    return getsockopt(server, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0
-           && peer.uid == getauxval(AT_EUID);
-}
-
-/* Wait for the worker's hello; is it one that may work for us? */
-static int is_welcome(int server, const char *build)
+/* Wait for the hello of a worker that may work for us; `peer` becomes the server's credentials. */
+static int receive_hello(int server, const char *build, struct ucred *peer)
 {
     struct hello hello;
+    socklen_t size = sizeof *peer;
     struct pollfd ready = {.fd = server, .events = POLLIN};
-    struct timespec limit = patience();
-    int n = ppoll(&ready, 1, &limit, &ordinary);
+    struct timespec limit = worker_timeout();
+    int n = ppoll(&ready, 1, &limit, &initial_mask);
     return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
            && hello.magic == MAGIC && strlen(build) == BUILD
-           && memcmp(hello.build, build, BUILD) == 0 && is_ours(server)
-           && is_same_netns(server, &hello) && is_same_root(&hello);
+           && memcmp(hello.build, build, BUILD) == 0
+           && getsockopt(server, SOL_SOCKET, SO_PEERCRED, peer, &size) == 0
+           && peer->uid == getauxval(AT_EUID);
 }
 
-/* Have the worker begin; false if it cannot. */
-static int go(int server, const struct belongings *mine)
+/* Have the worker begin; false if it will not. To name another process in credentials the kernel
+ * wants CAP_SYS_ADMIN of us: so the worker sees that it lends us nothing. */
+static int send_go(int server, const struct descriptors *mine, const struct ucred *peer)
 {
     unsigned char which = 0;
-    int fds[MAX_FDS] = {2, mine->here}, nfds = 2;
+    struct ancillary extra = {
+        .fds = {2, mine->here, mine->root},
+        .nfds = 3,
+        .credentials = {peer->pid, (uid_t)getauxval(AT_EUID), (gid_t)getauxval(AT_EGID)}};
     const int optional[] = {mine->container, mine->routing, mine->worker};
     for (size_t i = 0; i < sizeof optional / sizeof *optional; i++)
         if (optional[i] >= 0) {
             which |= (unsigned char)(1 << i);
-            fds[nfds++] = optional[i];
+            extra.fds[extra.nfds++] = optional[i];
         }
     struct iovec part = {&which, 1};
-    return mine->here >= 0 && send_all(server, &part, 1, fds, nfds);
+    return mine->here >= 0 && mine->root >= 0 && send_all(server, &part, 1, &extra);
 }
 
 /* --- jobs in the container ---------------------------------------------------------------------- */
 
-/* The worker's process may not enter a namespace, so it would have to send another one there, which
- * takes long to wake up. We are here anyway, and do what is small: kernel parameters.
+/* The worker's process may not enter a namespace; it would have to send another process there, which
+ * takes long to wake up. We are there already, so we read and write kernel parameters for it.
  *
- *     job      's', or 'S' to stop after the first that fails; then what is to be done, each
- *              'r' (read), 'w' (write) or 'e' (write unless it is so), name NUL value NUL
- *     answer   's', then for each that was done: errno, size of what was read or NOTHING, that;
- *              or 'n': we cannot get there
+ *     job      's', or 'S' to stop after the first step that fails; then the steps, each
+ *              'r' (read), 'w' (write) or 'e' (write unless equal), name NUL value NUL
+ *     answer   's', then for each step: errno, size of the value that was read or NOTHING, value;
+ *              or 'n': we cannot enter the namespace
  */
-struct outcome_of {
+struct step_outcome {
     int32_t error;
     uint32_t size;
 };
@@ -514,7 +528,7 @@ static const uint32_t NOTHING = UINT32_MAX;
 
 static int read_parameter(const char *path, char *value, uint32_t *size)
 {
-    int fd = open_quietly(path, O_RDONLY);
+    int fd = open_cloexec(path, O_RDONLY);
     ssize_t n = fd < 0 ? -1 : read(fd, value, MAX_VALUE);
     int error = n < 0 ? errno : 0;
     if (fd >= 0)
@@ -525,14 +539,14 @@ static int read_parameter(const char *path, char *value, uint32_t *size)
 
 static int write_parameter(const char *path, const char *value)
 {
-    int fd = open_quietly(path, O_WRONLY);
+    int fd = open_cloexec(path, O_WRONLY);
     int error = fd < 0 || write(fd, value, strlen(value)) < 0 ? errno : 0;
     if (fd >= 0)
         close(fd);
     return error;
 }
 
-/* Below net/? Nothing else is anybody's business here. */
+/* Whether it is a parameter below net/. No plugin needs another one. */
 static int is_parameter(const char *name)
 {
     size_t size = strlen(name);
@@ -540,10 +554,10 @@ static int is_parameter(const char *name)
            && (size < 3 || strcmp(name + size - 3, "/..") != 0);
 }
 
-/* Do one; `value` is what was there. */
-static struct outcome_of do_parameter(char kind, const char *name, const char *wanted, char *value)
+/* Do one step; `value` becomes the value that was read. */
+static struct step_outcome perform_step(char kind, const char *name, const char *wanted, char *value)
 {
-    struct outcome_of done = {ENOENT, NOTHING};
+    struct step_outcome done = {ENOENT, NOTHING};
     char path[256] = "/proc/sys/"; /* snprintf(3) would be a dozen more cache lines */
     size_t start = strlen(path), size = strlen(name) + 1;
     if (!is_parameter(name) || size > sizeof path - start)
@@ -560,20 +574,20 @@ static struct outcome_of do_parameter(char kind, const char *name, const char *w
     return done;
 }
 
-/* Do a job of `size` bytes, in the container's namespace; the size of the answer. */
-static size_t do_job(const char *job, size_t size, char *answer, size_t room)
+/* Do a job of `size` bytes, in the container's namespace; returns the size of the answer. */
+static size_t perform_job(const char *job, size_t size, char *answer, size_t room)
 {
     const char *at = job + 1, *end = job + size;
     size_t have = 1;
     *answer = 's';
-    while (at < end && have + sizeof(struct outcome_of) + MAX_VALUE <= room) {
+    while (at < end && have + sizeof(struct step_outcome) + MAX_VALUE <= room) {
         char kind = *at++;
         const char *name = at;
         const char *wanted = memchr(name, 0, (size_t)(end - name));
         if (!wanted || ++wanted == end || !memchr(wanted, 0, (size_t)(end - wanted)))
             break;
-        struct outcome_of done =
-            do_parameter(kind, name, wanted, answer + have + sizeof done);
+        struct step_outcome done =
+            perform_step(kind, name, wanted, answer + have + sizeof done);
         memcpy(answer + have, &done, sizeof done);
         have += sizeof done + (done.size == NOTHING ? 0 : done.size);
         if (done.error && *job == 'S')
@@ -583,20 +597,20 @@ static size_t do_job(const char *job, size_t size, char *answer, size_t room)
     return have;
 }
 
-/* Do the job that waits; false if there will be no more. */
-static int serve(int server, const struct belongings *mine)
+/* Do the job that has come; false if there will be no more. */
+static int serve_job(int server, const struct descriptors *mine)
 {
     static char *job;
     size_t have = 1;
-    if (!job && !(job = take(2 * MAX_JOB)))
+    if (!job && !(job = allocate(2 * MAX_JOB)))
         return 0;
     ssize_t size = recv(mine->jobs, job, MAX_JOB, MSG_DONTWAIT);
     if (size <= 0)
         return size < 0 && (errno == EAGAIN || errno == EINTR);
     char *answer = job + size; /* in the same page, mostly */
     *answer = 'n';
-    if (enter(mine->container, server))
-        have = do_job(job, (size_t)size, answer, MAX_JOB);
+    if (enter_container(mine->container, server))
+        have = perform_job(job, (size_t)size, answer, MAX_JOB);
     send(mine->jobs, answer, have, MSG_NOSIGNAL);
     return 1;
 }
@@ -608,13 +622,13 @@ struct reply {
     uint32_t size; /* of the output */
 } __attribute__((packed));
 
-/* Write the output; the exit code. Nobody undoes anything any more: signals end us. */
-static int print(const char *data, size_t size, int code)
+/* Write the output; returns the exit code. The verb is over, so that signals may end us. */
+static int print_output(const char *data, size_t size, int code)
 {
     const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
     for (size_t i = 0; size && i < sizeof numbers / sizeof *numbers; i++)
         signal(numbers[i], SIG_DFL);
-    sigprocmask(SIG_SETMASK, &ordinary, NULL);
+    sigprocmask(SIG_SETMASK, &initial_mask, NULL);
     signal(SIGPIPE, SIG_IGN);
     while (size) {
         ssize_t n = write(1, data, size);
@@ -632,19 +646,19 @@ static int print(const char *data, size_t size, int code)
 
 enum outcome { NOT_BEGUN, LOST, DONE };
 
-/* Wait for some bytes, as long as it takes; how many, or 0 if the worker is gone. */
-static size_t receive(int server, struct belongings *mine, char *data, size_t room)
+/* Wait for bytes of the reply, and do jobs meanwhile; how many, or 0 if the worker is gone. */
+static size_t receive(int server, struct descriptors *mine, char *data, size_t room)
 {
     for (;;) {
         struct pollfd ready[] = {{.fd = server, .events = POLLIN}, {.fd = mine->jobs, .events = POLLIN}};
-        int n = ppoll(ready, 2, NULL, &ordinary);
-        if (caught) {
-            unsigned char number = (unsigned char)caught;
-            caught = 0;
-            told = 1;
-            send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if it is gone, we hear it */
+        int n = ppoll(ready, 2, NULL, &initial_mask);
+        if (pending_signal) {
+            unsigned char number = (unsigned char)pending_signal;
+            pending_signal = 0;
+            signal_forwarded = 1;
+            send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if the worker is gone, recv tells */
         }
-        if (n > 0 && ready[1].revents && !serve(server, mine))
+        if (n > 0 && ready[1].revents && !serve_job(server, mine))
             mine->jobs = -1;
         if (n <= 0 || !ready[0].revents)
             continue;
@@ -654,12 +668,12 @@ static size_t receive(int server, struct belongings *mine, char *data, size_t ro
     }
 }
 
-/* Wait for the reply, and print it; `code` is the exit code when it is DONE. */
-static enum outcome wait_for(int server, struct belongings *mine, int *code)
+/* Wait for the reply and write its output; `code` becomes the exit code if it is DONE. */
+static enum outcome await_reply(int server, struct descriptors *mine, int *code)
 {
     struct reply reply = {0, 0, 0};
     size_t have = 0, room = 4096;
-    char *data = take(room);
+    char *data = allocate(room);
     while (data && (have < sizeof reply || have - sizeof reply < reply.size)) {
         size_t got = receive(server, mine, data + have, room - have);
         have += got;
@@ -681,7 +695,7 @@ static enum outcome wait_for(int server, struct belongings *mine, int *code)
     }
     if (!data)
         return LOST;
-    *code = print(data + sizeof reply, reply.size, reply.code);
+    *code = print_output(data + sizeof reply, reply.size, reply.code);
     return DONE;
 }
 
@@ -693,7 +707,7 @@ static int is_for_server(const char *name, const char *command)
     return strcmp(name, "cni") != 0 && !(choice && strcmp(choice, "off") == 0);
 }
 
-/* Otherwise the socket would become one of them, and the worker would write to itself. */
+/* Whether 0, 1 and 2 are open. Otherwise the socket would get one of these numbers. */
 static int has_standard_streams(void)
 {
     struct pollfd streams[] = {{.fd = 0}, {.fd = 1}, {.fd = 2}};
@@ -712,7 +726,7 @@ int main(int argc, char **argv)
     const char *command = getenv("CNI_COMMAND");
     char build[32];
     if (!is_for_server(slash ? slash + 1 : self, command)
-        || !setting("\ncni_build=", '\n', build, sizeof build))
+        || !script_setting("\ncni_build=", '\n', build, sizeof build))
         run_by_exec();
     const char *path = getenv("CNI_SERVER_SOCKET");
     if (!path || !*path)
@@ -720,12 +734,12 @@ int main(int argc, char **argv)
     if (access(path, F_OK) < 0 || !has_standard_streams())
         run_by_exec();
 
-    /* first, so that no worker waits for a runtime that is slow to write */
+    /* before connecting, so that no worker waits for a runtime that is slow to write */
     size_t size = 0;
     int have_stdin = strcmp(command, "VERSION") != 0;
     char *data = have_stdin ? read_stdin(&size) : NULL;
     if (have_stdin && !data)
-        run_by_exec(); /* unreadable: Python will see the same */
+        run_by_exec(); /* unreadable: Python says why */
     if (size > MAX_STDIN)
         run_by_exec_with(data, size, have_stdin);
     watch_signals();
@@ -734,20 +748,21 @@ int main(int argc, char **argv)
     int server = connect_to(path);
     enum outcome outcome = NOT_BEGUN;
     if (server >= 0 && send_request(server, data, size)) {
-        struct belongings mine = gather(server);
-        if (is_welcome(server, build) && go(server, &mine))
-            outcome = wait_for(server, &mine, &code);
+        struct ucred peer;
+        struct descriptors mine = collect_descriptors(server);
+        if (receive_hello(server, build, &peer) && send_go(server, &mine, &peer))
+            outcome = await_reply(server, &mine, &code);
     }
     if (outcome == DONE)
         _exit(code);
     if (server >= 0)
         close(server);
-    sigprocmask(SIG_SETMASK, &ordinary, NULL); /* now those are caught that came meanwhile */
-    /* A verb that may be repeated is; an ADD has to be taken back first, which DEL does. */
+    sigprocmask(SIG_SETMASK, &initial_mask, NULL); /* signals that came meanwhile are delivered now */
+    /* Verbs that may be repeated are repeated. An ADD is not: a DEL has to undo it first. */
     if (outcome == LOST && strcmp(command, "ADD") == 0)
         fail("the cni server ended in the middle of the request",
              "the runtime takes back what was done by DEL; then try again", 11);
-    if (caught || told)
+    if (pending_signal || signal_forwarded)
         fail("interrupted by a signal", "nothing more was done; try again", 999);
     run_by_exec_with(data, size, have_stdin);
 }

@@ -4,13 +4,14 @@
 cni_build=@BUILD_ID@
 cni_python=''  # `cni install` writes the interpreter here; the padding keeps the archive in place @PAD@
 
-# Installed, and called through a link beside the installed file: the usual way.
+# The usual way: installed, and called through a link beside the installed file. The tree has to be
+# this user's, because anybody may make a directory of that name where this file was copied to.
 cni_root=${0%/*}/.cni-$cni_build
-if [ -x "$cni_python" ] && [ -f "$cni_root/run.py" ]; then
+if [ -x "$cni_python" ] && [ -O "$cni_root" ] && [ ! -h "$cni_root" ] && [ -f "$cni_root/run.py" ]; then
     exec "$cni_python" -I -S "$cni_root/run.py" "$0" "$@"
 fi
 
-# Names no interpreter that was not tried: answers on stdout when a runtime asks, else on stderr.
+# Ends with an error: as JSON on stdout for a runtime, as text on stderr for a person.
 complain() {
     if [ -n "$CNI_COMMAND" ]; then
         printf '{\n    "code": 999,\n    "msg": "%s",\n    "details": "%s"\n}\n' "$1" "$2"
@@ -20,8 +21,8 @@ complain() {
     exit 1
 }
 
-# Sets cni_python to $1 if that is Python 3.11 or newer; usually seen without running it (12 ms). One
-# too old is kept for the last resort: it can at least say which version it is.
+# Sets cni_python to $1 if that is Python 3.11 or newer, which its name mostly tells without running
+# it (12 ms). An older one becomes cni_old: it is run if there is no other, and says its version.
 try() {
     [ -x "$1" ] && [ ! -d "$1" ] || return 1
     for cni_name in "$1.14" "$1.13" "$1.12" "$1.11"; do
@@ -50,16 +51,24 @@ search() {
         'looked in /usr/bin, /usr/local/bin and PATH; install the package python3, run cni install --python PATH, or start the server (cni serve)'
 }
 
+# Whether $1 is a directory in which only this user and root may write. Anything unexpected is a no.
+trusted() {
+    [ -d "$1" ] && [ ! -h "$1" ] || return 1
+    cni_user=$(id -u 2>&-) || return 1
+    cni_bad=$(find "$1" '(' ! -user 0 ! -user "$cni_user" ')' -o \
+        ! -type l '(' -perm -020 -o -perm -002 ')' 2>&1) && [ -z "$cni_bad" ]
+}
+
 cni_old=''
 search
 unset IFS
-# A link from elsewhere; the assignment stays in the subshell.
+# $0 may be a link in another directory. PATH changes in the subshell only.
 cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>&-) || cni_real=$0
 cni_root=${cni_real%/*}/.cni-$cni_build
-if [ -f "$cni_root/run.py" ]; then
+if [ -f "$cni_root/run.py" ] && trusted "$cni_root"; then
     exec "$cni_python" -I -S "$cni_root/run.py" "$0" "$@"
 fi
-# Not installed: straight from the archive. Not `python FILE`, which costs 8 ms more (runpy).
+# Not installed: run from the archive. `python FILE` would do so, too, but takes 8 ms longer (runpy).
 exec "$cni_python" -I -S -c 'import sys
 del sys.argv[0]
 sys.path.insert(0, sys.argv.pop(0))

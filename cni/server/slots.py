@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import mmap
-import struct
 import time
 from typing import NamedTuple
 
-# Native alignment: each field is then read and written by one instruction, so that no reader sees a
-# half-written number.
-_LAYOUT = struct.Struct("@dddQQ")
+_FIELDS = 5  # of eight bytes, in the order of SlotState
 
 
 class SlotState(NamedTuple):
@@ -23,45 +20,48 @@ class SlotState(NamedTuple):
 
 
 class Slot:
-    """The shared memory of one worker, which writes it; the others read."""
+    """The shared memory of one worker, which writes it; the others read.
+
+    Each field is written by one instruction, so that nobody reads half a number. (struct.pack_into
+    would not do: it clears the memory first.)
+    """
 
     def __init__(self, memory: mmap.mmap, number: int) -> None:
-        self._memory = memory
-        self._offset = number * _LAYOUT.size
+        start = number * _FIELDS * 8
+        fields = memoryview(memory)[start : start + _FIELDS * 8]
+        self._times = fields[:24].cast("d")
+        self._counts = fields[24:].cast("Q")
 
     def start_worker(self, served: int | None = None) -> None:
         """Note that a new worker has the slot. `served` is the count so far, if not the slot's."""
         now = time.monotonic()
-        self._write(now, 0.0, now, self.read().served if served is None else served, 0)
+        self._times[0], self._times[1], self._times[2] = now, 0.0, now
+        if served is not None:
+            self._counts[0] = served
+        self._counts[1] = 0
 
     def begin_request(self) -> None:
         """Note that the worker has begun a request."""
-        state = self.read()
-        self._write(
-            state.last_active, time.monotonic(), state.started, state.served + 1, state.declined
-        )
+        self._times[1] = time.monotonic()
+        self._counts[0] += 1
 
     def end_request(self) -> None:
         """Note that the worker is idle again."""
-        state = self.read()
-        self._write(time.monotonic(), 0.0, state.started, state.served, state.declined)
+        self._times[0] = time.monotonic()
+        self._times[1] = 0.0
 
     def count_declined(self) -> None:
         """Note that a client left after the hello, perhaps because it is of another build."""
-        state = self.read()
-        self._write(
-            state.last_active, state.busy_since, state.started, state.served, state.declined + 1
-        )
+        self._counts[1] += 1
 
     def read(self) -> SlotState:
         """What the slot says now."""
-        return SlotState(*_LAYOUT.unpack_from(self._memory, self._offset))
-
-    def _write(self, *values: float) -> None:
-        _LAYOUT.pack_into(self._memory, self._offset, *values)
+        last_active, busy_since, started = self._times
+        served, declined = self._counts
+        return SlotState(last_active, busy_since, started, served, declined)
 
 
 def allocate(count: int) -> list[Slot]:
     """`count` slots in memory that children forked from now on share."""
-    memory = mmap.mmap(-1, max(count * _LAYOUT.size, mmap.PAGESIZE))
+    memory = mmap.mmap(-1, count * _FIELDS * 8)
     return [Slot(memory, number) for number in range(count)]

@@ -1,44 +1,58 @@
 """The supervisor: preloads the plugins, keeps the workers, and serves nothing itself.
 
 Workers are forked ahead and rehearsed, so that a request finds its pages copied, its executor
-running and the packet filter's library loaded. One that ends is replaced at once. The supervisor
-ends when it is told to, or has been idle for long; first every worker finishes its request.
-A client of another build means that `cni install` was here: then the supervisor runs the new file,
-with the same listening socket.
+running and the packet filter's library loaded. One that ends is replaced at once, and more slowly
+each time if it dies young. The supervisor ends when it is told to, or has been idle for long; first
+every worker finishes its request. A client of another build means that `cni install` was here: then
+the supervisor runs the new file, with the same listening socket.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from errno import EINVAL
 from typing import NamedTuple, NoReturn
 
 from .. import systemd
 from . import slots, warmup
-from .worker import DRAIN, INTERRUPTS, Limits, Worker
+from .peer import listener_pid
+from .status import describe
+from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 
-_WATCHED = (signal.SIGCHLD, *INTERRUPTS)
-_TICK = 1.0  # seconds between looks at the board
+_SIGNALS = (signal.SIGCHLD, *INTERRUPTS)
+_TICK = 1.0  # seconds between checks of workers and socket
 _DRAIN_SECONDS = 30.0
 _SHORT_LIFE = 2.0  # a worker that dies sooner than that is replaced more slowly each time
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 10.0
 _BACKLOG = 4096
 _SUCCESSOR = "cni-again"  # the name under which a server hands its socket to the next build
+_SERVED = "CNI_SERVE_COUNT"  # tells the next build how many requests have been served
 
 
 class Options(NamedTuple):
-    """How to serve. `idle_exit` and `timeout` in seconds, 0 for never; `memory` in bytes."""
+    """How to serve. `idle_exit` and `timeout` in seconds, 0 for never."""
 
     socket: str
     workers: int
     idle_exit: float = 0
     timeout: float = 300
     limits: Limits = Limits()
+
+
+class End(NamedTuple):
+    """Why the server ends. With `upgrade` the installed file takes over its socket."""
+
+    reason: str
+    code: int = 0
+    upgrade: bool = False
 
 
 class Supervisor:
@@ -51,30 +65,38 @@ class Supervisor:
         self.slots = slots.allocate(options.workers)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
-        self.failures = 0
-        self.activated = False
-        self._identity: tuple[int, int] | None = None
+        self.failures = [0] * options.workers  # young deaths of each slot, one after the other
+        self.retiring: set[int] = set()  # workers that serve a socket which is gone
+        self.activated = False  # the socket is systemd's
+        self._identity: tuple[int, int] | None = None  # of the socket's file
+        self._server_pids: set[int] = {os.getpid()}
+        self._declined = 0
+        self._socket_problem = ""
 
     def run(self) -> int:
-        """Serve until told to end; the exit code. Raises OSError if the socket cannot be had."""
-        self.listener = self._listen()
+        """Serve until told to end; the exit code.
+
+        Raises systemd.AddressInUse, OSError if the socket cannot be had.
+        """
+        self._use(self._listen())
         warmup.import_plugins()
         gc.collect()
         gc.freeze()
         gc.disable()
-        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
-        for number in range(len(self.slots)):
-            self._start(number)
-        systemd.notify("READY=1")
-        self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
-        reason = self._watch()
-        again = reason == "another build is installed"
-        self.log(f"ending: {reason}")
-        systemd.notify("RELOADING=1" if again else "STOPPING=1")
-        self._drain(keep_socket=again)
-        if again:
-            self._run_anew()
-        return 0
+        self.signals = _Signals()
+        self.slots[0].start_worker(_count_so_far())
+        while True:
+            for number in range(len(self.slots)):
+                self._start(number)
+            systemd.notify("READY=1")
+            self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
+            end = self._watch()
+            self.log(f"ending: {end.reason}")
+            systemd.notify("RELOADING=1" if end.upgrade else "STOPPING=1")
+            self._drain(keep_socket=end.upgrade)
+            if not end.upgrade:
+                return end.code
+            self._execute_installed()
 
     # --- the socket ---
 
@@ -88,28 +110,81 @@ class Supervisor:
             self._identity = systemd.identity(self.options.socket)
             return listener
         self.activated = handed[0].name != _SUCCESSOR
+        listener = socket.socket(fileno=handed[0].fd)
+        if not systemd.is_listening(listener):
+            raise OSError(EINVAL, "systemd handed over something that is no listening Unix socket")
         if not self.activated:
             self._identity = systemd.identity(self.options.socket)
-        return socket.socket(fileno=handed[0].fd)
+        # Clients that have connected already take systemd for the server; it is process 1.
+        self._server_pids |= {listener_pid(listener)} & {1}
+        return listener
+
+    def _use(self, listener: socket.socket) -> None:
+        """Prepare the socket that workers accept from."""
+        listener.listen(_BACKLOG)  # makes this process the one that clients take for the server
+        listener.setblocking(False)
+        # Inherited by each connection: its messages come with the sender's credentials.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.listener = listener
+
+    def _check_socket(self) -> End | None:
+        """Listen again if the socket's file was removed; end if it is another server's now."""
+        if self.activated:
+            return None  # the file is systemd's business
+        path = self.options.socket
+        there = systemd.identity(path)
+        if there == self._identity:
+            return None
+        if there is None:
+            try:
+                listener = systemd.listen_unix(path, _BACKLOG)
+            except systemd.AddressInUse:
+                pass  # somebody was quicker
+            except OSError as error:
+                self._complain(f"{path} was removed, and cannot be made again: {error}")
+                return None
+            else:
+                self.log(f"{path} was removed: listening there again")
+                self._identity = systemd.identity(path)
+                self.listener.close()
+                self._use(listener)
+                self.retiring |= self.pids.keys()
+                return None
+        return End(f"{path} is no longer this server's: there is {describe(path)}", code=1)
+
+    def _complain(self, problem: str) -> None:
+        """Log a lasting problem once."""
+        if problem != self._socket_problem:
+            self._socket_problem = problem
+            self.log(problem)
 
     def _unlink(self) -> None:
-        """Take our own name away; systemd's stays, and so does a successor's."""
-        mine = self._identity is not None and self._identity == systemd.identity(
-            self.options.socket
-        )
-        if mine and not self.activated:
-            os.unlink(self.options.socket)
+        """Remove the socket's file, unless it is systemd's or another server's."""
+        there = systemd.identity(self.options.socket)
+        if there is not None and there == self._identity and not self.activated:
+            with suppress(OSError):
+                os.unlink(self.options.socket)
 
     # --- the workers ---
 
     def _start(self, number: int) -> None:
-        slot = self.slots[number]
-        slot.start_worker()
+        """Fork the worker of a slot; if that fails, it is tried again later."""
+        self.due.pop(number, None)
+        self.slots[number].start_worker()
         parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_worker(number, parent)
-        self.pids[pid] = number
+        # Nothing may come between the fork and the change of handlers in the child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become_worker(number, parent)
+        except OSError as error:
+            pause = self._postpone(number)
+            self.log(f"cannot start a worker, next try in {pause:.1f} s: {error.strerror}")
+        else:
+            self.pids[pid] = number
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _become_worker(self, number: int, parent: int) -> NoReturn:
         code = 1
@@ -124,63 +199,92 @@ class Supervisor:
             os.close(null)
             os.chdir("/")
             os.umask(0o022)
+            self.signals.close()
             for interrupt in INTERRUPTS:
                 signal.signal(interrupt, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             warmup.rehearse()
             warmup.use_large_pages()
-            Worker(self.listener, self.slots, number, self.build, self.options.limits).run()
+            server = Server(self.build, parent, self.slots, frozenset(self._server_pids))
+            Worker(self.listener, server, number, self.options.limits).run()
             code = 0
         finally:
             os._exit(code)
 
-    def _watch(self) -> str:
-        """Replace workers until there is a reason to end, which is returned."""
+    def _watch(self) -> End:
+        """Replace workers until there is a reason to end."""
         while True:
-            found = signal.sigtimedwait(_WATCHED, _TICK)
-            if found is not None and found.si_signo != signal.SIGCHLD:
-                return signal.Signals(found.si_signo).name
+            for number in self.signals.wait(self._pause()):
+                if number != signal.SIGCHLD:
+                    return End(signal.Signals(number).name)
             self._reap()
             now = time.monotonic()
-            for number, due in sorted(self.due.items()):
-                if due <= now:
-                    del self.due[number]
-                    self._start(number)
-            reason = self._look(now)
-            if reason:
-                return reason
+            for number in [each for each, due in self.due.items() if due <= now]:
+                self._start(number)
+            end = self._check_socket() or self._check_workers(now)
+            if end:
+                return end
+
+    def _pause(self) -> float:
+        """Seconds until the next check."""
+        next_start = min(self.due.values(), default=float("inf")) - time.monotonic()
+        return min(max(next_start, 0.0), _TICK)
 
     def _reap(self) -> None:
+        """Take leave of the workers that have ended, and arrange for others."""
         while self.pids:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # not to be expected; nobody else waits for them
+                for number in self.pids.values():
+                    self._postpone(number)
+                self.pids.clear()
+                return
             if pid == 0:
                 return
-            number = self.pids.pop(pid, None)
-            if number is None:
+            self.retiring.discard(pid)
+            number = self.pids.pop(pid, -1)
+            if number < 0:
                 continue
             lived = time.monotonic() - self.slots[number].read().started
-            failed = os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE
-            self.failures = self.failures + 1 if failed else 0
-            if failed:
-                self.log(f"a worker ended after {lived:.1f} s with status {status}")
-            self.due[number] = time.monotonic() + min(0.05 * 2**self.failures - 0.05, 10.0)
+            if os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE:
+                pause = self._postpone(number)
+                self.log(
+                    f"a worker ended after {lived:.1f} s with status {status}, "
+                    f"the next begins in {pause:.1f} s"
+                )
+            else:
+                self.failures[number] = 0
+                self.due[number] = 0.0
 
-    def _look(self, now: float) -> str:
-        """Kill who takes too long; a reason to end, or nothing."""
+    def _postpone(self, number: int) -> float:
+        """Have the slot filled later, each time in a row later still; in how many seconds."""
+        doublings = min(self.failures[number], 10)  # more would be longer than the longest pause
+        self.failures[number] += 1
+        pause: float = min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE)
+        self.due[number] = time.monotonic() + pause
+        return pause
+
+    def _check_workers(self, now: float) -> End | None:
+        """Kill workers that take too long; a reason to end, if there is one."""
+        for pid in self.retiring & self.pids.keys():
+            os.kill(pid, DRAIN)  # again: one that came just before it was idle is lost
         states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
         for pid, state in states.items():
             busy_for = now - state.busy_since if state.busy_since else 0.0
             if self.options.timeout and busy_for > self.options.timeout:
                 self.log(f"killing worker {pid}: busy for {busy_for:.0f} s")
                 os.kill(pid, signal.SIGKILL)
-        declined = any(state.declined for state in states.values())
-        if declined and _installed_build() not in ("", self.build):
-            return "another build is installed"
+        declined = sum(state.declined for state in states.values())
+        if declined != self._declined:
+            self._declined = declined
+            if _installed_build() not in ("", self.build):
+                return End("another build is installed", upgrade=True)
         busy = any(state.busy_since for state in states.values())
         last = max((state.last_active for state in states.values()), default=now)
         if self.options.idle_exit and not busy and now - last > self.options.idle_exit:
-            return "idle"
-        return ""
+            return End("idle")
+        return None
 
     # --- the end ---
 
@@ -192,23 +296,71 @@ class Supervisor:
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self.pids and time.monotonic() < deadline:
             for pid in self.pids:
-                os.kill(pid, DRAIN)  # again: one that came just before accept(2) is lost
-            signal.sigtimedwait((signal.SIGCHLD,), 0.05)
+                os.kill(pid, DRAIN)  # again: one that came just before it was idle is lost
+            self.signals.wait(0.05)
             self._reap()
         for pid in self.pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        self.pids.clear()
 
-    def _run_anew(self) -> NoReturn:
-        """Execute the file that is installed now, with our socket and process id."""
+    def _execute_installed(self) -> None:
+        """Execute the file that is installed now, with our socket and process id.
+
+        Returns if that fails; then this build goes on.
+        """
         name = "" if self.activated else _SUCCESSOR
-        env = {**os.environ, **systemd.hand_on(self.listener.fileno(), name)}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
-        os.execve(sys.argv[0], sys.argv, env)
+        served = sum(slot.read().served for slot in self.slots)
+        self.listener.setblocking(True)  # as it was, for builds that expect it
+        with systemd.hand_on(self.listener.fileno(), name) as variables:
+            try:
+                os.execve(sys.argv[0], sys.argv, {**os.environ, **variables, _SERVED: str(served)})
+            except OSError as error:
+                self.log(f"cannot execute {sys.argv[0]}: {error.strerror}; this build goes on")
+        self.listener.setblocking(False)
+
+
+class _Signals:
+    """Signals to the supervisor, as bytes in a pipe: sigtimedwait(2) of Python's library returns
+    what is in uninitialised memory when the process was stopped and continued meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, _ignore)
+
+    def wait(self, seconds: float) -> set[int]:
+        """The signals that have come, if need be after so many seconds."""
+        ready = select.poll()
+        ready.register(self._read, select.POLLIN)
+        ready.poll(seconds * 1000)
+        try:
+            return set(os.read(self._read, 4096))
+        except BlockingIOError:
+            return set()
+
+    def close(self) -> None:
+        """For a worker, which must not write to the supervisor's pipe."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.close(self._read)
+        os.close(self._write)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """A handler, since an ignored signal is not written to the pipe."""
+
+
+def _count_so_far() -> int:
+    """The requests that an earlier build has served in this process."""
+    text = os.environ.pop(_SERVED, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _installed_build() -> str:
-    """The build of the file we were started from, as it is now."""
+    """The build of the file we were started from, as it is now; empty if there is none."""
     from pathlib import Path
 
     from ..artifact import build_of

@@ -1,16 +1,17 @@
-"""A request as it travels from the client (launcher/client.c) to a worker.
+"""What travels between the client (launcher/client.c) and a worker.
 
-    header    magic, size of the strings, size of stdin, umask
-    strings   NUL-terminated: path it was called by, environment
-    stdin
+    request   header: magic, size of the strings, size of stdin, umask;
+              strings, NUL-terminated: path that the client was called by, environment; stdin
+    hello     from the worker, when it has read the request: magic, build id
+    go        from the client: one byte, which says which optional descriptors come with it; the
+              descriptors stderr, working directory and root directory, and if there are such
+              CNI_NETNS, a routing socket of that namespace, and one that takes jobs for it
+              (cni.netns.jobs); credentials that name the server's process (cni.server.peer)
+    reply     'X', exit code, size of the output, output; or 'N': this worker does not serve that
 
-The client sends that at once, and a worker answers with its `hello`. When the client finds that we
-are of its build, in its network namespace, and see its files, it sends `go` with descriptors:
-stderr, working directory, and if there are such CNI_NETNS, a routing socket of that namespace, and
-one that takes jobs for it (cni.netns.jobs). Otherwise it closes the connection, and nothing has
-happened.
-The answer is the exit code and what belongs on stdout, which the client writes when it has all of
-it. Instead of a request, STATUS asks how the server does; the answer is a JSON object.
+A client leaves after the hello if the worker is of another build. Until the go nothing has happened
+that the client's own run of the plugin would not do; the same holds after an 'N'.
+Instead of a request, STATUS asks how the server does; the answer is a hello and a JSON object.
 """
 
 from __future__ import annotations
@@ -18,95 +19,41 @@ from __future__ import annotations
 import array
 import os
 import struct
-from _socket import (
-    AF_NETLINK,
-    AF_UNIX,
-    CMSG_SPACE,
-    MSG_CMSG_CLOEXEC,
-    MSG_DONTWAIT,
-    SCM_RIGHTS,
-    SO_RCVTIMEO,
-    SOCK_RAW,
-    SOCK_STREAM,
-    SOL_SOCKET,
-)
+from _socket import AF_NETLINK, CMSG_SPACE, SCM_CREDENTIALS, SCM_RIGHTS, SOCK_RAW, SOL_SOCKET
 from _socket import socket as Socket
 from typing import NamedTuple
 
-from ..netns import namespace
 from ..netns.jobs import Envoy
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
 _HEADER = struct.Struct("=IIII")
-_HELLO = struct.Struct("=I12s6Q")
+_HELLO = struct.Struct("=I12s")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
-_ANSWER = struct.Struct("=cBI")  # 'X', exit code, size of the output
+_REPLY = struct.Struct("=cBI")  # 'X', exit code, size of the output
 _NETNS, _ROUTING, _JOBS = 1, 2, 4  # bits of go: which of the optional descriptors are there
-_ROOM = 16384  # most requests are smaller; descriptors come only after our hello
-_TIMEOUT = struct.pack("ll", 10, 0)
+_OPTIONAL = frozenset((0, _NETNS, _NETNS | _ROUTING, _NETNS | _ROUTING | _JOBS))
+_ALWAYS = 3  # descriptors that always come with go
 _FD_SIZE = array.array("i").itemsize
-_ANCILLARY = CMSG_SPACE(16 * _FD_SIZE)
+_PID = struct.Struct("=i")  # the first field of struct ucred
 
-UNKNOWN = b"N"
+DECLINED = b"N"
 STATUS = b"status\n"
 HELLO_SIZE = _HELLO.size
+ANCILLARY_SIZE = CMSG_SPACE(16 * _FD_SIZE) + CMSG_SPACE(12)
 
 
 class BadRequest(Exception):
-    """Not what the client sends; the connection is closed."""
+    """The client sends what no client does; the connection is closed."""
 
 
-class Refused(BadRequest):
-    """The client left before `go`: it is of another build, or in other namespaces."""
-
-
-class StatusAsked(Exception):
-    """It was STATUS."""
-
-
-class Place(NamedTuple):
-    """Where this process is; what the kernel does not tell is 0.
-
-    Device and inode, and cookie of its network namespace; inode of the mount namespace that clients
-    must be in, 0 for any; mount id and inode of the root directory. Raises OSError.
-    """
-
-    netns_dev: int
-    netns_ino: int
-    netns_cookie: int
-    mounts: int
-    root_mount: int
-    root_ino: int
-
-    @classmethod
-    def here(cls, *, any_mounts: bool) -> Place:
-        """This process's."""
-        netns = namespace.own_identity()
-        mounts = 0 if any_mounts else os.stat("/proc/self/ns/mnt").st_ino
-        return cls(*netns, _own_cookie(), mounts, _root_mount(), os.stat("/").st_ino)
-
-
-def _own_cookie() -> int:
-    sock = Socket(AF_UNIX, SOCK_STREAM)
-    try:
-        return namespace.cookie(sock)
-    finally:
-        sock.close()
-
-
-def _root_mount() -> int:
-    fd = os.open("/", os.O_PATH | os.O_CLOEXEC)
-    try:
-        with open(f"/proc/self/fdinfo/{fd}") as lines:
-            return next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
-    finally:
-        os.close(fd)
+class StatusRequested(Exception):
+    """The client sent STATUS instead of a request."""
 
 
 class Request(NamedTuple):
-    """What a client asks."""
+    """What a client wants to have run."""
 
     called_as: str
     env: dict[str, str]
@@ -114,118 +61,112 @@ class Request(NamedTuple):
     umask: int
 
 
-class Belongings:
-    """The descriptors that come with a request; `close` closes those that nobody took.
+class Descriptors:
+    """The descriptors that come with go; `close` closes those that `take` has not given away.
 
-    `netns` is None if there is none; with it may come a routing netlink socket of that namespace,
-    with kernel.netlink.OPTIONS, and an envoy (`take`).
+    `netns` is None if there is none.
     """
 
     def __init__(self, which: int, fds: list[int]) -> None:
         """Raises BadRequest, and closes them, if they are not those that `which` says."""
         self._fds = fds
-        known = which in (0, _NETNS, _NETNS | _ROUTING, _NETNS | _ROUTING | _JOBS)
-        if not known or len(fds) != 2 + which.bit_count():
+        if which not in _OPTIONAL or len(fds) != _ALWAYS + which.bit_count():
             self.close()
             raise BadRequest("wrong number of descriptors")
-        self.stderr, self.cwd = fds[:2]
+        self.stderr, self.cwd, self.root = fds[:_ALWAYS]
         self._which = which
-        self.netns = fds[2] if which & _NETNS else None
+        self.netns = fds[_ALWAYS] if which & _NETNS else None
 
     def take(self) -> tuple[Socket | None, Envoy | None]:
-        """The routing socket and the envoy, from now on the caller's."""
-        jobs = self._taken(_JOBS)
-        routing = self._taken(_ROUTING)
+        """The routing netlink socket of `netns`, with kernel.netlink.OPTIONS, and the connection
+        for jobs there, as far as they came. The caller closes them.
+        """
+        jobs = self._take_last(_JOBS)
+        routing = self._take_last(_ROUTING)
         return (
             None if routing is None else Socket(AF_NETLINK, SOCK_RAW, 0, routing),
             None if jobs is None else Envoy(jobs),
         )
 
-    def _taken(self, bit: int) -> int | None:
-        """The last one, if it is there."""
+    def _take_last(self, bit: int) -> int | None:
         if not self._which & bit:
             return None
         self._which ^= bit
         return self._fds.pop()
 
+    def close_mounts(self) -> None:
+        """Close those that keep a mount busy: all but stderr."""
+        while len(self._fds) > 1:
+            os.close(self._fds.pop())
+
     def close(self) -> None:
+        """Close what is left; harmless when repeated."""
         while self._fds:
             os.close(self._fds.pop())
 
 
-def hello(build: str, place: Place) -> bytes:
-    """What a worker says that has a request."""
-    return _HELLO.pack(_MAGIC, build.encode(), *place)
+class Go(NamedTuple):
+    """What the client sent to have its request begun.
+
+    `named_pid` is the process that its credentials name, 0 if there are none, or if that process is
+    not visible here.
+    """
+
+    descriptors: Descriptors
+    named_pid: int
 
 
-def answer(code: int, output: bytes) -> bytes:
+def hello(build: str) -> bytes:
+    """What a worker says that has read a request."""
+    return _HELLO.pack(_MAGIC, build.encode())
+
+
+def reply(code: int, output: bytes) -> bytes:
     """A verb's exit code and its output."""
-    return _ANSWER.pack(b"X", code, len(output)) + output
+    return _REPLY.pack(b"X", code, len(output)) + output
 
 
-def receive(conn: Socket) -> Request:
-    """Read a request. Raises BadRequest, Refused, StatusAsked, OSError (time-out)."""
-    try:
-        data = conn.recv(_ROOM, MSG_DONTWAIT)
-    except BlockingIOError:
-        data = _patient(conn).recv(_ROOM)
-    if data == STATUS:
-        raise StatusAsked
-    if not data:
-        raise Refused
-    data = _at_least(conn, data, _HEADER.size)
-    magic, size, stdin_size, umask = _HEADER.unpack_from(data)
+def missing(data: bytes | bytearray) -> int:
+    """How many bytes of a request have to be read at least before `parse` can take it.
+
+    Raises BadRequest, StatusRequested.
+    """
+    if len(data) < _HEADER.size:
+        if data == STATUS:
+            raise StatusRequested
+        return _HEADER.size - len(data)
+    magic, size, stdin_size, _ = _HEADER.unpack_from(data)
     if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
         raise BadRequest("not a request")
-    middle = _HEADER.size + size
-    data = _at_least(conn, data, middle + stdin_size)
-    if len(data) > middle + stdin_size:
+    whole = _HEADER.size + size + stdin_size
+    if len(data) > whole:
         raise BadRequest("more than a request")
-    strings = os.fsdecode(data[_HEADER.size : middle]).split("\0")
+    return int(whole) - len(data)
+
+
+def parse(data: bytes | bytearray) -> Request:
+    """The request, of which nothing is `missing`. Raises BadRequest."""
+    _, size, _, umask = _HEADER.unpack_from(data)
+    stdin_at = _HEADER.size + size
+    strings = os.fsdecode(bytes(data[_HEADER.size : stdin_at])).split("\0")
     if len(strings) < 2 or strings.pop():
         raise BadRequest("unterminated strings")
     called_as, *variables = strings
     pairs = [text.partition("=") for text in variables]
     env = {key: value for key, equals, value in pairs if equals and key}
-    return Request(called_as, env, data[middle:], umask & 0o777)
+    return Request(called_as, env, bytes(data[stdin_at:]), umask & 0o777)
 
 
-def receive_go(conn: Socket) -> Belongings:
-    """Wait for `go`. Raises BadRequest, Refused, OSError (time-out)."""
-    try:
-        data, ancillary, _, _ = conn.recvmsg(2, _ANCILLARY, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
-    except BlockingIOError:
-        data, ancillary, _, _ = _patient(conn).recvmsg(2, _ANCILLARY, MSG_CMSG_CLOEXEC)
-    fds = _descriptors(ancillary)
-    if data:
-        return Belongings(data[0], fds)
-    raise Refused
-
-
-def _patient(conn: Socket) -> Socket:
-    """For when something is not there yet: who connects and says nothing is not waited for."""
-    conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEOUT)
-    return conn
-
-
-def _at_least(conn: Socket, data: bytes, size: int) -> bytes:
-    """`data`, continued to so many bytes."""
-    have = len(data)
-    if have >= size:
-        return data
-    _patient(conn)
-    chunks = [data]
-    while have < size:
-        chunks.append(conn.recv(size - have))
-        if not chunks[-1]:
-            raise BadRequest("the client is gone")
-        have += len(chunks[-1])
-    return b"".join(chunks)
-
-
-def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> Go:
+    """A message that was received with ANCILLARY_SIZE. Raises BadRequest."""
     fds: list[int] = []
+    named_pid = 0
     for level, kind, content in ancillary:
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+        if level != SOL_SOCKET:
+            continue
+        if kind == SCM_RIGHTS:
             fds += array.array("i", content[: len(content) // _FD_SIZE * _FD_SIZE])
-    return fds
+        elif kind == SCM_CREDENTIALS:
+            (named_pid,) = _PID.unpack_from(content)
+    # without data the client is gone: no number of descriptors is right then
+    return Go(Descriptors(data[0] if data else -1, fds), named_pid)

@@ -12,11 +12,9 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
-import select
 import signal
-import struct
 import sys
-from _socket import AF_UNIX, MSG_DONTWAIT, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
+from _socket import MSG_DONTWAIT
 from _socket import socket as Socket
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,34 +24,26 @@ import msgspec
 from .. import dispatch, interrupts
 from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
-from . import trace
+from . import trace, wire
+from .peer import Gate
+from .reception import Client, Reception
 from .slots import Slot
-from .wire import (
-    UNKNOWN,
-    BadRequest,
-    Belongings,
-    Place,
-    Refused,
-    Request,
-    StatusAsked,
-    answer,
-    hello,
-    receive,
-    receive_go,
-)
 
 DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of what it is given, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
-_LOOK_EVERY = 32  # requests between looks at memory and descriptors
-_PEER = struct.Struct("=iII")  # pid, user, group
+_CHECK_INTERVAL = 32  # requests between checks of memory and descriptors
 _SPARE_FDS = 8  # what a library may keep open
+
+# What runs a decoded request; None if there is no such plugin here.
+Run = Callable[[], dispatch.Answer] | None
 
 
 class Limits(NamedTuple):
     """When a worker has done enough (requests served, resident memory in bytes), and for whom.
 
-    What a client with other mounts names may be another file here: `any_mounts` serves it too.
+    A path may name another file for a client with other mounts: `any_mounts` serves such a client,
+    too.
     """
 
     requests: int = 2000
@@ -61,40 +51,40 @@ class Limits(NamedTuple):
     any_mounts: bool = False
 
 
+class Server(NamedTuple):
+    """What a worker knows of its server: build id, supervisor's pid, slots of all workers.
+
+    `pids` are the processes that clients may take for the server (`peer.Gate`).
+    """
+
+    build: str
+    pid: int
+    slots: list[Slot]
+    pids: frozenset[int]
+
+
 class _Drained(BaseException):
     """The supervisor wants this worker to end, and it is idle."""
-
-
-def _readiness(listener: Socket) -> select.epoll:
-    """Readable when somebody connects, for one of the idle workers: always the same one.
-
-    Blocked in accept(2) they would take turns, and each find its caches cold and its pages still to
-    be copied. With EPOLLEXCLUSIVE the kernel wakes the first that waits, in the order in which they
-    registered (epoll_ctl(2)). Who is overtaken waits in accept(2).
-    """
-    found = select.epoll()
-    found.register(listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
-    return found
 
 
 class Worker:
     """The life of one worker process; `run` returns when it should end."""
 
-    def __init__(
-        self, listener: Socket, slots: list[Slot], number: int, build: str, limits: Limits
-    ) -> None:
-        self.listener = listener
-        self.slots = slots
-        self.slot = slots[number]
-        self.build = build
+    def __init__(self, listener: Socket, server: Server, number: int, limits: Limits) -> None:
+        self.server = server
+        self.slot = server.slots[number]
         self.limits = limits
-        self.ready = _readiness(listener)
         self.home = namespace.stay()
-        self.hello = hello(build, Place.here(any_mounts=limits.any_mounts))
+        self.reception: Reception[Run] = Reception(
+            listener,
+            Gate(server.pids, any_mounts=limits.any_mounts),
+            wire.hello(server.build),
+            self._prepare,
+            self._status,
+            self.slot.count_declined,
+        )
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.pid = os.getpid()
-        self.supervisor = os.getppid()
-        self.user = os.geteuid()
         self.environment = _Environment()
         self.watched: Socket | None = None  # the client's connection, during a verb
         self.draining = False
@@ -109,129 +99,122 @@ class Worker:
         signal.signal(signal.SIGIO, self._on_io)
         interrupts.install()
         try:
-            while not self.draining:
-                conn = self._accept()
-                try:
-                    clean = self._serve(conn)
-                finally:
-                    conn.close()
-                if not clean or not self._is_sound():
-                    return
-                Executor.provide()
+            while not self.draining and self._serve_next():
+                pass
         except _Drained:
-            return
+            pass
+        finally:
+            self.reception.close()
 
     def _on_drain(self, _number: int, _frame: object) -> None:
         self.draining = True
         if self.idle:
             raise _Drained
 
-    def _accept(self) -> Socket:
+    def _serve_next(self) -> bool:
+        """Wait, and serve a client if one is ready; False if this worker should end."""
         self.idle = True
         try:
-            self.ready.poll()
-            # accept4 with SOCK_CLOEXEC; a _socket object is made around the descriptor
-            fd, _ = self.listener._accept()  # type: ignore[attr-defined]
+            ready = self.reception.wait()
         finally:
             self.idle = False
         self.trace.mark("accepted")
-        return Socket(AF_UNIX, SOCK_STREAM, 0, fd)
+        for fd in ready:
+            client = self.reception.receive(fd)
+            if client is None:
+                continue
+            self.trace.mark("received")
+            if not self._serve(client) or not self._is_reusable():
+                return False
+            Executor.provide()
+            return True
+        if len(self.reception):
+            self.reception.expire()
+        return True
 
     # --- one request ---
 
-    def _serve(self, conn: Socket) -> bool:
-        """Serve a connection; False if this process should not serve another."""
-        if _PEER.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _PEER.size))[1] != self.user:
-            return True
-        try:
-            request = receive(conn)
-            conn.send(self.hello)
-            # while the client wakes up
-            self.environment.become(request.env)
-            run = _begun(request)
-            self.trace.mark("decoded")
-            belongings = receive_go(conn)
-            self.trace.mark("received")
-        except StatusAsked:
-            conn.sendall(self.hello + self._status())
-        except Refused:
-            self.slot.count_declined()
-        except (BadRequest, OSError):
-            pass
-        else:
-            return self._work(conn, request, belongings, run)
-        return True
-
-    def _work(
-        self,
-        conn: Socket,
-        request: Request,
-        belongings: Belongings,
-        run: Callable[[], dispatch.Answer] | None,
-    ) -> bool:
-        self.slot.begin_request()
-        try:
-            if run is not None:
-                return self._answer(conn, request, belongings, run)
-            conn.send(UNKNOWN)
-            return True
-        except OSError:
-            return False
-        finally:
-            belongings.close()
-            self.slot.end_request()
+    def _prepare(self, request: wire.Request) -> Run:
+        """Decode the request, which changes nothing but this process's environment."""
+        self.environment.become(request)
+        name = request.called_as.rpartition("/")[2]
+        if name not in dispatch.TABLE:
+            return None
+        run = dispatch.begin(name, request.env, lambda: request.stdin, convert=True)
+        self.trace.mark("decoded")
+        return run
 
     def _status(self) -> bytes:
-        states = [slot.read() for slot in self.slots]
+        states = [slot.read() for slot in self.server.slots]
         return msgspec.json.encode(
             {
-                "build": self.build,
-                "pid": self.supervisor,
+                "build": self.server.build,
+                "pid": self.server.pid,
                 "workers": len(states),
                 "busy": sum(state.busy_since > 0 for state in states),
                 "served": sum(state.served for state in states),
             }
         )
 
-    def _answer(
-        self,
-        conn: Socket,
-        request: Request,
-        belongings: Belongings,
-        run: Callable[[], dispatch.Answer],
-    ) -> bool:
-        """Be the plugin's process for a while."""
-        interrupts.install()  # what came to an idle worker is nobody's
-        self._watch(conn)
-        self._take_on(request, belongings)
-        self.trace.mark("ready")
+    def _serve(self, client: Client[Run]) -> bool:
+        """Serve a client; False if this process should not serve another."""
+        self.slot.begin_request()
+        descriptors = client.go.descriptors
         try:
+            if client.prepared is None:
+                client.decline()
+                return True
+            return self._answer(client, client.prepared)
+        except OSError:
+            return False
+        finally:
+            descriptors.close()
+            client.conn.close()
+            self.slot.end_request()
+
+    def _answer(self, client: Client[Run], run: Callable[[], dispatch.Answer]) -> bool:
+        """Be the plugin's process until the verb has ended; whether it left nothing behind."""
+        request, descriptors = client.request, client.go.descriptors
+        interrupts.install()  # anew: signals to an idle worker are for no request
+        self._watch(client.conn)
+        try:
+            self._adopt(request, descriptors)
+            self.trace.mark("ready")
             try:
                 code, output, clean = run()
                 self.trace.mark("encoded")
             finally:
                 self.watched = None
-            conn.sendall(answer(code, output))  # the client need not wait for the rest
+                self._leave_mounts(descriptors)
+            client.conn.sendall(wire.reply(code, output))  # the client need not wait for the rest
             self.trace.mark("replied")
         finally:
-            self._put_off()
+            self._release(descriptors)
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
 
-    def _take_on(self, request: Request, belongings: Belongings) -> None:
+    def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> None:
+        """Take on what the client's process has. Raises OSError."""
         sys.argv[:] = [request.called_as]
-        os.fchdir(belongings.cwd)
+        self.environment.become(request)  # another client may have been greeted since
+        os.fchdir(descriptors.cwd)
         os.umask(request.umask)
-        os.dup2(belongings.stderr, 2)
+        os.dup2(descriptors.stderr, 2)
         netns = request.env.get("CNI_NETNS", "")
-        namespace.hand_over(netns, belongings.netns, *belongings.take())
+        namespace.hand_over(netns, descriptors.netns, *descriptors.take())
 
-    def _put_off(self) -> None:
-        interrupts.install()
+    def _leave_mounts(self, descriptors: wire.Descriptors) -> None:
+        """Give back what keeps a mount busy: once it has the reply, the runtime may unmount it."""
         namespace.hand_over("", None)
+        os.chdir("/")
+        descriptors.close_mounts()
+
+    def _release(self, descriptors: wire.Descriptors) -> None:
+        """Give back the rest of what was the client's."""
+        interrupts.install()
         os.dup2(self.null, 2)
         os.umask(0o022)
-        os.chdir("/")
+        descriptors.close()
 
     def _watch(self, conn: Socket) -> None:
         """Have SIGIO tell when the client dies, or is sent a signal."""
@@ -257,41 +240,38 @@ class Worker:
 
     # --- between requests ---
 
-    def _is_sound(self) -> bool:
-        """Is this process as it was before the request, and not worn out?"""
+    def _is_reusable(self) -> bool:
+        """Whether this process is as it was before the request, and not worn out."""
         self.served += 1
         if self.served >= self.limits.requests or namespace.own_identity() != self.home:
             return False
         if not is_single_threaded():
             return False
-        if self.served % _LOOK_EVERY:
+        if self.served % _CHECK_INTERVAL:
             return True
         gc.collect(1)
-        open_fds = len(os.listdir("/proc/self/fd"))
+        open_fds = len(os.listdir("/proc/self/fd")) - len(self.reception)
         self.fds = self.fds or open_fds
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
 
 
-def _begun(request: Request) -> Callable[[], dispatch.Answer] | None:
-    """What runs the request, decoded; None if there is no such plugin here."""
-    name = request.called_as.rpartition("/")[2]
-    if name not in dispatch.TABLE:
-        return None
-    return dispatch.begin(name, request.env, lambda: request.stdin, convert=True)
-
-
 class _Environment:
-    """What os.environ has, which takes long to ask: it decodes every variable.
+    """What os.environ contains, kept here because reading it decodes every variable.
 
-    Most of it is what the client before had, too. What differs are the variables of the protocol:
-    those are the request's, and nobody looks for them here. Programs that are run get theirs.
+    Clients of one runtime differ in the variables of the protocol only. Those are left out: plugins
+    read them from the request, and programs that plugins run are given them.
     """
 
     def __init__(self) -> None:
         self._have = os.environ.copy()
+        self._request: wire.Request | None = None
 
-    def become(self, env: dict[str, str]) -> None:
-        wanted = {key: value for key, value in env.items() if not key.startswith("CNI_")}
+    def become(self, request: wire.Request) -> None:
+        """Make os.environ the request's environment."""
+        if request is self._request:
+            return
+        self._request = request
+        wanted = {key: value for key, value in request.env.items() if not key.startswith("CNI_")}
         if wanted == self._have:
             return
         for key in self._have.keys() - wanted.keys():

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from cni.server.wire import Place
 from tests.harness.build import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUILD = "0123456789ab"
-HELLO, HEADER = struct.Struct("=I12s6Q"), struct.Struct("=IIII")
+HELLO, HEADER = struct.Struct("=I12s"), struct.Struct("=IIII")
 MAGIC = 0x31494E43
 CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 # Stands for Python: writes down what it was started with.
@@ -37,13 +36,8 @@ exit 7
 """
 
 
-HERE = Place.here(any_mounts=False)
-# What an older kernel tells, so that the client has to look into /proc.
-OLD = HERE._replace(netns_cookie=0, root_mount=0)
-
-
-def hello(magic: int = MAGIC, build: str = BUILD, place: Place = HERE) -> bytes:
-    return HELLO.pack(magic, build.encode(), *place)
+def hello(magic: int = MAGIC, build: str = BUILD) -> bytes:
+    return HELLO.pack(magic, build.encode())
 
 
 def reply(code: int, output: bytes = b"") -> bytes:

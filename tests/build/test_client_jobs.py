@@ -48,7 +48,7 @@ def ask(
         answers: list[bytes | None] = []
 
         def look(conn: socket.socket, fds: list[int]) -> None:
-            with socket.socket(fileno=os.dup(fds[4])) as sock:
+            with socket.socket(fileno=os.dup(fds[5])) as sock:
                 assert sock.type == socket.SOCK_SEQPACKET
                 sock.settimeout(20)
                 for each in jobs:
@@ -128,7 +128,7 @@ def test_as_many_as_their_answers_fit(ask: Ask) -> None:
 def test_no_namespace_no_jobs(client: Client, serve: Callable[..., Server], netns: str) -> None:
     server = serve()
     assert client.run(env=client.environment(CNI_NETNS=netns)).returncode == 0
-    assert [(got, len(fds)) for _, got, fds in server.requests] == [(1, 3)]
+    assert [(got, len(fds)) for _, got, fds in server.requests] == [(1, 4)]
 
 
 def test_random_jobs(ask: Ask) -> None:
@@ -149,7 +149,7 @@ def test_a_signal_between_jobs(
     heard: list[bytes] = []
 
     def look(conn: socket.socket, fds: list[int]) -> None:
-        with socket.socket(fileno=os.dup(fds[4])) as sock:
+        with socket.socket(fileno=os.dup(fds[5])) as sock:
             sock.settimeout(20)
             running.send_signal(signal.SIGTERM)
             heard.append(conn.recv(10))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import time
 from contextlib import contextmanager
@@ -16,20 +18,28 @@ from typing import TYPE_CHECKING, Any
 from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
-from .netns import stop
+from .netns import Netns, stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from .runtime import Runtime
+    from .runtime import Reply, Runtime
 
 
 class Server:
-    """A running server; `socket` is its path."""
+    """A running server; `socket` is its path, `host` the node's namespace."""
 
-    def __init__(self, child: subprocess.Popen[bytes], path: Path) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], path: Path, host: Netns) -> None:
         self.child = child
         self.socket = path
+        self.host = host
+
+    def connect(self) -> socket.socket:
+        """A connection of a client on the node."""
+        sock = self.host.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(20)
+        sock.connect(str(self.socket))
+        return sock
 
     @property
     def pid(self) -> int:
@@ -62,6 +72,59 @@ class Server:
         return self.child.wait(timeout)
 
 
+def encode_request(program: str, env: Mapping[str, str], stdin: bytes) -> bytes:
+    """What the client sends first (launcher/client.c)."""
+    strings = "\0".join([program, *(f"{key}={value}" for key, value in env.items()), ""]).encode()
+    return struct.pack("=IIII", 0x31494E43, len(strings), len(stdin), 0) + strings + stdin
+
+
+def send_go(
+    sock: socket.socket, named: int, which: int = 0, *fds: int, root: str = "/", uid: int = 0
+) -> None:
+    """What the client sends after the hello, with stderr, `/` and `root`, naming a process."""
+    here, top = (os.open(path, os.O_PATH) for path in ("/", root))
+    try:
+        ancillary = [
+            (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2, here, top, *fds])),
+            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", named, uid, uid)),
+        ]
+        sock.sendmsg([bytes([which])], ancillary)
+    finally:
+        os.close(here)
+        os.close(top)
+
+
+def served(server: Server, work: Callable[[], Reply]) -> Reply:
+    """The reply, which came from a worker: nobody executed Python for it."""
+    with Watch(server) as watch:
+        reply = work()
+    assert watch.handled == 1, f"the server handled {watch.handled} requests\n{reply}"
+    return reply
+
+
+def by_exec(server: Server, work: Callable[[], Reply]) -> Reply:
+    """The reply, which did not come from a worker."""
+    with Watch(server) as watch:
+        reply = work()
+    assert watch.handled == 0, f"the server handled {watch.handled} requests\n{reply}"
+    return reply
+
+
+class Watch:
+    """Counts the requests that the server takes while it watches."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.handled = 0
+
+    def __enter__(self) -> Watch:
+        self._before = self.server.status()["served"]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handled = self.server.status()["served"] - self._before
+
+
 @contextmanager
 def serving(
     runtime: Runtime,
@@ -87,7 +150,7 @@ def serving(
         stderr=subprocess.PIPE,
     )
     try:
-        server = Server(child, path)
+        server = Server(child, path, runtime.host)
         _await_ready(child)
         until(lambda: all(map(children, server.workers())), "every worker is rehearsed")
         runtime.env["CNI_SERVER_SOCKET"] = str(path)

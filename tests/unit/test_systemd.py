@@ -79,10 +79,17 @@ def test_a_socket_survives_exec(tmp_path: Path) -> None:
 import os, socket, sys
 from cni import systemd
 listener = systemd.listen_unix({str(tmp_path / "s")!r}, 8)
-env = {{**os.environ, **systemd.hand_on(listener.fileno(), "again")}}
 show = "from cni import systemd; import socket; (one,) = systemd.listen_fds(); "
 show += "print(one.name, systemd.is_listening(socket.socket(fileno=one.fd)))"
-os.execve(sys.executable, [sys.executable, "-c", show], env)
+with systemd.hand_on(listener.fileno(), "again") as variables:
+    try:
+        os.execve("/nowhere", ["nowhere"], {{**os.environ, **variables}})
+    except FileNotFoundError:
+        pass
+assert systemd.is_listening(listener)
+with systemd.hand_on(listener.fileno(), "again") as variables:
+    env = {{**os.environ, **variables}}
+    os.execve(sys.executable, [sys.executable, "-c", show], env)
 """
     assert run(code, 0) == "again True\n"
 

@@ -1,0 +1,149 @@
+"""Whether a client may be served: it must have what it would borrow from the server.
+
+A worker runs plugins, and programs that a configuration names, with its own user, capabilities and
+namespaces. So a client is served only if the kernel says that it has all of these itself:
+
+    user                SO_PEERCRED
+    network namespace   the one of the connection, which is the connecting process's
+    capabilities        those of the connecting process (capget(2)); and since a process id may be
+                        used again, credentials that name the server's process, which sendmsg(2)
+                        allows to CAP_SYS_ADMIN only (unix(7), "SCM_CREDENTIALS")
+    mounts              a descriptor of the client's root directory: no two mount namespaces have a
+                        mount in common, and a changed root is another directory
+
+Everything else is run by the client itself, as if there were no server.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
+from _socket import socket as Socket
+from fcntl import ioctl
+from typing import NamedTuple
+
+from ..netns import namespace
+
+_UCRED = struct.Struct("=iII")  # pid, user, group
+_SO_NETNS_COOKIE = 71  # Linux 5.14
+_SIOCGSKNS = 0x894C
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+_AT_EMPTY_PATH = 0x1000
+_STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
+_STX_INO, _STX_MNT_ID = 4, 18  # struct statx (linux/stat.h) as 64-bit words
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_capability_header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
+_capability_data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+_statx_buffer = (ctypes.c_uint64 * 32)()
+
+
+class Root(NamedTuple):
+    """A root directory: its mount, which is in one mount namespace only, and its inode."""
+
+    mount: int
+    inode: int
+
+
+class Gate:
+    """Compares clients with this process, which must not change its namespaces.
+
+    `server_pids` are the processes that a client may take for the server: those that called
+    listen(2) on the socket. Raises OSError.
+    """
+
+    def __init__(self, server_pids: frozenset[int], *, any_mounts: bool) -> None:
+        self._server_pids = server_pids - {0}
+        self._user = os.geteuid()
+        self._capabilities = _permitted(0)
+        self._root = None if any_mounts else root_of_descriptor(None)
+        own = Socket(AF_UNIX, SOCK_STREAM)
+        self._cookie = _cookie(own)
+        own.close()
+        self._netns = namespace.own_identity()
+
+    def connected(self, conn: Socket) -> int:
+        """The process id of a client of our user; 0 for another user's. Raises OSError."""
+        pid, user, _ = _UCRED.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
+        return pid if user == self._user else 0
+
+    def has_our_powers(self, conn: Socket, pid: int) -> bool:
+        """Whether the process that connected has our network namespace and capabilities."""
+        try:
+            return self._has_our_netns(conn) and not self._capabilities & ~_permitted(pid)
+        except OSError:
+            return False  # it is gone, or cannot be looked at
+
+    def is_proven(self, named_pid: int, root: int) -> bool:
+        """Whether the sender of a go has CAP_SYS_ADMIN, and sees our files.
+
+        `root` is a descriptor of its root directory.
+        """
+        if named_pid not in self._server_pids:
+            return False
+        try:
+            return self._root is None or root_of_descriptor(root) == self._root
+        except OSError:
+            return False
+
+    def _has_our_netns(self, conn: Socket) -> bool:
+        if self._cookie:
+            return _cookie(conn) == self._cookie
+        fd = ioctl(conn, _SIOCGSKNS)
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return (status.st_dev, status.st_ino) == self._netns
+
+
+def listener_pid(listener: Socket) -> int:
+    """The process that last called listen(2) on the socket; 0 if it is not visible here."""
+    pid: int = _UCRED.unpack(listener.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))[0]
+    return pid
+
+
+def root_of_descriptor(fd: int | None) -> Root:
+    """The root directory behind `fd`, or with None this process's. Raises OSError."""
+    opened = os.open("/", os.O_PATH | os.O_CLOEXEC) if fd is None else fd
+    try:
+        return _statx_root(opened) or _fdinfo_root(opened)
+    finally:
+        if fd is None:
+            os.close(opened)
+
+
+def _statx_root(fd: int) -> Root | None:
+    """By statx(2); None before Linux 5.8, which does not tell the mount. Raises OSError."""
+    wanted = _STATX_INO | _STATX_MNT_ID
+    statx = getattr(_libc, "statx", None)
+    if statx is None or statx(fd, b"", _AT_EMPTY_PATH, wanted, _statx_buffer):
+        return None
+    if not _statx_buffer[0] & _STATX_MNT_ID:
+        return None
+    return Root(_statx_buffer[_STX_MNT_ID], _statx_buffer[_STX_INO])
+
+
+def _fdinfo_root(fd: int) -> Root:
+    with open(f"/proc/self/fdinfo/{fd}") as lines:
+        mount = next((int(line[7:]) for line in lines if line.startswith("mnt_id:")), 0)
+    return Root(mount, os.fstat(fd).st_ino)
+
+
+def _cookie(sock: Socket) -> bytes:
+    """The number of a socket's network namespace; empty before Linux 5.14."""
+    try:
+        return sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        return b""
+
+
+def _permitted(pid: int) -> int:
+    """The permitted capabilities of a process, a bit each; 0 is this process. Raises OSError."""
+    _capability_header[1] = pid
+    if _libc.capget(_capability_header, _capability_data):
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return int(_capability_data[1] | _capability_data[4] << 32)

@@ -1,0 +1,255 @@
+"""Clients from accept(2) to go: none of them keeps a worker from the others.
+
+A client is expected to send its request at once and its go soon after the hello. One that does not
+is put aside: the worker waits for all of them together with the listening socket, and serves the
+first that is complete. One that has waited too long is sent away, and when a worker begins a
+request, it declines those that it has greeted, which then need not wait for its end.
+"""
+
+from __future__ import annotations
+
+import select
+from _socket import (
+    AF_UNIX,
+    MSG_CMSG_CLOEXEC,
+    MSG_DONTWAIT,
+    SOCK_STREAM,
+)
+from _socket import socket as Socket
+from collections.abc import Callable
+from time import monotonic
+from typing import Generic, TypeVar
+
+from . import wire
+from .peer import Gate
+
+T = TypeVar("T")
+
+_CHUNK = 16384  # most requests are smaller
+_LIFETIME = 10.0  # seconds that a client may take
+_MAX_WAITING = 256  # clients that are put aside
+_MAX_BUFFERED = 64 << 20  # bytes of their requests
+# How long a worker waits for one client alone, in seconds: as long as a busy machine needs to let
+# it run, and shorter while others do not keep to it.
+_REQUEST_WAIT, _GO_WAIT, _SHORT_WAIT = 0.02, 0.25, 0.002
+
+
+class Client(Generic[T]):
+    """A connection and what has come so far. `prepared` is what `prepare` made of its request."""
+
+    request: wire.Request
+    prepared: T
+    go: wire.Go
+
+    def __init__(self, conn: Socket, pid: int) -> None:
+        self.conn = conn
+        self.pid = pid
+        self.data: bytes | bytearray = b""  # of the request
+        self.greeted = False
+        self.is_trusted = False  # it has what peer.Gate.has_our_powers asks for
+        self.deadline = 0.0
+
+    def decline(self) -> None:
+        """Have the client run the plugin itself, and close the connection. Raises nothing."""
+        try:
+            if self.greeted:
+                self.conn.send(wire.DECLINED, MSG_DONTWAIT)
+        except OSError:
+            pass  # it is gone
+        self.conn.close()
+
+
+class Reception(Generic[T]):
+    """Accepts connections on `listener`, which must not block, and returns complete requests.
+
+    `prepare` is called with each request while its client wakes up; `status` gives the answer to
+    STATUS; `on_leave` is called when a client leaves after the hello.
+    """
+
+    def __init__(
+        self,
+        listener: Socket,
+        gate: Gate,
+        hello: bytes,
+        prepare: Callable[[wire.Request], T],
+        status: Callable[[], bytes],
+        on_leave: Callable[[], None],
+    ) -> None:
+        self._listener = listener
+        self._gate = gate
+        self._hello = hello
+        self._prepare = prepare
+        self._status = status
+        self._on_leave = on_leave
+        self._waiting: dict[int, Client[T]] = {}  # by descriptor, the oldest first
+        # Blocked in accept(2) the workers would take turns, and each find its caches cold and its
+        # pages still to be copied. With EPOLLEXCLUSIVE the kernel wakes the first that waits, in
+        # the order in which they registered (epoll_ctl(2)).
+        self._poll = select.epoll()
+        self._poll.register(listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def __len__(self) -> int:
+        """How many clients are put aside."""
+        return len(self._waiting)
+
+    def wait(self) -> list[int]:
+        """Wait until something happens: descriptors for `receive`. The worker is idle meanwhile."""
+        if not self._waiting:
+            return [fd for fd, _ in self._poll.poll()]
+        oldest = next(iter(self._waiting.values()))
+        seconds = max(oldest.deadline - monotonic(), 0)
+        return [fd for fd, _ in self._poll.poll(seconds)]
+
+    def receive(self, fd: int) -> Client[T] | None:
+        """Go on with the client on `fd`, or accept one; the client if it is ready to be served."""
+        client = self._waiting.pop(fd, None)
+        if client is None:
+            client = self._accept()
+            if client is None:
+                return None
+        else:
+            self._poll.unregister(fd)
+        if not self._advance(client):
+            return None
+        for other in [each for each in self._waiting.values() if each.greeted]:
+            self._forget(other)
+        return client
+
+    def expire(self) -> None:
+        """Send those away that have taken too long."""
+        now = monotonic()
+        for client in list(self._waiting.values()):
+            if client.deadline > now:
+                break
+            self._forget(client)
+
+    def close(self) -> None:
+        """Send everybody away."""
+        for client in list(self._waiting.values()):
+            self._forget(client)
+        self._poll.close()
+
+    def _accept(self) -> Client[T] | None:
+        try:
+            # accept4 with SOCK_CLOEXEC; a _socket object is made around the descriptor
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
+        except (BlockingIOError, ConnectionAbortedError):
+            return None  # another worker was quicker, or the client is gone
+        conn = Socket(AF_UNIX, SOCK_STREAM, 0, fd)
+        pid = self._gate.connected(conn)
+        if pid:
+            return Client(conn, pid)
+        conn.close()
+        return None
+
+    def _advance(self, client: Client[T]) -> bool:
+        """Read what is there; true if the client is ready. Otherwise it waits or is gone."""
+        try:
+            if not self._is_complete(client):
+                self._put_aside(client)
+                return False
+        except wire.StatusRequested:
+            self._answer_status(client)
+            return False
+        except (wire.BadRequest, OSError):
+            client.conn.close()
+            return False
+        descriptors = client.go.descriptors
+        if client.is_trusted and self._gate.is_proven(client.go.named_pid, descriptors.root):
+            return True
+        descriptors.close()
+        client.decline()
+        return False
+
+    def _is_complete(self, client: Client[T]) -> bool:
+        """Whether request and go are there. Raises wire.BadRequest, StatusRequested, OSError."""
+        first = not client.deadline
+        if first:
+            client.deadline = monotonic() + _LIFETIME
+        go_wait = 0.0
+        if not client.greeted:
+            if not self._read_request(client, first):
+                return False
+            self._greet(client)
+            others = any(each.greeted for each in self._waiting.values())
+            go_wait = _SHORT_WAIT if others else _GO_WAIT
+        return self._read_go(client, go_wait)
+
+    def _read_request(self, client: Client[T], first: bool) -> bool:
+        """Whether the request is complete. Raises wire.BadRequest, StatusRequested, OSError."""
+        data = client.data
+        end = 0.0
+        while missing := wire.missing(data):
+            try:
+                piece = client.conn.recv(max(missing, _CHUNK), MSG_DONTWAIT)
+            except BlockingIOError:
+                now = monotonic()
+                if first and not end:
+                    end = now + (_SHORT_WAIT if self._waiting else _REQUEST_WAIT)
+                if now >= end or not _is_readable(client.conn, end - now):
+                    client.data = data
+                    return False
+                continue
+            if not piece:
+                raise wire.BadRequest("the client is gone")
+            if not data:
+                data = piece  # in most cases the whole request
+            elif isinstance(data, bytearray):
+                data += piece
+            else:
+                data = bytearray(data + piece)
+        client.data = data
+        return True
+
+    def _read_go(self, client: Client[T], seconds: float) -> bool:
+        """Whether the go comes within `seconds`. Raises wire.BadRequest, OSError."""
+        conn = client.conn
+        try:
+            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+        except BlockingIOError:
+            if not seconds or not _is_readable(conn, seconds):
+                return False
+            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
+        if not message[0]:
+            self._on_leave()
+        client.go = wire.parse_go(message[0], message[1])
+        return True
+
+    def _greet(self, client: Client[T]) -> None:
+        """Say hello, and use the time until the client wakes up. Raises BadRequest, OSError."""
+        client.request = wire.parse(client.data)
+        client.data = b""
+        client.conn.send(self._hello)
+        client.greeted = True
+        client.prepared = self._prepare(client.request)
+        client.is_trusted = self._gate.has_our_powers(client.conn, client.pid)
+
+    def _answer_status(self, client: Client[T]) -> None:
+        try:
+            client.conn.send(self._hello + self._status(), MSG_DONTWAIT)
+        except OSError:
+            pass  # it is gone
+        client.conn.close()
+
+    def _put_aside(self, client: Client[T]) -> None:
+        fd = client.conn.fileno()
+        self._poll.register(fd, select.EPOLLIN)
+        self._waiting[fd] = client
+        buffered = sum(len(each.data) for each in self._waiting.values())
+        while len(self._waiting) > _MAX_WAITING or buffered > _MAX_BUFFERED:
+            oldest = next(iter(self._waiting.values()))
+            buffered -= len(oldest.data)
+            self._forget(oldest)
+
+    def _forget(self, client: Client[T]) -> None:
+        fd = client.conn.fileno()
+        self._poll.unregister(fd)
+        del self._waiting[fd]
+        client.decline()
+
+
+def _is_readable(conn: Socket, seconds: float) -> bool:
+    """Wait so long for something to read, or for the end. Raises OSError."""
+    waiting = select.poll()
+    waiting.register(conn.fileno(), select.POLLIN)
+    return bool(waiting.poll(seconds * 1000))

@@ -1,0 +1,471 @@
+"""The server with bad clients, bad luck and bad company: nobody else pays for it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni.server.slots import allocate
+from cni.server.supervisor import Options, Supervisor
+from cni.server.wire import HELLO_SIZE
+from tests.harness import Netns, Runtime
+from tests.harness.server import (
+    Server,
+    by_exec,
+    encode_request,
+    send_go,
+    served,
+    serving,
+    state,
+    until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOPBACK = {"cniVersion": "1.1.0", "name": "net1"}
+VERSION = encode_request("/opt/cni/bin/loopback", {"CNI_COMMAND": "VERSION"}, b"")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def server(runtime: Runtime, path: Path) -> Iterator[Server]:
+    with serving(runtime, path, "--workers", "2") as running:
+        yield running
+
+
+def greeted(server: Server, request: bytes = VERSION) -> socket.socket:
+    """A connection whose request is complete; the worker waits for the go."""
+    sock = server.connect()
+    sock.sendall(request)
+    assert len(sock.recv(HELLO_SIZE, socket.MSG_WAITALL)) == HELLO_SIZE
+    return sock
+
+
+def reply(sock: socket.socket) -> bytes:
+    """The first byte of the reply; empty if there is none."""
+    try:
+        return sock.recv(1)
+    except ConnectionResetError:
+        return b""
+
+
+# --- connections that are not finished ------------------------------------------------------------
+
+HALVES = {
+    "nothing": b"",
+    "a byte": VERSION[:1],
+    "half a header": VERSION[:9],
+    "a header": VERSION[:16],
+    "all but a byte": VERSION[:-1],
+    "no go": VERSION,
+    "half of status": b"stat",
+}
+
+
+@pytest.mark.parametrize("message", HALVES.values(), ids=HALVES)
+def test_who_stops_halfway_keeps_nobody_from_the_workers(
+    server: Server, runtime: Runtime, container: Netns, message: bytes
+) -> None:
+    workers = server.workers()
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(server.connect()).sendall(message)
+        for _ in range(3):
+            served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+            served(server, lambda: runtime.delete("loopback", LOOPBACK, container)).succeeded()
+    assert server.workers() == workers
+
+
+def test_who_trickles_keeps_nobody_from_the_workers(
+    server: Server, runtime: Runtime, container: Netns
+) -> None:
+    done = threading.Event()
+
+    def trickle(sock: socket.socket) -> None:
+        request = encode_request("/opt/cni/bin/loopback", {"FILL": "x" * 100_000}, b"")
+        try:
+            for at in range(len(request)):
+                if done.wait(0.005):
+                    return
+                sock.send(request[at : at + 1])
+        except OSError:
+            pass  # sent away
+
+    with ExitStack() as stack:
+        socks = [stack.enter_context(server.connect()) for _ in range(6)]
+        threads = [threading.Thread(target=trickle, args=(sock,)) for sock in socks]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(5):
+                served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_who_is_slow_is_served_all_the_same(server: Server) -> None:
+    """In pieces, with pauses, and put aside before the go."""
+    with server.connect() as sock:
+        for piece in (VERSION[:5], VERSION[5:20], VERSION[20:]):
+            sock.sendall(piece)
+            time.sleep(0.1)
+        assert len(sock.recv(HELLO_SIZE, socket.MSG_WAITALL)) == HELLO_SIZE
+        time.sleep(0.5)
+        send_go(sock, server.pid)
+        assert reply(sock) == b"X"
+
+
+def test_who_was_greeted_need_not_wait_for_another_s_request(
+    runtime: Runtime, path: Path, tmp_path: Path, container: Netns
+) -> None:
+    """The one worker declines, and the client runs its plugin itself."""
+    go = tmp_path / "go"
+    slow = tmp_path / "bin" / "slow"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nwhile [ ! -e {go} ]; do sleep 0.01; done\n")
+    slow.chmod(0o755)
+    runtime.cni_path = f"{slow.parent}:{runtime.bin_dir}"
+    conf = {**LOOPBACK, "ipam": {"type": "slow"}}
+    with serving(runtime, path, "--workers", "1") as server, greeted(server) as waiting:
+        child = runtime.start("STATUS", "bridge", conf, container)
+        until((tmp_path / "runs").exists, "the slow request runs")
+        assert reply(waiting) == b"N"
+        go.touch()
+        output, _ = child.communicate(timeout=30)
+        assert (child.returncode, output) == (0, b"")
+
+
+def test_a_status_client_that_hangs_up(server: Server, runtime: Runtime, container: Netns) -> None:
+    workers = server.workers()
+    for _ in range(40):
+        with server.connect() as sock:
+            sock.send(b"status\n")
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+    assert server.workers() == workers
+
+
+def test_no_connection_is_kept(runtime: Runtime, path: Path) -> None:
+    """Of those that were put aside, and of those that left after the hello."""
+    with serving(runtime, path, "--workers", "1") as server:
+        (worker,) = server.workers()
+        with greeted(server) as sock:
+            send_go(sock, server.pid)
+            assert reply(sock) == b"X"
+        before = len(os.listdir(f"/proc/{worker}/fd"))
+        for message in HALVES.values():
+            with ExitStack() as stack:
+                for _ in range(20):
+                    stack.enter_context(server.connect()).sendall(message)
+        until(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before, "all are closed")
+        assert server.workers() == [worker]
+
+
+# --- what the client must have itself -------------------------------------------------------------
+
+
+def test_a_go_without_proof_is_declined(server: Server) -> None:
+    for named in (os.getpid(), server.workers()[0], os.getppid()):
+        with greeted(server) as sock:
+            send_go(sock, named)
+            assert reply(sock) == b"N", named
+    with greeted(server) as sock:
+        socket.send_fds(sock, [b"\0"], [2, 2, 2])
+        assert reply(sock) == b"N"
+    with greeted(server) as sock:
+        send_go(sock, server.pid)
+        assert reply(sock) == b"X"
+
+
+def test_a_child_s_own_process_id_is_no_proof(server: Server) -> None:
+    """It is not the one that connected, and needs no capability to name itself."""
+    with greeted(server) as sock:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                send_go(sock, os.getpid())
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert reply(sock) == b"N"
+
+
+def test_another_root_directory_is_declined(server: Server, tmp_path: Path) -> None:
+    with greeted(server) as sock:
+        send_go(sock, server.pid, root=str(tmp_path))
+        assert reply(sock) == b"N"
+
+
+def test_another_mount_of_the_same_root_is_declined(server: Server, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    top.mkdir()
+    subprocess.run(["mount", "--bind", "/", top], check=True)
+    try:
+        with greeted(server) as sock:
+            send_go(sock, server.pid, root=str(top))
+            assert reply(sock) == b"N"
+    finally:
+        subprocess.run(["umount", "-l", top], check=True)
+
+
+def test_any_mounts_serves_any_root(runtime: Runtime, path: Path, tmp_path: Path) -> None:
+    with serving(runtime, path, "--any-mounts") as server, greeted(server) as sock:
+        send_go(sock, server.pid, root=str(tmp_path))
+        assert reply(sock) == b"X"
+
+
+@pytest.mark.parametrize("kept", ["", ",+sys_admin", ",+sys_admin,+net_admin,+net_raw"])
+def test_a_client_with_fewer_capabilities_runs_by_exec(
+    server: Server, runtime: Runtime, tmp_path: Path, kept: str
+) -> None:
+    """And a program that it names gets no more than it has."""
+    program = tmp_path / "bin" / "evil"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ngrep CapPrm /proc/self/status > {tmp_path}/proof\n")
+    program.chmod(0o755)
+    runtime.cni_path = str(program.parent)
+    conf = json.dumps({**LOOPBACK, "type": "bridge", "ipam": {"type": "evil"}})
+    env = {**runtime.environment("STATUS"), "CNI_SERVER_SOCKET": str(server.socket)}
+    wrap = ["setpriv", f"--bounding-set=-all{kept}", "--inh-caps=-all", "--no-new-privs"]
+
+    def work() -> int:
+        done = runtime.host.run(
+            subprocess.run,
+            [*wrap, str(runtime.bin_dir / "bridge")],
+            input=conf.encode(),
+            env=env,
+            capture_output=True,
+        )
+        assert done.returncode == 0, done
+        return int((tmp_path / "proof").read_text().split()[1], 16).bit_count()
+
+    before = server.status()["served"]
+    capabilities = work()
+    assert server.status()["served"] == before, "it was served"
+    assert capabilities == kept.count("+")
+    wrap.clear()
+    assert work() > 30
+    assert server.status()["served"] == before + 1
+
+
+def test_a_client_in_another_namespace_is_declined(
+    server: Server, runtime: Runtime, container: Netns, outside: Netns
+) -> None:
+    elsewhere = Runtime(runtime.bin_dir, outside, env=runtime.env)
+    by_exec(server, lambda: elsewhere.add("loopback", LOOPBACK, container)).succeeded()
+
+
+# --- after the answer -----------------------------------------------------------------------------
+
+
+def pin(pid: int, path: Path) -> None:
+    """Mount the network namespace that the process is about to have."""
+    own = os.stat("/proc/self/ns/net").st_ino
+    until(lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own, "it has a namespace of its own")
+    subprocess.run(["mount", "--bind", f"/proc/{pid}/ns/net", path], check=True)
+
+
+def test_the_namespace_can_be_unmounted_at_once(
+    runtime: Runtime, path: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """With a plain umount(2), after a DEL that a worker served; the working directory, too."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    ipam = {"type": "host-local", "subnet": "10.40.0.0/24", "dataDir": str(data_dir)}
+    conf = {**LOOPBACK, "isGateway": True, "ipam": ipam}
+    directory = tmp_path / "cwd"
+    directory.mkdir()
+    pinned = tmp_path / "pinned"
+    pinned.touch()
+    runtime.cwd = directory
+    busy = []
+    with serving(runtime, path, "--workers", "3") as server:
+        for number in range(12):
+            holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+            try:
+                pin(holder.pid, pinned)
+                subprocess.run(["mount", "-t", "tmpfs", "none", str(directory)], check=True)
+                env = {"CNI_NETNS": str(pinned)}
+                for verb in ("ADD", "DEL"):
+                    reply = runtime.call(verb, "bridge", conf, container_id=f"x{number}", env=env)
+                    reply.succeeded()
+                for mounted in (pinned, directory):
+                    if libc.umount2(str(mounted).encode(), 0):
+                        busy.append((number, mounted, os.strerror(ctypes.get_errno())))
+                        subprocess.run(["umount", "-l", mounted], check=True)
+            finally:
+                holder.kill()
+                holder.wait()
+        assert server.status()["served"] == 24
+    assert not busy
+
+
+# --- the supervisor -------------------------------------------------------------------------------
+
+
+def test_a_supervisor_that_is_stopped_and_continued(
+    server: Server, runtime: Runtime, container: Netns
+) -> None:
+    for seconds in (1.2, 0.1, 1.2):
+        server.child.send_signal(signal.SIGSTOP)
+        until(lambda: state(server.pid) == "T", "it is stopped")
+        time.sleep(seconds)  # across the end of its wait
+        server.child.send_signal(signal.SIGCONT)
+        server.signal_workers(signal.SIGKILL)
+        until(lambda: len(server.workers()) == 2, "new workers")
+    assert server.child.poll() is None
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+    assert server.end() == 0
+
+
+def test_a_fork_that_fails(server: Server, runtime: Runtime, container: Netns) -> None:
+    """The supervisor tries again, and then serves as before."""
+    inject = "inject=clone,clone3,fork,vfork:error=EAGAIN:when=1..4"
+    command = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(server.pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        status = Path(f"/proc/{server.pid}/status")
+        until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is there")
+        server.signal_workers(signal.SIGKILL)
+        until(lambda: len(server.workers()) == 2, "new workers")
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+    assert server.child.poll() is None
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+    assert server.end() == 0
+
+
+def test_workers_that_die_at_once_for_days(tmp_path: Path) -> None:
+    """The pause grows to ten seconds, and no further; other slots do not wait."""
+    supervisor = Supervisor(Options(str(tmp_path / "s"), 3), "0" * 12, lambda _: None)
+    pauses = [supervisor._postpone(1) for _ in range(100_000)]
+    assert pauses[0] < 0.1
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 10.0
+    assert list(supervisor.due) == [1]
+    assert supervisor._postpone(2) == pauses[0]
+
+
+def test_one_worker_s_deaths_are_no_other_slot_s(server: Server) -> None:
+    """One is killed again and again while it is young; the other is replaced at once."""
+    first, second = server.workers()
+    for _ in range(6):
+        first = killed(server, first)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: server.workers() == [second], "it is gone, and the next has to wait")
+    os.kill(second, signal.SIGKILL)
+    until(lambda: set(server.workers()) - {second}, "a new one, before the other slot's", 1)
+
+
+def killed(server: Server, pid: int) -> int:
+    """Kill a worker; the one that takes its place."""
+    others = set(server.workers()) - {pid}
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: set(server.workers()) - others - {pid}, "another takes its place")
+    (new,) = set(server.workers()) - others
+    return new
+
+
+def test_a_count_is_never_half_written() -> None:
+    """Readers of a slot see it grow while its worker counts."""
+    (slot,) = allocate(1)
+    slot.start_worker()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                slot.begin_request()
+        finally:
+            os._exit(0)
+    try:
+        counts = [slot.read().served for _ in range(200_000)]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+
+
+# --- the socket -----------------------------------------------------------------------------------
+
+
+def test_a_socket_that_was_removed(server: Server, runtime: Runtime, container: Netns) -> None:
+    served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+    before = server.status()["served"]
+    for remove in (os.unlink, lambda path: os.rename(path, f"{path}.old")):
+        remove(server.socket)
+        until(server.socket.exists, "it listens again")
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+    assert server.status()["served"] == before + 2
+    assert server.end() == 0
+    assert not server.socket.exists()
+
+
+def test_a_socket_whose_directory_was_removed(
+    runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    path = tmp_path / "run" / "s"
+    with serving(runtime, path, "--workers", "1") as server:
+        path.unlink()
+        path.parent.rmdir()
+        until(path.exists, "it listens again")
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_a_request_goes_on_when_the_socket_is_removed(
+    runtime: Runtime, path: Path, tmp_path: Path, container: Netns
+) -> None:
+    go = tmp_path / "go"
+    slow = tmp_path / "bin" / "slow"
+    slow.parent.mkdir()
+    slow.write_text(f"#!/bin/sh\ntouch {tmp_path}/runs\nwhile [ ! -e {go} ]; do sleep 0.01; done\n")
+    slow.chmod(0o755)
+    runtime.cni_path = f"{slow.parent}:{runtime.bin_dir}"
+    conf = {**LOOPBACK, "ipam": {"type": "slow"}}
+    with serving(runtime, path, "--workers", "2") as server:
+        child = runtime.start("STATUS", "bridge", conf, container)
+        until((tmp_path / "runs").exists, "the slow request runs")
+        path.unlink()
+        until(path.exists, "it listens again")
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+        go.touch()
+        output, _ = child.communicate(timeout=30)
+        assert (child.returncode, output) == (0, b"")
+
+
+def test_a_socket_that_another_process_has_now(server: Server, path: Path) -> None:
+    """The server ends, says so, and leaves the other's socket alone."""
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path) + ".new")
+        other.listen(1)
+        os.rename(f"{path}.new", path)
+        _, stderr = server.child.communicate(timeout=30)
+    assert server.child.returncode == 1
+    assert f"process {os.getpid()}".encode() in stderr
+    assert path.exists()
+
+
+def test_status_names_the_server(server: Server, runtime: Runtime) -> None:
+    answer = runtime.host.exec(
+        [str(runtime.bin_dir / "cni"), "serve", "--status", "--socket", str(server.socket)]
+    )
+    status: dict[str, Any] = json.loads(answer.stdout)
+    assert status["pid"] == server.pid
+    assert status["workers"] == 2
