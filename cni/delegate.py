@@ -98,14 +98,24 @@ def parse_output(output: bytes, stdin: bytes) -> Result:
     return Result.parse(raw, version)
 
 
-def execute(program: str, request: Request) -> bytes:
-    """Run a program with the request's environment and stdin; its stdout. Raises CNIError."""
+def pass_on(data: bytes) -> None:
+    """Write what a plugin has written to stderr to our own."""
+    os.write(2, data)
+
+
+def execute(
+    program: str, request: Request, show_stderr: Callable[[bytes], None] = pass_on
+) -> bytes:
+    """Run a program with the request's environment and stdin; its stdout.
+
+    If it succeeds, `show_stderr` gets what it has written to stderr. Raises CNIError.
+    """
     env = {**request.env, "CNI_COMMAND": request.command}
     code, stdout, stderr = _run_unless_busy(program, request.stdin, env)
     if code != 0:
         raise _failure(stdout, stderr, f"exit status {code}" if code > 0 else f"signal {-code}")
     if stderr:
-        os.write(2, stderr)
+        show_stderr(stderr)
     return stdout
 
 

@@ -16,11 +16,17 @@ def main(argv: list[str]) -> int:
         return _run(argv)
     except KeyboardInterrupt:  # while modules were loaded
         return 130
+    except Exception as error:  # noqa: BLE001 a defect, whose text may contain anything
+        from . import output
+
+        output.exception(error)
+        return 1
 
 
 def _run(argv: list[str]) -> int:
     import click
 
+    from . import output
     from .commands import cli
     from .completion import VARIABLE
 
@@ -32,12 +38,12 @@ def _run(argv: list[str]) -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        error.show()
+        output.click_exception(error)
         return error.exit_code
     except BrokenPipeError:
         return _discard_stdout()
     except OSError as error:
-        click.echo(f"cni: {error}", err=True)
+        output.line(f"cni: {error}", err=True)
         return _discard_stdout()
     except SystemExit as end:  # how click ends completion, and answers a broken pipe
         return _discard_stdout() if end.code == 1 else int(end.code or 0)

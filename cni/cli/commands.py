@@ -37,7 +37,7 @@ class Job(NamedTuple):
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        click.echo(f"cni {__version__}{_build()}")
+        output.line(f"cni {__version__}{_build()}")
         context.exit()
 
 
@@ -210,7 +210,7 @@ def _run(
         output.error(problem, _hint(hint, netns) if loaded else "", as_json)
         context.exit(1)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; {hint}" if loaded and hint else "interrupted", err=True)
+        output.line(f"interrupted; {hint}" if loaded and hint else "interrupted", err=True)
         context.exit(130)
 
 
@@ -246,6 +246,7 @@ def _job(
         env,
         interrupts,
         output.waiting,
+        output.plugin_stderr,
     )
     return Job(network_list, attachment, runtime)
 

@@ -7,7 +7,7 @@ import os
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from . import conflist
+from . import conflist, output
 
 VARIABLE = "_CNI_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -29,7 +29,7 @@ def completion(context: click.Context, shell: str) -> None:
         raise click.ClickException(f"this build of click does not know {shell}")
     script = kind(context.find_root().command, {}, "cni", VARIABLE)
     # Not source(): for bash that runs a bash to ask its version.
-    click.echo(script.source_template % script.source_vars())
+    output.line(script.source_template % script.source_vars())
 
 
 class Network(click.ParamType[str]):
@@ -41,7 +41,13 @@ class Network(click.ParamType[str]):
         self, _ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
-        return [CompletionItem(n) for n in conflist.known(directory) if n.startswith(incomplete)]
+        return _items(conflist.known(directory), incomplete)
+
+
+def _items(names: list[str], incomplete: str) -> list[CompletionItem]:
+    """The names that begin so; none that a shell's line editor would have to show escaped."""
+    wanted = [name for name in names if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in wanted if name.isprintable()]
 
 
 class Namespace(click.Path):
@@ -57,7 +63,7 @@ class Namespace(click.Path):
             except OSError:
                 continue
             paths = [os.path.join(directory, name) for name in names]
-            items += [CompletionItem(path) for path in paths if path.startswith(incomplete)]
+            items += _items(paths, incomplete)
             if items:
                 return items
         return super().shell_complete(ctx, param, incomplete)

@@ -53,7 +53,11 @@ def text(value: str) -> str:
     """`value` with U+FFFD for what is no UTF-8."""
     if value.isascii():
         return value
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        data = value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return "".join("\ufffd" if "\ud800" <= char <= "\udfff" else char for char in value)
+    return data.decode("utf-8", "replace")
 
 
 def decode(data: bytes) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,8 @@ from cni.install import Report
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
+
+from . import output
 
 _BIN_DIR = click.option(
     "--bin-dir",
@@ -102,9 +103,9 @@ def _absolute(paths: Iterable[Path]) -> list[Path]:
 
 def _show(report: Report, as_json: bool, headline: str) -> None:
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=4))
+        output.json(report.as_dict())
         return
-    click.echo(headline)
+    output.line(headline)
     lists = {
         "linked": report.links,
         "linked before": report.unchanged,
@@ -115,8 +116,8 @@ def _show(report: Report, as_json: bool, headline: str) -> None:
     }
     for what, names in lists.items():
         if names:
-            click.echo(f"  {what}: {', '.join(names)}")
+            output.line(f"  {what}: {', '.join(names)}")
     if report.units:
-        click.echo(f"now: {install_units.hint(report.units)}")
+        output.line(f"now: {install_units.hint(report.units)}")
     for warning in report.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        output.line(f"warning: {warning}", err=True)

@@ -151,7 +151,7 @@ def release(
         if as_json:
             output.json([each.as_dict() for each in chosen])
         for each in chosen if not as_json else ():
-            click.echo(gojson.text(f"released {each.address}, which {each.holder} held"))
+            output.line(f"released {each.address}, which {each.holder} held")
 
 
 @ipam.command()
@@ -176,7 +176,7 @@ def check(network: str, as_json: bool, **options: Any) -> None:
         else:
             output.done(f"{network}: {len(problems) or 'no'} problems")
             for text in problems:
-                click.echo(gojson.text(text))
+                output.line(text)
         if problems:
             click.get_current_context().exit(1)
 

@@ -1,10 +1,14 @@
 """What the commands print: JSON for programs, lines for people, and errors for both.
 
 A program (stdout is not a terminal) gets what cnitool prints: ADD's result and nothing else.
+
+All that is printed goes through this module (a test looks for other ways), because containers, the
+authors of pods and other users have chosen many of the names in it: a terminal must not obey them.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -25,8 +29,63 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def printable(text: str, keep: str = "\n\t") -> str:
+    r"""`text` with an escape (``\x1b``) for each character that is not simply shown.
+
+    These are control characters but for those in `keep`, marks that change the direction of
+    writing, line separators, and what Unicode has not assigned. Bytes that are no UTF-8 become
+    U+FFFD.
+    """
+    text = gojson.text(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+def printable_json(data: bytes) -> bytes:
+    r"""JSON with the same meaning, in which such characters are written as ``\u009b``."""
+    text = data.decode()
+    if text.isprintable():
+        return data
+    pieces = [char if char.isprintable() or char == "\n" else _json_escape(char) for char in text]
+    return "".join(pieces).encode()
+
+
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def line(text: str, *, err: bool = False) -> None:
+    """A line, or several, on stdout or stderr."""
+    click.echo(printable(text), err=err)
+
+
+def plugin_stderr(data: bytes) -> None:
+    """What a plugin has written to its stderr, on ours."""
+    line(data.decode(errors="replace").removesuffix("\n"), err=True)
+
+
+def exception(error: BaseException) -> None:
+    """A defect of ours: its traceback on stderr."""
+    import traceback
+
+    line("".join(traceback.format_exception(error)).rstrip(), err=True)
+
+
+def click_exception(error: click.ClickException) -> None:
+    """A wrong usage or a failure, as click words it, on stderr."""
+    text = io.StringIO()
+    error.show(text)
+    line(text.getvalue().rstrip("\n"), err=True)
+
+
 def write(data: bytes) -> None:
-    """All of `data` to stdout. Raises OSError."""
+    """All of the JSON document `data` to stdout. Raises OSError."""
+    data = printable_json(data)
     if sys.stdout is not None:
         sys.stdout.flush()
     view = memoryview(data)
@@ -35,7 +94,7 @@ def write(data: bytes) -> None:
 
 
 def json(value: Any) -> None:
-    """`value` as indented JSON, with a newline for a person's prompt."""
+    """`value` as indented JSON and a newline."""
     write(encode_json(value) + b"\n")
 
 
@@ -45,24 +104,24 @@ def added(outcome: Outcome, attachment: Attachment, as_json: bool) -> None:
         write(encode_json(outcome.as_dict()))
         return
     done(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
-    click.echo(_columns([*_summary(outcome.result), ("container", attachment.container_id)]))
+    line(_columns([*_summary(outcome.result), ("container", attachment.container_id)]))
 
 
 def done(text: str) -> None:
     """Print `text` on a terminal; a program has the exit code instead."""
     if is_terminal():
-        click.echo(gojson.text(text))
+        line(text)
 
 
 def waiting() -> None:
     """Tell a person why the command waits."""
     if sys.stderr is not None and sys.stderr.isatty():
-        click.echo("waiting for another cni that works on the same container", err=True)
+        line("waiting for another cni that works on the same container", err=True)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Rows in columns; the first row is the heading."""
-    click.echo(_columns(rows, indent=""))
+    line(_columns(rows, indent=""))
 
 
 def error(problem: CNIError, hint: str = "", as_json: bool = False) -> None:
@@ -76,12 +135,17 @@ def error(problem: CNIError, hint: str = "", as_json: bool = False) -> None:
             body["details"] = gojson.text(problem.details)
         json(body)
     if sys.stderr is None or not sys.stderr.isatty():
-        click.echo(str(problem), err=True)
+        line(str(problem), err=True)
         return
-    click.echo(f"{_red('error:')} {problem.msg}", err=True)
-    rows = [("details", problem.details), ("next", hint)]
-    if any(value for _, value in rows):
-        click.echo(_columns([row for row in rows if row[1]]), err=True)
+    click.echo(f"{_red('error:')} {_indented(problem.msg, 7)}", err=True)
+    for name, text in (("details", problem.details), ("next", hint)):
+        if text:
+            click.echo(f"  {name:7}  {_indented(text, 11)}", err=True)
+
+
+def _indented(text: str, width: int) -> str:
+    """`text`, whose further lines cannot be taken for lines of ours."""
+    return printable(text).replace("\n", "\n" + " " * width)
 
 
 def decode_map(text: str, name: str) -> dict[str, Any] | None:
@@ -127,6 +191,7 @@ def _red(text: str) -> str:
 
 
 def _columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    rows = [[printable(cell, keep="") for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

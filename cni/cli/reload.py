@@ -85,9 +85,9 @@ def _print(outcomes: list[Outcome], prefix: str = "") -> None:
             owner = outcome.intent.owner
             who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
             line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
-            click.echo(line, err=outcome.state == "failed")
+            output.line(line, err=outcome.state == "failed")
     restored = sum(outcome.state == "restored" for outcome in outcomes)
-    click.echo(f"{prefix}{restored} of {len(outcomes)} restored")
+    output.line(f"{prefix}{restored} of {len(outcomes)} restored")
 
 
 def reload_all(state_dir: str) -> list[Outcome]:

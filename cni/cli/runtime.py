@@ -42,7 +42,8 @@ class Runtime:
     """Runs networks with the plugins found on `path`.
 
     `env` is what plugins inherit, besides the CNI variables. `interrupts` tells between two plugins
-    whether to go on; `on_wait` is called when another process is at work on the same container.
+    whether to go on; `on_wait` is called when another process is at work on the same container, and
+    `show_stderr` with what a plugin that succeeded has written to stderr.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class Runtime:
         env: Mapping[str, str],
         interrupts: Interrupts,
         on_wait: Callable[[], None] = lambda: None,
+        show_stderr: Callable[[bytes], None] = delegate.pass_on,
     ) -> None:
         self.path = path
         self.cache = cache
         self._env = dict(env)
         self._interrupts = interrupts
         self._on_wait = on_wait
+        self._show_stderr = show_stderr
 
     def add(self, network: NetworkList, attachment: Attachment) -> Outcome:
         """ADD each plugin, feeding each the result of the one before; keep the last one's.
@@ -224,7 +227,7 @@ class Runtime:
         )
         program = delegate.find(plugin.type, self.path)
         # Not delegate.run: it drops the version in which the result was printed.
-        return delegate.execute(program, request)
+        return delegate.execute(program, request, self._show_stderr)
 
 
 class Interrupts:

@@ -6,6 +6,8 @@ import os
 
 import click
 
+from . import output
+
 SOCKET = "/run/cni/cni.sock"
 
 
@@ -49,7 +51,7 @@ def serve(
     The installed plugins connect to it by themselves; without it they work as well, only slower.
     """
     if status:
-        click.echo(_status(path))
+        output.line(_status(path))
         return
     if os.geteuid() != 0:
         raise click.ClickException("only root can serve: the plugins change the node's network")
@@ -66,7 +68,7 @@ def serve(
         raise click.ClickException("only the built file can serve: run `make build`")
     limits = Limits(max_requests, max_memory << 20, any_mounts)
     options = Options(path, workers or default_workers(), idle_exit, timeout, limits)
-    supervisor = Supervisor(options, ID, lambda text: click.echo(f"cni serve: {text}", err=True))
+    supervisor = Supervisor(options, ID, lambda text: output.line(f"cni serve: {text}", err=True))
     try:
         code = supervisor.run()
     except AddressInUse:

@@ -1,0 +1,176 @@
+"""What the command line prints is shown by a terminal, never obeyed."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cni.cli
+from cni.cli import gojson, main, output
+from cni.cli.cache import Attachment, Outcome
+from cni.protocol.errors import CNIError
+from cni.protocol.result import Result
+
+# A title, a colour, a C1 control sequence, a change of direction, a bell, a line break, a byte that
+# is no text, half of a pair.
+BAD = [
+    "\x1b]0;own\x07",
+    "\x1b[31m",
+    "\x9b31m",
+    "\u202e",
+    "\a",
+    "\u2028",
+    "\x7f",
+    "\r",
+    "\b",
+    "\ud800",
+]
+
+
+def shown(text: str) -> bool:
+    return all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_nothing_is_left_for_a_terminal(text: str) -> None:
+    assert shown(output.printable(text))
+    assert output.printable(text, keep="").isprintable()
+
+
+@given(st.text(st.characters(exclude_categories=["C", "Z"]), max_size=50))
+def test_what_can_be_shown_stays(text: str) -> None:
+    assert output.printable(text) == text
+
+
+def test_escapes_say_what_was_there() -> None:
+    assert output.printable("x\x1b]0;own\x07") == r"x\x1b]0;own\x07"
+    assert output.printable("a\u202eb\tc\nd") == "a\\u202eb\tc\nd"
+    assert output.printable("caf\udce9") == "caf\ufffd"
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_json_means_the_same(value: Any) -> None:
+    data = gojson.encode(value)
+    escaped = output.printable_json(data)
+    assert json.loads(escaped) == json.loads(data)
+    assert shown(escaped.decode())
+
+
+def printed(capfd: pytest.CaptureFixture[str]) -> str:
+    captured = capfd.readouterr()
+    return captured.out + captured.err
+
+
+@pytest.fixture(params=[False, True], ids=["program", "person"])
+def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: request.param, raising=False)
+    monkeypatch.setattr(output, "is_terminal", lambda: request.param)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("bad", BAD, ids=ascii)
+def test_every_way_to_print(capfd: pytest.CaptureFixture[str], bad: str) -> None:
+    raw = {"interfaces": [{"name": f"x{bad.encode(errors='replace').decode()}", "sandbox": "/n"}]}
+    result = Outcome(Result.parse(raw, "1.0.0"), "1.0.0")
+    for as_json in (False, True):
+        output.added(result, Attachment("c", f"n{bad}", f"i{bad}", f"/n{bad}"), as_json)
+        output.error(CNIError(f"msg {bad}", f"details {bad}"), f"hint {bad}", as_json)
+    output.done(f"done {bad}")
+    output.table([("A", "B"), (bad, f"x{bad}")])
+    output.json({f"k{bad}": bad})
+    output.plugin_stderr(f"line {bad}\n".encode(errors="replace"))
+    output.exception(ValueError(bad))
+    output.click_exception(click.UsageError(bad))
+    text = printed(capfd)
+    assert shown(text.replace("\x1b[0m", "")), ascii(text)
+
+
+def test_a_line_break_in_a_message_begins_no_line_of_ours(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.error(CNIError("bad\nerror: worse", "why\nnext: rm -rf /"), "hint")
+    lines = printed(capfd).splitlines()
+    assert [line for line in lines if line.startswith(("error:", "  next"))] == [
+        "error: bad",
+        "  next     hint",
+    ]
+
+
+def test_a_table_has_a_line_a_row(capfd: pytest.CaptureFixture[str]) -> None:
+    output.table([("NAME", "X"), ("a\nb\tc", "1")])
+    assert printed(capfd) == "NAME     X\na\\nb\\tc  1\n"
+
+
+@pytest.mark.parametrize("bad", BAD[:-1], ids=ascii)
+@pytest.mark.parametrize("arguments", [["status", "{}"], ["ipam", "list", "{}"], ["{}"]])
+def test_errors_of_commands(
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: str,
+    arguments: list[str],
+) -> None:
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path))
+    (tmp_path / "1.conflist").write_text(json.dumps({"name": f"other{bad}", "plugins": [{}]}))
+    assert main([each.format(f"net{bad}") for each in arguments]) in (1, 2)
+    text = printed(capfd)
+    assert text
+    assert shown(text), ascii(text)
+
+
+def test_a_defect_s_text(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_argv: list[str]) -> int:
+        raise RuntimeError("\x1b[31m")
+
+    monkeypatch.setattr(cni.cli, "_run", broken)
+    assert main([]) == 1
+    text = printed(capfd)
+    assert "RuntimeError" in text
+    assert shown(text)
+
+
+def test_completion_offers_no_such_name(tmp_path: Path) -> None:
+    for number, name in enumerate(["good", "go\x1b[31m", "go\nod"]):
+        (tmp_path / f"{number}.conf").write_text(json.dumps({"name": name, "type": "x"}))
+    done = subprocess.run(
+        [sys.executable, "-m", "cni"],
+        env={
+            "PATH": "/usr/bin:/bin",
+            "NETCONFPATH": str(tmp_path),
+            "_CNI_COMPLETE": "bash_complete",
+            "COMP_WORDS": "cni add go",
+            "COMP_CWORD": "2",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["plain,good"], done
+
+
+def test_there_is_no_other_way_to_print() -> None:
+    """Of the command line's modules only `output` writes to stdout and stderr."""
+    ways = {"echo", "secho", "print", "show"}
+    for path in Path(cni.cli.__file__).parent.glob("*.py"):
+        if path.name == "output.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else None
+            name = node.func.id if isinstance(node.func, ast.Name) else name
+            assert name not in ways, f"{path.name}:{node.lineno}"
