@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any
 from ..kernel.errors import NftError, NftMissing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+
+_SPOILT = "netlink: Error: "  # begins what the library says when it cannot read an answer …
+_UNREAD = f"{_SPOILT}cache initialization failed"  # … of the ruleset, before any change
 
 
 class Nft:
@@ -29,8 +33,13 @@ class Nft:
                 f"nftables is not available: {error}",
                 "install libnftables (Debian, Ubuntu: libnftables1, python3-nftables)",
             ) from None
+        self._make: Callable[[], Any] = Nftables
+        self._context: Any = None
+        self._renew()
+
+    def _renew(self) -> None:
+        self._context = self._make()
         # Its output and errors go to buffers, never to our stdout.
-        self._context: Any = Nftables()
         self._context.set_handle_output(True)
 
     def close(self) -> None:
@@ -46,8 +55,7 @@ class Nft:
 
         For what older versions drop silently from JSON, such as the comment of a table.
         """
-        self._context.set_json_output(False)
-        self._command(script)
+        self._command(script, json=False)
 
     def list_chain(self, family: str, table: str, chain: str) -> list[dict[str, Any]] | None:
         """The rules of one chain, with handles; None when there is no such chain. Raises NftError.
@@ -66,18 +74,27 @@ class Nft:
     def _json(self, commands: list[dict[str, Any]]) -> list[dict[str, Any]]:
         import msgspec
 
-        self._context.set_json_output(True)
-        output = self._command(msgspec.json.encode({"nftables": commands}).decode())
+        output = self._command(msgspec.json.encode({"nftables": commands}).decode(), json=True)
         if not output.strip():
             return []
         found: list[dict[str, Any]] = msgspec.json.decode(output)["nftables"]
         return found
 
-    def _command(self, text: str) -> str:
-        code, output, error = self._context.cmd(text)
+    def _command(self, text: str, *, json: bool) -> str:
+        code, output, error = self._attempt(text, json)
+        if code != 0 and _UNREAD in error:  # then nothing has been changed
+            code, output, error = self._attempt(text, json)
         if code != 0:
             raise NftError(_clean(error) or f"libnftables failed with {code}")
-        return str(output)
+        return output
+
+    def _attempt(self, text: str, json: bool) -> tuple[int, str, str]:
+        self._context.set_json_output(json)
+        code, output, error = self._context.cmd(text)
+        if code != 0 and _SPOILT in error:
+            # What is left in the socket would be taken for the answer to the next request.
+            self._renew()
+        return int(code), str(output), str(error)
 
 
 def _clean(text: str) -> str:
