@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from . import interrupts
 from .kernel.errors import KernelError, NetnsError, NetnsMissing, NetnsUnknown
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .delegate import InProcess
     from .intent import Dropped
 
-C = TypeVar("C", bound=config.NetConf)
+C = TypeVar("C", bound=config.PluginConf)
 
 # There is no place for state on this node: an ADD works without.
 _NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
@@ -37,7 +37,7 @@ _NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
 class Verbs(NamedTuple):
     """A plugin's module by its contract (cni.contract); None for a verb that it lacks."""
 
-    conf: type[config.NetConf]
+    conf: type[config.PluginConf]
     add: Callable[[Call[Any]], Result] | None
     delete: Callable[[Call[Any]], None] | None
     check: Callable[[Call[Any]], None] | None
@@ -111,6 +111,7 @@ class Call(Generic[C]):
         self.version = version
         self.undo = Undo()
         self.remembered = False
+        self.problems: list[CNIError] = []
         self.forgotten: Dropped | None = None
         self._conf_type = conf_type
         self._conf_prefix = conf_prefix
@@ -125,10 +126,29 @@ class Call(Generic[C]):
 
     @property
     def conf(self) -> C:
-        """The configuration, decoded when first asked for. Raises CNIError."""
+        """The configuration, converted when first asked for. Raises CNIError.
+
+        In DEL and GC nothing is raised: a key of the wrong type has its default, and if the verb
+        reads it, that is an error once every step has run (`problems`).
+        """
         if self._conf is None:
-            self._conf = config.convert(self.raw, self._conf_type, self._conf_prefix)
+            kind, prefix = self._conf_type, self._conf_prefix
+            if self.lenient:
+                parts = config.convert_parts(self.raw, kind, prefix, self.note_problem)
+                self._conf = cast("C", parts)
+            else:
+                self._conf = config.convert(self.raw, kind, prefix)
         return self._conf
+
+    @property
+    def lenient(self) -> bool:
+        """Is this a DEL or GC, which does whatever can be done?"""
+        return self.request.command in ("DEL", "GC")
+
+    def note_problem(self, error: CNIError) -> None:
+        """In DEL and GC: have this error raised after all steps."""
+        if error not in self.problems:
+            self.problems.append(error)
 
     @property
     def network(self) -> str:
@@ -169,7 +189,10 @@ class Call(Generic[C]):
             pass  # the verb meets the same error, if it needs them
 
     def prev_result(self) -> Result | None:
-        """The result of the plugins before this one; None without a prevResult. Raises CNIError."""
+        """The result of the plugins before this one; None without a prevResult. Raises CNIError.
+
+        In DEL nothing is raised: what cannot be read of it is left out.
+        """
         if self._previous is not None:
             previous, self._previous = self._previous, None  # the verb may change what it gets
             return previous
@@ -179,15 +202,17 @@ class Call(Generic[C]):
         try:
             return Result.parse(raw, self.version)
         except CNIError as error:
+            if self.lenient:
+                self.log(f"cni: {self.plugin}: not all of prevResult can be read: {error}")
+                return Result.salvage(raw, self.version)
             raise error.wrapped("could not parse prevResult: ") from None
 
     # --- the container's namespace ---
 
     def guard_netns(self) -> None:
-        """Refuse to treat the node's own namespace as a container's. Raises InvalidNetns.
+        """Raise InvalidNetns if the container's is the node's own (docs/spec/protocol.md §1.3).
 
-        For ADD before anything is changed, for DEL after its steps, of which none is taken in there
-        (`find_netns`). docs/spec/protocol.md §1.3.
+        For ADD before anything is changed, for DEL after its steps (`find_netns`).
         """
         request = self.request
         if request.netns and not request.netns_override and same_namespace(request.netns):
@@ -296,6 +321,12 @@ class Call(Generic[C]):
             )
         return result
 
+    def run(self, verb: Callable[..., None], *args: Any) -> None:
+        """Run the function of a DEL or GC; raise its error, and the problems that it met."""
+        steps = Steps(self.problems)
+        steps.run(verb, self, *args)
+        steps.finish()
+
     def collect_ipam(self, name: str, steps: Steps) -> None:
         """Forward GC to the IPAM plugin `name`, if there is one, as one of `steps`."""
         if name:
@@ -340,18 +371,16 @@ class Call(Generic[C]):
         self.set_aside()
         self.drop_set_aside()
 
-    def set_aside(self) -> None:
-        """Put aside what was kept of this attachment: `cni reload` does not see it any more."""
+    def set_aside(self, keep: frozenset[Attachment] | None = None) -> None:
+        """Hide from `cni reload` what was kept: of this attachment, or of those not in `keep`."""
         from . import intent
 
-        self.forgotten = intent.drop(self.plugin, self.owner, self.request.env)
-
-    def set_others_aside(self, keep: frozenset[Attachment]) -> None:
-        """Put aside what was kept of the network's attachments that are not in `keep`."""
-        from . import intent
-
-        owners, env = self.owners(keep), self.request.env
-        self.forgotten = intent.drop_others(self.plugin, self.network, owners, env)
+        env = self.request.env
+        if keep is None:
+            self.forgotten = intent.drop(self.plugin, self.owner, env)
+        else:
+            owners = self.owners(keep)
+            self.forgotten = intent.drop_others(self.plugin, self.network, owners, env)
 
     def drop_set_aside(self) -> None:
         """Remove what was put aside: its rules are gone."""
@@ -371,8 +400,8 @@ class Call(Generic[C]):
 class Steps:
     """Runs every step of a DEL or GC, whatever fails, and raises all errors at the end."""
 
-    def __init__(self) -> None:
-        self._errors: list[CNIError] = []
+    def __init__(self, errors: list[CNIError] | None = None) -> None:
+        self._errors: list[CNIError] = [] if errors is None else errors
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The function's value, or None if it failed."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 from .call import Call
-from .protocol.config import NetConf
+from .protocol.config import PluginConf
 from .protocol.request import Attachment
 from .protocol.result import Result
 
-C = TypeVar("C", bound=NetConf)
+C = TypeVar("C", bound=PluginConf)
 
 
 class PluginModule(Protocol[C]):
@@ -30,7 +30,7 @@ class PluginModule(Protocol[C]):
 
     @property
     def Conf(self) -> type[C]:  # noqa: N802 it is a class of the module
-        """What the configuration looks like: a Struct below config.NetConf."""
+        """What the configuration looks like: a Struct below config.PluginConf."""
 
     def add(self, call: Call[C]) -> Result:
         """Validate everything, then change the kernel, each change after its `call.undo`."""

@@ -311,7 +311,7 @@ def _perform(decoded: Decoded) -> Result | None:
     if command == "DEL" and verbs.delete is not None:
         if verbs.reload is not None:
             call.set_aside()  # first: rules that are going must not be made again
-        verbs.delete(call)
+        call.run(verbs.delete)
         call.drop_set_aside()
         call.raise_postponed()
         call.guard_netns()
@@ -323,8 +323,8 @@ def _perform(decoded: Decoded) -> Result | None:
         keep = valid_attachments(call.raw)
         if keep is not None:
             if verbs.reload is not None:
-                call.set_others_aside(keep)
-            verbs.gc(call, keep)
+                call.set_aside(keep)
+            call.run(verbs.gc, keep)
             call.drop_set_aside()
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..call import Call
 from ..protocol import args, version
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
-from ..protocol.config import DNS, Folded, NetConf, Route
+from ..protocol.config import DNS, Folded, PluginConf, Route
 from ..protocol.errors import CNIError
 from ..protocol.result import IPConfig, Result
 
@@ -40,8 +40,8 @@ class _Args(Folded):
     cni: _Requested | None = None
 
 
-class Conf(NetConf):
-    ipam: IpamConf | None = None  # type: ignore[assignment]  # the whole object, and required
+class Conf(PluginConf):
+    ipam: IpamConf | None = None
     args: _Args | None = None
     runtime_config: _Requested | None = None
 

@@ -1,23 +1,28 @@
 """Network configurations: JSON on stdin -> typed Structs (docs/spec/protocol.md §6).
 
-A key matches whatever its case, as in Go; the last of several wins; null means absent; unknown keys
-are ignored. Struct fields are the key in snake case: ``isGateway`` is ``is_gateway``.
+A key matches whatever its case, as in Go. Of several values the last one counts, but objects are
+merged; null means absent; unknown keys are ignored. Struct fields are the key in snake case:
+``isGateway`` is ``is_gateway``.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
 from .address import InvalidAddress, Prefix, canonical_ip
 from .errors import CNIError, DecodeFailure, InvalidConfig
 
+if TYPE_CHECKING:
+    from .partial import Partial
+
 # Large enough for any real chain; a bound, so that a runaway runtime cannot exhaust memory.
 MAX_STDIN = 16 << 20
 
-# What is below these keys belongs to somebody else, and keeps its spelling.
-VERBATIM = frozenset({"prevresult", "sysctl", "labels", "capabilities"})
+# What is below these keys belongs to somebody else, and keeps its spelling; what null stands for.
+VERBATIM: dict[str, Any] = {"prevresult": None, "sysctl": "", "labels": "", "capabilities": False}
 
 
 def fold(name: str) -> str:
@@ -29,7 +34,7 @@ class Folded(msgspec.Struct, rename=fold):
     """Base of everything decoded from a configuration."""
 
 
-T = TypeVar("T", bound=msgspec.Struct)
+T = TypeVar("T", bound=Folded)
 
 
 class DNS(Folded):
@@ -95,26 +100,24 @@ class IPAM(Folded):
     type: str = ""
 
 
-class NetConf(Folded):
-    """The keys every plugin's configuration shares."""
+class PluginConf(Folded):
+    """The keys that every plugin reads."""
 
     cni_version: str = ""
     name: str = ""
     type: str = ""
+
+
+class NetConf(PluginConf):
+    """The keys that every plugin reads which is no IPAM plugin."""
+
     ipam: IPAM = msgspec.field(default_factory=IPAM)
     dns: DNS = msgspec.field(default_factory=DNS)
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in `data`. Raises DecodeFailure (code 6)."""
-    try:
-        value = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        reason = "unexpected end of JSON input" if not data.strip() else str(error)
-        raise DecodeFailure(
-            f"error unmarshall network config: {reason}",
-            "the configuration on stdin must be one JSON object",
-        ) from None
+    """The JSON object in `data`, as Go reads it. Raises DecodeFailure (code 6)."""
+    value = _decode(data)
     if not isinstance(value, dict):
         raise DecodeFailure(
             "error unmarshall network config: json: cannot unmarshal "
@@ -122,6 +125,29 @@ def decode_object(data: bytes) -> dict[str, Any]:
             "the configuration on stdin must be one JSON object",
         )
     return value
+
+
+def _decode(data: bytes) -> Any:
+    """The JSON document in `data`. Raises DecodeFailure.
+
+    A document in which a key is given twice is longer than what becomes of it; then, and when it is
+    no strict JSON, it is read as Go would.
+    """
+    try:
+        value = msgspec.json.decode(data)
+        if len(msgspec.json.encode(value)) == len(msgspec.json.format(data, indent=-1)):
+            return value
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError):
+        pass
+    from . import gojson
+
+    try:
+        return gojson.decode(data)
+    except ValueError as error:
+        raise DecodeFailure(
+            f"error unmarshall network config: {error}",
+            "the configuration on stdin must be one JSON object",
+        ) from None
 
 
 def lookup(raw: dict[str, Any], key: str) -> Any:
@@ -154,7 +180,28 @@ def convert(value: Any, into: type[T], prefix: str = "") -> T:
     Raises CNIError ``<prefix>json: cannot unmarshal <what> into field <path> of type <type>``.
     """
     names: dict[str, str] = {}
-    folded = _fold_keys(value, names)
+    return _convert(fold_keys(value, names), into, prefix, names)
+
+
+def convert_parts(
+    value: Any, into: type[T], prefix: str, note: Callable[[CNIError], None]
+) -> T | Partial:
+    """`value` as the Struct `into`; a key that is wrong has its default.
+
+    `note` is called with its error when that field is read.
+    """
+    names: dict[str, str] = {}
+    folded = fold_keys(value, names)
+    try:
+        return _convert(folded, into, prefix, names)
+    except CNIError:
+        from .partial import Partial, pick
+
+        struct, broken = pick(folded, lambda part: _convert(part, into, prefix, names))
+        return Partial(struct, broken, note)
+
+
+def _convert(folded: Any, into: type[T], prefix: str, names: dict[str, str]) -> T:
     try:
         return msgspec.convert(folded, into)
     except msgspec.ValidationError as error:
@@ -174,7 +221,11 @@ def require_name(raw: dict[str, Any]) -> str:
     return name
 
 
-def _fold_keys(value: Any, names: dict[str, str]) -> Any:
+def fold_keys(value: Any, names: dict[str, str]) -> Any:
+    """Decoded JSON with its keys in lower case; `names` gets the spelling of each.
+
+    In a list null is left out, but in one of interfaces, whose places count.
+    """
     if isinstance(value, dict):
         out: dict[str, Any] = {}
         for key, item in value.items():
@@ -182,13 +233,33 @@ def _fold_keys(value: Any, names: dict[str, str]) -> Any:
             if low != key:
                 names[low] = key
             if item is None:
-                out.pop(low, None)
+                if isinstance(out.get(low), list):
+                    del out[low]
+            elif low in VERBATIM:
+                out[low] = _without_nulls(item, VERBATIM[low])
             else:
-                out[low] = item if low in VERBATIM else _fold_keys(item, names)
+                new = fold_keys(item, names)
+                if low == "interfaces" and isinstance(item, list):
+                    new = [{} if each is None else fold_keys(each, names) for each in item]
+                out[low] = _merged(out.get(low), new)
         return out
     if isinstance(value, list):
-        return [_fold_keys(item, names) for item in value]
+        return [fold_keys(item, names) for item in value if item is not None]
     return value
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """What two values of one key come to: objects are merged, of others the last one counts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: _merged(old.get(key), item) for key, item in new.items()}}
+    return new
+
+
+def _without_nulls(value: Any, zero: Any) -> Any:
+    """A map of Go, where null is the zero value of its values."""
+    if zero is None or not isinstance(value, dict) or None not in value.values():
+        return value
+    return {key: zero if item is None else item for key, item in value.items()}
 
 
 _GO_TYPES = {

@@ -104,12 +104,13 @@ def from_exception(error: Exception) -> CNIError:
 def join(errors: list[CNIError]) -> CNIError:
     """One error for all of `errors` (at least one): what DEL and GC raise after every step ran.
 
-    A single error stays itself; several keep the first one's code, with messages joined by ``; ``.
+    A single error stays itself, also when repeated; several keep the first one's code, with
+    messages joined by ``; ``.
     """
-    if len(errors) == 1:
+    if len({(error.msg, error.details) for error in errors}) == 1:
         return errors[0]
-    error = CNIError(
-        "; ".join(e.msg for e in errors), "; ".join(e.details for e in errors if e.details)
-    )
+    messages = dict.fromkeys(error.msg for error in errors)
+    details = dict.fromkeys(error.details for error in errors if error.details)
+    error = CNIError("; ".join(messages), "; ".join(details))
     error.code = errors[0].code
     return error

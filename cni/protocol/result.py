@@ -10,7 +10,7 @@ import msgspec
 
 from . import version as versions
 from .address import Prefix, canonical_ip
-from .config import DNS, Folded, Route, convert, lookup
+from .config import DNS, Folded, Route, T, convert, fold_keys, lookup
 from .errors import CNIError
 
 _FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
@@ -84,8 +84,26 @@ class Result(Folded):
                 f'result type supports {_FAMILY_TEXT[rank]} but unmarshalled CNIVersion is "{own}"'
             )
         if rank == 0:
-            return _from_legacy(convert(raw, _LegacyResult))
-        return convert(raw, cls)
+            return _from_legacy(_convert(raw, _LegacyResult))
+        return _convert(raw, cls)
+
+    @classmethod
+    def salvage(cls, raw: Any, config_version: str) -> Result:
+        """What can be read of a prevResult, for DEL: any version, and wrong in parts.
+
+        Raises nothing.
+        """
+        if not isinstance(raw, dict):
+            return cls()
+        from .partial import pick
+
+        own = lookup(raw, "cniVersion")
+        known = [each for each in (own, config_version) if each in versions.ALL]
+        folded = fold_keys(_integers(raw), {})
+        if known and _family(known[0]) == 0:
+            return _from_legacy(pick(folded, lambda part: convert(part, _LegacyResult))[0])
+        result: Result = pick(folded, lambda part: convert(part, cls))[0]
+        return result
 
     def as_dict(self, version: str) -> dict[str, Any]:
         """The JSON object in `version` (empty means 0.1.0), keys in the order of the reference.
@@ -134,6 +152,24 @@ class Result(Folded):
             )
         out["dns"] = self.dns.as_dict()
         return out
+
+
+def _convert(raw: Any, into: type[T]) -> T:
+    """As convert, but an integer may be written as 1.0: Go's parser has only one kind of number."""
+    try:
+        return convert(raw, into)
+    except CNIError:
+        return convert(_integers(raw), into)
+
+
+def _integers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _integers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_integers(item) for item in value]
+    return value
 
 
 def encode_error(error: CNIError) -> bytes:

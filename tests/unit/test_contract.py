@@ -13,7 +13,7 @@ import cni
 from cni.call import Verbs
 from cni.contract import PluginModule
 from cni.dispatch import TABLE, WINDOWS
-from cni.protocol.config import NetConf
+from cni.protocol.config import PluginConf
 
 ROOT = Path(cni.__file__).parent
 VERBS = Verbs._fields[1:]
@@ -30,7 +30,7 @@ def test_the_contract_has_the_verbs_that_are_looked_up() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_a_plugin_keeps_the_contract(module: str) -> None:
     plugin = importlib.import_module(module)
-    assert issubclass(plugin.Conf, NetConf)
+    assert issubclass(plugin.Conf, PluginConf)
     assert any(hasattr(plugin, verb) for verb in VERBS)
     for verb in VERBS:
         function = getattr(plugin, verb, None)

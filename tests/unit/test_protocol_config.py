@@ -6,13 +6,14 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.plugins import ptp
 from cni.plugins.bridge import plugin as bridge
-from cni.protocol import config
+from cni.protocol import config, gojson
 from cni.protocol.errors import CNIError, DecodeFailure, InvalidConfig
 
 
@@ -64,9 +65,138 @@ def test_null_is_absent_and_the_last_of_several_wins() -> None:
     assert config.lookup({}, "name") is None
 
 
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b'{"a": "caf\xe9"}', "caf\ufffd"),
+        (b'{"a": "\\ud800x"}', "\ufffdx"),
+        (b'{"a": "\\ud83d\\ude00"}', "\U0001f600"),
+        (b'{"a": 1e400}', float("inf")),
+        (b'{"a": 123456789012345678901234567890}', 123456789012345678901234567890),
+        (b'{"a": -9223372036854775808}', -(1 << 63)),
+        (b'{"a": {"x": 1, "y": [1]}, "a": {"y": [2], "z": 3}}', {"x": 1, "y": [2], "z": 3}),
+        (b'{"a": {"b": {"x": 1}}, "a": {"b": {"y": 1}}}', {"b": {"x": 1, "y": 1}}),
+        (b'{"a": 1, "a": null}', 1),
+        (b'{"a": [1], "a": null}', None),
+        (b'{"a": {"x": 1}, "a": 2}', 2),
+        (b'{"a": "\\u003c\\/"}', "</"),
+    ],
+)
+def test_what_go_takes(data: bytes, value: Any) -> None:
+    assert config.decode_object(data) == {"a": value}
+
+
+def test_deep_nesting() -> None:
+    """Go's limit; deeper than any key lies, nobody looks."""
+    deep = b'{"a": 1, "b": ' + b"[" * 9_999 + b"]" * 9_999 + b"}"
+    assert config.decode_object(deep)["a"] == 1
+    config.convert(config.decode_object(deep), bridge.Conf)
+    with pytest.raises(CNIError, match="exceeded max depth"):
+        config.decode_object(b'{"b": ' + b"[" * 10_000 + b"]" * 10_000 + b"}")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 63) - 1) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_gos_decoder_reads_ordinary_documents_as_msgspec_does(value: Any) -> None:
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
+        assert gojson.decode(text.encode()) == value
+
+
+@given(st.binary(max_size=60) | st.text('{}[]",:\\u0019-+.eE tfn', max_size=30).map(str.encode))
+def test_gos_decoder_gives_a_value_or_a_value_error(data: bytes) -> None:
+    with contextlib.suppress(ValueError):
+        gojson.decode(data)
+
+
+def test_objects_of_one_key_in_two_spellings_are_merged() -> None:
+    assert conf(IPAM={"type": "a"}, ipam={}).ipam.type == "a"
+    assert conf(ipam={"type": "a"}, IPAM={"TYPE": "b"}).ipam.type == "b"
+
+
+def test_null_in_a_list_or_map_is_left_out_or_the_zero_value() -> None:
+    raw = {"a": [None, 1], "interfaces": [None, {"Name": "x"}], "sysctl": {"k": None}}
+    assert config.fold_keys(raw, {}) == {
+        "a": [1],
+        "interfaces": [{}, {"name": "x"}],
+        "sysctl": {"k": ""},
+    }
+
+
+# -- for DEL and GC -------------------------------------------------------------------------------
+
+
+class Entry(config.Folded):
+    dst: str = ""
+    mtu: int = 0
+
+
+class Inner(config.Folded):
+    type: str = ""
+    entries: list[Entry] = []
+    sets: list[list[Entry]] = []
+    route: config.Route | None = None
+
+
+class Outer(config.PluginConf):
+    mtu: int = 0
+    inner: Inner = msgspec.field(default_factory=Inner)
+    routes: list[config.Route] = []
+
+
+def parts(**keys: Any) -> tuple[Any, list[str]]:
+    errors: list[str] = []
+    found = config.convert_parts(keys, Outer, "conf: ", lambda error: errors.append(error.msg))
+    return found, errors
+
+
+def test_a_key_that_nobody_reads_may_be_broken() -> None:
+    found, errors = parts(name="net", mtu="big")
+    assert found.name == "net"
+    assert found.inner.type == ""
+    assert not errors
+    assert found.mtu == 0
+    assert errors == ["conf: json: cannot unmarshal string into field mtu of type int"]
+
+
+def test_what_is_right_beside_what_is_broken_is_there() -> None:
+    good, bad = {"dst": "10.0.0.0/8"}, {"dst": "x", "gw": "10.0.0.1"}
+    found, errors = parts(
+        inner={"type": "host-local", "entries": [{"mtu": "x"}, {"dst": "y"}, 5], "route": bad},
+        routes=[good, bad, good],
+        mtu=1400,
+    )
+    assert (found.mtu, found.inner.type) == (1400, "host-local")
+    assert not errors
+    assert [entry.dst for entry in found.inner.entries] == ["y"]
+    assert len(errors) == 1
+    assert found.inner.route is None
+    assert len(errors) == 2
+    assert [route.dst for route in found.routes] == ["10.0.0.0/8"] * 2
+    assert "invalid CIDR address: x" in errors[2]
+
+
+def test_an_object_that_is_none() -> None:
+    found, errors = parts(inner="host-local")
+    assert found.inner.type == ""
+    assert errors == ["conf: json: cannot unmarshal string into field inner of type object"]
+
+
+@given(st.dictionaries(st.sampled_from(["mtu", "inner", "routes", "name", "x"]), JSON))
+def test_anything_is_converted_in_parts(raw: dict[str, Any]) -> None:
+    found, _ = parts(**raw)
+    for value in (found.mtu, found.name, found.inner.type, found.inner.entries, found.routes):
+        assert value is not None
+
+
 def test_what_belongs_to_others_keeps_its_spelling() -> None:
     raw = {"Args": {"prevResult": {"A": 1}, "sysctl": {"net/ipv4/conf/ETH0/x": "1"}}}
-    folded = config._fold_keys(raw, {})
+    folded = config.fold_keys(raw, {})
     assert folded == {"args": {"prevresult": {"A": 1}, "sysctl": {"net/ipv4/conf/ETH0/x": "1"}}}
 
 
@@ -111,7 +241,10 @@ def test_wrong_types_name_the_field(keys: dict[str, Any], text: str) -> None:
         (b'{"a":1} x', ""),
         (b"{'a': 1}", ""),
         (b'{"a": NaN}', ""),
-        (b'{"a": "\xff"}', ""),
+        (b'{"a": \xff}', "invalid character"),
+        (b'{"a": "\n"}', "invalid character"),
+        (b'{"a": 01}', "invalid character"),
+        (b'{"a": "\\x"}', "invalid character"),
         (b"[" * 100_000, ""),
         (b'{"a":' * 100_000, ""),
         (b"[]", "cannot unmarshal array into an object"),

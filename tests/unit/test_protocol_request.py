@@ -291,7 +291,7 @@ def test_which_versions_have_a_verb(verb: str, first: int) -> None:
 def test_a_plugin_too_old_for_a_verb(verb: str) -> None:
     code, msg, details = refused(lambda: version.gate(verb, "1.1.0", version.ALL[:-1]))
     assert (code, msg) == (1, f"plugin version does not allow {verb}")
-    assert '"1.1.0"' in details
+    assert not details, "the reference has none"
     assert refused(lambda: version.gate(verb, "x", version.ALL))[0] == 6
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ...protocol.config import Folded, NetConf
+from ...protocol.config import Folded, PluginConf
 from ...protocol.errors import CNIError
 
 SUBNET_MASK, ROUTER, DNS_SERVERS, HOST_NAME, DOMAIN_NAME = 1, 3, 6, 12, 15
@@ -52,8 +52,8 @@ class IpamConf(Folded):
     ipv6: bool = False
 
 
-class Conf(NetConf):
-    ipam: IpamConf = msgspec.field(default_factory=IpamConf)  # type: ignore[assignment]
+class Conf(PluginConf):
+    ipam: IpamConf = msgspec.field(default_factory=IpamConf)
 
 
 class Options(msgspec.Struct):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ...call import Call, Steps
 from ...protocol import config, version
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
-from ...protocol.config import DNS, Folded, NetConf, Route
+from ...protocol.config import DNS, Folded, PluginConf, Route
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
@@ -68,9 +68,8 @@ class _Args(Folded):
     cni: _Requested | None = None
 
 
-class Conf(NetConf):
-    ipam: IpamConf | None = None  # type: ignore[assignment]  # the whole object, and required
-    dns: Any = None  # not read, so whatever it is
+class Conf(PluginConf):
+    ipam: IpamConf | None = None
     args: _Args | None = None
     runtime_config: _RuntimeConfig | None = None
 

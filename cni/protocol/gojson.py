@@ -1,0 +1,236 @@
+"""JSON as Go's encoding/json reads it, where that is more than msgspec takes.
+
+Loaded only for documents that need it: a runtime hands over what people wrote, and keys that no
+plugin reads may hold anything. Different from msgspec's decoder (RFC 8259, strictly):
+
+- Bytes that are no UTF-8, and escapes of a lone surrogate, are U+FFFD, inside of strings.
+- A number out of the range of int64 is a float, one out of that range infinite. Nobody who wants
+  an integer takes it; nobody else looks.
+- An object that is given twice is merged with what is there, as Go does when it decodes into a
+  struct; of other values the last one counts; null changes nothing but a list, which it empties.
+- Nesting ends at 10,000 levels, as in Go. What is below DEPTH is null here: no key that any plugin
+  reads lies there, and what comes after us walks the value recursively.
+
+encoding/json/decode.go and scanner.go are the source for all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEPTH = 100
+GO_DEPTH = 10_000
+_SPACE = " \t\r\n"
+_ESCAPES = {
+    '"': '"',
+    "\\": "\\",
+    "/": "/",
+    "b": "\b",
+    "f": "\f",
+    "n": "\n",
+    "r": "\r",
+    "t": "\t",
+}
+_LITERALS = (("true", True), ("false", False), ("null", None))
+_DIGITS = "0123456789"
+_HEX = "0123456789abcdefABCDEF"
+_INT64 = 1 << 63
+
+
+def decode(data: bytes) -> Any:
+    """The document in `data`. Raises ValueError with the words of Go for what is no JSON."""
+    return _Reader(data.decode("utf-8", "replace")).document()
+
+
+class _Reader:
+    """One document; `at` is the position in its text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def document(self) -> Any:
+        value = self._value()
+        self._skip_space()
+        if self.at < len(self.text):
+            raise self._invalid("after top-level value")
+        return value
+
+    def _value(self) -> Any:
+        """A value with all that is below it; the objects and lists that are open are a stack."""
+        stack: list[_Open] = []
+        while True:
+            self._skip_space()
+            opening = self._peek()
+            if opening in ("{", "["):
+                if len(stack) == GO_DEPTH:
+                    raise ValueError("exceeded max depth")
+                self.at += 1
+                stack.append(_Open({} if opening == "{" else []))
+                if self._closes(stack[-1]):
+                    value = stack.pop().value
+                else:
+                    self._key(stack[-1])
+                    continue
+            else:
+                value = self._scalar()
+            while True:  # until something is left to be read, or the whole is complete
+                if not stack:
+                    return value
+                stack[-1].take(value if len(stack) <= DEPTH else None)
+                if self._continues(stack[-1]):
+                    break
+                value = stack.pop().value
+
+    def _closes(self, opened: _Open) -> bool:
+        """Is an object or list empty? Then its end is read."""
+        self._skip_space()
+        if self._peek() != opened.end:
+            return False
+        self.at += 1
+        return True
+
+    def _continues(self, opened: _Open) -> bool:
+        """Read the comma, and an object's next key; or the end."""
+        self._skip_space()
+        mark = self._peek()
+        if mark not in (",", opened.end):
+            what = "object key:value pair" if opened.end == "}" else "array element"
+            raise self._invalid(f"after {what}")
+        self.at += 1
+        if mark == opened.end:
+            return False
+        self._key(opened)
+        return True
+
+    def _key(self, opened: _Open) -> None:
+        if opened.end == "]":
+            return
+        self._skip_space()
+        if self._peek() != '"':
+            raise self._invalid("looking for beginning of object key string")
+        opened.key = self._string()
+        self._skip_space()
+        if self._peek() != ":":
+            raise self._invalid("after object key")
+        self.at += 1
+
+    def _scalar(self) -> Any:
+        first = self._peek()
+        if first == '"':
+            return self._string()
+        if first == "-" or first in _DIGITS:
+            return self._number()
+        for text, value in _LITERALS:
+            if self.text.startswith(text, self.at):
+                self.at += len(text)
+                return value
+        raise self._invalid("looking for beginning of value")
+
+    def _number(self) -> int | float:
+        start = self.at
+        if self._peek() == "-":
+            self.at += 1
+        if self._peek() == "0":
+            self.at += 1
+        else:
+            self._digits()
+        whole = self.at
+        if self.text.startswith(".", self.at):
+            self.at += 1
+            self._digits()
+        if self.at < len(self.text) and self.text[self.at] in "eE":
+            self.at += 1
+            if self.at < len(self.text) and self.text[self.at] in "+-":
+                self.at += 1
+            self._digits()
+        text = self.text[start : self.at]
+        if self.at == whole and len(text) < 20:
+            number = int(text)
+            if -_INT64 <= number < _INT64:
+                return number
+        return float(text)
+
+    def _digits(self) -> None:
+        start = self.at
+        while self.at < len(self.text) and self.text[self.at] in _DIGITS:
+            self.at += 1
+        if self.at == start:
+            raise self._invalid("in numeric literal")
+
+    def _string(self) -> str:
+        self.at += 1
+        parts: list[str] = []
+        while True:
+            start = self.at
+            while self.at < len(self.text) and self.text[self.at] not in '"\\':
+                if self.text[self.at] < " ":
+                    raise self._invalid("in string literal")
+                self.at += 1
+            parts.append(self.text[start : self.at])
+            mark = self._peek()
+            self.at += 1
+            if mark == '"':
+                break
+            parts.append(self._escape())
+        return _without_surrogates("".join(parts))
+
+    def _escape(self) -> str:
+        mark = self._peek()
+        if mark != "u":
+            if mark not in _ESCAPES:
+                raise self._invalid("in string escape code")
+            self.at += 1
+            return _ESCAPES[mark]
+        code = self.text[self.at + 1 : self.at + 5]
+        if len(code) < 4 or any(digit not in _HEX for digit in code):
+            raise self._invalid("in \\u hexadecimal character escape")
+        self.at += 5
+        return chr(int(code, 16))
+
+    def _skip_space(self) -> None:
+        while self.at < len(self.text) and self.text[self.at] in _SPACE:
+            self.at += 1
+
+    def _peek(self) -> str:
+        if self.at >= len(self.text):
+            raise ValueError("unexpected end of JSON input")
+        return self.text[self.at]
+
+    def _invalid(self, where: str) -> ValueError:
+        if self.at >= len(self.text):
+            return ValueError("unexpected end of JSON input")
+        return ValueError(f"invalid character {self.text[self.at]!r} {where}")
+
+
+class _Open:
+    """An object or list whose end has not been read."""
+
+    def __init__(self, value: dict[str, Any] | list[Any]) -> None:
+        self.value = value
+        self.end = "}" if isinstance(value, dict) else "]"
+        self.key = ""
+
+    def take(self, value: Any) -> None:
+        """Add an element, or the value of `key`."""
+        if isinstance(self.value, list):
+            self.value.append(value)
+        else:
+            merge(self.value, self.key, value)
+
+
+def merge(into: dict[str, Any], key: str, value: Any) -> None:
+    """Set `key`, or merge with the value that it has, as Go decodes into the same field again."""
+    old = into.get(key)
+    if isinstance(old, dict) and isinstance(value, dict):
+        for name, item in value.items():
+            merge(old, name, item)
+    elif value is not None or old is None or isinstance(old, list):
+        into[key] = value
+
+
+def _without_surrogates(text: str) -> str:
+    """Pairs of surrogates as the character that they stand for, single ones as U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

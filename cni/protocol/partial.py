@@ -1,0 +1,110 @@
+"""Converting what can be converted: for DEL and GC, which a broken key must not stop.
+
+Loaded only when the whole cannot be converted. `pick` leaves out the keys that are wrong, and
+`Partial` notes the error of such a key only when somebody reads the field: what a verb has no use
+for, it never hears of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .config import Folded
+from .errors import CNIError
+
+Convert = Callable[[Any], Any]
+
+
+class Broken(NamedTuple):
+    """A value that was left out: the keys that lead to it, and why."""
+
+    path: tuple[str, ...]
+    error: CNIError
+
+
+_NOTHING = object()
+
+
+def pick(value: Any, convert: Convert) -> tuple[Any, list[Broken]]:
+    """(what `convert` makes of the parts of `value` that it takes, what was left out).
+
+    `value` has folded keys. Objects that are fields are taken key by key, lists element by element;
+    an object in a list is taken as a whole or not at all. `convert` raises CNIError.
+    """
+    broken: list[Broken] = []
+    kept = _pick(value, (), convert, lambda part: part, broken)
+    return convert({} if kept is _NOTHING else kept), broken
+
+
+def _pick(
+    value: Any,
+    path: tuple[str, ...],
+    convert: Convert,
+    place: Callable[[Any], Any],
+    broken: list[Broken],
+) -> Any:
+    """The part of `value` that converts where `place` puts it; _NOTHING if none does."""
+    try:
+        convert(place(value))
+        return value
+    except CNIError as error:
+        reason = error
+    kept: Any = _NOTHING
+    found: list[Broken] = []
+    if isinstance(value, dict):
+        kept = {}
+        for key, item in value.items():
+            part = _pick(item, (*path, key), convert, _under(key, place), found)
+            if part is not _NOTHING:
+                kept[key] = part
+    elif isinstance(value, list):
+        kept = [item for item in value if _takes(convert, place([item]))]
+        found = [Broken(path, reason)]
+    if kept is not _NOTHING and _takes(convert, place(kept)):
+        broken.extend(found)
+        return kept
+    broken.append(Broken(path, reason))
+    return _NOTHING
+
+
+def _under(key: str, place: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Puts a value under `key` of an object, which `place` puts where it belongs."""
+    return lambda value: place({key: value})
+
+
+def _takes(convert: Convert, value: Any) -> bool:
+    try:
+        convert(value)
+    except CNIError:
+        return False
+    return True
+
+
+class Partial:
+    """Stands for a Struct some of whose keys were left out: those have their defaults.
+
+    Reading such a field has `note` called with the error, and gives the default.
+    """
+
+    def __init__(
+        self, struct: Folded, broken: list[Broken], note: Callable[[CNIError], None]
+    ) -> None:
+        self._struct = struct
+        self._note = note
+        keys = dict(zip(struct.__struct_fields__, struct.__struct_encode_fields__, strict=True))
+        self._broken = {
+            field: [Broken(each.path[1:], each.error) for each in broken if each.path[:1] == (key,)]
+            for field, key in keys.items()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._struct, name)
+        broken = self._broken.get(name)
+        if not broken:
+            return value
+        if isinstance(value, Folded) and all(each.path for each in broken):
+            return Partial(value, broken, self._note)
+        for each in broken:
+            self._note(each.error)
+        return value
