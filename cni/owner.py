@@ -14,8 +14,11 @@ try:  # hashlib would load OpenSSL: 5 ms
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found]
 
-_ALIAS_MAX = 255  # IFALIASZ less the NUL
-_COMMENT_MAX = 128
+# The longest texts that the kernel and its tools take, in bytes.
+ALIAS_MAX = 254  # IFALIASZ is 256, and a text of 255 bytes with its NUL is refused
+COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
+IPTABLES_COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN less the NUL
+NAME_MAX = 255  # of a file (limits.h)
 _CHAIN_MAX = 28
 
 
@@ -28,12 +31,11 @@ class Owner(NamedTuple):
 
     @property
     def alias(self) -> str:
-        """The link alias of what this attachment owns, at most 255 bytes.
+        """The link alias of what this attachment owns, at most ALIAS_MAX bytes.
 
         ``cni:<H1>-<H2> <network>/<container id>/<ifname>``, cut; the hashes always fit.
         """
-        text = f"{self.alias_key} {self.network}/{self.container_id}/{self.ifname}"
-        return text.encode()[:_ALIAS_MAX].decode(errors="ignore")
+        return cut(f"{self.alias_key} {self.network}/{self.container_id}/{self.ifname}", ALIAS_MAX)
 
     @property
     def alias_key(self) -> str:
@@ -52,16 +54,19 @@ class Owner(NamedTuple):
 
     @property
     def comment(self) -> str:
-        """The comment of an nftables rule (docs/spec/common.md §6.2), at most 128 characters."""
+        """The comment of an nftables rule (docs/spec/common.md §6.2), at most COMMENT_MAX bytes.
+
+        What is cut off is in the intent of that key (cni.intent.find_by_key).
+        """
         net, ifname, cid = (
             value.replace('"', "") for value in (self.network, self.ifname, self.container_id)
         )
-        return f"{self.key}, net: {net}, if: {ifname}, id: {cid}"[:_COMMENT_MAX]
+        return cut(f"{self.key}, net: {net}, if: {ifname}, id: {cid}", COMMENT_MAX)
 
     @property
     def iptables_comment(self) -> str:
-        """The comment of an iptables rule (docs/spec/common.md §2)."""
-        return f'name: "{self.network}" id: "{self.container_id}"'
+        """The comment of an iptables rule (docs/spec/common.md §2), at most 255 bytes."""
+        return cut(f'name: "{self.network}" id: "{self.container_id}"', IPTABLES_COMMENT_MAX)
 
     def chain(self, prefix: str = "") -> str:
         """The name of an iptables chain, 28 characters."""
@@ -71,6 +76,24 @@ class Owner(NamedTuple):
         """The name of the host's end of the attachment's veth pair; `attempt` after a collision."""
         seed = f"{self.network}\0{self.container_id}\0{self.ifname}\0{attempt}"
         return f"veth{digest(seed)[:8]}"
+
+
+def cut(text: str, size: int) -> str:
+    """`text` as UTF-8 of at most `size` bytes, without half a character at the end."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return text if len(raw) <= size else raw[:size].decode(errors="ignore")
+
+
+def file_name(name: str, suffix: str = "") -> str:
+    """`name` with `suffix` as the name of a file.
+
+    One that is longer than NAME_MAX has ``~`` and a hash in place of its end.
+    """
+    whole = f"{name}{suffix}"
+    if len(whole.encode("utf-8", "surrogateescape")) <= NAME_MAX:
+        return whole
+    end = f"~{digest(name)[:32]}{suffix}"
+    return cut(name, NAME_MAX - len(end.encode())) + end
 
 
 def network_key(network: str) -> str:

@@ -15,7 +15,7 @@ from cni.kernel import address, bridge_vlan, link, route, rule
 from cni.kernel import netlink as nl
 from cni.kernel.errors import NetlinkError
 from cni.kernel.netlink import Netlink
-from cni.owner import Owner
+from cni.owner import ALIAS_MAX, COMMENT_MAX, IPTABLES_COMMENT_MAX, NAME_MAX, Owner, file_name
 from cni.protocol.address import Prefix
 
 ATTRS = st.lists(st.tuples(st.integers(0, 0x3FFF), st.binary(max_size=40)), max_size=6)
@@ -272,12 +272,22 @@ def test_known_names() -> None:
 @given(st.text(min_size=1), st.text(min_size=1), st.text(min_size=1, max_size=15))
 def test_names_fit(network: str, container_id: str, ifname: str) -> None:
     owner = Owner(network, container_id, ifname)
-    assert len(owner.alias.encode()) <= 255
+    assert len(owner.alias.encode()) <= ALIAS_MAX
     assert owner.alias.startswith(f"cni:{owner.key}")
     assert len(owner.chain("DN-")) == 28
-    assert len(owner.comment) <= 128
+    assert len(owner.comment.encode()) <= COMMENT_MAX
+    assert len(owner.iptables_comment.encode()) <= IPTABLES_COMMENT_MAX
     assert len(owner.veth()) == 12
     assert owner.veth() != owner.veth(1)
+
+
+@pytest.mark.parametrize("size", [1, NAME_MAX - 6, NAME_MAX - 5, NAME_MAX - 4, 1000])
+def test_file_names_fit(size: int) -> None:
+    name, other = file_name("x" * size, ".json"), file_name("x" * (size - 1) + "y", ".json")
+    assert len(name) <= NAME_MAX
+    assert name.endswith(".json")
+    assert name != other
+    assert (name == "x" * size + ".json") == (size + 5 <= NAME_MAX)
 
 
 @given(st.tuples(*[st.text(max_size=4)] * 3), st.tuples(*[st.text(max_size=4)] * 3))

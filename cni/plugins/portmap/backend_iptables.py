@@ -17,7 +17,7 @@ from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, from_exception, join
 from . import iptables_rules as texts
-from .want import Port, Taken, Want
+from .want import Holders, Port, Taken, Want
 
 # An older version of the reference had a chain of its own for masquerading.
 _OLD_SNAT = "CNI-HOSTPORT-SNAT"
@@ -27,9 +27,9 @@ _RETRIES = 5
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, is_dead: Callable[[Owner], bool], *, again: bool) -> None:
+def setup(want: Want, holders: Holders, *, again: bool) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
-    _ = is_dead, again
+    _ = holders, again
     for address in want.addresses:
         if _setup_over_netlink(want, address):
             continue

@@ -60,7 +60,7 @@ from .nft_chains import (
     skeleton,
 )
 from .nft_index import Elements
-from .want import Port, Taken, Want, plain
+from .want import Holders, Port, Taken, Want, plain
 
 _RETRIES = 50
 
@@ -68,14 +68,14 @@ _RETRIES = 50
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, is_dead: Callable[[Owner], bool], *, again: bool) -> None:
+def setup(want: Want, holders: Holders, *, again: bool) -> None:
     """Publish the ports, instead of what the owner had published before.
 
     Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
     """
     text = "unable to set up nftables rules for port mappings: "
     try:
-        _setup(want, is_dead, thorough=again)
+        _setup(want, holders, thorough=again)
     except Taken:
         raise
     except NetlinkError as error:
@@ -85,7 +85,7 @@ def setup(want: Want, is_dead: Callable[[Owner], bool], *, again: bool) -> None:
         raise from_exception(error).wrapped(text) from None
 
 
-def _setup(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool) -> None:
+def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
     """As `setup`. An earlier build may have left things out of the index: `thorough` reads all."""
     dead: set[str] = set()
     for _ in range(_RETRIES):
@@ -99,7 +99,7 @@ def _setup(want: Want, is_dead: Callable[[Owner], bool], *, thorough: bool) -> N
         except NetlinkError as error:
             if error.errno == nft.ERESTART:
                 continue
-            more = _dead_holders(want, dead, is_dead) if error.errno == EEXIST else set()
+            more = _dead_holders(want, dead, holders) if error.errno == EEXIST else set()
             if more or (error.errno == EEXIST and not thorough):
                 # if it is nobody's, it is the owner's own or a dead one's, and not in the index
                 thorough, dead = thorough or not more, dead | more
@@ -197,7 +197,7 @@ def _former_holders(owner: Owner, address: Prefix, have: Elements) -> set[str]:
     }
 
 
-def _dead_holders(want: Want, dead: set[str], is_dead: Callable[[Owner], bool]) -> set[str]:
+def _dead_holders(want: Want, dead: set[str], holders: Holders) -> set[str]:
     """The keys of the dead owners of ports that we want. Raises Taken if one is alive."""
     found = set()
     for address in want.addresses:
@@ -206,10 +206,11 @@ def _dead_holders(want: Want, dead: set[str], is_dead: Callable[[Owner], bool]) 
                 holder = nft_elements.find(Table(family_of(address), TABLE), name, element.key)
                 if holder is None or holder.comment[:KEY] in (want.owner.key, *dead):
                     continue
-                owner = owner_of(holder.comment)
-                if owner is None or not is_dead(owner):
+                key = holder.comment[:KEY]
+                if not holders.is_dead(key):
+                    owner = owner_of(holder.comment) or holders.owner(key)
                     raise _taken(element, holder, owner, address)
-                found.add(owner.key)
+                found.add(key)
     return found
 
 

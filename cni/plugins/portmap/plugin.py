@@ -16,13 +16,12 @@ from ... import intent
 from ...call import Call, Steps
 from ...kernel.errors import KernelError
 from ...netfilter.table import Table
-from ...owner import Owner
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import localhost, settings
 from .settings import IPTABLES, NFTABLES, Conf, Settings
-from .want import CONNECTIONLESS, Port, Taken, Want
+from .want import CONNECTIONLESS, Holders, Port, Taken, Want
 
 if TYPE_CHECKING:
     from ...netfilter.conntrack import Flow
@@ -125,13 +124,15 @@ def _has_flows(ports: list[Port]) -> bool:
 
 
 def _setup(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
-    def is_dead(owner: Owner) -> bool:
-        return _is_dead(call, owner)
+    def kept(key: str) -> intent.Intent | None:
+        return intent.find_by_key("portmap", key, call.request.env)
+
+    holders = Holders(kept, call.netns)
 
     if backend == IPTABLES:
-        return _load(IPTABLES).setup(want, is_dead, again=again)
+        return _load(IPTABLES).setup(want, holders, again=again)
     try:
-        return _load(NFTABLES).setup(want, is_dead, again=again)
+        return _load(NFTABLES).setup(want, holders, again=again)
     except Taken:
         raise
     except (CNIError, KernelError) as error:
@@ -141,17 +142,11 @@ def _setup(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
         if backend or not iptables.usable(v6=False):
             raise
         try:
-            return _load(IPTABLES).setup(want, is_dead, again=again)
+            return _load(IPTABLES).setup(want, holders, again=again)
         except Taken:
             raise
         except (CNIError, KernelError) as other:
             raise CNIError(error.msg, f"and with iptables, tried instead: {other}") from None
-
-
-def _is_dead(call: Call[Conf], owner: Owner) -> bool:
-    """Is the container certainly gone? Its namespace, as its own ADD was told, is no more."""
-    kept = intent.find("portmap", owner, call.request.env)
-    return kept is not None and kept.is_of_gone_namespace(call.netns)
 
 
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------

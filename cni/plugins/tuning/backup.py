@@ -22,7 +22,7 @@ import msgspec
 from ... import files
 from ...netns import Namespace
 from ...netns.namespace import cookie
-from ...owner import Owner, network_key
+from ...owner import Owner, file_name, network_key
 from ...protocol.errors import CNIError
 
 DIRECTORY = "/run/cni/tuning"
@@ -104,7 +104,7 @@ class File:
 
     def __init__(self, directory: str, owner: Owner) -> None:
         self.directory = directory_of(directory)
-        self._path = os.path.join(self.directory, f"{owner.container_id}_{owner.ifname}.json")
+        self._path = os.path.join(self.directory, _name(owner))
         self._new = os.path.join(self.directory, f".{owner.key}")
 
     def read(self) -> Backup | None:
@@ -139,6 +139,10 @@ class File:
                 raise _explain("remove", path, error) from None
 
 
+def _name(owner: Owner) -> str:
+    return file_name(f"{owner.container_id}_{owner.ifname}", ".json")
+
+
 def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
     """Remove the files of a network's attachments that are not in `keep`. Raises OSError.
 
@@ -146,7 +150,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
     """
     directory = directory_of(directory)
     kept = list(keep)
-    names = {f"{owner.container_id}_{owner.ifname}.json" for owner in kept}
+    names = {_name(owner) for owner in kept}
     unfinished = {f".{owner.key}" for owner in kept}
     try:
         entries = os.listdir(directory)
