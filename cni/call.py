@@ -13,7 +13,7 @@ from collections.abc import Callable
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
-from . import interrupts
+from .interrupts import Undo
 from .kernel.errors import KernelError, NetnsError, NetnsMissing, NetnsUnknown
 from .netns import Namespace, same_namespace
 from .owner import Owner
@@ -52,42 +52,6 @@ class Verbs(NamedTuple):
         return cls(module.Conf, *(getattr(module, name, None) for name in names))
 
 
-class Undo:
-    """What reverses the changes of an ADD, unwound by the dispatcher if the ADD fails.
-
-    The reverse is noted before its change: an error or a signal in between, or an error of a
-    change that was made all the same, then leaves nothing behind. So a reverse may be called though
-    its change was not made, and must do nothing then.
-    """
-
-    def __init__(self) -> None:
-        self._reverses: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
-
-    def callback(self, reverse: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Note `reverse(*args, **kwargs)`. Raises Terminated if a signal has come by now."""
-        self._reverses.append((reverse, args, kwargs))
-        interrupts.check()
-
-    def withdraw(self) -> None:
-        """Take back the reverse that was noted last: its change is known not to have been made."""
-        self._reverses.pop()
-
-    def forget(self) -> None:
-        """The changes stand."""
-        self._reverses.clear()
-
-    def unwind(self) -> list[str]:
-        """Call every reverse, the last one first; the texts of those that failed."""
-        problems = []
-        while self._reverses:
-            reverse, args, kwargs = self._reverses.pop()
-            try:
-                reverse(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 the others run all the same
-                problems.append(str(error) or type(error).__name__)
-        return problems
-
-
 class Call(Generic[C]):
     """One request to one plugin.
 
@@ -120,7 +84,6 @@ class Call(Generic[C]):
         self._previous: Result | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
-        self._postponed: CNIError | None = None
 
     # --- what was asked ---
 
@@ -239,14 +202,15 @@ class Call(Generic[C]):
 
         None when CNI_NETNS is empty or gone, which it also is as a file that is no network
         namespace; None when it is the node's own, in which nothing is ever done. When this process
-        could not look, `raise_postponed` says so after the other steps.
+        could not look, that is an error after the other steps.
         """
         if not self.netns:
             return None
         try:
             namespace = self._keep(Namespace.open(self.netns))
         except NetnsUnknown as error:
-            self._postponed = CNIError(f'failed to open netns "{self.netns}": {error}', "try again")
+            text = f'failed to open netns "{self.netns}": {error}'
+            self.note_problem(CNIError(text, "try again"))
             return None
         except NetnsMissing:
             return None
@@ -256,11 +220,6 @@ class Call(Generic[C]):
         if namespace.is_own and not self.request.netns_override:
             return None  # the dispatcher says so in the end
         return namespace
-
-    def raise_postponed(self) -> None:
-        """After a DEL: raise what kept it from looking into the namespace, if anything did."""
-        if self._postponed is not None:
-            raise self._postponed
 
     def _keep(self, namespace: Namespace) -> Namespace:
         self._namespaces.append(namespace)

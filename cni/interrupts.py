@@ -1,10 +1,12 @@
-"""SIGTERM, SIGINT and SIGHUP: noted when they come, answered where the state is known.
+"""Ending a request before its end: signals, and the undoing of an ADD.
+
+SIGTERM, SIGINT and SIGHUP are noted when they come, and answered where the state is known.
 
 An exception at any instruction could fall between a change and the note of its reverse, or into
 the middle of an exchange with the kernel. So the handler only notes the signal, and `Terminated`
 is raised in two kinds of places:
 
-    check()             between two steps; Undo.callback (cni.call) calls it once a reverse is noted
+    check()             between two steps; Undo.callback calls it once a reverse is noted
     with waiting(): …   at once, also in the middle of a wait: nothing may be changed in there
 
 A signal counts until `decide()`: then the result is settled, and is written whatever comes. While
@@ -17,6 +19,8 @@ from __future__ import annotations
 
 import sys
 from _signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal  # type: ignore[import-not-found]
+from collections.abc import Callable
+from typing import Any
 
 from .protocol.errors import Terminated
 
@@ -101,3 +105,39 @@ def ignore() -> None:
         if getsignal(number) is handle:
             signal(number, SIG_IGN)
     _noted, _decided = 0, True
+
+
+class Undo:
+    """What reverses the changes of an ADD, unwound by the dispatcher if the ADD fails.
+
+    The reverse is noted before its change: an error or a signal in between, or an error of a
+    change that was made all the same, then leaves nothing behind. So a reverse may be called though
+    its change was not made, and must do nothing then.
+    """
+
+    def __init__(self) -> None:
+        self._reverses: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+
+    def callback(self, reverse: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Note `reverse(*args, **kwargs)`. Raises Terminated if a signal has come by now."""
+        self._reverses.append((reverse, args, kwargs))
+        check()
+
+    def withdraw(self) -> None:
+        """Take back the reverse that was noted last: its change is known not to have been made."""
+        self._reverses.pop()
+
+    def forget(self) -> None:
+        """The changes stand."""
+        self._reverses.clear()
+
+    def unwind(self) -> list[str]:
+        """Call every reverse, the last one first; the texts of those that failed."""
+        problems = []
+        while self._reverses:
+            reverse, args, kwargs = self._reverses.pop()
+            try:
+                reverse(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 the others run all the same
+                problems.append(str(error) or type(error).__name__)
+        return problems

@@ -145,7 +145,7 @@ class _Reader:
                 self.at += 1
             self._digits()
         text = self.text[start : self.at]
-        if self.at == whole and len(text) < 20:
+        if self.at == whole and len(text) <= 20:  # int64: a sign and 19 digits
             number = int(text)
             if -_INT64 <= number < _INT64:
                 return number
