@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from ...protocol.config import Folded, NetConf
@@ -53,6 +55,7 @@ class IpamConf(Folded):
 
 
 class Conf(NetConf):
+    dns: Any = None  # not read, so whatever it is
     ipam: IpamConf = msgspec.field(default_factory=IpamConf)  # type: ignore[assignment]
 
 
