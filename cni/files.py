@@ -22,7 +22,6 @@ _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _COMMON
 
 _KINDS = {
-    stat.S_IFDIR: "a directory",
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -133,8 +132,9 @@ def _check_kind(status: os.stat_result, path: str) -> None:
     """Raises Unusable unless it is a regular file."""
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        what = _KINDS.get(kind, "something else")
-        raise Unusable(EINVAL, f"{what} instead of a regular file", path)
+        if kind == stat.S_IFDIR:
+            raise Unusable(EISDIR, os.strerror(EISDIR), path)
+        raise Unusable(EINVAL, f"is {_KINDS.get(kind, 'no file')}, not a regular file", path)
 
 
 def read(path: str, limit: int, *, dir_fd: int | None = None, follow: bool = False) -> bytes:
@@ -161,5 +161,5 @@ def read_open(fd: int, limit: int, path: str = "") -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise Unusable(EINVAL, f"larger than {limit} bytes", path)
+            raise Unusable(EINVAL, f"is larger than {limit} bytes", path)
     return b"".join(chunks)

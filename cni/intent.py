@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,6 +33,7 @@ from .protocol.result import Result
 STATE_DIR = "/run/cni"
 # The form in which results are kept: the one that says everything.
 VERSION = "1.1.0"
+_MAX_SIZE = 32 << 20  # bytes; a configuration has at most half of that
 # What a file's name ends with while it is written, and while its rules are removed.
 _PARTIAL, _GOING = "~", "-"
 
@@ -50,12 +51,16 @@ class Intent(msgspec.Struct):
     netns: str = ""
 
     def is_of_gone_namespace(self, seen_from: str = "") -> bool:
-        """Has the namespace of this ADD certainly ceased to exist? See liveness.is_gone."""
+        """Has the namespace of this ADD certainly ceased to exist? See liveness.exists."""
+        return self.namespace_exists(seen_from) is False
+
+    def namespace_exists(self, seen_from: str = "") -> bool | None:
+        """Does the namespace of this ADD still exist? None if that cannot be known."""
         from .netns import liveness
         from .netns.namespace import Identity
 
         path = self.env.get("CNI_NETNS", "")
-        return liveness.is_gone(Identity.parse(self.netns), path, seen_from)
+        return liveness.exists(Identity.parse(self.netns), path, seen_from)
 
     @property
     def owner(self) -> Owner:
@@ -96,65 +101,117 @@ class Dropped(NamedTuple):
     """What was kept of attachments that are being removed; `finish` once they are.
 
     Until then it lies aside, where `cni reload` does not see it, and a DEL or GC that follows a
-    killed or failed one finds it again.
+    killed or failed one finds it again. `errors` are of files that could not be read or put aside:
+    what they say is not known, which is not the same as none.
     """
 
     intents: list[Intent]
     paths: list[str]
+    errors: list[OSError]
 
     def finish(self) -> None:
-        """Forget it for good."""
+        """Forget for good what was read.
+
+        Raises CNIError, after that, for what was not: the DEL or GC has to be repeated.
+        """
+        errors = list(self.errors)
+        unread = {error.filename for error in errors}
         for path in self.paths:
-            _unlink(f"{path}{_GOING}")
-            _unlink(f"{path}{_PARTIAL}")
+            if not unread.isdisjoint({path, f"{path}{_GOING}"}):
+                continue
+            for name in (f"{path}{_GOING}", f"{path}{_PARTIAL}"):
+                try:
+                    os.unlink(name)
+                except (FileNotFoundError, IsADirectoryError):
+                    pass
+                except OSError as error:
+                    errors.append(error)
+        if errors:
+            texts = "; ".join(f"{e.filename}: {(e.strerror or str(e)).lower()}" for e in errors)
+            raise CNIError(
+                f"cannot read or remove {texts}",
+                "it says which rules were made for `cni reload`; what could be removed is: repeat "
+                "this when the file can be read",
+            )
 
 
 def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> Dropped:
-    """Put an attachment aside; one that is not kept is no error."""
-    path = _path(plugin, owner, env)
-    return Dropped(_put_aside(path), [path])
+    """Put an attachment aside; one that is not kept is no error. Raises nothing."""
+    return _put_aside([_path(plugin, owner, env)])
 
 
 def drop_others(
     plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]
 ) -> Dropped:
-    """Put the network's attachments aside that are not in `keep`."""
+    """Put the network's attachments aside that are not in `keep`. Raises nothing."""
     kept = {f"{owner.key}.{plugin}" for owner in keep}
     start, where = f"{network_key(network)}-", directory(env)
-    names = {name.rstrip(_PARTIAL + _GOING) for name in _names(where)}
-    paths = [
+    try:
+        names = {name.rstrip(_PARTIAL + _GOING) for name in _names(where)}
+    except OSError as error:
+        return Dropped([], [], [error])
+    return _put_aside(
         f"{where}/{name}"
         for name in sorted(names - kept)
         if name.startswith(start) and name.partition(".")[2] == plugin
-    ]
-    return Dropped([intent for path in paths for intent in _put_aside(path)], paths)
+    )
 
 
-def _put_aside(path: str) -> list[Intent]:
+def _put_aside(paths: Iterable[str]) -> Dropped:
     """What was there, and what an earlier removal had put aside and did not finish."""
-    found = [_read(f"{path}{_GOING}")]
-    fd = _open_locked(path)
-    if fd is not None:
+    dropped = Dropped([], [], [])
+    for path in paths:
+        dropped.paths.append(path)
+        for read in (_read_aside, _move_aside):
+            try:
+                intent = read(path)
+            except OSError as error:
+                dropped.errors.append(error)
+                break  # moving would replace what was put aside before
+            if intent is not None:
+                dropped.intents.append(intent)
+    return dropped
+
+
+def _read_aside(path: str) -> Intent | None:
+    return _read(f"{path}{_GOING}")
+
+
+def _move_aside(path: str) -> Intent | None:
+    """Raises OSError; what cannot be read now is moved, so that a repeated removal finds it."""
+    try:
+        fd = _open_locked(path)
+    except files.Unusable:
+        fd = None  # none of ours, but it goes
+    try:
         try:
-            found.append(_parse(os.read(fd, os.fstat(fd).st_size)))
             os.rename(path, f"{path}{_GOING}")
-        except OSError:
-            _unlink(path)
-        finally:
+        except FileNotFoundError:
+            return None
+        return None if fd is None else _parse(files.read_open(fd, _MAX_SIZE, path))
+    except files.Unusable:
+        return None
+    except OSError as error:
+        error.filename = path
+        raise
+    finally:
+        if fd is not None:
             lockfile.release(fd)
-    return [intent for intent in found if intent is not None]
 
 
 def _read(path: str) -> Intent | None:
+    """None if there is none, or a file that is none of ours. Raises OSError."""
     try:
-        with open(path, "rb") as file:
-            return _parse(file.read())
-    except OSError:
+        return _parse(files.read(path, _MAX_SIZE))
+    except (FileNotFoundError, NotADirectoryError, files.Unusable):
         return None
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
-    """What is kept of one attachment."""
+    """What is kept of one attachment; None if nothing is. Raises OSError."""
     return find_by_key(plugin, owner.key, env)
 
 
@@ -164,45 +221,80 @@ def find_by_key(plugin: str, key: str, env: Mapping[str, str]) -> Intent | None:
 
 
 def all_of(plugin: str, env: Mapping[str, str], network: str | None = None) -> list[Intent]:
-    """What is kept of a plugin (in one network, if given), read without waiting for anybody."""
+    """What is kept of a plugin (in one network, if given), read without waiting for anybody.
+
+    Raises OSError if any cannot be read.
+    """
     where, start = directory(env), "" if network is None else f"{network_key(network)}-"
     names = [n for n in _names(where) if n.partition(".")[2] == plugin and n.startswith(start)]
-    found = (_read(f"{where}/{name}") for name in names)
-    return [intent for intent in found if intent is not None]
+    kept = (_read(f"{where}/{name}") for name in names)
+    return [intent for intent in kept if intent is not None]
 
 
-def for_each(env: Mapping[str, str], work: Callable[[Intent], None]) -> None:
+def for_each(
+    env: Mapping[str, str],
+    work: Callable[[Intent], None],
+    unreadable: Callable[[OSError], None] | None = None,
+) -> None:
     """Do `work` for all that is kept; a file that is none of ours is left out.
 
     While it works on one, its DEL waits; one that was removed or replaced meanwhile is done again.
+    `unreadable` gets the error of what cannot be read; without it, that is left out.
     """
     where = directory(env)
-    for name in sorted(_names(where)):
-        if not name.endswith((_PARTIAL, _GOING)):
-            while not _work_on(f"{where}/{name}", work):
-                pass
-
-
-def _work_on(path: str, work: Callable[[Intent], None]) -> bool:
-    """False if the file was replaced meanwhile."""
-    fd = _open_locked(path)
-    if fd is None:
-        return True
     try:
-        intent = _parse(os.read(fd, os.fstat(fd).st_size))
-        if intent is not None:
-            work(intent)
-        return _is_still(path, fd)
-    finally:
-        lockfile.release(fd)
+        for name in sorted(_names(where)):
+            if not name.endswith((_PARTIAL, _GOING)):
+                _work_on(f"{where}/{name}", work, unreadable)
+    except OSError as error:
+        if unreadable is not None:
+            unreadable(error)
+
+
+def _work_on(
+    path: str,
+    work: Callable[[Intent], None],
+    unreadable: Callable[[OSError], None] | None,
+) -> None:
+    """Once more if the file was replaced meanwhile."""
+    again = True
+    while again:
+        try:
+            fd = _open_locked(path)
+            if fd is None:
+                return
+        except OSError as error:
+            if unreadable is not None:
+                unreadable(error)
+            return
+        try:
+            intent, problem = _contents(fd, path)
+            if intent is not None:
+                work(intent)
+            if problem is not None and unreadable is not None:
+                unreadable(problem)
+            again = not _is_still(path, fd)
+        finally:
+            lockfile.release(fd)
+
+
+def _contents(fd: int, path: str) -> tuple[Intent | None, OSError | None]:
+    try:
+        return _parse(files.read_open(fd, _MAX_SIZE, path)), None
+    except OSError as error:
+        error.filename = path
+        return None, error
 
 
 def _open_locked(path: str) -> int | None:
-    """A descriptor of the file, which is locked if that was to be had in time."""
+    """A descriptor of the file, which is locked if that was to be had in time; None without one.
+
+    Raises Unusable, OSError.
+    """
     while True:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            fd = files.open_regular(path)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         try:
             lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
@@ -234,14 +326,8 @@ def _path(plugin: str, owner: Owner, env: Mapping[str, str]) -> str:
 
 
 def _names(where: str) -> list[str]:
+    """The files in a directory; none if there is no directory. Raises OSError."""
     try:
         return os.listdir(where)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except OSError:
-        pass

@@ -93,13 +93,29 @@ def _print(outcomes: list[Outcome], prefix: str = "") -> None:
 def reload_all(state_dir: str) -> list[Outcome]:
     """Reload every attachment that `state_dir` has. Raises nothing: failures are outcomes."""
     outcomes: list[Outcome] = []
-    intent.for_each({"CNI_STATE_DIR": state_dir}, lambda kept: outcomes.append(_reload(kept)))
+    intent.for_each(
+        {"CNI_STATE_DIR": state_dir},
+        lambda kept: outcomes.append(_reload(kept)),
+        lambda error: outcomes.append(_unread(error)),
+    )
     return outcomes
 
 
+def _unread(error: OSError) -> Outcome:
+    """Of a file that cannot be read only the name is known: ``<owner's key>.<plugin>``."""
+    path = str(error.filename)
+    key, _, plugin = os.path.basename(path).partition(".")
+    kept = Intent(plugin, {"CNI_CONTAINERID": key, "CNI_IFNAME": ""}, {}, {})
+    return Outcome(kept, "failed", f"cannot read {path}: {error.strerror}")
+
+
 def _reload(kept: Intent) -> Outcome:
-    if kept.is_of_gone_namespace():
-        return Outcome(kept, "skipped", f"its namespace {kept.env['CNI_NETNS']} is gone")
+    netns = kept.env.get("CNI_NETNS", "")
+    exists = kept.namespace_exists()
+    if exists is False:
+        return Outcome(kept, "skipped", f"its namespace {netns} is gone")
+    if exists is None and netns:
+        return Outcome(kept, "failed", f"cannot find out whether its namespace {netns} exists")
     if kept.plugin not in dispatch.TABLE:
         return Outcome(kept, "skipped", "this file has no such plugin")
     env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..call import Call
-from ..protocol import args, version
+from ..protocol import args, config, version
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.config import DNS, Folded, PluginConf, Route
 from ..protocol.errors import CNIError
@@ -48,8 +48,9 @@ class Conf(PluginConf):
 
 def add(call: Call[Conf]) -> Result:
     """The configured addresses, routes and DNS. Raises CNIError."""
-    ipam = _ipam(call)
-    return Result(ips=_addresses(call), routes=ipam.routes, dns=ipam.dns or DNS())
+    conf = _conf(call)
+    ipam = _ipam(conf)
+    return Result(ips=_addresses(call, conf), routes=ipam.routes, dns=ipam.dns or DNS())
 
 
 def delete(call: Call[Conf]) -> None:
@@ -58,7 +59,7 @@ def delete(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """prevResult must have every configured address, with its gateway. Raises CNIError."""
-    configured = _addresses(call)
+    configured = _addresses(call, _conf(call))
     previous = call.prev_result()
     if previous is None:
         raise CNIError(
@@ -81,21 +82,47 @@ def check(call: Call[Conf]) -> None:
             )
 
 
-def _ipam(call: Call[Conf]) -> IpamConf:
-    if call.conf.ipam is None:
+def _conf(call: Call[Conf]) -> Conf:
+    """The configuration, without what the reference's own structures add to it. Raises CNIError.
+
+    An entry of `addresses` that a program has marshalled from the reference's type has a second
+    key, `Address`, with an object. Keys match in any case, but there the exact one counts.
+    """
+    ipam = config.lookup(call.raw, "ipam")
+    entries = config.lookup(ipam, "addresses") if isinstance(ipam, dict) else None
+    if not isinstance(entries, list) or not any(map(_has_second_key, entries)):
+        return call.conf
+    cleaned = [
+        {key: value for key, value in entry.items() if key != "Address"}
+        if _has_second_key(entry)
+        else entry
+        for entry in entries
+    ]
+    kept = {key: value for key, value in ipam.items() if key.lower() != "addresses"}
+    others = {key: value for key, value in call.raw.items() if key.lower() != "ipam"}
+    return config.convert({**others, "ipam": {**kept, "addresses": cleaned}}, Conf)
+
+
+def _has_second_key(entry: object) -> bool:
+    if not isinstance(entry, dict) or "Address" not in entry:
+        return False
+    return "address" in entry or not isinstance(entry["Address"], str)
+
+
+def _ipam(conf: Conf) -> IpamConf:
+    if conf.ipam is None:
         raise CNIError(
             "IPAM config missing 'ipam' key", 'static reads "ipam": {"type": "static", …}'
         )
-    return call.conf.ipam
+    return conf.ipam
 
 
-def _addresses(call: Call[Conf]) -> list[IPConfig]:
+def _addresses(call: Call[Conf], conf: Conf) -> list[IPConfig]:
     """Of runtimeConfig, else of args.cni, else ipam.addresses and those of CNI_ARGS.
 
     Every source is checked, also one that another replaces. Raises CNIError.
     """
-    conf = call.conf
-    chosen = [*_ipam(call).addresses, *_of_environment(call.args)]
+    chosen = [*_ipam(conf).addresses, *_of_environment(call.args)]
     for source in (conf.args.cni if conf.args is not None else None, conf.runtime_config):
         if source is not None and source.ips:
             what = "an entry in the 'ips' field is NOT in CIDR notation"

@@ -15,35 +15,40 @@ from .namespace import Identity, identify, sees
 
 
 def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
-    """Has the namespace that `path` named when `noted` was taken certainly ceased to exist?
+    """Has the namespace certainly ceased to exist? As `exists`; False in any doubt."""
+    return exists(noted, path, seen_from) is False
 
-    If nothing was noted (None), it has if the path names no namespace now. False in any doubt; so
+
+def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | None:
+    """Does the namespace still exist that `path` named when `noted` was taken?
+
+    If nothing was noted, it does if the path names any namespace. None if that cannot be known; so
     also if `seen_from`, the CNI_NETNS of the request that asks, is another file to this process
     than to the client (a server in a container): then nothing can be known of paths.
     """
     if not sees(seen_from):
-        return False
+        return None
     if noted is None:
-        return bool(path) and _names_none(path)
+        return _names_one(path) if path else None
     for candidate in (path, seen_from):
         now = identify(candidate) if candidate else None
         if now is not None and now.inode == noted.inode:
-            return now.differs(noted)
+            return not now.differs(noted)
     try:
-        return not _exists(f"net:[{noted.inode}]")
+        return _exists(f"net:[{noted.inode}]")
     except OSError:
-        return False
+        return None
 
 
-def _names_none(path: str) -> bool:
-    """Is there nothing at the path, or a file that is no network namespace?"""
+def _names_one(path: str) -> bool | None:
+    """Does the path name a network namespace? None if it cannot be looked at."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
         return False
-    return identify(path) is None
+    except (OSError, ValueError):
+        return None
+    return identify(path) is not None
 
 
 def _exists(name: str) -> bool:

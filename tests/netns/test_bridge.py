@@ -129,6 +129,58 @@ def ipam(tmp_path: Path, runtime: Runtime) -> Ipam:
     return Ipam(tmp_path / "ipam", runtime)
 
 
+# -- what a DHCP server offers ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "gateway", "why"),
+    [
+        ("10.99.0.7/24", "10.99.0.1", ""),
+        ("10.99.0.7/0", "10.99.0.1", "shorter than /8"),
+        ("10.99.0.7/24", "0.0.0.0", "no unicast address"),
+        ("10.99.0.7/24", "127.0.0.1", "no unicast address"),
+        ("10.99.0.7/24", "224.0.0.1", "no unicast address"),
+        ("10.99.0.7/24", "10.98.0.1", "not in the leased subnet"),
+        ("10.99.0.7/24", "10.99.0.7", "leased to the container"),
+        ("192.0.2.7/24", "192.0.2.9", "which uplink of this node has"),
+        ("192.0.2.7/28", "192.0.2.1", "which uplink of this node has"),
+        ("192.0.0.7/16", "192.0.0.1", "which uplink of this node has"),
+        ("fd99::7/64", "fe80::1", "no unicast address"),
+        ("fd99::7/16", "fd99::1", "shorter than /32"),
+        ("fd99::7/64", "fd99::1", ""),
+    ],
+)
+def test_a_gateway_from_the_wire_is_checked(
+    runtime: Runtime, container: Netns, tmp_path: Path, address: str, gateway: str, why: str
+) -> None:
+    """It would be an address of the node, with a route: of the node's own traffic, in the end."""
+    offers = Ipam(tmp_path / "offers", runtime)
+    offers.answer({"cniVersion": "1.0.0", "ips": [{"address": address, "gateway": gateway}]})
+    (offers.dir / "other-ipam").rename(offers.dir / "dhcp")
+    runtime.host.ip_batch(
+        "link add uplink type veth peer name beyond",
+        "address add 192.0.2.2/24 dev uplink",
+        "link set uplink up",
+        "link set beyond up",
+    )
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "wire",
+        "bridge": "br0",
+        "isGateway": True,
+        "ipam": {"type": "dhcp"},
+    }
+    reply = runtime.add("bridge", conf, container)
+    if why:
+        reply.failed(999, f"refused the gateway {gateway}/", why)
+        assert addresses(runtime.host, "br0") == []
+        assert not ports(runtime.host, "br0")
+        assert offers.calls[-1].startswith("DEL")
+    else:
+        reply.succeeded()
+        assert gateway in str(addresses(runtime.host, "br0"))
+
+
 # -- what ADD makes -------------------------------------------------------------------------------
 
 

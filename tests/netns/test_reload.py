@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness import Netns, Runtime, connect, iptables_save, tcp_exchange, tcp_server
 from tests.harness import nft as nft_list
+from tests.harness.faults import STRACE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,3 +215,32 @@ def test_a_disk_that_gets_full_fails_the_add(
         assert rules(runtime.host) == made
     finally:
         subprocess.run(["umount", where], check=True)
+
+
+@pytest.mark.parametrize("fault", ["openat:error=EIO", "read:error=EIO", "openat:error=EMFILE"])
+def test_a_del_that_cannot_read_what_was_kept_says_so(
+    runtime: Runtime, container: Netns, data_dir: Path, state: Path, fault: str
+) -> None:
+    """Its other steps are done, `cni reload` brings nothing back, and it can be repeated."""
+    conf = bridge(data_dir)
+    runtime.add("bridge", conf, container).succeeded()
+    (kept,) = (state / "intent").iterdir()
+    paths = ["-P", str(kept), "-P", f"{kept}-"]
+    done = runtime.host.run(
+        subprocess.run,
+        [*STRACE, f"inject={fault}", *paths, str(runtime.bin_dir / "bridge")],
+        input=json.dumps({"type": "bridge", **conf}).encode(),
+        capture_output=True,
+        # strace sees this process only: the work has to be done in it
+        env=runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 1, done
+    assert f"cannot read or remove {state}/intent/" in json.loads(done.stdout)["msg"]
+    assert not [name for name in os.listdir(data_dir / NET) if name.startswith("10.")]
+    assert not [rule for rule in rules(runtime.host) if "10.30.0" in rule]
+    container.unname()
+    assert [o["state"] for o in reload(runtime)] in ([], ["skipped"])
+    runtime.delete("bridge", conf, container).succeeded()
+    assert not list((state / "intent").iterdir())

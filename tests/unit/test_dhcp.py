@@ -21,6 +21,7 @@ from cni.ipam.dhcp.conf import IpamConf, Options, options, parse_code
 from cni.ipam.dhcp.interface import Place
 from cni.ipam.dhcp.main import UsageError, parse
 from cni.ipam.dhcp.state import Directory, Record
+from cni.protocol.address import parse_ip
 from cni.protocol.config import convert
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
@@ -208,6 +209,44 @@ def lease(**values: bytes) -> Lease:
     return Lease(b"\x0a\0\0\x05", 24, b"\x0a\0\0\x01", 1.0, 2.0, 3.0, codes, MAC)
 
 
+@pytest.mark.parametrize(
+    ("router", "gateway"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("0.0.0.0", None),
+        ("127.0.0.1", None),
+        ("224.0.0.1", None),
+        ("255.255.255.255", None),
+        ("10.0.0.5", None),  # the leased address
+        ("10.0.0.0", None),
+        ("10.0.0.255", None),
+        ("10.0.1.1", None),  # outside of the subnet
+    ],
+)
+def test_only_a_router_becomes_the_gateway(router: str, gateway: str | None) -> None:
+    """On a bridge it becomes an address of the node; anybody on the wire may have sent it."""
+    packed = parse_ip(router)
+    assert results.gateway4(lease(_3=packed)) == gateway
+    assert results.gateway4(lease(_3=packed + b"\x0a\0\0\x09")) == (gateway or "10.0.0.9")
+    routes = [route.gw for route in results.routes4(lease(_3=packed), 0)]
+    assert routes == ([] if gateway is None and router != "10.0.1.1" else [router])
+
+
+def test_a_router_outside_is_reached_by_a_route() -> None:
+    """As clouds have it: an address alone, and a route on the link to the router."""
+    alone = lease(_3=b"\x0a\0\x01\x01")
+    alone.length = 32
+    assert results.gateway4(alone) == "10.0.1.1"
+    on_link = b"\x20\x0a\0\x01\x01" + bytes(4) + b"\0\x0a\0\x01\x01"
+    assert results.gateway4(lease(_3=b"\x0a\0\x01\x01", _121=on_link)) == "10.0.1.1"
+
+
+def test_routes_through_no_router_are_left_out() -> None:
+    classless = b"\x08\x0a\x7f\0\0\x01" + b"\x10\xc0\xa8\x0a\0\0\x09"
+    routes = results.routes4(lease(_121=classless), 0)
+    assert [(r.dst, r.gw) for r in routes] == [("192.168.0.0/16", "10.0.0.9")]
+
+
 def test_static_routes_have_the_masks_of_their_classes() -> None:
     value = (
         b"\x0a\0\0\0\x0a\x01\x02\x03\xc0\xa8\x01\x00\xc0\xa8\x02\x03\xac\x10\0\0\x01\x02\x03\x04"
@@ -293,6 +332,28 @@ def test_what_is_no_lease_of_this_boot_is_removed(
     assert directory.load() == [good]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "lock"])
     assert capfd.readouterr().err.count("is removed") == 4
+    directory.close()
+
+
+def test_a_lease_that_cannot_be_read_is_kept(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = Directory(str(tmp_path))
+    good, other = record(directory), record(directory, "c2")
+    directory.save(good)
+    (name,) = [path.name for path in tmp_path.glob("*.json")]
+    directory.save(other)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    assert directory.load() == [other]
+    assert "is left alone" in capfd.readouterr().err
+    with pytest.raises(OSError, match="is a FIFO"):
+        directory.find(good.key)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_bytes(data)
+    assert directory.find(good.key) == good
+    assert directory.find("nobody") is None
     directory.close()
 
 

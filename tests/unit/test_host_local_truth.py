@@ -246,7 +246,7 @@ def test_nobody_waits_for_a_fifo(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "net" / name)
     ipam = network(tmp_path)
     if name == "lock":
-        with pytest.raises(Failure, match=r"open .*/net/lock: a fifo instead of a regular file"):
+        with pytest.raises(Failure, match=r"open .*/net/lock: is a fifo, not a regular file"):
             ipam.add("c1")
         return
     assert ipam.add("c1") == ["10.0.0.2/24"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import resource
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cni import intent
+from cni import files, intent
 from cni.owner import Owner
+from cni.protocol.errors import CNIError
 from cni.protocol.request import Request
 from cni.protocol.result import Interface, Result
 
@@ -180,3 +183,101 @@ def test_those_of_one_plugin(env: dict[str, str]) -> None:
         save(env, owner)
     assert {each.owner for each in intent.all_of("bridge", env)} == {C1, C2, OTHER}
     assert intent.all_of("portmap", env) == []
+
+
+class Disk:
+    """Some files cannot be read, as with a broken disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.broken = ""
+        real = files.read_open
+
+        def read(fd: int, limit: int, path: str = "") -> bytes:
+            if self.broken and path.endswith(self.broken):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(fd, limit, path)
+
+        monkeypatch.setattr(files, "read_open", read)
+
+
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+@pytest.mark.parametrize("broken", [".bridge", ".bridge-"])
+def test_what_cannot_be_read_is_not_none(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch, verb: str, broken: str
+) -> None:
+    save(env, C1)
+    if broken == ".bridge-":
+        remove(env, verb)  # one that did not finish
+    disk = Disk(monkeypatch)
+    disk.broken = broken
+    for _ in range(2):
+        dropped = remove(env, verb)
+        assert dropped.intents == []
+        with pytest.raises(CNIError, match=r"cannot read or remove .*input/output error"):
+            dropped.finish()
+        assert kept(env) == []  # reload does not see it
+        disk.broken = ".bridge-"
+    disk.broken = ""
+    dropped = remove(env, verb)
+    assert [each.owner for each in dropped.intents] == [C1]
+    dropped.finish()
+    assert os.listdir(intent.directory(env)) == []
+
+
+def test_the_others_go_when_one_cannot_be_read(
+    env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(env, C1)
+    save(env, C2)
+    Disk(monkeypatch).broken = f"{C1.key}.bridge"
+    dropped = intent.drop_others("bridge", "net", [], env)
+    assert [each.owner for each in dropped.intents] == [C2]
+    with pytest.raises(CNIError, match=C1.key):
+        dropped.finish()
+    assert os.listdir(intent.directory(env)) == [f"{C1.key}.bridge-"]
+
+
+def test_without_descriptors_nothing_is_known(env: dict[str, str]) -> None:
+    save(env, C1)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    errors: list[OSError] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        dropped = intent.drop("bridge", C1, env)
+        with pytest.raises(OSError, match="Too many open files"):
+            intent.find("bridge", C1, env)
+        intent.for_each(env, lambda _: pytest.fail("read it"), errors.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert [error.errno for error in errors] == [errno.EMFILE]
+    with pytest.raises(CNIError, match="too many open files"):
+        dropped.finish()
+    assert kept(env) == [("bridge", C1)]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "directory", "large"])
+def test_nobody_waits_for_what_is_no_file(
+    env: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(env, C1)
+    path = f"{intent.directory(env)}/{C1.key}.bridge"
+    os.unlink(path)
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        os.symlink("/etc/hostname", path)
+    elif kind == "directory":
+        os.mkdir(path)
+    else:
+        monkeypatch.setattr(intent, "_MAX_SIZE", 10)
+        with open(path, "wb") as file:
+            file.write(bytes(11))
+    assert intent.find("bridge", C1, env) is None
+    assert intent.all_of("bridge", env) == []
+    errors: list[OSError] = []
+    intent.for_each(env, lambda _: pytest.fail("read it"), errors.append)
+    assert [error.filename for error in errors] == [path]
+    dropped = intent.drop("bridge", C1, env)
+    assert dropped.intents == []
+    dropped.finish()
+    assert not os.path.lexists(path)

@@ -301,3 +301,41 @@ def test_gc_and_status() -> None:
     ipam = static(addresses=ADDRESSES)
     ipam.gc()
     assert ipam.call("STATUS") is None
+
+
+SECOND = {"IP": "10.10.0.9", "Mask": "////AA=="}
+
+
+@pytest.mark.parametrize("second", [SECOND, None, "10.10.0.9/24"])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_exact_key_of_an_address_counts(second: Any, first: bool) -> None:
+    """What a program prints that has marshalled the reference's own structure."""
+    exact, other = {"address": V4, "gateway": "10.10.0.254"}, {"Address": second, "Version": ""}
+    entry = {**exact, **other} if first else {**other, **exact}
+    ipam = static(addresses=[entry, {"ADDRESS": V6}])
+    want = [(V4, "10.10.0.254"), (V6, None)]
+    assert gateways(ipam) == want
+    previous = ipam.call("ADD")
+    ipam.call("CHECK", prevResult=previous)
+    ipam.delete()
+
+
+def test_another_case_is_taken_where_it_is_alone() -> None:
+    assert gateways(static(addresses=[{"Address": V4, "Gateway": "10.10.0.254"}])) == [
+        (V4, "10.10.0.254")
+    ]
+
+
+@pytest.mark.parametrize("dns", [{"nameservers": "192.0.2.53"}, "x", 5, []])
+def test_the_networks_dns_is_not_read(dns: Any) -> None:
+    ipam = static(addresses=ADDRESSES)
+    previous = ipam.call("ADD", dns=dns)
+    ipam.call("CHECK", dns=dns, prevResult=previous)
+    ipam.delete(dns=dns)
+
+
+def test_addresses_below_the_v4_compatible_prefix_are_hexadecimal() -> None:
+    ipam = static(addresses=[{"address": "::0.1.0.2/112", "gateway": "::0.1.0.1"}])
+    assert gateways(ipam) == [("::1:2/112", "::1:1")]
+    previous = {"cniVersion": "1.1.0", "ips": [{"address": "::0.1.0.2/112", "gateway": "::1:1"}]}
+    ipam.call("CHECK", prevResult=previous)

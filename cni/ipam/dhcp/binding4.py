@@ -19,7 +19,7 @@ from .conf import (
     SUBNET_MASK,
     Options,
 )
-from .exchange import Closer, Lease, Refused, Settings, ask, now
+from .exchange import Closer, Lease, Refused, Settings, ask, log, now
 from .interface import Place
 
 _ETH_P_IP = 0x0800
@@ -27,6 +27,7 @@ _ETHER_BROADCAST = b"\xff" * 6
 _LEASE_TIME = 3600  # seconds, where the server says nothing
 _MAX_SIZE = (1500).to_bytes(2, "big")
 _SMALLEST_MTU = 576
+_SHORTEST_PREFIX = 8  # no subnet is larger; 0.0.0.0 as the mask would lead all traffic to the link
 
 
 class Lease4(Lease):
@@ -72,7 +73,11 @@ class Binding4:
                     f"the server {format_ip(ack.server)} must send option 1 when it is asked for: "
                     "see `request` and skipDefault in the configuration",
                 )
-            self._keep(ack, mac)
+            try:
+                self._keep(ack, mac)
+            except CNIError:
+                self._send_release(port, ack.yiaddr, ack.server, mac)
+                raise
 
     async def confirm(self, until: float) -> None:
         """INIT-REBOOT: is the address still ours? Raises NoAnswer, Refused, Gone."""
@@ -141,10 +146,14 @@ class Binding4:
         try:
             length = m.mask_length(ack.options[SUBNET_MASK])
         except (KeyError, m.Malformed):
+            length = 0
+        if length < _SHORTEST_PREFIX:
             if old is None:
                 raise CNIError(
-                    "DHCP option Subnet Mask not found in DHCPACK", "option 1 is no subnet mask"
-                ) from None
+                    "DHCP option Subnet Mask not found in DHCPACK",
+                    f"option 1 of the server {format_ip(ack.server)} is no mask of a subnet: "
+                    f"/{_SHORTEST_PREFIX} is the largest that is accepted",
+                )
             length = old.length
         kept = {code: value for code, value in ack.options.items() if code in self._wanted}
         start, endless = now(), duration == m.INFINITE
@@ -158,7 +167,18 @@ class Binding4:
             kept or (old.options if old is not None else {}),
             mac,
         )
+        self._report_routers(old)
         self._limit_mtu()
+
+    def _report_routers(self, old: Lease4 | None) -> None:
+        """Tell which routers are ignored, once."""
+        assert self.lease is not None
+        offered = self.lease.options.get(ROUTER, b"")
+        if old is None or offered != old.options.get(ROUTER, b""):
+            for router in m.addresses(offered):
+                if not m.is_router(router, self.lease.prefix):
+                    text = f"router {format_ip(router)} of {self.lease.prefix} is ignored"
+                    log(f"{self.place.path}: {self.place.ifname}: {text}: no router's address")
 
     def _limit_mtu(self) -> None:
         value = self.lease.options.get(MTU, b"") if self.lease is not None else b""

@@ -169,10 +169,23 @@ class Daemon:
     async def _release(self, params: dict[str, Any]) -> None:
         asked = msgspec.convert(params, _Attachment)
         held = self._held.get(asked.key)
+        if held is None and asked.key not in self._ending:
+            held = self._unread(asked.key)
         if held is not None:
             self._end(held)
         if asked.key in self._ending:
             await asyncio.wait((self._ending[asked.key],))
+
+    def _unread(self, key: str) -> Attachment | None:
+        """What the daemon could not read when it began. Raises CNIError if it still cannot."""
+        try:
+            record = self._env.directory.find(key)
+        except OSError as error:
+            raise CNIError(
+                f"cannot read the lease of {key}: {error.filename}: {error.strerror}",
+                "it is not released: repeat this when the file can be read",
+            ) from None
+        return None if record is None else self._start(record, again=True)
 
     async def _check(self, params: dict[str, Any]) -> None:
         asked = msgspec.convert(params, _Attachment)

@@ -162,6 +162,18 @@ def mask_length(value: bytes) -> int:
     return length
 
 
+def is_router(packed: bytes, leased: Prefix) -> bool:
+    """Can this be a router for the leased address? Anybody on the wire may be the DHCP server.
+
+    False for the unspecified, loopback, multicast and broadcast addresses, for the leased address
+    itself, and for the first and last address of its subnet.
+    """
+    if packed == ANY or packed[0] == 127 or packed[0] >= 224 or packed == leased.ip:
+        return False
+    ends = (leased.network.ip, leased.broadcast)
+    return leased.length >= 31 or packed not in ends
+
+
 def domains(value: bytes) -> list[str]:
     """The names of option 119, compressed as in DNS (RFC 3397). Raises Malformed."""
     names = []

@@ -77,4 +77,10 @@ def _attachment(call: Call[Conf]) -> dict[str, Any]:
 def _ask(
     call: Call[Conf], method: str, params: dict[str, Any], timeout: float | None = None
 ) -> Any:
-    return rpc.call(call.conf.ipam.daemon_socket_path, method, params, timeout)
+    """The daemon's answer. Of the configuration only the socket's path is needed here."""
+    if call.request.command in ("DEL", "GC"):
+        ipam = config.lookup(call.raw, "ipam")
+        path = config.lookup(ipam, "daemonSocketPath") if isinstance(ipam, dict) else None
+    else:
+        path = call.conf.ipam.daemon_socket_path
+    return rpc.call(path if isinstance(path, str) else "", method, params, timeout)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...kernel.route import SCOPE_LINK
-from ...protocol.address import DEFAULT_V4, DEFAULT_V6, format_ip
+from ...protocol.address import DEFAULT_V4, DEFAULT_V6, Prefix, format_ip
 from ...protocol.config import DNS, Route
 from ...protocol.result import IPConfig, Result
 from . import binding4, binding6
@@ -27,22 +27,40 @@ def add4(result: Result, lease: binding4.Lease4, priority: int) -> None:
 
 
 def gateway4(lease: binding4.Lease4) -> str | None:
-    """The first router, also where classless routes replace the default route."""
+    """The first usable router, also where classless routes replace the default route.
+
+    It has to be in the leased subnet, unless the leased address has none, or one of the routes
+    leads to the router. A bridge makes it an address of the node.
+    """
+    on_link = [prefix for prefix, router in _classless(lease) if not any(router)]
+    for router in _routers(lease):
+        if lease.length == 32 or any(p.contains(router) for p in (lease.prefix, *on_link)):
+            return format_ip(router)
+    return None
+
+
+def _routers(lease: binding4.Lease4) -> list[bytes]:
     routers = m.addresses(lease.options.get(ROUTER, b""))
-    return format_ip(routers[0]) if routers else None
+    return [router for router in routers if m.is_router(router, lease.prefix)]
+
+
+def _classless(lease: binding4.Lease4) -> list[tuple[Prefix, bytes]]:
+    """The routes of option 121 whose router is usable, or 0.0.0.0 (on the link)."""
+    try:
+        routes = m.classless_routes(lease.options.get(CLASSLESS_ROUTES, b""))
+    except m.Malformed:
+        return []
+    return [pair for pair in routes if not any(pair[1]) or m.is_router(pair[1], lease.prefix)]
 
 
 def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
     """Option 121 alone; without it option 33 and a default route by option 3."""
-    try:
-        classless = m.classless_routes(lease.options.get(CLASSLESS_ROUTES, b""))
-    except m.Malformed:
-        classless = []
+    classless = _classless(lease)
     pairs = classless
     if not classless:
-        pairs = m.static_routes(lease.options.get(STATIC_ROUTES, b""))
-        routers = m.addresses(lease.options.get(ROUTER, b""))
-        pairs += [(DEFAULT_V4, router) for router in routers[:1]]
+        static = m.static_routes(lease.options.get(STATIC_ROUTES, b""))
+        pairs = [pair for pair in static if m.is_router(pair[1], lease.prefix)]
+        pairs += [(DEFAULT_V4, router) for router in _routers(lease)[:1]]
     return [
         Route(
             dst=str(prefix),

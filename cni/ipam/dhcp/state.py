@@ -21,6 +21,7 @@ from .interface import Place
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
 _LOCK = "lock"
+_MAX_SIZE = 1 << 20  # bytes of a lease
 _PATIENCE = 1.0  # seconds for another daemon to end
 
 
@@ -54,7 +55,7 @@ class Directory:
             self.boot = file.read().strip()
         os.makedirs(path, mode=0o700, exist_ok=True)
         lock = os.path.join(path, _LOCK)
-        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = files.open_regular(lock, os.O_RDWR | os.O_CREAT)
         try:
             lockfile.acquire(self._lock, lock, time.monotonic() + _PATIENCE)
         except CNIError:
@@ -81,27 +82,41 @@ class Directory:
             log(f"{key}: {error}")
 
     def load(self) -> list[Record]:
-        """The leases of this boot; anything else in the directory is removed."""
-        found = []
+        """The leases of this boot; those of an earlier one, and torn files, are removed.
+
+        A file that cannot be read now stays, and DEL of its attachment tries again.
+        """
+        records = []
         for name in sorted(os.listdir(self.path)):
             if name == _LOCK:
                 continue
             path = os.path.join(self.path, name)
             try:
-                with open(path, "rb") as file:
-                    record = msgspec.json.decode(file.read(), type=Record)
-                if record.boot == self.boot and path == self._file(record.key):
-                    found.append(record)
+                record = self._read(path)
+                if record is not None:
+                    records.append(record)
                     continue
-                reason = "of an earlier boot, or not complete"
-            except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-                reason = str(error)
-            log(f"{path} is removed: {reason}")
-            try:
+                log(f"{path} is removed: of an earlier boot, or not complete")
                 os.unlink(path)
             except OSError as error:
-                log(str(error))
-        return found
+                log(f"{path} is left alone, its lease is not maintained: {error.strerror}")
+        return records
+
+    def find(self, key: str) -> Record | None:
+        """The lease of one attachment of this boot; None if there is none. Raises OSError."""
+        try:
+            return self._read(self._file(key))
+        except FileNotFoundError:
+            return None
+
+    def _read(self, path: str) -> Record | None:
+        """None if the file is torn, of an earlier boot or misplaced. Raises OSError."""
+        try:
+            record = msgspec.json.decode(files.read(path, _MAX_SIZE), type=Record)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+        is_ours = record.boot == self.boot and path == self._file(record.key)
+        return record if is_ours else None
 
     def _file(self, key: str) -> str:
         return os.path.join(self.path, digest(key)[:32] + _SUFFIX)

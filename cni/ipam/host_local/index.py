@@ -26,6 +26,7 @@ import time
 from binascii import crc32
 from contextlib import suppress
 
+from ... import files
 from ...protocol.address import InvalidAddress, format_ip, parse_ip
 
 # magic and version, boot, device, inode, mtime, ctime, buckets, pages, files in the directory
@@ -49,9 +50,6 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 _V4 = 0xFFFF << 32
 
 _BEGINNING = 1 << 14  # what is read at once: of a small network, all
-
-# Windows, where there is no index, lacks the other two.
-_FLAGS = os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 class Full(OSError):
@@ -96,7 +94,7 @@ class Index:
     def open(cls, path: str, directory: int, boot: bytes, writable: bool) -> Index | None:
         """The index of the open directory; None if there is none that can be believed."""
         try:
-            fd = os.open(path, _FLAGS if writable else _FLAGS & ~os.O_RDWR)
+            fd = files.open_regular(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError:
             return None
         try:
@@ -135,7 +133,7 @@ class Index:
             entries += same if len(same) <= _MOST else many
         table = _distribute(entries)
         temporary = f"{path}.new"  # whoever makes one holds the directory's lock
-        fd = os.open(temporary, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = files.open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             sizes = len(table), len(pages), len(leases)
             _write(fd, b"".join((*table, *pages.values())), _BUCKETS_AT)

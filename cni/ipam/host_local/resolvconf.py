@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import os
-
+from ... import files
 from ...protocol.config import DNS
 from ...protocol.errors import CNIError
 
-_MAX_SIZE = 1 << 20
+_MAX_SIZE = 1 << 20  # bytes
 
 
 def read(path: str) -> DNS:
-    """The file's settings. Raises CNIError ``open <path>: no such file or directory``."""
+    """The settings of a file. Raises CNIError ``open <path>: no such file or directory``."""
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        data = files.read(path, _MAX_SIZE, follow=True)  # a link on nodes with systemd-resolved
     except (OSError, ValueError) as error:
-        raise _failed("open", path, error) from None
-    try:
-        text = b""
-        while chunk := os.read(fd, 1 << 16):
-            text += chunk
-            if len(text) > _MAX_SIZE:
-                raise CNIError(f"read {path}: file too large", "ipam.resolvConf is a resolv.conf")
-    except OSError as error:
-        raise _failed("read", path, error) from None
-    finally:
-        os.close(fd)
-    return parse(text.decode(errors="replace"))
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        operation = "read" if isinstance(error, files.Unusable) else "open"
+        raise CNIError(
+            f"{operation} {path}: {reason.lower()}",
+            "ipam.resolvConf names the file to take the DNS from",
+        ) from None
+    return parse(data.decode(errors="replace"))
 
 
 def parse(text: str) -> DNS:
-    """Unknown words and lines without a value are skipped; lists grow over lines."""
+    """The settings in a text. Unknown words and lines without a value are skipped.
+
+    The lists of several lines are joined; of several domains the last one counts.
+    """
     nameservers: list[str] = []
     search: list[str] = []
     options: list[str] = []
@@ -48,12 +45,3 @@ def parse(text: str) -> DNS:
         elif word == "options":
             options.extend(values)
     return DNS(nameservers=nameservers, domain=domain, search=search, options=options)
-
-
-def _failed(operation: str, path: str, error: Exception) -> CNIError:
-    reason = str(error)
-    if isinstance(error, OSError) and error.errno:
-        reason = os.strerror(error.errno).lower()
-    return CNIError(
-        f"{operation} {path}: {reason}", "ipam.resolvConf names the file to take the DNS from"
-    )

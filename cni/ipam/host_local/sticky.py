@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from ... import files
 from .directory import SIDECARS
 
 _BUCKETS = 4096
@@ -32,7 +33,7 @@ class Memory:
         """The address (packed) that it had of the range set; None if that is not known."""
         key, at = self._place(range_id)
         with suppress(OSError):
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = files.open_regular(self._path)
             try:
                 for entry in _entries(os.pread(fd, _BUCKET, at)):
                     if entry.startswith(key):
@@ -48,7 +49,7 @@ class Memory:
         with suppress(OSError):
             with suppress(FileExistsError):
                 os.mkdir(self._directory, 0o700)
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = files.open_regular(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 others = _entries(os.pread(fd, _BUCKET, at))
                 entries = [key + bytes([len(packed)]) + packed.ljust(_ADDRESS, b"\0")]

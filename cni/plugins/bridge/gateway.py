@@ -11,7 +11,7 @@ from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import digest
-from ...protocol.address import Prefix, parse_ip
+from ...protocol.address import Prefix, is_global_unicast, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
 from ..shared import configure, veth
@@ -44,11 +44,14 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
         ) from None
 
 
-def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: bool) -> None:
+def set_up(
+    host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: bool, *, offered: bool
+) -> None:
     """Put the gateway addresses on the bridge or the VLAN's interface; switch on IP forwarding.
 
-    `force` replaces addresses that conflict. The VLAN's interface is added to the result. Raises
-    CNIError.
+    `force` replaces addresses that conflict. `offered` gateways are what a DHCP server has sent:
+    they are checked, since anybody on the wire can be one. The VLAN's interface is added to the
+    result. Raises CNIError.
     """
     target, prefix = bridge, "failed to set bridge addr: "
     if vlans.access:
@@ -59,12 +62,46 @@ def set_up(host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: boo
         assert ip.gateway is not None
         wanted = Prefix(parse_ip(ip.gateway), ip.prefix.length)
         try:
+            if offered:
+                _check_offer(host, target, wanted, ip.prefix)
             _ensure_address(host, target, wanted, force)
         except CNIError as error:
             raise error.wrapped(prefix) from None
         except NetlinkError as error:
             raise CNIError(f"{prefix}could not add IP address to {target.name}: {error}") from None
     configure.enable_forwarding([ip.prefix for ip in result.ips])
+
+
+# The shortest prefixes of a subnet that a DHCP server may make the node a router of.
+_SHORTEST_V4, _SHORTEST_V6 = 8, 32
+
+
+def _check_offer(host: Netlink, target: Link, wanted: Prefix, leased: Prefix) -> None:
+    """Refuse a gateway from a DHCP server that would take over addresses which the node reaches.
+
+    It becomes an address of the node, with a route to its subnet. Raises CNIError.
+    """
+    shortest = _SHORTEST_V4 if leased.is_v4 else _SHORTEST_V6
+    problem = ""
+    if leased.length < shortest:
+        problem = f"the leased prefix {leased} is shorter than /{shortest}"
+    elif not is_global_unicast(wanted.ip):
+        problem = "it is no unicast address that is valid beyond one link"
+    elif not leased.contains(wanted.ip):
+        problem = f"it is not in the leased subnet {leased.network}"
+    elif wanted.ip == leased.ip:
+        problem = "it is the address that was leased to the container"
+    else:
+        for other in address.show(host, family=wanted.family):
+            if other.index != target.index and other.prefix.overlaps(wanted):
+                name = link.get(host, other.index).name
+                problem = f"its subnet overlaps with {other.prefix}, which {name} of this node has"
+    if problem:
+        raise CNIError(
+            f"refused the gateway {wanted} that DHCP offers",
+            f"{problem}: correct the DHCP server on this network, or set isGateway to false and "
+            "leave it to the router that is there",
+        )
 
 
 def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) -> None:

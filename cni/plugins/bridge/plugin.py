@@ -245,7 +245,8 @@ def _connect_layer3(
     if want.conf.is_default_gateway:
         _add_default_routes(result)
     if want.gateway:
-        gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address)
+        offered = want.ipam == "dhcp"
+        gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address, offered=offered)
     configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
     if want.conf.ip_masq:
         masquerade.add(call, result, want.conf.ip_masq_backend)

@@ -18,6 +18,8 @@ from ...owner import Owner, network_key
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 
+_MAX_SIZE = 32 << 20  # bytes; a configuration has at most half of that
+
 
 class Note:
     """The note of one attachment, in the directory `data_dir`."""
@@ -109,8 +111,7 @@ def _names(data_dir: str) -> list[str]:
 
 def _read(path: str) -> bytes | None:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return files.read(path, _MAX_SIZE)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:

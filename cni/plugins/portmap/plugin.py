@@ -164,7 +164,8 @@ def delete(call: Call[Conf]) -> None:
 def _remove(call: Call[Conf], want: Want) -> None:
     """Needs neither addresses nor ports."""
     steps = Steps()
-    noted = call.forgotten is not None and bool(call.forgotten.intents)
+    aside = call.forgotten
+    noted = aside is not None and bool(aside.intents or aside.errors)
     ports = set(want.ports)
     for backend in _load_used(want.owner.chain("DN-"), want.owner.chain("SN-")):
         ports |= set(steps.run(lambda b=backend: b.teardown(want, noted=noted)) or ())

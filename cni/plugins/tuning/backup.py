@@ -27,7 +27,6 @@ from ...protocol.errors import CNIError
 
 DIRECTORY = "/run/cni/tuning"
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_SIZE = 1 << 20
 
 
@@ -144,9 +143,10 @@ def _name(owner: Owner) -> str:
 
 
 def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
-    """Remove the files of a network's attachments that are not in `keep`. Raises OSError.
+    """Remove the files of a network's attachments that are not in `keep`.
 
-    Files of the reference stay, since they do not name their network.
+    Files of the reference stay, since they do not name their network. Raises OSError, after all
+    others were removed, for the first file that cannot be read or removed.
     """
     directory = directory_of(directory)
     kept = list(keep)
@@ -156,36 +156,40 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
         entries = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return
+    errors = []
     for entry in entries:
         path = os.path.join(directory, entry)
-        if entry.startswith(f".{network_key(network)}-"):
-            doomed = entry not in unfinished
-        else:
-            doomed = entry.endswith(".json") and entry not in names and _network(path) == network
-        if doomed:
-            try:
+        try:
+            if entry.startswith(f".{network_key(network)}-"):
+                doomed = entry not in unfinished
+            else:
+                ours = entry.endswith(".json") and entry not in names
+                doomed = ours and _network(path) == network
+            if doomed:
                 os.unlink(path)
-            except FileNotFoundError:
-                pass
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _network(path: str) -> str | None:
+    """The network that a file names; None for one of the reference. Raises OSError."""
     try:
         saved = _read(path)
-    except OSError:
+    except files.Unusable:
         return None
     return saved.owner.network if saved is not None and saved.owner is not None else None
 
 
 def _read(path: str) -> Backup | None:
-    fd = os.open(path, _READ)
+    """None for a torn file. Raises OSError."""
     try:
-        size = min(os.fstat(fd).st_size, _MAX_SIZE)
-        return msgspec.json.decode(os.read(fd, size), type=Backup)
+        return msgspec.json.decode(files.read(path, _MAX_SIZE), type=Backup)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    finally:
-        os.close(fd)
 
 
 def _explain(operation: str, path: str, error: OSError) -> CNIError:

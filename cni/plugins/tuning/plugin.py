@@ -193,13 +193,14 @@ def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
 def delete(call: Call[Conf]) -> None:
     """Restore the values of the backup file; failures are logged, not raised, as in the reference.
 
-    Mostly the interface is going to be deleted anyway.
+    Mostly the interface is going to be deleted anyway. A backup file that cannot be read now is
+    something else than none: it raises CNIError, and DEL can be repeated.
     """
     directory = call.conf.data_dir
     args.parse(call.args, settings.ARGS)
     file = backup.File(directory, call.owner)
+    kept = file.read()
     try:
-        kept = file.read()
         problems = _restore(call, kept) if kept is not None else []
         if not problems:
             file.remove()
