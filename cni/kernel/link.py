@@ -135,10 +135,12 @@ def format_mac(raw: bytes) -> str:
 
 
 def parse_mac(text: str) -> bytes:
-    """Six bytes from ``aa:bb:…``, ``aa-bb-…`` or ``aabb.ccdd.eeff``. Raises ValueError.
+    """Six bytes from ``aa:bb:…``, ``aa-bb-…``, ``aabb.ccdd.eeff`` or ``aabbccddeeff``.
 
-    The text is that of Go's net.ParseMAC.
+    Raises ValueError, whose text is that of Go's net.ParseMAC.
     """
+    if len(text) == 12 and text.isascii() and text.isalnum():
+        text = f"{text[:4]}.{text[4:8]}.{text[8:]}"
     for separator, width in ((":", 2), ("-", 2), (".", 4)):
         parts = text.split(separator)
         if len(parts) * width == 12 and all(len(p) == width for p in parts):
