@@ -14,7 +14,7 @@ try:  # hashlib would load OpenSSL: 5 ms
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found]
 
-_ALIAS_MAX = 255  # IFALIASZ less the NUL
+_ALIAS_MAX = 254  # IFALIASZ - 1, the kernel's limit, counts the NUL that netlink texts end with
 _COMMENT_MAX = 128
 _CHAIN_MAX = 28
 
@@ -28,7 +28,7 @@ class Owner(NamedTuple):
 
     @property
     def alias(self) -> str:
-        """The link alias of what this attachment owns, at most 255 bytes.
+        """The link alias of what this attachment owns, at most 254 bytes.
 
         ``cni:<H1>-<H2> <network>/<container id>/<ifname>``, cut; the hashes always fit.
         """
