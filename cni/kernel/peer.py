@@ -21,18 +21,20 @@ RTEXT_FILTER_SKIP_STATS = 1 << 3
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
 
-def find(sock: Netlink, device: Link) -> Link | None:
-    """The other end of `device`, which is a link of the socket's namespace.
+def find(sock: Netlink, index: int, nsid: int | None) -> Link | None:
+    """The link with that index in the namespace `nsid`, a number of the socket's namespace.
 
-    None if there is none, or its namespace is being deleted. Raises NetlinkError.
+    So `peer` and `peer_nsid` of a link lead to its other end; None as the number stands for the
+    socket's own namespace. Returns None if there is no such link, or the namespace is being
+    deleted. Raises NetlinkError.
     """
-    if not device.peer:
+    if not index:
         return None
-    payload = _IFINFO.pack(0, 0, device.peer, 0, 0) + nl.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
-    if device.peer_nsid is not None:
-        if device.peer_nsid < 0:
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    if nsid is not None:
+        if nsid < 0:
             return None  # the kernel has taken the number back
-        payload += nl.u32(IFLA_TARGET_NETNSID, device.peer_nsid)
+        payload += nl.u32(IFLA_TARGET_NETNSID, nsid)
     try:
         return parse(sock.get(RTM_GETLINK, payload))
     except NetlinkError as error:
@@ -44,4 +46,4 @@ def find(sock: Netlink, device: Link) -> Link | None:
 def of_ports(sock: Netlink, master: int) -> list[tuple[Link, Link | None]]:
     """The ports of the bridge `master` with the link at their other end. Raises NetlinkError."""
     ports = [device for device in list_all(sock) if device.master == master]
-    return [(port, find(sock, port)) for port in ports]
+    return [(port, find(sock, port.peer, port.peer_nsid)) for port in ports]

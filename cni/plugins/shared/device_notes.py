@@ -52,6 +52,9 @@ class Note(msgspec.Struct, omit_defaults=True):
     permanent_mac: str = ""
     parent: str = ""
     peer: int = 0
+    peer_nsid: int | None = None
+    moved: bool = False  # only then the device is known to be in `netns`
+    returned: bool = False  # DEL has moved it back, and left a link that looks like it
 
     def is_of(self, path: str) -> bool:
         """Does `path` name the namespace of this note, as far as can be told?"""
@@ -66,12 +69,17 @@ def identity_of(path: str) -> str:
 
 
 def save(call: Call[Any], note: Note) -> None:
-    """Write the note of this attachment in place of an older one; removed if the ADD fails.
+    """Write the note of this attachment; removed again if the ADD fails. Raises as write()."""
+    call.undo.callback(remove, call)
+    write(call, note)
+
+
+def write(call: Call[Any], note: Note) -> None:
+    """Write the note of this attachment in place of an older one.
 
     A node without a place for state goes without, which is logged. Raises CNIError.
     """
     path = _path(call)
-    call.undo.callback(remove, call)
     data = msgspec.json.encode(note)
     try:
         try:

@@ -77,7 +77,7 @@ def _has_living_peer(host: Netlink, outer: Link) -> bool:
     """Is the other end of the pair in a namespace that is not being deleted?"""
     from ...kernel import peer  # needed only after a DEL that never came
 
-    return peer.find(host, outer) is not None
+    return peer.find(host, outer.peer, outer.peer_nsid) is not None
 
 
 def _taken(call: Call[Any], name: str) -> CNIError:
