@@ -139,9 +139,7 @@ def parse_mac(text: str) -> bytes:
 
     Raises ValueError, whose text is that of Go's net.ParseMAC.
     """
-    if len(text) == 12 and text.isascii() and text.isalnum():
-        text = f"{text[:4]}.{text[4:8]}.{text[8:]}"
-    for separator, width in ((":", 2), ("-", 2), (".", 4)):
+    for separator, width in ((":", 2), ("-", 2), (".", 4), (" ", 12)):
         parts = text.split(separator)
         if len(parts) * width == 12 and all(len(p) == width for p in parts):
             try:
