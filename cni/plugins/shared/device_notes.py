@@ -101,7 +101,9 @@ def load(call: Call[Any]) -> Note | None:
 
 def remove(call: Call[Any]) -> None:
     """Remove the note of this attachment; success if there is none. Raises CNIError."""
-    _unlink(_path(call))
+    path = _path(call)
+    _unlink(path)
+    _unlink(f"{path}~")  # files.replace was killed
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
