@@ -64,7 +64,7 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to load flannel netconf file: failed to load netconf: ",
     ),
     "host-device": Plugin(
-        "cni.plugins.host_device", "moves a device of the host into the container"
+        "cni.plugins.host_device.plugin", "moves a device of the host into the container"
     ),
     "host-local": Plugin(
         "cni.ipam.host_local.plugin", "allocates addresses from ranges", conf_error=""

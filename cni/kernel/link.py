@@ -135,11 +135,11 @@ def format_mac(raw: bytes) -> str:
 
 
 def parse_mac(text: str) -> bytes:
-    """Six bytes from ``aa:bb:…``, ``aa-bb-…`` or ``aabb.ccdd.eeff``. Raises ValueError.
+    """Six bytes from ``aa:bb:…``, ``aa-bb-…``, ``aabb.ccdd.eeff`` or ``aabbccddeeff``.
 
-    The text is that of Go's net.ParseMAC.
+    Raises ValueError, whose text is that of Go's net.ParseMAC.
     """
-    for separator, width in ((":", 2), ("-", 2), (".", 4)):
+    for separator, width in ((":", 2), ("-", 2), (".", 4), (" ", 12)):
         parts = text.split(separator)
         if len(parts) * width == 12 and all(len(p) == width for p in parts):
             try:

@@ -36,7 +36,11 @@ def _require_ipam(call: Call[Conf]) -> None:
         )
 
 
-delete = sublink.delete
+def delete(call: Call[Conf]) -> None:
+    """Delete the interface, then release the address; every step runs."""
+    sublink.delete(call, "dummy")
+
+
 gc = sublink.gc
 
 

@@ -62,7 +62,11 @@ def _chained_master(previous: Result | None) -> str:
     )
 
 
-delete = sublink.delete
+def delete(call: Call[Conf]) -> None:
+    """Delete the interface, then release the address; every step runs."""
+    sublink.delete(call, "ipvlan")
+
+
 gc = sublink.gc
 status = sublink.status
 

@@ -23,6 +23,7 @@ from ..protocol.errors import CNIError
 from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, masquerade, veth
+from .shared.unlink import NEEDS_LINK
 
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
@@ -43,13 +44,13 @@ def add(call: Call[Conf]) -> Result:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     veth.check_mtu(conf.mtu)
     netns = call.open_netns()
-    veth.require_free(call, netns)
-    ipam = call.ipam_add(conf.ipam.type)
-    for ip in ipam.ips:
-        ip.interface = 1
-        _require_gateway(ip)
-    configure.enable_forwarding([ip.prefix for ip in ipam.ips])
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
+        veth.require_free(call, host, netns)
+        ipam = call.ipam_add(conf.ipam.type)
+        for ip in ipam.ips:
+            ip.interface = 1
+            _require_gateway(ip)
+        configure.enable_forwarding([ip.prefix for ip in ipam.ips])
         outer, inner = veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
         result = Result(
             interfaces=[
@@ -122,16 +123,16 @@ def _connect_host(host: Netlink, outer: Link, ips: list[IPConfig]) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the address, delete the link, remove the rules; every step runs."""
+    """Delete the link, release the address, remove the rules; every step runs.
+
+    Only if the link cannot be deleted the address stays reserved, until the next DEL.
+    """
     conf = call.conf
-    netns = call.find_netns()
     steps = Steps()
-    steps.run(call.delegate, conf.ipam.type)
-    if netns is not None:
-        steps.run(veth.delete_in_container, netns, call.ifname)
-    else:
-        with Netlink() as host:
-            steps.run(veth.delete_on_host, host, call.owner)
+    if conf.ipam.type in NEEDS_LINK:
+        steps.run(call.delegate, conf.ipam.type)
+    if veth.delete(call, steps) and conf.ipam.type not in NEEDS_LINK:
+        steps.run(call.delegate, conf.ipam.type)
     if conf.ip_masq:
         steps.run(masquerade.delete, call)
     steps.finish()
@@ -143,8 +144,9 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in call.owners(keep))
     with Netlink() as host:
-        steps.run(veth.collect, host, call.network, kept)
-    call.collect_ipam(conf.ipam.type, steps)
+        collected = steps.run(veth.collect, host, call.network, kept)
+    if collected is not None:
+        call.collect_ipam(conf.ipam.type, steps)
     if conf.ip_masq:
         steps.run(masquerade.gc, call, keep)
     steps.finish()

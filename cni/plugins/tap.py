@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EEXIST
+
 import msgspec
 
 from ..call import Call
@@ -36,7 +38,7 @@ def add(call: Call[Conf]) -> Result:
     _check_numbers(conf)
     netns = call.open_netns()
     master = _bridge(netns, conf.bridge)
-    made, entry = sublink.create(call, netns, "tap", lambda: _create(call, netns))
+    made, entry = sublink.create(call, netns, "tap", lambda: _create(call, netns), kind="tun")
     sock = netns.netlink()
     try:
         link.change(sock, made.index, mac=mac or None, mtu=conf.mtu or None)
@@ -73,9 +75,7 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
 def _create(call: Call[Conf], netns: Namespace) -> None:
     conf = call.conf
     if link.find(netns.netlink(), call.ifname) is not None:
-        raise CNIError(
-            "failed to create tap: file exists", f"{call.netns} has an interface {call.ifname}"
-        )
+        raise NetlinkError(EEXIST)  # /dev/net/tun would open the device that is there
     try:
         common = (call.ifname, conf.multi_queue, conf.owner, conf.group)
         if conf.selinux_context:
@@ -108,9 +108,8 @@ def _bridge(netns: Namespace, name: str) -> int:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the device."""
-    sublink.mac(call)
-    sublink.delete(call)
+    """Delete the device, then release the address; every step runs."""
+    sublink.delete(call, "tun")
 
 
 gc = sublink.gc

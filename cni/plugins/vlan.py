@@ -51,7 +51,11 @@ def _allocate(call: Call[Conf]) -> Result:
         raise CNIError(f"failed to execute IPAM delegate: {error.msg}", error.details) from None
 
 
-delete = sublink.delete
+def delete(call: Call[Conf]) -> None:
+    """Delete the interface, then release the address; every step runs."""
+    sublink.delete(call, "vlan")
+
+
 gc = sublink.gc
 
 

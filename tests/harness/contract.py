@@ -92,6 +92,17 @@ def without_ipv6(*namespaces: Netns) -> None:
         ns.set_sysctl("net/ipv6/conf/default/disable_ipv6", 1)
 
 
+def hide(container: Netns, trick: str) -> None:
+    """Rename eth0 to `hidden`; then, as `trick` says, remove its alias or give its name away."""
+    container.ip_batch("link set eth0 down", "link set eth0 name hidden", "link set hidden up")
+    if trick == "and no alias":
+        container.ip("link", "set", "hidden", "alias", "")
+    elif trick == "and a decoy":
+        container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "decoy")
+    elif trick == "lo":
+        container.ip_batch("link set lo down", "link set lo name eth0")
+
+
 def leases(data_dir: Path, network: str = "net") -> dict[str, str]:
     """host-local's reservations: address -> container id and interface."""
     found = {}
@@ -255,6 +266,35 @@ class InterfaceContract:
         for _ in range(2):
             runtime.delete(self.plugin, conf, None if gone == "empty" else path).succeeded()
             assert not leases(data_dir)
+
+    @pytest.mark.parametrize("trick", ["renamed", "and no alias", "and a decoy", "lo"])
+    def test_delete_takes_the_link_that_add_made(
+        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path, trick: str
+    ) -> None:
+        """Whatever the container has called it, and whatever has its name by now."""
+        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
+        runtime.add(self.plugin, conf, container).succeeded()
+        hide(container, trick)
+        runtime.delete(self.plugin, conf, container).succeeded()
+        assert "hidden" not in links(container)
+        assert ("eth0" in links(container)) == (trick in ("and a decoy", "lo"))
+        assert not leases(data_dir)
+
+    def test_delete_leaves_another_containers_link(
+        self,
+        runtime: Runtime,
+        container: Netns,
+        container2: Netns,
+        outside: Netns,
+        data_dir: Path,
+    ) -> None:
+        """The path of the namespace names another container's by now."""
+        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
+        runtime.add(self.plugin, conf, container).succeeded()
+        runtime.add(self.plugin, conf, container2, container_id="c2").succeeded()
+        with unchanged(container2):
+            runtime.delete(self.plugin, conf, container2).succeeded()
+        assert list(leases(data_dir).values()) == ["c2 eth0"]
 
     def test_delete_when_the_master_is_gone(
         self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path

@@ -11,6 +11,7 @@ import shlex
 import signal
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +48,6 @@ from tests.harness.contract import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = requires_kernel("veth")
 
@@ -298,12 +298,113 @@ def test_conflict_on_the_way_back(runtime: Runtime, container: Netns) -> None:
 
 @pytest.mark.usefixtures("device", "quiet")
 def test_alias_that_was_lost(runtime: Runtime, container: Netns) -> None:
+    """The reference, which notes nothing, has moved the device: its alias is the old name."""
     conf = network(device=DEVICE)
     runtime.add("host-device", conf, container).succeeded()
     container.ip("link", "set", "eth0", "alias", "")
+    forget_notes(runtime)
     with unchanged(runtime.host, container):
         reply = runtime.delete("host-device", conf, container)
         reply.failed(999, 'failed to find original ifname for "eth0" (alias is not set)')
+    container.ip("link", "set", "eth0", "alias", DEVICE)
+    runtime.delete("host-device", conf, container).succeeded()
+    returned(runtime.host, container)
+
+
+def forget_notes(runtime: Runtime) -> None:
+    for note in (Path(runtime.env["CNI_STATE_DIR"]) / "devices").iterdir():
+        note.unlink()
+
+
+# -- the container's word -------------------------------------------------------------------------
+
+
+def decoy(name: str, container: Netns, accomplice: Netns) -> None:
+    container.ip("link", "add", name, "type", "veth", "peer", "name", "evil0", *netns(accomplice))
+
+
+def netns(ns: Netns) -> tuple[str, str]:
+    return "netns", ns.name
+
+
+def same_names(container: Netns, _accomplice: Netns) -> None:
+    container.ip("link", "set", "eth0", "alias", "lo")
+
+
+def mark_of_a_decoy(container: Netns, accomplice: Netns) -> None:
+    marks = link(container, "eth0")["altnames"]
+    drop = [f"link property del dev eth0 altname {mark}" for mark in marks]
+    container.ip_batch("link set eth0 down", *drop, "link set eth0 name mine")
+    decoy("eth0", container, accomplice)
+    have = [f"link property add dev eth0 altname {mark}" for mark in marks]
+    container.ip_batch("link set eth0 alias eth7", *have)
+
+
+def decoy_that_looks_half_moved(container: Netns, accomplice: Netns) -> None:
+    container.ip_batch("link set eth0 down", "link set eth0 name mine alias eth7")
+    decoy("eth7", container, accomplice)
+    container.ip("link", "set", "eth7", "alias", "eth7")
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(
+    "trick", [same_names, mark_of_a_decoy, decoy_that_looks_half_moved], ids=lambda f: f.__name__
+)
+def test_the_container_does_not_decide_what_moves(
+    runtime: Runtime,
+    container: Netns,
+    container2: Netns,
+    trick: Callable[[Netns, Netns], None],
+) -> None:
+    conf = network(device=DEVICE)
+    before = link(runtime.host, DEVICE)
+    runtime.add("host-device", conf, container).succeeded()
+    trick(container, container2)
+    for _ in range(2):
+        runtime.delete("host-device", conf, container).succeeded()
+        assert "eth7" not in links(runtime.host)
+        assert "evil0" in links(container2) or trick is same_names
+        assert link(runtime.host, DEVICE)["ifindex"] == before["ifindex"]
+
+
+@pytest.mark.usefixtures("device")
+def test_the_device_is_what_it_was(runtime: Runtime, container: Netns) -> None:
+    host = runtime.host
+    conf = network(device=DEVICE)
+    host.ip_batch(
+        f"link set {DEVICE} down",
+        f"link set {DEVICE} mtu 1400 alias uplink",
+        f"link property add dev {DEVICE} altname enp1s0",
+    )
+    before = link(host, DEVICE)
+    runtime.add("host-device", conf, container).succeeded()
+    assert link(container, "eth0")["ifalias"] == DEVICE
+    container.ip_batch(
+        "link set eth0 mtu 1300 promisc on allmulticast on address 02:00:00:00:00:99",
+        "link property del dev eth0 altname enp1s0",
+        "link property add dev eth0 altname eth7",
+    )
+    runtime.delete("host-device", conf, container).succeeded()
+    after = link(host, DEVICE)
+    for key in ("ifindex", "address", "mtu", "flags", "ifalias"):
+        assert after[key] == before[key], key
+    assert "eth7" not in after.get("altnames", [])
+
+
+@pytest.mark.usefixtures("device")
+def test_another_containers_namespace_is_left_alone(
+    runtime: Runtime, container: Netns, container2: Netns
+) -> None:
+    """The path of a dead container's namespace names another's by now."""
+    runtime.host.ip("link", "add", "dev1", "type", "veth", "peer", "name", "dev1p")
+    first, second = network(device=DEVICE), network(device="dev1")
+    runtime.add("host-device", first, container).succeeded()
+    runtime.add("host-device", second, container2, container_id="c2").succeeded()
+    runtime.delete("host-device", first, container2).succeeded()
+    assert link(container2, "eth0")["ifalias"] == "dev1"
+    assert "dev1" not in links(runtime.host)
+    runtime.delete("host-device", second, container2, container_id="c2").succeeded()
+    assert "dev1" in links(runtime.host)
 
 
 @pytest.mark.parametrize("gone", ["empty", "path"])

@@ -26,11 +26,10 @@ from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from ..shared import configure, masquerade, veth
+from ..shared.unlink import NEEDS_LINK
 from . import gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
-# The IPAM plugins that send packets through the container's interface, and so need it first.
-_NEED_LINK = frozenset({"dhcp"})
 
 
 class Trunk(config.Folded):
@@ -82,7 +81,6 @@ class Settings:
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
         trunk = _trunk_vlans(conf.vlan_trunk or [])
         self.vlans = gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
-        self.spoof_ref = f"{call.container_id}-{call.ifname}"
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
         pairs = args.parse(call.args, frozenset({"MAC"}))
@@ -136,16 +134,18 @@ def add(call: Call[Conf]) -> Result:
     want.check_combinations()
     mac = veth.parse_mac(want.mac)
     netns = call.open_netns()
-    veth.require_free(call, netns)
-    ipam = None
-    if want.ipam and want.ipam not in _NEED_LINK:
-        # IPAM first: it fails most often, and then nothing else has to be undone.
-        ipam = call.ipam_add(want.ipam)
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
-        bridge = _ensure_bridge(host, want)
+        veth.require_free(call, host, netns)
+        ipam = None
+        if want.ipam and want.ipam not in NEEDS_LINK:
+            # IPAM first: it fails most often, and then nothing else has to be undone.
+            ipam = call.ipam_add(want.ipam)
+        bridge = _ensure_bridge(call, host, want)
+        if want.conf.macspoofchk:
+            _prepare_spoofcheck(call, host, bridge, mac)
         outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
-        if want.ipam in _NEED_LINK:
+        if want.ipam in NEEDS_LINK:
             ipam = call.ipam_add(want.ipam)
         result = Result(
             interfaces=[
@@ -155,7 +155,7 @@ def add(call: Call[Conf]) -> Result:
             ]
         )
         if want.conf.macspoofchk:
-            _protect_mac(call, want, outer, inner)
+            _protect_mac(call, outer, inner)
         if ipam is not None:
             result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
             _connect_layer3(call, host, netns, bridge, inner, result, want)
@@ -174,18 +174,20 @@ def add(call: Call[Conf]) -> Result:
     return result
 
 
-def _ensure_bridge(host: Netlink, want: Settings) -> Link:
+def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
     """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError."""
-    name = want.bridge
+    name, mac = want.bridge, _new_mac()
+    call.undo.callback(_remove_bridge, name, link.format_mac(mac))
     try:
         try:
             link.create_bridge(
-                host, name, mtu=want.conf.mtu, mac=_new_mac(), vlan_filtering=want.filtering
+                host, name, mtu=want.conf.mtu, mac=mac, vlan_filtering=want.filtering
             )
             veth.prepare_host_end(name)
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
+            call.undo.withdraw()
         bridge = link.get(host, name)
         if bridge.kind != "bridge":
             raise CNIError(
@@ -199,6 +201,16 @@ def _ensure_bridge(host: Netlink, want: Settings) -> Link:
         return bridge
     except NetlinkError as error:
         raise CNIError(f'failed to create bridge "{name}": {error}') from None
+
+
+def _remove_bridge(name: str, mac: str) -> None:
+    """Undo the creation of a bridge, known by its random MAC, unless another ADD uses it by now."""
+    with Netlink() as host:  # the verb's own socket is closed by now
+        bridge = link.find(host, name)
+        if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:
+            return
+        if not any(device.master == bridge.index for device in link.list_all(host)):
+            link.delete(host, bridge.index)
 
 
 def _new_mac() -> bytes:
@@ -221,11 +233,18 @@ def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
     gateway.configure_vlans(host, port, want.vlans)
 
 
-def _protect_mac(call: Call[Conf], want: Settings, outer: Link, inner: Link) -> None:
+def _prepare_spoofcheck(call: Call[Conf], host: Netlink, bridge: Link, mac: bytes) -> None:
     from . import spoofcheck
 
-    call.undo.callback(spoofcheck.teardown, want.spoof_ref)
-    spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+    spoofcheck.require_unused(host, bridge, mac)
+    spoofcheck.guard_learning(call, host, bridge)
+
+
+def _protect_mac(call: Call[Conf], outer: Link, inner: Link) -> None:
+    from . import spoofcheck
+
+    call.undo.callback(spoofcheck.teardown, _spoof_ref(call))
+    spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
 
 
 def _connect_layer3(
@@ -286,48 +305,53 @@ def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Delete the link, release the address, remove the rules; every step runs."""
-    want = Settings(call)
-    netns = call.find_netns()
+    """Delete the link, release the address, remove the rules; every step runs.
+
+    Only if the link cannot be deleted the address stays reserved, until the next DEL.
+    """
+    conf = call.conf
+    ipam = conf.ipam.type
     steps = Steps()
-    if want.ipam in _NEED_LINK:
-        steps.run(call.delegate, want.ipam)
-    if netns is not None:
-        steps.run(veth.delete_in_container, netns, call.ifname)
-    else:
-        with Netlink() as host:
-            steps.run(veth.delete_on_host, host, call.owner)
-    if want.ipam and want.ipam not in _NEED_LINK:
-        steps.run(call.delegate, want.ipam)
-    if want.conf.macspoofchk:
-        _unprotect_mac(call, want)
-    if want.ipam and want.conf.ip_masq:
+    if ipam in NEEDS_LINK:
+        steps.run(call.delegate, ipam)
+    if veth.delete(call, steps) and ipam and ipam not in NEEDS_LINK:
+        steps.run(call.delegate, ipam)
+    if conf.macspoofchk:
+        _unprotect_mac(call)
+    if ipam and conf.ip_masq:
         steps.run(masquerade.delete, call)
     steps.finish()
 
 
-def _unprotect_mac(call: Call[Any], want: Settings) -> None:
+def _unprotect_mac(call: Call[Any]) -> None:
+    """Remove the spoof check; a failure is logged, as in the reference."""
     from . import spoofcheck
 
     try:
-        spoofcheck.teardown(want.spoof_ref)
+        spoofcheck.teardown(_spoof_ref(call))
     except (CNIError, KernelError) as error:
         call.log(str(error))
 
 
+def _spoof_ref(call: Call[Any]) -> str:
+    """What the spoof check's rules are known by: the reference leaves the network out."""
+    return f"{call.container_id}-{call.ifname}"
+
+
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove links, rules and leases of this network whose attachment is not in `keep`."""
-    want = Settings(call)
+    conf = call.conf
     steps = Steps()
     kept = frozenset(owner.alias_key for owner in call.owners(keep))
     with Netlink() as host:
-        steps.run(veth.collect, host, call.network, kept)
-        if want.conf.macspoofchk:
+        collected = steps.run(veth.collect, host, call.network, kept)
+        if conf.macspoofchk:
             from . import spoofcheck
 
             steps.run(spoofcheck.gc, {device.name for device in link.list_all(host)})
-    call.collect_ipam(want.ipam, steps)
-    if want.conf.ip_masq:
+    if collected is not None:
+        call.collect_ipam(conf.ipam.type, steps)
+    if conf.ip_masq:
         steps.run(masquerade.gc, call, keep)
     steps.finish()
 
@@ -367,6 +391,6 @@ def reload(call: Call[Conf]) -> None:
     if want.conf.macspoofchk:
         from . import spoofcheck
 
-        spoofcheck.setup(want.spoof_ref, outer.name, inner.mac)
+        spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
     if want.conf.ip_masq:
         masquerade.reload(call, result, want.conf.ip_masq_backend)

@@ -12,7 +12,11 @@ from __future__ import annotations
 from errno import ENOENT
 from typing import Any
 
+from ...call import Call
+from ...kernel import bridge_option, link
 from ...kernel.errors import KernelError, NetlinkError, NftError, Unusable
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
 from ...netfilter import nft
 from ...netfilter.table import Table
 from ...owner import digest
@@ -48,6 +52,42 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
                     raise
     except KernelError as error:
         raise CNIError(f"failed to setup spoof-check: {error.msg}", error.details) from None
+
+
+def require_unused(host: Netlink, bridge: Link, mac: bytes) -> None:
+    """Refuse a MAC that the bridge or a container on it has. Raises CNIError, NetlinkError.
+
+    The check lets a container send with its own MAC, so that must not be a neighbour's: it would
+    draw the neighbour's traffic. b"" is the kernel's choice, which is random.
+    """
+    if not mac:
+        return
+    from ...kernel import peer  # few configurations name a MAC
+
+    text = link.format_mac(mac)
+    if text == bridge.mac:
+        raise _in_use(text, f"the bridge {bridge.name}")
+    for port, other in peer.of_ports(host, bridge.index):
+        if text == port.mac or (other is not None and text == other.mac):
+            raise _in_use(text, f"a link behind port {port.name} of {bridge.name}")
+
+
+def _in_use(mac: str, where: str) -> CNIError:
+    return CNIError(
+        f"failed to setup spoof-check: MAC {mac} is in use",
+        f"{where} has it: ask for another MAC, or for none",
+    )
+
+
+def guard_learning(call: Call[Any], host: Netlink, bridge: Link) -> None:
+    """Keep the bridge from learning MACs from frames that no rule of ours sees.
+
+    Before Linux 5.0 a bridge has no such option; that is logged.
+    """
+    try:
+        bridge_option.forget_link_local(host, bridge)
+    except NetlinkError as error:
+        call.log(f"bridge: {bridge.name} learns MACs from link-local frames unchecked: {error}")
 
 
 def teardown(owner_ref: str) -> None:

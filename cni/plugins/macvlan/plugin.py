@@ -77,11 +77,11 @@ def _mode(conf: Conf) -> int:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the address and delete the interface, also when the master is gone."""
+    """Delete the interface, then release the address; every step runs without the master."""
     steps = Steps()
     if call.conf.host_shim:
         steps.run(host_shim.disconnect, call)
-    steps.run(sublink.delete, call)
+    steps.run(sublink.delete, call, "macvlan")
     steps.finish()
 
 

@@ -20,7 +20,7 @@ from ...protocol import args, config
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from . import checks, veth
+from . import checks, device_notes, unlink
 from . import configure as _configure
 
 
@@ -94,27 +94,37 @@ def create_on_master(
 
 
 def create(
-    call: Call[Any], netns: Namespace, kind: str, make: Callable[[], None]
+    call: Call[Any], netns: Namespace, what: str, make: Callable[[], None], *, kind: str = ""
 ) -> tuple[Link, Interface]:
     """Run `make`, which creates CNI_IFNAME in `netns`: (link, its entry for the result).
 
-    The link is deleted if the ADD fails later. Raises CNIError ``failed to create <kind>: …``.
+    `kind` is the kernel's word for `what`, if that is another. The link is marked with its owner,
+    and its index is noted on the host, so that DEL finds it. It is deleted if the ADD fails later.
+    Raises CNIError ``failed to create <what>: …``.
     """
+    call.undo.callback(_undo, call, kind or what)
     try:
         make()
     except NetlinkError as error:
         details = ""
         if link.is_name_taken(error):
+            call.undo.withdraw()
             details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"
-        raise CNIError(f"failed to create {kind}: {error}", details) from None
-    device = link.get(netns.netlink(), call.ifname)
-    call.undo.callback(_undo, call, call.ifname)
+        raise CNIError(f"failed to create {what}: {error}", details) from None
+    sock = netns.netlink()
+    device = link.get(sock, call.ifname)
+    link.change(sock, device.index, alias=call.owner.alias)
+    identity = device_notes.identity_of(call.netns)
+    device_notes.save(call, device_notes.Note(identity, device.index, device.kind))
     return device, Interface(name=call.ifname, mac=device.mac, sandbox=call.netns)
 
 
-def _undo(call: Call[Any], ifname: str) -> None:
+def _undo(call: Call[Any], kind: str) -> None:
     with Namespace.open(call.netns) as netns:
-        link.delete_name(netns.netlink(), ifname)
+        sock = netns.netlink()
+        device = link.find(sock, call.ifname)
+        if device is not None and _may_be_ours(call, device, kind):
+            link.delete(sock, device.index)
 
 
 def configure(
@@ -135,21 +145,74 @@ def configure(
 # --- the other verbs ------------------------------------------------------------------------------
 
 
-def delete(call: Call[Any]) -> None:
-    """Release the address and delete the link; every step runs, and no step needs the master."""
+def delete(call: Call[Any], kind: str) -> None:
+    """Delete the link, which is of this kind, then release the address; no step needs the master.
+
+    Only if the link cannot be deleted the address stays reserved, until the next DEL.
+    """
     ipam = call.conf.ipam.type
-    netns = call.find_netns()
     steps = Steps()
-    if ipam:
+    opened = steps.run(lambda: [call.find_netns()])  # None: it cannot be opened, but may exist
+    netns = opened[0] if opened else None
+    if ipam in unlink.NEEDS_LINK:
         steps.run(call.delegate, ipam)
-    if netns is not None:
-        steps.run(veth.delete_in_container, netns, call.ifname)
+    gone = netns is None or steps.run(_delete_link, call, netns, kind)
+    if gone and ipam and ipam not in unlink.NEEDS_LINK:
+        steps.run(call.delegate, ipam)
+    if gone and opened:
+        steps.run(device_notes.remove, call)
     steps.finish()
 
 
-def gc(call: Call[Any], _keep: frozenset[Attachment]) -> None:
+def _delete_link(call: Call[Any], netns: Namespace, kind: str) -> bool:
+    """Delete the attachment's link in the container; True, also if it is gone already.
+
+    Raises CNIError, KernelError.
+    """
+    sock = netns.netlink()
+    note = device_notes.load(call)
+    if note is None:
+        device = _find_unnoted(call, sock, kind)
+    elif note.is_of(call.netns):
+        device = link.find(sock, note.index)
+    else:
+        return True  # the path names another namespace by now; the link went with its own
+    if device is not None and device.kind == kind:
+        unlink.delete(netns, device.index)
+    return True
+
+
+def _find_unnoted(call: Call[Any], sock: Netlink, kind: str) -> Link | None:
+    """The link of an ADD without a note, as of the reference or one that was killed.
+
+    That is CNI_IFNAME, unless it is of another kind or another owner; or the link with our alias.
+    """
+    device = link.find(sock, call.ifname)
+    if device is not None and _may_be_ours(call, device, kind):
+        return device
+    for device in link.list_all(sock):
+        if device.alias.partition(" ")[0] == call.owner.alias_key:
+            return device
+    return None
+
+
+def _may_be_ours(call: Call[Any], device: Link, kind: str) -> bool:
+    """Is the link of this kind, and has it our alias, or none that an ADD of ours has set?"""
+    key = device.alias.partition(" ")[0]
+    return device.kind == kind and (key == call.owner.alias_key or not key.startswith("cni:"))
+
+
+def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
     """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces."""
-    status(call)
+    steps = Steps()
+    steps.run(_collect_notes, call, keep)
+    steps.run(status, call)
+    steps.finish()
+
+
+def _collect_notes(call: Call[Any], keep: frozenset[Attachment]) -> None:
+    for _ in device_notes.collect(call, keep):
+        pass
 
 
 def status(call: Call[Any]) -> None:

@@ -12,6 +12,11 @@ from ...kernel import link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 
+# The IPAM plugins that send packets through the container's interface, also to release an address.
+# With all others the link goes first: an address must not be handed out again while a container
+# that had it is still connected.
+NEEDS_LINK = frozenset({"dhcp"})
+
 
 def delete(netns: Namespace, index: int) -> None:
     """Delete a link of that namespace; success if it is gone already. Raises NetlinkError."""

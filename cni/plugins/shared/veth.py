@@ -8,16 +8,15 @@ from __future__ import annotations
 from errno import EOPNOTSUPP
 from typing import Any
 
-from ...call import Call
+from ...call import Call, Steps
 from ...kernel import link, sysctl
-from ...kernel.address import show
 from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...owner import Owner, network_group, network_key
-from ...protocol.address import Prefix, is_global_unicast
 from ...protocol.errors import CNIError
+from ...protocol.result import Interface
 from . import unlink
 
 # How many names are tried for the host's end when the first one is taken.
@@ -52,14 +51,33 @@ def check_mtu(mtu: int) -> None:
         )
 
 
-def require_free(call: Call[Any], netns: Namespace) -> None:
-    """Refuse a CNI_IFNAME that exists in the container. Raises CNIError.
+def require_free(call: Call[Any], host: Netlink, netns: Namespace) -> None:
+    """Refuse an ADD for an interface that exists. Raises CNIError.
 
     ADD calls this before its first change: undoing a second ADD would otherwise release the lease
-    that the first one allocated.
+    that the first one allocated. A pair that an earlier ADD of this attachment made in another
+    namespace is an error while that namespace exists; one that the kernel is about to delete with
+    its namespace makes way for the new one.
     """
     if link.find(netns.netlink(), call.ifname) is not None:
         raise _taken(call, call.owner.veth())
+    earlier = link.find(host, call.owner.veth())
+    if earlier is None or not _is_marked(earlier, call.owner):
+        return
+    if _has_living_peer(host, earlier):
+        raise CNIError(
+            f"failed to make veth pair: {earlier.name} connects {call.ifname} of this container to "
+            "another namespace",
+            "an earlier ADD made it, and its namespace exists: a DEL removes it",
+        )
+    unlink.delete_here(earlier.index)
+
+
+def _has_living_peer(host: Netlink, outer: Link) -> bool:
+    """Is the other end of the pair in a namespace that is not being deleted?"""
+    from ...kernel import peer  # needed only after a DEL that never came
+
+    return peer.find(host, outer.peer, outer.peer_nsid) is not None
 
 
 def _taken(call: Call[Any], name: str) -> CNIError:
@@ -86,7 +104,6 @@ def create(
     """
     name = _create(call, host, netns, mtu, mac, master, kind)
     outer = link.get(host, name)
-    call.undo.callback(_undo, outer.index)
     prepare_host_end(name)
     link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
     return outer, link.get(netns.netlink(), call.ifname)
@@ -103,9 +120,11 @@ def prepare_host_end(name: str) -> None:
     sysctl.write_each([(f"{conf}/accept_ra", "0"), (f"{conf}/accept_dad", "0")])
 
 
-def _undo(index: int) -> None:
+def _undo(owner: Owner, name: str) -> None:
     with Netlink() as host:  # the verb's own socket is closed by now
-        link.delete(host, index)
+        outer = link.find(host, name)
+        if outer is not None and _is_ours(outer, owner):
+            link.delete(host, outer.index)
 
 
 def _create(
@@ -119,6 +138,7 @@ def _create(
 ) -> str:
     for attempt in range(ATTEMPTS):
         name = call.owner.veth(attempt)
+        call.undo.callback(_undo, call.owner, name)
         try:
             if kind == "netkit":
                 kind = _netkit_or_veth(call, host, netns, name, mtu)
@@ -137,6 +157,7 @@ def _create(
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise CNIError(f"failed to make veth pair: {error}") from None
+            call.undo.withdraw()
             if link.find(netns.netlink(), call.ifname) is not None:
                 raise _taken(call, name) from None
     raise CNIError(
@@ -167,37 +188,115 @@ def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str,
         return "veth"
 
 
-def delete_in_container(netns: Namespace, ifname: str) -> list[Prefix]:
-    """Delete a link in the container; the global addresses it had. A missing link is success."""
-    sock = netns.netlink()
-    inner = link.find(sock, ifname)
-    if inner is None:
-        return []
-    prefixes = [a.prefix for a in show(sock, inner.index) if is_global_unicast(a.prefix.ip)]
-    unlink.delete(netns, inner.index)
-    return prefixes
+# --- DEL ------------------------------------------------------------------------------------------
 
 
-def delete_on_host(host: Netlink, owner: Owner) -> None:
-    """Delete what is left of the owner's pair when its namespace cannot be entered any more.
+def delete(call: Call[Any], steps: Steps) -> bool:
+    """Delete the attachment's pair, as steps of a DEL; False if it is known to be there still.
 
-    The name is derived from the owner; the alias confirms it (empty: killed before it was set).
+    The pair goes by the name and the alias of its host end, which the container cannot change: for
+    that the container's namespace is not needed. A pair of the reference bears no mark.
     """
+    deleted = steps.run(_delete_on_host, call)
+    if deleted is None:
+        return False
+    netns = None if deleted else steps.run(call.find_netns)
+    return netns is None or steps.run(_delete_in_container, call, netns) is not None
+
+
+def _delete_on_host(call: Call[Any]) -> bool:
+    """Delete the pair that has our mark, or whose host end the prevResult names; was there one?"""
+    with Netlink() as host:
+        ends = _marked(host, call.owner) or _named(host, _host_interfaces(call))
+        for outer in ends:
+            unlink.delete_here(outer.index)
+    return bool(ends)
+
+
+def _marked(host: Netlink, owner: Owner) -> list[Link]:
+    """The host ends that bear a name of the owner, and its alias or none.
+
+    An ADD that was killed before it set the alias leaves none. Usually there is one end, under the
+    first name. The other names are looked at too, since what had the first name may be gone by now.
+    """
+    ends: list[Link] = []
     for attempt in range(ATTEMPTS):
         outer = link.find(host, owner.veth(attempt))
-        if outer is None:
-            return
-        if outer.kind in KINDS and outer.alias in ("", owner.alias):
-            unlink.delete_here(outer.index)
+        if outer is not None and _is_ours(outer, owner):
+            ends.append(outer)
+        elif outer is None and ends:
+            break
+    return ends
 
 
-def collect(host: Netlink, network: str, keep: frozenset[str]) -> None:
-    """Delete the network's host ends whose alias key is not in `keep` (GC).
+def _is_ours(outer: Link, owner: Owner) -> bool:
+    return outer.kind in KINDS and (not outer.alias or _is_marked(outer, owner))
 
-    One without an alias, but in the network's group, is of an ADD that was killed.
+
+def _is_marked(outer: Link, owner: Owner) -> bool:
+    return outer.kind in KINDS and outer.alias.partition(" ")[0] == owner.alias_key
+
+
+def _named(host: Netlink, entries: list[Interface]) -> list[Link]:
+    """The host ends that the prevResult names, with their MAC, and that have no mark of ours."""
+    ends = []
+    for entry in entries:
+        outer = link.find(host, entry.name)
+        if outer is None or outer.kind not in KINDS or outer.alias or outer.mac != entry.mac:
+            continue
+        if outer.peer_nsid is not None:  # else a VLAN's gateway interface, which containers share
+            ends.append(outer)
+    return ends
+
+
+def _delete_in_container(call: Call[Any], netns: Namespace) -> bool:
+    """Delete the pair of CNI_IFNAME if its other end is here, and not marked as another's.
+
+    So does the reference, which marks nothing. Always True. Raises KernelError.
     """
+    inner = link.find(netns.netlink(), call.ifname)
+    if inner is None or not inner.peer:
+        return True
+    with Netlink() as host:
+        outer = link.find(host, inner.peer)
+    if outer is None or not _are_pair(outer, inner):
+        return True
+    named = [entry.name for entry in _host_interfaces(call)]
+    others = outer.alias.startswith("cni:") and not _is_marked(outer, call.owner)
+    if not others and (not named or outer.name in named):
+        unlink.delete(netns, inner.index)  # not `outer`: a container can choose indexes that fit it
+    return True
+
+
+def _host_interfaces(call: Call[Any]) -> list[Interface]:
+    """The prevResult's interfaces on the host; none if there is no prevResult that can be read."""
+    try:
+        previous = call.prev_result()
+    except CNIError:
+        return []
+    return [entry for entry in previous.interfaces if not entry.sandbox] if previous else []
+
+
+def _are_pair(outer: Link, inner: Link) -> bool:
+    """Do these two links refer to each other as the ends of a pair?"""
+    same_kind = outer.kind == inner.kind and inner.kind in KINDS
+    return same_kind and outer.peer == inner.index and inner.peer == outer.index
+
+
+# --- GC -------------------------------------------------------------------------------------------
+
+
+def collect(host: Netlink, network: str, keep: frozenset[str]) -> int:
+    """Delete the network's host ends whose alias key is not in `keep`; returns how many.
+
+    An ADD that was killed may leave one without an alias, but in the network's group. Raises
+    NetlinkError.
+    """
+    deleted = 0
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
     for device in link.list_all(host):
         ours = device.alias.startswith(prefix) or (not device.alias and device.group == group)
-        if device.kind in KINDS and ours and device.alias.split(" ", 1)[0] not in keep:
+        if device.kind in KINDS and ours and device.alias.partition(" ")[0] not in keep:
             link.delete(host, device.index)
+            deleted += 1
+    return deleted

@@ -1,0 +1,49 @@
+"""The other end of a link, in another namespace (rtnetlink(7), IFLA_TARGET_NETNSID).
+
+The kernel numbers the namespaces that a namespace has to do with, and answers about their links by
+that number. So the other end of a pair is seen without its namespace being opened.
+"""
+
+from __future__ import annotations
+
+import struct
+from errno import EINVAL, ENODEV, ENOENT
+
+from . import netlink as nl
+from .errors import NetlinkError
+from .link import RTM_GETLINK, Link, list_all, parse
+from .netlink import Netlink
+
+IFLA_EXT_MASK = 29
+IFLA_TARGET_NETNSID = 46
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+
+
+def find(sock: Netlink, index: int, nsid: int | None) -> Link | None:
+    """The link with that index in the namespace `nsid`, a number of the socket's namespace.
+
+    So `peer` and `peer_nsid` of a link lead to its other end; None as the number stands for the
+    socket's own namespace. Returns None if there is no such link, or the namespace is being
+    deleted. Raises NetlinkError.
+    """
+    if not index:
+        return None
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    if nsid is not None:
+        if nsid < 0:
+            return None  # the kernel has taken the number back
+        payload += nl.u32(IFLA_TARGET_NETNSID, nsid)
+    try:
+        return parse(sock.get(RTM_GETLINK, payload))
+    except NetlinkError as error:
+        if error.errno in (ENODEV, ENOENT, EINVAL):  # EINVAL: the number means no namespace
+            return None
+        raise
+
+
+def of_ports(sock: Netlink, master: int) -> list[tuple[Link, Link | None]]:
+    """The ports of the bridge `master` with the link at their other end. Raises NetlinkError."""
+    ports = [device for device in list_all(sock) if device.master == master]
+    return [(port, find(sock, port.peer, port.peer_nsid)) for port in ports]

@@ -1,0 +1,1 @@
+"""The host-device plugin (docs/plugins/host-device.md)."""

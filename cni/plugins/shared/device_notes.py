@@ -1,0 +1,156 @@
+"""Notes on the host about the devices that ADD has put into containers.
+
+    <state>/devices/<owner's key>.<plugin>    JSON, see `Note`
+
+A container may rename its devices, and change their aliases, alternative names and MACs. What it
+cannot change is a file on the host. So DEL finds the device by the index that it has in the
+namespace of its ADD, and nothing that the container says decides what is deleted or moved.
+
+State is `/run/cni`, which a boot empties as it does the kernel; or what CNI_STATE_DIR names.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from errno import EACCES, EPERM, EROFS
+from typing import Any
+
+import msgspec
+
+from ... import files
+from ...call import Call
+from ...netns import identify
+from ...netns.namespace import Identity
+from ...owner import network_key
+from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
+
+STATE_DIR = "/run/cni"
+
+_MAX_SIZE = 1 << 16
+_NO_PLACE = frozenset({EACCES, EPERM, EROFS})  # a node that has no place for state
+
+
+class Note(msgspec.Struct, omit_defaults=True):
+    """A device in the namespace `netns` (an Identity's text), where it has this index and kind.
+
+    The rest is how host-device found it on the host; docs/spec/host-device.md, "Note".
+    """
+
+    netns: str
+    index: int
+    kind: str
+    name: str = ""
+    alias: str = ""
+    mac: str = ""
+    mtu: int = 0
+    promisc: bool = False
+    allmulti: bool = False
+    altnames: list[str] = []
+    permanent_mac: str = ""
+    parent: str = ""
+    peer: int = 0
+    peer_nsid: int | None = None
+    moved: bool = False  # only then the device is known to be in `netns`
+    returned: bool = False  # DEL has moved it back, and left a link that looks like it
+
+    def is_of(self, path: str) -> bool:
+        """Does `path` name the namespace of this note, as far as can be told?"""
+        noted, now = Identity.parse(self.netns), identify(path)
+        return noted is None or now is None or not noted.differs(now)
+
+
+def identity_of(path: str) -> str:
+    """The text for Note.netns; empty if the namespace cannot be identified."""
+    identity = identify(path)
+    return "" if identity is None else str(identity)
+
+
+def save(call: Call[Any], note: Note) -> None:
+    """Write the note of this attachment; removed again if the ADD fails. Raises as write()."""
+    call.undo.callback(remove, call)
+    write(call, note)
+
+
+def write(call: Call[Any], note: Note) -> None:
+    """Write the note of this attachment in place of an older one.
+
+    A node without a place for state goes without, which is logged. Raises CNIError.
+    """
+    path = _path(call)
+    data = msgspec.json.encode(note)
+    try:
+        try:
+            files.replace(path, data)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+            files.replace(path, data)
+    except OSError as error:
+        text = f"cannot write {path}: {(error.strerror or str(error)).lower()}"
+        if error.errno not in _NO_PLACE:
+            raise CNIError(text, "make room there, then try again") from None
+        call.log(f"{call.plugin}: {text}: DEL has to believe the container's names")
+
+
+def load(call: Call[Any]) -> Note | None:
+    """The note of this attachment; None if there is none. Raises CNIError."""
+    return _read(_path(call))
+
+
+def remove(call: Call[Any]) -> None:
+    """Remove the note of this attachment; success if there is none. Raises CNIError."""
+    path = _path(call)
+    _unlink(path)
+    _unlink(f"{path}~")  # files.replace was killed
+
+
+def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
+    """Remove the notes of this plugin's and network's attachments not in `keep`, and yield them."""
+    directory = _directory(call)
+    kept = {f"{owner.key}.{call.plugin}" for owner in call.owners(keep)}
+    prefix, suffix = f"{network_key(call.network)}-", f".{call.plugin}"
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for name in sorted(names):
+        if name.startswith(prefix) and name.removesuffix("~").endswith(suffix):
+            path = f"{directory}/{name}"
+            if name in kept:
+                continue
+            note = None if name.endswith("~") else _read(path)
+            if note is not None:
+                yield note
+            _unlink(path)
+
+
+def _directory(call: Call[Any]) -> str:
+    return f"{call.request.env.get('CNI_STATE_DIR') or STATE_DIR}/devices"
+
+
+def _path(call: Call[Any]) -> str:
+    return f"{_directory(call)}/{call.owner.key}.{call.plugin}"
+
+
+def _read(path: str) -> Note | None:
+    try:
+        return msgspec.json.decode(files.read(path, _MAX_SIZE), type=Note)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CNIError(
+            f"cannot read {path}: {(error.strerror or str(error)).lower()}",
+            "it says which device belongs to this attachment: try again",
+        ) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None  # files.replace never leaves a torn file, so it is none of ours
+
+
+def _unlink(path: str) -> None:
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+    except OSError as error:
+        raise CNIError(f"cannot remove {path}: {(error.strerror or '').lower()}") from None
