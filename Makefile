@@ -72,26 +72,28 @@ lock: $(VENV_STAMP) ## write tools/bundle.lock anew with the newest versions
 # On a busy machine a packet test may miss its deadline: CI repeats what failed, and says so (R).
 RERUNS := $(if $(CI),--reruns 2 --reruns-delay 1)
 PYTEST := $(RUN) -m pytest $(RERUNS)
+# Tests wait more than they work: two workers a processor, in machines of their own.
+PARALLEL := -n auto --dist worksteal
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
 test: dist/cni ## the everyday tests: unit, build, network namespaces (root); not the slow ones
-	$(PYTEST) -m 'not slow' $(call tests-in,unit build netns) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,unit build netns) $(PYTEST_ARGS)
 
 test-unit: $(VENV_STAMP) ## only the unit tests (no root)
-	$(PYTEST) $(call tests-in,unit) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(call tests-in,unit) $(PYTEST_ARGS)
 
 test-build: dist/cni ## only the tests of the built file and of installing it
-	$(PYTEST) $(call tests-in,build) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(call tests-in,build) $(PYTEST_ARGS)
 
 test-netns: dist/cni ## only the tests in network namespaces
-	$(PYTEST) $(call tests-in,netns) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(call tests-in,netns) $(PYTEST_ARGS)
 
 test-warm: dist/cni ## the same, not the slow ones, with every plugin run through a server
-	CNI_TEST_SERVER=1 $(PYTEST) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)
+	CNI_TEST_SERVER=1 $(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)
 
 test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
-	CNI_LAB=1 $(LAB) -- $(RUN) -m pytest $(RERUNS) -p no:cacheprovider -m lab --timeout 600 \
+	CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
 test-runtime: dist/cni ## containers started by podman and containerd
@@ -99,9 +101,9 @@ test-runtime: dist/cni ## containers started by podman and containerd
 
 # The largest part last, so that the last summary is its own. All run in any case.
 test-all: dist/cni ## everything, as CI runs it
-	@failed=0; $(MAKE) --no-print-directory test-lab || failed=1; \
-	$(MAKE) --no-print-directory test-warm || failed=1; \
-	$(PYTEST) --timeout 600 $(call tests-in,unit build netns runtime) $(PYTEST_ARGS) && exit $$failed
+	@failed=0; for part in test-lab test-warm test-runtime; do \
+		$(MAKE) --no-print-directory $$part || failed=1; done; \
+	$(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
 
 bench: dist/cni ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from tests.harness.server import serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+pytest_plugins = ["tests.harness.parallel"]
 
 # A busy machine is not a defect; and CI tries the same examples each time, people new ones.
 settings.register_profile(
@@ -66,6 +69,13 @@ def _namespaces() -> Iterator[None]:
 @pytest.fixture
 def netns(_namespaces: None) -> Iterator[Callable[..., Netns]]:
     """Makes further namespaces: `netns()` or `netns("role")`; removed after the test."""
+    with making_netns() as make:
+        yield make
+
+
+@contextmanager
+def making_netns() -> Iterator[Callable[..., Netns]]:
+    """What the fixture `netns` is."""
     made: list[Netns] = []
 
     def make(role: str = "") -> Netns:
@@ -136,13 +146,22 @@ def runtime(
     bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runtime]:
     """Runs the plugins under test on the node; with CNI_TEST_SERVER=1 through a server."""
-    runtime = Runtime(bin_dir, host)
+    with make_runtime(bin_dir, host, tmp_path_factory) as made:
+        yield made
+
+
+@contextmanager
+def make_runtime(
+    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    """What the fixture `runtime` is."""
+    made = Runtime(bin_dir, host)
     if os.environ.get("CNI_TEST_SERVER") != "1":
-        yield runtime
+        yield made
         return
     path = tmp_path_factory.mktemp("s", numbered=True) / "s"
-    with serving(runtime, path, "--workers", "2"):
-        yield runtime
+    with serving(made, path, "--workers", "2"):
+        yield made
 
 
 @pytest.fixture

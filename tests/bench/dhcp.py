@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import Json, Node, Row, Sample, Summary
-from tests.harness.dhcp import dnsmasq, eventually
+from tests.harness.dhcp import dnsmasq
 from tests.harness.netns import Netns, stop
+from tests.harness.wait import wait_until
 
 
 def measure(
@@ -67,7 +68,7 @@ def _daemon(node: Node) -> Iterator[tuple[subprocess.Popen[Any], Path]]:
         with open(directory / "log", "wb") as log:
             argv = [node.bin_dir / "dhcp", "daemon", "-socketpath", sock]
             child = node.host.popen(argv, stdout=log, stderr=log)
-        eventually(sock.exists, "the daemon listens")
+        wait_until(sock.exists, "the daemon listens")
         try:
             yield child, sock
         finally:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness.build import build_dist
+from tests.harness.wait import wait_until
 
 from .native import BUILD, Client, Server, compile_client, hello, reply
 from .running import build_copy, install
@@ -40,6 +40,14 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with dist/cni installed, for tests that only run it."""
     directory = tmp_path_factory.mktemp("installed") / "bin"
     install(dist, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def installed_script(script_dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the file that starts with the script."""
+    directory = tmp_path_factory.mktemp("installed-script") / "bin"
+    install(script_dist, directory)
     return directory
 
 
@@ -91,8 +99,8 @@ def elsewhere() -> Iterator[str]:
     """The path of another network namespace."""
     child = subprocess.Popen(["unshare", "-n", "sleep", "600"])
     path = f"/proc/{child.pid}/ns/net"
-    while os.stat(path).st_ino == os.stat("/proc/self/ns/net").st_ino:
-        time.sleep(0.001)
+    ours = os.stat("/proc/self/ns/net").st_ino
+    wait_until(lambda: os.stat(path).st_ino != ours, "another namespace")
     yield path
     child.kill()
     child.wait()

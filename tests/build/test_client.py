@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.paths import let_everybody_in
+
 from .native import (
     BUILD,
     CONF,
@@ -198,9 +200,8 @@ def test_another_user_s_server_gets_no_request(
 ) -> None:
     """It could have the client do things."""
     server = serve()
-    ours = client.record.parent
-    for path in (client.program.parent, ours, *list(ours.parents)[:2]):
-        path.chmod(0o755)
+    for path in (client.program.parent, client.record.parent):
+        let_everybody_in(path)
     for path in (client.socket, client.record):
         path.chmod(0o777)
     done = client.run(env=client.environment(CNI_NETNS=elsewhere), user=65534, group=65534)

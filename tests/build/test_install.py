@@ -143,6 +143,7 @@ def test_uninstall_leaves_what_others_put_there_since(dist: Path, tmp_path: Path
     assert set(state(tmp_path / "bin")) == {"bridge", "mine"}
 
 
+@pytest.mark.slow
 def test_keeps_the_previous_build_and_no_older(
     dist: Path, other_dist: Path, third_dist: Path, tmp_path: Path
 ) -> None:

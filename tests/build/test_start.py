@@ -39,14 +39,18 @@ SPEC_VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
     params=["installed", "link elsewhere", "archive", "two links", "script", "script's archive"]
 )
 def plugin(
-    request: pytest.FixtureRequest, dist: Path, script_dist: Path, installed: Path, tmp_path: Path
+    request: pytest.FixtureRequest,
+    dist: Path,
+    script_dist: Path,
+    installed: Path,
+    installed_script: Path,
+    tmp_path: Path,
 ) -> Path:
     """A plugin's path, in each of the ways in which it may lead to the file."""
     link = tmp_path / "bridge"
     match request.param:
         case "script":
-            install(script_dist, tmp_path / "bin")
-            return tmp_path / "bin/bridge"
+            return installed_script / "bridge"
         case "script's archive":
             link.symlink_to(script_dist)
         case "installed":
@@ -102,12 +106,12 @@ def test_as_a_zipapp(plugin: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["dash", "bash", "busybox"])
 @pytest.mark.parametrize("way", ["installed", "archive"])
-def test_in_every_shell(script_dist: Path, tmp_path: Path, way: str, shell: str) -> None:
+def test_in_every_shell(
+    script_dist: Path, installed_script: Path, tmp_path: Path, way: str, shell: str
+) -> None:
     command = [need(shell), *(["sh"] if shell == "busybox" else [])]
     (tmp_path / "bridge").symlink_to(script_dist)
-    if way == "installed":
-        install(script_dist, tmp_path / "bin")
-    plugin = tmp_path / ("bin/bridge" if way == "installed" else "bridge")
+    plugin = (installed_script if way == "installed" else tmp_path) / "bridge"
     assert supported(run(*command, plugin, env=VERSION)) == SPEC_VERSIONS
 
 

@@ -6,7 +6,6 @@ master is made, and gets the tests. What is special to a plugin it tests itself.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -26,6 +25,7 @@ from .variants import (
     result_addresses,
     version_tuple,
 )
+from .wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,10 +74,11 @@ def plug(
 
 def await_carrier(ns: Netns, name: str) -> None:
     """Both ends are up; the kernel says so a moment later, which is not the plugin's doing."""
-    deadline = time.monotonic() + 5
-    while link(ns, name).get("operstate") != "UP":
-        assert time.monotonic() < deadline, f"{name} did not come up"
-        time.sleep(0.01)
+    wait_until(
+        lambda: link(ns, name).get("operstate") == "UP",
+        f"{name} comes up",
+        tell=lambda: link(ns, name),
+    )
 
 
 def without_dad(*containers: Netns) -> None:
@@ -184,6 +185,11 @@ class InterfaceContract:
             return self.prepare(host, outside)
         return {**self.prepare(container, outside), "linkInContainer": True}
 
+    @pytest.fixture
+    def network(self, runtime: Runtime, outside: Netns, data_dir: Path) -> Json:
+        """On a master of the node, with IPv4 addresses that host-local keeps in `data_dir`."""
+        return self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
+
     # -- the tests ----------------------------------------------------------------------------
 
     @each_version()
@@ -247,24 +253,20 @@ class InterfaceContract:
             runtime.delete(self.plugin, conf, container).succeeded()
         assert not leases(data_dir)
 
-    def test_delete_without_add(
-        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
-    ) -> None:
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
+    def test_delete_without_add(self, runtime: Runtime, container: Netns, network: Json) -> None:
         with unchanged(runtime.host, container):
-            runtime.delete(self.plugin, conf, container).succeeded()
+            runtime.delete(self.plugin, network, container).succeeded()
 
     @pytest.mark.parametrize("gone", ["empty", "path"])
     def test_delete_without_a_namespace_releases_the_address(
-        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path, gone: str
+        self, runtime: Runtime, container: Netns, network: Json, data_dir: Path, gone: str
     ) -> None:
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
-        runtime.add(self.plugin, conf, container).succeeded()
+        runtime.add(self.plugin, network, container).succeeded()
         assert leases(data_dir) == {"10.22.0.2": "c1 eth0"}
         path = container.path
         container.close()
         for _ in range(2):
-            runtime.delete(self.plugin, conf, None if gone == "empty" else path).succeeded()
+            runtime.delete(self.plugin, network, None if gone == "empty" else path).succeeded()
             assert not leases(data_dir)
 
     @pytest.mark.parametrize("trick", ["renamed", "and no alias", "and a decoy", "lo"])
@@ -297,14 +299,13 @@ class InterfaceContract:
         assert list(leases(data_dir).values()) == ["c2 eth0"]
 
     def test_delete_when_the_master_is_gone(
-        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
+        self, runtime: Runtime, container: Netns, network: Json, data_dir: Path
     ) -> None:
         if not self.places:
             pytest.skip("this plugin has no master")
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
-        runtime.add(self.plugin, conf, container).succeeded()
+        runtime.add(self.plugin, network, container).succeeded()
         runtime.host.ip("link", "delete", MASTER)
-        runtime.delete(self.plugin, conf, container).succeeded()
+        runtime.delete(self.plugin, network, container).succeeded()
         assert not leases(data_dir)
 
     @pytest.mark.parametrize(
@@ -343,12 +344,11 @@ class InterfaceContract:
         assert not leases(data_dir)
 
     def test_name_that_is_taken(
-        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
+        self, runtime: Runtime, container: Netns, network: Json, data_dir: Path
     ) -> None:
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
         container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other0")
         with unchanged(runtime.host, container, data_dir):
-            error = runtime.add(self.plugin, conf, container).failed(999, "file exists")
+            error = runtime.add(self.plugin, network, container).failed(999, "file exists")
         assert "eth0" in error["details"]
 
     def test_added_twice(
@@ -362,20 +362,16 @@ class InterfaceContract:
         with unchanged(runtime.host, container, data_dir):
             runtime.add(self.plugin, conf, container).failed(999)
 
-    def test_same_name_on_the_host(
-        self, runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
-    ) -> None:
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
+    def test_same_name_on_the_host(self, runtime: Runtime, container: Netns, network: Json) -> None:
         runtime.host.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other0")
-        with unchanged(runtime.host), runtime.attached(self.plugin, conf, container):
+        with unchanged(runtime.host), runtime.attached(self.plugin, network, container):
             assert kind(link(container, "eth0")) == self.kind
 
     def test_no_such_namespace(
-        self, runtime: Runtime, outside: Netns, data_dir: Path, tmp_path: Path
+        self, runtime: Runtime, network: Json, data_dir: Path, tmp_path: Path
     ) -> None:
-        conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
         with unchanged(runtime.host, data_dir):
-            reply = runtime.add(self.plugin, conf, tmp_path / "none")
+            reply = runtime.add(self.plugin, network, tmp_path / "none")
             reply.failed(999, "failed to open netns")
 
     # -- CHECK --------------------------------------------------------------------------------

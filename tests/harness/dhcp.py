@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,20 +18,12 @@ from typing import Any
 
 from .netns import BARE_ENV, Netns, stop
 from .packets import ETH_P_IP, ETH_P_IPV6, Capture
+from .wait import wait_until
 
 Json = dict[str, Any]
 
 # How fast things happen in tests: the reference's own flags for its test of an exhausted pool.
 FAST = ("-timeout", "500ms", "-resendmax", "2s", "--resendtimeout=20s")
-
-
-def eventually(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Wait until the condition is true; its value."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s: {what}"
-        time.sleep(0.02)
-    return value
 
 
 class Daemon:
@@ -56,13 +47,12 @@ class Daemon:
         self.process = child
 
         def answers() -> bool:
-            assert child.poll() is None, f"the daemon ended:\n{self.log.read_text()}"
             try:
                 return isinstance(self.leases(), list)
             except OSError:
                 return False
 
-        eventually(answers, "the daemon answers")
+        wait_until(answers, "the daemon answers", process=child, tell=self.log.read_text)
         return self
 
     def kill(self) -> None:
@@ -98,25 +88,26 @@ class Daemon:
         (row,) = self.leases()
         return row
 
-    def await_state(self, state: str, seconds: float = 30) -> Json:
+    def await_state(self, state: str) -> Json:
         """Wait until the only lease is in this state."""
 
         def there() -> Json | None:
             rows = self.leases()
             return rows[0] if len(rows) == 1 and rows[0]["state"] == state else None
 
-        try:
-            found: Json = eventually(there, f"the lease is {state}", seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.leases()}\n{self.log.read_text()}") from None
+        found = wait_until(
+            there,
+            f"the lease is {state}",
+            tell=lambda: f"{self.leases()}\n{self.log.read_text()}",
+        )
+        assert found is not None
         return found
 
-    def logged(self, text: str, seconds: float = 30) -> None:
+    def logged(self, text: str) -> None:
         """Wait for a text in the log."""
-        try:
-            eventually(lambda: text in self.log.read_text(), f"the log has {text!r}", seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.log.read_text()}") from None
+        wait_until(
+            lambda: text in self.log.read_text(), f"the log has {text!r}", tell=self.log.read_text
+        )
 
     @property
     def files(self) -> list[str]:
@@ -142,16 +133,12 @@ class Server:
         self._log.write_text("")
         with open(self._log, "ab") as log:
             self.process = self.ns.popen(self._argv, stdout=log, stderr=log, env=self._env)
-        child = self.process
-
-        def ready() -> bool:
-            assert child.poll() is None, f"the server ended:\n{self.text}"
-            return self._ready in self.text
-
-        try:
-            eventually(ready, f"{self._argv[0]} is ready")
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.text}") from None
+        wait_until(
+            lambda: self._ready in self.text,
+            f"{self._argv[0]} is ready",
+            process=self.process,
+            tell=lambda: self.text,
+        )
         return self
 
     @property

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from .netns import BARE_ENV, stop
+from .wait import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from .netns import Netns
@@ -47,7 +46,6 @@ IPv6_rpfilter=no
 FirewallBackend=nftables
 Lockdown=no
 """
-_START = 60  # seconds at most, on a busy machine
 
 
 class Bus:
@@ -70,7 +68,7 @@ class Bus:
             self._daemon: subprocess.Popen[Any] = subprocess.Popen(
                 command, env=dict(BARE_ENV), stdin=subprocess.DEVNULL, stderr=log
             )
-        wait_for(self.socket.exists, "dbus-daemon's socket", self._daemon)
+        wait_until(self.socket.exists, "dbus-daemon's socket", process=self._daemon)
 
     def stop(self) -> None:
         """End it; clients see that they are cut off."""
@@ -101,7 +99,7 @@ class Firewalld:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        wait_for(lambda: self._cmd("--state").returncode == 0, "firewalld", self._daemon)
+        wait_until(lambda: self._cmd("--state").returncode == 0, "firewalld", process=self._daemon)
 
     def stop(self) -> None:
         """End it; its rules go with it."""
@@ -120,17 +118,6 @@ class Firewalld:
 
     def _cmd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.host.exec(["firewall-cmd", *arguments], env=self.env, check=False)
-
-
-def wait_for(
-    condition: Callable[[], bool], what: str, process: subprocess.Popen[Any] | None = None
-) -> None:
-    """Wait until the condition holds, as long as the process (if given) lives."""
-    deadline = time.monotonic() + _START
-    while not condition():
-        assert process is None or process.poll() is None, f"{what}: ended with {process.returncode}"
-        assert time.monotonic() < deadline, f"{what}: not in {_START} seconds"
-        time.sleep(0.05)
 
 
 def ensure_installed() -> None:

@@ -236,6 +236,19 @@ class Netns:
         # Older iproute2 prints nothing, or empty objects, where there is nothing to list.
         return [item for item in json.loads(text or "[]") if item]
 
+    def ip_json_each(self, *lines: str, family: int | None = None) -> list[list[dict[str, Any]]]:
+        """What each of several `ip -j -d` commands shows, from one process."""
+        options = ["-j", "-d", *([f"-{family}"] if family else [])]
+        text = self.exec(["ip", *options, "-batch", "-"], stdin="\n".join(lines) + "\n").stdout
+        found, decoder = [], json.JSONDecoder()
+        while text := text.lstrip():
+            shown, end = decoder.raw_decode(text)
+            found.append([item for item in shown if item])
+            text = text[end:]
+        if len(found) != len(lines):  # older iproute2 prints nothing where there is nothing to list
+            return [self.ip_json(*options[2:], *line.split()) for line in lines]
+        return found
+
     def socket(self, family: int, kind: int, proto: int = 0) -> socketlib.socket:
         """A socket that belongs to this namespace, usable from any thread."""
         return self.run(socketlib.socket, family, kind, proto)
@@ -278,6 +291,12 @@ def stop(child: subprocess.Popen[Any], grace: float = 2) -> None:
     for stream in (child.stdin, child.stdout, child.stderr):
         if stream is not None:
             stream.close()
+
+
+def leave_network() -> None:
+    """Move the calling thread, and what it starts from now on, into a network of its own."""
+    _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
 
 
 def own_inode() -> int:

@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
 from .netns import Netns, stop
+from .wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -152,7 +152,7 @@ def serving(
     try:
         server = Server(child, path, runtime.host)
         _await_ready(child)
-        until(lambda: all(map(children, server.workers())), "every worker is rehearsed")
+        wait_until(lambda: all(map(children, server.workers())), "every worker is rehearsed")
         runtime.env["CNI_SERVER_SOCKET"] = str(path)
         yield server
     finally:
@@ -184,11 +184,3 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    """Wait for a condition; AssertionError if it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {seconds} s: {what}"
-        time.sleep(0.01)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 from errno import ENOENT
 from subprocess import DEVNULL
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from cni.kernel.netlink import Netlink
 from cni.plugins.bandwidth import shape
 from cni.protocol.address import Prefix
 from tests.harness import V4, Netns, Runtime, kind, links, ping, requires_kernel, tc
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,10 +69,7 @@ def test_a_flood_does_not_delay_others(runtime: Runtime, container: Netns, confl
     """
     runtime.add_list(conflist, container)
     runtime.host.popen(["iperf3", "-s"], stdout=DEVNULL, stderr=DEVNULL)
-    deadline = time.monotonic() + 30
-    while "5201" not in runtime.host.exec(["ss", "-Hltn"]).stdout:
-        assert time.monotonic() < deadline, "iperf3 does not listen"
-        time.sleep(0.05)
+    wait_until(lambda: "5201" in runtime.host.exec(["ss", "-Hltn"]).stdout, "iperf3 listens")
     flood = ["iperf3", "-c", "10.22.0.1", "-u", "-b", "6M", "-P", "4", "-l", "1400", "-t", "60"]
     child = container.popen(flood, stdout=DEVNULL, stderr=DEVNULL)
     for _ in range(2):

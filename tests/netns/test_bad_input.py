@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import DUAL, V4, Netns, Runtime, links, ports
-from tests.netns.test_bridge import still
+from tests.conftest import make_host, make_runtime, making_netns
+from tests.harness import (
+    DUAL,
+    V4,
+    Netns,
+    Runtime,
+    Snapshot,
+    difference,
+    links,
+    ports,
+    unchanged,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,13 +32,42 @@ ALL = (*MAIN, "loopback")
 NAMES = pytest.mark.parametrize("plugin", ALL)
 
 
+@pytest.fixture(scope="module")
+def host(_namespaces: None) -> Iterator[Netns]:
+    """One node for all tests, as nothing changes on it."""
+    with making_netns() as netns:
+        yield make_host(netns)
+
+
+@pytest.fixture(scope="module")
+def container(_namespaces: None) -> Iterator[Netns]:
+    with making_netns() as netns:
+        yield netns("container")
+
+
+@pytest.fixture(scope="module")
+def runtime(
+    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runtime]:
+    with make_runtime(bin_dir, host, tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def before(host: Netns, container: Netns) -> dict[Netns, Snapshot]:
+    return {ns: Snapshot.take(ns) for ns in (host, container)}
+
+
 @pytest.fixture(autouse=True)
-def nothing_changes(
-    runtime: Runtime, container: Netns, data_dir: Path, tmp_path: Path
-) -> Iterator[None]:
+def nothing_changes(before: dict[Netns, Snapshot], tmp_path: Path) -> Iterator[None]:
     """Whatever the test asks for: node, container and disk stay as they were."""
-    with still(runtime.host, container, tmp_path):
+    with unchanged(tmp_path):
         yield
+    found = []
+    for ns, was in before.items():
+        before[ns] = Snapshot.take(ns)  # if it has changed, that is not the next test's fault
+        found += [f"{ns.role}: {line}" for line in difference(was, before[ns])]
+    assert not found, "something changed:\n" + "\n".join(found)
 
 
 def good(plugin: str, **keys: Any) -> Json:
@@ -360,7 +399,7 @@ def test_an_exhausted_range(
     taken = good("bridge", bridge="br1", ipam=ipam)
     runtime.add("bridge", taken, first, container_id="c0").succeeded()
     for plugin in MAIN:
-        with still(runtime.host, container, data_dir):
+        with unchanged(runtime.host, container, data_dir):
             error = runtime.add(plugin, good(plugin, ipam=ipam), container).failed(None)
         assert "no IP addresses available in range set: 10.22.0.2-10.22.0.2" in error["msg"]
     # put back what the fixture watches

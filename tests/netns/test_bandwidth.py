@@ -36,6 +36,7 @@ from tests.harness import (
 )
 from tests.harness.contract import await_carrier, without_ipv6
 from tests.harness.requires import missing
+from tests.harness.wait import wait_until
 
 Json = dict[str, Any]
 
@@ -690,10 +691,7 @@ def iperf(client: Netns, address: str, *options: str, seconds: float = 2) -> Jso
 def server(ns: Netns) -> None:
     """Start iperf3 and wait until it listens."""
     ns.popen(["iperf3", "-s"], stdout=DEVNULL, stderr=DEVNULL)
-    deadline = time.monotonic() + 10
-    while "5201" not in ns.exec(["ss", "-Hltn"]).stdout:
-        assert time.monotonic() < deadline, "iperf3 does not listen"
-        time.sleep(0.05)
+    wait_until(lambda: "5201" in ns.exec(["ss", "-Hltn"]).stdout, "iperf3 listens")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ import json
 import signal
 import socket
 import struct
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +45,8 @@ from tests.harness import (
     udp_server,
     unchanged,
 )
+from tests.harness.contract import await_carrier
+from tests.harness.wait import last_seen, wait_for_line, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,7 +64,7 @@ def routed(family: Family = V4, number: int = 2, **keys: Any) -> Json:
     return network(isGateway=True, **{"ipam": family.static(number), **keys})
 
 
-def once(ns: Netns, address: str, wait: str = "1") -> bool:
+def once(ns: Netns, address: str, wait: str = "5") -> bool:
     """Is one single echo request answered?"""
     return ns.exec(["ping", "-n", "-c", "1", "-W", wait, address], check=False).returncode == 0
 
@@ -72,29 +73,10 @@ def plain(cidr: str) -> str:
     return cidr.partition("/")[0]
 
 
-@contextmanager
-def still(*things: Netns | Path) -> Iterator[None]:
-    """`unchanged`, after the IPv6 addresses have settled: until then the kernel adds routes."""
-    for ns in things:
-        until = time.monotonic() + 5
-        while isinstance(ns, Netns) and tentative(ns) and time.monotonic() < until:
-            time.sleep(0.05)
-    with unchanged(*things):
-        yield
-
-
-def tentative(ns: Netns) -> bool:
-    found = ns.ip_json("-6", "address", "show", "tentative")
-    return any(one.get("addr_info") for one in found)
-
-
 def await_up(ns: Netns, name: str) -> None:
     """The link is set up; its state follows, on a loaded machine a little later."""
     assert "UP" in link(ns, name)["flags"]
-    until = time.monotonic() + 2
-    while link(ns, name)["operstate"] != "UP":
-        assert time.monotonic() < until, f"{name} in {ns!r} does not come up"
-        time.sleep(0.02)
+    await_carrier(ns, name)
 
 
 class Ipam:
@@ -418,7 +400,7 @@ def test_an_existing_bridge_is_used_as_it_is(runtime: Runtime, container: Netns)
 
 def test_what_is_not_a_bridge(runtime: Runtime, container: Netns) -> None:
     runtime.host.ip("link", "add", "br0", "type", "veth")
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("bridge", network(), container).failed(
             999,
             'failed to create bridge "br0": "br0" already exists but is not a bridge',
@@ -474,7 +456,7 @@ def test_address_conflict(
     cidr, gateway, present = other
     address = {"address": cidr, "gateway": plain(gateway)}
     conf = network(isGateway=True, ipam={"type": "static", "addresses": [address]})
-    with still(runtime.host, container2):
+    with unchanged(runtime.host, container2):
         runtime.add("bridge", conf, container2, container_id="c2").failed(
             999,
             f'failed to set bridge addr: "br0" already has an IP address different from {gateway}',
@@ -631,7 +613,7 @@ def test_a_duplicate_address_is_found(
     )
     conf = network(isGateway=True, ipam=ipam.conf, enabledad=True)
     runtime.add("bridge", conf, container).succeeded()
-    with still(runtime.host, container2):
+    with unchanged(runtime.host, container2):
         runtime.add("bridge", conf, container2, container_id="c2").failed(
             999, "link eth0 has address fd00:22::2/64 in DADFAILED state"
         )
@@ -726,13 +708,14 @@ def test_an_address_that_is_used_again_loses_no_packet(
 
 def await_link_local(ns: Netns, name: str) -> None:
     """Until the interface has a link-local address that it may use."""
-    until = time.monotonic() + 5
-    while time.monotonic() < until:
-        for cidr in addresses(ns, name, link_local=True):
-            if cidr.startswith("fe80:") and "tentative" not in address_info(ns, name, cidr):
-                return
-        time.sleep(0.05)
-    raise AssertionError(f"{name} in {ns!r} has no usable link-local address")
+
+    def usable() -> bool:
+        return any(
+            cidr.startswith("fe80:") and "tentative" not in address_info(ns, name, cidr)
+            for cidr in addresses(ns, name, link_local=True)
+        )
+
+    wait_until(usable, f"{name} in {ns!r} has a usable link-local address")
 
 
 def advertise_router(container: Netns) -> None:
@@ -748,12 +731,11 @@ def advertise_router(container: Netns) -> None:
 
 def learnt(host: Netns, within: float) -> bool:
     """Does the node take up a route or address from an advertisement within some seconds?"""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if "ra" in {route.get("protocol") for route in host.ip_json("-6", "route")}:
-            return True
-        time.sleep(0.05)
-    return False
+
+    def protocols() -> set[str]:
+        return {route.get("protocol", "") for route in host.ip_json("-6", "route")}
+
+    return "ra" in last_seen(protocols, wanted=lambda seen: "ra" in seen, timeout=within)
 
 
 def test_a_containers_router_advertisement_is_ignored(runtime: Runtime, container: Netns) -> None:
@@ -832,7 +814,7 @@ def test_a_second_add_leaves_the_first_alone(
 ) -> None:
     conf = network(isGateway=True, ipam=DUAL.host_local(data_dir))
     result = runtime.add("bridge", conf, container).result
-    with still(runtime.host, container, data_dir):
+    with unchanged(runtime.host, container, data_dir):
         runtime.add("bridge", conf, container).failed(
             999, 'container veth name ("eth0") peer provided ("veth', "already exists", "DEL"
         )
@@ -850,7 +832,7 @@ def test_a_failure_after_the_allocation_releases_it(
             "routes": [{"dst": "10.9.0.0/16", "gw": "192.0.2.1"}],
         }
     )
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("bridge", network(ipam=ipam.conf), container).failed(
             999, "failed to add route '10.9.0.0/16 via 192.0.2.1"
         )
@@ -859,7 +841,7 @@ def test_a_failure_after_the_allocation_releases_it(
 
 def test_no_address_from_ipam(runtime: Runtime, container: Netns, ipam: Ipam) -> None:
     ipam.answer({"cniVersion": "1.0.0"})
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("bridge", network(ipam=ipam.conf), container).failed(
             999, "IPAM plugin returned missing IP config"
         )
@@ -868,7 +850,7 @@ def test_no_address_from_ipam(runtime: Runtime, container: Netns, ipam: Ipam) ->
 
 def test_ipams_error_is_ours(runtime: Runtime, container: Netns, ipam: Ipam) -> None:
     ipam.script("""echo '{"code": 11, "msg": "try later", "details": "soon"}'; exit 1""")
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         error = runtime.add("bridge", network(ipam=ipam.conf), container).failed(11)
     assert error == {"code": 11, "msg": "try later", "details": "soon"}
     assert ipam.calls == ["ADD c1"]  # it has nothing to release
@@ -880,19 +862,12 @@ def test_a_signal_during_add(
 ) -> None:
     ipam.script(f'test "$CNI_COMMAND" = DEL || {{ echo $$ >{ipam.dir}/started; exec sleep 60; }}')
     conf = network(isGateway=True, ipam=ipam.conf)
-    with still(runtime.host, container):
-        start = time.monotonic()
+    with unchanged(runtime.host, container):
         child = runtime.start("ADD", "bridge", conf, container)
-        pid = ""
-        while not pid.endswith("\n"):
-            assert time.monotonic() - start < 20
-            time.sleep(0.01)
-            if (ipam.dir / "started").exists():
-                pid = (ipam.dir / "started").read_text()
+        pid = wait_for_line(ipam.dir / "started", child)
         child.send_signal(number)
         out, _ = child.communicate(timeout=20)
         assert not Path("/proc", pid.strip()).exists(), "the IPAM plugin goes on"
-    assert time.monotonic() - start < 20
     assert child.returncode == 1
     error = json.loads(out)
     assert (error["code"], error["msg"]) == (999, f"interrupted by {number.name}")
@@ -901,7 +876,7 @@ def test_a_signal_during_add(
 
 def test_the_nodes_own_namespace(runtime: Runtime) -> None:
     host = runtime.host
-    with still(host):
+    with unchanged(host):
         for path in (host.path, f"/proc/{getpid_inside(host)}/ns/net"):
             runtime.add("bridge", routed(), path).failed(
                 8, "plugin's netns and netns from CNI_NETNS should not be the same"
@@ -953,7 +928,7 @@ def test_del_cleans_up_without_the_namespace(
 
 def test_del_of_what_was_never_added(runtime: Runtime, container: Netns, data_dir: Path) -> None:
     conf = leased(data_dir)
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.delete("bridge", conf, container).succeeded()
         runtime.delete("bridge", conf, None).succeeded()
         runtime.delete("bridge", network(), container).succeeded()
@@ -998,7 +973,7 @@ def test_gc_removes_what_no_attachment_needs(
     host.ip("link", "add", "vethmine", "type", "veth", "peer", "name", "vethpeer")
     host.ip("link", "set", "vethmine", "master", "br0")
 
-    with still(host, tmp_path):
+    with unchanged(host, tmp_path):
         runtime.gc("bridge", conf, None).succeeded()  # without a list nothing is known
         everything = [("c1", "eth0"), ("c1", "eth1"), ("c2", "eth0")]
         runtime.gc("bridge", conf, everything).succeeded()
@@ -1139,7 +1114,7 @@ def test_check_asks_ipam(runtime: Runtime, container: Netns, data_dir: Path, ipa
 
 
 def test_status(runtime: Runtime, ipam: Ipam) -> None:
-    with still(runtime.host):
+    with unchanged(runtime.host):
         runtime.status("bridge", network()).succeeded()
         runtime.status("bridge", routed()).succeeded()
         runtime.status("bridge", network(ipam=ipam.conf)).succeeded()

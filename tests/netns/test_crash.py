@@ -19,7 +19,6 @@ import random
 import re
 import shutil
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,9 +41,10 @@ from tests.harness import (
     tree,
 )
 from tests.harness.requires import ensure
+from tests.harness.wait import last_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.slow,
@@ -374,15 +374,6 @@ def just_made(points: list[Point]) -> list[Point]:
     return [after for point, after in pairs if "NLM_F_EXCL|NLM_F_CREATE" in point.text]
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
     """Kill a verb, clear up: what is wrong then."""
     if verb == "DEL":
@@ -390,8 +381,8 @@ def trial(world: World, verb: str, point: Point, how: str) -> list[str]:
     else:
         world.prepare()
     reached = world.kill(verb, point)
-    if not eventually(lambda: not world.processes()):
-        return [f"processes left: {world.processes()}"]
+    if left := last_seen(world.processes, wanted=lambda seen: not seen):
+        return [f"processes left: {left}"]
     if verb == "ADD" or reached:
         reply = world.recover(how)
         if reply.rc != 0:

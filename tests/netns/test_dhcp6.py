@@ -11,7 +11,6 @@ from tests.harness.dhcp import (
     FAST,
     Daemon,
     dnsmasq,
-    eventually,
     kea4,
     kea6,
     messages,
@@ -19,6 +18,7 @@ from tests.harness.dhcp import (
     no_server,
     radvd,
 )
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +137,7 @@ def test_both_families(
     put(container, result)
     daemon.kill()
     daemon.start()
-    eventually(
+    wait_until(
         lambda: [row["state"] for row in daemon.leases()] == ["bound", "bound"], "both confirmed"
     )
     assert runtime.add("dhcp", network, container).result == result
@@ -170,16 +170,16 @@ def test_renewed_rebound_expired_and_leased_again(
     result = runtime.add("dhcp", conf(daemon, ipv4=False), container).result
     put(container, result)
     with capture(lan, SWITCH) as wire:
-        eventually(lambda: len(messages6(wire, "DHCP6_Renew")) >= 2, "renewed twice")
+        wait_until(lambda: len(messages6(wire, "DHCP6_Renew")) >= 2, "renewed twice")
         with no_server(server):
-            eventually(lambda: messages6(wire, "DHCP6_Rebind"), "rebinds")
+            wait_until(lambda: messages6(wire, "DHCP6_Rebind"), "rebinds")
         daemon.await_state("bound")
         server.stop()
         daemon.await_state("lost")
     assert global_addresses(container) == []
     server.start()
-    daemon.await_state("bound", 60)
-    eventually(lambda: global_addresses(container), "the address is back")
+    daemon.await_state("bound")
+    wait_until(lambda: global_addresses(container), "the address is back")
     assert global_addresses(container) == [result["ips"][0]["address"]]
 
 

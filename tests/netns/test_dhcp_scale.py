@@ -11,7 +11,8 @@ import pytest
 
 from tests.harness import Netns, capture, requires_kernel
 from tests.harness.contract import without_ipv6
-from tests.harness.dhcp import Daemon, dnsmasq, eventually, messages
+from tests.harness.dhcp import Daemon, dnsmasq, messages
+from tests.harness.wait import wait_until
 
 pytestmark = [requires_kernel("macvlan"), pytest.mark.slow]
 
@@ -75,7 +76,7 @@ def test_many_leases(
     leased = {a["result"]["ips"][0]["address"] for a in answers}
     assert len(leased) == COUNT
 
-    eventually(lambda: resources(daemon)[1] < before[1] + 8, "sockets are closed")
+    wait_until(lambda: resources(daemon)[1] < before[1] + 8, "sockets are closed")
     memory, _, threads = resources(daemon)
     per_lease = (memory - before[0]) / COUNT
     print(f"{COUNT} leases: {memory} KiB, {per_lease:.1f} KiB a lease, {threads} threads")
@@ -85,7 +86,7 @@ def test_many_leases(
     daemon.kill()
     with capture(outside, "lan1") as wire:
         daemon.start()
-        eventually(
+        wait_until(
             lambda: [row["state"] for row in daemon.leases()] == ["bound"] * COUNT,
             "all are confirmed", 60,
         )  # fmt: skip

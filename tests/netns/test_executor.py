@@ -35,6 +35,7 @@ from cni.netns.executor import Executor
 from cni.protocol.errors import CNIError
 from tests.harness.build import ROOT
 from tests.harness.netns import own_inode
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,15 +87,6 @@ def alive(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 # --- jobs: they run in the child, which looks them up by name ----------------------------------
@@ -153,10 +145,11 @@ def leave_thread() -> int:
 
 
 def leave_child() -> int:
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
-        time.sleep(1)
-        os._exit(0)
+        libc.die_with_parent(parent)
+        time.sleep(300)
     return child
 
 
@@ -291,11 +284,12 @@ def handed(container: Netns) -> Iterator[int]:
 
 def test_no_child_is_asked(handed: int, container: Netns) -> None:
     Executor.discard_idle()
+    before = children()  # other tests' servers
     container.ip("link", "add", "br7", "type", "bridge")
     with Namespace.open(HANDED) as ns:
         assert {one.name for one in link.list_all(ns.netlink())} == {"lo", "br7"}
         assert ns.netlink() is ns.netlink()
-        assert not children()
+        assert children() == before
         assert ns.run(inode) == container.inode
 
 
@@ -370,7 +364,7 @@ def test_what_is_seen_ends_the_wait(container: Netns, tmp_path: Path) -> None:
         free = other.run(pid)
         assert free != busy
         fifo.write_text("")  # when it is read the function returns
-        assert eventually(lambda: not any(each._is_busy() for each in Executor._idle))
+        wait_until(lambda: not any(each._is_busy() for each in Executor._idle), "both are idle")
     with Namespace.open(container.path) as again:
         assert again.run(pid) in (busy, free)
     assert len(Executor._idle) == 2
@@ -525,7 +519,7 @@ def test_a_child_killed_while_idle(container: Netns) -> None:
     with Namespace.open(container.path) as ns:
         first = ns.run(pid)
     os.kill(first, signal.SIGKILL)
-    assert eventually(lambda: not alive(first))
+    wait_until(lambda: not alive(first), "the child ends")
     with Namespace.open(container.path) as ns:
         assert ns.run(inode) == container.inode
 
@@ -726,7 +720,7 @@ def test_namespaces_end_when_they_are_no_longer_wanted(netns: Callable[..., Netn
     with Namespace.open(stays.path) as ns:
         assert ns.run(inode) == stays.inode
         goes.close()
-        assert eventually(lambda: link.find(ns.netlink(), "peer") is None)
+        wait_until(lambda: link.find(ns.netlink(), "peer") is None, "the link is gone")
 
 
 # --- the parent dies ---------------------------------------------------------------------------
@@ -755,7 +749,7 @@ def test_the_child_dies_with_its_parent(container: Netns, then: str) -> None:
         assert alive(child)
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        assert eventually(lambda: not alive(child))
+        wait_until(lambda: not alive(child), "the child ends")
 
 
 # --- what is not a network namespace -----------------------------------------------------------

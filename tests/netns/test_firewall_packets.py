@@ -7,7 +7,6 @@ plugin has (the administrator gave it that); firewalld rejects what no zone allo
 from __future__ import annotations
 
 import itertools
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tests.harness import (
     link,
     ping,
     port,
+    reach,
     tcp_exchange,
     tcp_server,
 )
@@ -104,18 +104,6 @@ def join(host: Netns, outside: Netns, *numbers: int) -> None:
     for number in numbers:
         outside.ip("route", "add", f"10.{number}.0.0/24", "via", "198.51.100.1")
         outside.ip("-6", "route", "add", f"fd00:{number}::/64", "via", "2001:db8:ffff::1")
-
-
-def reach(source: Netns, address: str, port: int) -> str:
-    """Connect, and again while that is in vain: on a busy machine neighbours answer late."""
-    deadline = time.monotonic() + 15
-    while True:
-        try:
-            return tcp_exchange(source, address, port)
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
 
 
 def reaches(source: Netns, address: str, port: int) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import Netns, Runtime, iptables_save
-from tests.harness.firewalld import wait_for
 from tests.harness.netns import stop
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,7 +148,7 @@ class Watcher:
 
     def wait_for(self, text: str, times: int = 1) -> None:
         """Until it has said that so often."""
-        wait_for(lambda: self.log.read_text().count(text) >= times, text, self.process)
+        wait_until(lambda: self.log.read_text().count(text) >= times, text, process=self.process)
 
 
 @pytest.fixture
@@ -170,13 +170,13 @@ def test_the_watcher_restores(
     watcher.wait_for("started: 0 of 0 restored")
     runtime.add("firewall", conf(), container, prev_result=previous(container)).succeeded()
     firewalld.cmd("--reload")
-    wait_for(lambda: firewalld.sources() == SOURCES, "the sources", watcher.process)
+    wait_until(lambda: firewalld.sources() == SOURCES, "the sources", process=watcher.process)
     watcher.wait_for("firewalld has reloaded: 1 of 1 restored")
     # Again, with one that came later; `--complete-reload` also drops what conntrack knew.
     prev = previous(container2, "10.0.0.3/24")
     runtime.add("firewall", conf(), container2, prev_result=prev, container_id="c2").succeeded()
     firewalld.cmd("--complete-reload")
-    wait_for(lambda: len(firewalld.sources()) == 3, "all sources", watcher.process)
+    wait_until(lambda: len(firewalld.sources()) == 3, "all sources", process=watcher.process)
     watcher.wait_for("firewalld has reloaded: 2 of 2 restored")
     # It ends: iptables takes over, as in an ADD. It is back: so are the sources.
     firewalld.stop()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,9 +44,11 @@ from tests.harness import (
     udp_server,
     unchanged,
 )
-from tests.harness.netns import leftovers, own_inode, remove_stale
+from tests.harness.build import ROOT
+from tests.harness.netns import BARE_ENV, leftovers, own_inode, remove_stale
 from tests.harness.requires import PROBES, missing, requires_kernel
 from tests.harness.runtime import state_dir
+from tests.harness.wait import wait_for_line, wait_until
 
 MakeNetns = Callable[..., Netns]
 
@@ -90,6 +95,79 @@ def test_unnamed_namespace_lives_on(container: Netns) -> None:
     container.unname()
     assert not Path(container.path).exists()
     assert "lo" in links(container)
+
+
+def start_test_run(
+    directory: Path, text: str, *options: str, **kwargs: Any
+) -> subprocess.Popen[bytes]:
+    """Start pytest on one test module, with this harness."""
+    (directory / "test_inner.py").write_text(text)
+    (directory / "pytest.ini").write_text("[pytest]")
+    plugins = ["-p", "tests.harness.parallel", "-p", "no:cacheprovider"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "pytest", *plugins, *options, f"--rootdir={directory}", directory],
+        cwd=ROOT,
+        env={**BARE_ENV, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **kwargs,
+    )
+
+
+ENDLESS = """
+import time
+from pathlib import Path
+from tests.harness import Netns
+
+def test_it():
+    ns = Netns()
+    ns.ip(*"link add inner type veth peer name outer netns {outer}".split())
+    ns.popen(["sleep", "600"])
+    Path("{ready}").write_text(f"{{ns.inode}}\\n")
+    time.sleep(600)
+"""
+
+
+def test_what_a_killed_test_run_made_goes_with_it(netns: MakeNetns, tmp_path: Path) -> None:
+    """Its worker has a namespace, a process and a mount; nobody is left to clear up."""
+    ours, ready, outer = netns(), tmp_path / "ready", tmp_path / "outer"
+    outer.touch()
+    subprocess.run(["mount", "--bind", ours.path, outer], check=True)
+    try:
+        text = ENDLESS.format(outer=outer, ready=ready)
+        with start_test_run(tmp_path, text, "-n", "1") as run:
+            try:
+                inode = wait_for_line(ready, run).strip()
+                assert "outer" in links(ours)
+                assert f"net:[{inode}]" not in Path("/proc/self/mountinfo").read_text()
+            finally:
+                run.kill()
+            assert run.stdout is not None
+            run.stdout.read()  # until nobody has it open any longer: all processes have ended
+        wait_until(lambda: "outer" not in links(ours), "the namespace is gone")
+    finally:
+        subprocess.run(["umount", outer], check=True)
+
+
+INTERRUPTED = """
+import signal, subprocess
+
+def test_it():
+    assert subprocess.run(["sh", "-c", "kill -INT $$; echo goes on"]).returncode == -signal.SIGINT
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_children_hear_sigint_though_the_test_run_was_to_ignore_it(
+    tmp_path: Path, workers: str
+) -> None:
+    """As what a shell starts in the background ignores it."""
+
+    def ignore() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with start_test_run(tmp_path, INTERRUPTED, "-n", workers, preexec_fn=ignore) as run:
+        assert run.wait(60) == 0, run.stdout.read().decode() if run.stdout else ""
 
 
 @pytest.mark.usefixtures("_namespaces")

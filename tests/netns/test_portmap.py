@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from tests.harness.portmap import (
     tcp,
     udp,
 )
+from tests.harness.wait import last_seen, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,15 +52,6 @@ def node(runtime: Runtime, outside: Netns, data_dir: Path) -> Node:
 
 def gateway(address: str) -> str:
     return GATEWAYS["6" if ":" in address else "4"]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def without_br_netfilter(host: Netns) -> None:
@@ -187,9 +178,9 @@ def test_a_neighbour_does_not_reach_localhost(node: Node, container: Netns) -> N
             sender.sendto(b"x", ("127.0.0.1", 9999))
             return bool(local.clients)
 
-        assert not eventually(knock, 0.5)
+        assert not last_seen(knock, timeout=0.5)
         node.host.exec(["nft", "flush", "chain", "ip", TABLE, "published_guard"])
-        assert eventually(knock), "the test's own way in does not work"
+        wait_until(knock, "the test's own way in works")
 
 
 def test_localhost_of_ipv6(

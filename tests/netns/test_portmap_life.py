@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +35,10 @@ from tests.harness import (
 )
 from tests.harness import nft as nft_list
 from tests.harness.portmap import NET, NODE4, TABLE, Node, each_backend, tcp, udp
+from tests.harness.wait import last_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 Json = dict[str, Any]
@@ -48,15 +48,6 @@ Json = dict[str, Any]
 def node(runtime: Runtime, data_dir: Path, tmp_path: Path) -> Node:
     runtime.env["CNI_STATE_DIR"] = str(tmp_path / "state")
     return Node(runtime, data_dir)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 # -- a port has one owner -------------------------------------------------------------------------
@@ -318,7 +309,7 @@ def test_a_sender_that_never_stops(
 
         def talks_to(server: Server) -> bool:
             count = len(server.clients)
-            return eventually(lambda: len(server.clients) > count + 3)
+            return last_seen(lambda: len(server.clients) > count + 3)
 
         def is_left_by_others(server: Server) -> bool:
             others = [s for s in (nobody, one, two) if s is not server]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +33,9 @@ from tests.harness import (
     tcp_server,
     udp_exchange,
     udp_server,
+    unchanged,
 )
+from tests.harness.wait import wait_for_line
 from tests.netns.test_bridge import (
     Ipam,
     advertise_router,
@@ -43,7 +44,6 @@ from tests.netns.test_bridge import (
     leases,
     once,
     plain,
-    still,
 )
 
 if TYPE_CHECKING:
@@ -299,13 +299,13 @@ def test_a_containers_router_advertisement_is_ignored(runtime: Runtime, containe
 def test_ipam_is_mandatory(runtime: Runtime, container: Netns) -> None:
     conf = network()
     del conf["ipam"]
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("ptp", conf, container).failed(999, "no plugin name provided")
         runtime.status("ptp", conf).failed(999, "no plugin name provided")
 
 
 def test_a_gateway_is_mandatory(runtime: Runtime, container: Netns, ipam: Ipam) -> None:
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("ptp", network(ipam=ipam.conf), container).failed(
             999, "failed to add IP addr (10.22.0.2/24) to veth: no gateway", "ipam"
         )
@@ -314,7 +314,7 @@ def test_a_gateway_is_mandatory(runtime: Runtime, container: Netns, ipam: Ipam) 
 
 def test_no_address_from_ipam(runtime: Runtime, container: Netns, ipam: Ipam) -> None:
     ipam.answer({"cniVersion": "1.0.0"})
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("ptp", network(ipam=ipam.conf), container).failed(
             999, "IPAM plugin returned missing IP config"
         )
@@ -348,7 +348,7 @@ def test_a_failure_after_the_allocation_leaves_nothing(
             **extra,
         }
     )
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.add("ptp", network(ipam=ipam.conf), container).failed(999, text)
     assert ipam.calls == ["ADD c1", "DEL c1"]
 
@@ -358,7 +358,7 @@ def test_a_second_add_leaves_the_first_alone(
 ) -> None:
     conf = network(ipam=DUAL.host_local(data_dir))
     result = runtime.add("ptp", conf, container).result
-    with still(runtime.host, container, data_dir):
+    with unchanged(runtime.host, container, data_dir):
         runtime.add("ptp", conf, container).failed(
             999, 'container veth name ("eth0") peer provided ("veth', "already exists"
         )
@@ -366,13 +366,10 @@ def test_a_second_add_leaves_the_first_alone(
 
 
 def test_a_signal_during_add(runtime: Runtime, container: Netns, ipam: Ipam) -> None:
-    ipam.script(f'test "$CNI_COMMAND" = DEL || {{ touch {ipam.dir}/started; exec sleep 60; }}')
-    with still(runtime.host, container):
-        start = time.monotonic()
+    ipam.script(f'test "$CNI_COMMAND" = DEL || {{ echo >{ipam.dir}/started; exec sleep 60; }}')
+    with unchanged(runtime.host, container):
         child = runtime.start("ADD", "ptp", network(ipam=ipam.conf), container)
-        while not (ipam.dir / "started").exists():
-            assert time.monotonic() - start < 20
-            time.sleep(0.01)
+        wait_for_line(ipam.dir / "started", child)
         child.send_signal(signal.SIGTERM)
         out, _ = child.communicate(timeout=20)
     assert child.returncode == 1
@@ -401,7 +398,7 @@ def test_del_cleans_up_without_the_namespace(
 
 
 def test_del_of_what_was_never_added(runtime: Runtime, container: Netns) -> None:
-    with still(runtime.host, container):
+    with unchanged(runtime.host, container):
         runtime.delete("ptp", network(), container).succeeded()
         runtime.delete("ptp", network(), None).succeeded()
         runtime.delete("ptp", network(), "/run/netns/nosuch").succeeded()
@@ -432,7 +429,7 @@ def test_gc_removes_what_no_attachment_needs(
     result = runtime.add("ptp", conf, container).result
     runtime.add("ptp", conf, container2, container_id="c2").succeeded()
     runtime.add("ptp", other, third, container_id="c3").succeeded()
-    with still(host, data_dir):
+    with unchanged(host, data_dir):
         runtime.gc("ptp", conf, None).succeeded()
         runtime.gc("ptp", conf, [("c1", "eth0"), ("c2", "eth0")]).succeeded()
     for _ in range(2):
@@ -489,6 +486,6 @@ def test_check_of_another_link(runtime: Runtime, container: Netns, container2: N
 
 def test_status(runtime: Runtime, ipam: Ipam) -> None:
     ipam.script("""echo '{"code": 50, "msg": "unavailable"}'; exit 1""")
-    with still(runtime.host):
+    with unchanged(runtime.host):
         runtime.status("ptp", network(ipam=ipam.conf)).failed(50, "unavailable")
     assert ipam.calls == ["STATUS "]

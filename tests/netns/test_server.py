@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from operator import gt
 from pathlib import Path
@@ -23,6 +22,7 @@ import pytest
 from cni.server.wire import HELLO_SIZE
 from tests.harness import Netns, Runtime, ping
 from tests.harness.build import install_dist
+from tests.harness.paths import let_everybody_in
 from tests.harness.server import (
     Server,
     Watch,
@@ -33,8 +33,8 @@ from tests.harness.server import (
     served,
     serving,
     state,
-    until,
 )
+from tests.harness.wait import wait_for_call, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -250,7 +250,7 @@ def begin(
 ) -> subprocess.Popen[bytes]:
     """A bridge request that a worker is working on."""
     child = runtime.start(command, "bridge", conf, container)
-    until((tmp_path / "waiting").exists, "the IPAM plugin runs")
+    wait_until((tmp_path / "waiting").exists, "the IPAM plugin runs")
     return child
 
 
@@ -265,7 +265,7 @@ def test_a_worker_that_dies_in_an_add(
     assert child.returncode == 1
     assert json.loads(output)["msg"] == "the cni server ended in the middle of the request"
     # The runtime's next steps.
-    until(lambda: len(server.workers()) == 2, "new workers")
+    wait_until(lambda: len(server.workers()) == 2, "new workers")
     runtime.delete("bridge", conf, container).succeeded()
     served(server, lambda: runtime.add("bridge", conf, container)).succeeded()
 
@@ -290,8 +290,8 @@ def test_a_killed_client_takes_its_worker_along(
     child = begin(runtime, "ADD", conf, container, tmp_path)
     child.kill()
     child.communicate(timeout=30)
-    until(lambda: before - set(server.workers()), "the worker ends")
-    until(lambda: len(server.workers()) == 2, "another takes its place")
+    wait_until(lambda: before - set(server.workers()), "the worker ends")
+    wait_until(lambda: len(server.workers()) == 2, "another takes its place")
     go.touch()
     assert "eth0" not in container.ip("link")
     runtime.delete("bridge", conf, container).succeeded()
@@ -389,7 +389,7 @@ def test_ending_lets_requests_finish(
     conf, go = slow_ipam(tmp_path, runtime)
     child = begin(runtime, "ADD", conf, container, tmp_path)
     server.child.terminate()
-    until(lambda: not server.socket.exists(), "the socket is gone")
+    wait_until(lambda: not server.socket.exists(), "the socket is gone")
     # Nobody waits for it meanwhile.
     runtime.call("VERSION", "bridge", "").succeeded()
     go.touch()
@@ -406,7 +406,7 @@ def test_a_killed_supervisor_leaves_nobody_behind(
     executors = [pid for worker in workers for pid in children(worker)]
     assert executors
     server.child.kill()
-    until(lambda: all(state(p) in ("", "Z") for p in workers + executors), "all end")
+    wait_until(lambda: all(state(p) in ("", "Z") for p in workers + executors), "all end")
     runtime.add("loopback", LOOPBACK, container).succeeded()
 
 
@@ -476,8 +476,7 @@ def test_another_user_is_turned_away(
 ) -> None:
     """Even if somebody opened the socket's mode."""
     server.socket.chmod(0o666)
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    let_everybody_in(tmp_path)
     reply = runtime.host.exec(
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c", PROBE],
         stdin=str(server.socket),
@@ -502,6 +501,11 @@ def test_the_same_worker_serves_what_comes_one_by_one(
 ) -> None:
     """Its caches are warm; the others are not even woken."""
 
+    def idle(workers: list[int]) -> list[int]:
+        for pid in workers:
+            wait_for_call(pid, "epoll_wait")
+        return workers
+
     def switches(pid: int) -> int:
         text = Path(f"/proc/{pid}/status").read_text()
         return int(text.partition("voluntary_ctxt_switches:")[2].split()[0])
@@ -509,11 +513,10 @@ def test_the_same_worker_serves_what_comes_one_by_one(
     workers = server.workers()
     assert len(workers) > 1
     served_before = server.status()["served"]
-    time.sleep(0.1)  # it is tidying up; meanwhile another one would serve
-    before = {pid: switches(pid) for pid in workers}
+    before = {pid: switches(pid) for pid in idle(workers)}
     for _ in range(10):
         runtime.add("loopback", LOOPBACK, container).succeeded()
-        time.sleep(0.02)
+        idle(workers)  # while one tidies up another one would serve
     assert sum(switches(pid) >= before[pid] + 10 for pid in workers) == 1
     assert sum(switches(pid) == before[pid] for pid in workers) == len(workers) - 1
     assert server.status()["served"] == served_before + 10
@@ -623,14 +626,16 @@ def test_an_upgrade_under_load_loses_no_add(
         for thread in threads:
             thread.start()
         try:
-            until(lambda: min(done) > 1 or failures, "the load runs", 60)
+            wait_until(lambda: min(done) > 1 or failures, "the load runs", 60)
             served_before = server.status()["served"]
             install = [other, "install", "--bin-dir", bin_dir]
             subprocess.run(install, check=True, capture_output=True)
-            until(lambda: _build(server) not in ("", before) or failures, "it changes over", 60)
+            wait_until(
+                lambda: _build(server) not in ("", before) or failures, "it changes over", 60
+            )
             assert server.status()["served"] >= served_before
             at = list(done)
-            until(lambda: all(map(gt, done, at)) or failures, "the load runs on", 60)
+            wait_until(lambda: all(map(gt, done, at)) or failures, "the load runs on", 60)
         finally:
             stop.set()
             for thread in threads:
@@ -742,7 +747,7 @@ def test_a_worker_is_replaced_after_its_share(
         (first,) = server.workers()
         for _ in range(3):
             runtime.call("VERSION", "loopback", "").succeeded()
-        until(lambda: server.workers() not in ([], [first]), "a new worker")
+        wait_until(lambda: server.workers() not in ([], [first]), "a new worker")
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
 
 
@@ -767,7 +772,7 @@ def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_p
             ],
             stderr=subprocess.PIPE,
         )
-        until(path.exists, "the socket is there")
+        wait_until(path.exists, "the socket is there")
         runtime.env["CNI_SERVER_SOCKET"] = str(path)
         runtime.add("loopback", LOOPBACK, container).succeeded()
         assert heard.recv(100) == b"READY=1"

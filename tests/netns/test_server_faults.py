@@ -29,8 +29,8 @@ from tests.harness.server import (
     served,
     serving,
     state,
-    until,
 )
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +147,7 @@ def test_who_was_greeted_need_not_wait_for_another_s_request(
     conf = {**LOOPBACK, "ipam": {"type": "slow"}}
     with serving(runtime, path, "--workers", "1") as server, greeted(server) as waiting:
         child = runtime.start("STATUS", "bridge", conf, container)
-        until((tmp_path / "runs").exists, "the slow request runs")
+        wait_until((tmp_path / "runs").exists, "the slow request runs")
         assert reply(waiting) == b"N"
         go.touch()
         output, _ = child.communicate(timeout=30)
@@ -175,7 +175,7 @@ def test_no_connection_is_kept(runtime: Runtime, path: Path) -> None:
             with ExitStack() as stack:
                 for _ in range(20):
                     stack.enter_context(server.connect()).sendall(message)
-        until(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before, "all are closed")
+        wait_until(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before, "all are closed")
         assert server.workers() == [worker]
 
 
@@ -279,7 +279,9 @@ def test_a_client_in_another_namespace_is_declined(
 def pin(pid: int, path: Path) -> None:
     """Mount the network namespace that the process is about to have."""
     own = os.stat("/proc/self/ns/net").st_ino
-    until(lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own, "it has a namespace of its own")
+    wait_until(
+        lambda: os.stat(f"/proc/{pid}/ns/net").st_ino != own, "it has a namespace of its own"
+    )
     subprocess.run(["mount", "--bind", f"/proc/{pid}/ns/net", path], check=True)
 
 
@@ -325,11 +327,11 @@ def test_a_supervisor_that_is_stopped_and_continued(
 ) -> None:
     for seconds in (1.2, 0.1, 1.2):
         server.child.send_signal(signal.SIGSTOP)
-        until(lambda: state(server.pid) == "T", "it is stopped")
+        wait_until(lambda: state(server.pid) == "T", "it is stopped")
         time.sleep(seconds)  # across the end of its wait
         server.child.send_signal(signal.SIGCONT)
         server.signal_workers(signal.SIGKILL)
-        until(lambda: len(server.workers()) == 2, "new workers")
+        wait_until(lambda: len(server.workers()) == 2, "new workers")
     assert server.child.poll() is None
     served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
     assert server.end() == 0
@@ -342,9 +344,9 @@ def test_a_fork_that_fails(server: Server, runtime: Runtime, container: Netns) -
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         status = Path(f"/proc/{server.pid}/status")
-        until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is there")
+        wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is there")
         server.signal_workers(signal.SIGKILL)
-        until(lambda: len(server.workers()) == 2, "new workers")
+        wait_until(lambda: len(server.workers()) == 2, "new workers")
     finally:
         tracer.terminate()
         tracer.communicate()
@@ -370,16 +372,16 @@ def test_one_worker_s_deaths_are_no_other_slot_s(server: Server) -> None:
     for _ in range(6):
         first = killed(server, first)
     os.kill(first, signal.SIGKILL)
-    until(lambda: server.workers() == [second], "it is gone, and the next has to wait")
+    wait_until(lambda: server.workers() == [second], "it is gone, and the next has to wait")
     os.kill(second, signal.SIGKILL)
-    until(lambda: set(server.workers()) - {second}, "a new one, before the other slot's", 1)
+    wait_until(lambda: set(server.workers()) - {second}, "a new one, before the other slot's", 1)
 
 
 def killed(server: Server, pid: int) -> int:
     """Kill a worker; the one that takes its place."""
     others = set(server.workers()) - {pid}
     os.kill(pid, signal.SIGKILL)
-    until(lambda: set(server.workers()) - others - {pid}, "another takes its place")
+    wait_until(lambda: set(server.workers()) - others - {pid}, "another takes its place")
     (new,) = set(server.workers()) - others
     return new
 
@@ -412,7 +414,7 @@ def test_a_socket_that_was_removed(server: Server, runtime: Runtime, container: 
     before = server.status()["served"]
     for remove in (os.unlink, lambda path: os.rename(path, f"{path}.old")):
         remove(server.socket)
-        until(server.socket.exists, "it listens again")
+        wait_until(server.socket.exists, "it listens again")
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
     assert server.status()["served"] == before + 2
     assert server.end() == 0
@@ -426,7 +428,7 @@ def test_a_socket_whose_directory_was_removed(
     with serving(runtime, path, "--workers", "1") as server:
         path.unlink()
         path.parent.rmdir()
-        until(path.exists, "it listens again")
+        wait_until(path.exists, "it listens again")
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
 
 
@@ -442,9 +444,9 @@ def test_a_request_goes_on_when_the_socket_is_removed(
     conf = {**LOOPBACK, "ipam": {"type": "slow"}}
     with serving(runtime, path, "--workers", "2") as server:
         child = runtime.start("STATUS", "bridge", conf, container)
-        until((tmp_path / "runs").exists, "the slow request runs")
+        wait_until((tmp_path / "runs").exists, "the slow request runs")
         path.unlink()
-        until(path.exists, "it listens again")
+        wait_until(path.exists, "it listens again")
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
         go.touch()
         output, _ = child.communicate(timeout=30)

@@ -7,7 +7,6 @@ import itertools
 import json
 import subprocess
 import tarfile
-import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.harness import CommandError, JoinedNetns
+from tests.harness.wait import last_seen, wait_until
 
 from .networks import CONF_DIR
-from .node import eventually
 from .plugins import BIN_DIR
 
 if TYPE_CHECKING:
@@ -103,7 +102,9 @@ class Container:
         pings = " && ".join(f"ping -c 1 -W 2 {address}" for address in addresses)
         command = f"{pings} && echo all answered"
         return bool(
-            eventually(lambda: "all answered" in self.exec("sh", "-c", command, check=False))
+            last_seen(
+                lambda: "all answered" in self.exec("sh", "-c", command, check=False), timeout=5
+            )
         )
 
     def fetch(self, address: str, port: int = WEB_PORT) -> str:
@@ -117,7 +118,7 @@ class Container:
     def _ask(self, address: str, port: int, question: str) -> str:
         # busybox's wget would be at hand, but the static one of Debian 12 crashes.
         command = f"printf '{question}' | timeout 3 nc {address} {port}"
-        return str(eventually(lambda: self.exec("sh", "-c", command, check=False))).strip()
+        return last_seen(lambda: self.exec("sh", "-c", command, check=False), timeout=5).strip()
 
 
 @dataclass
@@ -269,9 +270,12 @@ class Containerd(Engine):
             self.daemon = self.node.popen(
                 ["containerd", "--config", "/etc/containerd/config.toml"], stdout=log, stderr=log
             )
-        up = eventually(lambda: self.node.run(["ctr", "version"], check=False).returncode == 0)
-        if not up:
-            raise CommandError(f"containerd does not start:\n{self.log.read_text()[-4000:]}")
+        wait_until(
+            lambda: self.node.run(["ctr", "version"], check=False).returncode == 0,
+            "containerd starts",
+            process=self.daemon,
+            tell=lambda: self.log.read_text()[-4000:],
+        )
         self.node.daemons |= {
             pid for pid, line in self.node.processes().items() if line.startswith("containerd ")
         }
@@ -297,11 +301,12 @@ class Containerd(Engine):
                 stdout=stream,
                 stderr=stream,
             )
-        deadline = time.monotonic() + 30
-        while "ready" not in output.read_text().splitlines():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise CommandError(f"ctr run {name} (exit {process.poll()}):\n{output.read_text()}")
-            time.sleep(0.02)
+        wait_until(
+            lambda: "ready" in output.read_text().splitlines(),
+            f"ctr run {name}",
+            process=process,
+            tell=output.read_text,
+        )
         return Container(self, name, f"default-{name}", process)
 
     def stop(self, container: Container) -> None:
@@ -337,7 +342,7 @@ class Containerd(Engine):
         for container in self.containers.values():
             if container.process is not None:
                 container.process.wait(30)
-        eventually(self._delete_all)
+        wait_until(self._delete_all, "all containers are deleted", tell=self._names)
         self.containers.clear()
 
     def _delete_all(self) -> bool:

@@ -19,16 +19,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tests.harness import CommandError, Netns, connect, iptables_save, kind, links, nft
 from tests.harness.netns import PATH, stop
+from tests.harness.wait import last_seen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from .networks import Network
 
@@ -46,16 +46,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 def matching(version: int, addresses: Sequence[str]) -> str:
     """The address of this IP version."""
     return next(one for one in addresses if ipaddress.ip_address(one).version == version)
-
-
-def eventually(
-    look: Callable[[], Any], *, timeout: float = 5, until: Callable[[Any], bool] = bool
-) -> Any:
-    """Look until what is seen is as wanted (or time is up); return what was seen last."""
-    deadline = time.monotonic() + timeout
-    while not until(seen := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return seen
 
 
 class Node:
@@ -128,7 +118,7 @@ class Node:
             stop(child)
         self.netns.close()
         self.outside.close()
-        eventually(lambda: remove_cgroups(self.tag))
+        last_seen(lambda: remove_cgroups(self.tag), timeout=5)
         shutil.rmtree(self.base, ignore_errors=True)
 
     # -- doing things on the node -------------------------------------------------------------
@@ -213,7 +203,7 @@ class Node:
             return {kind: things for kind, things in seen.items() if kind not in but}
 
         # A runtime's helpers (conmon, shims) end a moment after the command that stops a container.
-        left = eventually(look, until=lambda seen: not seen)
+        left = last_seen(look, wanted=lambda seen: not seen)
         assert not left, f"left behind: {json.dumps(left, indent=1)}"
 
     def leases(self, network: Network) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .node import eventually
+from tests.harness.wait import last_seen, wait_until
 
 if TYPE_CHECKING:
     from .node import Node
@@ -70,8 +70,11 @@ class Systemd:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        up = eventually(lambda: self.state() == "running", timeout=30)
-        assert up, f"systemd does not boot: {self.state()}\n{self.log()}"
+        wait_until(
+            lambda: self.state() == "running",
+            "systemd boots",
+            tell=lambda: f"{self.state()}\n{self.log()}",
+        )
 
     def log(self) -> str:
         """What it said, to whom it might concern."""
@@ -100,10 +103,9 @@ class Systemd:
     def change(self, *args: str) -> None:
         """A systemctl command, and wait for everything that follows from it."""
         self.systemctl(*args)
-        jobs = eventually(
+        jobs = last_seen(
             lambda: self.systemctl("list-jobs", "--no-legend", check=False),
-            timeout=30,
-            until=lambda jobs: "cni" not in jobs,
+            wanted=lambda jobs: "cni" not in jobs,
         )
         assert "cni" not in jobs, jobs
 

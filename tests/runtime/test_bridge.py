@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.harness import DUAL, Family, each_family, ports
+from tests.harness.wait import wait_until
 
 from .checks import check_own_network, check_seen_outside, check_talking, in_subnets, leaks
-from .node import Node, eventually
+from .node import Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,8 +126,11 @@ def test_full_subnet(
     assert node.leases(net) == ["10.22.0.9"]
     if engine.name == "podman" or plugins.ours:
         # ctr does not ask for DEL after a failed ADD; the reference then keeps the port.
-        alone = eventually(lambda: len(ports(node.netns, net.bridge)) == 1)
-        assert alone, f"ports left behind: {sorted(ports(node.netns, net.bridge))}"
+        wait_until(
+            lambda: len(ports(node.netns, net.bridge)) == 1,
+            "one port is left",
+            tell=lambda: sorted(ports(node.netns, net.bridge)),
+        )
     assert first.reaches("10.22.0.1")
 
     engine.remove(first)

@@ -13,10 +13,11 @@ import pytest
 from tests.harness import V4
 from tests.harness.build import ROOT
 from tests.harness.netns import leftovers, remove_stale
+from tests.harness.wait import last_seen
 
 from .engines import Podman, make_image
 from .networks import Network
-from .node import Node, eventually, left_of, processes_in, remove_stale_nodes
+from .node import Node, left_of, processes_in, remove_stale_nodes
 
 if TYPE_CHECKING:
     from .plugins import Plugins
@@ -66,7 +67,7 @@ def test_killed_test_run() -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr
     pid, base, *namespaces = done.stdout.split()
     assert len(namespaces) == 5
-    left = eventually(lambda: processes_in(namespaces), until=lambda seen: not seen)
+    left = last_seen(lambda: processes_in(namespaces), wanted=lambda seen: not seen)
     assert left == []
     remove_stale()
     remove_stale_nodes()

@@ -10,10 +10,11 @@ import pytest
 
 from tests.harness import DUAL
 from tests.harness.build import ROOT
+from tests.harness.wait import wait_until
 
 from .engines import Podman, make_image
 from .networks import Network
-from .node import NODE_ADDRESSES, Node, eventually, left_of
+from .node import NODE_ADDRESSES, Node, left_of
 from .plugins import BIN_DIR
 from .published import Published, check_published, listening, published_tables, refused
 from .systemd import SYSTEMD, UNITS, Systemd
@@ -148,7 +149,9 @@ def test_the_dhcp_daemon_gets_its_socket(systemd: Systemd) -> None:
     assert systemd.show("cni-dhcp.service", "ActiveState") == "inactive"
     asked = systemd.node.run([f"{BIN_DIR}/cni", "dhcp", "leases", "--json"])
     assert asked.stdout == "[]\n"
-    assert eventually(lambda: systemd.show("cni-dhcp.service", "ActiveState") == "active")
+    wait_until(
+        lambda: systemd.show("cni-dhcp.service", "ActiveState") == "active", "the daemon runs"
+    )
 
 
 def node_left(systemd: Systemd, net: Network, *container_ids: str) -> None:

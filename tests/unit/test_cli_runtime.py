@@ -14,7 +14,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from cni.cli.cache import Attachment, Cache, outcome
 from cni.cli.conflist import NetworkList, from_bytes
 from cni.cli.runtime import Interrupts, Runtime
 from cni.protocol.errors import CNIError
+from tests.harness.wait import wait_for_line, wait_for_lock_waiters
 
 ROOT = Path(__file__).resolve().parents[2]
 NETNS = "/var/run/netns/testing"
@@ -42,7 +42,7 @@ cat >$log/$number.stdin
 env >$log/$number.env
 echo "$CNI_COMMAND ${{0##*/}}" >>$log/calls
 answer={answers}/${{0##*/}}.$CNI_COMMAND
-[ -f $answer.sleep ] && sleep $(cat $answer.sleep)
+[ -f $answer.hold ] && while [ ! -f {answers}/go ]; do sleep 0.01; done
 [ -f $answer.stderr ] && cat $answer.stderr >&2
 [ -f $answer.error ] && cat $answer.error && exit 1
 [ -f $answer ] && cat $answer
@@ -108,6 +108,14 @@ class World:
     def calls(self) -> list[str]:
         path = self.root / "log" / "calls"
         return path.read_text().splitlines() if path.exists() else []
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "cache" / ".lock"
+
+    def let_go(self) -> None:
+        """Let the calls return that an answer ".hold" holds back."""
+        (self.root / "answers" / "go").touch()
 
     def stdin(self, number: int) -> dict[str, Any]:
         """What the call (-1: the last one) got on stdin."""
@@ -1000,8 +1008,11 @@ def test_gc_keep(world: World) -> None:
 
 def test_concurrent_runs_on_one_container_take_turns(world: World) -> None:
     world.configure("one", "two")
-    world.answer("one", "ADD", "0.2", ".sleep")
+    world.answer("one", "ADD", "", ".hold")
     children = [world.start("add", "net", NETNS, "-i", f"net{n}") for n in range(3)]
+    wait_for_line(world.root / "log" / "calls")
+    wait_for_lock_waiters(world.lock, 2)
+    world.let_go()
     assert [child.wait(60) for child in children] == [0, 0, 0]
     for child in children:
         child.communicate()
@@ -1014,13 +1025,7 @@ def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
     (world.root / "cache").mkdir()
     with Cache(str(world.root / "cache")).lock(None):
         child = world.start("check", "net", NETNS)
-        deadline = time.monotonic() + 20
-        lock = f":{(world.root / 'cache' / '.lock').stat().st_ino} "
-        while time.monotonic() < deadline:
-            waiting = [x for x in Path("/proc/locks").read_text().splitlines() if "->" in x]
-            if any(lock in line for line in waiting):
-                break
-            time.sleep(0.02)
+        wait_for_lock_waiters(world.lock)
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
@@ -1030,28 +1035,28 @@ def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
 
 def test_gc_waits_for_everybody(world: World) -> None:
     world.configure("one", "two", cniVersion="1.1.0")
-    world.answer("one", "ADD", "1", ".sleep")
+    world.answer("one", "ADD", "", ".hold")
     first = world.start("add", "net", NETNS)
-    deadline = time.monotonic() + 20
-    while not world.calls and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert world.cni("gc", "net") == (0, "", "")
-    assert first.wait(60) == 0
-    first.communicate()
+    wait_for_line(world.root / "log" / "calls", first)
+    second = world.start("gc", "net")
+    wait_for_lock_waiters(world.lock)
+    world.let_go()
+    for child in (first, second):
+        _, err = child.communicate(timeout=60)
+        assert (child.returncode, err) == (0, "")
     assert world.calls == ["ADD one", "ADD two", "DEL two", "DEL one", "GC one", "GC two"]
 
 
 @pytest.mark.parametrize("answers", ["succeeds", "fails"])
 def test_interrupt_lets_the_running_plugin_finish(world: World, answers: str) -> None:
     world.configure("one", "two")
-    world.answer("one", "ADD", "1", ".sleep")
+    world.answer("one", "ADD", "", ".hold")
     if answers == "fails":
         world.fail("one", "ADD", "interrupted by SIGINT")
     child = world.start("add", "net", NETNS)
-    deadline = time.monotonic() + 20
-    while not world.calls and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for_line(world.root / "log" / "calls", child)
     child.send_signal(signal.SIGINT)
+    world.let_go()
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
     assert err == f"interrupted; to take away what is there: cni del net {NETNS}\n"

@@ -26,6 +26,7 @@ from cni.protocol.config import NetConf
 from cni.protocol.errors import CNIError, IOFailure, NotAvailable, TryAgainLater
 from cni.protocol.request import Attachment
 from cni.protocol.result import IPConfig, Result
+from tests.harness.wait import wait_for_call
 
 Json = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -647,24 +648,12 @@ def test_a_signal_while_stdin_is_read(number: signal.Signals) -> None:
     assert child.stdin is not None
     child.stdin.write(b"{")  # and the rest never comes
     child.stdin.flush()
-    wait_for_read(child.pid)
+    wait_for_call(child.pid, "read", 0)
     child.send_signal(number)
     out, _ = child.communicate()
     assert child.returncode == 1
     body = json.loads(out)
     assert (body["code"], body["msg"]) == (999, f"interrupted by {number.name}")
-
-
-def wait_for_read(pid: int) -> None:
-    """Until the process sleeps in read(2) on an empty stdin."""
-    import time
-
-    for _ in range(500):
-        call = Path(f"/proc/{pid}/syscall").read_text().split()
-        if call[:2] == ["0", "0x0"]:
-            return
-        time.sleep(0.01)
-    raise AssertionError("the plugin does not read its stdin")
 
 
 def test_a_stdin_without_end_is_refused() -> None:

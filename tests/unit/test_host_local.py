@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +13,7 @@ from cni import lockfile
 from cni.ipam.host_local import resolvconf
 from cni.ipam.host_local.directory import open_store
 from cni.protocol.errors import CNIError, TryAgainLater
+from tests.harness.wait import wait_for_open
 
 from .ipam_node import ALL_VERSIONS, Child, Failure, Ipam
 
@@ -683,20 +683,12 @@ def test_lock_names_its_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_lock_waits(tmp_path: Path) -> None:
     ipam = one_range(tmp_path)
-    held = tmp_path / "held"
-
-    def hold() -> None:
-        with open_store(str(tmp_path), "mynet"):
-            held.touch()
-            time.sleep(0.3)
-
-    other = Child(hold)
-    while not held.exists():
-        time.sleep(0.001)
-    begin = time.monotonic()
-    assert ipam.add() == ["10.1.2.2/24"]
-    assert time.monotonic() - begin > 0.1
-    other.value()
+    with open_store(str(tmp_path), "mynet") as store:
+        other = Child(ipam.add)
+        wait_for_open(other.pid, tmp_path / "mynet" / "lock")
+        # It was there first, but waits: so it gets what is left.
+        assert store.reserve("10.1.2.2", b"x")
+    assert other.value() == ["10.1.2.3/24"]
 
 
 def test_lock_in_a_directory_that_was_replaced(tmp_path: Path) -> None:
@@ -704,7 +696,7 @@ def test_lock_in_a_directory_that_was_replaced(tmp_path: Path) -> None:
     ipam = one_range(tmp_path)
     with open_store(str(tmp_path), "mynet"):
         child = Child(ipam.add)
-        time.sleep(0.2)  # until it waits
+        wait_for_open(child.pid, tmp_path / "mynet" / "lock")
         (tmp_path / "mynet").rename(tmp_path / "old")
         with open_store(str(tmp_path), "mynet", timeout=1) as second:
             assert second.reserve("10.1.2.2", b"x")

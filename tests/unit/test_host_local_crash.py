@@ -17,6 +17,7 @@ import pytest
 from cni import interrupts
 from cni.ipam.host_local.directory import open_store
 from cni.ipam.host_local.store import Store
+from tests.harness.wait import wait_until
 
 from .ipam_node import Child, Ipam, environment
 
@@ -58,8 +59,7 @@ def together(count: int, go: Path, function: Callable[[int], Any]) -> list[Any]:
     """Run `function` in that many processes at the same time; what each returned."""
 
     def run(number: int) -> Any:
-        while not go.exists():
-            time.sleep(0.001)
+        wait_until(go.exists, "the start")
         return function(number)
 
     children = [Child(run, number) for number in range(count)]
@@ -261,8 +261,7 @@ def test_sigterm_undoes_an_add(tmp_path: Path) -> None:
         return str(json.loads(output)["msg"])
 
     child = Child(work)
-    while not held(tmp_path):
-        time.sleep(0.001)
+    wait_until(lambda: held(tmp_path), "an address is reserved")
     child.kill(signal.SIGTERM)
     assert "SIGTERM" in child.value()
     assert names(tmp_path) == {"lock"}

@@ -8,8 +8,7 @@ import json
 import os
 import resource
 import threading
-import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +17,7 @@ from cni.owner import Owner
 from cni.protocol.errors import CNIError
 from cni.protocol.request import Request
 from cni.protocol.result import Interface, Result
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from tests.harness.wait import wait_for_open
 
 C1 = Owner("net", "c1", "eth0")
 C2 = Owner("net", "c2", "eth0")
@@ -107,9 +104,8 @@ def test_del_waits_while_the_rules_are_made(env: dict[str, str]) -> None:
 
     def work(_: intent.Intent) -> None:
         thread.start()
-        deadline = time.monotonic() + 0.2
-        while time.monotonic() < deadline and thread.is_alive():
-            time.sleep(0.01)
+        (file,) = (path for path in Path(intent.directory(env)).iterdir() if path.is_file())
+        wait_for_open(os.getpid(), file, 2)  # this thread has it open as well
         order.append("made")
 
     intent.for_each(env, work)
