@@ -189,6 +189,7 @@ def test_a_neighbour_does_not_reach_localhost(node: Node, container: Netns) -> N
 
         assert not eventually(knock, 0.5)
         node.host.exec(["nft", "flush", "chain", "ip", TABLE, "published_guard"])
+        node.host.exec(["ip", "xfrm", "policy", "flush"])
         assert eventually(knock), "the test's own way in does not work"
 
 

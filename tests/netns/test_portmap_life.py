@@ -117,6 +117,7 @@ def test_an_address_given_again(
 ) -> None:
     """Its former holder is gone: what that published must not come to the new one."""
     result = node.publish(container, [tcp(8080), tcp(8081)], family=V4, backend=backend)
+    container.unname()
     conf = node.conf([tcp(8081, 81)], backend=backend)
     node.runtime.add("portmap", conf, container2, container_id="c2", prev_result=result).succeeded()
     if backend == "nftables":
@@ -126,6 +127,102 @@ def test_an_address_given_again(
         targets = [line for line in node.rules() if "DNAT --to" in line]
         assert [line.split()[-1] for line in targets] == ["10.22.0.2:81"]
         assert not any(r"\"c1\"" in line for line in node.rules())
+
+
+@each_backend
+def test_an_address_of_a_living_container(
+    node: Node, container: Netns, container2: Netns, backend: str
+) -> None:
+    """An ADD that has another's address takes nothing of what that one has published."""
+    result = node.publish(container, [tcp(8080), tcp(8081)], family=V4, backend=backend)
+    before = served(node)
+    add = {"container_id": "c2", "prev_result": result}
+    conf = node.conf([tcp(8081, 81)], backend=backend)
+    node.runtime.add("portmap", conf, container2, **add).failed(
+        999, "host port 8081/tcp is already published by container c1"
+    )
+    assert len(before) == 2
+    assert served(node) == before
+    conf = node.conf([tcp(9090)], backend=backend)
+    node.runtime.add("portmap", conf, container2, **add).succeeded()
+    assert sorted(served(node)) == sorted([*before, "10.22.0.2:80"])
+    node.runtime.check("portmap", conf, container2, **add).succeeded()
+    node.runtime.delete("portmap", conf, container2, **add).succeeded()
+    assert served(node) == before
+
+
+# -- several networks ------------------------------------------------------------------------------
+
+
+def networks(node: Node, ns: Netns, backend: str, port: Json, **keys: Any) -> list[Any]:
+    """Attach a container to three networks, and publish a port through each; a DEL for each."""
+    ends = []
+    for number, name in enumerate(("net1", "net2", "net1")):
+        prev = {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": f"eth{number}", "sandbox": ns.path}],
+            "ips": [{"interface": 0, "address": f"10.{number}.0.2/24"}],
+        }
+        conf = node.conf([port], name=name, backend=backend, **keys)
+        args = {"ifname": f"eth{number}", "prev_result": prev}
+        node.runtime.add("portmap", conf, ns, **args).succeeded()
+        ends.append((conf, args))
+    return ends
+
+
+def served(node: Node) -> list[str]:
+    """The addresses that the port leads to, the first one first."""
+    lines = [line for line in iptables_save(node.host) if " -j DNAT --to-destination" in line]
+    entries = [line for line in iptables_save(node.host) if "-A CNI-HOSTPORT-DNAT" in line]
+    order = {line.split()[-1]: number for number, line in reversed([*enumerate(entries)])}
+    lines.sort(key=lambda line: order[line.split()[1]])
+    maps = node.elements() if ("ip", TABLE) in nft_tables(node.host) else []
+    return [line.split()[-1] for line in lines] + [
+        one.partition(" : ")[2].replace(" . ", ":") for one in maps
+    ]
+
+
+@each_backend
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 1, 0)])
+def test_a_container_in_several_networks(
+    node: Node, container: Netns, container2: Netns, backend: str, order: tuple[int, ...]
+) -> None:
+    """The first one that is left serves the port; nobody else gets it."""
+    ends = networks(node, container, backend, tcp(8080))
+    left = [0, 1, 2]
+    for gone in order:
+        for number in left:
+            conf, args = ends[number]
+            node.runtime.check("portmap", conf, container, **args).succeeded()
+        assert served(node)[0] in [f"10.{number}.0.2:80" for number in left]
+        other = {"container_id": "c2", "prev_result": {**ends[0][1]["prev_result"]}}
+        other["prev_result"]["ips"] = [{"address": "10.9.0.9/24"}]
+        node.runtime.add("portmap", ends[0][0], container2, **other).failed(
+            999, "already published by container c1"
+        )
+        conf, args = ends[gone]
+        node.runtime.delete("portmap", conf, container, **args).succeeded()
+        left.remove(gone)
+    assert served(node) == []
+    assert node.rules() == []
+
+
+def test_gc_serves_through_what_is_kept(node: Node, container: Netns) -> None:
+    networks(node, container, "nftables", tcp(8080))
+    assert served(node) == ["10.0.0.2:80"]
+    node.runtime.gc("portmap", node.conf(None, "1.1.0"), [("c1", "eth2")]).succeeded()
+    assert served(node) in (["10.1.0.2:80"], ["10.2.0.2:80"])
+
+
+@each_backend
+def test_the_same_container_in_another_namespace(
+    node: Node, container: Netns, container2: Netns, backend: str
+) -> None:
+    """Without a DEL in between: the earlier attachment's ports are this one's own."""
+    networks(node, container, backend, tcp(8080))
+    container.unname()
+    networks(node, container2, backend, tcp(8080, 81))
+    assert served(node)[0].endswith(":81")
 
 
 # -- again, and what fails ------------------------------------------------------------------------
@@ -372,6 +469,7 @@ def test_many_flows_are_forgotten_together(
     node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
     for number in range(400):
         with outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", 20000 + number))  # or the kernel might give a port twice
             sock.sendto(b"x", (NODE4, 9000 + number % published))
     listing = ["conntrack", "-L", "-p", "udp"]
     assert node.host.exec(listing).stdout.count(f"dst={NODE4} ") == 400

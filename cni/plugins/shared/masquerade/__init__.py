@@ -132,12 +132,10 @@ def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
 def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
     """Of the container's other interfaces in this network, as their ADDs noted them."""
     from .... import intent
-    from ....protocol import config
 
-    plugin = str(config.lookup(call.raw, "type"))
     return [
         address
-        for kept in intent.all_of(plugin, call.request.env, call.network)
+        for kept in intent.all_of(call.plugin, call.request.env, call.network)
         if kept.owner.container_id == call.container_id and kept.owner.ifname != call.ifname
         for address in kept.addresses
     ]
