@@ -857,14 +857,74 @@ def test_order_and_absence(node: Node, container: Netns, v4_result: Json) -> Non
         assert error["msg"] == PARSE + "Invalid host port number: 0"
 
 
-def test_a_floating_host_ip(node: Node, container: Netns, v4_result: Json) -> None:
-    """As for a socket: ip_nonlocal_bind allows an address that is not here now."""
-    node.host.set_sysctl("net/ipv4/ip_nonlocal_bind", 1)
-    conf = node.conf([tcp(8080, hostIP="192.0.2.9")])
-    node.runtime.add("portmap", conf, container, prev_result=v4_result).succeeded()
+@each_backend
+def test_a_host_ip_that_is_elsewhere(
+    node: Node, container: Netns, container2: Netns, outside: Netns, backend: str
+) -> None:
+    """A virtual IP: its traffic is left alone until the address comes to this node."""
+    connect(node.host, outside)
+    conf = node.conf([tcp(8080, hostIP="198.51.100.77")], backend=backend)
+    result = node.attach(container, family=V4)
+    added = node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    assert "hostIP 198.51.100.77 of host port 8080/tcp is no address of this node" in added.stderr
+    node.runtime.check("portmap", conf, container, prev_result=result).succeeded()
+    node.attach(container2, "c2", family=V4)
+    # the neighbour that has the address now; without masquerading it needs the way back
+    outside.ip("address", "add", "198.51.100.77/32", "dev", "node")
+    outside.ip("route", "add", "10.22.0.0/24", "via", "198.51.100.1")
+    with tcp_server(container, port=80), tcp_server(outside, "198.51.100.77", 8080) as elsewhere:
+        assert tcp_exchange(node.host, "198.51.100.77", 8080) == "198.51.100.1"
+        assert tcp_exchange(container2, "198.51.100.77", 8080) == "10.22.0.3"
+        assert len(elsewhere.clients) == 2
+    outside.ip("address", "del", "198.51.100.77/32", "dev", "node")
+    node.host.ip("address", "add", "198.51.100.77/24", "dev", "uplink")
     with tcp_server(container, port=80):
-        node.host.ip("address", "add", "192.0.2.9/32", "dev", "lo")
-        tcp_exchange(node.host, "192.0.2.9", 8080)
+        assert tcp_exchange(outside, "198.51.100.77", 8080) == "198.51.100.2"
+        assert tcp_exchange(node.host, "198.51.100.77", 8080)
+
+
+@each_backend
+@pytest.mark.parametrize("host_ip", ["::1", "2001:db8::9"])
+def test_a_host_ip_of_a_family_that_the_container_lacks(
+    node: Node, container: Netns, backend: str, host_ip: str
+) -> None:
+    result = node.attach(container, family=V4)
+    conf = node.conf([tcp(8080, hostIP=host_ip), tcp(8081)], backend=backend)
+    added = node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    assert f"hostIP {host_ip} of host port 8080/tcp has no effect" in added.stderr
+    assert served(node) == ["10.22.0.2:80"]
+    node.runtime.check("portmap", conf, container, prev_result=result).succeeded()
+    node.runtime.delete("portmap", conf, container, prev_result=result).succeeded()
+    assert served(node) == []
+
+
+BROKEN: dict[str, tuple[Json, str]] = {
+    "another version": ({"prevResult": {"cniVersion": "0.3.1", "ips": []}}, "prevResult"),
+    "no address": (
+        {"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "x"}]}},
+        "prevResult",
+    ),
+    "no object": ({"prevResult": 7}, "prevResult"),
+    "a port": ({"runtimeConfig": {"portMappings": [{"hostPort": -1, "containerPort": 1}]}}, "port"),
+    "ports": ({"runtimeConfig": {"portMappings": "x"}}, "portMappings"),
+    "backend": ({"backend": "x"}, "backend"),
+    "mark": ({"markMasqBit": 99}, "MasqMarkBit"),
+    "snat": ({"snat": "x"}, "snat"),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_configuration_leaves_no_rules(
+    node: Node, container: Netns, backend: str, what: str
+) -> None:
+    """DEL removes what is the owner's, and says what was wrong then."""
+    node.publish(container, [tcp(8080), tcp(8081, hostIP=NODE4)], backend=backend)
+    keys, text = BROKEN[what]
+    conf = {**node.conf([tcp(8080)], backend=backend), **keys}
+    deleted = node.runtime.delete("portmap", conf, container)
+    assert text in deleted.error["msg"]
+    assert node.rules() == []
 
 
 def test_which_address(node: Node, container: Netns, v4_result: Json) -> None:
