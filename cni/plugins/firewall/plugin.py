@@ -92,7 +92,8 @@ def delete(call: Call[Conf]) -> None:
     conf = steps.run(lambda: call.conf) or Conf()
     noted = [address for one in _forgotten(call) for address in one.addresses]
     previous = steps.run(_previous_addresses, call) or []
-    addresses = noted + _not_in_use(call, [a for a in previous if a not in noted])
+    unknown = [address for address in previous if address not in noted]
+    addresses = noted + (steps.run(_not_in_use, call, unknown) or [])
     zone = next(map(_noted_zone, _forgotten(call)), _zone(conf))
     for backend in _load_used(conf, addresses):
         steps.run(backend.remove, call.owner, addresses, zone)
@@ -105,7 +106,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     conf = steps.run(lambda: call.conf) or Conf()
     noted = [address for one in _forgotten(call) for address in one.addresses]
-    addresses = _not_in_use(call, noted)
+    addresses: list[Prefix] = steps.run(_not_in_use, call, noted) or []
     for backend in _load_used(conf, addresses):
         steps.run(backend.gc, call.network, call.owners(keep), addresses, _zone(conf))
     steps.finish()
