@@ -22,7 +22,7 @@ PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	busybox-static util-linux procps kmod git systemd gcc libc6-dev musl-tools \
 	gcc-mingw-w64-x86-64 wine64 wine \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
-	podman conmon containerd runc containernetworking-plugins
+	podman podman-compose conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-windows install uninstall test test-unit test-build test-netns \

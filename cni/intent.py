@@ -251,6 +251,17 @@ def for_each(
             unreadable(error)
 
 
+def work_on(plugin: str, key: str, env: Mapping[str, str], work: Callable[[Intent], None]) -> None:
+    """As `for_each`, for one attachment by its Owner.key; nothing if it is not kept.
+
+    Raises OSError if it cannot be read.
+    """
+    problems: list[OSError] = []
+    _work_on(f"{directory(env)}/{key}.{plugin}", work, problems.append)
+    if problems:
+        raise problems[0]
+
+
 def _work_on(
     path: str,
     work: Callable[[Intent], None],

@@ -65,7 +65,7 @@ def _exists(name: str) -> bool:
             try:
                 if os.readlink(f"/proc/{pid}/ns/net") == name:
                     return True
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 continue  # the process has just ended
             except PermissionError:
                 continue  # more capable than this process, so it is in no container of ours

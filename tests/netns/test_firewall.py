@@ -91,6 +91,49 @@ def has_address(host: Netns, backend: str, address: str = V4) -> bool:
     return len([line for line in rules(host, version) if f" {address}/" in line]) == 2
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_again_with_another_address(
+    runtime: Runtime, host: Netns, container: Netns, backend: str
+) -> None:
+    """Without a DEL in between: what the earlier ADD made of this attachment goes."""
+    network = conf(backend=backend)
+    for prev in (previous(), previous("10.22.0.9/24")):
+        runtime.add("firewall", network, container, prev_result=prev).succeeded()
+    assert has_address(host, backend, "10.22.0.9")
+    for address in (V4, V6):
+        family = rules(host, 6 if ":" in address else 4)
+        assert not any(f" {address}/" in line for line in family)
+        assert address not in allowed(host)
+    # as long as nobody else has it
+    runtime.add("firewall", network, container, container_id="c2", prev_result=prev).succeeded()
+    runtime.add("firewall", network, container, prev_result=previous()).succeeded()
+    assert has_address(host, backend, "10.22.0.9")
+    assert has_address(host, backend)
+
+
+BROKEN: dict[str, Json] = {
+    "version": {"prevResult": {"cniVersion": "0.3.1", "ips": []}},
+    "address": {"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "x"}]}},
+    "no object": {"prevResult": 7},
+    "key": {"ingressPolicy": 7},
+    "zone": {"firewalldZone": []},
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_configuration_leaves_no_rules(
+    runtime: Runtime, host: Netns, container: Netns, backend: str, what: str
+) -> None:
+    """DEL removes what is the owner's, and says what was wrong then."""
+    runtime.add("firewall", conf(backend=backend), container, prev_result=previous()).succeeded()
+    broken = {**conf(backend=backend), **BROKEN[what]}
+    deleted = runtime.delete("firewall", broken, container)
+    assert deleted.rc or deleted.stderr
+    for address in (V4, V6):
+        assert not has_address(host, backend, address)
+
+
 # -- the reference's rules ------------------------------------------------------------------------
 
 

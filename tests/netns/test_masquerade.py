@@ -602,6 +602,29 @@ def test_plugins(
     assert nft_rules(runtime.host, "bridge", "nat", "PREROUTING") == []
 
 
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_interfaces_that_replace_their_addresses(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str, backend: str
+) -> None:
+    """What was noted on the node says which rules are whose, not what the container has."""
+    conf = {**go_conf(data_dir), "ipMasqBackend": backend}
+    results = {}
+    for ifname in ("eth0", "eth1"):
+        results[ifname] = runtime.add(plugin, conf, container, ifname=ifname).result
+        container.ip("address", "flush", "dev", ifname)
+        container.ip("address", "add", "198.51.100.7/32", "dev", ifname)
+    cid = container_id(runtime, container)
+    addresses = [ip["address"].partition("/")[0] for ip in results["eth1"]["ips"]]
+    runtime.delete(plugin, conf, container, ifname="eth0").succeeded()
+    assert sources(runtime.host, Owner("masq", cid, "eth1")) == addresses
+    runtime.delete(plugin, conf, container, ifname="eth0").succeeded()
+    assert sources(runtime.host, Owner("masq", cid, "eth1")) == addresses
+    runtime.delete(plugin, conf, container, ifname="eth1").succeeded()
+    for ifname in ("eth0", "eth1"):
+        assert rules_of(runtime.host, Owner("masq", cid, ifname)) == []
+
+
 # --- the reference's rules ------------------------------------------------------------------------
 
 

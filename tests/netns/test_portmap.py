@@ -180,6 +180,7 @@ def test_a_neighbour_does_not_reach_localhost(node: Node, container: Netns) -> N
 
         assert not last_seen(knock, timeout=0.5)
         node.host.exec(["nft", "flush", "chain", "ip", TABLE, "published_guard"])
+        node.host.exec(["ip", "xfrm", "policy", "flush"])
         wait_until(knock, "the test's own way in works")
 
 

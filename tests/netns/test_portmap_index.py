@@ -180,7 +180,7 @@ def test_it_can_be_read(node: Node, container: Netns) -> None:
     assert f'{words[0]} . {words[1]} . 10.22.0.1 comment "{key}' in text
 
 
-def test_it_follows(node: Node, container: Netns) -> None:
+def test_it_follows(node: Node, container: Netns, container2: Netns) -> None:
     """Other ports, another address, another owner of an address, GC: always as the maps are."""
     add(node, container, 1, [tcp(8080), tcp(8081), udp(8080)]).succeeded()
     add(node, container, 2, [tcp(9090, hostIP="127.0.0.1")], name="net2").succeeded()
@@ -188,9 +188,10 @@ def test_it_follows(node: Node, container: Netns) -> None:
     add(node, container, 1, [tcp(8081, 81), tcp(8079, hostIP="127.0.0.1")]).succeeded()
     assert_exact(node)
     conf = node.conf([tcp(8081)])
-    node.runtime.add("portmap", conf, container, prev_result=result(7)).succeeded()
+    node.runtime.add("portmap", conf, container2, prev_result=result(7)).succeeded()
     assert_exact(node)
     assert "10.22.0.1" not in "".join(index(node)["by_address"])
+    container2.unname()
     ours = {"container_id": "c3", "prev_result": result(7)}
     node.runtime.add("portmap", node.conf([tcp(8082)]), container, **ours).succeeded()
     assert_exact(node)
@@ -234,7 +235,9 @@ def test_an_old_table_gets_an_index(node: Node, container: Netns) -> None:
     assert not {("ip", TABLE), ("ip6", TABLE)} & nft_tables(node.host)
 
 
-def test_an_old_table_keeps_its_promises(node: Node, container: Netns, container2: Netns) -> None:
+def test_an_old_table_keeps_its_promises(
+    node: Node, container: Netns, container2: Netns, netns: Any
+) -> None:
     """One owner, repeated ADDs, a dead owner, an address given again; DEL and GC to the end."""
     add(node, container, 1, [tcp(8001), tcp(8011)]).succeeded()
     add(node, container2, 2, [tcp(8002)]).succeeded()
@@ -243,7 +246,8 @@ def test_an_old_table_keeps_its_promises(node: Node, container: Netns, container
         add(node, container, 3, [tcp(8002)]).failed(999, "already published by container c2 (")
     delete(node, 3, [tcp(8002)])
     assert index(node) == {"by_owner": [], "by_address": []}
-    add(node, container, 1, [tcp(8011)]).succeeded()
+    third = netns("third")
+    add(node, third, 1, [tcp(8011)]).succeeded()
     assert_exact(node)
     assert "8001" not in json.dumps(elements(node))
     old_table(node)
@@ -252,6 +256,7 @@ def test_an_old_table_keeps_its_promises(node: Node, container: Netns, container
     assert_exact(node)
     assert "id: c2" not in json.dumps(elements(node))
     old_table(node)
+    third.unname()
     ours = {"container_id": "c4", "prev_result": result(1)}
     node.runtime.add("portmap", node.conf([tcp(8004)]), container, **ours).succeeded()
     assert "id: c1" not in json.dumps(elements(node))
@@ -397,14 +402,15 @@ def test_chains_that_cannot_be_as_they_should(node: Node, container: Netns) -> N
         )
 
 
-def test_an_index_of_what_is_gone(node: Node, container: Netns) -> None:
+def test_an_index_of_what_is_gone(node: Node, container: Netns, container2: Netns) -> None:
     """As an earlier build leaves it: it removes elements, and knows no index."""
-    add(node, container, 1, [tcp(8001)]).succeeded()
+    add(node, container2, 1, [tcp(8001)]).succeeded()
     add(node, container, 2, [tcp(8002)]).succeeded()
     for family in ("ip", "ip6"):
         for name in ("published", "targets"):
             element = ["element", family, TABLE, name, "{ tcp . 8001 }"]
             node.host.exec(["nft", "delete", *element])
+    container2.unname()
     ours = {"container_id": "c3", "prev_result": result(1)}
     node.runtime.add("portmap", node.conf([tcp(8001)]), container, **ours).succeeded()
     assert_exact(node)

@@ -108,6 +108,7 @@ def test_an_address_given_again(
 ) -> None:
     """Its former holder is gone: what that published must not come to the new one."""
     result = node.publish(container, [tcp(8080), tcp(8081)], family=V4, backend=backend)
+    container.unname()
     conf = node.conf([tcp(8081, 81)], backend=backend)
     node.runtime.add("portmap", conf, container2, container_id="c2", prev_result=result).succeeded()
     if backend == "nftables":
@@ -117,6 +118,102 @@ def test_an_address_given_again(
         targets = [line for line in node.rules() if "DNAT --to" in line]
         assert [line.split()[-1] for line in targets] == ["10.22.0.2:81"]
         assert not any(r"\"c1\"" in line for line in node.rules())
+
+
+@each_backend
+def test_an_address_of_a_living_container(
+    node: Node, container: Netns, container2: Netns, backend: str
+) -> None:
+    """An ADD that has another's address takes nothing of what that one has published."""
+    result = node.publish(container, [tcp(8080), tcp(8081)], family=V4, backend=backend)
+    before = served(node)
+    add = {"container_id": "c2", "prev_result": result}
+    conf = node.conf([tcp(8081, 81)], backend=backend)
+    node.runtime.add("portmap", conf, container2, **add).failed(
+        999, "host port 8081/tcp is already published by container c1"
+    )
+    assert len(before) == 2
+    assert served(node) == before
+    conf = node.conf([tcp(9090)], backend=backend)
+    node.runtime.add("portmap", conf, container2, **add).succeeded()
+    assert sorted(served(node)) == sorted([*before, "10.22.0.2:80"])
+    node.runtime.check("portmap", conf, container2, **add).succeeded()
+    node.runtime.delete("portmap", conf, container2, **add).succeeded()
+    assert served(node) == before
+
+
+# -- several networks ------------------------------------------------------------------------------
+
+
+def networks(node: Node, ns: Netns, backend: str, port: Json, **keys: Any) -> list[Any]:
+    """Attach a container to three networks, and publish a port through each; a DEL for each."""
+    ends = []
+    for number, name in enumerate(("net1", "net2", "net1")):
+        prev = {
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": f"eth{number}", "sandbox": ns.path}],
+            "ips": [{"interface": 0, "address": f"10.{number}.0.2/24"}],
+        }
+        conf = node.conf([port], name=name, backend=backend, **keys)
+        args = {"ifname": f"eth{number}", "prev_result": prev}
+        node.runtime.add("portmap", conf, ns, **args).succeeded()
+        ends.append((conf, args))
+    return ends
+
+
+def served(node: Node) -> list[str]:
+    """The addresses that the port leads to, the first one first."""
+    lines = [line for line in iptables_save(node.host) if " -j DNAT --to-destination" in line]
+    entries = [line for line in iptables_save(node.host) if "-A CNI-HOSTPORT-DNAT" in line]
+    order = {line.split()[-1]: number for number, line in reversed([*enumerate(entries)])}
+    lines.sort(key=lambda line: order[line.split()[1]])
+    maps = node.elements() if ("ip", TABLE) in nft_tables(node.host) else []
+    return [line.split()[-1] for line in lines] + [
+        one.partition(" : ")[2].replace(" . ", ":") for one in maps
+    ]
+
+
+@each_backend
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (0, 2, 1), (2, 1, 0)])
+def test_a_container_in_several_networks(
+    node: Node, container: Netns, container2: Netns, backend: str, order: tuple[int, ...]
+) -> None:
+    """The first one that is left serves the port; nobody else gets it."""
+    ends = networks(node, container, backend, tcp(8080))
+    left = [0, 1, 2]
+    for gone in order:
+        for number in left:
+            conf, args = ends[number]
+            node.runtime.check("portmap", conf, container, **args).succeeded()
+        assert served(node)[0] in [f"10.{number}.0.2:80" for number in left]
+        other = {"container_id": "c2", "prev_result": {**ends[0][1]["prev_result"]}}
+        other["prev_result"]["ips"] = [{"address": "10.9.0.9/24"}]
+        node.runtime.add("portmap", ends[0][0], container2, **other).failed(
+            999, "already published by container c1"
+        )
+        conf, args = ends[gone]
+        node.runtime.delete("portmap", conf, container, **args).succeeded()
+        left.remove(gone)
+    assert served(node) == []
+    assert node.rules() == []
+
+
+def test_gc_serves_through_what_is_kept(node: Node, container: Netns) -> None:
+    networks(node, container, "nftables", tcp(8080))
+    assert served(node) == ["10.0.0.2:80"]
+    node.runtime.gc("portmap", node.conf(None, "1.1.0"), [("c1", "eth2")]).succeeded()
+    assert served(node) in (["10.1.0.2:80"], ["10.2.0.2:80"])
+
+
+@each_backend
+def test_the_same_container_in_another_namespace(
+    node: Node, container: Netns, container2: Netns, backend: str
+) -> None:
+    """Without a DEL in between: the earlier attachment's ports are this one's own."""
+    networks(node, container, backend, tcp(8080))
+    container.unname()
+    networks(node, container2, backend, tcp(8080, 81))
+    assert served(node)[0].endswith(":81")
 
 
 # -- again, and what fails ------------------------------------------------------------------------
@@ -363,6 +460,7 @@ def test_many_flows_are_forgotten_together(
     node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
     for number in range(400):
         with outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", 20000 + number))  # or the kernel might give a port twice
             sock.sendto(b"x", (NODE4, 9000 + number % published))
     listing = ["conntrack", "-L", "-p", "udp"]
     assert node.host.exec(listing).stdout.count(f"dst={NODE4} ") == 400
@@ -750,14 +848,74 @@ def test_order_and_absence(node: Node, container: Netns, v4_result: Json) -> Non
         assert error["msg"] == PARSE + "Invalid host port number: 0"
 
 
-def test_a_floating_host_ip(node: Node, container: Netns, v4_result: Json) -> None:
-    """As for a socket: ip_nonlocal_bind allows an address that is not here now."""
-    node.host.set_sysctl("net/ipv4/ip_nonlocal_bind", 1)
-    conf = node.conf([tcp(8080, hostIP="192.0.2.9")])
-    node.runtime.add("portmap", conf, container, prev_result=v4_result).succeeded()
+@each_backend
+def test_a_host_ip_that_is_elsewhere(
+    node: Node, container: Netns, container2: Netns, outside: Netns, backend: str
+) -> None:
+    """A virtual IP: its traffic is left alone until the address comes to this node."""
+    connect(node.host, outside)
+    conf = node.conf([tcp(8080, hostIP="198.51.100.77")], backend=backend)
+    result = node.attach(container, family=V4)
+    added = node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    assert "hostIP 198.51.100.77 of host port 8080/tcp is no address of this node" in added.stderr
+    node.runtime.check("portmap", conf, container, prev_result=result).succeeded()
+    node.attach(container2, "c2", family=V4)
+    # the neighbour that has the address now; without masquerading it needs the way back
+    outside.ip("address", "add", "198.51.100.77/32", "dev", "node")
+    outside.ip("route", "add", "10.22.0.0/24", "via", "198.51.100.1")
+    with tcp_server(container, port=80), tcp_server(outside, "198.51.100.77", 8080) as elsewhere:
+        assert tcp_exchange(node.host, "198.51.100.77", 8080) == "198.51.100.1"
+        assert tcp_exchange(container2, "198.51.100.77", 8080) == "10.22.0.3"
+        assert len(elsewhere.clients) == 2
+    outside.ip("address", "del", "198.51.100.77/32", "dev", "node")
+    node.host.ip("address", "add", "198.51.100.77/24", "dev", "uplink")
     with tcp_server(container, port=80):
-        node.host.ip("address", "add", "192.0.2.9/32", "dev", "lo")
-        tcp_exchange(node.host, "192.0.2.9", 8080)
+        assert tcp_exchange(outside, "198.51.100.77", 8080) == "198.51.100.2"
+        assert tcp_exchange(node.host, "198.51.100.77", 8080)
+
+
+@each_backend
+@pytest.mark.parametrize("host_ip", ["::1", "2001:db8::9"])
+def test_a_host_ip_of_a_family_that_the_container_lacks(
+    node: Node, container: Netns, backend: str, host_ip: str
+) -> None:
+    result = node.attach(container, family=V4)
+    conf = node.conf([tcp(8080, hostIP=host_ip), tcp(8081)], backend=backend)
+    added = node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    assert f"hostIP {host_ip} of host port 8080/tcp has no effect" in added.stderr
+    assert served(node) == ["10.22.0.2:80"]
+    node.runtime.check("portmap", conf, container, prev_result=result).succeeded()
+    node.runtime.delete("portmap", conf, container, prev_result=result).succeeded()
+    assert served(node) == []
+
+
+BROKEN: dict[str, tuple[Json, str]] = {
+    "another version": ({"prevResult": {"cniVersion": "0.3.1", "ips": []}}, "prevResult"),
+    "no address": (
+        {"prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "x"}]}},
+        "prevResult",
+    ),
+    "no object": ({"prevResult": 7}, "prevResult"),
+    "a port": ({"runtimeConfig": {"portMappings": [{"hostPort": -1, "containerPort": 1}]}}, "port"),
+    "ports": ({"runtimeConfig": {"portMappings": "x"}}, "portMappings"),
+    "backend": ({"backend": "x"}, "backend"),
+    "mark": ({"markMasqBit": 99}, "MasqMarkBit"),
+    "snat": ({"snat": "x"}, "snat"),
+}
+
+
+@each_backend
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_configuration_leaves_no_rules(
+    node: Node, container: Netns, backend: str, what: str
+) -> None:
+    """DEL removes what is the owner's, and says what was wrong then."""
+    node.publish(container, [tcp(8080), tcp(8081, hostIP=NODE4)], backend=backend)
+    keys, text = BROKEN[what]
+    conf = {**node.conf([tcp(8080)], backend=backend), **keys}
+    deleted = node.runtime.delete("portmap", conf, container)
+    assert text in deleted.stdout + deleted.stderr
+    assert node.rules() == []
 
 
 def test_which_address(node: Node, container: Netns, v4_result: Json) -> None:

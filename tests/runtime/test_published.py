@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ from tests.harness import DUAL, links, ports
 from tests.harness.tc import passed, tbf
 
 from .checks import leaks
+from .engines import IMAGE, web_server
 from .node import NODE_ADDRESSES
 from .published import (
     Published,
@@ -116,3 +119,81 @@ def test_containerd_with_a_whole_chain(
     containerd.remove(neighbour)
     node.nothing_left(net, container.id, neighbour.id, but=leaks(containerd, plugins))
     assert published_tables(node) == set() or not plugins.ours
+
+
+# --- several networks -----------------------------------------------------------------------------
+
+SECOND = replace(
+    DUAL,
+    name="second",
+    subnets=("10.22.7.0/24", "fd00:22:7::/64"),
+    gateways=("10.22.7.1", "fd00:22:7::1"),
+)
+PORTMAP = {"type": "portmap", "capabilities": {"portMappings": True}}
+
+
+def answer(node: Node, port: int = 8080) -> str:
+    """What a container's web server says to the host outside; "" if nobody answers."""
+    request = ["busybox", "nc", "-w", "3", NODE_ADDRESSES[0], str(port)]
+    done = node.outside.exec(request, stdin="GET /name HTTP/1.0\r\n\r\n", check=False)
+    return done.stdout.rpartition("\n\n")[2].strip().rpartition("\n")[2]
+
+
+def test_a_port_of_several_networks(
+    network: Callable[..., Network], podman: Podman, node: Node, plugins: Plugins
+) -> None:
+    """Every network has the port; the one that is left serves it."""
+    if not plugins.ours:
+        pytest.skip("with the reference, DEL in one network ends the port in all")
+    first, second = (network(family, chained=[PORTMAP]) for family in (DUAL, SECOND))
+    container = podman.run(first, f"--network={second.name}", "--publish=8080:80")
+    assert answer(node) == container.name
+    for gone, left in ((first, second), (second, first)):
+        podman.podman("network", "disconnect", gone.name, container.name)
+        assert answer(node) == container.name, f"not through {left.name}"
+        podman.podman("network", "connect", gone.name, container.name)
+        assert answer(node) == container.name
+    podman.podman("restart", container.name)
+    assert answer(node) == container.name
+    podman.remove(container)
+    assert answer(node) == ""
+    assert published_tables(node) == set()
+    for one in (first, second):
+        node.nothing_left(one, container.id)
+
+
+@pytest.mark.skipif(shutil.which("podman-compose") is None, reason="needs podman-compose")
+def test_a_port_in_a_compose_file(
+    network: Callable[..., Network], podman: Podman, node: Node, plugins: Plugins
+) -> None:
+    if not plugins.ours:
+        pytest.skip("with the reference, DEL in one network ends the port in all")
+    first, second = (network(family, chained=[PORTMAP]) for family in (DUAL, SECOND))
+    service = {
+        "image": IMAGE,
+        "container_name": "composed",
+        "command": web_server("composed"),
+        "ports": ["8080:80"],
+        "networks": [first.name, second.name],
+        "stop_signal": "SIGKILL",
+        "ulimits": {"nofile": 1024, "nproc": 1000},
+    }
+    external = {one.name: {"external": True, "name": one.name} for one in (first, second)}
+    document = {"version": "3", "services": {"web": service}, "networks": external}
+    directory = node.path("/var/tmp/compose")
+    directory.mkdir(exist_ok=True)
+    (directory / "compose.yaml").write_text(json.dumps(document))
+    compose = ["podman-compose", "--file", "/var/tmp/compose/compose.yaml"]
+    group = f"--podman-run-args=--cgroup-parent=/{node.tag}"
+    node.run([*compose, group, "up", "--detach"])
+    assert answer(node) == "composed"
+    node.run([*compose, "restart"])
+    assert answer(node) == "composed"
+    podman.podman("network", "disconnect", first.name, "composed")
+    assert answer(node) == "composed"
+    container = podman.podman("inspect", "--format", "{{.Id}}", "composed")
+    node.run([*compose, "down"])
+    assert answer(node) == ""
+    assert published_tables(node) == set()
+    for one in (first, second):
+        node.nothing_left(one, container)

@@ -130,7 +130,7 @@ def _add_family(
         return None
     chain = _FORWARD if own else _STAGE1
     if not iptables.has_legacy_table(v6, "filter") and iptables.has_nft_chain(v6, "filter", chain):
-        present = {rule for address in addresses for rule in _present(v6, address)}
+        present = _present(v6, addresses)
         lines = [_edit("-C", item.rule) for item in shared]
         try:
             return iptables.restore(
@@ -167,10 +167,15 @@ def _option(own_rule: str) -> str:
     return own_rule.split()[2]
 
 
-def _present(v6: bool, address: Prefix) -> list[str]:
-    """Those of the address's rules that iptables-nft has."""
-    kinds = {kind for kind, _ in _nft_rules(v6, address)}
-    return [rule for rule in _own_rules([address]) if _option(rule) in kinds]
+def _present(v6: bool, addresses: list[Prefix]) -> set[str]:
+    """Those of the addresses' rules that iptables-nft has."""
+    there = {(ip, kind) for ip, kind, _ in _nft_rules(v6, addresses)}
+    return {
+        rule
+        for address in addresses
+        for rule in _own_rules([address])
+        if (address.ip, _option(rule)) in there
+    }
 
 
 def _complete(v6: bool, shared: list[Shared], own: list[str], ingress: Ingress | None) -> None:
@@ -305,7 +310,7 @@ def _retrying(operation: Callable[[bool, list[Prefix]], None], *args: object) ->
 
 
 def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
-    stale = [rule.handle for address in addresses for _, rule in _nft_rules(v6, address)]
+    stale = [rule.handle for _, _, rule in _nft_rules(v6, addresses)]
     try:
         Table("ip6" if v6 else "ip", "filter").delete([(_FORWARD, handle) for handle in stale])
     except NetlinkError as error:
@@ -314,14 +319,27 @@ def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
         raise IptablesError(f"deleting rules of {_FORWARD}: {error}") from None
 
 
-def _nft_rules(v6: bool, address: Prefix) -> list[tuple[str, Rule]]:
-    """The address's rules in iptables-nft's chain: ("-d" or "-s", rule)."""
+def _nft_rules(v6: bool, addresses: list[Prefix]) -> list[tuple[bytes, str, Rule]]:
+    """The addresses' rules in iptables-nft's chain: (address, "-d" or "-s", rule).
+
+    The chain is listed once, however many addresses there are. For one address, only the rules that
+    have it somewhere are taken apart.
+    """
+    if not addresses:
+        return []
+    wanted = {address.ip for address in addresses}
+    mark = addresses[0].ip if len(addresses) == 1 else b""
     try:
-        rules = Table("ip6" if v6 else "ip", "filter").find_rules_with(_FORWARD, address.ip)
+        rules = Table("ip6" if v6 else "ip", "filter").find_rules_with(_FORWARD, mark)
     except NetlinkError:
         return []  # a kernel without nftables has none
-    kinds = ((_kind(rule, v6, address.ip), rule) for rule in rules)
-    return [(kind, rule) for kind, rule in kinds if kind]
+    found = []
+    for rule in rules:
+        address = next(iter(rule.compared), b"")
+        kind = _kind(rule, v6, address) if address in wanted else ""
+        if kind:
+            found.append((address, kind, rule))
+    return found
 
 
 def _kind(rule: Rule, v6: bool, address: bytes) -> str:

@@ -58,10 +58,26 @@ def add(call: Call[Conf]) -> Result:
     """Make the rules for prevResult's addresses; the result is prevResult."""
     result = _previous(call)
     want = _want(call, result)
+    earlier = intent.find("firewall", call.owner, call.request.env)
     call.remember(result)  # first: what is begun and not finished can so be found
     call.undo.callback(_take_back, call, want)
+    if earlier is not None:
+        _replace(call, want, earlier)
     _apply(call, want, result)
     return result
+
+
+def _replace(call: Call[Conf], want: Want, earlier: intent.Intent) -> None:
+    """Remove what an earlier ADD of this attachment made, if it had other addresses.
+
+    No DEL came in between; the runtime may have lost it with the container.
+    """
+    stale = _not_in_use(call, [a for a in earlier.addresses if a not in want.addresses])
+    if stale:
+        steps = Steps()
+        for backend in _load_used(call.conf, stale):
+            steps.run(backend.remove, call.owner, stale, _noted_zone(earlier))
+        steps.finish()
 
 
 def reload(call: Call[Conf]) -> None:
@@ -76,7 +92,8 @@ def delete(call: Call[Conf]) -> None:
     conf = steps.run(lambda: call.conf) or Conf()
     noted = [address for one in _forgotten(call) for address in one.addresses]
     previous = steps.run(_previous_addresses, call) or []
-    addresses = noted + _not_in_use(call, [a for a in previous if a not in noted])
+    unknown = [address for address in previous if address not in noted]
+    addresses = noted + (steps.run(_not_in_use, call, unknown) or [])
     zone = next(map(_noted_zone, _forgotten(call)), _zone(conf))
     for backend in _load_used(conf, addresses):
         steps.run(backend.remove, call.owner, addresses, zone)
@@ -89,7 +106,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     steps = Steps()
     conf = steps.run(lambda: call.conf) or Conf()
     noted = [address for one in _forgotten(call) for address in one.addresses]
-    addresses = _not_in_use(call, noted)
+    addresses: list[Prefix] = steps.run(_not_in_use, call, noted) or []
     for backend in _load_used(conf, addresses):
         steps.run(backend.gc, call.network, call.owners(keep), addresses, _zone(conf))
     steps.finish()

@@ -17,7 +17,8 @@ from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, from_exception, join
 from . import iptables_rules as texts
-from .want import Holders, Port, Taken, Want
+from .holders import DEAD, SAME, UNKNOWN, Holders
+from .want import Port, Taken, Want
 
 # An older version of the reference had a chain of its own for masquerading.
 _OLD_SNAT = "CNI-HOSTPORT-SNAT"
@@ -27,15 +28,16 @@ _RETRIES = 5
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: Holders, *, again: bool) -> None:
+def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
-    _ = holders, again
     for address in want.addresses:
-        if _setup_over_netlink(want, address):
+        if _setup_over_netlink(want, address, holders):
             continue
         for attempt in range(1, _RETRIES + 1):
             try:
-                lines = _additions(want, address, iptables.save(not address.is_v4, "nat"))
+                lines = _changes(
+                    want, address, iptables.save(not address.is_v4, "nat"), holders, earlier
+                )
                 if lines:
                     iptables.restore(not address.is_v4, "nat", lines)
                 break
@@ -47,7 +49,7 @@ def setup(want: Want, holders: Holders, *, again: bool) -> None:
                     ) from None
 
 
-def _setup_over_netlink(want: Want, address: Prefix) -> bool:
+def _setup_over_netlink(want: Want, address: Prefix, holders: Holders) -> bool:
     """Make the rules without a fork, in the case that is not special; False if nothing was done.
 
     That is: it is clear what there is of the rules that containers share, the container's chain is
@@ -65,7 +67,7 @@ def _setup_over_netlink(want: Want, address: Prefix) -> bool:
         if not all(_is_of_others(want, entry) for entry in rules.of(texts.DNAT)):
             return None
         saved = rules.saved(texts.shared_rules(want))
-        return None if saved is None else _additions(want, address, saved)
+        return None if saved is None else _additions(want, address, saved, holders)
 
     return iptables_netlink.change(not address.is_v4, "nat", missing)
 
@@ -83,10 +85,26 @@ def _is_of_others(want: Want, entry: bytes) -> bool:
     return ports is not None and all(port.host_port not in ports for port in want.ports)
 
 
-def _additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
+def _changes(
+    want: Want, address: Prefix, saved: list[str], holders: Holders, earlier: Want | None
+) -> list[str]:
+    """As `_additions`, and before them the lines that remove what the owner had published."""
+    rules = texts.container_rules(want, address)
+    former = [a for a in earlier.addresses if a.is_v4 == address.is_v4] if earlier else []
+    stale = [
+        rule
+        for each in former
+        for rule in texts.container_rules(earlier or want, each)
+        if rule in saved and rule not in rules and " -j DNAT " in rule
+    ]
+    left = [line for line in saved if line not in stale]
+    return [texts.delete(rule) for rule in stale] + _additions(want, address, left, holders)
+
+
+def _additions(want: Want, address: Prefix, saved: list[str], holders: Holders) -> list[str]:
     """iptables-restore's lines that add what the saved table lacks. Raises Taken."""
     chain = want.owner.chain("DN-")
-    lines = _free_ports(want, address, saved)
+    lines = _free_ports(want, address, saved, holders)
     shared, entries = texts.shared_rules(want), texts.entry_rules(want)
     rules = texts.container_rules(want, address)
     needed = dict.fromkeys([chain, texts.DNAT, *(r.split()[1] for r in shared)])
@@ -105,21 +123,29 @@ def _additions(want: Want, address: Prefix, saved: list[str]) -> list[str]:
             if texts.same_ports(line, entries)
         ]
         lines += [texts.with_conditions(rule, conditions) for rule in entries]
-    if any(rule not in saved for rule in rules):
-        # in their order: what is after the DNAT rule of its port has no effect
-        lines += [texts.delete(rule) for rule in rules if rule in saved]
-        lines += rules
-    return lines
+    return lines + _container_additions(rules, saved)
+
+
+def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
+    """The container's rules that are missing: marks before all, for DNAT ends the chain's work."""
+    new = [rule for rule in rules if rule not in saved]
+    if len(new) == len(rules):
+        return new
+    marks = [rule for rule in new if " -j DNAT " not in rule]
+    return [f"-I{rule[2:]}" for rule in reversed(marks)] + [r for r in new if r not in marks]
 
 
 # --- whose port it is -----------------------------------------------------------------------------
 
 
-def _free_ports(want: Want, address: Prefix, saved: list[str]) -> list[str]:
-    """What removes those in our network who had this address before us. Raises Taken.
+def _free_ports(want: Want, address: Prefix, saved: list[str], holders: Holders) -> list[str]:
+    """The lines that remove the rules of dead containers which are in the way. Raises Taken.
 
-    IPAM gives an address only once: they are gone, and what they published would come to us.
-    Conditions may divide a port between several containers: then nobody is in the way.
+    That is those that have one of the ports, and those in our network that had this address: what
+    they published would come to us. IPAM gives an address only once, so of a holder that nothing
+    was noted of, that has to do. Conditions may divide a port between several containers: then
+    nobody is in the way. Nor is another attachment of the same container: the first rule counts,
+    and when that goes, the next one does.
     """
     ip = format_ip(address.ip)
     mine = want.owner.chain("DN-")
@@ -132,16 +158,21 @@ def _free_ports(want: Want, address: Prefix, saved: list[str]) -> list[str]:
         entries = [] if forward.chain == mine else texts.entries(saved, forward.chain)
         if not entries:
             continue
-        owner = texts.owner_of(entries[0])
-        if forward.target == ip and owner is not None and owner.network == want.owner.network:
+        named = texts.owner_of(entries[0])
+        at_address = forward.target == ip and named is not None
+        at_address = at_address and named is not None and named.network == want.owner.network
+        has_port = (
+            forward.key in wanted
+            and not want.conditions_of(address)
+            and any(texts.is_plain(e) and texts.names_port(e, forward.key[2]) for e in entries)
+        )
+        if not (at_address or has_port):
+            continue
+        holder = holders.by_chain(forward.chain, named)
+        if holder.fate == DEAD or (at_address and holder.fate == UNKNOWN):
             lines.update(dict.fromkeys(texts.removal(saved, forward.chain)))
-        elif forward.key in wanted and not want.conditions_of(address):
-            ports = forward.key[2].split()
-            if any(
-                texts.is_plain(i) and ports[0] in texts.word_after(i, "--dports").split(",")
-                for i in entries
-            ):
-                raise _taken(wanted[forward.key], owner, forward)
+        elif has_port and holder.fate != SAME:
+            raise _taken(wanted[forward.key], holder.owner, forward)
     return list(lines)
 
 
@@ -224,23 +255,30 @@ def _apply(v6: bool, changes: Callable[[list[str]], list[str]]) -> None:
 
 
 def _own_removal(saved: list[str], want: Want) -> list[str]:
-    """What removes only our rules from a chain, and all if nothing else is in it."""
+    """What removes only our rules from a chain, and all if no other attachment has one in it."""
     chain = want.owner.chain("DN-")
     there = [line for line in saved if line.startswith(f"-A {chain} ")]
     ours = {rule for address in want.addresses for rule in texts.container_rules(want, address)}
-    others = [line for line in there if line not in ours]
-    if not any(" -j DNAT " in line for line in others):
+    others = [line for line in there if line not in ours and " -j DNAT " in line]
+    if not others:
         return texts.removal(saved, chain)
     kept = {(texts.word_after(line, "-p"), texts.word_after(line, "--dport")) for line in others}
+
+    def is_shared(line: str) -> bool:
+        """A mark that another attachment's DNAT of the port needs, too."""
+        port = texts.word_after(line, "-p"), texts.word_after(line, "--dport")
+        return " -j DNAT " not in line and port in kept
+
     entries = [
         line
         for line in texts.entries(saved, chain)
         if texts.same_ports(line, texts.entry_rules(want))
         and not any(
-            (texts.ports_of(line)[0], port) in kept for port in texts.ports_of(line)[1].split(",")
+            (texts.ports_of(line)[0], p) in kept for p in texts.ports_of(line)[1].split(",")
         )
     ]
-    return [texts.delete(line) for line in (*entries, *(line for line in there if line in ours))]
+    own = [line for line in there if line in ours and not is_shared(line)]
+    return [texts.delete(line) for line in (*entries, *own)]
 
 
 def gc(network: str, keep: list[Owner]) -> list[Port]:
@@ -272,8 +310,9 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
 # --- CHECK ----------------------------------------------------------------------------------------
 
 
-def check(want: Want) -> list[str]:
+def check(want: Want, holders: Holders) -> list[str]:
     """What is missing, a line each. Raises IptablesError."""
+    _ = holders  # here each attachment has its rules; the first ones count
     problems = []
     for address in want.addresses:
         saved = iptables.save(not address.is_v4, "nat")

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from errno import EEXIST, ENOENT
+from typing import NamedTuple
 
 from ...call import Steps
 from ...kernel.errors import KernelError, NetlinkError, Unusable
@@ -36,7 +37,9 @@ from ...owner import Owner, network_key
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, from_exception
 from . import nft_index as index
+from .holders import Holders
 from .nft_chains import (
+    BY_ADDRESS,
     BY_OWNER,
     FAMILIES,
     INDEX,
@@ -53,14 +56,14 @@ from .nft_chains import (
     incomplete,
     is_known,
     key_of,
-    owner_of,
     port_of,
     script,
     sets,
     skeleton,
+    without,
 )
 from .nft_index import Elements
-from .want import Holders, Port, Taken, Want, plain
+from .want import Port, Taken, Want, plain
 
 _RETRIES = 50
 
@@ -68,14 +71,14 @@ _RETRIES = 50
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: Holders, *, again: bool) -> None:
+def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
     """Publish the ports, instead of what the owner had published before.
 
     Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
     """
     text = "unable to set up nftables rules for port mappings: "
     try:
-        _setup(want, holders, thorough=again)
+        _setup(want, holders, thorough=earlier is not None)
     except Taken:
         raise
     except NetlinkError as error:
@@ -85,36 +88,60 @@ def setup(want: Want, holders: Holders, *, again: bool) -> None:
         raise from_exception(error).wrapped(text) from None
 
 
+class _Others(NamedTuple):
+    """What is to be done about others: keys of owners to replace, and the (family, key) of elements
+    that another attachment of the same container has.
+    """
+
+    dead: frozenset[str] = frozenset()
+    aside: frozenset[tuple[str, bytes]] = frozenset()
+
+
 def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
     """As `setup`. An earlier build may have left things out of the index: `thorough` reads all."""
-    dead: set[str] = set()
+    others = _Others()
     for _ in range(_RETRIES):
         since = nft.generation()
-        missing, changes = _plan(want, dead, thorough)
+        if others.aside:
+            others = others._replace(aside=_aside(want, holders))
+        missing, changes = _plan(want, holders, others, thorough)
         if not is_known(missing):
             nft.shared().run_text(script(missing))
             continue
         try:
             return nft.transact(changes, since) if changes else None
         except NetlinkError as error:
+            if error.errno not in (nft.ERESTART, EEXIST, ENOENT) and not missing:
+                raise
             if error.errno == nft.ERESTART:
                 continue
-            more = _dead_holders(want, dead, holders) if error.errno == EEXIST else set()
-            if more or (error.errno == EEXIST and not thorough):
-                # if it is nobody's, it is the owner's own or a dead one's, and not in the index
-                thorough, dead = thorough or not more, dead | more
+            seen = _judge(want, holders, others) if error.errno == EEXIST else others
+            if seen != others:
+                others = seen
+            elif error.errno == EEXIST and not thorough:
+                thorough = True  # it is the owner's own or a dead one's, and not in the index
             elif missing:
                 nft.shared().run_text(script(missing))  # does it, or says what is wrong
-            elif error.errno not in (EEXIST, ENOENT):
-                raise
     raise _restless()
 
 
-def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list[Change]]:
-    """The chains that are not as they should be, and what leads to all that is wanted.
+def _judge(want: Want, holders: Holders, others: _Others) -> _Others:
+    from . import nft_holders
 
-    `dead` are keys of owners to replace.
-    """
+    verdict = nft_holders.judge(want, holders)
+    return _Others(others.dead | verdict.dead, frozenset(verdict.aside))
+
+
+def _aside(want: Want, holders: Holders) -> frozenset[tuple[str, bytes]]:
+    from . import nft_holders
+
+    return frozenset(nft_holders.still_aside(want, holders))
+
+
+def _plan(
+    want: Want, holders: Holders, others: _Others, thorough: bool
+) -> tuple[list[Chain], list[Change]]:
+    """The chains that are not as they should be, and what leads to all that is wanted."""
     missing: list[Chain] = []
     changes: list[Change] = []
     for address in want.addresses:
@@ -125,21 +152,29 @@ def _plan(want: Want, dead: set[str], thorough: bool) -> tuple[list[Chain], list
             missing += unlike
             changes += skeleton(family, unlike, counts)
         is_new = not counts and not Table(family, TABLE).exists()
-        changes += _changes(want, address, dead, is_new, thorough)
+        wanted = without(elements(want, address), family, others.aside)
+        changes += _changes(want, address, wanted, holders, others.dead, is_new, thorough)
     return missing, changes
 
 
 def _changes(
-    want: Want, address: Prefix, dead: set[str], is_new: bool, thorough: bool
+    want: Want,
+    address: Prefix,
+    wanted: Elements,
+    holders: Holders,
+    dead: frozenset[str],
+    is_new: bool,
+    thorough: bool,
 ) -> list[Change]:
     """Of the elements, what leads from those that are there to those that are wanted."""
-    family, wanted = family_of(address), elements(want, address)
-    wanted |= index.of(family, wanted)
-    have = None if is_new or thorough else _held(want, address, dead, wanted)
+    family = family_of(address)
+    wanted = wanted | index.of(family, wanted)
+    have = None if is_new or thorough else _held(want, address, dead, wanted, holders)
     if have is not None:
         return _differing(family, have, wanted)
     have = {} if is_new else _dumped(family)
-    stale = dead | _former_holders(want.owner, address, have) | {want.owner.key}
+    former = _former_holders(want.owner, address, have, holders) if have else set()
+    stale = dead | former | {want.owner.key}
     kept = {n: [e for e in have.get(n, ()) if e.comment[:KEY] not in stale] for n in NAMES}
     wanted = {name: [*kept[name], *wanted[name]] for name in NAMES}
     wanted |= index.of(family, wanted)
@@ -149,8 +184,14 @@ def _changes(
     return [*upgrade, *changes] if changes else []
 
 
-def _held(want: Want, address: Prefix, dead: set[str], wanted: Elements) -> Elements | None:
-    """What has to go or is there already, found by key; None if the index is not complete."""
+def _held(
+    want: Want, address: Prefix, dead: frozenset[str], wanted: Elements, holders: Holders
+) -> Elements | None:
+    """What has to go or is there already, found by key; None if the index is not complete.
+
+    An address that another living attachment of the network has stays its own in the index: then
+    it is taken out of `wanted`.
+    """
     family, own = family_of(address), want.owner.key
     listed = index.ports_of(family, own)
     if listed is None:
@@ -158,9 +199,15 @@ def _held(want: Want, address: Prefix, dead: set[str], wanted: Elements) -> Elem
     keys = [element.value for element in wanted[BY_OWNER]] if listed else []
     parts = [index.held(family, own, listed, keys)]
     former = index.holder(want.owner, address)
+    gone = set(dead)
+    if former is not None and former.comment[:KEY] not in (own, *dead):
+        if _may_be_replaced(former, holders):
+            gone.add(former.comment[:KEY])
+        else:
+            wanted[BY_ADDRESS] = []
+            former = None
     if former is not None:
-        parts.append({INDEX[1]: [former]})
-    gone = {*dead, former.comment[:KEY]} if former is not None else dead
+        parts.append({BY_ADDRESS: [former]})
     for owner in sorted(gone - {own}):
         parts.append(index.held(family, owner, index.ports_of(family, owner) or []))
     return index.merged(parts)
@@ -183,50 +230,16 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
     return changes
 
 
-def _former_holders(owner: Owner, address: Prefix, have: Elements) -> set[str]:
-    """The keys of those in our network who had this address before us.
+def _former_holders(owner: Owner, address: Prefix, have: Elements, holders: Holders) -> set[str]:
+    from . import nft_holders
 
-    IPAM gives an address only once: they are gone, and what they published would come to us.
-    """
-    network = network_key(owner.network)
-    return {
-        element.comment[:KEY]
-        for _, targets in MAPS.values()
-        for element in have.get(targets, ())
-        if element.value.startswith(address.ip) and element.comment.startswith(f"{network}-")
-    }
+    return nft_holders.former_holders(owner, address, have, holders)
 
 
-def _dead_holders(want: Want, dead: set[str], holders: Holders) -> set[str]:
-    """The keys of the dead owners of ports that we want. Raises Taken if one is alive."""
-    found = set()
-    for address in want.addresses:
-        for name, wanted in elements(want, address).items():
-            for element in wanted:
-                holder = nft_elements.find(Table(family_of(address), TABLE), name, element.key)
-                if holder is None or holder.comment[:KEY] in (want.owner.key, *dead):
-                    continue
-                key = holder.comment[:KEY]
-                if not holders.is_dead(key):
-                    owner = owner_of(holder.comment) or holders.owner(key)
-                    raise _taken(element, holder, owner, address)
-                found.add(key)
-    return found
+def _may_be_replaced(former: Element, holders: Holders) -> bool:
+    from . import nft_holders
 
-
-def _taken(element: Element, holder: Element, owner: Owner | None, address: Prefix) -> Taken:
-    port = port_of(element.key)
-    if owner is not None:
-        who = f"container {owner.container_id} ({owner.ifname} in network {owner.network})"
-        hint = f"stop that container; if it is long gone, `cni gc` of {owner.network} removes it"
-    else:
-        who = f"somebody else ({holder.comment or 'unknown'})"
-        hint = "stop it"
-    place = f"nft list map {family_of(address)} {TABLE}"
-    return Taken(
-        f"host port {port} is already published by {who}",
-        f"publish another port, or {hint}; see `{place} {MAPS[bool(element.key[:-8])][1]}`",
-    )
+    return nft_holders.may_be_replaced(former, holders)
 
 
 def _restless() -> CNIError:
@@ -368,11 +381,11 @@ def _is_empty_without(family: str, gone: Elements) -> bool:
 # --- CHECK and STATUS -----------------------------------------------------------------------------
 
 
-def check(want: Want) -> list[str]:
+def check(want: Want, holders: Holders) -> list[str]:
     """What is not as it should be, a line each."""
     from . import nft_check
 
-    return nft_check.differences(want)
+    return nft_check.differences(want, holders)
 
 
 def status(*, conditions: bool) -> None:

@@ -157,6 +157,11 @@ def is_plain(entry: str) -> bool:
     return len(head.split()) == 4 and tail.startswith("-m multiport ") and len(tail.split()) == 6
 
 
+def names_port(entry: str, port: str) -> bool:
+    """Is the entry for this port, among others?"""
+    return port in word_after(entry, "--dports").split(",")
+
+
 def owner_of(entry: str) -> Owner | None:
     """The network and container that an entry rule's comment names."""
     _, found, rest = entry.partition('"dnat name: \\"')

@@ -1,76 +1,135 @@
 """What published ports need, beyond rules, so that the node reaches them at 127.0.0.1 and ::1.
 
 The rules send such packets to the container and masquerade them. The kernel lets packets from
-127.0.0.1 leave if the link has `route_localnet`. From ::1 they may leave, but for the answer, whose
-destination the kernel translates back to ::1, it wants a route on the very link that it came in by.
-That route is of no use to anybody else: what arrives with ::1 in it is dropped before any rule.
-(With br_netfilter also the answers through a bridge, where they are translated too early.)
+127.0.0.1 leave, and the answers in, if the link has `route_localnet`. That alone would let the
+containers on the link reach everything that listens on the node's 127.0.0.1. So there are guards,
+from before the sysctl is set until after it is put back:
 
-Both are the link's and stay with it, as `route_localnet` does with the reference.
+- The packet filter drops what comes for 127.0.0.0/8 before any translation (nft_chains.py). A flush
+  of the ruleset takes that away.
+- Policies (kernel/xfrm.py) block what is for 127.0.0.0/8 behind all translation, where an answer
+  comes from 127.0.0.1 and nothing else does. They are for the containers' subnets only: others may
+  have translated their own traffic to 127.0.0.1. The kernel asks no policy for what is on `lo`.
+
+Both the sysctl of a link and the policy of a subnet are counted by owner, in files; the last owner
+takes them back:
+
+    <state>/localhost/link/<ifindex>@<node's namespace>/<owner's key>
+    <state>/localhost/subnet/<address>-<length>/<owner's key>
+    <state>/localhost/of/<owner's key>    a symbolic link to the first two, with a blank between
+
+From ::1 packets may leave, but for the answer, whose destination the kernel translates back to ::1,
+it wants a route on the very link that it came in by. That route is of no use to anybody else: what
+arrives with ::1 in it is dropped before any rule. It stays with the link. (With br_netfilter also
+the answers through a bridge are dropped, where they are translated too early.)
 """
 
 from __future__ import annotations
 
-from _socket import AF_INET6
-from collections.abc import Callable
+import os
+import time
+from _socket import AF_INET6, if_indextoname
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EEXIST, ENODEV, ENOENT, ENOTEMPTY, ENXIO
+from typing import TYPE_CHECKING, Any
 
-from ...kernel import link, route, sysctl
+from ... import files, intent, lockfile
+from ...call import Call
+from ...kernel import route, sysctl
 from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.netlink import Netlink
-from ...protocol.address import Prefix
+from ...owner import Owner, network_key
+from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
+
+if TYPE_CHECKING:
+    from ...kernel import xfrm
 
 _LOOPBACK6 = Prefix.parse("::1/128")
 _METRIC = 4096  # lo's own route to ::1 has 0 and is preferred by everybody else
+_LOOPBACK4 = Prefix.parse("127.0.0.0/8")
+_FILTER_TABLE = ("ip", "cni_localhost")  # for the iptables backend, which has no table of its own
 
 
-def enable(address: Prefix, log: Callable[[str], None]) -> None:
-    """For a container with this address. Raises CNIError for IPv4, as the reference does."""
+def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) -> None:
+    """For a container with this address: the guards first, then the sysctl or route.
+
+    `filtered`: the packet filter's guard is there already. Raises CNIError.
+    """
     with Netlink() as host:
-        found = _way(host, address)
-        if found is None:
-            return None  # no way to it, no packets
-        index, name = found
+        index = _link_to(host, address)
+        if not index:
+            return None  # no way to the container, no packets
         if not address.is_v4:
-            return _add_route(host, index, name, log)
+            return _add_route(host, index, call.log)
     try:
-        sysctl.ensure(_route_localnet(name), "1")
+        with _locked(_state(call)):
+            if _guard(address, filtered=filtered):
+                return _open(_state(call), owner.key, index, address)
     except OSError as error:
         raise CNIError(
             f"unable to enable route_localnet: {(error.strerror or str(error)).lower()}",
-            f"net.ipv4.conf.{name}.route_localnet; without localhost: snat=false",
+            f"{_route_localnet(index)}; without localhost: snat=false",
         ) from None
+    call.log(
+        "cni: portmap: ports are not published on 127.0.0.1: this kernel has neither nf_tables nor "
+        "IPsec policies, so nothing could keep containers from what listens there"
+    )
+    return None
+
+
+def release(call: Call[Any], keys: list[str] | None = None) -> None:
+    """Take back what these owners needed alone (default: the request's). Raises OSError."""
+    state = _state(call)
+    present = [key for key in keys or [call.owner.key] if os.path.islink(f"{state}/of/{key}")]
+    if not present:
+        return
+    with _locked(state):
+        for key in present:
+            _leave(state, key)
+
+
+def gc(call: Call[Any], keep: list[Owner]) -> None:
+    """`release` for the network's owners that are not in `keep`."""
+    kept, start = {owner.key for owner in keep}, f"{network_key(call.network)}-"
+    try:
+        keys = os.listdir(f"{_state(call)}/of")
+    except FileNotFoundError:
+        return
+    stale = [key for key in keys if key.startswith(start) and key not in kept]
+    if stale:
+        release(call, stale)
 
 
 def missing(address: Prefix) -> list[str]:
     """The problems that CHECK reports."""
     with Netlink() as host:
         try:
-            found = _way(host, address)
-            if found is None:
+            index = _link_to(host, address)
+            if not index:
                 return []
-            index, name = found
             if not address.is_v4:
                 routes = route.show(host, AF_INET6, index, route.TABLE_LOCAL, route.LOCAL)
                 there = any(entry.dst == _LOOPBACK6 for entry in routes)
+                name = if_indextoname(index)
                 return [] if there else [f"no local route to ::1 on {name}: run `cni reload`"]
-            key = _route_localnet(name)
+            key = _route_localnet(index)
             value = sysctl.read(key)
         except (OSError, KernelError):
             return []
     return [] if value == "1" else [f"{key}: want 1, have {value}: run `cni reload`"]
 
 
-def _way(host: Netlink, address: Prefix) -> tuple[int, str] | None:
-    """The index and name of the link that leads to the container."""
+def _link_to(host: Netlink, address: Prefix) -> int:
+    """The index of the link that leads to the container; 0 if there is none."""
     try:
-        index = route.lookup(host, address.ip)[1]
-        return index, link.get(host, index).name
+        return route.lookup(host, address.ip)[1]
     except KernelError:
-        return None
+        return 0
 
 
-def _add_route(host: Netlink, index: int, name: str, log: Callable[[str], None]) -> None:
+def _add_route(host: Netlink, index: int, log: Callable[[str], None]) -> None:
     there = route.Route(
         _LOOPBACK6, index, priority=_METRIC, table=route.TABLE_LOCAL, scope=route.SCOPE_HOST
     )
@@ -78,9 +137,173 @@ def _add_route(host: Netlink, index: int, name: str, log: Callable[[str], None])
         route.add(host, there, kind=route.LOCAL, exist_ok=True)
     except NetlinkError as error:
         log(
-            f"cni: portmap: ports are not published on ::1: no local route to it on {name}: {error}"
+            "cni: portmap: ports are not published on ::1: no local route to it on link "
+            f"{index}: {error}"
         )
 
 
-def _route_localnet(name: str) -> str:
-    return f"net/ipv4/conf/{name}/route_localnet"
+def _route_localnet(index: int) -> str:
+    return f"net/ipv4/conf/{if_indextoname(index)}/route_localnet"
+
+
+# --- the guards -----------------------------------------------------------------------------------
+
+
+def _guard(address: Prefix, *, filtered: bool) -> bool:
+    """Have the guards; False if this kernel has none."""
+    from ...kernel import xfrm
+
+    try:
+        with xfrm.open_socket() as sock:
+            for policy in _policies(address.network if address.length else address.host):
+                policy.have(sock)
+        guarded = True
+    except OSError:
+        guarded = False  # no IPsec in this kernel
+    return filtered or _filter() or guarded
+
+
+def _policies(subnet: Prefix) -> list[xfrm.Policy]:
+    """What comes from 127.0.0.1 behind all translation is the answer to a packet from there."""
+    from ...kernel import xfrm
+
+    return [
+        xfrm.Policy(_LOOPBACK4, _LOOPBACK4, block=False, priority=1),
+        xfrm.Policy(subnet, _LOOPBACK4, block=True, priority=2),
+    ]
+
+
+def _filter() -> bool:
+    """Have the packet filter's guard in a table of its own; False without nf_tables."""
+    from ...netfilter import nft
+    from ...netfilter.table import Table
+
+    table = Table(*_FILTER_TABLE)
+    try:
+        if not table.rule_counts():
+            from .nft_chains import guard
+
+            nft.transact(guard(table))
+    except OSError:
+        return False
+    return True
+
+
+# --- who needs what -------------------------------------------------------------------------------
+
+
+def _state(call: Call[Any]) -> str:
+    return f"{os.path.dirname(intent.directory(call.request.env))}/localhost"
+
+
+@contextmanager
+def _locked(state: str) -> Iterator[None]:
+    os.makedirs(state, 0o755, exist_ok=True)
+    path = f"{state}/lock"
+    fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        yield
+    finally:
+        lockfile.release(fd)
+
+
+def _open(state: str, key: str, index: int, address: Prefix) -> None:
+    """Set the link's sysctl, once it is noted who needs it.
+
+    If it was set by somebody else, it stays in the end, and so does the policy.
+    """
+    subnet = address.network if address.length else address.host
+    target = f"{index}@{_own_namespace()} {format_ip(subnet.ip)}-{subnet.length}"
+    if _target(state, key) not in ("", target):
+        _leave(state, key)  # an earlier ADD of the same owner, on another link
+    name = _route_localnet(index)
+    is_set = sysctl.read(name) == "1"
+    link, named = target.split()
+    if not is_set or os.path.isdir(f"{state}/link/{link}"):
+        os.makedirs(f"{state}/of", 0o755, exist_ok=True)
+        try:
+            os.symlink(target, f"{state}/of/{key}")
+        except FileExistsError:
+            pass
+        for thing in (f"link/{link}", f"subnet/{named}"):
+            os.makedirs(f"{state}/{thing}", 0o755, exist_ok=True)
+            os.close(os.open(f"{state}/{thing}/{key}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
+    if not is_set:
+        sysctl.write(name, "1")
+
+
+def _own_namespace() -> int:
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+def _leave(state: str, key: str) -> None:
+    """One owner less; the last one of a link or subnet takes back what was done for it."""
+    link, _, named = _target(state, key).partition(" ")
+    index, _, namespace = link.partition("@")
+    here = namespace == str(_own_namespace())
+    if named and _is_last(f"{state}/link/{link}", key) and here:
+        _reset(int(index))
+    if named and _is_last(f"{state}/subnet/{named}", key) and here:
+        _remove_policy(Prefix.parse(named.replace("-", "/")))
+    if named and _is_last(f"{state}/link", "") and here:
+        _remove_filter()
+    os.unlink(f"{state}/of/{key}")  # only now: a DEL that was killed before finds all of it again
+
+
+def _reset(index: int) -> None:
+    try:
+        sysctl.write(_route_localnet(index), "0")
+    except OSError as error:
+        if error.errno not in (ENOENT, ENXIO, ENODEV):  # the link is gone
+            raise
+
+
+def _target(state: str, key: str) -> str:
+    try:
+        return os.readlink(f"{state}/of/{key}")
+    except OSError:
+        return ""
+
+
+def _is_last(directory: str, key: str) -> bool:
+    """Take the owner out of a directory; True if nobody is left in it."""
+    try:
+        if key:
+            os.unlink(f"{directory}/{key}")
+    except FileNotFoundError:
+        pass
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True  # an earlier attempt was killed here
+    except OSError as error:
+        if error.errno in (ENOTEMPTY, EEXIST):
+            return False
+        raise
+    return True
+
+
+def _remove_policy(subnet: Prefix) -> None:
+    try:
+        from ...kernel import xfrm
+
+        with xfrm.open_socket() as sock:
+            _policies(subnet)[-1].delete(sock)  # the first one lets through what would pass anyway
+    except OSError:
+        return  # no IPsec in this kernel
+
+
+def _remove_filter() -> None:
+    from ...netfilter import nft
+    from ...netfilter.table import Table
+
+    try:
+        nft.transact([Table(*_FILTER_TABLE).without_table()])
+    except OSError as error:
+        if error.errno != ENOENT and Table(*_FILTER_TABLE).exists():
+            raise

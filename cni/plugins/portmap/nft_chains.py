@@ -6,7 +6,7 @@ libnftables where a network has conditions, which are in that language; a test c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ...netfilter import expressions as kernel
@@ -139,6 +139,23 @@ def _guard_chain(family: str) -> Chain:
         ],
     )
     return Chain(family, "published_guard", Hook("filter", "prerouting", -300), [drop])
+
+
+def guard(table: Table) -> list[Change]:
+    """For `nft.transact`: the guard's chain in another table, with the table."""
+    chain = _guard_chain(table.family)
+    assert chain.hook is not None
+    hook = chain.hook
+    return [
+        kernel.new_table(table, _COMMENT),
+        kernel.new_chain(table, chain.name, hook.name, hook.kind, hook.priority),
+        table.without_rules(chain.name),
+        *(
+            kernel.new_rule(table, chain.name, rule.expressions())
+            for rule in chain.rules
+            if rule.expressions
+        ),
+    ]
 
 
 def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
@@ -310,6 +327,18 @@ def elements(want: Want, address: Prefix) -> dict[str, list[Element]]:
         found[decides].append(Element(key, b"", chain[at], comment))
         found[targets].append(Element(key, value, "", comment))
     return found
+
+
+def without(
+    wanted: dict[str, list[Element]], family: str, aside: Collection[tuple[str, bytes]]
+) -> dict[str, list[Element]]:
+    """The elements but those under a (family, key) that is `aside`."""
+    if not aside:
+        return wanted
+    return {
+        name: [element for element in items if (family, element.key) not in aside]
+        for name, items in wanted.items()
+    }
 
 
 def key_of(port: Port) -> bytes:

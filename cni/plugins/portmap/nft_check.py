@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from ...netfilter import elements as nft_elements
 from ...netfilter.elements import Element
 from ...netfilter.table import Table
+from . import nft_holders
 from . import nft_index as index
+from .holders import Holders
 from .nft_chains import (
     BY_OWNER,
     NAMES,
@@ -17,17 +19,23 @@ from .nft_chains import (
     family_of,
     incomplete,
     shown,
+    without,
 )
 from .want import Want
 
 _GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
 
 
-def differences(want: Want) -> list[str]:
-    """What is not as it should be, a line each. Raises NetlinkError."""
+def differences(want: Want, holders: Holders) -> list[str]:
+    """What is not as it should be, a line each. Raises NetlinkError.
+
+    What another attachment of the same container has need not be there.
+    """
     problems = []
+    aside = nft_holders.still_aside(want, holders)
     for address in want.addresses:
-        family, wanted = family_of(address), elements(want, address)
+        family = family_of(address)
+        wanted = without(elements(want, address), family, aside)
         counts = Table(family, TABLE).rule_counts()
         for chain in incomplete(chains(want, address), counts):
             place = f"{family} {TABLE}"

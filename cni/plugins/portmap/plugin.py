@@ -16,12 +16,14 @@ from ... import intent
 from ...call import Call, Steps
 from ...kernel.errors import KernelError
 from ...netfilter.table import Table
+from ...owner import Owner
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import localhost, settings
+from .holders import Holders, standing_by
 from .settings import IPTABLES, NFTABLES, Conf, Settings
-from .want import CONNECTIONLESS, Holders, Port, Taken, Want
+from .want import CONNECTIONLESS, Port, Taken, Want
 
 if TYPE_CHECKING:
     from ...netfilter.conntrack import Flow
@@ -81,28 +83,42 @@ def add(call: Call[Conf]) -> Result:
         )
     if not asked.mappings:
         return previous
-    want = settings.want_of(call, asked, settings.ports_to_publish(call, asked))
+    want = settings.want_of(call.owner, asked, settings.ports_to_publish(call, asked))
     if not want.addresses:
         call.log(f"cni: portmap: {call.ifname} has no address: no port is published")
         return previous
     call.undo.callback(_remove, call, want)
-    again = intent.find("portmap", call.owner, call.request.env) is not None
-    _publish(call, want, asked.backend, again=again)
-    call.remember()
+    earlier = _noted_earlier(call)
+    call.remember(previous)  # first: an attachment that this one stands by may go at any moment
+    _publish(call, want, asked.backend, earlier)
     return previous
+
+
+def _noted_earlier(call: Call[Conf]) -> Want | None:
+    """What this attachment published before, if no DEL came in between."""
+    one = intent.find("portmap", call.owner, call.request.env)
+    if one is None:
+        return None
+    asked = settings.of_intent(one)
+    ports = settings.known_ports(asked) if asked is not None else []
+    return settings.want_of(call.owner, asked or Settings(Conf(), "", None, []), ports)
 
 
 def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; prevResult is what it returned."""
     asked = settings.read(call)
-    want = settings.want_of(call, asked, settings.known_ports(asked))
+    _publish_again(call, call.owner, asked)
+
+
+def _publish_again(call: Call[Conf], owner: Owner, asked: Settings) -> None:
+    want = settings.want_of(owner, asked, settings.known_ports(asked))
     if want.addresses and want.ports:
         _publish(call, want, asked.backend)
 
 
-def _publish(call: Call[Conf], want: Want, backend: str, *, again: bool = False) -> None:
+def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = None) -> None:
     """Make the rules, unless they are there; flows that began without them are forgotten."""
-    _setup(call, want, backend, again)
+    used = _setup(call, want, backend, earlier)
     for address in want.addresses:
         here = address.ip
 
@@ -115,24 +131,25 @@ def _publish(call: Call[Conf], want: Want, backend: str, *, again: bool = False)
 
             flows.forget(call, not address.is_v4, ports, strays)
         # With iptables only localhost of IPv4 is published, as in the reference.
-        if want.snat and (address.is_v4 or backend != IPTABLES):
-            localhost.enable(address, call.log)
+        if want.snat and (address.is_v4 or used != IPTABLES):
+            localhost.enable(call, want.owner, address, filtered=used == NFTABLES)
 
 
 def _has_flows(ports: list[Port]) -> bool:
     return any(port.protocol in CONNECTIONLESS for port in ports)
 
 
-def _setup(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
-    def kept(key: str) -> intent.Intent | None:
-        return intent.find_by_key("portmap", key, call.request.env)
+def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> str:
+    """Make the rules with the backend that is asked for, or with nftables before iptables; which.
 
-    holders = Holders(kept, call.netns)
-
+    Raises CNIError, KernelError.
+    """
+    holders = Holders(call, want.owner)
     if backend == IPTABLES:
-        return _load(IPTABLES).setup(want, holders, again=again)
+        _load(IPTABLES).setup(want, holders, earlier)
+        return IPTABLES
     try:
-        return _load(NFTABLES).setup(want, holders, again=again)
+        _load(NFTABLES).setup(want, holders, earlier)
     except Taken:
         raise
     except (CNIError, KernelError) as error:
@@ -142,11 +159,13 @@ def _setup(call: Call[Conf], want: Want, backend: str, again: bool) -> None:
         if backend or not iptables.usable(v6=False):
             raise
         try:
-            return _load(IPTABLES).setup(want, holders, again=again)
+            _load(IPTABLES).setup(want, holders, earlier)
         except Taken:
             raise
         except (CNIError, KernelError) as other:
             raise CNIError(error.msg, f"and with iptables, tried instead: {other}") from None
+        return IPTABLES
+    return NFTABLES
 
 
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------
@@ -156,7 +175,7 @@ def delete(call: Call[Conf]) -> None:
     """Remove what was published, with either backend, by us or by the reference."""
     steps = Steps()
     asked: Settings = steps.run(settings.read, call) or settings.read_what_can_be(call)
-    want = settings.want_of(call, asked, settings.known_ports(asked))
+    want = settings.want_of(call.owner, asked, settings.known_ports(asked))
     steps.run(_remove, call, want)
     steps.finish()
 
@@ -164,13 +183,27 @@ def delete(call: Call[Conf]) -> None:
 def _remove(call: Call[Conf], want: Want) -> None:
     """Needs neither addresses nor ports."""
     steps = Steps()
+    steps.run(localhost.release, call)  # first: the guard goes with the last rules
     aside = call.forgotten
     noted = aside is not None and bool(aside.intents or aside.errors)
     ports = set(want.ports)
     for backend in _load_used(want.owner.chain("DN-"), want.owner.chain("SN-")):
         ports |= set(steps.run(lambda b=backend: b.teardown(want, noted=noted)) or ())
     _forget_flows(call, list(ports), [address.ip for address in want.addresses])
+    steps.run(_serve_those_that_stand_by, call, want.owner.key)
     steps.finish()
+
+
+def _serve_those_that_stand_by(call: Call[Conf], key: str) -> None:
+    """Publish the ports that are free now through the container's other networks."""
+    for other in standing_by(call, key):
+        intent.work_on("portmap", other, call.request.env, lambda one: _serve(call, one))
+
+
+def _serve(call: Call[Conf], one: intent.Intent) -> None:
+    asked = settings.of_intent(one)
+    if asked is not None and not one.is_of_gone_namespace(call.netns):
+        _publish_again(call, one.owner, asked)
 
 
 def _forget_flows(call: Call[Conf], ports: list[Port], addresses: list[bytes]) -> None:
@@ -183,10 +216,13 @@ def _forget_flows(call: Call[Conf], ports: list[Port], addresses: list[bytes]) -
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove what this network's attachments published that are not kept."""
     steps = Steps()
+    steps.run(localhost.gc, call, call.owners(keep))
     ports: list[Port] = []
     for backend in _load_used("CNI-HOSTPORT-DNAT"):
         ports += steps.run(backend.gc, call.network, call.owners(keep)) or []
     _forget_flows(call, ports, [])
+    for one in call.forgotten.intents if call.forgotten is not None else []:
+        steps.run(_serve_those_that_stand_by, call, one.owner.key)
     steps.finish()
 
 
@@ -199,20 +235,21 @@ def check(call: Call[Conf]) -> None:
         raise CNIError("Required prevResult missing")
     if not asked.mappings:
         return
-    want = settings.want_of(call, asked, settings.known_ports(asked))
-    checks.fail([*_missing_rules(want, asked.backend), *_missing_localhost(want, v6=False)])
+    want = settings.want_of(call.owner, asked, settings.known_ports(asked))
+    problems = _missing_rules(want, asked.backend, Holders(call, call.owner))
+    checks.fail([*problems, *_missing_localhost(want, v6=False)])
 
 
-def _missing_rules(want: Want, backend: str) -> list[str]:
+def _missing_rules(want: Want, backend: str, holders: Holders) -> list[str]:
     if backend == IPTABLES:
-        return _load(IPTABLES).check(want)
+        return _load(IPTABLES).check(want, holders)
     try:
-        problems = _load(NFTABLES).check(want)
+        problems = _load(NFTABLES).check(want, holders)
     except KernelError as error:
         problems = [f"could not list rules in table cni_hostport: {error}"]
     problems += _missing_localhost(want, v6=True)
     if problems and not backend and _has_iptables_chain(want.owner.chain("DN-")):
-        return _load(IPTABLES).check(want)  # it was started by the reference
+        return _load(IPTABLES).check(want, holders)  # it was started by the reference
     return problems
 
 

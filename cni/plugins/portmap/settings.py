@@ -7,8 +7,10 @@ from typing import NamedTuple
 import msgspec
 
 from ...call import Call
+from ...intent import VERSION, Intent
 from ...kernel import route
 from ...kernel.netlink import Netlink
+from ...owner import Owner
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
@@ -73,16 +75,22 @@ def read(call: Call[Conf], prefix: str = "failed to parse config: ") -> Settings
         raise error.wrapped(prefix) from None
 
 
+def of_intent(one: Intent) -> Settings | None:
+    """The settings of an earlier ADD, as it was noted; None if that cannot be read."""
+    try:
+        conf = config.convert(one.config, Conf, "")
+        previous = Result.parse(one.result, VERSION)
+        return Settings(conf, _backend(conf), previous, conf.runtime_config.port_mappings)
+    except CNIError:
+        return None
+
+
 def read_what_can_be(call: Call[Conf]) -> Settings:
     """For a DEL with a broken configuration or prevResult: what ADD noted, or what is left."""
-    noted = call.forgotten.intents if call.forgotten is not None else []
-    for one in noted:
-        try:
-            conf = config.convert(one.config, Conf, "")
-            previous = Result.parse(one.result, "1.1.0")
-        except CNIError:
-            continue
-        return Settings(conf, "", previous, conf.runtime_config.port_mappings)
+    for one in call.forgotten.intents if call.forgotten is not None else []:
+        noted = of_intent(one)
+        if noted is not None:
+            return noted
     try:
         conf = call.conf
     except CNIError:
@@ -133,26 +141,26 @@ def _backend(conf: Conf) -> str:
     return backend
 
 
-def _addresses(call: Call[Conf], previous: Result | None) -> list[Prefix]:
+def _addresses(ifname: str, previous: Result | None) -> list[Prefix]:
     """The container's first address of each family on this interface."""
     found: dict[bool, Prefix] = {}
     interfaces = previous.interfaces if previous else []
     for ip in previous.ips if previous else []:
         if ip.interface is not None and 0 <= ip.interface < len(interfaces):
             entry = interfaces[ip.interface]
-            if entry.name != call.ifname or not entry.sandbox:
+            if entry.name != ifname or not entry.sandbox:
                 continue
         found.setdefault(ip.prefix.is_v4, ip.prefix)
     return [found[v4] for v4 in (True, False) if v4 in found]
 
 
-def want_of(call: Call[Conf], settings: Settings, ports: list[Port]) -> Want:
+def want_of(owner: Owner, settings: Settings, ports: list[Port]) -> Want:
     """What the backends are asked for: these ports of the container's addresses."""
     conf = settings.conf
     bit = _MARK_BIT if conf.mark_masq_bit is None else conf.mark_masq_bit
     return Want(
-        owner=call.owner,
-        addresses=_addresses(call, settings.previous),
+        owner=owner,
+        addresses=_addresses(owner.ifname, settings.previous),
         ports=ports,
         snat=conf.snat,
         masq_all=conf.masq_all,
@@ -195,7 +203,7 @@ def ports_to_publish(call: Call[Conf], settings: Settings) -> list[Port]:
         raise error.wrapped("failed to parse config: ") from None
     specific = {port.host_ip: port for port in wanted if any(port.host_ip)}
     if specific:
-        _warn_of_host_ips(call, specific, _addresses(call, settings.previous))
+        _warn_of_host_ips(call, specific, _addresses(call.ifname, settings.previous))
     first: dict[tuple[bytes, str, int], Port] = {}
     for port in wanted:
         target = first.setdefault(port.key, port).container_port

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ...owner import Owner
@@ -10,7 +10,7 @@ from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from ...intent import Intent
+    from .holders import Holders
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # Those whose conntrack entries outlive what made them: nothing like TCP's RST ends them.
@@ -81,39 +81,19 @@ class Want(NamedTuple):
         return self.conditions[0 if address.is_v4 else 1]
 
 
-class Holders(NamedTuple):
-    """Who holds the ports of others, by the key with which each comment begins (cni.owner).
-
-    `find` gives what is kept of an attachment; `netns` is the path of the present container's
-    namespace, which is alive.
-    """
-
-    find: Callable[[str], Intent | None]
-    netns: str
-
-    def is_dead(self, key: str) -> bool:
-        """Has the namespace of that attachment's ADD certainly ceased to exist?"""
-        kept = self.find(key)
-        return kept is not None and kept.is_of_gone_namespace(self.netns)
-
-    def owner(self, key: str) -> Owner | None:
-        """The attachment, whose names may be too long for a comment; None if nothing is kept."""
-        kept = self.find(key)
-        return None if kept is None else kept.owner
-
-
 class Backend(Protocol):
     """One way to publish ports. All verbs act on the current network namespace.
 
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, want: Want, holders: Holders, *, again: bool) -> None:
+    def setup(self, want: Want, holders: Holders, earlier: Want | None) -> None:
         """Publish the ports; what is there already is not made again.
 
-        Ports of an owner who is dead go over to this one. `again`: the owner may have published
-        before. Raises Taken if a living owner has one of the ports; then nothing of it is there
-        that a packet could notice.
+        Ports of an owner who is dead go over to this one. For ports that another attachment of the
+        container has, this one stands by. `earlier` is what the owner has noted that it published
+        before, which goes. Raises Taken if another living container has one of the ports; then
+        nothing of it is there that a packet could notice.
         """
 
     def teardown(self, want: Want, *, noted: bool) -> list[Port]:
@@ -127,7 +107,7 @@ class Backend(Protocol):
     def gc(self, network: str, keep: list[Owner]) -> list[Port]:
         """Remove what the network's owners published that are not in `keep`; gives those ports."""
 
-    def check(self, want: Want) -> list[str]:
+    def check(self, want: Want, holders: Holders) -> list[str]:
         """What is missing of that, a line each."""
 
     def status(self, *, conditions: bool) -> None:

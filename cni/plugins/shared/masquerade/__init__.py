@@ -101,8 +101,14 @@ def _is_nft_used() -> bool:
 
 def add(call: Call[Any], result: Result, backend: str | None) -> None:
     """For ADD: masquerade the result's addresses; undone if the ADD fails. Raises CNIError."""
+    from .... import intent
+
     prefixes = [ip.prefix for ip in result.ips]
-    call.undo.callback(teardown, call.owner, prefixes, lambda: _addresses_of_others(call))
+    undo = (call.owner, prefixes, lambda: _addresses_of_others(call))
+    call.undo.callback(teardown, *undo)
+    earlier = intent.find(call.plugin, call.owner, call.request.env)
+    if earlier is not None and set(earlier.addresses) - {prefix.host for prefix in prefixes}:
+        teardown(*undo)  # it had other addresses, and no DEL came in between
     setup(call.owner, prefixes, backend)
 
 
@@ -132,12 +138,10 @@ def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
 def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
     """Of the container's other interfaces in this network, as their ADDs noted them."""
     from .... import intent
-    from ....protocol import config
 
-    plugin = str(config.lookup(call.raw, "type"))
     return [
         address
-        for kept in intent.all_of(plugin, call.request.env, call.network)
+        for kept in intent.all_of(call.plugin, call.request.env, call.network)
         if kept.owner.container_id == call.container_id and kept.owner.ifname != call.ifname
         for address in kept.addresses
     ]
