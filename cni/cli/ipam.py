@@ -14,8 +14,7 @@ from cni.ipam.host_local import reservation, usage
 from cni.ipam.host_local.directory import Location, open_store, scan
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
 from cni.ipam.host_local.reservation import is_address
-from cni.kernel.errors import NetnsError
-from cni.netns import Namespace
+from cni.netns import liveness
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.errors import CNIError
@@ -31,7 +30,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Lease(NamedTuple):
-    """A reservation. `netns` is "" and `alive` None where no result cache knows of it."""
+    """A reservation. `netns` is "" where no result cache knows of it.
+
+    `alive` tells whether the namespace of its ADD exists, None if that cannot be known.
+    """
 
     address: str
     container_id: str
@@ -245,19 +247,9 @@ def _leases(held: Reservations) -> list[Lease]:
         except OSError:
             continue  # just released
         earlier = boot not in (None, this_boot)
-        alive = _is_alive(netns)
+        alive = liveness.exists(reservation.namespace_of(None, file), netns)
         leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content))
     return sorted(leases, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
-
-
-def _is_alive(netns: str) -> bool | None:
-    if not netns:
-        return None
-    try:
-        Namespace.open(netns).close()
-    except NetnsError:
-        return False
-    return True
 
 
 def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
@@ -275,19 +267,31 @@ def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
     return chosen
 
 
-def _problems(held: Reservations) -> list[str]:
-    """What is wrong with the reservations, a line each."""
+def _problems_of_files(held: Reservations) -> list[str]:
     problems = []
     for name, content in sorted(scan(held.path)):
         if not is_address(name):
             problems.append(f"{name}: not a reservation; remove it")
+        elif content == reservation.UNREADABLE:
+            problems.append(f"{name}: no small regular file; it keeps the address from being used")
         elif not content:
             problems.append(f"{name}: empty, left by a process that was killed; it counts as free")
+    return problems
+
+
+def _problems(held: Reservations) -> list[str]:
+    """What is wrong with the reservations, a line each."""
+    problems = _problems_of_files(held)
     first_address: dict[tuple[str, int], str] = {}
+    spelled: dict[bytes, str] = {}
     for each in _leases(held):
         packed = parse_ip(each.address)
+        same = spelled.setdefault(packed, each.address)
+        if same != each.address:
+            problems.append(f"{each.address}: the same address as {same}, reserved twice")
         if each.earlier_boot or each.alive is False:
-            why = "an earlier boot" if each.earlier_boot else f"{each.netns}, which is gone"
+            gone = f"{each.netns or 'a namespace'}, which is gone"
+            why = "an earlier boot" if each.earlier_boot else gone
             problems.append(f"{each.address}: {each.holder} was of {why}; release it, or run GC")
         index = next((i for i, r in enumerate(held.ranges or ()) if r.contains(packed)), None)
         if index is None:

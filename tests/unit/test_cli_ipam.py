@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cni.cli.cache import Attachment, Cache
 from cni.ipam.host_local import reservation
 from cni.ipam.host_local.directory import open_store
 
+from . import ipam_node
 from .ipam_node import Ipam
 
 IPAM = {
@@ -180,3 +182,53 @@ def test_without_a_configuration(node: Node) -> None:
     error = node.json("list", "../etc", code=1)
     assert "network name" in error["msg"]
     assert not (node.data / ".." / "etc").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make network namespaces")
+def test_who_lives_is_told_by_the_namespace(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by the path, which names another namespace by now; and without any result cache."""
+    path = tmp_path / "ns"
+
+    def pin() -> None:
+        path.touch()
+        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
+
+    real = ipam_node.environment
+    monkeypatch.setattr(
+        ipam_node, "environment", lambda *args: {**real(*args), "CNI_NETNS": str(path)}
+    )
+    pin()
+    try:
+        node.add("dead", str(path))
+        node.add("without-cache")
+        assert [each["netnsAlive"] for each in node.json("list", "net")] == [True] * 4
+        subprocess.run(["umount", path], check=True)
+        pin()
+        node.add("alive", str(path))
+        alive = {each["containerID"]: each["netnsAlive"] for each in node.json("list", "net")}
+        assert alive == {"dead": False, "without-cache": False, "alive": True}
+        problems = node.json("check", "net", code=1)["problems"]
+        assert sum("is gone; release it" in text for text in problems) == 4
+        assert node.run("release", "net", "dead", "without-cache")[0] == 0
+        assert "alive" in node.json("release", "net", "alive", code=1)["msg"]
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_one_address_of_two_spellings(node: Node) -> None:
+    node.add("a")
+    (node.net / "FD00::2").write_text("b\r\neth0")
+    problems = node.json("check", "net", code=1)["problems"]
+    assert any("the same address as" in text for text in problems)
+    assert node.run("release", "net", "fd00:0::2")[0] == 0
+    assert node.held() == {"10.0.0.2"}
+    assert not (node.net / "FD00::2").exists()
+
+
+def test_what_is_no_file_is_reported(node: Node) -> None:
+    node.add("a")
+    os.mkfifo(node.net / "10.0.0.7")
+    problems = node.json("check", "net", code=1)["problems"]
+    assert any(text.startswith("10.0.0.7: no small regular file") for text in problems)

@@ -18,7 +18,7 @@ from cni.ipam.dhcp import message6 as m6
 from cni.ipam.dhcp import result as results
 from cni.ipam.dhcp.binding4 import Lease4 as Lease
 from cni.ipam.dhcp.conf import IpamConf, Options, options, parse_code
-from cni.ipam.dhcp.interface import Place
+from cni.ipam.dhcp.interface import Interface
 from cni.ipam.dhcp.main import UsageError, parse
 from cni.ipam.dhcp.state import Directory, Record
 from cni.protocol.address import parse_ip
@@ -293,9 +293,9 @@ def test_a_router_advertisement() -> None:
 
 
 def record(directory: Directory, container_id: str = "c1", **more: Any) -> Record:
-    place = Place("/run/netns/x", 4, 4026532000, "eth0", "02:00:00:00:00:01")
+    interface = Interface("/run/netns/x", 4, 4026532000, "eth0", "02:00:00:00:00:01")
     return Record(
-        directory.boot, container_id, "net", "eth0", place, Options(b"\3\1", {12: b"h\xff"}),
+        directory.boot, container_id, "net", "eth0", interface, Options(b"\3\1", {12: b"h\xff"}),
         lease4=lease(_3=b"\x0a\0\0\x01"), **more,
     )  # fmt: skip
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable
 from resource import RLIMIT_NOFILE, getrlimit
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...protocol.errors import CNIError
 from ...protocol.result import Result
@@ -14,15 +14,12 @@ from . import result as results
 from .binding4 import Binding4
 from .binding6 import Binding6
 from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, log, now
-from .interface import Gone, Place
+from .interface import Gone, Interface
 from .state import Directory, Record
+from .waiting import pauses, sleep_until, together
 
-_QUICK_RETRIES = 4
-_QUICK_PAUSE, _FIRST_PAUSE, _JITTER = 2.0, 8.0, 1.0  # seconds
-_LOOK_AGAIN = (1.0, 2.0, 4.0, 8.0, 16.0)  # when an interface cannot be looked at
-_SHORTEST_PAUSE = 1.0  # between two attempts to renew
-_LONGEST_PAUSE = 300.0  # between two attempts to get a lost address again
-_LONGEST_SLEEP = 3600.0
+# Seconds between two attempts to renew, to look at the interface, to get a lost address again.
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 300.0
 
 _ACQUIRING, _BOUND, _RENEWING, _REBINDING = "acquiring", "bound", "renewing", "rebinding"
 _REBOOTING, _LOST = "rebooting", "lost"
@@ -43,7 +40,10 @@ class Binding(Protocol):
 
 
 class Environment:
-    """What all attachments share. `gate` bounds how many exchanges, with open files, there are."""
+    """What all attachments share.
+
+    `gate` bounds the number of exchanges at a time, because each has files open.
+    """
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
         self.settings = settings
@@ -69,10 +69,12 @@ class Attachment:
         self._four: Binding4 | None = None
         self._six: Binding6 | None = None
         if record.ipv4:
-            self._four = Binding4(record.place, client_id, record.options, env.settings, env.closer)
+            self._four = Binding4(
+                record.interface, client_id, record.options, env.settings, env.closer
+            )
             self._four.lease = record.lease4
         if record.ipv6:
-            self._six = Binding6(record.place, client_id, env.settings, env.closer)
+            self._six = Binding6(record.interface, client_id, env.settings, env.closer)
             self._six.lease = record.lease6
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +82,10 @@ class Attachment:
     # --- from outside ---
 
     def start(self, ended: Callable[[Attachment], None], *, again: bool = False) -> None:
-        """Begin: acquire, or with `again` take up what was on disk. `ended` hears of the end."""
+        """Begin the task: acquire leases, or with `again` take up those of the record.
+
+        `ended` is called when the task ends.
+        """
         if again:
             self.ready.set_result(None)
         self._task = asyncio.create_task(self._live(again))
@@ -111,13 +116,13 @@ class Attachment:
         if binding is self._six and self._six.lease is not None:
             results.add6(out, self._six.lease, priority)
 
-    def serves(self, place: Place) -> bool:
-        """Can an ADD for this place have these leases? Not if they are lost, or another's.
+    def serves(self, interface: Interface) -> bool:
+        """Can an ADD for this interface be answered with these leases?
 
-        A container that was made anew without a DEL: the old interface cannot say RELEASE.
+        Not if they are lost, or for another interface: the container was made anew without a DEL.
         """
         lost = self.ready.done() and self.problems()
-        return self.record.place == place and not lost
+        return self.record.interface == interface and not lost
 
     def problems(self) -> list[str]:
         """What is wrong with the leases, for CHECK."""
@@ -135,8 +140,8 @@ class Attachment:
                 "containerID": self.record.container_id,
                 "network": self.record.network,
                 "ifname": self.record.ifname,
-                "netns": self.record.place.path,
-                "mac": self.record.place.mac,
+                "netns": self.record.interface.path,
+                "mac": self.record.interface.mac,
                 "family": binding.family,
                 "state": self.states.get(binding.family, _ACQUIRING),
             }
@@ -156,7 +161,7 @@ class Attachment:
         try:
             if not again:
                 await self._acquire_all()
-            await _together([self._maintain(binding, again) for binding in self._bindings()])
+            await together([self._maintain(binding, again) for binding in self._bindings()])
         except CNIError as error:
             self._fail(error)
         except Gone as reason:
@@ -169,13 +174,13 @@ class Attachment:
     def _fail(self, error: CNIError) -> None:
         if not self.ready.done():
             self.ready.set_exception(error)
-            self.ready.exception()  # it may be that nobody waits
+            self.ready.exception()  # else asyncio complains if no request waits for it
 
     async def _acquire_all(self) -> None:
-        """The first time: all families or none. Raises CNIError."""
+        """Acquire a lease of each family, or none. Raises CNIError."""
         deadline = now() + self._env.settings.resend_timeout
         try:
-            await _together([self._acquire(b, deadline) for b in self._bindings()])
+            await together([self._acquire(b, deadline) for b in self._bindings()])
         except (CNIError, Gone) as error:
             for binding in self._bindings():
                 await self._release(binding)
@@ -189,11 +194,14 @@ class Attachment:
         self.ready.set_result(None)
 
     async def _acquire(self, binding: Binding, deadline: float) -> None:
-        """Attempts with growing pauses until the deadline. Raises CNIError, Gone."""
+        """Acquire a lease, in attempts with growing pauses.
+
+        Raises CNIError at the deadline, Gone.
+        """
         self._enter(binding, _ACQUIRING)
         log(f"{self.record.key}: acquiring lease")
         reasons: dict[str, None] = {}
-        for pause in _pauses(self._env.settings.resend_max):
+        for pause in pauses(self._env.settings.resend_max):
             try:
                 await self._exchange(binding.acquire, deadline)
                 self._bound(binding)
@@ -217,8 +225,8 @@ class Attachment:
             if binding.lease is None or now() >= binding.lease.times.expires:
                 await self._regain(binding)
                 continue
-            # a server that grants next to nothing must not keep us busy
-            await _sleep_until(max(binding.lease.times.t1, now() + _SHORTEST_PAUSE))
+            # The pause bounds the work for a server that grants leases of a few seconds.
+            await sleep_until(max(binding.lease.times.t1, now() + _SHORTEST_PAUSE))
             await self._look()
             try:
                 await self._refresh(binding)
@@ -226,7 +234,7 @@ class Attachment:
                 self._lose(binding, str(refused))
 
     async def _take_up(self, binding: Binding) -> None:
-        """After a restart: ask whether the address is still ours. Silence changes nothing."""
+        """After a restart, ask the server whether the lease is valid; keep it if none answers."""
         await self._look()
         if binding.lease is None:
             return
@@ -246,7 +254,7 @@ class Attachment:
             log(f"{self.record.key}: lease kept unconfirmed: {error}")
 
     async def _refresh(self, binding: Binding) -> None:
-        """Renew until T2, rebind until the end. Raises Refused, Gone; lets the lease expire."""
+        """Renew until T2, then rebind until the lease expires. Raises Refused, Gone."""
         assert binding.lease is not None
         times = binding.lease.times
         steps = ((_RENEWING, binding.renew, times.t2), (_REBINDING, binding.rebind, times.expires))
@@ -262,19 +270,19 @@ class Attachment:
                     log(f"{self.record.key}: {state}: {error}")
                 # RFC 2131 §4.4.5: after half of the time that is left
                 pause = max((end - now()) / 2, _SHORTEST_PAUSE)
-                await _sleep_until(min(now() + pause, end))
+                await sleep_until(min(now() + pause, end))
                 await self._look()
         self._lose(binding, "expired")
 
     def _lose(self, binding: Binding, reason: str) -> None:
-        """The address is not ours any more: it comes off the link, which goes down."""
+        """Take a lost address off the link, and set the link down unless it has another."""
         log(f"{self.record.key}: lease lost: {reason}; interface {self.record.ifname} is set down")
         self._enter(binding, _LOST)
         lease = binding.lease
         if lease is None:
             return
         try:
-            with self.record.place.visit() as inside:
+            with self.record.interface.visit() as inside:
                 inside.take_away(lease.prefix)
                 if not self._other_is_bound(binding):
                     inside.set_down()
@@ -288,7 +296,7 @@ class Attachment:
         return any(state not in (_LOST, _ACQUIRING) for state in states)
 
     async def _regain(self, binding: Binding) -> None:
-        """Try to get an address again, for as long as it takes; put it on the link. Raises Gone."""
+        """Acquire a lease again, however long it takes, and put it on the link. Raises Gone."""
         before = binding.lease.prefix if binding.lease is not None else None
         pause = _SHORTEST_PAUSE
         while True:
@@ -314,18 +322,18 @@ class Attachment:
 
     def _set_down(self) -> None:
         try:
-            with self.record.place.visit() as inside:
+            with self.record.interface.visit() as inside:
                 inside.set_down()
         except OSError as error:
             log(f"{self.record.key}: {error}")
 
     def _apply(self, binding: Binding) -> None:
-        """Put a regained lease on the link, which lost all of its routes."""
+        """Put a regained lease on the link, with the routes that it lost when it went down."""
         assert binding.lease is not None
         result = Result()
         self._add_to(result, binding)
         try:
-            with self.record.place.visit() as inside:
+            with self.record.interface.visit() as inside:
                 problems = inside.give(binding.lease.prefix, result.ips[0].gateway, result.routes)
         except OSError as error:
             problems = [str(error)]
@@ -348,15 +356,20 @@ class Attachment:
             await step(until)
 
     async def _look(self) -> None:
-        """The interface is still there. Raises Gone."""
-        for pause in (*_LOOK_AGAIN, 0.0):
+        """Make sure that the interface is still there. Raises Gone.
+
+        While the daemon cannot look, because it is short of descriptors or memory, it tries again:
+        a container that cannot be seen is not gone.
+        """
+        pause = _SHORTEST_PAUSE
+        while True:
             try:
-                with self.record.place.visit():
+                with self.record.interface.visit():
                     return
             except OSError as error:
-                log(f"{self.record.key}: {error}")
+                log(f"{self.record.key}: cannot look at {self.record.ifname}: {error}")
                 await asyncio.sleep(pause)
-        raise Gone(f"interface {self.record.ifname} cannot be looked at")
+                pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _enter(self, binding: Binding, state: str) -> None:
         self.states[binding.family] = state
@@ -375,36 +388,3 @@ class Attachment:
         if self._six is not None:
             self.record.lease6 = self._six.lease
         self._env.directory.save(self.record)
-
-
-async def _together(steps: list[Coroutine[Any, Any, None]]) -> None:
-    """Run the steps at once; when one fails the others are cancelled, and its error is raised."""
-    if len(steps) == 1:
-        await steps[0]
-        return
-    tasks = [asyncio.create_task(step) for step in steps]
-    try:
-        for done in asyncio.as_completed(tasks):
-            await done
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-
-async def _sleep_until(when: float) -> None:
-    """Wait; in steps, since the event loop's clock stands still while the machine sleeps."""
-    while (left := when - now()) > 0:
-        await asyncio.sleep(min(left, _LONGEST_SLEEP))
-
-
-def _pauses(longest: float) -> Iterator[float]:
-    """Seconds between attempts: four short ones, then doubling from 8 while below `longest`."""
-    for _ in range(_QUICK_RETRIES):
-        yield jitter(_QUICK_PAUSE, _JITTER)
-    pause = _FIRST_PAUSE
-    while True:
-        yield jitter(pause, _JITTER)
-        if pause < longest:
-            pause *= 2

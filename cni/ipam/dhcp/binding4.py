@@ -20,7 +20,7 @@ from .conf import (
     Options,
 )
 from .exchange import Closer, Lease, Refused, Settings, ask, log, now
-from .interface import Place
+from .interface import Interface
 
 _ETH_P_IP = 0x0800
 _ETHER_BROADCAST = b"\xff" * 6
@@ -37,14 +37,19 @@ class Lease4(Lease):
 
 
 class Binding4:
-    """The client of one interface. `lease` is the last one, whether it still counts or not."""
+    """The DHCPv4 client of one interface. `lease` is the last one, which may have expired."""
 
     family = "IPv4"
 
     def __init__(
-        self, place: Place, client_id: bytes, options: Options, settings: Settings, closer: Closer
+        self,
+        interface: Interface,
+        client_id: bytes,
+        options: Options,
+        settings: Settings,
+        closer: Closer,
     ) -> None:
-        self.place = place
+        self.interface = interface
         self.lease: Lease4 | None = None
         self._settings = settings
         self._closer = closer
@@ -54,7 +59,7 @@ class Binding4:
             CLIENT_ID: b"\0" + client_id,
             **options.provided,
         }
-        # a server may send routes unasked; what else comes unasked is nobody's
+        # A server may send routes that were not asked for; other such options are ignored.
         self._wanted = frozenset((*options.requested, ROUTER, STATIC_ROUTES, CLASSLESS_ROUTES))
 
     # --- what is done with a lease ---
@@ -110,14 +115,14 @@ class Binding4:
 
     @asynccontextmanager
     async def _port(self, until: float) -> AsyncIterator[_Port]:
-        with self.place.visit() as inside:
+        with self.interface.visit() as inside:
             inside.set_up()
             sock = inside.packet_socket()
             # the links of an ipvlan share a MAC: only a broadcast reaches one without an address
             broadcast = self._settings.broadcast or inside.link.kind == "ipvlan"
         try:
             flags = m.BROADCAST_FLAG if broadcast else 0
-            yield _Port(sock, self.place, self._options, flags, until, self._settings)
+            yield _Port(sock, self.interface, self._options, flags, until, self._settings)
         finally:
             self._closer.close(sock)
 
@@ -178,19 +183,20 @@ class Binding4:
             for router in m.addresses(offered):
                 if not m.is_router(router, self.lease.prefix):
                     text = f"router {format_ip(router)} of {self.lease.prefix} is ignored"
-                    log(f"{self.place.path}: {self.place.ifname}: {text}: no router's address")
+                    where = f"{self.interface.path}: {self.interface.ifname}"
+                    log(f"{where}: {text}: it cannot be a router's address")
 
     def _limit_mtu(self) -> None:
         value = self.lease.options.get(MTU, b"") if self.lease is not None else b""
         mtu = int.from_bytes(value, "big")
         if len(value) == 2 and mtu >= _SMALLEST_MTU:
-            with self.place.visit() as inside:
+            with self.interface.visit() as inside:
                 inside.limit_mtu(mtu)
 
     def _send_release(self, port: _Port, address: bytes, server: bytes, mac: bytes) -> None:
         port.direct = (address, server, mac)
         kept = {CLIENT_ID: self._options[CLIENT_ID], m.SERVER_ID: server}
-        port.send(m.encode(m.RELEASE, _xid(), self.place.hardware, kept, ciaddr=address))
+        port.send(m.encode(m.RELEASE, _xid(), self.interface.hardware, kept, ciaddr=address))
 
 
 class _Port:
@@ -199,7 +205,7 @@ class _Port:
     def __init__(
         self,
         sock: socket.socket,
-        place: Place,
+        interface: Interface,
         options: dict[int, bytes],
         flags: int,
         until: float,
@@ -207,7 +213,7 @@ class _Port:
     ) -> None:
         self.direct = (m.ANY, m.BROADCAST, _ETHER_BROADCAST)  # from, to, to which MAC
         self._sock = sock
-        self._place = place
+        self._interface = interface
         self._options = options
         self._flags = flags
         self._until = until
@@ -225,24 +231,24 @@ class _Port:
         address: bytes = b"",
     ) -> tuple[m.Message, bytes]:
         """Send a message; the answer and its sender's MAC. Raises NoAnswer, Refused (NAK)."""
-        mac = self._place.hardware
+        mac = self._interface.hardware
         data = m.encode(
             kind, self._xid, mac, {**self._options, **extra}, ciaddr=ciaddr, flags=self._flags
         )
 
         def accept(packet: bytes, source: tuple[object, ...]) -> tuple[m.Message, bytes] | None:
             try:
-                found = m.decode(m.unwrap(packet))
+                message = m.decode(m.unwrap(packet))
             except m.Malformed:
                 return None
-            if (found.xid, found.chaddr) != (self._xid, mac) or found.kind not in wanted:
+            if (message.xid, message.chaddr) != (self._xid, mac) or message.kind not in wanted:
                 return None
-            if not found.server or server not in (b"", found.server):
+            if not message.server or server not in (b"", message.server):
                 return None
-            if found.kind != m.NAK and not _is_for(found, address):
+            if message.kind != m.NAK and not _is_for(message, address):
                 return None
             sender = source[4]
-            return found, sender if isinstance(sender, bytes) else _ETHER_BROADCAST
+            return message, sender if isinstance(sender, bytes) else _ETHER_BROADCAST
 
         until = min(self._until, now() + self._settings.patience)
         answer, sender = await ask(self._sock, lambda: self.send(data), accept, until)
@@ -255,7 +261,7 @@ class _Port:
         """Raises OSError."""
         source, destination, mac = self.direct
         packet = m.wrap(data, source, destination)
-        self._sock.sendto(packet, (self._place.ifname, _ETH_P_IP, 0, 0, mac))
+        self._sock.sendto(packet, (self._interface.ifname, _ETH_P_IP, 0, 0, mac))
 
 
 def _is_for(message: m.Message, address: bytes) -> bool:

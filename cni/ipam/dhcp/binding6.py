@@ -20,7 +20,7 @@ from ...owner import digest
 from ...protocol.address import Prefix, is_global_unicast
 from . import message6 as m
 from .exchange import Closer, Lease, NoAnswer, Refused, Settings, ask, now
-from .interface import Place
+from .interface import Interface
 from .message4 import Malformed
 
 _ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own address
@@ -40,18 +40,20 @@ class Router(msgspec.Struct):
 
 
 class Lease6(Lease):
-    """A lease with the routers that were there."""
+    """A lease, with the routers that answered when it was acquired."""
 
     routers: list[Router] = []
 
 
 class Binding6:
-    """The client of one interface. `lease` is the last one, whether it still counts or not."""
+    """The DHCPv6 client of one interface. `lease` is the last one, which may have expired."""
 
     family = "IPv6"
 
-    def __init__(self, place: Place, client_id: bytes, settings: Settings, closer: Closer) -> None:
-        self.place = place
+    def __init__(
+        self, interface: Interface, client_id: bytes, settings: Settings, closer: Closer
+    ) -> None:
+        self.interface = interface
         self.lease: Lease6 | None = None
         self._settings = settings
         self._closer = closer
@@ -79,14 +81,14 @@ class Binding6:
 
     async def _solicit(self, port: _Port) -> m.Message:
         hint = self.lease.address if self.lease is not None else b""
-        found = await port.ask(m.SOLICIT, m.option(m.RAPID_COMMIT), m.ia(_IDENTITY, hint))
-        if found.kind == m.REPLY:
-            return found
+        offer = await port.ask(m.SOLICIT, m.option(m.RAPID_COMMIT), m.ia(_IDENTITY, hint))
+        if offer.kind == m.REPLY:
+            return offer
         return await port.ask(
             m.REQUEST,
-            m.option(m.SERVER_ID, found.server),
-            m.ia(_IDENTITY, found.grants[0].address),
-            server=found.server,
+            m.option(m.SERVER_ID, offer.server),
+            m.ia(_IDENTITY, offer.grants[0].address),
+            server=offer.server,
         )
 
     async def confirm(self, until: float) -> None:
@@ -149,7 +151,7 @@ class Binding6:
 
     @asynccontextmanager
     async def _port(self, until: float, *, prepare: bool = False) -> AsyncIterator[_Port]:
-        with self.place.visit() as inside:
+        with self.interface.visit() as inside:
             if prepare:
                 inside.prepare_ipv6()
             inside.set_up()
@@ -164,19 +166,22 @@ class Binding6:
         """A socket on the link-local address, which may have to be waited for. Raises OSError."""
         deadline = now() + _ADDRESS_WAIT
         while True:
-            with self.place.visit() as inside:
+            with self.interface.visit() as inside:
                 local = inside.link_local()
                 if local is not None:
                     return inside.udp6_socket(local, m.CLIENT_PORT)
             if now() >= deadline:
-                raise OSError(99, f"{self.place.ifname} has no IPv6 link-local address")
+                raise OSError(99, f"{self.interface.ifname} has no IPv6 link-local address")
             await asyncio.sleep(_LOOK)
 
     async def _routers(self) -> tuple[list[Router], list[Prefix]]:
-        """The router that answers, and the prefixes on the link. None is no error."""
-        with self.place.visit() as inside:
+        """The router that answers, and the prefixes that it says are on the link.
+
+        Both are empty if none answers.
+        """
+        with self.interface.visit() as inside:
             sock = inside.icmp6_socket((m.ROUTER_ADVERTISEMENT,))
-            data, index = m.solicitation(self.place.hardware), inside.link.index
+            data, index = m.solicitation(self.interface.hardware), inside.link.index
         try:
             return await _ask_router(sock, data, index)
         except NoAnswer:
@@ -198,11 +203,11 @@ async def _ask_router(
         except Malformed:
             return None
 
-    address, found = await ask(
+    address, advertised = await ask(
         sock, lambda: sock.sendto(data, (m.ROUTERS, 0, 0, index)), accept, now() + _ROUTER_WAIT
     )
-    router = Router(address, found.is_default, [str(prefix) for prefix in found.routes])
-    return [router], found.on_link
+    router = Router(address, advertised.is_default, [str(p) for p in advertised.routes])
+    return [router], advertised.on_link
 
 
 class _Port:
@@ -241,14 +246,14 @@ class _Port:
             if source[1] != m.SERVER_PORT:
                 return None
             try:
-                found = m.decode(packet, _IDENTITY)
+                message = m.decode(packet, _IDENTITY)
             except Malformed:
                 return None
-            if (found.xid, found.client) != (xid, self._duid) or not found.server:
+            if (message.xid, message.client) != (xid, self._duid) or not message.server:
                 return None
-            if server not in (b"", found.server):
+            if server not in (b"", message.server):
                 return None
-            return found if _is_answer(kind, found, address) else None
+            return message if _is_answer(kind, message, address) else None
 
         until = min(self._until, now() + self._settings.patience)
         answer = await ask(self._sock, send, accept, until)
@@ -257,16 +262,16 @@ class _Port:
         return answer
 
 
-def _is_answer(kind: int, found: m.Message, address: bytes) -> bool:
+def _is_answer(kind: int, message: m.Message, address: bytes) -> bool:
     """Does a server's message answer a message of this kind?"""
     if kind == m.SOLICIT:
-        rapid = found.kind == m.REPLY and found.rapid
-        if not rapid and found.kind != m.ADVERTISE:
+        rapid = message.kind == m.REPLY and message.rapid
+        if not rapid and message.kind != m.ADVERTISE:
             return False
-    elif found.kind != m.REPLY:
+    elif message.kind != m.REPLY:
         return False
     if kind == m.RELEASE:
         return True
     if address:  # a renewal: of this address, or a refusal
-        return any(g.address == address for g in found.grants) or found.status == m.NO_BINDING
-    return bool(found.status) or any(is_global_unicast(g.address) for g in found.grants)
+        return any(g.address == address for g in message.grants) or message.status == m.NO_BINDING
+    return bool(message.status) or any(is_global_unicast(g.address) for g in message.grants)

@@ -15,7 +15,7 @@ from ...kernel.errors import KernelError
 from ...netns.executor import Executor
 from ...protocol import config
 from ...protocol.errors import CNIError, from_exception
-from . import interface as places
+from . import interface as interfaces
 from .attachment import Attachment, Environment
 from .conf import Conf, options
 from .exchange import Settings, log
@@ -151,7 +151,7 @@ class Daemon:
         record = self._record(asked)
         if asked.key in self._ending:
             await asyncio.wait((self._ending[asked.key],))
-        while (held := self._held.get(asked.key)) and not held.serves(record.place):
+        while (held := self._held.get(asked.key)) and not held.serves(record.interface):
             del self._held[asked.key]
             self._env.directory.remove(asked.key)
             await held.stop(release=False)
@@ -197,8 +197,8 @@ class Daemon:
                 "it ended, or the daemon lost it: recreate the container",
             )
         problems = held.problems()
-        if held.record.place != record.place:
-            problems.append(f"the lease is for {held.record.place.path}, another interface")
+        if held.record.interface != record.interface:
+            problems.append(f"the lease is for {held.record.interface.path}, another interface")
         have = {ip.address for ip in held.result().ips}
         for address in sorted(have - set(asked.addresses or have)):
             problems.append(f"leased {address}, but prevResult does not have it")
@@ -240,7 +240,7 @@ class Daemon:
             network=asked.network,
             ifname=asked.ifname,
             options=options(ipam, asked.args),
-            place=places.find(self._prefix + asked.netns, asked.ifname),
+            interface=interfaces.find(self._prefix + asked.netns, asked.ifname),
             priority=ipam.priority,
             ipv4=ipam.ipv4,
             ipv6=ipam.ipv6,

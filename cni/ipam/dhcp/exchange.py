@@ -55,7 +55,10 @@ class Times(NamedTuple):
 
 
 class Lease(msgspec.Struct):
-    """What a server granted. Times by `now()`; an infinite lease has None."""
+    """What a server granted: `address` (packed) with the prefix `length`, until `expires`.
+
+    Times are those of `now()`; None in a lease without an end. `options` are DHCP's, by code.
+    """
 
     address: bytes
     length: int
@@ -74,12 +77,15 @@ class Lease(msgspec.Struct):
         return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
 
     def end(self) -> None:
-        """It does not count any more."""
+        """Let it have expired."""
         self.t1 = self.t2 = self.expires = 0.0
 
 
 def now() -> float:
-    """Seconds since boot, sleep included: steps of the clock and restarts of the daemon pass by."""
+    """Seconds since boot, those in which the machine slept included.
+
+    Neither a step of the clock nor a restart of the daemon changes it.
+    """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -113,10 +119,10 @@ async def ask(
     until: float,
     pause: float = FIRST_PAUSE,
 ) -> T:
-    """The first packet that `accept(data, source)` makes something of.
+    """Send, and return what `accept(data, source)` makes of the first packet that it accepts.
 
-    `send` is called again after `pause` seconds, then after twice that, and so on. Raises NoAnswer
-    at `until`.
+    `accept` returns None for others. `send` is called again after `pause` seconds, then after twice
+    that, and so on. Raises NoAnswer at `until`, a time of `now()`.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -125,11 +131,11 @@ async def ask(
     def readable() -> None:
         for _ in range(_BURST):
             try:
-                found = accept(*sock.recvfrom(_PACKET))
-            except OSError:  # nothing (more) there; or the link went down, which passes
+                accepted = accept(*sock.recvfrom(_PACKET))
+            except OSError:  # nothing (more) to read; or the link is down for a moment
                 return
-            if found is not None and not answer.done():
-                answer.set_result(found)
+            if accepted is not None and not answer.done():
+                answer.set_result(accepted)
 
     loop.add_reader(sock, readable)
     try:

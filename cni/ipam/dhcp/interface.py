@@ -1,7 +1,8 @@
-"""Where a lease lives: an interface in a container's namespace, and what we do there.
+"""The interface that a lease is for, in a container's namespace, and what the daemon does there.
 
 No descriptor of the namespace is kept between two visits: it would keep a dead container's
-namespace, and the links in it, alive. A visit opens the path and proves that it is the same place.
+namespace, and the links in it, alive. A visit opens the path and proves that it is the same
+interface in the same namespace.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from errno import EAGAIN
 import msgspec
 
 from ...kernel import address, link, route, sysctl
-from ...kernel.errors import ExecutorDied, LinkNotFound, NetlinkError, NetnsError, NetnsMissing
+from ...kernel.errors import (
+    ExecutorDied,
+    LinkNotFound,
+    NetlinkError,
+    NetnsError,
+    NetnsMissing,
+    NetnsUnknown,
+)
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink, ignoring_exists
 from ...netns import Namespace
@@ -32,7 +40,7 @@ class Gone(Exception):
     """The namespace or the interface does not exist any more, or is another one."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class Interface(msgspec.Struct, frozen=True):
     """An interface: the namespace's path and identity (device, inode), name and MAC."""
 
     path: str
@@ -58,14 +66,16 @@ class Place(msgspec.Struct, frozen=True):
                 yield Inside(namespace, found)
         except NetnsMissing:
             raise Gone(f"namespace {self.path} is gone") from None
+        except NetnsUnknown as error:
+            raise OSError(EAGAIN, str(error)) from None
         except NetnsError as error:
             raise Gone(str(error)) from None
         except ExecutorDied as error:
             raise OSError(EAGAIN, str(error)) from None
 
 
-def find(path: str, ifname: str) -> Place:
-    """The place of an ADD. Raises CNIError."""
+def find(path: str, ifname: str) -> Interface:
+    """The interface of an ADD: `ifname` in the namespace at `path`. Raises CNIError."""
     try:
         namespace = Namespace.open(path)
     except NetnsError as error:
@@ -83,7 +93,7 @@ def find(path: str, ifname: str) -> Place:
                 f'error looking up "{ifname}": it has no Ethernet address',
                 "DHCP works on Ethernet interfaces",
             ) from None
-        return Place(path, *namespace.identity, ifname, found.mac)
+        return Interface(path, *namespace.identity, ifname, found.mac)
 
 
 class Inside:

@@ -16,7 +16,7 @@ from ...protocol.errors import CNIError
 from . import binding4, binding6
 from .conf import Options
 from .exchange import log
-from .interface import Place
+from .interface import Interface
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _SUFFIX = ".json"
@@ -32,7 +32,7 @@ class Record(msgspec.Struct, omit_defaults=True):
     container_id: str
     network: str
     ifname: str
-    place: Place
+    interface: Interface = msgspec.field(name="place")  # as earlier builds have written it
     options: Options
     priority: int = 0
     ipv4: bool = True

@@ -33,10 +33,14 @@ from errno import (
     EPERM,
     EXDEV,
 )
+from typing import TYPE_CHECKING
 
 from ... import files
 from ...netns import identify
 from ...protocol.address import InvalidAddress, parse_ip
+
+if TYPE_CHECKING:
+    from ...netns.namespace import Identity
 
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
@@ -266,25 +270,24 @@ def namespace_note(path: str) -> bytes:
         return b""
 
 
-def is_of_gone_namespace(directory: int, name: str, seen_from: str) -> bool:
-    """Has the namespace for which a reservation was made certainly ceased to exist?
+def namespace_of(directory: int | None, name: str) -> Identity | None:
+    """What is noted of the namespace that a reservation is for; None if nothing is, or no file.
 
-    False in any doubt, as liveness.is_gone. `seen_from` is the CNI_NETNS of the request that asks.
+    Without a directory's descriptor `name` is a path.
     """
     try:
         fd = files.open_regular(name, dir_fd=directory)
     except OSError:
-        return False
+        return None
     try:
         noted = _attribute(fd, NAMESPACE)
     finally:
         os.close(fd)
     if noted is None or len(noted) != _NAMESPACE.size:
-        return False
-    from ...netns import liveness
+        return None
     from ...netns.namespace import Identity
 
-    return liveness.is_gone(Identity(*_NAMESPACE.unpack(noted)), "", seen_from)
+    return Identity(*_NAMESPACE.unpack(noted))
 
 
 def _attribute(file: int | str, key: str) -> bytes | None:

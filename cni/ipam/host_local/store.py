@@ -137,8 +137,17 @@ class Store:
         return self._taken().get(packed)
 
     def is_of_gone_namespace(self, name: str, seen_from: str) -> bool:
-        """As reservation.is_of_gone_namespace."""
-        return reservation.is_of_gone_namespace(self._fd, name, seen_from)
+        """Has the namespace for which a reservation was made certainly ceased to exist?
+
+        False in any doubt. `seen_from` is the CNI_NETNS of the request that asks, as in
+        liveness.exists.
+        """
+        noted = reservation.namespace_of(self._fd, name)
+        if noted is None:
+            return False
+        from ...netns import liveness
+
+        return liveness.is_gone(noted, "", seen_from)
 
     def last_reserved(self, range_id: int) -> bytes | None:
         """What the range set handed out last (packed); None if that is unknown."""
