@@ -133,8 +133,22 @@ class Call(Generic[C]):
 
     @property
     def args(self) -> str:
-        """CNI_ARGS, unparsed."""
+        """CNI_ARGS, unparsed; see `parse_args`."""
         return self.request.args
+
+    def parse_args(self, known: frozenset[str]) -> dict[str, str]:
+        """The pairs of CNI_ARGS with these keys (protocol.args.parse); DEL and GC need none.
+
+        Raises CNIError.
+        """
+        from .protocol import args
+
+        try:
+            return args.parse(self.args, known)
+        except CNIError:
+            if self.lenient:
+                return {}
+            raise
 
     @property
     def owner(self) -> Owner:
@@ -281,10 +295,15 @@ class Call(Generic[C]):
         return result
 
     def run(self, verb: Callable[..., None], *args: Any) -> None:
-        """Run the function of a DEL or GC; raise its error, and the problems that it met."""
-        steps = Steps(self.problems)
-        steps.run(verb, self, *args)
-        steps.finish()
+        """Run the function of a DEL or GC, and drop what was put aside if it raises no error.
+
+        Its error is raised together with the problems that it met.
+        """
+        errors: list[CNIError] = []
+        Steps(errors).run(verb, self, *args)
+        if not errors:
+            self.drop_set_aside()
+        Steps(errors + self.problems).finish()
 
     def collect_ipam(self, name: str, steps: Steps) -> None:
         """Forward GC to the IPAM plugin `name`, if there is one, as one of `steps`."""

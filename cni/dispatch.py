@@ -165,9 +165,8 @@ def main(name: str) -> int:
 def about(name: str) -> str:
     """The two lines a plugin says of itself when run without CNI_COMMAND."""
     supported = ", ".join(TABLE[name].versions)
-    return (
-        f"CNI {name} plugin version {__version__}\nCNI protocol versions supported: {supported}\n"
-    )
+    first = f"CNI {name} plugin version {__version__}"
+    return f"{first}\nCNI protocol versions supported: {supported}\n"
 
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
@@ -310,7 +309,6 @@ def _perform(decoded: Decoded) -> Result | None:
         if verbs.reload is not None:
             call.set_aside()  # first: rules that are going must not be made again
         call.run(verbs.delete)
-        call.drop_set_aside()
         call.guard_netns()
     elif command == "CHECK" and verbs.check is not None:
         verbs.check(call)
@@ -322,7 +320,6 @@ def _perform(decoded: Decoded) -> Result | None:
             if verbs.reload is not None:
                 call.set_aside(keep)
             call.run(verbs.gc, keep)
-            call.drop_set_aside()
     return None
 
 
@@ -393,7 +390,8 @@ def _unexpected(error: BaseException) -> CNIError:
     text = str(error) or type(error).__name__
     if isinstance(error, OSError | standins.Insufficient):
         return CNIError(text)
-    import traceback
+    if standins.doubt is None:  # else the process begins anew, and may well succeed
+        import traceback
 
-    os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
+        os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
     return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")

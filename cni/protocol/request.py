@@ -42,6 +42,8 @@ def check_ifname(value: str) -> None:
         raise BadEnvironment("interface name is . or ..")
     if any(c in "/:" or c.isspace() for c in value):
         raise BadEnvironment("interface name contains / or : or whitespace characters")
+    if "%" in value:
+        raise BadEnvironment("interface name contains %", "the kernel makes a pattern of it: eth%d")
 
 
 def _is_name(value: str) -> bool:

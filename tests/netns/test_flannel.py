@@ -207,11 +207,11 @@ def test_waiting_for_flanneld(runtime: Runtime, container: Netns, flanneld: Flan
 
 
 def test_failed_add(runtime: Runtime, container: Netns, flanneld: Flanneld) -> None:
-    """The delegate undoes what it did; DEL, which follows, removes the note."""
+    """The delegate undoes what it did, and the note goes."""
     container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other0")
     conf = flanneld.conf()
     runtime.add("flannel", conf, container).failed(999, "eth0")
-    assert not leases(flanneld.leases)
+    assert flanneld.left() == []
     container.ip("link", "delete", "eth0")
     runtime.delete("flannel", conf, container).succeeded()
     assert flanneld.left() == []

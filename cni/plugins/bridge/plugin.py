@@ -20,7 +20,7 @@ from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
-from ...protocol import args, config
+from ...protocol import config
 from ...protocol.address import format_ip
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
@@ -83,7 +83,7 @@ class Settings:
         self.vlans = gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
-        pairs = args.parse(call.args, frozenset({"MAC"}))
+        pairs = call.parse_args(frozenset({"MAC"}))
         self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
 
     def check_combinations(self) -> None:

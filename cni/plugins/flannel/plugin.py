@@ -129,9 +129,18 @@ def add(call: Call[Conf]) -> Result:
     except CNIError as error:
         raise error.wrapped("failed to delegate add: ") from None
     stdin = _encode(document)
-    # The note stays if the delegate fails: the runtime's DEL then calls the delegate with it.
-    Note(call.conf.data_dir, call.owner).save(stdin)
-    return call.delegate(name, "ADD", stdin) or Result()
+    note = Note(call.conf.data_dir, call.owner)
+    call.undo.callback(_put_back, note, note.load())
+    note.save(stdin)
+    return call.delegate_add(name, stdin) or Result()
+
+
+def _put_back(note: Note, before: bytes | None) -> None:
+    """The note is that of an earlier ADD again, or gone."""
+    if before is None:
+        note.remove()
+    else:
+        note.save(before)
 
 
 def delete(call: Call[Conf]) -> None:

@@ -16,7 +16,7 @@ from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
-from ...protocol import args, config
+from ...protocol import config
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
@@ -67,7 +67,7 @@ def mac(call: Call[Any]) -> bytes:
 
     Raises CNIError ``invalid args <mac> for MAC addr: …``.
     """
-    pairs = args.parse(call.args, frozenset({"MAC"}))
+    pairs = call.parse_args(frozenset({"MAC"}))
     text = call.conf.runtime_config.mac or pairs.get("MAC", "") or call.conf.mac
     try:
         return link.parse_mac(text) if text else b""

@@ -16,7 +16,6 @@ from ...kernel import link, sysctl
 from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
 from ...netns import Namespace
-from ...protocol import args
 from ...protocol.errors import CNIError, NotAvailable, Terminated
 from ...protocol.request import Attachment
 from ...protocol.result import Result
@@ -197,7 +196,6 @@ def delete(call: Call[Conf]) -> None:
     something else than none: it raises CNIError, and DEL can be repeated.
     """
     directory = call.conf.data_dir
-    args.parse(call.args, settings.ARGS)
     file = backup.File(directory, call.owner)
     kept = file.read()
     try:

@@ -11,7 +11,7 @@ import msgspec
 
 from ...call import Call
 from ...kernel import link, sysctl
-from ...protocol import args, config
+from ...protocol import config
 from ...protocol.errors import CNIError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Settings:
         if not _seen_once(call.request.stdin, call.conf.sysctl):
             _refuse_duplicates(call.request.stdin)
         conf, over = call.conf, call.conf.args.cni
-        pairs = args.parse(call.args, ARGS)
+        pairs = call.parse_args(ARGS)
         self.keys = [*conf.sysctl, *over.sysctl]
         ifname = call.ifname or "IFNAME"  # STATUS has none
         self.sysctl = {**_names(conf.sysctl, ifname), **_names(over.sysctl, ifname)}
