@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni import dispatch
+from cni import delegate, dispatch
 from cni.dispatch import answer
 from cni.protocol.errors import CNIError
 from cni.windows import dll, hcn, hns
@@ -38,7 +38,7 @@ def host(libraries: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hns]:
     for name, plugin in dispatch.WINDOWS.items():
         monkeypatch.setitem(dispatch.TABLE, name, plugin)
     # The delegate runs in this process, as a launcher's twin does.
-    monkeypatch.setattr(dispatch, "_is_ourselves", lambda _program: True)
+    monkeypatch.setattr(delegate, "is_ourselves", lambda _program: True)
     service = Hns(libraries)
     yield service
     service.verify_no_leaks()
