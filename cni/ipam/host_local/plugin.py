@@ -335,12 +335,12 @@ def _raise(error: CNIError) -> None:
 def _is_kept(
     call: Call[Conf], name: str, content: bytes, keep: frozenset[Attachment], ids: frozenset[str]
 ) -> bool:
-    """Does a reservation belong to a valid attachment, or is the file not one of ours?"""
+    """Does a file stay: is it of an attachment in `keep`, or no reservation of host-local?"""
     if content == UNREADABLE:
         return True
     parts = content.decode("utf-8", "surrogateescape").split("\r\n")
     if len(parts) == 1:
-        return parts[0] in ids  # of an old version; an empty one is nobody's
+        return parts[0] in ids  # of an old version, without the interface; or an empty file
     if len(parts) == 2:
         return Attachment(*parts) in keep
     call.log(f"host-local: {name} is not a reservation of host-local: left alone")
