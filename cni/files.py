@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, and files of others that nobody has to wait for.
+"""Writing files completely or not at all, and reading those of others without waiting.
 
 Writing: `replace` writes beside the file and renames, so a reader sees the old content or the new.
 Reading: what other programs, users or containers have left where we look may be a FIFO, a device,

@@ -84,7 +84,7 @@ def directory(env: Mapping[str, str]) -> str:
 
 def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
     """Keep what an ADD was asked and answered, instead of what was kept before. Raises OSError."""
-    env = {key: value for key, value in request.env.items() if key.startswith("CNI_")}
+    env = {k: _text(value) for k, value in request.env.items() if k.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     identity = identify(request.netns) if request.netns else None
     noted = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
@@ -95,6 +95,11 @@ def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         files.replace(path, data, temporary=f"{path}{_PARTIAL}")
+
+
+def _text(value: str) -> str:
+    """A variable as JSON can hold it: bytes that are no UTF-8 become U+FFFD."""
+    return value.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
 class Dropped(NamedTuple):
@@ -182,7 +187,7 @@ def _move_aside(path: str) -> Intent | None:
     try:
         fd = _open_locked(path)
     except files.Unusable:
-        fd = None  # none of ours, but it goes
+        fd = None  # not written by us; it is removed all the same
     try:
         try:
             os.rename(path, f"{path}{_GOING}")
@@ -310,7 +315,7 @@ def _open_locked(path: str) -> int | None:
         try:
             lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
         except CNIError:
-            return fd  # rules of a container that is going are the lesser evil
+            return fd  # without the lock: a DEL that never ends would be worse
         if _is_still(path, fd, gone=False):
             return fd
         lockfile.release(fd)
@@ -326,10 +331,21 @@ def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
 
 def _parse(data: bytes) -> Intent | None:
     try:
-        intent = msgspec.json.decode(data, type=Intent)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        intent = _decode(data)
+    except (msgspec.MsgspecError, CNIError):
         return None
     return intent if {"CNI_CONTAINERID", "CNI_IFNAME"} <= intent.env.keys() else None
+
+
+def _decode(data: bytes) -> Intent:
+    """Raises MsgspecError, CNIError."""
+    try:
+        return msgspec.json.decode(data, type=Intent)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # The configuration is kept as it was given, and may be JSON to Go only (f.i. Latin-1).
+        from .protocol import config
+
+        return msgspec.convert(config.decode_object(data), Intent)
 
 
 def _path(plugin: str, owner: Owner, env: Mapping[str, str]) -> str:

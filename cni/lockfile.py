@@ -1,4 +1,4 @@
-"""A file lock with a deadline: who waits too long is told who holds the lock."""
+"""A file lock with a deadline; the error of a wait that was too long names the lock's holder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if sys.platform == "win32":
         os.lseek(fd, 0, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except PermissionError:  # so it says that another has it
+        except PermissionError:  # Windows' way to say that another process has it
             raise BlockingIOError from None
 
     def _unlock(fd: int) -> None:
@@ -78,17 +78,17 @@ def holder(fd: int) -> str:
         return ""
     stat = os.fstat(fd)
     exact = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}:{stat.st_ino}"
-    found = ""
+    similar = ""
     for fields in _locks():
-        # 1: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF; who waits has "->" after the number.
+        # 1: FLOCK  ADVISORY  WRITE 42 08:01:1234 0 EOF; one that waits has "->" after the number.
         if len(fields) < 6 or fields[1] != "FLOCK":
             continue
         if fields[5] == exact:
             return _process(fields[4])
         # Some file systems (overlay, btrfs) show another device here than stat does.
         if fields[5].rpartition(":")[2] == str(stat.st_ino):
-            found = _process(fields[4])
-    return found
+            similar = _process(fields[4])
+    return similar
 
 
 def _locks() -> list[list[str]]:

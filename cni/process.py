@@ -19,7 +19,7 @@ _SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr
 
 
 class Finished(NamedTuple):
-    """What a program left behind; `code` is negative when a signal ended it."""
+    """How a program ended: exit code (negative: by a signal), and all that it wrote."""
 
     code: int
     stdout: bytes
@@ -81,7 +81,7 @@ def _wait(pid: int) -> int:
         with interrupts.waiting():
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its pid stays its own
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:  # what it still did would be nobody's
+    except BaseException:  # nobody would wait for the child, or use what it does
         _end(pid)
         raise
 

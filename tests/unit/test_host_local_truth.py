@@ -51,6 +51,22 @@ def test_a_file_that_was_rewritten_is_released(tmp_path: Path, content: str, bef
     assert not held(tmp_path)
 
 
+def test_in_a_large_directory_too(tmp_path: Path) -> None:
+    """Its own file, the one that prevResult names; any other one is GC's."""
+    ipam = network(tmp_path, "10.0.0.0/16")
+    for n in range(200):
+        ipam.add(f"x{n}")
+    for name, content in (("10.0.0.2", "x0"), ("10.0.0.3", "c1\r\neth0"), ("10.0.0.4", "c2")):
+        (tmp_path / "net" / name).write_text(content)
+    ipam.delete("x0")
+    ipam.delete("c1", prevResult={"cniVersion": "1.1.0", "ips": [{"address": "10.0.0.3/16"}]})
+    assert "10.0.0.2" not in held(tmp_path)
+    assert "10.0.0.3" not in held(tmp_path)
+    ipam.gc(*((f"x{n}", "eth0") for n in range(200)))
+    assert "10.0.0.4" not in held(tmp_path)
+    assert len(held(tmp_path)) == 197
+
+
 def test_a_file_that_was_rewritten_is_its_new_owners(tmp_path: Path) -> None:
     ipam = network(tmp_path)
     ipam.add("c1")

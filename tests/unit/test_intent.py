@@ -277,3 +277,18 @@ def test_nobody_waits_for_what_is_no_file(
     assert dropped.intents == []
     dropped.finish()
     assert not os.path.lexists(path)
+
+
+@pytest.mark.parametrize(
+    "extra", [b'"note": "caf\xe9"', b'"note": "\\ud800"', b'"deep": ' + b"[" * 3000 + b"]" * 3000]
+)
+def test_what_only_go_reads_comes_back(env: dict[str, str], extra: bytes) -> None:
+    variables = {**env, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_ARGS": "A=\udcff"}
+    stdin = b'{"cniVersion": "1.0.0", "name": "net", "mtu": 1400, ' + extra + b"}"
+    request = Request("ADD", "c1", "/ns", "eth0", "", [], stdin, variables)
+    intent.save("bridge", C1, request, RESULT)
+    found = intent.find("bridge", C1, env)
+    assert found is not None
+    assert found.owner == C1
+    assert found.config["mtu"] == 1400
+    assert intent.drop("bridge", C1, env).intents == [found]

@@ -55,15 +55,18 @@ class Interface(msgspec.Struct, frozen=True):
 
     @contextmanager
     def visit(self) -> Iterator[Inside]:
-        """Look into the namespace. Raises Gone, or OSError for what may pass."""
+        """Open the namespace for the length of the block.
+
+        Raises Gone, or OSError for what may pass: this process is short of something.
+        """
         try:
             with Namespace.open(self.path) as namespace:
                 if namespace.identity != (self.device, self.inode):
                     raise Gone(f"{self.path} is another namespace now")
-                found = link.find(namespace.netlink(), self.ifname)
-                if found is None or found.mac != self.mac:
+                device = link.find(namespace.netlink(), self.ifname)
+                if device is None or device.mac != self.mac:
                     raise Gone(f"interface {self.ifname} in {self.path} is gone")
-                yield Inside(namespace, found)
+                yield Inside(namespace, device)
         except NetnsMissing:
             raise Gone(f"namespace {self.path} is gone") from None
         except NetnsUnknown as error:
@@ -82,8 +85,8 @@ def find(path: str, ifname: str) -> Interface:
         raise CNIError(f"error opening netns: {error}") from None
     with namespace:
         try:
-            found = link.get(namespace.netlink(), ifname)
-            link.parse_mac(found.mac)
+            device = link.get(namespace.netlink(), ifname)
+            link.parse_mac(device.mac)
         except LinkNotFound as error:
             raise CNIError(
                 f'error looking up "{ifname}": {error}', f"in the namespace {path}"
@@ -93,15 +96,15 @@ def find(path: str, ifname: str) -> Interface:
                 f'error looking up "{ifname}": it has no Ethernet address',
                 "DHCP works on Ethernet interfaces",
             ) from None
-        return Interface(path, *namespace.identity, ifname, found.mac)
+        return Interface(path, *namespace.identity, ifname, device.mac)
 
 
 class Inside:
     """An open namespace, and the interface in it."""
 
-    def __init__(self, namespace: Namespace, found: Link) -> None:
+    def __init__(self, namespace: Namespace, device: Link) -> None:
         self.namespace = namespace
-        self.link = found
+        self.link = device
 
     @property
     def sock(self) -> Netlink:
@@ -162,7 +165,7 @@ class Inside:
         return sock
 
     def prepare_ipv6(self) -> None:
-        """IPv6 is on, and router advertisements are ours to read, not the kernel's.
+        """Switch IPv6 on, and the kernel's reading of router advertisements off.
 
         The kernel would add addresses and routes of its own beside those of the result.
         """

@@ -124,7 +124,7 @@ def _read_options(data: bytes, into: dict[int, bytes]) -> None:
 
 def classless_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
     """Option 121 (RFC 3442): destinations and routers. Raises Malformed."""
-    found = []
+    routes = []
     offset, end = 0, len(value)
     while offset < end:
         length = value[offset]
@@ -133,19 +133,19 @@ def classless_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
         if length > 32 or after > end:
             raise Malformed("option 121")
         network = value[offset + 1 : offset + 1 + octets].ljust(4, b"\0")
-        found.append((Prefix(network, length), value[after - 4 : after]))
+        routes.append((Prefix(network, length), value[after - 4 : after]))
         offset = after
-    return found
+    return routes
 
 
 def static_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
     """Option 33: pairs of a destination, with the mask of its class, and a router."""
-    found = []
+    routes = []
     for offset in range(0, len(value) - 7, 8):
         network, router = value[offset : offset + 4], value[offset + 4 : offset + 8]
         length = 8 if network[0] < 128 else 16 if network[0] < 192 else 24
-        found.append((Prefix(network, length), router))
-    return found
+        routes.append((Prefix(network, length), router))
+    return routes
 
 
 def addresses(value: bytes) -> list[bytes]:

@@ -79,8 +79,8 @@ def decode(data: bytes, identity: int) -> Message:
         if code == STATUS:
             status, reason = _status(value)
         elif code == IA_NA and value[:4] == identity.to_bytes(4, "big"):
-            found, inner, why = _read_ia(value)
-            grants += found
+            granted, inner, why = _read_ia(value)
+            grants += granted
             if inner:
                 status, reason = inner, why
     server = options.get(SERVER_ID, b"")

@@ -1,4 +1,4 @@
-"""What a directory of reservations says, in a form that is not read as a whole.
+"""An index of a directory of reservations, of which each look-up reads a few hundred bytes.
 
     <dataDir>/.cni/<network>.index
       header    boot, identity and times of the directory, sizes
@@ -8,14 +8,17 @@
 
 It lies outside of the network's directory, all files of which the reference reads as reservations.
 
-**When it is believed.** Whoever adds or removes a file changes the directory's mtime. After our own
+**When it is believed.** Adding or removing a file changes the directory's mtime. After our own
 changes we set that mtime to a moment of our choice, the seal, and note it here. As long as the
-directory still has it, nobody has changed anything; else the index is built anew from the files.
-The kernel's clock ticks every few milliseconds, so an mtime that it has set tells nothing of a
-second change in the same tick. The seal lies in the past and ends in random digits: no clock gives
-it a second time. Each change of the directory breaks the seal before the index is touched; so
-whoever dies halfway leaves an index that nobody believes. One of an earlier boot is not believed
-either: what a power failure left of it is unknown.
+directory still has it, nobody has added or removed a file; else the index is built anew from the
+files. (A file that is rewritten in place changes nothing: `addresses` gives candidates, and the
+store compares their contents.)
+
+The kernel's clock ticks every few milliseconds, so an mtime that the kernel sets tells nothing of
+a second change in the same tick. The seal lies in the past and ends in random digits: no clock
+gives it a second time. Each change of the directory breaks the seal before the index is touched; so
+a process that dies halfway leaves an index that nobody believes. An index of an earlier boot is not
+believed either: a power failure may have lost a part of it.
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ class Full(OSError):
     """A bucket has no room: a larger index has to be built."""
 
 
-# What an index that is not whole may raise: it must not be used any more.
+# What an index may raise that is torn or wrong: it must not be used any more.
 BROKEN = (OSError, struct.error, IndexError, ZeroDivisionError)
 
 
@@ -71,7 +74,7 @@ Stamp = tuple[int, int, int, int]
 class Index:
     """An open index. Every method may raise one of BROKEN.
 
-    Addresses are packed. Unless opened with `writable`, only look at it.
+    Addresses are packed: 4 or 16 bytes. Only one that was opened with `writable` may be changed.
     """
 
     def __init__(
@@ -132,7 +135,7 @@ class Index:
             many = [_ENTRY.pack(hashed, bytes(16), _MANY)]
             entries += same if len(same) <= _MOST else many
         table = _distribute(entries)
-        temporary = f"{path}.new"  # whoever makes one holds the directory's lock
+        temporary = f"{path}.new"  # one name is enough: its maker holds the directory's lock
         fd = files.open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             sizes = len(table), len(pages), len(leases)
@@ -144,11 +147,11 @@ class Index:
         return cls(fd, boot, (0, 0, 0, 0), sizes)
 
     def close(self) -> None:
-        """Without `seal`, nobody believes it any more if the directory was changed."""
+        """Close the file. Without `seal` it is not believed any more if the directory changed."""
         os.close(self._fd)
 
     def seal(self, directory: int) -> None:
-        """Say that this is what the directory contains now."""
+        """Note that the index is what the open directory contains now."""
         past = time.time_ns() - 1_000_000_000 - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
         os.utime(directory, ns=(os.fstat(directory).st_atime_ns, past))
         stamp = _stamp(directory)
@@ -159,20 +162,20 @@ class Index:
             self._stamp = stamp
 
     def is_current(self, directory: int) -> bool:
-        """Has the directory not changed since? For those who look without the lock."""
+        """Is the directory still as it was at `open` or `seal`? For readers without the lock."""
         return _stamp(directory) == self._stamp
 
     # --- looking ---
 
     def addresses(self, content: bytes) -> list[bytes]:
-        """What may hold this content: every such address, but perhaps one of another owner too.
+        """Candidates: every address whose file has this content, and perhaps others.
 
-        Raises Many.
+        Their contents have to be compared. Raises Many.
         """
-        found = self._find(crc32(content))
-        if any(number == _MANY for _, number in found):
+        entries = self._find(crc32(content))
+        if any(number == _MANY for _, number in entries):
             raise Many
-        return [_narrow(wide) for wide, number in found if number == _OWNER]
+        return [_narrow(wide) for wide, number in entries if number == _OWNER]
 
     def first_free(self, width: int, low: int, high: int) -> int | None:
         """The first address of `width` bytes (4, 16) from `low` to `high` that is not taken."""
@@ -193,31 +196,31 @@ class Index:
         return None
 
     def differences(self, leases: dict[str, bytes]) -> list[str]:
-        """How it disagrees with name -> content; for `cni ipam check`."""
-        found = []
+        """How the index disagrees with `leases` (name -> content), a line each."""
+        problems = []
         taken = {name: content for name, content in leases.items() if content}
         for name, content in taken.items():
             packed = parse_ip(name)
             number = int.from_bytes(packed, "big")
             if self.first_free(len(packed), number, number) is not None:
-                found.append(f"{name} is free in the index")
+                problems.append(f"{name} is free in the index")
             with suppress(Many):
                 if packed not in self.addresses(content):
-                    found.append(f"{name} is not its owner's in the index")
+                    problems.append(f"{name} is not its owner's in the index")
         marked = 0
         for number in range(self._pages):
             bitmap = self._read(_PAGE_BYTES, self._page_at(number))
             marked += int.from_bytes(bitmap, "little").bit_count()
         if marked != len(taken):
-            found.append(f"{marked} addresses are taken in the index, {len(taken)} on disk")
+            problems.append(f"{marked} addresses are taken in the index, {len(taken)} on disk")
         if self.files != len(leases):
-            found.append(f"{self.files} files in the index, {len(leases)} on disk")
-        return found
+            problems.append(f"{self.files} files in the index, {len(leases)} on disk")
+        return problems
 
     # --- changing ---
 
     def add(self, packed: bytes, content: bytes) -> None:
-        """An address was free and has an owner now; `files` is the caller's."""
+        """Note that an address, free so far, has an owner. The caller counts in `files`."""
         self._mark(packed, taken=True)
         same = [number for _, number in self._find(crc32(content)) if number >= _MANY]
         if _MANY not in same:
@@ -226,7 +229,7 @@ class Index:
             self._insert(_ENTRY.pack(crc32(content), _wide(packed), _OWNER))
 
     def remove(self, packed: bytes, content: bytes) -> None:
-        """It is free again."""
+        """Note that an address, whose file had this content, is free again."""
         self._mark(packed, taken=False)
         entry = _ENTRY.pack(crc32(content), _wide(packed), _OWNER)
         at, entries = self._bucket(crc32(content))
@@ -276,8 +279,8 @@ class Index:
     def _find(self, hashed: int) -> list[tuple[bytes, int]]:
         """The keys and numbers of the entries with this hash."""
         _, entries = self._bucket(hashed)
-        found = map(_ENTRY.unpack, entries)
-        return [(key, number) for each, key, number in found if each == hashed]
+        unpacked = map(_ENTRY.unpack, entries)
+        return [(key, number) for each, key, number in unpacked if each == hashed]
 
     def _insert(self, entry: bytes) -> None:
         at, entries = self._bucket(_ENTRY.unpack(entry)[0])

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "/var/lib/cni/networks"
 _EXAMPLE = 'host-local reads "ipam": {"type": "host-local", …}'
+_FEW = 128  # files, which take less than a millisecond to read
 POD_NAMESPACE, POD_NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"
 
 
@@ -279,24 +280,45 @@ def _memory(call: Call[Conf]) -> sticky.Memory | None:
 
 @contextmanager
 def _opened_for(call: Call[Conf]) -> Iterator[Store]:
-    """The store, which knows for certain what the attachment holds.
+    """The store, which goes by the files if the index may be wrong about the attachment.
 
     A file that another program has rewritten in place escapes the index, as its directory does not
-    change. So an attachment of which the index knows nothing is looked for in the files; they are
-    read without the lock, since a DEL of what was released already is common.
+    change. Where the index knows nothing of the attachment, the files of prevResult's addresses are
+    read, and in a small directory all of them, without the lock. In a large one a DEL of what was
+    released already, which is common, would take too long; there GC finds such a file.
     """
     location = _location(call)
     contents = content_of(call.container_id, call.ifname), content_of(call.container_id)
     with location.open() as store:
         owned = store.releasable(call.container_id, call.ifname)
-        if owned.names or owned.errors or store.has_read_all:
+        known = bool(owned.names or owned.errors) or store.has_read_all
+        rewritten = not known and any(store.content(n) in contents for n in _previous(call))
+        look = not known and not rewritten and store.file_count <= _FEW
+        if not look:
+            if rewritten:
+                store.distrust()
             yield store
             return
-    is_rewritten = any(content in contents for _, content in scan(location.path))
+    rewritten = any(content in contents for _, content in scan(location.path))
     with location.open() as store:
-        if is_rewritten:
+        if rewritten:
             store.distrust()
         yield store
+
+
+def _previous(call: Call[Conf]) -> list[str]:
+    """The names of the files of prevResult's addresses; none of what cannot be read."""
+    result = config.lookup(call.raw, "prevResult")
+    ips = config.lookup(result, "ips") if isinstance(result, dict) else None
+    names = []
+    for ip in ips if isinstance(ips, list) else ():
+        address = config.lookup(ip, "address") if isinstance(ip, dict) else None
+        if isinstance(address, str):
+            try:
+                names.append(format_ip(Prefix.parse(address).ip))
+            except InvalidAddress:
+                continue
+    return names
 
 
 def _release(store: Store, name: str) -> None:
@@ -313,12 +335,12 @@ def _raise(error: CNIError) -> None:
 def _is_kept(
     call: Call[Conf], name: str, content: bytes, keep: frozenset[Attachment], ids: frozenset[str]
 ) -> bool:
-    """Does a reservation belong to a valid attachment, or is the file not one of ours?"""
+    """Does a file stay: is it of an attachment in `keep`, or no reservation of host-local?"""
     if content == UNREADABLE:
         return True
     parts = content.decode("utf-8", "surrogateescape").split("\r\n")
     if len(parts) == 1:
-        return parts[0] in ids  # of an old version; an empty one is nobody's
+        return parts[0] in ids  # of an old version, without the interface; or an empty file
     if len(parts) == 2:
         return Attachment(*parts) in keep
     call.log(f"host-local: {name} is not a reservation of host-local: left alone")

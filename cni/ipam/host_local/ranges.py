@@ -139,15 +139,15 @@ class RangeSet(NamedTuple):
                 yield each, low, high
 
     def _rotated(self, last: bytes | None) -> list[tuple[Range, int, int]]:
-        whole = [(each, each.start, each.end) for each in self.ranges]
+        full_ranges = [(each, each.start, each.end) for each in self.ranges]
         if last is None:
-            return whole
+            return full_ranges
         for index, each in enumerate(self.ranges):
             if each.contains(last):
                 number = _number(last)
                 after, upto = (each, number + 1, each.end), (each, each.start, number)
-                return [after, *whole[index + 1 :], *whole[:index], upto]
-        return whole
+                return [after, *full_ranges[index + 1 :], *full_ranges[:index], upto]
+        return full_ranges
 
     def _holes(self) -> list[Span]:
         width = self.ranges[0].width

@@ -3,8 +3,8 @@
     <dataDir>/.cni/<network>.sticky
 
 A file of fixed size: a pod's name leads to a bucket of entries, the most recent one first, and the
-oldest one falls out. So it needs no care, whatever pods come and go; it remembers some 65,000
-names. It is a hint: a wrong or lost entry costs a pod its old address, nothing else.
+oldest one falls out. So its size is bounded, however many pods come and go: it remembers some
+65,000 names. It is a hint: a wrong or lost entry costs a pod its old address, nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUCKET = _ENTRY * 16
 
 
 class Memory:
-    """What one pod had in one network; to be used under the network's lock. Raises nothing."""
+    """What addresses one pod had in one network. Used under the network's lock. Raises nothing."""
 
     def __init__(self, data_dir: str, network: str, pod: tuple[str, ...]) -> None:
         self._directory = os.path.join(data_dir, SIDECARS)
@@ -30,8 +30,8 @@ class Memory:
         self._pod = "\0".join(pod)
 
     def recall(self, range_id: int) -> bytes | None:
-        """The address (packed) that it had of the range set; None if that is not known."""
-        key, at = self._place(range_id)
+        """The address (packed) that the pod had of a range set; None if that is not known."""
+        key, at = self._position(range_id)
         with suppress(OSError):
             fd = files.open_regular(self._path)
             try:
@@ -44,8 +44,8 @@ class Memory:
         return None
 
     def keep(self, range_id: int, packed: bytes) -> None:
-        """It has this one now."""
-        key, at = self._place(range_id)
+        """Note the address (packed) that the pod has of a range set now."""
+        key, at = self._position(range_id)
         with suppress(OSError):
             with suppress(FileExistsError):
                 os.mkdir(self._directory, 0o700)
@@ -58,7 +58,7 @@ class Memory:
             finally:
                 os.close(fd)
 
-    def _place(self, range_id: int) -> tuple[bytes, int]:
+    def _position(self, range_id: int) -> tuple[bytes, int]:
         from _blake2 import blake2b  # not hashlib, which loads OpenSSL
 
         name = f"{range_id}\0{self._pod}".encode("utf-8", "surrogateescape")
@@ -67,5 +67,5 @@ class Memory:
 
 
 def _entries(bucket: bytes) -> list[bytes]:
-    found = [bucket[i : i + _ENTRY] for i in range(0, len(bucket), _ENTRY)]
-    return [entry for entry in found if len(entry) == _ENTRY and any(entry)]
+    entries = [bucket[i : i + _ENTRY] for i in range(0, len(bucket), _ENTRY)]
+    return [entry for entry in entries if len(entry) == _ENTRY and any(entry)]

@@ -77,6 +77,12 @@ class Store:
         """Were all files read, so that no index has to be believed?"""
         return self._leases is not None
 
+    @property
+    def file_count(self) -> int:
+        """How many reservations there are, empty files included."""
+        index = self._ready()
+        return index.files if index is not None else len(self.leases())
+
     def leases(self) -> dict[str, bytes]:
         """Name -> content without surrounding white space, of all reservations; b"" if torn.
 

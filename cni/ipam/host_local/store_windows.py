@@ -80,15 +80,15 @@ class WindowsStore(Store):
 def _scan(path: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of all reservations; b"" if torn. Raises OSError."""
     for name in filter(is_ours, os.listdir(path)):
-        found = content(path, name)
-        if found is not None:
-            yield name_of_file(name), found
+        text = content(path, name)
+        if text is not None:
+            yield name_of_file(name), text
 
 
 def held(path: str) -> Iterator[tuple[float, str]]:
     """Since when (seconds since 1970) somebody has which address."""
-    for name, found in _scan(path):
-        if found and is_address(name):
+    for name, text in _scan(path):
+        if text and is_address(name):
             with suppress(OSError):
                 yield os.stat(_path(path, name)).st_mtime, name
 
