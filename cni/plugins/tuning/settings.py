@@ -27,7 +27,7 @@ _MAX = 1 << 31
 class Overrides(config.Folded):
     """`args.cni`, which takes precedence over all other sources."""
 
-    sysctl: dict[str, str] = {}
+    sysctl: dict[str, str | None] = {}
     mac: str | None = None
     promisc: bool | None = None
     mtu: int | None = None
@@ -44,7 +44,7 @@ class Runtime(config.Folded):
 
 
 class Conf(config.NetConf):
-    sysctl: dict[str, str] = {}
+    sysctl: dict[str, str | None] = {}
     mac: str = ""
     promisc: bool = False
     mtu: int = 0
@@ -68,7 +68,7 @@ class Settings:
             _refuse_duplicates(call.request.stdin)
         conf, over = call.conf, call.conf.args.cni
         pairs = args.parse(call.args, ARGS)
-        self.keys = [*conf.sysctl, *over.sysctl]
+        self.keys = [key for each in (conf.sysctl, over.sysctl) for key in each if each[key]]
         ifname = call.ifname or "IFNAME"  # STATUS has none
         self.sysctl = {**_names(conf.sysctl, ifname), **_names(over.sysctl, ifname)}
         mac = over.mac or conf.runtime_config.mac or pairs.get("MAC", "") or conf.mac
@@ -123,10 +123,17 @@ def _refuse_duplicates(stdin: bytes) -> None:
             raise CNIError("duplicated sysctl keys are not allowed", f"twice: {', '.join(twice)}")
 
 
-def _names(settings: dict[str, str], ifname: str) -> dict[str, str]:
-    """The sysctls as a map from names below /proc/sys to values. Raises CNIError."""
+def _names(settings: dict[str, str | None], ifname: str) -> dict[str, str]:
+    """The sysctls as a map from names below /proc/sys to values. Raises CNIError.
+
+    A template without a value leaves null: that sets nothing. White space around a value, as the
+    newline of a YAML block, does not belong to it.
+    """
     values: dict[str, str] = {}
-    for key, value in settings.items():
+    for key, text in settings.items():
+        if text is None:
+            continue
+        value = text.strip()
         try:
             name = sysctl.parse(key).replace("IFNAME", ifname, 1)
         except ValueError:
