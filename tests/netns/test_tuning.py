@@ -543,14 +543,16 @@ def act(tuned: Tuned, container: Netns, verb: str, name: str, value: str, code: 
     assert (reply.rc != 0) == code, str(reply)
 
 
-@pytest.mark.parametrize("order", [["a", "b", "c"], ["c", "b", "a"], ["b", "a", "c"]])
+@pytest.mark.parametrize(
+    "order", [["net1", "net2", "net3"], ["net3", "net2", "net1"], ["net2", "net1", "net3"]]
+)
 def test_a_shared_sysctl_is_put_back_by_the_last_attachment(
-    tuned: Tuned, container: Netns, order: list[str]
+    tuned: Tuned, container: Netns, order: str
 ) -> None:
     before = container.sysctl(SHARED_NAME)
-    for name in "abc":
+    for name in sorted(order.split()):
         attach(tuned, container, name, "2")
-    for name in order:
+    for name in order.split():
         assert container.sysctl(SHARED_NAME) == "2"
         act(tuned, container, "CHECK", name, "2")
         act(tuned, container, "DEL", name, "2")
@@ -560,40 +562,40 @@ def test_a_shared_sysctl_is_put_back_by_the_last_attachment(
 
 def test_the_attachments_that_stay_get_their_value_back(tuned: Tuned, container: Netns) -> None:
     before = container.sysctl(SHARED_NAME)
-    attach(tuned, container, "a", "1")
-    attach(tuned, container, "b", "2")
+    attach(tuned, container, "net1", "1")
+    attach(tuned, container, "net2", "2")
     assert container.sysctl(SHARED_NAME) == "2"
-    act(tuned, container, "DEL", "b", "2")
+    act(tuned, container, "DEL", "net2", "2")
     assert container.sysctl(SHARED_NAME) == "1"
-    act(tuned, container, "DEL", "a", "1")
+    act(tuned, container, "DEL", "net1", "1")
     assert container.sysctl(SHARED_NAME) == before
 
 
 def test_a_failed_add_does_not_put_back_what_another_has_set(
     tuned: Tuned, container: Netns
 ) -> None:
-    attach(tuned, container, "a", "2")
+    attach(tuned, container, "net1", "2")
     files = tree(tuned.backups)
     tuned.add(sysctl={SHARED: "2"}, mtu=7).failed(999, "mtu")
     assert container.sysctl(SHARED_NAME) == "2"
     assert tree(tuned.backups) == files
-    act(tuned, container, "DEL", "a", "2")
+    act(tuned, container, "DEL", "net1", "2")
     assert container.sysctl(SHARED_NAME) == "0"
 
 
 def test_users_of_a_namespace_that_is_gone_are_forgotten(tuned: Tuned, container: Netns) -> None:
-    attach(tuned, container, "a", "2")
+    attach(tuned, container, "net1", "2")
     path = container.path
     container.close()
-    conf = {**tuned.conf(), "name": "net-a"}
-    tuned.runtime.delete("tuning", conf, path, ifname="a").succeeded()
+    conf = {**tuned.conf(), "name": "net-net1"}
+    tuned.runtime.delete("tuning", conf, path, ifname="net1").succeeded()
     assert tree(tuned.backups) == {}
 
 
 def test_gc_removes_the_users_that_are_gone(tuned: Tuned, container: Netns) -> None:
-    attach(tuned, container, "a", "2")
-    conf = {**tuned.conf(), "name": "net-a", "cniVersion": "1.1.0"}
-    tuned.runtime.gc("tuning", conf, [("c1", "a")]).succeeded()
+    attach(tuned, container, "net1", "2")
+    conf = {**tuned.conf(), "name": "net-net1", "cniVersion": "1.1.0"}
+    tuned.runtime.gc("tuning", conf, [("c1", "net1")]).succeeded()
     assert len(tree(tuned.backups)) == 2
     tuned.runtime.gc("tuning", conf, []).succeeded()
     assert tree(tuned.backups) == {}

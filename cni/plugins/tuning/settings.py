@@ -68,7 +68,7 @@ class Settings:
             _refuse_duplicates(call.request.stdin)
         conf, over = call.conf, call.conf.args.cni
         pairs = args.parse(call.args, ARGS)
-        self.keys = [key for each in (conf.sysctl, over.sysctl) for key in each if each[key]]
+        self.keys = [*conf.sysctl, *over.sysctl]
         ifname = call.ifname or "IFNAME"  # STATUS has none
         self.sysctl = {**_names(conf.sysctl, ifname), **_names(over.sysctl, ifname)}
         mac = over.mac or conf.runtime_config.mac or pairs.get("MAC", "") or conf.mac
@@ -126,14 +126,14 @@ def _refuse_duplicates(stdin: bytes) -> None:
 def _names(settings: dict[str, str | None], ifname: str) -> dict[str, str]:
     """The sysctls as a map from names below /proc/sys to values. Raises CNIError.
 
-    A template without a value leaves null: that sets nothing. White space around a value, as the
-    newline of a YAML block, does not belong to it.
+    White space around a value, as the newline of a YAML block, does not belong to it. An empty
+    value or null, which a template without a value leaves, sets nothing.
     """
     values: dict[str, str] = {}
     for key, text in settings.items():
-        if text is None:
+        value = (text or "").strip()
+        if not value:
             continue
-        value = text.strip()
         try:
             name = sysctl.parse(key).replace("IFNAME", ifname, 1)
         except ValueError:
