@@ -15,6 +15,7 @@ from ..protocol.result import Interface, IPConfig, Result
 Conf = NetConf
 
 LO = "lo"
+_INDEX = 1  # the kernel makes it with the namespace, and never deletes it
 
 
 def add(call: Call[Conf]) -> Result:
@@ -49,7 +50,7 @@ def delete(call: Call[Conf]) -> None:
     namespace = call.find_netns()
     if namespace is not None:
         with namespace.netlink() as sock:
-            link.change(sock, link.get(sock, LO).index, up=False)
+            link.change(sock, _INDEX, up=False)  # not by its name, which the container may change
 
 
 def check(call: Call[Conf]) -> None:

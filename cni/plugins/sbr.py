@@ -259,23 +259,27 @@ def _revert(call: Call[Conf], netns: Namespace, main: list[Route], hints: list[R
 
 
 def delete(call: Call[Conf]) -> None:
-    """Remove the rules and their tables, also when the interface is gone."""
-    conf = call.conf
-    _tables.check_number(conf.table, "failed to parse network configuration: ")
+    """Remove the rules and their tables, also when the interface is gone; every step runs."""
     steps = Steps()
     previous: Result | None = steps.run(call.prev_result)
-    netns = call.find_netns()
+    netns = steps.run(call.find_netns)
     if netns is not None:
-        _tables.lock(netns)
-        sock = netns.netlink()
-        device = link.find(sock, call.ifname)
-        rules = rule.show(sock)
-        _remove(call, steps, sock, device, rules)
-        known = _known_addresses(sock, device, call.ifname, previous)
-        for entry in _unowned(rules, known):
-            if conf.table in (None, entry.table):
-                steps.run(_delete_rule, sock, entry)
+        steps.run(_remove_all, call, steps, netns, previous)
     steps.finish()
+
+
+def _remove_all(call: Call[Conf], steps: Steps, netns: Namespace, previous: Result | None) -> None:
+    """Remove our rules and tables, and the rules of the reference. Raises CNIError, KernelError."""
+    table = call.conf.table
+    _tables.lock(netns)
+    sock = netns.netlink()
+    device = link.find(sock, call.ifname)
+    rules = rule.show(sock)
+    _remove(call, steps, sock, device, rules)
+    known = _known_addresses(sock, device, call.ifname, previous)
+    for entry in _unowned(rules, known):
+        if table in (None, entry.table):
+            steps.run(_delete_rule, sock, entry)
 
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:

@@ -234,14 +234,25 @@ def _not_local(sock: Netlink, inner: Link, table: int, addresses: list[Address])
 
 def delete(call: Call[Conf]) -> None:
     """Take the interface out of the VRF, and delete the VRF if it has no other interface."""
-    conf = _conf(call)
     steps = Steps()
-    steps.run(call.prev_result)
-    netns = call.find_netns()
+    netns = steps.run(call.find_netns)
     if netns is not None:
-        tables.lock(netns)
-        steps.run(_release, netns, conf.vrfname, call.ifname, True)
+        steps.run(_release_locked, call, netns)
     steps.finish()
+
+
+def _release_locked(call: Call[Conf], netns: Namespace) -> None:
+    """As _release(). Without a `vrfname` the VRF is the interface's master."""
+    tables.lock(netns)
+    name = call.conf.vrfname
+    if not name:
+        sock = netns.netlink()
+        inner = link.find(sock, call.ifname)
+        master = link.find(sock, inner.master) if inner is not None and inner.master else None
+        if master is None or master.kind != vrf.KIND:
+            return
+        name = master.name
+    _release(netns, name, call.ifname, with_vrf=True)
 
 
 def _release(netns: Namespace, name: str, ifname: str, with_vrf: bool) -> None:

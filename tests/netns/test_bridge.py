@@ -329,6 +329,34 @@ def test_default_gateway(runtime: Runtime, container: Netns, family: Family) -> 
     runtime.check("bridge", conf, container, prev_result=result).succeeded()
 
 
+@pytest.mark.parametrize("existed", [False, True], ids=["new bridge", "bridge that exists"])
+def test_macspoofchk_keeps_the_bridge_from_learning_unchecked(
+    runtime: Runtime, container: Netns, existed: bool
+) -> None:
+    if existed:
+        runtime.host.ip("link", "add", "cni0", "type", "bridge")
+    conf = network(bridge="cni0", macspoofchk=True)
+    runtime.add("bridge", conf, container).succeeded()
+    (bridge,) = json.loads(runtime.host.ip("-d", "-j", "link", "show", "cni0"))
+    assert bridge["linkinfo"]["info_data"]["no_linklocal_learn"] == 1
+
+
+@pytest.mark.parametrize("whose", ["bridge", "silent neighbour", "port"])
+def test_macspoofchk_refuses_a_mac_that_is_in_use(
+    runtime: Runtime, container: Netns, container2: Netns, whose: str
+) -> None:
+    conf = network(macspoofchk=True)
+    result = runtime.add("bridge", conf, container).result
+    index = {"bridge": 0, "port": 1, "silent neighbour": 2}[whose]
+    mac = result["interfaces"][index]["mac"]
+    wanted = {**conf, "runtimeConfig": {"mac": mac}}
+    with unchanged(runtime.host, container2):
+        reply = runtime.add("bridge", wanted, container2, container_id="c2")
+        reply.failed(999, "failed to setup spoof-check", mac, "in use")
+    wanted["runtimeConfig"]["mac"] = "02:00:00:00:77:01"
+    runtime.add("bridge", wanted, container2, container_id="c2").succeeded()
+
+
 def test_default_gateway_beside_ipams_own(runtime: Runtime, container: Netns) -> None:
     ipam = V4.static(routes=False)
     ipam["routes"] = [{"dst": "0.0.0.0/0", "gw": "10.22.0.9"}, {"dst": "10.99.0.0/16"}]
@@ -337,6 +365,31 @@ def test_default_gateway_beside_ipams_own(runtime: Runtime, container: Netns) ->
     assert result["routes"] == ipam["routes"]
     assert has_route(container, "0.0.0.0/0", via="10.22.0.9")
     assert has_route(container, "10.99.0.0/16", via="10.22.0.1")
+
+
+@pytest.mark.parametrize("family", [V4, DUAL], ids=str)
+@pytest.mark.parametrize("with_gateway", [False, True], ids=["without gw", "same gw"])
+def test_default_gateway_and_ipams_default_route_are_one(
+    runtime: Runtime, container: Netns, family: Family, with_gateway: bool
+) -> None:
+    ipam = family.static(routes=False)
+    pairs = zip(family.defaults, family.gateways, strict=True)
+    ipam["routes"] = [{"dst": d, **({"gw": g} if with_gateway else {})} for d, g in pairs]
+    conf = network(isDefaultGateway=True, ipam=ipam)
+    result = runtime.add("bridge", conf, container).result
+    assert result["routes"] == ipam["routes"]
+    for dst, gateway in zip(family.defaults, family.gateways, strict=True):
+        assert len(find_routes(container, dst)) == 1
+        assert has_route(container, dst, via=gateway)
+
+
+def test_two_default_routes_of_ipam(runtime: Runtime, container: Netns) -> None:
+    """The error names the keys that ask for them."""
+    ipam = V4.static(routes=False)
+    ipam["routes"] = [{"dst": "0.0.0.0/0"}, {"dst": "0.0.0.0/0"}]
+    conf = network(isDefaultGateway=True, ipam=ipam)
+    error = runtime.add("bridge", conf, container).failed(999, "file exists", "isDefaultGateway")
+    assert "routes" in error["details"]
 
 
 def test_route_attributes(runtime: Runtime, container: Netns) -> None:

@@ -205,12 +205,13 @@ def test_backup_file(tuned: Tuned, container: Netns) -> None:
         f'{{\n "mac": "{mac}",\n "promisc": false,\n "mtu": 1500,\n "allmulti": false,\n'
         ' "txQLen": 1000,\n'
     )
-    assert sorted(path.parent.iterdir()) == [path]
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert tuned.backup()["sysctl"] == {
-        ARP_FILTER: ["0", "1"],
-        "net/core/somaxconn": [tuned.backup()["sysctl"]["net/core/somaxconn"][0], "500"],
-    }
+    users, found = sorted(path.parent.iterdir())
+    assert found == path
+    assert {p.stat().st_mode & 0o777 for p in (users, path)} == {0o600}
+    assert tuned.backup()["sysctl"] == {ARP_FILTER: ["0", "1"]}
+    assert tuned.backup()["shared"] == ["net/core/somaxconn"]
+    (use,) = json.loads(users.read_text()).values()
+    assert list(use["users"].values()) == ["500"]
 
 
 def test_only_what_is_asked_for(tuned: Tuned, container: Netns) -> None:
@@ -509,8 +510,111 @@ def test_what_cannot_be_put_back_does_not_stop_a_delete(tuned: Tuned, container:
     assert 'tuning: failed to set mtu of "eth0" to 7: ' in reply.stderr
     assert attributes(container)["txqlen"] == 1000
     assert path.exists()
-    tuned.runtime.delete("tuning", {**tuned.conf(), "mtu": "x"}, container).failed(999, "mtu")
-    tuned.runtime.delete("tuning", tuned.conf(), container, args="x").failed(999, "ARGS")
+
+
+@pytest.mark.parametrize("key", ["mtu", "sysctl", "ethtool", "args", "prevResult"])
+def test_delete_needs_nothing_of_the_configuration(
+    tuned: Tuned, container: Netns, key: str
+) -> None:
+    before = attributes(container)
+    tuned.add(**EVERYTHING).succeeded()
+    broken = {**tuned.conf(), key: "x"}
+    tuned.runtime.delete("tuning", broken, container, args="x").succeeded()
+    assert attributes(container) == before
+    assert tree(tuned.backups) == {}
+
+
+# -- sysctls of the namespace ---------------------------------------------------------------------
+
+SHARED = "net.ipv4.conf.all.arp_announce"
+SHARED_NAME = SHARED.replace(".", "/")
+
+
+def attach(tuned: Tuned, container: Netns, name: str, value: str) -> None:
+    container.ip("link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+    act(tuned, container, "ADD", name, value)
+
+
+def act(tuned: Tuned, container: Netns, verb: str, name: str, value: str, code: int = 0) -> None:
+    previous = {"cniVersion": "1.1.0", "interfaces": [{"name": name, "sandbox": container.path}]}
+    conf = {**tuned.conf(), "name": f"net-{name}", "sysctl": {SHARED: value}}
+    conf["cniVersion"] = "1.1.0"
+    reply = tuned.runtime.call(verb, "tuning", conf, container, ifname=name, prev_result=previous)
+    assert (reply.rc != 0) == code, str(reply)
+
+
+@pytest.mark.parametrize(
+    "order", [["net1", "net2", "net3"], ["net3", "net2", "net1"], ["net2", "net1", "net3"]]
+)
+def test_a_shared_sysctl_is_put_back_by_the_last_attachment(
+    tuned: Tuned, container: Netns, order: str
+) -> None:
+    before = container.sysctl(SHARED_NAME)
+    for name in sorted(order.split()):
+        attach(tuned, container, name, "2")
+    for name in order.split():
+        assert container.sysctl(SHARED_NAME) == "2"
+        act(tuned, container, "CHECK", name, "2")
+        act(tuned, container, "DEL", name, "2")
+    assert container.sysctl(SHARED_NAME) == before
+    assert tree(tuned.backups) == {}
+
+
+def test_the_attachments_that_stay_get_their_value_back(tuned: Tuned, container: Netns) -> None:
+    before = container.sysctl(SHARED_NAME)
+    attach(tuned, container, "net1", "1")
+    attach(tuned, container, "net2", "2")
+    assert container.sysctl(SHARED_NAME) == "2"
+    act(tuned, container, "DEL", "net2", "2")
+    assert container.sysctl(SHARED_NAME) == "1"
+    act(tuned, container, "DEL", "net1", "1")
+    assert container.sysctl(SHARED_NAME) == before
+
+
+def test_a_failed_add_does_not_put_back_what_another_has_set(
+    tuned: Tuned, container: Netns
+) -> None:
+    attach(tuned, container, "net1", "2")
+    files = tree(tuned.backups)
+    tuned.add(sysctl={SHARED: "2"}, mtu=7).failed(999, "mtu")
+    assert container.sysctl(SHARED_NAME) == "2"
+    assert tree(tuned.backups) == files
+    act(tuned, container, "DEL", "net1", "2")
+    assert container.sysctl(SHARED_NAME) == "0"
+
+
+def test_users_of_a_namespace_that_is_gone_are_forgotten(tuned: Tuned, container: Netns) -> None:
+    attach(tuned, container, "net1", "2")
+    path = container.path
+    container.close()
+    conf = {**tuned.conf(), "name": "net-net1"}
+    tuned.runtime.delete("tuning", conf, path, ifname="net1").succeeded()
+    assert tree(tuned.backups) == {}
+
+
+def test_gc_removes_the_users_that_are_gone(tuned: Tuned, container: Netns) -> None:
+    attach(tuned, container, "net1", "2")
+    conf = {**tuned.conf(), "name": "net-net1", "cniVersion": "1.1.0"}
+    tuned.runtime.gc("tuning", conf, [("c1", "net1")]).succeeded()
+    assert len(tree(tuned.backups)) == 2
+    tuned.runtime.gc("tuning", conf, []).succeeded()
+    assert tree(tuned.backups) == {}
+
+
+@pytest.mark.parametrize("value", ["1024\n", " 1024 ", "\t1024"])
+def test_white_space_around_a_value_does_not_belong_to_it(
+    tuned: Tuned, container: Netns, value: str
+) -> None:
+    tuned.add(sysctl={"net.core.somaxconn": value}).succeeded()
+    assert container.sysctl("net/core/somaxconn") == "1024"
+    tuned.check(sysctl={"net.core.somaxconn": value}).succeeded()
+
+
+def test_a_null_sets_nothing(tuned: Tuned, container: Netns) -> None:
+    with unchanged(container):
+        tuned.add(sysctl={"net.core.somaxconn": None}).succeeded()
+    assert tree(tuned.backups) == {}
+    tuned.delete(sysctl={"net.core.somaxconn": None})
 
 
 # -- GC -------------------------------------------------------------------------------------------
@@ -737,7 +841,7 @@ def test_the_reference_puts_back_what_we_changed(
     tuned.add(**{**KNOWN_TO_BOTH, "ethtool": {"tso": False}}).succeeded()
     go_runtime.delete("tuning", tuned.conf(**KNOWN_TO_BOTH), container).succeeded()
     assert attributes(container) == before
-    assert tree(tuned.backups) == {}
+    assert not [name for name in tree(tuned.backups) if name.endswith(".json")]
 
 
 def test_we_put_back_what_the_reference_changed(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from _socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
 from ...kernel import address, link
@@ -11,6 +12,7 @@ from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import digest
+from ...protocol import config
 from ...protocol.address import Prefix, is_global_unicast, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
@@ -42,6 +44,21 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
             f"failed to setup VLANs on interface {port.name}: {error}",
             "does this kernel have bridge VLAN filtering, and is it on for the bridge?",
         ) from None
+
+
+def add_default_routes(result: Result) -> None:
+    """For `isDefaultGateway`: add a default route for each family that has a gateway.
+
+    A default route that IPAM gives is enough, also one without a gateway, which goes via the same.
+    As in the reference, one via another gateway takes precedence.
+    """
+    for family in (AF_INET, AF_INET6):
+        via = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
+        if not via:
+            continue
+        default = configure.default_route(family)
+        if not any(not e.table and Prefix.parse(e.dst) == default for e in result.routes):
+            result.routes.append(config.Route(dst=str(default), gw=via))
 
 
 def set_up(

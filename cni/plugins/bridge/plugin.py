@@ -9,7 +9,6 @@ ADD validates everything first, then changes the kernel; each change pushes its 
 from __future__ import annotations
 
 import os
-from _socket import AF_INET, AF_INET6
 from typing import Any
 
 import msgspec
@@ -262,7 +261,7 @@ def _connect_layer3(
         if want.gateway and not ip.gateway:
             ip.gateway = format_ip(ip.prefix.nth(1))
     if want.conf.is_default_gateway:
-        _add_default_routes(result)
+        gateway.add_default_routes(result)
     if want.gateway:
         offered = want.ipam == "dhcp"
         gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address, offered=offered)
@@ -278,17 +277,6 @@ def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
     else:
         dad = [(f"{conf}/accept_dad", "0")]
     return dad + configure.announce_settings(ifname)
-
-
-def _add_default_routes(result: Result) -> None:
-    """Add each family's default route via its first gateway, unless IPAM gave one."""
-    for family in (AF_INET, AF_INET6):
-        default = str(configure.default_route(family))
-        if any(r.dst == default and r.gw for r in result.routes):
-            continue
-        via = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
-        if via:
-            result.routes.append(config.Route(dst=default, gw=via))
 
 
 def _await_port(host: Netlink, events: Netlink, port: Link) -> None:

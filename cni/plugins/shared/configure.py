@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from _socket import AF_INET, AF_INET6
+from errno import EEXIST
 from typing import Any
 
 from ...call import Call
@@ -134,7 +135,10 @@ def add_route(
             f"{entry} dev {name} metric {entry.priority} "
             f"(Scope: {entry.scope}, Table: {entry.table})"
         )
-        raise CNIError(f"failed to add route '{text}': {error}") from None
+        details = ""
+        if isinstance(error, NetlinkError) and error.errno == EEXIST:
+            details = "the routes of ipam, and isDefaultGateway if it is set, ask for it twice"
+        raise CNIError(f"failed to add route '{text}': {error}", details) from None
 
 
 def default_route(family: int) -> Prefix:

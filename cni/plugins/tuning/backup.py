@@ -3,7 +3,7 @@
 
     <dataDir>/<container id>_<ifname>.json
       {"mac": …, "promisc": …, "mtu": …, "allmulti": …, "txQLen": …,  the reference's keys
-       "sysctl": …, "ethtool": …, "owner": …}                         ours, which it ignores
+       "sysctl": …, "shared": …, "ethtool": …, "owner": …}            ours, which it ignores
 
 Either implementation restores from the other's file. The file is written before the first change,
 and holds the values from before *any* change: a second ADD for the same interface (another tuning
@@ -48,6 +48,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
     allmulti: bool | None = None
     txqlen: int | None = msgspec.field(default=None, name="txQLen")
     sysctl: dict[str, tuple[str, str]] = {}  # name -> value before, value set
+    shared: list[str] = []  # sysctls whose values are in shared.py's file
     ethtool: dict[str, bool] = {}
     owner: Holder | None = None
 
@@ -71,6 +72,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
         return Backup(
             **{**newer.link, **self.link},
             sysctl=values,
+            shared=sorted({*self.shared, *newer.shared}),
             ethtool={**newer.ethtool, **self.ethtool},
             owner=newer.owner,
         )
@@ -78,7 +80,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
     @property
     def empty(self) -> bool:
         """Is there nothing to put back?"""
-        return not (self.sysctl or self.ethtool or self.link)
+        return not (self.sysctl or self.shared or self.ethtool or self.link)
 
     def is_of(self, netns: Namespace) -> bool:
         """Are the values of this namespace? The reference's files do not say, and count as such."""

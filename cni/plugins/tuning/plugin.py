@@ -19,7 +19,7 @@ from ...netns import Namespace
 from ...protocol.errors import CNIError, NotAvailable, Terminated
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from . import backup, settings
+from . import backup, settings, shared
 from .backup import Backup
 from .settings import Conf, Settings
 
@@ -37,9 +37,12 @@ def add(call: Call[Conf]) -> Result:
         raise CNIError("Required prevResult missing", "tuning follows the plugin of an interface")
     netns = call.open_netns()
     if want.anything:
-        before = _look(call, netns, want)
+        present = _read_sysctls(netns, want)
+        before = _look(call, netns, want, present)
         _keep(call, before)
         call.undo.callback(_undo, netns, call.ifname, before)
+        if before.shared:
+            _use_shared(call, netns, {name: present[name] for name in before.shared})
         _change(netns, call.ifname, want, before)
     for entry in result.interfaces:
         if entry.name == call.ifname:
@@ -49,30 +52,47 @@ def add(call: Call[Conf]) -> Result:
     return result
 
 
-def _look(call: Call[Conf], netns: Namespace, want: Settings) -> Backup:
-    """The present values of everything that is going to change. Raises CNIError."""
+def _read_sysctls(netns: Namespace, want: Settings) -> dict[str, tuple[str, str]]:
+    """The sysctls that are going to be set: name -> (value now, value to set). Raises CNIError.
+
+    If some belong to the namespace, it is locked: another attachment may restore them just now.
+    """
+    names = list(want.sysctl)
+    if not names:
+        return {}
+    if any(map(shared.is_shared, names)):
+        shared.lock(netns)
+    present = {}
+    for name, (value, errno) in zip(names, netns.sysctls(_reading(names)), strict=True):
+        if errno in _NO_PARAMETER:
+            raise _refused("open", name, errno)
+        if value is not None:  # some sysctls can only be written; those cannot be restored
+            present[name] = (value, want.sysctl[name])
+    return present
+
+
+def _look(
+    call: Call[Conf], netns: Namespace, want: Settings, present: dict[str, tuple[str, str]]
+) -> Backup:
+    """The backup of everything that is going to change; `present` are sysctls. Raises CNIError."""
     owner = call.owner
     holder = backup.Holder(owner.network, owner.container_id, owner.ifname, backup.identity(netns))
     before = Backup(owner=holder)
-    names = list(want.sysctl)
-    values = netns.start_sysctls(_reading(names)) if names else list
-    device = link.find(netns.netlink(), call.ifname) if want.link else None  # meanwhile
-    if names:
-        for name, (value, errno) in zip(names, values(), strict=True):
-            if errno in _NO_PARAMETER:
-                raise _refused("open", name, errno)
-            # Some sysctls can only be written; those cannot be restored.
-            if value is not None and not sysctl.same(value, want.sysctl[name]):
-                before.sysctl[name] = (value, want.sysctl[name])
+    for name, (value, wanted) in present.items():
+        if shared.is_shared(name):
+            before.shared.append(name)
+        elif not sysctl.same(value, wanted):
+            before.sysctl[name] = (value, wanted)
+    device = link.find(netns.netlink(), call.ifname) if want.link else None
     if want.link:
         if device is None:
             raise CNIError(
                 f'failed to get "{call.ifname}": Link not found',
                 f"no such interface in {netns.path}",
             )
-        present = _attributes(device)
+        attributes = _attributes(device)
         for key in want.link:
-            setattr(before, key, present[key])
+            setattr(before, key, attributes[key])
     if want.features:
         from . import features
 
@@ -110,6 +130,14 @@ def _keep(call: Call[Conf], before: Backup) -> None:
     else:
         call.undo.callback(file.write, kept)
     file.write(merged)
+
+
+def _use_shared(call: Call[Conf], netns: Namespace, values: dict[str, tuple[str, str]]) -> None:
+    """Note this attachment as a user of sysctls of the namespace. Raises CNIError."""
+    users = shared.File(backup.directory_of(call.conf.data_dir), backup.identity(netns))
+    call.undo.callback(users.release, netns, call.owner)
+    if users.add(call.owner, values):
+        call.undo.withdraw()  # an earlier ADD of this attachment stands
 
 
 def _change(netns: Namespace, ifname: str, want: Settings, before: Backup) -> None:
@@ -193,10 +221,10 @@ def delete(call: Call[Conf]) -> None:
     """Restore the values of the backup file; failures are logged, not raised, as in the reference.
 
     Mostly the interface is going to be deleted anyway. A backup file that cannot be read now is
-    something else than none: it raises CNIError, and DEL can be repeated.
+    something else than none: it raises CNIError, and DEL can be repeated. Nothing of the
+    configuration is needed but `dataDir`.
     """
-    directory = call.conf.data_dir
-    file = backup.File(directory, call.owner)
+    file = backup.File(call.conf.data_dir, call.owner)
     kept = file.read()
     try:
         problems = _restore(call, kept) if kept is not None else []
@@ -211,18 +239,27 @@ def delete(call: Call[Conf]) -> None:
 
 
 def _restore(call: Call[Conf], kept: Backup) -> list[str]:
-    try:
-        netns = call.find_netns()
-    except CNIError:
-        return []  # the path names no network namespace any more
+    netns = call.find_netns()
+    users = None
+    if kept.shared and kept.owner is not None:
+        users = shared.File(backup.directory_of(call.conf.data_dir), kept.owner.netns)
     if netns is None or not kept.is_of(netns):
+        if users is not None:
+            users.forget(call.owner)
         return []
-    return _put_back(netns, call.ifname, kept)
+    problems = _put_back(netns, call.ifname, kept)
+    if users is not None:
+        shared.lock(netns)
+        failed = users.release(netns, call.owner)
+        problems += [_refused("write", name, errno).msg for name, errno in failed]
+    return problems
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the backup files of this network's attachments that are not in `keep`."""
     backup.collect(call.conf.data_dir, call.network, call.owners(keep))
+    directory = backup.directory_of(call.conf.data_dir)
+    shared.collect(directory, call.network, call.owners(keep))
 
 
 def status(call: Call[Conf]) -> None:

@@ -27,7 +27,7 @@ _MAX = 1 << 31
 class Overrides(config.Folded):
     """`args.cni`, which takes precedence over all other sources."""
 
-    sysctl: dict[str, str] = {}
+    sysctl: dict[str, str | None] = {}
     mac: str | None = None
     promisc: bool | None = None
     mtu: int | None = None
@@ -44,7 +44,7 @@ class Runtime(config.Folded):
 
 
 class Conf(config.NetConf):
-    sysctl: dict[str, str] = {}
+    sysctl: dict[str, str | None] = {}
     mac: str = ""
     promisc: bool = False
     mtu: int = 0
@@ -123,10 +123,17 @@ def _refuse_duplicates(stdin: bytes) -> None:
             raise CNIError("duplicated sysctl keys are not allowed", f"twice: {', '.join(twice)}")
 
 
-def _names(settings: dict[str, str], ifname: str) -> dict[str, str]:
-    """The sysctls as a map from names below /proc/sys to values. Raises CNIError."""
+def _names(settings: dict[str, str | None], ifname: str) -> dict[str, str]:
+    """The sysctls as a map from names below /proc/sys to values. Raises CNIError.
+
+    White space around a value, as the newline of a YAML block, does not belong to it. An empty
+    value or null, which a template without a value leaves, sets nothing.
+    """
     values: dict[str, str] = {}
-    for key, value in settings.items():
+    for key, text in settings.items():
+        value = (text or "").strip()
+        if not value:
+            continue
         try:
             name = sysctl.parse(key).replace("IFNAME", ifname, 1)
         except ValueError:
