@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import watch as module
-from tests.harness.firewalld import Bus, wait_for
+from tests.harness.firewalld import Bus
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ BUS = "org.freedesktop.DBus"
 @pytest.fixture
 def bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bus]:
     running = Bus(tmp_path)
-    wait_for(lambda: accepts(running), "the bus")
+    wait_until(lambda: accepts(running), "the bus takes connections")
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", running.env["DBUS_SYSTEM_BUS_ADDRESS"])
     yield running
     running.stop()
