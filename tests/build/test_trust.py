@@ -26,12 +26,12 @@ def built(request: pytest.FixtureRequest, dist: Path, script_dist: Path) -> Path
 def plant(where: Path, build: str) -> Path:
     """A tree that tells when it is run."""
     tree = where / f".cni-{build}"
-    (tree / "cni").mkdir(parents=True)
+    (tree / "modules").mkdir(parents=True)
     (tree / "run.py").write_text(f"import os; open({str(where / 'proof')!r}, 'w'); os._exit(0)\n")
-    (tree / "cni/more.py").write_text("")
-    for path in (tree, tree / "cni"):
+    (tree / "modules/more.py").write_text("")
+    for path in (tree, tree / "modules"):
         path.chmod(0o755)
-    for path in (tree / "run.py", tree / "cni/more.py"):
+    for path in (tree / "run.py", tree / "modules/more.py"):
         path.chmod(0o644)
     return tree
 
@@ -59,9 +59,9 @@ UNSAFE = {
     "with a run.py for all": lambda tree: (tree / "run.py").chmod(0o666),
 }
 UNSAFE_INSIDE = {
-    "with another user's module": lambda tree: shutil.chown(tree / "cni/more.py", NOBODY),
-    "with a module for all": lambda tree: (tree / "cni/more.py").chmod(0o646),
-    "with a directory for all": lambda tree: (tree / "cni").chmod(0o757),
+    "with another user's module": lambda tree: shutil.chown(tree / "modules/more.py", NOBODY),
+    "with a module for all": lambda tree: (tree / "modules/more.py").chmod(0o646),
+    "with a directory for all": lambda tree: (tree / "modules").chmod(0o757),
 }
 
 
@@ -114,7 +114,7 @@ def test_installing_replaces_another_user_s_tree(dist: Path, tmp_path: Path) -> 
     tree = plant(bin_dir, build_id(dist))
     shutil.chown(tree, NOBODY)
     install(dist, bin_dir)
-    assert not (tree / "cni/more.py").exists()
+    assert not (tree / "modules/more.py").exists()
     assert tree.stat().st_uid == 0
     supported(run(bin_dir / "bridge", env={"CNI_COMMAND": "VERSION"}))
     assert not (bin_dir / "proof").exists()
