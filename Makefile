@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 VENV_STAMP := $(VENV)/.stamp
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
 SETUP_STAMP := .cache/setup.stamp
 LAB := tools/kernel-lab --mem 3G --timeout 2400
 
@@ -25,7 +26,7 @@ PACKAGES := python3 python3-venv python3-nftables libnftables1 \
 	podman podman-compose conmon containerd runc containernetworking-plugins
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build build-windows install uninstall test test-unit test-build test-netns \
+.PHONY: help setup venv build build-windows image install uninstall test test-unit test-build test-netns \
 	test-warm test-lab test-runtime test-all lint format bench demo lock clean distclean
 
 help: ## print this
@@ -42,9 +43,10 @@ $(SETUP_STAMP): Makefile
 venv: $(VENV_STAMP) ## make .venv with everything for development
 
 # The nftables binding is on no package index: the environment borrows Debian's.
-$(VENV_STAMP): pyproject.toml | $(SETUP_STAMP)
+$(VENV_STAMP): pyproject.toml tools/dev.lock | $(SETUP_STAMP)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --only-binary=:all: --require-hashes --requirement tools/dev.lock
+	$(PIP) --no-index --no-deps --no-build-isolation --editable .
 	$(RUN) tools/build.py nftables
 	@touch $@
 
@@ -57,6 +59,9 @@ dist/cni: $(SOURCES) $(VENV_STAMP)
 
 build-windows: $(VENV_STAMP) ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
 	$(RUN) tools/build.py windows
+
+image: dist/cni ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
+	tools/image.sh "$(IMAGE)" $(BASE)
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
 	dist/cni install --bin-dir $(BIN_DIR)
@@ -120,6 +125,7 @@ lint: $(VENV_STAMP) ## ruff, mypy, import rules
 	$(VENV)/bin/lint-imports --no-cache
 	sh -n launcher/prefix.sh
 	sh -n tools/setup.sh
+	sh -n tools/image.sh
 	bash -n .ci/run
 
 format: $(VENV_STAMP) ## let ruff put the code in order

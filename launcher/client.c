@@ -213,6 +213,7 @@ static void run_by_exec(void)
         char *const head[] = {python, "-I", "-S", run, (char *)self};
         execute(python, head, sizeof head / sizeof *head);
     }
+    setenv("cni_client", "1", 1); /* the script need not look for what we have not found */
     char *const head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
     execute("/bin/sh", head, sizeof head / sizeof *head);
     if (!getenv("CNI_COMMAND")) {

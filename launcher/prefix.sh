@@ -5,9 +5,11 @@ cni_build=@BUILD_ID@
 cni_python=''  # `cni install` writes the interpreter here; the padding keeps the archive in place @PAD@
 
 # The usual way: installed, and called through a link beside the installed file. The tree has to be
-# this user's, because anybody may make a directory of that name where this file was copied to.
+# this user's, because anybody may make a directory of that name where this file was copied to. The
+# native client (cni_client=1) has looked already, and found none that it may use.
 cni_root=${0%/*}/.cni-$cni_build
-if [ -x "$cni_python" ] && [ -O "$cni_root" ] && [ ! -h "$cni_root" ] && [ -f "$cni_root/run.py" ]; then
+if [ -z "$cni_client" ] && [ -x "$cni_python" ] && [ -O "$cni_root" ] && [ ! -h "$cni_root" ] &&
+    [ -f "$cni_root/run.py" ] && [ -O "$cni_root/run.py" ]; then
     exec "$cni_python" -I -S "$cni_root/run.py" "$0" "$@"
 fi
 
@@ -61,7 +63,7 @@ trusted() {
 
 cni_old=''
 search
-unset IFS
+unset IFS cni_client
 # $0 may be a link in another directory. PATH changes in the subshell only.
 cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>&-) || cni_real=$0
 cni_root=${cni_real%/*}/.cni-$cni_build

@@ -2,7 +2,7 @@
 
     build.py              build dist/cni
     build.py windows      build dist/windows: a launcher for each plugin, and what they start
-    build.py lock         write tools/*.lock anew: the newest versions of the dependencies
+    build.py lock         write tools/*.lock anew: the newest versions of dependencies and tools
     build.py nftables     make Debian's nftables binding importable in the calling environment
 
 shiv gathers the dependencies. Its own bootstrap, which unpacks to the home directory at the first
@@ -34,6 +34,7 @@ LOCK = ROOT / "tools/bundle.lock"
 CACHE = ROOT / ".cache"
 OUTPUT = ROOT / "dist/cni"
 WINDOWS_LOCK = ROOT / "tools/windows.lock"
+TOOLS_LOCK = ROOT / "tools/dev.lock"
 WINDOWS_OUTPUT = ROOT / "dist/windows"
 
 # Packages with extension modules, which are needed once for each interpreter a node may have. The
@@ -79,7 +80,7 @@ Arguments = list[str | Path]
 
 
 class BuildError(Exception):
-    """A message for whoever builds."""
+    """The build cannot go on; the text says why and what to do."""
 
 
 def main(arguments: list[str]) -> int:
@@ -282,6 +283,7 @@ def windows_wheels() -> Path:
             selection = windows_selection(python)
             pip_download(partial, *selection, "--require-hashes", "--requirement", WINDOWS_LOCK)
         partial.replace(target)
+    verify(target, WINDOWS_LOCK)
     return target
 
 
@@ -311,17 +313,25 @@ def download() -> Path:
     """A directory of the locked wheels of all interpreters; kept until the lock changes."""
     key = hashlib.sha256(LOCK.read_bytes() + repr((PYTHONS, MACHINES)).encode()).hexdigest()[:12]
     target = CACHE / f"wheels-{key}"
-    if target.is_dir():
-        return target
-    partial = Path(f"{target}.{os.getpid()}")
-    pip_download(partial, "--require-hashes", "--requirement", LOCK)
-    for name in EXTENSIONS:
-        single = partial / "single.lock"
-        single.write_text(locked(LOCK.read_text(), name))
-        download_others(partial, "--require-hashes", "--requirement", single)
-        single.unlink()
-    partial.replace(target)
+    if not target.is_dir():
+        partial = Path(f"{target}.{os.getpid()}")
+        pip_download(partial, "--require-hashes", "--requirement", LOCK)
+        for name in EXTENSIONS:
+            single = partial / "single.lock"
+            single.write_text(locked(LOCK.read_text(), name))
+            download_others(partial, "--require-hashes", "--requirement", single)
+            single.unlink()
+        partial.replace(target)
+    verify(target, LOCK)
     return target
+
+
+def verify(wheels: Path, lock: Path) -> None:
+    """Compare the hash of each cached wheel with the lock. Raises BuildError."""
+    known = set(re.findall(r"--hash=sha256:([0-9a-f]{64})", lock.read_text()))
+    for wheel in sorted(wheels.glob("*.whl")):
+        if hashlib.sha256(wheel.read_bytes()).hexdigest() not in known:
+            raise BuildError(f"{wheel} is not the wheel of {lock.name}: remove {wheels}")
 
 
 def download_others(target: Path, *wanted: str | Path) -> None:
@@ -354,7 +364,12 @@ def gathered(wheels: Path) -> dict[str, bytes]:
         wanted += ["--require-hashes", "--requirement", LOCK]
         run("shiv", *entry, "--output-file", partial, *wanted)
         partial.replace(bundle)
-    return dict(members(bundle, "site-packages/"))
+    files = dict(members(bundle, "site-packages/"))
+    originals = {name: data for wheel in wheels.glob("*.whl") for name, data in members(wheel)}
+    for name, data in files.items():
+        if originals.get(name) != data:
+            raise BuildError(f"{bundle} has a {name} that is in no locked wheel: remove the file")
+    return files
 
 
 def extension_modules(wheels: Path) -> dict[str, bytes]:
@@ -406,10 +421,28 @@ def lock() -> None:
             download_others(scratch, f"{name}=={versions[name]}")
         LOCK.write_text(LOCK_HEADER + "".join(lock_entries(versions, scratch)))
         lock_windows(versions)
+        lock_tools(versions, scratch / "constraints")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def lock_tools(versions: dict[str, str], constraints: Path) -> None:
+    """Write tools/dev.lock, for `make venv`, with the bundled versions of the dependencies.
+
+    With the hashes for all interpreters and machines, of which each environment takes its own.
+    """
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+    options = ["--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header"]
+    options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--extra", "dev"]
+    options += ["--no-emit-trusted-host", "--rebuild"]
+    TOOLS_LOCK.unlink(missing_ok=True)  # else it would keep the versions that it has
+    run("piptools", "compile", *options, "-c", constraints, "-o", TOOLS_LOCK, "pyproject.toml")
+    TOOLS_LOCK.write_text(TOOLS_HEADER + TOOLS_LOCK.read_text())
+
+
+TOOLS_HEADER = """\
+# What development and building need, with the hashes of the files. Written by `make lock`.
+"""
 LOCK_HEADER = """\
 # The bundled versions, with the hashes of their wheels. Written by `make lock`.
 """

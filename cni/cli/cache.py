@@ -27,6 +27,7 @@ from . import gojson
 DEFAULT_DIRECTORY = "/var/lib/cni"
 KIND = "cniCacheV1"
 _NAME_MAX = 255
+_MAX_SIZE = 16 << 20  # bytes of a file
 
 
 class Attachment(NamedTuple):
@@ -118,8 +119,9 @@ class Cache:
         """The result that was kept; None if there is none. Raises CNIError if it is unusable."""
         path = self.path(attachment)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = files.read(path, _MAX_SIZE, follow=True)
+        except files.Unusable as error:
+            raise CNIError(f"open {path}: {error.strerror}", "remove it") from None
         except PermissionError as error:
             raise CNIError(
                 f"open {path}: {(error.strerror or '').lower()}", "run as root"
@@ -162,8 +164,8 @@ class Cache:
 
     def _attachment(self, name: str) -> Attachment | None:
         try:
-            with open(os.path.join(self.results, name), "rb") as file:
-                record = _lower(gojson.decode_object(file.read()))
+            data = files.read(os.path.join(self.results, name), _MAX_SIZE, follow=True)
+            record = _lower(gojson.decode_object(data))
             if record.get("kind") != KIND:
                 return None
             attachment = Attachment(

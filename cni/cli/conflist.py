@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from cni import files
 from cni.protocol import config
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
@@ -22,6 +23,7 @@ from . import gojson
 
 _LIST = "error parsing configuration list: "
 _PLUGIN = "error parsing configuration: "
+_MAX_SIZE = 16 << 20  # bytes of a file
 DEFAULT_DIRECTORY = "/etc/cni/net.d"
 
 T = TypeVar("T")
@@ -259,8 +261,7 @@ def _in_file(path: str, parse: Callable[[bytes], T]) -> T:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return files.read(path, _MAX_SIZE, follow=True)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise CNIError(f"error reading {path}: open {path}: {reason}") from None

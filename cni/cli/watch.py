@@ -7,18 +7,21 @@ signal on the system bus; so does the bus when firewalld starts or ends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from cni.plugins.firewall import dbus
 from cni.plugins.firewall.backend_firewalld import SERVICE
 from cni.protocol.errors import CNIError
 
-_BUS = "org.freedesktop.DBus"
+_BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
+_FIREWALLD_PATH = "/org/fedoraproject/FirewallD1"
 _RULES = (
     f"type='signal',sender='{SERVICE}',interface='{SERVICE}',member='Reloaded'",
     f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged',arg0='{SERVICE}'",
 )
-_SETTLE = 0.1  # seconds in which further signals are answered by the same reload
+_SETTLE = 0.1  # seconds without a further signal after which rules are made again …
+_LONGEST_SETTLE = 2.0  # … at the latest after these
 
 
 def watch(changed: Callable[[str], None]) -> None:
@@ -26,21 +29,16 @@ def watch(changed: Callable[[str], None]) -> None:
 
     Raises CNIError: there is no bus, or no more.
     """
-    from jeepney.bus_messages import message_bus
     from jeepney.io.blocking import open_dbus_connection
-    from jeepney.wrappers import DBusErrorResponse, unwrap_msg
+    from jeepney.wrappers import DBusErrorResponse
 
     address = dbus.bus_address()
     try:
-        bus = open_dbus_connection(address)
-        for rule in _RULES:
-            request = message_bus.AddMatch(rule)
-            unwrap_msg(bus.send_and_get_reply(request, timeout=dbus.TIMEOUT))
-        changed("started")  # what happened before we listened
-        while True:
-            reason = _reason(bus.receive())
-            if reason:
-                changed(_last_of_many(bus, reason))
+        with open_dbus_connection(address) as bus:
+            signals = _Signals(bus)
+            changed("started")  # what happened before is not known
+            while True:
+                changed(signals.wait())
     except (OSError, EOFError, RuntimeError, ValueError, DBusErrorResponse) as error:
         raise CNIError(
             f"cannot listen on the system bus {address}: {error or type(error).__name__}",
@@ -48,23 +46,66 @@ def watch(changed: Callable[[str], None]) -> None:
         ) from None
 
 
-def _last_of_many(bus: Any, reason: str) -> str:
-    while True:
-        try:
-            reason = _reason(bus.receive(timeout=_SETTLE)) or reason
-        except TimeoutError:
-            return reason
+class _Signals:
+    """The signals of firewalld and of the bus about it, in a connection to the bus.
 
+    Every user may send a message of any form to a connection, whatever it has asked for. So the
+    sender, which the bus writes itself, has to be right, and the form as documented
+    (dbus-specification, "org.freedesktop.DBus.NameOwnerChanged"; firewalld.dbus(5)).
+    """
 
-def _reason(message: Any) -> str:
-    """Why rules may be gone; empty for any other message."""
-    from jeepney import HeaderFields, MessageType
+    def __init__(self, bus: Any) -> None:
+        """Subscribe. Raises OSError, DBusErrorResponse."""
+        self._bus = bus
+        self._firewalld = ""  # its unique name on the bus
+        for rule in _RULES:
+            self._ask("AddMatch", rule)
+        if self._ask("NameHasOwner", SERVICE):
+            self._firewalld = self._ask("GetNameOwner", SERVICE)
 
-    if message.header.message_type is not MessageType.signal:
-        return ""
-    member = message.header.fields.get(HeaderFields.member)
-    if member == "Reloaded":
-        return "firewalld has reloaded"
-    if member == "NameOwnerChanged" and message.body[0] == SERVICE:
-        return "firewalld has started" if message.body[2] else "firewalld has ended"
-    return ""
+    def wait(self) -> str:
+        """Wait until rules may be gone, and until it is quiet; the reason."""
+        reason = ""
+        while not reason:
+            reason = self._reason(self._bus.receive())
+        end = monotonic() + _LONGEST_SETTLE
+        quiet = monotonic() + _SETTLE
+        while (left := min(quiet, end) - monotonic()) > 0:
+            try:
+                more = self._reason(self._bus.receive(timeout=left))
+            except TimeoutError:
+                break
+            if more:
+                reason, quiet = more, monotonic() + _SETTLE
+        return reason
+
+    def _ask(self, method: str, argument: str) -> Any:
+        """The bus's answer to one of its own methods."""
+        from jeepney import DBusAddress, HeaderFields, new_method_call
+        from jeepney.wrappers import unwrap_msg
+
+        address = DBusAddress(_BUS_PATH, bus_name=_BUS, interface=_BUS)
+        call = new_method_call(address, method, "s", (argument,))
+        reply = self._bus.send_and_get_reply(call, timeout=dbus.TIMEOUT)
+        if reply.header.fields.get(HeaderFields.sender) != _BUS:
+            raise ValueError("another sender answered for the bus")
+        body = unwrap_msg(reply)
+        return body[0] if body else None
+
+    def _reason(self, message: Any) -> str:
+        """Why rules may be gone; empty for any other message."""
+        from jeepney import HeaderFields, MessageType
+
+        if message.header.message_type is not MessageType.signal:
+            return ""
+        names = ("sender", "path", "interface", "member", "signature")
+        fields = message.header.fields
+        form = tuple(fields.get(HeaderFields[name]) or "" for name in names)
+        if form == (_BUS, _BUS_PATH, _BUS, "NameOwnerChanged", "sss"):
+            name, _, owner = message.body
+            if name != SERVICE:
+                return ""
+            self._firewalld = owner
+            return "firewalld has started" if owner else "firewalld has ended"
+        expected = (self._firewalld, _FIREWALLD_PATH, SERVICE, "Reloaded", "")
+        return "firewalld has reloaded" if self._firewalld and form == expected else ""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from .interpreter import choose_python
 
 __all__ = ["Report", "install", "uninstall"]
 
+LOCK = ".cni-lock"
 LOCK_SECONDS = 60.0
 
 
@@ -81,7 +83,8 @@ def uninstall(bin_dir: Path, units: Collection[Path] = ()) -> Report:
         removed = install_units.remove(paths)
         report = installation.uninstall()
         report.removed += removed
-        return report
+    report.removed += _remove_directories(installation.made)
+    return report
 
 
 def _make_directories(path: Path) -> list[str]:
@@ -98,27 +101,63 @@ def _make_directories(path: Path) -> list[str]:
     return [str(path), *above]
 
 
+def _remove_directories(paths: Iterable[str]) -> list[str]:
+    """Remove directories, the innermost first, until one is not empty; those that are gone."""
+    removed = []
+    for directory in paths:
+        try:
+            os.rmdir(directory)
+        except OSError:  # it holds files that are not ours
+            break
+        removed.append(directory)
+    return removed
+
+
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of `directory`, which leaves no file behind; InstallError after a minute."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    """Hold the lock of `directory`, which leaves no file behind; InstallError after a minute.
+
+    The lock is a file that no other user can open. The directory itself would do as well, but every
+    user who may read it could hold its lock.
+    """
+    path = directory / LOCK
+    deadline = time.monotonic() + LOCK_SECONDS
+    while (fd := _take_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise InstallError(f"another install is at work in {directory}: wait for it to end")
+        time.sleep(0.05)
     try:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(fd):
-            if time.monotonic() > deadline:
-                raise InstallError(f"another install is at work in {directory}: wait for it to end")
-            time.sleep(0.05)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(fd)
 
 
-def _try_lock(fd: int) -> bool:
+def _take_lock(path: Path) -> int | None:
+    """The descriptor of the locked file; None if another process has it. Raises OSError."""
     try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise InstallError(f"{path} is not ours: remove it") from None
+    taken = False
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
+            path.unlink()  # another user has made it, to hold it
+            return None
+        os.fchmod(fd, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        # The one who had it before has removed it, perhaps after we opened it.
+        taken = os.path.exists(path) and os.path.samestat(status, os.lstat(path))
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    finally:
+        if not taken:
+            os.close(fd)
+    return fd if taken else None
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from . import tree
 from .interpreter import compile_tree, probe
 
 MANIFEST = ".cni-manifest.json"
+MANIFEST_MAX = 1 << 20  # bytes
 TEMPORARY = ".cni-tmp-"
 
 _TREE = re.compile(r"\.cni-[0-9a-f]{12}")
@@ -89,12 +90,6 @@ class Installation:
             self._restore_or_remove("cni")
         self._remove_trees(set())
         (self.dir / MANIFEST).unlink(missing_ok=True)
-        for directory in self.made:
-            try:
-                os.rmdir(directory)
-            except OSError:  # not empty: it holds files that are not ours
-                break
-            self.report.removed.append(directory)
         return self.report
 
     def _check_directories(self, names: list[str]) -> None:
@@ -108,6 +103,8 @@ class Installation:
     def _place_tree(self, launcher: Launcher, python: str) -> None:
         """Have .cni-<build> complete, compiled for `python`, and tried with it."""
         final = self.dir / f".cni-{launcher.build}"
+        if os.path.lexists(final) and not tree.is_safe(final):
+            self._discard(final)  # another user may have put anything there
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
             self.report.warnings += probe(python, final)
@@ -128,11 +125,14 @@ class Installation:
     def _remove_trees(self, keep: set[str | None]) -> None:
         for path in self.dir.iterdir():
             if _TREE.fullmatch(path.name) and path.name.removeprefix(".cni-") not in keep:
-                # If this process is killed here, the next install sweeps the new name away.
-                doomed = self._temporary()
-                path.rename(doomed)
-                shutil.rmtree(doomed)
+                self._discard(path)
                 self.report.removed.append(path.name)
+
+    def _discard(self, path: Path) -> None:
+        """Remove a tree. If this is killed halfway, the next install sweeps away what is left."""
+        doomed = self._temporary()
+        path.rename(doomed)
+        _remove(doomed)
 
     # Names
 
@@ -203,8 +203,11 @@ class Installation:
     # Files
 
     def _read_manifest(self) -> dict[str, Any]:
+        path = self.dir / MANIFEST
         try:
-            manifest = json.loads((self.dir / MANIFEST).read_text())
+            if not tree.is_safe(path):
+                return {}
+            manifest = json.loads(files.read(str(path), MANIFEST_MAX))
         except (OSError, ValueError):
             return {}
         return manifest if isinstance(manifest, dict) else {}
@@ -226,7 +229,12 @@ class Installation:
     def _sweep(self) -> None:
         """Remove what a killed install left. Nobody uses it: the caller holds the lock."""
         for path in self.dir.glob(f"{TEMPORARY}*"):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

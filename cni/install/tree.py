@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,26 @@ def unpack(archive: Path, tree: Path, temporary: Callable[[], Path]) -> None:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(str(path), data, 0o644, temporary=str(temporary()))
+
+
+def is_safe(path: Path) -> bool:
+    """Whether only this user and root may change the file or directory, and all that is in it.
+
+    Raises OSError.
+    """
+    if path.is_symlink() or not _is_ours(path):
+        return False
+    return all(
+        _is_ours(Path(directory, name))
+        for directory, directories, names in os.walk(path)
+        for name in (*directories, *names)
+    )
+
+
+def _is_ours(path: Path) -> bool:
+    status = path.lstat()
+    writable = stat.S_IMODE(status.st_mode) & 0o022 and not stat.S_ISLNK(status.st_mode)
+    return status.st_uid in (0, os.geteuid()) and not writable
 
 
 def sync(tree: Path) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import platform
+import re
+import shutil
 import struct
 import subprocess
 import sys
+import tomllib
 import zipfile
 from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.build import ROOT
 
 from .running import PYTHON, build_copy, build_id, copy_tree, in_mounts, install, run
 
@@ -90,3 +97,43 @@ def test_names_the_package_of_a_missing_binding(dist: Path, tmp_path: Path) -> N
     done = run(sys.executable, script, prefix=in_mounts(hide))
     assert done.returncode == 1
     assert "apt-get install python3-nftables" in done.stderr
+
+
+@pytest.mark.parametrize("what", ["wheel", "bundle"])
+def test_a_cache_that_somebody_changed_is_not_used(tmp_path: Path, what: str) -> None:
+    """Every build compares wheels with the lock, and what was made of them with the wheels."""
+    source = copy_tree(tmp_path / "source")
+    cache = source / ".cache"
+    original = cache.resolve()
+    cache.unlink()
+    cache.mkdir()
+    for path in (*original.glob("wheels-*"), *original.glob("shiv-*")):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, cache / path.name)
+    build = [sys.executable, str(source / "tools/build.py")]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    targets = cache.glob("wheels-*/click-*.whl") if what == "wheel" else cache.glob("shiv-*.pyz")
+    for target in targets:
+        with zipfile.ZipFile(target, "a") as archive:
+            archive.writestr("site-packages/evil.py", "print('evil')")
+    before = (source / "dist/cni").read_bytes()
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "remove" in done.stderr
+    assert (source / "dist/cni").read_bytes() == before
+
+
+def test_what_builds_is_locked_with_hashes() -> None:
+    """Every tool and dependency, in the bundled versions where there are such."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["project"]["dependencies"] + project["build-system"]["requires"]
+    wanted += project["project"]["optional-dependencies"]["dev"]
+    lock = (ROOT / "tools/dev.lock").read_text()
+    entry = r"^([a-z0-9-]+)==(\S+)(?: \\\n    --hash=sha256:[0-9a-f]{64})+$"
+    versions = dict(re.findall(entry, lock, re.MULTILINE))
+    assert len(versions) == lock.count("=="), "one without a hash"
+    names = {re.split(r"[<>=!~\[ ]", each)[0].lower() for each in wanted}
+    assert not names - versions.keys()
+    bundled = (ROOT / "tools/bundle.lock").read_text()
+    for name, version in re.findall(r"^(\S+)==(\S+)", bundled, re.MULTILINE):
+        assert versions[name] == version

@@ -424,3 +424,42 @@ def test_any_bytes_are_a_list_or_an_error(data: bytes) -> None:
         conflist.from_bytes(data)
     with contextlib.suppress(CNIError):
         conflist.plugin_from_bytes(data)
+
+
+def make_unusable(path: Path, kind: str) -> None:
+    """What another user may leave there: reading it would not end."""
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as file:
+            file.truncate(20 << 20)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+@pytest.mark.parametrize("extension", ["conflist", "conf"])
+def test_a_file_that_cannot_be_read_is_not_waited_for(
+    tmp_path: Path, kind: str, extension: str
+) -> None:
+    make_unusable(tmp_path / f"00.{extension}", kind)
+    with pytest.raises(CNIError, match=f"error reading {tmp_path}/00.{extension}"):
+        conflist.load(str(tmp_path), "net")
+    put(tmp_path, "99-net.conflist", network("net", "listed"))
+    assert conflist.known(str(tmp_path)) == ["net"]
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "huge"])
+def test_a_cached_result_that_cannot_be_read_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    from cni.cli.cache import Attachment, Cache
+
+    cache = Cache(str(tmp_path))
+    attachment = Attachment("c", "net", "eth0")
+    path = tmp_path / "results" / os.path.basename(cache.path(attachment))
+    path.parent.mkdir()
+    make_unusable(path, kind)
+    with pytest.raises(CNIError, match="remove it"):
+        cache.read(attachment)
+    assert cache.attachments() == []
+    cache.remove(attachment)
+    assert cache.read(attachment) is None
