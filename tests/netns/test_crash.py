@@ -122,6 +122,8 @@ CASES: dict[str, dict[str, Any]] = {
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
     "portmap": {"type": "portmap", **PORTS},
     "portmap-iptables": {"type": "portmap", "backend": "iptables", **PORTS},
+    # with a link to the container, whose sysctl is set
+    "portmap-localhost": {"type": "portmap", **PORTS, "after": {"type": "ptp"}},
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
     "sbr": {"type": "sbr"},
@@ -284,6 +286,7 @@ class World:
             "nft": {str(number): item for number, item in enumerate(nft(self.host))},
             "iptables": iptables_save(self.host),
             "ip6tables": iptables_save(self.host, 6),
+            "policies": self.host.exec(["ip", "xfrm", "policy"]).stdout,
             "files": dict.fromkeys(tree(self.data_dir, contents=False), ""),
             "tuned": self.tuned() if self.plugin in CHANGING_EXISTING else {},
             "state": dict.fromkeys(tree(self.state_dir, contents=False), ""),

@@ -170,11 +170,11 @@ def test_a_firewall_that_is_not_as_it_should_be_is_made_anew(host: Netns, comman
     def text() -> str:
         return host.exec(["nft", "list", "ruleset"]).stdout
 
-    host.run(backend_nft.add, wanted)
+    host.run(backend_nft.setup, wanted)
     before = text()
     host.exec(["nft", *command.split()])
     assert text() != before
-    host.run(backend_nft.add, wanted)
+    host.run(backend_nft.setup, wanted)
     assert text() == before
 
 

@@ -363,6 +363,21 @@ def test_a_late_del_leaves_the_new_owner_alone(
         assert not has_address(host, backend)
 
 
+def test_a_del_that_never_came_leaves_the_new_owner_alone(
+    runtime: Runtime, host: Netns, container: Netns
+) -> None:
+    """The address was given to another container meanwhile."""
+    for backend in BACKENDS:
+        network, prev = conf(backend=backend), previous(f"{V4}/24")
+        for cid in ("c1", "c2"):
+            runtime.add("firewall", network, container, prev_result=prev, container_id=cid)
+        runtime.delete("firewall", network, prev_result=prev, container_id="c1").succeeded()
+        assert has_address(host, backend)
+        runtime.check("firewall", network, container, prev_result=prev, container_id="c2")
+        runtime.delete("firewall", network, prev_result=prev, container_id="c2").succeeded()
+        assert not has_address(host, backend)
+
+
 # -- which backend --------------------------------------------------------------------------------
 
 

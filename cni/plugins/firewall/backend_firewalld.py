@@ -44,7 +44,7 @@ class Connection:
         self._bus.close()
 
     def call(self, method: str, zone: str, address: Prefix) -> Any:
-        """One method with a zone and a source; its value."""
+        """Call a method with a zone and a source; gives its value."""
         from jeepney import DBusAddress, new_method_call
         from jeepney.wrappers import unwrap_msg
 
@@ -65,7 +65,7 @@ def _text(error: Any) -> str:
     return details or str(error.name)
 
 
-def add(want: Want, *, accept: bool = True) -> None:
+def setup(want: Want, *, accept: bool = True) -> None:
     """Have the addresses in the zone; those that are there stay. Raises CNIError."""
     with Connection() as firewalld:
         for address in want.addresses if accept else ():
@@ -82,7 +82,7 @@ def add(want: Want, *, accept: bool = True) -> None:
                 ) from None
 
 
-def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
+def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Take the addresses out of the zone; whatever firewalld says to that is no error."""
     _ = owner  # a source has no comment
     if not addresses or not dbus.firewalld_runs()[0]:
@@ -96,9 +96,9 @@ def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
-    """As `remove`."""
+    """As `teardown`."""
     _ = keep
-    remove(Owner(network, "", ""), addresses, zone)
+    teardown(Owner(network, "", ""), addresses, zone)
 
 
 def _try(firewalld: Connection, method: str, zone: str, address: Prefix) -> None:

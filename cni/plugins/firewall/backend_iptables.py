@@ -45,7 +45,7 @@ class Shared(NamedTuple):
     first: bool
 
 
-def add(want: Want, *, accept: bool = True) -> None:
+def setup(want: Want, *, accept: bool = True) -> None:
     """Have the rules; those that are there stay. Without `accept` only the ingress policy's.
 
     Raises IptablesError; a family's rules are then as they were.
@@ -63,7 +63,7 @@ def add(want: Want, *, accept: bool = True) -> None:
 
 
 def _shared(want: Want, accept: bool) -> list[Shared]:
-    """In the order in which they are made; so FORWARD has the isolation's jump first."""
+    """The shared rules in the order of making: FORWARD gets isolation's jump in front at last."""
     rules = []
     if accept:
         overrides = '-m comment --comment "CNI firewall plugin admin overrides"'
@@ -101,7 +101,7 @@ def _same_bridge_drop(bridge: str) -> str:
 
 
 def _outdated(ingress: Ingress) -> list[str]:
-    """The bridge's rules of another policy, from before the configuration was changed."""
+    """The bridge's rules of the other policy, which an earlier configuration may have left."""
     bridge = ingress.bridge
     other = _policy("same-bridge" if ingress.isolated else "isolated")
     rules = [f"-A {_STAGE1} -i {bridge} ! -o {bridge} {other} -j {_STAGE2}"]
@@ -139,14 +139,14 @@ def _add_family(
         except IptablesMissing:
             raise
         except IptablesError:
-            pass  # something shared is missing: look which
+            pass  # one of the shared rules is missing: read the table
     return _complete(v6, shared, own, ingress)
 
 
 def _write(
     v6: bool, shared: list[Shared], addresses: list[Prefix], ingress: Ingress | None
 ) -> bool:
-    """Over netlink, where the node has iptables-nft and it is clear what there is."""
+    """Make the rules over netlink; False if that cannot be done (netfilter/iptables_netlink.py)."""
     from ...netfilter import iptables_netlink
 
     def missing(rules: iptables_netlink.Rules) -> list[str] | None:
@@ -163,7 +163,7 @@ def _write(
 
 
 def _option(own_rule: str) -> str:
-    """-d or -s"""
+    """Whether a rule of `_own_rules` is for the destination (-d) or the source (-s)."""
     return own_rule.split()[2]
 
 
@@ -211,14 +211,14 @@ def _missing(
 
 
 def _chains(rule: str) -> list[str]:
-    """The chains of ours that a rule needs: its own and its target."""
+    """The chains that a rule needs and that are not built in: its own and its target."""
     words = rule.split()
     builtin = ("FORWARD", "RETURN", "DROP", "ACCEPT")
     return [name for name in (words[1], words[-1]) if name not in builtin]
 
 
 def _isolation_is_late(saved: list[str], rules: list[str]) -> bool:
-    """Would what is accepted in CNI-FORWARD not be isolated any more?"""
+    """Does the jump to CNI-FORWARD, which accepts, come before isolation's jump?"""
     if _ISOLATION not in saved or _JUMP not in rules:
         return False  # nothing to compare, or both are made now, in the right order
     return _JUMP not in saved or saved.index(_JUMP) < saved.index(_ISOLATION)
@@ -231,7 +231,7 @@ def _edit(command: str, rule: str) -> str:
 def check(want: Want, *, accept: bool = True) -> list[str]:
     """What is missing, a line each.
 
-    Older versions of the reference gave isolation's rules other comments; they do for us, too.
+    Comments are not compared: older versions of the reference gave isolation's rules others.
     """
     problems = []
     for v6, addresses in want.families:
@@ -265,7 +265,7 @@ def _difference(rule: str, tool: str) -> str:
     return gone(f"expected {what} [{rule.partition(f'{chain} ')[2]}] not found in {tool}")
 
 
-def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
+def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Remove the addresses' rules of either variant; the chains stay. Raises CNIError."""
     _ = owner, zone  # as in the reference, no rule names its owner
     errors: list[CNIError] = []
@@ -284,9 +284,9 @@ def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
-    """As `remove`."""
+    """As `teardown`."""
     _ = keep
-    remove(Owner(network, "", ""), addresses, zone)
+    teardown(Owner(network, "", ""), addresses, zone)
 
 
 def status() -> None:
@@ -299,7 +299,7 @@ def status() -> None:
 
 
 def _retrying(operation: Callable[[bool, list[Prefix]], None], *args: object) -> None:
-    """Again when it fails: somebody else may have removed the same between look and change."""
+    """Try again when it fails: another process may have removed the same rules meanwhile."""
     for attempt in range(1, _TRIES + 1):
         try:
             return operation(*args)  # type: ignore[arg-type]
@@ -315,7 +315,7 @@ def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
         Table("ip6" if v6 else "ip", "filter").delete([(_FORWARD, handle) for handle in stale])
     except NetlinkError as error:
         if error.errno == ENOENT:
-            raise IptablesError("somebody else removes the same rules") from None
+            raise IptablesError("another process removes the same rules") from None
         raise IptablesError(f"deleting rules of {_FORWARD}: {error}") from None
 
 
@@ -333,13 +333,13 @@ def _nft_rules(v6: bool, addresses: list[Prefix]) -> list[tuple[bytes, str, Rule
         rules = Table("ip6" if v6 else "ip", "filter").find_rules_with(_FORWARD, mark)
     except NetlinkError:
         return []  # a kernel without nftables has none
-    found = []
+    theirs = []
     for rule in rules:
         address = next(iter(rule.compared), b"")
         kind = _kind(rule, v6, address) if address in wanted else ""
         if kind:
-            found.append((address, kind, rule))
-    return found
+            theirs.append((address, kind, rule))
+    return theirs
 
 
 def _kind(rule: Rule, v6: bool, address: bytes) -> str:

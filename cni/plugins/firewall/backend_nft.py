@@ -8,8 +8,8 @@
       chain admin              a jump to each administrator's chain
 
 One transaction makes an attachment's part and, where that is not as it should be, all that is
-shared, whatever was there before; the chain's policy is nobody's but the administrator's, who may
-make it `drop`. A packet costs the same lookups however many containers there are. What is removed
+shared, whatever was there before. The policy of the chain is left alone: the administrator may make
+it `drop`. A packet costs the same lookups however many containers there are. What is removed
 is found by its owner.
 
 An accept ends only our own chain: what another table drops stays dropped
@@ -59,8 +59,8 @@ _SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
 _IFNAME = 16  # bytes of an interface's name in a key
 
 
-def add(want: Want, *, accept: bool = True) -> None:
-    """Have the rules; again is no error. Without `accept` only the ingress policy's.
+def setup(want: Want, *, accept: bool = True) -> None:
+    """Have the rules; those that are there stay. Without `accept` only the ingress policy's.
 
     Raises CNIError; then nothing was changed.
     """
@@ -79,20 +79,20 @@ def _add_elements(want: Want, accept: bool) -> bool:
         for change in _change(name, element, wanted)
     ]
     admin_chain = want.admin_chain if accept else ""
-    # else libnftables will say what is wrong
+    # where it is not complete, or the kernel refuses, libnftables makes it or says what is wrong
     return nft.attempt(lambda: changes if _is_complete(admin_chain) else None)
 
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:
-    """Have the element with its comment, whoever's it was, or not have it."""
+    """Have the element with this comment instead of any other, or not have the element."""
     changes = [*elements.put(Table("inet", TABLE), name, [element])]
     return changes if wanted else changes[:2]
 
 
 def _is_complete(admin_chain: str) -> bool:
-    """Are the rules there that every packet meets, and no others, and the jump to this chain?
+    """Are the forward chain's rules as they should be, and is there a jump to this chain?
 
-    So is what they refer to.
+    Then the sets that the rules refer to are there, too.
     """
     rules = Table("inet", TABLE).find_rules_with("forward", b"")
     if [(rule.comment, rule.size) for rule in rules] != _SHAPE:
@@ -101,18 +101,18 @@ def _is_complete(admin_chain: str) -> bool:
 
 
 def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
-    """What the attachment needs: (set, element, is it to be there)."""
+    """The attachment's elements: (set, element, whether it is wanted)."""
     comment = want.owner.comment
-    found = [
+    needed = [
         (_ALLOWED[not a.is_v4], Element(a.ip, b"", "", comment), True)
         for a in (want.addresses if accept else ())
     ]
     if want.ingress is not None:
         bridge, comment = _padded(want.ingress.bridge), _network_comment(want.owner.network)
-        found.append(("bridges", Element(bridge, b"", "", comment), True))
+        needed.append(("bridges", Element(bridge, b"", "", comment), True))
         within = Element(bridge * 2, b"", "", comment)
-        found.append(("within", within, not want.ingress.isolated))
-    return found
+        needed.append(("within", within, not want.ingress.isolated))
+    return needed
 
 
 def _padded(ifname: str) -> bytes:
@@ -120,7 +120,7 @@ def _padded(ifname: str) -> bytes:
 
 
 def _render(want: Want, accept: bool) -> None:
-    """Everything, in nft(8)'s language."""
+    """Make everything by libnftables."""
     script = _SKELETON
     if accept:
         script += "".join(
@@ -173,7 +173,7 @@ def _isolation(ingress: Ingress, network: str) -> str:
 
 
 def _network_comment(network: str) -> str:
-    """Of what belongs to all containers of a network; cut, as comments have a limit."""
+    """The comment of what all containers of a network share, cut to the kernel's limit."""
     return f"{network_key(network)}, net: {network.replace(chr(34), '')}"[:128]
 
 
@@ -222,16 +222,16 @@ def _keys(name: str) -> set[bytes]:
     return {element.key for element in elements.elements(Table("inet", TABLE), name)}
 
 
-def remove(owner: Owner, addresses: list[Prefix], zone: str) -> None:
-    """Remove what is the attachment's; the bridge's policy stays. Raises CNIError."""
+def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
+    """Remove the attachment's elements; the bridge's policy stays. Raises CNIError."""
     _ = addresses, zone  # the comments name the owner
     _delete(tuple(_ALLOWED.values()), owner.key, ())
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
-    """Remove what is of the network's attachments that are not in `keep`; without any, all of it.
+    """Remove the elements of the network's attachments that are not in `keep`.
 
-    Raises CNIError.
+    If none is kept, the policies of the network's bridges go, too. Raises CNIError.
     """
     _ = addresses, zone
     comments = {owner.comment for owner in keep}
@@ -245,7 +245,7 @@ def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
         for name in names:
             elements.delete_matching(Table("inet", TABLE), name, prefix, keep)
     except Unusable:
-        return  # nor can there be any
+        return  # without nf_tables there are no elements
     except NetlinkError as error:
         raise CNIError(f"failed to remove firewall rules with nftables: {error}") from None
 

@@ -56,7 +56,7 @@ def _ports(host: Netlink, want: Want, result: Result) -> list[Link]:
     assert want.ingress is not None
     bridge = link.find(host, want.ingress.bridge)
     names = [entry.name for entry in result.interfaces if not entry.sandbox]
-    links = [found for name in names if (found := link.find(host, name)) is not None]
+    links = [device for name in names if (device := link.find(host, name)) is not None]
     return [one for one in links if bridge is not None and one.master == bridge.index]
 
 

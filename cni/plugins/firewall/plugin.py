@@ -8,6 +8,8 @@ unusable or when it is asked for.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ... import intent
@@ -16,31 +18,19 @@ from ...kernel.errors import IptablesError, KernelError, NetlinkError
 from ...netfilter import iptables
 from ...netfilter.table import Table, drop_policies
 from ...protocol import config
-from ...protocol.address import Prefix
-from ...protocol.errors import BadEnvironment, CNIError, NotAvailable
-from ...protocol.request import Attachment, check_ifname
+from ...protocol.address import Prefix, format_ip
+from ...protocol.errors import CNIError, NotAvailable
+from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import dbus
-from .want import Ingress, Want
+from .want import DEFAULT_ZONE, Conf, Want, check_policy, previous_result, want_of, zone_of
 
 if TYPE_CHECKING:
     from .want import Backend
 
 BACKENDS = ("firewalld", "iptables", "nftables")
-_DEFAULT_ZONE = "trusted"
-_POLICIES = ("same-bridge", "isolated")
-# An iptables chain's name has at most 28 characters; what is not among these would need quoting.
-_CHAIN_MAX = 28
-_CHAIN_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/")
 # The table whose forward chain a backend decides in; a drop in another table is final.
 _TABLES = {"firewalld": "firewalld", "iptables": "filter", "nftables": "cni_firewall"}
-
-
-class Conf(config.NetConf):
-    backend: str = ""
-    iptables_admin_chain_name: str = ""
-    firewalld_zone: str = ""
-    ingress_policy: str = ""
 
 
 class Choice(NamedTuple):
@@ -56,11 +46,12 @@ class Choice(NamedTuple):
 
 def add(call: Call[Conf]) -> Result:
     """Make the rules for prevResult's addresses; the result is prevResult."""
-    result = _previous(call)
-    want = _want(call, result)
+    result = previous_result(call)
+    want = want_of(call, result)
     earlier = intent.find("firewall", call.owner, call.request.env)
-    call.remember(result)  # first: what is begun and not finished can so be found
+    call.remember(result)  # first: so DEL finds what a killed ADD had begun
     call.undo.callback(_take_back, call, want)
+    _claim(call, want.addresses)
     if earlier is not None:
         _replace(call, want, earlier)
     _apply(call, want, result)
@@ -76,14 +67,14 @@ def _replace(call: Call[Conf], want: Want, earlier: intent.Intent) -> None:
     if stale:
         steps = Steps()
         for backend in _load_used(call.conf, stale):
-            steps.run(backend.remove, call.owner, stale, _noted_zone(earlier))
+            steps.run(backend.teardown, call.owner, stale, _noted_zone(earlier))
         steps.finish()
 
 
 def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; prevResult is what it returned."""
-    result = _previous(call)
-    _apply(call, _want(call, result), result)
+    result = previous_result(call)
+    _apply(call, want_of(call, result), result)
 
 
 def delete(call: Call[Conf]) -> None:
@@ -93,11 +84,12 @@ def delete(call: Call[Conf]) -> None:
     noted = [address for one in _forgotten(call) for address in one.addresses]
     previous = steps.run(_previous_addresses, call) or []
     unknown = [address for address in previous if address not in noted]
-    addresses = noted + (steps.run(_not_in_use, call, unknown) or [])
-    zone = next(map(_noted_zone, _forgotten(call)), _zone(conf))
+    addresses: list[Prefix] = steps.run(_release, call, call.owner.key, noted) or []
+    addresses += steps.run(_not_in_use, call, unknown) or []
+    zone = next(map(_noted_zone, _forgotten(call)), zone_of(conf))
     for backend in _load_used(conf, addresses):
-        steps.run(backend.remove, call.owner, addresses, zone)
-    steps.run(_check_policy, conf)
+        steps.run(backend.teardown, call.owner, addresses, zone)
+    steps.run(check_policy, conf)
     steps.finish()
 
 
@@ -105,17 +97,18 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the rules of this network's attachments that are not kept."""
     steps = Steps()
     conf = steps.run(lambda: call.conf) or Conf()
-    noted = [address for one in _forgotten(call) for address in one.addresses]
-    addresses: list[Prefix] = steps.run(_not_in_use, call, noted) or []
+    addresses: list[Prefix] = []
+    for one in _forgotten(call):
+        addresses += steps.run(_release, call, one.owner.key, one.addresses) or []
     for backend in _load_used(conf, addresses):
-        steps.run(backend.gc, call.network, call.owners(keep), addresses, _zone(conf))
+        steps.run(backend.gc, call.network, call.owners(keep), addresses, zone_of(conf))
     steps.finish()
 
 
 def check(call: Call[Conf]) -> None:
     """Compare the rules with what is wanted; every difference is reported."""
-    result = _previous(call)
-    want = _want(call, result)
+    result = previous_result(call)
+    want = want_of(call, result)
     choice = _usable_choice(call.conf)
     problems = _load(choice.backend).check(want)
     if choice.backend == "firewalld" and want.ingress is not None:
@@ -131,11 +124,11 @@ def check(call: Call[Conf]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the backend is; what will drop containers' traffic all the same is told on stderr.
+    """Ready if the backend is. Chains of others that drop by default are named on stderr.
 
-    A chain that drops by default may accept the containers before: so that is no error.
+    They are no error: such a chain may accept the containers' traffic by rules of its own.
     """
-    _check_policy(call.conf)
+    check_policy(call.conf)
     choice = _usable_choice(call.conf)
     try:
         _load(choice.backend).status()
@@ -158,80 +151,6 @@ def _foreign_drops(table: str) -> list[str]:
     return [" ".join(names) for names in chains if names[1] != table]
 
 
-# --- what is wanted -------------------------------------------------------------------------------
-
-
-def _previous(call: Call[Conf]) -> Result:
-    result = call.prev_result()
-    if result is None:
-        raise CNIError(
-            "missing prevResult from earlier plugin",
-            "firewall has to come after another plugin in the list",
-        )
-    return result
-
-
-def _want(call: Call[Conf], result: Result) -> Want:
-    """Everything that can be wrong is found here, before anything is changed. Raises CNIError."""
-    conf = call.conf
-    addresses = [ip.prefix.host for ip in result.ips]
-    admin_chain = conf.iptables_admin_chain_name or "CNI-ADMIN"
-    _check_chain(admin_chain)
-    return Want(
-        call.owner,
-        list(dict.fromkeys(addresses)),
-        admin_chain,
-        _zone(conf),
-        _ingress(conf, result) if addresses else None,
-    )
-
-
-def _zone(conf: Conf) -> str:
-    return conf.firewalld_zone or _DEFAULT_ZONE
-
-
-def _check_chain(name: str) -> None:
-    if len(name) > _CHAIN_MAX or not _CHAIN_CHARACTERS.issuperset(name) or not name[0].isalpha():
-        raise CNIError(
-            f'invalid iptablesAdminChainName "{name}"',
-            f"at most {_CHAIN_MAX} letters, digits and _ . - /, a letter first",
-        )
-
-
-def _check_policy(conf: Conf) -> None:
-    if conf.ingress_policy not in ("", "open", *_POLICIES):
-        raise CNIError(
-            f'unknown ingress policy: "{conf.ingress_policy}"',
-            'ingressPolicy is "open", "same-bridge" or "isolated"',
-        )
-
-
-def _ingress(conf: Conf, result: Result) -> Ingress | None:
-    _check_policy(conf)
-    policy = conf.ingress_policy
-    if policy not in _POLICIES:
-        return None
-    if not result.interfaces:
-        raise CNIError(
-            f'interface needs to be set for ingress policy "{policy}", make sure to chain '
-            '"firewall" plugin with "bridge"'
-        )
-    bridge = result.interfaces[0].name
-    if not bridge:
-        raise CNIError("got empty bridge name", "prevResult's first interface is the bridge")
-    # With these, iptables or nft would mean other interfaces, too.
-    try:
-        check_ifname(bridge)
-    except BadEnvironment as error:
-        raise CNIError(
-            f"cannot write rules for a bridge named {bridge!r}: {error.msg}",
-            "prevResult's first interface is the bridge",
-        ) from None
-    if set(bridge) & set('"*+\\!') or bridge.startswith("-") or not bridge.isprintable():
-        raise CNIError(f"cannot write rules for a bridge named {bridge!r}", "rename the bridge")
-    return Ingress(policy, bridge)
-
-
 # --- the backend ----------------------------------------------------------------------------------
 
 
@@ -252,7 +171,7 @@ def _load(name: str) -> Backend:
 def _load_used(conf: Conf, addresses: list[Prefix]) -> list[Backend]:
     """The backends that may have rules: two or three questions to the kernel, one to the bus.
 
-    iptables and firewalld know addresses, no owners; without addresses nothing can be found there.
+    In iptables and firewalld rules name no owner: without addresses, nothing of theirs is known.
     """
     used = []
     if _is_nft_used():
@@ -286,9 +205,10 @@ def _choose(conf: Conf) -> Choice:
 
 
 def _usable_choice(conf: Conf) -> Choice:
-    """The same, and nftables in place of an iptables that nobody asked for and that is unusable.
+    """As `_choose`, but nftables instead of iptables where iptables is unusable.
 
-    For CHECK and STATUS: it costs a fork. ADD sees by trying.
+    Unless the configuration names iptables. It costs a fork, so it is for CHECK and STATUS; ADD
+    tries iptables first.
     """
     choice = _choose(conf)
     if choice.backend == "iptables" and not choice.asked_for and not iptables.usable(v6=False):
@@ -297,13 +217,13 @@ def _usable_choice(conf: Conf) -> Choice:
 
 
 def _apply(call: Call[Conf], want: Want, result: Result) -> None:
-    """Have all rules, those that are there already included. Raises CNIError."""
+    """Make the rules that are missing. Raises CNIError."""
     choice = _choose(call.conf)
     try:
         if choice.backend == "iptables" and not choice.asked_for:
             _add_with_either(want, accept=True)
         else:
-            _load(choice.backend).add(want)
+            _load(choice.backend).setup(want)
         if choice.backend == "firewalld" and want.ingress is not None:
             _add_with_either(want, accept=False)
         if want.ingress is not None and want.ingress.isolated:
@@ -318,13 +238,13 @@ def _add_with_either(want: Want, *, accept: bool) -> None:
     """With iptables, or with nftables where iptables is unusable."""
     try:
         iptables.require()  # where the tool is not installed, its backend is not worth loading
-        _load("iptables").add(want, accept=accept)
+        _load("iptables").setup(want, accept=accept)
     except IptablesError as error:
         # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
         if iptables.usable(v6=False):
             raise
         try:
-            _load("nftables").add(want, accept=accept)
+            _load("nftables").setup(want, accept=accept)
         except (CNIError, KernelError) as other:
             details = f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
             raise CNIError(error.msg, details) from None
@@ -335,19 +255,65 @@ def _add_with_either(want: Want, *, accept: bool) -> None:
 
 def _take_back(call: Call[Conf], want: Want) -> None:
     steps = Steps()
-    for backend in _load_used(call.conf, want.addresses):
-        steps.run(backend.remove, call.owner, want.addresses, want.zone)
+    addresses: list[Prefix] = steps.run(_release, call, call.owner.key, want.addresses) or []
+    for backend in _load_used(call.conf, addresses):
+        steps.run(backend.teardown, call.owner, addresses, want.zone)
     steps.finish()
 
 
+def _claims(call: Call[Conf]) -> str:
+    """The directory that has, for each address, a symbolic link to the key of its last owner."""
+    return f"{os.path.dirname(intent.directory(call.request.env))}/firewall"
+
+
+def _claim(call: Call[Conf], addresses: list[Prefix]) -> None:
+    """Note that the addresses are this attachment's from now on. What fails is only logged."""
+    where = _claims(call)
+    try:
+        os.makedirs(where, 0o755, exist_ok=True)
+        for address in addresses:
+            path = f"{where}/{format_ip(address.ip)}"
+            temporary = f"{path}~{call.owner.key}"
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+            os.symlink(call.owner.key, temporary)
+            os.rename(temporary, path)
+    except OSError as error:
+        call.log(f"cni: firewall: cannot note in {where} whose addresses these are: {error}")
+
+
+def _release(call: Call[Conf], owner: str, addresses: list[Prefix]) -> list[Prefix]:
+    """The addresses that no ADD of another attachment has claimed since; their claims go.
+
+    `owner` is the Owner.key of the attachment that has them no more.
+    """
+    where = _claims(call)
+    free = []
+    for address in addresses:
+        path = f"{where}/{format_ip(address.ip)}"
+        with suppress(OSError):
+            os.unlink(f"{path}~{owner}")  # what a killed ADD left
+        try:
+            key = os.readlink(path)
+        except OSError:
+            key = ""
+        if key in ("", owner):
+            free.append(address)
+            with suppress(OSError):
+                os.unlink(path)
+        elif intent.find_by_key("firewall", key, call.request.env) is None:
+            free.append(address)
+    return free
+
+
 def _previous_addresses(call: Call[Conf]) -> list[Prefix]:
-    """Those of prevResult: of a container that the Go plugin started, nothing was noted."""
+    """The addresses of prevResult, for containers of which nothing was noted (the Go plugin's)."""
     previous = call.prev_result()
     return [ip.prefix.host for ip in previous.ips] if previous is not None else []
 
 
 def _not_in_use(call: Call[Conf], addresses: list[Prefix]) -> list[Prefix]:
-    """Without those that another attachment has.
+    """The addresses that no other attachment has.
 
     A DEL that is repeated late must not take the address from the container that has it by then.
     """
@@ -363,4 +329,4 @@ def _forgotten(call: Call[Conf]) -> list[intent.Intent]:
 
 
 def _noted_zone(one: intent.Intent) -> str:
-    return str(config.lookup(one.config, "firewalldZone") or "") or _DEFAULT_ZONE
+    return str(config.lookup(one.config, "firewalldZone") or "") or DEFAULT_ZONE

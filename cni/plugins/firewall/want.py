@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+from ...call import Call
 from ...owner import Owner
+from ...protocol import config
 from ...protocol.address import Prefix, by_family
+from ...protocol.errors import BadEnvironment, CNIError
+from ...protocol.request import check_ifname
+from ...protocol.result import Result
 
 RELOAD = "run `cni reload`"
+
+
+DEFAULT_ZONE = "trusted"
+_POLICIES = ("same-bridge", "isolated")
+# An iptables chain's name has at most 28 characters; what is not among these would need quoting.
+_CHAIN_MAX = 28
+_CHAIN_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/")
+
+
+class Conf(config.NetConf):
+    backend: str = ""
+    iptables_admin_chain_name: str = ""
+    firewalld_zone: str = ""
+    ingress_policy: str = ""
 
 
 class Ingress(NamedTuple):
@@ -37,19 +56,90 @@ class Want(NamedTuple):
         return by_family(self.addresses)
 
 
+def previous_result(call: Call[Conf]) -> Result:
+    result = call.prev_result()
+    if result is None:
+        raise CNIError(
+            "missing prevResult from earlier plugin",
+            "firewall has to come after another plugin in the list",
+        )
+    return result
+
+
+def want_of(call: Call[Conf], result: Result) -> Want:
+    """What to make; all checks are done here, before anything is changed. Raises CNIError."""
+    conf = call.conf
+    addresses = [ip.prefix.host for ip in result.ips]
+    admin_chain = conf.iptables_admin_chain_name or "CNI-ADMIN"
+    _check_chain(admin_chain)
+    return Want(
+        call.owner,
+        list(dict.fromkeys(addresses)),
+        admin_chain,
+        zone_of(conf),
+        _ingress(conf, result) if addresses else None,
+    )
+
+
+def zone_of(conf: Conf) -> str:
+    return conf.firewalld_zone or DEFAULT_ZONE
+
+
+def _check_chain(name: str) -> None:
+    if len(name) > _CHAIN_MAX or not _CHAIN_CHARACTERS.issuperset(name) or not name[0].isalpha():
+        raise CNIError(
+            f'invalid iptablesAdminChainName "{name}"',
+            f"at most {_CHAIN_MAX} letters, digits and _ . - /, a letter first",
+        )
+
+
+def check_policy(conf: Conf) -> None:
+    if conf.ingress_policy not in ("", "open", *_POLICIES):
+        raise CNIError(
+            f'unknown ingress policy: "{conf.ingress_policy}"',
+            'ingressPolicy is "open", "same-bridge" or "isolated"',
+        )
+
+
+def _ingress(conf: Conf, result: Result) -> Ingress | None:
+    check_policy(conf)
+    policy = conf.ingress_policy
+    if policy not in _POLICIES:
+        return None
+    if not result.interfaces:
+        raise CNIError(
+            f'interface needs to be set for ingress policy "{policy}", make sure to chain '
+            '"firewall" plugin with "bridge"'
+        )
+    bridge = result.interfaces[0].name
+    if not bridge:
+        raise CNIError("got empty bridge name", "prevResult's first interface is the bridge")
+    # With these, iptables or nft would mean other interfaces, too.
+    try:
+        check_ifname(bridge)
+    except BadEnvironment as error:
+        raise CNIError(
+            f"cannot write rules for a bridge named {bridge!r}: {error.msg}",
+            "prevResult's first interface is the bridge",
+        ) from None
+    if set(bridge) & set('"*+\\!') or bridge.startswith("-") or not bridge.isprintable():
+        raise CNIError(f"cannot write rules for a bridge named {bridge!r}", "rename the bridge")
+    return Ingress(policy, bridge)
+
+
 class Backend(Protocol):
     """One way to let containers through. All verbs act on the current network namespace.
 
     What fails raises CNIError or KernelError.
     """
 
-    def add(self, want: Want, *, accept: bool = True) -> None:
-        """Have the rules; those that are there stay. Without `accept` only the ingress policy's."""
+    def setup(self, want: Want, *, accept: bool = True) -> None:
+        """Make the rules that are missing. Without `accept` only those of the ingress policy."""
 
     def check(self, want: Want, *, accept: bool = True) -> list[str]:
-        """What is missing of that, a line each."""
+        """The rules that are missing, a line each."""
 
-    def remove(self, owner: Owner, addresses: list[Prefix], zone: str) -> None:
+    def teardown(self, owner: Owner, addresses: list[Prefix], zone: str) -> None:
         """Remove the attachment's rules; that there are none is no error.
 
         A backend whose rules do not name their owner removes those of the addresses; `zone` is
@@ -59,7 +149,7 @@ class Backend(Protocol):
     def gc(self, network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
         """Remove the rules of the network's attachments that are not in `keep`.
 
-        `addresses` are theirs, as far as known; otherwise as `remove`.
+        `addresses` are theirs, as far as known; otherwise as `teardown`.
         """
 
     def status(self) -> None:

@@ -42,7 +42,7 @@ def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
                     iptables.restore(not address.is_v4, "nat", lines)
                 break
             except IptablesError as error:
-                # somebody else may have made or removed the same after we looked
+                # another process may have made or removed the same rules meanwhile
                 if attempt == _RETRIES or isinstance(error, IptablesMissing):
                     raise IptablesError(
                         f"unable to setup DNAT: {error.msg}", error.details
@@ -50,16 +50,16 @@ def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
 
 
 def _setup_over_netlink(want: Want, address: Prefix, holders: Holders) -> bool:
-    """Make the rules without a fork, in the case that is not special; False if nothing was done.
+    """Make the rules without a fork in the usual case; False if nothing was done.
 
-    That is: it is clear what there is of the rules that containers share, the container's chain is
-    not there, and no other container is in the way. Everything else is told apart in the words of
-    iptables-save.
+    The usual case: the rules that containers share are all there or all missing, in the form of
+    this version; the container's chain is not there; no other container is in the way. Otherwise
+    `setup` reads iptables-save.
     """
     from ...netfilter import iptables_netlink
 
     if want.conditions_of(address):
-        return False  # these can be anything
+        return False  # conditions are words for the tool, which this plugin does not understand
 
     def missing(rules: iptables_netlink.Rules) -> list[str] | None:
         if any(_leads_to(address.ip, rule) for rule in rules.of()):
@@ -78,7 +78,7 @@ def _leads_to(ip: bytes, rule: bytes) -> bool:
 
 
 def _is_of_others(want: Want, entry: bytes) -> bool:
-    """Is an entry certainly for none of these ports, whatever their protocol?"""
+    """Is an entry certainly for other ports than these, whatever the protocol?"""
     from ...netfilter.iptables_rules import ports_of
 
     ports = ports_of(entry)
@@ -127,7 +127,7 @@ def _additions(want: Want, address: Prefix, saved: list[str], holders: Holders) 
 
 
 def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
-    """The container's rules that are missing: marks before all, for DNAT ends the chain's work."""
+    """The container's rules that are missing. Marks go to the front: DNAT ends the chain."""
     new = [rule for rule in rules if rule not in saved]
     if len(new) == len(rules):
         return new
@@ -141,11 +141,11 @@ def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
 def _free_ports(want: Want, address: Prefix, saved: list[str], holders: Holders) -> list[str]:
     """The lines that remove the rules of dead containers which are in the way. Raises Taken.
 
-    That is those that have one of the ports, and those in our network that had this address: what
-    they published would come to us. IPAM gives an address only once, so of a holder that nothing
-    was noted of, that has to do. Conditions may divide a port between several containers: then
-    nobody is in the way. Nor is another attachment of the same container: the first rule counts,
-    and when that goes, the next one does.
+    In the way are containers that have one of the ports, and containers of the network that had
+    this address: the ports that they published would lead here. A holder of which nothing was noted
+    is taken for dead in the second case, since IPAM gives an address only once. With conditions a
+    port may be divided between containers, so then no container is in the way. Another attachment
+    of the same container never is: the first rule counts, and after it is gone the next one.
     """
     ip = format_ip(address.ip)
     mine = want.owner.chain("DN-")
@@ -222,7 +222,7 @@ def _remove_chain(v6: bool, chain: str, parent: str, want: Want | None) -> None:
 
 
 def _is_shared(v6: bool, chain: str, want: Want) -> bool:
-    """Does the chain also lead to addresses that are not ours?"""
+    """Does the chain also lead to addresses that are not of this attachment?"""
     ours = [a.ip for a in want.addresses if a.is_v4 != v6]
     rules = Table("ip6" if v6 else "ip", "nat").find_rules_with(chain, b"DNAT\0")
     return any(not any(ip in rule.raw for ip in ours) for rule in rules)
@@ -237,7 +237,7 @@ def _remove_nft_variant(v6: bool, chain: str, parent: str) -> None:
             return Table(family, "nat").delete([(parent, rule.handle) for rule in rules], [chain])
         except NetlinkError as error:
             if not Table(family, "nat").has_chain(chain):
-                return None  # somebody else did it
+                return None  # another process did it
             if attempt == _RETRIES:
                 raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
     return None
@@ -255,7 +255,7 @@ def _apply(v6: bool, changes: Callable[[list[str]], list[str]]) -> None:
 
 
 def _own_removal(saved: list[str], want: Want) -> list[str]:
-    """What removes only our rules from a chain, and all if no other attachment has one in it."""
+    """The lines that remove the attachment's rules, and the chain if no other has rules in it."""
     chain = want.owner.chain("DN-")
     there = [line for line in saved if line.startswith(f"-A {chain} ")]
     ours = {rule for address in want.addresses for rule in texts.container_rules(want, address)}
@@ -284,7 +284,7 @@ def _own_removal(saved: list[str], want: Want) -> list[str]:
 def gc(network: str, keep: list[Owner]) -> list[Port]:
     """Remove the chains of the network's containers that are not in `keep`. Raises CNIError.
 
-    Their ports are not told: flows that go on to them end by themselves.
+    Gives no ports, since these rules do not say which flows to forget.
     """
     kept = {owner.container_id for owner in keep}
     errors: list[CNIError] = []
@@ -312,7 +312,7 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
 
 def check(want: Want, holders: Holders) -> list[str]:
     """What is missing, a line each. Raises IptablesError."""
-    _ = holders  # here each attachment has its rules; the first ones count
+    _ = holders  # every attachment of a container has its rules here
     problems = []
     for address in want.addresses:
         saved = iptables.save(not address.is_v4, "nat")

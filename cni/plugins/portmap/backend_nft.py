@@ -1,4 +1,4 @@
-"""portmap with nftables: maps, so that a packet costs one lookup however many ports there are.
+"""portmap with nftables: maps, so that a packet costs few lookups however many ports there are.
 
 In the reference's tables (`ip` and `ip6`, `cni_hostport`), beside its chains, so that containers
 started by either coexist:
@@ -9,15 +9,16 @@ started by either coexist:
     net-<hash>                               marks what has to be masqueraded, dnat to map @targets
     net-<hash>-at                            the same for @published_at, with map @targets_at
     masquerade_<mark>                        masquerades what is marked
-    published_guard                          keeps what others send to 127.0.0.0/8 out
+    published_guard                          drops what is not the node's own and for 127.0.0.0/8
 
 A net- chain is shared by all containers of the same subnet and options, so that the options of a
-network (conditions, masqAll, the mark) apply to its containers only. A container is nothing but
-elements of the maps, each with its owner in the comment: a port that is taken is EEXIST, and one
-more container is one small transaction. What a container has is looked up in an index, not looked
-for (nft_index.py). Libnftables is needed only for a network's conditions.
+network (conditions, masqAll, the mark) apply to its containers only. Each container has elements of
+the maps, with its owner in the comment, and nothing else: so the kernel answers EEXIST for a port
+that is taken, and one more container is one small transaction. An index says which elements a
+container has (nft_index.py). Libnftables is needed only for a network's conditions.
 
-What is changed was looked at in the same generation of the ruleset; otherwise it is done again.
+A transaction names the generation of the ruleset that it was computed from. If the ruleset has
+changed since, the kernel refuses, and it is computed again.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
 
 
 class _Others(NamedTuple):
-    """What is to be done about others: keys of owners to replace, and the (family, key) of elements
+    """Other owners: `dead` are keys of those to replace, `aside` are the (family, key) of elements
     that another attachment of the same container has.
     """
 
@@ -98,7 +99,7 @@ class _Others(NamedTuple):
 
 
 def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
-    """As `setup`. An earlier build may have left things out of the index: `thorough` reads all."""
+    """As `setup`. `thorough` reads all elements, since earlier builds kept no index."""
     others = _Others()
     for _ in range(_RETRIES):
         since = nft.generation()
@@ -119,7 +120,7 @@ def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
             if seen != others:
                 others = seen
             elif error.errno == EEXIST and not thorough:
-                thorough = True  # it is the owner's own or a dead one's, and not in the index
+                thorough = True  # the element is the owner's or a dead one's, and not in the index
             elif missing:
                 nft.shared().run_text(script(missing))  # does it, or says what is wrong
     raise _restless()
@@ -141,7 +142,7 @@ def _aside(want: Want, holders: Holders) -> frozenset[tuple[str, bytes]]:
 def _plan(
     want: Want, holders: Holders, others: _Others, thorough: bool
 ) -> tuple[list[Chain], list[Change]]:
-    """The chains that are not as they should be, and what leads to all that is wanted."""
+    """The chains that are missing or differ, and the changes that make all that is wanted."""
     missing: list[Chain] = []
     changes: list[Change] = []
     for address in want.addresses:
@@ -166,7 +167,7 @@ def _changes(
     is_new: bool,
     thorough: bool,
 ) -> list[Change]:
-    """Of the elements, what leads from those that are there to those that are wanted."""
+    """The changes that replace the elements that are there by those that are wanted."""
     family = family_of(address)
     wanted = wanted | index.of(family, wanted)
     have = None if is_new or thorough else _held(want, address, dead, wanted, holders)
@@ -187,10 +188,10 @@ def _changes(
 def _held(
     want: Want, address: Prefix, dead: frozenset[str], wanted: Elements, holders: Holders
 ) -> Elements | None:
-    """What has to go or is there already, found by key; None if the index is not complete.
+    """The elements that have to go or are there already; None if the index is not complete.
 
-    An address that another living attachment of the network has stays its own in the index: then
-    it is taken out of `wanted`.
+    If another living attachment of the network has the address, the index keeps it for that one:
+    then it is taken out of `wanted`.
     """
     family, own = family_of(address), want.owner.key
     listed = index.ports_of(family, own)
@@ -214,12 +215,12 @@ def _held(
 
 
 def _dumped(family: str) -> Elements:
-    """All there is."""
+    """All elements of the family, by map."""
     return {name: nft_elements.elements(Table(family, TABLE), name) for name in (*NAMES, *INDEX)}
 
 
 def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
-    """What leads from one to the other."""
+    """The changes that turn the elements of `have` into those of `wanted`."""
     changes: list[Change] = []
     for name in (*NAMES, *INDEX):
         before, after = dict.fromkeys(have.get(name, ())), dict.fromkeys(wanted[name])
@@ -251,14 +252,14 @@ def _restless() -> CNIError:
 
 # --- DEL and GC -----------------------------------------------------------------------------------
 
-_Find = Callable[[str], Elements]  # what has to go, of a family
+_Find = Callable[[str], Elements]  # the elements of a family that have to go
 
 
 def teardown(want: Want, *, noted: bool) -> list[Port]:
     """Remove what the owner published, and the reference's rules of the container.
 
-    If the owner may have published something, and the index has nothing, all is read. Raises
-    CNIError.
+    If the owner may have published something, and the index has nothing of it, all elements are
+    read. Raises CNIError.
     """
     from . import nft_reference
 
@@ -280,7 +281,7 @@ def teardown(want: Want, *, noted: bool) -> list[Port]:
 
 
 def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:
-    """Has the owner something that is not in the index? An earlier build may have put it there."""
+    """May the owner have elements that are not in the index? Earlier builds kept none."""
     if not ports:
         return published
     for at, names in MAPS.items():
@@ -304,20 +305,20 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
 
 
 def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elements:
-    """The unwanted elements; `mark` is something that all of them have."""
-    found: Elements = {}
+    """The unwanted elements. `mark` is in the comments of all of them, and of few others."""
+    matching: Elements = {}
     for name in (*NAMES, *INDEX):
         dump = nft_elements.dump(Table(family, TABLE), name)
         have = nft_elements.matching(dump, [mark.encode()])
-        found[name] = [element for element in have if unwanted(element.comment)]
-    return found
+        matching[name] = [element for element in have if unwanted(element.comment)]
+    return matching
 
 
 def _remove_everywhere(find: _Find) -> list[Port]:
     try:
         return [port for family in FAMILIES for port in _remove(family, find)]
     except Unusable:
-        return []  # nor can there be any
+        return []  # without nf_tables there are no elements
     except NetlinkError as error:
         raise CNIError(f"error deleting nftables rules: {error}") from None
 
@@ -371,7 +372,7 @@ def _removals(family: str, gone: Elements) -> list[Change]:
 
 
 def _is_empty_without(family: str, gone: Elements) -> bool:
-    """Is this all there is, and nothing of the reference's? Little is left to be read, if so."""
+    """Are these the only elements of the table, and is nothing of the reference in it?"""
     dumps = {name: nft_elements.dump(Table(family, TABLE), name) for name in NAMES}
     if any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES):
         return False

@@ -41,19 +41,19 @@ def forget(
 
 
 class _Local(dict[bytes, bool]):
-    """Is an address one of this node's? Asked once an address: flows are many, addresses few."""
+    """Is an address local to this node? The kernel is asked once for each address."""
 
     def __init__(self, host: Netlink) -> None:
         super().__init__()
         self._host = host
 
     def __missing__(self, address: bytes) -> bool:
-        self[address] = found = route.is_local(self._host, address)
-        return found
+        self[address] = is_local = route.is_local(self._host, address)
+        return is_local
 
 
 def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection[bytes]) -> None:
-    """Forget flows that go on to a container: to one of these addresses, if they are known."""
+    """Forget flows to these ports that lead to a container: one of `ours`, or any if unknown."""
 
     def gone(flow: Flow) -> bool:
         return flow.answered_by in ours if ours else flow.answered_by != flow.dst

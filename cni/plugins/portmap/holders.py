@@ -88,7 +88,7 @@ def standby_directory(call: Call[Any]) -> str:
 def standing_by(call: Call[Any], key: str) -> Iterator[str]:
     """The keys of those that stand by this holder, each forgotten once it was dealt with.
 
-    The holder itself stands by nobody any more.
+    Notes that say that the holder itself stands by another are removed.
     """
     directory = standby_directory(call)
     try:

@@ -128,7 +128,7 @@ def ports_of(entry: str) -> tuple[str, str]:
 
 
 def word_after(rule: str, option: str) -> str:
-    """What follows an option in a rule; empty without it. Comments come with blanks: not found."""
+    """The word behind an option in a rule; empty without the option. Not for comments."""
     words = rule.split()
     return words[words.index(option) + 1] if option in words[:-1] else ""
 
@@ -164,10 +164,10 @@ def names_port(entry: str, port: str) -> bool:
 
 def owner_of(entry: str) -> Owner | None:
     """The network and container that an entry rule's comment names."""
-    _, found, rest = entry.partition('"dnat name: \\"')
+    _, opening, rest = entry.partition('"dnat name: \\"')
     network, _, rest = rest.partition('\\" id: \\"')
     container_id, end, _ = rest.partition('\\"')
-    return Owner(network, container_id, "") if found and end else None
+    return Owner(network, container_id, "") if opening and end else None
 
 
 def removal(saved: list[str], chain: str, parent: str = DNAT) -> list[str]:

@@ -215,7 +215,7 @@ def _locked(state: str) -> Iterator[None]:
 def _open(state: str, key: str, index: int, address: Prefix) -> None:
     """Set the link's sysctl, once it is noted who needs it.
 
-    If it was set by somebody else, it stays in the end, and so does the policy.
+    A sysctl that was set before, not by this plugin, stays in the end, and so does the policy.
     """
     subnet = address.network if address.length else address.host
     target = f"{index}@{_own_namespace()} {format_ip(subnet.ip)}-{subnet.length}"
@@ -271,7 +271,7 @@ def _target(state: str, key: str) -> str:
 
 
 def _is_last(directory: str, key: str) -> bool:
-    """Take the owner out of a directory; True if nobody is left in it."""
+    """Remove the owner from a directory; True if no owner is left in it."""
     try:
         if key:
             os.unlink(f"{directory}/{key}")

@@ -25,7 +25,7 @@ _COMMENT = "CNI portmap plugin"
 # After iptables-nft, kube-proxy and the reference (-100), before firewalld (-90).
 PRIORITY = -99
 KEY = 33  # of a comment, what identifies the owner (owner.py)
-# By whether the host IP is part of the key: which chain decides, and where that chain sends it.
+# By whether the host IP is part of the key: the map of verdicts, and the map of targets.
 MAPS = {False: ("published", "targets"), True: ("published_at", "targets_at")}
 NAMES = ("published", "targets", "published_at", "targets_at")
 BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see nft_index.py
@@ -53,9 +53,9 @@ class Hook(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule in both languages; what only libnftables can compile has no expressions.
+    """A rule in both languages; one that only libnftables can compile has no expressions.
 
-    These are made when they are needed: mostly the chain is there.
+    The expressions are a function, since they are rarely needed: mostly the chain is there.
     """
 
     text: str
@@ -79,17 +79,17 @@ def chains(want: Want, address: Prefix) -> list[Chain]:
     """The chains that publishing an address's ports takes."""
     family = family_of(address)
     at = {bool(port.host_ip) for port in want.ports_of(address)}
-    found = [network_chain(want, address, host_ip) for host_ip in sorted(at)]
+    needed = [network_chain(want, address, host_ip) for host_ip in sorted(at)]
     lookup = [_lookup_rule(address, host_ip) for host_ip in (True, False)]
-    found.append(Chain(family, "published_lookup", None, lookup))
+    needed.append(Chain(family, "published_lookup", None, lookup))
     local = Rule("fib daddr type local jump published_lookup", _look_up_what_is_local)
     for hook in ("prerouting", "output"):
-        found.append(Chain(family, f"published_{hook}", Hook("nat", hook, PRIORITY), [local]))
+        needed.append(Chain(family, f"published_{hook}", Hook("nat", hook, PRIORITY), [local]))
     if want.snat:
-        found.append(_masquerade_chain(family, want.mark))
+        needed.append(_masquerade_chain(family, want.mark))
         if address.is_v4:
-            found.append(_guard_chain(family))
-    return found
+            needed.append(_guard_chain(family))
+    return needed
 
 
 def _lookup_rule(address: Prefix, host_ip: bool) -> Rule:
@@ -126,8 +126,9 @@ def _masquerade_chain(family: str, number: int) -> Chain:
 
 
 def _guard_chain(family: str) -> Chain:
-    """Route_localnet, without which localhost could not be published, would let neighbours in to
-    what listens only there.
+    """Drops what comes for 127.0.0.0/8 by any link but `lo`.
+
+    With `route_localnet`, which ports on localhost need, the kernel would deliver it.
     """
     drop = Rule(
         'iif != "lo" ip daddr 127.0.0.0/8 drop',
@@ -142,7 +143,7 @@ def _guard_chain(family: str) -> Chain:
 
 
 def guard(table: Table) -> list[Change]:
-    """For `nft.transact`: the guard's chain in another table, with the table."""
+    """For `nft.transact`: another table with the guard's chain."""
     chain = _guard_chain(table.family)
     assert chain.hook is not None
     hook = chain.hook
@@ -170,7 +171,7 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
         for text, source in (own, _LOOPBACK[address.is_v4]):
             rules.append(_marking_rule(f"{family} saddr {text} {mark}", source, want.mark))
     number = _set_number(family, len(NAMES + INDEX) + host_ip)
-    # the protocols are named once more for libnftables, which wants to know that there are ports
+    # The protocols are in the key already; libnftables allows `th dport` only where they are named.
     text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
     port = uapi.NFT_REG32_01 if address.is_v4 else uapi.NFT_REG_2
     translate = Rule(
@@ -209,18 +210,18 @@ def _key_text(family: str, host_ip: bool) -> str:
 
 
 def _load_key(address: Prefix, host_ip: bool) -> list[bytes]:
-    """The same in the kernel's terms: each part into the next free words of the registers."""
+    """As `_key_text`, in expressions: each part goes into the next free words of the registers."""
     registers = [uapi.NFT_REG_1, uapi.NFT_REG32_01]
-    found = []
+    loads = []
     if host_ip and address.is_v4:
-        found.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 16, 4))
+        loads.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 16, 4))
         registers = [uapi.NFT_REG32_01, uapi.NFT_REG32_02]
     elif host_ip:
-        found.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 24, 16))
+        loads.append(kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, 24, 16))
         registers = [uapi.NFT_REG_2, uapi.NFT_REG32_05]
-    found.append(kernel.meta(uapi.NFT_META_L4PROTO, registers[0]))
-    found.append(kernel.payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, registers[1]))
-    return found
+    loads.append(kernel.meta(uapi.NFT_META_L4PROTO, registers[0]))
+    loads.append(kernel.payload(uapi.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, registers[1]))
+    return loads
 
 
 # --- making them ----------------------------------------------------------------------------------
@@ -242,12 +243,12 @@ def _sets(family: str) -> dict[str, tuple[str, str | None]]:
 
 
 def _set_number(family: str, number: int) -> int:
-    """One that no other set of a transaction has."""
+    """A number that no other set of a transaction has."""
     return 1 + number + (0 if family == "ip" else 10)
 
 
 def script(wanted: Sequence[Chain]) -> str:
-    """What makes these chains, in nft(8)'s language; all chains first, for they refer to others."""
+    """The script for nft(8) that makes these chains: chains before rules, which refer to chains."""
     lines = []
     for family in dict.fromkeys(chain.family for chain in wanted):
         table = f"{family} {TABLE}"
@@ -266,7 +267,7 @@ def script(wanted: Sequence[Chain]) -> str:
 
 
 def incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain]:
-    """Those that are not there, or have not as many rules as they should."""
+    """The chains that are missing, or have another number of rules than they should."""
     return [chain for chain in wanted if counts.get(chain.name) != len(chain.rules)]
 
 
@@ -315,7 +316,7 @@ def family_of(address: Prefix) -> str:
 
 def elements(want: Want, address: Prefix) -> dict[str, list[Element]]:
     """The elements that publish an address's ports, by map."""
-    found: dict[str, list[Element]] = {name: [] for name in NAMES}
+    wanted: dict[str, list[Element]] = {name: [] for name in NAMES}
     chain: dict[bool, str] = {}
     comment = want.owner.comment
     for port in want.ports_of(address):
@@ -324,9 +325,9 @@ def elements(want: Want, address: Prefix) -> dict[str, list[Element]]:
             chain[at] = network_chain(want, address, at).name
         decides, targets = MAPS[at]
         key, value = key_of(port), address.ip + _padded(port.container_port)
-        found[decides].append(Element(key, b"", chain[at], comment))
-        found[targets].append(Element(key, value, "", comment))
-    return found
+        wanted[decides].append(Element(key, b"", chain[at], comment))
+        wanted[targets].append(Element(key, value, "", comment))
+    return wanted
 
 
 def without(
@@ -359,7 +360,7 @@ def port_of(key: bytes) -> Port | None:
 
 
 def owner_of(comment: str) -> Owner | None:
-    """The owner that a comment names, if that is all of his name (it may have been cut)."""
+    """The owner that a comment names; None if the comment was cut (its key is whole then)."""
     _, net, rest = comment.partition(", net: ")
     network, _, rest = rest.partition(", if: ")
     ifname, _, container_id = rest.partition(", id: ")

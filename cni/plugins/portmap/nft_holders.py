@@ -26,18 +26,18 @@ class Verdict(NamedTuple):
 
 def judge(want: Want, holders: Holders) -> Verdict:
     """What is to be done about those who have what is wanted. Raises Taken if one of them lives."""
-    found = Verdict(set(), set())
+    verdict = Verdict(set(), set())
     for address, element, there in _in_the_way(want):
         key = there.comment[:KEY]
         holder = judge_one(there, holders)
         if holder.fate == DEAD:
-            found.dead.add(key)
+            verdict.dead.add(key)
         elif holder.fate == SAME:
             holders.stand_by(key)
-            found.aside.add((family_of(address), element.key))
+            verdict.aside.add((family_of(address), element.key))
         else:
             raise _taken(element, there, holder, address)
-    return found
+    return verdict
 
 
 def still_aside(want: Want, holders: Holders) -> set[tuple[str, bytes]]:

@@ -34,12 +34,12 @@ _RUN = 15  # an owner's ports asked for at once
 
 
 def complete(family: str) -> Element:
-    """The element that says that nothing is missing."""
+    """The element that marks the index as complete."""
     return Element(_NOBODY, bytes(_address_size(family) + 8), "", "all that is published is here")
 
 
 def of(family: str, maps: Elements) -> Elements:
-    """The index of these elements, which may be of several owners."""
+    """The elements of the index for these elements of the maps, which may be of several owners."""
     ports: dict[str, dict[bytes, str]] = {}
     by_address: dict[bytes, Element] = {}
     everywhere = bytes(_address_size(family))
@@ -47,7 +47,7 @@ def of(family: str, maps: Elements) -> Elements:
         for element in maps[name]:
             owner = element.comment[:KEY]
             if not _is_key(owner):
-                continue  # somebody's own
+                continue  # an administrator's element
             host_ip = b"" if name in MAPS[True] else everywhere
             ports.setdefault(owner, {})[host_ip + element.key] = element.comment
             if element.value:
@@ -55,8 +55,8 @@ def of(family: str, maps: Elements) -> Elements:
                 by_address[key] = Element(key, b"", "", element.comment)
     by_owner = [
         Element(_words(owner) + native(number), port, "", comment)
-        for owner, found in ports.items()
-        for number, (port, comment) in enumerate(sorted(found.items()))
+        for owner, keys in ports.items()
+        for number, (port, comment) in enumerate(sorted(keys.items()))
     ]
     return {BY_OWNER: by_owner, BY_ADDRESS: list(by_address.values())}
 
@@ -81,47 +81,50 @@ def _address_size(family: str) -> int:
 
 
 def ports_of(family: str, owner: str) -> list[Element] | None:
-    """What by_owner has of an owner (his key); None if the index is not complete."""
-    found: list[Element] = []
+    """The elements of by_owner for an owner, by its key; None if the index is not complete."""
+    listed: list[Element] = []
     first, words = [_NOBODY], _words(owner)
     while True:
-        keys = [words + native(number) for number in range(len(found), len(found) + _RUN)]
+        keys = [words + native(number) for number in range(len(listed), len(listed) + _RUN)]
         run = elements.find_run(Table(family, TABLE), BY_OWNER, [*first, *keys])
         if first and not run:
             return None
-        found += run[len(first) :]
+        listed += run[len(first) :]
         if len(run) < len(first) + len(keys):
-            return found
+            return listed
         first = []
 
 
 def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes] = ()) -> Elements:
-    """All that an owner has, of what by_owner lists and (as it does: with host IP) these keys."""
+    """All elements of an owner that `listed` leads to (those of by_owner), or one of `keys`.
+
+    Keys are as in by_owner: with the host IP.
+    """
     size = _address_size(family)
     asked = {element.value for element in listed} | set(keys)
-    found: Elements = {BY_OWNER: listed}
+    by_name: Elements = {BY_OWNER: listed}
     for at, names in MAPS.items():
         some = sorted(key if at else key[size:] for key in asked if any(key[:size]) is at)
         for name in names:
             have = elements.find_all(Table(family, TABLE), name, some)
-            found[name] = [element for element in have if element.comment.startswith(owner)]
-    addresses = {element.value[:-4] for name in NAMES for element in found[name] if element.value}
+            by_name[name] = [element for element in have if element.comment.startswith(owner)]
+    addresses = {element.value[:-4] for name in NAMES for element in by_name[name] if element.value}
     holders = [_words(owner)[: 2 * _WORDS] + address for address in sorted(addresses)]
     have = elements.find_all(Table(family, TABLE), BY_ADDRESS, holders)
-    found[BY_ADDRESS] = [element for element in have if element.comment.startswith(owner)]
-    return found
+    by_name[BY_ADDRESS] = [element for element in have if element.comment.startswith(owner)]
+    return by_name
 
 
 def holder(owner: Owner, address: Prefix) -> Element | None:
-    """Who has the address in the owner's network."""
+    """The element that says which owner has the address in the network."""
     network = _words(network_key(owner.network))
     return elements.find(Table(family_of(address), TABLE), BY_ADDRESS, network + address.ip)
 
 
 def merged(parts: Iterable[Elements]) -> Elements:
     """All of these together, each element once."""
-    found: dict[str, dict[Element, None]] = {name: {} for name in (*NAMES, *INDEX)}
+    together: dict[str, dict[Element, None]] = {name: {} for name in (*NAMES, *INDEX)}
     for part in parts:
         for name, items in part.items():
-            found[name].update(dict.fromkeys(items))
-    return {name: list(items) for name, items in found.items()}
+            together[name].update(dict.fromkeys(items))
+    return {name: list(items) for name, items in together.items()}

@@ -89,7 +89,7 @@ def add(call: Call[Conf]) -> Result:
         return previous
     call.undo.callback(_remove, call, want)
     earlier = _noted_earlier(call)
-    call.remember(previous)  # first: an attachment that this one stands by may go at any moment
+    call.remember(previous)  # first: the DEL of an attachment that this one stands by reads it
     _publish(call, want, asked.backend, earlier)
     return previous
 
@@ -117,7 +117,7 @@ def _publish_again(call: Call[Conf], owner: Owner, asked: Settings) -> None:
 
 
 def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = None) -> None:
-    """Make the rules, unless they are there; flows that began without them are forgotten."""
+    """Make the rules that are missing, and forget flows that began without them."""
     used = _setup(call, want, backend, earlier)
     for address in want.addresses:
         here = address.ip
@@ -140,9 +140,10 @@ def _has_flows(ports: list[Port]) -> bool:
 
 
 def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> str:
-    """Make the rules with the backend that is asked for, or with nftables before iptables; which.
+    """Make the rules, and say with which backend.
 
-    Raises CNIError, KernelError.
+    That is the one asked for; else nftables, or iptables where nftables is unusable. Raises
+    CNIError, KernelError.
     """
     holders = Holders(call, want.owner)
     if backend == IPTABLES:
@@ -181,7 +182,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def _remove(call: Call[Conf], want: Want) -> None:
-    """Needs neither addresses nor ports."""
+    """Remove everything of the owner; `want` may lack addresses and ports."""
     steps = Steps()
     steps.run(localhost.release, call)  # first: the guard goes with the last rules
     aside = call.forgotten

@@ -143,15 +143,15 @@ def _backend(conf: Conf) -> str:
 
 def _addresses(ifname: str, previous: Result | None) -> list[Prefix]:
     """The container's first address of each family on this interface."""
-    found: dict[bool, Prefix] = {}
+    first: dict[bool, Prefix] = {}
     interfaces = previous.interfaces if previous else []
     for ip in previous.ips if previous else []:
         if ip.interface is not None and 0 <= ip.interface < len(interfaces):
             entry = interfaces[ip.interface]
             if entry.name != ifname or not entry.sandbox:
                 continue
-        found.setdefault(ip.prefix.is_v4, ip.prefix)
-    return [found[v4] for v4 in (True, False) if v4 in found]
+        first.setdefault(ip.prefix.is_v4, ip.prefix)
+    return [first[v4] for v4 in (True, False) if v4 in first]
 
 
 def want_of(owner: Owner, settings: Settings, ports: list[Port]) -> Want:

@@ -18,7 +18,7 @@ CONNECTIONLESS = ("udp", "sctp")
 
 
 class Taken(CNIError):
-    """A host port is published by another container: no reason to try another backend."""
+    """Another container has published the host port. No other backend must be tried then."""
 
 
 class Port(NamedTuple):
@@ -34,7 +34,7 @@ class Port(NamedTuple):
 
     @property
     def key(self) -> tuple[bytes, str, int]:
-        """What is taken by it: nobody else can have the same."""
+        """What two owners cannot both have."""
         return self.host_ip, self.protocol, self.host_port
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Port(NamedTuple):
 
 
 def plain(ports: Iterable[Port], size: int) -> Iterator[Port]:
-    """The ports of a family, whose addresses have that size; an unspecified host IP is left out."""
+    """The ports of the family whose addresses have that size; an unspecified host IP is dropped."""
     for port in ports:
         if len(port.host_ip) in (0, size):
             yield port if any(port.host_ip) else port._replace(host_ip=b"")
@@ -91,17 +91,17 @@ class Backend(Protocol):
         """Publish the ports; what is there already is not made again.
 
         Ports of an owner who is dead go over to this one. For ports that another attachment of the
-        container has, this one stands by. `earlier` is what the owner has noted that it published
-        before, which goes. Raises Taken if another living container has one of the ports; then
-        nothing of it is there that a packet could notice.
+        container has, this one stands by. `earlier` is what an ADD of this owner published before,
+        without a DEL in between: it is removed. Raises Taken if another living container has one of
+        the ports; then no packet is treated otherwise than before.
         """
 
     def teardown(self, want: Want, *, noted: bool) -> list[Port]:
-        """Remove what the owner published, also through the reference; gives those ports.
+        """Remove what the owner published, also what the reference made; gives those ports.
 
-        That there is nothing is no error. Addresses and ports of `want` may be missing; if they are
-        known, what another attachment of the container has stays. `noted`: an ADD has noted on the
-        host that it publishes something.
+        That there is nothing is no error. `want` may lack addresses and ports; if it has them, the
+        rules of the container's other attachments stay. `noted`: an ADD of this owner was noted on
+        the host, so there may be something.
         """
 
     def gc(self, network: str, keep: list[Owner]) -> list[Port]:

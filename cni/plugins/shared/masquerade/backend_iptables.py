@@ -157,7 +157,7 @@ def _remove_nft_variant(chain: str, v6: bool, select: _Select) -> None:
         Table(family, "nat").delete([(_POSTROUTING, rule.handle) for rule in stale], unused)
     except NetlinkError as error:
         if unused and not Table(family, "nat").has_chain(chain):
-            return  # somebody else did it
+            return  # another process did it
         raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
 
 
@@ -210,8 +210,8 @@ def _collect(network: str, v6: bool, kept: set[str]) -> None:
 def _chain_of(network: str, line: str) -> str | None:
     """The masquerading chain that a saved rule belongs to, if its comment names the network."""
     opening = iptables.comment(f'name: "{network}" id: "')[:-1]
-    _, found, rest = line.partition(opening)
-    if not line.startswith("-A ") or not found:
+    _, named, rest = line.partition(opening)
+    if not line.startswith("-A ") or not named:
         return None
     chain = Owner(network, rest.partition('\\"')[0], "").chain()
     # Other plugins use the same comment for chains of other names.
@@ -223,7 +223,7 @@ def _delete(rule: str) -> str:
 
 
 def _retrying(operation: Callable[[], None]) -> None:
-    """Again when it fails: somebody else may have removed the same between look and change."""
+    """Try again when it fails: another process may have removed the same rules meanwhile."""
     for attempt in range(1, _RETRIES + 1):
         try:
             return operation()
