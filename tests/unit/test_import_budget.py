@@ -143,7 +143,7 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "bridge-iptables": {"ADD": 60, "CHECK": 58, "DEL": 56, "STATUS": 47, "GC": 53},
     "bridge-spoofcheck": {"ADD": 58, "CHECK": 51, "DEL": 55, "STATUS": 47, "GC": 53},
     "ptp": {"ADD": 48, "CHECK": 47, "DEL": 48, "STATUS": 45, "GC": 46},
-    "tuning": {"ADD": 32, "CHECK": 36, "DEL": 31, "STATUS": 30, "GC": 29},
+    "tuning": {"ADD": 34, "CHECK": 38, "DEL": 33, "STATUS": 32, "GC": 31},
     "sbr": {"ADD": 34, "CHECK": 34, "DEL": 34, "STATUS": 32, "GC": 32},
     "portmap": {"ADD": 45, "CHECK": 49, "DEL": 48, "STATUS": 43, "GC": 40},
     "portmap-iptables": {"ADD": 46, "CHECK": 46, "DEL": 44, "STATUS": 42, "GC": 40},
