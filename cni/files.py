@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from errno import EINVAL, EISDIR, ELOOP, ENOSPC, ENXIO
 
 # Windows has none of these but O_BINARY and O_NOINHERIT, which only it has.
@@ -76,8 +75,7 @@ def replace(
             if mode & 0o077:
                 os.fchmod(fd, mode)  # whatever the umask is
             for name, value in (attributes or {}).items():
-                with suppress(OSError):
-                    os.setxattr(fd, name, value)
+                _note(fd, name, value)
             write_all(fd, data)
             if sync:
                 os.fsync(fd)
@@ -85,9 +83,18 @@ def replace(
             os.close(fd)
         os.replace(temporary, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
-        with suppress(OSError):
+        try:
             os.unlink(temporary, dir_fd=dir_fd)
+        except OSError:
+            pass  # it was not made
         raise
+
+
+def _note(fd: int, name: str, value: bytes) -> None:
+    try:
+        os.setxattr(fd, name, value)
+    except OSError:
+        pass
 
 
 def _create(path: str, mode: int, dir_fd: int | None) -> int:

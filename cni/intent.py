@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from . import files, lockfile
+from . import files
 from .netns import identify
 from .owner import Owner, network_key
 from .protocol.address import Prefix
@@ -184,6 +184,8 @@ def _read_aside(path: str) -> Intent | None:
 
 def _move_aside(path: str) -> Intent | None:
     """Raises OSError; what cannot be read now is moved, so that a repeated removal finds it."""
+    from . import lockfile  # an ADD only writes
+
     try:
         fd = _open_locked(path)
     except files.Unusable:
@@ -273,6 +275,8 @@ def _work_on(
     unreadable: Callable[[OSError], None] | None,
 ) -> None:
     """Once more if the file was replaced meanwhile."""
+    from . import lockfile  # an ADD only writes
+
     again = True
     while again:
         try:
@@ -307,6 +311,8 @@ def _open_locked(path: str) -> int | None:
 
     Raises Unusable, OSError.
     """
+    from . import lockfile  # an ADD only writes
+
     while True:
         try:
             fd = files.open_regular(path)

@@ -37,12 +37,13 @@ class Insufficient(BaseException):
 class StandIn(ModuleType):
     """A module that gives its names to our modules, and the real module's to others.
 
+    `names` may be the module of this package that has them in NAMES, loaded when one is wanted.
     `closed` says that the real module's would not do for ours beside these: Insufficient.
     """
 
-    def __init__(self, name: str, names: dict[str, object], *, closed: bool = False) -> None:
+    def __init__(self, name: str, names: dict[str, object] | str, *, closed: bool = False) -> None:
         super().__init__(name)
-        self._names, self._closed = names, closed
+        self._given, self._closed = names, closed
         self._real: ModuleType | None = None
         sys.modules[name] = self
 
@@ -50,11 +51,19 @@ class StandIn(ModuleType):
         if name.startswith("__") and name != "__all__":  # the import system asks for some
             raise AttributeError(name)
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("cni."):
-            if name in self._names:
-                return self._names[name]
+            names = self._names()
+            if name in names:
+                return names[name]
             if self._closed:
                 raise Insufficient(f"{self.__name__}.{name} is not in cni.standins")
         return getattr(self._real or self._load(), name)
+
+    def _names(self) -> dict[str, object]:
+        if isinstance(self._given, str):
+            module = f"{__name__}.{self._given}"
+            __import__(module)
+            self._given = dict(sys.modules[module].NAMES)
+        return self._given
 
     def _load(self) -> ModuleType:
         del sys.modules[self.__name__]
@@ -100,14 +109,18 @@ def _enable() -> None:
         collections = StandIn("collections", {})
         collections.__dict__.update(abc=_collections_abc, __path__=[])
         sys.modules["collections.abc"] = _collections_abc
-    from . import contextlib_, msgspec_, typing_
+    from . import msgspec_, typing_
 
     if "msgspec" not in sys.modules:
         msgspec_.enable()
         if "typing" not in sys.modules:
             StandIn("typing", typing_.NAMES, closed=True)
     # The binding of nftables imports json, and uses it in a function that we do not call.
-    names = {"contextlib": contextlib_.NAMES, "signal": public(_signal), "json": {}}
+    names: dict[str, dict[str, object] | str] = {
+        "contextlib": "contextlib_",
+        "signal": public(_signal),
+        "json": {},
+    }
     for name, ours in names.items():
         if name not in sys.modules:
             StandIn(name, ours)

@@ -11,23 +11,26 @@ installed its handlers a signal just ends the process.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness import difference
+from tests.harness import Reply, difference
 from tests.harness.requires import ensure
+from tests.harness.server import Server, serving
+from tests.harness.wait import wait_until
 
 from .test_crash import CASES, EVERY, Point, World, needing, points_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [
     pytest.mark.slow,
@@ -63,29 +66,29 @@ class Run:
             cwd="/",
             timeout=120,
         )
-        self.code, self.output = done.returncode, done.stdout
+        self.rc, self.stdout = done.returncode, done.stdout.decode(errors="replace")
         self.stderr = done.stderr.decode(errors="replace")
 
     def __str__(self) -> str:
-        return f"exit status {self.code}, stdout {self.output!r}, stderr {self.stderr}"
+        return f"exit status {self.rc}, stdout {self.stdout}, stderr {self.stderr}"
 
 
-def judge(world: World, run: Run) -> list[str]:
+def judge(world: World, run: Run | Reply) -> list[str]:
     """What is wrong after an ADD; the world is left clean if nothing is."""
     told = "Traceback" in run.stderr
-    if run.code == 0:
-        result = json.loads(run.output)
+    if run.rc == 0:
+        result = json.loads(run.stdout)
         conf = {**world.conf, "prevResult": result}
         reply = world.runtime.check(world.plugin, conf, world.container)
         if reply.rc != 0 and "not implemented" not in reply.stdout:
             return ["the result does not stand", str(reply)]
         world.delete()
-    elif run.code == 1:
-        error = json.loads(run.output)
+    elif run.rc == 1:
+        error = json.loads(run.stdout)
         if not isinstance(error.get("code"), int) or not error.get("msg"):
             return [f"no error object: {run}"]
         world.finish()
-    elif run.output or run.code not in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+    elif run.stdout or run.rc not in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
         return [str(run)]
     else:
         world.finish()
@@ -122,6 +125,7 @@ class Worlds:
     def __init__(self, bin_dir: Path, name: str, directory: Path) -> None:
         self.bin_dir, self.name, self.directory = bin_dir, name, directory
         self.made: list[World] = []
+        self.ended = 0  # ADDs that said that a signal had ended them
 
     def fresh(self) -> World:
         place = self.directory / str(len(self.made))
@@ -144,6 +148,7 @@ class Worlds:
                 *("-e", f"trace={point.name}"),
                 *("-e", f"inject={point.name}:{what}:when={point.ordinal}"),
             )
+            self.ended += "interrupted by" in run.stdout
             wrong = judge(world, run)
             if wrong:
                 failures.append("\n    ".join([f"{what} at {point}", *wrong]))
@@ -170,6 +175,7 @@ def test_a_signal_at_any_call(name: str, worlds: Worlds) -> None:
     assert len(found) > 10, "the trace shows no work"
     failures = worlds.try_all(sample(found, name), "signal=SIGNAL")
     assert not failures, "\n".join(failures)
+    assert worlds.ended, "no ADD was ended by a signal"
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -178,3 +184,52 @@ def test_an_error_of_any_call(name: str, worlds: Worlds) -> None:
     assert len(found) > 2, "the trace shows no work"
     failures = worlds.try_all(sample(found, name), "error=EIO")
     assert not failures, "\n".join(failures)
+
+
+# -- through the server ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced(server: Server, *options: str) -> Iterator[None]:
+    """strace looks at the only worker."""
+    (worker,) = wait_until(lambda: len(server.workers()) == 1 and server.workers(), "a worker")
+    tracer = subprocess.Popen(["strace", "-qq", "-p", str(worker), *options])
+    status = Path(f"/proc/{worker}/status")
+    wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace looks at the worker")
+    try:
+        yield
+    finally:
+        tracer.terminate()
+        tracer.wait()
+
+
+SERVED = ("host-local", "bridge-filtered", "ptp", "portmap", "portmap-iptables", "flannel")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_signal_at_any_call_of_a_worker(name: str, worlds: Worlds, tmp_path: Path) -> None:
+    world = worlds.fresh()
+    failures, ended = [], 0
+    with serving(world.runtime, tmp_path / "socket", "--workers", "1") as server:
+        world.add()
+        world.delete()
+        with traced(server, "-o", str(world.trace)):
+            world.add()
+        world.delete()
+        begin = "read(0,\n"  # which a worker does not do
+        found = list(points_of(begin + world.trace.read_text(errors="replace"), every=True))[1:]
+        assert len(found) > 10, "the trace shows no work"
+        for number, point in enumerate(sample(found, f"{name} served")):
+            sent = f"signal={SIGNALS[number % len(SIGNALS)]}"
+            ordinal = point.ordinal - (point.name == "read")
+            inject = f"inject={point.name}:{sent}:when={ordinal}"
+            world.prepare()
+            with traced(server, "-o", "/dev/null", "-e", f"trace={point.name}", "-e", inject):
+                reply = world.runtime.add(world.plugin, world.conf, world.container)
+            ended += "interrupted by" in reply.stdout
+            wrong = judge(world, reply)
+            if wrong:
+                failures.append("\n    ".join([f"{sent} at {point}", *wrong]))
+                break
+    assert not failures, "\n".join(failures)
+    assert ended, "no ADD was ended by a signal"

@@ -202,7 +202,7 @@ SABOTAGE = {
         "if os.environ.get('CNI_STANDINS') != 'off': sys.modules['msgspec._core'] = None"
     ),
     "no _datetime": "sys.modules['_datetime'] = None",
-    "broken stand-in": "from cni.standins import contextlib_; del contextlib_.NAMES",
+    "broken stand-in": "from cni.standins import typing_; del typing_.NAMES",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from errno import ENOENT
 from typing import TYPE_CHECKING, NamedTuple
 
 from ... import intent
@@ -22,13 +23,13 @@ from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from . import dbus
 from .want import DEFAULT_ZONE, Conf, Want, check_policy, previous_result, want_of, zone_of
 
 if TYPE_CHECKING:
     from .want import Backend
 
 BACKENDS = ("firewalld", "iptables", "nftables")
+_BUS = "/run/dbus/system_bus_socket"  # where dbus.py looks for it
 # The table whose forward chain a backend decides in; a drop in another table is final.
 _TABLES = {"firewalld": "firewalld", "iptables": "filter", "nftables": "cni_firewall"}
 
@@ -179,7 +180,7 @@ def _load_used(conf: Conf, addresses: list[Prefix]) -> list[Backend]:
     families = {not address.is_v4 for address in addresses}
     if any(_is_iptables_used(v6) for v6 in families):
         used.append("iptables")
-    if addresses and conf.backend != "iptables" and dbus.firewalld_runs()[0]:
+    if addresses and conf.backend != "iptables" and _firewalld_runs()[0]:
         used.append("firewalld")
     return [_load(name) for name in used]
 
@@ -196,11 +197,20 @@ def _is_iptables_used(v6: bool) -> bool:
     return there or iptables.has_legacy_table(v6, "filter")
 
 
+def _firewalld_runs() -> tuple[bool, str]:
+    """Is firewalld on the system bus, and why (not)? A node without a bus is not asked further."""
+    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(_BUS):
+        return False, f"firewalld is not running: no bus at {_BUS}: {os.strerror(ENOENT)}"
+    from . import dbus
+
+    return dbus.firewalld_runs()
+
+
 def _choose(conf: Conf) -> Choice:
     """The configured backend; else firewalld if it runs, else iptables (docs/spec/firewall.md)."""
     if conf.backend in BACKENDS:
         return Choice(conf.backend, "the configuration says so", asked_for=True)
-    runs, why = dbus.firewalld_runs()
+    runs, why = _firewalld_runs()
     return Choice("firewalld" if runs else "iptables", why, asked_for=False)
 
 
