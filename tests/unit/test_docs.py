@@ -75,7 +75,7 @@ def files() -> list[Path]:
     for room in ROOMS:
         found += [each for each in (ROOT / room).rglob("*") if each.is_file()]
     this = Path(__file__).resolve()  # names pages that do not exist
-    return [each for each in found if each.suffix != ".pyc" and each != this and _is_text(each)]
+    return sorted(e for e in found if e.suffix != ".pyc" and e != this and _is_text(e))
 
 
 def _is_text(path: Path) -> bool:
