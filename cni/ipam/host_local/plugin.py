@@ -24,7 +24,7 @@ from ...protocol.config import DNS, Folded, PluginConf, Route
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from .directory import Location, explain_in, scan
+from .directory import Location, explain, explain_in, scan
 from .ranges import RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE, content_of, is_address
 from .store import Store
@@ -135,8 +135,12 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     What can be released is released first, then what cannot be read or removed raises CNIError.
     """
     location = _location(call)
-    if not os.path.isdir(location.path):
+    try:
+        os.stat(location.path)
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise explain("open", location.path, error) from None
     ids = frozenset(each.container_id for each in keep)
     steps = Steps()
 
