@@ -23,6 +23,7 @@ from tests.harness import (
     tree,
     unchanged,
 )
+from tests.harness.faults import STRACE
 from tests.netns.test_bridge import await_link_local, await_up
 
 if TYPE_CHECKING:
@@ -461,6 +462,31 @@ def test_a_backup_of_another_namespace_is_not_used(
     tuned.add(mtu=1450, mac=MAC).succeeded()
     again.add(promisc=True).succeeded()
     assert set(again.backup()) == {"promisc", "owner"}
+
+
+@pytest.mark.parametrize("fault", ["openat:error=EIO", "read:error=EIO", "openat:error=EMFILE"])
+def test_a_backup_that_cannot_be_read_is_not_none(
+    tuned: Tuned, container: Netns, fault: str
+) -> None:
+    """DEL fails and keeps the file, and what was before is put back when it is repeated."""
+    tuned.add(sysctl={ARP_FILTER.replace("/", "."): "1"}).succeeded()
+    path = tuned.backups / "c1_eth0.json"
+    done = tuned.runtime.host.run(
+        subprocess.run,
+        [*STRACE, f"inject={fault}", "-P", str(path), str(tuned.runtime.bin_dir / "tuning")],
+        input=json.dumps({"type": "tuning", **tuned.conf()}).encode(),
+        capture_output=True,
+        # strace sees this process only: the work has to be done in it
+        env=tuned.runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        cwd="/",
+        timeout=120,
+    )
+    assert done.returncode == 1, done
+    assert str(path) in json.loads(done.stdout)["msg"]
+    assert container.sysctl(ARP_FILTER) == "1"
+    tuned.delete()
+    assert container.sysctl(ARP_FILTER) == "0"
+    assert tree(tuned.backups) == {}
 
 
 def test_a_torn_backup_is_replaced(tuned: Tuned, container: Netns) -> None:

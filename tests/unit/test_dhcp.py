@@ -26,6 +26,10 @@ from cni.protocol.config import convert
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
 
+from .ipam_node import Ipam
+
+Json = dict[str, Any]
+
 MAC = b"\x02\0\0\0\0\x01"
 
 
@@ -363,3 +367,24 @@ def test_one_daemon_for_a_directory(tmp_path: Path) -> None:
         Directory(str(tmp_path))
     directory.close()
     Directory(str(tmp_path)).close()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"request": "x"}, {"provide": [{"option": 5}]}, {"ipv4": "yes"}, {"priority": "x"}, {}],
+)
+def test_delete_needs_no_more_than_the_socket(
+    tmp_path: Path, keys: Json, capfd: pytest.CaptureFixture[str]
+) -> None:
+    socket = str(tmp_path / "nobody.sock")
+    ipam = Ipam(
+        "dhcp",
+        {
+            "cniVersion": "1.1.0",
+            "name": "net",
+            "dns": 5,
+            "ipam": {"type": "dhcp", "daemonSocketPath": socket, **keys},
+        },
+    )
+    ipam.delete(env_args="rubbish")
+    assert f"dial unix {socket}" in capfd.readouterr().err

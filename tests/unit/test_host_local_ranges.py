@@ -275,7 +275,7 @@ ERRORS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("keys", "msg"), ERRORS)
 def test_errors(tmp_path: Path, keys: dict[str, Any], msg: str) -> None:
-    """On every verb that needs the ranges, and nothing is made on disk; DEL does without them."""
+    """On every verb, and nothing is made on disk; but DEL releases before it says so."""
     ipam = Ipam(
         "host-local",
         {
@@ -284,7 +284,7 @@ def test_errors(tmp_path: Path, keys: dict[str, Any], msg: str) -> None:
             "ipam": canonical_ipam(dataDir=str(tmp_path / "data"), **keys),
         },
     )
-    for verb in ("ADD", "CHECK"):
+    for verb in ("ADD", "DEL", "CHECK"):
         with pytest.raises(Failure) as caught:
             ipam.call(verb)
         assert (caught.value.code, caught.value.msg) == (999, msg)
@@ -292,7 +292,9 @@ def test_errors(tmp_path: Path, keys: dict[str, Any], msg: str) -> None:
     held = tmp_path / "data" / "n" / "10.0.0.9"
     held.parent.mkdir(parents=True)
     held.write_text("c1\r\neth0")
-    ipam.delete()
+    with pytest.raises(Failure) as caught:
+        ipam.delete()
+    assert caught.value.msg == msg
     assert not held.exists()
     if GO.exists():
         assert go_error(ipam.conf) == msg
@@ -322,7 +324,7 @@ def test_old_version_error(tmp_path: Path) -> None:
         ipam.add()
     del ipam.conf["cniVersion"]
     with pytest.raises(Failure, match=r"^CNI version  does not support more than 1 address"):
-        ipam.add()
+        ipam.delete()
 
 
 @pytest.mark.parametrize("more", [{}, {"runtimeConfig": {"ipRanges": []}}, {"ipam": None}])

@@ -273,31 +273,33 @@ def test_nobody_waits_for_a_fifo(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys",
+    ("keys", "env_args"),
     [
-        {"ranges": "x"},
-        {"ranges": [[]]},
-        {"subnet": "10.0.0.7/24"},
-        {"subnet": 5},
-        {"routes": [{"dst": "x"}]},
-        {"gateway": "x"},
-        {"rangeStart": "10.9.0.1"},
-        {"exclude": ["x"]},
-        {"resolvConf": 7},
-        {"reclaimOnBoot": "x"},
-        {"sticky": 1},
+        ({"ranges": "x"}, ""),
+        ({"ranges": [[]]}, ""),
+        ({"subnet": "10.0.0.7/24"}, ""),
+        ({"subnet": 5}, ""),
+        ({"routes": [{"dst": "x"}]}, ""),
+        ({"gateway": "x"}, ""),
+        ({"rangeStart": "10.9.0.1"}, ""),
+        ({"exclude": ["x"]}, ""),
+        ({"resolvConf": 7}, ""),
+        ({"reclaimOnBoot": "x"}, ""),
+        ({"sticky": 1}, ""),
+        ({}, "rubbish"),
     ],
 )
 @pytest.mark.parametrize("verb", ["DEL", "GC"])
-def test_a_broken_configuration_is_released(
-    tmp_path: Path, keys: dict[str, Any], verb: str
+def test_a_broken_configuration_keeps_nothing_reserved(
+    tmp_path: Path, keys: dict[str, Any], env_args: str, verb: str
 ) -> None:
     network(tmp_path).add("c1")
     broken = network(tmp_path, **keys)
     if verb == "GC":
         broken.gc()
     else:
-        broken.delete("c1", env_args="rubbish")
+        with pytest.raises(Failure):  # it says what is wrong, as the reference, but at the end
+            broken.delete("c1", env_args=env_args)
     assert not held(tmp_path)
 
 

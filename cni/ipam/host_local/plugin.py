@@ -24,7 +24,7 @@ from ...protocol.config import DNS, Folded, PluginConf, Route
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from .directory import Location, explain_in, scan
+from .directory import Location, explain, explain_in, scan
 from .ranges import RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE, content_of, is_address
 from .store import Store
@@ -103,23 +103,30 @@ def add(call: Call[Conf]) -> Result:
 def delete(call: Call[Conf]) -> None:
     """Release every address of the attachment; having none is success.
 
-    Needs no more of the configuration than where the reservations are. Raises CNIError if a
-    reservation that may be the attachment's cannot be read or removed: then DEL can be repeated.
+    Raises CNIError, after the addresses are released, for a configuration that ADD would refuse,
+    and for a reservation that may be the attachment's and cannot be read or removed: then DEL can
+    be repeated. Only without a directory to look into it fails at once.
     """
+    location = _location(call)
     steps = Steps()
+    is_valid = steps.run(_validate, call)
+    if is_valid or os.path.lexists(location.path):  # what a broken configuration names is not made
+        steps.run(_release_all, call, steps)
+    steps.finish()
+
+
+def _release_all(call: Call[Conf], steps: Steps) -> None:
     with _opened_for(call) as store:
         owned = store.releasable(call.container_id, call.ifname)
         for name in owned.names:
             steps.run(_release, store, name)
         for error in owned.errors:
             steps.run(_raise, explain_in("read", store.path, error))
-    steps.finish()
 
 
 def check(call: Call[Conf]) -> None:
     """The attachment must hold an address."""
-    _requested(call)
-    _range_sets(call)
+    _validate(call)
     with _opened_for(call) as store:
         if not store.owned_by(call.container_id, call.ifname):
             raise CNIError(
@@ -135,8 +142,12 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     What can be released is released first, then what cannot be read or removed raises CNIError.
     """
     location = _location(call)
-    if not os.path.isdir(location.path):
+    try:
+        os.stat(location.path)
+    except (FileNotFoundError, NotADirectoryError):
         return
+    except OSError as error:
+        raise explain("open", location.path, error) from None
     ids = frozenset(each.container_id for each in keep)
     steps = Steps()
 
@@ -180,6 +191,16 @@ def status(call: Call[Conf]) -> None:
 
 
 # --- configuration ---
+
+
+def _validate(call: Call[Conf]) -> bool:
+    """True if ADD would accept the configuration. Raises CNIError, as the reference does."""
+    conf: object = call.conf
+    if not isinstance(conf, Conf):  # DEL gets the parts of one that cannot be converted
+        config.convert(call.raw, Conf)
+    _requested(call)
+    _range_sets(call)
+    return True
 
 
 def _ipam(call: Call[Conf]) -> IpamConf:
