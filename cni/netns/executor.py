@@ -332,7 +332,6 @@ def _serve(sock: Socket) -> None:
         tag, payload, netns = _receive(sock)
         assert netns is not None
         outcome, reply, fd = _perform(tag, payload, netns)
-        os.close(netns)
         trusted = _is_clean(home, identity)
         if trusted:
             _send(sock, outcome, reply, fd)
@@ -343,11 +342,16 @@ def _serve(sock: Socket) -> None:
 
 
 def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int | None]:
-    """Run one job: (tag, payload, descriptor) of the answer."""
+    """Run one job: (tag, payload, descriptor) of the answer. Closes `netns`."""
     try:
-        module, name, args = _unpack(tag, payload)
-        function = _resolve(module, name)
-        libc.setns(netns)
+        try:
+            module, name, args = _unpack(tag, payload)
+            function = _resolve(module, name)
+            libc.setns(netns)
+        finally:
+            # before the job: it may go on when the request has been answered (Namespace.run_until),
+            # and the descriptor would keep the runtime from unmounting the namespace
+            os.close(netns)
         value = function(*args)
         if function is _make_socket:
             return _FD, b"", value
