@@ -15,25 +15,47 @@ from typing import Any
 
 from .errors import NetlinkError
 
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+# linux/netlink.h
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
 
-NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 1, 2, 4, 8, 16
+NLM_F_REQUEST = 0x01
+NLM_F_ACK = 0x04
+NLM_F_ECHO = 0x08
+NLM_F_DUMP_INTR = 0x10
+# of requests to get
 NLM_F_DUMP = 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+# of requests to make
+NLM_F_REPLACE = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
+# of acknowledgements
+NLM_F_CAPPED = 0x100
+NLM_F_ACK_TLVS = 0x200
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSGERR_ATTR_MSG = 1
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHK = 270, 1, 10, 11, 12
-_NLMSGERR_ATTR_MSG = 1
-_NLM_F_ACK_TLVS, _NLM_F_CAPPED = 0x200, 0x100
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+_SOL_NETLINK = 270  # linux/socket.h
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTR = struct.Struct("=HH")  # length, type
 _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
 
 # What `Netlink` wants of a socket; an older kernel: longer acknowledgements, less explanation.
-OPTIONS = tuple((_SOL_NETLINK, option, 1) for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK))
+OPTIONS = tuple(
+    (_SOL_NETLINK, option, 1)
+    for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK)
+)
 
 Message = tuple[int, bytes, int]  # type, payload, flags
 
@@ -146,7 +168,7 @@ class Netlink:
         if groups:
             self.sock.bind((0, 0))  # without an address of its own it would hear nothing
         for group in groups:
-            self.sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            self.sock.setsockopt(_SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def __enter__(self) -> Netlink:
         return self
@@ -330,10 +352,10 @@ def _raise_if_error(flags: int, data: bytes) -> None:
     if code == 0:
         return
     detail = ""
-    if flags & _NLM_F_ACK_TLVS:
+    if flags & NLM_F_ACK_TLVS:
         # error, the request's header, and the request itself unless it was capped
-        request = 16 if flags & _NLM_F_CAPPED else unpack(_U32, data, 4)[0]
-        detail = get_text(attr_map(data, 4 + (request + 3 & ~3)).get(_NLMSGERR_ATTR_MSG))
+        request = 16 if flags & NLM_F_CAPPED else unpack(_U32, data, 4)[0]
+        detail = get_text(attr_map(data, 4 + (request + 3 & ~3)).get(NLMSGERR_ATTR_MSG))
     raise NetlinkError(-code, detail)
 
 

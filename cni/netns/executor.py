@@ -8,6 +8,9 @@
 A frame is a length, a tag, and a marshalled (fast) or pickled value. The child is reused, for other
 namespaces too, as long as it proves after every job that it is back where it began, alone and
 without threads. It dies with us (PR_SET_PDEATHSIG, and end of file).
+
+Both ends are in this module, longer than most: the child is a fork that must not import anything
+while the parent waits, and each end can only be read beside the other.
 """
 
 from __future__ import annotations
