@@ -7,6 +7,7 @@ socket module, which alone would take 5 ms of every request.
 
 from __future__ import annotations
 
+import os
 import struct
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
@@ -163,6 +164,10 @@ class Netlink:
         if sock is None:
             sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
             set_options(sock, OPTIONS)
+        if os.environ.get("CNI_DEBUG") == "netlink":
+            from .netlink_debug import watched
+
+            sock = watched(sock)
         self.sock = sock
         self._sequence = 0
         if groups:
@@ -349,14 +354,17 @@ def split(buffer: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 def _raise_if_error(flags: int, data: bytes) -> None:
     code = unpack(_S32, data)[0]
-    if code == 0:
-        return
-    detail = ""
-    if flags & NLM_F_ACK_TLVS:
-        # error, the request's header, and the request itself unless it was capped
-        request = 16 if flags & NLM_F_CAPPED else unpack(_U32, data, 4)[0]
-        detail = get_text(attr_map(data, 4 + (request + 3 & ~3)).get(NLMSGERR_ATTR_MSG))
-    raise NetlinkError(-code, detail)
+    if code != 0:
+        raise NetlinkError(-code, explanation_of(flags, data))
+
+
+def explanation_of(flags: int, data: bytes) -> str:
+    """The kernel's own words in an acknowledgement; empty if it gave none."""
+    if not flags & NLM_F_ACK_TLVS:
+        return ""
+    # error, the request's header, and the request itself unless it was capped
+    request = 16 if flags & NLM_F_CAPPED else unpack(_U32, data, 4)[0]
+    return get_text(attr_map(data, 4 + (request + 3 & ~3)).get(NLMSGERR_ATTR_MSG))
 
 
 def ignoring_exists(error: OSError) -> None:
