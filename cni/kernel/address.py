@@ -43,12 +43,12 @@ class Address(NamedTuple):
 
 def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
     """The addresses of a link (0: of all links), of a family (0: of both)."""
-    found = []
+    entries = []
     for data in sock.dump(uapi.RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
         entry = _parse(data)
         if index in (0, entry.index):
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _parse(data: bytes) -> Address:
@@ -73,7 +73,7 @@ def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> No
 def put_back(sock: Netlink, entry: Address) -> None:
     """Give a link an IPv6 address again, with its flags and lifetimes. Raises NetlinkError.
 
-    One that was usable is usable at once: that nobody else has it was found out before.
+    One that was usable before is usable at once: duplicate address detection is not repeated.
     """
     message = _message(entry.index, entry.prefix)
     message += nl.u32(uapi.IFA_FLAGS, entry.flags | (IFA_F_NODAD if entry.usable else 0))

@@ -27,7 +27,7 @@ def show(sock: Netlink, index: int) -> list[PortVlan]:
     request = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
         uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
     )
-    found = []
+    vlans = []
     for data in sock.dump(uapi.RTM_GETLINK, request):
         if nl.unpack(_IFINFO, data)[2] != index:
             continue
@@ -35,14 +35,14 @@ def show(sock: Netlink, index: int) -> list[PortVlan]:
         for kind, info in nl.attrs(spec):
             if kind == uapi.IFLA_BRIDGE_VLAN_INFO:
                 flags, vid = nl.unpack(_INFO, info)
-                found.append(
+                vlans.append(
                     PortVlan(
                         vid,
                         bool(flags & uapi.BRIDGE_VLAN_INFO_PVID),
                         bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED),
                     )
                 )
-    return found
+    return vlans
 
 
 def add(sock: Netlink, index: int, vids: Iterable[int], *, access: bool = False) -> None:

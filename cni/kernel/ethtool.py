@@ -34,7 +34,7 @@ _SHORT = {
 
 
 class Feature(NamedTuple):
-    """`active` is what the link does, `wanted` what it was asked to; `fixed`: cannot be changed."""
+    """A feature: does the link use it, has it been requested, and is it impossible to change?"""
 
     active: bool
     wanted: bool
@@ -99,17 +99,20 @@ class Ethtool:
 
 def _bits(bitset: bytes) -> dict[str, bool]:
     """A bitset's bits by name; without a mask, only those that are on are listed."""
-    found = {}
+    bits = {}
     for _, bit in nl.attrs(nl.attr_map(bitset).get(uapi.ETHTOOL_A_BITSET_BITS, b"")):
         parts = nl.attr_map(bit)
-        found[nl.get_text(parts.get(uapi.ETHTOOL_A_BITSET_BIT_NAME))] = (
+        bits[nl.get_text(parts.get(uapi.ETHTOOL_A_BITSET_BIT_NAME))] = (
             uapi.ETHTOOL_A_BITSET_BIT_VALUE in parts
         )
-    return found
+    return bits
 
 
 def select(features: dict[str, Feature], name: str) -> list[str]:
-    """The kernel's names for a name of ours; a short one stands for all that can be changed.
+    """The kernel's names of the features that `name` stands for.
+
+    `name` is the kernel's, or one of ethtool(8)'s short names; such a one stands for all features
+    of its group that can be changed.
 
     Raises KeyError for a feature that this kernel does not know.
     """
@@ -117,5 +120,5 @@ def select(features: dict[str, Feature], name: str) -> list[str]:
     if not wildcard:
         features[begin]
         return [begin]
-    found = [one for one in features if one.startswith(begin)]
-    return [one for one in found if not features[one].fixed] or found
+    names = [one for one in features if one.startswith(begin)]
+    return [one for one in names if not features[one].fixed] or names

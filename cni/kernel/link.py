@@ -450,16 +450,16 @@ def says_gone(kind: int, payload: bytes, index: int) -> bool:
     """Is this notification (of RTNLGRP_LINK) that of the link's deletion?"""
     if kind != uapi.RTM_DELLINK:
         return False
-    family, _, found, _, _ = nl.unpack(_IFINFO, payload)
-    return bool(family == 0 and found == index)
+    family, _, deleted, _, _ = nl.unpack(_IFINFO, payload)
+    return bool(family == 0 and deleted == index)
 
 
 def delete_name(sock: Netlink, name: str) -> bool:
     """Delete the link of that name; was there one?"""
-    found = find(sock, name)
-    if found is None:
+    device = find(sock, name)
+    if device is None:
         return False
-    delete(sock, found.index)
+    delete(sock, device.index)
     return True
 
 
@@ -470,10 +470,10 @@ def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float)
     """
     deadline = monotonic() + timeout
     while True:
-        found = get(sock, index)
+        device = get(sock, index)
         left = deadline - monotonic()
-        if found.operstate == IF_OPER_UP or left <= 0:
-            return found
+        if device.operstate == IF_OPER_UP or left <= 0:
+            return device
         events.events(min(left, 0.25))
 
 

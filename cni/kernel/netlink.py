@@ -114,16 +114,16 @@ def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 def attr_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes by type; of several of one type the last."""
     # as attrs(), without its generator: the most frequent of all that we do
-    found: dict[int, bytes] = {}
+    attributes: dict[int, bytes] = {}
     end = len(data)
     head = _ATTR.unpack_from
     while offset + 4 <= end:
         size, kind = head(data, offset)
         if size < 4 or offset + size > end:
             break
-        found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
+        attributes[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
         offset += size + 3 & ~3
-    return found
+    return attributes
 
 
 def unpack(layout: struct.Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
@@ -194,10 +194,10 @@ class Netlink:
 
         The kernel takes them in their order, also after one that it refuses.
         """
-        found: list[NetlinkError | None] = []
+        errors: list[NetlinkError | None] = []
         for start in range(0, len(requests), _BATCH):
-            found += self._batch(requests[start : start + _BATCH])
-        return found
+            errors += self._batch(requests[start : start + _BATCH])
+        return errors
 
     def _batch(self, requests: list[Message]) -> list[NetlinkError | None]:
         """An error is always told; that all is done, by the acknowledgement of the last."""
@@ -212,7 +212,7 @@ class Netlink:
             parts.append(_HEADER.pack(size, kind, whole, sequence, 0))
             parts.append(payload + b"\0" * (-size & 3))
         self.sock.send(b"".join(parts))
-        found: list[NetlinkError | None] = [None] * len(requests)
+        errors: list[NetlinkError | None] = [None] * len(requests)
         answered = False
         while not answered:
             for kind, flags, sequence, data in split(self._receive()):
@@ -223,8 +223,8 @@ class Netlink:
                 try:
                     _raise_if_error(flags, data)
                 except NetlinkError as error:
-                    found[place] = error
-        return found
+                    errors[place] = error
+        return errors
 
     def get(self, kind: int, payload: bytes) -> bytes:
         """The payload of the single reply to a get request."""
@@ -235,35 +235,35 @@ class Netlink:
     def get_each(self, kind: int, payload: bytes) -> list[bytes]:
         """What answers a get request about several things, up to the first that is not there."""
         sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK)
-        found: list[bytes] = []
+        answers: list[bytes] = []
         while True:
             for answer, flags, seq, data in split(self._receive()):
                 if seq != sequence:
                     continue
                 if answer != NLMSG_ERROR:
-                    found.append(data)
+                    answers.append(data)
                     continue
                 try:
                     _raise_if_error(flags, data)
                 except NetlinkError as error:
                     if error.errno != ENOENT:
                         raise
-                return found
+                return answers
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
         """All payloads of a dump. One that changes interrupted is repeated, up to five times."""
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         for _ in range(_DUMP_RETRIES):
             sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
             try:
-                found, interrupted = self._replies(sequence)
+                messages, interrupted = self._replies(sequence)
             except NetlinkError as error:
                 if error.errno not in (EINTR, EBUSY):
                     raise
                 interrupted = True
             if not interrupted:
                 break
-        return [data for _, data in found]
+        return [data for _, data in messages]
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         sequence = self.next_sequence()
@@ -297,7 +297,7 @@ class Netlink:
 
     def _replies(self, sequence: int, single: bool = False) -> tuple[list[tuple[int, bytes]], bool]:
         """What answers `sequence`, and whether a dump was interrupted by a change."""
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         interrupted = False
         while True:
             for kind, flags, seq, data in split(self._receive()):
@@ -306,14 +306,14 @@ class Netlink:
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
                     _raise_if_error(flags, data)
-                    return found, interrupted
+                    return messages, interrupted
                 if kind == NLMSG_DONE:
                     if len(data) >= 4 and _S32.unpack_from(data)[0] < 0:
                         raise NetlinkError(-_S32.unpack_from(data)[0])
-                    return found, interrupted
-                found.append((kind, data))
+                    return messages, interrupted
+                messages.append((kind, data))
                 if single:
-                    return found, interrupted
+                    return messages, interrupted
 
     def events(self, timeout: float) -> list[tuple[int, bytes]]:
         """Notifications that arrive within `timeout` seconds (at least one, else empty).

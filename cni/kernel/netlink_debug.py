@@ -68,7 +68,7 @@ _INSIDE = {
     "CTA_TUPLE_PROTO": "CTA_PROTO_",
     "CTA_FILTER": "CTA_FILTER_",
 }
-# Elements of a list have one number, whatever they are.
+# In a list every element has the same number; what is inside depends on the list.
 _ELEMENTS = {"NFTA_LIST_": "NFTA_EXPR_", "NFTA_SET_ELEM_LIST_": "NFTA_SET_ELEM_"}
 # Names that begin as others do, and belong to something inside of those or are no attributes.
 _DEEPER = (
@@ -187,15 +187,15 @@ def _value(value: bytes) -> str:
 
 def _flags(direction: str, flags: int) -> str:
     bits = ["REQUEST", "MULTI", "ACK", "ECHO", "DUMP_INTR", "DUMP_FILTERED"]
-    found = [name for bit, name in enumerate(bits) if flags >> bit & 1]
+    names = [name for bit, name in enumerate(bits) if flags >> bit & 1]
     if direction == ">":
         if flags & nl.NLM_F_DUMP == nl.NLM_F_DUMP:
-            found.append("DUMP")
+            names.append("DUMP")
         else:
             kinds = {"REPLACE": nl.NLM_F_REPLACE, "EXCL": nl.NLM_F_EXCL}
             kinds |= {"CREATE": nl.NLM_F_CREATE, "APPEND": nl.NLM_F_APPEND}
-            found += [name for name, bit in kinds.items() if flags & bit]
-    return "|".join(found)
+            names += [name for name, bit in kinds.items() if flags & bit]
+    return "|".join(names)
 
 
 def _error(code: int) -> str:
@@ -214,7 +214,7 @@ def _name(prefix: str, number: int) -> str:
     if prefix:
         deeper = tuple(p for p in _DEEPER if p.startswith(prefix) and p != prefix)
         for module in ("cni.kernel.uapi", "cni.netfilter.uapi"):
-            # the second is of a layer above, and loaded by those whose messages it names
+            # kernel must not import netfilter; a process that sends its messages has loaded it
             for name, value in vars(sys.modules.get(module, sys)).items():
                 if value == number and name.startswith(prefix) and not name.startswith(deeper):
                     return name

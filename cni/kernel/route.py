@@ -156,20 +156,21 @@ def show(
 
     The kernel leaves out the others (since 4.20). Raises NetlinkError.
     """
-    found: list[Route] = []
+    routes: list[Route] = []
     for data in _dump(sock, family, index, table, kind):
         for entry in _parse(data, family, kind):
             if table in (0, entry.table) and index in (0, entry.index):
-                found.append(entry)
-    return found
+                routes.append(entry)
+    return routes
 
 
 def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
     """The unicast routes to exactly these networks, in whichever table. Raises NetlinkError.
 
-    One dump for each family, however many are asked for; of many routes only those are taken apart.
+    There is one dump for each family, whatever the number of destinations, and only the routes to
+    them are parsed.
     """
-    found: list[Route] = []
+    routes: list[Route] = []
     for family in {destination.family for destination in destinations}:
         wanted = {d for d in destinations if d.family == family}
         lengths = {d.length for d in wanted}
@@ -177,8 +178,8 @@ def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
         for data in _dump(sock, family, 0, 0, UNICAST):
             length = data[1]
             if length in lengths and (not length or any(mark in data for mark in marks)):
-                found += [entry for entry in _parse(data, family) if entry.dst in wanted]
-    return found
+                routes += [entry for entry in _parse(data, family) if entry.dst in wanted]
+    return routes
 
 
 def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list[bytes]:
@@ -196,7 +197,7 @@ def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list
 
 def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
     """The unicast routes of the main table, and the tables that have a route; of both families."""
-    found: list[Route] = []
+    routes: list[Route] = []
     tables = set()
     for data in sock.dump(uapi.RTM_GETROUTE, _RTMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         family, _, _, _, table, _, _, kind, _ = nl.unpack(_RTMSG, data)
@@ -206,8 +207,8 @@ def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
             table = nl.get_u32(nl.attr_map(data, _RTMSG.size).get(uapi.RTA_TABLE), table)
         tables.add(table)
         if table == TABLE_MAIN and kind == UNICAST:
-            found += _parse(data, family)
-    return found, tables
+            routes += _parse(data, family)
+    return routes, tables
 
 
 def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
@@ -260,7 +261,7 @@ def _kept(attributes: dict[int, bytes]) -> bytes:
 
 def _next_hops(base: Route, data: bytes) -> list[Route]:
     """A multipath route, one a next hop: struct rtnexthop, each with its attributes."""
-    found: list[Route] = []
+    hops: list[Route] = []
     offset = 0
     while offset + _NEXTHOP.size <= len(data):
         length, flags, _, index = _NEXTHOP.unpack_from(data, offset)
@@ -268,10 +269,10 @@ def _next_hops(base: Route, data: bytes) -> list[Route]:
             break
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
         hop = base._replace(index=index, gateway=a.get(uapi.RTA_GATEWAY, b""))
-        found.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
+        hops.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
         offset += length + 3 & ~3
-    shared = len({hop.index for hop in found}) > 1
-    return [hop._replace(shared=shared) for hop in found]
+    shared = len({hop.index for hop in hops}) > 1
+    return [hop._replace(shared=shared) for hop in hops]
 
 
 def _message(route: Route, kind: int = UNICAST) -> bytes:

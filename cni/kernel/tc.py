@@ -197,8 +197,9 @@ def _rate(rate: int) -> tuple[int, int, int, int, int, int]:
 def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
     """The qdisc of an interface at ROOT or INGRESS; None when there is none. Raises NetlinkError.
 
-    It is asked for by itself: the kernel dumps the qdiscs of all interfaces or of none. The
-    answer is a notification, which it has to be told to echo; there is none for some qdiscs.
+    A dump would give the qdiscs of all interfaces. The answer to a request for one is a
+    notification, which the kernel sends to the asking socket with NLM_F_ECHO only; for some qdiscs
+    it sends none.
     """
     try:
         replies = sock.request(uapi.RTM_GETQDISC, message(index, 0, parent), nl.NLM_F_ECHO)
@@ -212,16 +213,16 @@ def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
     return Qdisc(nl.get_text(attributes.get(KIND)), own, above, attributes.get(OPTIONS, b""))
 
 
-def tbf_shape(found: Qdisc) -> Shape:
+def tbf_shape(entry: Qdisc) -> Shape:
     """What a TBF qdisc lets through."""
-    options = nl.attr_map(found.options)
+    options = nl.attr_map(entry.options)
     fields = nl.unpack(_TBF, options.get(uapi.TCA_TBF_PARMS, b""))
     return Shape(_wide(options.get(uapi.TCA_TBF_RATE64), fields[5]), fields[12], fields[13])
 
 
-def htb_default(found: Qdisc) -> int:
+def htb_default(entry: Qdisc) -> int:
     """The minor of an HTB qdisc's default class."""
-    return int(nl.unpack(_HTB_GLOB, nl.attr_map(found.options).get(uapi.TCA_HTB_INIT, b""))[2])
+    return int(nl.unpack(_HTB_GLOB, nl.attr_map(entry.options).get(uapi.TCA_HTB_INIT, b""))[2])
 
 
 def htb_classes(sock: Netlink, index: int) -> list[HtbClass]:

@@ -123,7 +123,7 @@ def _add(
 
 def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
     """The filters of an interface at `parent`; none if it does not exist. Raises NetlinkError."""
-    found = []
+    filters = []
     for payload in sock.dump(uapi.RTM_GETTFILTER, tc.message(index, 0, parent)):
         _, own, _, info, attributes = tc.unpack(payload)
         kind = nl.get_text(attributes.get(tc.KIND))
@@ -131,7 +131,7 @@ def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
         if own == 0 or (kind == "u32" and uapi.TCA_U32_SEL not in options):
             continue  # the filter's hash table, not a filter
         classid = uapi.TCA_FLOWER_CLASSID if kind == "flower" else uapi.TCA_U32_CLASSID
-        found.append(
+        filters.append(
             Filter(
                 kind,
                 info >> 16,
@@ -141,7 +141,7 @@ def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
                 _redirect(options.get(_ACTIONS.get(kind, 0), b"")),
             )
         )
-    return found
+    return filters
 
 
 def _match(kind: str, options: dict[int, bytes]) -> bytes:

@@ -20,7 +20,7 @@ def table(device: Link) -> int:
 
 def show(sock: Netlink) -> list[Link]:
     """The VRFs of the namespace."""
-    return [found for found in link.list_all(sock) if found.kind == KIND]
+    return [device for device in link.list_all(sock) if device.kind == KIND]
 
 
 def create(sock: Netlink, name: str, number: int) -> None:

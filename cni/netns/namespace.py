@@ -57,10 +57,10 @@ class Namespace:
             raise NetnsError(f"{path!r}: {error}") from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
-                found = cls(fd, path)
+                namespace = cls(fd, path)
                 if path in _handed:
-                    found._netlink, found._client_jobs = _take_extras()
-                return found
+                    namespace._netlink, namespace._client_jobs = _take_extras()
+                return namespace
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
             from . import libc
