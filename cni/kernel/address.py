@@ -12,16 +12,17 @@ from typing import NamedTuple
 from .. import interrupts
 from ..protocol.address import Prefix
 from . import netlink as nl
+from . import uapi
 from .errors import DuplicateAddress, NetlinkError
 from .netlink import Netlink
 
-RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTNLGRP_IPV6_IFADDR = 9
+RTNLGRP_IPV6_IFADDR = uapi.RTNLGRP_IPV6_IFADDR
 
-SCOPE_UNIVERSE = 0
-IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_TENTATIVE, IFA_F_PERMANENT = 0x02, 0x08, 0x40, 0x80
+SCOPE_UNIVERSE = uapi.RT_SCOPE_UNIVERSE
+IFA_F_NODAD = uapi.IFA_F_NODAD
+IFA_F_DADFAILED = uapi.IFA_F_DADFAILED
+IFA_F_TENTATIVE = uapi.IFA_F_TENTATIVE
 
-_ADDRESS, _LOCAL, _BROADCAST, _CACHEINFO, _FLAGS = 1, 2, 4, 6, 8
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 
 
@@ -42,20 +43,20 @@ class Address(NamedTuple):
 
 def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
     """The addresses of a link (0: of all links), of a family (0: of both)."""
-    found = []
-    for data in sock.dump(RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
+    entries = []
+    for data in sock.dump(uapi.RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
         entry = _parse(data)
         if index in (0, entry.index):
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _parse(data: bytes) -> Address:
     _, length, flags, scope, index = nl.unpack(_IFADDR, data)
     a = nl.attr_map(data, _IFADDR.size)
-    ip = a.get(_LOCAL) or a.get(_ADDRESS) or b"\0\0\0\0"
-    flags = nl.get_u32(a.get(_FLAGS), flags)
-    return Address(Prefix(ip, length), index, scope, flags, a.get(_CACHEINFO, b""))
+    ip = a.get(uapi.IFA_LOCAL) or a.get(uapi.IFA_ADDRESS) or b"\0\0\0\0"
+    flags = nl.get_u32(a.get(uapi.IFA_FLAGS), flags)
+    return Address(Prefix(ip, length), index, scope, flags, a.get(uapi.IFA_CACHEINFO, b""))
 
 
 def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> None:
@@ -66,25 +67,25 @@ def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> No
     """
     flags = IFA_F_NODAD if nodad and prefix.family == AF_INET6 else 0
     message = _message(index, prefix, flags, broadcast=True)
-    sock.request(RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    sock.request(uapi.RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def put_back(sock: Netlink, entry: Address) -> None:
     """Give a link an IPv6 address again, with its flags and lifetimes. Raises NetlinkError.
 
-    One that was usable is usable at once: that nobody else has it was found out before.
+    One that was usable before is usable at once: duplicate address detection is not repeated.
     """
     message = _message(entry.index, entry.prefix)
-    message += nl.u32(_FLAGS, entry.flags | (IFA_F_NODAD if entry.usable else 0))
+    message += nl.u32(uapi.IFA_FLAGS, entry.flags | (IFA_F_NODAD if entry.usable else 0))
     if entry.lifetimes:
-        message += nl.attr(_CACHEINFO, entry.lifetimes)
-    sock.request(RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
+        message += nl.attr(uapi.IFA_CACHEINFO, entry.lifetimes)
+    sock.request(uapi.RTM_NEWADDR, message, nl.NLM_F_CREATE | nl.NLM_F_REPLACE)
 
 
 def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
     """Take an address off a link; one that is gone already is success."""
     try:
-        sock.request(RTM_DELADDR, _message(index, prefix))
+        sock.request(uapi.RTM_DELADDR, _message(index, prefix))
     except NetlinkError as error:
         if error.errno not in (EADDRNOTAVAIL, ENODEV):
             raise
@@ -92,9 +93,9 @@ def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
 
 def _message(index: int, prefix: Prefix, flags: int = 0, broadcast: bool = False) -> bytes:
     out = _IFADDR.pack(prefix.family, prefix.length, flags, 0, index)
-    out += nl.attr(_LOCAL, prefix.ip) + nl.attr(_ADDRESS, prefix.ip)
+    out += nl.attr(uapi.IFA_LOCAL, prefix.ip) + nl.attr(uapi.IFA_ADDRESS, prefix.ip)
     if broadcast and prefix.family == AF_INET and prefix.length < 31:
-        out += nl.attr(_BROADCAST, prefix.broadcast)
+        out += nl.attr(uapi.IFA_BROADCAST, prefix.broadcast)
     return out
 
 

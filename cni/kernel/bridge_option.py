@@ -5,14 +5,9 @@ from __future__ import annotations
 import struct
 
 from . import netlink as nl
-from .link import RTM_NEWLINK, Link
+from . import uapi
+from .link import Link
 from .netlink import Netlink
-
-IFLA_LINKINFO = 18
-IFLA_INFO_KIND = 1
-IFLA_INFO_DATA = 2
-IFLA_BR_MULTI_BOOLOPT = 46
-BR_BOOLOPT_NO_LL_LEARN = 0
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _OPTIONS = struct.Struct("=II")  # struct br_boolopt_multi: values, and which of them are meant
@@ -24,11 +19,11 @@ def forget_link_local(sock: Netlink, bridge: Link) -> None:
     Such frames (LLDP, STP, …) pass no hook of the packet filter. Needs Linux 5.0; does nothing if
     the option is set. Raises NetlinkError.
     """
-    bit = 1 << BR_BOOLOPT_NO_LL_LEARN
-    present = bridge.data.get(IFLA_BR_MULTI_BOOLOPT, b"")
+    bit = 1 << uapi.BR_BOOLOPT_NO_LL_LEARN
+    present = bridge.data.get(uapi.IFLA_BR_MULTI_BOOLOPT, b"")
     if len(present) >= _OPTIONS.size and _OPTIONS.unpack_from(present)[0] & bit:
         return
-    option = nl.attr(IFLA_BR_MULTI_BOOLOPT, _OPTIONS.pack(bit, bit))
-    info = nl.text(IFLA_INFO_KIND, "bridge") + nl.nest(IFLA_INFO_DATA, option)
-    payload = _IFINFO.pack(0, 0, bridge.index, 0, 0) + nl.nest(IFLA_LINKINFO, info)
-    sock.request(RTM_NEWLINK, payload)
+    option = nl.attr(uapi.IFLA_BR_MULTI_BOOLOPT, _OPTIONS.pack(bit, bit))
+    info = nl.text(uapi.IFLA_INFO_KIND, "bridge") + nl.nest(uapi.IFLA_INFO_DATA, option)
+    payload = _IFINFO.pack(0, 0, bridge.index, 0, 0) + nl.nest(uapi.IFLA_LINKINFO, info)
+    sock.request(uapi.RTM_NEWLINK, payload)

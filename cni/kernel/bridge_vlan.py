@@ -7,13 +7,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from . import netlink as nl
-from .link import RTM_DELLINK, RTM_GETLINK, RTM_SETLINK
+from . import uapi
 from .netlink import Netlink
 
-_AF_BRIDGE = 7
-_AF_SPEC, _EXT_MASK, _VLAN_INFO = 26, 29, 2
-_MASK_BRVLAN = 1 << 1
-_PVID, _UNTAGGED = 2, 4
 _IFINFO = struct.Struct("=BxHiII")
 _INFO = struct.Struct("=HH")
 
@@ -28,32 +24,40 @@ class PortVlan(NamedTuple):
 
 def show(sock: Netlink, index: int) -> list[PortVlan]:
     """The VLANs on the port with that link index."""
-    request = _IFINFO.pack(_AF_BRIDGE, 0, 0, 0, 0) + nl.u32(_EXT_MASK, _MASK_BRVLAN)
-    found = []
-    for data in sock.dump(RTM_GETLINK, request):
+    request = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
+        uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
+    )
+    vlans = []
+    for data in sock.dump(uapi.RTM_GETLINK, request):
         if nl.unpack(_IFINFO, data)[2] != index:
             continue
-        spec = nl.attr_map(data, _IFINFO.size).get(_AF_SPEC, b"")
+        spec = nl.attr_map(data, _IFINFO.size).get(uapi.IFLA_AF_SPEC, b"")
         for kind, info in nl.attrs(spec):
-            if kind == _VLAN_INFO:
+            if kind == uapi.IFLA_BRIDGE_VLAN_INFO:
                 flags, vid = nl.unpack(_INFO, info)
-                found.append(PortVlan(vid, bool(flags & _PVID), bool(flags & _UNTAGGED)))
-    return found
+                vlans.append(
+                    PortVlan(
+                        vid,
+                        bool(flags & uapi.BRIDGE_VLAN_INFO_PVID),
+                        bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED),
+                    )
+                )
+    return vlans
 
 
 def add(sock: Netlink, index: int, vids: Iterable[int], *, access: bool = False) -> None:
     """Put VLANs on a port: tagged, or as the port's access VLAN (PVID and untagged)."""
-    flags = _PVID | _UNTAGGED if access else 0
-    _change(sock, RTM_SETLINK, index, vids, flags)
+    flags = uapi.BRIDGE_VLAN_INFO_PVID | uapi.BRIDGE_VLAN_INFO_UNTAGGED if access else 0
+    _change(sock, uapi.RTM_SETLINK, index, vids, flags)
 
 
 def remove(sock: Netlink, index: int, vids: Iterable[int]) -> None:
     """Take VLANs off a port."""
-    _change(sock, RTM_DELLINK, index, vids, 0)
+    _change(sock, uapi.RTM_DELLINK, index, vids, 0)
 
 
 def _change(sock: Netlink, kind: int, index: int, vids: Iterable[int], flags: int) -> None:
-    infos = [nl.attr(_VLAN_INFO, _INFO.pack(flags, vid)) for vid in vids]
+    infos = [nl.attr(uapi.IFLA_BRIDGE_VLAN_INFO, _INFO.pack(flags, vid)) for vid in vids]
     if infos:
-        header = _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0)
-        sock.request(kind, header + nl.nest(_AF_SPEC, *infos))
+        header = _IFINFO.pack(uapi.AF_BRIDGE, 0, index, 0, 0)
+        sock.request(kind, header + nl.nest(uapi.IFLA_AF_SPEC, *infos))

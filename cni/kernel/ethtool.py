@@ -10,16 +10,12 @@ import sys
 from typing import NamedTuple
 
 from . import netlink as nl
+from . import uapi
 from .netlink import Netlink
 
-NETLINK_GENERIC = 16
+NETLINK_GENERIC = uapi.NETLINK_GENERIC
 
 _GENL = struct.Struct("=BBH")  # command, version, reserved
-_CONTROLLER, _GET_FAMILY, _FAMILY_ID, _FAMILY_NAME = 16, 3, 1, 2
-_FEATURES_GET, _FEATURES_SET = 11, 12
-_HEADER, _HW, _WANTED, _ACTIVE, _NOCHANGE = 1, 2, 3, 4, 5
-_DEV_NAME = 2
-_BITSET_BITS, _BIT, _BIT_NAME, _BIT_VALUE = 3, 1, 2, 3
 
 # Short names that ethtool(8) knows, and the kernel's, which may end in a wildcard.
 _SHORT = {
@@ -38,7 +34,7 @@ _SHORT = {
 
 
 class Feature(NamedTuple):
-    """`active` is what the link does, `wanted` what it was asked to; `fixed`: cannot be changed."""
+    """A feature: does the link use it, has it been requested, and is it impossible to change?"""
 
     active: bool
     wanted: bool
@@ -53,17 +49,27 @@ class Ethtool:
 
     def __init__(self, sock: Netlink) -> None:
         self._sock = sock
-        request = _GENL.pack(_GET_FAMILY, 1, 0) + nl.text(_FAMILY_NAME, "ethtool")
-        reply = sock.get(_CONTROLLER, request)
-        raw = nl.attr_map(reply, _GENL.size).get(_FAMILY_ID, b"")
+        request = _GENL.pack(uapi.CTRL_CMD_GETFAMILY, 1, 0) + nl.text(
+            uapi.CTRL_ATTR_FAMILY_NAME, "ethtool"
+        )
+        reply = sock.get(uapi.GENL_ID_CTRL, request)
+        raw = nl.attr_map(reply, _GENL.size).get(uapi.CTRL_ATTR_FAMILY_ID, b"")
         self._family = int.from_bytes(raw, sys.byteorder)
 
     def features(self, link: str) -> dict[str, Feature]:
         """Every feature the kernel knows, by the kernel's name."""
-        replies = self._sock.request(self._family, self._request(_FEATURES_GET, link))
+        replies = self._sock.request(
+            self._family, self._request(uapi.ETHTOOL_MSG_FEATURES_GET, link)
+        )
         sets = nl.attr_map(replies[0][1], _GENL.size)
         hw, active, wanted, nochange = (
-            _bits(sets.get(kind, b"")) for kind in (_HW, _ACTIVE, _WANTED, _NOCHANGE)
+            _bits(sets.get(kind, b""))
+            for kind in (
+                uapi.ETHTOOL_A_FEATURES_HW,
+                uapi.ETHTOOL_A_FEATURES_ACTIVE,
+                uapi.ETHTOOL_A_FEATURES_WANTED,
+                uapi.ETHTOOL_A_FEATURES_NOCHANGE,
+            )
         )
         return {
             name: Feature(name in active, name in wanted, not changeable or name in nochange)
@@ -73,27 +79,40 @@ class Ethtool:
     def set_features(self, link: str, wanted: dict[str, bool]) -> None:
         """Ask for features on or off; what depends on others may not become active."""
         bits = [
-            nl.nest(_BIT, nl.text(_BIT_NAME, name) + (nl.attr(_BIT_VALUE, b"") if on else b""))
+            nl.nest(
+                uapi.ETHTOOL_A_BITSET_BITS_BIT,
+                nl.text(uapi.ETHTOOL_A_BITSET_BIT_NAME, name)
+                + (nl.attr(uapi.ETHTOOL_A_BITSET_BIT_VALUE, b"") if on else b""),
+            )
             for name, on in wanted.items()
         ]
-        bitset = nl.nest(_WANTED, nl.nest(_BITSET_BITS, *bits))
-        self._sock.request(self._family, self._request(_FEATURES_SET, link) + bitset)
+        bitset = nl.nest(uapi.ETHTOOL_A_FEATURES_WANTED, nl.nest(uapi.ETHTOOL_A_BITSET_BITS, *bits))
+        self._sock.request(
+            self._family, self._request(uapi.ETHTOOL_MSG_FEATURES_SET, link) + bitset
+        )
 
     def _request(self, command: int, link: str) -> bytes:
-        return _GENL.pack(command, 1, 0) + nl.nest(_HEADER, nl.text(_DEV_NAME, link))
+        return _GENL.pack(command, 1, 0) + nl.nest(
+            uapi.ETHTOOL_A_FEATURES_HEADER, nl.text(uapi.ETHTOOL_A_HEADER_DEV_NAME, link)
+        )
 
 
 def _bits(bitset: bytes) -> dict[str, bool]:
     """A bitset's bits by name; without a mask, only those that are on are listed."""
-    found = {}
-    for _, bit in nl.attrs(nl.attr_map(bitset).get(_BITSET_BITS, b"")):
+    bits = {}
+    for _, bit in nl.attrs(nl.attr_map(bitset).get(uapi.ETHTOOL_A_BITSET_BITS, b"")):
         parts = nl.attr_map(bit)
-        found[nl.get_text(parts.get(_BIT_NAME))] = _BIT_VALUE in parts
-    return found
+        bits[nl.get_text(parts.get(uapi.ETHTOOL_A_BITSET_BIT_NAME))] = (
+            uapi.ETHTOOL_A_BITSET_BIT_VALUE in parts
+        )
+    return bits
 
 
 def select(features: dict[str, Feature], name: str) -> list[str]:
-    """The kernel's names for a name of ours; a short one stands for all that can be changed.
+    """The kernel's names of the features that `name` stands for.
+
+    `name` is the kernel's, or one of ethtool(8)'s short names; such a one stands for all features
+    of its group that can be changed.
 
     Raises KeyError for a feature that this kernel does not know.
     """
@@ -101,5 +120,5 @@ def select(features: dict[str, Feature], name: str) -> list[str]:
     if not wildcard:
         features[begin]
         return [begin]
-    found = [one for one in features if one.startswith(begin)]
-    return [one for one in found if not features[one].fixed] or found
+    names = [one for one in features if one.startswith(begin)]
+    return [one for one in names if not features[one].fixed] or names

@@ -6,12 +6,9 @@ import struct
 from typing import NamedTuple
 
 from . import netlink as nl
-from .link import RTM_GETLINK, format_mac
+from . import uapi
+from .link import format_mac
 from .netlink import Netlink
-
-IFLA_PERM_ADDRESS = 54
-IFLA_PARENT_DEV_NAME = 56
-IFLA_PARENT_DEV_BUS_NAME = 57
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
@@ -29,10 +26,11 @@ class Hardware(NamedTuple):
 
 def describe(sock: Netlink, index: int) -> Hardware:
     """The hardware behind a link. Raises NetlinkError (ENODEV when there is no such link)."""
-    payload = sock.get(RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))
+    payload = sock.get(uapi.RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))
     attributes = nl.attr_map(payload, _IFINFO.size)
-    bus = nl.get_text(attributes.get(IFLA_PARENT_DEV_BUS_NAME))
-    name = nl.get_text(attributes.get(IFLA_PARENT_DEV_NAME))
+    bus = nl.get_text(attributes.get(uapi.IFLA_PARENT_DEV_BUS_NAME))
+    name = nl.get_text(attributes.get(uapi.IFLA_PARENT_DEV_NAME))
     return Hardware(
-        format_mac(attributes.get(IFLA_PERM_ADDRESS, b"")), f"{bus}/{name}" if bus and name else ""
+        format_mac(attributes.get(uapi.IFLA_PERM_ADDRESS, b"")),
+        f"{bus}/{name}" if bus and name else "",
     )

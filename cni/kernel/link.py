@@ -1,4 +1,8 @@
-"""Links (network interfaces): get, create, change, delete (rtnetlink(7), linux/if_link.h)."""
+"""Links (network interfaces): get, create, change, delete (rtnetlink(7), linux/if_link.h).
+
+Longer than most modules, because each kind of link has a function that makes it; they share the
+form of their request, and callers know them as `link.create_…`.
+"""
 
 from __future__ import annotations
 
@@ -9,35 +13,35 @@ from time import monotonic
 from typing import NamedTuple
 
 from . import netlink as nl
+from . import uapi
 from .errors import LinkNotFound, NetlinkError
 from .netlink import Netlink
 
-RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_SETLINK = 16, 17, 18, 19
-_RTM_NEWLINKPROP, _RTM_DELLINKPROP = 108, 109
-RTNLGRP_LINK = 1
+RTM_NEWLINK = uapi.RTM_NEWLINK
+RTNLGRP_LINK = uapi.RTNLGRP_LINK
 
-IFF_UP, IFF_LOOPBACK, IFF_PROMISC, IFF_ALLMULTI = 1, 8, 0x100, 0x200
-IF_OPER_DOWN, IF_OPER_UP = 2, 6
+IFF_UP = uapi.IFF_UP
+IFF_LOOPBACK = uapi.IFF_LOOPBACK
+IFF_PROMISC = uapi.IFF_PROMISC
+IFF_ALLMULTI = uapi.IFF_ALLMULTI
+IF_OPER_DOWN = uapi.IF_OPER_DOWN
+IF_OPER_UP = uapi.IF_OPER_UP
 _OPERSTATES = (
     "unknown", "not-present", "down", "lower-layer-down", "testing", "dormant", "up",
 )  # fmt: skip
 
-_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _TXQLEN = 1, 3, 4, 5, 10, 13
-_PROTINFO, _OPERSTATE, _LINKINFO, _IFALIAS, _AF_SPEC = 12, 16, 18, 20, 26
-_PROP_LIST, _ALT_IFNAME = 52, 53
-_STATS, _GROUP, _NET_NS_FD, _EXT_MASK, _PROMISCUITY, _LINK_NETNSID = 23, 27, 28, 29, 30, 37
-_INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
-_VETH_PEER, _BR_VLAN_FILTERING = 1, 7
-_PORT_HAIRPIN, _PORT_ISOLATED = 4, 33
-_NETKIT_PEER_INFO, _NETKIT_MODE = 1, 5
-_MACVLAN_MODE, _MACVLAN_BC_QUEUE_LEN, _IPVLAN_MODE, _VLAN_ID = 1, 7, 1, 1
-
 # Names of the configuration and values of the kernel.
-MACVLAN_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
-IPVLAN_MODES = {"l2": 0, "l3": 1, "l3s": 2}
-_AF_BRIDGE = 7
-_NAME_SIZE = 16  # IFNAMSIZ, with the NUL
-_SKIP_STATS = 1 << 3
+MACVLAN_MODES = {
+    "private": uapi.MACVLAN_MODE_PRIVATE,
+    "vepa": uapi.MACVLAN_MODE_VEPA,
+    "bridge": uapi.MACVLAN_MODE_BRIDGE,
+    "passthru": uapi.MACVLAN_MODE_PASSTHRU,
+}
+IPVLAN_MODES = {
+    "l2": uapi.IPVLAN_MODE_L2,
+    "l3": uapi.IPVLAN_MODE_L3,
+    "l3s": uapi.IPVLAN_MODE_L3S,
+}
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
@@ -76,56 +80,56 @@ class Link(NamedTuple):
     @property
     def vlan_filtering(self) -> bool:
         """Of a bridge: does it look at VLAN tags?"""
-        return nl.get_byte(self.data.get(_BR_VLAN_FILTERING)) != 0
+        return nl.get_byte(self.data.get(uapi.IFLA_BR_VLAN_FILTERING)) != 0
 
     @property
     def mode(self) -> int:
         """Of a macvlan or ipvlan: the kernel's number."""
-        return int.from_bytes(self.data.get(_MACVLAN_MODE, b""), sys.byteorder)
+        return int.from_bytes(self.data.get(uapi.IFLA_MACVLAN_MODE, b""), sys.byteorder)
 
     @property
     def vlan_id(self) -> int:
         """Of a vlan."""
-        return int.from_bytes(self.data.get(_VLAN_ID, b""), sys.byteorder)
+        return int.from_bytes(self.data.get(uapi.IFLA_VLAN_ID, b""), sys.byteorder)
 
     @property
     def hairpin(self) -> bool:
         """Of a bridge port."""
-        return nl.get_byte(self.port.get(_PORT_HAIRPIN)) != 0
+        return nl.get_byte(self.port.get(uapi.IFLA_BRPORT_MODE)) != 0
 
     @property
     def isolated(self) -> bool:
         """Of a bridge port."""
-        return nl.get_byte(self.port.get(_PORT_ISOLATED)) != 0
+        return nl.get_byte(self.port.get(uapi.IFLA_BRPORT_ISOLATED)) != 0
 
 
 def parse(payload: bytes) -> Link:
     """A Link from the payload of an RTM_NEWLINK message."""
     _, _, index, flags, _ = nl.unpack(_IFINFO, payload)
     a = nl.attr_map(payload, _IFINFO.size)
-    info = nl.attr_map(a.get(_LINKINFO, b""))
-    nsid = a.get(_LINK_NETNSID)
+    info = nl.attr_map(a.get(uapi.IFLA_LINKINFO, b""))
+    nsid = a.get(uapi.IFLA_LINK_NETNSID)
     return Link(
         index=index,
-        name=nl.get_text(a.get(_IFNAME)),
-        kind=nl.get_text(info.get(_INFO_KIND)),
+        name=nl.get_text(a.get(uapi.IFLA_IFNAME)),
+        kind=nl.get_text(info.get(uapi.IFLA_INFO_KIND)),
         flags=flags,
-        mac=format_mac(a.get(_ADDRESS, b"")),
-        mtu=nl.get_u32(a.get(_MTU)),
-        master=nl.get_u32(a.get(_MASTER)),
-        peer=nl.get_u32(a.get(_LINK)),
+        mac=format_mac(a.get(uapi.IFLA_ADDRESS, b"")),
+        mtu=nl.get_u32(a.get(uapi.IFLA_MTU)),
+        master=nl.get_u32(a.get(uapi.IFLA_MASTER)),
+        peer=nl.get_u32(a.get(uapi.IFLA_LINK)),
         peer_nsid=nl.unpack(_NSID, nsid)[0] if nsid else None,
-        alias=nl.get_text(a.get(_IFALIAS)),
-        operstate=nl.get_byte(a.get(_OPERSTATE)),
-        promiscuity=nl.get_u32(a.get(_PROMISCUITY)),
-        txqlen=nl.get_u32(a.get(_TXQLEN)),
-        data=nl.attr_map(info.get(_INFO_DATA, b"")),
-        port=nl.attr_map(info.get(_INFO_SLAVE_DATA, b"")),
-        group=nl.get_u32(a.get(_GROUP)),
+        alias=nl.get_text(a.get(uapi.IFLA_IFALIAS)),
+        operstate=nl.get_byte(a.get(uapi.IFLA_OPERSTATE)),
+        promiscuity=nl.get_u32(a.get(uapi.IFLA_PROMISCUITY)),
+        txqlen=nl.get_u32(a.get(uapi.IFLA_TXQLEN)),
+        data=nl.attr_map(info.get(uapi.IFLA_INFO_DATA, b"")),
+        port=nl.attr_map(info.get(uapi.IFLA_INFO_SLAVE_DATA, b"")),
+        group=nl.get_u32(a.get(uapi.IFLA_GROUP)),
         altnames=tuple(
             nl.get_text(value)
-            for key, value in nl.attrs(a.get(_PROP_LIST, b""))
-            if key == _ALT_IFNAME
+            for key, value in nl.attrs(a.get(uapi.IFLA_PROP_LIST, b""))
+            if key == uapi.IFLA_ALT_IFNAME
         ),
     )
 
@@ -152,12 +156,16 @@ def parse_mac(text: str) -> bytes:
 def get(sock: Netlink, name: str | int) -> Link:
     """The link of that name, or index. Raises LinkNotFound, NetlinkError."""
     index = name if isinstance(name, int) else 0
-    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(
+        uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS
+    )
     if isinstance(name, str):
         # a name of 16 bytes or more can only be an alternative one
-        payload += nl.text(_IFNAME if len(name.encode()) < _NAME_SIZE else _ALT_IFNAME, name)
+        payload += nl.text(
+            uapi.IFLA_IFNAME if len(name.encode()) < uapi.IFNAMSIZ else uapi.IFLA_ALT_IFNAME, name
+        )
     try:
-        return parse(sock.get(RTM_GETLINK, payload))
+        return parse(sock.get(uapi.RTM_GETLINK, payload))
     except NetlinkError as error:
         if error.errno in (ENODEV, ENOENT, ERANGE):
             raise LinkNotFound("Link not found") from None
@@ -174,14 +182,14 @@ def find(sock: Netlink, name: str | int) -> Link | None:
 
 def packets_sent(sock: Netlink, index: int) -> int:
     """How many packets a link has sent. Raises NetlinkError."""
-    stats = nl.attr_map(sock.get(RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)), _IFINFO.size)
-    return int(nl.unpack(_STATS64, stats.get(_STATS, b""))[1])
+    stats = nl.attr_map(sock.get(uapi.RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0)), _IFINFO.size)
+    return int(nl.unpack(_STATS64, stats.get(uapi.IFLA_STATS64, b""))[1])
 
 
 def list_all(sock: Netlink) -> list[Link]:
     """Every link of the namespace."""
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(_EXT_MASK, _SKIP_STATS)
-    return [parse(data) for data in sock.dump(RTM_GETLINK, payload)]
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
+    return [parse(data) for data in sock.dump(uapi.RTM_GETLINK, payload)]
 
 
 def create(
@@ -203,17 +211,21 @@ def create(
 
     Raises NetlinkError (EEXIST when the name is taken).
     """
-    info = [nl.text(_INFO_KIND, kind)]
+    info = [nl.text(uapi.IFLA_INFO_KIND, kind)]
     if data:
-        info.append(nl.nest(_INFO_DATA, data))
+        info.append(nl.nest(uapi.IFLA_INFO_DATA, data))
     flags = IFF_UP if up else 0
     parts = [_IFINFO.pack(0, 0, 0, flags, flags), _common(name, mtu, mac, netns)]
     if txqlen is not None:
-        parts.append(nl.u32(_TXQLEN, txqlen))
-    for key, value in ((_LINK, parent), (_MASTER, master), (_GROUP, group)):
+        parts.append(nl.u32(uapi.IFLA_TXQLEN, txqlen))
+    for key, value in (
+        (uapi.IFLA_LINK, parent),
+        (uapi.IFLA_MASTER, master),
+        (uapi.IFLA_GROUP, group),
+    ):
         if value:
             parts.append(nl.u32(key, value))
-    parts.append(nl.nest(_LINKINFO, *info))
+    parts.append(nl.nest(uapi.IFLA_LINKINFO, *info))
     sock.request(RTM_NEWLINK, b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
@@ -230,7 +242,15 @@ def create_veth(
 ) -> None:
     """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor)."""
     other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns)
-    create(sock, "veth", name, data=nl.attr(_VETH_PEER, other), mtu=mtu, master=master, group=group)
+    create(
+        sock,
+        "veth",
+        name,
+        data=nl.attr(uapi.VETH_INFO_PEER, other),
+        mtu=mtu,
+        master=master,
+        group=group,
+    )
 
 
 def create_netkit(
@@ -247,7 +267,9 @@ def create_netkit(
     Raises NetlinkError (EOPNOTSUPP when the kernel has no netkit).
     """
     other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, b"", peer_netns)
-    data = nl.u32(_NETKIT_MODE, 0) + nl.attr(_NETKIT_PEER_INFO, other)
+    data = nl.u32(uapi.IFLA_NETKIT_MODE, uapi.NETKIT_L2) + nl.attr(
+        uapi.IFLA_NETKIT_PEER_INFO, other
+    )
     create(sock, "netkit", name, data=data, mtu=mtu, group=group)
 
 
@@ -255,7 +277,7 @@ def create_bridge(
     sock: Netlink, name: str, *, mtu: int = 0, mac: bytes = b"", vlan_filtering: bool = False
 ) -> None:
     """Make a bridge; the kernel picks the MAC unless one is given."""
-    data = nl.u8(_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
+    data = nl.u8(uapi.IFLA_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
     create(sock, "bridge", name, data=data, mtu=mtu, mac=mac)
 
 
@@ -271,9 +293,9 @@ def create_macvlan(
     netns: int | None = None,
 ) -> None:
     """Make a macvlan on the link `parent`; `mode` is one of MACVLAN_MODES' values."""
-    data = nl.u32(_MACVLAN_MODE, mode)
+    data = nl.u32(uapi.IFLA_MACVLAN_MODE, mode)
     if bc_queue_len:
-        data += nl.u32(_MACVLAN_BC_QUEUE_LEN, bc_queue_len)
+        data += nl.u32(uapi.IFLA_MACVLAN_BC_QUEUE_LEN, bc_queue_len)
     create(sock, "macvlan", name, data=data, mtu=mtu, mac=mac, parent=parent, netns=netns)
 
 
@@ -281,7 +303,7 @@ def create_ipvlan(
     sock: Netlink, name: str, parent: int, *, mode: int, mtu: int = 0, netns: int | None = None
 ) -> None:
     """Make an ipvlan on the link `parent`; `mode` is one of IPVLAN_MODES' values."""
-    data = nl.u16(_IPVLAN_MODE, mode)
+    data = nl.u16(uapi.IFLA_IPVLAN_MODE, mode)
     create(sock, "ipvlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
 
 
@@ -289,7 +311,7 @@ def create_vlan(
     sock: Netlink, name: str, parent: int, *, vid: int, mtu: int = 0, netns: int | None = None
 ) -> None:
     """Make an 802.1Q interface with that id on the link `parent`."""
-    data = nl.u16(_VLAN_ID, vid)
+    data = nl.u16(uapi.IFLA_VLAN_ID, vid)
     create(sock, "vlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
 
 
@@ -324,13 +346,13 @@ def check_literal(name: str) -> None:
 
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:
     check_literal(name)
-    out = nl.text(_IFNAME, name)
+    out = nl.text(uapi.IFLA_IFNAME, name)
     if mtu:
-        out += nl.u32(_MTU, mtu)
+        out += nl.u32(uapi.IFLA_MTU, mtu)
     if mac:
-        out += nl.attr(_ADDRESS, mac)
+        out += nl.attr(uapi.IFLA_ADDRESS, mac)
     if netns is not None:
-        out += nl.u32(_NET_NS_FD, netns)
+        out += nl.u32(uapi.IFLA_NET_NS_FD, netns)
     return out
 
 
@@ -359,28 +381,34 @@ def change(  # noqa: PLR0913
     parts = [_IFINFO.pack(0, 0, index, flags, mask)]
     if name is not None:
         check_literal(name)
-        parts.append(nl.text(_IFNAME, name))
+        parts.append(nl.text(uapi.IFLA_IFNAME, name))
     if mac is not None:
-        parts.append(nl.attr(_ADDRESS, mac))
-    numbers = {_MTU: mtu, _TXQLEN: txqlen, _MASTER: master, _NET_NS_FD: netns, _GROUP: group}
+        parts.append(nl.attr(uapi.IFLA_ADDRESS, mac))
+    numbers = {
+        uapi.IFLA_MTU: mtu,
+        uapi.IFLA_TXQLEN: txqlen,
+        uapi.IFLA_MASTER: master,
+        uapi.IFLA_NET_NS_FD: netns,
+        uapi.IFLA_GROUP: group,
+    }
     parts += [nl.u32(kind, value) for kind, value in numbers.items() if value is not None]
     if alias is not None:
-        parts.append(nl.text(_IFALIAS, alias))
+        parts.append(nl.text(uapi.IFLA_IFALIAS, alias))
     sock.request(RTM_NEWLINK, b"".join(parts))
 
 
 def add_altname(sock: Netlink, index: int, name: str) -> None:
     """Give a link another name by which it can be looked up; a kernel before 5.5 goes without."""
-    _change_altname(sock, _RTM_NEWLINKPROP, index, name, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    _change_altname(sock, uapi.RTM_NEWLINKPROP, index, name, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def remove_altname(sock: Netlink, index: int, name: str) -> None:
     """Take a link's other name away; one it does not have is success."""
-    _change_altname(sock, _RTM_DELLINKPROP, index, name, 0)
+    _change_altname(sock, uapi.RTM_DELLINKPROP, index, name, 0)
 
 
 def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int) -> None:
-    names = nl.nest(_PROP_LIST, nl.text(_ALT_IFNAME, name))
+    names = nl.nest(uapi.IFLA_PROP_LIST, nl.text(uapi.IFLA_ALT_IFNAME, name))
     try:
         sock.request(kind, _IFINFO.pack(0, 0, index, 0, 0) + names, flags)
     except NetlinkError as error:
@@ -390,9 +418,9 @@ def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int)
 
 def find_altname(sock: Netlink, name: str) -> Link | None:
     """The link with that other name; None when there is none."""
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.text(_ALT_IFNAME, name)
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.text(uapi.IFLA_ALT_IFNAME, name)
     try:
-        return parse(sock.get(RTM_GETLINK, payload))
+        return parse(sock.get(uapi.RTM_GETLINK, payload))
     except NetlinkError as error:
         if error.errno in (ENODEV, ENOENT, EINVAL, EOPNOTSUPP):
             return None
@@ -401,14 +429,18 @@ def find_altname(sock: Netlink, name: str) -> Link | None:
 
 def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> None:
     """Set both flags of a bridge port."""
-    port = nl.nest(_PROTINFO, nl.u8(_PORT_HAIRPIN, hairpin), nl.u8(_PORT_ISOLATED, isolated))
-    sock.request(RTM_SETLINK, _IFINFO.pack(_AF_BRIDGE, 0, index, 0, 0) + port)
+    port = nl.nest(
+        uapi.IFLA_PROTINFO,
+        nl.u8(uapi.IFLA_BRPORT_MODE, hairpin),
+        nl.u8(uapi.IFLA_BRPORT_ISOLATED, isolated),
+    )
+    sock.request(uapi.RTM_SETLINK, _IFINFO.pack(uapi.AF_BRIDGE, 0, index, 0, 0) + port)
 
 
 def delete(sock: Netlink, index: int) -> None:
     """Delete a link; one that is gone already is success."""
     try:
-        sock.request(RTM_DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
+        sock.request(uapi.RTM_DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
     except NetlinkError as error:
         if error.errno != ENODEV:
             raise
@@ -416,18 +448,18 @@ def delete(sock: Netlink, index: int) -> None:
 
 def says_gone(kind: int, payload: bytes, index: int) -> bool:
     """Is this notification (of RTNLGRP_LINK) that of the link's deletion?"""
-    if kind != RTM_DELLINK:
+    if kind != uapi.RTM_DELLINK:
         return False
-    family, _, found, _, _ = nl.unpack(_IFINFO, payload)
-    return bool(family == 0 and found == index)
+    family, _, deleted, _, _ = nl.unpack(_IFINFO, payload)
+    return bool(family == 0 and deleted == index)
 
 
 def delete_name(sock: Netlink, name: str) -> bool:
     """Delete the link of that name; was there one?"""
-    found = find(sock, name)
-    if found is None:
+    device = find(sock, name)
+    if device is None:
         return False
-    delete(sock, found.index)
+    delete(sock, device.index)
     return True
 
 
@@ -438,10 +470,10 @@ def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float)
     """
     deadline = monotonic() + timeout
     while True:
-        found = get(sock, index)
+        device = get(sock, index)
         left = deadline - monotonic()
-        if found.operstate == IF_OPER_UP or left <= 0:
-            return found
+        if device.operstate == IF_OPER_UP or left <= 0:
+            return device
         events.events(min(left, 0.25))
 
 

@@ -7,6 +7,7 @@ socket module, which alone would take 5 ms of every request.
 
 from __future__ import annotations
 
+import os
 import struct
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
 from collections.abc import Collection, Iterator
@@ -15,25 +16,47 @@ from typing import Any
 
 from .errors import NetlinkError
 
-NETLINK_ROUTE, NETLINK_NETFILTER = 0, 12
+# linux/netlink.h
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
 
-NLM_F_REQUEST, NLM_F_MULTI, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP_INTR = 1, 2, 4, 8, 16
+NLM_F_REQUEST = 0x01
+NLM_F_ACK = 0x04
+NLM_F_ECHO = 0x08
+NLM_F_DUMP_INTR = 0x10
+# of requests to get
 NLM_F_DUMP = 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE, NLM_F_APPEND = 0x100, 0x200, 0x400, 0x800
+# of requests to make
+NLM_F_REPLACE = 0x100
+NLM_F_EXCL = 0x200
+NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
+# of acknowledgements
+NLM_F_CAPPED = 0x100
+NLM_F_ACK_TLVS = 0x200
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
+NLMSG_ERROR = 2
+NLMSG_DONE = 3
+NLMSGERR_ATTR_MSG = 1
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT_CHK = 270, 1, 10, 11, 12
-_NLMSGERR_ATTR_MSG = 1
-_NLM_F_ACK_TLVS, _NLM_F_CAPPED = 0x200, 0x100
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+NETLINK_ADD_MEMBERSHIP = 1
+NETLINK_CAP_ACK = 10
+NETLINK_EXT_ACK = 11
+NETLINK_GET_STRICT_CHK = 12
+_SOL_NETLINK = 270  # linux/socket.h
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTR = struct.Struct("=HH")  # length, type
 _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
 
 # What `Netlink` wants of a socket; an older kernel: longer acknowledgements, less explanation.
-OPTIONS = tuple((_SOL_NETLINK, option, 1) for option in (_CAP_ACK, _EXT_ACK, _STRICT_CHK))
+OPTIONS = tuple(
+    (_SOL_NETLINK, option, 1)
+    for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK)
+)
 
 Message = tuple[int, bytes, int]  # type, payload, flags
 
@@ -91,16 +114,16 @@ def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 def attr_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes by type; of several of one type the last."""
     # as attrs(), without its generator: the most frequent of all that we do
-    found: dict[int, bytes] = {}
+    attributes: dict[int, bytes] = {}
     end = len(data)
     head = _ATTR.unpack_from
     while offset + 4 <= end:
         size, kind = head(data, offset)
         if size < 4 or offset + size > end:
             break
-        found[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
+        attributes[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
         offset += size + 3 & ~3
-    return found
+    return attributes
 
 
 def unpack(layout: struct.Struct, data: bytes, offset: int = 0) -> tuple[Any, ...]:
@@ -141,12 +164,16 @@ class Netlink:
         if sock is None:
             sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
             set_options(sock, OPTIONS)
+        if os.environ.get("CNI_DEBUG") == "netlink":
+            from .netlink_debug import watched
+
+            sock = watched(sock)
         self.sock = sock
         self._sequence = 0
         if groups:
             self.sock.bind((0, 0))  # without an address of its own it would hear nothing
         for group in groups:
-            self.sock.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+            self.sock.setsockopt(_SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
 
     def __enter__(self) -> Netlink:
         return self
@@ -167,10 +194,10 @@ class Netlink:
 
         The kernel takes them in their order, also after one that it refuses.
         """
-        found: list[NetlinkError | None] = []
+        errors: list[NetlinkError | None] = []
         for start in range(0, len(requests), _BATCH):
-            found += self._batch(requests[start : start + _BATCH])
-        return found
+            errors += self._batch(requests[start : start + _BATCH])
+        return errors
 
     def _batch(self, requests: list[Message]) -> list[NetlinkError | None]:
         """An error is always told; that all is done, by the acknowledgement of the last."""
@@ -185,7 +212,7 @@ class Netlink:
             parts.append(_HEADER.pack(size, kind, whole, sequence, 0))
             parts.append(payload + b"\0" * (-size & 3))
         self.sock.send(b"".join(parts))
-        found: list[NetlinkError | None] = [None] * len(requests)
+        errors: list[NetlinkError | None] = [None] * len(requests)
         answered = False
         while not answered:
             for kind, flags, sequence, data in split(self._receive()):
@@ -196,8 +223,8 @@ class Netlink:
                 try:
                     _raise_if_error(flags, data)
                 except NetlinkError as error:
-                    found[place] = error
-        return found
+                    errors[place] = error
+        return errors
 
     def get(self, kind: int, payload: bytes) -> bytes:
         """The payload of the single reply to a get request."""
@@ -208,35 +235,35 @@ class Netlink:
     def get_each(self, kind: int, payload: bytes) -> list[bytes]:
         """What answers a get request about several things, up to the first that is not there."""
         sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK)
-        found: list[bytes] = []
+        answers: list[bytes] = []
         while True:
             for answer, flags, seq, data in split(self._receive()):
                 if seq != sequence:
                     continue
                 if answer != NLMSG_ERROR:
-                    found.append(data)
+                    answers.append(data)
                     continue
                 try:
                     _raise_if_error(flags, data)
                 except NetlinkError as error:
                     if error.errno != ENOENT:
                         raise
-                return found
+                return answers
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
         """All payloads of a dump. One that changes interrupted is repeated, up to five times."""
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         for _ in range(_DUMP_RETRIES):
             sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
             try:
-                found, interrupted = self._replies(sequence)
+                messages, interrupted = self._replies(sequence)
             except NetlinkError as error:
                 if error.errno not in (EINTR, EBUSY):
                     raise
                 interrupted = True
             if not interrupted:
                 break
-        return [data for _, data in found]
+        return [data for _, data in messages]
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         sequence = self.next_sequence()
@@ -270,7 +297,7 @@ class Netlink:
 
     def _replies(self, sequence: int, single: bool = False) -> tuple[list[tuple[int, bytes]], bool]:
         """What answers `sequence`, and whether a dump was interrupted by a change."""
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         interrupted = False
         while True:
             for kind, flags, seq, data in split(self._receive()):
@@ -279,14 +306,14 @@ class Netlink:
                 interrupted |= bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
                     _raise_if_error(flags, data)
-                    return found, interrupted
+                    return messages, interrupted
                 if kind == NLMSG_DONE:
                     if len(data) >= 4 and _S32.unpack_from(data)[0] < 0:
                         raise NetlinkError(-_S32.unpack_from(data)[0])
-                    return found, interrupted
-                found.append((kind, data))
+                    return messages, interrupted
+                messages.append((kind, data))
                 if single:
-                    return found, interrupted
+                    return messages, interrupted
 
     def events(self, timeout: float) -> list[tuple[int, bytes]]:
         """Notifications that arrive within `timeout` seconds (at least one, else empty).
@@ -327,14 +354,17 @@ def split(buffer: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 def _raise_if_error(flags: int, data: bytes) -> None:
     code = unpack(_S32, data)[0]
-    if code == 0:
-        return
-    detail = ""
-    if flags & _NLM_F_ACK_TLVS:
-        # error, the request's header, and the request itself unless it was capped
-        request = 16 if flags & _NLM_F_CAPPED else unpack(_U32, data, 4)[0]
-        detail = get_text(attr_map(data, 4 + (request + 3 & ~3)).get(_NLMSGERR_ATTR_MSG))
-    raise NetlinkError(-code, detail)
+    if code != 0:
+        raise NetlinkError(-code, explanation_of(flags, data))
+
+
+def explanation_of(flags: int, data: bytes) -> str:
+    """The kernel's own words in an acknowledgement; empty if it gave none."""
+    if not flags & NLM_F_ACK_TLVS:
+        return ""
+    # error, the request's header, and the request itself unless it was capped
+    request = 16 if flags & NLM_F_CAPPED else unpack(_U32, data, 4)[0]
+    return get_text(attr_map(data, 4 + (request + 3 & ~3)).get(NLMSGERR_ATTR_MSG))
 
 
 def ignoring_exists(error: OSError) -> None:

@@ -10,13 +10,10 @@ import struct
 from errno import EINVAL, ENODEV, ENOENT
 
 from . import netlink as nl
+from . import uapi
 from .errors import NetlinkError
-from .link import RTM_GETLINK, Link, list_all, parse
+from .link import Link, list_all, parse
 from .netlink import Netlink
-
-IFLA_EXT_MASK = 29
-IFLA_TARGET_NETNSID = 46
-RTEXT_FILTER_SKIP_STATS = 1 << 3
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 
@@ -30,13 +27,15 @@ def find(sock: Netlink, index: int, nsid: int | None) -> Link | None:
     """
     if not index:
         return None
-    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(
+        uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS
+    )
     if nsid is not None:
         if nsid < 0:
             return None  # the kernel has taken the number back
-        payload += nl.u32(IFLA_TARGET_NETNSID, nsid)
+        payload += nl.u32(uapi.IFLA_TARGET_NETNSID, nsid)
     try:
-        return parse(sock.get(RTM_GETLINK, payload))
+        return parse(sock.get(uapi.RTM_GETLINK, payload))
     except NetlinkError as error:
         if error.errno in (ENODEV, ENOENT, EINVAL):  # EINVAL: the number means no namespace
             return None

@@ -10,27 +10,41 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix, format_ip
 from . import netlink as nl
+from . import uapi
 from .errors import NetlinkError, RouteError
 from .netlink import Netlink
 
-RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTNLGRP_IPV6_ROUTE = uapi.RTNLGRP_IPV6_ROUTE
 
-RTNLGRP_IPV6_ROUTE = 11
+TABLE_MAIN = uapi.RT_TABLE_MAIN
+TABLE_LOCAL = uapi.RT_TABLE_LOCAL
+SCOPE_UNIVERSE = uapi.RT_SCOPE_UNIVERSE
+SCOPE_LINK = uapi.RT_SCOPE_LINK
+SCOPE_HOST = uapi.RT_SCOPE_HOST
+PROTO_KERNEL = uapi.RTPROT_KERNEL
+PROTO_BOOT = uapi.RTPROT_BOOT
+# types of routes
+UNICAST = uapi.RTN_UNICAST
+LOCAL = uapi.RTN_LOCAL
+FLAG_ONLINK = uapi.RTNH_F_ONLINK
 
-TABLE_MAIN, TABLE_LOCAL = 254, 255
-SCOPE_UNIVERSE, SCOPE_LINK, SCOPE_HOST = 0, 253, 254
-PROTO_KERNEL, PROTO_BOOT = 2, 3
-UNICAST, LOCAL = 1, 2  # types
-FLAG_ONLINK = 4
-
-_DST, _OIF, _GATEWAY, _PRIORITY, _PREFSRC, _MULTIPATH, _TABLE = 1, 4, 5, 6, 7, 9, 15
-# metrics (MTU, …), realm, gateway of the other family, router preference, encapsulation
-_KEPT = frozenset({8, 11, 18, 20, 21, 22})
+# Attributes that a copy of a route takes over as they are.
+_KEPT = frozenset(
+    {
+        uapi.RTA_METRICS,
+        uapi.RTA_FLOW,
+        uapi.RTA_VIA,
+        uapi.RTA_PREF,
+        uapi.RTA_ENCAP_TYPE,
+        uapi.RTA_ENCAP,
+    }
+)
 _BESIDE = nl.NLM_F_CREATE | nl.NLM_F_APPEND
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _FAMILIES = (AF_INET, AF_INET6)
-_NO_NUMBER = (0, 252)  # of a table, in the header: an attribute has it (RT_TABLE_COMPAT)
+# Of a table in the header: the number is in an attribute.
+_NO_NUMBER = (uapi.RT_TABLE_UNSPEC, uapi.RT_TABLE_COMPAT)
 _NEXTHOP = struct.Struct("=HBBi")
 
 
@@ -78,7 +92,7 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNIC
     accepted, an identical route is EEXIST.
     """
     try:
-        sock.request(RTM_NEWROUTE, _message(route, kind), nl.NLM_F_CREATE)
+        sock.request(uapi.RTM_NEWROUTE, _message(route, kind), nl.NLM_F_CREATE)
     except NetlinkError as error:
         if not (exist_ok and error.errno == EEXIST):
             raise
@@ -100,12 +114,12 @@ def additions(routes: Iterable[Route], table: int, there: Iterable[Route] = ()) 
         olds = present.pop((entry.dst, entry.tos, entry.priority), [])
         if wanted not in olds:
             changes += map(_deletion, olds)
-            changes.append((wanted, (RTM_NEWROUTE, _message(wanted), _BESIDE)))
+            changes.append((wanted, (uapi.RTM_NEWROUTE, _message(wanted), _BESIDE)))
     return changes
 
 
 def _deletion(entry: Route) -> Change:
-    return entry, (RTM_DELROUTE, _message(entry), 0)
+    return entry, (uapi.RTM_DELROUTE, _message(entry), 0)
 
 
 def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
@@ -126,7 +140,7 @@ def _change(sock: Netlink, changes: list[Change]) -> None:
 def require_made(changes: list[Change], failures: Iterable[NetlinkError | None]) -> None:
     """Raises RouteError for the first that was not made; what is there, or gone, already is."""
     for (entry, (kind, _, _)), error in zip(changes, failures, strict=True):
-        if error is not None and error.errno != (ESRCH if kind == RTM_DELROUTE else EEXIST):
+        if error is not None and error.errno != (ESRCH if kind == uapi.RTM_DELROUTE else EEXIST):
             raise RouteError(entry, error.errno or 0, error.explanation)
 
 
@@ -142,38 +156,39 @@ def show(
 
     The kernel leaves out the others (since 4.20). Raises NetlinkError.
     """
-    found: list[Route] = []
+    routes: list[Route] = []
     for data in _dump(sock, family, index, table, kind):
         for entry in _parse(data, family, kind):
             if table in (0, entry.table) and index in (0, entry.index):
-                found.append(entry)
-    return found
+                routes.append(entry)
+    return routes
 
 
 def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
     """The unicast routes to exactly these networks, in whichever table. Raises NetlinkError.
 
-    One dump for each family, however many are asked for; of many routes only those are taken apart.
+    There is one dump for each family, whatever the number of destinations, and only the routes to
+    them are parsed.
     """
-    found: list[Route] = []
+    routes: list[Route] = []
     for family in {destination.family for destination in destinations}:
         wanted = {d for d in destinations if d.family == family}
         lengths = {d.length for d in wanted}
-        marks = [nl.attr(_DST, d.ip) for d in wanted if d.length]
+        marks = [nl.attr(uapi.RTA_DST, d.ip) for d in wanted if d.length]
         for data in _dump(sock, family, 0, 0, UNICAST):
             length = data[1]
             if length in lengths and (not length or any(mark in data for mark in marks)):
-                found += [entry for entry in _parse(data, family) if entry.dst in wanted]
-    return found
+                routes += [entry for entry in _parse(data, family) if entry.dst in wanted]
+    return routes
 
 
 def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list[bytes]:
     """The messages about a family's routes; where the kernel can, without those of others."""
     request = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, kind, 0)
-    request += nl.u32(_TABLE, table) if table else b""
-    request += nl.u32(_OIF, index) if index else b""
+    request += nl.u32(uapi.RTA_TABLE, table) if table else b""
+    request += nl.u32(uapi.RTA_OIF, index) if index else b""
     try:
-        return sock.dump(RTM_GETROUTE, request)
+        return sock.dump(uapi.RTM_GETROUTE, request)
     except NetlinkError as error:
         if error.errno not in (ENOENT, ENODEV):
             raise
@@ -182,18 +197,18 @@ def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list
 
 def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
     """The unicast routes of the main table, and the tables that have a route; of both families."""
-    found: list[Route] = []
+    routes: list[Route] = []
     tables = set()
-    for data in sock.dump(RTM_GETROUTE, _RTMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
+    for data in sock.dump(uapi.RTM_GETROUTE, _RTMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         family, _, _, _, table, _, _, kind, _ = nl.unpack(_RTMSG, data)
         if family not in _FAMILIES:  # multicast routing and MPLS answer, too
             continue
         if table in _NO_NUMBER:
-            table = nl.get_u32(nl.attr_map(data, _RTMSG.size).get(_TABLE), table)
+            table = nl.get_u32(nl.attr_map(data, _RTMSG.size).get(uapi.RTA_TABLE), table)
         tables.add(table)
         if table == TABLE_MAIN and kind == UNICAST:
-            found += _parse(data, family)
-    return found, tables
+            routes += _parse(data, family)
+    return routes, tables
 
 
 def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
@@ -201,10 +216,10 @@ def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
     addresses is LOCAL. Raises NetlinkError when there is no way.
     """
     family = AF_INET6 if len(ip) == 16 else AF_INET
-    request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(_DST, ip)
-    answer = sock.get(RTM_GETROUTE, request)
+    request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(uapi.RTA_DST, ip)
+    answer = sock.get(uapi.RTM_GETROUTE, request)
     kind = nl.unpack(_RTMSG, answer)[7]
-    return kind, nl.get_u32(nl.attr_map(answer, _RTMSG.size).get(_OIF))
+    return kind, nl.get_u32(nl.attr_map(answer, _RTMSG.size).get(uapi.RTA_OIF))
 
 
 def is_local(sock: Netlink, ip: bytes) -> bool:
@@ -222,19 +237,19 @@ def _parse(data: bytes, family: int, wanted: int = UNICAST) -> list[Route]:
     a = nl.attr_map(data, _RTMSG.size)
     empty = bytes(16 if family == AF_INET6 else 4)
     base = Route(
-        dst=Prefix(a.get(_DST, empty), dst_len),
-        index=nl.get_u32(a.get(_OIF)),
-        gateway=a.get(_GATEWAY, b""),
-        source=a.get(_PREFSRC, b""),
-        priority=nl.get_u32(a.get(_PRIORITY)),
-        table=nl.get_u32(a.get(_TABLE), table),
+        dst=Prefix(a.get(uapi.RTA_DST, empty), dst_len),
+        index=nl.get_u32(a.get(uapi.RTA_OIF)),
+        gateway=a.get(uapi.RTA_GATEWAY, b""),
+        source=a.get(uapi.RTA_PREFSRC, b""),
+        priority=nl.get_u32(a.get(uapi.RTA_PRIORITY)),
+        table=nl.get_u32(a.get(uapi.RTA_TABLE), table),
         scope=scope,
         protocol=proto,
         tos=tos,
         flags=flags & FLAG_ONLINK,
         extra=_kept(a),
     )
-    hops = a.get(_MULTIPATH)
+    hops = a.get(uapi.RTA_MULTIPATH)
     if hops is None:
         return [base]
     return list(_next_hops(base, hops))
@@ -246,18 +261,18 @@ def _kept(attributes: dict[int, bytes]) -> bytes:
 
 def _next_hops(base: Route, data: bytes) -> list[Route]:
     """A multipath route, one a next hop: struct rtnexthop, each with its attributes."""
-    found: list[Route] = []
+    hops: list[Route] = []
     offset = 0
     while offset + _NEXTHOP.size <= len(data):
         length, flags, _, index = _NEXTHOP.unpack_from(data, offset)
         if length < _NEXTHOP.size:
             break
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
-        hop = base._replace(index=index, gateway=a.get(_GATEWAY, b""))
-        found.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
+        hop = base._replace(index=index, gateway=a.get(uapi.RTA_GATEWAY, b""))
+        hops.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
         offset += length + 3 & ~3
-    shared = len({hop.index for hop in found}) > 1
-    return [hop._replace(shared=shared) for hop in found]
+    shared = len({hop.index for hop in hops}) > 1
+    return [hop._replace(shared=shared) for hop in hops]
 
 
 def _message(route: Route, kind: int = UNICAST) -> bytes:
@@ -273,13 +288,18 @@ def _message(route: Route, kind: int = UNICAST) -> bytes:
         kind,
         route.flags,
     )
-    parts = [header, nl.u32(_TABLE, route.table), nl.u32(_OIF, route.index), route.extra]
+    parts = [
+        header,
+        nl.u32(uapi.RTA_TABLE, route.table),
+        nl.u32(uapi.RTA_OIF, route.index),
+        route.extra,
+    ]
     if dst.length:
-        parts.append(nl.attr(_DST, dst.network.ip))
+        parts.append(nl.attr(uapi.RTA_DST, dst.network.ip))
     if route.gateway:
-        parts.append(nl.attr(_GATEWAY, route.gateway))
+        parts.append(nl.attr(uapi.RTA_GATEWAY, route.gateway))
     if route.source:
-        parts.append(nl.attr(_PREFSRC, route.source))
+        parts.append(nl.attr(uapi.RTA_PREFSRC, route.source))
     if route.priority:
-        parts.append(nl.u32(_PRIORITY, route.priority))
+        parts.append(nl.u32(uapi.RTA_PRIORITY, route.priority))
     return b"".join(parts)

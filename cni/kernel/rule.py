@@ -14,19 +14,23 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix
 from . import netlink as nl
+from . import uapi
 from .errors import NetlinkError
 from .netlink import Netlink
 
-RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
-
-_TO_TABLE = 1  # the action
-_SRC, _PRIORITY, _FWMARK, _SUPPRESS_PREFIXLEN, _TABLE, _FWMASK = 2, 6, 10, 14, 15, 16
-_PAD, _L3MDEV, _PROTOCOL = 18, 19, 21
 # family, dst len, src len, tos, table, 2 reserved, action, flags
 _HEADER = struct.Struct("=BBBBBxxBI")
 _FAMILIES = (AF_INET, AF_INET6)  # multicast routing has rules, too
-_NO_SELECTOR = frozenset({_PRIORITY, _SUPPRESS_PREFIXLEN, _TABLE, _PAD, _PROTOCOL})
-_UNDERSTOOD = _NO_SELECTOR | {_SRC, _FWMARK, _FWMASK}
+_NO_SELECTOR = frozenset(
+    {
+        uapi.FRA_PRIORITY,
+        uapi.FRA_SUPPRESS_PREFIXLEN,
+        uapi.FRA_TABLE,
+        uapi.FRA_PAD,
+        uapi.FRA_PROTOCOL,
+    }
+)
+_UNDERSTOOD = _NO_SELECTOR | {uapi.FRA_SRC, uapi.FRA_FWMARK, uapi.FRA_FWMASK}
 
 
 class Rule(NamedTuple):
@@ -51,7 +55,7 @@ class Rule(NamedTuple):
 def show(sock: Netlink) -> list[Rule]:
     """The rules of IPv4 and IPv6, each in their order. Raises NetlinkError."""
     asked = _HEADER.pack(AF_UNSPEC, *[0] * 6)
-    return [_parse(data) for data in sock.dump(RTM_GETRULE, asked) if data[0] in _FAMILIES]
+    return [_parse(data) for data in sock.dump(uapi.RTM_GETRULE, asked) if data[0] in _FAMILIES]
 
 
 def addition(source: Prefix, table: int, owner: int) -> nl.Message:
@@ -61,20 +65,22 @@ def addition(source: Prefix, table: int, owner: int) -> nl.Message:
     `owner` is a number above 0.
     """
     host = source.host
-    header = _HEADER.pack(host.family, 0, host.length, 0, table if table < 256 else 0, _TO_TABLE, 0)
+    header = _HEADER.pack(
+        host.family, 0, host.length, 0, table if table < 256 else 0, uapi.FR_ACT_TO_TBL, 0
+    )
     parts = [
-        nl.attr(_SRC, host.ip),
-        nl.u32(_TABLE, table),
-        nl.u32(_FWMARK, owner),
-        nl.u32(_FWMASK, 0),
+        nl.attr(uapi.FRA_SRC, host.ip),
+        nl.u32(uapi.FRA_TABLE, table),
+        nl.u32(uapi.FRA_FWMARK, owner),
+        nl.u32(uapi.FRA_FWMASK, 0),
     ]
-    return RTM_NEWRULE, header + b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL
+    return uapi.RTM_NEWRULE, header + b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL
 
 
 def delete(sock: Netlink, rule: Rule) -> None:
     """Delete a rule that show() found; one that is gone already is success."""
     try:
-        sock.request(RTM_DELRULE, rule.raw)
+        sock.request(uapi.RTM_DELRULE, rule.raw)
     except NetlinkError as error:
         if error.errno != ENOENT:
             raise
@@ -83,14 +89,14 @@ def delete(sock: Netlink, rule: Rule) -> None:
 def _parse(data: bytes) -> Rule:
     family, dst_len, src_len, tos, table, action, flags = nl.unpack(_HEADER, data)
     a = nl.attr_map(data, _HEADER.size)
-    masked = nl.get_u32(a.get(_FWMASK)) != 0
+    masked = nl.get_u32(a.get(uapi.FRA_FWMASK)) != 0
     others = not _UNDERSTOOD.issuperset(a)
     return Rule(
-        priority=nl.get_u32(a.get(_PRIORITY)),
-        source=Prefix(a.get(_SRC, bytes(16 if family == AF_INET6 else 4)), src_len),
-        table=nl.get_u32(a.get(_TABLE), table),
-        owner=0 if masked else nl.get_u32(a.get(_FWMARK)),
-        plain=not (dst_len or tos or flags or masked or others) and action == _TO_TABLE,
+        priority=nl.get_u32(a.get(uapi.FRA_PRIORITY)),
+        source=Prefix(a.get(uapi.FRA_SRC, bytes(16 if family == AF_INET6 else 4)), src_len),
+        table=nl.get_u32(a.get(uapi.FRA_TABLE), table),
+        owner=0 if masked else nl.get_u32(a.get(uapi.FRA_FWMARK)),
+        plain=not (dst_len or tos or flags or masked or others) and action == uapi.FR_ACT_TO_TBL,
         raw=data,
-        of_vrfs=_L3MDEV in a,
+        of_vrfs=uapi.FRA_L3MDEV in a,
     )

@@ -81,9 +81,10 @@ def _do(kind: str, name: str, wanted: str) -> Outcome:
 def put_back(
     perform: Callable[[list[Step]], list[Outcome]], settings: list[tuple[str, str, str]]
 ) -> list[tuple[str, int]]:
-    """Undo (name, value before, value set), the last first; the names and errnos of failures.
+    """Undo settings (name, value before, value set), the last first; names and errnos of failures.
 
-    What has another value by now is somebody else's, and left alone; so is what is gone.
+    A parameter that has neither value by now has been set by another program and stays; one that
+    is gone is no failure.
     """
     latest = settings[::-1]
     present = perform([(READ, name, "") for name, _, _ in latest])

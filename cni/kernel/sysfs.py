@@ -59,10 +59,10 @@ def _exists(base: str, identifier: str) -> bool:
 
 
 def _first(directory: str) -> str:
-    found = _entries(directory)
-    if not found:
+    entries = _entries(directory)
+    if not entries:
         raise DeviceError(f"failed to find network device in path {directory}")
-    return found[0]
+    return entries[0]
 
 
 def _entries(directory: str) -> list[str]:

@@ -11,18 +11,17 @@ from errno import EINVAL, ENOENT
 from typing import NamedTuple
 
 from . import netlink as nl
+from . import uapi
 from .errors import NetlinkError
 from .netlink import Netlink
 
-RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTCLASS, RTM_GETTCLASS = 36, 37, 38, 40, 42
-
-ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1  # where a qdisc hangs on its device
+# Where a qdisc hangs on its device.
+ROOT = uapi.TC_H_ROOT
+INGRESS = uapi.TC_H_INGRESS
 INGRESS_HANDLE = 0xFFFF0000
 
-KIND, OPTIONS = 1, 2
-_TBF_PARMS, _TBF_RATE64 = 1, 4
-_HTB_PARMS, _HTB_INIT, _HTB_RATE64, _HTB_CEIL64 = 1, 2, 6, 7
-_FQ_CODEL_TARGET, _FQ_CODEL_MEMORY_LIMIT = 1, 9
+KIND = uapi.TCA_KIND
+OPTIONS = uapi.TCA_OPTIONS
 
 _U32_MAX = 0xFFFFFFFF
 _MSG = struct.Struct("=BxxxiIII")  # family, index, handle, parent, info
@@ -119,22 +118,22 @@ def add_qdisc(
     payload = message(index, own, parent) + nl.text(KIND, kind)
     if options:
         payload += nl.attr(OPTIONS, options)
-    sock.request(RTM_NEWQDISC, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    sock.request(uapi.RTM_NEWQDISC, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def add_tbf(sock: Netlink, index: int, bucket: Bucket, *, own: int = 0, parent: int = ROOT) -> None:
     """Add a token bucket filter. Raises NetlinkError."""
     rate = min(bucket.rate, _U32_MAX)
     limit, buffer = min(bucket.limit, _U32_MAX), buffer_ticks(bucket.rate, bucket.burst)
-    options = nl.attr(_TBF_PARMS, _TBF.pack(*_rate(rate), *_rate(0), limit, buffer, 0))
+    options = nl.attr(uapi.TCA_TBF_PARMS, _TBF.pack(*_rate(rate), *_rate(0), limit, buffer, 0))
     if bucket.rate > rate:
-        options += nl.attr(_TBF_RATE64, _U64.pack(bucket.rate))
+        options += nl.attr(uapi.TCA_TBF_RATE64, _U64.pack(bucket.rate))
     add_qdisc(sock, index, "tbf", own=own, parent=parent, options=options)
 
 
 def add_htb(sock: Netlink, index: int, default: int, *, own: int) -> None:
     """Add a root HTB; what no filter classifies goes to the class with the minor `default`."""
-    options = nl.attr(_HTB_INIT, _HTB_GLOB.pack(3, 10, default, 0, 0))
+    options = nl.attr(uapi.TCA_HTB_INIT, _HTB_GLOB.pack(3, 10, default, 0, 0))
     add_qdisc(sock, index, "htb", own=own, options=options)
 
 
@@ -144,12 +143,12 @@ def add_htb_class(
     """Add a class that may not borrow; `quantum` bytes are its turn among its siblings."""
     rate, ticks = min(bucket.rate, _U32_MAX), buffer_ticks(bucket.rate, bucket.burst)
     parms = _HTB.pack(*_rate(rate), *_rate(rate), ticks, ticks, quantum, 0, 0)
-    options = nl.attr(_HTB_PARMS, parms)
+    options = nl.attr(uapi.TCA_HTB_PARMS, parms)
     if bucket.rate > rate:
         wide = _U64.pack(bucket.rate)
-        options += nl.attr(_HTB_RATE64, wide) + nl.attr(_HTB_CEIL64, wide)
+        options += nl.attr(uapi.TCA_HTB_RATE64, wide) + nl.attr(uapi.TCA_HTB_CEIL64, wide)
     payload = message(index, own, parent) + nl.text(KIND, "htb") + nl.attr(OPTIONS, options)
-    sock.request(RTM_NEWTCLASS, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    sock.request(uapi.RTM_NEWTCLASS, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def add_fifo(sock: Netlink, index: int, limit: int, *, parent: int) -> None:
@@ -163,8 +162,8 @@ def add_fq_codel(sock: Netlink, index: int, target: int, memory: int, *, parent:
 
     A packet should wait `target` microseconds at most; all take `memory` bytes at most.
     """
-    options = nl.u32(_FQ_CODEL_TARGET, target)
-    options += nl.u32(_FQ_CODEL_MEMORY_LIMIT, min(memory, _U32_MAX))
+    options = nl.u32(uapi.TCA_FQ_CODEL_TARGET, target)
+    options += nl.u32(uapi.TCA_FQ_CODEL_MEMORY_LIMIT, min(memory, _U32_MAX))
     try:
         add_qdisc(sock, index, "fq_codel", parent=parent, options=options)
     except NetlinkError as error:
@@ -182,7 +181,7 @@ def add_ingress(sock: Netlink, index: int) -> None:
 def delete_qdisc(sock: Netlink, index: int, parent: int = ROOT) -> None:
     """Delete a qdisc with all below it; one that is gone already is success."""
     try:
-        sock.request(RTM_DELQDISC, message(index, 0, parent))
+        sock.request(uapi.RTM_DELQDISC, message(index, 0, parent))
     except NetlinkError as error:
         if error.errno not in (ENOENT, EINVAL):
             raise
@@ -198,11 +197,12 @@ def _rate(rate: int) -> tuple[int, int, int, int, int, int]:
 def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
     """The qdisc of an interface at ROOT or INGRESS; None when there is none. Raises NetlinkError.
 
-    It is asked for by itself: the kernel dumps the qdiscs of all interfaces or of none. The
-    answer is a notification, which it has to be told to echo; there is none for some qdiscs.
+    A dump would give the qdiscs of all interfaces. The answer to a request for one is a
+    notification, which the kernel sends to the asking socket with NLM_F_ECHO only; for some qdiscs
+    it sends none.
     """
     try:
-        replies = sock.request(RTM_GETQDISC, message(index, 0, parent), nl.NLM_F_ECHO)
+        replies = sock.request(uapi.RTM_GETQDISC, message(index, 0, parent), nl.NLM_F_ECHO)
     except NetlinkError as error:
         if error.errno not in (ENOENT, EINVAL):
             raise
@@ -213,27 +213,27 @@ def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
     return Qdisc(nl.get_text(attributes.get(KIND)), own, above, attributes.get(OPTIONS, b""))
 
 
-def tbf_shape(found: Qdisc) -> Shape:
+def tbf_shape(entry: Qdisc) -> Shape:
     """What a TBF qdisc lets through."""
-    options = nl.attr_map(found.options)
-    fields = nl.unpack(_TBF, options.get(_TBF_PARMS, b""))
-    return Shape(_wide(options.get(_TBF_RATE64), fields[5]), fields[12], fields[13])
+    options = nl.attr_map(entry.options)
+    fields = nl.unpack(_TBF, options.get(uapi.TCA_TBF_PARMS, b""))
+    return Shape(_wide(options.get(uapi.TCA_TBF_RATE64), fields[5]), fields[12], fields[13])
 
 
-def htb_default(found: Qdisc) -> int:
+def htb_default(entry: Qdisc) -> int:
     """The minor of an HTB qdisc's default class."""
-    return int(nl.unpack(_HTB_GLOB, nl.attr_map(found.options).get(_HTB_INIT, b""))[2])
+    return int(nl.unpack(_HTB_GLOB, nl.attr_map(entry.options).get(uapi.TCA_HTB_INIT, b""))[2])
 
 
 def htb_classes(sock: Netlink, index: int) -> list[HtbClass]:
     """The classes of an interface's HTB qdisc. Raises NetlinkError."""
     classes = []
-    for payload in sock.dump(RTM_GETTCLASS, message(index, 0, 0)):
+    for payload in sock.dump(uapi.RTM_GETTCLASS, message(index, 0, 0)):
         _, own, _, _, attributes = unpack(payload)
         if nl.get_text(attributes.get(KIND)) == "htb":
             options = nl.attr_map(attributes.get(OPTIONS, b""))
-            fields = nl.unpack(_HTB, options.get(_HTB_PARMS, b""))
-            rate = _wide(options.get(_HTB_RATE64), fields[5])
+            fields = nl.unpack(_HTB, options.get(uapi.TCA_HTB_PARMS, b""))
+            rate = _wide(options.get(uapi.TCA_HTB_RATE64), fields[5])
             classes.append(HtbClass(own, Shape(rate, 0, fields[12])))
     return classes
 

@@ -12,26 +12,23 @@ from typing import NamedTuple
 
 from ..protocol.address import Prefix
 from . import netlink as nl
-from . import tc
+from . import tc, uapi
 from .errors import NetlinkError
 from .netlink import Netlink
 
-RTM_NEWTFILTER, RTM_GETTFILTER = 44, 46
-ETH_P_ALL, ETH_P_IP, ETH_P_IPV6 = 3, 0x0800, 0x86DD
+# By the size of an address, and whether it is the source; the mask of each is the next number.
+_FLOWER_ADDRESS = {
+    (4, True): uapi.TCA_FLOWER_KEY_IPV4_SRC,
+    (4, False): uapi.TCA_FLOWER_KEY_IPV4_DST,
+    (16, True): uapi.TCA_FLOWER_KEY_IPV6_SRC,
+    (16, False): uapi.TCA_FLOWER_KEY_IPV6_DST,
+}
+_ACTIONS = {"u32": uapi.TCA_U32_ACT, "matchall": uapi.TCA_MATCHALL_ACT}
 
-_U32_CLASSID, _U32_SEL, _U32_ACT = 1, 5, 7
-_MATCHALL_ACT = 2
-_FLOWER_CLASSID, _FLOWER_ETH_TYPE = 1, 8
-_FLOWER_ADDRESS = {(4, True): 10, (4, False): 12, (16, True): 14, (16, False): 16}
-_ACTIONS = {"u32": _U32_ACT, "matchall": _MATCHALL_ACT}
-
-_TERMINAL = 1  # TC_U32_TERMINAL: the first match decides
 _SEL = struct.Struct("=BBBxHHhhI")  # flags, offshift, nkeys, offmask, off, offoff, hoff, hmask
 _KEY = struct.Struct("=4s4sii")  # mask, value, offset, offset mask
 _OFFSETS = {(4, True): 12, (4, False): 16, (16, True): 8, (16, False): 24}  # in the IP header
 
-_ACT_KIND, _ACT_OPTIONS, _MIRRED_PARMS = 1, 2, 2
-_STOLEN, _EGRESS_REDIRECT = 4, 1
 # index, capabilities, what becomes of the packet, references, bindings, action, interface
 _MIRRED = struct.Struct("=IIiiiiI")
 
@@ -53,20 +50,23 @@ class Filter(NamedTuple):
 
 def redirect(sock: Netlink, index: int, parent: int, device: int, *, priority: int = 1) -> None:
     """Send all that comes to `parent` out through another device instead. Raises NetlinkError."""
-    parms = nl.attr(_MIRRED_PARMS, _MIRRED.pack(0, 0, _STOLEN, 0, 0, _EGRESS_REDIRECT, device))
-    act = nl.nest(1, nl.text(_ACT_KIND, "mirred"), nl.nest(_ACT_OPTIONS, parms))
+    parms = nl.attr(
+        uapi.TCA_MIRRED_PARMS,
+        _MIRRED.pack(0, 0, uapi.TC_ACT_STOLEN, 0, 0, uapi.TCA_EGRESS_REDIR, device),
+    )
+    act = nl.nest(1, nl.text(uapi.TCA_ACT_KIND, "mirred"), nl.nest(uapi.TCA_ACT_OPTIONS, parms))
     u32 = (
-        nl.u32(_U32_CLASSID, tc.handle(1, 1))
-        + nl.attr(_U32_SEL, _selector([(bytes(4), bytes(4), 0)]))
-        + nl.nest(_U32_ACT, act)
+        nl.u32(uapi.TCA_U32_CLASSID, tc.handle(1, 1))
+        + nl.attr(uapi.TCA_U32_SEL, _selector([(bytes(4), bytes(4), 0)]))
+        + nl.nest(uapi.TCA_U32_ACT, act)
     )
     try:
-        _add(sock, index, parent, "u32", priority, ETH_P_ALL, u32)
+        _add(sock, index, parent, "u32", priority, uapi.ETH_P_ALL, u32)
     except NetlinkError as error:
         if error.errno != ENOENT:
             raise
-        options = nl.nest(_MATCHALL_ACT, act)
-        _add(sock, index, parent, "matchall", priority, ETH_P_ALL, options)
+        options = nl.nest(uapi.TCA_MATCHALL_ACT, act)
+        _add(sock, index, parent, "matchall", priority, uapi.ETH_P_ALL, options)
 
 
 def classify(
@@ -76,17 +76,17 @@ def classify(
 
     IPv6 comes with priority 15, IPv4 with 16: the kernel wants one for each protocol.
     """
-    protocol, priority = (ETH_P_IP, 16) if subnet.is_v4 else (ETH_P_IPV6, 15)
+    protocol, priority = (uapi.ETH_P_IP, 16) if subnet.is_v4 else (uapi.ETH_P_IPV6, 15)
     try:
         kind = "u32"
-        options = nl.u32(_U32_CLASSID, target)
-        options += nl.attr(_U32_SEL, matching(kind, subnet, source=source))
+        options = nl.u32(uapi.TCA_U32_CLASSID, target)
+        options += nl.attr(uapi.TCA_U32_SEL, matching(kind, subnet, source=source))
         _add(sock, index, parent, kind, priority, protocol, options)
     except NetlinkError as error:
         if error.errno != ENOENT:
             raise
         kind = "flower"
-        options = nl.u32(_FLOWER_CLASSID, target) + matching(kind, subnet, source=source)
+        options = nl.u32(uapi.TCA_FLOWER_CLASSID, target) + matching(kind, subnet, source=source)
         _add(sock, index, parent, kind, priority, protocol, options)
 
 
@@ -95,7 +95,9 @@ def matching(kind: str, subnet: Prefix, *, source: bool) -> bytes:
     value, size = subnet.network.ip, len(subnet.ip)
     mask = (((1 << subnet.length) - 1) << (size * 8 - subnet.length)).to_bytes(size, "big")
     if kind == "flower":
-        ether = nl.u16(_FLOWER_ETH_TYPE, htons(ETH_P_IP if subnet.is_v4 else ETH_P_IPV6))
+        ether = nl.u16(
+            uapi.TCA_FLOWER_KEY_ETH_TYPE, htons(uapi.ETH_P_IP if subnet.is_v4 else uapi.ETH_P_IPV6)
+        )
         if subnet.length == 0:
             return ether  # the kernel does not keep a mask without bits
         address = _FLOWER_ADDRESS[size, source]
@@ -106,7 +108,7 @@ def matching(kind: str, subnet: Prefix, *, source: bool) -> bytes:
 
 
 def _selector(keys: list[tuple[bytes, bytes, int]]) -> bytes:
-    head = _SEL.pack(_TERMINAL, 0, len(keys), 0, 0, 0, 0, 0)
+    head = _SEL.pack(uapi.TC_U32_TERMINAL, 0, len(keys), 0, 0, 0, 0, 0)
     return head + b"".join(_KEY.pack(mask, value, at, 0) for mask, value, at in keys)
 
 
@@ -116,20 +118,20 @@ def _add(
     info = priority << 16 | htons(protocol)
     payload = tc.message(index, 0, parent, info) + nl.text(tc.KIND, kind)
     payload += nl.nest(tc.OPTIONS, options)
-    sock.request(RTM_NEWTFILTER, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+    sock.request(uapi.RTM_NEWTFILTER, payload, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
     """The filters of an interface at `parent`; none if it does not exist. Raises NetlinkError."""
-    found = []
-    for payload in sock.dump(RTM_GETTFILTER, tc.message(index, 0, parent)):
+    filters = []
+    for payload in sock.dump(uapi.RTM_GETTFILTER, tc.message(index, 0, parent)):
         _, own, _, info, attributes = tc.unpack(payload)
         kind = nl.get_text(attributes.get(tc.KIND))
         options = nl.attr_map(attributes.get(tc.OPTIONS, b""))
-        if own == 0 or (kind == "u32" and _U32_SEL not in options):
+        if own == 0 or (kind == "u32" and uapi.TCA_U32_SEL not in options):
             continue  # the filter's hash table, not a filter
-        classid = _FLOWER_CLASSID if kind == "flower" else _U32_CLASSID
-        found.append(
+        classid = uapi.TCA_FLOWER_CLASSID if kind == "flower" else uapi.TCA_U32_CLASSID
+        filters.append(
             Filter(
                 kind,
                 info >> 16,
@@ -139,13 +141,13 @@ def show(sock: Netlink, index: int, parent: int) -> list[Filter]:
                 _redirect(options.get(_ACTIONS.get(kind, 0), b"")),
             )
         )
-    return found
+    return filters
 
 
 def _match(kind: str, options: dict[int, bytes]) -> bytes:
     if kind == "u32":
-        return options[_U32_SEL]
-    kept = range(_FLOWER_ETH_TYPE, _FLOWER_ADDRESS[16, False] + 2)
+        return options[uapi.TCA_U32_SEL]
+    kept = range(uapi.TCA_FLOWER_KEY_ETH_TYPE, uapi.TCA_FLOWER_KEY_IPV6_DST_MASK + 1)
     return b"".join(nl.attr(key, options[key]) for key in sorted(options) if key in kept)
 
 
@@ -153,7 +155,9 @@ def _redirect(actions: bytes) -> int:
     """The device to which the first of the actions that redirects does so."""
     for _, action in nl.attrs(actions):
         fields = nl.attr_map(action)
-        if nl.get_text(fields.get(_ACT_KIND)) == "mirred":
-            parms = nl.attr_map(fields.get(_ACT_OPTIONS, b"")).get(_MIRRED_PARMS, b"")
+        if nl.get_text(fields.get(uapi.TCA_ACT_KIND)) == "mirred":
+            parms = nl.attr_map(fields.get(uapi.TCA_ACT_OPTIONS, b"")).get(
+                uapi.TCA_MIRRED_PARMS, b""
+            )
             return int(nl.unpack(_MIRRED, parms)[-1])
     return 0

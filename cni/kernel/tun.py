@@ -6,14 +6,9 @@ import os
 import struct
 from fcntl import ioctl
 
-from . import link
+from . import link, uapi
 
 _DEVICE = "/dev/net/tun"
-_TUNSETIFF, _TUNSETPERSIST = 0x400454CA, 0x400454CB
-_TUNSETOWNER, _TUNSETGROUP = 0x400454CC, 0x400454CE
-_IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = (
-    0x0002, 0x0100, 0x1000, 0x4000, 0x8000,
-)  # fmt: skip
 _IFREQ = struct.Struct("16sH22x")
 
 
@@ -24,20 +19,20 @@ def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | Non
     nothing stays.
     """
     link.check_literal(name)
-    flags = _IFF_TAP | _IFF_VNET_HDR | _IFF_TUN_EXCL
+    flags = uapi.IFF_TAP | uapi.IFF_VNET_HDR | uapi.IFF_TUN_EXCL
     if multi_queue:
-        flags |= _IFF_MULTI_QUEUE | _IFF_NO_PI
+        flags |= uapi.IFF_MULTI_QUEUE | uapi.IFF_NO_PI
     fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        ioctl(fd, uapi.TUNSETIFF, _IFREQ.pack(name.encode(), flags))
         if owner is not None:
-            ioctl(fd, _TUNSETOWNER, _signed(owner))
+            ioctl(fd, uapi.TUNSETOWNER, _signed(owner))
         if group is not None:
-            ioctl(fd, _TUNSETGROUP, _signed(group))
+            ioctl(fd, uapi.TUNSETGROUP, _signed(group))
         try:
-            ioctl(fd, _TUNSETPERSIST, 1)
+            ioctl(fd, uapi.TUNSETPERSIST, 1)
         except OSError:
-            ioctl(fd, _TUNSETPERSIST, 0)  # it may have been done all the same
+            ioctl(fd, uapi.TUNSETPERSIST, 0)  # it may have been done all the same
             raise
     finally:
         os.close(fd)

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from errno import EOPNOTSUPP
 
-from . import link
+from . import link, uapi
 from . import netlink as nl
 from .errors import NetlinkError
 from .link import Link
 from .netlink import Netlink
 
 KIND = "vrf"
-_TABLE = 1  # IFLA_VRF_TABLE
 
 
 def table(device: Link) -> int:
     """The routing table of a VRF device."""
-    return nl.get_u32(device.data.get(_TABLE))
+    return nl.get_u32(device.data.get(uapi.IFLA_VRF_TABLE))
 
 
 def show(sock: Netlink) -> list[Link]:
     """The VRFs of the namespace."""
-    return [found for found in link.list_all(sock) if found.kind == KIND]
+    return [device for device in link.list_all(sock) if device.kind == KIND]
 
 
 def create(sock: Netlink, name: str, number: int) -> None:
     """Make a VRF device for the table `number`; it must not exist. Raises NetlinkError."""
-    link.create(sock, KIND, name, data=nl.u32(_TABLE, number))
+    link.create(sock, KIND, name, data=nl.u32(uapi.IFLA_VRF_TABLE, number))
 
 
 def supported(sock: Netlink) -> bool:

@@ -1,8 +1,8 @@
-"""Forgetting connections (ctnetlink, linux/netfilter/nfnetlink_conntrack.h).
+"""Ending the tracking of flows (ctnetlink, linux/netfilter/nfnetlink_conntrack.h).
 
-A flow keeps the translation it got with its first packet for as long as packets come. For TCP that
-ends with the connection; a UDP or SCTP sender that never stops goes on to a container that is gone,
-or never reaches the one that came (docs/spec/common.md §12).
+The kernel translates all packets of a flow as it did the first one, for as long as packets come. A
+TCP flow ends with its connection. The packets of a UDP or SCTP sender that never stops would still
+go to a container that is gone, or never reach a new one (docs/spec/common.md §12).
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _PORTS_ASKED = 16  # a dump for each of so many ports; for more, one dump of all
 
 
 class Flow(NamedTuple):
-    """A tracked flow: where its first packet went, and who answers; addresses are packed.
+    """A tracked flow; addresses are packed.
 
-    `raw` is the kernel's message.
+    `dst` and `dst_port` are those of its first packet, `answered_by` is the source address of the
+    answers, `raw` the kernel's message.
     """
 
     protocol: int

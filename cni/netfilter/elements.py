@@ -1,9 +1,8 @@
-"""Elements of nftables sets and maps: looked at, added and deleted without libnftables.
+"""Elements of nftables sets and maps: read, added and deleted without libnftables.
 
-An element's comment says whose it is, so that a DEL needs neither addresses nor ports. All that is
-asked for here is small and of a known form, so that a publication of a port costs neither the
-library (3 ms to load) nor a look at the other thousand (netfilter/nft.py, whose socket and
-transactions these use).
+The comment of an element names its owner, so a DEL needs neither addresses nor ports. An element is
+read by its key and written as one small message: publishing a port neither loads the library (3 ms)
+nor reads the other thousand elements.
 """
 
 from __future__ import annotations
@@ -23,14 +22,16 @@ if TYPE_CHECKING:
     from .table import Table
 
 _JUMP = uapi.NFT_JUMP.to_bytes(4, "big", signed=True)
-_ASKED = 16  # keys a request: each is answered by a message, and all have to fit the buffer
-_CHUNK = 200  # elements a message: their list is an attribute, at most 64 KiB
+_KEYS_A_REQUEST = 16  # each is answered by a message, and all have to fit the socket's buffer
+_ELEMENTS_A_MESSAGE = 200  # their list is one attribute, which has 64 KiB at most
 
 
 class Element(NamedTuple):
-    """An element: its key as the kernel keeps it; in a map, either a value or a chain.
+    """An element of a set or map.
 
-    A key or value of several parts has each padded to four bytes.
+    `key` and `value` are packed as in packets; if they have several parts, each is padded to four
+    bytes. A map has either a value for each key (`chain` is empty) or a jump to `chain` (`value` is
+    empty); a set has neither.
     """
 
     key: bytes
@@ -40,7 +41,10 @@ class Element(NamedTuple):
 
 
 def dump(table: Table, name: str) -> list[bytes]:
-    """The kernel's messages about a set or map; none if there is none. Raises Unusable."""
+    """The kernel's messages about all elements of a set or map, for `matching`; none without it.
+
+    Raises Unusable.
+    """
     try:
         return nft.socket().dump(uapi.NFT_MSG_GETSETELEM, _set(table, name))
     except NetlinkError as error:
@@ -50,86 +54,87 @@ def dump(table: Table, name: str) -> list[bytes]:
 
 
 def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
-    """Of a dump, the elements with one of these bytes anywhere in them.
+    """The elements of a dump that contain one of these byte strings anywhere.
 
-    Of a large map few elements are ours: only those are taken apart.
+    Only those are parsed: of a large map few belong to one attachment.
     """
-    found: list[Element] = []
+    matches: list[Element] = []
     for data in messages:
         first, *others = [mark for mark in marks if mark in data] or [b""]
         if first:
-            found += [
+            matches += [
                 parse(raw)
                 for raw in _listed(data)
                 if first in raw or (others and any(mark in raw for mark in others))
             ]
-    return found
+    return matches
 
 
 def has_more_than(messages: list[bytes], number: int) -> bool:
-    """Has a dump more elements than that? Of a large one only so many are looked at."""
+    """Has a dump more than `number` elements? Stops counting there."""
     listed = (raw for data in messages for raw in _listed(data))
     return sum(1 for _ in islice(listed, number + 1)) > number
 
 
 def parse(raw: bytes) -> Element:
     """An element as the kernel describes it."""
-    found = nl.attr_map(raw)
-    data = nl.attr_map(found.get(uapi.NFTA_SET_ELEM_DATA, b""))
+    attributes = nl.attr_map(raw)
+    data = nl.attr_map(attributes.get(uapi.NFTA_SET_ELEM_DATA, b""))
     verdict = nl.attr_map(data.get(uapi.NFTA_DATA_VERDICT, b""))
     return Element(
-        nl.attr_map(found.get(uapi.NFTA_SET_ELEM_KEY, b"")).get(uapi.NFTA_DATA_VALUE, b""),
+        nl.attr_map(attributes.get(uapi.NFTA_SET_ELEM_KEY, b"")).get(uapi.NFTA_DATA_VALUE, b""),
         data.get(uapi.NFTA_DATA_VALUE, b""),
         nl.get_text(verdict.get(uapi.NFTA_VERDICT_CHAIN)),
-        nft.comment_of(found.get(uapi.NFTA_SET_ELEM_USERDATA, b"")),
+        nft.comment_of(attributes.get(uapi.NFTA_SET_ELEM_USERDATA, b"")),
     )
 
 
 def elements(table: Table, name: str) -> list[Element]:
-    """All that is in the set; nothing if there is no such set. Raises Unusable."""
+    """All elements of a set or map; none without it. Raises Unusable."""
     return [parse(raw) for data in dump(table, name) for raw in _listed(data)]
 
 
 def find(table: Table, name: str, key: bytes) -> Element | None:
-    """The element under a key. Raises NetlinkError."""
+    """The element with that key; None without it. Raises NetlinkError."""
     return next(iter(find_run(table, name, [key])), None)
 
 
 def find_run(table: Table, name: str, keys: Sequence[bytes]) -> list[Element]:
-    """The elements under the keys, up to the first that has none. Raises NetlinkError."""
-    found: list[Element] = []
+    """The elements with these keys, up to the first key that has none. Raises NetlinkError."""
+    present: list[Element] = []
     head = _set(table, name)
-    for start in range(0, len(keys), _ASKED):
-        asked = keys[start : start + _ASKED]
+    for start in range(0, len(keys), _KEYS_A_REQUEST):
+        asked = keys[start : start + _KEYS_A_REQUEST]
         payload = head + _list([_key(key) for key in asked])
         answers = nft.socket().get_each(uapi.NFT_MSG_GETSETELEM, payload)
-        found += [parse(raw) for data in answers for raw in _listed(data)]
+        present += [parse(raw) for data in answers for raw in _listed(data)]
         if len(answers) < len(asked):
             break
-    return found
+    return present
 
 
 def find_all(table: Table, name: str, keys: Sequence[bytes]) -> list[Element]:
-    """The elements under those of the keys that have one. Raises NetlinkError."""
-    found: list[Element] = []
+    """The elements with these keys, without those that do not exist. Raises NetlinkError."""
+    present: list[Element] = []
     start = 0
     while start < len(keys):
         run = find_run(table, name, keys[start:])
-        found += run
+        present += run
         start += len(run) + 1
-    return found
+    return present
 
 
 def insert(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transact`: add elements; EEXIST if a key is taken."""
+    """Changes for `nft.transact`: create elements; they fail with EEXIST if a key is taken."""
     flags = nl.NLM_F_CREATE | nl.NLM_F_EXCL
     return _changes(uapi.NFT_MSG_NEWSETELEM, _set(table, name), map(_element, items), flags)
 
 
 def put(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transact`: have elements as they are here, whatever is under their keys."""
+    """Changes for `nft.transact`: create elements, or replace those with the same keys."""
     head = _set(table, name)
-    # an element that is there would stay as it is: a comment is not changed by adding it again
+    # adding an element that exists leaves its comment as it was; so it is deleted in between, and
+    # added first, since deleting one that does not exist fails
     yield from _changes(
         uapi.NFT_MSG_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE
     )
@@ -138,15 +143,15 @@ def put(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
 
 
 def remove(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """For `nft.transact`: delete elements; ENOENT if one is not there."""
+    """Changes for `nft.transact`: delete elements; they fail with ENOENT if one does not exist."""
     keys = (_key(element.key) for element in items)
     return _changes(uapi.NFT_MSG_DELSETELEM, _set(table, name), keys, 0)
 
 
 def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] = ()) -> None:
-    """Delete the elements whose comment starts with `prefix` and is not in `keep`.
+    """Afterwards there is no element whose comment starts with `prefix` and is not in `keep`.
 
-    Also while others delete the same. Raises NetlinkError.
+    Looks again when another process has deleted one of them in between. Raises NetlinkError.
     """
     for last in (False, False, False, True):
         stale = [
@@ -164,8 +169,8 @@ def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] 
 
 def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iterator[Change]:
     rest = list(items)
-    for start in range(0, len(rest), _CHUNK):
-        yield kind, head + _list(rest[start : start + _CHUNK]), flags
+    for start in range(0, len(rest), _ELEMENTS_A_MESSAGE):
+        yield kind, head + _list(rest[start : start + _ELEMENTS_A_MESSAGE]), flags
 
 
 def _element(element: Element) -> bytes:

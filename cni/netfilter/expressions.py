@@ -1,12 +1,13 @@
-"""nftables without libnftables: tables, chains, sets and rules in the kernel's own terms.
+"""nftables without libnftables: changes that make tables, chains, sets and rules.
 
-For `nft.transact`. Where a rule is always the same but for an address or a mark, compiling its
-text is most of what it costs: libnftables reads all tables and links first (0.6 ms, and 3 ms to
-load). What is written here is what libnftables 1.0.6 writes, byte for byte, and `nft list` shows it
-alike: tests/netns/test_expressions.py compares both. Anything else is `libnftables.Nft`'s.
+They are changes for `nft.transact`. Most of our rules differ in an address or a mark only, and
+compiling their text costs more than everything else: libnftables takes 3 ms to load and reads all
+tables and links first (0.6 ms). These functions write what libnftables 1.0.6 writes, byte for byte,
+and `nft list` shows it in the same words: tests/netns/test_expressions.py compares both. All other
+rules are compiled by `libnftables.Nft`.
 
-Expressions work on registers, as in a small machine (linux/netfilter/nf_tables.h): a value is
-loaded, changed or compared; the last one says what becomes of the packet.
+Expressions are the instructions of a small machine with registers (linux/netfilter/nf_tables.h):
+they load a value, change it or compare it; the last one decides what becomes of the packet.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def payload(header: int, offset: int, size: int, register: int = uapi.NFT_REG_1)
 
 
 def meta(key: int, register: int = uapi.NFT_REG_1) -> bytes:
-    """Load what the kernel knows of the packet."""
+    """Load what the kernel knows of the packet: `key` is NFT_META_*."""
     numbers = _number(uapi.NFTA_META_KEY, key), _number(uapi.NFTA_META_DREG, register)
     return _expression("meta", *numbers)
 
@@ -82,13 +83,13 @@ def set_meta(key: int) -> bytes:
 
 
 def ct(key: int) -> bytes:
-    """Load what is tracked of the packet's flow."""
+    """Load what is tracked of the packet's flow: `key` is NFT_CT_*."""
     numbers = _number(uapi.NFTA_CT_KEY, key), _number(uapi.NFTA_CT_DREG, uapi.NFT_REG_1)
     return _expression("ct", *numbers)
 
 
 def fib(flags: int, result: int) -> bytes:
-    """Load what the routing tables say."""
+    """Look the packet up in the routing tables and load the result (NFT_FIB_RESULT_*)."""
     return _expression(
         "fib",
         _number(uapi.NFTA_FIB_FLAGS, flags),
@@ -98,7 +99,7 @@ def fib(flags: int, result: int) -> bytes:
 
 
 def compare(value: bytes, operator: int = uapi.NFT_CMP_EQ) -> bytes:
-    """Go on only if the register is (or is not) this."""
+    """End the rule here unless the register is (NEQ: is not) `value`."""
     numbers = _number(uapi.NFTA_CMP_SREG, uapi.NFT_REG_1), _number(uapi.NFTA_CMP_OP, operator)
     return _expression("cmp", *numbers, _data(uapi.NFTA_CMP_DATA, value))
 
@@ -119,8 +120,9 @@ def bitwise(mask: bytes, xor: bytes) -> bytes:
 def lookup(
     name: str, *, number: int | None = None, into: int | None = None, inverted: bool = False
 ) -> bytes:
-    """Go on only if the register is in a set; or load what a map has for it, a verdict with 0.
+    """End the rule here unless the register is in the set `name` (`inverted`: is not).
 
+    With `into`, load the map's value into that register; into NFT_REG_VERDICT, take its verdict.
     `number` is that of a set made in the same transaction.
     """
     parts = [nl.text(uapi.NFTA_LOOKUP_SET, name), _number(uapi.NFTA_LOOKUP_SREG, uapi.NFT_REG_1)]
@@ -138,7 +140,7 @@ def masquerade() -> bytes:
 
 
 def dnat(family: str, address: int, port: int) -> bytes:
-    """Send it to the address and port in these registers."""
+    """Translate the destination to the address and port in these registers."""
     return _expression(
         "nat",
         _number(uapi.NFTA_NAT_TYPE, uapi.NFT_NAT_DNAT),
@@ -163,19 +165,19 @@ def _verdict(code: int, *chain: bytes) -> bytes:
 
 
 def nfproto(is_v4: bool) -> bytes:
-    """In a table of both families: go on only with packets of one."""
+    """In a table of both families: end the rule here for packets of the other one."""
     return meta(uapi.NFT_META_NFPROTO) + compare(
         bytes((uapi.NFPROTO_IPV4 if is_v4 else uapi.NFPROTO_IPV6,))
     )
 
 
 def source(prefix: Prefix, operator: int = uapi.NFT_CMP_EQ) -> bytes:
-    """Go on only if the packet comes (or does not come) from here."""
+    """End the rule here unless the packet comes (NEQ: does not come) from the prefix."""
     return _address(12 if prefix.is_v4 else 8, prefix, operator)
 
 
 def destination(prefix: Prefix, operator: int = uapi.NFT_CMP_EQ) -> bytes:
-    """Go on only if the packet goes (or does not go) there."""
+    """End the rule here unless the packet goes (NEQ: does not go) to the prefix."""
     return _address(16 if prefix.is_v4 else 24, prefix, operator)
 
 
@@ -198,7 +200,7 @@ def _address(offset: int, prefix: Prefix, operator: int) -> bytes:
 
 
 def new_table(table: Table, comment: str) -> Change:
-    """Have the table."""
+    """Create the table, or leave it as it is."""
     parts = nl.text(uapi.NFTA_TABLE_NAME, table.name), _number(uapi.NFTA_TABLE_FLAGS, 0)
     noted = nl.attr(uapi.NFTA_TABLE_USERDATA, nft.userdata(comment))
     return uapi.NFT_MSG_NEWTABLE, table.message(*parts, noted), nl.NLM_F_CREATE
@@ -207,7 +209,10 @@ def new_table(table: Table, comment: str) -> Change:
 def new_chain(
     table: Table, chain: str, hook: str = "", kind: str = "", priority: int = 0
 ) -> Change:
-    """Have the chain; one with a hook has a kind and a priority."""
+    """Create the chain, or leave it as it is; one with a hook has a kind and a priority.
+
+    Fails with EEXIST if the chain has another hook or priority.
+    """
     parts = [nl.text(uapi.NFTA_CHAIN_TABLE, table.name), nl.text(uapi.NFTA_CHAIN_NAME, chain)]
     if hook:
         numbers = (
@@ -219,7 +224,7 @@ def new_chain(
 
 
 def new_rule(table: Table, chain: str, expressions: Iterable[bytes], comment: str = "") -> Change:
-    """Append a rule."""
+    """Append a rule; fails with ENOENT without the chain."""
     parts = [nl.text(uapi.NFTA_RULE_TABLE, table.name), nl.text(uapi.NFTA_RULE_CHAIN, chain)]
     parts.append(nl.nest(uapi.NFTA_RULE_EXPRESSIONS, *expressions))
     if comment:
@@ -251,9 +256,10 @@ _L4PROTO = (
 
 
 def new_set(table: Table, name: str, number: int, key: str, value: str | None = None) -> Change:
-    """Have a set, or a map if there is a `value`; types as nft(8) writes them, keys of several.
+    """Create a set, or a map if there is a `value`; or leave it as it is.
 
-    `number` is any that no other set of the transaction has.
+    Types are as nft(8) writes them (``inet_proto . inet_service``). `number` is any that no other
+    set of the transaction has. Fails with EEXIST if the set has other types.
     """
     key_type, key_size = _kind(key)
     flags, parts, noted = 0, b"", _KEY_ORDER + native(0)
@@ -278,7 +284,7 @@ def new_set(table: Table, name: str, number: int, key: str, value: str | None = 
 
 
 def protocol_set(table: Table, number: int, protocols: Sequence[int]) -> list[Change]:
-    """An anonymous set of layer 4 protocols, for the same number in `protocols`."""
+    """Create an anonymous set of layer 4 protocols; `protocols(number)` looks into it."""
     kind, size = _kind("inet_proto")
     head = _set_head(table, _ANONYMOUS_SET, number, uapi.NFT_SET_ANONYMOUS | uapi.NFT_SET_CONSTANT)
     noted = _KEY_ORDER + native(_HOST_ORDER) + _L4PROTO
@@ -302,7 +308,7 @@ def protocol_set(table: Table, number: int, protocols: Sequence[int]) -> list[Ch
 
 
 def protocols(number: int) -> bytes:
-    """Go on only with packets of a protocol in this `protocol_set`."""
+    """End the rule here unless the packet's protocol is in the `protocol_set` of that number."""
     return meta(uapi.NFT_META_L4PROTO) + lookup(_ANONYMOUS_SET, number=number)
 
 

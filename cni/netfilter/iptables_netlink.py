@@ -1,13 +1,13 @@
 """What iptables-nft would do, done over netlink: 0.4 ms where the tool takes 2 and more.
 
-Afterwards nobody can tell who wrote a rule (netfilter/iptables_rules.py): iptables-save,
-`iptables -C` and `-D`, and nft show and do the same.
+The rules are the very ones that the tool would write (netfilter/iptables_rules.py), so
+iptables-save, `iptables -C`, `iptables -D` and nft treat them alike.
 
-All of it is optional: `change` says False, and nothing has happened, when the node's iptables is
-not this variant (`is_the_tool`), when a rule has something in it that is not known here, or when
-the kernel refuses, for whatever reason. Then iptables-restore does it, or explains. The lock of
-xtables is none of this variant's: as the tool does, a change names the generation of the ruleset
-that was looked at.
+All of it is optional: `change` returns False, and nothing has happened, when the node's iptables
+is not this variant (`is_the_tool`), when a rule has a part that is not known here, or when the
+kernel refuses. Then the caller uses iptables-restore, which does it or explains why not. This
+variant of iptables does not use the lock of xtables: like the tool, a change names the generation
+of the ruleset that it is based on, and the kernel refuses it if the ruleset has changed.
 """
 
 from __future__ import annotations
@@ -105,16 +105,19 @@ _known: dict[tuple[bool, str], Encoded] = {}
 
 def _encoded(v6: bool, rule: str) -> Encoded:
     """`encode`, remembered for those rules that every container asks for."""
-    found = _known.get((v6, rule))
-    if found is None:
+    encoded = _known.get((v6, rule))
+    if encoded is None:
         if len(_known) >= 100:
             _known.clear()
-        found = _known[v6, rule] = encode(v6, rule)
-    return found
+        encoded = _known[v6, rule] = encode(v6, rule)
+    return encoded
 
 
 class Rules:
-    """The rules of a table, looked at when asked for, and nobody's change since. Raises OSError."""
+    """The rules of a table, each chain read when it is first needed. Raises OSError.
+
+    `add` fails if any rule has changed since the first read.
+    """
 
     def __init__(self, v6: bool, table: str) -> None:
         self._v6, self._table = v6, table
@@ -125,20 +128,20 @@ class Rules:
 
     def of(self, chain: str = "") -> list[bytes]:
         """The kernel's messages about a chain's rules, or about all of the table."""
-        found = self._seen.get(chain)
-        if found is None and chain and "" in self._seen:
+        messages = self._seen.get(chain)
+        if messages is None and chain and "" in self._seen:
             # the table and the chain are the first attributes
             start = nl.text(uapi.NFTA_RULE_TABLE, self._table) + nl.text(
                 uapi.NFTA_RULE_CHAIN, chain
             )
-            found = [m for m in self._seen[""] if m.startswith(start, nft.GENMSG_SIZE)]
-        elif found is None:
+            messages = [m for m in self._seen[""] if m.startswith(start, nft.GENMSG_SIZE)]
+        elif messages is None:
             self._since = self._since or nft.generation()
             parts = [nl.text(uapi.NFTA_RULE_TABLE, self._table)]
             parts += [nl.text(uapi.NFTA_RULE_CHAIN, chain)] if chain else []
-            found = _dump(self._handle.message(*parts))
-        self._seen[chain] = found
-        return found
+            messages = _dump(self._handle.message(*parts))
+        self._seen[chain] = messages
+        return messages
 
     def have(self, rule: str) -> bool:
         """Is this rule (`-A …`) there, as the tool's -C asks? Raises Unwritable."""
@@ -240,10 +243,10 @@ class Rules:
 
 
 def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> bool:
-    """Add what `plan` finds missing, again if others changed the rules meanwhile.
+    """Add the lines that `plan` returns; call it again if the rules have changed meanwhile.
 
-    False if nothing was changed and iptables-restore has to do it: because `plan` says None, or for
-    one of the reasons above.
+    False if nothing was changed and iptables-restore has to do it: `plan` returned None, or one of
+    the reasons at the top of this module applies.
     """
     if not is_the_tool(v6):
         return False

@@ -1,9 +1,9 @@
 """A rule of iptables as nftables expressions, as iptables-nft 1.8.9 writes it.
 
 iptables-nft keeps its rules as expressions, and what those cannot say as the structures of the old
-matches and targets (`match`, `target`: the kernel's nft_compat). Here they are made from a rule in
-iptables-save's words (after iptables/nft.c, nft-shared.c, nft-ipv4.c, nft-ipv6.c), in the form and
-order of the kernel's own dump, so that a rule can be recognised, too.
+matches and targets (`match`, `target`: the kernel's nft_compat). This module makes both from a rule
+in iptables-save's words (after iptables/nft.c, nft-shared.c, nft-ipv4.c, nft-ipv6.c), in the form
+and order of the kernel's dump. So a rule that exists can be recognised as well.
 
 Only the words that this package uses in its rules are known; others raise Unwritable.
 """
@@ -55,7 +55,7 @@ class Encoded(NamedTuple):
         return expressions + nl.attr(uapi.NFTA_RULE_COMPAT, compat)
 
     def is_in(self, data: bytes) -> bool:
-        """Is this the rule that a message of the kernel is about, whatever it has counted?"""
+        """Is a message of the kernel about this rule? Its counters are not compared."""
         listed = nl.attr_map(data, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
         if not (listed.startswith(self.head) and listed.endswith(self.tail)):
             return False
@@ -135,13 +135,13 @@ def _words(rule: str) -> Iterator[str]:
     pieces = rule.replace("\\\\", "\0").replace('\\"', "\1").split('"')
     if len(pieces) % 2 == 0:
         raise Unwritable(rule)
-    found: list[str] = []
+    words: list[str] = []
     for number, piece in enumerate(pieces):
         if number % 2:
-            found.append(piece.replace("\0", "\\").replace("\1", '"'))
+            words.append(piece.replace("\0", "\\").replace("\1", '"'))
         else:
-            found += piece.split()
-    return iter(found)
+            words += piece.split()
+    return iter(words)
 
 
 # --- nftables expressions -------------------------------------------------------------------------

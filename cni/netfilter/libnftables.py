@@ -77,8 +77,8 @@ class Nft:
         output = self._command(msgspec.json.encode({"nftables": commands}).decode(), json=True)
         if not output.strip():
             return []
-        found: list[dict[str, Any]] = msgspec.json.decode(output)["nftables"]
-        return found
+        objects: list[dict[str, Any]] = msgspec.json.decode(output)["nftables"]
+        return objects
 
     def _command(self, text: str, *, json: bool) -> str:
         code, output, error = self._attempt(text, json)

@@ -57,7 +57,7 @@ T = TypeVar("T", "Nft", Netlink)
 
 
 def shared() -> Nft:
-    """The context of the current namespace, made when first asked for. Raises NftMissing."""
+    """The library's context for this namespace, made by the first call. Raises NftMissing."""
     return _keep("library", _make_context)
 
 
@@ -68,13 +68,13 @@ def _make_context() -> Nft:
 
 
 def forget() -> None:
-    """Close what is kept (may wait for the kernel, see above)."""
+    """Close the kept sockets and contexts; may wait for the kernel (see above)."""
     while _kept:
         _kept.popitem()[1][1].close()
 
 
 def socket() -> Netlink:
-    """The netlink socket of the current namespace, made when first asked for."""
+    """The netlink socket of the current namespace, made at the first call. Raises OSError."""
     return _keep("socket", lambda: Netlink(NETLINK_NETFILTER))
 
 
@@ -82,18 +82,18 @@ def _keep(what: str, make: Callable[[], T]) -> T:
     try:
         namespace = os.stat("/proc/thread-self/ns/net")
     except OSError:
-        return make()  # without /proc we could not tell where a kept one belongs
-    # The number of a namespace is not given to another while a socket of ours is in it.
+        return make()  # without /proc nothing tells which namespace a kept one belongs to
+    # a kept socket keeps its namespace alive, so no other one can have the same inode
     here = (namespace.st_dev, namespace.st_ino, os.getpid())
     slot = (what, get_ident())
-    found = _kept.get(slot)
-    if found is None or found[0] != here:
+    there = _kept.get(slot)
+    if there is None or there[0] != here:
         made = make()
         _kept[slot] = (here, made)
-        if found is not None:
-            found[1].close()
+        if there is not None:
+            there[1].close()
         return made
-    kept: T = found[1]
+    kept: T = there[1]
     return kept
 
 
@@ -105,8 +105,8 @@ Change = tuple[int, bytes, int]  # a message of a transaction: type, payload, fl
 def transact(changes: Sequence[Change], since: bytes = b"") -> None:
     """Make changes in one transaction, all or none. Raises NetlinkError: the first that is refused.
 
-    With `since`, a `generation`, only if nobody has changed any rule after it (else ERESTART): what
-    was looked at after asking for it is still as it was seen.
+    With `since`, a number from `generation`, the kernel refuses (ERESTART) if any rule has changed
+    since then: what the caller has read in between still holds.
     """
     begin = _GENMSG.pack(0, 0, uapi.NFNL_SUBSYS_NFTABLES)
     first = begin + (nl.attr(uapi.NFNL_BATCH_GENID, since) if since else b"")
@@ -164,9 +164,9 @@ def generation() -> bytes:
 
 
 def attempt(plan: Callable[[], Sequence[Change] | None]) -> bool:
-    """Make the changes that `plan` finds right, again if others changed the rules meanwhile.
+    """Make the changes that `plan` returns; call it again if the rules have changed meanwhile.
 
-    False if nothing was changed: `plan` says None, or the kernel refuses, for whatever reason.
+    False if nothing was changed: `plan` returned None, or the kernel refused the changes.
     """
     try:
         for _ in range(_ATTEMPTS):

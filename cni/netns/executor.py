@@ -1,13 +1,16 @@
-"""The executor: a forked child that enters network namespaces so that we never do
+"""The executor: a forked child that enters network namespaces, so that the parent never does
 (docs/design.md, "Namespaces").
 
-    us                                   the child
-    ── frame {job} + the netns' fd ──▶   setns(fd), job, setns(home), is home really home?
-    ◀── frame {outcome} (+ an fd) ────   wait for the next, or exit if anything is in doubt
+    parent                               child
+    ── frame {job} + the netns' fd ──▶   setns(fd), job, setns(home), is this the first namespace?
+    ◀── frame {outcome} (+ an fd) ────   wait for the next job, or exit if anything is in doubt
 
-A frame is a length, a tag, and a marshalled (fast) or pickled value. The child is reused, for other
-namespaces too, as long as it proves after every job that it is back where it began, alone and
-without threads. It dies with us (PR_SET_PDEATHSIG, and end of file).
+A frame is a length, a tag, and a marshalled (fast) or pickled value. The child is used for further
+jobs, in other namespaces too, as long as it proves after every job that it is back in its first
+namespace, and has no thread and no child. It dies with the parent (PR_SET_PDEATHSIG, end of file).
+
+Both ends are in this module, longer than most: the child is a fork that must not import anything
+while the parent waits, and each end can only be read beside the other.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_NUMBER = struct.Struct("i")
-_SPARE = 4  # idle ones that are kept, with those that are still at work (`begin`)
-_FREE = 2  # of which so many have nothing to do
+_MOST_KEPT = 4  # executors between requests, those that still finish a job (`begin`) included
+_MOST_FREE = 2  # of those, the ones without a job
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _ONE_SUBDIRECTORY = 3
@@ -56,7 +59,8 @@ T = TypeVar("T")
 class Executor:
     """A child process that runs one job at a time in a namespace given by its descriptor."""
 
-    _idle: list[Executor] = []  # a worker of the server keeps them across requests
+    # released, to be borrowed again: a worker of the server keeps them between requests
+    _idle: list[Executor] = []
 
     def __init__(self) -> None:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
@@ -72,16 +76,16 @@ class Executor:
 
     @classmethod
     def borrow(cls) -> Executor:
-        """A healthy idle executor, or a new one; rather one that has nothing left to do."""
+        """A released executor, or a new one; one without an unfinished job is preferred."""
         while cls._idle:
             free = [each for each in cls._idle if not each._is_busy()]
-            if not free and len(cls._idle) < _SPARE:
+            if not free and len(cls._idle) < _MOST_KEPT:
                 break
-            found = (free or cls._idle)[0]
-            cls._idle.remove(found)
-            found.settle()
-            if found.healthy and found._is_running():
-                return found
+            executor = (free or cls._idle)[0]
+            cls._idle.remove(executor)
+            executor.settle()
+            if executor.healthy and executor._is_running():
+                return executor
         return cls()
 
     @property
@@ -93,7 +97,7 @@ class Executor:
         return self._unanswered and self._owner == os.getpid()
 
     def _is_busy(self) -> bool:
-        """Is what was begun still going on?"""
+        """Has it not yet finished the job that was begun?"""
         if not self._has_begun():
             return False
         try:
@@ -101,35 +105,35 @@ class Executor:
         except BlockingIOError:
             return True
         except OSError:
-            pass  # the next job finds out
+            pass  # sending the next job fails then
         return False
 
     def _is_running(self) -> bool:
         try:
             if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
                 return True
-        except ChildProcessError:  # whoever started us ignores SIGCHLD
+        except ChildProcessError:  # SIGCHLD is ignored, so the kernel has reaped it
             pass
         self.pid = 0
         self.discard()
         return False
 
     def release(self) -> None:
-        """Keep the child for the next borrower if it is healthy, else end it.
+        """Keep the child for the next `borrow` if it is healthy, else end it.
 
-        The last one to come back is the first to go: it is the one whose memory is warm.
+        The one that was released last is borrowed first: its memory is still in the caches.
         """
         idle = Executor._idle
-        wanted = self._is_busy() or sum(not each._is_busy() for each in idle) < _FREE
-        if self.healthy and wanted and len(idle) < _SPARE:
+        wanted = self._is_busy() or sum(not each._is_busy() for each in idle) < _MOST_FREE
+        if self.healthy and wanted and len(idle) < _MOST_KEPT:
             idle.insert(0, self)
         else:
             self.discard()
 
     @classmethod
     def provide(cls) -> None:
-        """Have one that is free, so that the next borrower need not wait for a fork."""
-        if len(cls._idle) < _SPARE and all(each._is_busy() for each in cls._idle):
+        """Fork one ahead if none is free, so that the next `borrow` need not wait for it."""
+        if len(cls._idle) < _MOST_KEPT and all(each._is_busy() for each in cls._idle):
             cls().release()
 
     @classmethod
@@ -162,15 +166,15 @@ class Executor:
         return fd
 
     def begin(self, netns: int, function: Callable[..., Any], *args: Any) -> None:
-        """Start `function(*args)`; `finish` or `settle` comes before the next job."""
+        """Start `function(*args)`; call `finish` or `settle` before the next job."""
         self._start(netns, function.__module__, function.__qualname__, args)
 
     def finish(self) -> Any:
-        """The value of what was begun; its exception is raised here. Raises ExecutorDied."""
+        """Wait for the job that was begun: its value, or its exception. Raises ExecutorDied."""
         return self._answer()
 
     def settle(self) -> None:
-        """Wait for the end of what was begun, if anything was, however it ends."""
+        """Wait for the end of the job that was begun, if there is one; ignore its outcome."""
         if self._has_begun():
             try:
                 self._reply()
@@ -217,7 +221,7 @@ class Executor:
         except (OSError, EOFError) as error:
             raise _lost(error) from None
         finally:
-            # also when a signal's exception passes here: its state would be in doubt
+            # also at an interrupt: the rest of the answer would come to the next job
             if not finished:
                 self.discard()
         return tag, payload, fd
@@ -296,7 +300,7 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
             signal.signal(number, signal.SIG_IGN)  # the parent's business: a job is done whole
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
-        os.dup2(null, 1)  # the runtime's: only the parent may write to them, and we live longer
+        os.dup2(null, 1)  # the runtime waits for the end of these pipes; the child lives longer
         os.dup2(null, 2)
         os.close(null)
         _serve(sock)
@@ -308,10 +312,9 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
 
 
 def _close_others(keep: int) -> None:
-    """Close what was inherited: an idle child must keep no namespace, lock or pipe of ours alive.
-
-    Objects of the parent that own one of those descriptors must not be collected from here on.
-    """
+    """Close what was inherited: an idle child must keep no namespace, lock or pipe alive."""
+    # objects of the parent would close descriptors by number when they are collected, but by then
+    # the numbers belong to others
     gc.freeze()
     # os.closerange() would count to the last possible descriptor where close_range(2) is missing
     # (before Linux 5.9) or refused (seccomp)
@@ -332,7 +335,6 @@ def _serve(sock: Socket) -> None:
         tag, payload, netns = _receive(sock)
         assert netns is not None
         outcome, reply, fd = _perform(tag, payload, netns)
-        os.close(netns)
         trusted = _is_clean(home, identity)
         if trusted:
             _send(sock, outcome, reply, fd)
@@ -343,26 +345,31 @@ def _serve(sock: Socket) -> None:
 
 
 def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int | None]:
-    """Run one job: (tag, payload, descriptor) of the answer."""
+    """Run one job: (tag, payload, descriptor) of the answer. Closes `netns`."""
     try:
-        module, name, args = _unpack(tag, payload)
-        function = _resolve(module, name)
-        libc.setns(netns)
+        try:
+            module, name, args = _unpack(tag, payload)
+            function = _resolve(module, name)
+            libc.setns(netns)
+        finally:
+            # before the job: it may go on when the request has been answered (Namespace.run_until),
+            # and the descriptor would keep the runtime from unmounting the namespace
+            os.close(netns)
         value = function(*args)
         if function is _make_socket:
             return _FD, b"", value
         return (*_pack(value), None)
-    except BaseException as error:  # noqa: BLE001 whatever it is belongs to the caller
+    except BaseException as error:  # noqa: BLE001 every exception is the caller's
         return _RAISED, _describe(error), None
 
 
 def _resolve(module: str, name: str) -> Callable[..., Any]:
     if module not in sys.modules:
         __import__(module)
-    found: Any = sys.modules[module]
+    value: Any = sys.modules[module]
     for part in name.split("."):
-        found = getattr(found, part)
-    function: Callable[..., Any] = found
+        value = getattr(value, part)
+    function: Callable[..., Any] = value
     return function
 
 

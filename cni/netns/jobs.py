@@ -1,7 +1,12 @@
-"""The client's process, which does small jobs in the container's namespace (launcher/client.c).
+"""Small jobs that the client of a request does in the container's namespace (launcher/client.c).
 
-It is there anyway, waiting for our reply, and small: waking it takes a third of what waking an
-executor does. One packet is a job, one its answer; what they look like the client says.
+The client waits for the reply anyway, and it is small: waking it takes a third of the time that
+waking an executor takes. A job is one packet, and so is its answer:
+
+    job     "s" or "S" (stop at the first failure), then for each step of kernel.sysctl
+            its kind, its name, NUL, the value, NUL
+    answer  "s", then for each step that was taken an errno (int), the size of the value
+            that was read (unsigned; 0xFFFFFFFF: none was) and the value
 """
 
 from __future__ import annotations
@@ -18,30 +23,33 @@ _MAX_PACKET = 1 << 16
 _OUTCOME = struct.Struct("=iI")  # errno, size of what was read
 _NOTHING = 0xFFFFFFFF
 _DONE = b"s"
-_MOST = 15  # steps: their answers fit into a packet, whatever was read
+_MOST_STEPS = 15  # their answers fit into a packet, whatever was read
 
 
-class Envoy:
-    """Our end of the connection, which is closed once anything goes wrong."""
+class ClientJobs:
+    """The worker's end of the connection to a client that does jobs.
+
+    It is closed as soon as anything goes wrong: then an executor does the work.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._asked: tuple[int, bool] | None = None  # how many steps, and may there be fewer
 
     def close(self) -> None:
-        """No more jobs; harmless when repeated."""
+        """Ask for no more jobs; may be repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def ask(self, steps: Sequence[Step], *, stop: bool) -> bool:
-        """Send a job of kernel.sysctl; False if that is not for it. `answer` comes next.
+        """Send steps of kernel.sysctl as a job; False if the client cannot do them.
 
-        Raises ValueError for what is no parameter.
+        `answer` has to be called next. Raises ValueError for a name that is no parameter.
         """
         if self._asked is not None:
-            self.answer()  # nobody waited for it
-        if self._fd < 0 or len(steps) > _MOST:
+            self.answer()  # of the job before, which its caller gave up
+        if self._fd < 0 or len(steps) > _MOST_STEPS:
             return False
         for _, name, _ in steps:
             sysctl.check(name)
@@ -58,26 +66,27 @@ class Envoy:
         return True
 
     def answer(self) -> list[Outcome] | None:
-        """What came of the job; None if it was not done, or not all of it."""
+        """The outcome of each step; None if the job was not done, or not all of it."""
         assert self._asked is not None
         (count, stop), self._asked = self._asked, None
-        found: list[Outcome] | None = None
+        outcomes: list[Outcome] | None = None
         try:
-            found = _outcomes(os.read(self._fd, _MAX_PACKET))
-            if found is not None and len(found) != count and not (stop and found and found[-1][1]):
-                found = None
+            outcomes = _outcomes(os.read(self._fd, _MAX_PACKET))
+            stopped = stop and outcomes and outcomes[-1][1] != 0
+            if outcomes is not None and len(outcomes) != count and not stopped:
+                outcomes = None
         except OSError:
             pass
         finally:
-            if found is None:  # also when a signal's exception passes here
+            if outcomes is None:  # also at an interrupt: the answer would come to the next job
                 self.close()
-        return found
+        return outcomes
 
 
 def _outcomes(data: bytes) -> list[Outcome] | None:
     if not data.startswith(_DONE):
         return None
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     at = len(_DONE)
     while at + _OUTCOME.size <= len(data):
         errno, size = _OUTCOME.unpack_from(data, at)
@@ -86,5 +95,5 @@ def _outcomes(data: bytes) -> list[Outcome] | None:
         if size != _NOTHING:
             value = data[at : at + size].decode().rstrip("\n")
             at += size
-        found.append((value, errno))
-    return found
+        outcomes.append((value, errno))
+    return outcomes

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from ..kernel.netlink import Netlink
     from ..kernel.sysctl import Outcome, Step
     from .executor import Executor
-    from .jobs import Envoy
+    from .jobs import ClientJobs
 
 _NS_GET_NSTYPE = 0xB703
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
 
-# What says something of this process or of the disk, but nothing of the path.
+# Errors of this process or of the disk: they say nothing of the path.
 _TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOMEM})
 
 T = TypeVar("T")
@@ -37,16 +37,16 @@ class Namespace:
         self.path = path
         self._executor: Executor | None = None
         self._netlink: Netlink | None = None
-        self._envoy: Envoy | None = None
+        self._client_jobs: ClientJobs | None = None
 
     @classmethod
     def open(cls, path: str) -> Namespace:
         """Open the namespace at `path` (``/run/netns/x``, ``/proc/1/ns/net``).
 
         Raises NetnsMissing when the path does not exist, NetnsUnknown when this process could not
-        look, NetnsError for anything that is not a network namespace (docs/spec/common.md §1): a
-        plain file, a directory, another kind of namespace, a socket, what may not be read. A FIFO
-        or device does not block.
+        look, NetnsError for anything that is not a network namespace: a plain file, a directory,
+        another kind of namespace, a socket, a path without permission. A FIFO or device does not
+        block. The texts are the reference's (docs/spec/common.md §1).
         """
         try:
             fd = _open(path)
@@ -57,10 +57,10 @@ class Namespace:
             raise NetnsError(f"{path!r}: {error}") from None
         try:
             if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
-                found = cls(fd, path)
+                namespace = cls(fd, path)
                 if path in _handed:
-                    found._netlink, found._envoy = _taken()
-                return found
+                    namespace._netlink, namespace._client_jobs = _take_extras()
+                return namespace
             problem = f'"{path}" is a namespace, but not of the network'
         except OSError:
             from . import libc
@@ -85,9 +85,9 @@ class Namespace:
         if self._netlink is not None:
             self._netlink.close()
             self._netlink = None
-        if self._envoy is not None:
-            self._envoy.close()
-            self._envoy = None
+        if self._client_jobs is not None:
+            self._client_jobs.close()
+            self._client_jobs = None
         if self._executor is not None:
             self._executor.release()
             self._executor = None
@@ -118,7 +118,7 @@ class Namespace:
         return self._borrowed().run(self.fd, function, *args)
 
     def start(self, function: Callable[..., T], *args: Any) -> Callable[[], T]:
-        """As `run`, but only begins; what is returned waits for the value."""
+        """As `run`, but do not wait: the function that is returned waits, and gives the value."""
         executor = self._borrowed()
         executor.begin(self.fd, function, *args)
         return executor.finish
@@ -130,17 +130,17 @@ class Namespace:
     def start_sysctls(
         self, steps: Sequence[Step], *, stop: bool = False
     ) -> Callable[[], list[Outcome]]:
-        """As `sysctls`, but only begins; what is returned waits for the outcomes."""
-        from ..kernel import sysctl  # who wants steps has it
+        """As `sysctls`, but do not wait: the function that is returned waits, and gives them."""
+        from ..kernel import sysctl  # loaded already: the steps come from there
 
-        envoy = self._envoy
-        if envoy is None or not envoy.ask(steps, stop=stop):
+        client_jobs = self._client_jobs
+        if client_jobs is None or not client_jobs.ask(steps, stop=stop):
             return self.start(sysctl.perform, steps, stop)
 
         def finish() -> list[Outcome]:
-            found = envoy.answer()
-            # what it left undone can be done again
-            return self.run(sysctl.perform, steps, stop) if found is None else found
+            outcomes = client_jobs.answer()
+            # steps may be repeated, so an executor does all of them if the client did not
+            return self.run(sysctl.perform, steps, stop) if outcomes is None else outcomes
 
         return finish
 
@@ -151,9 +151,11 @@ class Namespace:
         function: Callable[..., Any],
         *args: Any,
     ) -> None:
-        """As `run`, but come back when one of `events` (type, payload) says that it is done.
+        """As `run`, but return as soon as the kernel announces the result of the function.
 
-        What the function still does, it does by itself, and how it ends is nobody's concern.
+        `events` is a socket that hears the notifications, `seen` (type, payload) recognises the one
+        that is waited for. The function goes on meanwhile, and how it ends is not looked at.
+        Without the notification this returns, or raises, when the function ends.
         """
         from select import POLLIN, poll
 
@@ -170,7 +172,7 @@ class Namespace:
                 if any(seen(*event) for event in news):
                     return
                 waiting = executor.fileno() not in ready
-        except BaseException:  # a signal's
+        except BaseException:  # an interrupt: its answer would come to the next job
             executor.discard()
             raise
         executor.finish()
@@ -181,7 +183,7 @@ class Namespace:
         return socket(family, kind, protocol, fd)
 
     def netlink(self) -> Netlink:
-        """A routing netlink socket of this namespace, made once."""
+        """The routing netlink socket of this namespace: always the same one. Raises OSError."""
         if self._netlink is None:
             from ..kernel.netlink import Netlink
 
@@ -189,7 +191,10 @@ class Namespace:
         return self._netlink
 
     def subscribe(self, group: int) -> Netlink:
-        """A new socket of this namespace that hears a group of routing notifications."""
+        """A new socket that hears the notifications of `group` (RTNLGRP_*) in this namespace.
+
+        Raises OSError.
+        """
         from ..kernel.netlink import Netlink
 
         return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
@@ -198,7 +203,7 @@ class Namespace:
         if self._executor is not None:
             self._executor.settle()
         if self._executor is None or not self._executor.healthy:
-            from .executor import Executor  # many a request needs none
+            from .executor import Executor  # many requests need none
 
             self._executor = Executor.borrow()
         return self._executor
@@ -283,9 +288,9 @@ def own_identity() -> tuple[int, int]:
 
 
 def stay() -> tuple[int, int]:
-    """This process says that it never leaves its namespace, whose identity need not be asked again.
+    """Promise that this process never leaves its namespace; gives its device and inode.
 
-    That is what own_identity() said. Raises OSError.
+    From then on they are not looked up again. Raises OSError.
     """
     global _home  # noqa: PLW0603 a fact of the process
     _home = own_identity()
@@ -302,46 +307,48 @@ def cookie(sock: socket) -> int:
 
 _home: tuple[int, int] | None = None
 
-# A worker of the server is given the container's namespace by its client, which may see other
-# mounts than the server does.
+# In a worker of the server: CNI_NETNS of the request, and the descriptor that the client sent for
+# it. The client may see other mounts than the server does, so the path is not opened again.
 _handed: dict[str, int] = {}
-_with_it: list[tuple[socket | None, Envoy | None]] = []
+# What the client sent with it, until the namespace is opened: a socket, and its offer of jobs.
+_extras: list[tuple[socket | None, ClientJobs | None]] = []
 
 
 def hand_over(
-    path: str, fd: int | None, routing: socket | None = None, envoy: Envoy | None = None
+    path: str, fd: int | None, routing: socket | None = None, client_jobs: ClientJobs | None = None
 ) -> None:
-    """From now on `path` means the namespace behind `fd`, which the caller keeps; None: nothing.
+    """From now on, opening `path` gives the namespace behind `fd`; with None, `path` itself again.
 
-    `routing` is a routing netlink socket of that namespace, with kernel.netlink.OPTIONS; `envoy` is
-    somebody who does small jobs there. Who first opens the namespace gets them.
+    The caller keeps `fd` open. `routing` is a routing netlink socket of that namespace, on which
+    kernel.netlink.OPTIONS are set; through `client_jobs` the client does small jobs there. The
+    first Namespace that is opened owns both.
     """
     _handed.clear()
-    while _with_it:
-        _close(*_with_it.pop())
+    while _extras:
+        _close(*_extras.pop())
     if fd is None:
-        _close(routing, envoy)
+        _close(routing, client_jobs)
         return
     _handed[path] = fd
-    _with_it.append((routing, envoy))
+    _extras.append((routing, client_jobs))
 
 
-def _close(*each: socket | Envoy | None) -> None:
-    for one in each:
-        if one is not None:
-            one.close()
+def _close(*extras: socket | ClientJobs | None) -> None:
+    for extra in extras:
+        if extra is not None:
+            extra.close()
 
 
-def _taken() -> tuple[Netlink | None, Envoy | None]:
-    routing, envoy = _with_it.pop() if _with_it else (None, None)
+def _take_extras() -> tuple[Netlink | None, ClientJobs | None]:
+    routing, client_jobs = _extras.pop() if _extras else (None, None)
     if routing is None:
-        return None, envoy
+        return None, client_jobs
     from ..kernel.netlink import Netlink
 
-    return Netlink(sock=routing), envoy
+    return Netlink(sock=routing), client_jobs
 
 
 def _open(path: str) -> int:
     if path in _handed:
-        return os.dup(_handed[path])  # not inherited by children
+        return os.dup(_handed[path])  # dup() of Python's os: children do not inherit it
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

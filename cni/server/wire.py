@@ -23,7 +23,7 @@ from _socket import AF_NETLINK, CMSG_SPACE, SCM_CREDENTIALS, SCM_RIGHTS, SOCK_RA
 from _socket import socket as Socket
 from typing import NamedTuple
 
-from ..netns.jobs import Envoy
+from ..netns.jobs import ClientJobs
 from ..protocol.config import MAX_STDIN
 
 # As launcher/client.c has it.
@@ -77,7 +77,7 @@ class Descriptors:
         self._which = which
         self.netns = fds[_ALWAYS] if which & _NETNS else None
 
-    def take(self) -> tuple[Socket | None, Envoy | None]:
+    def take(self) -> tuple[Socket | None, ClientJobs | None]:
         """The routing netlink socket of `netns`, with kernel.netlink.OPTIONS, and the connection
         for jobs there, as far as they came. The caller closes them.
         """
@@ -85,7 +85,7 @@ class Descriptors:
         routing = self._take_last(_ROUTING)
         return (
             None if routing is None else Socket(AF_NETLINK, SOCK_RAW, 0, routing),
-            None if jobs is None else Envoy(jobs),
+            None if jobs is None else ClientJobs(jobs),
         )
 
     def _take_last(self, bit: int) -> int | None:

@@ -19,7 +19,7 @@ from cni.kernel import sysctl
 from cni.kernel.sysctl import ENSURE, READ, WRITE
 from cni.netns import Namespace, namespace
 from cni.netns.executor import Executor
-from cni.netns.jobs import Envoy
+from cni.netns.jobs import ClientJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Client:
     def __init__(self, *answers: bytes | None) -> None:
         self.jobs: list[bytes] = []
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.envoy = Envoy(theirs.detach())
+        self.client_jobs = ClientJobs(theirs.detach())
         self.answers = answers
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -71,7 +71,7 @@ def handed(container: Netns) -> Iterator[Callable[..., tuple[Client, Namespace]]
 
     def make(*answers: bytes | None) -> tuple[Client, Namespace]:
         client = Client(*answers)
-        namespace.hand_over(HANDED, fd, None, client.envoy)
+        namespace.hand_over(HANDED, fd, None, client.client_jobs)
         opened.append(Namespace.open(HANDED))
         return client, opened[-1]
 
@@ -198,7 +198,7 @@ def test_nobody_opens_the_namespace(container: Netns) -> None:
     """Then its end is closed, and the client hears that."""
     fd = os.open(container.path, os.O_RDONLY)
     client = Client(b"s")
-    namespace.hand_over(HANDED, fd, None, client.envoy)
+    namespace.hand_over(HANDED, fd, None, client.client_jobs)
     namespace.hand_over("", None)
     client.thread.join(20)
     assert not client.thread.is_alive()

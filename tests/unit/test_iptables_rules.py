@@ -45,6 +45,12 @@ def test_any_comment(text: str) -> None:
     assert word == text
 
 
+@given(st.text(max_size=9), st.characters(max_codepoint=31), st.text(max_size=9))
+def test_a_control_character_is_no_part_of_a_rule(before: str, control: str, after: str) -> None:
+    with pytest.raises(Unwritable):
+        xt.encode(False, f"-A A {before}{control}{after} -j B")
+
+
 def test_a_rule_whatever_it_counted() -> None:
     rule = xt.encode(False, "-A A -s 10.0.0.0/24 -j B")
     for packets in (0, 7, 2**64 - 1):

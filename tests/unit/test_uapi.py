@@ -11,12 +11,32 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.kernel import uapi as kernel
 from cni.netfilter import uapi as netfilter
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 HEADERS = {
+    kernel: [
+        "linux/if.h",
+        "sys/socket.h",
+        "linux/netlink.h",
+        "linux/rtnetlink.h",
+        "linux/if_link.h",
+        "linux/veth.h",
+        "linux/if_bridge.h",
+        "linux/if_addr.h",
+        "linux/fib_rules.h",
+        "linux/pkt_sched.h",
+        "linux/pkt_cls.h",
+        "linux/tc_act/tc_mirred.h",
+        "linux/if_ether.h",
+        "linux/genetlink.h",
+        "linux/ethtool_netlink.h",
+        "linux/if_tun.h",
+        "sys/ioctl.h",
+    ],
     netfilter: [
         "linux/netfilter.h",
         "linux/netfilter/nfnetlink.h",
@@ -28,7 +48,7 @@ HEADERS = {
     ],
 }
 # In no header that user space gets, or only in those of the latest kernels.
-ELSEWHERE = re.compile(r"NFTNL_|CTA_FILTER_F_|NFT_BITWISE_BOOL")
+ELSEWHERE = re.compile(r"NFTNL_|CTA_FILTER_F_|NFT_BITWISE_BOOL|IFLA_NETKIT_|NETKIT_")
 # Ours have the subsystem in the upper byte.
 SUBSYSTEMS = {"NFT_MSG_": "NFNL_SUBSYS_NFTABLES", "IPCTNL_MSG_": "NFNL_SUBSYS_CTNETLINK"}
 

@@ -9,6 +9,7 @@ notification.
 from __future__ import annotations
 
 from ...kernel import link
+from ...kernel.errors import ExecutorDied
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 
@@ -30,8 +31,11 @@ def delete(netns: Namespace, index: int) -> None:
 
 def delete_here(index: int) -> None:
     """Delete a link of the node's namespace; success if it is gone already. Raises NetlinkError."""
-    with Namespace.current() as here:
-        delete(here, index)
+    try:
+        with Namespace.current() as here:
+            delete(here, index)
+    except ExecutorDied:
+        _delete(index)  # the link is of this process's namespace: only the time is lost
 
 
 def _delete(index: int) -> None:

@@ -1,0 +1,258 @@
+"""Numbers of the kernel's networking, under the kernel's own names, from the headers named.
+
+Plain constants, so that importing this costs 0.1 ms, and only those that this package uses. Those
+of netlink itself are in netlink.py.
+"""
+
+from __future__ import annotations
+
+# --- linux/rtnetlink.h: messages and groups -------------------------------------------------------
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+RTM_GETLINK = 18
+RTM_SETLINK = 19
+RTM_NEWADDR = 20
+RTM_DELADDR = 21
+RTM_GETADDR = 22
+RTM_NEWROUTE = 24
+RTM_DELROUTE = 25
+RTM_GETROUTE = 26
+RTM_NEWRULE = 32
+RTM_DELRULE = 33
+RTM_GETRULE = 34
+RTM_NEWQDISC = 36
+RTM_DELQDISC = 37
+RTM_GETQDISC = 38
+RTM_NEWTCLASS = 40
+RTM_GETTCLASS = 42
+RTM_NEWTFILTER = 44
+RTM_GETTFILTER = 46
+RTM_NEWLINKPROP = 108
+RTM_DELLINKPROP = 109
+
+RTNLGRP_LINK = 1
+RTNLGRP_IPV6_IFADDR = 9
+RTNLGRP_IPV6_ROUTE = 11
+
+RTEXT_FILTER_BRVLAN = 1 << 1
+RTEXT_FILTER_SKIP_STATS = 1 << 3
+
+# --- linux/if.h, linux/socket.h -------------------------------------------------------------------
+
+AF_BRIDGE = 7
+IFNAMSIZ = 16  # with the NUL
+
+IFF_UP = 0x1
+IFF_LOOPBACK = 0x8
+IFF_PROMISC = 0x100
+IFF_ALLMULTI = 0x200
+
+IF_OPER_DOWN = 2
+IF_OPER_UP = 6
+
+# --- linux/if_link.h ------------------------------------------------------------------------------
+
+IFLA_ADDRESS = 1
+IFLA_IFNAME = 3
+IFLA_MTU = 4
+IFLA_LINK = 5
+IFLA_MASTER = 10
+IFLA_PROTINFO = 12
+IFLA_TXQLEN = 13
+IFLA_OPERSTATE = 16
+IFLA_LINKINFO = 18
+IFLA_IFALIAS = 20
+IFLA_STATS64 = 23
+IFLA_AF_SPEC = 26
+IFLA_GROUP = 27
+IFLA_NET_NS_FD = 28
+IFLA_EXT_MASK = 29
+IFLA_PROMISCUITY = 30
+IFLA_LINK_NETNSID = 37
+IFLA_TARGET_NETNSID = 46
+IFLA_PROP_LIST = 52
+IFLA_ALT_IFNAME = 53
+IFLA_PERM_ADDRESS = 54
+IFLA_PARENT_DEV_NAME = 56
+IFLA_PARENT_DEV_BUS_NAME = 57
+
+IFLA_INFO_KIND = 1
+IFLA_INFO_DATA = 2
+IFLA_INFO_SLAVE_DATA = 5
+
+IFLA_BR_VLAN_FILTERING = 7
+IFLA_BR_MULTI_BOOLOPT = 46
+
+IFLA_BRPORT_MODE = 4
+IFLA_BRPORT_ISOLATED = 33
+
+IFLA_IPVLAN_MODE = 1
+IPVLAN_MODE_L2 = 0
+IPVLAN_MODE_L3 = 1
+IPVLAN_MODE_L3S = 2
+
+IFLA_MACVLAN_MODE = 1
+IFLA_MACVLAN_BC_QUEUE_LEN = 7
+MACVLAN_MODE_PRIVATE = 1
+MACVLAN_MODE_VEPA = 2
+MACVLAN_MODE_BRIDGE = 4
+MACVLAN_MODE_PASSTHRU = 8
+
+IFLA_NETKIT_PEER_INFO = 1
+IFLA_NETKIT_MODE = 5
+NETKIT_L2 = 0
+
+IFLA_VLAN_ID = 1
+IFLA_VRF_TABLE = 1
+VETH_INFO_PEER = 1  # linux/veth.h
+
+# --- linux/if_bridge.h ----------------------------------------------------------------------------
+
+BR_BOOLOPT_NO_LL_LEARN = 0
+
+IFLA_BRIDGE_VLAN_INFO = 2
+BRIDGE_VLAN_INFO_PVID = 1 << 1
+BRIDGE_VLAN_INFO_UNTAGGED = 1 << 2
+
+# --- linux/if_addr.h ------------------------------------------------------------------------------
+
+IFA_ADDRESS = 1
+IFA_LOCAL = 2
+IFA_BROADCAST = 4
+IFA_CACHEINFO = 6
+IFA_FLAGS = 8
+
+IFA_F_NODAD = 0x02
+IFA_F_DADFAILED = 0x08
+IFA_F_TENTATIVE = 0x40
+
+# --- linux/rtnetlink.h: routes --------------------------------------------------------------------
+
+RTA_DST = 1
+RTA_OIF = 4
+RTA_GATEWAY = 5
+RTA_PRIORITY = 6
+RTA_PREFSRC = 7
+RTA_METRICS = 8
+RTA_MULTIPATH = 9
+RTA_FLOW = 11
+RTA_TABLE = 15
+RTA_VIA = 18
+RTA_PREF = 20
+RTA_ENCAP_TYPE = 21
+RTA_ENCAP = 22
+
+RT_TABLE_UNSPEC = 0
+RT_TABLE_COMPAT = 252
+RT_TABLE_MAIN = 254
+RT_TABLE_LOCAL = 255
+
+RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
+RT_SCOPE_HOST = 254
+
+RTPROT_KERNEL = 2
+RTPROT_BOOT = 3
+
+RTN_UNICAST = 1
+RTN_LOCAL = 2
+
+RTNH_F_ONLINK = 4
+
+# --- linux/fib_rules.h ----------------------------------------------------------------------------
+
+FR_ACT_TO_TBL = 1
+
+FRA_SRC = 2
+FRA_PRIORITY = 6
+FRA_FWMARK = 10
+FRA_SUPPRESS_PREFIXLEN = 14
+FRA_TABLE = 15
+FRA_FWMASK = 16
+FRA_PAD = 18
+FRA_L3MDEV = 19
+FRA_PROTOCOL = 21
+
+# --- linux/pkt_sched.h, linux/rtnetlink.h: traffic control ----------------------------------------
+
+TC_H_ROOT = 0xFFFFFFFF
+TC_H_INGRESS = 0xFFFFFFF1
+
+TCA_KIND = 1
+TCA_OPTIONS = 2
+
+TCA_TBF_PARMS = 1
+TCA_TBF_RATE64 = 4
+
+TCA_HTB_PARMS = 1
+TCA_HTB_INIT = 2
+TCA_HTB_RATE64 = 6
+TCA_HTB_CEIL64 = 7
+
+TCA_FQ_CODEL_TARGET = 1
+TCA_FQ_CODEL_MEMORY_LIMIT = 9
+
+# --- linux/pkt_cls.h, linux/tc_act/tc_mirred.h, linux/if_ether.h ----------------------------------
+
+ETH_P_ALL = 0x0003
+ETH_P_IP = 0x0800
+ETH_P_IPV6 = 0x86DD
+
+TCA_U32_CLASSID = 1
+TCA_U32_SEL = 5
+TCA_U32_ACT = 7
+TC_U32_TERMINAL = 1
+
+TCA_MATCHALL_ACT = 2
+
+TCA_FLOWER_CLASSID = 1
+TCA_FLOWER_KEY_ETH_TYPE = 8
+TCA_FLOWER_KEY_IPV4_SRC = 10
+TCA_FLOWER_KEY_IPV4_DST = 12
+TCA_FLOWER_KEY_IPV6_SRC = 14
+TCA_FLOWER_KEY_IPV6_DST = 16
+TCA_FLOWER_KEY_IPV6_DST_MASK = 17
+
+TCA_ACT_KIND = 1
+TCA_ACT_OPTIONS = 2
+TCA_MIRRED_PARMS = 2
+TC_ACT_STOLEN = 4
+TCA_EGRESS_REDIR = 1
+
+# --- linux/netlink.h, linux/genetlink.h, linux/ethtool_netlink.h ----------------------------------
+
+NETLINK_GENERIC = 16
+
+GENL_ID_CTRL = 16
+CTRL_CMD_GETFAMILY = 3
+CTRL_ATTR_FAMILY_ID = 1
+CTRL_ATTR_FAMILY_NAME = 2
+
+ETHTOOL_MSG_FEATURES_GET = 11
+ETHTOOL_MSG_FEATURES_SET = 12
+
+ETHTOOL_A_FEATURES_HEADER = 1
+ETHTOOL_A_FEATURES_HW = 2
+ETHTOOL_A_FEATURES_WANTED = 3
+ETHTOOL_A_FEATURES_ACTIVE = 4
+ETHTOOL_A_FEATURES_NOCHANGE = 5
+
+ETHTOOL_A_HEADER_DEV_NAME = 2
+ETHTOOL_A_BITSET_BITS = 3
+ETHTOOL_A_BITSET_BITS_BIT = 1
+ETHTOOL_A_BITSET_BIT_NAME = 2
+ETHTOOL_A_BITSET_BIT_VALUE = 3
+
+# --- linux/if_tun.h -------------------------------------------------------------------------------
+
+TUNSETIFF = 0x400454CA
+TUNSETPERSIST = 0x400454CB
+TUNSETOWNER = 0x400454CC
+TUNSETGROUP = 0x400454CE
+
+IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+IFF_TUN_EXCL = 0x8000
