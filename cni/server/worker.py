@@ -178,9 +178,12 @@ class Worker:
         interrupts.install()  # anew: signals to an idle worker are for no request
         self._watch(client.conn)
         try:
-            self._adopt(request, descriptors)
-            self.trace.mark("ready")
             try:
+                if not self._adopt(request, descriptors):
+                    self.watched = None  # the client may leave as soon as it hears of it
+                    client.decline()
+                    return True
+                self.trace.mark("ready")
                 code, output, clean = run()
                 self.trace.mark("encoded")
             finally:
@@ -193,15 +196,19 @@ class Worker:
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
 
-    def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> None:
-        """Take on what the client's process has. Raises OSError."""
+    def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> bool:
+        """Take on what the client's process has; false if a descriptor is of the wrong kind."""
+        netns = request.env.get("CNI_NETNS", "")
+        try:
+            os.fchdir(descriptors.cwd)
+            os.umask(request.umask)
+            os.dup2(descriptors.stderr, 2)
+            namespace.hand_over(netns, descriptors.netns, *descriptors.take())
+        except OSError:
+            return False
         sys.argv[:] = [request.called_as]
         self.environment.become(request)  # another client may have been greeted since
-        os.fchdir(descriptors.cwd)
-        os.umask(request.umask)
-        os.dup2(descriptors.stderr, 2)
-        netns = request.env.get("CNI_NETNS", "")
-        namespace.hand_over(netns, descriptors.netns, *descriptors.take())
+        return True
 
     def _leave_mounts(self, descriptors: wire.Descriptors) -> None:
         """Give back what keeps a mount busy: once it has the reply, the runtime may unmount it."""
