@@ -2,8 +2,8 @@
 
 For the length of a request the worker takes on what the client's process has: environment, working
 directory, umask, stderr. A signal to the client arrives here as a byte on the connection;
-if the client dies, so does the worker, at once, like the plugin's process that it stands for. A
-worker is used again after a request only if that left nothing behind (docs/design.md,
+if the client dies, the worker ends at once, like the plugin's process that it stands for. A
+worker is used again only if the request left nothing behind (docs/design.md,
 "The warm path").
 """
 
@@ -94,7 +94,7 @@ class Worker:
         self.trace = trace.make()
 
     def run(self) -> None:
-        """Serve until told to drain, worn out, or in doubt of itself."""
+        """Serve until the supervisor drains this worker, or it is worn out or not as it was."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
         interrupts.install()
@@ -180,7 +180,7 @@ class Worker:
         try:
             try:
                 if not self._adopt(request, descriptors):
-                    self.watched = None  # the client may leave as soon as it hears of it
+                    self.watched = None  # the client may close the connection at once
                     client.decline()
                     return True
                 self.trace.mark("ready")
@@ -224,7 +224,7 @@ class Worker:
         descriptors.close()
 
     def _watch(self, conn: Socket) -> None:
-        """Have SIGIO tell when the client dies, or is sent a signal."""
+        """Have SIGIO come when the client dies or forwards a signal."""
         self.watched = conn
         fd = conn.fileno()
         fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
@@ -241,7 +241,7 @@ class Worker:
         except OSError:
             data = b""
         if not data:
-            os._exit(1)  # the runtime killed the plugin: it does nothing more
+            os._exit(1)  # the runtime has killed the plugin, which must do nothing more
         if data[-1] in INTERRUPTS:
             signal.raise_signal(data[-1])
 
