@@ -1,6 +1,6 @@
-"""Failures from before the plugin could start, said the way the caller understands.
+"""Errors that come before the plugin can start, in the form that the caller expects.
 
-Imports nothing that a damaged or old Python may lack, and stays readable for Python 3.6.
+Imports nothing that a damaged or old Python may lack. Python 3.6 has to be able to read this.
 """
 
 import os
@@ -20,13 +20,13 @@ def complain(msg, details):
         text = '{{\n    "code": 999,\n    "msg": "{}",\n    "details": "{}"\n}}\n'
         _write(1, text.format(_quoted(msg), _quoted(details)))
     else:
-        _write(2, "cni: {}: {}\n".format(msg, details))
+        _write(2, "cni: {}: {}\n".format(_printable(msg), _printable(details)))
     return 1
 
 
 def too_old():
     # type: () -> int
-    """Complain that this interpreter is too old."""
+    """Report that this interpreter is too old; returns the exit code."""
     found = ".".join(str(n) for n in sys.version_info[:3])
     return complain(
         "python3 (3.11 or newer) not found",
@@ -40,6 +40,12 @@ def _quoted(text):
     return "".join(
         _ESCAPES.get(c) or (c if " " <= c <= "~" else "\\u%04x" % min(ord(c), 0xFFFD)) for c in text
     )
+
+
+def _printable(text):
+    # type: (str) -> str
+    """Text for a terminal, which must not obey what a file is called."""
+    return "".join(c if c.isprintable() else "\\x%02x" % ord(c) for c in text)
 
 
 def _write(fd, text):

@@ -163,8 +163,8 @@ static void leave_container(void)
     own_netns = -1;
 }
 
-/* Whether `path` is of this kind, and only we and root may change it: anybody may put a directory of
- * that name beside a file in /tmp. */
+/* Whether `path` is of this kind, and only we and root may change it. In /tmp, for example, another
+ * user may put a directory of that name beside our file. */
 static int is_safe(const char *path, mode_t kind)
 {
     struct stat status;

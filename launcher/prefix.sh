@@ -5,8 +5,8 @@ cni_build=@BUILD_ID@
 cni_python=''  # `cni install` writes the interpreter here; the padding keeps the archive in place @PAD@
 
 # The usual way: installed, and called through a link beside the installed file. The tree has to be
-# this user's, because anybody may make a directory of that name where this file was copied to. The
-# native client (cni_client=1) has looked already, and found none that it may use.
+# this user's: where the file was copied to, another user may have made a directory of that name. The
+# native client (cni_client=1) has looked already, and found no tree that it may use.
 cni_root=${0%/*}/.cni-$cni_build
 if [ -z "$cni_client" ] && [ -x "$cni_python" ] && [ -O "$cni_root" ] && [ ! -h "$cni_root" ] &&
     [ -f "$cni_root/run.py" ] && [ -O "$cni_root/run.py" ]; then

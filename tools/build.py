@@ -43,12 +43,12 @@ EXTENSIONS = ("msgspec",)
 PYTHONS = ("311", "312", "313", "314")
 MACHINES = ("x86_64", "aarch64")
 
-# What no run of a plugin or command ever reads.
+# Files of packages that no plugin and no command reads.
 DROPPED = re.compile(
     r"(^|/)(tests?|__pycache__)/|\.pyi$|\.pyc$|(^|/)py\.typed$|^bin/"
     r"|\.dist-info/(RECORD|WHEEL|INSTALLER|REQUESTED|direct_url\.json|top_level\.txt|entry_points\.txt)$"
 )
-# Not worth its bytecode in the archive: nothing on the way to a plugin imports it.
+# Packages without bytecode in the archive, since no plugin imports them.
 NO_BYTECODE = ("pyroute2/",)
 PREFIX_SIZE = 4096
 

@@ -246,7 +246,7 @@ def _record(attachment: Attachment, data: bytes, result: dict[str, Any]) -> dict
 
 
 def _lower(raw: dict[str, Any]) -> dict[str, Any]:
-    """The object with keys in lower case: Go finds them whatever their case."""
+    """The object with its keys in lower case, since Go ignores their case."""
     return {key.lower(): value for key, value in raw.items()}
 
 

@@ -4,7 +4,7 @@
     NetworkList  name, version, switches, plugins ─┬─ PluginConf  type, name, capabilities, raw
                                                    └─ …
 
-Keys of the list itself are matched exactly, those of a plugin whatever their case, as in Go.
+As in Go, keys of the list itself are matched exactly, and those of a plugin in any case.
 """
 
 from __future__ import annotations

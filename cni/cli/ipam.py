@@ -1,4 +1,4 @@
-"""`cni ipam`: who holds the addresses that host-local has handed out on this node."""
+"""`cni ipam`: the addresses that host-local has handed out on this node, and their holders."""
 
 from __future__ import annotations
 

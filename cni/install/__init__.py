@@ -79,7 +79,7 @@ def uninstall(bin_dir: Path, units: Collection[Path] = ()) -> Report:
     with _errors(bin_dir), _locked(bin_dir):
         installation = Installation(bin_dir)
         paths = sorted({*map(Path, installation.units), *units})
-        install_units.disable(paths)  # nobody starts what is going to be removed
+        install_units.disable(paths)  # systemd must not start what is about to be removed
         removed = install_units.remove(paths)
         report = installation.uninstall()
         report.removed += removed
@@ -150,7 +150,7 @@ def _take_lock(path: Path) -> int | None:
             return None
         os.fchmod(fd, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The one who had it before has removed it, perhaps after we opened it.
+        # The process that had the lock before has removed the file, perhaps after we opened it.
         taken = os.path.exists(path) and os.path.samestat(status, os.lstat(path))
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -162,7 +162,7 @@ def _take_lock(path: Path) -> int | None:
 
 @contextmanager
 def _umask(mask: int) -> Iterator[None]:
-    """Plugins have to be readable whatever the caller's umask; children inherit this one."""
+    """Use this umask, in child processes too: plugins must be readable for everybody."""
     before = os.umask(mask)
     try:
         yield
@@ -172,7 +172,7 @@ def _umask(mask: int) -> Iterator[None]:
 
 @contextmanager
 def _errors(bin_dir: Path) -> Iterator[None]:
-    """Say what the operating system refused, and what helps."""
+    """Turn an OSError into an InstallError that says what helps."""
     remedies = {
         errno.EACCES: "run as root, or choose another directory with --bin-dir",
         errno.EPERM: "run as root, or choose another directory with --bin-dir",

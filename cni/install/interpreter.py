@@ -12,8 +12,8 @@ from ..artifact import InstallError
 
 MINIMUM = (3, 11)
 
-# Run by the chosen interpreter on the unpacked tree: fails if a plugin could not start, prints why
-# packet filtering would not work.
+# The chosen interpreter runs this on the unpacked tree. It fails if no plugin could start, and
+# prints why packet filtering would not work.
 _PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -80,9 +80,10 @@ def probe(python: str, tree: Path) -> list[str]:
 
 
 def compile_tree(python: str, tree: Path, final: Path) -> None:
-    """Compile `tree`, which will be called `final`, so that tracebacks name the real files.
+    """Compile the modules of `tree`, which will be renamed to `final`: tracebacks name that.
 
-    The bytecode is never checked against the sources: they do not change, and it saves a stat.
+    The bytecode is not checked against the sources when it is loaded: they do not change, and that
+    saves a stat(2) each. Raises InstallError.
     """
     command = [python, "-I", "-S", "-m", "compileall", "-f", "-q", "-j", "0"]
     command += ["--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", str(final)]

@@ -1,8 +1,8 @@
 """The systemd units that `cni install` writes, with the path of the installed `cni`.
 
 RULES make rules again after a restart or reload of the node's firewall (`--units`); SERVER starts
-the server with the first request (`--service`). What enables them is the administrator's
-`systemctl`; what takes them away disables them first.
+the server with the first request (`--service`). The administrator enables them with `systemctl`;
+`remove` is preceded by `disable`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from ..artifact import InstallError
 RULES = ("cni-reload.service", "cni-reload-watch.service")
 SERVER = ("cni.socket", "cni.service")
 DIRECTORY = Path("/etc/systemd/system")
-# What to enable of each; the server comes with its socket.
+# Units to enable of each group; the socket starts the server.
 ENABLED = {RULES: RULES, SERVER: SERVER[:1]}
 
 _RUNNING = Path("/run/systemd/system")
 _MARK = b"# Written by `cni install "
-_QUOTED = frozenset(" \t\n\"'\\$;")  # what systemd would take apart in a command line
+_QUOTED = frozenset(" \t\n\"'\\$;")  # characters that systemd would interpret in a command line
 
 
 def check(paths: Iterable[Path], bin_dir: Path) -> None:
-    """Raises InstallError if they cannot be written for plugins in `bin_dir`."""
+    """Check that the units can be written for plugins in `bin_dir`. Raises InstallError."""
     for path in paths:
         if _QUOTED & set(str(bin_dir)):
             raise InstallError(f"systemd would not understand the path {bin_dir}: choose another")
@@ -37,7 +37,7 @@ def check(paths: Iterable[Path], bin_dir: Path) -> None:
 
 
 def write(paths: Iterable[Path], bin_dir: Path) -> list[str]:
-    """Write the units with these absolute paths; their paths again. Raises InstallError."""
+    """Write the units with these absolute paths, which it returns. Raises InstallError."""
     program = str(bin_dir).replace("%", "%%")
     try:
         return [_write(path, program) for path in paths]

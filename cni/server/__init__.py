@@ -1,9 +1,20 @@
 """The warm path: a server whose workers answer requests without starting an interpreter.
 
-    client (launcher/client.c)  ──request; stderr, cwd, netns, routing socket──▶  worker
-                                ◀──────── hello; exit code and output ───────────
+    client (launcher/client.c)  ── request ──────────────────────▶  worker
+                                ◀─ hello ─────────────────────────
+                                ── go: descriptors, credentials ─▶
+                                ◀─ exit code and output ──────────
 
-`supervisor` preloads every plugin and keeps a number of forked workers, which accept from one
-listening socket; `worker` serves one request at a time; `wire` is the form of a request. It is an
-accelerator only: a client that is declined, kept waiting or alone runs the plugin by exec.
+    supervisor   preloads every plugin, and keeps forked workers that accept from one socket
+    worker       serves one request at a time
+    reception    reads requests, so that no client holds up another
+    peer         whether a client has what it would borrow from the server
+    wire         the form of the messages
+    slots        what the processes tell each other
+    warmup       what a worker does before its first request
+    status       asking a running server
+    trace        where a request's time goes
+
+The server only makes requests faster: a client that is declined, waits too long or finds no server
+runs the plugin by exec.
 """

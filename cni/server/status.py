@@ -1,4 +1,4 @@
-"""What a running server says of itself, and who it is (`cni serve --status`)."""
+"""Asking a running server for its state (`cni serve --status`), and which process it is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ask(path: str, timeout: float) -> str:
 
 
 def describe(path: str) -> str:
-    """Which process listens at `path`, for the one that wanted to. Raises nothing."""
+    """Which process listens at `path`, in words for an error message. Raises nothing."""
     try:
         with _connect(path, 1) as sock:
             credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)

@@ -139,7 +139,7 @@ class Supervisor:
             try:
                 listener = systemd.listen_unix(path, _BACKLOG)
             except systemd.AddressInUse:
-                pass  # somebody was quicker
+                pass  # another server was quicker
             except OSError as error:
                 self._complain(f"{path} was removed, and cannot be made again: {error}")
                 return None
@@ -231,11 +231,11 @@ class Supervisor:
         return min(max(next_start, 0.0), _TICK)
 
     def _reap(self) -> None:
-        """Take leave of the workers that have ended, and arrange for others."""
+        """Note which workers have ended, and when others take their slots."""
         while self.pids:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:  # not to be expected; nobody else waits for them
+            except ChildProcessError:  # unexpected: no other code waits for the workers
                 for number in self.pids.values():
                     self._postpone(number)
                 self.pids.clear()
@@ -289,7 +289,7 @@ class Supervisor:
     # --- the end ---
 
     def _drain(self, *, keep_socket: bool) -> None:
-        """Let every worker finish its request, and nobody begin another."""
+        """Let every worker finish its request, and have none begin another."""
         if not keep_socket:
             self._unlink()
             self.listener.close()

@@ -1,14 +1,15 @@
-"""Where a request's time goes: for developers, switched on by the server's CNI_SERVER_TRACE.
+"""Times of the parts of each request, for developers.
 
-That names a file, which gets a line a request: its verb and plugin, and the times of
+The server's environment variable CNI_SERVER_TRACE names a file, which gets a line a request: its
+verb and plugin, and the times of
 
-    accepted   a client's connection was taken out of the queue
-    decoded    its request is here and decoded
-    received   its descriptors are, too
-    ready      they are ours, and the verb begins
-    done       the verb ended
-    encoded    what is printed is ready
-    replied    the client has it
+    accepted   a client has connected
+    decoded    its request has come and is decoded
+    received   its descriptors have come
+    ready      the worker has taken on the client's environment, and the verb begins
+    done       the verb has ended
+    encoded    the output is ready
+    replied    the reply is sent
 
 in seconds of CLOCK_MONOTONIC. Switched off, it costs nothing but the calls of `mark`.
 """
@@ -24,7 +25,7 @@ VARIABLE = "CNI_SERVER_TRACE"
 
 
 class Trace:
-    """Collects the times of one request after the other."""
+    """Collects the times of a request, and writes them at its end."""
 
     def __init__(self, path: str) -> None:
         from .. import dispatch
@@ -36,7 +37,7 @@ class Trace:
 
     def _around(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*args: Any) -> Any:
-            # a delegate's is a part of the plugin's
+            # the verb of a delegate is a part of the plugin's
             self._depth += 1
             try:
                 return verb(*args)
@@ -48,7 +49,7 @@ class Trace:
         return traced
 
     def mark(self, name: str) -> None:
-        """This happens now."""
+        """Note that this part begins or ends now."""
         self._times[name] = monotonic()
 
     def end(self, what: str) -> None:
@@ -67,6 +68,6 @@ class _Off:
 
 
 def make() -> Trace | _Off:
-    """A trace, if somebody wants one."""
+    """A trace, if CNI_SERVER_TRACE asks for one."""
     path = os.environ.get(VARIABLE)
     return Trace(path) if path else _Off()

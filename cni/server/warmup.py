@@ -1,4 +1,4 @@
-"""What a worker should not have to do when a request comes: imports, first uses, page faults."""
+"""What a worker does before its first request: imports, first uses, page faults."""
 
 from __future__ import annotations
 

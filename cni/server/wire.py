@@ -79,20 +79,15 @@ class Descriptors:
 
     def take(self) -> tuple[Socket | None, ClientJobs | None]:
         """The routing netlink socket of `netns`, with kernel.netlink.OPTIONS, and the connection
-        for jobs there, as far as they came. The caller closes them.
+        for jobs there, as far as they came. The caller closes them. Raises OSError, and takes none.
         """
-        jobs = self._take_last(_JOBS)
-        routing = self._take_last(_ROUTING)
-        return (
-            None if routing is None else Socket(AF_NETLINK, SOCK_RAW, 0, routing),
-            None if jobs is None else ClientJobs(jobs),
-        )
-
-    def _take_last(self, bit: int) -> int | None:
-        if not self._which & bit:
-            return None
-        self._which ^= bit
-        return self._fds.pop()
+        at = _ALWAYS + 1
+        routing = None
+        if self._which & _ROUTING:
+            routing = Socket(AF_NETLINK, SOCK_RAW, 0, self._fds[at])
+        jobs = ClientJobs(self._fds[at + 1]) if self._which & _JOBS else None
+        del self._fds[at:]
+        return routing, jobs
 
     def close_mounts(self) -> None:
         """Close those that keep a mount busy: all but stderr."""

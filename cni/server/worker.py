@@ -2,8 +2,8 @@
 
 For the length of a request the worker takes on what the client's process has: environment, working
 directory, umask, stderr. A signal to the client arrives here as a byte on the connection;
-if the client dies, so does the worker, at once, like the plugin's process that it stands for. A
-worker is used again after a request only if that left nothing behind (docs/design.md,
+if the client dies, the worker ends at once, like the plugin's process that it stands for. A
+worker is used again only if the request left nothing behind (docs/design.md,
 "The warm path").
 """
 
@@ -94,7 +94,7 @@ class Worker:
         self.trace = trace.make()
 
     def run(self) -> None:
-        """Serve until told to drain, worn out, or in doubt of itself."""
+        """Serve until the supervisor drains this worker, or it is worn out or not as it was."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
         interrupts.install()
@@ -178,9 +178,12 @@ class Worker:
         interrupts.install()  # anew: signals to an idle worker are for no request
         self._watch(client.conn)
         try:
-            self._adopt(request, descriptors)
-            self.trace.mark("ready")
             try:
+                if not self._adopt(request, descriptors):
+                    self.watched = None  # the client may close the connection at once
+                    client.decline()
+                    return True
+                self.trace.mark("ready")
                 code, output, clean = run()
                 self.trace.mark("encoded")
             finally:
@@ -193,15 +196,19 @@ class Worker:
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
 
-    def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> None:
-        """Take on what the client's process has. Raises OSError."""
+    def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> bool:
+        """Take on what the client's process has; false if a descriptor is of the wrong kind."""
+        netns = request.env.get("CNI_NETNS", "")
+        try:
+            os.fchdir(descriptors.cwd)
+            os.umask(request.umask)
+            os.dup2(descriptors.stderr, 2)
+            namespace.hand_over(netns, descriptors.netns, *descriptors.take())
+        except OSError:
+            return False
         sys.argv[:] = [request.called_as]
         self.environment.become(request)  # another client may have been greeted since
-        os.fchdir(descriptors.cwd)
-        os.umask(request.umask)
-        os.dup2(descriptors.stderr, 2)
-        netns = request.env.get("CNI_NETNS", "")
-        namespace.hand_over(netns, descriptors.netns, *descriptors.take())
+        return True
 
     def _leave_mounts(self, descriptors: wire.Descriptors) -> None:
         """Give back what keeps a mount busy: once it has the reply, the runtime may unmount it."""
@@ -217,7 +224,7 @@ class Worker:
         descriptors.close()
 
     def _watch(self, conn: Socket) -> None:
-        """Have SIGIO tell when the client dies, or is sent a signal."""
+        """Have SIGIO come when the client dies or forwards a signal."""
         self.watched = conn
         fd = conn.fileno()
         fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
@@ -234,7 +241,7 @@ class Worker:
         except OSError:
             data = b""
         if not data:
-            os._exit(1)  # the runtime killed the plugin: it does nothing more
+            os._exit(1)  # the runtime has killed the plugin, which must do nothing more
         if data[-1] in INTERRUPTS:
             signal.raise_signal(data[-1])
 

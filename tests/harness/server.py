@@ -79,14 +79,14 @@ def encode_request(program: str, env: Mapping[str, str], stdin: bytes) -> bytes:
 
 
 def send_go(
-    sock: socket.socket, named: int, which: int = 0, *fds: int, root: str = "/", uid: int = 0
+    sock: socket.socket, named: int, which: int = 0, *fds: int, root: str = "/", cwd: str = "/"
 ) -> None:
-    """What the client sends after the hello, with stderr, `/` and `root`, naming a process."""
-    here, top = (os.open(path, os.O_PATH) for path in ("/", root))
+    """What the client sends after the hello, with stderr and two directories, naming a process."""
+    here, top = (os.open(path, os.O_PATH) for path in (cwd, root))
     try:
         ancillary = [
             (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2, here, top, *fds])),
-            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", named, uid, uid)),
+            (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", named, 0, 0)),
         ]
         sock.sendmsg([bytes([which])], ancillary)
     finally:

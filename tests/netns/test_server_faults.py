@@ -226,6 +226,21 @@ def test_another_mount_of_the_same_root_is_declined(server: Server, tmp_path: Pa
         subprocess.run(["umount", "-l", top], check=True)
 
 
+def test_descriptors_of_another_kind_cost_no_worker(server: Server) -> None:
+    workers = server.workers()
+    for _ in range(3):
+        with greeted(server) as sock:
+            send_go(sock, server.pid, cwd="/etc/passwd")
+            assert reply(sock) == b"N"
+    with greeted(server) as sock:
+        send_go(sock, server.pid, 7, 2, 2, 2)
+        assert reply(sock) == b"N"
+    with greeted(server) as sock:
+        send_go(sock, server.pid, 1, 2)
+        assert reply(sock) == b"X"
+    assert server.workers() == workers
+
+
 def test_any_mounts_serves_any_root(runtime: Runtime, path: Path, tmp_path: Path) -> None:
     with serving(runtime, path, "--any-mounts") as server, greeted(server) as sock:
         send_go(sock, server.pid, root=str(tmp_path))

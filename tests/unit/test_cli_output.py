@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cni.cli
+from cni import startup_error
 from cni.cli import gojson, main, output
 from cni.cli.cache import Attachment, Outcome
 from cni.protocol.errors import CNIError
@@ -142,6 +143,16 @@ def test_a_defect_s_text(
     text = printed(capfd)
     assert "RuntimeError" in text
     assert shown(text)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=ascii)
+def test_an_error_before_the_start(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    for command in ("", "ADD"):
+        monkeypatch.setenv("CNI_COMMAND", command)
+        assert startup_error.complain(f'no plugin is called "{bad}"', f"details {bad}") == 1
+        assert shown(printed(capfd))
 
 
 def test_completion_offers_no_such_name(tmp_path: Path) -> None:
