@@ -212,6 +212,17 @@ def test_a_plugins_page_has_its_keys(name: str) -> None:
     assert unsaid <= {part for each in mentioned for part in (each, *each.split("."))}
 
 
+def test_the_house_has_all_rooms() -> None:
+    """The table in docs/design.md names whatever stands directly in cni/."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    rooms = {
+        f"`cni/{each.name}/`" if each.is_dir() else f"`cni/{each.name}`"
+        for each in (ROOT / "cni").iterdir()
+        if each.name not in ("__init__.py", "_build.py", "__pycache__")
+    }
+    assert sorted(each for each in rooms if each not in text) == []
+
+
 def test_every_page_is_in_an_index() -> None:
     """docs/README.md leads to each page, docs/spec/INDEX.md to each page beside it."""
     linked = {
