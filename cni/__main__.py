@@ -9,6 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from _signal import (  # type: ignore[import-not-found]
+    SIG_DFL,
+    SIGINT,
+    default_int_handler,
+    getsignal,
+    signal,
+)
 
 
 def main() -> int:
@@ -16,12 +23,15 @@ def main() -> int:
 
     Failures to start end in the specification's error object, like those of a plugin.
     """
+    is_request = bool(os.environ.get("CNI_COMMAND")) and not sys.argv[1:]
+    if is_request and getsignal(SIGINT) is default_int_handler:
+        signal(SIGINT, SIG_DFL)  # no traceback, until the request's handlers are there
     _prepare_archive()
     from cni import standins
 
-    if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
-        standins.enable()
     try:
+        if is_request:
+            _prepare_request()
         from cni import dispatch
     except (Exception, standins.Insufficient) as error:
         if standins.enabled:
@@ -40,11 +50,20 @@ def main() -> int:
         return daemon(sys.argv[2:])
     if name in dispatch.TABLE:
         _run_plugin(name)
-    if os.environ.get("CNI_COMMAND") and not sys.argv[1:]:
+    if is_request:
         return _unknown(name, sorted(dispatch.TABLE))
     from cni.cli import main as command_line
 
     return command_line(sys.argv[1:])
+
+
+def _prepare_request() -> None:
+    from cni import standins
+
+    standins.enable()
+    from cni import interrupts
+
+    interrupts.install()
 
 
 def _run_plugin(name: str) -> None:
@@ -63,7 +82,7 @@ def _run_plugin(name: str) -> None:
         try:
             if stream is not None:  # None where the caller closed the descriptor
                 stream.flush()
-        except OSError:  # nobody is left to read the answer
+        except OSError:  # the runtime has closed its end
             code = code or 1
     os._exit(code)
 

@@ -267,8 +267,8 @@ class Call(Generic[C]):
     def delegate_add(self, name: str, stdin: bytes | None = None) -> Result | None:
         """Have another plugin do its ADD; its DEL runs if this ADD fails. Raises CNIError.
 
-        A plugin that answers with an error has undone what it did. When there is no answer, or none
-        that is understood, nobody knows, so its DEL runs as well.
+        A plugin that answers with an error has undone what it did. When it gives no answer, or none
+        that is understood, it may have done its work, so its DEL runs as well.
         """
         from . import delegate
 

@@ -128,7 +128,7 @@ def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> Finishe
         except OSError as error:
             if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
                 with interrupts.waiting():
-                    time.sleep(1)  # somebody is installing it right now
+                    time.sleep(1)  # the file is being written: an installation
                 continue
             raise CNIError(
                 f"fork/exec {program}: {(error.strerror or '').lower()}",

@@ -127,7 +127,7 @@ def main(name: str) -> int:
     if not os.environ.get("CNI_COMMAND"):
         os.write(2, about(name).encode())
         return 0
-    interrupts.install()
+    interrupts.install(forget=False)
     received: list[bytes] = []
     written = 0
 
@@ -153,7 +153,7 @@ def main(name: str) -> int:
     if standins.doubt is not None:
         standins.restart(received[0] if received else None)
     try:
-        if not (written and code):  # half a result is there: an error behind it would help nobody
+        if not (written and code):  # an error behind half a result is no JSON
             written = 0
             write(output)
         return code

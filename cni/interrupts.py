@@ -35,13 +35,15 @@ _waiting = False
 _decided = False
 
 
-def install() -> None:
-    """Handle the three signals, and forget what was noted: a request begins, or has ended."""
-    global _noted, _waiting, _decided
+def install(*, forget: bool = True) -> None:
+    """Handle the three signals: a request begins, or has ended. `forget` one that has come."""
+    global _noted, _waiting, _decided  # noqa: PLW0603 facts of the process
     for number in SIGNALS:
         if getsignal(number) is not handle:
             signal(number, handle)
-    _noted, _waiting, _decided = 0, False, False
+    if forget:
+        _noted = 0
+    _waiting = _decided = False
 
 
 def handle(number: int, _frame: object) -> None:
@@ -56,7 +58,7 @@ def handle(number: int, _frame: object) -> None:
 
 
 def check() -> None:
-    """Raise Terminated if a signal has come; again at each call, so that nobody can swallow it."""
+    """Raise Terminated if a signal has come; again at each call: no `except` ends that."""
     if _noted:
         raise terminated()
 

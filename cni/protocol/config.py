@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # Large enough for any real chain; a bound, so that a runaway runtime cannot exhaust memory.
 MAX_STDIN = 16 << 20
 
-# What is below these keys belongs to somebody else, and keeps its spelling; what null stands for.
+# Maps, whose keys keep their spelling: no plugin's key is below them. With each the zero value of
+# its values, for which null stands there.
 VERBATIM: dict[str, Any] = {"prevresult": None, "sysctl": "", "labels": "", "capabilities": False}
 
 
@@ -153,11 +154,11 @@ def _decode(data: bytes) -> Any:
 def lookup(raw: dict[str, Any], key: str) -> Any:
     """The value of `key` in `raw` whatever the key's case (the last of several); None if absent."""
     wanted, size = key.lower(), len(key)
-    found = None
+    value_of_key = None
     for name, value in raw.items():
         if name == key or (len(name) == size and name.lower() == wanted):
-            found = value
-    return found
+            value_of_key = value
+    return value_of_key
 
 
 def version_of(raw: dict[str, Any]) -> str:

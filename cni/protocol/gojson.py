@@ -4,8 +4,8 @@ Loaded only for documents that need it: a runtime hands over what people wrote, 
 plugin reads may hold anything. Different from msgspec's decoder (RFC 8259, strictly):
 
 - Bytes that are no UTF-8, and escapes of a lone surrogate, are U+FFFD, inside of strings.
-- A number out of the range of int64 is a float, one out of that range infinite. Nobody who wants
-  an integer takes it; nobody else looks.
+- A number out of the range of int64 is a float, and one out of the range of a float is infinite. A
+  key that wants an integer refuses both.
 - An object that is given twice is merged with what is there, as Go does when it decodes into a
   struct; of other values the last one counts; null changes nothing but a list, which it empties.
 - Nesting ends at 10,000 levels, as in Go. What is below DEPTH is null here: no key that any plugin

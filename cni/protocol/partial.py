@@ -1,8 +1,8 @@
 """Converting what can be converted: for DEL and GC, which a broken key must not stop.
 
-Loaded only when the whole cannot be converted. `pick` leaves out the keys that are wrong, and
-`Partial` notes the error of such a key only when somebody reads the field: what a verb has no use
-for, it never hears of.
+Loaded only when the whole cannot be converted. `pick` leaves out the keys that are wrong. `Partial`
+reports the error of such a key when the verb reads its field; one that the verb does not read is no
+error.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ def _pick(
     except CNIError as error:
         reason = error
     kept: Any = _NOTHING
-    found: list[Broken] = []
+    left_out: list[Broken] = []
     if isinstance(value, dict):
         kept = {}
         for key, item in value.items():
-            part = _pick(item, (*path, key), convert, _under(key, place), found)
+            part = _pick(item, (*path, key), convert, _under(key, place), left_out)
             if part is not _NOTHING:
                 kept[key] = part
     elif isinstance(value, list):
         kept = [item for item in value if _takes(convert, place([item]))]
-        found = [Broken(path, reason)]
+        left_out = [Broken(path, reason)]
     if kept is not _NOTHING and _takes(convert, place(kept)):
-        broken.extend(found)
+        broken.extend(left_out)
         return kept
     broken.append(Broken(path, reason))
     return _NOTHING

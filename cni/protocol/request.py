@@ -151,17 +151,17 @@ def read_stdin() -> bytes:
 
 def valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:
     """The attachments GC must keep; None if the runtime gave no list: then nothing is collected."""
-    found = None
+    entries = None
     for key in ("cni.dev/valid-attachments", "cni.dev/attachments"):
-        found = lookup(raw, key)
-        if found is not None:
+        entries = lookup(raw, key)
+        if entries is not None:
             break
-    if found is None:
+    if entries is None:
         return None
-    if not isinstance(found, list):
+    if not isinstance(entries, list):
         raise CNIError("cni.dev/valid-attachments is not a list", "nothing was collected")
     keep = set()
-    for entry in found:
+    for entry in entries:
         pair = _attachment(entry)
         if pair is None:
             raise CNIError(

@@ -6,7 +6,8 @@ everybody else the real module. Only the process that answers one request by exe
 command line and the server import the real modules once.
 
 Nothing depends on it. What a stand-in cannot do ends in `restart`: the same process begins anew
-with CNI_STANDINS=off in its environment, which keeps the real modules; so may anybody who sets it.
+with CNI_STANDINS=off in its environment, which keeps the real modules. An administrator may set
+that variable as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ doubt: BaseException | None = None  # the failure that may be a stand-in's fault
 
 
 class Insufficient(BaseException):
-    """Something is wanted that a stand-in lacks. No Exception: nobody on the way may handle it."""
+    """A stand-in lacks a wanted name. No Exception, so that no `except Exception` hides it."""
 
 
 class StandIn(ModuleType):
