@@ -293,7 +293,8 @@ class InterfaceContract:
         """The path of the namespace names another container's by now."""
         conf = self.conf(self.prepare(runtime.host, outside), V4.host_local(data_dir))
         runtime.add(self.plugin, conf, container).succeeded()
-        runtime.add(self.plugin, conf, container2, container_id="c2").succeeded()
+        other = {**conf, **self.second(runtime.host)}
+        runtime.add(self.plugin, other, container2, container_id="c2").succeeded()
         with unchanged(container2):
             runtime.delete(self.plugin, conf, container2).succeeded()
         assert list(leases(data_dir).values()) == ["c2 eth0"]

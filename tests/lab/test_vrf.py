@@ -250,7 +250,7 @@ def test_a_multipath_route_keeps_its_other_hops(vrf: Vrf, container: Netns) -> N
 NAME = "configuration is expected to have a valid vrf name"
 ADD = "cmdAdd failed: "
 BAD: list[tuple[str, Json, str]] = [
-    *((verb, {"vrfname": ""}, NAME) for verb in ("ADD", "CHECK", "DEL")),
+    *((verb, {"vrfname": ""}, NAME) for verb in ("ADD", "CHECK")),
     ("ADD", {"vrfname": 7}, "failed to load netconf: json: cannot unmarshal number into field vrf"),
     ("ADD", {"table": -1}, "failed to load netconf: json: cannot unmarshal number -1 into field t"),
     ("ADD", {"table": 1 << 32}, "into field table of type uint32"),
@@ -275,6 +275,16 @@ def test_bad_input_changes_nothing(
     with unchanged(vrf.runtime.host, container):
         error = vrf(verb, container, network(**keys)).failed(999)
         assert text in error["msg"]
+
+
+def test_delete_without_a_vrfname(vrf: Vrf, container: Netns) -> None:
+    """The VRF is the one that the interface is in."""
+    interface(container, A4)
+    vrf("ADD", container).succeeded()
+    vrf("DEL", container, network(vrfname="", table=-1)).succeeded()
+    assert "blue" not in links(container)
+    assert "master" not in link(container, "net1")
+    vrf("DEL", container, network(vrfname="")).succeeded()
 
 
 def test_an_interface_that_is_not_free(vrf: Vrf, container: Netns) -> None:

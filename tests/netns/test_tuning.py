@@ -569,9 +569,7 @@ def act(tuned: Tuned, container: Netns, verb: str, name: str, value: str, code: 
     assert (reply.rc != 0) == code, str(reply)
 
 
-@pytest.mark.parametrize(
-    "order", [["net1", "net2", "net3"], ["net3", "net2", "net1"], ["net2", "net1", "net3"]]
-)
+@pytest.mark.parametrize("order", ["net1 net2 net3", "net3 net2 net1", "net2 net1 net3"])
 def test_a_shared_sysctl_is_put_back_by_the_last_attachment(
     tuned: Tuned, container: Netns, order: str
 ) -> None:

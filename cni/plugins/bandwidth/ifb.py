@@ -51,15 +51,16 @@ def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
             if tc.qdisc(host, outer.index, tc.INGRESS) is not None:
                 break
             link.delete(host, stale.index)
+        call.undo.callback(_undo, call.owner, name)
         try:
             link.create_ifb(host, name, mtu=outer.mtu, group=network_group(call.network))
         except NetlinkError as error:
             problem = error
             if error.errno == EEXIST:
+                call.undo.withdraw()
                 continue
             break
         made = link.get(host, name)
-        call.undo.callback(_undo, made.index)
         link.change(host, made.index, alias=call.owner.alias, group=0)
         return made
     raise CNIError(
@@ -70,9 +71,11 @@ def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
     )
 
 
-def _undo(index: int) -> None:
+def _undo(owner: Owner, name: str) -> None:
     with Netlink() as host:  # the verb's own socket is closed by now
-        link.delete(host, index)
+        device = link.find(host, name)
+        if device is not None and device.kind == "ifb" and device.alias in ("", owner.alias):
+            link.delete(host, device.index)
 
 
 def of(host: Netlink, owner: Owner) -> list[Link]:

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from ...call import Call
 from ...kernel import address, link
 from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
@@ -62,7 +63,14 @@ def add_default_routes(result: Result) -> None:
 
 
 def set_up(
-    host: Netlink, bridge: Link, result: Result, vlans: Vlans, force: bool, *, offered: bool
+    call: Call[Any],
+    host: Netlink,
+    bridge: Link,
+    result: Result,
+    vlans: Vlans,
+    force: bool,
+    *,
+    offered: bool,
 ) -> None:
     """Put the gateway addresses on the bridge or the VLAN's interface; switch on IP forwarding.
 
@@ -72,7 +80,7 @@ def set_up(
     """
     target, prefix = bridge, "failed to set bridge addr: "
     if vlans.access:
-        target = _ensure_vlan_interface(host, bridge, vlans)
+        target = _ensure_vlan_interface(call, host, bridge, vlans)
         prefix = "failed to set vlan interface for bridge with addr: "
         result.interfaces.append(Interface(name=target.name, mac=target.mac))
     for ip in sorted(result.ips, key=lambda ip: not ip.prefix.is_v4):
@@ -149,12 +157,13 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
     link.change(host, target.index, mac=link.parse_mac(target.mac))
 
 
-def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
+def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: Vlans) -> Link:
     """The host's interface in the VLAN: one end of a veth pair whose other end is a bridge port.
 
     Also completes an interface that another ADD is making, or was killed over. Raises CNIError.
     """
     name = f"{bridge.name}.{vlans.access}"
+    call.undo.callback(_remove_vlan_interface, call, name)
     try:
         try:
             link.create_veth(host, name, f"veth{digest(name)[:8]}", mtu=bridge.mtu)
@@ -162,6 +171,7 @@ def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
+            call.undo.withdraw()
         inner = link.get(host, name)
         port = link.get(host, inner.peer)
         if port.master != bridge.index or not port.up:
@@ -175,3 +185,16 @@ def _ensure_vlan_interface(host: Netlink, bridge: Link, vlans: Vlans) -> Link:
             f"if {name} is not a veth whose other end is a port of {bridge.name}, delete it",
         ) from None
     return inner
+
+
+def _remove_vlan_interface(call: Call[Any], name: str) -> None:
+    """Undo the creation of a VLAN's interface, unless another container is on the bridge by now."""
+    with Netlink() as host:  # the verb's own socket is closed by now
+        inner = link.find(host, name)
+        port = link.find(host, inner.peer) if inner is not None and inner.peer else None
+        if inner is None or port is None:
+            return
+        own = {port.index, *(device.index for device in veth.ends_of(host, call.owner))}
+        ports = [device for device in link.list_all(host) if device.master == port.master]
+        if not port.master or all(device.index in own for device in ports):
+            link.delete(host, inner.index)

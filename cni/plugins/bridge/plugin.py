@@ -264,7 +264,9 @@ def _connect_layer3(
         gateway.add_default_routes(result)
     if want.gateway:
         offered = want.ipam == "dhcp"
-        gateway.set_up(host, bridge, result, want.vlans, want.conf.force_address, offered=offered)
+        gateway.set_up(
+            call, host, bridge, result, want.vlans, want.conf.force_address, offered=offered
+        )
     configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
     if want.conf.ip_masq:
         masquerade.add(call, result, want.conf.ip_masq_backend)

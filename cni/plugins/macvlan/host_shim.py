@@ -37,8 +37,8 @@ def connect(call: Call[Any], master: Link, result: Result) -> None:
     """On the host, route the result's addresses through the shim. Raises CNIError."""
     with Netlink() as host:
         try:
-            shim = _ensure(call, host, master)
             call.undo.callback(disconnect, call)
+            shim = _ensure(call, host, master)
             for ip in result.ips:
                 entry = route.Route(
                     ip.prefix.host,

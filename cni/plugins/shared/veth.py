@@ -207,13 +207,13 @@ def delete(call: Call[Any], steps: Steps) -> bool:
 def _delete_on_host(call: Call[Any]) -> bool:
     """Delete the pair that has our mark, or whose host end the prevResult names; was there one?"""
     with Netlink() as host:
-        ends = _marked(host, call.owner) or _named(host, _host_interfaces(call))
+        ends = ends_of(host, call.owner) or _named(host, _host_interfaces(call))
         for outer in ends:
             unlink.delete_here(outer.index)
     return bool(ends)
 
 
-def _marked(host: Netlink, owner: Owner) -> list[Link]:
+def ends_of(host: Netlink, owner: Owner) -> list[Link]:
     """The host ends that bear a name of the owner, and its alias or none.
 
     An ADD that was killed before it set the alias leaves none. Usually there is one end, under the
