@@ -11,35 +11,21 @@ import pytest
 from cni.netns import identify, namespace
 from cni.netns.liveness import is_gone
 from cni.netns.namespace import Identity
+from tests.harness.pinned import Pinned, unmount_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.harness import Runtime
+
 pytestmark = pytest.mark.usefixtures("_namespaces")
-
-
-class Pinned:
-    """A namespace that lives by a bind mount only, as those of most runtimes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        path.touch()
-        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", self.path], check=True)
-
-    def bind(self, path: Path) -> None:
-        path.touch()
-        subprocess.run(["mount", "--bind", self.path, path], check=True)
 
 
 @pytest.fixture
 def pinned(tmp_path: Path) -> Iterator[Pinned]:
     yield Pinned(tmp_path / "one")
-    for name in os.listdir(tmp_path):
-        subprocess.run(["umount", "-l", tmp_path / name], check=False, capture_output=True)
+    unmount_all(tmp_path)
 
 
 def noted(path: str) -> Identity:
@@ -135,3 +121,47 @@ def test_nothing_is_known_of_paths_that_are_other_files_here(pinned: Pinned) -> 
 @pytest.mark.parametrize("text", ["", "1", "1:2", "1:2:3:4", "a:b:c", "1:2:"])
 def test_what_is_no_identity(text: str) -> None:
     assert Identity.parse(text) is None
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_an_add_without_a_del_before_takes_the_place_of_the_dead_one(
+    runtime: Runtime, pinned: Pinned, tmp_path: Path, plugin: str
+) -> None:
+    """A runtime that makes its pause container anew under the same id."""
+    data_dir = tmp_path / "leases"
+    chain = {
+        "cniVersion": "1.0.0",
+        "name": "net",
+        "plugins": [
+            {
+                "type": plugin,
+                "bridge": "br0",
+                "isGateway": True,
+                "ipMasq": True,
+                "ipam": {
+                    "type": "host-local",
+                    "subnet": "10.45.0.0/24",
+                    "dataDir": str(data_dir),
+                },
+            },
+            {
+                "type": "portmap",
+                "capabilities": {"portMappings": True},
+                "backend": "nftables",
+            },
+        ],
+    }
+    ports = {"portMappings": [{"hostPort": 8045, "containerPort": 80, "protocol": "tcp"}]}
+    runtime.env["CNI_STATE_DIR"] = str(tmp_path / "state")
+    first = runtime.add_list(chain, pinned.path, capabilities=ports)
+    main = {**chain["plugins"][0], "cniVersion": "1.0.0", "name": "net"}  # type: ignore[index]
+    runtime.add(plugin, main, pinned.path).failed(999)  # the first still exists
+    pinned.unmount()
+    Pinned(tmp_path / "one")
+    second = runtime.add_list(chain, pinned.path, capabilities=ports)
+    assert [ip["address"] for ip in second["ips"]] == [ip["address"] for ip in first["ips"]]
+    assert {path.name for path in (data_dir / "net").iterdir() if path.name[0] == "1"} == {
+        "10.45.0.2"
+    }
+    runtime.delete_list(chain, pinned.path, second, capabilities=ports)
+    assert not [path for path in (data_dir / "net").iterdir() if path.name[0] == "1"]

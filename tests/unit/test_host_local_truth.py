@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ from cni.ipam.host_local import reservation
 from cni.ipam.host_local.directory import open_store
 from cni.netns import liveness
 from cni.netns.namespace import Identity
+from tests.harness.pinned import Pinned, unmount_all
 
 from .ipam_node import Failure, Ipam
 
@@ -315,24 +315,13 @@ def test_keys_of_others_are_not_read(tmp_path: Path) -> None:
 # --- the namespace of an earlier ADD ---
 
 
-class Pinned:
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-        path.touch()
-        subprocess.run(["unshare", f"--net={path}", "true"], check=True)
-
-    def end(self) -> None:
-        subprocess.run(["umount", self.path], check=True)
-
-
 @pytest.fixture
 def pinned(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make network namespaces")
     (tmp_path / "ns").mkdir()
     yield tmp_path / "ns"
-    for name in os.listdir(tmp_path / "ns"):
-        subprocess.run(["umount", "-l", tmp_path / "ns" / name], check=False, capture_output=True)
+    unmount_all(tmp_path / "ns")
 
 
 def in_namespace(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
@@ -362,7 +351,7 @@ def test_an_add_takes_the_place_of_one_whose_namespace_is_gone(
     with pytest.raises(Failure, match="duplicate allocation is not allowed"):
         ipam.add("c1")  # the first still exists
     before = held(tmp_path)
-    first.end()
+    first.unmount()
     assert ipam.add("c1") == got
     assert held(tmp_path) == before
     with pytest.raises(Failure, match="duplicate allocation is not allowed"):
@@ -379,7 +368,7 @@ def test_the_same_path_names_another_namespace(
     first = Pinned(pinned / "one")
     in_namespace(monkeypatch, first.path)
     got = ipam.add("c1")
-    first.end()
+    first.unmount()
     Pinned(pinned / "one")
     assert ipam.add("c1") == got
     ipam.delete("c1")
@@ -395,7 +384,7 @@ def test_a_requested_address_is_the_owners_own(
     ipam.add("c1", env_args="IP=10.0.0.77")
     with pytest.raises(Failure, match="is not available"):
         ipam.add("c1", env_args="IP=10.0.0.77")
-    first.end()
+    first.unmount()
     assert ipam.add("c1", env_args="IP=10.0.0.77") == ["10.0.0.77/24"]
 
 

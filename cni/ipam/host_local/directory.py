@@ -10,8 +10,9 @@
       <network>.spare      a file of the last reservation released, for the next one
       <network>.sticky     which address a pod had (sticky.py)
 
-The reference can share it with us. A reservation appears whole or not at all (reservation.py); an
-empty file (the reference was killed, or the disk was full) is a free address.
+The reference can work on the same directory at the same time. A reservation appears completely or
+not at all (reservation.py). An empty file (the reference was killed, or the disk was full) is a
+free address.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def scan(
         _close([] if fd is None else [fd])
         raise explain("open", path, error) from None
     try:
-        for name in filter(reservation.is_ours, names):
+        for name in filter(reservation.may_be_reservation, names):
             try:
                 content = reservation.content(fd, os.path.join(path, name) if fd is None else name)
             except OSError as error:
@@ -214,7 +215,7 @@ def explain(operation: str, path: str, error: OSError) -> CNIError:
 
 
 def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
-    """The same of a file in an open directory, which the error tells."""
+    """As `explain`, of the file in `directory` that the error names, or else of the directory."""
     name = error.filename2 or error.filename
     known = isinstance(name, str) and name not in ("", ".")
     return explain(operation, os.path.join(directory, name) if known else directory, error)

@@ -299,7 +299,7 @@ class Index:
 
 
 def is_indexable(leases: dict[str, bytes]) -> bool:
-    """Is every name that may be somebody's a canonical address? Others are not in an index."""
+    """Is every file with a content named by a canonical address? An index has no others."""
     try:
         return all(format_ip(parse_ip(name)) == name for name, text in leases.items() if text)
     except InvalidAddress:

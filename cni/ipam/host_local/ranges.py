@@ -24,7 +24,7 @@ Span = tuple[int, int]
 
 
 class RangeConf(Folded):
-    """A range as configured. Texts that are no addresses fail when it is decoded, as in Go."""
+    """A range as configured. Decoding it fails for texts that are no addresses, as in Go."""
 
     subnet: str | None = None
     range_start: str | None = None
@@ -74,6 +74,7 @@ class Range(NamedTuple):
         return len(self.subnet.ip)
 
     def packed(self, number: int) -> bytes:
+        """An address of this family, from its number."""
         return number.to_bytes(self.width, "big")
 
     def __str__(self) -> str:
@@ -90,19 +91,22 @@ class RangeSet(NamedTuple):
 
     @property
     def is_v4(self) -> bool:
+        """Are these ranges of IPv4 addresses?"""
         return self.ranges[0].subnet.is_v4
 
     def range_for(self, packed: bytes) -> Range | None:
-        """The range that contains the address."""
+        """The range that contains the address; None if none does."""
         for each in self.ranges:
             if each.contains(packed):
                 return each
         return None
 
     def contains(self, packed: bytes) -> bool:
+        """Is the address in one of the ranges?"""
         return self.range_for(packed) is not None
 
     def overlaps(self, other: RangeSet) -> bool:
+        """Is any address in ranges of both sets?"""
         return any(a.overlaps(b) for a in self.ranges for b in other.ranges)
 
     @property

@@ -52,20 +52,22 @@ IN_MAKING = ".new"
 
 _MODE = 0o600
 _MAX_CONTENT = 4096  # bytes of a content
-UNREADABLE = b"\0"  # the content of what is no small file (a directory, a FIFO): taken, nobody's
+# The content of what is no small regular file (a directory, a FIFO): the address counts as taken,
+# but no attachment holds it.
+UNREADABLE = b"\0"
 # What a kernel or a file system without O_TMPFILE, hard links or /proc says.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
 
 
 def content_of(container_id: str, ifname: str | None = None) -> bytes:
-    """What the file of a reservation contains; without an ifname, that of an old version."""
+    """What the file of an attachment's reservation contains; of old versions without ifname."""
     text = container_id.strip() if ifname is None else f"{container_id.strip()}\r\n{ifname}"
     return text.encode("utf-8", "surrogateescape")
 
 
 def is_address(name: str) -> bool:
-    """Is it the name of a reservation?"""
+    """Is it a text of an IP address, as names of reservations are?"""
     try:
         parse_ip(name)
     except InvalidAddress:
@@ -73,8 +75,8 @@ def is_address(name: str) -> bool:
     return True
 
 
-def is_ours(name: str) -> bool:
-    """May it be a reservation, or is it a file of the directory's own?"""
+def may_be_reservation(name: str) -> bool:
+    """Can a file of that name be a reservation? Not the lock, the hints, and hidden files."""
     return name != LOCK and not name.startswith((".", LAST_RESERVED))
 
 
@@ -118,9 +120,9 @@ Attributes = dict[str, bytes]
 def create(
     directory: int, name: str, data: bytes, attributes: Attributes, spare: str | None = None
 ) -> None:
-    """Make a file with these extended attributes; of the `spare` one if there is one.
+    """Make a file with this content and these extended attributes.
 
-    Raises FileExistsError, OSError.
+    The `spare` file (a path) is used for it, if there is one. Raises FileExistsError, OSError.
     """
     if spare is not None and _create_of(spare, directory, name, data, attributes):
         return
@@ -142,7 +144,7 @@ def remove(directory: int, name: str, spare: str) -> None:
 
 
 def _create_of(spare: str, directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
-    """By filling the spare file and naming it; False where that does not work."""
+    """Fill the spare file and give it the name; False where that does not work."""
     try:
         fd = files.open_regular(spare, os.O_RDWR)
     except OSError:
@@ -182,7 +184,7 @@ def _change(fd: int, key: str, value: bytes | None) -> None:
 
 
 def _create_unnamed(directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
-    """By a file that gets its name last; False where that does not work."""
+    """Make a file that gets its name last (O_TMPFILE); False where that does not work."""
     try:
         flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
         fd = os.open(".", flags, _MODE, dir_fd=directory)
@@ -210,12 +212,12 @@ def _create_unnamed(directory: int, name: str, data: bytes, attributes: Attribut
 
 
 def replace(directory: int, name: str, data: bytes, attributes: Attributes) -> None:
-    """By a file that is renamed to its name. Raises OSError."""
+    """Write a file and rename it to its name. Raises OSError."""
     files.replace(name, data, _MODE, temporary=IN_MAKING, dir_fd=directory, attributes=attributes)
 
 
 def overwrite(directory: int, name: str, data: bytes) -> None:
-    """For a file that is only a hint: in place, so for a moment it has the old one's end.
+    """Write a file in place, which is only for hints: a reader may see a part of the old content.
 
     A file that takes another's name, or was emptied first, is written to the disk at once by ext4
     and others (auto_da_alloc), which takes longer than all the rest of an ADD. Raises OSError.

@@ -20,7 +20,7 @@ from .reservation import (
     UNREADABLE,
     content_of,
     is_address,
-    is_ours,
+    may_be_reservation,
 )
 
 INDEX_SUFFIX = ".index"
@@ -61,7 +61,7 @@ class Store:
         self._halfway = False  # the directory has been changed, and the index not yet
 
     def close(self) -> None:
-        """Let the next one believe the index, if it is right."""
+        """Seal the index if it is right, so that whatever opens the directory next believes it."""
         if self._index is None:
             return
         with suppress(*BROKEN):
@@ -96,7 +96,7 @@ class Store:
                 if name == IN_MAKING:
                     self._changed = True
                     os.unlink(name, dir_fd=self._fd)
-                elif is_ours(name):
+                elif may_be_reservation(name):
                     try:
                         content = self._examine(name)
                     except OSError as error:
@@ -164,7 +164,7 @@ class Store:
             return None
 
     def _taken(self) -> dict[bytes, str]:
-        """Packed address -> name, of all that is somebody's."""
+        """Packed address -> file name, of all addresses that are taken."""
         taken = ((name, content) for name, content in self.leases().items() if content)
         return {parse_ip(name): name for name, _ in taken if is_address(name)}
 
@@ -224,9 +224,9 @@ class Store:
     # --- the index ---
 
     def _ready(self) -> Index | None:
-        """The index, built anew if nobody can believe it; None where there can be none.
+        """The index, built anew unless it can be believed; None where there can be none.
 
-        Asked for before the directory is changed: afterwards it would not match.
+        It has to be opened before the directory is changed: afterwards it would not match.
         """
         if not self._looked:
             self._looked = True
@@ -248,9 +248,9 @@ class Store:
         return None
 
     def distrust(self) -> None:
-        """The index is wrong, or its file is broken: go by the files, and build it anew next time.
+        """Go by the files, and remove the index, which is built anew next time.
 
-        Somebody changed the directory without the lock while one of us held it.
+        It is wrong if another program changed the directory without the lock while this one had it.
         """
         self._looked = True
         if self._index is not None:
@@ -263,7 +263,7 @@ class Store:
     def recount(self) -> None:
         """Do not use the index any more if it knows of more or fewer files than there are."""
         index = self._ready()
-        if index is not None and sum(map(is_ours, os.listdir(self._fd))) != index.files:
+        if index is not None and sum(map(may_be_reservation, os.listdir(self._fd))) != index.files:
             self.distrust()
 
     def index_differences(self) -> list[str] | None:
@@ -281,7 +281,7 @@ class Store:
     # --- changing ---
 
     def reserve(self, name: str, content: bytes, namespace: bytes = b"") -> bool:
-        """Reserve an address, by its canonical name; False if it is somebody's.
+        """Reserve an address, by its canonical name; False if it is taken.
 
         `namespace` is what reservation.namespace_note gave of the container's.
         """
@@ -313,19 +313,20 @@ class Store:
             self._end(name, content, b"", -1)
 
     def set_last_reserved(self, range_id: int, name: str) -> None:
+        """Note which address the range set has handed out last."""
         self._ready()
         self._changed = True
         reservation.overwrite(self._fd, f"{LAST_RESERVED}{range_id}", name.encode())
 
     def _begin(self) -> None:
-        """The directory is about to change; if it never comes to `_end`, the index is wrong."""
+        """Note that the directory is about to change: until `_end`, the index does not match."""
         if self._halfway:
             self.distrust()
         self._ready()
         self._changed = self._halfway = True
 
     def _end(self, name: str, before: bytes, after: bytes, more: int) -> None:
-        """A file had one content and has another now; that many files have come."""
+        """Note in the index that a file had one content and has another, and `more` new files."""
         if self._leases is not None:
             self._leases.pop(name, None)
             if after:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from ... import files
 from ...protocol.address import InvalidAddress, parse_ip
 from . import reservation
-from .reservation import IN_MAKING, LAST_RESERVED, is_address, is_ours, name_of_file
+from .reservation import IN_MAKING, LAST_RESERVED, is_address, may_be_reservation, name_of_file
 from .store import Store
 
 _BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_NOINHERIT", 0)
@@ -79,7 +79,7 @@ class WindowsStore(Store):
 
 def _scan(path: str) -> Iterator[tuple[str, bytes]]:
     """Name and content of all reservations; b"" if torn. Raises OSError."""
-    for name in filter(is_ours, os.listdir(path)):
+    for name in filter(may_be_reservation, os.listdir(path)):
         text = content(path, name)
         if text is not None:
             yield name_of_file(name), text
