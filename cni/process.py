@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from errno import EPERM
+from typing import NamedTuple, NoReturn
 
 from . import interrupts
 from .files import write_all
@@ -49,14 +50,57 @@ def run(
     try:
         write_all(files[0], stdin)
         os.lseek(files[0], 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
-        pid = os.posix_spawn(
-            program, argv, os.environ if env is None else env, file_actions=actions
-        )
+        pid = _start(program, argv, os.environ if env is None else env, files)
         return Finished(_wait(pid), _content(files[1]), _content(files[2]))
     finally:
         for fd in files:
             os.close(fd)
+
+
+def _start(program: str, argv: list[str], env: Mapping[str, str], files: list[int]) -> int:
+    """Start the program with `files` as descriptors 0, 1 and 2: its pid. Raises OSError."""
+    actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(files)]
+    try:
+        return os.posix_spawn(program, argv, env, file_actions=actions)
+    except PermissionError as error:
+        if error.errno != EPERM:  # EACCES: it may not be executed
+            raise
+        # the C library uses clone3(2), which old seccomp profiles refuse with this error
+        return _fork(program, argv, env, files)
+
+
+def _fork(program: str, argv: list[str], env: Mapping[str, str], files: list[int]) -> int:
+    """As `_start`, by fork(2), which takes longer."""
+    receiving, sending = os.pipe()  # closed by a successful exec
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(program, argv, env, files, sending)
+        os.close(sending)
+        sending = -1
+        failure = os.read(receiving, 16)
+    finally:
+        os.close(receiving)
+        if sending >= 0:
+            os.close(sending)
+    if failure:
+        os.waitpid(pid, 0)
+        raise OSError(int(failure), os.strerror(int(failure)), program)
+    return pid
+
+
+def _become(
+    program: str, argv: list[str], env: Mapping[str, str], files: list[int], sending: int
+) -> NoReturn:
+    """The forked child: execute the program, or send the errno of what failed, and end."""
+    try:
+        for number, fd in enumerate(files):
+            os.dup2(fd, number)
+        os.execve(program, argv, env)
+    except OSError as error:
+        os.write(sending, str(error.errno or EPERM).encode())
+    finally:
+        os._exit(127)
 
 
 def _run_on_windows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from errno import ENOENT
 from fcntl import ioctl
 
 from . import link, uapi
@@ -50,17 +51,22 @@ def create_labelled_tap(
 
     The label takes effect on exec, so a program of its own has to make the device. Raises OSError.
     """
+    from .. import process  # other devices are made without a program
+
     link.check_literal(name)
     argv = ["ip", "tuntap", "add", "mode", "tap", "name", name, "vnet_hdr"]
     argv += ["multi_queue"] if multi_queue else []
     argv += ["user", str(owner)] if owner is not None else []
     argv += ["group", str(group)] if group is not None else []
+    program = process.find("ip")
+    if program is None:
+        raise FileNotFoundError(ENOENT, "no such program", "ip")
     fd = os.open("/proc/thread-self/attr/exec", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, context.encode() + b"\0")
     finally:
         os.close(fd)
-    pid = os.posix_spawnp("ip", argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code:
-        raise OSError(None, f"`{' '.join(argv)}` failed with status {code}")
+    done = process.run(program, argv)
+    if done.code:
+        reason = " ".join(done.stderr.decode(errors="replace").split())
+        raise OSError(None, f"`{' '.join(argv)}` failed with status {done.code}: {reason}")

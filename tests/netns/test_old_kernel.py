@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import addresses, links
+from tests.harness import addresses, iptables_save, links
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,16 +24,14 @@ pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs st
 
 # What glibc, Python or we might call; strace has to know the name.
 NEWER = (
-    "close_range,openat2,faccessat2,pidfd_open,pidfd_getfd,pidfd_send_signal,process_madvise,"
+    "clone3,close_range,openat2,faccessat2,pidfd_open,pidfd_getfd,pidfd_send_signal,process_madvise,"
     "epoll_pwait2,mount_setattr,fsopen,open_tree,move_mount,landlock_create_ruleset,statx,rseq"
 )
-KNOWN_TO_GLIBC = "clone3"  # which falls back at ENOSYS only
 
 
 def run(runtime: Runtime, verb: str, conf: dict[str, Any], ns: Netns, error: str, log: Path) -> str:
     """One verb of bridge without the newer calls: what it printed; the test fails if it failed."""
-    calls = f"{NEWER},{KNOWN_TO_GLIBC}" if error == "ENOSYS" else NEWER
-    named = ",".join(f"?{call}" for call in calls.split(","))
+    named = ",".join(f"?{call}" for call in NEWER.split(","))
     done = runtime.host.run(
         subprocess.run,
         [
@@ -50,15 +49,44 @@ def run(runtime: Runtime, verb: str, conf: dict[str, Any], ns: Netns, error: str
     return str(done.stdout)
 
 
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
 @pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
-def test_bridge(error: str, runtime: Runtime, container: Netns, tmp_path: Path) -> None:
+def test_bridge(
+    error: str, backend: str, runtime: Runtime, host: Netns, container: Netns, tmp_path: Path
+) -> None:
     ranges = [[{"subnet": "10.20.0.0/24"}]]
     ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(tmp_path / "leases")}
     conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam}
-    conf |= {"bridge": "br0", "isGateway": True, "ipMasq": True}
+    conf |= {"bridge": "br0", "isGateway": True, "ipMasq": True, "ipMasqBackend": backend}
     log = tmp_path / "trace"
     conf["prevResult"] = json.loads(run(runtime, "ADD", conf, container, error, log))
     assert addresses(container, "eth0") == ["10.20.0.2/24"]
     run(runtime, "CHECK", conf, container, error, log)
     run(runtime, "DEL", conf, container, error, log)
     assert "eth0" not in links(container)
+    assert "10.20.0" not in "".join(iptables_save(host))
+
+
+def test_a_program_is_run(tmp_path: Path) -> None:
+    """Also when the C library cannot start one; what fails in the program is told as before."""
+    code = """
+from cni import process
+print(process.run("/bin/sh", ["sh", "-c", "cat; echo two >&2; exit 3"], b"one"))
+for program in ("/nosuch", "/etc/passwd"):
+    try:
+        process.run(program, ["x"])
+    except OSError as error:
+        print(type(error).__name__, error.filename)
+"""
+    command = [sys.executable, "-c", code]
+    trace = ["strace", "-f", "-qq", "-o", str(tmp_path / "trace"), "-e", "trace=?clone3"]
+    inject = ["-e", "inject=?clone3:error=EPERM"]
+    for prefix in ([], [*trace, *inject]):
+        done = subprocess.run(
+            [*prefix, *command], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout.splitlines() == [
+            "Finished(code=3, stdout=b'one', stderr=b'two\\n')",
+            "FileNotFoundError /nosuch",
+            "PermissionError /etc/passwd",
+        ]
