@@ -11,10 +11,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EADDRINUSE
+from errno import EADDRINUSE, ENAMETOOLONG
 from typing import NamedTuple
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
+_MAX_PATH = 107  # bytes of a socket's path (unix(7))
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -89,9 +90,13 @@ def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> sock
     appears when the socket listens already. Of several processes that call this at the same time,
     one gets the socket. Raises AddressInUse if another process listens there, else OSError.
     """
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise OSError(ENAMETOOLONG, f"longer than {_MAX_PATH} bytes", path)
     directory = os.path.dirname(path) or "."
     _make_directory(directory, directory_mode)
-    temporary = f"{directory}/.{os.getpid()}"  # short: a socket's path has 107 bytes at most
+    temporary = f"{path}.{os.getpid()}"  # what ss(8) shows, too
+    if len(os.fsencode(temporary)) > _MAX_PATH:
+        temporary = f"{directory}/.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _unlink(temporary)  # of an earlier process with our id

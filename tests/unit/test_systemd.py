@@ -104,6 +104,19 @@ def test_only_the_owner_may_connect(tmp_path: Path) -> None:
             client.connect(str(path))
 
 
+@pytest.mark.parametrize("size", [97, 101, 107])
+def test_long_paths(tmp_path: Path, size: int) -> None:
+    """Up to the kernel's limit, although the socket has another name first."""
+    name = "s" * (size - len(str(tmp_path)) - 1)
+    path = tmp_path / name
+    assert len(str(path)) == size
+    with systemd.listen_unix(str(path), 8), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    with pytest.raises(OSError, match="longer than"):
+        systemd.listen_unix(str(tmp_path / ("s" * 108)), 8)
+
+
 def test_who_listens_keeps_the_socket(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with systemd.listen_unix(str(path), 0) as first:
