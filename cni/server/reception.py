@@ -81,7 +81,7 @@ class Reception(Generic[T]):
         self._prepare = prepare
         self._status = status
         self._on_leave = on_leave
-        self._waiting: dict[int, Client[T]] = {}  # by descriptor, the oldest first
+        self._waiting: dict[int, Client[T]] = {}  # by descriptor
         # Blocked in accept(2) the workers would take turns, and each find its caches cold and its
         # pages still to be copied. With EPOLLEXCLUSIVE the kernel wakes the first that waits, in
         # the order in which they registered (epoll_ctl(2)).
@@ -96,9 +96,8 @@ class Reception(Generic[T]):
         """Wait until something happens: descriptors for `receive`. The worker is idle meanwhile."""
         if not self._waiting:
             return [fd for fd, _ in self._poll.poll()]
-        oldest = next(iter(self._waiting.values()))
-        seconds = max(oldest.deadline - monotonic(), 0)
-        return [fd for fd, _ in self._poll.poll(seconds)]
+        deadline = min(client.deadline for client in self._waiting.values())
+        return [fd for fd, _ in self._poll.poll(max(deadline - monotonic(), 0))]
 
     def receive(self, fd: int) -> Client[T] | None:
         """Go on with the client on `fd`, or accept one; the client if it is ready to be served."""
@@ -118,9 +117,7 @@ class Reception(Generic[T]):
     def expire(self) -> None:
         """Send those away that have taken too long."""
         now = monotonic()
-        for client in list(self._waiting.values()):
-            if client.deadline > now:
-                break
+        for client in [each for each in self._waiting.values() if each.deadline <= now]:
             self._forget(client)
 
     def close(self) -> None:
@@ -237,7 +234,7 @@ class Reception(Generic[T]):
         self._waiting[fd] = client
         buffered = sum(len(each.data) for each in self._waiting.values())
         while len(self._waiting) > _MAX_WAITING or buffered > _MAX_BUFFERED:
-            oldest = next(iter(self._waiting.values()))
+            oldest = min(self._waiting.values(), key=lambda each: each.deadline)
             buffered -= len(oldest.data)
             self._forget(oldest)
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.server import reception
+from cni.server.peer import Gate
 from cni.server.slots import allocate
 from cni.server.supervisor import Options, Supervisor
 from cni.server.wire import HELLO_SIZE
@@ -120,6 +122,41 @@ def test_who_trickles_keeps_nobody_from_the_workers(
             done.set()
             for thread in threads:
                 thread.join()
+
+
+def test_who_trickles_is_sent_away_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although it sends something now and then, and others keep coming after it."""
+    monkeypatch.setattr(reception, "_LIFETIME", 0.2)
+    request = encode_request("/opt/cni/bin/loopback", {"FILL": "x" * 1000}, b"")
+    gate = Gate(frozenset({os.getpid()}), any_mounts=False)
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(8)
+        listener.setblocking(False)
+        waiting: reception.Reception[None] = reception.Reception(
+            listener, gate, b"hello", lambda _: None, lambda: b"", lambda: None
+        )
+        stack.callback(waiting.close)
+
+        def connect() -> socket.socket:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            return client
+
+        trickling = connect()
+        for at in range(len(request)):
+            try:
+                trickling.send(request[at : at + 1])
+            except BrokenPipeError:
+                break
+            connect()
+            for fd in waiting.wait():
+                assert waiting.receive(fd) is None
+            waiting.expire()
+            time.sleep(0.005)
+        else:
+            pytest.fail("it was kept all the time")
 
 
 def test_who_is_slow_is_served_all_the_same(server: Server) -> None:
@@ -528,3 +565,29 @@ def test_one_failed_read_of_the_library_is_not_the_next_request_s(host: Netns, e
             assert done.stdout.splitlines().count("done") >= 11, done.stdout
         host.exec(["nft", "flush", "ruleset"])
     assert whole
+
+
+@pytest.mark.parametrize("greeting", [16, 76])
+def test_a_server_of_another_build_is_named(tmp_path: Path, greeting: int) -> None:
+    """Whatever the size of the hello that comes before its status."""
+    from cni.server.status import ask, describe
+
+    path = str(tmp_path / "s")
+    text = '{"build":"0123456789ab","workers":2}'
+
+    def answer() -> None:
+        for _ in range(3):
+            conn, _ = listener.accept()
+            with conn:
+                if conn.recv(100):
+                    conn.sendall(b"\x7b" * greeting + text.encode())
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(8)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        assert ask(path, 20) == text
+        described = describe(path)
+        thread.join()
+    assert described == f"a server of build 0123456789ab, process {os.getpid()}"
