@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from _socket import AF_UNIX, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
+from _socket import AF_UNIX, SO_PASSCRED, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
 from _socket import socket as Socket
 from fcntl import ioctl
 from typing import NamedTuple
@@ -65,7 +65,12 @@ class Gate:
         self._netns = namespace.own_identity()
 
     def connected(self, conn: Socket) -> int:
-        """The process id of a client of our user; 0 for another user's. Raises OSError."""
+        """The process id of a client of our user; 0 for another user's. Raises OSError.
+
+        From now on the client's credentials are received with its messages.
+        """
+        # Of the listening socket this could be inherited, but not by clients that came before.
+        conn.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         pid, user, _ = _UCRED.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
         return pid if user == self._user else 0
 

@@ -123,8 +123,6 @@ class Supervisor:
         """Prepare the socket that workers accept from."""
         listener.listen(_BACKLOG)  # makes this process the one that clients take for the server
         listener.setblocking(False)
-        # Inherited by each connection: its messages come with the sender's credentials.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self.listener = listener
 
     def _check_socket(self) -> End | None:

@@ -776,6 +776,7 @@ def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_p
         runtime.env["CNI_SERVER_SOCKET"] = str(path)
         runtime.add("loopback", LOOPBACK, container).succeeded()
         assert heard.recv(100) == b"READY=1"
+        assert Server(child, path, runtime.host).status()["served"] == 1, "it was not served"
         assert heard.recv(100) == b"STOPPING=1"
         assert child.wait(30) == 0
         assert path.exists(), "the socket is systemd's"
