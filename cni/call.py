@@ -177,7 +177,7 @@ class Call(Generic[C]):
         if raw is None:
             return None
         try:
-            return Result.parse(raw, self.version)
+            return Result.parse(raw, self.version).checked()
         except CNIError as error:
             if self.lenient:
                 self.log(f"cni: {self.plugin}: not all of prevResult can be read: {error}")

@@ -38,6 +38,11 @@ def check_ifname(value: str) -> None:
         raise BadEnvironment(
             "interface name is too long", "interface name should be less than 16 characters"
         )
+    check_ifname_characters(value)
+
+
+def check_ifname_characters(value: str) -> None:
+    """As check_ifname, of any length: alternative names are longer. Raises BadEnvironment."""
     if value in (".", ".."):
         raise BadEnvironment("interface name is . or ..")
     if any(c in "/:" or c.isspace() for c in value):

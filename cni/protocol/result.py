@@ -11,7 +11,8 @@ import msgspec
 from . import version as versions
 from .address import Prefix, canonical_ip
 from .config import DNS, Folded, Route, T, convert, fold_keys, lookup
-from .errors import CNIError
+from .errors import BadEnvironment, CNIError
+from .request import check_ifname_characters
 
 _FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
 # As the reference prints them; the blank in the oldest family's list is its own.
@@ -103,7 +104,21 @@ class Result(Folded):
         if known and _family(known[0]) == 0:
             return _from_legacy(pick(folded, lambda part: convert(part, _LegacyResult))[0])
         result: Result = pick(folded, lambda part: convert(part, cls))[0]
+        for link in result.interfaces:
+            if _wrong_name(link.name):
+                link.name = ""
         return result
+
+    def checked(self) -> Result:
+        """This result, if what it calls interfaces may be names of some. Raises CNIError.
+
+        The names in a prevResult reach rules, paths and the input of other programs.
+        """
+        for link in self.interfaces:
+            wrong = _wrong_name(link.name)
+            if wrong:
+                raise CNIError(f"{wrong}: {link.name!r}", "an interface of the result is called so")
+        return self
 
     def as_dict(self, version: str) -> dict[str, Any]:
         """The JSON object in `version` (empty means 0.1.0), keys in the order of the reference.
@@ -152,6 +167,15 @@ class Result(Folded):
             )
         out["dns"] = self.dns.as_dict()
         return out
+
+
+def _wrong_name(name: str) -> str:
+    """Why this is no name of an interface; empty if it may be one. Alternative names are longer."""
+    try:
+        check_ifname_characters(name)
+    except BadEnvironment as error:
+        return error.msg
+    return ""
 
 
 def _convert(raw: Any, into: type[T]) -> T:

@@ -661,3 +661,40 @@ def test_a_stdin_without_end_is_refused() -> None:
     out, _ = child.communicate(b" " * ((16 << 20) + 1))
     assert child.returncode == 1
     assert json.loads(out)["code"] == 5
+
+
+# -- prevResult -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "a/b", "eth%d", ".."])
+def test_interface_names_of_a_prev_result(probe: Probe, name: str) -> None:
+    """What no interface can be called is refused; a DEL has to do without it."""
+    seen: list[Any] = []
+    probe.action = lambda call: seen.append(call.prev_result())
+    interfaces = [{"name": name}, {"name": "eth0"}, {"name": "an-alternative-name-is-longer"}]
+    conf = {**CONF, "prevResult": {"cniVersion": "1.1.0", "interfaces": interfaces}}
+    code, msg = refused("ADD", conf)
+    assert code == 999
+    assert msg.startswith("could not parse prevResult: interface name ")
+    assert repr(name) in msg
+    assert ask("DEL", conf)[0] == 0
+    assert [link.name for link in seen[0].interfaces] == ["", "eth0", interfaces[2]["name"]]
+
+
+def test_a_del_reads_what_it_can(probe: Probe) -> None:
+    """A key that DEL does not read may be anything; one that it reads is an error afterwards."""
+    conf = {**CONF, "number": "x"}
+    assert ask("DEL", conf) == (0, None)
+    done: list[str] = []
+
+    def act(call: Call[Any]) -> None:
+        assert call.conf.number == 0
+        done.append(call.conf.name)
+
+    probe.action = act
+    code, msg = refused("DEL", conf)
+    assert (code, msg) == (
+        999,
+        "conf: json: cannot unmarshal string into field number of type int",
+    )
+    assert done == ["net"]
