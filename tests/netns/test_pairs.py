@@ -103,7 +103,7 @@ def test_an_add_takes_the_place_of_a_pair_whose_namespace_has_ended(
     first, second = netns("first"), netns("second")
     runtime.add(plugin, conf, first).succeeded()
     with unchanged(runtime.host, first, second):
-        runtime.add(plugin, conf, second).failed(999, "another namespace")
+        runtime.add(plugin, conf, second).failed(999, "an earlier ADD")
     first.close()
     runtime.add(plugin, conf, second).succeeded()
     assert len(pairs(runtime.host)) == 1

@@ -234,7 +234,7 @@ HAS = "'delegate' dictionary must not have '{}' field, it'll be set by flannel"
         ({"delegate": {"type": "../x"}}, "failed to delegate add: invalid plugin name: ../x"),
         ({"subnetFile": ""}, "failed to load flannel 'subnet.env' file: open : no such file"),
         ({"dataDir": "/proc/nosuch"}, "write /proc/nosuch/c1:eth0: "),
-        ({"dataDir": "a\0b"}, "write a\0b/c1:eth0: "),
+        ({"dataDir": "a\0b"}, "read a\0b/c1:eth0: "),
     ],
 )
 def test_bad_input_changes_nothing(node: Node, keys: Json, text: str) -> None:
@@ -275,10 +275,10 @@ def test_unreadable_subnet_file(node: Node, contents: str | None, text: str) -> 
 
 
 def test_delegate_s_error_is_its_own(node: Node) -> None:
-    """And what DEL needs stays, for the delegate to clear up."""
+    """It has undone what it did, so there is nothing to keep for DEL."""
     reply = node.call("ADD", delegate={"type": "busy"})
     assert reply["error"] == {"code": 11, "msg": "busy", "details": "wait"}
-    assert node.notes() == ["c1", "c1:eth0"]
+    assert node.notes() == []
 
 
 # -- DEL ------------------------------------------------------------------------------------------
@@ -315,6 +315,22 @@ def test_two_interfaces_of_one_container(node: Node) -> None:
     assert node.notes() == ["c1:eth0"]
     assert node.call("DEL") == {}
     assert node.called() == [("DEL bridge c1 eth0 /run/netns/nosuch", first)]
+    assert node.notes() == []
+
+
+@pytest.mark.parametrize("length", [200, 231, 232, 249, 250, 251, 255, 256, 300])
+def test_container_ids_of_any_length(node: Node, length: int) -> None:
+    """Names of files end at 255 bytes; a note's, with what is before and behind an id, sooner."""
+    long, other = "c" * (length - 1) + "1", "c" * (length - 1) + "2"
+    for cid in (long, other):
+        assert "error" not in node.call("ADD", cid=cid)
+    assert len(node.notes()) == 4
+    assert node.collect((long, "eth0")) == {}
+    assert len(node.notes()) == 2
+    node.called()
+    assert node.call("DEL", cid=long) == {}
+    (call,) = [line for line, _ in node.called()]
+    assert call == f"DEL bridge {long} eth0 /run/netns/nosuch"
     assert node.notes() == []
 
 
@@ -455,7 +471,9 @@ def test_gc(node: Node) -> None:
 
 def test_gc_goes_on_after_an_error(node: Node) -> None:
     """And does what it can while flanneld's file is missing."""
-    node.call("ADD", "c1", delegate={"type": "busy"})
+    node.call("ADD", "c1")
+    note = node.data_dir / "c1:eth0"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "type": "busy"}))
     node.call("ADD", "c2")
     node.called()
     node.subnet_file.unlink()
@@ -493,6 +511,6 @@ def test_what_a_kill_leaves(node: Node, clear: str) -> None:
 
 def test_a_note_that_cannot_be_written_leaves_nothing(node: Node) -> None:
     (node.data_dir / "c1:eth0").mkdir(parents=True)
-    assert message(node.call("ADD")) == f"write {node.data_dir}/c1:eth0: is a directory"
+    assert message(node.call("ADD")) == f"read {node.data_dir}/c1:eth0: is a directory"
     assert node.notes() == ["c1:eth0"]
     assert node.called() == []

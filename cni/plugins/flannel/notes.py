@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 
 from ... import files
-from ...owner import Owner, network_key
+from ...owner import Owner, file_name, network_key
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 
@@ -25,11 +25,11 @@ class Note:
     """The note of one attachment, in the directory `data_dir`."""
 
     def __init__(self, data_dir: str, owner: Owner) -> None:
-        name = f"{owner.container_id}:{owner.ifname}"
+        container_id, ifname = owner.container_id, owner.ifname
         self.directory = data_dir or "."
-        self.path = os.path.join(data_dir, name)
-        self.shared = os.path.join(data_dir, owner.container_id)
-        self._making = os.path.join(data_dir, f":{network_key(owner.network)}:{name}")
+        self.path = os.path.join(data_dir, _name(container_id, ifname))
+        self.shared = os.path.join(data_dir, file_name(container_id))
+        self._making = os.path.join(data_dir, _making(owner.network, container_id, ifname))
 
     def save(self, data: bytes) -> None:
         """Write the note, in place of an older one. Raises CNIError."""
@@ -71,13 +71,25 @@ class Note:
         _unlink(self._making)
 
 
-def notes(data_dir: str) -> Iterator[tuple[Attachment, str, bytes]]:
-    """The notes of all attachments, each as (attachment, path, contents).
+def _name(container_id: str, ifname: str) -> str:
+    return file_name(f"{container_id}:{ifname}")
 
-    The reference's notes do not say of which interface they are: `ifname` is empty there. Raises
-    CNIError.
+
+def _making(network: str, container_id: str, ifname: str) -> str:
+    return file_name(f":{network_key(network)}:{container_id}:{ifname}")
+
+
+def notes(data_dir: str, keep: frozenset[Attachment]) -> Iterator[tuple[Attachment, str, bytes]]:
+    """The notes of all attachments but those in `keep`, each as (attachment, path, contents).
+
+    The reference's notes do not say of which interface they are, nor do those of container ids that
+    are too long for a file's name: `ifname` is empty there. Raises CNIError.
     """
+    kept = {_name(*attachment) for attachment in keep}
+    kept |= {file_name(attachment.container_id) for attachment in keep}
     for name in _names(data_dir):
+        if name in kept:
+            continue
         path = os.path.join(data_dir, name)
         container_id, _, ifname = name.partition(":")
         if container_id and not os.path.islink(path) and os.path.isfile(path):
@@ -89,15 +101,20 @@ def notes(data_dir: str) -> Iterator[tuple[Attachment, str, bytes]]:
 def remove_begun(data_dir: str, network: str, keep: frozenset[Attachment]) -> None:
     """Remove the half-written notes of killed ADDs in this network. Raises CNIError."""
     start = f":{network_key(network)}:"
+    kept = {_making(network, *attachment) for attachment in keep}
     for name in _names(data_dir):
-        container_id, _, ifname = name.removeprefix(start).partition(":")
-        if name.startswith(start) and Attachment(container_id, ifname) not in keep:
+        if name.startswith(start) and name not in kept:
             _unlink(os.path.join(data_dir, name))
 
 
 def remove(path: str) -> None:
-    """Remove a note that notes() gave. Raises CNIError."""
+    """Remove a note that notes() gave, and a link to it. Raises CNIError."""
     _unlink(path)
+    directory, target = os.path.split(path)
+    for name in _names(directory):
+        other = os.path.join(directory, name)
+        if os.path.islink(other) and os.readlink(other) == target:
+            _unlink(other)
 
 
 def _names(data_dir: str) -> list[str]:

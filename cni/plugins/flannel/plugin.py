@@ -178,15 +178,14 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def _collect_notes(call: Call[Conf], keep: frozenset[Attachment], steps: Steps) -> None:
-    containers = {attachment.container_id for attachment in keep}
-    for attachment, path, data in notes.notes(call.conf.data_dir):
+    for attachment, path, data in notes.notes(call.conf.data_dir, keep):
         document = _decode(data)
         if document is None or document.get("name") != call.network:
             continue
-        if attachment.ifname and attachment not in keep:
+        if attachment.ifname:
             steps.run(_delete_gone, call, attachment, document, data)
-        elif not attachment.ifname and attachment.container_id not in containers:
-            # The reference's note: DEL needs an interface, so the delegate's GC must do.
+        else:
+            # DEL needs an interface, and the note names none: the delegate's GC must do.
             steps.run(notes.remove, path)
 
 

@@ -153,7 +153,12 @@ def _is_noted(host: Netlink, sock: Netlink, note: Note, device: Link) -> bool:
     if device.kind != note.kind or device.flags & link.IFF_LOOPBACK:
         return False
     if _has_hardware(note):
-        return hardware.describe(sock, device.index) == (note.permanent_mac, note.parent)
+        behind = hardware.describe(sock, device.index)
+        # The node may give a virtual function another MAC while the container has it.
+        same_mac = behind.permanent_mac == note.permanent_mac
+        return behind.parent == note.parent and (
+            same_mac or (behind.parent != "" and device.index == note.index)
+        )
     if note.kind in veth.KINDS:
         other = peer.find(host, note.peer, note.peer_nsid)
         if other is None or other.kind != note.kind or other.peer != device.index:

@@ -66,9 +66,8 @@ def require_free(call: Call[Any], host: Netlink, netns: Namespace) -> None:
         return
     if _has_living_peer(host, earlier):
         raise CNIError(
-            f"failed to make veth pair: {earlier.name} connects {call.ifname} of this container to "
-            "another namespace",
-            "an earlier ADD made it, and its namespace exists: a DEL removes it",
+            f"failed to make veth pair: an earlier ADD of {call.ifname} made {earlier.name}",
+            "the namespace of its other end still exists: a DEL removes the pair",
         )
     unlink.delete_here(earlier.index)
 
