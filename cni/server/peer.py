@@ -64,20 +64,28 @@ class Gate:
         own.close()
         self._netns = namespace.own_identity()
 
-    def connected(self, conn: Socket) -> int:
-        """The process id of a client of our user; 0 for another user's. Raises OSError.
+    def connected(self, conn: Socket) -> int | None:
+        """The process id of a client of our user; None for another user's. Raises OSError.
+
+        0 is a process outside of our PID namespace.
 
         From now on the client's credentials are received with its messages.
         """
         # Of the listening socket this could be inherited, but not by clients that came before.
         conn.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         pid, user, _ = _UCRED.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
-        return pid if user == self._user else 0
+        return int(pid) if user == self._user else None
 
     def has_our_powers(self, conn: Socket, pid: int) -> bool:
-        """Whether the process that connected has our network namespace and capabilities."""
+        """Whether the process that connected has our network namespace and capabilities.
+
+        Nothing is known of a process outside of our PID namespace. Only one of a namespace above
+        sees the server's process, which it has to name with CAP_SYS_ADMIN there (`is_proven`).
+        """
         try:
-            return self._has_our_netns(conn) and not self._capabilities & ~_permitted(pid)
+            if not self._has_our_netns(conn):
+                return False
+            return not pid or not self._capabilities & ~_permitted(pid)
         except OSError:
             return False  # it is gone, or cannot be looked at
 

@@ -134,7 +134,7 @@ class Reception(Generic[T]):
             return None  # another worker was quicker, or the client is gone
         conn = Socket(AF_UNIX, SOCK_STREAM, 0, fd)
         pid = self._gate.connected(conn)
-        if pid:
+        if pid is not None:
             return Client(conn, pid)
         conn.close()
         return None

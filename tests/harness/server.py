@@ -21,7 +21,7 @@ from .netns import Netns, stop
 from .wait import wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .runtime import Reply, Runtime
 
@@ -133,16 +133,18 @@ def serving(
     bin_dir: Path | None = None,
     mounts: str = "",
     trace: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A server on the node, which the runtime's plugins find; ended afterwards.
 
     It may be another file than theirs, and have mounts of its own, which a shell command makes.
-    `trace` is where it writes when what happened (cni/server/trace.py).
+    `trace` is where it writes when what happened (cni/server/trace.py), `prefix` a command that
+    executes it.
     """
     command = ["unshare", "-m", "/bin/sh", "-ec", f'{mounts}; exec "$@"', "sh"] if mounts else []
     program = str((bin_dir or runtime.bin_dir) / "cni")
     child = runtime.host.popen(
-        [*command, program, "serve", "--socket", str(path), *options],
+        [*prefix, *command, program, "serve", "--socket", str(path), *options],
         env={"PATH": runtime.env["PATH"]} | ({VARIABLE: str(trace)} if trace else {}),
         cwd="/",
         stdin=subprocess.DEVNULL,

@@ -318,6 +318,33 @@ def test_a_client_with_fewer_capabilities_runs_by_exec(
     assert server.status()["served"] == before + 1
 
 
+def test_a_client_of_a_pid_namespace_above_is_served(
+    runtime: Runtime, path: Path, container: Netns
+) -> None:
+    """A server in a container of its own cannot see its clients; they see it."""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with serving(runtime, path, "--workers", "1", "--any-mounts", prefix=inside) as server:
+        assert server.status()["pid"] == 1
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_a_client_of_a_pid_namespace_below_is_declined(
+    server: Server, runtime: Runtime, container: Netns
+) -> None:
+    """It does not see the server, and so cannot prove anything."""
+    before = server.status()["served"]
+    inside = ["unshare", "--pid", "--fork", "--kill-child"]
+    done = runtime.host.run(
+        subprocess.run,
+        [*inside, str(runtime.bin_dir / "loopback")],
+        input=json.dumps({**LOOPBACK, "type": "loopback"}).encode(),
+        env={**runtime.environment("ADD", container), "CNI_SERVER_SOCKET": str(server.socket)},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done
+    assert server.status()["served"] == before
+
+
 def test_a_client_in_another_namespace_is_declined(
     server: Server, runtime: Runtime, container: Netns, outside: Netns
 ) -> None:

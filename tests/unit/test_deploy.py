@@ -61,7 +61,7 @@ def test_the_server_may_do_what_it_has_to(pod: dict[str, Any]) -> None:
     (server,) = pod["containers"]
     assert pod["hostNetwork"] is True
     assert server["securityContext"]["privileged"] is True
-    assert pod["hostPID"] is True, "or clients could not name the server's process"
+    assert pod["hostPID"] is True, "or it could not compare its clients' capabilities"
     assert pod["terminationGracePeriodSeconds"] > _DRAIN_SECONDS
 
 
