@@ -10,6 +10,7 @@ processes, and is only done where something is in the way of an ADD.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from .namespace import Identity, identify, sees
 
@@ -35,7 +36,7 @@ def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | Non
         if now is not None and now.inode == noted.inode:
             return not now.differs(noted)
     try:
-        return _exists(f"net:[{noted.inode}]")
+        return _exists(noted)
     except OSError:
         return None
 
@@ -51,22 +52,36 @@ def _names_one(path: str) -> bool | None:
     return identify(path) is not None
 
 
-def _exists(name: str) -> bool:
-    """Is any process in the namespace ``net:[<inode>]``, or is it mounted anywhere? Raises OSError.
+def _exists(noted: Identity) -> bool:
+    """Is the namespace mounted anywhere, or any process in it? Raises OSError.
 
     A thread may be in another namespace than its process; those of a server of ours never are.
     """
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
-        if any(line.split(" ", 4)[3] == name for line in mounts):
+    for path in _paths_of(f"net:[{noted.inode}]"):
+        now = identify(path)
+        if now is None and path.startswith("/proc/"):
+            continue  # the process has just ended
+        # Another namespace may have the inode's number by now; a mount may be hidden by another.
+        if now is None or now.inode != noted.inode or not now.differs(noted):
             return True
+    return False
+
+
+def _paths_of(name: str) -> Iterator[str]:
+    """Where a namespace ``net:[<inode>]`` is mounted, and links to it of processes in it."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for line in mounts:
+            # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
+            fields = line.split(" ", 5)
+            if fields[3] == name:
+                yield fields[4]
     for pid in os.listdir("/proc"):
         if pid.isdigit():
+            path = f"/proc/{pid}/ns/net"
             try:
-                if os.readlink(f"/proc/{pid}/ns/net") == name:
-                    return True
-            except (FileNotFoundError, ProcessLookupError):
+                if os.readlink(path) == name:
+                    yield path
+            except FileNotFoundError:
                 continue  # the process has just ended
             except PermissionError:
                 continue  # more capable than this process, so it is in no container of ours
-    return False

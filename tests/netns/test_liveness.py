@@ -11,7 +11,9 @@ import pytest
 from cni.netns import identify, namespace
 from cni.netns.liveness import is_gone
 from cni.netns.namespace import Identity
+from tests.harness import links
 from tests.harness.pinned import Pinned, unmount_all
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,10 +96,24 @@ def test_it_lives_while_a_process_is_in_it(pinned: Pinned) -> None:
 def test_a_number_that_was_used_again(pinned: Pinned) -> None:
     """Two namespaces of one number differ by when the path became a mount of them."""
     identity = noted(pinned.path)
-    earlier = identity._replace(pinned=identity.pinned - 1)
-    assert is_gone(earlier, pinned.path)
-    assert is_gone(earlier, "/nosuch", seen_from=pinned.path)
-    assert not is_gone(identity._replace(pinned=0), pinned.path)
+    old_kernel = identity._replace(number=0)
+    earlier = [old_kernel._replace(pinned=identity.pinned - 1)]
+    if identity.number:
+        earlier.append(identity._replace(number=identity.number - 1))
+    for each in earlier:
+        assert is_gone(each, pinned.path)
+        assert is_gone(each, "/nosuch", seen_from=pinned.path)
+        assert is_gone(each, "/nosuch")
+    assert not is_gone(old_kernel._replace(pinned=0), pinned.path)
+    assert not is_gone(identity._replace(pinned=1), pinned.path) or not identity.number
+
+
+@pytest.mark.skipif(not noted("/proc/self/ns/net").number, reason="needs Linux 6.18 (NS_GET_ID)")
+def test_a_process_in_another_namespace_of_that_number() -> None:
+    """The kernel has given the inode's number to a stranger's namespace: ours is gone."""
+    here = noted("/proc/self/ns/net")
+    assert not is_gone(here._replace(pinned=0), "/nosuch")
+    assert is_gone(here._replace(pinned=0, number=here.number + 1_000_000_000), "/nosuch")
 
 
 def test_nothing_is_known_of_paths_that_are_other_files_here(pinned: Pinned) -> None:
@@ -118,7 +134,7 @@ def test_nothing_is_known_of_paths_that_are_other_files_here(pinned: Pinned) -> 
         os.close(fd)
 
 
-@pytest.mark.parametrize("text", ["", "1", "1:2", "1:2:3:4", "a:b:c", "1:2:"])
+@pytest.mark.parametrize("text", ["", "1", "1:2:3", "1:2:3:4:5", "a:b:c:d", "1:2:3:"])
 def test_what_is_no_identity(text: str) -> None:
     assert Identity.parse(text) is None
 
@@ -156,7 +172,14 @@ def test_an_add_without_a_del_before_takes_the_place_of_the_dead_one(
     first = runtime.add_list(chain, pinned.path, capabilities=ports)
     main = {**chain["plugins"][0], "cniVersion": "1.0.0", "name": "net"}  # type: ignore[index]
     runtime.add(plugin, main, pinned.path).failed(999)  # the first still exists
+    identity = noted(pinned.path)
     pinned.unmount()
+    # A helper process of the failed ADD may still be ending, and then the kernel takes its time.
+    wait_until(lambda: is_gone(identity, pinned.path), "the end of the namespace")
+    wait_until(
+        lambda: not [name for name in links(runtime.host) if name.startswith("veth")],
+        "the end of the link",
+    )
     Pinned(tmp_path / "one")
     second = runtime.add_list(chain, pinned.path, capabilities=ports)
     assert [ip["address"] for ip in second["ips"]] == [ip["address"] for ip in first["ips"]]

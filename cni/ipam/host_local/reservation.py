@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
 BOOT, NAMESPACE = "user.cni.boot", "user.cni.ns"
-_NAMESPACE = struct.Struct("<IQQ")  # device, inode, pinned
+_NAMESPACE = struct.Struct("<IIQQ")  # the fields of netns.namespace.Identity
 
 # No address, so that the reference does not take it for a reservation.
 IN_MAKING = ".new"
@@ -268,7 +268,7 @@ def namespace_note(path: str) -> bytes:
     identity = identify(path) if path else None
     try:
         return _NAMESPACE.pack(*identity) if identity is not None else b""
-    except struct.error:  # a device number that does not fit
+    except struct.error:  # a device or inode that does not fit
         return b""
 
 
