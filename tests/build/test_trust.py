@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.paths import let_everybody_in
+
 from .running import build_id, install, run, supported, uninstall
 
 NOBODY = 65534
@@ -143,8 +145,7 @@ time.sleep(600)
 @pytest.mark.parametrize("what", [".", ".cni-lock"])
 def test_another_user_cannot_hold_the_lock(dist: Path, tmp_path: Path, what: str) -> None:
     """Neither by the directory, which everybody may read, nor by a file made beforehand."""
-    for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+    let_everybody_in(tmp_path)
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     bin_dir.chmod(0o1777)

@@ -155,8 +155,7 @@ def test_a_gateway_from_the_wire_is_checked(
     reply = runtime.add("bridge", conf, container)
     if why:
         reply.failed(999, f"refused the gateway {gateway}/", why)
-        assert addresses(runtime.host, "br0") == []
-        assert not ports(runtime.host, "br0")
+        assert "br0" not in links(runtime.host), "the bridge that this ADD made is left"
         assert offers.calls[-1].startswith("DEL")
     else:
         reply.succeeded()
@@ -986,7 +985,8 @@ def test_del_of_what_was_never_added(runtime: Runtime, container: Netns, data_di
         runtime.delete("bridge", conf, None).succeeded()
         runtime.delete("bridge", network(), container).succeeded()
         runtime.delete("bridge", network(), "/run/netns/nosuch").succeeded()
-        runtime.delete("bridge", network(), "/proc/self/status").failed(999, "unknown FS magic")
+        taken = runtime.delete("bridge", network(), "/proc/self/status").succeeded()
+        assert "taken for gone" in taken.stderr
     assert leases(data_dir) == set()
 
 
