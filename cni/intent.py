@@ -344,14 +344,14 @@ def _parse(data: bytes) -> Intent | None:
 
 
 def _decode(data: bytes) -> Intent:
-    """Raises MsgspecError, CNIError."""
-    try:
-        return msgspec.json.decode(data, type=Intent)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        # The configuration is kept as it was given, and may be JSON to Go only (f.i. Latin-1).
-        from .protocol import config
+    """Raises MsgspecError, CNIError.
 
-        return msgspec.convert(config.decode_object(data), Intent)
+    The configuration is kept as it was given: it may be JSON to Go only (for instance Latin-1), and
+    give a key twice.
+    """
+    from .protocol import config
+
+    return msgspec.convert(config.decode_object(data), Intent)
 
 
 def _path(plugin: str, owner: Owner, env: Mapping[str, str]) -> str:

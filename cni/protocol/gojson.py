@@ -42,12 +42,23 @@ def decode(data: bytes) -> Any:
     return _Reader(data.decode("utf-8", "replace")).document()
 
 
+def repeated(data: bytes) -> list[tuple[str, str]]:
+    """The keys that an object directly below the document's gives twice, each with its object's.
+
+    ``{"a": {"b": 1, "b": 2}}`` gives ``("a", "b")``. Raises ValueError, as decode.
+    """
+    reader = _Reader(data.decode("utf-8", "replace"))
+    reader.document()
+    return reader.repeated
+
+
 class _Reader:
-    """One document; `at` is the position in its text."""
+    """One document; `at` is the position in its text, `repeated` as the function says."""
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.repeated: list[tuple[str, str]] = []
 
     def document(self) -> Any:
         value = self._value()
@@ -77,7 +88,10 @@ class _Reader:
             while True:  # until something is left to be read, or the whole is complete
                 if not stack:
                     return value
-                stack[-1].take(value if len(stack) <= DEPTH else None)
+                opened = stack[-1]
+                if len(stack) == 2 and opened.end == "}" and opened.key in opened.value:
+                    self.repeated.append((stack[0].key, opened.key))
+                opened.take(value if len(stack) <= DEPTH else None)
                 if self._continues(stack[-1]):
                     break
                 value = stack.pop().value

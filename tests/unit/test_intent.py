@@ -279,6 +279,15 @@ def test_nobody_waits_for_what_is_no_file(
     assert not os.path.lexists(path)
 
 
+def test_a_key_that_is_given_twice_is_kept_as_it_was_read(env: dict[str, str]) -> None:
+    variables = {**env, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0"}
+    stdin = b'{"name": "net", "runtimeConfig": {"portMappings": [1]}, "runtimeConfig": {"mac": ""}}'
+    intent.save("bridge", C1, Request("ADD", "c1", "", "eth0", "", [], stdin, variables), RESULT)
+    found = intent.find("bridge", C1, env)
+    assert found is not None
+    assert found.config["runtimeConfig"] == {"portMappings": [1], "mac": ""}
+
+
 @pytest.mark.parametrize(
     "extra", [b'"note": "caf\xe9"', b'"note": "\\ud800"', b'"deep": ' + b"[" * 3000 + b"]" * 3000]
 )

@@ -130,6 +130,14 @@ def test_what_is_no_map_of_texts_is_left_to_the_decoder(value: str) -> None:
         assert "cannot unmarshal" in error.msg  # noqa: PT017
 
 
+@pytest.mark.parametrize("extra", ['"note": "\\ud800"', '"note": 1e999', '"\\udc00": ["\\ud83d"]'])
+def test_duplicate_keys_beside_what_only_go_reads(extra: str) -> None:
+    kept = settings(f'{{{extra}, "sysctl": {{"net.a": "1", "net.\\u0062": "2"}}}}')
+    assert kept.sysctl == {"net/a": "1", "net/b": "2"}
+    with pytest.raises(CNIError, match="duplicated sysctl keys"):
+        settings(f'{{{extra}, "sysctl": {{"net.a": "1", "net.\\u0061": "2"}}}}')
+
+
 # -- the allow-list -------------------------------------------------------------------------------
 
 

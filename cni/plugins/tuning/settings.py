@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 ALLOWLIST = "/etc/cni/tuning/allowlist.conf"
 ARGS = frozenset({"MAC"})  # the keys that are read from CNI_ARGS
 
-_TEXT = r'"(?:[^"\\]|\\.)*"'  # a string in valid JSON
 _MAX = 1 << 31
 
 
@@ -108,19 +107,12 @@ def _seen_once(stdin: bytes, keys: Iterable[str]) -> bool:
 
 def _refuse_duplicates(stdin: bytes) -> None:
     """Refuse a key that occurs twice in `sysctl`: a decoder would drop one. Raises CNIError."""
-    raw = config.lookup(msgspec.json.decode(stdin, type=dict[str, msgspec.Raw]), "sysctl")
-    if raw is None or not bytes(raw).startswith(b"{"):
-        return
-    values = msgspec.json.decode(raw, type=dict[str, Any])
-    if all(isinstance(value, str) for value in values.values()):  # else the decoder complains
-        quotes = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"").count(b'"')
-        if quotes != 4 * len(values):
-            import re  # expensive, and needed only to name the keys
+    from ...protocol import gojson  # the quick test is enough for nearly all
 
-            texts = re.findall(_TEXT, bytes(raw).decode())
-            keys = [msgspec.json.decode(text) for text in texts[::2]]
-            twice = sorted({key for key in keys if keys.count(key) > 1})
-            raise CNIError("duplicated sysctl keys are not allowed", f"twice: {', '.join(twice)}")
+    found = {key for name, key in gojson.repeated(stdin) if name.lower() == "sysctl"}
+    if found:
+        twice = ", ".join(sorted(found))
+        raise CNIError("duplicated sysctl keys are not allowed", f"twice: {twice}")
 
 
 def _names(settings: dict[str, str | None], ifname: str) -> dict[str, str]:
