@@ -17,8 +17,7 @@ from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, from_exception, join
 from . import iptables_rules as texts
-from .holders import DEAD, SAME, UNKNOWN, Holders
-from .want import Port, Taken, Want
+from .want import DEAD, SAME, UNKNOWN, LoadHolders, Port, Taken, Want
 
 # An older version of the reference had a chain of its own for masquerading.
 _OLD_SNAT = "CNI-HOSTPORT-SNAT"
@@ -28,7 +27,7 @@ _RETRIES = 5
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
+def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
     """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
     for address in want.addresses:
         if _setup_over_netlink(want, address, holders):
@@ -49,7 +48,7 @@ def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
                     ) from None
 
 
-def _setup_over_netlink(want: Want, address: Prefix, holders: Holders) -> bool:
+def _setup_over_netlink(want: Want, address: Prefix, holders: LoadHolders) -> bool:
     """Make the rules without a fork in the usual case; False if nothing was done.
 
     The usual case: the rules that containers share are all there or all missing, in the form of
@@ -86,7 +85,7 @@ def _is_of_others(want: Want, entry: bytes) -> bool:
 
 
 def _changes(
-    want: Want, address: Prefix, saved: list[str], holders: Holders, earlier: Want | None
+    want: Want, address: Prefix, saved: list[str], holders: LoadHolders, earlier: Want | None
 ) -> list[str]:
     """As `_additions`, and before them the lines that remove what the owner had published."""
     rules = texts.container_rules(want, address)
@@ -101,7 +100,7 @@ def _changes(
     return [texts.delete(rule) for rule in stale] + _additions(want, address, left, holders)
 
 
-def _additions(want: Want, address: Prefix, saved: list[str], holders: Holders) -> list[str]:
+def _additions(want: Want, address: Prefix, saved: list[str], holders: LoadHolders) -> list[str]:
     """iptables-restore's lines that add what the saved table lacks. Raises Taken."""
     chain = want.owner.chain("DN-")
     lines = _free_ports(want, address, saved, holders)
@@ -138,7 +137,7 @@ def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
 # --- whose port it is -----------------------------------------------------------------------------
 
 
-def _free_ports(want: Want, address: Prefix, saved: list[str], holders: Holders) -> list[str]:
+def _free_ports(want: Want, address: Prefix, saved: list[str], holders: LoadHolders) -> list[str]:
     """The lines that remove the rules of dead containers which are in the way. Raises Taken.
 
     In the way are containers that have one of the ports, and containers of the network that had
@@ -168,7 +167,7 @@ def _free_ports(want: Want, address: Prefix, saved: list[str], holders: Holders)
         )
         if not (at_address or has_port):
             continue
-        holder = holders.by_chain(forward.chain, named)
+        holder = holders().by_chain(forward.chain, named)
         if holder.fate == DEAD or (at_address and holder.fate == UNKNOWN):
             lines.update(dict.fromkeys(texts.removal(saved, forward.chain)))
         elif has_port and holder.fate != SAME:
@@ -310,7 +309,7 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
 # --- CHECK ----------------------------------------------------------------------------------------
 
 
-def check(want: Want, holders: Holders) -> list[str]:
+def check(want: Want, holders: LoadHolders) -> list[str]:
     """What is missing, a line each. Raises IptablesError."""
     _ = holders  # every attachment of a container has its rules here
     problems = []

@@ -38,7 +38,6 @@ from ...owner import Owner, network_key
 from ...protocol.address import Prefix
 from ...protocol.errors import CNIError, from_exception
 from . import nft_index as index
-from .holders import Holders
 from .nft_chains import (
     BY_ADDRESS,
     BY_OWNER,
@@ -64,7 +63,7 @@ from .nft_chains import (
     without,
 )
 from .nft_index import Elements
-from .want import Port, Taken, Want, plain
+from .want import LoadHolders, Port, Taken, Want, plain
 
 _RETRIES = 50
 
@@ -72,7 +71,7 @@ _RETRIES = 50
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: Holders, earlier: Want | None) -> None:
+def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
     """Publish the ports, instead of what the owner had published before.
 
     Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
@@ -98,7 +97,7 @@ class _Others(NamedTuple):
     aside: frozenset[tuple[str, bytes]] = frozenset()
 
 
-def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
+def _setup(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
     """As `setup`. `thorough` reads all elements, since earlier builds kept no index."""
     others = _Others()
     for _ in range(_RETRIES):
@@ -126,21 +125,21 @@ def _setup(want: Want, holders: Holders, *, thorough: bool) -> None:
     raise _restless()
 
 
-def _judge(want: Want, holders: Holders, others: _Others) -> _Others:
+def _judge(want: Want, holders: LoadHolders, others: _Others) -> _Others:
     from . import nft_holders
 
-    verdict = nft_holders.judge(want, holders)
+    verdict = nft_holders.judge(want, holders())
     return _Others(others.dead | verdict.dead, frozenset(verdict.aside))
 
 
-def _aside(want: Want, holders: Holders) -> frozenset[tuple[str, bytes]]:
+def _aside(want: Want, holders: LoadHolders) -> frozenset[tuple[str, bytes]]:
     from . import nft_holders
 
-    return frozenset(nft_holders.still_aside(want, holders))
+    return frozenset(nft_holders.still_aside(want, holders()))
 
 
 def _plan(
-    want: Want, holders: Holders, others: _Others, thorough: bool
+    want: Want, holders: LoadHolders, others: _Others, thorough: bool
 ) -> tuple[list[Chain], list[Change]]:
     """The chains that are missing or differ, and the changes that make all that is wanted."""
     missing: list[Chain] = []
@@ -162,7 +161,7 @@ def _changes(
     want: Want,
     address: Prefix,
     wanted: Elements,
-    holders: Holders,
+    holders: LoadHolders,
     dead: frozenset[str],
     is_new: bool,
     thorough: bool,
@@ -174,7 +173,11 @@ def _changes(
     if have is not None:
         return _differing(family, have, wanted)
     have = {} if is_new else _dumped(family)
-    former = _former_holders(want.owner, address, have, holders) if have else set()
+    former: set[str] = set()
+    if have:
+        from . import nft_holders
+
+        former = nft_holders.former_holders(want.owner, address, have, holders())
     stale = dead | former | {want.owner.key}
     kept = {n: [e for e in have.get(n, ()) if e.comment[:KEY] not in stale] for n in NAMES}
     wanted = {name: [*kept[name], *wanted[name]] for name in NAMES}
@@ -186,7 +189,7 @@ def _changes(
 
 
 def _held(
-    want: Want, address: Prefix, dead: frozenset[str], wanted: Elements, holders: Holders
+    want: Want, address: Prefix, dead: frozenset[str], wanted: Elements, holders: LoadHolders
 ) -> Elements | None:
     """The elements that have to go or are there already; None if the index is not complete.
 
@@ -231,16 +234,10 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
     return changes
 
 
-def _former_holders(owner: Owner, address: Prefix, have: Elements, holders: Holders) -> set[str]:
+def _may_be_replaced(former: Element, holders: LoadHolders) -> bool:
     from . import nft_holders
 
-    return nft_holders.former_holders(owner, address, have, holders)
-
-
-def _may_be_replaced(former: Element, holders: Holders) -> bool:
-    from . import nft_holders
-
-    return nft_holders.may_be_replaced(former, holders)
+    return nft_holders.may_be_replaced(former, holders())
 
 
 def _restless() -> CNIError:
@@ -382,11 +379,11 @@ def _is_empty_without(family: str, gone: Elements) -> bool:
 # --- CHECK and STATUS -----------------------------------------------------------------------------
 
 
-def check(want: Want, holders: Holders) -> list[str]:
+def check(want: Want, holders: LoadHolders) -> list[str]:
     """What is not as it should be, a line each."""
     from . import nft_check
 
-    return nft_check.differences(want, holders)
+    return nft_check.differences(want, holders())
 
 
 def status(*, conditions: bool) -> None:

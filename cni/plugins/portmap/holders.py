@@ -10,28 +10,17 @@ has the ports, and the others stand by: the last step of its DEL publishes them 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ... import intent
 from ...owner import Owner
+from .want import ALIVE, DEAD, SAME, UNKNOWN, Holder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ...call import Call
     from ...intent import Intent
-
-SAME, DEAD, ALIVE, UNKNOWN = "same container", "dead", "alive", "unknown"
-
-
-class Holder(NamedTuple):
-    """An owner, as far as known, and its fate: one of the words above.
-
-    UNKNOWN: nothing was noted of it on this node, as of containers that the Go plugin started.
-    """
-
-    owner: Owner | None
-    fate: str
 
 
 class Holders:

@@ -21,12 +21,12 @@ from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import localhost, settings
-from .holders import Holders, standing_by
 from .settings import IPTABLES, NFTABLES, Conf, Settings
-from .want import CONNECTIONLESS, Port, Taken, Want
+from .want import CONNECTIONLESS, LoadHolders, Port, Taken, Want
 
 if TYPE_CHECKING:
     from ...netfilter.conntrack import Flow
+    from .holders import Holders
     from .want import Backend
 
 __all__ = ["Conf", "add", "check", "delete", "gc", "reload", "status"]
@@ -145,7 +145,7 @@ def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> 
     That is the one asked for; else nftables, or iptables where nftables is unusable. Raises
     CNIError, KernelError.
     """
-    holders = Holders(call, want.owner)
+    holders = _judge_of(call, want.owner)
     if backend == IPTABLES:
         _load(IPTABLES).setup(want, holders, earlier)
         return IPTABLES
@@ -169,13 +169,24 @@ def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> 
     return NFTABLES
 
 
+def _judge_of(call: Call[Conf], owner: Owner) -> LoadHolders:
+    def load() -> Holders:
+        from .holders import Holders
+
+        return Holders(call, owner)
+
+    return load
+
+
 # --- DEL, GC, CHECK, STATUS -----------------------------------------------------------------------
 
 
 def delete(call: Call[Conf]) -> None:
     """Remove what was published, with either backend, by us or by the reference."""
     steps = Steps()
-    asked: Settings = steps.run(settings.read, call) or settings.read_what_can_be(call)
+    asked: Settings | None = steps.run(settings.read, call)
+    # What was noted on the host at ADD counts more than what the runtime says now.
+    asked = settings.of_noted(call) or asked or settings.read_what_can_be(call)
     want = settings.want_of(call.owner, asked, settings.known_ports(asked))
     steps.run(_remove, call, want)
     steps.finish()
@@ -197,6 +208,8 @@ def _remove(call: Call[Conf], want: Want) -> None:
 
 def _serve_those_that_stand_by(call: Call[Conf], key: str) -> None:
     """Publish the ports that are free now through the container's other networks."""
+    from .holders import standing_by
+
     for other in standing_by(call, key):
         intent.work_on("portmap", other, call.request.env, lambda one: _serve(call, one))
 
@@ -237,11 +250,11 @@ def check(call: Call[Conf]) -> None:
     if not asked.mappings:
         return
     want = settings.want_of(call.owner, asked, settings.known_ports(asked))
-    problems = _missing_rules(want, asked.backend, Holders(call, call.owner))
+    problems = _missing_rules(want, asked.backend, _judge_of(call, call.owner))
     checks.fail([*problems, *_missing_localhost(want, v6=False)])
 
 
-def _missing_rules(want: Want, backend: str, holders: Holders) -> list[str]:
+def _missing_rules(want: Want, backend: str, holders: LoadHolders) -> list[str]:
     if backend == IPTABLES:
         return _load(IPTABLES).check(want, holders)
     try:

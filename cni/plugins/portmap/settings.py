@@ -85,12 +85,15 @@ def of_intent(one: Intent) -> Settings | None:
         return None
 
 
+def of_noted(call: Call[Conf]) -> Settings | None:
+    """For a DEL: what the last ADD of this attachment noted; None if nothing was."""
+    intents = call.forgotten.intents if call.forgotten is not None else []
+    noted = [settings for one in intents if (settings := of_intent(one)) is not None]
+    return noted[-1] if noted else None
+
+
 def read_what_can_be(call: Call[Conf]) -> Settings:
-    """For a DEL with a broken configuration or prevResult: what ADD noted, or what is left."""
-    for one in call.forgotten.intents if call.forgotten is not None else []:
-        noted = of_intent(one)
-        if noted is not None:
-            return noted
+    """For a DEL with a broken configuration or prevResult: what of them can be read."""
     try:
         conf = call.conf
     except CNIError:

@@ -81,13 +81,32 @@ class Want(NamedTuple):
         return self.conditions[0 if address.is_v4 else 1]
 
 
+SAME, DEAD, ALIVE, UNKNOWN = "same container", "dead", "alive", "unknown"
+
+
+class Holder(NamedTuple):
+    """An owner that has something which is wanted, as far as known, and its fate: a word of these.
+
+    UNKNOWN: nothing was noted of it on this node, as of containers that the Go plugin started.
+    """
+
+    owner: Owner | None
+    fate: str
+
+
+class LoadHolders(Protocol):
+    """Loads what judges holders (holders.py); most ADDs meet none."""
+
+    def __call__(self) -> Holders: ...
+
+
 class Backend(Protocol):
     """One way to publish ports. All verbs act on the current network namespace.
 
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, want: Want, holders: Holders, earlier: Want | None) -> None:
+    def setup(self, want: Want, holders: LoadHolders, earlier: Want | None) -> None:
         """Publish the ports; what is there already is not made again.
 
         Ports of an owner who is dead go over to this one. For ports that another attachment of the
@@ -107,7 +126,7 @@ class Backend(Protocol):
     def gc(self, network: str, keep: list[Owner]) -> list[Port]:
         """Remove what the network's owners published that are not in `keep`; gives those ports."""
 
-    def check(self, want: Want, holders: Holders) -> list[str]:
+    def check(self, want: Want, holders: LoadHolders) -> list[str]:
         """What is missing of that, a line each."""
 
     def status(self, *, conditions: bool) -> None:
