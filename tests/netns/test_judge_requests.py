@@ -12,6 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pyroute2.netlink.rtnl import (
+    RTM_DELADDR,
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
+    RTM_SETLINK,
+)
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
@@ -77,6 +87,9 @@ def attributes(message: Any) -> Json:
     }
 
 
+# Constants of the headers, written out: those of the code under test judge nothing.
+IFF_UP, IFF_PROMISC, IFF_ALLMULTI = 0x1, 0x100, 0x200
+RTN_UNICAST, RTNH_F_ONLINK = 1, 4
 NEW = nl.NLM_F_CREATE | nl.NLM_F_EXCL
 macs = st.binary(min_size=6, max_size=6)
 mtus = st.integers(0, 65535)
@@ -105,7 +118,7 @@ def test_create_veth(
         master=master,
         group=group,
     )
-    assert (kind, flags, message["family"], message["index"]) == (link.RTM_NEWLINK, NEW, 0, 0)
+    assert (kind, flags, message["family"], message["index"]) == (RTM_NEWLINK, NEW, 0, 0)
     inner = without(IFLA_IFNAME=peer, IFLA_MTU=mtu, IFLA_ADDRESS=mac.hex(":"), IFLA_NET_NS_FD=netns)
     assert attributes(message) == {
         **without(IFLA_IFNAME=name, IFLA_MTU=mtu, IFLA_MASTER=master, IFLA_GROUP=group),
@@ -118,7 +131,7 @@ def test_create_bridge(name: str, mtu: int, mac: bytes, filtering: bool) -> None
     kind, flags, message = sent(
         ifinfmsg, link.create_bridge, name, mtu=mtu, mac=mac, vlan_filtering=filtering
     )
-    assert (kind, flags) == (link.RTM_NEWLINK, NEW)
+    assert (kind, flags) == (RTM_NEWLINK, NEW)
     info: Json = {"IFLA_INFO_KIND": "bridge"}
     if filtering:
         info["IFLA_INFO_DATA"] = {"IFLA_BR_VLAN_FILTERING": 1}
@@ -164,7 +177,7 @@ def test_create_vlan_and_ipvlan(name: str, parent: int, vid: int, mode: str) -> 
 @given(names, mtus)
 def test_create_ifb(name: str, mtu: int) -> None:
     message = sent(ifinfmsg, link.create_ifb, name, mtu=mtu).message
-    assert (message["flags"], message["change"]) == (link.IFF_UP, link.IFF_UP)
+    assert (message["flags"], message["change"]) == (IFF_UP, IFF_UP)
     assert attributes(message) == {
         **without(IFLA_IFNAME=name, IFLA_MTU=mtu),
         "IFLA_TXQLEN": 0,
@@ -198,8 +211,8 @@ switches = st.booleans() | st.none()
 @example(5, {"alias": ""})
 def test_change(index: int, wanted: Json) -> None:
     kind, flags, message = sent(ifinfmsg, link.change, index, **wanted)
-    assert (kind, flags, message["index"]) == (link.RTM_NEWLINK, 0, index)
-    bits = {"up": link.IFF_UP, "promisc": link.IFF_PROMISC, "allmulti": link.IFF_ALLMULTI}
+    assert (kind, flags, message["index"]) == (RTM_NEWLINK, 0, index)
+    bits = {"up": IFF_UP, "promisc": IFF_PROMISC, "allmulti": IFF_ALLMULTI}
     assert message["change"] == sum(bits[key] for key in bits if key in wanted)
     assert message["flags"] == sum(bits[key] for key in bits if wanted.get(key))
     if "mac" in wanted:
@@ -220,7 +233,7 @@ def test_change(index: int, wanted: Json) -> None:
 @given(indexes, st.booleans(), st.booleans(), st.text("abc-é", min_size=1, max_size=60))
 def test_ports_and_altnames(index: int, hairpin: bool, isolated: bool, name: str) -> None:
     kind, _, message = sent(ifinfmsg, link.set_port, index, hairpin=hairpin, isolated=isolated)
-    assert (kind, message["family"], message["index"]) == (link.RTM_SETLINK, 7, index)
+    assert (kind, message["family"], message["index"]) == (RTM_SETLINK, 7, index)
     assert attributes(message) == {
         "IFLA_PROTINFO": {"IFLA_BRPORT_MODE": hairpin, "IFLA_BRPORT_ISOLATED": isolated}
     }
@@ -233,8 +246,8 @@ def test_ports_and_altnames(index: int, hairpin: bool, isolated: bool, name: str
 @given(indexes, st.lists(st.integers(1, 4094), min_size=1, max_size=9), st.booleans())
 def test_vlans(index: int, vids: list[int], access: bool) -> None:
     for function, keys, number, bits in (
-        (bridge_vlan.add, {"access": access}, link.RTM_SETLINK, 6 if access else 0),
-        (bridge_vlan.remove, {}, link.RTM_DELLINK, 0),
+        (bridge_vlan.add, {"access": access}, RTM_SETLINK, 6 if access else 0),
+        (bridge_vlan.remove, {}, RTM_DELLINK, 0),
     ):
         kind, _, message = sent(ifinfmsg, function, index, vids, **keys)
         assert (kind, message["family"], message["index"]) == (number, 7, index)
@@ -254,7 +267,7 @@ def test_address_requests(index: int, prefix: Prefix, nodad: bool) -> None:
     text = str(ipaddress.ip_address(prefix.ip))
     wanted: Json = {"IFA_LOCAL": text, "IFA_ADDRESS": text}
     kind, flags, message = sent(ifaddrmsg, address.add, index, prefix, nodad=nodad)
-    assert (kind, flags) == (address.RTM_NEWADDR, NEW)
+    assert (kind, flags) == (RTM_NEWADDR, NEW)
     head = (message["family"], message["prefixlen"], message["scope"], message["index"])
     assert head == (prefix.family, prefix.length, 0, index)
     assert message["flags"] == (0x02 if nodad and not prefix.is_v4 else 0)
@@ -264,7 +277,7 @@ def test_address_requests(index: int, prefix: Prefix, nodad: bool) -> None:
     assert attributes(message) == {**wanted, **(broadcast if has_broadcast else {})}
 
     kind, flags, message = sent(ifaddrmsg, address.delete, index, prefix)
-    assert (kind, flags, message["prefixlen"]) == (address.RTM_DELADDR, 0, prefix.length)
+    assert (kind, flags, message["prefixlen"]) == (RTM_DELADDR, 0, prefix.length)
     assert attributes(message) == wanted
 
 
@@ -282,7 +295,7 @@ def routes(draw: st.DrawFn) -> route.Route:
         scope=draw(st.sampled_from((0, 200, 253, 254))),
         protocol=draw(st.integers(0, 255)),
         tos=draw(st.integers(0, 255)),
-        flags=draw(st.sampled_from((0, route.FLAG_ONLINK))),
+        flags=draw(st.sampled_from((0, RTNH_F_ONLINK))),
     )
 
 
@@ -292,8 +305,8 @@ def test_route_requests(entry: route.Route) -> None:
         return str(ipaddress.ip_address(ip)) if ip else ""
 
     for function, wanted in (
-        (route.add, (route.RTM_NEWROUTE, nl.NLM_F_CREATE)),
-        (route.delete, (route.RTM_DELROUTE, 0)),
+        (route.add, (RTM_NEWROUTE, nl.NLM_F_CREATE)),
+        (route.delete, (RTM_DELROUTE, 0)),
     ):
         kind, flags, message = sent(rtmsg, function, entry)
         assert (kind, flags) == wanted
@@ -302,7 +315,7 @@ def test_route_requests(entry: route.Route) -> None:
         assert message["table"] == (entry.table if entry.table < 256 else 0)
         assert (message["scope"], message["proto"]) == (entry.scope, entry.protocol)
         assert (message["tos"], message["flags"]) == (entry.tos, entry.flags)
-        assert message["type"] == route.UNICAST
+        assert message["type"] == RTN_UNICAST
         assert attributes(message) == {
             "RTA_TABLE": entry.table,
             "RTA_OIF": entry.index,
@@ -320,7 +333,7 @@ def test_rule_requests(source: Prefix, table: int, owner: int) -> None:
     tap = Wiretap(fibmsg)
     tap.batch([rule.addition(source, table, owner)])
     [(kind, flags, message)] = tap.sent
-    assert (kind, flags) == (rule.RTM_NEWRULE, NEW)
+    assert (kind, flags) == (RTM_NEWRULE, NEW)
     head = (message["family"], message["src_len"], message["dst_len"], message["action"])
     assert head == (source.family, len(source.ip) * 8, 0, 1)
     assert attributes(message) == {
@@ -333,5 +346,5 @@ def test_rule_requests(source: Prefix, table: int, owner: int) -> None:
 
 def test_delete_requests() -> None:
     kind, flags, message = sent(ifinfmsg, link.delete, 77)
-    assert (kind, flags, message["index"]) == (link.RTM_DELLINK, 0, 77)
+    assert (kind, flags, message["index"]) == (RTM_DELLINK, 0, 77)
     assert attributes(message) == {}
