@@ -62,6 +62,7 @@ class Allocation:
         self._log = log
         self._names: list[str] = []  # of the files that were made, or are about to be
         self._earlier: list[bytes] = []  # what the attachment had in a namespace that is gone
+        self._held: list[str] = []  # names of what it has in one that may exist
 
     def reserve(self, wish: Wish) -> list[IPConfig]:
         """Reserve one address of each set, and return them in the order of the sets.
@@ -146,10 +147,13 @@ class Allocation:
         A runtime that makes a sandbox anew under the same id gets the same addresses again. What it
         holds in a namespace that still exists is left alone, and stops this ADD later.
         """
-        for name in store.owned_by(*self._attachment):
-            if is_address(name) and store.is_of_gone_namespace(name, self._netns):
+        self._held = []
+        for name in filter(is_address, store.owned_by(*self._attachment)):
+            if store.is_of_gone_namespace(name, self._netns):
                 store.release(name)
                 self._earlier.append(parse_ip(name))
+            else:
+                self._held.append(name)
 
     def _take_requested(
         self, store: Store, ranges: RangeSet, index: int, packed: bytes
@@ -181,8 +185,8 @@ class Allocation:
 
         Raises CNIError if the attachment has an address of this set, _Exhausted if nobody can.
         """
-        for name in store.owned_by(*self._attachment):
-            if is_address(name) and ranges.contains(parse_ip(name)):
+        for name in self._held:
+            if ranges.contains(parse_ip(name)):
                 raise CNIError(
                     f"{name} has been allocated to {self._attachment[0]}, "
                     "duplicate allocation is not allowed",
