@@ -284,14 +284,9 @@ def _remove_all(call: Call[Conf], steps: Steps, netns: Namespace, previous: Resu
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
     """The rules of these addresses that have no owner, and look as the reference makes them."""
-    return [
-        each
-        for each in rules
-        if each.plain
-        and not each.owner
-        and each.source.length == each.source.bits
-        and each.source.ip in addresses
-    ]
+    plain = (each for each in rules if each.plain and not each.owner)
+    hosts = (each for each in plain if each.source.length == each.source.bits)
+    return [each for each in hosts if each.source.ip in addresses]
 
 
 def _known_addresses(
