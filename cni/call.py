@@ -274,7 +274,7 @@ class Call(Generic[C]):
 
         request = self._request_for("ADD", stdin)
         program = delegate.find(name, request.path)
-        ours, result = self._in_process(name, program, request)
+        ours, result = delegate.run_in_process(self._in_process, name, program, request)
         self.undo.callback(self.delegate, name, "DEL", stdin)
         if not ours:
             try:

@@ -31,6 +31,12 @@ _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 InProcess = Callable[[str, str, Request], "tuple[bool, Result | None]"]
 
 
+# Delegates that run in this process, each called by the one before. flannel needs two, bridge and
+# host-local. A main plugin that is named as IPAM plugin would call itself.
+_running: list[str] = []
+_MAX_RUNNING = 2
+
+
 def find(name: str, path: list[str]) -> str:
     """The file of the plugin `name`: the first regular file on CNI_PATH. Raises CNIError."""
     if not name:
@@ -64,8 +70,24 @@ def run(request: Request, name: str, in_process: InProcess) -> Result | None:
     answer is not understood; Terminated.
     """
     program = find(name, request.path)
-    ours, result = in_process(name, program, request)
+    ours, result = run_in_process(in_process, name, program, request)
     return result if ours else run_program(program, request)
+
+
+def run_in_process(
+    in_process: InProcess, name: str, program: str, request: Request
+) -> tuple[bool, Result | None]:
+    """Call `in_process`. Raises CNIError when delegates call each other without end."""
+    if len(_running) >= _MAX_RUNNING:
+        raise CNIError(
+            f"plugins call each other without end: {', '.join(_running)}",
+            "ipam.type is the name of an IPAM plugin, such as host-local",
+        )
+    _running.append(name)
+    try:
+        return in_process(name, program, request)
+    finally:
+        _running.pop()
 
 
 def run_program(program: str, request: Request) -> Result | None:

@@ -336,12 +336,14 @@ def has_kind(sock: Netlink, kind: str) -> bool:
 
 
 def check_literal(name: str) -> None:
-    """Refuse to give a name with ``%``, of which the kernel makes a pattern (``eth%d``).
+    """Refuse to give a name that the kernel would not take as it is. Raises NetlinkError (EINVAL).
 
-    Raises NetlinkError (EINVAL).
+    Of a ``%`` it makes a pattern (``eth%d``), and at a NUL the name ends.
     """
     if "%" in name:
         raise NetlinkError(EINVAL, f"{name!r} is a pattern to the kernel, not a name")
+    if "\0" in name:
+        raise NetlinkError(EINVAL, f"{name!r} contains a NUL character")
 
 
 def _common(name: str, mtu: int, mac: bytes, netns: int | None) -> bytes:

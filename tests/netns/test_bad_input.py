@@ -420,3 +420,12 @@ def test_dual_stack_for_a_plugin_that_cannot_say_so(runtime: Runtime, container:
         runtime.add("bridge", conf, container).failed(
             999, f"CNI version {version} does not support more than 1 address per family"
         )
+
+
+@pytest.mark.parametrize("ipam", MAIN)
+@pytest.mark.parametrize("plugin", MAIN)
+def test_main_plugin_as_ipam(plugin: str, ipam: str, runtime: Runtime, container: Netns) -> None:
+    """It would call itself with the same configuration, for ever."""
+    conf = good(plugin, ipam={"type": ipam})
+    for run in (runtime.add, runtime.delete):
+        run(plugin, conf, container).failed(999, "plugins call each other without end")

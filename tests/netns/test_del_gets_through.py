@@ -54,6 +54,8 @@ BROKEN: dict[str, Json] = {
     "limits": {"ingressRate": -5, "egressRate": "fast", "latency": 0},
     "sysctl": {"sysctl": {"kernel.panic": "1", "net.ipv4": 7}},
     "ports": {"runtimeConfig": {"portMappings": "8080:80"}},
+    "mark": {"markMasqBit": -1},
+    "large mark": {"markMasqBit": 1 << 40},
     "mac": {"runtimeConfig": {"mac": "none"}},
     "prevResult of nothing": {"prevResult": "none"},
     "prevResult of another version": {"prevResult": {"cniVersion": "7.0.0"}},

@@ -41,6 +41,20 @@ def test_no_pattern_for_a_name(host: Netns, name: str) -> None:
     assert links(host).keys() == before
 
 
+def test_no_name_ends_at_a_nul(host: Netns) -> None:
+    """The kernel would make a link called `a` of it."""
+
+    def attempts() -> None:
+        with Netlink() as sock:
+            for make in (link.create_bridge, lambda sock, name: link.create_veth(sock, "v0", name)):
+                with pytest.raises(OSError, match="NUL"):
+                    make(sock, "a\0b")
+
+    before = links(host).keys()
+    host.run(attempts)
+    assert links(host).keys() == before
+
+
 @pytest.mark.parametrize("control", CONTROL)
 def test_no_control_character_reaches_iptables_restore(host: Netns, control: str) -> None:
     host.exec(["iptables", "-A", "FORWARD", "-s", "192.0.2.0/24", "-j", "DROP"])

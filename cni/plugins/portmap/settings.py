@@ -160,7 +160,9 @@ def _addresses(ifname: str, previous: Result | None) -> list[Prefix]:
 def want_of(owner: Owner, settings: Settings, ports: list[Port]) -> Want:
     """What the backends are asked for: these ports of the container's addresses."""
     conf = settings.conf
-    bit = _MARK_BIT if conf.mark_masq_bit is None else conf.mark_masq_bit
+    bit = conf.mark_masq_bit
+    if bit is None or not 0 <= bit <= 31:  # one that ADD refuses: a DEL does not need the mark
+        bit = _MARK_BIT
     return Want(
         owner=owner,
         addresses=_addresses(owner.ifname, settings.previous),
