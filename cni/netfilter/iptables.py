@@ -7,7 +7,7 @@ rules belong where the other tools of the node put theirs (docs/spec/common.md Â
 from __future__ import annotations
 
 import os
-from errno import ENOENT
+from errno import EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
 
 from .. import process
 from ..kernel.errors import IptablesError, IptablesMissing
@@ -15,6 +15,8 @@ from .table import Table
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
+# What says nothing of the rules.
+_TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
 def restore(v6: bool, table: str, lines: list[str]) -> None:
@@ -52,11 +54,27 @@ def usable(v6: bool) -> bool:
 
 
 def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
-    """Has iptables-nft this chain? Its chains are ordinary nftables chains; costs no fork."""
+    """Has iptables-nft this chain? Its chains are ordinary nftables chains; costs no fork.
+
+    Raises IptablesError when the kernel could not be asked: that is not the same as no.
+    """
     try:
         return Table("ip6" if v6 else "ip", table).has_chain(chain)
-    except OSError:
+    except OSError as error:
+        if error.errno in _TRANSIENT:
+            reason = (error.strerror or str(error)).lower()
+            text = f"cannot look for chain {chain} in table {table}: {reason}"
+            raise IptablesError(text, "the kernel could not be asked: try again") from None
         return False  # a kernel without nftables has none
+
+
+def may_be_used(v6: bool, table: str, *chains: str) -> bool:
+    """May either variant have one of these chains? Costs no fork; yes if nobody can tell."""
+    try:
+        found = any(has_nft_chain(v6, table, chain) for chain in chains)
+    except IptablesError:
+        return True  # who removes them finds out why the kernel does not say
+    return found or has_legacy_table(v6, table)
 
 
 def has_legacy_table(v6: bool, table: str) -> bool:

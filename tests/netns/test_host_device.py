@@ -368,6 +368,21 @@ def test_the_container_does_not_decide_what_moves(
 
 
 @pytest.mark.usefixtures("device")
+def test_a_pair_that_the_container_moved_on_is_not_taken_for_gone(
+    runtime: Runtime, container: Netns, container2: Netns, data_dir: Path
+) -> None:
+    conf = network(device=DEVICE, ipam=V4.host_local(data_dir))
+    runtime.add("host-device", conf, container).succeeded()
+    container.ip("link", "set", "eth0", *netns(container2))
+    reply = runtime.delete("host-device", conf, container)
+    reply.failed(999, "failed to find device", "something in the container has moved it on")
+    assert leases(data_dir)
+    container2.ip("link", "delete", "eth0")
+    runtime.delete("host-device", conf, container).succeeded()
+    assert not leases(data_dir)
+
+
+@pytest.mark.usefixtures("device")
 def test_the_device_is_what_it_was(runtime: Runtime, container: Netns) -> None:
     host = runtime.host
     conf = network(device=DEVICE)

@@ -31,14 +31,20 @@ Json = dict[str, Any]
 
 
 def run(
-    runtime: Runtime, verb: str, conf: Json, ns: Netns, trace: Path, inject: str
+    runtime: Runtime,
+    verb: str,
+    conf: Json,
+    ns: Netns,
+    trace: Path,
+    inject: str,
+    syscall: str = "recvfrom",
 ) -> tuple[int, Json, bool]:
     """Exit status, what was printed, and whether a call failed."""
     done = runtime.host.run(
         subprocess.run,
         [
-            *("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=recvfrom"),
-            *("-e", f"inject=recvfrom:{inject}", str(runtime.bin_dir / conf["type"])),
+            *("strace", "-f", "-qq", "-o", str(trace), "-e", f"trace={syscall}"),
+            *("-e", f"inject={syscall}:{inject}", str(runtime.bin_dir / conf["type"])),
         ],
         input=json.dumps(conf).encode(),
         capture_output=True,
@@ -52,6 +58,28 @@ def run(
 def state(*spaces: Netns) -> list[Any]:
     """The links and rules. (A bridge's carrier comes and goes by itself.)"""
     return [(sorted(links(ns)), list_rules(ns)) for ns in spaces]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("error", ["EIO", "ENOMEM"])
+def test_a_question_that_fails_is_not_answered_no(
+    error: str, runtime: Runtime, host: Netns, container: Netns, tmp_path: Path
+) -> None:
+    """DEL says that it worked only if the masquerading rules are gone."""
+    ipam = {"type": "host-local", "subnet": "10.20.0.0/24", "dataDir": str(tmp_path / "leases")}
+    conf = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam, "ipMasq": True}
+    conf |= {"ipMasqBackend": "iptables", "bridge": "br0"}
+    number, injected, trace = 0, True, tmp_path / "trace"
+    while injected:
+        number += 1
+        runtime.add("bridge", conf, container).succeeded()
+        inject = f"error={error}:when={number}"
+        code, reply, injected = run(runtime, "DEL", conf, container, trace, inject, "sendto")
+        rules = str(list_rules(host))
+        assert code or "10.20.0" not in rules, f"request {number}: {reply} {rules}"
+        runtime.delete("bridge", conf, container).succeeded()
+        assert "10.20.0" not in str(list_rules(host)), f"request {number}, repeated"
+    assert number > 5
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")

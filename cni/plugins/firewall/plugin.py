@@ -193,8 +193,7 @@ def _is_nft_used() -> bool:
 
 
 def _is_iptables_used(v6: bool) -> bool:
-    there = iptables.has_nft_chain(v6, "filter", "CNI-FORWARD")
-    return there or iptables.has_legacy_table(v6, "filter")
+    return iptables.may_be_used(v6, "filter", "CNI-FORWARD")
 
 
 def _firewalld_runs() -> tuple[bool, str]:

@@ -132,7 +132,7 @@ def _move_noted(call: Call[Any], host: Netlink, netns: Namespace | None, note: N
         _move_out(host, netns, inner, note)
         _restore_settings(call, host, link.get(host, note.name), note)
     elif not put_right(call, host, note):
-        _require_gone(call, note)
+        _require_gone(call, host, note)
 
 
 def _find(host: Netlink, sock: Netlink, note: Note) -> Link | None:
@@ -260,12 +260,22 @@ def _differences(device: Link, note: Note) -> dict[str, Any]:
     return todo
 
 
-def _require_gone(call: Call[Any], note: Note) -> None:
-    """Refuse to end when the device exists, but is neither here nor in the container."""
+def _require_gone(call: Call[Any], host: Netlink, note: Note) -> None:
+    """Refuse to end when the device exists, but is neither here nor in the container.
+
+    Hardware is looked for in sysfs; a pair exists as long as its other end. Raises CNIError,
+    NetlinkError.
+    """
     bus, _, name = note.parent.partition("/")
-    if name and os.path.exists(f"/sys/bus/{bus}/devices/{name}"):
+    there, what = False, f"{note.name} ({note.parent})"
+    if name:
+        there = os.path.exists(f"/sys/bus/{bus}/devices/{name}")
+    elif note.moved and note.kind in veth.KINDS:
+        other = peer.find(host, note.peer, note.peer_nsid)
+        there, what = other is not None and other.kind == note.kind, note.name
+    if there:
         raise CNIError(
-            f"failed to find device {note.name} ({note.parent})",
+            f"failed to find device {what}",
             f"it is neither on the host nor in {call.netns}: something in the container has moved "
             "it on; it comes back when that namespace ends, then repeat the DEL",
         )

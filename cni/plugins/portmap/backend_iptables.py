@@ -288,9 +288,7 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
     kept = {owner.container_id for owner in keep}
     errors: list[CNIError] = []
     for v6 in (False, True):
-        there = iptables.has_nft_chain(v6, "nat", texts.DNAT) or iptables.has_legacy_table(
-            v6, "nat"
-        )
+        there = iptables.may_be_used(v6, "nat", texts.DNAT)
         try:
             saved = iptables.save(v6, "nat") if there else []
             entries = [line for line in saved if line.startswith(f"-A {texts.DNAT} ")]

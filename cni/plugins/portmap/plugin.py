@@ -54,11 +54,7 @@ def _load_used(*chains: str) -> list[Backend]:
     used = []
     if _is_nft_used():
         used.append(NFTABLES)
-    if any(
-        iptables.has_legacy_table(v6, "nat")
-        or any(iptables.has_nft_chain(v6, "nat", chain) for chain in chains)
-        for v6 in _FAMILIES
-    ):
+    if any(iptables.may_be_used(v6, "nat", *chains) for v6 in _FAMILIES):
         used.append(IPTABLES)
     return [_load(name) for name in used]
 

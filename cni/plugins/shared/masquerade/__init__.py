@@ -78,8 +78,7 @@ def _load_used(chain: str) -> list[Backend]:
 
     used: list[str] = []
     for v6 in (False, True):
-        there = iptables.has_nft_chain(v6, "nat", chain) or iptables.has_legacy_table(v6, "nat")
-        if there and not used:
+        if iptables.may_be_used(v6, "nat", chain) and not used:
             used.append("iptables")
     if _is_nft_used():
         used.append("nftables")

@@ -200,7 +200,7 @@ def gc(network: str, keep: list[Owner]) -> None:
 
 def _collect(network: str, v6: bool, kept: set[str]) -> None:
     nat = (v6, "nat")
-    if not (iptables.has_nft_chain(*nat, _POSTROUTING) or iptables.has_legacy_table(*nat)):
+    if not iptables.may_be_used(*nat, _POSTROUTING):
         return
     chains = {chain for line in iptables.save(*nat) if (chain := _chain_of(network, line))}
     for chain in sorted(chains - kept):
