@@ -16,7 +16,7 @@ import msgspec
 from . import __version__, interrupts, standins
 from .call import Call, Verbs
 from .kernel.errors import KernelError
-from .protocol import config, version
+from .protocol import config
 from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
 from .protocol.request import Request, check_network_name, read, read_stdin, valid_attachments
 from .protocol.result import Result, encode_error
@@ -33,7 +33,7 @@ class Plugin(NamedTuple):
 
     module: str
     about: str
-    versions: tuple[str, ...] = version.ALL
+    versions: tuple[str, ...] = config.VERSIONS
     conf_error: str = "failed to load netconf: "
 
 
@@ -41,7 +41,7 @@ TABLE: dict[str, Plugin] = {
     "bandwidth": Plugin(
         "cni.plugins.bandwidth.plugin",
         "limits what a container sends and receives",
-        versions=version.ALL[2:],
+        versions=config.VERSIONS[2:],
         conf_error="failed to parse network configuration: ",
     ),
     "bridge": Plugin("cni.plugins.bridge.plugin", "connects containers to a Linux bridge"),
@@ -56,7 +56,7 @@ TABLE: dict[str, Plugin] = {
     "firewall": Plugin(
         "cni.plugins.firewall.plugin",
         "lets the containers' traffic through the node's firewall",
-        versions=version.ALL[4:],
+        versions=config.VERSIONS[4:],
     ),
     "flannel": Plugin(
         "cni.plugins.flannel.plugin",
@@ -258,7 +258,10 @@ def _decode(name: str, request: Request) -> Decoded:
     if request.command not in _VERBS:
         raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
     wanted = config.version_of(raw)
-    version.gate(request.command, wanted, plugin.versions)
+    if wanted not in plugin.versions or request.command not in ("ADD", "DEL"):
+        from .protocol import version  # the common case needs no comparison
+
+        version.gate(request.command, wanted, plugin.versions)
     return _decoded(name, request, raw, wanted)
 
 
@@ -269,10 +272,9 @@ def _decoded(name: str, request: Request, raw: dict[str, Any], wanted: str) -> D
 
 
 def _module(name: str) -> ModuleType:
-    """The module of a plugin; importlib.import_module would import `warnings`."""
     module = TABLE[name].module
     if module not in sys.modules:
-        __import__(module)
+        __import__(module)  # importlib.import_module would import `warnings`
     return sys.modules[module]
 
 
@@ -381,7 +383,7 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
 
 def _version_reply(plugin: Plugin) -> bytes:
     """One compact line; the request's own version does not matter."""
-    reply = {"cniVersion": version.CURRENT, "supportedVersions": list(plugin.versions)}
+    reply = {"cniVersion": config.VERSIONS[-1], "supportedVersions": list(plugin.versions)}
     return msgspec.json.encode(reply) + b"\n"
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 # Large enough for any real chain; a bound, so that a runaway runtime cannot exhaust memory.
 MAX_STDIN = 16 << 20
 
+# The versions of the specification, the oldest first; a configuration without one means that.
+VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+DEFAULT_VERSION = VERSIONS[0]
+
 # Maps, whose keys keep their spelling: no plugin's key is below them. With each the zero value of
 # its values, for which null stands there.
 VERBATIM: dict[str, Any] = {"prevresult": None, "sysctl": "", "labels": "", "capabilities": False}
@@ -165,7 +169,7 @@ def version_of(raw: dict[str, Any]) -> str:
     """The configuration's cniVersion; missing or empty means 0.1.0. Raises DecodeFailure."""
     version = lookup(raw, "cniVersion")
     if version is None or version == "":
-        return "0.1.0"
+        return DEFAULT_VERSION
     if not isinstance(version, str):
         raise DecodeFailure(
             "decoding version from network config: json: cannot unmarshal "

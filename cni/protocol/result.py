@@ -8,9 +8,8 @@ from typing import Any
 
 import msgspec
 
-from . import version as versions
 from .address import Prefix, canonical_ip
-from .config import DNS, Folded, Route, T, convert, fold_keys, lookup
+from .config import DEFAULT_VERSION, DNS, VERSIONS, Folded, Route, T, convert, fold_keys, lookup
 from .errors import BadEnvironment, CNIError
 from .request import check_ifname_characters
 
@@ -77,7 +76,7 @@ class Result(Folded):
             return cls()
         if not isinstance(raw, dict):
             raise CNIError("json: cannot unmarshal result: it is not an object")
-        config_version = config_version or versions.DEFAULT
+        config_version = config_version or DEFAULT_VERSION
         rank = _family(config_version)
         own = lookup(raw, "cniVersion") or config_version
         if own not in _FAMILIES[rank]:
@@ -99,7 +98,7 @@ class Result(Folded):
         from .partial import pick
 
         own = lookup(raw, "cniVersion")
-        known = [each for each in (own, config_version) if each in versions.ALL]
+        known = [each for each in (own, config_version) if each in VERSIONS]
         folded = fold_keys(_integers(raw), {})
         if known and _family(known[0]) == 0:
             return _from_legacy(pick(folded, lambda part: convert(part, _LegacyResult))[0])
@@ -125,7 +124,7 @@ class Result(Folded):
 
         Raises CNIError ``cannot convert: no valid IP addresses`` for 0.1.0 and 0.2.0 without one.
         """
-        version = version or versions.DEFAULT
+        version = version or DEFAULT_VERSION
         rank = _family(version)
         if rank == 0:
             return self._as_legacy(version)
@@ -148,7 +147,7 @@ class Result(Folded):
 
     def through(self, version: str) -> Result:
         """This result as a caller that speaks `version` gets it: what that cannot say is lost."""
-        if _family(version or versions.DEFAULT) == 2:
+        if _family(version or DEFAULT_VERSION) == 2:
             return self
         return Result.parse(self.as_dict(version), version)
 

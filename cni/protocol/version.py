@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+from .config import VERSIONS
 from .errors import DecodeFailure, IncompatibleVersion
 
-ALL = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+ALL = VERSIONS
 CURRENT = ALL[-1]
 DEFAULT = ALL[0]
 
