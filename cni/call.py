@@ -195,7 +195,7 @@ class Call(Generic[C]):
         if request.netns and not request.netns_override and same_namespace(request.netns):
             raise InvalidNetns(
                 "plugin's netns and netns from CNI_NETNS should not be the same",
-                "set CNI_NETNS_OVERRIDE=1 if that is really meant",
+                f"{request.netns} is the node's own network namespace, not a container's",
             )
 
     def open_netns(self) -> Namespace:

@@ -87,4 +87,5 @@ def _status(path: str) -> str:
     try:
         return ask(path, timeout=10)
     except (OSError, ValueError) as error:
-        raise click.ClickException(f"no server answers on {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise click.ClickException(f"no server answers on {path}: {reason}") from error

@@ -27,13 +27,17 @@ _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 
 
 class Address(NamedTuple):
-    """An address as the kernel holds it: `flags` are IFA_F_*, `lifetimes` an ifa_cacheinfo."""
+    """An address as the kernel holds it: `flags` are IFA_F_*, `lifetimes` an ifa_cacheinfo.
+
+    `peer` is the address at the other end, packed, where it is not the address itself.
+    """
 
     prefix: Prefix
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     scope: int
     flags: int
     lifetimes: bytes = b""
+    peer: bytes = b""
 
     @property
     def usable(self) -> bool:
@@ -54,9 +58,11 @@ def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
 def _parse(data: bytes) -> Address:
     _, length, flags, scope, index = nl.unpack(_IFADDR, data)
     a = nl.attr_map(data, _IFADDR.size)
-    ip = a.get(uapi.IFA_LOCAL) or a.get(uapi.IFA_ADDRESS) or b"\0\0\0\0"
+    remote = a.get(uapi.IFA_ADDRESS, b"")
+    ip = a.get(uapi.IFA_LOCAL) or remote or b"\0\0\0\0"
     flags = nl.get_u32(a.get(uapi.IFA_FLAGS), flags)
-    return Address(Prefix(ip, length), index, scope, flags, a.get(uapi.IFA_CACHEINFO, b""))
+    lifetimes, peer = a.get(uapi.IFA_CACHEINFO, b""), remote if remote != ip else b""
+    return Address(Prefix(ip, length), index, scope, flags, lifetimes, peer)
 
 
 def add(sock: Netlink, index: int, prefix: Prefix, *, nodad: bool = False) -> None:
@@ -75,7 +81,7 @@ def put_back(sock: Netlink, entry: Address) -> None:
 
     One that was usable before is usable at once: duplicate address detection is not repeated.
     """
-    message = _message(entry.index, entry.prefix)
+    message = _message(entry.index, entry.prefix, peer=entry.peer)
     message += nl.u32(uapi.IFA_FLAGS, entry.flags | (IFA_F_NODAD if entry.usable else 0))
     if entry.lifetimes:
         message += nl.attr(uapi.IFA_CACHEINFO, entry.lifetimes)
@@ -83,17 +89,36 @@ def put_back(sock: Netlink, entry: Address) -> None:
 
 
 def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
-    """Take an address off a link; one that is gone already is success."""
+    """Take an address off a link; one that is gone already is success. Raises NetlinkError.
+
+    The kernel looks for the address with its peer, which is mostly the address itself: where it
+    finds none, the link's addresses are looked at for one with another peer.
+    """
+    if _is_deleted(sock, index, prefix):
+        return
+    for entry in show(sock, index, prefix.family):
+        if entry.prefix == prefix and entry.peer:
+            _is_deleted(sock, index, prefix, entry.peer)
+
+
+def _is_deleted(sock: Netlink, index: int, prefix: Prefix, peer: bytes = b"") -> bool:
+    """Delete an address; false if there is none such."""
     try:
-        sock.request(uapi.RTM_DELADDR, _message(index, prefix))
+        sock.request(uapi.RTM_DELADDR, _message(index, prefix, peer=peer))
     except NetlinkError as error:
-        if error.errno not in (EADDRNOTAVAIL, ENODEV):
+        if error.errno == ENODEV:
+            return True  # the link took its addresses along
+        if error.errno != EADDRNOTAVAIL:
             raise
+        return False
+    return True
 
 
-def _message(index: int, prefix: Prefix, flags: int = 0, broadcast: bool = False) -> bytes:
+def _message(
+    index: int, prefix: Prefix, flags: int = 0, broadcast: bool = False, peer: bytes = b""
+) -> bytes:
     out = _IFADDR.pack(prefix.family, prefix.length, flags, 0, index)
-    out += nl.attr(uapi.IFA_LOCAL, prefix.ip) + nl.attr(uapi.IFA_ADDRESS, prefix.ip)
+    out += nl.attr(uapi.IFA_LOCAL, prefix.ip) + nl.attr(uapi.IFA_ADDRESS, peer or prefix.ip)
     if broadcast and prefix.family == AF_INET and prefix.length < 31:
         out += nl.attr(uapi.IFA_BROADCAST, prefix.broadcast)
     return out
