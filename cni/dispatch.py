@@ -128,6 +128,7 @@ def main(name: str) -> int:
         os.write(2, about(name).encode())
         return 0
     interrupts.install(forget=False)
+    interrupts.unblock()
     received: list[bytes] = []
     written = 0
 

@@ -26,7 +26,7 @@ from .protocol.errors import Terminated
 
 SIGNALS: dict[int, str] = {int(SIGTERM): "SIGTERM", int(SIGINT): "SIGINT"}
 if sys.platform != "win32":
-    from _signal import SIGHUP
+    from _signal import SIG_UNBLOCK, SIGHUP, pthread_sigmask
 
     SIGNALS[int(SIGHUP)] = "SIGHUP"
 
@@ -44,6 +44,12 @@ def install(*, forget: bool = True) -> None:
     if forget:
         _noted = 0
     _waiting = _decided = False
+
+
+def unblock() -> None:
+    """Have the signals delivered that the native client blocked until their handlers were there."""
+    if sys.platform != "win32":
+        pthread_sigmask(SIG_UNBLOCK, SIGNALS)
 
 
 def handle(number: int, _frame: object) -> None:

@@ -79,6 +79,7 @@ struct header {
 
 static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
 static char **arguments;
+static const int interrupting[] = {SIGTERM, SIGINT, SIGHUP};
 static volatile sig_atomic_t pending_signal; /* has come, and the worker does not know yet */
 static int signal_forwarded;                 /* the worker knows of a signal */
 static sigset_t initial_mask;                /* the signal mask we were started with */
@@ -203,11 +204,28 @@ static void execute(const char *program, char *const *head, size_t count)
     free(argv);
 }
 
-/* Start Python on the installed tree, or else the script, which looks for both. Never returns. */
+/* Block SIGTERM, SIGINT and SIGHUP; returns 0 if one of them was caught before. */
+static int block_signals(sigset_t *before)
+{
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (size_t i = 0; i < sizeof interrupting / sizeof *interrupting; i++)
+        sigaddset(&blocked, interrupting[i]);
+    sigprocmask(SIG_BLOCK, &blocked, before);
+    return !pending_signal;
+}
+
+/* Start Python on the installed tree, or else the script, which looks for both. Never returns.
+ *
+ * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
+ * before that one would end Python in its own way, with a traceback instead of the answer. */
 static void run_by_exec(void)
 {
     char python[MAX_PATH], run[MAX_PATH];
+    const char *command = getenv("CNI_COMMAND");
     leave_container();
+    if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))
+        fail("interrupted by a signal", "nothing was done; try again", 999);
     if (script_setting("\ncni_python='", '\'', python, sizeof python) && *python
         && find_tree(run, sizeof run)) {
         char *const head[] = {python, "-I", "-S", run, (char *)self};
@@ -258,16 +276,11 @@ static void on_signal(int number)
 static void watch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal};
-    const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
-    sigset_t blocked;
-    sigemptyset(&blocked);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
-        sigaction(numbers[i], &action, NULL);
-        sigaddset(&blocked, numbers[i]);
+    block_signals(&initial_mask);
+    for (size_t i = 0; i < sizeof interrupting / sizeof *interrupting; i++) {
+        sigaction(interrupting[i], &action, NULL);
+        sigdelset(&initial_mask, interrupting[i]);
     }
-    sigprocmask(SIG_BLOCK, &blocked, &initial_mask);
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
-        sigdelset(&initial_mask, numbers[i]);
 }
 
 /* All of stdin, or its beginning if that is longer than MAX_STDIN, which Python refuses. NULL if the
@@ -626,9 +639,8 @@ struct reply {
 /* Write the output; returns the exit code. The verb is over, so that signals may end us. */
 static int print_output(const char *data, size_t size, int code)
 {
-    const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
-    for (size_t i = 0; size && i < sizeof numbers / sizeof *numbers; i++)
-        signal(numbers[i], SIG_DFL);
+    for (size_t i = 0; size && i < sizeof interrupting / sizeof *interrupting; i++)
+        signal(interrupting[i], SIG_DFL);
     sigprocmask(SIG_SETMASK, &initial_mask, NULL);
     signal(SIGPIPE, SIG_IGN);
     while (size) {

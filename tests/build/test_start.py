@@ -279,3 +279,32 @@ def test_client_only_needs_a_native_client(script_dist: Path, tmp_path: Path) ->
     assert done.returncode == 1
     assert "has no native client" in done.stderr
     assert not (tmp_path / "bin").exists()
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
+@pytest.mark.parametrize("call", ["execve:when=2", "mmap:when=12", "read:when=2", "read:when=9"])
+def test_a_signal_while_python_starts(
+    installed: Path, tmp_path: Path, name: str, call: str
+) -> None:
+    """It is answered as one that comes later, and not in Python's own way."""
+    need("strace")
+    conf = {
+        "cniVersion": "1.1.0",
+        "name": "start",
+        "ipam": {"type": "host-local", "subnet": "10.9.0.0/24", "dataDir": str(tmp_path)},
+    }
+    env = {
+        "CNI_COMMAND": "ADD",
+        "CNI_CONTAINERID": "c1",
+        "CNI_IFNAME": "eth0",
+        "CNI_NETNS": "/run/netns/c1",
+        "CNI_PATH": str(installed),
+        "CNI_SERVER": "off",
+    }
+    where, _, when = call.partition(":")
+    strace = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={where}"]
+    strace += ["-e", f"inject={where}:signal={name}:{when}"]
+    done = run(installed / "host-local", env=env, prefix=strace, stdin=json.dumps(conf))
+    assert (done.returncode, done.stderr) == (1, "")
+    assert json.loads(done.stdout)["msg"] == f"interrupted by SIG{name}"
+    assert not [path for path in tmp_path.rglob("10.*") if path.is_file()]
