@@ -75,6 +75,7 @@ class Call(Generic[C]):
         self.version = version
         self.undo = Undo()
         self.remembered = False
+        self.netns_unknown = False  # find_netns could not look: what DEL needs again stays
         self.problems: list[CNIError] = []
         self.forgotten: Dropped | None = None
         self._conf_type = conf_type
@@ -223,6 +224,7 @@ class Call(Generic[C]):
         try:
             namespace = self._keep(Namespace.open(self.netns))
         except NetnsUnknown as error:
+            self.netns_unknown = True
             text = f'failed to open netns "{self.netns}": {error}'
             self.note_problem(CNIError(text, "try again"))
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -639,6 +640,31 @@ def test_a_null_sets_nothing(tuned: Tuned, container: Netns) -> None:
         tuned.add(sysctl={"net.core.somaxconn": None}).succeeded()
     assert tree(tuned.backups) == {}
     tuned.delete(sysctl={"net.core.somaxconn": None})
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_delete_that_could_not_look_at_the_namespace_keeps_the_backup(
+    tuned: Tuned, container: Netns, tmp_path: Path
+) -> None:
+    before = container.sysctl(SHARED_NAME)
+    conf = {**tuned.conf(), "mtu": 1400, "sysctl": {SHARED: "2"}}
+    tuned.add(mtu=1400, sysctl={SHARED: "2"}).succeeded()
+    files = tree(tuned.backups)
+    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", container.path]
+    done = tuned.runtime.host.run(
+        subprocess.run,
+        [*strace, "-e", "inject=open,openat:error=EMFILE", str(tuned.runtime.bin_dir / "tuning")],
+        input=json.dumps(conf).encode(),
+        capture_output=True,
+        env=tuned.runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        cwd="/",
+        timeout=120,
+    )
+    assert "failed to open netns" in json.loads(done.stdout)["msg"]
+    assert tree(tuned.backups) == files
+    tuned.delete(mtu=1400, sysctl={SHARED: "2"})
+    assert container.sysctl(SHARED_NAME) == before
+    assert tree(tuned.backups) == {}
 
 
 # -- GC -------------------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def delete(call: Call[Conf]) -> None:
     opened = steps.run(lambda: [call.find_netns()])  # None: it cannot be opened, but may exist
     if ipam in unlink.NEEDS_LINK:
         steps.run(call.delegate, ipam)
-    gone = not opened or _in_user_space(call.conf) or steps.run(move.back, call, opened[0])
+    looked = opened and not call.netns_unknown
+    gone = not looked or _in_user_space(call.conf) or steps.run(move.back, call, opened[0])
     if gone and ipam and ipam not in unlink.NEEDS_LINK:
         steps.run(call.delegate, ipam)
     steps.finish()

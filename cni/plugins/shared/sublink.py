@@ -159,7 +159,7 @@ def delete(call: Call[Any], kind: str) -> None:
     gone = netns is None or steps.run(_delete_link, call, netns, kind)
     if gone and ipam and ipam not in unlink.NEEDS_LINK:
         steps.run(call.delegate, ipam)
-    if gone and opened:
+    if gone and opened and not call.netns_unknown:
         steps.run(device_notes.remove, call)
     steps.finish()
 
