@@ -643,14 +643,16 @@ def test_a_null_sets_nothing(tuned: Tuned, container: Netns) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_a_delete_that_could_not_look_at_the_namespace_keeps_the_backup(
-    tuned: Tuned, container: Netns, tmp_path: Path
+@pytest.mark.parametrize("what", ["failed to open netns", "read "])
+def test_a_delete_that_could_not_look_keeps_the_backup(
+    tuned: Tuned, container: Netns, tmp_path: Path, what: str
 ) -> None:
     before = container.sysctl(SHARED_NAME)
     conf = {**tuned.conf(), "mtu": 1400, "sysctl": {SHARED: "2"}}
     tuned.add(mtu=1400, sysctl={SHARED: "2"}).succeeded()
     files = tree(tuned.backups)
-    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", container.path]
+    path = next(map(str, tuned.backups.glob(":*"))) if what == "read " else container.path
+    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", path]
     done = tuned.runtime.host.run(
         subprocess.run,
         [*strace, "-e", "inject=open,openat:error=EMFILE", str(tuned.runtime.bin_dir / "tuning")],
@@ -660,7 +662,7 @@ def test_a_delete_that_could_not_look_at_the_namespace_keeps_the_backup(
         cwd="/",
         timeout=120,
     )
-    assert "failed to open netns" in json.loads(done.stdout)["msg"]
+    assert json.loads(done.stdout)["msg"].startswith(what)
     assert tree(tuned.backups) == files
     tuned.delete(mtu=1400, sysctl={SHARED: "2"})
     assert container.sysctl(SHARED_NAME) == before

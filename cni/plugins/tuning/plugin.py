@@ -220,8 +220,8 @@ def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
 def delete(call: Call[Conf]) -> None:
     """Restore the values of the backup file; failures are logged, not raised, as in the reference.
 
-    Mostly the interface is going to be deleted anyway. A backup file that cannot be read now is
-    something else than none: it raises CNIError, and DEL can be repeated. Nothing of the
+    Mostly the interface is going to be deleted anyway. A file that cannot be read now is something
+    else than none: it raises CNIError, and DEL can be repeated. Nothing of the
     configuration is needed but `dataDir`.
     """
     file = backup.File(call.conf.data_dir, call.owner)
@@ -230,7 +230,7 @@ def delete(call: Call[Conf]) -> None:
         problems = _restore(call, kept) if kept is not None else []
         if not problems and not call.netns_unknown:
             file.remove()
-    except Terminated:
+    except (Terminated, shared.Unreadable):
         raise
     except (CNIError, KernelError, OSError, ValueError) as error:
         problems = [str(error)]

@@ -26,6 +26,10 @@ _ALL_LINKS = ("all", "default")
 _MAX_SIZE = 1 << 20
 
 
+class Unreadable(CNIError):
+    """The file may be there, but cannot be read: who uses the sysctls is not known."""
+
+
 class Use(msgspec.Struct):
     """A sysctl's value before the first attachment set it, and what each of them has set."""
 
@@ -96,7 +100,8 @@ class File:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise _explain("read", self._path, error) from None
+            explained = _explain("read", self._path, error)
+            raise Unreadable(explained.msg, explained.details) from None
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return {}  # none of ours: files.replace leaves no torn file
 
