@@ -191,6 +191,14 @@ def test_an_unreadable_file_stays_taken_and_no_index_forgets_it(tmp_path: Path, 
     assert set(held(tmp_path)) == {"10.0.0.3"}
 
 
+def test_the_index_does_not_hide_what_cannot_be_read(tmp_path: Path, disk: Disk) -> None:
+    network(tmp_path).add("c1")
+    disk.broken = {"10.0.0.2"}
+    with open_store(str(tmp_path), "net") as store:
+        owned = store.releasable("c1", "eth0")
+    assert (owned.names, len(owned.errors)) == ([], 1)
+
+
 def test_gc_releases_the_others(tmp_path: Path, disk: Disk) -> None:
     ipam = network(tmp_path)
     for cid in ("a", "b", "c"):

@@ -118,7 +118,9 @@ class Store:
     def releasable(self, container_id: str, ifname: str) -> Owned:
         """What a DEL releases: files with an ID only count if there are no others."""
         full = self._holding(content_of(container_id, ifname))
-        return full if full.names else self._holding(content_of(container_id))
+        if full.names or full.errors:  # what cannot be read may be one with the interface
+            return full
+        return self._holding(content_of(container_id))
 
     def first_free(self, width: int, low: int, high: int) -> int | None:
         """The first address of `width` bytes (4 or 16) from `low` to `high` that nobody has."""
