@@ -5,8 +5,8 @@ clean run is listed first; its calls from the moment the request is read are the
 everyday run takes a sample, CNI_CRASH_ALL=1 takes all.
 
 Either the exit status is 0 and the result is on stdout, and CHECK and DEL find it as it says; or it
-is 1, one JSON error is on stdout, and the node and the container are as before. The same holds while
-Python starts, before it reads the request: tests/build/test_start.py.
+is 1, one JSON error is on stdout, and the node and the container are as before. So it is, too,
+while Python starts, before it reads the request: tests/build/test_start.py.
 """
 
 from __future__ import annotations
