@@ -205,7 +205,7 @@ class Call(Generic[C]):
         Raises CNIError ``failed to open netns "<path>": …``.
         """
         try:
-            return self._keep(Namespace.open(self.netns))
+            return self.close_later(Namespace.open(self.netns))
         except NetnsError as error:
             raise CNIError(
                 f'failed to open netns "{self.netns}": {error}',
@@ -222,7 +222,7 @@ class Call(Generic[C]):
         if not self.netns:
             return None
         try:
-            namespace = self._keep(Namespace.open(self.netns))
+            namespace = self.close_later(Namespace.open(self.netns))
         except NetnsUnknown as error:
             self.netns_unknown = True
             text = f'failed to open netns "{self.netns}": {error}'
@@ -237,7 +237,8 @@ class Call(Generic[C]):
             return None  # the dispatcher says so in the end
         return namespace
 
-    def _keep(self, namespace: Namespace) -> Namespace:
+    def close_later(self, namespace: Namespace) -> Namespace:
+        """Close this namespace when the request ends; returns it."""
         self._namespaces.append(namespace)
         return namespace
 

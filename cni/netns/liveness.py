@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from .namespace import Identity, identify, sees
+from ..kernel.errors import NetnsError, NetnsUnknown
+from .namespace import Identity, Namespace, cookie, identify, sees
 
 
 def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
@@ -39,6 +40,37 @@ def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | Non
         return _exists(noted)
     except OSError:
         return None
+
+
+def reopen(noted: Identity, number: int) -> Namespace | None:
+    """Open the namespace where it is still held: by a mount, or by a process in it.
+
+    `number` is its cookie (namespace.cookie), 0 if that is not known: then the inode alone decides.
+    None if it is held nowhere, or only where this process may not look; never the node's own.
+    Raises NetnsUnknown, OSError when this process could not look.
+    """
+    for path in _paths_of(f"net:[{noted.inode}]"):
+        try:
+            found = Namespace.open(path)
+        except NetnsUnknown:
+            raise
+        except NetnsError:
+            continue  # the process has just ended, or another mount hides this one
+        try:
+            if _is_noted(found, noted, number):
+                return found
+        except BaseException:
+            found.close()
+            raise
+        found.close()
+    return None
+
+
+def _is_noted(found: Namespace, noted: Identity, number: int) -> bool:
+    """Is it the noted namespace? Its inode has no other number as long as it is open."""
+    if found.identity != (noted.device, noted.inode) or found.is_own:
+        return False
+    return not number or cookie(found.netlink().sock) == number
 
 
 def _names_one(path: str) -> bool | None:

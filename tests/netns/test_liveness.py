@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.netns import identify, namespace
-from cni.netns.liveness import is_gone
+from cni.netns import Namespace, identify, namespace
+from cni.netns.liveness import is_gone, reopen
 from cni.netns.namespace import Identity
 from tests.harness import links
 from tests.harness.pinned import Pinned, unmount_all
@@ -132,6 +132,25 @@ def test_nothing_is_known_of_paths_that_are_other_files_here(pinned: Pinned) -> 
     finally:
         namespace.hand_over("", None)
         os.close(fd)
+
+
+def test_reopening_a_namespace_by_its_cookie(pinned: Pinned, tmp_path: Path) -> None:
+    """A namespace that has the inode's number by now, but another cookie, is a stranger's."""
+    identity = noted(pinned.path)
+    with Namespace.open(pinned.path) as before:
+        number = namespace.cookie(before.netlink().sock)
+    pinned.bind(tmp_path / "two")
+    pinned.unmount()
+    for each in (number, 0):
+        found = reopen(identity, each)
+        assert found is not None
+        with found:
+            assert found.identity == identity[:2]
+    if number:
+        assert reopen(identity, number + 1_000_000_000) is None
+    assert reopen(noted("/proc/self/ns/net"), 0) is None  # never the node's own
+    subprocess.run(["umount", tmp_path / "two"], check=True)
+    wait_until(lambda: reopen(identity, number) is None, "the end of the namespace")
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2:3", "1:2:3:4:5", "a:b:c:d", "1:2:3:"])

@@ -11,15 +11,24 @@ import os
 import shutil
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import Snapshot, difference, iptables_save, links, nft, tree
+from tests.harness import (
+    Snapshot,
+    difference,
+    iptables_save,
+    links,
+    nft,
+    requires_kernel,
+    tree,
+)
+from tests.harness.pinned import Pinned, unmount_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.harness import Netns, Runtime
 
@@ -76,6 +85,17 @@ PLUGINS: dict[str, Json] = {
 }
 
 
+# Those whose link is in the container only.
+INSIDE = [
+    pytest.param("macvlan", marks=requires_kernel("macvlan")),
+    pytest.param("ipvlan", marks=requires_kernel("ipvlan")),
+    pytest.param("vlan", marks=requires_kernel("vlan")),
+    pytest.param("dummy", marks=requires_kernel("dummy")),
+    "tap",
+    "host-device",
+]
+
+
 def network(plugin: str, leases: Path) -> Json:
     ipam = {"type": "host-local", "ranges": [[{"subnet": "10.20.0.0/24"}]], "dataDir": str(leases)}
     rest = {"ipMasqBackend": "nftables", **PLUGINS[plugin]}
@@ -116,35 +136,135 @@ def test_the_link_on_the_host_goes_too(
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("error", ["EMFILE", "ENOMEM", "EIO"])
-@pytest.mark.parametrize("plugin", ["bridge", "ptp", "tap"])
+@pytest.mark.parametrize("plugin", ["bridge", "ptp", *INSIDE])
 def test_a_path_that_could_not_be_looked_at(
     plugin: str, error: str, runtime: Runtime, container: Netns, tmp_path: Path
 ) -> None:
-    """The other steps run, and the error is told: the next DEL finds out.
+    """A link in the container may be connected still: nothing is released, and DEL is repeated.
 
     The pairs of bridge and ptp go by their host ends, so nobody looks at the path.
     """
     leases = tmp_path / "leases"
-    conf = network(plugin, leases)
-    runtime.add(plugin, conf, container).succeeded()
-    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", container.path]
-    done = runtime.host.run(
+    conf = attach(plugin, runtime, container, leases)
+    notes = tree(state(runtime))
+    done = delete_with_fault(plugin, conf, runtime, container.path, container.path, error, tmp_path)
+    if plugin not in ("bridge", "ptp"):
+        assert "failed to open netns" in json.loads(done.stdout)["msg"]
+        assert reserved(leases)
+        assert tree(state(runtime)) == notes
+        assert "eth0" in links(container)
+        runtime.delete(plugin, conf, container).succeeded()
+    else:
+        assert done.returncode == 0
+    assert_nothing_left(plugin, runtime, container, leases)
+
+
+def delete_with_fault(
+    plugin: str, conf: Json, runtime: Runtime, netns: str, file: str, error: str, tmp_path: Path
+) -> subprocess.CompletedProcess[bytes]:
+    """DEL by a process for which opening `file` fails."""
+    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", file]
+    done: subprocess.CompletedProcess[bytes] = runtime.host.run(
         subprocess.run,
         [*strace, "-e", f"inject=open,openat:error={error}", str(runtime.bin_dir / plugin)],
         input=json.dumps(conf).encode(),
         capture_output=True,
-        env=runtime.environment("DEL", container, env={"CNI_SERVER": "off"}),
+        env=runtime.environment("DEL", netns, env={"CNI_SERVER": "off"}),
         cwd="/",
         timeout=120,
     )
-    assert not reserved(leases)
-    if plugin == "tap":
-        assert "failed to open netns" in json.loads(done.stdout)["msg"]
-    else:
-        assert done.returncode == 0
-        assert "eth0" not in links(container)
-    runtime.delete(plugin, conf, container).succeeded()
+    return done
+
+
+# -- the path is gone, the namespace is not -------------------------------------------------------
+
+
+def state(runtime: Runtime) -> Path:
+    return Path(runtime.env["CNI_STATE_DIR"] or "") / "devices"
+
+
+def attach(plugin: str, runtime: Runtime, netns: Any, leases: Path) -> Json:
+    """ADD with an address, on one end of a pair if it needs a device; the configuration."""
+    runtime.env["CNI_STATE_DIR"] = str(leases.parent / "state")
+    conf = network(plugin, leases)
+    if "device" in conf or "master" in conf:
+        runtime.host.ip_batch(
+            "link add dev0 type veth peer name dev1", "link set dev0 up", "link set dev1 up"
+        )
+    if "master" in conf:
+        conf["master"] = "dev0"
+    runtime.add(plugin, conf, netns).succeeded()
+    assert reserved(leases)
+    return conf
+
+
+def assert_nothing_left(plugin: str, runtime: Runtime, container: Netns, leases: Path) -> None:
     assert "eth0" not in links(container)
+    assert not reserved(leases)
+    assert not state(runtime).exists() or not tree(state(runtime))
+    assert plugin != "host-device" or "dev0" in links(runtime.host)
+
+
+LOST = ["missing", "empty", "plain file", "another namespace", "another mount"]
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize("plugin", INSIDE)
+def test_a_namespace_that_is_held_otherwise(
+    plugin: str, lost: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """By a process, or by another mount: its link goes, or comes home, before the address."""
+    leases, path = tmp_path / "leases", container.path
+    conf = attach(plugin, runtime, container, leases)
+    if lost == "another mount":
+        Pinned.bind(container, tmp_path / "held")  # type: ignore[arg-type]
+    else:
+        container.popen(["sleep", "600"])
+    container.unname()
+    try:
+        if lost == "plain file":
+            Path(path).touch()
+        elif lost == "another namespace":
+            Pinned(Path(path))
+        runtime.delete(plugin, conf, "" if lost == "empty" else path).succeeded()
+        assert_nothing_left(plugin, runtime, container, leases)
+        runtime.delete(plugin, conf, "" if lost == "empty" else path).succeeded()
+        assert_nothing_left(plugin, runtime, container, leases)
+    finally:
+        container.unname()
+        unmount_all(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("plugin", INSIDE)
+def test_a_process_that_could_not_be_looked_at(
+    plugin: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    leases, path = tmp_path / "leases", container.path
+    conf = attach(plugin, runtime, container, leases)
+    holder = f"/proc/{container.popen(['sleep', '600']).pid}/ns/net"
+    container.unname()
+    done = delete_with_fault(plugin, conf, runtime, path, holder, "EMFILE", tmp_path)
+    assert done.returncode
+    assert reserved(leases)
+    assert "eth0" in links(container)
+    runtime.delete(plugin, conf, path).succeeded()
+    assert_nothing_left(plugin, runtime, container, leases)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("plugin", INSIDE)
+def test_a_namespace_that_is_gone(
+    plugin: str, empty: bool, runtime: Runtime, tmp_path: Path
+) -> None:
+    """The link went with it, so the address is released."""
+    leases = tmp_path / "leases"
+    pinned = Pinned(tmp_path / "netns")
+    conf = attach(plugin, runtime, pinned.path, leases)
+    pinned.unmount()
+    runtime.delete(plugin, conf, "" if empty else pinned.path).succeeded()
+    assert not reserved(leases)
+    assert not tree(state(runtime))
 
 
 @pytest.mark.parametrize("plugin", PLUGINS)

@@ -626,6 +626,75 @@ def test_gc_removes_the_users_that_are_gone(tuned: Tuned, container: Netns) -> N
     assert tree(tuned.backups) == {}
 
 
+@pytest.mark.parametrize("last", ["DEL", "GC", "GC without the path"])
+def test_gc_takes_out_the_users_that_are_gone(tuned: Tuned, container: Netns, last: str) -> None:
+    """The last user to go puts the value back, whether DEL or GC takes it out."""
+    before = container.sysctl(SHARED_NAME)
+    attach(tuned, container, "net1", "2")
+    attach(tuned, container, "net2", "1")
+    attach(tuned, container, "net3", "2")
+    collect(tuned, "net1")
+    assert container.sysctl(SHARED_NAME) == "2"
+    collect(tuned, "net3")
+    assert container.sysctl(SHARED_NAME) == "1"
+    if last == "DEL":
+        act(tuned, container, "DEL", "net2", "1")
+    else:
+        if last != "GC":
+            container.popen(["sleep", "600"])
+            container.unname()
+        collect(tuned, "net2")
+    assert container.sysctl(SHARED_NAME) == before
+    assert tree(tuned.backups) == {}
+
+
+def test_gc_leaves_what_another_program_has_set(tuned: Tuned, container: Netns) -> None:
+    attach(tuned, container, "net1", "2")
+    container.set_sysctl(SHARED_NAME, 1)
+    collect(tuned, "net1")
+    assert container.sysctl(SHARED_NAME) == "1"
+    assert tree(tuned.backups) == {}
+
+
+def test_gc_when_the_namespace_is_gone(tuned: Tuned, container: Netns) -> None:
+    attach(tuned, container, "net1", "2")
+    attach(tuned, container, "net2", "2")
+    container.close()
+    collect(tuned, "net1")
+    assert len(tree(tuned.backups)) == 2  # net2's, and who has set the sysctl
+    collect(tuned, "net2")
+    assert tree(tuned.backups) == {}
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="needs flock")
+def test_gc_waits_for_the_lock_of_add_and_del(tuned: Tuned, container: Netns) -> None:
+    """While another request holds the namespace, GC changes nothing; it gives up in the end."""
+    attach(tuned, container, "net1", "2")
+    files = tree(tuned.backups)
+    holder = subprocess.Popen(
+        ["flock", container.path, "sh", "-c", "echo; read _"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        conf = {**tuned.conf(), "name": "net-net1", "cniVersion": "1.1.0"}
+        tuned.runtime.gc("tuning", conf, []).failed(11, "cannot lock ")
+        assert container.sysctl(SHARED_NAME) == "2"
+        shared = {name: text for name, text in files.items() if name.startswith(":")}
+        assert shared == tree(tuned.backups)
+    collect(tuned, "net1")
+    assert container.sysctl(SHARED_NAME) == "0"
+    assert tree(tuned.backups) == {}
+
+
+def collect(tuned: Tuned, name: str) -> None:
+    conf = {**tuned.conf(), "name": f"net-{name}", "cniVersion": "1.1.0"}
+    tuned.runtime.gc("tuning", conf, []).succeeded()
+
+
 @pytest.mark.parametrize("value", ["1024\n", " 1024 ", "\t1024"])
 def test_white_space_around_a_value_does_not_belong_to_it(
     tuned: Tuned, container: Netns, value: str

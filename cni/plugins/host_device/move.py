@@ -20,6 +20,7 @@ from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
+from ...netns.namespace import cookie
 from ...protocol.errors import CNIError
 from ..shared import device_notes, veth
 from ..shared.device_notes import Note
@@ -42,6 +43,7 @@ def into(call: Call[Any], host: Netlink, netns: Namespace, device: Link, wanted:
             f"{call.netns} has an interface {call.ifname}",
         )
     note = _describe(call, host, device, wanted)
+    note.cookie = cookie(sock.sock)
     device_notes.save(call, note)
     call.undo.callback(_undo, call, device.up)
     try:
@@ -101,6 +103,7 @@ def _undo(call: Call[Any], up: bool) -> None:
 def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
     """Move the attachment's device to the host; True, also if it is there or gone already.
 
+    `netns` is what CNI_NETNS names; another path to the container is looked for if that is gone.
     `up` also sets it up. Raises CNIError, KernelError when it is in the container still.
     """
     note = device_notes.load(call)
@@ -109,11 +112,12 @@ def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
             if netns is not None:
                 _move_unnoted(call, host, netns)
             return True
+        inside = device_notes.namespace_of(call, note, netns)
         if not note.returned:
-            _move_noted(call, host, netns, note)
+            _move_noted(call, host, inside, note)
         if up:
             link.change(host, link.get(host, note.name).index, up=True)
-    if netns is not None and note.is_of(call.netns) and _find_unnoted(call, netns) is not None:
+    if inside is not None and _find_unnoted(call, inside) is not None:
         # A repeated DEL must not take this link for one that the reference moved: keep the note.
         note.returned = True
         device_notes.write(call, note)
@@ -124,7 +128,7 @@ def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
 
 def _move_noted(call: Call[Any], host: Netlink, netns: Namespace | None, note: Note) -> None:
     """Move the device of the note out of the namespace, or find it on the host; put it right."""
-    if netns is None or not note.is_of(call.netns):
+    if netns is None:
         put_right(call, host, note)
         return
     inner = _find(host, netns.netlink(), note)
@@ -132,7 +136,7 @@ def _move_noted(call: Call[Any], host: Netlink, netns: Namespace | None, note: N
         _move_out(host, netns, inner, note)
         _restore_settings(call, host, link.get(host, note.name), note)
     elif not put_right(call, host, note):
-        _require_gone(call, host, note)
+        _require_gone(netns, host, note)
 
 
 def _find(host: Netlink, sock: Netlink, note: Note) -> Link | None:
@@ -260,7 +264,7 @@ def _differences(device: Link, note: Note) -> dict[str, Any]:
     return todo
 
 
-def _require_gone(call: Call[Any], host: Netlink, note: Note) -> None:
+def _require_gone(netns: Namespace, host: Netlink, note: Note) -> None:
     """Refuse to end when the device exists, but is neither here nor in the container.
 
     Hardware is looked for in sysfs; a pair exists as long as its other end. Raises CNIError,
@@ -276,7 +280,7 @@ def _require_gone(call: Call[Any], host: Netlink, note: Note) -> None:
     if there:
         raise CNIError(
             f"failed to find device {what}",
-            f"it is neither on the host nor in {call.netns}: something in the container has moved "
+            f"it is neither on the host nor in {netns.path}: something in the container has moved "
             "it on; it comes back when that namespace ends, then repeat the DEL",
         )
 

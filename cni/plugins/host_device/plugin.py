@@ -52,15 +52,17 @@ def add(call: Call[Conf]) -> Result:
 def delete(call: Call[Conf]) -> None:
     """Put the device back, down and as it was, then release the address; every step runs.
 
-    Only if the device is known to be in the container still the address stays reserved.
+    Only if the device is in the container still, or this process could not look, the address stays
+    reserved, and the next DEL does everything.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
-    opened = steps.run(lambda: [call.find_netns()])  # None: it cannot be opened, but may exist
-    if ipam in unlink.NEEDS_LINK:
+    opened = steps.run(lambda: [call.find_netns()])
+    user_space = _in_user_space(call.conf)
+    looked = bool(opened) and not call.netns_unknown
+    if ipam in unlink.NEEDS_LINK and (looked or user_space):
         steps.run(call.delegate, ipam)
-    looked = opened and not call.netns_unknown
-    gone = not looked or _in_user_space(call.conf) or steps.run(move.back, call, opened[0])
+    gone = user_space or (looked and steps.run(move.back, call, opened[0]))
     if gone and ipam and ipam not in unlink.NEEDS_LINK:
         steps.run(call.delegate, ipam)
     steps.finish()

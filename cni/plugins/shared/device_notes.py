@@ -21,7 +21,7 @@ import msgspec
 
 from ... import files
 from ...call import Call
-from ...netns import identify
+from ...netns import Namespace, identify
 from ...netns.namespace import Identity
 from ...owner import network_key
 from ...protocol.errors import CNIError
@@ -36,12 +36,14 @@ _NO_PLACE = frozenset({EACCES, EPERM, EROFS})  # a node that has no place for st
 class Note(msgspec.Struct, omit_defaults=True):
     """A device in the namespace `netns` (an Identity's text), where it has this index and kind.
 
-    The rest is how host-device found it on the host; docs/spec/host-device.md, "Note".
+    `cookie` is that namespace's number, of no other in this boot; 0 before Linux 5.14. The rest is
+    how host-device found it on the host; docs/spec/host-device.md, "Note".
     """
 
     netns: str
     index: int
     kind: str
+    cookie: int = 0
     name: str = ""
     alias: str = ""
     mac: str = ""
@@ -60,6 +62,25 @@ class Note(msgspec.Struct, omit_defaults=True):
         """Does `path` name the namespace of this note, as far as can be told?"""
         noted, now = Identity.parse(self.netns), identify(path)
         return noted is None or now is None or not noted.differs(now)
+
+
+def namespace_of(call: Call[Any], note: Note, netns: Namespace | None) -> Namespace | None:
+    """The namespace in which ADD has put the device of the note; None if it has ended.
+
+    `netns` is what CNI_NETNS names, if anything. The path may be gone, or name another namespace,
+    while a process or another mount still holds the one of the note. Without the cookie nothing
+    tells it from a later one of the same inode, so before Linux 5.14 it counts as ended then.
+    Raises NetnsUnknown, OSError when this process could not look.
+    """
+    if netns is not None and note.is_of(call.netns):
+        return netns
+    noted = Identity.parse(note.netns)
+    if noted is None or not note.cookie:
+        return None
+    from ...netns import liveness
+
+    found = liveness.reopen(noted, note.cookie)
+    return None if found is None else call.close_later(found)
 
 
 def identity_of(path: str) -> str:

@@ -16,6 +16,7 @@ from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
+from ...netns.namespace import cookie
 from ...protocol import config
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
@@ -115,7 +116,8 @@ def create(
     device = link.get(sock, call.ifname)
     link.change(sock, device.index, alias=call.owner.alias)
     identity = device_notes.identity_of(call.netns)
-    device_notes.save(call, device_notes.Note(identity, device.index, device.kind))
+    number = cookie(sock.sock)
+    device_notes.save(call, device_notes.Note(identity, device.index, device.kind, cookie=number))
     return device, Interface(name=call.ifname, mac=device.mac, sandbox=call.netns)
 
 
@@ -148,35 +150,34 @@ def configure(
 def delete(call: Call[Any], kind: str) -> None:
     """Delete the link, which is of this kind, then release the address; no step needs the master.
 
-    Only if the link cannot be deleted the address stays reserved, until the next DEL.
+    Nothing is released while the link may still be connected, as when this process could not look
+    into the container: then DEL fails, and the next one does everything.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
-    opened = steps.run(lambda: [call.find_netns()])  # None: it cannot be opened, but may exist
-    netns = opened[0] if opened else None
-    if ipam in unlink.NEEDS_LINK:
-        steps.run(call.delegate, ipam)
-    gone = netns is None or steps.run(_delete_link, call, netns, kind)
-    if gone and ipam and ipam not in unlink.NEEDS_LINK:
-        steps.run(call.delegate, ipam)
-    if gone and opened and not call.netns_unknown:
-        steps.run(device_notes.remove, call)
+    opened = steps.run(lambda: [call.find_netns()])
+    if opened and not call.netns_unknown:
+        if ipam in unlink.NEEDS_LINK:
+            steps.run(call.delegate, ipam)
+        if steps.run(_delete_link, call, opened[0], kind):
+            if ipam and ipam not in unlink.NEEDS_LINK:
+                steps.run(call.delegate, ipam)
+            steps.run(device_notes.remove, call)
     steps.finish()
 
 
-def _delete_link(call: Call[Any], netns: Namespace, kind: str) -> bool:
+def _delete_link(call: Call[Any], netns: Namespace | None, kind: str) -> bool:
     """Delete the attachment's link in the container; True, also if it is gone already.
 
-    Raises CNIError, KernelError.
+    Raises CNIError, KernelError, OSError.
     """
-    sock = netns.netlink()
     note = device_notes.load(call)
-    if note is None:
-        device = _find_unnoted(call, sock, kind)
-    elif note.is_of(call.netns):
-        device = link.find(sock, note.index)
-    else:
-        return True  # the path names another namespace by now; the link went with its own
+    if note is not None:
+        netns = device_notes.namespace_of(call, note, netns)
+    if netns is None:
+        return True  # the link went with its namespace
+    sock = netns.netlink()
+    device = _find_unnoted(call, sock, kind) if note is None else link.find(sock, note.index)
     if device is not None and device.kind == kind:
         unlink.delete(netns, device.index)
     return True

@@ -11,12 +11,12 @@ import os
 from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EROFS
 from typing import Any
 
-from ...call import Call
+from ...call import Call, Steps
 from ...kernel import link, sysctl
 from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
-from ...netns import Namespace
-from ...protocol.errors import CNIError, NotAvailable, Terminated
+from ...netns import Namespace, identify
+from ...protocol.errors import CNIError, NotAvailable, Terminated, TryAgainLater
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from . import backup, settings, shared
@@ -136,7 +136,7 @@ def _use_shared(call: Call[Conf], netns: Namespace, values: dict[str, tuple[str,
     """Note this attachment as a user of sysctls of the namespace. Raises CNIError."""
     users = shared.File(backup.directory_of(call.conf.data_dir), backup.identity(netns))
     call.undo.callback(users.release, netns, call.owner)
-    if users.add(call.owner, values):
+    if users.add(call.owner, values, identify(call.netns)):
         call.undo.withdraw()  # an earlier ADD of this attachment stands
 
 
@@ -230,7 +230,7 @@ def delete(call: Call[Conf]) -> None:
         problems = _restore(call, kept) if kept is not None else []
         if not problems and not call.netns_unknown:
             file.remove()
-    except (Terminated, shared.Unreadable):
+    except (Terminated, TryAgainLater, shared.Unreadable):
         raise
     except (CNIError, KernelError, OSError, ValueError) as error:
         problems = [str(error)]
@@ -258,10 +258,17 @@ def _restore(call: Call[Conf], kept: Backup) -> list[str]:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Remove the backup files of this network's attachments that are not in `keep`."""
-    backup.collect(call.conf.data_dir, call.network, call.owners(keep))
+    """Remove the backup files of this network's attachments that are not in `keep`.
+
+    A sysctl of a namespace that still exists is put back when the last attachment goes, as by DEL.
+    """
+    owners = call.owners(keep)
     directory = backup.directory_of(call.conf.data_dir)
-    shared.collect(directory, call.network, call.owners(keep))
+    steps = Steps()
+    steps.run(backup.collect, directory, call.network, owners)
+    for problem in steps.run(shared.collect, directory, call.network, owners, steps) or []:
+        call.log(f"tuning: cannot restore {problem}")
+    steps.finish()
 
 
 def status(call: Call[Conf]) -> None:

@@ -1,23 +1,28 @@
 """tuning's sysctls that all attachments of a namespace share, and who has set them.
 
-    <dataDir>/:<namespace>    JSON: {sysctl: {"before": value, "users": {owner's key: value set}}}
+    <dataDir>/:<namespace>    JSON: {sysctl: {"before": value, "users": {owner's key: value set},
+                                              "netns": Identity of the namespace, for GC}}
 
 `net.core.somaxconn` or `net.ipv4.conf.all.arp_announce` belong to the namespace, not to a link. The
 last attachment that set one restores the value from before the first. Each change of the file, with
-the reading or restoring of values that belongs to it, is done under a lock on the namespace.
+the reading or restoring of values that belongs to it, is done under a lock on the namespace. GC may
+not find the namespace, and nobody can lock one that is gone. So each change of the file is also
+done under a lock on dataDir, which is taken second.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from time import monotonic
 
 import msgspec
 
 from ... import files, lockfile
+from ...call import Steps
 from ...kernel import sysctl
 from ...netns import Namespace
+from ...netns.namespace import Identity
 from ...owner import Owner, network_key
 from ...protocol.errors import CNIError
 
@@ -35,6 +40,7 @@ class Use(msgspec.Struct):
 
     before: str
     users: dict[str, str]
+    netns: str = ""
 
 
 Uses = dict[str, Use]
@@ -55,19 +61,27 @@ class File:
     """The file of one namespace, `identity` (backup.identity). Raises CNIError."""
 
     def __init__(self, directory: str, identity: str) -> None:
+        self._directory = directory
         self._path = _path(directory, identity)
 
-    def add(self, owner: Owner, values: dict[str, tuple[str, str]]) -> bool:
+    def add(
+        self, owner: Owner, values: dict[str, tuple[str, str]], netns: Identity | None = None
+    ) -> bool:
         """Note that the owner sets sysctls: name -> (value now, value to set); was it noted before?
 
-        The caller has locked the namespace.
+        `netns` is what GC finds the namespace by. The caller has locked the namespace.
         """
-        uses = self._read()
-        known = any(owner.key in use.users for use in uses.values())
-        for name, (now, wanted) in values.items():
-            use = uses.setdefault(name, Use(now, {}))
-            use.users[owner.key] = wanted
-        self._write(uses)
+        lock = self._lock()
+        try:
+            uses = self._read()
+            known = any(owner.key in use.users for use in uses.values())
+            for name, (now, wanted) in values.items():
+                use = uses.setdefault(name, Use(now, {}))
+                use.users[owner.key] = wanted
+                use.netns = str(netns) if netns is not None else use.netns
+            self._write(uses)
+        finally:
+            lockfile.release(lock)
         return known
 
     def release(self, netns: Namespace, owner: Owner) -> list[tuple[str, int]]:
@@ -76,23 +90,69 @@ class File:
         Where others have, the latest of them gets its value back. A value that neither tuning has
         set stays. The caller has locked the namespace.
         """
-        uses = self._read()
-        todo: list[tuple[str, str, str]] = []
-        for name, use in uses.items():
-            mine = use.users.pop(owner.key, None)
-            if mine is not None:
-                value = [use.before, *use.users.values()][-1]
-                todo.append((name, value, mine))
-        failed = sysctl.put_back(netns.sysctls, todo) if todo else []
-        self._write(uses)
-        return failed
+        return self._drop(netns, lambda user: user == owner.key)
 
     def forget(self, owner: Owner) -> None:
         """Drop the owner, whose namespace is gone."""
+        self._drop(None, lambda user: user == owner.key)
+
+    def collect(self, is_gone: Callable[[str], bool]) -> list[tuple[str, int]]:
+        """Drop the users (keys of owners) that are gone, as `release` where the namespace exists.
+
+        Raises CNIError, NetnsUnknown, OSError.
+        """
         uses = self._read()
-        for use in uses.values():
-            use.users.pop(owner.key, None)
-        self._write(uses)
+        if uses and not any(is_gone(user) for use in uses.values() for user in use.users):
+            return []
+        netns = self._reopen(uses)
+        if netns is None:
+            return self._drop(None, is_gone)
+        with netns:
+            lock = os.dup(netns.fd)
+            try:
+                lockfile.acquire(lock, netns.path, monotonic() + lockfile.TIMEOUT)
+                return self._drop(netns, is_gone)
+            finally:
+                lockfile.release(lock)
+
+    def _drop(
+        self, netns: Namespace | None, is_gone: Callable[[str], bool]
+    ) -> list[tuple[str, int]]:
+        """Drop users one after another, each as if it were alone; (name, errno) of failures."""
+        failed = []
+        lock = self._lock()
+        try:
+            uses = self._read()
+            for user in dict.fromkeys(user for use in uses.values() for user in use.users):
+                if is_gone(user):
+                    todo = _without(uses, user)
+                    failed += sysctl.put_back(netns.sysctls, todo) if netns is not None else []
+            self._write(uses)
+        finally:
+            lockfile.release(lock)
+        return failed
+
+    def _reopen(self, uses: Uses) -> Namespace | None:
+        """The namespace of the file; None if it is nowhere to be found."""
+        from ...netns import liveness  # only GC needs it
+
+        noted = next((one for use in uses.values() if (one := Identity.parse(use.netns))), None)
+        return None if noted is None else liveness.reopen(noted, _cookie(self._path))
+
+    def _lock(self) -> int:
+        """Keep others from changing a file of this directory, until the descriptor is released."""
+        try:
+            os.makedirs(self._directory, 0o700, exist_ok=True)
+            fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            explained = _explain("open", self._directory, error)
+            raise Unreadable(explained.msg, explained.details) from None
+        try:
+            lockfile.acquire(fd, self._directory, monotonic() + lockfile.TIMEOUT)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _read(self) -> Uses:
         try:
@@ -121,27 +181,49 @@ class File:
             raise _explain("write", self._path, error) from None
 
 
-def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
-    """Remove the files that only attachments of this network use that are not in `keep`.
+def _without(uses: Uses, user: str) -> list[tuple[str, str, str]]:
+    """Take out one user: (name, value to restore, value that the user set) of its sysctls."""
+    todo = []
+    for name, use in uses.items():
+        mine = use.users.pop(user, None)
+        if mine is not None:
+            todo.append((name, [use.before, *use.users.values()][-1], mine))
+    return todo
 
-    Raises OSError, CNIError.
+
+def collect(directory: str, network: str, keep: Iterable[Owner], steps: Steps) -> list[str]:
+    """Drop the attachments of this network that are not in `keep`; names that stay as they were.
+
+    Those are sysctls that could not be restored. Each file is one of `steps`.
     """
     kept = {owner.key for owner in keep}
     prefix = f"{network_key(network)}-"
+
+    def is_gone(user: str) -> bool:
+        return user.startswith(prefix) and user not in kept
+
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
+    failed: list[tuple[str, int]] = []
     for name in names:
         if name.startswith(":") and not name.endswith("~"):
-            uses = File(directory, name[1:])._read()
-            users = {user for use in uses.values() for user in use.users}
-            if all(user.startswith(prefix) and user not in kept for user in users):
-                _unlink(_path(directory, name[1:]))
+            failed += steps.run(File(directory, name[1:]).collect, is_gone) or []
+    return [f"{sysctl.ROOT}{name}: {os.strerror(errno).lower()}" for name, errno in failed]
 
 
 def _path(directory: str, identity: str) -> str:
     return os.path.join(directory, ":" + identity.replace(" ", "-"))
+
+
+def _cookie(path: str) -> int:
+    """The cookie that the name of a file (backup.identity) has; 0 if it has an inode instead."""
+    _, _, number = os.path.basename(path).partition(":cookie-")
+    try:
+        return int(number, 16)
+    except ValueError:
+        return 0
 
 
 def _unlink(path: str) -> None:
