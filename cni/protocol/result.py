@@ -101,7 +101,8 @@ class Result(Folded):
         known = [each for each in (own, config_version) if each in VERSIONS]
         folded = fold_keys(_integers(raw), {})
         if known and _family(known[0]) == 0:
-            return _from_legacy(pick(folded, lambda part: convert(part, _LegacyResult))[0])
+            legacy: Result = pick(folded, _convert_legacy)[0]
+            return legacy
         result: Result = pick(folded, lambda part: convert(part, cls))[0]
         for link in result.interfaces:
             if _wrong_name(link.name):
@@ -241,6 +242,11 @@ def _family(version: str) -> int:
         if version in members:
             return rank
     raise CNIError(f'unsupported CNI result version "{version}"')
+
+
+def _convert_legacy(raw: Any) -> Result:
+    """A result of the oldest family, its addresses included. Raises CNIError."""
+    return _from_legacy(convert(raw, _LegacyResult))
 
 
 def _from_legacy(old: _LegacyResult) -> Result:

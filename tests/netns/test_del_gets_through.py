@@ -59,6 +59,9 @@ BROKEN: dict[str, Json] = {
     "mac": {"runtimeConfig": {"mac": "none"}},
     "prevResult of nothing": {"prevResult": "none"},
     "prevResult of another version": {"prevResult": {"cniVersion": "7.0.0"}},
+    "prevResult of 0.2.0 with a bad address": {
+        "prevResult": {"cniVersion": "0.2.0", "ip4": {"ip": "nowhere"}}
+    },
     "prevResult with bad addresses": {
         "prevResult": {"cniVersion": "1.0.0", "ips": [{"address": "nowhere"}], "interfaces": 5}
     },

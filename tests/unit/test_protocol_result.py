@@ -357,3 +357,40 @@ def test_a_trip_through_an_older_version_is_stable(result: Result) -> None:
             continue
         assert Result.parse(once, version).as_dict(version) == once
         assert result.through(version).as_dict(version) == once
+
+
+# --- a prevResult in DEL --------------------------------------------------------------------------
+
+RESULT_KEYS = st.sampled_from(
+    """
+    ip4 ip6 ip gateway routes dst gw dns nameservers
+    interfaces ips address interface name mac mtu sandbox
+    """.split()  # noqa: SIM905
+)
+LEAVES = st.sampled_from(
+    [None, True, 5, -1, 10**30, 1e99, "", "x", "a/b", "10.0.0.1", "10.0.0.1/24", "::1/64", "1/200"]
+)
+SOUP = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(RESULT_KEYS, inner, max_size=4),
+)
+OWN_VERSIONS = st.sampled_from([*ALL, "", "7.0.0", 5, None])
+
+
+@given(st.dictionaries(RESULT_KEYS, SOUP, max_size=5), OWN_VERSIONS, st.sampled_from(ALL))
+def test_salvage_raises_nothing(raw: dict[str, Any], own: Any, version: str) -> None:
+    assert isinstance(Result.salvage({**raw, "cniVersion": own}, version), Result)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"ip": "nowhere"}, {}, {"gateway": "10.0.0.1"}, {"ip": "10.0.0.1/99"}, 5, [], {"ip": []}],
+)
+def test_salvage_of_an_old_result_keeps_the_other_family(bad: Any) -> None:
+    raw = {"cniVersion": "0.2.0", "ip4": bad, "ip6": {"ip": "fd00::2/64"}}
+    assert [ip.address for ip in Result.salvage(raw, "0.2.0").ips] == ["fd00::2/64"]
+
+
+def test_salvage_of_an_old_result_keeps_the_address_of_a_bad_gateway() -> None:
+    raw = {"cniVersion": "0.2.0", "ip4": {"ip": "10.0.0.2/24", "gateway": "nowhere"}}
+    assert [ip.address for ip in Result.salvage(raw, "0.2.0").ips] == ["10.0.0.2/24"]
