@@ -86,6 +86,10 @@ def _status(path: str) -> str:
 
     try:
         return ask(path, timeout=10)
+    except PermissionError as error:
+        raise click.ClickException(
+            f"cannot ask the server on {path}: {(error.strerror or '').lower()}; this needs root"
+        ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise click.ClickException(f"no server answers on {path}: {reason}") from error

@@ -30,8 +30,10 @@ _LIFETIME = 10.0  # seconds that a client may take
 _MAX_WAITING = 256  # clients that are put aside
 _MAX_BUFFERED = 64 << 20  # bytes of their requests
 # How long a worker waits for one client alone, in seconds: as long as a busy machine needs to let
-# it run, and shorter while others do not keep to it.
+# it run, shorter while others do not keep to it, and not at all while more than a few do not: what
+# connections that say nothing cost the others must not grow with their number.
 _REQUEST_WAIT, _GO_WAIT, _SHORT_WAIT = 0.02, 0.25, 0.002
+_FEW = 4  # clients
 
 
 class Client(Generic[T]):
@@ -168,8 +170,8 @@ class Reception(Generic[T]):
             if not self._read_request(client, first):
                 return False
             self._greet(client)
-            others = any(each.greeted for each in self._waiting.values())
-            go_wait = _SHORT_WAIT if others else _GO_WAIT
+            others = sum(each.greeted for each in self._waiting.values())
+            go_wait = _patience(_GO_WAIT, others)
         return self._read_go(client, go_wait)
 
     def _read_request(self, client: Client[T], first: bool) -> bool:
@@ -182,7 +184,7 @@ class Reception(Generic[T]):
             except BlockingIOError:
                 now = monotonic()
                 if first and not end:
-                    end = now + (_SHORT_WAIT if self._waiting else _REQUEST_WAIT)
+                    end = now + _patience(_REQUEST_WAIT, len(self._waiting))
                 if now >= end or not _is_readable(client.conn, end - now):
                     client.data = data
                     return False
@@ -243,6 +245,13 @@ class Reception(Generic[T]):
         self._poll.unregister(fd)
         del self._waiting[fd]
         client.decline()
+
+
+def _patience(alone: float, others: int) -> float:
+    """Seconds to wait for one client while `others` are put aside; `alone` if there are none."""
+    if not others:
+        return alone
+    return _SHORT_WAIT if others <= _FEW else 0.0
 
 
 def _is_readable(conn: Socket, seconds: float) -> bool:

@@ -245,10 +245,11 @@ class Supervisor:
             if number < 0:
                 continue
             lived = time.monotonic() - self.slots[number].read().started
-            if os.waitstatus_to_exitcode(status) != 0 and lived < _SHORT_LIFE:
+            code = os.waitstatus_to_exitcode(status)
+            if code != 0 and lived < _SHORT_LIFE:
                 pause = self._postpone(number)
                 self.log(
-                    f"a worker ended after {lived:.1f} s with status {status}, "
+                    f"a worker ended after {lived:.1f} s {_manner(code)}, "
                     f"the next begins in {pause:.1f} s"
                 )
             else:
@@ -349,6 +350,16 @@ class _Signals:
 
 def _ignore(_number: int, _frame: object) -> None:
     """A handler, since an ignored signal is not written to the pipe."""
+
+
+def _manner(code: int) -> str:
+    """How a process ended, from os.waitstatus_to_exitcode, for the log."""
+    if code >= 0:
+        return f"with exit code {code}"
+    try:
+        return f"by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"by signal {-code}"
 
 
 def _count_so_far() -> int:

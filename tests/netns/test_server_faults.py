@@ -95,6 +95,43 @@ def test_who_stops_halfway_keeps_nobody_from_the_workers(
     assert server.workers() == workers
 
 
+@pytest.mark.parametrize("message", [b"", VERSION[:9], VERSION], ids=["silent", "half", "no go"])
+def test_a_worker_waits_for_a_few_only(
+    path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes
+) -> None:
+    """What others pay for clients that stop halfway does not grow with their number."""
+    waits: list[float] = []
+
+    def is_readable(_conn: socket.socket, seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    monkeypatch.setattr(reception, "_is_readable", is_readable)
+    with ExitStack() as stack:
+        listener, waiting = receiving(stack, path)
+        for _ in range(100):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(path))
+            client.sendall(message)
+            assert waiting.receive(listener.fileno()) is None
+        assert len(waiting) == 100
+    assert 0 < len(waits) < 10
+
+
+def receiving(stack: ExitStack, path: Path) -> tuple[socket.socket, reception.Reception[None]]:
+    """A listening socket at `path` and its reception, of which this process is the server."""
+    listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+    listener.bind(str(path))
+    listener.listen(8)
+    listener.setblocking(False)
+    gate = Gate(frozenset({os.getpid()}), any_mounts=False)
+    waiting: reception.Reception[None] = reception.Reception(
+        listener, gate, b"hello", lambda _: None, lambda: b"", lambda: None
+    )
+    stack.callback(waiting.close)
+    return listener, waiting
+
+
 def test_who_trickles_keeps_nobody_from_the_workers(
     server: Server, runtime: Runtime, container: Netns
 ) -> None:
@@ -128,16 +165,8 @@ def test_who_trickles_is_sent_away_in_the_end(path: Path, monkeypatch: pytest.Mo
     """Although it sends something now and then, and others keep coming after it."""
     monkeypatch.setattr(reception, "_LIFETIME", 0.2)
     request = encode_request("/opt/cni/bin/loopback", {"FILL": "x" * 1000}, b"")
-    gate = Gate(frozenset({os.getpid()}), any_mounts=False)
     with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(str(path))
-        listener.listen(8)
-        listener.setblocking(False)
-        waiting: reception.Reception[None] = reception.Reception(
-            listener, gate, b"hello", lambda _: None, lambda: b"", lambda: None
-        )
-        stack.callback(waiting.close)
+        _, waiting = receiving(stack, path)
 
         def connect() -> socket.socket:
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -214,6 +243,40 @@ def test_no_connection_is_kept(runtime: Runtime, path: Path) -> None:
                     stack.enter_context(server.connect()).sendall(message)
         wait_until(lambda: len(os.listdir(f"/proc/{worker}/fd")) <= before, "all are closed")
         assert server.workers() == [worker]
+
+
+# --- what the operator reads ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "text"), [("exit 3", "with exit code 3"), ("kill -KILL $$", "by SIGKILL")]
+)
+def test_how_a_worker_ended_is_in_the_log(path: Path, end: str, text: str) -> None:
+    said: list[str] = []
+    supervisor = Supervisor(Options(str(path), 1), "build", said.append)
+    supervisor.slots[0].start_worker()
+    worker = subprocess.Popen(["/bin/sh", "-c", end])
+    supervisor.pids[worker.pid] = 0
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    supervisor.slots[0].start_worker()  # however long that took, it died young
+    supervisor._reap()
+    worker.returncode = 0  # the supervisor has reaped it
+    assert [line for line in said if text in line], said
+
+
+def test_status_for_another_user_says_that_it_needs_root(server: Server) -> None:
+    done = subprocess.run(
+        [
+            *("setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-m", "cni"),
+            *("serve", "--status", "--socket", str(server.socket)),
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    expected = f"cannot ask the server on {server.socket}: permission denied; this needs root"
+    assert expected in done.stderr
 
 
 # --- what the client must have itself -------------------------------------------------------------
