@@ -51,6 +51,32 @@ def info(ns: Netns, name: str = "eth0") -> Json:
     return dict(link(ns, name)["linkinfo"]["info_data"])
 
 
+@pytest.mark.parametrize("verb", ["DEL", "GC"])
+@pytest.mark.parametrize("what", ["fifo", "directory", "link", "large", "torn"])
+def test_what_is_no_note_is_told_and_ignored(
+    runtime: Runtime, container: Netns, tmp_path: Path, what: str, verb: str
+) -> None:
+    runtime.env["CNI_STATE_DIR"] = str(tmp_path)
+    runtime.add("tap", network(), container).succeeded()
+    (note,) = (tmp_path / "devices").iterdir()
+    note.unlink()
+    if what == "fifo":
+        os.mkfifo(note)
+    elif what == "directory":
+        note.mkdir()
+    elif what == "link":
+        note.symlink_to("/etc/passwd")
+    else:
+        note.write_text("{}" if what == "torn" else " " * 100_000)
+    if verb == "DEL":
+        reply = runtime.delete("tap", network(), container).succeeded()
+        assert "eth0" not in links(container)
+    else:
+        reply = runtime.gc("tap", network(), []).succeeded()
+    assert f"ignoring {note}, which is not ours: " in reply.stderr
+    assert note.exists() == (what == "directory")
+
+
 @each_version()
 @pytest.mark.parametrize("bridged", [False, True], ids=["alone", "bridged"])
 def test_owner_and_group_0(

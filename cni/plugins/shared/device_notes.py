@@ -117,7 +117,7 @@ def write(call: Call[Any], note: Note) -> None:
 
 def load(call: Call[Any]) -> Note | None:
     """The note of this attachment; None if there is none. Raises CNIError."""
-    return _read(_path(call))
+    return _read(call, _path(call))
 
 
 def remove(call: Call[Any]) -> None:
@@ -128,7 +128,10 @@ def remove(call: Call[Any]) -> None:
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
-    """Remove the notes of this plugin's and network's attachments not in `keep`, and yield them."""
+    """Remove the notes of this plugin's and network's attachments not in `keep`, and yield them.
+
+    One that cannot be read or removed is a problem of the call, and the others are yielded.
+    """
     directory = _directory(call)
     kept = {f"{owner.key}.{call.plugin}" for owner in call.owners(keep)}
     prefix, suffix = f"{network_key(call.network)}-", f".{call.plugin}"
@@ -141,10 +144,13 @@ def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
             path = f"{directory}/{name}"
             if name in kept:
                 continue
-            note = None if name.endswith("~") else _read(path)
-            if note is not None:
-                yield note
-            _unlink(path)
+            try:
+                note = None if name.endswith("~") else _read(call, path)
+                if note is not None:
+                    yield note
+                _unlink(path)
+            except CNIError as error:
+                call.note_problem(error)
 
 
 def _directory(call: Call[Any]) -> str:
@@ -155,23 +161,32 @@ def _path(call: Call[Any]) -> str:
     return f"{_directory(call)}/{call.owner.key}.{call.plugin}"
 
 
-def _read(path: str) -> Note | None:
+def _read(call: Call[Any], path: str) -> Note | None:
+    """The note at `path`; None if there is none, or something else, which is logged.
+
+    Raises CNIError.
+    """
     try:
         return msgspec.json.decode(files.read(path, _MAX_SIZE), type=Note)
     except FileNotFoundError:
         return None
+    except files.Unusable as error:
+        reason = str(error.strerror).lower()
     except OSError as error:
         raise CNIError(
             f"cannot read {path}: {(error.strerror or str(error)).lower()}",
             "it says which device belongs to this attachment: try again",
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None  # files.replace never leaves a torn file, so it is none of ours
+        reason = "has no note in it"  # files.replace never leaves a torn file
+    # A DEL that failed for it would fail until somebody removed the file.
+    call.log(f"{call.plugin}: ignoring {path}, which is not ours: {reason}")
+    return None
 
 
 def _unlink(path: str) -> None:
     try:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, IsADirectoryError):  # a directory is none of ours
             os.unlink(path)
     except OSError as error:
         raise CNIError(f"cannot remove {path}: {(error.strerror or '').lower()}") from None
