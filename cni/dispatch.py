@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from errno import EPERM
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -240,9 +241,23 @@ def _encode(call: Call[Any], result: Result) -> bytes:
 def _failure(error: BaseException) -> Answer:
     if isinstance(error, CNIError | KernelError):
         known = not isinstance(error, Terminated | OSError)
-        return 1, encode_error(from_exception(error)), known
+        return 1, encode_error(_with_missing_powers(from_exception(error))), known
     standins.suspect(error)
-    return 1, encode_error(_unexpected(error)), False
+    return 1, encode_error(_with_missing_powers(_unexpected(error))), False
+
+
+def _with_missing_powers(error: CNIError) -> CNIError:
+    """The error; if something was not permitted, also with the capabilities that are missing."""
+    if os.strerror(EPERM).lower() not in error.msg.lower():
+        return error
+    from .kernel import capability
+
+    missing = capability.missing()
+    if missing:
+        text = f"this process lacks {' and '.join(missing)}: the plugins have to run as root"
+        if text not in error.details:  # a delegate may have said so
+            error.details = f"{error.details}; {text}" if error.details else text
+    return error
 
 
 class Decoded(NamedTuple):

@@ -37,7 +37,7 @@ from _socket import socket as Socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..kernel.errors import ExecutorDied, RemoteTraceback
+from ..kernel.errors import ExecutorDied, KernelError, RemoteTraceback
 from ..kernel.netlink import OPTIONS, set_options
 from . import libc
 
@@ -350,7 +350,7 @@ def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int 
         try:
             module, name, args = _unpack(tag, payload)
             function = _resolve(module, name)
-            libc.setns(netns)
+            _enter(netns)
         finally:
             # before the job: it may go on when the request has been answered (Namespace.run_until),
             # and the descriptor would keep the runtime from unmounting the namespace
@@ -361,6 +361,15 @@ def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int 
         return (*_pack(value), None)
     except BaseException as error:  # noqa: BLE001 every exception is the caller's
         return _RAISED, _describe(error), None
+
+
+def _enter(netns: int) -> None:
+    """Enter the namespace behind `netns`. Raises KernelError if that is not permitted, OSError."""
+    try:
+        libc.setns(netns)
+    except PermissionError as error:
+        reason = str(error.strerror).lower()
+        raise KernelError(f"cannot enter the network namespace: {reason}") from None
 
 
 def _resolve(module: str, name: str) -> Callable[..., Any]:

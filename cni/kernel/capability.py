@@ -1,0 +1,21 @@
+"""Which capabilities this process has (capabilities(7))."""
+
+from __future__ import annotations
+
+# What plugins need, by the bit numbers of linux/capability.h: the first for links, addresses,
+# routes and the packet filter, the second to enter a network namespace.
+_NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+
+
+def missing() -> list[str]:
+    """The names of the capabilities that plugins need and this process lacks.
+
+    Empty also if that cannot be found out.
+    """
+    try:
+        with open("/proc/self/status", "rb") as file:
+            lines = dict(line.split(b":", 1) for line in file if b":" in line)
+        effective = int(lines[b"CapEff"], 16)
+    except (OSError, KeyError, ValueError):
+        return []
+    return [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
