@@ -162,7 +162,7 @@ class Call(Generic[C]):
         """Convert configuration and prevResult before the verb asks for them; changes nothing."""
         try:
             _ = self.conf
-            self._previous = self.prev_result()
+            self._previous = self._parsed_previous()
         except CNIError:
             pass  # the verb meets the same error, if it needs them
 
@@ -174,16 +174,17 @@ class Call(Generic[C]):
         if self._previous is not None:
             previous, self._previous = self._previous, None  # the verb may change what it gets
             return previous
-        raw = config.lookup(self.raw, "prevResult")
-        if raw is None:
-            return None
         try:
-            return Result.parse(raw, self.version).checked()
+            return self._parsed_previous()
         except CNIError as error:
             if self.lenient:
                 self.log(f"cni: {self.plugin}: not all of prevResult can be read: {error}")
-                return Result.salvage(raw, self.version)
+                return Result.salvage(config.lookup(self.raw, "prevResult"), self.version)
             raise error.wrapped("could not parse prevResult: ") from None
+
+    def _parsed_previous(self) -> Result | None:
+        raw = config.lookup(self.raw, "prevResult")
+        return None if raw is None else Result.parse(raw, self.version).checked()
 
     # --- the container's namespace ---
 
