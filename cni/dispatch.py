@@ -3,8 +3,8 @@
 What a plugin's module has is drawn in cni/contract.py. A verb that it lacks is a silent success
 once the version gates are passed (docs/spec/protocol.md §1.3).
 
-Longer than most modules: the table is a quarter of it, and a second module would be one more file to
-load for each request.
+Longer than most modules: the table is a quarter of it, and a second module would be one more
+file to load for each request.
 """
 
 from __future__ import annotations
