@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import difference
+from tests.harness import Reply, difference
 from tests.harness.requires import ensure
 
 from .test_crash import CASES, World, needing
@@ -74,11 +74,27 @@ def test_delete(name: str, world: World) -> None:
             error = json.loads(reply.stdout)
             assert set(error) <= {"code", "msg", "details"}
         world.finish()
-        found = difference(world.clean, world.state())
+        found = left_by(world, reply)
         if found or "Traceback" in reply.stderr:
             failures.append("\n    ".join([f"{what}:", *found, str(reply)]))
             world.runtime.delete(world.plugin, world.conf, world.container).succeeded()
     assert not failures, "\n".join(failures)
+
+
+def left_by(world: World, reply: Reply) -> list[str]:
+    """What a DEL has left; of one that failed, but for the notes that its repetition needs.
+
+    An IPAM plugin releases the addresses, and then has its error as the reference does, which makes
+    the whole DEL fail. With the configuration in order, it then removes the notes as well.
+    """
+    found = difference(world.clean, world.state())
+    if reply.rc == 0:
+        return found
+    left = [line for line in found if not line.startswith(("state.intent/", "files.flannel/"))]
+    if found and not left:
+        world.runtime.delete(world.plugin, world.conf, world.container).succeeded()
+        return difference(world.clean, world.state())
+    return left
 
 
 @pytest.mark.parametrize("name", [needing(name) for name in CASES])
@@ -86,4 +102,4 @@ def test_delete_with_broken_args(name: str, world: World) -> None:
     world.add()
     reply = world.runtime.delete(world.plugin, world.conf, world.container, args="no pair; MAC=x")
     world.finish()
-    assert not difference(world.clean, world.state()), str(reply)
+    assert not left_by(world, reply), str(reply)
