@@ -193,6 +193,7 @@ def begin(
     part of the answer. `convert`: there is time to convert the configuration now.
     """
     try:
+        _watch_netlink(env.get("CNI_DEBUG") == "netlink")
         request = read(env, stdin)
         if request.command == "VERSION":
             reply = _version_reply(TABLE[name])
@@ -398,6 +399,14 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     decoded = _decode(name, request)
     result = _run(decoded, lambda _: interrupts.check())
     return True, None if result is None else result.through(decoded.call.version)
+
+
+def _watch_netlink(wanted: bool) -> None:
+    """Show what the request says to the kernel, or not any more: a worker serves many requests."""
+    if wanted or "cni.kernel.netlink_debug" in sys.modules:
+        from .kernel import netlink_debug
+
+        netlink_debug.install(wanted)
 
 
 def _version_reply(plugin: Plugin) -> bytes:

@@ -2,7 +2,7 @@
 
     KernelError                 everything below; `msg` and `details` as in protocol/errors.py
     ├── NetlinkError            the kernel refused a request; also an OSError: `errno` says why
-    │   ├── RouteError          … about a route, which it names
+    │   ├── RouteError          … about a route, which it names (route.py)
     │   └── Unusable            … because it has no nf_tables, or none for us
     ├── LinkNotFound            there is no link of that name or index
     ├── DeviceError             there is no such device, or it has no link (sysfs)
@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..protocol.address import Prefix
-    from .route import Route
 
 
 class KernelError(Exception):
@@ -68,17 +67,6 @@ class NetlinkError(KernelError, OSError):
 
     def __str__(self) -> str:
         return self.msg
-
-
-class RouteError(NetlinkError):
-    """The kernel refused `route`."""
-
-    def __init__(self, route: Route, errno: int, explanation: str = "") -> None:
-        super().__init__(errno, explanation)
-        self.route = route
-
-    def __reduce__(self) -> tuple[type[RouteError], tuple[Route, int, str]]:  # type: ignore[override]
-        return RouteError, (self.route, self.errno or 0, self.explanation)
 
 
 class Unusable(NetlinkError):

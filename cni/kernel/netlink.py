@@ -7,10 +7,9 @@ socket module, which alone would take 5 ms of every request.
 
 from __future__ import annotations
 
-import os
 import struct
 from _socket import AF_NETLINK, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_RAW, socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from errno import EBADMSG, EBUSY, EEXIST, EINTR, ENOBUFS, ENOENT, ENOMEM
 from typing import Any
 
@@ -149,6 +148,10 @@ def get_text(payload: bytes | None) -> str:
 # --- the socket -----------------------------------------------------------------------------------
 
 
+# Wraps the sockets that are made from now on: netlink_debug.install sets it.
+watch: Callable[[socket], socket] | None = None
+
+
 class Netlink:
     """A netlink socket of the namespace it was made in (or of `sock`, made elsewhere with OPTIONS).
 
@@ -164,11 +167,7 @@ class Netlink:
         if sock is None:
             sock = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)
             set_options(sock, OPTIONS)
-        if os.environ.get("CNI_DEBUG") == "netlink":
-            from .netlink_debug import watched
-
-            sock = watched(sock)
-        self.sock = sock
+        self.sock = sock if watch is None else watch(sock)
         self._sequence = 0
         if groups:
             self.sock.bind((0, 0))  # without an address of its own it would hear nothing

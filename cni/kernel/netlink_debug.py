@@ -91,6 +91,11 @@ def watched(sock: socket) -> socket:
     return cast("socket", Watched(sock))
 
 
+def install(wanted: bool) -> None:
+    """Have the sockets watched that are made from now on, or not any more."""
+    nl.watch = watched if wanted else None
+
+
 class Watched:
     """A netlink socket that tells on stderr what is sent and received."""
 

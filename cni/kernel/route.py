@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..protocol.address import Prefix, format_ip
 from . import netlink as nl
 from . import uapi
-from .errors import NetlinkError, RouteError
+from .errors import NetlinkError
 from .netlink import Netlink
 
 RTNLGRP_IPV6_ROUTE = uapi.RTNLGRP_IPV6_ROUTE
@@ -83,6 +83,17 @@ class Route(NamedTuple):
 
 
 Change = tuple[Route, nl.Message]  # what Netlink.batch sends for a route
+
+
+class RouteError(NetlinkError):
+    """The kernel refused `route`."""
+
+    def __init__(self, route: Route, errno: int, explanation: str = "") -> None:
+        super().__init__(errno, explanation)
+        self.route = route
+
+    def __reduce__(self) -> tuple[type[RouteError], tuple[Route, int, str]]:  # type: ignore[override]
+        return RouteError, (self.route, self.errno or 0, self.explanation)
 
 
 def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNICAST) -> None:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from ..call import Call, Steps
 from ..kernel import address, link, route, rule
-from ..kernel.errors import NetlinkError, RouteError
+from ..kernel.errors import NetlinkError
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..kernel.route import Route
+from ..kernel.route import Route, RouteError
 from ..kernel.rule import Rule
 from ..netns import Namespace
 from ..protocol import config

@@ -17,10 +17,10 @@ from typing import NamedTuple
 from ..call import Call, Steps
 from ..kernel import address, link, route, rule, vrf
 from ..kernel.address import Address
-from ..kernel.errors import LinkNotFound, NetlinkError, RouteError
+from ..kernel.errors import LinkNotFound, NetlinkError
 from ..kernel.link import Link
 from ..kernel.netlink import Netlink
-from ..kernel.route import Route
+from ..kernel.route import Route, RouteError
 from ..netns import Namespace
 from ..protocol import config
 from ..protocol.errors import BadEnvironment, CNIError, NotAvailable, from_exception

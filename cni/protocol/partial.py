@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .config import Folded
+import msgspec
+
 from .errors import CNIError
 
 Convert = Callable[[Any], Any]
@@ -88,7 +89,7 @@ class Partial:
     """
 
     def __init__(
-        self, struct: Folded, broken: list[Broken], note: Callable[[CNIError], None]
+        self, struct: msgspec.Struct, broken: list[Broken], note: Callable[[CNIError], None]
     ) -> None:
         self._struct = struct
         self._note = note
@@ -103,7 +104,7 @@ class Partial:
         broken = self._broken.get(name)
         if not broken:
             return value
-        if isinstance(value, Folded) and all(each.path for each in broken):
+        if isinstance(value, msgspec.Struct) and all(each.path for each in broken):
             return Partial(value, broken, self._note)
         for each in broken:
             self._note(each.error)

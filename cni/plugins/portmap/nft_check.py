@@ -9,7 +9,6 @@ from ...netfilter.elements import Element
 from ...netfilter.table import Table
 from . import nft_holders
 from . import nft_index as index
-from .holders import Holders
 from .nft_chains import (
     BY_OWNER,
     NAMES,
@@ -21,7 +20,7 @@ from .nft_chains import (
     shown,
     without,
 )
-from .want import Want
+from .want import Holders, Want
 
 _GONE = "the nftables rules are not there; something flushed them. Rules are gone: run `cni reload`"
 

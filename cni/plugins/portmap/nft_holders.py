@@ -10,9 +10,8 @@ from ...netfilter.elements import Element
 from ...netfilter.table import Table
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix
-from .holders import Holders
 from .nft_chains import KEY, MAPS, TABLE, elements, family_of, owner_of, port_of
-from .want import ALIVE, DEAD, SAME, Holder, Taken, Want
+from .want import ALIVE, DEAD, SAME, Holder, Holders, Taken, Want
 
 
 class Verdict(NamedTuple):

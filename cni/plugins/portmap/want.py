@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from ...owner import Owner
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
-
-if TYPE_CHECKING:
-    from .holders import Holders
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 # Those whose conntrack entries outlive what made them: nothing like TCP's RST ends them.
@@ -94,8 +91,18 @@ class Holder(NamedTuple):
     fate: str
 
 
+class Holders(Protocol):
+    """Finds the holder of something, and judges it (holders.py)."""
+
+    def by_key(self, key: str, named: Owner | None) -> Holder: ...
+
+    def by_chain(self, chain: str, named: Owner | None) -> Holder: ...
+
+    def stand_by(self, key: str) -> None: ...
+
+
 class LoadHolders(Protocol):
-    """Loads what judges holders (holders.py); most ADDs meet none."""
+    """Loads what judges holders; most ADDs meet none."""
 
     def __call__(self) -> Holders: ...
 
