@@ -302,8 +302,11 @@ def _remove_filter() -> None:
     from ...netfilter import nft
     from ...netfilter.table import Table
 
+    table = Table(*_FILTER_TABLE)
+    if not table.exists():  # mostly; a transaction that fails waits 13 ms for RCU
+        return
     try:
-        nft.transact([Table(*_FILTER_TABLE).without_table()])
+        nft.transact([table.without_table()])
     except OSError as error:
-        if error.errno != ENOENT and Table(*_FILTER_TABLE).exists():
+        if error.errno != ENOENT and table.exists():
             raise
