@@ -12,8 +12,10 @@ import os
 import struct
 from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_STREAM, socket
 
+from .want import SYSTEM_BUS
+
 FIREWALLD = "org.fedoraproject.FirewallD1"
-DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
+DEFAULT_ADDRESS = f"unix:path={SYSTEM_BUS}"
 TIMEOUT = 5.0  # seconds; a bus answers in less than one millisecond
 
 _BUS, _BUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"

@@ -23,13 +23,21 @@ from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
-from .want import DEFAULT_ZONE, Conf, Want, check_policy, previous_result, want_of, zone_of
+from .want import (
+    DEFAULT_ZONE,
+    SYSTEM_BUS,
+    Conf,
+    Want,
+    check_policy,
+    previous_result,
+    want_of,
+    zone_of,
+)
 
 if TYPE_CHECKING:
     from .want import Backend
 
 BACKENDS = ("firewalld", "iptables", "nftables")
-_BUS = "/run/dbus/system_bus_socket"  # where dbus.py looks for it
 # The table whose forward chain a backend decides in; a drop in another table is final.
 _TABLES = {"firewalld": "firewalld", "iptables": "filter", "nftables": "cni_firewall"}
 
@@ -198,8 +206,8 @@ def _is_iptables_used(v6: bool) -> bool:
 
 def _firewalld_runs() -> tuple[bool, str]:
     """Is firewalld on the system bus, and why (not)? A node without a bus is not asked further."""
-    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(_BUS):
-        return False, f"firewalld is not running: no bus at {_BUS}: {os.strerror(ENOENT)}"
+    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(SYSTEM_BUS):
+        return False, f"firewalld is not running: no bus at {SYSTEM_BUS}: {os.strerror(ENOENT)}"
     from . import dbus
 
     return dbus.firewalld_runs()

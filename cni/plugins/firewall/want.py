@@ -16,6 +16,8 @@ RELOAD = "run `cni reload`"
 
 
 DEFAULT_ZONE = "trusted"
+# Where the system bus is, unless DBUS_SYSTEM_BUS_ADDRESS says otherwise.
+SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _POLICIES = ("same-bridge", "isolated")
 # An iptables chain's name has at most 28 characters; what is not among these would need quoting.
 _CHAIN_MAX = 28
