@@ -4,4 +4,7 @@ This module stays readable for Python 3.6, so that an old interpreter gets as fa
 that names what is missing (launcher/run.py).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+# The release of the reference plugins whose behaviour this is. Where others read our version,
+# it stands in front: they compare it with what they need of the reference.
+REFERENCE_VERSION = "1.9.1"

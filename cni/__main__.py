@@ -1,4 +1,4 @@
-"""One file, many programs: the name it was called by decides which.
+"""One file, many programs: the name it was called by decides which (cni.dispatch.find).
 
 On the way to a plugin nothing is imported here but the dispatch table (a test guards the list of
 modules): every container start pays for it, once for each plugin and verb.
@@ -44,12 +44,13 @@ def main() -> int:
         from cni.windows.launcher import plugin_name
 
         name = plugin_name(sys.argv[0])
-    if name == "dhcp" and sys.argv[1:2] == ["daemon"]:
+    plugin = dispatch.find(name)
+    if plugin == "dhcp" and sys.argv[1:2] == ["daemon"]:
         from cni.ipam.dhcp.main import main as daemon
 
         return daemon(sys.argv[2:])
-    if name in dispatch.TABLE:
-        _run_plugin(name)
+    if plugin is not None:
+        _run_plugin(plugin)
     if is_request:
         return _unknown(name, sorted(dispatch.TABLE))
     from cni.cli import main as command_line

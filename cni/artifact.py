@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import stat
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,11 @@ class Launcher:
         if line is None or "'" in python or "\n" in python or len(text) > len(line[0]):
             raise InstallError(f"the path of the interpreter is too long or has quotes: {python}")
         return head.replace(line[0], text.ljust(len(line[0]), b".")) + rest
+
+
+def embedded() -> bool:
+    """Whether the running interpreter is in the built file, so that nothing has to be unpacked."""
+    return "_cni_embedded" in sys.builtin_module_names
 
 
 def build_of(path: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from . import __version__, interrupts, standins
+from . import interrupts, standins
 from .call import Call, Verbs
 from .kernel.errors import KernelError
 from .protocol import config
@@ -123,6 +123,23 @@ if sys.platform == "win32":
     TABLE = {name: each for name, each in TABLE.items() if name in ("host-local", "static")}
     TABLE.update(WINDOWS)
 
+
+def find(called: str) -> str | None:
+    """The plugin that a file of the name `called` is; None if it is none of this file's.
+
+    A prefix that ends in `-` is ignored (`buildkit-cni-bridge`), and the longest known name counts:
+    `my-host-local` is host-local. The plugins of Windows are known everywhere, so that `win-bridge`
+    is never taken for `bridge`.
+    """
+    name = called
+    while name not in TABLE:
+        _, dash, rest = name.partition("-")
+        if not dash or name in WINDOWS:
+            return None
+        name = rest
+    return name
+
+
 _VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS"})
 
 
@@ -170,8 +187,17 @@ def main(name: str) -> int:
 def about(name: str) -> str:
     """The two lines a plugin says of itself when run without CNI_COMMAND."""
     supported = ", ".join(TABLE[name].versions)
-    first = f"CNI {name} plugin version {__version__}"
-    return f"{first}\nCNI protocol versions supported: {supported}\n"
+    return f"CNI {name} plugin {full_version()}\nCNI protocol versions supported: {supported}\n"
+
+
+def full_version() -> str:
+    """The version of every plugin: the reference's, with ours as build metadata (semver.org, 10).
+
+    Runtimes compare it with the release of the reference that they need.
+    """
+    from . import REFERENCE_VERSION, __version__
+
+    return f"v{REFERENCE_VERSION}+py.{__version__}"
 
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
@@ -394,9 +420,10 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     """Run a delegate without a child if its file is ourselves (cni.delegate.InProcess)."""
     from . import delegate
 
-    if name not in TABLE or not delegate.is_ourselves(program):
+    plugin = find(name)
+    if plugin is None or not delegate.is_ourselves(program):
         return False, None
-    decoded = _decode(name, request)
+    decoded = _decode(plugin, request)
     result = _run(decoded, lambda _: interrupts.check())
     return True, None if result is None else result.through(decoded.call.version)
 

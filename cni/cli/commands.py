@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from cni import __version__
 from cni.protocol.errors import CNIError
 
 from . import cache, conflist, output
@@ -37,16 +36,10 @@ class Job(NamedTuple):
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        output.line(f"cni {__version__}{_build()}")
+        from . import version
+
+        output.line(version.text())
         context.exit()
-
-
-def _build() -> str:
-    try:
-        from cni._build import ID
-    except ImportError:
-        return ""
-    return f" (build {ID})"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +49,7 @@ def _build() -> str:
     is_eager=True,
     expose_value=False,
     callback=_version,
-    help="Print the version and the build, and exit.",
+    help="Print version, build, interpreter and machine, and exit.",
 )
 def cli() -> None:
     """Attach network namespaces to networks, and look after the CNI plugins in this file.

@@ -206,7 +206,9 @@ def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Rese
     try:
         for plugin in conflist.load(directory, network).plugins:
             ipam_conf = config.lookup(plugin.raw, "ipam")
-            if isinstance(ipam_conf, dict) and config.lookup(ipam_conf, "type") == "host-local":
+            if isinstance(ipam_conf, dict) and config.means(
+                str(config.lookup(ipam_conf, "type")), "host-local"
+            ):
                 conf = config.convert(plugin.raw, host_local.Conf, "").ipam
                 assert conf is not None
                 configured = conf.data_dir or configured

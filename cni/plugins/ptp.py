@@ -23,7 +23,7 @@ from ..protocol.errors import CNIError
 from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, masquerade, veth
-from .shared.unlink import NEEDS_LINK
+from .shared.unlink import needs_link
 
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
@@ -129,9 +129,9 @@ def delete(call: Call[Conf]) -> None:
     """
     conf = call.conf
     steps = Steps()
-    if conf.ipam.type in NEEDS_LINK:
+    if needs_link(conf.ipam.type):
         steps.run(call.delegate, conf.ipam.type)
-    if veth.delete(call, steps) and conf.ipam.type not in NEEDS_LINK:
+    if veth.delete(call, steps) and not needs_link(conf.ipam.type):
         steps.run(call.delegate, conf.ipam.type)
     if conf.ip_masq:
         steps.run(masquerade.delete, call)

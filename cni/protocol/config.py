@@ -226,6 +226,14 @@ def require_name(raw: dict[str, Any]) -> str:
     return name
 
 
+def means(plugin_type: str, name: str) -> bool:
+    """Whether a configuration's `type` means the plugin `name`, with or without a prefix.
+
+    A prefix ends in `-`. For names that no other plugin's name ends in, as `win-bridge` does.
+    """
+    return plugin_type == name or plugin_type.endswith(f"-{name}")
+
+
 def fold_keys(value: Any, names: dict[str, str]) -> Any:
     """Decoded JSON with its keys in lower case; `names` gets the spelling of each.
 

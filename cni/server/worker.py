@@ -137,8 +137,8 @@ class Worker:
     def _prepare(self, request: wire.Request) -> Run:
         """Decode the request, which changes nothing but this process's environment."""
         self.environment.become(request)
-        name = request.called_as.rpartition("/")[2]
-        if name not in dispatch.TABLE:
+        name = dispatch.find(request.called_as.rpartition("/")[2])
+        if name is None:
             return None
         run = dispatch.begin(name, request.env, lambda: request.stdin, convert=True)
         self.trace.mark("decoded")

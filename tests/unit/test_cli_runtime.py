@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import platform
 import signal
 import stat
 import subprocess
@@ -1126,11 +1127,16 @@ def test_plugins_as_json(world: World) -> None:
 
 
 def test_version(world: World) -> None:
-    from cni import __version__
+    from cni import REFERENCE_VERSION, __version__
 
     code, out, _ = world.cni("--version")
     assert code == 0
-    assert out.startswith(f"cni {__version__}")
+    lines = out.splitlines()
+    assert lines[0].startswith(f"cni {__version__} (build ")
+    assert lines[1] == f"plugins: v{REFERENCE_VERSION}+py.{__version__}"
+    assert platform.python_version() in lines[2]
+    assert sys.executable in lines[2]
+    assert lines[3].endswith(platform.machine())
 
 
 @pytest.mark.parametrize("argv", [["-h"], ["add", "-h"], ["gc", "--help"], ["install", "-h"]])

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni import __version__, dispatch, interrupts
+from cni import REFERENCE_VERSION, __version__, dispatch, interrupts
 from cni.call import Call, Steps
 from cni.dispatch import TABLE, about, answer
 from cni.kernel.errors import LinkNotFound
@@ -614,7 +614,7 @@ def test_without_a_command_a_plugin_says_what_it_is(env: dict[str, str]) -> None
         err.decode()
         == about("loopback")
         == (
-            f"CNI loopback plugin version {__version__}\n"
+            f"CNI loopback plugin v{REFERENCE_VERSION}+py.{__version__}\n"
             "CNI protocol versions supported: 0.1.0, 0.2.0, 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0\n"
         )
     )

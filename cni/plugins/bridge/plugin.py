@@ -25,7 +25,7 @@ from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from ..shared import configure, masquerade, veth
-from ..shared.unlink import NEEDS_LINK
+from ..shared.unlink import needs_link
 from . import gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
@@ -136,7 +136,7 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         ipam = None
-        if want.ipam and want.ipam not in NEEDS_LINK:
+        if want.ipam and not needs_link(want.ipam):
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = call.ipam_add(want.ipam)
         bridge = _ensure_bridge(call, host, want)
@@ -144,7 +144,7 @@ def add(call: Call[Conf]) -> Result:
             _prepare_spoofcheck(call, host, bridge, mac)
         outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
-        if want.ipam in NEEDS_LINK:
+        if needs_link(want.ipam):
             ipam = call.ipam_add(want.ipam)
         result = Result(
             interfaces=[
@@ -263,7 +263,7 @@ def _connect_layer3(
     if want.conf.is_default_gateway:
         gateway.add_default_routes(result)
     if want.gateway:
-        offered = want.ipam == "dhcp"
+        offered = config.means(want.ipam, "dhcp")
         gateway.set_up(
             call, host, bridge, result, want.vlans, want.conf.force_address, offered=offered
         )
@@ -302,9 +302,9 @@ def delete(call: Call[Conf]) -> None:
     conf = call.conf
     ipam = conf.ipam.type
     steps = Steps()
-    if ipam in NEEDS_LINK:
+    if needs_link(ipam):
         steps.run(call.delegate, ipam)
-    if veth.delete(call, steps) and ipam and ipam not in NEEDS_LINK:
+    if veth.delete(call, steps) and ipam and not needs_link(ipam):
         steps.run(call.delegate, ipam)
     if conf.macspoofchk:
         _unprotect_mac(call)

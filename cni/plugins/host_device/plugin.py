@@ -60,10 +60,10 @@ def delete(call: Call[Conf]) -> None:
     opened = steps.run(lambda: [call.find_netns()])
     user_space = _in_user_space(call.conf)
     looked = bool(opened) and not call.netns_unknown
-    if ipam in unlink.NEEDS_LINK and (looked or user_space):
+    if unlink.needs_link(ipam) and (looked or user_space):
         steps.run(call.delegate, ipam)
     gone = user_space or (looked and steps.run(move.back, call, opened[0]))
-    if gone and ipam and ipam not in unlink.NEEDS_LINK:
+    if gone and ipam and not unlink.needs_link(ipam):
         steps.run(call.delegate, ipam)
     steps.finish()
 

@@ -157,10 +157,10 @@ def delete(call: Call[Any], kind: str) -> None:
     steps = Steps()
     opened = steps.run(lambda: [call.find_netns()])
     if opened and not call.netns_unknown:
-        if ipam in unlink.NEEDS_LINK:
+        if unlink.needs_link(ipam):
             steps.run(call.delegate, ipam)
         if steps.run(_delete_link, call, opened[0], kind):
-            if ipam and ipam not in unlink.NEEDS_LINK:
+            if ipam and not unlink.needs_link(ipam):
                 steps.run(call.delegate, ipam)
             steps.run(device_notes.remove, call)
     steps.finish()

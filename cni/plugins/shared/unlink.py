@@ -12,11 +12,16 @@ from ...kernel import link
 from ...kernel.errors import ExecutorDied
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
+from ...protocol.config import means
 
-# The IPAM plugins that send packets through the container's interface, also to release an address.
-# With all others the link goes first: an address must not be handed out again while a container
-# that had it is still connected.
-NEEDS_LINK = frozenset({"dhcp"})
+
+def needs_link(ipam: str) -> bool:
+    """Whether this IPAM plugin sends packets through the interface, also to release an address.
+
+    With all others the link goes first: an address must not be handed out again while a container
+    that had it is still connected.
+    """
+    return means(ipam, "dhcp")
 
 
 def delete(netns: Namespace, index: int) -> None:
