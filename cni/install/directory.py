@@ -142,17 +142,24 @@ class Installation:
         if path.is_symlink() and os.readlink(path) == "cni":
             self.report.unchanged.append(name)
             return
-        if not self._points_to_ours(path):
+        if not self._is_ours(path):
             self._keep_foreign(name)
         temporary = self._temporary()
         temporary.symlink_to("cni")
         temporary.replace(path)
         self.report.links.append(name)
 
-    def _points_to_ours(self, path: Path) -> bool:
-        if not path.is_symlink():
+    def _is_ours(self, path: Path) -> bool:
+        """Whether `path` leads to the installed file, or is a copy of a built file, of any build.
+
+        There are copies where the files were copied one by one, or unpacked without links.
+        """
+        if path.is_symlink():
+            return os.readlink(path) == "cni" or path.resolve() == (self.dir / "cni").resolve()
+        try:
+            return build_of(path) is not None
+        except OSError:
             return False
-        return os.readlink(path) == "cni" or path.resolve() == (self.dir / "cni").resolve()
 
     def _keep_foreign(self, name: str) -> None:
         """Give a file that is not ours a second name, for `_restore_or_remove`."""

@@ -38,18 +38,22 @@ def plant(where: Path, build: str) -> Path:
     return tree
 
 
-def copied(built: Path, where: Path, python: str = "") -> Path:
-    """The file in another place; with `python` as if it had been installed and then copied."""
+def copied(built: Path, where: Path, python: str = "", *, link: bool = True) -> Path:
+    """A plugin that is the file in another place, or a link to it.
+
+    With `python` it is as if it had been installed and then copied.
+    """
     data = built.read_bytes()
     if python:
         line = re.search(rb"^cni_python='[^'\n]*'[^\n]*$", data, re.MULTILINE)
         assert line
         new = f"cni_python='{python}'  # ".encode().ljust(len(line[0]), b".")
         data = data.replace(line[0], new, 1)
-    file = where / "cni"
+    file = where / ("cni" if link else "bridge")
     file.write_bytes(data)
     file.chmod(0o755)
-    (where / "bridge").symlink_to("cni")
+    if link:
+        (where / "bridge").symlink_to("cni")
     return where / "bridge"
 
 
@@ -86,6 +90,17 @@ def test_every_file_of_the_tree_counts(built: Path, tmp_path: Path, how: object)
     how(plant(tmp_path, build_id(built)))  # type: ignore[operator]
     supported(run(plugin, env={"CNI_COMMAND": "VERSION", "PATH": "/usr/bin:/bin"}))
     assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize("python", ["", sys.executable], ids=["built", "installed"])
+def test_a_plugin_that_is_a_copy_looks_as_closely(built: Path, tmp_path: Path, python: str) -> None:
+    for owner in (NOBODY, 0):
+        where = tmp_path / str(owner)
+        where.mkdir()
+        plugin = copied(built, where, python, link=False)
+        shutil.chown(plant(where, build_id(built)), owner)
+        run(plugin, env={"CNI_COMMAND": "VERSION", "PATH": "/usr/bin:/bin"})
+        assert (where / "proof").exists() is (owner == 0)
 
 
 @pytest.mark.parametrize("python", ["", sys.executable], ids=["built", "installed"])
