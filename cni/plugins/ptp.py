@@ -23,7 +23,6 @@ from ..protocol.errors import CNIError
 from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, masquerade, veth
-from .shared.unlink import needs_link
 
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
@@ -123,32 +122,16 @@ def _connect_host(host: Netlink, outer: Link, ips: list[IPConfig]) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Delete the link, release the address, remove the rules; every step runs.
-
-    Only if the link cannot be deleted the address stays reserved, until the next DEL.
-    """
-    conf = call.conf
+    """Delete the link, release the address, remove the rules; every step runs."""
     steps = Steps()
-    if needs_link(conf.ipam.type):
-        steps.run(call.delegate, conf.ipam.type)
-    if veth.delete(call, steps) and not needs_link(conf.ipam.type):
-        steps.run(call.delegate, conf.ipam.type)
-    if conf.ip_masq:
-        steps.run(masquerade.delete, call)
+    veth.delete(call, steps, ipam_required=True)
     steps.finish()
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove links, rules and leases of this network whose attachment is not in `keep`."""
-    conf = call.conf
     steps = Steps()
-    kept = frozenset(owner.alias_key for owner in call.owners(keep))
-    with Netlink() as host:
-        collected = steps.run(veth.collect, host, call.network, kept)
-    if collected is not None:
-        call.collect_ipam(conf.ipam.type, steps)
-    if conf.ip_masq:
-        steps.run(masquerade.gc, call, keep)
+    veth.gc(call, keep, steps)
     steps.finish()
 
 

@@ -356,14 +356,46 @@ def test_macspoofchk_refuses_a_mac_that_is_in_use(
     runtime.add("bridge", wanted, container2, container_id="c2").succeeded()
 
 
-def test_default_gateway_beside_ipams_own(runtime: Runtime, container: Netns) -> None:
-    ipam = V4.static(routes=False)
-    ipam["routes"] = [{"dst": "0.0.0.0/0", "gw": "10.22.0.9"}, {"dst": "10.99.0.0/16"}]
-    conf = network(isDefaultGateway=True, ipam=ipam)
-    result = runtime.add("bridge", conf, container).result
-    assert result["routes"] == ipam["routes"]
-    assert has_route(container, "0.0.0.0/0", via="10.22.0.9")
-    assert has_route(container, "10.99.0.0/16", via="10.22.0.1")
+@each_family()
+@pytest.mark.parametrize("table", [{}, {"table": 254}], ids=["", "main table"])
+def test_default_gateway_that_is_not_ipams(
+    runtime: Runtime, host: Netns, container: Netns, data_dir: Path, family: Family, table: Json
+) -> None:
+    """Only one of them can be wanted; nothing is changed."""
+    ipam = family.host_local(data_dir, routes=False)
+    other = {"0.0.0.0/0": "10.22.0.9", "::/0": "fd00:22::9"}
+    dst = family.defaults[-1]
+    conf = network(
+        isDefaultGateway=True,
+        ipam={**ipam, "routes": [{"dst": dst, "gw": other[dst], **table}]},
+    )
+    with unchanged(host, container):
+        reply = runtime.add("bridge", conf, container)
+        error = reply.failed(999, "isDefaultGateway", "routes of ipam", dst, other[dst])
+    assert "isDefaultGateway" in error["details"]
+    assert not leases(data_dir)
+    conf["isDefaultGateway"], conf["isGateway"] = False, True
+    runtime.add("bridge", conf, container).succeeded()
+    assert has_route(container, dst, via=other[dst])
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [{"dst": "::/0", "gw": "fd00:22::9", "table": 100}, {"dst": "::/0", "gw": "fd00:23::1"}],
+    ids=["other table", "second gateway"],
+)
+def test_default_gateway_beside_a_route_of_ipam(
+    runtime: Runtime, container: Netns, wanted: Json
+) -> None:
+    """In another table it is another route; and the gateways of two subnets are one bridge."""
+    ipam = V6.static(routes=False)
+    ipam["addresses"].append({"address": "fd00:23::2/64", "gateway": "fd00:23::1"})
+    ipam["routes"] = [wanted]
+    result = runtime.add("bridge", network(isDefaultGateway=True, ipam=ipam), container).result
+    own = [{"dst": "::/0", "gw": "fd00:22::1"}] if "table" in wanted else []
+    assert result["routes"] == [wanted, *own]
+    via = own[0]["gw"] if own else wanted["gw"]
+    assert len(find_routes(container, "::/0", via=via)) == 1
 
 
 @pytest.mark.parametrize("family", [V4, DUAL], ids=str)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import V4, Netns, Runtime, iptables_save, links, nft, tree
+from tests.harness import V4, Netns, Runtime, iptables_save, links, nft, routes, tree
 from tests.harness.contract import leases
 
 if TYPE_CHECKING:
@@ -23,9 +23,14 @@ Json = dict[str, Any]
 
 # The plugins that make an interface, with the keys that make their ADD work on any kernel.
 MAIN: dict[str, Json] = {
-    "bridge": {"isGateway": True, "ipMasq": True, "ipMasqBackend": "nftables"},
+    "bridge": {
+        "isGateway": True,
+        "ipMasq": True,
+        "ipMasqBackend": "nftables",
+        "macspoofchk": True,
+    },
     "ptp": {"ipMasq": True, "ipMasqBackend": "nftables"},
-    "macvlan": {"master": "dev0"},
+    "macvlan": {"master": "dev0", "hostShim": True},
     "tap": {},
     "host-device": {"device": "dev0"},
 }
@@ -57,6 +62,14 @@ BROKEN: dict[str, Json] = {
     "mark": {"markMasqBit": -1},
     "large mark": {"markMasqBit": 1 << 40},
     "mac": {"runtimeConfig": {"mac": "none"}},
+    "switches": {
+        "ipMasq": "yes",
+        "ipMasqBackend": 5,
+        "macspoofchk": 1,
+        "hostShim": "yes",
+        "backend": ["nftables"],
+    },
+    "switched off since": {"ipMasq": False, "macspoofchk": False, "hostShim": False},
     "prevResult of nothing": {"prevResult": "none"},
     "prevResult of another version": {"prevResult": {"cniVersion": "7.0.0"}},
     "prevResult of 0.2.0 with a bad address": {
@@ -87,6 +100,15 @@ def breaking(conf: Json, what: str) -> Json:
     return broken
 
 
+def own_links(host: Netns) -> set[str]:
+    """The links of attachments: not the bridge and the shim, which stay for the next one."""
+    return {name for name in links(host) if name != "cni0" and not name.startswith("cnishim")}
+
+
+def routes_to(host: Netns, address: str) -> list[Json]:
+    return [one for one in routes(host) if one["dst"] == address]
+
+
 @pytest.fixture
 def device(host: Netns) -> None:
     host.ip_batch("link add dev0 type veth peer name wire0", "link set wire0 up")
@@ -99,14 +121,17 @@ def test_main(
     plugin: str, broken: str, runtime: Runtime, host: Netns, container: Netns, data_dir: Path
 ) -> None:
     conf = network(plugin, MAIN[plugin], data_dir)
-    before = {name for name in links(host) if name != "cni0"}
+    before = own_links(host)
     runtime.add(plugin, conf, container).succeeded()
     assert leases(data_dir)
     runtime.call("DEL", plugin, breaking(conf, broken), container, args="nonsense")
     assert not leases(data_dir)
     assert "eth0" not in links(container)
-    assert {name for name in links(host) if name != "cni0"} == before
-    assert "id: c1" not in str(nft(host))
+    assert own_links(host) == before
+    rules = str(nft(host))
+    assert "id: c1" not in rules, "masquerading stays"
+    assert "c1-eth0" not in rules, "the spoof check stays"
+    assert not routes_to(host, "10.22.0.2"), "macvlan's shim still routes to the container"
 
 
 @each_breakage

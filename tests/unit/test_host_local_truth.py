@@ -299,15 +299,29 @@ def test_nobody_waits_for_a_fifo(tmp_path: Path, name: str) -> None:
 )
 @pytest.mark.parametrize("verb", ["DEL", "GC"])
 def test_a_broken_configuration_keeps_nothing_reserved(
-    tmp_path: Path, keys: dict[str, Any], env_args: str, verb: str
+    tmp_path: Path,
+    keys: dict[str, Any],
+    env_args: str,
+    verb: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     network(tmp_path).add("c1")
     broken = network(tmp_path, **keys)
     if verb == "GC":
         broken.gc()
     else:
-        with pytest.raises(Failure):  # it says what is wrong, as the reference, but at the end
-            broken.delete("c1", env_args=env_args)
+        broken.delete("c1", env_args=env_args)
+        assert "the configuration is not valid, which DEL passes over" in capfd.readouterr().err
+    assert not held(tmp_path)
+
+
+def test_a_version_without_room_is_told_after_the_release(tmp_path: Path) -> None:
+    """As the reference's DEL, whose tests look for it."""
+    network(tmp_path).add("c1")
+    more = [[{"subnet": "10.0.1.0/24"}]]
+    old = network(tmp_path, ranges=more)
+    with pytest.raises(Failure, match="does not support more than 1 address per family"):
+        old.call("DEL", "c1", cniVersion="0.2.0")
     assert not held(tmp_path)
 
 

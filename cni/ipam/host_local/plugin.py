@@ -25,7 +25,7 @@ from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from .directory import Location, explain, explain_in, scan
-from .ranges import RangeConf, RangeSet, canonical_sets
+from .ranges import NoRoom, RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE, content_of, is_address
 from .store import Store
 
@@ -103,16 +103,27 @@ def add(call: Call[Conf]) -> Result:
 def delete(call: Call[Conf]) -> None:
     """Release every address of the attachment; having none is success.
 
-    Raises CNIError, after the addresses are released, for a configuration that ADD would refuse,
-    and for a reservation that may be the attachment's and cannot be read or removed: then DEL can
-    be repeated. Only without a directory to look into it fails at once.
+    What is wrong with the configuration is only logged, since nothing can be left of it. Raises
+    CNIError for a reservation that may be the attachment's and cannot be read or removed: then DEL
+    can be repeated. As the reference, raises NoRoom, after the addresses are released.
     """
     location = _location(call)
     steps = Steps()
-    is_valid = steps.run(_validate, call)
+    is_valid = steps.run(_validate_for_delete, call)
     if is_valid or os.path.lexists(location.path):  # what a broken configuration names is not made
         steps.run(_release_all, call, steps)
     steps.finish()
+
+
+def _validate_for_delete(call: Call[Conf]) -> bool:
+    """Would ADD accept the configuration? If not, that is logged. Raises NoRoom."""
+    try:
+        return _validate(call)
+    except NoRoom:
+        raise
+    except CNIError as error:
+        call.log(f"host-local: the configuration is not valid, which DEL passes over: {error}")
+        return False
 
 
 def _release_all(call: Call[Conf], steps: Steps) -> None:

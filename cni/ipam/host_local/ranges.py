@@ -162,13 +162,17 @@ class RangeSet(NamedTuple):
         return sorted(holes)
 
 
+class NoRoom(CNIError):
+    """A result of this version has no room for the addresses."""
+
+
 def canonical_sets(
     configured: list[list[RangeConf]], version: str, multiple: bool, exclude: Sequence[str] = ()
 ) -> list[RangeSet]:
     """The range sets, checked, in the given order: the index of a set is its id on disk.
 
     `exclude` is of all of them. `multiple` tells whether cniVersion `version` allows more than one
-    address of a family. Raises CNIError in the reference's words.
+    address of a family. Raises CNIError in the reference's words; NoRoom if it does not.
     """
     if not configured:
         raise CNIError(
@@ -182,7 +186,7 @@ def canonical_sets(
             raise error.wrapped(f"invalid range set {index}: ") from None
     v4 = sum(each.is_v4 for each in sets)
     if max(v4, len(sets) - v4) > 1 and not multiple:
-        raise CNIError(
+        raise NoRoom(
             f"CNI version {version} does not support more than 1 address per family",
             "use cniVersion 0.3.0 or later, or one range set with several ranges",
         )

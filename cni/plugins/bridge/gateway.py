@@ -8,7 +8,7 @@ from _socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
 from ...call import Call
-from ...kernel import address, link
+from ...kernel import address, link, route
 from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
@@ -47,19 +47,37 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
         ) from None
 
 
-def add_default_routes(result: Result) -> None:
+def add_default_routes(ipam: Result) -> None:
     """For `isDefaultGateway`: add a default route for each family that has a gateway.
 
-    A default route that IPAM gives is enough, also one without a gateway, which goes via the same.
-    As in the reference, one via another gateway takes precedence.
+    A default route that IPAM gives is enough, if it goes via a gateway of this bridge, or names
+    none. Raises CNIError for one via another gateway: only one of the two can be wanted.
     """
     for family in (AF_INET, AF_INET6):
-        via = next((ip.gateway for ip in result.ips if ip.prefix.family == family), None)
-        if not via:
+        gateways = [ip.gateway for ip in ipam.ips if ip.gateway and ip.prefix.family == family]
+        if not gateways:
             continue
         default = configure.default_route(family)
-        if not any(not e.table and Prefix.parse(e.dst) == default for e in result.routes):
-            result.routes.append(config.Route(dst=str(default), gw=via))
+        given = [entry for entry in ipam.routes if _is_default(entry, default)]
+        own = {parse_ip(gateway) for gateway in gateways}
+        for other in (entry.gw for entry in given if entry.gw):
+            if parse_ip(other) not in own:
+                raise _disagreement(default, gateways[0], other)
+        if not given:
+            ipam.routes.append(config.Route(dst=str(default), gw=gateways[0]))
+
+
+def _is_default(entry: config.Route, default: Prefix) -> bool:
+    """Is this `default` in the main routing table?"""
+    return entry.table in (None, 0, route.TABLE_MAIN) and Prefix.parse(entry.dst) == default
+
+
+def _disagreement(default: Prefix, gateway: str, other: str) -> CNIError:
+    return CNIError(
+        f"isDefaultGateway and the routes of ipam disagree: {default} via {gateway} or via {other}",
+        "leave out isDefaultGateway (isGateway alone puts the gateway's address on the bridge), or "
+        f"the route to {default} in the routes of ipam",
+    )
 
 
 def set_up(

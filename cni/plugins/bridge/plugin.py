@@ -138,14 +138,14 @@ def add(call: Call[Conf]) -> Result:
         ipam = None
         if want.ipam and not needs_link(want.ipam):
             # IPAM first: it fails most often, and then nothing else has to be undone.
-            ipam = call.ipam_add(want.ipam)
+            ipam = _allocate(call, want)
         bridge = _ensure_bridge(call, host, want)
         if want.conf.macspoofchk:
             _prepare_spoofcheck(call, host, bridge, mac)
         outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
         if needs_link(want.ipam):
-            ipam = call.ipam_add(want.ipam)
+            ipam = _allocate(call, want)
         result = Result(
             interfaces=[
                 Interface(name=bridge.name, mac=bridge.mac),
@@ -171,6 +171,21 @@ def add(call: Call[Conf]) -> Result:
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
     return result
+
+
+def _allocate(call: Call[Conf], want: Settings) -> Result:
+    """What IPAM gives, with the gateways and default routes that the configuration asks for.
+
+    Raises CNIError.
+    """
+    ipam = call.ipam_add(want.ipam)
+    for ip in ipam.ips:
+        ip.interface = 2
+        if want.gateway and not ip.gateway:
+            ip.gateway = format_ip(ip.prefix.nth(1))
+    if want.conf.is_default_gateway:
+        gateway.add_default_routes(ipam)
+    return ipam
 
 
 def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
@@ -256,12 +271,6 @@ def _connect_layer3(
     want: Settings,
 ) -> None:
     """Set up the gateway, the container's addresses and routes, and masquerading."""
-    for ip in result.ips:
-        ip.interface = 2
-        if want.gateway and not ip.gateway:
-            ip.gateway = format_ip(ip.prefix.nth(1))
-    if want.conf.is_default_gateway:
-        gateway.add_default_routes(result)
     if want.gateway:
         offered = config.means(want.ipam, "dhcp")
         gateway.set_up(
@@ -295,21 +304,11 @@ def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Delete the link, release the address, remove the rules; every step runs.
-
-    Only if the link cannot be deleted the address stays reserved, until the next DEL.
-    """
-    conf = call.conf
-    ipam = conf.ipam.type
+    """Delete the link, release the address, remove the rules; every step runs."""
     steps = Steps()
-    if needs_link(ipam):
-        steps.run(call.delegate, ipam)
-    if veth.delete(call, steps) and ipam and not needs_link(ipam):
-        steps.run(call.delegate, ipam)
-    if conf.macspoofchk:
+    veth.delete(call, steps)
+    if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
         _unprotect_mac(call)
-    if ipam and conf.ip_masq:
-        steps.run(masquerade.delete, call)
     steps.finish()
 
 
@@ -330,20 +329,18 @@ def _spoof_ref(call: Call[Any]) -> str:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove links, rules and leases of this network whose attachment is not in `keep`."""
-    conf = call.conf
     steps = Steps()
-    kept = frozenset(owner.alias_key for owner in call.owners(keep))
-    with Netlink() as host:
-        collected = steps.run(veth.collect, host, call.network, kept)
-        if conf.macspoofchk:
-            from . import spoofcheck
-
-            steps.run(spoofcheck.gc, {device.name for device in link.list_all(host)})
-    if collected is not None:
-        call.collect_ipam(conf.ipam.type, steps)
-    if conf.ip_masq:
-        steps.run(masquerade.gc, call, keep)
+    veth.gc(call, keep, steps)
+    if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
+        steps.run(_collect_spoofchecks)
     steps.finish()
+
+
+def _collect_spoofchecks() -> None:
+    from . import spoofcheck
+
+    with Netlink() as host:
+        spoofcheck.gc({device.name for device in link.list_all(host)})
 
 
 def status(call: Call[Conf]) -> None:

@@ -79,8 +79,7 @@ def _mode(conf: Conf) -> int:
 def delete(call: Call[Conf]) -> None:
     """Delete the interface, then release the address; every step runs without the master."""
     steps = Steps()
-    if call.conf.host_shim:
-        steps.run(host_shim.disconnect, call)
+    steps.run(host_shim.disconnect, call)  # whatever hostShim says now: it was asked for by the ADD
     steps.run(sublink.delete, call, "macvlan")
     steps.finish()
 
@@ -88,8 +87,7 @@ def delete(call: Call[Conf]) -> None:
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Call the IPAM plugin's GC; the kernel deletes the interfaces with their namespaces."""
     steps = Steps()
-    if call.conf.host_shim:
-        steps.run(host_shim.collect, call, keep)
+    steps.run(host_shim.collect, call, keep)
     steps.run(sublink.gc, call, keep)
     steps.finish()
 

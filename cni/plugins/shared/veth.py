@@ -15,9 +15,12 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...owner import Owner, network_group, network_key
+from ...protocol import config
 from ...protocol.errors import CNIError
+from ...protocol.request import Attachment
 from ...protocol.result import Interface
 from . import unlink
+from .unlink import needs_link
 
 # How many names are tried for the host's end when the first one is taken.
 ATTEMPTS = 10
@@ -190,8 +193,34 @@ def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str,
 # --- DEL ------------------------------------------------------------------------------------------
 
 
-def delete(call: Call[Any], steps: Steps) -> bool:
-    """Delete the attachment's pair, as steps of a DEL; False if it is known to be there still.
+def delete(call: Call[Any], steps: Steps, *, ipam_required: bool = False) -> None:
+    """Delete the pair, release the address, stop masquerading: the steps of a DEL.
+
+    Only if the pair cannot be deleted the address stays reserved, until the next DEL.
+    """
+    ipam = call.conf.ipam.type
+    if needs_link(ipam):
+        steps.run(call.delegate, ipam)
+    gone = _delete_pair(call, steps)
+    if gone and (ipam or ipam_required) and not needs_link(ipam):
+        steps.run(call.delegate, ipam)
+    if asked_for(call, "ipMasq", call.conf.ip_masq):
+        from . import masquerade  # bandwidth, which uses this module too, needs none
+
+        steps.run(masquerade.delete, call)
+
+
+def asked_for(call: Call[Any], key: str, now: bool) -> bool:
+    """In DEL and GC: is this key set (`now`), or was it for an ADD whose rules have to go?
+
+    The configuration may be another one by now, or broken.
+    """
+    kept = call.forgotten.intents if call.forgotten is not None else []
+    return now or any(config.lookup(intent.config, key) for intent in kept)
+
+
+def _delete_pair(call: Call[Any], steps: Steps) -> bool:
+    """Delete the attachment's pair; False if it is known to be there still.
 
     The pair goes by the name and the alias of its host end, which the container cannot change: for
     that the container's namespace is not needed. A pair of the reference bears no mark.
@@ -283,6 +312,22 @@ def _are_pair(outer: Link, inner: Link) -> bool:
 
 
 # --- GC -------------------------------------------------------------------------------------------
+
+
+def gc(call: Call[Any], keep: frozenset[Attachment], steps: Steps) -> None:
+    """Remove pairs, leases and masquerading of attachments not in `keep`: the steps of a GC.
+
+    The addresses stay reserved if not all pairs could be deleted.
+    """
+    kept = frozenset(owner.alias_key for owner in call.owners(keep))
+    with Netlink() as host:
+        collected = steps.run(collect, host, call.network, kept)
+    if collected is not None:
+        call.collect_ipam(call.conf.ipam.type, steps)
+    if asked_for(call, "ipMasq", call.conf.ip_masq):
+        from . import masquerade  # as above
+
+        steps.run(masquerade.gc, call, keep)
 
 
 def collect(host: Netlink, network: str, keep: frozenset[str]) -> int:
