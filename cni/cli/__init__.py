@@ -5,11 +5,29 @@ from __future__ import annotations
 import os
 import sys
 
+# Command -> where the function is that makes it, the section of `cni --help` that has it, and what
+# the help and tab completion say of it. The module is loaded when the command is used.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "add": ("commands:add", "Attach", "Attach a namespace to a network."),
+    "check": ("commands:check", "Attach", "Check that an attachment is as `add` left it."),
+    "del": ("commands:delete", "Attach", "Detach a namespace or container."),
+    "gc": ("commands:gc", "Attach", "Delete attachments whose namespace is gone."),
+    "ipam": ("ipam:ipam", "See", "Show, check and release addresses of host-local."),
+    "plugins": ("plugins:plugins", "See", "Show the plugins in this file."),
+    "status": ("commands:status", "Judge", "Ask whether a container could be attached now."),
+    "dhcp": ("dhcp:dhcp", "Node", "Run the DHCP daemon, or show its leases."),
+    "install": ("install:install", "Node", "Install the plugins."),
+    "reload": ("reload:reload", "Node", "Make flushed packet filter rules again."),
+    "serve": ("serve:serve", "Node", "Answer plugin requests without starting Python."),
+    "uninstall": ("install:uninstall", "Node", "Remove what `install` made."),
+    "completion": ("completion:completion", "Node", "Print a shell's completion script."),
+}
+
 
 def main(argv: list[str]) -> int:
     """Run the command line with the arguments after the program's name: the exit code.
 
-    0 done, 1 failed, 2 wrong usage, 130 interrupted. Raises nothing.
+    They are listed in errors.EXIT_CODES. Raises nothing.
     """
     try:
         _open_standard_files()
@@ -26,9 +44,9 @@ def main(argv: list[str]) -> int:
 def _run(argv: list[str]) -> int:
     import click
 
-    from . import output
-    from .commands import cli
+    from . import formats, output
     from .completion import VARIABLE
+    from .group import cli
 
     try:
         code = cli.main(argv, prog_name="cni", complete_var=VARIABLE, standalone_mode=False)
@@ -38,7 +56,7 @@ def _run(argv: list[str]) -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        output.click_exception(error)
+        output.click_exception(error, formats.asked_for(argv))
         return error.exit_code
     except BrokenPipeError:
         return _discard_stdout()

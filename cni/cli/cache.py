@@ -40,6 +40,11 @@ class Attachment(NamedTuple):
     args: tuple[tuple[str, str], ...] = ()
     capability_args: dict[str, Any] | None = None
 
+    @property
+    def name(self) -> str:
+        """``<network>/<container id>/<interface>``."""
+        return f"{self.network}/{self.container_id}/{self.ifname}"
+
 
 class Outcome(NamedTuple):
     """An ADD's result and the version in which the plugin printed it."""

@@ -12,15 +12,9 @@ import click
 
 from cni.protocol.errors import CNIError
 
-from . import cache, conflist, output
-from .completion import Namespace, Network, completion
-from .dhcp import dhcp
-from .install import install, uninstall
-from .ipam import ipam
-from .plugins import plugins
-from .reload import reload
+from . import cache, conflist, errors, formats, output
+from .completion import Namespace, Network
 from .runtime import Interrupts, Runtime
-from .serve import serve
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLUGIN_DIRECTORY = "/opt/cni/bin"
@@ -34,43 +28,6 @@ class Job(NamedTuple):
     runtime: Runtime
 
 
-def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        from . import version
-
-        output.line(version.text())
-        context.exit()
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_version,
-    help="Print version, build, interpreter and machine, and exit.",
-)
-def cli() -> None:
-    """Attach network namespaces to networks, and look after the CNI plugins in this file.
-
-    \b
-    NETWORK  name of a network that is configured in NETCONFPATH (/etc/cni/net.d)
-    NETNS    path of a network namespace, for example /run/netns/blue
-    \b
-    Environment, as for cnitool:
-      NETCONFPATH  directory with network configurations
-      CNI_PATH     directories with plugins, separated by colons
-      CNI_ARGS     K=V;K2=V2 for the plugins
-      CAP_ARGS     JSON object: capability -> value
-      CNI_IFNAME   the interface's name in the namespace (eth0)
-    """  # noqa: D301 - click wants the control character
-
-
-for _command in (completion, dhcp, install, ipam, plugins, reload, serve, uninstall):
-    cli.add_command(_command)
-
-
 def _netns(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
     if parameter.required and not value:
         raise click.BadParameter("is empty; give the path of a network namespace")
@@ -80,7 +37,7 @@ def _netns(_context: click.Context, parameter: click.Parameter, value: str | Non
 def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in (
-            click.option("--json", "as_json", is_flag=True, help="JSON, also on a terminal."),
+            formats.options,
             click.option(
                 "--cache-dir",
                 default=cache.DEFAULT_DIRECTORY,
@@ -98,19 +55,19 @@ def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
     return decorate
 
 
-@cli.command()
+@click.command()
 @_attachment_options(needs_netns=True)
 def add(network: str, netns: str, **options: Any) -> None:
     """Attach the namespace to the network, and print the result."""
 
     def work(job: Job) -> None:
         outcome = job.runtime.add(job.network, job.attachment)
-        output.added(outcome, job.attachment, options["as_json"])
+        output.added(outcome, job.attachment, formats.current())
 
     _run(work, network, netns, f"to take away what is there: cni del {network} {netns}", **options)
 
 
-@cli.command()
+@click.command()
 @_attachment_options(needs_netns=True)
 def check(network: str, netns: str, **options: Any) -> None:
     """Check that the attachment is as `add` left it."""
@@ -124,7 +81,7 @@ def check(network: str, netns: str, **options: Any) -> None:
     _run(work, network, netns, f"make it anew: cni del, then cni add {network} {netns}", **options)
 
 
-@cli.command("del")
+@click.command("del")
 @_attachment_options(needs_netns=True)
 def delete(network: str, netns: str, **options: Any) -> None:
     """Detach the namespace from the network; the namespace may be gone."""
@@ -137,7 +94,7 @@ def delete(network: str, netns: str, **options: Any) -> None:
     _run(work, network, netns, "the result is kept: put the cause right and try again", **options)
 
 
-@cli.command()
+@click.command()
 @_attachment_options(needs_netns=False)
 @click.option(
     "--keep",
@@ -158,7 +115,7 @@ def gc(network: str, netns: str, keep: tuple[str, ...], **options: Any) -> None:
     _run(work, network, netns, "the rest was collected; put the cause right, try again", **options)
 
 
-@cli.command()
+@click.command()
 @_attachment_options(needs_netns=False)
 def status(network: str, netns: str, **options: Any) -> None:
     """Ask the network's plugins whether they could attach a container now."""
@@ -185,7 +142,6 @@ def _run(
     *,
     ifname: str | None,
     cache_dir: str,
-    as_json: bool,
 ) -> None:
     """Load the network and call `work`; a failure becomes a message and the exit code.
 
@@ -200,8 +156,7 @@ def _run(
             loaded = True
             work(job)
     except CNIError as problem:
-        output.error(problem, _hint(hint, netns) if loaded else "", as_json)
-        context.exit(1)
+        raise errors.Failed(problem, _hint(hint, netns) if loaded else "") from None
     except KeyboardInterrupt:
         output.line(f"interrupted; {hint}" if loaded and hint else "interrupted", err=True)
         context.exit(130)

@@ -7,7 +7,7 @@ import os
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from . import conflist, output
+from . import conflist, formats, output
 
 VARIABLE = "_CNI_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -15,6 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
+@formats.options
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
     """Print the completion script of a shell.
@@ -29,7 +30,9 @@ def completion(context: click.Context, shell: str) -> None:
         raise click.ClickException(f"this build of click does not know {shell}")
     script = kind(context.find_root().command, {}, "cni", VARIABLE)
     # Not source(): for bash that runs a bash to ask its version.
-    output.line(script.source_template % script.source_vars())
+    text = script.source_template % script.source_vars()
+    if not formats.data({"shell": shell, "script": text}):
+        output.line(text)
 
 
 class Network(click.ParamType[str]):

@@ -7,11 +7,21 @@ from typing import Any
 import click
 
 from cni.ipam.dhcp import rpc
-from cni.protocol.errors import CNIError
 
-from . import output
+from . import formats
+from .table import Column, Table
 
 _ANY = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+_COLUMNS = (
+    Column("ADDRESS"),
+    Column("STATE"),
+    Column("RENEW", drop=2),
+    Column("EXPIRES"),
+    Column("NETWORK", cut="end"),
+    Column("CONTAINER", cut="end", least=12),
+    Column("IFNAME", drop=1),
+    Column("MAC", drop=3),
+)
 
 
 @click.group()
@@ -38,32 +48,26 @@ def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
     type=click.Path(),
     help="The daemon's socket.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def leases(path: str, as_json: bool) -> None:
+@formats.options
+def leases(path: str) -> None:
     """Show the leases the daemon holds: what, whose, in which state, and for how long."""
-    try:
-        rows = rpc.call(path, "DHCP.Leases", {}, timeout=10)
-    except CNIError as problem:
-        output.error(problem, as_json=as_json)
-        click.get_current_context().exit(1)
-    if as_json:
-        output.json(rows)
-        return
-    table = [("ADDRESS", "STATE", "RENEW", "EXPIRES", "NETWORK", "CONTAINER", "IFNAME", "MAC")]
+    rows = rpc.call(path, "DHCP.Leases", {}, timeout=10)
+    cells = []
     for row in sorted(rows, key=lambda r: (r["network"], r["containerID"], r["ifname"])):
-        table.append(
+        cells.append(
             (
                 str(row.get("address", "-")),
                 str(row["state"]),
                 _duration(row, "t1"),
                 _duration(row, "expires"),
                 str(row["network"]),
-                str(row["containerID"])[:13],
+                str(row["containerID"]),
                 str(row["ifname"]),
                 str(row["mac"]),
             )
         )
-    output.table(table)
+    names = [str(row.get("address", "-")) for row in rows]
+    formats.present(rows, rows=Table(_COLUMNS, cells), names=names)
 
 
 def _duration(row: dict[str, Any], key: str) -> str:

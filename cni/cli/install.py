@@ -15,7 +15,7 @@ from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
 
-from . import output
+from . import formats, output
 
 _BIN_DIR = click.option(
     "--bin-dir",
@@ -35,7 +35,6 @@ _SERVICE = click.option(
     is_flag=True,
     help=f"Also the systemd units of the server, in {install_units.DIRECTORY} or --units.",
 )
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 
 
 @click.command()
@@ -46,14 +45,13 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print a JSON objec
 @click.option(
     "--client-only", is_flag=True, help="Without Python: requests go to a server in a container."
 )
-@_JSON
+@formats.options
 def install(
     bin_dir: Path,
     python: str | None,
     units: Path | None,
     service: bool,
     client_only: bool,
-    as_json: bool,
 ) -> None:
     """Install the plugins: this file and one link for each.
 
@@ -61,7 +59,7 @@ def install(
     comes back with `cni uninstall`.
     """
     if client_only and (python or units or service):
-        raise click.UsageError("--client-only goes with --bin-dir and --json only")
+        raise click.UsageError("--client-only goes with --bin-dir, -o and --json only")
     wanted = [units / name for name in install_units.RULES] if units else []
     if service:
         wanted += [(units or install_units.DIRECTORY) / name for name in install_units.SERVER]
@@ -78,14 +76,14 @@ def install(
     except InstallError as error:
         raise click.ClickException(str(error)) from error
     runs = f"runs with {report.python}" if report.python else "needs a server (cni serve)"
-    _show(report, as_json, f"cni {report.build} is in {report.bin_dir} and {runs}")
+    _show(report, f"cni {report.build} is in {report.bin_dir} and {runs}")
 
 
 @click.command()
 @_BIN_DIR
 @_UNITS
-@_JSON
-def uninstall(bin_dir: Path, units: Path | None, as_json: bool) -> None:
+@formats.options
+def uninstall(bin_dir: Path, units: Path | None) -> None:
     """Remove what `cni install` made, and put back what was there before."""
     names = (*install_units.RULES, *install_units.SERVER)
     try:
@@ -94,16 +92,15 @@ def uninstall(bin_dir: Path, units: Path | None, as_json: bool) -> None:
         raise click.ClickException(str(error)) from error
     nothing = not report.removed and not report.restored
     where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
-    _show(report, as_json, where)
+    _show(report, where)
 
 
 def _absolute(paths: Iterable[Path]) -> list[Path]:
     return [path.absolute() for path in paths]
 
 
-def _show(report: Report, as_json: bool, headline: str) -> None:
-    if as_json:
-        output.json(report.as_dict())
+def _show(report: Report, headline: str) -> None:
+    if formats.data(report.as_dict()):
         return
     output.line(headline)
     lists = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 
@@ -17,16 +16,20 @@ from cni.ipam.host_local.reservation import is_address
 from cni.netns import liveness
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
-from cni.protocol.errors import CNIError
 from cni.protocol.request import check_network_name
 
-from . import cache, conflist, gojson, output
+from . import cache, conflist, errors, formats, gojson, output
 from .completion import Network
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from .table import Column, Table
 
 F = TypeVar("F", bound=Callable[..., Any])
+_COLUMNS = (
+    Column("ADDRESS"),
+    Column("CONTAINER", cut="end", least=12),
+    Column("IFNAME", drop=1),
+    Column("SINCE", drop=2),
+    Column("NAMESPACE"),
+)
 
 
 class Lease(NamedTuple):
@@ -88,7 +91,7 @@ def ipam() -> None:
 
 def _options(function: F) -> F:
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="JSON, also of errors."),
+        formats.options,
         click.option(
             "--cache-dir",
             default=cache.DEFAULT_DIRECTORY,
@@ -110,89 +113,81 @@ def _options(function: F) -> F:
 
 @ipam.command("list")
 @_options
-def list_leases(network: str, as_json: bool, **options: Any) -> None:
+def list_leases(network: str, **options: Any) -> None:
     """Show who holds which address since when, and whether its namespace is there."""
-    with _reporting(as_json):
-        leases = _leases(_reservations(network, **options))
-        if as_json:
-            output.json([each.as_dict() for each in leases])
-            return
-        rows = [("ADDRESS", "CONTAINER", "IFNAME", "SINCE", "NAMESPACE")]
-        for each in leases:
-            container, ifname = gojson.text(each.container_id), gojson.text(each.ifname)
-            since = usage.when(each.since)
-            rows.append((each.address, container, ifname or "-", since, each.state))
-        output.table(rows)
+    leases = _leases(_reservations(network, **options))
+    rows = []
+    for each in leases:
+        container, ifname = gojson.text(each.container_id), gojson.text(each.ifname)
+        since = usage.when(each.since)
+        rows.append((each.address, container, ifname or "-", since, each.state))
+    formats.present(
+        [each.as_dict() for each in leases],
+        rows=Table(_COLUMNS, rows),
+        names=[each.address for each in leases],
+    )
 
 
 @ipam.command()
 @_options
 @click.argument("what", metavar="ADDRESS|CONTAINER", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Also if the container's namespace is there.")
+@click.option("--dry-run", is_flag=True, help="Say what would be released, and change nothing.")
 def release(
-    network: str, what: tuple[str, ...], force: bool, as_json: bool, **options: Any
+    network: str, what: tuple[str, ...], force: bool, dry_run: bool, **options: Any
 ) -> None:
     """Release addresses, or all that a container holds.
 
     Links, routes and rules stay: `cni del` or the runtime takes them away with the address.
     """
-    with _reporting(as_json):
-        held = _reservations(network, **options)
-        leases = _leases(held)
-        chosen = [lease for text in what for lease in _chosen(leases, text, held)]
-        for each in chosen:
-            if each.alive and not force:
-                raise CNIError(
-                    f"{each.address} is in use by {each.holder}",
-                    f"its namespace {each.netns} is there: remove the container, or use --force",
-                )
+    held = _reservations(network, **options)
+    leases = _leases(held)
+    chosen = [lease for text in what for lease in _chosen(leases, text, held)]
+    for each in chosen:
+        if each.alive and not force:
+            raise errors.Refused(
+                f"{each.address} is in use by {each.holder}",
+                f"its namespace {each.netns} is there: remove the container, or use --force",
+            )
+    if not dry_run:
         with open_store(held.data_dir, network) as store:
             for each in chosen:
                 if store.content(each.address) == each.content:
                     store.release(each.address)
-        if as_json:
-            output.json([each.as_dict() for each in chosen])
-        for each in chosen if not as_json else ():
-            output.line(f"released {each.address}, which {each.holder} held")
+    verb = "would release" if dry_run else "released"
+    formats.present(
+        [each.as_dict() for each in chosen],
+        lines=[f"{verb} {each.address}, which {each.holder} held" for each in chosen],
+        names=[each.address for each in chosen],
+    )
 
 
 @ipam.command()
 @_options
-def check(network: str, as_json: bool, **options: Any) -> None:
+def check(network: str, **options: Any) -> None:
     """Look for reservations that should not be, and whether the index agrees with the files.
 
     Exit code 1 if there is anything. A wrong index is removed; the next ADD or DEL makes a new one.
     """
-    with _reporting(as_json):
-        held = _reservations(network, **options)
-        problems = _problems(held)
-        with open_store(held.data_dir, network) as store:
-            wrong = store.index_differences()
-            if wrong:
-                store.distrust()
-                problems += [f"index: {text}" for text in wrong]
-        if as_json:
-            output.json(
-                {"problems": [gojson.text(text) for text in problems], "indexed": wrong == []}
-            )
-        else:
-            output.done(f"{network}: {len(problems) or 'no'} problems")
-            for text in problems:
-                output.line(text)
-        if problems:
-            click.get_current_context().exit(1)
+    held = _reservations(network, **options)
+    problems = _problems(held)
+    with open_store(held.data_dir, network) as store:
+        wrong = store.index_differences()
+        if wrong:
+            store.distrust()
+            problems += [f"index: {text}" for text in wrong]
+    texts = [gojson.text(text) for text in problems]
+    formats.done(
+        {"problems": texts, "indexed": wrong == []}, f"{network}: {len(problems) or 'no'} problems"
+    )
+    if not formats.is_data():
+        for text in problems:
+            output.line(text)
+    if problems:
+        click.get_current_context().exit(1)
 
 
 # --- finding out ---
-
-
-@contextmanager
-def _reporting(as_json: bool) -> Iterator[None]:
-    try:
-        yield
-    except CNIError as problem:
-        output.error(problem, as_json=as_json)
-        click.get_current_context().exit(1)
 
 
 def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
@@ -221,7 +216,7 @@ def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Rese
         network, data_dir or configured, ranges, cache.Cache(os.path.abspath(cache_dir))
     )
     if not os.path.isdir(held.path):
-        raise CNIError(
+        raise errors.NotFound(
             f"no reservations of network {network}",
             f"there is no directory {held.path}; --data-dir names another one for its parent",
         )
@@ -262,7 +257,7 @@ def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
     except InvalidAddress:
         chosen = [each for each in leases if each.container_id == text]
     if not chosen:
-        raise CNIError(
+        raise errors.NotFound(
             f"nothing is reserved for {text} in {held.network}",
             f"`cni ipam list {held.network}` shows what is, from {held.path}",
         )
@@ -294,7 +289,10 @@ def _problems(held: Reservations) -> list[str]:
         if each.earlier_boot or each.alive is False:
             gone = f"{each.netns or 'a namespace'}, which is gone"
             why = "an earlier boot" if each.earlier_boot else gone
-            problems.append(f"{each.address}: {each.holder} was of {why}; release it, or run GC")
+            problems.append(
+                f"{each.address}: {each.holder} was of {why}; release it with "
+                f"`cni ipam release {held.network} {each.address}`"
+            )
         index = next((i for i, r in enumerate(held.ranges or ()) if r.contains(packed)), None)
         if index is None:
             if held.ranges is not None:

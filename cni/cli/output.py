@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from cni.protocol.result import IPConfig, Result, encode_json
 
 from . import gojson
 from .cache import Attachment, Outcome
+from .table import COLOURS, Table, cell_width, padded
 
 
 def is_terminal() -> bool:
@@ -76,8 +78,11 @@ def exception(error: BaseException) -> None:
     line("".join(traceback.format_exception(error)).rstrip(), err=True)
 
 
-def click_exception(error: click.ClickException) -> None:
-    """A wrong usage or a failure, as click words it, on stderr."""
+def click_exception(error: click.ClickException, form: str = "") -> None:
+    """A wrong usage or a failure, as click words it, on stderr; as data, its object on stdout."""
+    if form in ("json", "yaml"):
+        document({"code": 4 if error.exit_code == 2 else 999, "msg": error.format_message()}, form)
+        return
     text = io.StringIO()
     error.show(text)
     line(text.getvalue().rstrip("\n"), err=True)
@@ -98,13 +103,30 @@ def json(value: Any) -> None:
     write(encode_json(value) + b"\n")
 
 
-def added(outcome: Outcome, attachment: Attachment, as_json: bool) -> None:
+def document(value: Any, form: str) -> None:
+    """`value` as a document: `form` is json or yaml."""
+    if form == "json":
+        json(value)
+        return
+    from . import yaml
+
+    # Quoted in YAML means quoted in JSON: what a terminal would obey is escaped in the same way.
+    write(yaml.encode(value).encode())
+
+
+def added(outcome: Outcome, attachment: Attachment, form: str = "") -> None:
     """ADD's result: exactly the JSON object a plugin prints, or lines for a person."""
-    if as_json or not is_terminal():
+    if form == "yaml":
+        document(outcome.as_dict(), form)
+        return
+    if form == "name":
+        line(attachment.name)
+        return
+    if form == "json" or not is_terminal():
         write(encode_json(outcome.as_dict()))
         return
     done(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
-    line(_columns([*_summary(outcome.result), ("container", attachment.container_id)]))
+    line(columns([*_summary(outcome.result), ("container", attachment.container_id)]))
 
 
 def done(text: str) -> None:
@@ -119,21 +141,42 @@ def waiting() -> None:
         line("waiting for another cni that works on the same container", err=True)
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows in columns; the first row is the heading."""
-    line(_columns(rows, indent=""))
+def table(content: Table, *, wide: bool = False) -> None:
+    """A table: on a terminal in its width, and with colours; `wide`: with all columns."""
+    cells = [[printable(cell, keep="") for cell in row] for row in content.rows]
+    width = terminal_width() if is_terminal() else None
+    columns, rows = fitted = Table(content.columns, cells).fitted(width, wide=wide)
+    widths = fitted.widths()
+    heading = [column.title for column in columns]
+    styles = [_bold] + [_state_colour] * len(rows)
+    for row, style in zip([heading, *rows], styles, strict=True):
+        text = ""
+        for cell, size, column in zip(row, widths, columns, strict=True):
+            text += padded(cell, size, column.right).replace(cell, style(cell), 1) + "  "
+        _echo(text)
 
 
-def error(problem: CNIError, hint: str = "", as_json: bool = False) -> None:
-    """An error on stderr; with `as_json` its object on stdout as well.
+def terminal_width() -> int:
+    """Columns of the terminal; COLUMNS decides, if it is set."""
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def _echo(text: str) -> None:
+    """A line that was escaped already, without spaces at its end."""
+    click.echo(text.rstrip(), color=True)
+
+
+def error(problem: CNIError, hint: str = "", form: str = "") -> None:
+    """An error on stderr; in the form of data (json, yaml) its object on stdout instead.
 
     A person gets what failed, why, and what to do next on lines of their own.
     """
-    if as_json:
+    if form in ("json", "yaml"):
         body: dict[str, Any] = {"code": problem.code, "msg": gojson.text(problem.msg)}
         if problem.details:
             body["details"] = gojson.text(problem.details)
-        json(body)
+        document(body, form)
+        return
     if sys.stderr is None or not sys.stderr.isatty():
         line(str(problem), err=True)
         return
@@ -185,16 +228,35 @@ def _address(ip: IPConfig, result: Result) -> str:
     return f"{text}, gateway {ip.gateway}" if ip.gateway else text
 
 
+def has_colour() -> bool:
+    """Does stdout show colours, and are they wanted?"""
+    return is_terminal() and not _is_plain()
+
+
+def _is_plain() -> bool:
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM", "dumb") == "dumb"
+
+
 def _red(text: str) -> str:
-    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
-    return text if plain else click.style(text, fg="red", bold=True)
+    return text if _is_plain() else click.style(text, fg="red", bold=True)
 
 
-def _columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+def _bold(text: str) -> str:
+    return click.style(text, bold=True) if has_colour() else text
+
+
+def _state_colour(text: str) -> str:
+    """A cell that is a state, in the colour of that state."""
+    colour = COLOURS.get(text)
+    return click.style(text, fg=colour) if colour and has_colour() else text
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Lines of rows whose cells are below each other, without heading."""
     rows = [[printable(cell, keep="") for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    widths = [max(cell_width(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = [padded(cell, width, False) for cell, width in zip(row, widths, strict=True)]
         lines.append((indent + "  ".join(cells)).rstrip())
     return "\n".join(lines)

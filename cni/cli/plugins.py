@@ -9,11 +9,21 @@ import click
 
 from cni import dispatch
 
-from . import output
+from . import formats
+from .table import Column, Table
 
 VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
 # Plugins that change an interface that another plugin has made.
 META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sample", "sbr", "tuning", "vrf"})
+
+
+_COLUMNS = (
+    Column("NAME"),
+    Column("KIND"),
+    Column("VERBS", cut="end", drop=1),
+    Column("SPEC", drop=2),
+    Column("ABOUT", cut="end", least=24),
+)
 
 
 class Entry(NamedTuple):
@@ -62,16 +72,17 @@ def _entry(name: str, plugin: dispatch.Plugin) -> Entry:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
-def plugins(as_json: bool) -> None:
+@formats.options
+def plugins() -> None:
     """Show the plugins in this file."""
     all_entries = entries()
-    if as_json:
-        output.json([entry.as_dict() for entry in all_entries])
-        return
-    rows = [("NAME", "KIND", "VERBS", "SPEC", "ABOUT")]
+    rows = []
     for entry in all_entries:
         verbs = "?" if entry.verbs is None else " ".join(entry.verbs)
         spec = f"{entry.versions[0]} - {entry.versions[-1]}"
         rows.append((entry.name, entry.kind, verbs, spec, entry.problem or entry.about))
-    output.table(rows)
+    formats.present(
+        [entry.as_dict() for entry in all_entries],
+        rows=Table(_COLUMNS, rows),
+        names=[entry.name for entry in all_entries],
+    )

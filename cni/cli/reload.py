@@ -11,7 +11,7 @@ from cni import dispatch, intent
 from cni.intent import Intent
 from cni.protocol.errors import CNIError
 
-from . import output
+from . import errors, formats, output
 
 STATE_OPTION = click.option(
     "--state-dir",
@@ -45,24 +45,23 @@ class Outcome(NamedTuple):
 
 @click.command()
 @STATE_OPTION
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@formats.options
 @click.option(
     "--watch", "watching", is_flag=True, help="Stay, and do it whenever firewalld reloads."
 )
-def reload(state_dir: str, as_json: bool, watching: bool) -> None:
+def reload(state_dir: str, watching: bool) -> None:
     """Make the plugins' packet filter rules again.
 
     Use it after `nft flush ruleset` or a restart of the firewall. Rules that are still there stay
     as they are. Containers need not be restarted, and may start meanwhile.
     """
+    errors.require_root("make rules of the packet filter")
     if watching:
-        if as_json:
-            raise click.UsageError("--json and --watch exclude each other")
+        if formats.current():
+            raise click.UsageError("--watch goes without -o and --json")
         _watch(state_dir)
     outcomes = reload_all(state_dir)
-    if as_json:
-        output.json([outcome.as_dict() for outcome in outcomes])
-    else:
+    if not formats.data([outcome.as_dict() for outcome in outcomes]):
         _print(outcomes)
     if any(outcome.state == "failed" for outcome in outcomes):
         raise SystemExit(1)

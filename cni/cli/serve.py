@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import click
 
-from . import output
+from . import errors, formats, output
 
 SOCKET = "/run/cni/cni.sock"
 
@@ -36,6 +37,7 @@ def default_workers() -> int:
     is_flag=True,
     help="Also for clients in other mount namespaces.",
 )
+@formats.options
 def serve(
     path: str,
     status: bool,
@@ -51,10 +53,11 @@ def serve(
     The installed plugins connect to it by themselves; without it they work as well, only slower.
     """
     if status:
-        output.line(_status(path))
+        text = _status(path)
+        if not formats.data(json.loads(text)):
+            output.line(text)
         return
-    if os.geteuid() != 0:
-        raise click.ClickException("only root can serve: the plugins change the node's network")
+    errors.require_root("serve: the plugins change the node's network")
     from cni.server.status import describe
     from cni.server.supervisor import Options, Supervisor
     from cni.server.worker import Limits

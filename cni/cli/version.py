@@ -9,14 +9,26 @@ from cni import __version__, artifact, dispatch
 from cni._build import ID
 
 
+def facts() -> dict[str, str]:
+    """The same for programs."""
+    machine = os.uname()
+    return {
+        "version": __version__,
+        "build": ID,
+        "plugins": dispatch.full_version(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "interpreter": "embedded" if artifact.embedded() else sys.executable or "path unknown",
+        "system": f"{machine.sysname} {machine.release}",
+        "machine": machine.machine,
+    }
+
+
 def text() -> str:
     """Four lines; the first is `cni VERSION (build ID)`."""
-    machine = os.uname()
-    python = ".".join(map(str, sys.version_info[:3]))
-    where = "embedded" if artifact.embedded() else sys.executable or "path unknown"
+    fact = facts()
     return (
-        f"cni {__version__} (build {ID})\n"
-        f"plugins: {dispatch.full_version()}\n"
-        f"interpreter: Python {python} ({where})\n"
-        f"machine: {machine.sysname} {machine.release}, {machine.machine}"
+        f"cni {fact['version']} (build {fact['build']})\n"
+        f"plugins: {fact['plugins']}\n"
+        f"interpreter: Python {fact['python']} ({fact['interpreter']})\n"
+        f"machine: {fact['system']}, {fact['machine']}"
     )

@@ -122,7 +122,7 @@ def test_release(node: Node) -> None:
 def test_release_of_what_is_in_use(node: Node) -> None:
     node.add("a", "/proc/self/ns/net")
     for what in ("a", "10.0.0.2"):
-        error = node.json("release", "net", what, code=1)
+        error = node.json("release", "net", what, code=5)
         assert error["msg"] == "10.0.0.2 is in use by a/eth0"
         assert "--force" in error["details"]
     assert node.held() == {"10.0.0.2", "fd00::2"}
@@ -133,7 +133,7 @@ def test_release_of_what_is_in_use(node: Node) -> None:
 def test_release_of_nothing(node: Node) -> None:
     node.add("a")
     for what in ("nobody", "10.0.0.77"):
-        error = node.json("release", "net", "a", what, code=1)
+        error = node.json("release", "net", "a", what, code=3)
         assert error["msg"] == f"nothing is reserved for {what} in net"
     assert node.held() == {"10.0.0.2", "fd00::2"}  # all or nothing
 
@@ -176,7 +176,7 @@ def test_check_finds_a_wrong_index(node: Node) -> None:
 def test_without_a_configuration(node: Node) -> None:
     node.add("a")
     (node.root / "net.d" / "1.conflist").unlink()
-    error = node.json("list", "net", code=1)
+    error = node.json("list", "net", code=3)
     assert error["msg"] == "no reservations of network net"
     assert len(node.json("list", "net", "--data-dir", str(node.data))) == 2
     error = node.json("list", "../etc", code=1)
@@ -212,7 +212,7 @@ def test_who_lives_is_told_by_the_namespace(
         problems = node.json("check", "net", code=1)["problems"]
         assert sum("is gone; release it" in text for text in problems) == 4
         assert node.run("release", "net", "dead", "without-cache")[0] == 0
-        assert "alive" in node.json("release", "net", "alive", code=1)["msg"]
+        assert "alive" in node.json("release", "net", "alive", code=5)["msg"]
     finally:
         subprocess.run(["umount", path], check=True)
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 import cni.cli
 from cni import startup_error
-from cni.cli import gojson, main, output
+from cni.cli import formats, gojson, main, output
 from cni.cli.cache import Attachment, Outcome
+from cni.cli.table import Column, Table
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
 
@@ -84,15 +85,16 @@ def terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_every_way_to_print(capfd: pytest.CaptureFixture[str], bad: str) -> None:
     raw = {"interfaces": [{"name": f"x{bad.encode(errors='replace').decode()}", "sandbox": "/n"}]}
     result = Outcome(Result.parse(raw, "1.0.0"), "1.0.0")
-    for as_json in (False, True):
-        output.added(result, Attachment("c", f"n{bad}", f"i{bad}", f"/n{bad}"), as_json)
-        output.error(CNIError(f"msg {bad}", f"details {bad}"), f"hint {bad}", as_json)
+    for form in ("", *formats.FORMATS):
+        output.added(result, Attachment("c", f"n{bad}", f"i{bad}", f"/n{bad}"), form)
+        output.error(CNIError(f"msg {bad}", f"details {bad}"), f"hint {bad}", form)
+        output.click_exception(click.UsageError(bad), form)
     output.done(f"done {bad}")
-    output.table([("A", "B"), (bad, f"x{bad}")])
-    output.json({f"k{bad}": bad})
+    output.table(Table([Column("A"), Column("B")], [(bad, f"x{bad}")]))
+    for form in ("json", "yaml"):
+        output.document({f"k{bad}": [bad]}, form)
     output.plugin_stderr(f"line {bad}\n".encode(errors="replace"))
     output.exception(ValueError(bad))
-    output.click_exception(click.UsageError(bad))
     text = printed(capfd)
     assert shown(text.replace("\x1b[0m", "")), ascii(text)
 
@@ -111,7 +113,7 @@ def test_a_line_break_in_a_message_begins_no_line_of_ours(
 
 
 def test_a_table_has_a_line_a_row(capfd: pytest.CaptureFixture[str]) -> None:
-    output.table([("NAME", "X"), ("a\nb\tc", "1")])
+    output.table(Table([Column("NAME"), Column("X")], [("a\nb\tc", "1")]))
     assert printed(capfd) == "NAME     X\na\\nb\\tc  1\n"
 
 
@@ -176,7 +178,7 @@ def test_completion_offers_no_such_name(tmp_path: Path) -> None:
 def test_there_is_no_other_way_to_print() -> None:
     """Of the command line's modules only `output` writes to stdout and stderr."""
     ways = {"echo", "secho", "print", "show"}
-    for path in Path(cni.cli.__file__).parent.glob("*.py"):
+    for path in Path(cni.cli.__file__).parent.rglob("*.py"):
         if path.name == "output.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cni.cli.commands import cli
+from cni.cli.group import cli
 from cni.cli.serve import SOCKET
 from cni.intent import STATE_DIR
 from cni.ipam.host_local.plugin import DATA_DIR

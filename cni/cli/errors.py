@@ -1,0 +1,91 @@
+"""How a command can fail, and with which exit code (docs/cli.md, "Exit codes").
+
+    CNIError ── CommandError ─┬─ NotFound 3       ├─ Refused 5
+                              ├─ Ambiguous 4      └─ NotPermitted 6
+
+A plugin's error is a CNIError; its own code decides the exit code only where scripts care: 11, 50
+and 51.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cni.protocol.errors import CNIError
+
+# Exit code -> what it means: the table of docs/cli.md, which a test compares.
+EXIT_CODES = {
+    0: "done",
+    1: "failed: a plugin or the kernel refused, or what was checked is not as it should be",
+    2: "wrong usage",
+    3: "not found: no such network, container, pod, address or namespace, or nothing is attached",
+    4: "ambiguous: several containers, attachments or pods fit; the error lists them",
+    5: "refused, because it would harm what is in use: `--force` or `--yes` allows it",
+    6: "not permitted: run it as root",
+    11: "try again later: another process holds a lock for too long",
+    50: "STATUS: no new container can be attached now",
+    51: "STATUS: no new container can be attached now, and those that run may be cut off",
+    130: "interrupted (Ctrl-C): the running plugin finished, no other was started. A second "
+    "Ctrl-C does not wait",
+}
+_KEPT = frozenset({11, 50, 51})
+
+
+class CommandError(CNIError):
+    """A command cannot do what it was told."""
+
+    exit_code = 1
+
+
+class NotFound(CommandError):
+    """What was named is not there."""
+
+    exit_code = 3
+
+
+class Ambiguous(CommandError):
+    """What was named may be one of several."""
+
+    exit_code = 4
+
+
+class Refused(CommandError):
+    """It would harm what is in use, and nobody has said that it may."""
+
+    exit_code = 5
+
+
+class NotPermitted(CommandError):
+    """The process may not look, or may not change what it has to change."""
+
+    exit_code = 6
+
+
+class Failed(Exception):
+    """An error, and what to do next."""
+
+    def __init__(self, problem: CNIError, hint: str = "") -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+        self.hint = hint
+
+
+def exit_code(problem: CNIError) -> int:
+    """The exit code for an error."""
+    if isinstance(problem, CommandError):
+        return problem.exit_code
+    return problem.code if problem.code in _KEPT else 1
+
+
+def require_root(what: str) -> None:
+    """Raises NotPermitted unless the process is root (in its user namespace)."""
+    if os.geteuid() != 0:
+        raise NotPermitted(f"only root can {what}", "run it as root, for example with sudo")
+
+
+def unreadable(path: str, error: OSError) -> CommandError:
+    """The error for a file or directory that cannot be read."""
+    reason = (error.strerror or str(error)).lower()
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"cannot read {path}: {reason}", "run it as root")
+    return CommandError(f"cannot read {path}: {reason}")

@@ -1,0 +1,127 @@
+"""The options `-o` and `--json`, which every command has: in which form a command prints.
+
+A command gives its result once, as a value that JSON can hold, and beside it what a person reads:
+
+    @formats.options
+    def ls() -> None:
+        formats.present(value, table=rows, names=[…])
+
+Without the options a person gets the table or the lines. Errors come in the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from . import output, table
+
+F = TypeVar("F", bound=Callable[..., Any])
+FORMATS = ("json", "yaml", "name", "wide")
+_KEY = "cni.cli.format"
+
+
+def options(function: F) -> F:
+    """Give a command the options ``-o/--output FORMAT`` and ``--json``."""
+    for option in (
+        click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_choose_json,
+            help="The same as -o json.",
+        ),
+        click.option(
+            "-o",
+            "--output",
+            metavar="FORMAT",
+            type=click.Choice(FORMATS),
+            expose_value=False,
+            is_eager=True,
+            callback=_choose,
+            help="json, yaml, name (one name a line) or wide (nothing is left out). Errors too.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def _choose(context: click.Context, _: click.Parameter, value: str | None) -> None:
+    if value:
+        context.meta[_KEY] = value
+
+
+def _choose_json(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    _choose(context, parameter, "json" if value else None)
+
+
+def current() -> str:
+    """The form that was asked for: one of FORMATS, or "" for a person."""
+    context = click.get_current_context(silent=True)
+    return context.meta.get(_KEY, "") if context is not None else ""
+
+
+def is_data() -> bool:
+    """Is it JSON or YAML?"""
+    return current() in ("json", "yaml")
+
+
+def asked_for(arguments: list[str]) -> str:
+    """The form that a command line asks for, also one that click cannot parse."""
+    for at, argument in enumerate(arguments):
+        if argument == "--":
+            break
+        if argument == "--json":
+            return "json"
+        for option in ("--output=", "-o"):
+            value = argument.removeprefix(option)
+            if value != argument and value in FORMATS:
+                return value
+        if argument in ("-o", "--output") and arguments[at + 1 : at + 2] != []:
+            value = arguments[at + 1]
+            return value if value in FORMATS else ""
+    return ""
+
+
+def data(value: Any) -> bool:
+    """Print `value` if JSON or YAML was asked for. Was it?"""
+    if not is_data():
+        return False
+    output.document(value, current())
+    return True
+
+
+def present(
+    value: Any,
+    *,
+    lines: Iterable[str] = (),
+    rows: table.Table | None = None,
+    names: Iterable[str] = (),
+) -> None:
+    """Print a result in the form that was asked for: `value` as data, `names` one a line, or else
+    `lines` and the table `rows` for a person.
+    """
+    if data(value):
+        return
+    if current() == "name":
+        for name in names:
+            output.line(name)
+        return
+    for line in lines:
+        output.line(line)
+    if rows is not None:
+        output.table(rows, wide=current() == "wide")
+
+
+def done(value: Any, text: str, names: Iterable[str] = ()) -> None:
+    """Print that a command has done its work: data if asked for, else a line on a terminal."""
+    if data(value):
+        return
+    if current() == "name":
+        for name in names:
+            output.line(name)
+        return
+    output.done(text)

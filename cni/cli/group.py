@@ -1,0 +1,98 @@
+"""The group of all commands: loads the module of a command when the command is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from cni.protocol.errors import CNIError
+
+from . import COMMANDS, errors, formats, output
+
+_SECTIONS = dict.fromkeys(section for _, section, _ in COMMANDS.values())
+
+
+class LazyGroup(click.Group):
+    """Commands by the table in cni/cli/__init__.py."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        place, _, summary = COMMANDS[name]
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(import_module(f".{module}", __package__), attribute)
+        command.short_help = summary
+        return command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except errors.Failed as failure:
+            output.error(failure.problem, failure.hint, formats.current())
+            context.exit(errors.exit_code(failure.problem))
+        except CNIError as problem:
+            output.error(problem, "", formats.current())
+            context.exit(errors.exit_code(problem))
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The summaries by section, without loading any command."""
+        width = max(map(len, COMMANDS))
+        for section in _SECTIONS:
+            rows = [
+                (name.ljust(width), summary)
+                for name, (_, where, summary) in COMMANDS.items()
+                if where == section
+            ]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+    def shell_complete(
+        self, context: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Names and summaries, without loading any command."""
+        items = [
+            click.shell_completion.CompletionItem(name, help=COMMANDS[name][2])
+            for name in sorted(COMMANDS)
+            if name.startswith(incomplete)
+        ]
+        return items + click.Command.shell_complete(self, context, incomplete)
+
+
+def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from . import version
+
+    if not formats.data(version.facts()):
+        output.line(version.text())
+    context.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@formats.options
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_version,
+    help="Print version, build, interpreter and machine, and exit.",
+)
+def cli() -> None:
+    """Attach network namespaces to networks, show what is attached, and look after the plugins.
+
+    \b
+    NETWORK  name of a network that is configured in NETCONFPATH (/etc/cni/net.d)
+    NETNS    path of a network namespace, for example /run/netns/blue
+    \b
+    Environment, as for cnitool:
+      NETCONFPATH  directory with network configurations
+      CNI_PATH     directories with plugins, separated by colons
+      CNI_ARGS     K=V;K2=V2 for the plugins
+      CAP_ARGS     JSON object: capability -> value
+      CNI_IFNAME   the interface's name in the namespace (eth0)
+    """  # noqa: D301 - click wants the control character
