@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gc": ("commands:gc", "Attach", "Delete attachments whose namespace is gone."),
     "ipam": ("ipam:ipam", "See", "Show, check and release addresses of host-local."),
     "plugins": ("plugins:plugins", "See", "Show the plugins in this file."),
+    "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),
+    "schema": ("schema:schema_command", "Judge", "Print the JSON Schema of configurations."),
     "status": ("commands:status", "Judge", "Ask whether a container could be attached now."),
     "dhcp": ("dhcp:dhcp", "Node", "Run the DHCP daemon, or show its leases."),
     "install": ("install:install", "Node", "Install the plugins."),

@@ -39,7 +39,7 @@ _INT64 = 1 << 63
 
 def decode(data: bytes) -> Any:
     """The document in `data`. Raises ValueError with the words of Go for what is no JSON."""
-    return _Reader(data.decode("utf-8", "replace")).document()
+    return Reader(data.decode("utf-8", "replace")).document()
 
 
 def repeated(data: bytes) -> list[tuple[str, str]]:
@@ -47,13 +47,17 @@ def repeated(data: bytes) -> list[tuple[str, str]]:
 
     ``{"a": {"b": 1, "b": 2}}`` gives ``("a", "b")``. Raises ValueError, as decode.
     """
-    reader = _Reader(data.decode("utf-8", "replace"))
+    reader = Reader(data.decode("utf-8", "replace"))
     reader.document()
     return reader.repeated
 
 
-class _Reader:
-    """One document; `at` is the position in its text, `repeated` as the function says."""
+class Reader:
+    """One document; `at` is the position in its text, `repeated` as the function says.
+
+    The methods that read a token are for other readers, too: each begins at `at`, moves it behind
+    the token, and raises ValueError at what Go refuses.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -62,17 +66,17 @@ class _Reader:
 
     def document(self) -> Any:
         value = self._value()
-        self._skip_space()
+        self.skip_space()
         if self.at < len(self.text):
-            raise self._invalid("after top-level value")
+            raise self.invalid("after top-level value")
         return value
 
     def _value(self) -> Any:
         """A value with all that is below it; the objects and lists that are open are a stack."""
         stack: list[_Open] = []
         while True:
-            self._skip_space()
-            opening = self._peek()
+            self.skip_space()
+            opening = self.peek()
             if opening in ("{", "["):
                 if len(stack) == GO_DEPTH:
                     raise ValueError("exceeded max depth")
@@ -84,7 +88,7 @@ class _Reader:
                     self._key(stack[-1])
                     continue
             else:
-                value = self._scalar()
+                value = self.scalar()
             while True:  # until something is left to be read, or the whole is complete
                 if not stack:
                     return value
@@ -98,19 +102,19 @@ class _Reader:
 
     def _closes(self, opened: _Open) -> bool:
         """Is an object or list empty? Then its end is read."""
-        self._skip_space()
-        if self._peek() != opened.end:
+        self.skip_space()
+        if self.peek() != opened.end:
             return False
         self.at += 1
         return True
 
     def _continues(self, opened: _Open) -> bool:
         """Read the comma, and an object's next key; or the end."""
-        self._skip_space()
-        mark = self._peek()
+        self.skip_space()
+        mark = self.peek()
         if mark not in (",", opened.end):
             what = "object key:value pair" if opened.end == "}" else "array element"
-            raise self._invalid(f"after {what}")
+            raise self.invalid(f"after {what}")
         self.at += 1
         if mark == opened.end:
             return False
@@ -120,32 +124,32 @@ class _Reader:
     def _key(self, opened: _Open) -> None:
         if opened.end == "]":
             return
-        self._skip_space()
-        if self._peek() != '"':
-            raise self._invalid("looking for beginning of object key string")
-        opened.key = self._string()
-        self._skip_space()
-        if self._peek() != ":":
-            raise self._invalid("after object key")
+        self.skip_space()
+        if self.peek() != '"':
+            raise self.invalid("looking for beginning of object key string")
+        opened.key = self.string()
+        self.skip_space()
+        if self.peek() != ":":
+            raise self.invalid("after object key")
         self.at += 1
 
-    def _scalar(self) -> Any:
-        first = self._peek()
+    def scalar(self) -> Any:
+        first = self.peek()
         if first == '"':
-            return self._string()
+            return self.string()
         if first == "-" or first in _DIGITS:
             return self._number()
         for text, value in _LITERALS:
             if self.text.startswith(text, self.at):
                 self.at += len(text)
                 return value
-        raise self._invalid("looking for beginning of value")
+        raise self.invalid("looking for beginning of value")
 
     def _number(self) -> int | float:
         start = self.at
-        if self._peek() == "-":
+        if self.peek() == "-":
             self.at += 1
-        if self._peek() == "0":
+        if self.peek() == "0":
             self.at += 1
         else:
             self._digits()
@@ -170,19 +174,19 @@ class _Reader:
         while self.at < len(self.text) and self.text[self.at] in _DIGITS:
             self.at += 1
         if self.at == start:
-            raise self._invalid("in numeric literal")
+            raise self.invalid("in numeric literal")
 
-    def _string(self) -> str:
+    def string(self) -> str:
         self.at += 1
         parts: list[str] = []
         while True:
             start = self.at
             while self.at < len(self.text) and self.text[self.at] not in '"\\':
                 if self.text[self.at] < " ":
-                    raise self._invalid("in string literal")
+                    raise self.invalid("in string literal")
                 self.at += 1
             parts.append(self.text[start : self.at])
-            mark = self._peek()
+            mark = self.peek()
             self.at += 1
             if mark == '"':
                 break
@@ -190,28 +194,28 @@ class _Reader:
         return _without_surrogates("".join(parts))
 
     def _escape(self) -> str:
-        mark = self._peek()
+        mark = self.peek()
         if mark != "u":
             if mark not in _ESCAPES:
-                raise self._invalid("in string escape code")
+                raise self.invalid("in string escape code")
             self.at += 1
             return _ESCAPES[mark]
         code = self.text[self.at + 1 : self.at + 5]
         if len(code) < 4 or any(digit not in _HEX for digit in code):
-            raise self._invalid("in \\u hexadecimal character escape")
+            raise self.invalid("in \\u hexadecimal character escape")
         self.at += 5
         return chr(int(code, 16))
 
-    def _skip_space(self) -> None:
+    def skip_space(self) -> None:
         while self.at < len(self.text) and self.text[self.at] in _SPACE:
             self.at += 1
 
-    def _peek(self) -> str:
+    def peek(self) -> str:
         if self.at >= len(self.text):
             raise ValueError("unexpected end of JSON input")
         return self.text[self.at]
 
-    def _invalid(self, where: str) -> ValueError:
+    def invalid(self, where: str) -> ValueError:
         if self.at >= len(self.text):
             return ValueError("unexpected end of JSON input")
         return ValueError(f"invalid character {self.text[self.at]!r} {where}")

@@ -7,17 +7,14 @@ the page must have: by number (`docs/spec/common.md §6.2`), by its heading in q
 
 from __future__ import annotations
 
-import importlib
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple
 
-import msgspec
 import pytest
 
 from cni.dispatch import TABLE, WINDOWS
-from cni.protocol.config import NetConf
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("cni", "deploy", "docs", "launcher", "tests", "tools")
@@ -182,34 +179,6 @@ def test_every_plugin_has_its_pages() -> None:
     for folder in ("plugins", "spec"):
         names = {each.stem for each in (ROOT / "docs" / folder).glob("*.md")}
         assert {*TABLE, *WINDOWS} <= names
-
-
-def keys_of(kind: Any, found: set[str]) -> set[str]:
-    """The keys of a Struct, and of all Structs in it, folded as they are matched."""
-    for each in (kind, *get_args(kind)):
-        if isinstance(each, type) and issubclass(each, msgspec.Struct):
-            for field in msgspec.structs.fields(each):
-                found.add(field.encode_name)
-                keys_of(field.type, found)
-        elif each is not kind:
-            keys_of(each, found)
-    return found
-
-
-@pytest.mark.parametrize("name", sorted({**TABLE, **WINDOWS}))
-def test_a_plugins_page_has_its_keys(name: str) -> None:
-    """Every key that the plugin reads, and none that it does not read."""
-    text = (ROOT / "docs" / "plugins" / f"{name}.md").read_text()
-    tables = re.findall(r"^\| key \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
-    cells = [line.split(" | ")[0] for table in tables for line in table.splitlines()]
-    shown = {each for cell in cells for each in re.findall(r"`([^`]+)`", cell)}
-    last = {each.rpartition(".")[2].lower() for each in shown} - {"*", "mac", "ip", "gateway"}
-    conf = importlib.import_module({**TABLE, **WINDOWS}[name].module).Conf
-    assert last <= keys_of(conf, set())
-    own = {field.encode_name for field in msgspec.structs.fields(conf)}
-    unsaid = own - {field.encode_name for field in msgspec.structs.fields(NetConf)}
-    mentioned = {each.lower() for each in re.findall(r"[\w.]+", text)}
-    assert unsaid <= {part for each in mentioned for part in (each, *each.split("."))}
 
 
 def test_the_house_has_all_rooms() -> None:

@@ -1,0 +1,202 @@
+"""Keys of bridge."""
+
+from __future__ import annotations
+
+from .common import ARG_MAC, BACKEND, IPAM, OVERRIDING_DNS, RUNTIME_MAC, args, runtime
+from .model import Flag, Key, Many, Number, Plugin, Record, Rule, Text
+
+_TRUNK = Record(
+    (
+        Key("minID", Number(1, 4094), "first VLAN of a range", absent="no range", example=10),
+        Key("maxID", Number(1, 4094), "last VLAN of the range", absent="no range", example=20),
+        Key("id", Number(1, 4094), "a single VLAN", absent="none", example=42),
+    )
+)
+
+PLUGIN = Plugin(
+    name="bridge",
+    place="main",
+    about="connects the container to a Linux bridge by a veth pair",
+    keys=(
+        Key(
+            "bridge",
+            Text("interface"),
+            "name of the bridge, which is made if it is missing",
+            default="cni0",
+            example="br0",
+        ),
+        IPAM,
+        Key(
+            "isGateway",
+            Flag(),
+            "the bridge gets the gateway's address; packets are forwarded",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "isDefaultGateway",
+            Flag(),
+            "implies `isGateway`; the container's default route leads to the bridge; a default "
+            "route of IPAM through the same gateway is the same route, one through another gateway an "
+            "error",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "forceAddress",
+            Flag(),
+            "replace a conflicting address of the bridge",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "ipMasq",
+            Flag(),
+            "masquerade packets that leave the subnet",
+            default=False,
+            example=True,
+        ),
+        BACKEND,
+        Key(
+            "mtu",
+            Number(68, 65535, or_zero=True),
+            "MTU of the pair, and of a bridge that is made; 0: the kernel's default",
+            default=0,
+            example=1400,
+        ),
+        Key(
+            "hairpinMode",
+            Flag(),
+            "the bridge may send a frame back through the port that it came from",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "promiscMode",
+            Flag(),
+            "the bridge is promiscuous; not together with `hairpinMode`",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "vlan",
+            Number(0, 4094),
+            "access VLAN of the port; 0: none",
+            default=0,
+            example=100,
+        ),
+        Key(
+            "vlanTrunk",
+            Many(_TRUNK),
+            "tagged VLANs of the port",
+            absent="none",
+            example=[{"minID": 10, "maxID": 20}, {"id": 42}],
+        ),
+        Key(
+            "preserveDefaultVlan",
+            Flag(),
+            "keep VLAN 1 on the port beside these",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "macspoofchk",
+            Flag(),
+            "drop frames whose source is not the container's MAC (nftables)",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "enabledad",
+            Flag(),
+            "the container detects duplicate IPv6 addresses",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "portIsolation",
+            Flag(),
+            "the port exchanges frames only with ports that are not isolated",
+            default=False,
+            example=True,
+        ),
+        Key(
+            "disableContainerInterface",
+            Flag(),
+            "leave the container's end down; not together with `ipam`",
+            default=False,
+            example=True,
+        ),
+        OVERRIDING_DNS,
+        args(
+            Key(
+                "mac",
+                Text("mac"),
+                "MAC address of the container's interface; `runtimeConfig.mac` wins",
+                absent="none",
+                example="02:00:00:00:00:05",
+            )
+        ),
+        runtime(RUNTIME_MAC),
+    ),
+    args=(ARG_MAC,),
+    rules=(
+        Rule(
+            ("promiscMode", "hairpinMode"),
+            lambda get: get("hairpinMode") and get("promiscMode"),
+            "hairpinMode and promiscMode cannot be used together",
+            "remove one of them",
+        ),
+        Rule(
+            ("disableContainerInterface", "ipam"),
+            lambda get: get("disableContainerInterface") and get("ipam.type"),
+            "disableContainerInterface cannot be used with ipam",
+            "remove one of them",
+        ),
+        Rule(
+            ("preserveDefaultVlan",),
+            lambda get: get("preserveDefaultVlan") and not get("vlan") and get("vlanTrunk") is None,
+            "preserveDefaultVlan has no effect without vlan or vlanTrunk",
+            is_warning=True,
+        ),
+        Rule(
+            ("ipMasqBackend",),
+            lambda get: get("ipMasqBackend") and not get("ipMasq"),
+            "ipMasqBackend has no effect without ipMasq",
+            "set ipMasq to true",
+            is_warning=True,
+        ),
+        Rule(
+            ("ipMasq",),
+            lambda get: get("ipMasq") and not get("ipam.type"),
+            "ipMasq has no effect without ipam",
+            is_warning=True,
+        ),
+        Rule(
+            ("ipMasq",),
+            lambda get: (
+                get("ipMasq")
+                and get("ipam.type")
+                and not get("isGateway")
+                and not get("isDefaultGateway")
+            ),
+            "ipMasq masquerades nothing unless the node forwards the container's packets",
+            "set isGateway to true, if the node is to be the gateway",
+            is_warning=True,
+        ),
+        Rule(
+            ("isDefaultGateway", "isGateway"),
+            lambda get: (get("isGateway") or get("isDefaultGateway")) and not get("ipam.type"),
+            "a gateway without ipam has no address",
+            is_warning=True,
+        ),
+    ),
+    example={
+        "type": "bridge",
+        "bridge": "cni0",
+        "isDefaultGateway": True,
+        "ipMasq": True,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/24"}]]},
+    },
+    modules=("bridge", "veth"),
+)

@@ -1,0 +1,281 @@
+"""Keys that several plugins have, and those of a network configuration list."""
+
+from __future__ import annotations
+
+from cni.protocol.config import VERSIONS
+
+from .model import Anything, Flag, IpamRecord, Key, Many, Number, Record, Table, Text
+
+_MAC_MEANING = "MAC address of the container's interface"
+
+DNS = Record(
+    (
+        Key(
+            "nameservers",
+            Many(Text("address")),
+            "addresses of name servers",
+            absent="none",
+            example=["192.0.2.53"],
+        ),
+        Key("domain", Text(), "the local domain", absent="none", example="example.org"),
+        Key(
+            "search",
+            Many(Text()),
+            "domains to look up short names in",
+            absent="none",
+            example=["example.org"],
+        ),
+        Key(
+            "options",
+            Many(Text()),
+            "options of the resolver, as in resolv.conf(5)",
+            absent="none",
+            example=["ndots:2"],
+        ),
+    )
+)
+
+ROUTE = Record(
+    (
+        Key(
+            "dst",
+            Text("prefix"),
+            "destination of the route",
+            required=True,
+            example="10.1.0.0/16",
+        ),
+        Key(
+            "gw",
+            Text("address"),
+            "next hop",
+            absent="the gateway of the address, of the same family",
+            example="10.1.2.1",
+        ),
+        Key("mtu", Number(), "MTU of the route", default=0, example=1400),
+        Key("advmss", Number(), "TCP segment size to advertise", default=0, example=1360),
+        Key("priority", Number(), "metric; 0: the kernel's", default=0, example=100),
+        Key("table", Number(), "routing table", absent="the main table", example=100),
+        Key("scope", Number(0, 255), "scope of the route", absent="the kernel's", example=253),
+    )
+)
+
+IPAM = Key(
+    "ipam",
+    IpamRecord(),
+    "the IPAM plugin (`type`) and its keys",
+    absent="the interface gets no address",
+    example={"type": "host-local", "subnet": "10.22.0.0/24"},
+)
+
+RESULT_DNS = Key(
+    "dns",
+    DNS,
+    "goes into the result",
+    absent="none",
+    example={"nameservers": ["192.0.2.53"]},
+)
+OVERRIDING_DNS = Key(
+    "dns",
+    DNS,
+    "replaces the DNS settings of IPAM in the result",
+    absent="those of IPAM",
+    example={"nameservers": ["192.0.2.53"]},
+)
+
+BACKEND = Key(
+    "ipMasqBackend",
+    Text(values=("iptables", "nftables")),
+    "how to masquerade",
+    absent="iptables, or nftables where iptables cannot be used",
+    example="nftables",
+)
+
+VETH_MTU = Key(
+    "mtu",
+    Number(68, 65535, or_zero=True),
+    "MTU of both ends; 0: the kernel's default",
+    default=0,
+    example=1400,
+)
+
+ARG_MAC = Key("MAC", Text("mac"), _MAC_MEANING, absent="none", example="02:00:00:00:00:05")
+
+
+def runtime(*keys: Key) -> Key:
+    """`runtimeConfig` with these keys; others belong to other plugins of the list."""
+    return Key(
+        "runtimeConfig",
+        Record(keys, is_open=True),
+        "what the runtime gives for the declared `capabilities`",
+        absent="empty",
+    )
+
+
+def args(*keys: Key) -> Key:
+    """`args.cni` with these keys; beside `cni` stand objects of runtimes."""
+    cni = Key(
+        "cni",
+        Record(keys, is_open=True),
+        "requests in the form of the specification",
+        absent="none",
+    )
+    return Key("args", Record((cni,), is_open=True), "requests for this network", absent="none")
+
+
+RUNTIME_MAC = Key(
+    "mac",
+    Text("mac"),
+    f"{_MAC_MEANING}; wins over the other sources",
+    absent="none",
+    example="02:00:00:00:00:05",
+    capability="mac",
+)
+RANGE_KEYS = (
+    Key(
+        "subnet",
+        Text("prefix"),
+        "the subnet; /30 or larger (IPv6: /126)",
+        required=True,
+        example="10.22.0.0/24",
+    ),
+    Key(
+        "rangeStart",
+        Text("address"),
+        "first address to allocate",
+        absent="the first of the subnet",
+        example="10.22.0.10",
+    ),
+    Key(
+        "rangeEnd",
+        Text("address"),
+        "last address to allocate",
+        absent="the last of the subnet but the broadcast address",
+        example="10.22.0.99",
+    ),
+    Key(
+        "gateway",
+        Text("address"),
+        "goes into the result, and is never allocated",
+        absent="the first address of the subnet",
+        example="10.22.0.1",
+    ),
+    Key(
+        "exclude",
+        Many(Text("span")),
+        "addresses that are never allocated: `10.0.0.5`, `10.0.0.8/29`, `10.0.0.8-10.0.0.11`",
+        default=[],
+        example=["10.22.0.20-10.22.0.29"],
+        beyond=True,
+    ),
+)
+
+PORT_MAPPINGS = Key(
+    "portMappings",
+    Many(
+        Record(
+            (
+                Key("hostPort", Number(1, 65535), "port of the node", required=True, example=8080),
+                Key(
+                    "containerPort",
+                    Number(1, 65535),
+                    "port of the container",
+                    required=True,
+                    example=80,
+                ),
+                Key(
+                    "protocol",
+                    Text("protocol"),
+                    "`tcp`, `udp` or `sctp`",
+                    default="tcp",
+                    example="udp",
+                ),
+                Key(
+                    "hostIP",
+                    Text("address"),
+                    "publish on this address of the node only",
+                    absent="all addresses",
+                    example="192.0.2.7",
+                ),
+            )
+        )
+    ),
+    "the ports to publish",
+    default=[],
+    example=[{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}],
+    capability="portMappings",
+)
+
+# The keys of every plugin's object; those of the second group do not count as settings.
+COMMON = (
+    Key("type", Text(), "name of the plugin", required=True, example="bridge"),
+    Key(
+        "cniVersion",
+        Text(values=VERSIONS),
+        "version of the specification; in a list that of the list counts",
+        default=VERSIONS[0],
+        example="1.0.0",
+    ),
+    Key(
+        "name",
+        Text("network"),
+        "name of the network; in a list that of the list counts",
+        required=True,
+        example="mynet",
+    ),
+    Key(
+        "capabilities",
+        Table(Flag(), "capability"),
+        "what this plugin, or its IPAM plugin, takes from the runtime in `runtimeConfig`",
+        absent="nothing",
+        example={"portMappings": True},
+    ),
+    Key("prevResult", Anything(), "result of the plugins before; the runtime sets it"),
+    Key(
+        "args",
+        Record((), is_open=True),
+        "requests for this network: `cni` is the specification's, others are a runtime's",
+        absent="none",
+    ),
+    runtime(),
+)
+
+LIST = (
+    Key(
+        "cniVersion",
+        Text(values=VERSIONS),
+        "version of the specification that the plugins are called with",
+        default=VERSIONS[0],
+        example="1.0.0",
+    ),
+    Key(
+        "cniVersions",
+        Many(Text()),
+        "versions to choose from: the highest that the runtime knows counts",
+        absent="only `cniVersion`",
+        example=["0.3.1", "1.0.0", "1.1.0"],
+    ),
+    Key("name", Text("network"), "name of the network", required=True, example="mynet"),
+    Key(
+        "disableCheck",
+        Flag(or_text=True),
+        "the runtime does not call CHECK",
+        default=False,
+        example=True,
+    ),
+    Key(
+        "disableGC", Flag(or_text=True), "the runtime does not call GC", default=False, example=True
+    ),
+    Key(
+        "loadOnlyInlinedPlugins",
+        Flag(or_text=True),
+        "do not append the plugins in `<name>/*.conf` beside the file",
+        default=False,
+        example=True,
+    ),
+    Key(
+        "plugins",
+        Many(Record(COMMON, is_open=True)),
+        "the plugins, in the order of ADD",
+        required=True,
+    ),
+)

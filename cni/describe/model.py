@@ -1,0 +1,166 @@
+"""The words of a description.
+
+Plugin ── keys: Key ── kind: Kind ─┬─ Flag, Number, Text, Anything
+├─ args: Key (CNI_ARGS)     ├─ Many, Table     of one kind
+└─ rules: Rule              ├─ Record          of keys
+└─ IpamRecord      of the keys that the IPAM plugin has
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+FIRST = "0.1.0"  # the first release
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be."""
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """true or false; with `or_text` also one of these words in quotation marks, in any case."""
+
+    or_text: bool = False
+
+
+@dataclass(frozen=True)
+class Number(Kind):
+    """An integer from `low` to `high`, both inclusive; None is no bound.
+
+    With `or_zero`, 0 is allowed besides, and means that the key is not given.
+    """
+
+    low: int | None = 0
+    high: int | None = None
+    unit: str = ""
+    or_zero: bool = False
+
+    def allows(self, value: int) -> bool:
+        """Is the number within the bounds?"""
+        if value == 0 and self.or_zero:
+            return True
+        return not (
+            (self.low is not None and value < self.low)
+            or (self.high is not None and value > self.high)
+        )
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A string: one of `values`, if there are any, or of the form that `form` names (forms.py).
+
+    The empty string always means that the key is not given.
+    """
+
+    form: str = ""
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Many(Kind):
+    """A list."""
+
+    of: Kind
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Table(Kind):
+    """An object whose keys are the user's: `name` says what they are, `form` how they look."""
+
+    of: Kind
+    name: str
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Record(Kind):
+    """An object with these keys. With `is_open` any other key may stand beside them."""
+
+    keys: tuple[Key, ...]
+    is_open: bool = False
+
+
+@dataclass(frozen=True)
+class IpamRecord(Kind):
+    """The object `ipam`: `type` names an IPAM plugin, whose description has the other keys.
+
+    `default` is the IPAM plugin of an object without `type`, where there is one.
+    """
+
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class DelegateRecord(Kind):
+    """An object with keys of the main plugin that its `type` names; `default` without one."""
+
+    default: str
+
+
+@dataclass(frozen=True)
+class Anything(Kind):
+    """Any JSON value."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key: `name` as it is written (a plugin takes it in any case).
+
+    `default` is the value that counts when the key is absent; where no value says it, `absent` does
+    in words. `beyond` tells that the reference plugins do not have the key. `capability` is of
+    a key in runtimeConfig: what a configuration declares so that runtimes give it.
+    """
+
+    name: str
+    kind: Kind
+    text: str
+    default: Any = None
+    absent: str = ""
+    example: Any = None
+    required: bool = False
+    beyond: bool = False
+    since: str = FIRST
+    capability: str = ""
+
+
+Get = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What keys have to do with each other. `broken` is given a function that looks up a value.
+
+    The function takes a path (``ipam.type``), and gives None for a key that is absent. The finding
+    is placed at the first of `keys` that the document has.
+    """
+
+    keys: tuple[str, ...]
+    broken: Callable[[Get], Any]
+    message: str
+    advice: str = ""
+    is_warning: bool = False
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin. `place` is where it stands: ``main`` makes an interface, ``chained`` follows one
+    that does, ``ipam`` is named in the `ipam` of another.
+
+    `example` is its object in a list (of an IPAM plugin: the object `ipam`), and valid. `modules`
+    are the kernel modules that it needs, one of each group.
+    """
+
+    name: str
+    place: str
+    about: str
+    keys: tuple[Key, ...]
+    example: dict[str, Any]
+    args: tuple[Key, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    modules: tuple[str, ...] = ()
+    system: str = field(default="linux")

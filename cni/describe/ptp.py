@@ -1,0 +1,59 @@
+"""Keys of ptp."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .common import BACKEND, IPAM, OVERRIDING_DNS, VETH_MTU
+from .model import Flag, Key, Plugin, Rule, Text
+
+PLUGIN = Plugin(
+    name="ptp",
+    place="main",
+    about="connects the container to the node by a veth pair with routes",
+    keys=(
+        replace(
+            IPAM,
+            text="each address needs a gateway, which goes to the node's end",
+            required=True,
+            absent="",
+        ),
+        Key(
+            "ipMasq",
+            Flag(),
+            "masquerade packets that leave the subnet",
+            default=False,
+            example=True,
+        ),
+        BACKEND,
+        VETH_MTU,
+        Key(
+            "linkType",
+            Text(values=("veth", "netkit")),
+            "netkit needs Linux 6.7; without it veth is used, and stderr says so",
+            default="veth",
+            example="netkit",
+            beyond=True,
+        ),
+        OVERRIDING_DNS,
+    ),
+    rules=(
+        Rule(
+            ("ipMasqBackend",),
+            lambda get: get("ipMasqBackend") and not get("ipMasq"),
+            "ipMasqBackend has no effect without ipMasq",
+            "set ipMasq to true",
+            is_warning=True,
+        ),
+    ),
+    example={
+        "type": "ptp",
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": "10.22.0.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+        },
+    },
+    modules=("veth",),
+)

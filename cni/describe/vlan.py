@@ -1,0 +1,53 @@
+"""Keys of vlan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .common import IPAM, RESULT_DNS
+from .model import Flag, Key, Number, Plugin, Text
+
+PLUGIN = Plugin(
+    name="vlan",
+    place="main",
+    about="makes an 802.1Q interface of a link of the node",
+    keys=(
+        Key(
+            "master",
+            Text("interface"),
+            "the link whose VLAN it is",
+            required=True,
+            example="eth0",
+        ),
+        Key(
+            "vlanId",
+            Number(0, 4094),
+            "a VLAN of a master can have one interface only",
+            default=0,
+            example=5,
+        ),
+        Key(
+            "mtu",
+            Number(),
+            "MTU, at most the master's; 0: the master's",
+            default=0,
+            example=1400,
+        ),
+        Key(
+            "linkInContainer",
+            Flag(),
+            "the master is in the container's namespace",
+            default=False,
+            example=True,
+        ),
+        replace(IPAM, required=True, absent=""),
+        RESULT_DNS,
+    ),
+    example={
+        "type": "vlan",
+        "master": "eth0",
+        "vlanId": 5,
+        "ipam": {"type": "host-local", "subnet": "10.1.5.0/24"},
+    },
+    modules=("8021q",),
+)
