@@ -8,45 +8,58 @@ PYTEST_ARGS ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 VENV_STAMP := $(VENV)/.stamp
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
-SETUP_STAMP := .cache/setup.stamp
+PIP_OPTIONS := --quiet --disable-pip-version-check
 LAB := tools/kernel-lab --mem 3G --timeout 2400
 
 SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 	tools/build.py tools/bundle.lock
 
-# What building and testing need beyond a bare Debian: Python and the libraries; the programs that
-# tests use as judges (nft, iptables, ip, conntrack, tcpdump …); two runtimes and the Go plugins to
-# compare with; DHCP servers and firewalld to work with.
-PACKAGES := python3 python3-venv python3-nftables libnftables1 \
-	nftables iptables iproute2 conntrack tcpdump iputils-ping iputils-arping socat strace ethtool \
-	busybox-static util-linux procps kmod git systemd gcc libc6-dev musl-tools \
-	gcc-mingw-w64-x86-64 wine64 wine \
+# Debian packages, a set for each purpose; a target installs the sets that it needs, as far as they
+# are missing. What they install is neither started nor enabled (tools/setup.sh).
+#
+# build: Python, and a compiler for the native client. demo: what it shows the network with.
+PACKAGES_build := python3 python3-venv python3-nftables gcc musl-tools
+PACKAGES_demo := iproute2 iputils-ping nftables
+PACKAGES_windows := gcc-mingw-w64-x86-64
+# test: the programs that are judges (nft, iptables, ip, conntrack, tcpdump …), the Go plugins, and
+# the DHCP servers and firewalld that plugins work with; wine64 for the Windows plugins.
+PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
+	libnftables1 iptables conntrack tcpdump iputils-arping socat strace ethtool \
+	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
-	podman podman-compose conmon containerd runc containernetworking-plugins
+	containernetworking-plugins
+# runtime: two container runtimes.
+PACKAGES_runtime := podman podman-compose conmon containerd runc
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-windows image install uninstall test test-unit test-build test-netns \
-	test-warm test-lab test-runtime test-all lint format bench demo lock clean distclean
+	test-warm test-lab test-runtime test-release test-all lint format bench demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- preparation -------------------------------------------------------------------------------
 
-setup: $(SETUP_STAMP) ## install the Debian packages that building and testing need (root)
+setup: ## install the Debian packages for building and all tests (root)
+setup: $(foreach set,build test runtime,.cache/setup-$(set).stamp)
 
-$(SETUP_STAMP): Makefile
-	@tools/setup.sh $(PACKAGES)
+.cache/setup-%.stamp: Makefile tools/setup.sh
+	@tools/setup.sh $(PACKAGES_$*)
 	@mkdir -p $(@D) && touch $@
+
+# .cache/env-build has what tools/build.lock lists; env-release likewise.
+.cache/env-%/.stamp: tools/%.lock | .cache/setup-build.stamp
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(PIP_OPTIONS) --only-binary=:all: --require-hashes --requirement $<
+	@touch $@
 
 venv: $(VENV_STAMP) ## make .venv with everything for development
 
 # The nftables binding is on no package index: the environment borrows Debian's.
-$(VENV_STAMP): pyproject.toml tools/dev.lock | $(SETUP_STAMP)
+$(VENV_STAMP): pyproject.toml tools/dev.lock | .cache/setup-build.stamp
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --only-binary=:all: --require-hashes --requirement tools/dev.lock
-	$(PIP) --no-index --no-deps --no-build-isolation --editable .
+	$(RUN) -m pip install $(PIP_OPTIONS) --only-binary=:all: --require-hashes --requirement tools/dev.lock
+	$(RUN) -m pip install $(PIP_OPTIONS) --no-index --no-deps --no-build-isolation --editable .
 	$(RUN) tools/build.py nftables
 	@touch $@
 
@@ -54,13 +67,13 @@ $(VENV_STAMP): pyproject.toml tools/dev.lock | $(SETUP_STAMP)
 
 build: dist/cni ## build dist/cni
 
-dist/cni: $(SOURCES) $(VENV_STAMP)
-	$(RUN) tools/build.py
+dist/cni: $(SOURCES) | .cache/env-build/.stamp
+	.cache/env-build/bin/python tools/build.py
 
-build-windows: $(VENV_STAMP) ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
-	$(RUN) tools/build.py windows
+build-windows: .cache/env-build/.stamp .cache/setup-windows.stamp ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
+	.cache/env-build/bin/python tools/build.py windows
 
-image: dist/cni ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
+image: dist/cni .cache/setup-runtime.stamp ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
 	tools/image.sh "$(IMAGE)" $(BASE)
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
@@ -69,7 +82,7 @@ install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
 uninstall: dist/cni ## take them away again
 	dist/cni uninstall --bin-dir $(BIN_DIR)
 
-lock: $(VENV_STAMP) ## write tools/bundle.lock anew with the newest versions
+lock: $(VENV_STAMP) ## write tools/*.lock anew with the newest versions
 	$(RUN) tools/build.py lock
 
 # --- tests -------------------------------------------------------------------------------------
@@ -79,41 +92,46 @@ RERUNS := $(if $(CI),--reruns 2 --reruns-delay 1)
 PYTEST := $(RUN) -m pytest $(RERUNS)
 # Tests wait more than they work: two workers a processor, in machines of their own.
 PARALLEL := -n auto --dist worksteal
+# What every test needs: the environment, the programs that judge, the built file.
+TESTED := $(VENV_STAMP) .cache/setup-test.stamp dist/cni
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
-test: dist/cni ## the everyday tests: unit, build, network namespaces (root); not the slow ones
+test: $(TESTED) ## the everyday tests: unit, build, network namespaces (root); not the slow ones
 	$(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,unit build netns) $(PYTEST_ARGS)
 
-test-unit: $(VENV_STAMP) ## only the unit tests (no root)
+test-unit: $(VENV_STAMP) .cache/setup-test.stamp ## only the unit tests (no root)
 	$(PYTEST) $(PARALLEL) $(call tests-in,unit) $(PYTEST_ARGS)
 
-test-build: dist/cni ## only the tests of the built file and of installing it
+test-build: $(TESTED) ## only the tests of the built file and of installing it
 	$(PYTEST) $(PARALLEL) $(call tests-in,build) $(PYTEST_ARGS)
 
-test-netns: dist/cni ## only the tests in network namespaces
+test-netns: $(TESTED) ## only the tests in network namespaces
 	$(PYTEST) $(PARALLEL) $(call tests-in,netns) $(PYTEST_ARGS)
 
-test-warm: dist/cni ## the same, not the slow ones, with every plugin run through a server
+test-warm: $(TESTED) ## the same, not the slow ones, with every plugin run through a server
 	CNI_TEST_SERVER=1 $(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)
 
-test-lab: dist/cni ## the tests that need another kernel, in a guest of their own
+test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their own
 	CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
-test-runtime: dist/cni ## containers started by podman and containerd
+test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
+test-release: $(TESTED) .cache/setup-runtime.stamp ## what make installs, and what a release consists of
+	$(PYTEST) --timeout 600 $(call tests-in,release) $(PYTEST_ARGS)
+
 # The largest part last, so that the last summary is its own. All run in any case.
-test-all: dist/cni ## everything, as CI runs it
+test-all: $(TESTED) .cache/setup-runtime.stamp ## everything, as CI runs it
 	@failed=0; for part in test-lab test-warm test-runtime; do \
 		$(MAKE) --no-print-directory $$part || failed=1; done; \
 	$(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
 
-bench: dist/cni ## compare with Debian's Go plugins, and print ratios
+bench: $(TESTED) ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench
 
-demo: dist/cni ## network two namespaces, show them talking, clean up
+demo: dist/cni .cache/setup-demo.stamp ## network two namespaces, show them talking, clean up
 	tools/demo.sh
 
 # --- care --------------------------------------------------------------------------------------

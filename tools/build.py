@@ -427,21 +427,32 @@ def lock() -> None:
 
 
 def lock_tools(versions: dict[str, str], constraints: Path) -> None:
-    """Write tools/dev.lock, for `make venv`, with the bundled versions of the dependencies.
+    """Write the locks of the tools, with the bundled versions of the dependencies.
 
-    With the hashes for all interpreters and machines, of which each environment takes its own.
+    tools/dev.lock is for `make venv`; tools/build.lock and tools/release.lock, for those targets,
+    have the same versions of what they have in common. With the hashes for all interpreters and
+    machines, of which each environment takes its own.
     """
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+    lock_requirements(TOOLS_LOCK, constraints, "--extra", "dev", "pyproject.toml")
+    constraints.write_text("\n".join(PINNED.findall(TOOLS_LOCK.read_text())))
+    for name in ("build", "release"):
+        lock_requirements(ROOT / f"tools/{name}.lock", constraints, f"tools/{name}.in")
+
+
+def lock_requirements(target: Path, constraints: Path, *wanted: str) -> None:
+    """Write the lock file `target` for `wanted`, words of pip-compile."""
     options = ["--quiet", "--generate-hashes", "--allow-unsafe", "--strip-extras", "--no-header"]
-    options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--extra", "dev"]
+    options += ["--no-annotate", "--no-emit-index-url", "--no-emit-find-links"]
     options += ["--no-emit-trusted-host", "--rebuild"]
-    TOOLS_LOCK.unlink(missing_ok=True)  # else it would keep the versions that it has
-    run("piptools", "compile", *options, "-c", constraints, "-o", TOOLS_LOCK, "pyproject.toml")
-    TOOLS_LOCK.write_text(TOOLS_HEADER + TOOLS_LOCK.read_text())
+    target.unlink(missing_ok=True)  # else it would keep the versions that it has
+    run("piptools", "compile", *options, "-c", constraints, "-o", target, *wanted)
+    target.write_text(TOOLS_HEADER.format(name=target.stem) + target.read_text())
 
 
+PINNED = re.compile(r"^[\w.-]+==[\w.]+", re.MULTILINE)
 TOOLS_HEADER = """\
-# What development and building need, with the hashes of the files. Written by `make lock`.
+# What the environment for `{name}` has, with the hashes of the files. Written by `make lock`.
 """
 LOCK_HEADER = """\
 # The bundled versions, with the hashes of their wheels. Written by `make lock`.
