@@ -37,8 +37,8 @@ PLUGIN = Plugin(
             "isDefaultGateway",
             Flag(),
             "implies `isGateway`; the container's default route leads to the bridge; a default "
-            "route of IPAM through the same gateway is the same route, one through another gateway an "
-            "error",
+            "route of IPAM through the same gateway is the same route, one through another gateway "
+            "an error",
             default=False,
             example=True,
         ),
