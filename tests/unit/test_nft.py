@@ -154,7 +154,7 @@ def test_run_interrupted() -> None:
 
 def test_run_missing() -> None:
     with pytest.raises(FileNotFoundError):
-        process.run("/nonexistent", ["x"])
+        process.run("/nonexistent/program", ["x"])
 
 
 @pytest.mark.parametrize("path", [None, "", "relative", "/nonexistent"])
