@@ -48,8 +48,15 @@ class Verbs(NamedTuple):
     @classmethod
     def of(cls, module: ModuleType) -> Verbs:
         """Look up what a module has: the one place where that is done by name."""
-        names = ("add", "delete", "check", "gc", "status", "reload")
-        return cls(module.Conf, *(getattr(module, name, None) for name in names))
+        verbs = _verbs.get(module)
+        if verbs is None:
+            names = ("add", "delete", "check", "gc", "status", "reload")
+            verbs = cls(module.Conf, *(getattr(module, name, None) for name in names))
+            _verbs[module] = verbs
+        return verbs
+
+
+_verbs: dict[ModuleType, Verbs] = {}
 
 
 class Call(Generic[C]):

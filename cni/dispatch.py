@@ -430,10 +430,15 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
 
 def _watch_netlink(wanted: bool) -> None:
     """Show what the request says to the kernel, or not any more: a worker serves many requests."""
-    if wanted or "cni.kernel.netlink_debug" in sys.modules:
+    global _netlink_is_watched  # noqa: PLW0603 a fact of the process
+    if wanted or _netlink_is_watched:
         from .kernel import netlink_debug
 
         netlink_debug.install(wanted)
+        _netlink_is_watched = wanted
+
+
+_netlink_is_watched = False
 
 
 def _version_reply(plugin: Plugin) -> bytes:

@@ -27,6 +27,7 @@ _KINDS = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+_KIND = stat.S_IFMT(0xFFFF)  # the bits of st_mode that tell it
 _CHUNK = 1 << 16
 
 
@@ -118,6 +119,18 @@ def open_regular(
     Never waits for anybody. A symbolic link at the end of the path is refused, unless `follow`.
     Raises Unusable for what is no regular file, and OSError as os.open does.
     """
+    return open_and_stat(path, flags, mode, dir_fd=dir_fd, follow=follow)[0]
+
+
+def open_and_stat(
+    path: str,
+    flags: int = os.O_RDONLY,
+    mode: int = 0o600,
+    *,
+    dir_fd: int | None = None,
+    follow: bool = False,
+) -> tuple[int, os.stat_result]:
+    """As `open_regular`: the descriptor, and what fstat(2) says of the file."""
     flags |= _COMMON | _NEVER_WAIT | (0 if follow else _NOFOLLOW)
     try:
         fd = os.open(path, flags, mode, dir_fd=dir_fd)
@@ -128,11 +141,13 @@ def open_regular(
             _check_kind(os.stat(path, dir_fd=dir_fd, follow_symlinks=follow), path)
         raise
     try:
-        _check_kind(os.fstat(fd), path)
+        status = os.fstat(fd)
+        if status.st_mode & _KIND != stat.S_IFREG:
+            _check_kind(status, path)
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, status
 
 
 def _check_kind(status: os.stat_result, path: str) -> None:
@@ -150,17 +165,18 @@ def read(path: str, limit: int, *, dir_fd: int | None = None, follow: bool = Fal
     As `open_regular`: never waits, and follows a symbolic link at the end only with `follow`.
     Raises FileNotFoundError if there is none, Unusable, or OSError.
     """
-    fd = open_regular(path, dir_fd=dir_fd, follow=follow)
+    fd, status = open_and_stat(path, dir_fd=dir_fd, follow=follow)
     try:
-        return read_open(fd, limit, path)
+        return read_open(fd, limit, path, status.st_size)
     finally:
         os.close(fd)
 
 
-def read_open(fd: int, limit: int, path: str = "") -> bytes:
+def read_open(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
     """What is left to read of an open regular file, at most `limit` bytes.
 
-    Raises Unusable (`path` is for its message) if there is more, OSError.
+    `expected` bytes are there according to fstat(2), which says 0 of files of the kernel. Raises
+    Unusable (`path` is for its message) if there is more than `limit`, OSError.
     """
     chunks: list[bytes] = []
     size = 0
@@ -169,4 +185,6 @@ def read_open(fd: int, limit: int, path: str = "") -> bytes:
         size += len(chunk)
         if size > limit:
             raise Unusable(EINVAL, f"is larger than {limit} bytes", path)
+        if size == expected:
+            break  # another read would only find the end
     return b"".join(chunks)

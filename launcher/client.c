@@ -462,6 +462,17 @@ static int routing_socket(int container, int server)
     return sock;
 }
 
+/* Whether the plugin that we were called as does anything in the container: those of IPAM do not. */
+static int works_inside(void)
+{
+    static const char *const ipam[] = {"host-local", "static", "dhcp"};
+    const char *slash = strrchr(self, '/'), *name = slash ? slash + 1 : self;
+    for (size_t i = 0; i < sizeof ipam / sizeof *ipam; i++)
+        if (strcmp(name, ipam[i]) == 0)
+            return 0;
+    return 1;
+}
+
 /* Descriptors of what the worker needs of us. */
 static struct descriptors collect_descriptors(int server)
 {
@@ -472,7 +483,7 @@ static struct descriptors collect_descriptors(int server)
     mine.root = open_cloexec("/", O_PATH | O_DIRECTORY);
     if (path && *path)
         mine.container = open_cloexec(path, O_RDONLY | O_NONBLOCK);
-    if (mine.container >= 0)
+    if (mine.container >= 0 && works_inside())
         mine.routing = routing_socket(mine.container, server);
     if (mine.routing < 0)
         return mine;

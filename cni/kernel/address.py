@@ -24,6 +24,7 @@ IFA_F_DADFAILED = uapi.IFA_F_DADFAILED
 IFA_F_TENTATIVE = uapi.IFA_F_TENTATIVE
 
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_FAMILIES = (bytes((AF_INET,)), bytes((AF_INET6,)))
 
 
 class Address(NamedTuple):
@@ -49,6 +50,8 @@ def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
     """The addresses of a link (0: of all links), of a family (0: of both)."""
     entries = []
     for data in sock.dump(uapi.RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
+        if data[:1] not in _FAMILIES:
+            continue  # other protocols answer, too, if no family is named
         entry = _parse(data)
         if index in (0, entry.index):
             entries.append(entry)

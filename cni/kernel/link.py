@@ -155,6 +155,10 @@ def parse_mac(text: str) -> bytes:
 
 def get(sock: Netlink, name: str | int) -> Link:
     """The link of that name, or index. Raises LinkNotFound, NetlinkError."""
+    return parse(_get(sock, name))
+
+
+def _get(sock: Netlink, name: str | int) -> bytes:
     index = name if isinstance(name, int) else 0
     payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(
         uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS
@@ -165,11 +169,17 @@ def get(sock: Netlink, name: str | int) -> Link:
             uapi.IFLA_IFNAME if len(name.encode()) < uapi.IFNAMSIZ else uapi.IFLA_ALT_IFNAME, name
         )
     try:
-        return parse(sock.get(uapi.RTM_GETLINK, payload))
+        return sock.get(uapi.RTM_GETLINK, payload)
     except NetlinkError as error:
         if error.errno in (ENODEV, ENOENT, ERANGE):
             raise LinkNotFound("Link not found") from None
         raise
+
+
+def index_of(sock: Netlink, name: str) -> int:
+    """The index of the link of that name. Raises as get()."""
+    index: int = nl.unpack(_IFINFO, _get(sock, name))[2]
+    return index
 
 
 def find(sock: Netlink, name: str | int) -> Link | None:

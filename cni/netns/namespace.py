@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from errno import EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -185,9 +185,7 @@ class Namespace:
     def netlink(self) -> Netlink:
         """The routing netlink socket of this namespace: always the same one. Raises OSError."""
         if self._netlink is None:
-            from ..kernel.netlink import Netlink
-
-            self._netlink = Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW))
+            self._netlink = _netlink_of(self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
 
     def subscribe(self, group: int) -> Netlink:
@@ -195,9 +193,7 @@ class Namespace:
 
         Raises OSError.
         """
-        from ..kernel.netlink import Netlink
-
-        return Netlink(sock=self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
+        return _netlink_of(self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
 
     def _borrowed(self) -> Executor:
         if self._executor is not None:
@@ -218,8 +214,17 @@ def same_namespace(path: str) -> bool:
 
 
 def _identity_of(path: str) -> tuple[int, int]:
-    there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
+    there = _stat(path)
     return there.st_dev, there.st_ino
+
+
+def _stat(path: str) -> os.stat_result:
+    """As os.stat; of what was handed over it is asked once."""
+    if path not in _handed:
+        return os.stat(path)
+    if not _handed_status:
+        _handed_status.append(os.fstat(_handed[path]))
+    return _handed_status[0]
 
 
 def _kind(error: OSError) -> type[NetnsError]:
@@ -234,7 +239,8 @@ class Identity(NamedTuple):
 
     The kernel reuses inode numbers. `number` is its own number of the namespace, which it never
     uses again (NS_GET_ID of nsfs.h, Linux 6.18; 0 before). Where that is missing, `pinned` helps:
-    the time (ns) from which the path has been a bind mount of the namespace; 0 if it is none.
+    the time (ns) from which the path has been a bind mount of the namespace. It is 0 if the path is
+    none, and where there is a number.
     """
 
     device: int
@@ -266,26 +272,42 @@ class Identity(NamedTuple):
 def identify(path: str) -> Identity | None:
     """Which network namespace `path` names; None if it names none, or cannot be looked at."""
     try:
-        there = os.stat(path) if path not in _handed else os.fstat(_handed[path])
+        there = _stat(path)
         if there.st_dev != (_home or own_identity())[0]:  # all namespaces are on one device
             return None
-        here = os.lstat(path) if sees(path) else None  # in /proc it is a link
-        number = _number(path)
+        number = _number(_handed[path]) if path in _handed else _number_at(path)
     except (OSError, ValueError):
         return None
-    pinned = here is not None and os.path.samestat(here, there)
+    pinned = not number and _is_mounted(path, there)
     return Identity(there.st_dev, there.st_ino, there.st_ctime_ns if pinned else 0, number)
 
 
-def _number(path: str) -> int:
-    """NS_GET_ID of the namespace at a path; 0 if the kernel has no such call. Raises OSError."""
+def _number_at(path: str) -> int:
+    """As `_number`, of the namespace at a path. Raises OSError."""
     fd = _open(path)
+    try:
+        return _number(fd)
+    finally:
+        os.close(fd)
+
+
+def _number(fd: int) -> int:
+    """NS_GET_ID of an open namespace; 0 if the kernel has no such call."""
     try:
         return int.from_bytes(ioctl(fd, _NS_GET_ID, bytes(8)), sys.byteorder)
     except OSError:
         return 0
-    finally:
-        os.close(fd)
+
+
+def _is_mounted(path: str, there: os.stat_result) -> bool:
+    """Is the path a mount of the namespace `there`?
+
+    In /proc it is a link. To a client of the server the path may be another file than to us.
+    """
+    try:
+        return os.path.samestat(os.lstat(path), there)
+    except (OSError, ValueError):
+        return False
 
 
 def sees(path: str) -> bool:
@@ -327,8 +349,15 @@ _home: tuple[int, int] | None = None
 # In a worker of the server: CNI_NETNS of the request, and the descriptor that the client sent for
 # it. The client may see other mounts than the server does, so the path is not opened again.
 _handed: dict[str, int] = {}
+_handed_status: list[os.stat_result] = []  # of that descriptor, when it was asked for
 # What the client sent with it, until the namespace is opened: a socket, and its offer of jobs.
 _extras: list[tuple[socket | None, ClientJobs | None]] = []
+
+
+def leave_mounts() -> None:
+    """Opening the path that was handed over gives the path itself again; nothing is closed."""
+    _handed.clear()
+    _handed_status.clear()
 
 
 def hand_over(
@@ -340,7 +369,7 @@ def hand_over(
     kernel.netlink.OPTIONS are set; through `client_jobs` the client does small jobs there. The
     first Namespace that is opened owns both.
     """
-    _handed.clear()
+    leave_mounts()
     while _extras:
         _close(*_extras.pop())
     if fd is None:
@@ -358,11 +387,20 @@ def _close(*extras: socket | ClientJobs | None) -> None:
 
 def _take_extras() -> tuple[Netlink | None, ClientJobs | None]:
     routing, client_jobs = _extras.pop() if _extras else (None, None)
-    if routing is None:
-        return None, client_jobs
-    from ..kernel.netlink import Netlink
+    return None if routing is None else _netlink_of(routing), client_jobs
 
-    return Netlink(sock=routing), client_jobs
+
+def _netlink_of(sock: socket, groups: Collection[int] = ()) -> Netlink:
+    """A Netlink of a socket with kernel.netlink.OPTIONS. Raises OSError."""
+    global _netlink_type  # noqa: PLW0603 an import statement takes long even of what is loaded
+    if _netlink_type is None:
+        from ..kernel.netlink import Netlink
+
+        _netlink_type = Netlink
+    return _netlink_type(sock=sock, groups=groups)
+
+
+_netlink_type: type[Netlink] | None = None  # many requests need none
 
 
 def _open(path: str) -> int:

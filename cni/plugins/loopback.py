@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from _socket import AF_INET, AF_INET6
-
 from ..call import Call
 from ..kernel import address, link
 from ..kernel.netlink import Netlink
@@ -23,9 +21,9 @@ def add(call: Call[Conf]) -> Result:
     _ = call.conf
     previous = call.prev_result()
     with call.open_netns().netlink() as sock:
-        lo = link.get(sock, LO)
-        link.change(sock, lo.index, up=True)
-        ips = _addresses(sock, lo.index)
+        index = link.index_of(sock, LO)
+        link.change(sock, index, up=True)
+        ips = _addresses(sock, index)
     if previous is not None:
         return previous
     interface = Interface(name=LO, mac="00:00:00:00:00:00", sandbox=call.netns)
@@ -33,16 +31,15 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _addresses(sock: Netlink, index: int) -> list[IPConfig]:
-    ips = []
-    for family in (AF_INET, AF_INET6):
-        entries = address.show(sock, index, family)
-        for entry in entries:
-            if not is_loopback(entry.prefix.ip):
-                text = format_ip(entry.prefix.ip)
-                raise CNIError(f'loopback interface found with non-loopback address "{text}"')
-        if entries:
-            ips.append(IPConfig(address=str(entries[0].prefix), interface=0))
-    return ips
+    first: dict[int, IPConfig] = {}  # by family; the kernel tells the IPv4 addresses first
+    for entry in address.show(sock, index):
+        prefix = entry.prefix
+        if not is_loopback(prefix.ip):
+            text = format_ip(prefix.ip)
+            raise CNIError(f'loopback interface found with non-loopback address "{text}"')
+        if prefix.family not in first:
+            first[prefix.family] = IPConfig(address=str(prefix), interface=0)
+    return list(first.values())
 
 
 def delete(call: Call[Conf]) -> None:

@@ -135,12 +135,15 @@ def decode_object(data: bytes) -> dict[str, Any]:
 def _decode(data: bytes) -> Any:
     """The JSON document in `data`. Raises DecodeFailure.
 
-    A document in which a key is given twice is longer than what becomes of it; then, and when it is
-    no strict JSON, it is read as Go would.
+    A document in which a key is given twice has more colons than what becomes of it (each escape
+    sequence may be one, too); then, and when it is no strict JSON, it is read as Go would.
     """
     try:
         value = msgspec.json.decode(data)
-        if len(msgspec.json.encode(value)) == len(msgspec.json.format(data, indent=-1)):
+        encoded = msgspec.json.encode(value)
+        if b"\\" not in data and encoded.count(b":") == data.count(b":"):
+            return value
+        if len(encoded) == len(msgspec.json.format(data, indent=-1)):
             return value
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, OverflowError):
         pass
@@ -251,10 +254,12 @@ def fold_keys(value: Any, names: dict[str, str]) -> Any:
             elif low in VERBATIM:
                 out[low] = _without_nulls(item, VERBATIM[low])
             else:
-                new = fold_keys(item, names)
+                new = item
                 if low == "interfaces" and isinstance(item, list):
                     new = [{} if each is None else fold_keys(each, names) for each in item]
-                out[low] = _merged(out.get(low), new)
+                elif isinstance(item, dict | list):
+                    new = fold_keys(item, names)
+                out[low] = _merged(out[low], new) if low in out else new
         return out
     if isinstance(value, list):
         return [fold_keys(item, names) for item in value if item is not None]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,6 +12,9 @@ from .address import Prefix, canonical_ip
 from .config import DEFAULT_VERSION, DNS, VERSIONS, Folded, Route, T, convert, fold_keys, lookup
 from .errors import BadEnvironment, CNIError
 from .request import check_ifname_characters
+
+if TYPE_CHECKING:
+    from typing import Literal
 
 _FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
 # As the reference prints them; the blank in the oldest family's list is its own.
@@ -125,10 +128,15 @@ class Result(Folded):
 
         Raises CNIError ``cannot convert: no valid IP addresses`` for 0.1.0 and 0.2.0 without one.
         """
+        out, is_sorted = self._fields(version)
+        return _sort(out) if is_sorted else out
+
+    def _fields(self, version: str) -> tuple[dict[str, Any], bool]:
+        """The JSON object, and whether its keys are still to be sorted."""
         version = version or DEFAULT_VERSION
         rank = _family(version)
         if rank == 0:
-            return self._as_legacy(version)
+            return self._as_legacy(version), False
         out: dict[str, Any] = {"cniVersion": version}
         modern = rank == 2
         if self.interfaces:
@@ -140,11 +148,12 @@ class Result(Folded):
         dns = self.dns.as_dict()
         if dns or not modern:
             out["dns"] = dns
-        return _sort(out) if modern else out
+        return out, modern
 
     def encode(self, version: str) -> bytes:
         """The printed form: 4-space indent, no trailing newline, Go's escapes."""
-        return encode_json(self.as_dict(version))
+        out, is_sorted = self._fields(version)
+        return encode_json(out, "sorted" if is_sorted else None)
 
     def through(self, version: str) -> Result:
         """This result as a caller that speaks `version` gets it: what that cannot say is lost."""
@@ -204,12 +213,15 @@ def encode_error(error: CNIError) -> bytes:
     return encode_json(body)
 
 
-def encode_json(value: Any) -> bytes:
-    """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029."""
+def encode_json(value: Any, order: Literal["sorted"] | None = None) -> bytes:
+    """Indented JSON with the escapes of Go's encoder for ``<``, ``>``, ``&``, U+2028 and U+2029.
+
+    `order` is that of the keys: as they are, or sorted.
+    """
     try:
-        text = msgspec.json.encode(value)
+        text = msgspec.json.encode(value, order=order)
     except UnicodeEncodeError:
-        text = msgspec.json.encode(_replace_invalid(value))
+        text = msgspec.json.encode(_replace_invalid(value), order=order)
     text = msgspec.json.format(text, indent=4)
     for raw, escaped in _ESCAPES:
         if raw in text:

@@ -32,12 +32,17 @@ _SIOCGSKNS = 0x894C
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 _AT_EMPTY_PATH = 0x1000
 _STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
-_STX_INO, _STX_MNT_ID = 4, 18  # struct statx (linux/stat.h) as 64-bit words
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None)
+_capget, _statx = _libc.capget, getattr(_libc, "statx", None)
+# The kernel writes to these. They are read through a Struct, which takes less time than ctypes.
 _capability_header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
-_capability_data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
-_statx_buffer = (ctypes.c_uint64 * 32)()
+_capability_data = bytearray(24)
+_capability_buffer = (ctypes.c_char * 24).from_buffer(_capability_data)
+_CAPABILITIES = struct.Struct("=4xI8xI4x")  # effective, permitted, inheritable; twice
+_statx_data = bytearray(256)
+_statx_buffer = (ctypes.c_char * 256).from_buffer(_statx_data)
+_STATX = struct.Struct("=I28xQ104xQ")  # stx_mask, stx_ino, stx_mnt_id (linux/stat.h)
 
 
 class Root(NamedTuple):
@@ -76,30 +81,23 @@ class Gate:
         pid, user, _ = _UCRED.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
         return int(pid) if user == self._user else None
 
-    def has_our_powers(self, conn: Socket, pid: int) -> bool:
-        """Whether the process that connected has our network namespace and capabilities.
+    def admits(self, conn: Socket, pid: int, named_pid: int, root: int) -> bool:
+        """Whether a client that has sent its go has all that it would borrow from this process.
 
-        Nothing is known of a process outside of our PID namespace. Only one of a namespace above
-        sees the server's process, which it has to name with CAP_SYS_ADMIN there (`is_proven`).
+        `pid` is what `connected` gave, `named_pid` the process that its credentials name, `root` a
+        descriptor of its root directory. Nothing is known of a process outside of our PID namespace
+        (`pid` is 0). Only one of a namespace above sees the server's process, which it has to name
+        with CAP_SYS_ADMIN there.
         """
         try:
-            if not self._has_our_netns(conn):
-                return False
-            return not pid or not self._capabilities & ~_permitted(pid)
+            return (
+                named_pid in self._server_pids
+                and self._has_our_netns(conn)
+                and not (pid and self._capabilities & ~_permitted(pid))
+                and (self._root is None or root_of_descriptor(root) == self._root)
+            )
         except OSError:
             return False  # it is gone, or cannot be looked at
-
-    def is_proven(self, named_pid: int, root: int) -> bool:
-        """Whether the sender of a go has CAP_SYS_ADMIN, and sees our files.
-
-        `root` is a descriptor of its root directory.
-        """
-        if named_pid not in self._server_pids:
-            return False
-        try:
-            return self._root is None or root_of_descriptor(root) == self._root
-        except OSError:
-            return False
 
     def _has_our_netns(self, conn: Socket) -> bool:
         if self._cookie:
@@ -131,12 +129,10 @@ def root_of_descriptor(fd: int | None) -> Root:
 def _statx_root(fd: int) -> Root | None:
     """By statx(2); None before Linux 5.8, which does not tell the mount. Raises OSError."""
     wanted = _STATX_INO | _STATX_MNT_ID
-    statx = getattr(_libc, "statx", None)
-    if statx is None or statx(fd, b"", _AT_EMPTY_PATH, wanted, _statx_buffer):
+    if _statx is None or _statx(fd, b"", _AT_EMPTY_PATH, wanted, _statx_buffer):
         return None
-    if not _statx_buffer[0] & _STATX_MNT_ID:
-        return None
-    return Root(_statx_buffer[_STX_MNT_ID], _statx_buffer[_STX_INO])
+    mask, inode, mount = _STATX.unpack_from(_statx_data)
+    return Root(mount, inode) if mask & _STATX_MNT_ID else None
 
 
 def _fdinfo_root(fd: int) -> Root:
@@ -156,7 +152,7 @@ def _cookie(sock: Socket) -> bytes:
 def _permitted(pid: int) -> int:
     """The permitted capabilities of a process, a bit each; 0 is this process. Raises OSError."""
     _capability_header[1] = pid
-    if _libc.capget(_capability_header, _capability_data):
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-    return int(_capability_data[1] | _capability_data[4] << 32)
+    if _capget(_capability_header, _capability_buffer):
+        raise ProcessLookupError(f"no process {pid}")
+    low, high = _CAPABILITIES.unpack_from(_capability_data)
+    return int(low | high << 32)

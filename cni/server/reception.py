@@ -9,11 +9,14 @@ request, it declines those that it has greeted, which then need not wait for its
 from __future__ import annotations
 
 import select
+import struct
 from _socket import (
     AF_UNIX,
     MSG_CMSG_CLOEXEC,
     MSG_DONTWAIT,
+    SO_RCVTIMEO,
     SOCK_STREAM,
+    SOL_SOCKET,
 )
 from _socket import socket as Socket
 from collections.abc import Callable
@@ -34,21 +37,25 @@ _MAX_BUFFERED = 64 << 20  # bytes of their requests
 # connections that say nothing cost the others must not grow with their number.
 _REQUEST_WAIT, _GO_WAIT, _SHORT_WAIT = 0.02, 0.25, 0.002
 _FEW = 4  # clients
+_TIMEVAL = struct.Struct("@ll")  # seconds, microseconds
 
 
 class Client(Generic[T]):
-    """A connection and what has come so far. `prepared` is what `prepare` made of its request."""
+    """A connection and what has come so far.
+
+    `prepared` is what `prepare` made of its request, `descriptors` what came with its go.
+    `deadline` is 0 until the client is put aside.
+    """
 
     request: wire.Request
     prepared: T
-    go: wire.Go
+    descriptors: wire.Descriptors
 
     def __init__(self, conn: Socket, pid: int) -> None:
         self.conn = conn
         self.pid = pid
         self.data: bytes | bytearray = b""  # of the request
         self.greeted = False
-        self.is_trusted = False  # it has what peer.Gate.has_our_powers asks for
         self.deadline = 0.0
 
     def decline(self) -> None:
@@ -112,8 +119,9 @@ class Reception(Generic[T]):
             self._poll.unregister(fd)
         if not self._advance(client):
             return None
-        for other in [each for each in self._waiting.values() if each.greeted]:
-            self._forget(other)
+        if self._waiting:
+            for other in [each for each in self._waiting.values() if each.greeted]:
+                self._forget(other)
         return client
 
     def expire(self) -> None:
@@ -144,46 +152,41 @@ class Reception(Generic[T]):
     def _advance(self, client: Client[T]) -> bool:
         """Read what is there; true if the client is ready. Otherwise it waits or is gone."""
         try:
-            if not self._is_complete(client):
-                self._put_aside(client)
-                return False
+            seconds = 0.0
+            if not client.greeted:
+                if not self._read_request(client):
+                    self._put_aside(client)
+                    return False
+                self._greet(client)
+                waiting = self._waiting and sum(each.greeted for each in self._waiting.values())
+                seconds = _patience(_GO_WAIT, waiting or 0)
+            named_pid = self._read_go(client, seconds)
         except wire.StatusRequested:
             self._answer_status(client)
             return False
         except (wire.BadRequest, OSError):
             client.conn.close()
             return False
-        descriptors = client.go.descriptors
-        if client.is_trusted and self._gate.is_proven(client.go.named_pid, descriptors.root):
+        if named_pid is None:
+            self._put_aside(client)
+            return False
+        if self._gate.admits(client.conn, client.pid, named_pid, client.descriptors.root):
             return True
-        descriptors.close()
+        client.descriptors.close()
         client.decline()
         return False
 
-    def _is_complete(self, client: Client[T]) -> bool:
-        """Whether request and go are there. Raises wire.BadRequest, StatusRequested, OSError."""
-        first = not client.deadline
-        if first:
-            client.deadline = monotonic() + _LIFETIME
-        go_wait = 0.0
-        if not client.greeted:
-            if not self._read_request(client, first):
-                return False
-            self._greet(client)
-            others = sum(each.greeted for each in self._waiting.values())
-            go_wait = _patience(_GO_WAIT, others)
-        return self._read_go(client, go_wait)
-
-    def _read_request(self, client: Client[T], first: bool) -> bool:
+    def _read_request(self, client: Client[T]) -> bool:
         """Whether the request is complete. Raises wire.BadRequest, StatusRequested, OSError."""
         data = client.data
+        missing = 1
         end = 0.0
-        while missing := wire.missing(data):
+        while missing:
             try:
                 piece = client.conn.recv(max(missing, _CHUNK), MSG_DONTWAIT)
             except BlockingIOError:
                 now = monotonic()
-                if first and not end:
+                if not client.deadline and not end:
                     end = now + _patience(_REQUEST_WAIT, len(self._waiting))
                 if now >= end or not _is_readable(client.conn, end - now):
                     client.data = data
@@ -197,21 +200,8 @@ class Reception(Generic[T]):
                 data += piece
             else:
                 data = bytearray(data + piece)
+            missing = wire.missing(data)
         client.data = data
-        return True
-
-    def _read_go(self, client: Client[T], seconds: float) -> bool:
-        """Whether the go comes within `seconds`. Raises wire.BadRequest, OSError."""
-        conn = client.conn
-        try:
-            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
-        except BlockingIOError:
-            if not seconds or not _is_readable(conn, seconds):
-                return False
-            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, MSG_CMSG_CLOEXEC | MSG_DONTWAIT)
-        if not message[0]:
-            self._on_leave()
-        client.go = wire.parse_go(message[0], message[1])
         return True
 
     def _greet(self, client: Client[T]) -> None:
@@ -221,7 +211,25 @@ class Reception(Generic[T]):
         client.conn.send(self._hello)
         client.greeted = True
         client.prepared = self._prepare(client.request)
-        client.is_trusted = self._gate.has_our_powers(client.conn, client.pid)
+
+    def _read_go(self, client: Client[T], seconds: float) -> int | None:
+        """The process that a go names, 0 if none; None if it does not come within `seconds`.
+
+        Raises wire.BadRequest, OSError.
+        """
+        conn, flags = client.conn, MSG_CMSG_CLOEXEC
+        if seconds:
+            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEVAL.pack(0, int(seconds * 1e6)))
+        else:
+            flags |= MSG_DONTWAIT
+        try:
+            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, flags)
+        except BlockingIOError:
+            return None
+        if not message[0]:
+            self._on_leave()
+        client.descriptors, named_pid = wire.parse_go(message[0], message[1])
+        return named_pid
 
     def _answer_status(self, client: Client[T]) -> None:
         try:
@@ -232,6 +240,7 @@ class Reception(Generic[T]):
 
     def _put_aside(self, client: Client[T]) -> None:
         fd = client.conn.fileno()
+        client.deadline = client.deadline or monotonic() + _LIFETIME
         self._poll.register(fd, select.EPOLLIN)
         self._waiting[fd] = client
         buffered = sum(len(each.data) for each in self._waiting.values())

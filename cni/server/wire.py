@@ -100,17 +100,6 @@ class Descriptors:
             os.close(self._fds.pop())
 
 
-class Go(NamedTuple):
-    """What the client sent to have its request begun.
-
-    `named_pid` is the process that its credentials name, 0 if there are none, or if that process is
-    not visible here.
-    """
-
-    descriptors: Descriptors
-    named_pid: int
-
-
 def hello(build: str) -> bytes:
     """What a worker says that has read a request."""
     return _HELLO.pack(_MAGIC, build.encode())
@@ -152,8 +141,12 @@ def parse(data: bytes | bytearray) -> Request:
     return Request(called_as, env, bytes(data[stdin_at:]), umask & 0o777)
 
 
-def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> Go:
-    """A message that was received with ANCILLARY_SIZE. Raises BadRequest."""
+def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[Descriptors, int]:
+    """What came with a go, which was received with ANCILLARY_SIZE. Raises BadRequest.
+
+    The descriptors; and the process that the credentials name, 0 if there are none, or if that
+    process is not visible here.
+    """
     fds: list[int] = []
     named_pid = 0
     for level, kind, content in ancillary:
@@ -164,4 +157,4 @@ def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> Go:
         elif kind == SCM_CREDENTIALS:
             (named_pid,) = _PID.unpack_from(content)
     # without data the client is gone: no number of descriptors is right then
-    return Go(Descriptors(data[0] if data else -1, fds), named_pid)
+    return Descriptors(data[0] if data else -1, fds), named_pid

@@ -159,7 +159,7 @@ class Worker:
     def _serve(self, client: Client[Run]) -> bool:
         """Serve a client; False if this process should not serve another."""
         self.slot.begin_request()
-        descriptors = client.go.descriptors
+        descriptors = client.descriptors
         try:
             if client.prepared is None:
                 client.decline()
@@ -174,7 +174,7 @@ class Worker:
 
     def _answer(self, client: Client[Run], run: Callable[[], dispatch.Answer]) -> bool:
         """Be the plugin's process until the verb has ended; whether it left nothing behind."""
-        request, descriptors = client.request, client.go.descriptors
+        request, descriptors = client.request, client.descriptors
         interrupts.install()  # anew: signals to an idle worker are for no request
         self._watch(client.conn)
         try:
@@ -212,13 +212,13 @@ class Worker:
 
     def _leave_mounts(self, descriptors: wire.Descriptors) -> None:
         """Give back what keeps a mount busy: once it has the reply, the runtime may unmount it."""
-        namespace.hand_over("", None)
+        namespace.leave_mounts()
         os.chdir("/")
         descriptors.close_mounts()
 
     def _release(self, descriptors: wire.Descriptors) -> None:
         """Give back the rest of what was the client's."""
-        interrupts.install()
+        namespace.hand_over("", None)
         os.dup2(self.null, 2)
         os.umask(0o022)
         descriptors.close()

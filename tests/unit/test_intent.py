@@ -188,10 +188,10 @@ class Disk:
         self.broken = ""
         real = files.read_open
 
-        def read(fd: int, limit: int, path: str = "") -> bytes:
+        def read(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
             if self.broken and path.endswith(self.broken):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return real(fd, limit, path)
+            return real(fd, limit, path, expected)
 
         monkeypatch.setattr(files, "read_open", read)
 

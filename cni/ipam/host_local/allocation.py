@@ -100,7 +100,7 @@ class Allocation:
             name = self._names.pop()
             try:
                 if store.content(name) == self._content:
-                    store.release(name)
+                    store.release(name, self._content)
             except OSError as error:
                 self._log(f"host-local: cannot release {name}: {error.strerror}")
 

@@ -50,8 +50,9 @@ class Location(NamedTuple):
             raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
         if "\0" in data_dir:
             raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
-        index_path = os.path.join(data_dir, SIDECARS, f"{network}{INDEX_SUFFIX}")
-        return cls(os.path.join(data_dir, network), index_path, reclaim)
+        below = os.path.join(data_dir, "")
+        index_path = f"{below}{SIDECARS}{os.sep}{network}{INDEX_SUFFIX}"
+        return cls(f"{below}{network}", index_path, reclaim)
 
     def open(self, timeout: float | None = None) -> AbstractContextManager[Store]:
         """The store, with the directory made if missing, locked for the length of the block.
@@ -150,10 +151,11 @@ def _open_locked(path: str, deadline: float) -> list[int]:
             fds.append(_open_directory(path))
             what = os.path.join(path, LOCK)
             flags = os.O_RDONLY | os.O_CREAT
-            fds.append(files.open_regular(LOCK, flags, 0o750, dir_fd=fds[0]))
-            lockfile.acquire(fds[1], what, deadline)
+            lock, status = files.open_and_stat(LOCK, flags, 0o750, dir_fd=fds[0])
+            fds.append(lock)
+            lockfile.acquire(lock, what, deadline)
             # Somebody may have removed and remade the directory while we waited.
-            if _is_file(fds[1], what):
+            if _is_at(status, what):
                 return fds
             _close(fds)
         except OSError as error:
@@ -173,10 +175,10 @@ def _open_directory(path: str) -> int:
         return os.open(path, flags)
 
 
-def _is_file(fd: int, path: str) -> bool:
-    """Is the open file still the one at the path?"""
+def _is_at(file: os.stat_result, path: str) -> bool:
+    """Is the file still the one at the path?"""
     try:
-        return os.path.samestat(os.fstat(fd), os.stat(path))
+        return os.path.samestat(file, os.stat(path))
     except FileNotFoundError:
         return False
 

@@ -97,7 +97,7 @@ class Index:
     def open(cls, path: str, directory: int, boot: bytes, writable: bool) -> Index | None:
         """The index of the open directory; None if there is none that can be believed."""
         try:
-            fd = files.open_regular(path, os.O_RDWR if writable else os.O_RDONLY)
+            fd, status = files.open_and_stat(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError:
             return None
         try:
@@ -106,7 +106,7 @@ class Index:
             stamp = fields[2:6]
             if fields[:2] == (_MAGIC, boot) and stamp == _stamp(directory):
                 index = cls(fd, boot, stamp, fields[6:], beginning)
-                if index._page_at(index._pages) == os.fstat(fd).st_size:
+                if index._page_at(index._pages) == status.st_size:
                     return index
         except (OSError, struct.error):
             pass
@@ -292,9 +292,12 @@ class Index:
         """Where the bucket of a hash begins, and its entries."""
         at = _BUCKETS_AT + hashed % self._buckets * _BUCKET
         data = self._read(_BUCKET, at)
-        entries = [data[i : i + _ENTRY.size] for i in range(0, len(data), _ENTRY.size)]
-        if _EMPTY in entries:
-            del entries[entries.index(_EMPTY) :]
+        entries = []
+        for start in range(0, len(data), _ENTRY.size):
+            entry = data[start : start + _ENTRY.size]
+            if entry == _EMPTY:
+                break
+            entries.append(entry)
         return at, entries
 
 

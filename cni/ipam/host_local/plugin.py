@@ -27,10 +27,11 @@ from ...protocol.result import Result
 from .directory import Location, explain, explain_in, scan
 from .ranges import NoRoom, RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE, content_of, is_address
-from .store import Store
+from .store import Owned, Store
 
 if TYPE_CHECKING:
     from . import sticky
+    from .allocation import Allocation, Wish
 
 DATA_DIR = "/var/lib/cni/networks"
 _EXAMPLE = 'host-local reads "ipam": {"type": "host-local", …}'
@@ -83,8 +84,6 @@ def add(call: Call[Conf]) -> Result:
 
     Nothing of this stays reserved if it fails. Raises CNIError.
     """
-    from .allocation import Allocation, Wish  # DEL does without
-
     ipam = _ipam(call)
     requested = _requested(call)
     sets = _range_sets(call)
@@ -93,11 +92,19 @@ def add(call: Call[Conf]) -> Result:
         from . import resolvconf  # few use it
 
         dns = resolvconf.read(ipam.resolv_conf)
+    if not _allocating:  # an import statement takes long even of what is loaded
+        from .allocation import Allocation, Wish  # DEL does without
+
+        _allocating.append((Allocation, Wish))
+    allocation_type, wish_type = _allocating[0]
     attachment = call.container_id, call.ifname
-    allocation = Allocation(_location(call), attachment, call.netns, call.log)
+    allocation = allocation_type(_location(call), attachment, call.netns, call.log)
     call.undo.callback(allocation.undo)
-    ips = allocation.reserve(Wish(sets, requested, _memory(call)))
+    ips = allocation.reserve(wish_type(sets, requested, _memory(call)))
     return Result(ips=ips, routes=ipam.routes, dns=dns)
+
+
+_allocating: list[tuple[type[Allocation], type[Wish]]] = []  # what ADD needs, once it is loaded
 
 
 def delete(call: Call[Conf]) -> None:
@@ -127,10 +134,9 @@ def _validate_for_delete(call: Call[Conf]) -> bool:
 
 
 def _release_all(call: Call[Conf], steps: Steps) -> None:
-    with _opened_for(call) as store:
-        owned = store.releasable(call.container_id, call.ifname)
+    with _opened_for(call) as (store, owned):
         for name in owned.names:
-            steps.run(_release, store, name)
+            steps.run(_release, store, name, owned.content)
         for error in owned.errors:
             steps.run(_raise, explain_in("read", store.path, error))
 
@@ -138,7 +144,7 @@ def _release_all(call: Call[Conf], steps: Steps) -> None:
 def check(call: Call[Conf]) -> None:
     """The attachment must hold an address."""
     _validate(call)
-    with _opened_for(call) as store:
+    with _opened_for(call) as (store, _):
         if not store.owned_by(call.container_id, call.ifname):
             raise CNIError(
                 "host-local: Failed to find address added by container " + call.container_id,
@@ -174,7 +180,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     with location.open() as store:
         for name, content in stale.items():
             if store.content(name) == content:
-                steps.run(_release, store, name)
+                steps.run(_release, store, name, content)
         store.recount()
     steps.finish()
 
@@ -311,8 +317,10 @@ def _memory(call: Call[Conf]) -> sticky.Memory | None:
 
 
 @contextmanager
-def _opened_for(call: Call[Conf]) -> Iterator[Store]:
-    """The store, which goes by the files if the index may be wrong about the attachment.
+def _opened_for(call: Call[Conf]) -> Iterator[tuple[Store, Owned]]:
+    """The store, and what a DEL releases.
+
+    They go by the files if the index may be wrong about the attachment.
 
     A file that another program has rewritten in place escapes the index, as its directory does not
     change. Where the index knows nothing of the attachment, the files of prevResult's addresses are
@@ -329,13 +337,14 @@ def _opened_for(call: Call[Conf]) -> Iterator[Store]:
         if not look:
             if rewritten:
                 store.distrust()
-            yield store
+                owned = store.releasable(call.container_id, call.ifname)
+            yield store, owned
             return
     rewritten = any(content in contents for _, content in scan(location.path))
     with location.open() as store:
         if rewritten:
             store.distrust()
-        yield store
+        yield store, store.releasable(call.container_id, call.ifname)
 
 
 def _previous(call: Call[Conf]) -> list[str]:
@@ -353,9 +362,9 @@ def _previous(call: Call[Conf]) -> list[str]:
     return names
 
 
-def _release(store: Store, name: str) -> None:
+def _release(store: Store, name: str, content: bytes) -> None:
     try:
-        store.release(name)
+        store.release(name, content)
     except OSError as error:
         raise explain_in("remove", store.path, error) from None
 

@@ -146,11 +146,10 @@ def remove(directory: int, name: str, spare: str) -> None:
 def _create_of(spare: str, directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
     """Fill the spare file and give it the name; False where that does not work."""
     try:
-        fd = files.open_regular(spare, os.O_RDWR)
+        fd, status = files.open_and_stat(spare, os.O_RDWR)
     except OSError:
         return False
     try:
-        status = os.fstat(fd)
         # one with two names may still be a reservation: somebody was killed
         fit = status.st_mode == stat.S_IFREG | _MODE and status.st_nlink == 1
         if fit:
@@ -223,12 +222,13 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
     and others (auto_da_alloc), which takes longer than all the rest of an ADD. Raises OSError.
     """
     try:
-        fd = files.open_regular(name, os.O_WRONLY | os.O_CREAT, _MODE, dir_fd=directory)
+        flags = os.O_WRONLY | os.O_CREAT
+        fd, status = files.open_and_stat(name, flags, _MODE, dir_fd=directory)
     except files.Unusable:
         return replace(directory, name, data, {})
     try:
         files.write_all(fd, data)
-        if os.fstat(fd).st_size > len(data):
+        if status.st_size > len(data):
             os.ftruncate(fd, len(data))
     finally:
         os.close(fd)

@@ -27,8 +27,12 @@ INDEX_SUFFIX = ".index"
 
 
 class Owned(NamedTuple):
-    """The names of an attachment's files, and errors of files that may be the attachment's too."""
+    """The names of an attachment's files, and errors of files that may be the attachment's too.
 
+    `content` is what the files contain.
+    """
+
+    content: bytes
     names: list[str]
     errors: list[OSError]
 
@@ -181,7 +185,7 @@ class Store:
             except BROKEN:
                 self.distrust()
         names = [name for name, text in self.leases().items() if text == content]
-        return Owned(names, list(self._errors.values()))
+        return Owned(content, names, list(self._errors.values()))
 
     def _holding_by_index(self, index: Index, content: bytes) -> Owned:
         """Raises one of BROKEN if a file is not as the index says, Many."""
@@ -197,7 +201,7 @@ class Store:
                 raise IndexError(name)  # removed, or rewritten in place, by another program
             if text == content:
                 names.append(name)
-        return Owned(names, errors)
+        return Owned(content, names, errors)
 
     def _examine(self, name: str) -> bytes | None:
         """A file's content; None if it is gone, because it was of an earlier boot."""
@@ -305,9 +309,10 @@ class Store:
         self._end(name, b"", content, more)
         return True
 
-    def release(self, name: str) -> None:
-        """Remove a reservation; none is no error."""
-        content = self.content(name)
+    def release(self, name: str, content: bytes | None = None) -> None:
+        """Remove a reservation; none is no error. `content`: what it contains, if that is known."""
+        if content is None:
+            content = self.content(name)
         if content is not None:
             self._begin()
             with suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ class WindowsStore(Store):
         self._leases = None
         return True
 
-    def release(self, name: str) -> None:
+    def release(self, name: str, content: bytes | None = None) -> None:  # noqa: ARG002
         """As of any Store."""
         with suppress(FileNotFoundError):
             os.unlink(_path(self.path, name))
