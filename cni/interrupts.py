@@ -26,9 +26,20 @@ from .protocol.errors import Terminated
 
 SIGNALS: dict[int, str] = {int(SIGTERM): "SIGTERM", int(SIGINT): "SIGINT"}
 if sys.platform != "win32":
-    from _signal import SIG_UNBLOCK, SIGHUP, pthread_sigmask
+    from _signal import (
+        ITIMER_REAL,
+        SIG_UNBLOCK,
+        SIGALRM,
+        SIGHUP,
+        pthread_sigmask,
+        setitimer,
+    )
 
     SIGNALS[int(SIGHUP)] = "SIGHUP"
+
+# A signal that comes after Python's last look, and before the system call that waits, neither runs
+# its handler nor ends the call. So a timer ends the call this often (seconds), which is repeated.
+_TICK = 0.2
 
 _noted = 0  # the number of the signal that came
 _waiting = False
@@ -83,18 +94,49 @@ def terminated(consequence: str = "") -> Terminated:
 
 
 class waiting:  # noqa: N801 used as a statement
-    """`with waiting():` around a wait that a signal ends with Terminated, however long it is."""
+    """`with waiting():` around a wait that a signal ends with Terminated, however long it is.
+
+    Handlers of other signals run meanwhile, too. Uses SIGALRM.
+    """
 
     def __enter__(self) -> None:
         global _waiting  # noqa: PLW0603
-        _waiting = True
-        if _noted:
-            _waiting = False
-            check()
+        self._before = _start_ticking()
+        try:
+            _waiting = True
+            if _noted:
+                _waiting = False
+                check()
+        except BaseException:
+            self._stop_ticking()
+            raise
 
     def __exit__(self, *_: object) -> None:
         global _waiting  # noqa: PLW0603
         _waiting = False
+        self._stop_ticking()
+
+    def _stop_ticking(self) -> None:
+        if self._before is not None:
+            handler, timer = self._before
+            setitimer(ITIMER_REAL, *timer)
+            if handler is not None:  # one that is not Python's cannot be set again
+                signal(SIGALRM, handler)
+
+
+def _start_ticking() -> tuple[Any, tuple[float, float]] | None:
+    """What handler and timer SIGALRM had; None in a thread that gets no signals."""
+    if sys.platform == "win32":
+        return None
+    try:
+        handler = signal(SIGALRM, _on_tick)
+    except ValueError:
+        return None
+    return handler, setitimer(ITIMER_REAL, _TICK, _TICK)
+
+
+def _on_tick(_number: int, _frame: object) -> None:
+    """The system call that waited has returned, which is all that is wanted."""
 
 
 def decide() -> None:
