@@ -28,11 +28,13 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	containernetworking-plugins
+# release: what makes packages, and what the interpreter is built with.
+PACKAGES_release := git rpm patch dpkg-dev
 # runtime: two container runtimes.
 PACKAGES_runtime := podman podman-compose conmon containerd runc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build build-windows image install uninstall test test-unit test-build test-netns \
+.PHONY: help setup venv build build-windows release image install uninstall test test-unit test-build test-netns \
 	test-warm test-lab test-runtime test-release test-all lint format bench demo lock clean distclean
 
 help: ## print this
@@ -41,7 +43,7 @@ help: ## print this
 # --- preparation -------------------------------------------------------------------------------
 
 setup: ## install the Debian packages for building and all tests (root)
-setup: $(foreach set,build test runtime,.cache/setup-$(set).stamp)
+setup: $(foreach set,build test runtime release,.cache/setup-$(set).stamp)
 
 .cache/setup-%.stamp: Makefile tools/setup.sh
 	@tools/setup.sh $(PACKAGES_$*)
@@ -75,6 +77,10 @@ build-windows: .cache/env-build/.stamp .cache/setup-windows.stamp ## build dist/
 
 image: dist/cni .cache/setup-runtime.stamp ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
 	tools/image.sh "$(IMAGE)" $(BASE)
+
+# Of a clean tree only; docs/releasing.md.
+release: .cache/env-release/.stamp .cache/setup-release.stamp ## write dist/release
+	.cache/env-release/bin/python -m tools.release $(RELEASE_ARGS)
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
 	dist/cni install --bin-dir $(BIN_DIR)
@@ -119,7 +125,7 @@ test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their o
 test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
-test-release: $(TESTED) .cache/setup-runtime.stamp ## what make installs, and what a release consists of
+test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp ## what make installs, and what a release consists of
 	$(PYTEST) --timeout 600 $(call tests-in,release) $(PYTEST_ARGS)
 
 # The largest part last, so that the last summary is its own. All run in any case.

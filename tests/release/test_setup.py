@@ -269,7 +269,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-@pytest.mark.parametrize("target", ["build", "demo", "venv", "lint", "build-windows"])
+@pytest.mark.parametrize("target", ["build", "demo", "release", "venv", "lint", "build-windows"])
 def test_building_installs_no_service(fresh: Path, target: str) -> None:
     assert not {name for name in packages(target, fresh) if SERVICES.match(name)}
 
@@ -282,4 +282,5 @@ def test_each_target_installs_its_own(fresh: Path) -> None:
     assert {"firewalld", "kea-dhcp4-server", "containernetworking-plugins"} <= test
     assert "podman" not in test
     assert {"podman", "containerd"} <= packages("test-runtime", fresh)
-    assert packages("setup", fresh) == test | packages("test-runtime", fresh)
+    others = packages("test-runtime", fresh) | packages("release", fresh)
+    assert packages("setup", fresh) == test | others

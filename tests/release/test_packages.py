@@ -1,0 +1,312 @@
+"""The archive and the packages: what they put where, and that nothing remains of them."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tools.release import layout
+
+BIN = "opt/cni/bin"
+UNITS = {
+    "cni.service",
+    "cni.socket",
+    "cni-reload.service",
+    "cni-reload-watch.service",
+    "cni-dhcp.service",
+    "cni-dhcp.socket",
+}
+
+
+def version_of(program: Path) -> dict[str, object]:
+    """What the plugin at this path answers to VERSION."""
+    env = {"CNI_COMMAND": "VERSION", "PATH": "/usr/bin:/bin", "CNI_SERVER": "off"}
+    done = subprocess.run(
+        [program], input="{}", env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+# --- the archive ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unpacked(released: Path, tmp_path: Path) -> Path:
+    (archive,) = released.glob("*-amd64-*.tgz")
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    subprocess.run(["tar", "-xzf", archive, "-C", target], check=True)
+    return target
+
+
+def test_the_archive_is_flat_as_the_reference_s(released: Path) -> None:
+    for archive in released.glob("*.tgz"):
+        with tarfile.open(archive) as opened:
+            members = opened.getmembers()
+        assert [members[0].name, members[1].name] == [".", "./cni"]
+        names = [each.name.removeprefix("./") for each in members[1:]]
+        assert all("/" not in name for name in names)
+        links = {each.name.removeprefix("./"): each.linkname for each in members if each.issym()}
+        assert {"bridge", "ptp", "host-local", "dhcp", "portmap", "loopback"} <= set(links)
+        assert set(links.values()) == {"cni"}
+        assert set(names) - set(links) == {"cni", *layout.DOCUMENTS, "LICENSES"}
+        assert {(each.uid, each.gid) for each in members} == {(0, 0)}
+        assert all(each.mode == 0o755 for each in members if each.name == "./cni")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "cp $from/cni $from/bridge .",
+        "cp $from/bridge .",
+        "cp -L $from/bridge .",
+        "cp -r $from/* .",
+        "cp -a $from/. .",
+        "cp -rL $from/. .",
+        "mv $from/* .",
+        "install -m 755 $from/bridge .",
+        "install -m 755 $from/* .",
+        "tar -C $from -ch . | tar -x",
+        "for each in $from/*; do cp $each ./new && mv new ./$(basename $each); done",
+    ],
+)
+def test_a_plugin_works_however_it_was_copied(unpacked: Path, tmp_path: Path, command: str) -> None:
+    """Files one by one, links as files, all of them: as the tools do that fill /opt/cni/bin."""
+    target = tmp_path / "target"
+    target.mkdir()
+    subprocess.run(
+        ["sh", "-ec", command], cwd=target, env={**os.environ, "from": str(unpacked)}, check=True
+    )
+    shutil.rmtree(unpacked)
+    assert "supportedVersions" in version_of(target / "bridge")
+
+
+# --- the packages --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root directory with a shell and the directories of every system, and nothing else."""
+    if os.geteuid():
+        pytest.skip("needs root, for chroot")
+    root = tmp_path / "root"
+    system = ("usr/bin", "usr/lib/systemd/system", "usr/share/doc", "var/lib", "var/tmp")
+    for name in ("bin", "tmp", "opt", *system):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin")
+    for name in ("sh", "rm", "ls", "cat"):
+        (root / "bin" / name).symlink_to("busybox")
+    (root / "var/lib/dpkg/info").mkdir(parents=True)
+    (root / "var/lib/dpkg/updates").mkdir()
+    (root / "var/lib/dpkg/status").touch()
+    return root
+
+
+def state(root: Path) -> set[str]:
+    """Every path below `root` but the package managers' notes."""
+    paths = {str(each.relative_to(root)) for each in root.rglob("*")}
+    return {
+        p for p in paths if not p.startswith(("var/lib/dpkg", "var/lib/rpm", "usr/lib/sysimage"))
+    }
+
+
+Manager = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def dpkg(root: Path, released: Path) -> Manager:
+    (package,) = released.glob("*_amd64.deb")
+    verbs = {"install": ["--install", str(package)], "remove": ["--remove", layout.NAME]}
+    verbs["purge"] = ["--purge", layout.NAME]
+    verbs["verify"] = ["--verify", layout.NAME]
+
+    def call(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["dpkg", f"--root={root}", f"--admindir={root}/var/lib/dpkg"]
+        command += ["--force-not-root", *words, *verbs.get(verb, [])]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return call
+
+
+def rpm(root: Path, released: Path) -> Manager:
+    (package,) = released.glob("*.x86_64.rpm")
+    # Nothing in the root provides /bin/sh, as packages see it.
+    verbs = {"install": ["--nodeps", "--upgrade", str(package)], "remove": ["--erase", layout.NAME]}
+    verbs["verify"] = ["--nodeps", "--verify", layout.NAME]
+    verbs["purge"] = ["--query", "--all"]
+
+    def call(verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["rpm", "--force-debian", "--root", str(root), "--dbpath", "/var/lib/rpm"]
+        command += [*words, *verbs[verb]]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return call
+
+
+@pytest.fixture(params=[dpkg, rpm], ids=["deb", "rpm"])
+def manager(request: pytest.FixtureRequest, root: Path, released: Path) -> Manager:
+    made: Manager = request.param(root, released)
+    return made
+
+
+def test_installed_and_removed(manager: Manager, root: Path) -> None:
+    before = state(root)
+    done = manager("install")
+    assert done.returncode == 0, done.stderr
+    assert (root / BIN / "cni").stat().st_mode & 0o7777 == 0o755
+    assert os.readlink(root / BIN / "bridge") == "cni"
+    assert (root / "usr/bin/cni").resolve() == root / BIN / "cni"
+    assert "supportedVersions" in version_of(root / BIN / "bridge")
+    assert {each.name for each in root.glob("usr/lib/systemd/system/*")} >= UNITS
+    assert manager("verify").stdout == ""
+    assert state(root) - before != set()
+
+    done = manager("remove")
+    assert done.returncode == 0, done.stderr
+    assert manager("purge").returncode == 0
+    assert state(root) - before == set()
+    assert "attachments" not in done.stdout + done.stderr
+
+
+def test_no_unit_is_enabled(manager: Manager, root: Path) -> None:
+    assert manager("install").returncode == 0
+    links = [each for each in root.rglob("*") if each.is_symlink() and "systemd" in str(each)]
+    assert links == []
+
+
+def test_units_name_the_installed_file(manager: Manager, root: Path) -> None:
+    assert manager("install").returncode == 0
+    for unit in root.glob("usr/lib/systemd/system/*"):
+        text = unit.read_text()
+        assert "@" not in text.replace("@.service", ""), unit
+        assert "Written by" not in text
+        for line in text.splitlines():
+            if line.startswith("Exec"):
+                program = line.partition("=")[2].split()[0]
+                assert (root / program.lstrip("/")).exists(), line
+
+
+def test_removal_warns_of_attachments(manager: Manager, root: Path) -> None:
+    """It goes on, and takes away nothing that a later DEL needs."""
+    assert manager("install").returncode == 0
+    results = root / "var/lib/cni/results"
+    leases = root / "var/lib/cni/networks/net/10.1.2.3"
+    for file in (results / "net-a-eth0", results / "net-b-eth0", leases):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    done = manager("remove")
+    assert done.returncode == 0, done.stderr
+    assert "2 attachments of containers" in done.stdout + done.stderr
+    assert leases.exists()
+    assert len(list(results.iterdir())) == 2
+    assert not (root / BIN).exists()
+
+
+def test_over_cni_install_it_is_refused(manager: Manager, root: Path) -> None:
+    """Its notes and the plugins that it has put aside would be orphaned."""
+    (root / BIN).mkdir(parents=True)
+    (root / BIN / ".cni-manifest.json").write_text("{}")
+    (root / BIN / "cni").write_text("installed by hand")
+    done = manager("install")
+    assert done.returncode != 0
+    assert '"/opt/cni/bin/cni uninstall"' in done.stdout + done.stderr
+    assert (root / BIN / "cni").read_text() == "installed by hand"
+    assert not (root / BIN / "bridge").exists()
+
+
+def test_installed_twice(manager: Manager, root: Path) -> None:
+    """A repeated installation is an upgrade: nothing is removed, stopped or warned of."""
+    assert manager("install").returncode == 0
+    (root / "var/lib/cni/results").mkdir(parents=True)
+    (root / "var/lib/cni/results/net-a-eth0").write_text("{}")
+    before = state(root)
+    force = ["--force", "--replacepkgs"] if manager.__qualname__.startswith("rpm") else []
+    done = manager("install", *force)
+    assert done.returncode == 0, done.stderr
+    assert state(root) == before
+    assert "attachments" not in done.stdout + done.stderr
+
+
+def test_the_deb_takes_kubernetes_cni_s_place(root: Path, released: Path, tmp_path: Path) -> None:
+    """kubelet, which depends on kubernetes-cni, stays configured."""
+    call = dpkg(root, released)
+    for name, fields in (
+        ("kubernetes-cni", "Version: 1.4.0\n"),
+        ("kubelet", "Version: 1.30\nDepends: kubernetes-cni (>= 1.2.0)\n"),
+    ):
+        tree = tmp_path / name
+        (tree / "DEBIAN").mkdir(parents=True)
+        control = f"Package: {name}\n{fields}Architecture: amd64\nMaintainer: n <n@example.org>\n"
+        (tree / "DEBIAN/control").write_text(f"{control}Description: x\n")
+        if name == "kubernetes-cni":
+            (tree / BIN).mkdir(parents=True)
+            (tree / BIN / "bridge").write_text("the Go plugin")
+            (tree / BIN / "other").write_text("what we do not have")
+        subprocess.run(
+            ["dpkg-deb", "--build", tree, f"{tree}.deb"], check=True, capture_output=True
+        )
+        assert call("", "--install", f"{tree}.deb").returncode == 0
+    (package,) = released.glob("*_amd64.deb")
+    done = call("", "--auto-deconfigure", "--install", str(package))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert os.readlink(root / BIN / "bridge") == "cni"
+    listed = subprocess.run(
+        ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Status}\n"],
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "kubelet install ok installed" in listed
+    assert f"{layout.NAME} install ok installed" in listed
+    assert "kubernetes-cni install" not in listed
+
+
+def test_a_prerelease_comes_before_its_release() -> None:
+    from tools.release.source import Source
+
+    order = [
+        Source(v, "", 0).package_version for v in ("0.2.0-rc.1", "0.2.0-rc.2", "0.2.0", "0.2.1")
+    ]
+    for older, newer in itertools.pairwise(order):
+        assert subprocess.run(["dpkg", "--compare-versions", older, "lt", newer]).returncode == 0
+        script = f'%{{lua:print(rpm.vercmp("{older}","{newer}"))}}'
+        done = subprocess.run(["rpm", "--eval", script], capture_output=True, text=True)
+        assert done.stdout.strip() == "-1"
+
+
+def test_the_packages_fields(released: Path) -> None:
+    (deb,) = released.glob("*_arm64.deb")
+    done = subprocess.run(["dpkg-deb", "--field", deb], capture_output=True, text=True, check=True)
+    fields = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
+    assert fields["Architecture"] == "arm64"
+    assert fields["Provides"] == f"kubernetes-cni (= {layout.REFERENCE})"
+    assert fields["Conflicts"] == fields["Replaces"] == "kubernetes-cni"
+    (rpm_file,) = released.glob("*.aarch64.rpm")
+    query = "%{ARCH} %{OS} %{BUILDHOST} [%{PROVIDES} ] [%{CONFLICTS} ] %{LICENSE}"
+    done = subprocess.run(
+        ["rpm", "--query", "--package", "--queryformat", query, rpm_file],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("aarch64 linux localhost ")
+    assert done.stdout.count("kubernetes-cni") == 2
+    assert "Apache-2.0 AND BSD-3-Clause AND MIT" in done.stdout
+
+
+def test_the_deb_s_control_archive_is_root_s(released: Path) -> None:
+    (deb,) = released.glob("*_amd64.deb")
+    for option in ("--ctrl-tarfile", "--fsys-tarfile"):
+        data = subprocess.run(["dpkg-deb", option, deb], capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            assert {(m.uid, m.gid) for m in archive} == {(0, 0)}
+            assert not [m.name for m in archive if m.mode & 0o022 and not m.issym()]
