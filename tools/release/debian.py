@@ -57,10 +57,12 @@ def write_tree(tree: Path, entries: list[Entry]) -> None:
 
 def run_with_epoch(command: list[str], epoch: int) -> None:
     """Run a packaging tool that takes times from SOURCE_DATE_EPOCH. Raises ReleaseError."""
-    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TZ": "UTC", "HOME": "/nonexistent"}
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     env["SOURCE_DATE_EPOCH"] = str(epoch)
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+        with tempfile.TemporaryDirectory() as home:  # rpm makes a database in it
+            env["HOME"] = home
+            done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
     except OSError as error:
         raise ReleaseError(f"{command[0]}: {error.strerror}") from error
     if done.returncode:
