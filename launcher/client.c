@@ -13,7 +13,8 @@
  *               working directory and root directory, and if there are such CNI_NETNS, a routing
  *               socket of that namespace, and one to send us jobs there; credentials that name the
  *               server, which only CAP_SYS_ADMIN may send (cni/server/peer.py)
- *     reply     'X', exit code, size of the output, output; or 'N': the worker declines
+ *     reply     'X', exit code, size of the output, output; or 'N': the worker declines; or 'W', the
+ *               same as 'X' for an ADD: we report whether stdout has the output, which else is undone
  *
  * Descriptors are sent after the hello only: in the queue of a server that hangs they would keep the
  * runtime's pipe open. Before the go nothing can have happened, and after it a worker is at work, so
@@ -647,25 +648,43 @@ struct reply {
     uint32_t size; /* of the output */
 } __attribute__((packed));
 
+/* Write the output to stdout; 0, or why that failed. `written` becomes how much of it was written. */
+static int write_output(const char *data, size_t size, size_t *written)
+{
+    signal(SIGPIPE, SIG_IGN);
+    for (*written = 0; *written < size;) {
+        ssize_t n = write(1, data + *written, size - *written);
+        if (n < 0 && errno != EINTR)
+            return errno;
+        *written += n < 0 ? 0 : (size_t)n;
+    }
+    return 0;
+}
+
 /* Write the output; returns the exit code. The verb is over, so that signals may end us. */
 static int print_output(const char *data, size_t size, int code)
 {
+    size_t written;
     for (size_t i = 0; size && i < sizeof interrupting / sizeof *interrupting; i++)
         signal(interrupting[i], SIG_DFL);
     sigprocmask(SIG_SETMASK, &initial_mask, NULL);
-    signal(SIGPIPE, SIG_IGN);
-    while (size) {
-        ssize_t n = write(1, data, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            dprintf(2, "cni: cannot write to stdout: %s\n", strerror(errno));
-            return 1;
-        }
-        data += n;
-        size -= (size_t)n;
-    }
-    return code;
+    int error = write_output(data, size, &written);
+    if (error)
+        dprintf(2, "cni: cannot write to stdout: %s\n", strerror(error));
+    return error ? 1 : code;
+}
+
+/* Write an ADD's result, and report to the worker; 0, or how much was written before it failed + 1.
+ * As without a server, the three signals do nothing now: the result is decided. */
+static size_t print_result(int server, const char *data, size_t size)
+{
+    size_t written;
+    int error = write_output(data, size, &written);
+    const unsigned char report[] = {error ? 'f' : 'w', (unsigned char)error};
+    send(server, report, sizeof report, MSG_NOSIGNAL);
+    if (error && written)
+        dprintf(2, "cni: cannot write to stdout: %s\n", strerror(error));
+    return error ? written + 1 : 0;
 }
 
 enum outcome { NOT_BEGUN, LOST, DONE };
@@ -696,14 +715,14 @@ static size_t receive(int server, struct descriptors *mine, char *data, size_t r
 static enum outcome await_reply(int server, struct descriptors *mine, int *code)
 {
     struct reply reply = {0, 0, 0};
-    size_t have = 0, room = 4096;
+    size_t have = 0, room = 4096, failed = 0;
     char *data = allocate(room);
     while (data && (have < sizeof reply || have - sizeof reply < reply.size)) {
         size_t got = receive(server, mine, data + have, room - have);
         have += got;
         if (got && *data == 'N')
             return NOT_BEGUN;
-        if (!got || *data != 'X')
+        if (!got || (*data != 'X' && (*data != 'W' || failed)))
             return LOST;
         if (have < sizeof reply)
             continue;
@@ -716,9 +735,19 @@ static enum outcome await_reply(int server, struct descriptors *mine, int *code)
                 memcpy(more, data, have);
             data = more;
         }
+        if (data && *data == 'W' && have - sizeof reply >= reply.size) {
+            failed = print_result(server, data + sizeof reply, reply.size);
+            *code = reply.code;
+            if (!failed)
+                return DONE;
+            have = 0; /* the worker undoes the ADD, and replies with the error */
+        }
     }
     if (!data)
         return LOST;
+    *code = reply.code;
+    if (failed > 1)
+        return DONE; /* an error behind half a result is no JSON */
     *code = print_output(data + sizeof reply, reply.size, reply.code);
     return DONE;
 }

@@ -27,10 +27,16 @@ All of them can be pickled: the executor sends them from one process to the othe
 from __future__ import annotations
 
 import os
+from errno import EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..protocol.address import Prefix
+
+
+# Errors of this process, of memory or of the disk: they say nothing of what was asked for, and the
+# same request may succeed when it is repeated.
+TRANSIENT = frozenset({EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
 class KernelError(Exception):

@@ -176,10 +176,10 @@ def _get(sock: Netlink, name: str | int) -> bytes:
         raise
 
 
-def index_of(sock: Netlink, name: str) -> int:
-    """The index of the link of that name. Raises as get()."""
-    index: int = nl.unpack(_IFINFO, _get(sock, name))[2]
-    return index
+def index_of(sock: Netlink, name: str) -> tuple[int, bool]:
+    """The index of the link of that name, and whether it is set up. Raises as get()."""
+    _, _, index, flags, _ = nl.unpack(_IFINFO, _get(sock, name))
+    return index, bool(flags & IFF_UP)
 
 
 def find(sock: Netlink, name: str | int) -> Link | None:

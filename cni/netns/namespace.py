@@ -6,11 +6,11 @@ import os
 import sys
 from _socket import AF_NETLINK, SOCK_RAW, SOL_SOCKET, socket
 from collections.abc import Callable, Collection, Sequence
-from errno import EINTR, EIO, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR
+from errno import ENOENT, ENOTDIR
 from fcntl import ioctl
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ..kernel.errors import NetnsError, NetnsMissing, NetnsUnknown
+from ..kernel.errors import TRANSIENT, NetnsError, NetnsMissing, NetnsUnknown
 
 if TYPE_CHECKING:
     from ..kernel.netlink import Netlink
@@ -22,9 +22,6 @@ _NS_GET_NSTYPE, _NS_GET_ID = 0xB703, 0x8008B70D
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
-
-# Errors of this process or of the disk: they say nothing of the path.
-_TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOMEM})
 
 T = TypeVar("T")
 
@@ -229,7 +226,7 @@ def _stat(path: str) -> os.stat_result:
 
 def _kind(error: OSError) -> type[NetnsError]:
     """What an error of opening or looking at a path says of the namespace there."""
-    if error.errno in _TRANSIENT:
+    if error.errno in TRANSIENT:
         return NetnsUnknown
     return NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
 

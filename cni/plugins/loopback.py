@@ -20,10 +20,12 @@ def add(call: Call[Conf]) -> Result:
     """Set `lo` up; the result has its first address of each family, or is the prevResult."""
     _ = call.conf
     previous = call.prev_result()
-    with call.open_netns().netlink() as sock:
-        index = link.index_of(sock, LO)
-        link.change(sock, index, up=True)
-        ips = _addresses(sock, index)
+    sock = call.open_netns().netlink()
+    index, was_up = link.index_of(sock, LO)
+    if not was_up:
+        call.undo.callback(link.change, sock, index, up=False)
+    link.change(sock, index, up=True)
+    ips = _addresses(sock, index)
     if previous is not None:
         return previous
     interface = Interface(name=LO, mac="00:00:00:00:00:00", sandbox=call.netns)

@@ -7,7 +7,10 @@
               descriptors stderr, working directory and root directory, and if there are such
               CNI_NETNS, a routing socket of that namespace, and one that takes jobs for it
               (cni.netns.jobs); credentials that name the server's process (cni.server.peer)
-    reply     'X', exit code, size of the output, output; or 'N': this worker does not serve that
+    reply     'X', exit code, size of the output, output; or 'N': this worker does not serve that;
+              or 'W', the same as 'X', with an ADD's result
+    report    after a 'W': 'w' and 0, if stdout has the result; else 'f' and the errno (both bytes),
+              then the ADD is undone, and an 'X' follows with the error
 
 A client leaves after the hello if the worker is of another build. Until the go nothing has happened
 that the client's own run of the plugin would not do; the same holds after an 'N'.
@@ -31,7 +34,7 @@ _HEADER = struct.Struct("=IIII")
 _HELLO = struct.Struct("=I12s")
 _MAGIC = 0x31494E43
 _MAX_STRINGS = 4 << 20
-_REPLY = struct.Struct("=cBI")  # 'X', exit code, size of the output
+_REPLY = struct.Struct("=cBI")  # 'X' or 'W', exit code, size of the output
 _NETNS, _ROUTING, _JOBS = 1, 2, 4  # bits of go: which of the optional descriptors are there
 _OPTIONAL = frozenset((0, _NETNS, _NETNS | _ROUTING, _NETNS | _ROUTING | _JOBS))
 _ALWAYS = 3  # descriptors that always come with go
@@ -39,6 +42,7 @@ _FD_SIZE = array.array("i").itemsize
 _PID = struct.Struct("=i")  # the first field of struct ucred
 
 DECLINED = b"N"
+_WRITTEN, _FAILED = b"wf"  # in a report; no signal that may come before it has these numbers
 STATUS = b"status\n"
 HELLO_SIZE = _HELLO.size
 ANCILLARY_SIZE = CMSG_SPACE(16 * _FD_SIZE) + CMSG_SPACE(12)
@@ -108,6 +112,17 @@ def hello(build: str) -> bytes:
 def reply(code: int, output: bytes) -> bytes:
     """A verb's exit code and its output."""
     return _REPLY.pack(b"X", code, len(output)) + output
+
+
+def result(output: bytes) -> bytes:
+    """An ADD's result, about which the client reports."""
+    return _REPLY.pack(b"W", 0, len(output)) + output
+
+
+def report(data: bytes) -> int | None:
+    """0 or the errno of a report; None while it is incomplete, as `data` may begin with signals."""
+    at = next((i for i, byte in enumerate(data) if byte in (_WRITTEN, _FAILED)), len(data))
+    return data[at + 1] if at + 1 < len(data) else None
 
 
 def missing(data: bytes | bytearray) -> int:

@@ -17,6 +17,7 @@ import sys
 from _socket import MSG_DONTWAIT
 from _socket import socket as Socket
 from collections.abc import Callable
+from errno import EIO
 from typing import NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ import msgspec
 from .. import dispatch, interrupts
 from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
+from ..protocol.errors import IOFailure
 from . import trace, wire
 from .peer import Gate
 from .reception import Client, Reception
@@ -33,6 +35,7 @@ DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of what it is given, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 _CHECK_INTERVAL = 32  # requests between checks of memory and descriptors
+_REPORT_TIMEOUT = 10  # seconds for a client to write a result
 _SPARE_FDS = 8  # what a library may keep open
 
 # What runs a decoded request; None if there is no such plugin here.
@@ -86,7 +89,8 @@ class Worker:
         self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self.pid = os.getpid()
         self.environment = _Environment()
-        self.watched: Socket | None = None  # the client's connection, during a verb
+        self.conn: Socket | None = None  # the client's connection, until it is sent the reply
+        self.watched: Socket | None = None  # the same, while it may tell of a signal
         self.draining = False
         self.idle = False
         self.served = 0
@@ -140,7 +144,9 @@ class Worker:
         name = dispatch.find(request.called_as.rpartition("/")[2])
         if name is None:
             return None
-        run = dispatch.begin(name, request.env, lambda: request.stdin, convert=True)
+        run = dispatch.begin(
+            name, request.env, lambda: request.stdin, deliver=self._deliver, convert=True
+        )
         self.trace.mark("decoded")
         return run
 
@@ -176,6 +182,7 @@ class Worker:
         """Be the plugin's process until the verb has ended; whether it left nothing behind."""
         request, descriptors = client.request, client.descriptors
         interrupts.install()  # anew: signals to an idle worker are for no request
+        self.conn = client.conn
         self._watch(client.conn)
         try:
             try:
@@ -189,12 +196,36 @@ class Worker:
             finally:
                 self.watched = None
                 self._leave_mounts(descriptors)
-            client.conn.sendall(wire.reply(code, output))  # the client need not wait for the rest
+            if self.conn is not None:
+                client.conn.sendall(wire.reply(code, output))  # it need not wait for the rest
             self.trace.mark("replied")
         finally:
+            self.conn = None
             self._release(descriptors)
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
+
+    def _deliver(self, output: bytes) -> None:
+        """Have the client write an ADD's result to its stdout. Raises IOFailure if it cannot.
+
+        The result stands if the client does not say so within _REPORT_TIMEOUT.
+        """
+        conn, self.watched = self.conn, None  # signals do not count any more
+        assert conn is not None
+        received = b""
+        try:
+            conn.sendall(wire.result(output))
+            conn.settimeout(_REPORT_TIMEOUT)
+            while (error := wire.report(received)) is None:
+                received += _some_of(conn)
+        except TimeoutError:
+            error = 0
+        except OSError as failure:
+            error = failure.errno or EIO
+        if error:
+            conn.settimeout(None)
+            raise IOFailure(f"cannot write to stdout: {os.strerror(error).lower()}")
+        self.conn = None  # it has its reply
 
     def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> bool:
         """Take on what the client's process has; false if a descriptor is of the wrong kind."""
@@ -260,6 +291,17 @@ class Worker:
         open_fds = len(os.listdir("/proc/self/fd")) - len(self.reception)
         self.fds = self.fds or open_fds
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
+
+
+def _some_of(conn: Socket) -> bytes:
+    """What the client sends; ends this process if it is dead. Raises OSError, TimeoutError."""
+    try:
+        data = conn.recv(16)
+    except ConnectionResetError:
+        data = b""
+    if not data:
+        os._exit(1)  # as in Worker._on_io
+    return data
 
 
 class _Environment:

@@ -13,8 +13,7 @@ import pytest
 
 from tests.harness import Reply, difference
 from tests.harness.requires import ensure
-
-from .test_crash import CASES, World, needing
+from tests.harness.world import CASES, World, needing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,12 +8,13 @@ restores the values of the file.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from errno import EINVAL, EISDIR, ENOENT, ENOTDIR, EROFS
 from typing import Any
 
 from ...call import Call, Steps
 from ...kernel import link, sysctl
-from ...kernel.errors import KernelError, NetlinkError
+from ...kernel.errors import TRANSIENT, ExecutorDied, KernelError, NetlinkError
 from ...kernel.link import Link
 from ...netns import Namespace, identify
 from ...protocol.errors import CNIError, NotAvailable, Terminated, TryAgainLater
@@ -187,74 +188,120 @@ def _set_link(netns: Namespace, ifname: str, attributes: dict[str, Any]) -> list
 
 
 def _undo(netns: Namespace, ifname: str, before: Backup) -> None:
-    problems = _put_back(netns, ifname, before)
-    if problems:
-        raise CNIError("; ".join(problems))
+    problems = Problems()
+    _put_back(netns, ifname, before, problems)
+    if problems.all:
+        raise CNIError("; ".join(problems.all))
 
 
-def _put_back(netns: Namespace, ifname: str, before: Backup) -> list[str]:
-    """Restore the values of a backup; a sentence for each failure. A missing link is no failure."""
-    problems = []
-    device = link.find(netns.netlink(), ifname)
-    if device is not None:
-        present = _attributes(device)
-        todo = {key: value for key, value in before.link.items() if value != present[key]}
-        if "mac" in todo:
-            todo["mac"] = link.parse_mac(todo["mac"])
-        if todo:
-            problems += _set_link(netns, ifname, todo)
-        if before.ethtool:
-            from . import features
+class Problems:
+    """What could not be put back: `refused` by the kernel, or because it was `short` of something.
 
-            problems += features.put_back(netns, ifname, before.ethtool)
+    What was short may succeed when it is repeated.
+    """
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+        self.short: list[str] = []
+
+    @property
+    def all(self) -> list[str]:
+        return self.refused + self.short
+
+    def run(self, step: Callable[..., list[str] | list[tuple[str, int]]], *args: Any) -> None:
+        """Run a step, which returns what the kernel has refused.
+
+        That is a sentence each, or the (name, errno) of a sysctl.
+        """
+        try:
+            for problem in step(*args):
+                self._add(problem)
+        except (Terminated, TryAgainLater, shared.Unreadable):
+            raise
+        except ExecutorDied as error:
+            self.short.append(str(error))
+        except OSError as error:
+            (self.short if error.errno in TRANSIENT else self.refused).append(str(error))
+        except (CNIError, KernelError, ValueError) as error:
+            self.refused.append(str(error))
+
+    def _add(self, problem: str | tuple[str, int]) -> None:
+        if isinstance(problem, str):
+            self.refused.append(problem)
+            return
+        name, errno = problem
+        texts = self.short if errno in TRANSIENT else self.refused
+        texts.append(_refused("write", name, errno).msg)
+
+
+def _put_back(netns: Namespace, ifname: str, before: Backup, problems: Problems) -> None:
+    """Restore the values of a backup; every step runs. A missing link is no failure."""
+    problems.run(_put_back_link, netns, ifname, before)
+    if before.ethtool:
+        problems.run(_put_back_features, netns, ifname, before)
     if before.sysctl:
         entries = [(name, old, ours) for name, (old, ours) in before.sysctl.items()]
-        failed = sysctl.put_back(netns.sysctls, entries)
-        problems += [_refused("write", name, errno).msg for name, errno in failed]
-    return problems
+        problems.run(sysctl.put_back, netns.sysctls, entries)
+
+
+def _put_back_link(netns: Namespace, ifname: str, before: Backup) -> list[str]:
+    device = link.find(netns.netlink(), ifname)
+    if device is None:
+        return []
+    present = _attributes(device)
+    todo = {key: value for key, value in before.link.items() if value != present[key]}
+    if "mac" in todo:
+        todo["mac"] = link.parse_mac(todo["mac"])
+    return _set_link(netns, ifname, todo) if todo else []
+
+
+def _put_back_features(netns: Namespace, ifname: str, before: Backup) -> list[str]:
+    from . import features
+
+    if link.find(netns.netlink(), ifname) is None:
+        return []
+    return features.put_back(netns, ifname, before.ethtool)
 
 
 # --- the other verbs ------------------------------------------------------------------------------
 
 
 def delete(call: Call[Conf]) -> None:
-    """Restore the values of the backup file; failures are logged, not raised, as in the reference.
+    """Restore the values of the backup file; every step runs.
 
-    Mostly the interface is going to be deleted anyway. A file that cannot be read now is something
-    else than none: it raises CNIError, and DEL can be repeated. Nothing of the
-    configuration is needed but `dataDir`.
+    What the kernel refuses is logged, not raised, as in the reference: mostly the interface is
+    going to be deleted anyway. Raises CNIError for a file that cannot be read or removed now, and
+    when this process was short of something: then DEL can be repeated. Nothing of the configuration
+    is needed but `dataDir`.
     """
     file = backup.File(call.conf.data_dir, call.owner)
     kept = file.read()
-    try:
-        problems = _restore(call, kept) if kept is not None else []
-        if not problems and not call.netns_unknown:
-            file.remove()
-    except (Terminated, TryAgainLater, shared.Unreadable):
-        raise
-    except (CNIError, KernelError, OSError, ValueError) as error:
-        problems = [str(error)]
-    for problem in problems:
+    problems = Problems()
+    if kept is not None:
+        _restore(call, kept, problems)
+    for problem in problems.refused:
         call.log(f"tuning: {problem}")
+    if problems.short:
+        raise CNIError(f"cannot restore: {'; '.join(problems.short)}", "repeat the DEL")
+    if not problems.refused and not call.netns_unknown:
+        file.remove()
 
 
-def _restore(call: Call[Conf], kept: Backup) -> list[str]:
+def _restore(call: Call[Conf], kept: Backup, problems: Problems) -> None:
     netns = call.find_netns()
     if call.netns_unknown:
-        return []  # DEL fails in the end, and finds the backup when it is repeated
+        return  # DEL fails in the end, and finds the backup when it is repeated
     users = None
     if kept.shared and kept.owner is not None:
         users = shared.File(backup.directory_of(call.conf.data_dir), kept.owner.netns)
     if netns is None or not kept.is_of(netns):
         if users is not None:
             users.forget(call.owner)
-        return []
-    problems = _put_back(netns, call.ifname, kept)
+        return
+    _put_back(netns, call.ifname, kept, problems)
     if users is not None:
         shared.lock(netns)
-        failed = users.release(netns, call.owner)
-        problems += [_refused("write", name, errno).msg for name, errno in failed]
-    return problems
+        problems.run(users.release, netns, call.owner)
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
