@@ -1071,7 +1071,7 @@ def test_interrupt_lets_the_running_plugin_finish(world: World, answers: str) ->
     world.let_go()
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
-    assert err == f"interrupted; to take away what is there: cni del net {NETNS}\n"
+    assert err == f"interrupted; what is there is detached by `cni del net {NETNS}`\n"
     assert world.calls == ["ADD one"]
     assert world.files == []
 
