@@ -227,6 +227,16 @@ def find_by_key(plugin: str, key: str, env: Mapping[str, str]) -> Intent | None:
     return _read(f"{directory(env)}/{key}.{plugin}")
 
 
+def everything(env: Mapping[str, str]) -> list[tuple[str, Intent]]:
+    """Path and intent of all that is kept, also of what a DEL has put aside, read without waiting.
+
+    Raises OSError if any cannot be read.
+    """
+    where = directory(env)
+    paths = [f"{where}/{name}" for name in sorted(_names(where)) if not name.endswith(_PARTIAL)]
+    return [(path, kept) for path in paths if (kept := _read(path)) is not None]
+
+
 def all_of(plugin: str, env: Mapping[str, str], network: str | None = None) -> list[Intent]:
     """What is kept of a plugin (in one network, if given), read without waiting for anybody.
 

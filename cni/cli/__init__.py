@@ -11,7 +11,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "add": ("commands:add", "Attach", "Attach a namespace to a network."),
     "check": ("commands:check", "Attach", "Check that an attachment is as `add` left it."),
     "del": ("commands:delete", "Attach", "Detach a namespace or container."),
-    "gc": ("commands:gc", "Attach", "Delete attachments whose namespace is gone."),
+    "gc": ("gc:gc", "Attach", "Delete attachments whose namespace is gone."),
     "ipam": ("ipam:ipam", "See", "Show, check and release addresses of host-local."),
     "plugins": ("plugins:plugins", "See", "Show the plugins in this file."),
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),

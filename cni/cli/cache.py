@@ -22,7 +22,7 @@ from cni.protocol.errors import CNIError
 from cni.protocol.request import check_container_id, check_ifname, check_network_name
 from cni.protocol.result import Result
 
-from . import gojson
+from . import errors, gojson
 
 DEFAULT_DIRECTORY = "/var/lib/cni"
 KIND = "cniCacheV1"
@@ -44,6 +44,19 @@ class Attachment(NamedTuple):
     def name(self) -> str:
         """``<network>/<container id>/<interface>``."""
         return f"{self.network}/{self.container_id}/{self.ifname}"
+
+
+class Kept(NamedTuple):
+    """A file of the cache, written at `since` (seconds since 1970).
+
+    `config` is the configuration of the network at the ADD, `result` the result as JSON.
+    """
+
+    attachment: Attachment
+    path: str
+    since: float
+    config: bytes
+    result: dict[str, Any] | None
 
 
 class Outcome(NamedTuple):
@@ -161,15 +174,29 @@ class Cache:
     def attachments(self) -> list[Attachment]:
         """All attachments in the cache, sorted by file name; other files are left out."""
         try:
-            names_there = sorted(os.listdir(self.results), key=os.fsencode)
-        except OSError:
+            return [kept.attachment for kept in self.kept()]
+        except CNIError:
             return []
-        read = (self._attachment(name) for name in names_there if not name.startswith("."))
-        return [attachment for attachment in read if attachment is not None]
 
-    def _attachment(self, name: str) -> Attachment | None:
+    def kept(self) -> list[Kept]:
+        """All that is in the cache, sorted by file name; other files are left out.
+
+        Raises NotPermitted, CommandError if the directory is there and cannot be read.
+        """
         try:
-            data = files.read(os.path.join(self.results, name), _MAX_SIZE, follow=True)
+            names_there = sorted(os.listdir(self.results), key=os.fsencode)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise errors.unreadable(self.results, error) from None
+        read = (self._kept(name) for name in names_there if not name.startswith("."))
+        return [kept for kept in read if kept is not None]
+
+    def _kept(self, name: str) -> Kept | None:
+        path = os.path.join(self.results, name)
+        try:
+            since = os.stat(path).st_mtime
+            data = files.read(path, _MAX_SIZE, follow=True)
             record = _lower(gojson.decode_object(data))
             if record.get("kind") != KIND:
                 return None
@@ -181,11 +208,12 @@ class Cache:
                 args=tuple((str(k), str(v)) for k, v in record.get("cniargs") or ()),
                 capability_args=record.get("capabilityargs") or None,
             )
-            base64.b64decode(_text(record, "config"), validate=True)
+            network = base64.b64decode(_text(record, "config"), validate=True)
             self.path(attachment)
         except (OSError, CNIError, TypeError, ValueError, binascii.Error):
             return None
-        return attachment
+        result = record.get("result")
+        return Kept(attachment, path, since, network, result if isinstance(result, dict) else None)
 
     @contextlib.contextmanager
     def lock(

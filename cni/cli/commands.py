@@ -1,231 +1,291 @@
-"""The commands: `cni add|check|del|gc|status NETWORK NETNS` as cnitool has them, and the rest."""
+"""`cni add|check|del|gc|status NETWORK …`, compatible with cnitool for what cnitool makes.
+
+add, status   of a network; `add` derives the container id from the namespace's path
+check, del    of an attachment: of a namespace, a container or a pod (target.py)
+gc            of a network's attachments whose namespace is gone
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
 
 import click
 
 from cni.protocol.errors import CNIError
+from cni.protocol.request import check_container_id
 
-from . import cache, conflist, errors, formats, output
-from .completion import Namespace, Network
-from .runtime import Interrupts, Runtime
+from . import cache, conflist, errors, formats, output, target
+from .cache import outcome
+from .completion import Container, Namespace, Network
+from .session import (
+    CACHE_DIR,
+    DRY_RUN,
+    F,
+    capability_args,
+    chosen_ifname,
+    configured,
+    configured_or_known,
+    given,
+    hint_for_name,
+    hinting,
+    interruptible,
+    netns_given,
+    network_of,
+    network_options,
+    parse_args,
+    runtime,
+)
+from .target import DEFAULT_IFNAME, Target, Wanted, absolute, container_id
+from .view import attachments
+from .view.attachments import Attached, Places
+from .view.namespaces import Live
 
-F = TypeVar("F", bound=Callable[..., Any])
-PLUGIN_DIRECTORY = "/opt/cni/bin"
-
-
-class Job(NamedTuple):
-    """What a command works on. `environment` is the process's."""
-
-    network: conflist.NetworkList
-    attachment: cache.Attachment
-    runtime: Runtime
-
-
-def _netns(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:
-    if parameter.required and not value:
-        raise click.BadParameter("is empty; give the path of a network namespace")
-    return value or ""
-
-
-def _attachment_options(needs_netns: bool) -> Callable[[F], F]:
-    def decorate(function: F) -> F:
-        for option in (
-            formats.options,
-            click.option(
-                "--cache-dir",
-                default=cache.DEFAULT_DIRECTORY,
-                show_default=True,
-                type=click.Path(file_okay=False),
-                help="Results are kept in its directory results.",
-            ),
-            click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0)."),
-            click.argument("netns", type=Namespace(), required=needs_netns, callback=_netns),
-            click.argument("network", type=Network()),
-        ):
-            function = option(function)
-        return function
-
-    return decorate
+_IFNAME = click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0).")
 
 
-@click.command()
-@_attachment_options(needs_netns=True)
-def add(network: str, netns: str, **options: Any) -> None:
-    """Attach the namespace to the network, and print the result."""
-
-    def work(job: Job) -> None:
-        outcome = job.runtime.add(job.network, job.attachment)
-        output.added(outcome, job.attachment, formats.current())
-
-    _run(work, network, netns, f"to take away what is there: cni del {network} {netns}", **options)
+def _attachment_options(function: F) -> F:
+    """NETWORK, and which attachment."""
+    for option in (
+        formats.options,
+        CACHE_DIR,
+        click.option(
+            "--id",
+            "container",
+            metavar="CONTAINER",
+            type=Container(),
+            default="",
+            help="The container, by its id or the beginning of it.",
+        ),
+        _IFNAME,
+        click.argument(
+            "where", metavar="[NETNS|NAMESPACE/POD]", type=Namespace(), required=False, default=""
+        ),
+        click.argument("network", type=Network()),
+    ):
+        function = option(function)
+    return function
 
 
 @click.command()
-@_attachment_options(needs_netns=True)
-def check(network: str, netns: str, **options: Any) -> None:
-    """Check that the attachment is as `add` left it."""
+@click.argument("network", type=Network())
+@click.argument("netns", type=Namespace(), callback=netns_given)
+@_IFNAME
+@CACHE_DIR
+@formats.options
+def add(network: str, netns: str, ifname: str | None, cache_dir: str) -> None:
+    """Attach the namespace to the network, and print the result.
 
-    def work(job: Job) -> None:
-        job.runtime.check(job.network, job.attachment)
-        switched_off = " (disableCheck: nothing was checked)" if job.network.disable_check else ""
-        what = job.attachment
-        output.done(f"{what.ifname} in {what.netns}: as it should be{switched_off}")
+    The container id is derived from the namespace's path, as cnitool does it.
 
-    _run(work, network, netns, f"make it anew: cni del, then cni add {network} {netns}", **options)
+    \b
+    Example:  cni add mynet /run/netns/blue
+    See also: cni ps, cni check, cni del
+    """  # noqa: D301 - click wants the control character
+    errors.require_root("attach a namespace")
+    with interruptible(f"what is there is detached by `cni del {network} {netns}`") as interrupts:
+        network_list = configured(network)
+        path = absolute(netns)
+        what = cache.Attachment(
+            container_id=container_id(path),
+            network=network_list.name,
+            ifname=chosen_ifname(ifname) or DEFAULT_IFNAME,
+            netns=path,
+            args=parse_args(os.environ.get("CNI_ARGS", "")),
+            capability_args=capability_args(),
+        )
+        try:
+            added = runtime(cache_dir, interrupts).add(network_list, what)
+        except CNIError as problem:
+            hint = hint_for_name(netns) or _hint_if_attached(what, cache_dir)
+            raise errors.Failed(problem, hint) from None
+        output.added(added, what, formats.current())
+
+
+@click.command()
+@_attachment_options
+def check(network: str, where: str, container: str, ifname: str | None, cache_dir: str) -> None:
+    """Check that an attachment is as its ADD left it.
+
+    \b
+    Examples: cni check mynet /run/netns/blue
+              cni check mynet --id 5f1b6e0c
+              cni check mynet default/web-0
+    See also: cni inspect, cni reload
+    """  # noqa: D301 - click wants the control character
+    errors.require_root("look into a namespace")
+    with interruptible() as interrupts:
+        found, live, network_list = _find(network, where, container, ifname, cache_dir)
+        what = found.attached
+        if not found.known:
+            raise errors.NotFound(
+                f"{what.ifname} in {what.netns} is not attached to {network}",
+                "nothing on this node says that it ever was; `cni ps` shows what is attached",
+            )
+        with hinting("" if what.is_direct else _runtime_hint(what)):
+            runtime(cache_dir, interrupts).check(network_list, given(what))
+    checked = not network_list.disable_check
+    switched_off = "" if checked else " (disableCheck: nothing was checked)"
+    value = {**what.as_dict(live), "checked": checked}
+    formats.done(value, f"{_described(what)}: as it should be{switched_off}", [what.name])
 
 
 @click.command("del")
-@_attachment_options(needs_netns=True)
-def delete(network: str, netns: str, **options: Any) -> None:
-    """Detach the namespace from the network; the namespace may be gone."""
-
-    def work(job: Job) -> None:
-        job.runtime.delete(job.network, job.attachment)
-        what = job.attachment
-        output.done(f"{what.ifname} in {what.netns} is detached from {what.network}")
-
-    _run(work, network, netns, "the result is kept: put the cause right and try again", **options)
-
-
-@click.command()
-@_attachment_options(needs_netns=False)
+@_attachment_options
 @click.option(
-    "--keep",
-    metavar="ID/IFNAME",
-    multiple=True,
-    help="An attachment that is still in use; may be repeated. Without it, as with cnitool, every "
-    "attachment of the network in the cache is deleted.",
+    "--force", is_flag=True, help="Also what a container runtime attached: it goes completely."
 )
-def gc(network: str, netns: str, keep: tuple[str, ...], **options: Any) -> None:
-    """Delete the network's attachments that are not in use any more."""
-    pairs = [_pair(text) for text in keep] if keep else None
-
-    def work(job: Job) -> None:
-        deleted = job.runtime.collect(job.network, pairs)
-        lines = [f"  {one.container_id} {one.ifname}" for one in deleted]
-        output.done("\n".join([f"{network}: {len(deleted)} attachments deleted", *lines]))
-
-    _run(work, network, netns, "the rest was collected; put the cause right, try again", **options)
-
-
-@click.command()
-@_attachment_options(needs_netns=False)
-def status(network: str, netns: str, **options: Any) -> None:
-    """Ask the network's plugins whether they could attach a container now."""
-
-    def work(job: Job) -> None:
-        job.runtime.status(job.network)
-        output.done(f"{network}: ready")
-
-    _run(work, network, netns, "", **options)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    container_id, slash, ifname = text.partition("/")
-    if not (container_id and slash and ifname):
-        raise click.BadParameter(f"{text!r} is not of the form ID/IFNAME", param_hint="--keep")
-    return container_id, ifname
-
-
-def _run(
-    work: Callable[[Job], None],
+@DRY_RUN
+def delete(
     network: str,
-    netns: str,
-    hint: str,
-    *,
+    where: str,
+    container: str,
     ifname: str | None,
     cache_dir: str,
+    force: bool,
+    dry_run: bool,
 ) -> None:
-    """Load the network and call `work`; a failure becomes a message and the exit code.
+    """Detach a namespace or container from the network; the namespace may be gone.
 
-    `hint` says what to do next.
-    """
-    context = click.get_current_context()
-    interrupts = Interrupts()
-    loaded = False
+    What a container runtime attached is left alone without --force: delete the container there.
+
+    \b
+    Examples: cni del mynet /run/netns/blue
+              cni del mynet --id 5f1b6e0c --force
+              cni del mynet default/web-0 --dry-run
+    See also: cni ps, cni gc
+    """  # noqa: D301 - click wants the control character
+    errors.require_root("detach a namespace")
+    with interruptible("what is left is detached when the command is repeated") as interrupts:
+        found, live, network_list = _find(network, where, container, ifname, cache_dir, force)
+        what = found.attached
+        if not force:
+            _require_own(found, live)
+        if not dry_run:
+            with hinting("put the cause right, then repeat the command"):
+                runtime(cache_dir, interrupts).delete(network_list, given(what), _result(what))
+                _require_gone(what)
+    value = {**what.as_dict(live), "known": found.known, "dryRun": dry_run}
+    text = f"{_described(what)} is detached from {what.network}"
+    if dry_run:
+        text = f"{_described(what)} would be detached from {what.network}"
+    elif not found.known:
+        text = f"{_described(what)} was not attached to {what.network}"
+    formats.done(value, text, [what.name])
+
+
+@click.command()
+@network_options
+def status(network: str, netns: str, cache_dir: str) -> None:
+    """Ask the network's plugins whether they could attach a container now.
+
+    \b
+    Example:  cni status mynet
+    """  # noqa: D301 - click wants the control character
+    del netns  # cnitool takes one
+    with interruptible() as interrupts:
+        runtime(cache_dir, interrupts).status(configured(network))
+    formats.done({"network": network, "ready": True}, f"{network}: ready", [network])
+
+
+def _hint_if_attached(what: cache.Attachment, cache_dir: str) -> str:
+    """What to do next after an ADD that failed: detach what an earlier one attached."""
     try:
-        with interrupts:
-            job = _job(network, netns, ifname, cache_dir, interrupts)
-            loaded = True
-            work(job)
-    except CNIError as problem:
-        raise errors.Failed(problem, _hint(hint, netns) if loaded else "") from None
-    except KeyboardInterrupt:
-        output.line(f"interrupted; {hint}" if loaded and hint else "interrupted", err=True)
-        context.exit(130)
+        known = attachments.gather(Places.of(cache_dir), what.network)
+    except CNIError:
+        return ""
+    if all(each.name != what.name for each in known):
+        return ""
+    return f"it is attached already; `cni del {what.network} {what.netns}` detaches it"
 
 
-def _hint(hint: str, netns: str) -> str:
-    """`hint`; or, for a bare name, the path of the namespace that the user seems to mean."""
-    named = f"/run/netns/{netns}"
-    if netns and "/" not in netns and not os.path.exists(netns) and os.path.exists(named):
-        return f"{netns} is taken for a path; is {named} meant?"
-    return hint
+# --- which attachment ---
 
 
-def _job(
-    network: str, netns: str, ifname: str | None, cache_dir: str, interrupts: Interrupts
-) -> Job:
-    """The job that the command line and the environment describe. Raises CNIError."""
-    env = os.environ
-    network_list = conflist.load(env.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY, network)
-    capability_args = None
-    if env.get("CAP_ARGS"):
-        capability_args = output.decode_map(env["CAP_ARGS"], "CAP_ARGS")
-    path = absolute(netns) if netns else ""
-    attachment = cache.Attachment(
-        container_id=container_id(path),
-        network=network_list.name,
-        ifname=ifname or env.get("CNI_IFNAME") or "eth0",
-        netns=path,
-        args=parse_args(env.get("CNI_ARGS", "")),
-        capability_args=capability_args,
-    )
-    runtime = Runtime(
-        plugin_path(env.get("CNI_PATH", "")),
-        cache.Cache(os.path.abspath(cache_dir)),
-        env,
-        interrupts,
-        output.waiting,
-        output.plugin_stderr,
-    )
-    return Job(network_list, attachment, runtime)
+def _find(
+    network: str,
+    where: str,
+    container: str,
+    ifname: str | None,
+    cache_dir: str,
+    force: bool = False,
+) -> tuple[Target, Live, conflist.NetworkList]:
+    """The attachment that is meant, and its network. Raises CNIError."""
+    if not where and not container:
+        raise click.UsageError("give NETNS, NAMESPACE/POD or --id CONTAINER")
+    everything = attachments.gather(Places.of(cache_dir))
+    live = Live()
+    wanted = Wanted(network, where, container, chosen_ifname(ifname))
+    try:
+        found = target.find(wanted, everything, live)
+    except (errors.NotFound, errors.Refused):
+        if not force:
+            configured_or_known(network, everything)
+            raise
+        found = _by_force(wanted)
+    if where and container and not _agree(found.attached, where):
+        raise errors.Refused(
+            f"container {found.attached.container_id} is not in {absolute(where)}",
+            "leave out one of the two",
+        )
+    of_network = [each for each in everything if each.network == network]
+    return found, live, network_of(network, [found.attached, *of_network])
 
 
-def absolute(path: str) -> str:
-    """`path` made absolute and clean, as Go's filepath.Abs does it."""
-    absolute_path = os.path.abspath(path)
-    # POSIX lets two slashes at the beginning mean something, and Python keeps them.
-    return absolute_path[1:] if absolute_path.startswith("//") else absolute_path
+def _by_force(wanted: Wanted) -> Target:
+    """What nothing is known of, exactly as it was named. Raises CNIError."""
+    path = absolute(wanted.where) if wanted.where else ""
+    name = wanted.container or container_id(path)
+    check_container_id(name)
+    ifname = wanted.ifname or DEFAULT_IFNAME
+    return Target(Attached(wanted.network, name, ifname, netns=path), known=False)
 
 
-def container_id(netns: str) -> str:
-    """The container id that cnitool derives from a namespace's path."""
-    digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
-    return f"cnitool-{digest[:10].hex()}"
+def _agree(what: Attached, where: str) -> bool:
+    """Is the attachment in the namespace, or the pod's, that was named as well?"""
+    return where == what.pod or not what.netns or target.is_same_place(what.netns, where)
 
 
-def parse_args(text: str) -> tuple[tuple[str, str], ...]:
-    """CNI_ARGS as pairs; neither side may be empty. Raises CNIError."""
-    pairs = []
-    for piece in text.split(";") if text else ():
-        parts = piece.split("=")
-        if len(parts) != 2 or not all(parts):
-            raise CNIError(f'invalid CNI_ARGS pair "{piece}"', "CNI_ARGS has the form K=V;K2=V2")
-        pairs.append((parts[0], parts[1]))
-    return tuple(pairs)
+def _require_own(found: Target, live: Live) -> None:
+    """Raises Refused for what this command did not attach."""
+    what = found.attached
+    if found.known and not what.is_direct:
+        raise errors.Refused(
+            f"{_described(what)} was attached by a container runtime",
+            f"{target.listed([what], live)}: delete the container there; "
+            "--force detaches it all the same, and the runtime does not learn of it",
+        )
+    if found.foreign:
+        raise errors.Refused(
+            f"{what.netns} has an interface {what.ifname}, and nothing says who attached it",
+            "name the container with --id if a runtime did; --force detaches it all the same",
+        )
 
 
-def plugin_path(text: str) -> list[str]:
-    """CNI_PATH as a list; by default the usual directory and the one that our own file is in."""
-    if text:
-        return text.split(os.pathsep)
-    own = os.path.dirname(os.path.realpath(sys.argv[0]))
-    return [PLUGIN_DIRECTORY] if own == PLUGIN_DIRECTORY else [PLUGIN_DIRECTORY, own]
+def _result(what: Attached) -> cache.Outcome | None:
+    """The result that is known from elsewhere than the cache."""
+    if what.result is None:
+        return None
+    try:
+        return outcome(what.result, "")
+    except CNIError:
+        return None
+
+
+def _require_gone(what: Attached) -> None:
+    """Raises CommandError if any of the sources still knows it after DEL."""
+    left = attachments.still_there(what)
+    if left:
+        raise errors.CommandError(
+            f"the plugins succeeded, but {_described(what)} is not detached completely",
+            "still there: " + "; ".join(f"{each.kind} {each.where}" for each in left),
+        )
+
+
+def _described(what: Attached) -> str:
+    if what.netns:
+        return f"{what.ifname} in {what.netns}"
+    return f"{what.ifname} of container {what.container_id}"
+
+
+def _runtime_hint(what: Attached) -> str:
+    return f"`cni inspect {what.container_id[:12]}` shows all that it has"

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from . import conflist, formats, output
+from cni.protocol.errors import CNIError
+
+from . import cache, conflist, formats, output
+
+if TYPE_CHECKING:
+    from .view.attachments import Attached
 
 VARIABLE = "_CNI_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -45,6 +51,35 @@ class Network(click.ParamType[str]):
     ) -> list[CompletionItem]:
         directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
         return _items(conflist.known(directory), incomplete)
+
+
+class Container(click.ParamType[str]):
+    """A container id, or ID/IFNAME; completes what is attached, in the network if one is given."""
+
+    name = "container"
+
+    def __init__(self, *, with_ifname: bool = False) -> None:
+        self._with_ifname = with_ifname
+
+    def shell_complete(
+        self, ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        names = [
+            f"{each.container_id}/{each.ifname}" if self._with_ifname else each.container_id
+            for each in _attached(ctx)
+        ]
+        return _items(sorted(set(names)), incomplete)
+
+
+def _attached(ctx: click.Context) -> list[Attached]:
+    """What is attached, in the network on the command line; nothing if it cannot be read."""
+    from .view.attachments import Places, gather
+
+    try:
+        places = Places.of(ctx.params.get("cache_dir") or cache.DEFAULT_DIRECTORY)
+        return gather(places, ctx.params.get("network"))
+    except (CNIError, OSError):
+        return []
 
 
 def _items(names: list[str], incomplete: str) -> list[CompletionItem]:

@@ -19,7 +19,7 @@ from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_network_name
 
-from . import gojson
+from . import errors, gojson
 
 _LIST = "error parsing configuration list: "
 _PLUGIN = "error parsing configuration: "
@@ -54,7 +54,7 @@ class NetworkList(NamedTuple):
     data: bytes
 
 
-class NetworkNotFound(CNIError):
+class NetworkNotFound(errors.NotFound):
     """No configuration in the directory has that name."""
 
 
@@ -105,6 +105,44 @@ def known(directory: str) -> list[str]:
         if isinstance(name, str) and name:
             network_names.add(name)
     return sorted(network_names)
+
+
+class Configured(NamedTuple):
+    """A file of a directory, and the network in it or why there is none."""
+
+    path: str
+    network: NetworkList | None
+    problem: CNIError | None = None
+
+
+def survey(directory: str) -> list[Configured]:
+    """Every file of `directory` in the order in which `load` looks at them.
+
+    Raises CNIError if the directory cannot be read; there may be none.
+    """
+    found = [_surveyed(path, from_file) for path in _files(directory, (".conflist",))]
+    for path in _files(directory, (".conf", ".json")):
+        found.append(_surveyed(path, lambda path: _upconvert(_in_file(path, plugin_from_bytes))))
+    return found
+
+
+def _surveyed(path: str, read: Callable[[str], NetworkList]) -> Configured:
+    try:
+        return Configured(path, read(path))
+    except CNIError as error:
+        return Configured(path, None, error)
+
+
+def all_of(directory: str) -> list[NetworkList]:
+    """The networks of `directory`, each name once: what `load` would give if no file were broken.
+
+    Raises CNIError if the directory cannot be read.
+    """
+    by_name: dict[str, NetworkList] = {}
+    for each in survey(directory):
+        if each.network is not None:
+            by_name.setdefault(each.network.name, each.network)
+    return list(by_name.values())
 
 
 def from_file(path: str) -> NetworkList:

@@ -12,8 +12,9 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import click
 import msgspec
@@ -24,6 +25,9 @@ from cni.protocol.result import IPConfig, Result, encode_json
 from . import gojson
 from .cache import Attachment, Outcome
 from .table import COLOURS, Table, cell_width, padded
+
+T = TypeVar("T")
+_MANY = 20  # items of work that are worth a progress bar
 
 
 def is_terminal() -> bool:
@@ -133,6 +137,16 @@ def done(text: str) -> None:
     """Print `text` on a terminal; a program has the exit code instead."""
     if is_terminal():
         line(text)
+
+
+@contextmanager
+def progress(items: Sequence[T], what: str) -> Iterator[Iterable[T]]:
+    """`items`, with a progress bar on stderr if that is a terminal and they are many."""
+    if sys.stderr is None or not sys.stderr.isatty() or len(items) < _MANY:
+        yield items
+        return
+    with click.progressbar(items, label=what, file=sys.stderr) as bar:
+        yield bar
 
 
 def waiting() -> None:

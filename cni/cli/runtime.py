@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FrameType, TracebackType
@@ -34,6 +34,7 @@ from cni.protocol.request import (
 from . import gojson
 from .cache import Attachment, Cache, Outcome, outcome
 from .conflist import NetworkList, PluginConf
+from .errors import Failed
 
 _NO_ATTACHMENT = Attachment("", "", "")
 
@@ -106,21 +107,26 @@ class Runtime:
                 conf = _request_conf(network, plugin, result, attachment)
                 self._run("CHECK", plugin, conf, attachment)
 
-    def delete(self, network: NetworkList, attachment: Attachment) -> None:
+    def delete(
+        self, network: NetworkList, attachment: Attachment, result: Outcome | None = None
+    ) -> None:
         """DEL each plugin, the last one first, and forget the result.
 
-        An unusable result is deleted and ignored. Raises CNIError
-        ``plugin type="x" failed (delete): …``; a usable result is still kept then.
+        `result` is what the plugins are told if none is kept. An unusable one is deleted and
+        ignored. Raises CNIError ``plugin type="x" failed (delete): …``; a usable result is still
+        kept then.
         """
         self.cache.path(attachment)  # validates
         with self._locked(attachment.container_id):
-            self._delete(network, attachment)
+            self._delete(network, attachment, result)
 
-    def _delete(self, network: NetworkList, attachment: Attachment) -> None:
+    def _delete(
+        self, network: NetworkList, attachment: Attachment, given: Outcome | None = None
+    ) -> None:
         result = None
         if versions.at_least(network.version, "0.4.0"):
             try:
-                result = self._kept(network, attachment)
+                result = self._kept(network, attachment) or self._converted(network, given)
             except CNIError:
                 self.cache.remove(attachment)
         for plugin in reversed(network.plugins):
@@ -138,24 +144,53 @@ class Runtime:
         the plugins no list. Returns what was deleted. Raises CNIError with every failure, a line
         each, after everything was tried.
         """
+
+        def stale() -> list[Attachment]:
+            return [
+                each
+                for each in self.cache.attachments()
+                if each.network == network.name
+                and (each.container_id, each.ifname) not in (valid or ())
+            ]
+
+        return self.delete_stale(network, stale, lambda errors: self.gc(network, valid, errors))
+
+    def delete_stale(
+        self,
+        network: NetworkList,
+        stale: Callable[[], Iterable[Attachment]],
+        then: Callable[[list[CNIError]], None] = lambda _: None,
+    ) -> list[Attachment]:
+        """DEL what `stale` gives, then call `then` with the errors so far, which it may add to.
+
+        Both are called when no other command works on any container. Nothing happens if the network
+        has disableGC. Returns what was deleted. Raises CNIError with
+        every failure, a line each, after everything was tried.
+        """
         if network.disable_gc:
             return []
         deleted: list[Attachment] = []
         errors: list[CNIError] = []
         with self._locked(None):
             self.cache.sweep()
-            for attachment in self.cache.attachments():
-                key = (attachment.container_id, attachment.ifname)
-                if attachment.network != network.name or key in (valid or ()):
-                    continue
-                what = f"failed to delete stale attachment {key[0]} {key[1]}: "
-                if _tried(errors, what, partial(self._delete, network, attachment)):
-                    deleted.append(attachment)
-            if _at_least(network.version, "1.1.0"):
-                self._collect_plugins(network, valid, errors)
+            for each in stale():
+                what = f"failed to delete stale attachment {each.container_id} {each.ifname}: "
+                if _tried(errors, what, partial(self._delete, network, each)):
+                    deleted.append(each)
+            then(errors)
         if errors:
             raise _joined(errors)
         return deleted
+
+    def gc(
+        self,
+        network: NetworkList,
+        valid: Collection[tuple[str, str]] | None,
+        errors: list[CNIError],
+    ) -> None:
+        """GC each plugin, from version 1.1.0 on; failures are added to `errors`."""
+        if _at_least(network.version, "1.1.0"):
+            self._collect_plugins(network, valid, errors)
 
     def _collect_plugins(
         self,
@@ -190,7 +225,10 @@ class Runtime:
 
     def _kept(self, network: NetworkList, attachment: Attachment) -> Outcome | None:
         """The kept result in the configuration's version. Raises CNIError."""
-        result = self.cache.read(attachment)
+        return self._converted(network, self.cache.read(attachment))
+
+    def _converted(self, network: NetworkList, result: Outcome | None) -> Outcome | None:
+        """`result` in the configuration's version. Raises CNIError."""
         if result is None:
             return None
         wanted = network.version or versions.DEFAULT
@@ -256,7 +294,7 @@ class Interrupts:
     ) -> None:
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
-        if self.pending and isinstance(error, CNIError):
+        if self.pending and isinstance(error, CNIError | Failed):
             # The plugin was interrupted as well: its error says no more than Ctrl-C does.
             raise KeyboardInterrupt from error
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,76 +22,8 @@ from tests.harness import (
     tree,
     unchanged,
 )
+from tests.harness.command_line import Node
 from tests.harness.netns import PATH
-
-
-class Node:
-    """A node with the installed file, one network, and the state below `root`."""
-
-    def __init__(self, host: Netns, bin_dir: Path, root: Path) -> None:
-        self.host = host
-        self.bin_dir = bin_dir
-        self.cache = root / "cache"
-        self.net_d = root / "net.d"
-        self.data_dir = root / "networks"
-        self.net_d.mkdir()
-        self.env = {
-            "PATH": PATH,
-            "LC_ALL": "C",
-            "NETCONFPATH": str(self.net_d),
-            "CNI_PATH": str(bin_dir),
-        }
-
-    def configure(self, family: Family = V4, version: str = "1.1.0", **keys: Any) -> None:
-        bridge = {"type": "bridge", "isGateway": True, "ipam": family.host_local(self.data_dir)}
-        conf = {
-            "cniVersion": version,
-            "name": "net",
-            "plugins": [{**bridge, "capabilities": {"mac": True}, **keys}],
-        }
-        (self.net_d / "10-net.conflist").write_text(json.dumps(conf))
-
-    def argv(self, *args: str) -> list[str]:
-        extra = []
-        if args[0] in ("add", "check", "del", "gc", "status"):
-            extra = ["--cache-dir", str(self.cache)]
-        return [str(self.bin_dir / "cni"), *args, *extra]
-
-    def run(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return self.host.exec(self.argv(*args), check=False, env={**self.env, **env}, cwd="/")
-
-    def ok(self, *args: str, **env: str) -> str:
-        done = self.run(*args, **env)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stderr == ""
-        return done.stdout
-
-    def person(self, *args: str) -> tuple[int, str]:
-        """Run it on a terminal: exit code, and what the terminal shows."""
-        master, terminal = pty.openpty()
-        try:
-            child = self.host.popen(
-                self.argv(*args),
-                env={**self.env, "TERM": "dumb"},
-                stdin=terminal,
-                stdout=terminal,
-                stderr=terminal,
-            )
-            os.close(terminal)
-            shown = b""
-            try:
-                while chunk := os.read(master, 65536):
-                    shown += chunk
-            except OSError:  # how the end of a terminal reads
-                pass
-            return child.wait(60), shown.decode().replace("\r\n", "\n")
-        finally:
-            os.close(master)
-
-    @property
-    def results(self) -> list[str]:
-        path = self.cache / "results"
-        return sorted(os.listdir(path)) if path.exists() else []
 
 
 @pytest.fixture
@@ -159,35 +87,6 @@ def test_two_interfaces_of_one_container(node: Node, container: Netns) -> None:
     assert node.results[0].endswith("-net2")
 
 
-def test_gc_takes_all_that_is_in_the_cache(
-    node: Node, netns: Callable[..., Netns], container: Netns
-) -> None:
-    node.configure()
-    node.ok("add", "net", container.path)
-    gone = netns("gone")
-    node.ok("add", "net", gone.path)
-    gone.unname()
-    assert len(ports(node.host, "cni0")) == 2
-    assert node.ok("gc", "net", container.path) == ""
-    assert node.results == []
-    assert not ports(node.host, "cni0")
-    leases = [name for name in os.listdir(node.data_dir / "net") if name[0].isdigit()]
-    assert leases == []
-
-
-def test_gc_keeps_what_it_is_told_to(node: Node, container: Netns, container2: Netns) -> None:
-    node.configure()
-    node.ok("add", "net", container.path)
-    (kept,) = node.results
-    node.ok("add", "net", container2.path)
-    container_id = json.loads((node.cache / "results" / kept).read_text())["containerId"]
-    assert node.ok("gc", "net", "--keep", f"{container_id}/eth0") == ""
-    assert node.results == [kept]
-    assert addresses(container, "eth0") == list(V4.first)
-    assert "eth0" not in links(container2)
-    assert node.ok("check", "net", container.path) == ""
-
-
 def test_del_after_the_namespace_is_gone(node: Node, container: Netns) -> None:
     node.configure()
     node.ok("add", "net", container.path)
@@ -239,8 +138,13 @@ def test_on_a_terminal(node: Node, container: Netns) -> None:
     assert 'error: plugin type="bridge" failed (add): ' in shown
     assert f"cni del net {container.path}" in shown
     code, shown = node.person("add", "blue", container.path)
-    assert (code, shown.splitlines()[1].split()) == (1, ["details", "networks", "there:", "net"])
-    assert node.person("gc", "net")[1].startswith("net: 1 attachments deleted\n")
+    assert (code, shown.splitlines()[1].split()) == (3, ["details", "networks", "there:", "net"])
+    assert node.person("gc", "net")[1] == "net: 0 attachments deleted\n"
+    code, shown = node.person("gc", "net", "--all", typed="n\n")
+    assert (code, node.results != []) == (5, True), shown
+    code, shown = node.person("gc", "net", "--all", typed="y\n")
+    assert (code, node.results) == (0, []), shown
+    assert "\nnet: 1 attachment deleted\n" in shown
     code, shown = node.person("add", "--json", "net", container.path)
     assert json.loads(shown)["cniVersion"] == "1.1.0"
     assert node.person("del", "net", container.path)[1].endswith("is detached from net\n")

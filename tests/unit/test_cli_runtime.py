@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cni.cli import cache, commands, gojson
+from cni.cli import cache, gojson, session, target
 from cni.cli.cache import Attachment, Cache, outcome
 from cni.cli.conflist import NetworkList, from_bytes
 from cni.cli.runtime import Interrupts, Runtime
@@ -811,7 +811,7 @@ def test_status_returns_the_first_error(world: World) -> None:
 
 
 def test_container_id() -> None:
-    assert commands.container_id(NETNS) == CONTAINER
+    assert target.container_id(NETNS) == CONTAINER
 
 
 @pytest.mark.parametrize(
@@ -819,7 +819,7 @@ def test_container_id() -> None:
     [("//a//b/../c/", "/a/c"), ("/a", "/a"), ("x", "{cwd}/x"), ("./x/.", "{cwd}/x")],
 )
 def test_absolute(path: str, wanted: str) -> None:
-    assert commands.absolute(path) == wanted.format(cwd=Path.cwd())
+    assert target.absolute(path) == wanted.format(cwd=Path.cwd())
 
 
 @pytest.mark.parametrize(
@@ -827,7 +827,7 @@ def test_absolute(path: str, wanted: str) -> None:
     [("", ()), ("A=1", (("A", "1"),)), ("A=1;B=2", (("A", "1"), ("B", "2")))],
 )
 def test_args(text: str, wanted: Any) -> None:
-    assert commands.parse_args(text) == wanted
+    assert session.parse_args(text) == wanted
 
 
 @pytest.mark.parametrize(
@@ -835,7 +835,7 @@ def test_args(text: str, wanted: Any) -> None:
 )
 def test_malformed_args(text: str, pair: str) -> None:
     with pytest.raises(CNIError) as caught:
-        commands.parse_args(text)
+        session.parse_args(text)
     assert caught.value.msg == f'invalid CNI_ARGS pair "{pair}"'
 
 
@@ -844,10 +844,10 @@ def test_plugin_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "real" / "cni").touch()
     (tmp_path / "cni").symlink_to("real/cni")
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "cni")])
-    assert commands.plugin_path("") == ["/opt/cni/bin", str(tmp_path / "real")]
+    assert session.plugin_path("") == ["/opt/cni/bin", str(tmp_path / "real")]
     monkeypatch.setattr(sys, "argv", ["/opt/cni/bin/cni"])
-    assert commands.plugin_path("") == ["/opt/cni/bin"]
-    assert commands.plugin_path("/a:/b") == ["/a", "/b"]
+    assert session.plugin_path("") == ["/opt/cni/bin"]
+    assert session.plugin_path("/a:/b") == ["/a", "/b"]
 
 
 def test_add_prints_exactly_the_result(world: World) -> None:
@@ -867,8 +867,15 @@ def test_add_prints_exactly_the_result(world: World) -> None:
 @pytest.mark.parametrize("verb", ["check", "del", "gc", "status"])
 def test_other_verbs_print_nothing(world: World, verb: str) -> None:
     world.configure(cniVersion="1.1.0")
+    world.cni("add", "net", NETNS)
+    calls = {
+        "check": ["CHECK one"],
+        "del": ["DEL one"],
+        "gc": ["DEL one"],
+        "status": ["STATUS one"],
+    }
     assert world.cni(verb, "net", NETNS) == (0, "", "")
-    assert world.calls == [f"{verb.upper()} one"]
+    assert world.calls == ["ADD one", *calls[verb]]
 
 
 @pytest.mark.parametrize("verb", ["gc", "status"])
@@ -928,7 +935,7 @@ def test_errors_are_on_stderr(world: World, env: dict[str, str], message: str) -
     world.configure()
     world.env = env
     code, out, err = world.cni("add", "net", NETNS)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3 if "no net conf" in message else 1, "")
     assert err.startswith(message)
     assert "Traceback" not in err
     assert world.calls == []
@@ -937,7 +944,7 @@ def test_errors_are_on_stderr(world: World, env: dict[str, str], message: str) -
 def test_unknown_network(world: World) -> None:
     world.configure()
     code, out, err = world.cni("add", "blue", NETNS)
-    assert (code, out) == (1, "")
+    assert (code, out) == (3, "")
     assert err == (
         f'no net configuration with name "blue" in {world.root}/net.d; networks there: net\n'
     )
@@ -962,7 +969,7 @@ def test_bytes_that_are_no_utf8(world: World) -> None:
     assert world.record()["cniArgs"] == [["K", "\ufffd"]]
     assert world.cni("del", "net", netns) == (0, "", "")
     code, _, err = world.cni("add", netns, netns, "--json")
-    assert code == 1
+    assert code == 3
     assert "Traceback" not in err
 
 
@@ -991,7 +998,7 @@ def test_plugins_stderr_is_passed_on(world: World) -> None:
 def test_single_configuration(world: World) -> None:
     conf = {"cniVersion": "0.4.0", "name": "single", "type": "one"}
     (world.root / "net.d" / "20.conf").write_text(json.dumps(conf))
-    assert world.cni("check", "single", NETNS)[0] == 0
+    assert world.cni("add", "single", NETNS)[0] == 0
     assert world.stdin(1) == conf
     world.fail("one", "ADD")
     assert (
@@ -1003,9 +1010,12 @@ def test_gc_keep(world: World) -> None:
     world.configure(cniVersion="1.1.0")
     write_cache(world, record(RESULT), "net-c1-eth0")
     write_cache(world, record(RESULT, containerId="c2"), "net-c2-eth0")
+    for keep, code in (("c9/eth0", 3), ("c1/eth1", 3), ("c/eth0", 4), ("c1", 2)):
+        assert world.cni("gc", "net", "--keep", keep)[0] == code
+    assert world.calls == []
     assert world.cni("gc", "net", "--keep", "c1/eth0") == (0, "", "")
     assert world.files == ["net-c1-eth0"]
-    assert world.cni("gc", "net", "--keep", "c1")[0] == 2
+    assert world.calls == ["DEL one"]
 
 
 def test_concurrent_runs_on_one_container_take_turns(world: World) -> None:
@@ -1024,7 +1034,7 @@ def test_concurrent_runs_on_one_container_take_turns(world: World) -> None:
 
 def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
     world.configure()
-    (world.root / "cache").mkdir()
+    world.cni("add", "net", NETNS)
     with Cache(str(world.root / "cache")).lock(None):
         child = world.start("check", "net", NETNS)
         wait_for_lock_waiters(world.lock)
@@ -1032,7 +1042,7 @@ def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
         _, err = child.communicate(timeout=60)
     assert child.returncode == 130
     assert err.startswith("interrupted")
-    assert world.calls == []
+    assert world.calls == ["ADD one"]
 
 
 def test_gc_waits_for_everybody(world: World) -> None:
@@ -1046,7 +1056,7 @@ def test_gc_waits_for_everybody(world: World) -> None:
     for child in (first, second):
         _, err = child.communicate(timeout=60)
         assert (child.returncode, err) == (0, "")
-    assert world.calls == ["ADD one", "ADD two", "DEL two", "DEL one", "GC one", "GC two"]
+    assert world.calls == ["ADD one", "ADD two", "DEL two", "DEL one"]
 
 
 @pytest.mark.parametrize("answers", ["succeeds", "fails"])
@@ -1061,7 +1071,7 @@ def test_interrupt_lets_the_running_plugin_finish(world: World, answers: str) ->
     world.let_go()
     out, err = child.communicate(timeout=60)
     assert (child.returncode, out) == (130, "")
-    assert err == f"interrupted; to take away what is there: cni del net {NETNS}\n"
+    assert err == f"interrupted; what is there is detached by `cni del net {NETNS}`\n"
     assert world.calls == ["ADD one"]
     assert world.files == []
 

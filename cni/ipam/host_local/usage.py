@@ -32,7 +32,7 @@ def check_free(location: Location, sets: list[RangeSet]) -> None:
     for each in full:
         raise NotAvailable(
             f"host-local: no IP addresses available in range set: {each}",
-            f"all {each.size} addresses are in use: remove containers, run GC, or add a range",
+            f"all {each.size} addresses are in use: {_advice(location.path)}",
         )
 
 
@@ -132,8 +132,16 @@ def describe(path: str, each: RangeSet, held: list[tuple[float, str]]) -> str:
     )
     return (
         f"{len(held)} of {each.size} addresses are in use, held the longest: "
-        f"{holders or 'none'}. Remove containers, run GC to release what dead ones hold, or add a "
-        f"range; `cni ipam list` shows who holds what, and reservations are in {path}"
+        f"{holders or 'none'}: {_advice(path)}; reservations are in {path}"
+    )
+
+
+def _advice(path: str) -> str:
+    """What to do about a full range, of which nothing harms a container that runs."""
+    network = os.path.basename(path)
+    return (
+        f"remove containers or add a range; `cni ipam list {network}` shows who holds what, and "
+        f"`cni gc {network}` releases what dead containers hold"
     )
 
 

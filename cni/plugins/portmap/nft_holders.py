@@ -95,7 +95,10 @@ def _taken(element: Element, there: Element, holder: Holder, address: Prefix) ->
     port = port_of(element.key)
     if owner is not None:
         who = f"container {owner.container_id} ({owner.ifname} in network {owner.network})"
-        hint = f"stop that container; if it is long gone, `cni gc` of {owner.network} removes it"
+        hint = (
+            f"stop that container; if its namespace is gone, `cni gc {owner.network}` removes what "
+            "it left"
+        )
     else:
         who = f"somebody else ({there.comment or 'unknown'})"
         hint = "stop it"

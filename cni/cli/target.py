@@ -1,0 +1,268 @@
+"""Which attachment a command is about, decided by what the node knows, never by a guess alone.
+
+    NETNS          a path: what is attached in the namespace that the path names
+    --id ID        a container id, or the beginning of one
+    NAMESPACE/POD  a pod, as a runtime named it in CNI_ARGS
+
+cnitool derives a container id from the path. That id is taken only if it is known, or if nothing
+else is attached in the namespace: so a command about a pod of a runtime never acts under an id that
+the runtime does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from cni.kernel import link
+from cni.kernel.errors import KernelError
+from cni.netns.namespace import Identity, Namespace, identify
+from cni.protocol.errors import CNIError
+
+from . import errors
+from .view.attachments import DIRECT_PREFIX, Attached
+from .view.namespaces import ALIVE, Live, number_of
+
+DEFAULT_IFNAME = "eth0"
+_LISTED = 8  # attachments in an error message
+
+
+class Wanted(NamedTuple):
+    """What the command line says: `where` is NETNS or NAMESPACE/POD, `ifname` "" if not said."""
+
+    network: str
+    where: str = ""
+    container: str = ""
+    ifname: str = ""
+
+
+class Target(NamedTuple):
+    """The attachment, and whether anything is known of it (else its id is derived from the path).
+
+    `foreign` is a link of that name in the namespace, of which nobody says whose it is.
+    """
+
+    attached: Attached
+    known: bool
+    foreign: bool = False
+
+
+def container_id(netns: str) -> str:
+    """The container id that cnitool derives from a namespace's path."""
+    digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
+    return f"{DIRECT_PREFIX}{digest[:10].hex()}"
+
+
+def absolute(path: str) -> str:
+    """`path` made absolute and clean, as Go's filepath.Abs does it."""
+    absolute_path = os.path.abspath(path)
+    # POSIX lets two slashes at the beginning mean something, and Python keeps them.
+    return absolute_path[1:] if absolute_path.startswith("//") else absolute_path
+
+
+def find(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Target:
+    """The attachment of `wanted.network` that is meant. `everything` is of all networks.
+
+    Raises NotFound, Ambiguous, or Refused when only a guess is left and something else is attached.
+    """
+    if wanted.container:
+        return Target(_by_container(wanted, everything, live), known=True)
+    if _is_pod(wanted.where, everything):
+        return Target(_by_pod(wanted, everything, live), known=True)
+    return _by_namespace(wanted, everything, live)
+
+
+def _by_container(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Attached:
+    fitting = [each for each in everything if each.container_id.startswith(wanted.container)]
+    exact = [each for each in fitting if each.container_id == wanted.container]
+    inside = [each for each in exact or fitting if each.network == wanted.network]
+    what = f"container {wanted.container}"
+    if not inside:
+        raise _not_attached(what, wanted.network, exact or fitting, live)
+    _require_one_container(what, inside, live)
+    return _by_ifname(inside, wanted, what, live)
+
+
+def _is_pod(where: str, everything: Iterable[Attached]) -> bool:
+    """Is NAMESPACE/POD meant? A path that is there is a path."""
+    if where.startswith(("/", ".")) or where.count("/") != 1 or os.path.lexists(where):
+        return False
+    return any(each.pod == where for each in everything)
+
+
+def _by_pod(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Attached:
+    of_pod = [each for each in everything if each.pod == wanted.where]
+    inside = [each for each in of_pod if each.network == wanted.network]
+    what = f"pod {wanted.where}"
+    if not inside:
+        raise _not_attached(what, wanted.network, of_pod, live)
+    # Of a pod that was started anew, containers that ended may still be known.
+    alive = [each for each in inside if each.state(live) == ALIVE]
+    inside = alive or inside
+    _require_one_container(what, inside, live)
+    return _by_ifname(inside, wanted, what, live)
+
+
+def _by_namespace(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Target:
+    path = absolute(wanted.where)
+    now = identify(path)
+    number = number_of(path) if now is not None else None
+    inside = [each for each in everything if _is_in(each, path, now, number)]
+    fitting = [each for each in inside if each.network == wanted.network]
+    what = f"namespace {path}"
+    if fitting:
+        known = _with_ifname(fitting, wanted)
+        if known is None and not wanted.ifname:
+            _by_ifname(fitting, wanted, what, live)  # several, none of them eth0
+        if known is not None:
+            same = [each for each in fitting if each.ifname == known.ifname]
+            _require_one_container(what, same, live)
+            return Target(known, known=True)
+    return _guessed(wanted, path, now, everything, inside)
+
+
+def _guessed(
+    wanted: Wanted,
+    path: str,
+    now: Identity | None,
+    everything: Sequence[Attached],
+    inside: Sequence[Attached],
+) -> Target:
+    """By the id that cnitool would use. Raises NotFound, Refused."""
+    guessed = container_id(path)
+    ifname = wanted.ifname or DEFAULT_IFNAME
+    for each in everything:
+        if (each.network, each.container_id, each.ifname) == (wanted.network, guessed, ifname):
+            return Target(each, known=True)
+    if now is None:
+        raise _no_namespace(wanted, path)
+    others = [each for each in inside if each.container_id != guessed]
+    if others:
+        raise errors.Refused(
+            f"nothing that is known is attached to {wanted.network} as {ifname} in {path}",
+            f"there are {listed(others)}; name one with --id or -i",
+        )
+    attached = Attached(wanted.network, guessed, ifname, netns=path)
+    owned = any(each.ifname == ifname for each in inside)
+    return Target(attached, known=False, foreign=not owned and _has_link(path, ifname))
+
+
+def _is_in(each: Attached, path: str, now: Identity | None, number: int | None) -> bool:
+    """Is it attached in the namespace that the path names now, to which the node gives `number`?
+
+    A path without a namespace stands for what was in it.
+    """
+    if now is None:
+        return bool(each.netns) and _same_path(each.netns, path)
+    if each.earlier_boot:
+        return False
+    if each.identity is not None:
+        return not now.differs(each.identity)
+    if each.nsids:
+        return number in each.nsids
+    there = identify(each.netns) if each.netns else None
+    return there is not None and not now.differs(there)
+
+
+def _same_path(one: str, other: str) -> bool:
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_same_place(netns: str, where: str) -> bool:
+    """Do two paths name the same namespace, or are they the same path?"""
+    path = absolute(where)
+    now, there = identify(path), identify(netns)
+    if now is not None and there is not None:
+        return not now.differs(there)
+    return _same_path(netns, path)
+
+
+def path_for_plugins(what: Attached) -> str:
+    """CNI_NETNS for an attachment: its path, unless that names another namespace by now."""
+    now = identify(what.netns) if what.netns else None
+    if now is None or what.identity is None or not now.differs(what.identity):
+        return what.netns
+    return ""
+
+
+def _by_ifname(fitting: Sequence[Attached], wanted: Wanted, what: str, live: Live) -> Attached:
+    """As _with_ifname. Raises NotFound, Ambiguous."""
+    found = _with_ifname(fitting, wanted)
+    if found is not None:
+        return found
+    if wanted.ifname:
+        raise _not_attached(f"{wanted.ifname} of {what}", wanted.network, fitting, live)
+    raise errors.Ambiguous(
+        f"{what} has several interfaces in network {wanted.network}",
+        f"name one with -i: {listed(fitting)}",
+    )
+
+
+def _with_ifname(fitting: Sequence[Attached], wanted: Wanted) -> Attached | None:
+    """The one with the interface that was named; else eth0, or the only one there is."""
+    names = [each.ifname for each in fitting]
+    ifname = wanted.ifname or (DEFAULT_IFNAME if DEFAULT_IFNAME in names else "")
+    if not ifname and len(set(names)) == 1:
+        ifname = names[0]
+    return next((each for each in fitting if each.ifname == ifname), None)
+
+
+def _require_one_container(what: str, fitting: Sequence[Attached], live: Live) -> None:
+    ids = dict.fromkeys(each.container_id for each in fitting)
+    if len(ids) > 1:
+        raise errors.Ambiguous(
+            f"{what} may be one of {len(ids)} containers",
+            f"name one with --id: {listed(fitting, live)}",
+        )
+
+
+def _not_attached(
+    what: str, network: str, elsewhere: Sequence[Attached], live: Live
+) -> errors.NotFound:
+    hint = "`cni ps` shows what is attached"
+    if elsewhere:
+        hint = f"attached are {listed(elsewhere, live)}"
+    return errors.NotFound(f"{what} is not attached to {network}", hint)
+
+
+def _no_namespace(wanted: Wanted, path: str) -> CNIError:
+    """The error for a path that names no namespace, and that nothing is known of."""
+    named = f"/run/netns/{wanted.where}"
+    if "/" not in wanted.where and identify(named) is not None:
+        return errors.NotFound(
+            f"{path} does not exist",
+            f"{wanted.where} is taken for a path; is {named} meant?",
+        )
+    if not os.path.lexists(path):
+        hint = "nothing that is known was attached there; `cni ps` shows what is attached"
+        if wanted.where.count("/") == 1 and not wanted.where.startswith(("/", ".")):
+            hint = f"there is no pod {wanted.where} either; `cni ps` shows what is attached"
+        return errors.NotFound(f"{path} does not exist", hint)
+    return errors.NotFound(
+        f"{path} is not a network namespace",
+        "nothing that is known was attached there; `cni ps` shows what is attached",
+    )
+
+
+def _has_link(path: str, ifname: str) -> bool:
+    """Is there a link of that name in the namespace?"""
+    try:
+        with Namespace.open(path) as namespace:
+            return link.find(namespace.netlink(), ifname) is not None
+    except (KernelError, OSError):
+        return False
+
+
+def listed(attachments: Iterable[Attached], live: Live | None = None) -> str:
+    """The attachments in words, at most _LISTED of them."""
+    all_of_them = list(attachments)
+    texts = []
+    for each in all_of_them[:_LISTED]:
+        text = f"{each.ifname} of {each.pod or each.container_id} in {each.network}"
+        if each.pod:
+            text += f" (container {each.container_id})"
+        texts.append(f"{text}, {each.state(live)}" if live is not None else text)
+    more = len(all_of_them) - len(texts)
+    return "; ".join(texts) + (f"; and {more} more" if more > 0 else "")

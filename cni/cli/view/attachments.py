@@ -1,0 +1,371 @@
+"""The attachments of this node, put together from everything that knows of them.
+
+    result cache   what libcni kept: network, container, interface, CNI_ARGS, capabilities, result
+    intent         what an ADD of ours asked of the packet filter (cni.intent)
+    reservation    an address of host-local
+    link           a link of the node whose alias names its owner (cni.owner)
+
+One Attached for each network, container and interface; `found` says which of these named it. The
+namespace is the one whose identity an ADD noted, else what the path names now.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from cni import intent
+from cni.intent import Intent
+from cni.ipam.host_local import plugin as host_local
+from cni.ipam.host_local import reservation, usage
+from cni.ipam.host_local.directory import scan
+from cni.netns.namespace import Identity, Namespace
+from cni.owner import Owner
+from cni.protocol import config
+from cni.protocol.errors import CNIError
+
+from .. import cache, conflist, errors
+from .namespaces import ALIVE, EARLIER_BOOT, GONE, Live
+
+if TYPE_CHECKING:
+    from cni.kernel.link import Link
+
+DIRECT_PREFIX = "cnitool-"
+
+
+class Places(NamedTuple):
+    """Where the sources are."""
+
+    results: cache.Cache
+    state_dir: str = intent.STATE_DIR
+    net_d: str = conflist.DEFAULT_DIRECTORY
+
+    @classmethod
+    def of(cls, cache_dir: str = cache.DEFAULT_DIRECTORY) -> Places:
+        """Those that the environment names, as for the plugins."""
+        env = os.environ
+        return cls(
+            cache.Cache(os.path.abspath(cache_dir)),
+            env.get("CNI_STATE_DIR") or intent.STATE_DIR,
+            env.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY,
+        )
+
+
+class Found(NamedTuple):
+    """How something was found: the kind of source, and the file or link."""
+
+    kind: str
+    where: str
+
+
+class Reserved(NamedTuple):
+    """An address that host-local has reserved, and its file."""
+
+    address: str
+    file: str
+
+
+class Attached(msgspec.Struct):
+    """One interface of one container in one network; shapes are those of cache.Attachment.
+
+    `since` is in seconds since 1970, 0 if unknown. `result` is an ADD's result as JSON, `config`
+    the bytes of the network's configuration at the ADD.
+    """
+
+    network: str
+    container_id: str
+    ifname: str
+    netns: str = ""
+    identity: Identity | None = None
+    args: tuple[tuple[str, str], ...] = ()
+    capability_args: dict[str, Any] | None = None
+    since: float = 0
+    result: dict[str, Any] | None = None
+    config: bytes = b""
+    reserved: list[Reserved] = []
+    intents: list[Intent] = []
+    links: list[str] = []
+    nsids: list[int] = []  # of the other ends of `links`, as the node numbers namespaces
+    found: list[Found] = []
+    earlier_boot: bool = False
+
+    @property
+    def owner(self) -> Owner:
+        """The key by which everything is marked."""
+        return Owner(self.network, self.container_id, self.ifname)
+
+    @property
+    def name(self) -> str:
+        """``<network>/<container id>/<interface>``."""
+        return f"{self.network}/{self.container_id}/{self.ifname}"
+
+    @property
+    def is_direct(self) -> bool:
+        """Was it made by a person (`cni add`, cnitool), not by a container runtime?"""
+        return self.container_id.startswith(DIRECT_PREFIX)
+
+    @property
+    def pod(self) -> str:
+        """``<namespace>/<pod>``, as Kubernetes' runtimes say it in CNI_ARGS; else ""."""
+        args = dict(self.args)
+        pod = args.get("K8S_POD_NAME", "")
+        return f"{args.get('K8S_POD_NAMESPACE', '')}/{pod}".lstrip("/") if pod else ""
+
+    @property
+    def addresses(self) -> list[str]:
+        """Addresses of the result, with their prefix length, or else the reserved ones."""
+        ips = (self.result or {}).get("ips") or []
+        found = [str(ip["address"]) for ip in ips if isinstance(ip, dict) and ip.get("address")]
+        for version in ("ip4", "ip6"):  # results of 0.2.0 and earlier
+            old = (self.result or {}).get(version)
+            if isinstance(old, dict) and old.get("ip"):
+                found.append(str(old["ip"]))
+        return found or [each.address for each in self.reserved]
+
+    def state(self, live: Live) -> str:
+        """Of its namespace: alive, gone, unknown or of an earlier boot."""
+        if self.earlier_boot:
+            return EARLIER_BOOT
+        state = live.state(self.identity, self.netns)
+        # A pair whose other end is in a namespace goes with that namespace.
+        return ALIVE if self.identity is None and self.nsids else state
+
+    def is_dead(self, live: Live) -> bool:
+        """Has its namespace certainly ceased to exist?"""
+        return self.state(live) in (GONE, EARLIER_BOOT)
+
+    def as_dict(self, live: Live) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "network": self.network,
+            "containerID": self.container_id,
+            "ifname": self.ifname,
+            "pod": self.pod,
+            "netns": self.netns,
+            "netnsState": self.state(live),
+            "addresses": self.addresses,
+            "since": usage.when(self.since) if self.since else None,
+            "found": [{"kind": each.kind, "where": each.where} for each in self.found],
+        }
+
+    def attachment(self) -> cache.Attachment:
+        """What the runtime gave for it."""
+        return cache.Attachment(
+            self.container_id,
+            self.network,
+            self.ifname,
+            self.netns,
+            self.args,
+            self.capability_args,
+        )
+
+
+def gather(places: Places, network: str | None = None) -> list[Attached]:
+    """The attachments (of one network, if given), sorted by network, container and interface.
+
+    Raises NotPermitted, CommandError if a source is there and cannot be read.
+    """
+    known = _Known(network)
+    for kept in places.results.kept():
+        _add_cached(known, kept)
+    for each in _intents(places.state_dir):
+        _add_intent(known, *each)
+    for name, directory in reservation_directories(places, network):
+        _add_reservations(known, name, directory)
+    _add_links(known)
+    return sorted(known.attachments(), key=lambda each: each.name)
+
+
+class _Known:
+    """Attachments by owner, of the wanted network."""
+
+    def __init__(self, network: str | None) -> None:
+        self._network = network
+        self._by_key: dict[tuple[str, str, str], Attached] = {}
+
+    def get(self, network: str, container_id: str, ifname: str, found: Found) -> Attached | None:
+        """The attachment, made if it is new; None for one of another network."""
+        if self._network not in (None, network) or not container_id:
+            return None
+        key = (network, container_id, ifname)
+        if key not in self._by_key:
+            self._by_key[key] = Attached(*key)
+        self._by_key[key].found.append(found)
+        return self._by_key[key]
+
+    def of_container(self, network: str, container_id: str) -> list[Attached]:
+        """All that is known of a container in a network."""
+        wanted = (network, container_id)
+        return [each for key, each in self._by_key.items() if key[:2] == wanted]
+
+    def attachments(self) -> Iterable[Attached]:
+        return self._by_key.values()
+
+
+def _add_cached(known: _Known, kept: cache.Kept) -> None:
+    what = kept.attachment
+    found = known.get(
+        what.network, what.container_id, what.ifname, Found("result cache", kept.path)
+    )
+    if found is not None:
+        found.netns, found.args = what.netns, what.args
+        found.capability_args = what.capability_args
+        found.since, found.config = kept.since, kept.config
+        found.result = kept.result
+
+
+def _intents(state_dir: str) -> Iterator[tuple[str, Intent, float]]:
+    """Path, intent and time of each. Raises NotPermitted, CommandError."""
+    env = {"CNI_STATE_DIR": state_dir}
+    try:
+        kept = intent.everything(env)
+    except OSError as error:
+        path = str(error.filename or intent.directory(env))
+        raise errors.unreadable(path, error) from None
+    for path, each in kept:
+        yield path, each, file_time(path)
+
+
+def _add_intent(known: _Known, path: str, kept: Intent, since: float) -> None:
+    owner = kept.owner
+    found = known.get(*owner, Found("intent", path))
+    if found is None:
+        return
+    found.intents.append(kept)
+    found.netns = found.netns or kept.env.get("CNI_NETNS", "")
+    found.identity = Identity.parse(kept.netns) or found.identity
+    found.since = found.since or since
+    if not found.args:
+        pairs = (pair.partition("=") for pair in kept.env.get("CNI_ARGS", "").split(";"))
+        found.args = tuple((key, value) for key, _, value in pairs if key)
+    given = config.lookup(kept.config, "runtimeConfig")
+    if isinstance(given, dict) and found.capability_args is None:
+        found.capability_args = given
+    found.result = found.result or kept.result
+
+
+def reservation_directories(places: Places, network: str | None) -> list[tuple[str, str]]:
+    """Network and directory, of all reservations of host-local: of configured networks, and those
+    in the usual place.
+    """
+    found: dict[str, str] = {}
+    for network_list in conflist.all_of(places.net_d):
+        for data_dir in data_dirs(network_list):
+            found[os.path.join(data_dir, network_list.name)] = network_list.name
+    try:
+        for name in os.listdir(host_local.DATA_DIR):
+            found.setdefault(os.path.join(host_local.DATA_DIR, name), name)
+    except OSError:
+        pass  # none is there, or what is configured is all that can be known
+    return sorted(
+        (name, path)
+        for path, name in found.items()
+        if network in (None, name) and not name.startswith(".") and os.path.isdir(path)
+    )
+
+
+def data_dirs(network: conflist.NetworkList) -> Iterator[str]:
+    """Where host-local keeps the reservations of a network."""
+    for plugin in network.plugins:
+        ipam = config.lookup(plugin.raw, "ipam")
+        if isinstance(ipam, dict) and config.means(str(config.lookup(ipam, "type")), "host-local"):
+            yield str(config.lookup(ipam, "dataDir") or host_local.DATA_DIR)
+
+
+def _add_reservations(known: _Known, network: str, directory: str) -> None:
+    """Raises NotPermitted, CommandError."""
+    try:
+        for name, content in scan(directory):
+            if reservation.is_address(name) and content and content != reservation.UNREADABLE:
+                _add_reservation(known, network, os.path.join(directory, name), content)
+    except CNIError as error:
+        if not os.access(directory, os.R_OK | os.X_OK):
+            raise errors.NotPermitted(error.msg, "run it as root") from None
+        raise
+
+
+def _add_reservation(known: _Known, network: str, file: str, content: bytes) -> None:
+    text = content.decode("utf-8", "surrogateescape")
+    container_id, _, ifname = text.partition("\r\n")
+    note = Found("reservation", file)
+    holders = [] if ifname else known.of_container(network, container_id)
+    if len(holders) == 1:  # of old versions, which did not write the interface
+        found: Attached | None = holders[0]
+        holders[0].found.append(note)
+    else:
+        found = known.get(network, container_id, ifname or "eth0", note)
+    if found is None:
+        return
+    found.since = found.since or file_time(file)
+    found.reserved.append(Reserved(os.path.basename(file), file))
+    if found.identity is None:
+        found.identity = reservation.namespace_of(None, file)
+    if not found.intents:  # those are of this boot
+        found.earlier_boot |= reservation.boot_of(file) not in (None, reservation.this_boot())
+
+
+def _add_links(known: _Known) -> None:
+    """Links of the node by their aliases, which may be cut: then the hashes are compared."""
+    from cni.kernel import link
+
+    with Namespace.current() as node:
+        marked = [each for each in link.list_all(node.netlink()) if each.alias.startswith("cni:")]
+    by_key = {each.owner.alias_key: each for each in known.attachments()}
+    for each in marked:
+        key, _, rest = each.alias.partition(" ")
+        found = by_key.get(key)
+        note = Found("link", each.name)
+        if found is not None:
+            found.found.append(note)
+            _add_link(found, each)
+            continue
+        # A network's name has no slash, nor has an interface's or a container's.
+        parts = rest.split("/")
+        if len(parts) == 3 and Owner(*parts).alias_key == key:
+            found = known.get(parts[0], parts[1], parts[2], note)
+            if found is not None:
+                _add_link(found, each)
+
+
+def _add_link(found: Attached, each: Link) -> None:
+    found.links.append(each.name)
+    if each.peer_nsid is not None and each.peer_nsid >= 0:
+        found.nsids.append(each.peer_nsid)
+
+
+def still_there(what: Attached) -> list[Found]:
+    """Which of the sources still knows an attachment."""
+    return [each for each in what.found if _STILL_THERE[each.kind](what, each.where)]
+
+
+def _is_still_reserved(what: Attached, file: str) -> bool:
+    content = reservation.content(None, file) or b""
+    container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
+    return container_id == what.container_id and ifname in ("", what.ifname)
+
+
+def _is_still_linked(what: Attached, name: str) -> bool:
+    from cni.kernel import link
+
+    with Namespace.current() as node:
+        found = link.find(node.netlink(), name)
+    return found is not None and found.alias.startswith(what.owner.alias_key)
+
+
+_STILL_THERE: dict[str, Callable[[Attached, str], bool]] = {
+    "result cache": lambda _, path: os.path.exists(path),
+    "intent": lambda _, path: os.path.exists(path),
+    "reservation": _is_still_reserved,
+    "link": _is_still_linked,
+}
+
+
+def file_time(path: str) -> float:
+    """When a file was last written, in seconds since 1970; 0 if it is gone."""
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0
