@@ -144,7 +144,7 @@ def test_on_a_terminal(node: Node, container: Netns) -> None:
     assert (code, node.results != []) == (5, True), shown
     code, shown = node.person("gc", "net", "--all", typed="y\n")
     assert (code, node.results) == (0, []), shown
-    assert "\nnet: 1 attachment deleted\n" in shown
+    assert "net: 1 attachment deleted\n" in shown
     code, shown = node.person("add", "--json", "net", container.path)
     assert json.loads(shown)["cniVersion"] == "1.1.0"
     assert node.person("del", "net", container.path)[1].endswith("is detached from net\n")
