@@ -125,6 +125,7 @@ IN_CONTAINER = frozenset(
 )
 # Kinds of links that a kernel may lack.
 OPTIONAL = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
+CHANGE_NOTHING = frozenset({"sample", "static"})
 # They change an interface that is there already; only a DEL that can enter the namespace can put it
 # back, also if another ADD was tried before.
 CHANGING_EXISTING = frozenset({"tuning"})
