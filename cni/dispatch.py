@@ -140,7 +140,7 @@ def find(called: str) -> str | None:
     return name
 
 
-_VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS"})
+_VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VALIDATE"})
 
 
 def main(name: str) -> int:
@@ -331,7 +331,8 @@ def _run(decoded: Decoded, settle: Callable[[Result | None], None]) -> Result | 
         interrupts.check()
         if call.request.command == "ADD":
             call.guard_netns()
-        result = _perform(decoded)
+        judges = call.request.command == "VALIDATE"
+        result = _validate(decoded) if judges else _perform(decoded)
         settle(result)
         call.undo.forget()
         return result
@@ -368,6 +369,14 @@ def _perform(decoded: Decoded) -> Result | None:
             if verbs.reload is not None:
                 call.set_aside(keep)
             call.run(verbs.gc, keep)
+    return None
+
+
+def _validate(decoded: Decoded) -> Result | None:
+    """Judge the configuration, which has no result. Raises CNIError."""
+    from .describe import verb  # no other request needs descriptions
+
+    verb.validate(decoded.call)
     return None
 
 

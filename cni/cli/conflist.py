@@ -145,6 +145,19 @@ def all_of(directory: str) -> list[NetworkList]:
     return list(by_name.values())
 
 
+def paths(directory: str) -> list[str]:
+    """The configurations in a directory, in the order in which `load` looks at them.
+
+    Raises CNIError if it cannot be read; one that is missing has none.
+    """
+    return _files(directory, (".conflist",)) + _files(directory, (".conf", ".json"))
+
+
+def paths_beside(path: str, name: str) -> list[str]:
+    """The files of the plugins that belong to the list `name` in the file `path`."""
+    return _files(os.path.join(os.path.dirname(path), name), (".conf",))
+
+
 def from_file(path: str) -> NetworkList:
     """A ``.conflist`` file, with the plugins from ``<network name>/*.conf`` beside it."""
     return _in_file(path, lambda data: _complete(from_bytes(data), os.path.dirname(path)))

@@ -130,5 +130,4 @@ PLUGIN = Plugin(
         "latency": 25,
         "unshapedSubnets": ["10.22.0.0/24"],
     },
-    modules=("sch_tbf", "ifb"),
 )

@@ -198,5 +198,5 @@ PLUGIN = Plugin(
         "ipMasq": True,
         "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.22.0.0/24"}]]},
     },
-    modules=("bridge", "veth"),
+    link_kind="bridge",
 )

@@ -16,5 +16,5 @@ PLUGIN = Plugin(
         "type": "dummy",
         "ipam": {"type": "static", "addresses": [{"address": "10.1.2.3/32"}]},
     },
-    modules=("dummy",),
+    link_kind="dummy",
 )

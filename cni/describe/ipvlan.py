@@ -53,5 +53,5 @@ PLUGIN = Plugin(
         "mode": "l3s",
         "ipam": {"type": "host-local", "subnet": "10.1.2.0/24"},
     },
-    modules=("ipvlan",),
+    link_kind="ipvlan",
 )

@@ -86,5 +86,5 @@ PLUGIN = Plugin(
         "hostShim": True,
         "ipam": {"type": "dhcp"},
     },
-    modules=("macvlan",),
+    link_kind="macvlan",
 )

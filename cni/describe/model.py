@@ -151,8 +151,8 @@ class Plugin:
     """A plugin. `place` is where it stands: ``main`` makes an interface, ``chained`` follows one
     that does, ``ipam`` is named in the `ipam` of another.
 
-    `example` is its object in a list (of an IPAM plugin: the object `ipam`), and valid. `modules`
-    are the kernel modules that it needs, one of each group.
+    `example` is its object in a list (of an IPAM plugin: the object `ipam`), and valid. `link_kind`
+    is the kind of link that it makes, by the kernel's name, where a kernel may lack it.
     """
 
     name: str
@@ -162,5 +162,5 @@ class Plugin:
     example: dict[str, Any]
     args: tuple[Key, ...] = ()
     rules: tuple[Rule, ...] = ()
-    modules: tuple[str, ...] = ()
+    link_kind: str = ""
     system: str = field(default="linux")

@@ -105,5 +105,4 @@ PLUGIN = Plugin(
         ),
     ),
     example={"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
-    modules=("nf_tables",),
 )

@@ -55,5 +55,4 @@ PLUGIN = Plugin(
             "routes": [{"dst": "0.0.0.0/0"}],
         },
     },
-    modules=("veth",),
 )

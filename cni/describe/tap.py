@@ -56,5 +56,4 @@ PLUGIN = Plugin(
     ),
     args=(ARG_MAC,),
     example={"type": "tap", "owner": 1000, "group": 1000, "multiQueue": True, "bridge": "br0"},
-    modules=("tun",),
 )

@@ -49,5 +49,5 @@ PLUGIN = Plugin(
         "vlanId": 5,
         "ipam": {"type": "host-local", "subnet": "10.1.5.0/24"},
     },
-    modules=("8021q",),
+    link_kind="vlan",
 )

@@ -27,5 +27,5 @@ PLUGIN = Plugin(
         ),
     ),
     example={"type": "vrf", "vrfname": "blue", "table": 1001},
-    modules=("vrf",),
+    link_kind="vrf",
 )
