@@ -85,7 +85,7 @@ image: dist/cni .cache/setup-runtime.stamp ## build and push the server's image 
 	tools/image.sh "$(IMAGE)" $(BASE)
 
 # Of a clean tree only; docs/releasing.md.
-release: .cache/env-release/.stamp .cache/setup-release.stamp ## write dist/release
+release: .cache/env-release/.stamp .cache/setup-release.stamp .cache/setup-interpreter.stamp ## write dist/release
 	.cache/env-release/bin/python -m tools.release $(RELEASE_ARGS)
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
