@@ -17,8 +17,10 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 # Debian packages, a set for each purpose; a target installs the sets that it needs, as far as they
 # are missing. What they install is neither started nor enabled (tools/setup.sh).
 #
-# build: Python, and a compiler for the native client. demo: what it shows the network with.
+# build: Python, and a compiler for the native client. interpreter: what CPython is compiled with, too.
+# demo: what it shows the network with.
 PACKAGES_build := python3 python3-venv python3-nftables gcc musl-tools
+PACKAGES_interpreter := make patch xz-utils bzip2 linux-libc-dev
 PACKAGES_demo := iproute2 iputils-ping nftables
 PACKAGES_windows := gcc-mingw-w64-x86-64
 # test: the programs that are judges (nft, iptables, ip, conntrack, tcpdump …), the Go plugins, and
@@ -34,8 +36,9 @@ PACKAGES_release := git rpm patch dpkg-dev
 PACKAGES_runtime := podman podman-compose conmon containerd runc
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build build-windows release image install uninstall test test-unit test-build test-netns \
-	test-warm test-lab test-runtime test-release test-all lint format bench demo lock clean distclean
+.PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
+	test-build test-netns test-warm test-lab test-selfcontained test-runtime test-release test-all lint format bench \
+	demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +75,9 @@ build: dist/cni ## build dist/cni
 dist/cni: $(SOURCES) | .cache/env-build/.stamp
 	.cache/env-build/bin/python tools/build.py
 
+build-selfcontained: .cache/env-build/.stamp .cache/setup-interpreter.stamp ## build dist/cni-linux-ARCH, with an interpreter (docs/self-contained.md)
+	.cache/env-build/bin/python tools/interpreter/build.py
+
 build-windows: .cache/env-build/.stamp .cache/setup-windows.stamp ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
 	.cache/env-build/bin/python tools/build.py windows
 
@@ -79,7 +85,7 @@ image: dist/cni .cache/setup-runtime.stamp ## build and push the server's image 
 	tools/image.sh "$(IMAGE)" $(BASE)
 
 # Of a clean tree only; docs/releasing.md.
-release: .cache/env-release/.stamp .cache/setup-release.stamp ## write dist/release
+release: .cache/env-release/.stamp .cache/setup-release.stamp .cache/setup-interpreter.stamp ## write dist/release
 	.cache/env-release/bin/python -m tools.release $(RELEASE_ARGS)
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
@@ -121,6 +127,9 @@ test-warm: $(TESTED) ## the same, not the slow ones, with every plugin run throu
 test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their own
 	CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
+
+test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
+	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained) $(PYTEST_ARGS)
 
 test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)

@@ -35,6 +35,19 @@ class Unusable(OSError):
     """A file that is not read: no regular file, or too large. `strerror` says which."""
 
 
+def open_null() -> int:
+    """A descriptor to put where nothing is to be read or written: of /dev/null, where it exists.
+
+    In a root directory without devices it is an empty file in memory. Raises OSError.
+    """
+    try:
+        return os.open(os.devnull, os.O_RDWR | _COMMON)
+    except OSError:
+        if not hasattr(os, "memfd_create"):
+            raise
+        return os.memfd_create("null")
+
+
 def write_all(fd: int, data: bytes) -> None:
     """Write all of `data`, in as many calls as it takes. Raises OSError, also when none is taken.
 

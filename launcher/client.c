@@ -5,7 +5,8 @@
  * what belongs on stdout. The server's worker writes to stderr itself: that descriptor travels with
  * the request. If no server answers in time, or it is of another build or declines, the plugin runs by
  * exec, as if there were no server: the shell script that is embedded here (launcher/prefix.sh), or a
- * shortcut through it, starts Python.
+ * shortcut through it, starts Python. In the self-contained file (CNI_IMAGE, docs/self-contained.md)
+ * there is no script; the interpreter lies behind the client, which maps it and jumps to it.
  *
  *     request   header, then NUL-terminated: path we were called by, environment; then stdin
  *     hello     from a worker that is free: magic, its build id
@@ -59,6 +60,10 @@ enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_
 #define SIOCGSKNS 0x894C
 #endif
 
+#ifdef CNI_IMAGE
+#include "image.h"
+#endif
+
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
@@ -83,6 +88,7 @@ static char **arguments;
 static const int interrupting[] = {SIGTERM, SIGINT, SIGHUP};
 static volatile sig_atomic_t pending_signal; /* has come, and the worker does not know yet */
 static int signal_forwarded;                 /* the worker knows of a signal */
+static int watching;                         /* the handlers are there */
 static sigset_t initial_mask;                /* the signal mask we were started with */
 static int own_netns = -1; /* our network namespace, while we are in the container's */
 
@@ -165,6 +171,31 @@ static void leave_container(void)
     own_netns = -1;
 }
 
+/* Block SIGTERM, SIGINT and SIGHUP; returns 0 if one of them was caught before. */
+static int block_signals(sigset_t *before)
+{
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    for (size_t i = 0; i < sizeof interrupting / sizeof *interrupting; i++)
+        sigaddset(&blocked, interrupting[i]);
+    sigprocmask(SIG_BLOCK, &blocked, before);
+    return !pending_signal;
+}
+
+/* What comes before Python.
+ *
+ * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
+ * before that one would end Python in its own way, with a traceback instead of the answer. */
+static void prepare_exec(void)
+{
+    const char *command = getenv("CNI_COMMAND");
+    leave_container();
+    if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))
+        fail("interrupted by a signal", "nothing was done; try again", 999);
+}
+
+#ifndef CNI_IMAGE
+
 /* Whether `path` is of this kind, and only we and root may change it. In /tmp, for example, another
  * user may put a directory of that name beside our file. */
 static int is_safe(const char *path, mode_t kind)
@@ -205,28 +236,11 @@ static void execute(const char *program, char *const *head, size_t count)
     free(argv);
 }
 
-/* Block SIGTERM, SIGINT and SIGHUP; returns 0 if one of them was caught before. */
-static int block_signals(sigset_t *before)
-{
-    sigset_t blocked;
-    sigemptyset(&blocked);
-    for (size_t i = 0; i < sizeof interrupting / sizeof *interrupting; i++)
-        sigaddset(&blocked, interrupting[i]);
-    sigprocmask(SIG_BLOCK, &blocked, before);
-    return !pending_signal;
-}
-
-/* Start Python on the installed tree, or else the script, which looks for both. Never returns.
- *
- * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
- * before that one would end Python in its own way, with a traceback instead of the answer. */
+/* Start Python on the installed tree, or else the script, which looks for both. Never returns. */
 static void run_by_exec(void)
 {
     char python[MAX_PATH], run[MAX_PATH];
-    const char *command = getenv("CNI_COMMAND");
-    leave_container();
-    if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))
-        fail("interrupted by a signal", "nothing was done; try again", 999);
+    prepare_exec();
     if (script_setting("\ncni_python='", '\'', python, sizeof python) && *python
         && find_tree(run, sizeof run)) {
         char *const head[] = {python, "-I", "-S", run, (char *)self};
@@ -245,6 +259,19 @@ static void run_by_exec(void)
                          : "cannot start: no server answers, and Python does not start",
          "start the server (cni serve), or install the package python3 and run cni install", 5);
 }
+
+#else
+
+/* Go on as the interpreter that lies behind us in the file. Never returns. */
+static void run_by_exec(void)
+{
+    prepare_exec();
+    for (size_t i = 0; watching && i < sizeof interrupting / sizeof *interrupting; i++)
+        signal(interrupting[i], SIG_DFL); /* as execve(2) would leave them */
+    image_run(self, arguments);
+}
+
+#endif
 
 /* As run_by_exec, with `data` as stdin if it was read. Never returns. */
 static void run_by_exec_with(const char *data, size_t size, int have_stdin)
@@ -277,6 +304,7 @@ static void on_signal(int number)
 static void watch_signals(void)
 {
     struct sigaction action = {.sa_handler = on_signal};
+    watching = 1;
     block_signals(&initial_mask);
     for (size_t i = 0; i < sizeof interrupting / sizeof *interrupting; i++) {
         sigaction(interrupting[i], &action, NULL);
@@ -320,10 +348,12 @@ static char *read_stdin(size_t *size)
 /* How long to wait until a worker says hello. */
 static struct timespec worker_timeout(void)
 {
-    const char *python = script_after("\ncni_python='");
     long ms = CNI_PATIENCE_MS;
+#ifndef CNI_IMAGE
+    const char *python = script_after("\ncni_python='");
     if (python && *python == '\'')
         ms *= CNI_PATIENCE_ALONE;
+#endif
     return (struct timespec){ms / 1000, ms % 1000 * 1000000};
 }
 
@@ -500,6 +530,16 @@ static struct descriptors collect_descriptors(int server)
         mine.worker = ends[1];
     }
     return mine;
+}
+
+/* Close what the request needed: what runs by exec in this very process gets none of it. */
+static void close_all(int server, const struct descriptors *mine)
+{
+    const int all[] = {server,          mine->here, mine->root,  mine->container,
+                       mine->routing,   mine->jobs, mine->worker};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i] >= 0)
+            close(all[i]);
 }
 
 /* Wait for the hello of a worker that may work for us; `peer` becomes the server's credentials. */
@@ -800,16 +840,16 @@ int main(int argc, char **argv)
     int code = 1;
     int server = connect_to(path);
     enum outcome outcome = NOT_BEGUN;
+    struct descriptors mine = {-1, -1, -1, -1, -1, -1};
     if (server >= 0 && send_request(server, data, size)) {
         struct ucred peer;
-        struct descriptors mine = collect_descriptors(server);
+        mine = collect_descriptors(server);
         if (receive_hello(server, build, &peer) && send_go(server, &mine, &peer))
             outcome = await_reply(server, &mine, &code);
     }
     if (outcome == DONE)
         _exit(code);
-    if (server >= 0)
-        close(server);
+    close_all(server, &mine);
     sigprocmask(SIG_SETMASK, &initial_mask, NULL); /* signals that came meanwhile are delivered now */
     /* Verbs that may be repeated are repeated. An ADD is not: a DEL has to undo it first. */
     if (outcome == LOST && strcmp(command, "ADD") == 0)

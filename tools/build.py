@@ -188,9 +188,13 @@ def prefix(template: bytes, build_id: str) -> bytes:
     return text.replace(b"@PAD@", b"." * room)
 
 
-def native_client(script: bytes) -> bytes:
-    """launcher/client.c compiled, with the script in it; the script alone without a compiler."""
-    compiler = os.environ.get("CNI_CLIENT_CC") or next(filter(shutil.which, COMPILERS), "none")
+def native_client(script: bytes, compiler: str = "", *options: str | Path) -> bytes:
+    """launcher/client.c compiled, with the script in it; the script alone without a compiler.
+
+    `options` are further sources and flags.
+    """
+    compiler = compiler or os.environ.get("CNI_CLIENT_CC") or ""
+    compiler = compiler or next(filter(shutil.which, COMPILERS), "none")
     if compiler == "none":
         print("build: no C compiler: the file starts with a script", file=sys.stderr)
         return script
@@ -202,6 +206,7 @@ def native_client(script: bytes) -> bytes:
         )
         client = Path(scratch, "client")
         command: Arguments = [*compiler.split(), *CLIENT_FLAGS, "-o", client, CLIENT, text]
+        command += options
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             raise BuildError(f"{compiler}: {done.stderr.strip()}")

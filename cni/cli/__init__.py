@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from cni.files import open_null
+
 # Command -> where the function is that makes it, the section of `cni --help` that has it, and what
 # the help and tab completion say of it. The module is loaded when the command is used.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -76,12 +78,12 @@ def _open_standard_files() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `number`
+            open_null()  # gets the lowest free number, which is `number`
 
 
 def _discard_stdout() -> int:
     """Let the interpreter flush the rest of a broken stdout to /dev/null. Returns exit code 1."""
-    null = os.open(os.devnull, os.O_WRONLY)
+    null = open_null()
     os.dup2(null, 1)
     os.close(null)
     return 1

@@ -298,7 +298,7 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
         _close_others(sock.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the parent's business: a job is done whole
-        null = os.open(os.devnull, os.O_RDWR)
+        null = _open_null()
         os.dup2(null, 0)
         os.dup2(null, 1)  # the runtime waits for the end of these pipes; the child lives longer
         os.dup2(null, 2)
@@ -309,6 +309,15 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
         code = 0
     finally:
         os._exit(code)
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        from ..files import open_null  # a root directory without devices
+
+        return open_null()
 
 
 def _close_others(keep: int) -> None:

@@ -16,7 +16,6 @@ Everything else is run by the client itself, as if there were no server.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from _socket import AF_UNIX, SO_PASSCRED, SO_PEERCRED, SOCK_STREAM, SOL_SOCKET
@@ -24,24 +23,14 @@ from _socket import socket as Socket
 from fcntl import ioctl
 from typing import NamedTuple
 
+from ..kernel import syscalls
 from ..netns import namespace
 
 _UCRED = struct.Struct("=iII")  # pid, user, group
 _SO_NETNS_COOKIE = 71  # Linux 5.14
 _SIOCGSKNS = 0x894C
-_LINUX_CAPABILITY_VERSION_3 = 0x20080522
-_AT_EMPTY_PATH = 0x1000
 _STATX_INO, _STATX_MNT_ID = 0x100, 0x1000
-
-_libc = ctypes.CDLL(None)
-_capget, _statx = _libc.capget, getattr(_libc, "statx", None)
-# The kernel writes to these. They are read through a Struct, which takes less time than ctypes.
-_capability_header = (ctypes.c_uint32 * 2)(_LINUX_CAPABILITY_VERSION_3, 0)
-_capability_data = bytearray(24)
-_capability_buffer = (ctypes.c_char * 24).from_buffer(_capability_data)
 _CAPABILITIES = struct.Struct("=4xI8xI4x")  # effective, permitted, inheritable; twice
-_statx_data = bytearray(256)
-_statx_buffer = (ctypes.c_char * 256).from_buffer(_statx_data)
 _STATX = struct.Struct("=I28xQ104xQ")  # stx_mask, stx_ino, stx_mnt_id (linux/stat.h)
 
 
@@ -128,10 +117,11 @@ def root_of_descriptor(fd: int | None) -> Root:
 
 def _statx_root(fd: int) -> Root | None:
     """By statx(2); None before Linux 5.8, which does not tell the mount. Raises OSError."""
-    wanted = _STATX_INO | _STATX_MNT_ID
-    if _statx is None or _statx(fd, b"", _AT_EMPTY_PATH, wanted, _statx_buffer):
+    try:
+        status = syscalls.statx(fd, _STATX_INO | _STATX_MNT_ID)
+    except OSError:
         return None
-    mask, inode, mount = _STATX.unpack_from(_statx_data)
+    mask, inode, mount = _STATX.unpack_from(status)
     return Root(mount, inode) if mask & _STATX_MNT_ID else None
 
 
@@ -151,8 +141,5 @@ def _cookie(sock: Socket) -> bytes:
 
 def _permitted(pid: int) -> int:
     """The permitted capabilities of a process, a bit each; 0 is this process. Raises OSError."""
-    _capability_header[1] = pid
-    if _capget(_capability_header, _capability_buffer):
-        raise ProcessLookupError(f"no process {pid}")
-    low, high = _CAPABILITIES.unpack_from(_capability_data)
+    low, high = _CAPABILITIES.unpack_from(syscalls.capget(pid))
     return int(low | high << 32)

@@ -22,6 +22,7 @@ from errno import EINVAL
 from typing import NamedTuple, NoReturn
 
 from .. import systemd
+from ..files import open_null
 from . import slots, warmup
 from .peer import listener_pid
 from .status import describe
@@ -191,7 +192,7 @@ class Supervisor:
 
             libc.die_with_parent(parent)
             os.setpgid(0, 0)  # a ^C on the supervisor's terminal is not for us
-            null = os.open(os.devnull, os.O_RDWR)
+            null = open_null()
             for target in (0, 1, 2):
                 os.dup2(null, target)
             os.close(null)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
+import _imp
 import os
 import pkgutil
 from importlib import import_module
 
 from .. import dispatch
+from ..kernel import syscalls
+from ..kernel.errors import KernelError
 from ..protocol.errors import CNIError
 
 # Modules that no verb imports: they start, install or serve the program.
@@ -21,7 +23,10 @@ _LIBRARY = ("errno", "fcntl", "json", "pickle", "select", "struct", "traceback",
 
 def import_plugins() -> None:
     """Import every module that a verb of a plugin may import."""
-    _import_below("cni")
+    if __spec__.origin == "frozen":
+        _import_frozen()
+    else:
+        _import_below("cni")
     for plugin in dispatch.TABLE.values():
         _import(plugin.module)
     for name in _LIBRARY:
@@ -36,6 +41,13 @@ def _import_below(package: str) -> None:
             _import_below(module.name)
         else:
             _import(module.name)
+
+
+def _import_frozen() -> None:
+    """As _import_below, where packages have no directory."""
+    for name in _imp._frozen_module_names():  # type: ignore[attr-defined]
+        if name.startswith("cni.") and not any(f"{name}.".startswith(f"{n}.") for n in _LEFT_OUT):
+            _import(name)
 
 
 def _import(name: str) -> None:
@@ -59,7 +71,7 @@ def rehearse() -> None:
         link.find(host, "lo")
     try:
         nft.shared()
-    except (CNIError, OSError):
+    except (CNIError, KernelError, OSError):
         pass  # no nftables here; a verb that needs it reports that
     env = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/"}
     conf = b'{"cniVersion":"1.1.0","name":"rehearsal","type":"loopback"}'
@@ -74,12 +86,14 @@ def use_large_pages() -> None:
     their entries. The pages are copies, so a worker takes some megabytes more. Linux 6.1 or later
     makes them at once; earlier ones make them later or not at all.
     """
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for start, end in _heap():
         first, last = -(-start // _LARGE) * _LARGE, end // _LARGE * _LARGE
-        if first < last and madvise(first, last - first, _HUGEPAGE) == 0:
-            madvise(first, last - first, _COLLAPSE)
+        try:
+            if first < last:
+                syscalls.madvise(first, last - first, _HUGEPAGE)
+                syscalls.madvise(first, last - first, _COLLAPSE)
+        except OSError:
+            pass  # an older kernel, or no memory for it
 
 
 def _heap() -> list[tuple[int, int]]:

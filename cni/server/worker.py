@@ -23,6 +23,7 @@ from typing import NamedTuple
 import msgspec
 
 from .. import dispatch, interrupts
+from ..files import open_null
 from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
 from ..protocol.errors import IOFailure
@@ -86,7 +87,7 @@ class Worker:
             self._status,
             self.slot.count_declined,
         )
-        self.null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self.null = open_null()
         self.pid = os.getpid()
         self.environment = _Environment()
         self.conn: Socket | None = None  # the client's connection, until it is sent the reply

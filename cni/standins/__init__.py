@@ -149,6 +149,8 @@ def restart(stdin: bytes | None = None) -> None:
         if stdin is not None:
             _put_back(stdin)
         env = {**os.environ, _SWITCH: "off"}
+        if __spec__.origin == "frozen":  # sys.executable is the native client: not to the server
+            env["CNI_SERVER"] = "off"
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
     except (OSError, ValueError):
         return

@@ -7,7 +7,6 @@ interface in the same namespace.
 
 from __future__ import annotations
 
-import ctypes
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from errno import EAGAIN
 
 import msgspec
 
-from ...kernel import address, link, route, sysctl
+from ...kernel import address, link, route, syscalls, sysctl
 from ...kernel.errors import (
     ExecutorDied,
     LinkNotFound,
@@ -32,7 +31,7 @@ from ...protocol.address import Prefix, parse_ip
 from ...protocol.config import Route
 from ...protocol.errors import CNIError
 
-_ETH_P_IP, _SO_ATTACH_FILTER = 0x0800, 26
+_ETH_P_IP = 0x0800
 _BUFFER = 256 << 10  # bytes: a flood on one link must not take the machine's memory
 
 
@@ -235,6 +234,5 @@ _PROGRAM = (
 
 
 def _attach(sock: socket.socket) -> None:
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *i) for i in _PROGRAM))
-    program = struct.pack("@HP", len(_PROGRAM), ctypes.addressof(code))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in _PROGRAM)
+    syscalls.attach_filter(sock.fileno(), program)

@@ -1,0 +1,20 @@
+"""The start of the interpreter that is part of the self-contained file (docs/self-contained.md).
+
+Its main program imports this module and calls `main`. Nothing of the file system has been looked at
+then, and no garbage is collected.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+
+def main() -> int:
+    """Run the plugin or command that sys.argv names; returns the exit code."""
+    if not os.environ.get("CNI_COMMAND") or sys.argv[1:]:
+        gc.enable()  # what runs for longer than one request
+    from .__main__ import main as run
+
+    return run()

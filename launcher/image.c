@@ -1,0 +1,262 @@
+/*
+ * Starts the interpreter of the self-contained file (docs/self-contained.md).
+ *
+ *     client ELF │ image: the interpreter, an ELF for a fixed address │ zip
+ *
+ * What execve(2) does for a program, done in this process: the image's segments are mapped from our own
+ * file, the auxiliary vector on the stack is made to name them, and we jump to the entry. The client
+ * stays small, so that a request that a server answers never touches a page of the interpreter.
+ *
+ * Damage: the size is compared at every start, which costs a system call. The checksum of 15 MB would
+ * take longer than most requests. So it is compared when it is needed: when the interpreter crashes or
+ * cannot go on, which is what damage leads to. Then the operator is told which of the two it was.
+ */
+
+#define _GNU_SOURCE
+#include "image.h"
+
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
+#endif
+
+/* Where the image is; tools/interpreter/image.py fills it in. */
+struct image {
+    char magic[16];
+    uint64_t start, size; /* of the image, in bytes */
+    uint64_t end;         /* of the file */
+    uint32_t checksum;    /* CRC-32 of everything from `start` to `end` */
+    uint32_t unused;
+};
+static const volatile struct image image = {.magic = "cni-image"};
+
+enum { MAX_SEGMENTS = 8 };
+static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+static const char *program; /* the path that was executed */
+
+/* --- what is wrong ------------------------------------------------------------------------------ */
+
+static void complain(const char *msg, const char *details) __attribute__((noreturn));
+static void complain(const char *msg, const char *details)
+{
+    char text[1024];
+    const char *command = getenv("CNI_COMMAND");
+    int for_runtime = command && *command;
+    int n = snprintf(text, sizeof text,
+                     for_runtime
+                         ? "{\n    \"code\": 999,\n    \"msg\": \"%s\",\n    \"details\": \"%s\"\n}\n"
+                         : "cni: %s: %s\n",
+                     msg, details);
+    if (n > 0 && write(for_runtime ? 1 : 2, text, (size_t)n) < 0)
+        _exit(1);
+    _exit(1);
+}
+
+static void complain_damaged(const char *what) __attribute__((noreturn));
+static void complain_damaged(const char *what)
+{
+    char details[256];
+    snprintf(details, sizeof details, "%s; copy or download the file again, then run its install", what);
+    complain("cannot start: this program's file is damaged", details);
+}
+
+/* Our own file; -1 if it cannot be opened. It may have been replaced since we were started: then /proc
+ * has the old one. */
+static int open_self(void)
+{
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    return fd >= 0 ? fd : open(program, O_RDONLY | O_CLOEXEC);
+}
+
+static uint32_t checksum(uint32_t crc, const unsigned char *data, size_t size)
+{
+    static uint32_t table[256];
+    for (uint32_t i = 0; !table[255] && i < 256; i++) {
+        table[i] = i;
+        for (int bit = 0; bit < 8; bit++)
+            table[i] = table[i] >> 1 ^ (table[i] & 1 ? 0xedb88320 : 0);
+    }
+    crc = ~crc;
+    for (size_t i = 0; i < size; i++)
+        crc = crc >> 8 ^ table[(crc ^ data[i]) & 0xff];
+    return ~crc;
+}
+
+/* Whether the file is as it was built; also if it cannot be read. */
+static int is_intact(void)
+{
+    unsigned char data[16384];
+    uint64_t at = image.start;
+    uint32_t crc = 0;
+    int fd = open_self();
+    if (fd < 0)
+        return 1;
+    while (at < image.end) {
+        size_t wanted = image.end - at < sizeof data ? (size_t)(image.end - at) : sizeof data;
+        ssize_t n = pread(fd, data, wanted, (off_t)at);
+        if (n < 0)
+            return 1;
+        if (n == 0)
+            return 0;
+        crc = checksum(crc, data, (size_t)n);
+        at += (uint64_t)n;
+    }
+    close(fd);
+    return crc == image.checksum;
+}
+
+/* The interpreter has crashed: by damage, or else in the way that the signal stands for. */
+static void on_crash(int number)
+{
+    signal(number, SIG_DFL);
+    if (!is_intact())
+        complain_damaged("its checksum differs");
+}
+
+static void watch_crashes(void)
+{
+    struct sigaction action = {.sa_handler = on_crash, .sa_flags = SA_NODEFER};
+    for (size_t i = 0; i < sizeof crashes / sizeof *crashes; i++)
+        sigaction(crashes[i], &action, NULL);
+}
+
+/* --- mapping ------------------------------------------------------------------------------------ */
+
+struct program {
+    Elf64_Ehdr header;
+    Elf64_Phdr segments[MAX_SEGMENTS];
+};
+
+/* Read the image's headers, and compare the file's size. */
+static void read_program(int fd, struct program *loaded)
+{
+    char text[128];
+    struct stat status;
+    if (fstat(fd, &status) == 0 && (uint64_t)status.st_size < image.end) {
+        snprintf(text, sizeof text, "it has %lld of %llu bytes", (long long)status.st_size,
+                 (unsigned long long)image.end);
+        complain_damaged(text);
+    }
+    ssize_t n = pread(fd, loaded, sizeof *loaded, (off_t)image.start);
+    if (n < 0)
+        complain("cannot start: this program's file cannot be read", strerror(errno));
+    const Elf64_Ehdr *header = &loaded->header;
+    if (n != (ssize_t)sizeof *loaded || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0
+        || header->e_type != ET_EXEC || header->e_phoff != sizeof *header
+        || header->e_phentsize != sizeof(Elf64_Phdr) || header->e_phnum > MAX_SEGMENTS)
+        complain_damaged("the interpreter in it cannot be found");
+}
+
+static void complain_unmapped(const char *why) __attribute__((noreturn));
+static void complain_unmapped(const char *why)
+{
+    complain("cannot start: the interpreter cannot be mapped", why);
+}
+
+/* Map one range at its address; false if something else is there. */
+static int map_at(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
+{
+    void *wanted = (void *)start;
+    void *got = mmap(wanted, size, access, flags | MAP_PRIVATE, fd, offset);
+    if (got != MAP_FAILED && got != wanted)
+        munmap(got, size);
+    return got == wanted;
+}
+
+/* Map a segment: what the file has of it, zeros behind that. */
+static void map_segment(int fd, const Elf64_Phdr *segment)
+{
+    uintptr_t page = (uintptr_t)getauxval(AT_PAGESZ), mask = page - 1;
+    uintptr_t first = segment->p_vaddr & ~mask;
+    uintptr_t filled = segment->p_vaddr + segment->p_filesz;
+    uintptr_t end = (segment->p_vaddr + segment->p_memsz + mask) & ~mask;
+    uintptr_t mapped = (filled + mask) & ~mask;
+    int access = (segment->p_flags & PF_R ? PROT_READ : 0) | (segment->p_flags & PF_W ? PROT_WRITE : 0)
+                 | (segment->p_flags & PF_X ? PROT_EXEC : 0);
+    off_t offset = (off_t)(image.start + segment->p_offset - (segment->p_vaddr - first));
+    if (!map_at(first, mapped - first, access, MAP_FIXED_NOREPLACE, fd, offset))
+        complain_unmapped("its addresses are in use, or this system forbids it");
+    if (segment->p_memsz > segment->p_filesz && filled & mask)
+        memset((void *)filled, 0, mapped - filled);
+    if (end > mapped
+        && !map_at(mapped, end - mapped, access, MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0))
+        complain_unmapped(strerror(errno));
+}
+
+/* Map all of it; the address at which its headers are. */
+static uintptr_t map_program(int fd, const struct program *loaded)
+{
+    uintptr_t headers = 0;
+    for (int i = 0; i < loaded->header.e_phnum; i++) {
+        const Elf64_Phdr *segment = &loaded->segments[i];
+        if (segment->p_type != PT_LOAD)
+            continue;
+        map_segment(fd, segment);
+        if (segment->p_offset == 0)
+            headers = segment->p_vaddr + loaded->header.e_phoff;
+    }
+    return headers;
+}
+
+/* Have the auxiliary vector, which is behind the environment on the stack, describe the image. */
+static void describe(const struct program *loaded, uintptr_t headers, char **arguments)
+{
+    char **at = arguments;
+    for (int part = 0; part < 2; part++) /* the arguments, then the environment */
+        while (*at++)
+            ;
+    for (Elf64_auxv_t *entry = (Elf64_auxv_t *)at; entry->a_type != AT_NULL; entry++) {
+        if (entry->a_type == AT_PHDR)
+            entry->a_un.a_val = headers;
+        else if (entry->a_type == AT_PHNUM)
+            entry->a_un.a_val = loaded->header.e_phnum;
+        else if (entry->a_type == AT_ENTRY)
+            entry->a_un.a_val = loaded->header.e_entry;
+    }
+}
+
+/* Go to `entry` as the kernel would, with the number of arguments at the top of the stack. */
+static void jump(uintptr_t entry, void *stack) __attribute__((noreturn));
+static void jump(uintptr_t entry, void *stack)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("mov %0, %%rsp\n\txor %%edx, %%edx\n\txor %%ebp, %%ebp\n\tjmp *%1"
+                     :
+                     : "r"(stack), "r"(entry)
+                     : "memory", "rdx");
+#elif defined(__aarch64__)
+    __asm__ volatile("mov sp, %0\n\tmov x0, #0\n\tmov x29, #0\n\tmov x30, #0\n\tbr %1"
+                     :
+                     : "r"(stack), "r"(entry)
+                     : "memory", "x0", "x30");
+#else
+#error "this machine's jump is missing"
+#endif
+    __builtin_unreachable();
+}
+
+void image_run(const char *self, char **arguments)
+{
+    struct program loaded;
+    program = self;
+    int fd = open_self();
+    if (fd < 0)
+        complain("cannot start: this program's file cannot be opened", strerror(errno));
+    read_program(fd, &loaded);
+    watch_crashes();
+    describe(&loaded, map_program(fd, &loaded), arguments);
+    close(fd);
+    jump(loaded.header.e_entry, arguments - 1);
+}

@@ -1,0 +1,1 @@
+"""Tests of the self-contained file: `make test-selfcontained`."""

@@ -1,0 +1,91 @@
+"""Builds the self-contained file: the plugins, and the interpreter that runs them, in one.
+
+    build.py --arch x86_64 [--pgo] [--output PATH]
+
+The file is the native client, behind it the image of an interpreter in which our modules and those
+of the standard library are frozen code, and behind that the zip of dist/cni, for `python3 FILE`. It
+needs a Linux kernel and nothing else. docs/self-contained.md says what is in it.
+
+The first build takes minutes; CPython and the libraries stay in .cache/interpreter. The same input
+gives the same file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tools import build as zipapp  # noqa: E402
+from tools.interpreter import cpython, image, modules  # noqa: E402
+from tools.interpreter.cpython import Target  # noqa: E402
+from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError  # noqa: E402
+
+IMAGE = zipapp.CLIENT.with_name("image.c")
+# What the native client has instead of a script: there is nothing to start but the image.
+_SETTINGS = "#!cni\ncni_build={build}\ncni_python=''\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--arch", choices=sorted(image.PAGE), default=os.uname().machine)
+    parser.add_argument("--pgo", action="store_true", help="with a profile: slower to build")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    output = options.output or ROOT / f"dist/cni-linux-{options.arch}"
+    try:
+        data, build = make(Target(options.arch, profile=options.pgo))
+        zipapp.write_executable(output, data)
+    except (BuildError, zipapp.BuildError, OSError) as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    print(f"build: {output}: build {build}, {len(data) / 1e6:.1f} MB")
+    return 0
+
+
+def make(target: Target) -> tuple[bytes, str]:
+    """The file's bytes, and its build id. Raises BuildError."""
+    pinned = PINS["msgspec"]["version"]
+    if cpython.msgspec_version() != pinned:
+        raise BuildError(f"pins.toml has msgspec {pinned}, tools/bundle.lock another version")
+    built = cpython.build(target)
+    files = payload(target)
+    build = zipapp.content_id(files, _ingredients(built))
+    files["cni/_build.py"] = zipapp.build_module(build, files)
+    sources = modules.Sources(files, built.source / "Lib")
+    frozen = image.link(built, modules.closure(sources), CACHE / f"image-{target.arch}")
+    client = zipapp.native_client(
+        _SETTINGS.format(build=build).encode(), str(built.compiler), "-DCNI_IMAGE", IMAGE
+    )
+    page = image.PAGE[target.arch]
+    return image.assemble(client, frozen, lambda start: zipapp.archive(files, start), page), build
+
+
+def payload(target: Target) -> dict[str, bytes]:
+    """Path in the zip -> content, but for cni/_build.py.
+
+    The binding of nftables stays out, whose licence is the GPL, and so do other machines' modules.
+    """
+    files = zipapp.payload()
+    return {
+        name: data
+        for name, data in files.items()
+        if not name.startswith("nftables/")
+        and not (name.endswith(".so") and f"-{target.arch}-" not in name)
+    }
+
+
+def _ingredients(built: cpython.Build) -> bytes:
+    """What the build id depends on, beside the payload."""
+    digest = hashlib.sha256(built.source.parent.name.encode())
+    for path in sorted([zipapp.CLIENT, IMAGE, *HERE.rglob("*.py"), *HERE.glob("src/*.c")]):
+        digest.update(path.read_bytes())
+    return digest.digest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

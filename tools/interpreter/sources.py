@@ -1,0 +1,114 @@
+"""The sources of the embedded interpreter: where they come from, and their hashes.
+
+Debian's source packages come through apt, with the machine's own configuration; msgspec comes
+through pip. Both check signatures or hashes of their own; here each file is compared with
+pins.toml, too. What has been fetched stays in .cache/interpreter/sources, where files may also be
+put by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / ".cache/interpreter"
+PINS = tomllib.loads((HERE / "pins.toml").read_text())
+
+_PACKAGES = {"python": "python3.11", "zlib": "zlib", "musl": "musl"}  # Debian's names
+_RELEASE = "bookworm"
+
+
+class BuildError(Exception):
+    """The build cannot go on; the text says why and what to do."""
+
+
+def fetch(name: str) -> list[Path]:
+    """The files of source `name`, a table of pins.toml. Raises BuildError."""
+    directory = CACHE / "sources"
+    wanted = {file["name"]: file["sha256"] for file in PINS[name]["files"]}
+    if not all((directory / file).exists() for file in wanted):
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            if name in _PACKAGES:
+                _fetch_debian(_PACKAGES[name], PINS[name]["version"], Path(scratch))
+            else:
+                _fetch_sdist(name, PINS[name]["version"], Path(scratch))
+            for file in wanted:
+                if not Path(scratch, file).exists():
+                    raise BuildError(f"{name}: the download has no {file}: see pins.toml")
+                shutil.move(Path(scratch, file), directory / file)
+    for file, expected in wanted.items():
+        if hashlib.sha256((directory / file).read_bytes()).hexdigest() != expected:
+            raise BuildError(f"{directory / file} has not the hash of pins.toml: remove the file")
+    return [directory / file for file in wanted]
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack what is below the one directory of `archive` into the new directory `target`."""
+    target.mkdir()
+    command: list[str | Path] = ["tar", "--extract", "--file", archive, "--directory", target]
+    run([*command, "--strip-components=1", "--no-same-owner"])
+
+
+def run(command: list[str | Path], log: Path | None = None, **options: object) -> None:
+    """Run a program; its output goes to the end of `log`. Raises BuildError with its last words."""
+    text = [str(word) for word in command]
+    done = subprocess.run(  # type: ignore[call-overload]
+        text, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    if log is not None:
+        with log.open("a") as file:
+            file.write(f"$ {' '.join(text)}\n{done.stdout}")
+    if done.returncode:
+        words = "\n".join(line[:300] for line in done.stdout.strip().splitlines()[-12:])
+        more = f" (all of it: {log})" if log else ""
+        raise BuildError(f"{text[0]} ended with {done.returncode}{more}:\n{words}")
+
+
+def _fetch_debian(package: str, version: str, target: Path) -> None:
+    """Have apt fetch a source package, from where this machine gets its binary packages."""
+    (target / "lists/partial").mkdir(parents=True)
+    (target / "sources.list").write_text("".join(_source_lines()))
+    options = [
+        f"Dir::Etc::SourceList={target}/sources.list",
+        "Dir::Etc::SourceParts=/dev/null",
+        f"Dir::State::Lists={target}/lists",
+        f"Dir::Cache={target}",
+        "APT::Sandbox::User=root",
+    ]
+    flags: list[str | Path] = [word for option in options for word in ("-o", option)]
+    run(["apt-get", "--quiet=2", *flags, "update"])
+    wanted = f"{package}={version}"
+    command: list[str | Path] = ["apt-get", "--quiet=2", *flags, "source", "--download-only"]
+    run([*command, "--only-source", wanted], cwd=target)
+
+
+def _source_lines() -> list[str]:
+    """deb-src lines for the release, made from apt's own list of what this machine uses."""
+    query = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(CODENAME)"]
+    query.append("Created-By: Packages")
+    by_hand = f"put the files of pins.toml into {CACHE}/sources"
+    try:
+        done = subprocess.run(query, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"apt does not answer: {error}; {by_hand}") from error
+    lines = {line for line in done.stdout.splitlines() if line.split()[-1:] == [_RELEASE]}
+    if not lines:
+        raise BuildError(f"this machine has no packages of Debian's {_RELEASE}: {by_hand}")
+    return [f"deb-src {line} main\n" for line in sorted(lines)]
+
+
+def _fetch_sdist(name: str, version: str, target: Path) -> None:
+    (pin,) = PINS[name]["files"]
+    requirement = target / "requirement"
+    requirement.write_text(f"{name}=={version} --hash=sha256:{pin['sha256']}\n")
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
+    pip += ["--quiet", "--no-deps", "--no-binary", name, "--require-hashes", "--dest", target]
+    run([*pip, "--requirement", requirement])
