@@ -127,8 +127,6 @@ def payload() -> dict[str, bytes]:
     wheels = download()
     files = gathered(wheels)
     files.update(extension_modules(wheels))
-    if os.environ.get("CNI_NFTABLES_BINDING") != "none":  # GPL-2.0-only: not in what is released
-        files.update(tree(nftables_package(), "nftables"))
     files.update(tree(ROOT / "cni", "cni"))
     files["run.py"] = (ROOT / "launcher/run.py").read_bytes()
     files["__main__.py"] = (ROOT / "launcher/zipmain.py").read_bytes()

@@ -3,12 +3,13 @@
     KernelError                 everything below; `msg` and `details` as in protocol/errors.py
     ├── NetlinkError            the kernel refused a request; also an OSError: `errno` says why
     │   ├── RouteError          … about a route, which it names (route.py)
+    │   ├── Refused             … about nf_tables; it says which change it is about
     │   └── Unusable            … because it has no nf_tables, or none for us
     ├── LinkNotFound            there is no link of that name or index
     ├── DeviceError             there is no such device, or it has no link (sysfs)
     ├── DuplicateAddress        another node has the IPv6 address
-    ├── NftError                libnftables refused a transaction
-    ├── NftMissing              libnftables, or its binding, is not installed
+    ├── NftError                nft(8), the program, failed
+    │   └── NftMissing          … or is not installed
     ├── IptablesError           a tool of the iptables family failed
     │   └── IptablesMissing     … or is not installed
     ├── Unwritable              a rule that we cannot write as nf_tables expressions
@@ -64,7 +65,7 @@ class NetlinkError(KernelError, OSError):
         OSError.__init__(self, errno, text)
         self.explanation = explanation
 
-    def __reduce__(self) -> tuple[type[NetlinkError], tuple[int, str]]:
+    def __reduce__(self) -> tuple[type[NetlinkError], tuple[int | str, ...]]:
         return type(self), (self.errno or 0, self.explanation)
 
     @property
@@ -73,6 +74,17 @@ class NetlinkError(KernelError, OSError):
 
     def __str__(self) -> str:
         return self.msg
+
+
+class Refused(NetlinkError):
+    """nf_tables refused a change: `explanation` says which one and why, `details` what to do."""
+
+    def __init__(self, errno: int, explanation: str, details: str = "") -> None:
+        super().__init__(errno, explanation)
+        self.details = details
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[int | str, ...]]:
+        return type(self), (self.errno or 0, self.explanation, self.details)
 
 
 class Unusable(NetlinkError):
@@ -105,16 +117,11 @@ class DuplicateAddress(KernelError):
 
 
 class NftError(KernelError):
-    """libnftables refused a transaction; the message is its own."""
-
-    @property
-    def missing(self) -> bool:
-        """Did the transaction name something that does not exist (any more)?"""
-        return os.strerror(2) in self.msg
+    """nft(8), the program, failed; the message is its own."""
 
 
-class NftMissing(KernelError):
-    """libnftables, or its Python binding, is not installed."""
+class NftMissing(NftError):
+    """There is no program nft."""
 
 
 class IptablesError(KernelError):

@@ -37,6 +37,7 @@ NLM_F_ACK_TLVS = 0x200
 NLMSG_ERROR = 2
 NLMSG_DONE = 3
 NLMSGERR_ATTR_MSG = 1
+NLMSGERR_ATTR_OFFS = 2
 
 NLA_F_NESTED = 0x8000
 NLA_TYPE_MASK = 0x3FFF
@@ -359,11 +360,16 @@ def _raise_if_error(flags: int, data: bytes) -> None:
 
 def explanation_of(flags: int, data: bytes) -> str:
     """The kernel's own words in an acknowledgement; empty if it gave none."""
+    return get_text(acknowledged(flags, data).get(NLMSGERR_ATTR_MSG))
+
+
+def acknowledged(flags: int, data: bytes) -> dict[int, bytes]:
+    """What an acknowledgement says beyond the error's number (NLMSGERR_ATTR_*)."""
     if not flags & NLM_F_ACK_TLVS:
-        return ""
+        return {}
     # error, the request's header, and the request itself unless it was capped
     request = 16 if flags & NLM_F_CAPPED else unpack(_U32, data, 4)[0]
-    return get_text(attr_map(data, 4 + (request + 3 & ~3)).get(NLMSGERR_ATTR_MSG))
+    return attr_map(data, 4 + (request + 3 & ~3))
 
 
 def ignoring_exists(error: OSError) -> None:

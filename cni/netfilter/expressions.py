@@ -1,10 +1,8 @@
-"""nftables without libnftables: changes that make tables, chains, sets and rules.
+"""What makes tables, chains, sets and rules of nftables: changes for `nft.transact`.
 
-They are changes for `nft.transact`. Most of our rules differ in an address or a mark only, and
-compiling their text costs more than everything else: libnftables takes 3 ms to load and reads all
-tables and links first (0.6 ms). These functions write what libnftables 1.0.6 writes, byte for byte,
-and `nft list` shows it in the same words: tests/netns/test_expressions.py compares both. All other
-rules are compiled by `libnftables.Nft`.
+Compiling nft(8)'s language costs more than everything else: libnftables takes 3 ms to load and
+reads all tables and links first (0.6 ms). These functions write what libnftables 1.0.6 writes, byte
+for byte, and `nft list` shows it in the same words: tests/netns/test_expressions.py compares both.
 
 Expressions are the instructions of a small machine with registers (linux/netfilter/nf_tables.h):
 they load a value, change it or compare it; the last one decides what becomes of the packet.
@@ -34,6 +32,8 @@ EQ = uapi.NFT_CMP_EQ
 NEQ = uapi.NFT_CMP_NEQ
 HOOKS = {
     "prerouting": uapi.NF_INET_PRE_ROUTING,
+    "input": uapi.NF_INET_LOCAL_IN,
+    "forward": uapi.NF_INET_FORWARD,
     "output": uapi.NF_INET_LOCAL_OUT,
     "postrouting": uapi.NF_INET_POST_ROUTING,
 }
@@ -154,6 +154,11 @@ def jump(chain: str) -> bytes:
     return _verdict(uapi.NFT_JUMP, nl.text(uapi.NFTA_VERDICT_CHAIN, chain))
 
 
+def goto(chain: str) -> bytes:
+    """As `jump`, but the chain's end is the end of this one, too."""
+    return _verdict(uapi.NFT_GOTO, nl.text(uapi.NFTA_VERDICT_CHAIN, chain))
+
+
 def verdict(code: int) -> bytes:
     return _verdict(code)
 
@@ -169,6 +174,12 @@ def nfproto(is_v4: bool) -> bytes:
     return meta(uapi.NFT_META_NFPROTO) + compare(
         bytes((uapi.NFPROTO_IPV4 if is_v4 else uapi.NFPROTO_IPV6,))
     )
+
+
+def ct_state(bits: int) -> bytes:
+    """End the rule here unless the flow has one of these states (NF_CT_STATE_BIT_*)."""
+    masked = bitwise(native(bits), bytes(4))
+    return ct(uapi.NFT_CT_STATE) + masked + compare(bytes(4), NEQ)
 
 
 def source(prefix: Prefix, operator: int = uapi.NFT_CMP_EQ) -> bytes:
@@ -199,28 +210,40 @@ def _address(offset: int, prefix: Prefix, operator: int) -> bytes:
 # --- what a transaction makes ---------------------------------------------------------------------
 
 
-def new_table(table: Table, comment: str) -> Change:
+def new_table(table: Table, comment: str = "") -> Change:
     """Create the table, or leave it as it is."""
     parts = nl.text(uapi.NFTA_TABLE_NAME, table.name), _number(uapi.NFTA_TABLE_FLAGS, 0)
-    noted = nl.attr(uapi.NFTA_TABLE_USERDATA, nft.userdata(comment))
+    noted = nl.attr(uapi.NFTA_TABLE_USERDATA, nft.userdata(comment)) if comment else b""
     return uapi.NFT_MSG_NEWTABLE, table.message(*parts, noted), nl.NLM_F_CREATE
 
 
-def new_chain(
-    table: Table, chain: str, hook: str = "", kind: str = "", priority: int = 0
-) -> Change:
-    """Create the chain, or leave it as it is; one with a hook has a kind and a priority.
+def new_chain(table: Table, chain: str, comment: str = "") -> Change:
+    """Create a chain that is jumped to, or leave it as it is."""
+    noted = nl.attr(uapi.NFTA_CHAIN_USERDATA, nft.userdata(comment)) if comment else b""
+    return uapi.NFT_MSG_NEWCHAIN, table.message(*_chain(table, chain), noted), nl.NLM_F_CREATE
 
-    Fails with EEXIST if the chain has another hook or priority.
+
+def new_base_chain(
+    table: Table, chain: str, hook: str, kind: str, priority: int, policy: int | None = None
+) -> Change:
+    """Create the chain that the kernel enters at this hook, or leave it as it is.
+
+    A `policy` (NF_ACCEPT or NF_DROP) is set also if the chain is there. Fails with EEXIST or
+    EOPNOTSUPP if there is a chain of that name with another hook, type or priority.
     """
-    parts = [nl.text(uapi.NFTA_CHAIN_TABLE, table.name), nl.text(uapi.NFTA_CHAIN_NAME, chain)]
-    if hook:
-        numbers = (
-            _number(uapi.NFTA_HOOK_HOOKNUM, HOOKS[hook]),
-            _number(uapi.NFTA_HOOK_PRIORITY, priority),
-        )
-        parts += [nl.nest(uapi.NFTA_CHAIN_HOOK, *numbers), nl.text(uapi.NFTA_CHAIN_TYPE, kind)]
+    numbers = (
+        _number(uapi.NFTA_HOOK_HOOKNUM, HOOKS[hook]),
+        _number(uapi.NFTA_HOOK_PRIORITY, priority),
+    )
+    parts = [*_chain(table, chain), nl.nest(uapi.NFTA_CHAIN_HOOK, *numbers)]
+    if policy is not None:
+        parts.append(_number(uapi.NFTA_CHAIN_POLICY, policy))
+    parts.append(nl.text(uapi.NFTA_CHAIN_TYPE, kind))
     return uapi.NFT_MSG_NEWCHAIN, table.message(*parts), nl.NLM_F_CREATE
+
+
+def _chain(table: Table, chain: str) -> tuple[bytes, bytes]:
+    return nl.text(uapi.NFTA_CHAIN_TABLE, table.name), nl.text(uapi.NFTA_CHAIN_NAME, chain)
 
 
 def new_rule(table: Table, chain: str, expressions: Iterable[bytes], comment: str = "") -> Change:
@@ -232,14 +255,16 @@ def new_rule(table: Table, chain: str, expressions: Iterable[bytes], comment: st
     return uapi.NFT_MSG_NEWRULE, table.message(*parts), nl.NLM_F_CREATE | nl.NLM_F_APPEND
 
 
-# Types of keys and values as libnftables numbers them, and how many bytes each takes.
+# Types of keys and values as libnftables numbers them, how many bytes each takes, and in which
+# order these are (2 is the network's; a concatenation has none).
 _TYPES = {
-    "ipv4_addr": (7, 4),
-    "ipv6_addr": (8, 16),
-    "inet_proto": (12, 1),
-    "inet_service": (13, 2),
-    "mark": (19, 4),
-    "verdict": (0xFFFFFF00, 0),
+    "ipv4_addr": (7, 4, 2),
+    "ipv6_addr": (8, 16, 2),
+    "inet_proto": (12, 1, 0),
+    "inet_service": (13, 2, 2),
+    "mark": (19, 4, 1),
+    "ifname": (41, uapi.IFNAMSIZ, 1),
+    "verdict": (0xFFFFFF00, 0, 0),
 }
 # What libnftables notes with a set, to show it as it was written (libnftnl/udata.h): the byte order
 # of keys and values, where types leave it open, and what they are made of.
@@ -261,16 +286,16 @@ def new_set(table: Table, name: str, number: int, key: str, value: str | None = 
     Types are as nft(8) writes them (``inet_proto . inet_service``). `number` is any that no other
     set of the transaction has. Fails with EEXIST if the set has other types.
     """
-    key_type, key_size = _kind(key)
-    flags, parts, noted = 0, b"", _KEY_ORDER + native(0)
+    key_type, key_size, order = _kind(key)
+    flags, parts, noted = 0, b"", _KEY_ORDER + native(order)
     if value is not None:
-        value_type, value_size = _kind(value)
+        value_type, value_size, order = _kind(value)
         flags = uapi.NFT_SET_MAP
         parts = _number(uapi.NFTA_SET_DATA_TYPE, value_type) + _number(
             uapi.NFTA_SET_DATA_LEN, value_size
         )
-        noted += _VALUE_ORDER + native(0)
-    noted += _KEY_IS + _CONCATENATION
+        noted += _VALUE_ORDER + native(order)
+    noted += _KEY_IS + _CONCATENATION if " . " in key else b""
     if value is not None:
         noted += _VALUE_IS + _CONCATENATION if " . " in value else b""
         noted += _VALUE_INTERVAL + native(0)
@@ -285,7 +310,7 @@ def new_set(table: Table, name: str, number: int, key: str, value: str | None = 
 
 def protocol_set(table: Table, number: int, protocols: Sequence[int]) -> list[Change]:
     """Create an anonymous set of layer 4 protocols; `protocols(number)` looks into it."""
-    kind, size = _kind("inet_proto")
+    kind, size, _ = _kind("inet_proto")
     head = _set_head(table, _ANONYMOUS_SET, number, uapi.NFT_SET_ANONYMOUS | uapi.NFT_SET_CONSTANT)
     noted = _KEY_ORDER + native(_HOST_ORDER) + _L4PROTO
     parts = _number(uapi.NFTA_SET_KEY_TYPE, kind) + _number(uapi.NFTA_SET_KEY_LEN, size)
@@ -318,12 +343,12 @@ def _set_head(table: Table, name: str, number: int, flags: int) -> bytes:
     return table.message(*names, *numbers)
 
 
-def _kind(text: str) -> tuple[int, int]:
-    """The number and size of a type; of several, each takes whole words."""
-    parts: Sequence[tuple[int, int]] = [_TYPES[name] for name in text.split(" . ")]
+def _kind(text: str) -> tuple[int, int, int]:
+    """The number, size and byte order of a type; of several, each takes whole words."""
+    parts: Sequence[tuple[int, int, int]] = [_TYPES[name] for name in text.split(" . ")]
     if len(parts) == 1:
         return parts[0]
     number = 0
-    for one, _ in parts:
+    for one, *_ in parts:
         number = number << 6 | one
-    return number, sum(size + 3 & ~3 for _, size in parts)
+    return number, sum(size + 3 & ~3 for _, size, _ in parts), 0

@@ -199,7 +199,7 @@ class Rules:
         if len(changes) > _MOST:
             raise Unwritable("too much for one transaction")
         if changes:
-            nft.transact(changes, self._since)
+            nft.transact(changes, self._since, explain=False)  # if refused, the tool will say why
 
     def _change(self, line: str) -> tuple[int, bytes, int]:
         command, _, rest = line.partition(" ")

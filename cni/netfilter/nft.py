@@ -1,14 +1,14 @@
 """Transactions of nf_tables over netlink, and what is kept for the next one.
 
-Everything acts on the caller's current network namespace. The socket and the library's context are
-kept for the next call in the same namespace (`socket`, `shared`), not only to save making them:
-after a change is committed (0.1-0.7 ms), closing a netfilter socket waits for the kernel to have
-freed what was replaced, an RCU grace period of 5-20 ms. Kept, that passes while we do other things.
-They keep the namespace alive, so a process that stays must not do this in a container's without
-`forget`.
+Everything acts on the caller's current network namespace. The socket is kept for the next call in
+the same namespace (`socket`), not only to save making it: after a change is committed (0.1-0.7 ms),
+closing a netfilter socket waits for the kernel to have freed what was replaced, an RCU grace period
+of 5-20 ms. Kept, that passes while we do other things. It keeps the namespace alive, so a process
+that stays must not do this in a container's without `forget`.
 
-What is in a table, and what deletes it: netfilter/table.py. What makes rules: expressions.py; what
-compiles them from nft(8)'s language: libnftables.py.
+What is in a table, and what deletes it: netfilter/table.py. What makes tables, chains and rules:
+expressions.py; what says why the kernel refused: refusal.py. Rules in nft(8)'s language, which
+users write, go to that program: compiler.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import struct
 from _socket import MSG_DONTWAIT
 from _thread import get_ident
 from errno import ENOBUFS, ENOENT
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError
@@ -27,8 +27,6 @@ from . import uapi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from .libnftables import Nft
 
 FAMILIES = {
     "inet": uapi.NFPROTO_INET,
@@ -41,9 +39,10 @@ GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
 _SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
 
-_ATTEMPTS = 5
+_GUARDED, _UNGUARDED = 20, 5  # attempts of `settle`
 _READ_AGAIN = 3  # times, after errors of reading answers
 
+UNUSABLE = "is nftables in this kernel, and are we root?"  # where the error says nothing more
 # What `transact` fails with if the ruleset has changed since it was looked at.
 ERESTART = 85
 
@@ -51,50 +50,33 @@ ERESTART = 85
 # --- what is kept ---------------------------------------------------------------------------------
 
 _Place = tuple[int, int, int]  # a namespace, and the process: a forked child has its own
-_kept: dict[tuple[str, int], tuple[_Place, Any]] = {}
-
-T = TypeVar("T", "Nft", Netlink)
-
-
-def shared() -> Nft:
-    """The library's context for this namespace, made by the first call. Raises NftMissing."""
-    return _keep("library", _make_context)
-
-
-def _make_context() -> Nft:
-    from .libnftables import Nft  # most requests do without
-
-    return Nft()
+_kept: dict[int, tuple[_Place, Netlink]] = {}  # by thread
 
 
 def forget() -> None:
-    """Close the kept sockets and contexts; may wait for the kernel (see above)."""
+    """Close the kept sockets; may wait for the kernel (see above)."""
     while _kept:
         _kept.popitem()[1][1].close()
 
 
 def socket() -> Netlink:
     """The netlink socket of the current namespace, made at the first call. Raises OSError."""
-    return _keep("socket", lambda: Netlink(NETLINK_NETFILTER))
-
-
-def _keep(what: str, make: Callable[[], T]) -> T:
     try:
         namespace = os.stat("/proc/thread-self/ns/net")
     except OSError:
-        return make()  # without /proc nothing tells which namespace a kept one belongs to
+        # without /proc nothing tells which namespace a kept one belongs to
+        return Netlink(NETLINK_NETFILTER)
     # a kept socket keeps its namespace alive, so no other one can have the same inode
     here = (namespace.st_dev, namespace.st_ino, os.getpid())
-    slot = (what, get_ident())
-    there = _kept.get(slot)
-    if there is None or there[0] != here:
-        made = make()
-        _kept[slot] = (here, made)
-        if there is not None:
-            there[1].close()
-        return made
-    kept: T = there[1]
-    return kept
+    slot = get_ident()
+    kept = _kept.get(slot)
+    if kept is not None and kept[0] == here:
+        return kept[1]
+    made = Netlink(NETLINK_NETFILTER)
+    _kept[slot] = (here, made)
+    if kept is not None:
+        kept[1].close()
+    return made
 
 
 # --- transactions ---------------------------------------------------------------------------------
@@ -102,11 +84,13 @@ def _keep(what: str, make: Callable[[], T]) -> T:
 Change = tuple[int, bytes, int]  # a message of a transaction: type, payload, flags
 
 
-def transact(changes: Sequence[Change], since: bytes = b"") -> None:
-    """Make changes in one transaction, all or none. Raises NetlinkError: the first that is refused.
+def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = True) -> None:
+    """Make changes in one transaction, all or none.
 
-    With `since`, a number from `generation`, the kernel refuses (ERESTART) if any rule has changed
-    since then: what the caller has read in between still holds.
+    Raises NetlinkError: Refused, about the first change that the kernel did not take; its text
+    says which one that is, and why, unless `explain` is false. With `since`, a number from
+    `generation`, the kernel refuses (ERESTART) if any rule has changed since then: what the caller
+    has read in between still holds.
     """
     begin = _GENMSG.pack(0, 0, uapi.NFNL_SUBSYS_NFTABLES)
     first = begin + (nl.attr(uapi.NFNL_BATCH_GENID, since) if since else b"")
@@ -119,29 +103,34 @@ def transact(changes: Sequence[Change], since: bytes = b"") -> None:
         (uapi.NFNL_MSG_BATCH_END, begin, 0),
     ]
     sock = socket()
-    sequence = sock.next_sequence()
+    numbers = [sock.next_sequence() for _ in batch]
     data = b"".join(
-        _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, sequence, 0) + payload
-        for kind, payload, flags in batch
+        _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, number, 0) + payload
+        for (kind, payload, flags), number in zip(batch, numbers, strict=True)
     )
     if len(data) > _SMALL:
         sock.sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
     sock.sock.send(data)
-    codes = _answers(sock, sequence)
-    for code in codes:
-        if code != 0:
+    answers = _answers(sock, frozenset(numbers))
+    for number, flags, answer in answers:
+        code = nl.unpack(_ERROR, answer)[0]
+        if code == -ERESTART or (code != 0 and not explain):
             raise NetlinkError(-code)
-    if changes and not codes:
+        if code != 0:
+            from .refusal import refused
+
+            raise refused(batch[numbers.index(number)], -code, flags, answer)
+    if changes and not answers:
         raise NetlinkError(ENOBUFS, "the kernel's answer was lost: the changes may be made")
 
 
-def _answers(sock: Netlink, sequence: int) -> list[int]:
-    """The codes of all acknowledgements.
+def _answers(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, bytes]]:
+    """The acknowledgements of messages with these numbers: (number, flags, payload).
 
     The kernel works while we send: all its answers are here now, also if it refused the batch as a
     whole. An error of reading them (ENOBUFS: there were too many) says nothing of the changes.
     """
-    codes: list[int] = []
+    answers: list[tuple[int, int, bytes]] = []
     failures = 0
     while failures < _READ_AGAIN:
         try:
@@ -151,10 +140,10 @@ def _answers(sock: Netlink, sequence: int) -> list[int]:
         except OSError:
             failures += 1
             continue
-        for kind, _, seq, payload in nl.split(data):
-            if kind == nl.NLMSG_ERROR and seq == sequence:
-                codes.append(nl.unpack(_ERROR, payload)[0])
-    return codes
+        for kind, flags, number, payload in nl.split(data):
+            if kind == nl.NLMSG_ERROR and number in numbers:
+                answers.append((number, flags, payload))
+    return answers
 
 
 def generation() -> bytes:
@@ -163,32 +152,33 @@ def generation() -> bytes:
     return nl.attr_map(answer, _GENMSG.size).get(uapi.NFTA_GEN_ID, b"")
 
 
-def attempt(plan: Callable[[], Sequence[Change] | None]) -> bool:
+def settle(plan: Callable[[], Sequence[Change]]) -> None:
     """Make the changes that `plan` returns; call it again if the rules have changed meanwhile.
 
-    False if nothing was changed: `plan` returned None, or the kernel refused the changes.
+    Where they change all the time, the last attempts take that risk: what `plan` has read may not
+    hold any more. Raises NetlinkError.
     """
-    try:
-        for _ in range(_ATTEMPTS):
-            since = generation()
-            changes = plan()
-            if changes is None:
-                return False
-            try:
-                transact(changes, since)
-            except NetlinkError as error:
-                if error.errno not in (ERESTART, ENOENT):
-                    raise
-            else:
-                return True
-    except NetlinkError:
-        pass
-    return False
+    last = _GUARDED + _UNGUARDED - 1
+    for number in range(last + 1):
+        guarded = number < _GUARDED
+        since = generation() if guarded else b""
+        try:
+            return transact(plan(), since)
+        except NetlinkError as error:
+            # unguarded, what another process has just deleted is no reason to give up either
+            if error.errno != (ERESTART if guarded else ENOENT) or number == last:
+                raise
+    return None
 
 
 def message(family: str, *attributes: bytes) -> bytes:
     """The payload of a request; `family` as nft(8) calls it."""
     return _GENMSG.pack(FAMILIES[family], 0, 0) + b"".join(attributes)
+
+
+def link_name(ifname: str) -> bytes:
+    """A link's name as registers and keys of sets hold it."""
+    return ifname.encode("utf-8", "surrogateescape").ljust(uapi.IFNAMSIZ, b"\0")
 
 
 def userdata(comment: str) -> bytes:

@@ -1,9 +1,8 @@
 """Tables of nf_tables: what they contain, and how it is deleted, over netlink.
 
 libnftables takes 120 ms to list a chain of 1,000 rules. Here rules are found by their comment in
-the kernel's dump (2 ms), and deleted by their handle, so a DEL does not load the library. Functions
-that make tables, chains and rules are in netfilter/expressions.py, those that change sets and maps
-in netfilter/elements.py.
+the kernel's dump (2 ms), and deleted by their handle. Functions that make tables, chains and rules
+are in netfilter/expressions.py, those that change sets and maps in netfilter/elements.py.
 """
 
 from __future__ import annotations
@@ -62,12 +61,19 @@ class Rule(NamedTuple):
     @property
     def accepts(self) -> bool:
         """Does it end with the verdict accept?"""
+        return self._verdict.get(uapi.NFTA_VERDICT_CODE) == uapi.NF_ACCEPT.to_bytes(4, "big")
+
+    @property
+    def leads_to(self) -> str:
+        """The chain that the rule ends with a jump to; empty if it ends otherwise."""
+        return nl.get_text(self._verdict.get(uapi.NFTA_VERDICT_CHAIN))
+
+    @property
+    def _verdict(self) -> dict[int, bytes]:
+        """The attributes of the verdict that the rule ends with; empty if it ends otherwise."""
         name, data = self.expressions[-1] if self.expressions else ("", {})
-        verdict = nl.attr_map(data.get(uapi.NFTA_IMMEDIATE_DATA, b"")).get(
-            uapi.NFTA_DATA_VERDICT, b""
-        )
-        code = nl.attr_map(verdict).get(uapi.NFTA_VERDICT_CODE)
-        return name == "immediate" and code == uapi.NF_ACCEPT.to_bytes(4, "big")
+        value = nl.attr_map(data.get(uapi.NFTA_IMMEDIATE_DATA, b"") if name == "immediate" else b"")
+        return nl.attr_map(value.get(uapi.NFTA_DATA_VERDICT, b""))
 
     @property
     def offsets(self) -> list[int]:

@@ -11,6 +11,7 @@ NF_DROP = 0
 NF_ACCEPT = 1
 
 NF_INET_PRE_ROUTING = 0
+NF_INET_LOCAL_IN = 1
 NF_INET_FORWARD = 2
 NF_INET_LOCAL_OUT = 3
 NF_INET_POST_ROUTING = 4
@@ -62,6 +63,7 @@ NFTA_CHAIN_HOOK = 4
 NFTA_CHAIN_POLICY = 5
 NFTA_CHAIN_USE = 6
 NFTA_CHAIN_TYPE = 7
+NFTA_CHAIN_USERDATA = 12
 
 NFTA_HOOK_HOOKNUM = 1
 NFTA_HOOK_PRIORITY = 2
@@ -109,6 +111,7 @@ NFTA_VERDICT_CODE = 1
 NFTA_VERDICT_CHAIN = 2
 
 NFT_JUMP = -3
+NFT_GOTO = -4
 NFT_RETURN = -5
 
 # --- nf_tables.h: expressions ---------------------------------------------------------------------
@@ -146,6 +149,7 @@ NFTA_COUNTER_PACKETS = 2
 
 NFTA_CT_DREG = 1
 NFTA_CT_KEY = 2
+NFT_CT_STATE = 0
 NFT_CT_STATUS = 2
 
 NFTA_FIB_DREG = 1
@@ -181,6 +185,7 @@ NFTA_PAYLOAD_DREG = 1
 NFTA_PAYLOAD_BASE = 2
 NFTA_PAYLOAD_OFFSET = 3
 NFTA_PAYLOAD_LEN = 4
+NFT_PAYLOAD_LL_HEADER = 0
 NFT_PAYLOAD_NETWORK_HEADER = 1
 NFT_PAYLOAD_TRANSPORT_HEADER = 2
 
@@ -191,13 +196,16 @@ NFTA_MATCH_REV = 2
 NFTA_MATCH_INFO = 3
 # NFTA_TARGET_NAME, _REV and _INFO are the same numbers.
 
-# --- linux/netfilter/nf_conntrack_common.h, linux/rtnetlink.h, linux/in.h -------------------------
+# --- linux/netfilter/nf_conntrack_common.h, linux/rtnetlink.h, linux/in.h, linux/if.h -------------
 
+NF_CT_STATE_BIT_ESTABLISHED = 0x2
+NF_CT_STATE_BIT_RELATED = 0x4
 IPS_DST_NAT = 0x20
 RTN_LOCAL = 2
 IPPROTO_TCP = 6
 IPPROTO_UDP = 17
 IPPROTO_SCTP = 132
+IFNAMSIZ = 16
 
 # --- linux/netfilter/nfnetlink_conntrack.h --------------------------------------------------------
 

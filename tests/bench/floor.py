@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 
 from cni.kernel import address, link, route, sysctl
 from cni.kernel.netlink import Netlink
-from cni.netfilter import elements, nft
+from cni.netfilter import elements, expressions, nft
 from cni.netfilter.elements import Element
 from cni.netfilter.table import Table
 from cni.netns import Namespace
@@ -87,12 +87,14 @@ class Maps:
     place = Table("ip", "floor_hostport")
 
     def __init__(self) -> None:
-        table = " ".join(self.place)
-        nft.shared().run_text(
-            f"add table {table}\nadd chain {table} net\n"
-            f"add map {table} published {{ type inet_proto . inet_service : verdict; }}\n"
-            f"add map {table} targets "
-            "{ type inet_proto . inet_service : ipv4_addr . inet_service; }\n"
+        key = "inet_proto . inet_service"
+        nft.transact(
+            [
+                expressions.new_table(self.place),
+                expressions.new_chain(self.place, "net"),
+                expressions.new_set(self.place, "published", 1, key, "verdict"),
+                expressions.new_set(self.place, "targets", 2, key, "ipv4_addr . inet_service"),
+            ]
         )
         port = bytes((6, 0, 0, 0)) + (8080).to_bytes(2, "big") + bytes(2)
         self.items = {

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.kernel.errors import IptablesError, NftError
-from cni.netfilter import iptables, libnftables, nft
+from cni.kernel.errors import IptablesError
+from cni.netfilter import iptables, nft
 from cni.netfilter.table import Rule, Table
 from cni.owner import Owner
 from cni.plugins.shared import masquerade
@@ -310,12 +310,13 @@ def no_iptables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cni.process.find", lambda _: None)
 
 
-@pytest.fixture
-def no_libnftables(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing() -> libnftables.Nft:
-        raise CNIError("nftables is not available: no file", "install libnftables")
+OTHERS_CHAIN = "postrouting { type filter hook input priority 5; }"
 
-    monkeypatch.setattr(libnftables, "Nft", missing)
+
+@pytest.fixture
+def others_chain(host: Netns) -> None:
+    """A chain of somebody else, of the name of ours."""
+    host.exec(["nft", f"add table inet {TABLE}; add chain inet {TABLE} {OTHERS_CHAIN}"])
 
 
 def test_without_iptables_auto_takes_nftables(host: Netns, no_iptables: None) -> None:
@@ -348,17 +349,27 @@ def test_broken_iptables(
     assert sources(host, ONE) == ["10.0.0.1"]
 
 
-def test_neither_backend(host: Netns, no_iptables: None, no_libnftables: None) -> None:
+def test_a_chain_in_the_way_is_named(host: Netns, others_chain: None) -> None:
+    before = host.exec(["nft", "list", "ruleset"]).stdout
+    with pytest.raises(CNIError, match=r"^failed to set up masquerading with nftables: ") as caught:
+        host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
+    assert caught.value.msg.endswith(
+        f"(making chain postrouting in table inet {TABLE}: there is one of type filter hook input "
+        "priority 5, and this one is of type nat hook postrouting priority 100)"
+    )
+    assert f"`nft list chain inet {TABLE} postrouting`" in caught.value.details
+    assert host.exec(["nft", "list", "ruleset"]).stdout == before
+
+
+def test_neither_backend(host: Netns, no_iptables: None, others_chain: None) -> None:
     with pytest.raises(CNIError, match="iptables-restore not found") as caught:
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), None)
-    assert "nftables is not available" in caught.value.details
+    assert "there is one of type filter hook input" in caught.value.details
     host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24"))
     host.run(masquerade.collect, NET1, [])
 
 
-def test_removal_needs_neither_tool(
-    host: Netns, monkeypatch: pytest.MonkeyPatch, no_libnftables: None
-) -> None:
+def test_removal_needs_neither_tool(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), "iptables")
     if "nf_tables" not in host.exec(["iptables", "--version"]).stdout:
         pytest.skip("iptables is the legacy variant here")
@@ -462,25 +473,7 @@ def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.Monkey
     assert checks(host) == []
 
 
-# --- the library's context ------------------------------------------------------------------------
-
-
-def test_list_chain(host: Netns) -> None:
-    def listed(chain: str) -> list[dict] | None:
-        return nft.shared().list_chain("inet", TABLE, chain)
-
-    assert host.run(listed, "masq_checks") is None
-    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
-    assert host.run(listed, "nosuch") is None
-    [rule] = host.run(listed, "masq_checks") or []
-    assert rule["comment"] == ONE.comment
-    rules = [("masq_checks", rule["handle"])]
-    host.run(Table("inet", TABLE).delete, rules)
-    assert host.run(listed, "masq_checks") == []
-    with pytest.raises(OSError, match="no such file"):
-        host.run(Table("inet", TABLE).delete, rules)
-    with pytest.raises(NftError, match="No such file or directory"):
-        host.run(lambda: nft.shared().run([{"flush": {"table": {"family": "ip", "name": "x"}}}]))
+# --- the kept socket -----------------------------------------------------------------------------
 
 
 def test_each_namespace_has_its_own(host: Netns, container: Netns) -> None:

@@ -19,7 +19,16 @@ from cni.netfilter.table import Table
 from cni.plugins.portmap import nft_chains, nft_index
 from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix
-from tests.harness import DUAL, Netns, Reply, Runtime, nft_tables, requires_kernel, unchanged
+from tests.harness import (
+    DUAL,
+    Netns,
+    Reply,
+    Runtime,
+    libnftables,
+    nft_tables,
+    requires_kernel,
+    unchanged,
+)
 from tests.harness import nft as nft_list
 from tests.harness.portmap import NET, TABLE, Node, tcp, udp
 
@@ -206,7 +215,7 @@ def test_it_follows(node: Node, container: Netns, container2: Netns) -> None:
 
 
 def test_conditions(node: Node, container: Netns) -> None:
-    """Chains that libnftables makes; the first ADD and those beside others' that it does not."""
+    """Chains that the program nft makes; the first ADD, and those beside others' chains."""
     keys = {"conditionsV4": ["ip", "ttl", "!=", "99"], "conditionsV6": ["ip6", "hoplimit", "1"]}
     add(node, container, 1, [tcp(8080)], **keys).succeeded()
     assert_exact(node)
@@ -322,7 +331,7 @@ def test_killed_between_the_chains_and_the_elements(
     def make() -> None:
         chains = nft_chains.chains(want, address)
         if written == "script":
-            nft.shared().run_text(nft_chains.script(chains))
+            libnftables.apply(nft_chains.script(chains))
         else:
             nft.transact(nft_chains.skeleton("ip", chains, {}))
 
@@ -392,13 +401,18 @@ def test_check_knows_the_index(node: Node, container: Netns) -> None:
 
 
 def test_chains_that_cannot_be_as_they_should(node: Node, container: Netns) -> None:
-    """What libnftables says of it is the error; nothing of ours is left."""
+    """The error says what is in the way; nothing of ours is left."""
     place = f"ip {TABLE}"
     chain = "published_prerouting { type nat hook prerouting priority -50; }"
     node.host.exec(["nft", f"add table {place}; add chain {place} {chain}"])
     with unchanged(node.host):
         add(node, container, 1, [tcp(8080)], backend="nftables").failed(
-            999, "unable to set up nftables rules for port mappings: ", "Operation not supported"
+            999,
+            "unable to set up nftables rules for port mappings: ",
+            f"(making chain published_prerouting in table ip {TABLE}: there is one of type nat "
+            "hook prerouting priority -50, and this one is of type nat hook prerouting priority "
+            "-99)",
+            f"nft list chain ip {TABLE} published_prerouting",
         )
 
 

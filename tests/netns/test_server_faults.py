@@ -741,48 +741,6 @@ def test_status_names_the_server(server: Server, runtime: Runtime) -> None:
     assert status["workers"] == 2
 
 
-# --- the library's context ------------------------------------------------------------------------
-
-LIBRARY = """
-from cni.netfilter import nft
-table = "add table inet t; add chain inet t c"
-chain = {"family": "inet", "table": "t", "chain": "c"}
-rule = [{"add": {"rule": {**chain, "expr": [{"accept": None}]}}}]
-for _ in range(4):
-    for work in (
-        lambda: nft.shared().run_text(table),
-        lambda: nft.shared().list_chain("inet", "t", "c"),
-        lambda: nft.shared().run(rule),
-    ):
-        try:
-            work()
-            print("done")
-        except Exception as error:
-            print("failed", error)
-"""
-
-
-@pytest.mark.parametrize("error", ["ENOBUFS", "EINTR"])
-def test_one_failed_read_of_the_library_is_not_the_next_request_s(host: Netns, error: str) -> None:
-    """Answers that were left unread would be taken for those of later requests, for ever."""
-    whole = 0
-    for number in range(1, 16):
-        inject = f"inject=recvmsg:error={error}:when={number}"
-        command = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=recvmsg", "-e", inject]
-        done = host.exec(
-            [*command, sys.executable, "-c", LIBRARY],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()},
-            check=False,
-        )
-        if done.returncode:
-            assert "reason:" in done.stderr, done  # the library has ended the process itself
-        else:
-            whole += 1
-            assert done.stdout.splitlines().count("done") >= 11, done.stdout
-        host.exec(["nft", "flush", "ruleset"])
-    assert whole
-
-
 @pytest.mark.parametrize("greeting", [16, 76])
 def test_a_server_of_another_build_is_named(tmp_path: Path, greeting: int) -> None:
     """Whatever the size of the hello that comes before its status."""

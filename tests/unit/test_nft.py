@@ -1,4 +1,4 @@
-"""The nft layer without a kernel: parsing what it says, and errors of libnftables."""
+"""The nft layer without a kernel: parsing what it says, and errors of the program nft."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cni import process
 from cni.kernel import netlink as nl
-from cni.netfilter import iptables, libnftables, nft
+from cni.netfilter import compiler, iptables, nft
 from cni.netfilter.table import Rule, parse_rule
 from cni.owner import Owner
 from cni.plugins.bridge import spoofcheck
@@ -65,14 +65,14 @@ def test_any_bytes_are_survived(data: bytes) -> None:
     [
         ("internal:0:0-0: Error: No such file or directory\n\n", "No such file or directory"),
         (
-            "<cmdline>:1:2-3: Error: syntax error\nadd tabel\n    ^^^^^\n",
-            "<cmdline>:1:2-3: Error: syntax error; add tabel",
+            "/dev/stdin:3:5-9: Error: syntax error\nadd tabel\n    ^^^^^\n",
+            "syntax error; add tabel",
         ),
         ("", ""),
     ],
 )
 def test_error_text(text: str, clean: str) -> None:
-    assert libnftables._clean(text) == clean
+    assert compiler.clean(text) == clean
 
 
 def test_iptables_comment_is_quoted_as_iptables_save_does() -> None:

@@ -14,18 +14,18 @@ from typing import Any
 
 from ...call import Call
 from ...kernel import bridge_option, link
-from ...kernel.errors import KernelError, NetlinkError, NftError, Unusable
+from ...kernel.errors import KernelError, NetlinkError, Unusable
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
-from ...netfilter import nft
+from ...netfilter import nft, uapi
+from ...netfilter.nft import Change
 from ...netfilter.table import Table
 from ...owner import digest
 from ...protocol.errors import CNIError
 
-_FAMILY, _TABLE, _BASE = "bridge", "nat", "PREROUTING"
+_TABLE, _BASE = Table("bridge", "nat"), "PREROUTING"
 _COMMENT = "macspoofchk-"
-_WHERE = {"family": _FAMILY, "table": _TABLE}
-_RETRIES = 5
+_SOURCE_MAC = (6, 6)  # offset and size in the frame's header
 
 # A chain's name may have 127 characters, a comment 128. Names and comments add up to 17 to the
 # reference; those of container ids with 64 digits are never cut.
@@ -41,17 +41,10 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
     """
     ref = _short(owner_ref)
     try:
-        context = nft.shared()
-        for attempt in range(1, _RETRIES + 1):
-            stale = _jumps(ref)
-            try:
-                return context.run(_commands(ref, host_ifname, mac, stale))
-            except NftError as error:
-                # Another process has deleted a stale rule since: look for them again.
-                if not (stale and error.missing) or attempt == _RETRIES:
-                    raise
-    except KernelError as error:
-        raise CNIError(f"failed to setup spoof-check: {error.msg}", error.details) from None
+        nft.settle(lambda: _changes(ref, host_ifname, mac))
+    except NetlinkError as error:
+        details = error.details or nft.UNUSABLE
+        raise CNIError(f"failed to setup spoof-check: {error}", details) from None
 
 
 def require_unused(host: Netlink, bridge: Link, mac: bytes) -> None:
@@ -100,12 +93,12 @@ def teardown(owner_ref: str) -> None:
     try:
         rules = [(_BASE, handle) for handle in _jumps(ref)]
     except Unusable:
-        return  # without libnftables ADD cannot have made any
-    chains = [chain for chain in _chains(ref) if Table(_FAMILY, _TABLE).has_chain(chain)]
+        return  # without nftables in the kernel ADD cannot have made any
+    chains = [chain for chain in _chains(ref) if _TABLE.has_chain(chain)]
     if not rules and not chains:
         return
     try:
-        Table(_FAMILY, _TABLE).delete(rules, chains)
+        _TABLE.delete(rules, chains)
         return
     except NetlinkError:
         pass  # one transaction failed: delete as much as possible one by one
@@ -127,7 +120,7 @@ def gc(live_host_links: set[str]) -> None:
     CNIError.
     """
     try:
-        rules = Table(_FAMILY, _TABLE).find_rules(_BASE, _COMMENT)
+        rules = _TABLE.find_rules(_BASE, _COMMENT)
     except Unusable:
         return
     errors = []
@@ -145,7 +138,7 @@ def gc(live_host_links: set[str]) -> None:
 
 def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains: list[str]) -> None:
     try:
-        Table(_FAMILY, _TABLE).delete(rules, chains)
+        _TABLE.delete(rules, chains)
     except NetlinkError as error:
         if error.errno != ENOENT:
             errors.append(f"failed to delete {what}: {error}")
@@ -154,11 +147,7 @@ def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains:
 def _jumps(ref: str) -> list[int]:
     """The handles of the rules in the base chain whose comment is that of `ref`."""
     comment = f"{_COMMENT}{ref}"
-    return [
-        rule.handle
-        for rule in Table(_FAMILY, _TABLE).find_rules(_BASE, comment)
-        if rule.comment == comment
-    ]
+    return [rule.handle for rule in _TABLE.find_rules(_BASE, comment) if rule.comment == comment]
 
 
 def _short(owner_ref: str) -> str:
@@ -174,28 +163,29 @@ def _chains(ref: str) -> tuple[str, str]:
     return f"cni-br-iface-{ref}", f"cni-br-iface-{ref}-mac"
 
 
-def _commands(ref: str, host_ifname: str, mac: str, stale: list[int]) -> list[dict[str, Any]]:
+def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
+    """What replaces the attachment's rules, and makes the table and the base chain if need be."""
+    from ...netfilter import expressions as kernel
+
     iface, mac_chain = _chains(ref)
-    base = {"type": "filter", "hook": "prerouting", "prio": -300, "policy": "accept"}
-    from_link = _match({"meta": {"key": "iifname"}}, host_ifname)
-    from_mac = _match({"payload": {"protocol": "ether", "field": "saddr"}}, mac)
-    return [
-        {"add": {"table": {"family": _FAMILY, "name": _TABLE}}},
-        {"add": {"chain": {**_WHERE, "name": _BASE, **base}}},
-        *({"add": {"chain": {**_WHERE, "name": name}}} for name in (iface, mac_chain)),
-        *({"flush": {"chain": {**_WHERE, "name": name}}} for name in (iface, mac_chain)),
-        *({"delete": {"rule": {**_WHERE, "chain": _BASE, "handle": number}}} for number in stale),
-        _rule(_BASE, ref, from_link, {"jump": {"target": iface}}),
-        _rule(iface, ref, {"jump": {"target": mac_chain}}),
-        _rule(mac_chain, ref, from_mac, {"return": None}),
-        _rule(mac_chain, ref, {"drop": None}),
+    # a rule keeps the chain that it jumps to, so without the chain there is none to replace
+    stale = _jumps(ref) if _TABLE.has_chain(iface) else []
+    from_link = [kernel.meta(uapi.NFT_META_IIFNAME), kernel.compare(nft.link_name(host_ifname))]
+    from_mac = [
+        kernel.payload(uapi.NFT_PAYLOAD_LL_HEADER, *_SOURCE_MAC),
+        kernel.compare(link.parse_mac(mac)),
     ]
-
-
-def _match(left: dict[str, Any], right: str) -> dict[str, Any]:
-    return {"match": {"op": "==", "left": left, "right": right}}
-
-
-def _rule(chain: str, ref: str, *statements: dict[str, Any]) -> dict[str, Any]:
-    rule = {**_WHERE, "chain": chain, "expr": list(statements), "comment": f"{_COMMENT}{ref}"}
-    return {"add": {"rule": rule}}
+    rules = [
+        (_BASE, [*from_link, kernel.jump(iface)]),
+        (iface, [kernel.jump(mac_chain)]),
+        (mac_chain, [*from_mac, kernel.verdict(uapi.NFT_RETURN)]),
+        (mac_chain, [kernel.verdict(uapi.NF_DROP)]),
+    ]
+    return [
+        kernel.new_table(_TABLE),
+        kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300, uapi.NF_ACCEPT),
+        *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain)),
+        *(_TABLE.without_rules(name) for name in (iface, mac_chain)),
+        *(_TABLE.without_rule(_BASE, number) for number in stale),
+        *(kernel.new_rule(_TABLE, chain, rule, f"{_COMMENT}{ref}") for chain, rule in rules),
+    ]

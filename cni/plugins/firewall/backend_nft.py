@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ...kernel.errors import NetlinkError, NftError, Unusable
+from ...kernel.errors import NetlinkError, Unusable
 from ...netfilter import elements, nft
 from ...netfilter.elements import Element
 from ...netfilter.nft import Change
@@ -31,32 +31,11 @@ from ...protocol.errors import CNIError
 from .want import Ingress, Want, gone
 
 TABLE = "cni_firewall"
+_TABLE = Table("inet", TABLE)
 _ALLOWED = {False: "allowed4", True: "allowed6"}
 _MARK = "CNI firewall plugin rules"
-_RULES = (
-    "iifname @bridges oifname @bridges iifname . oifname != @within drop",
-    "jump admin",
-    "ct state established,related ip daddr @allowed4 accept",
-    "ct state established,related ip6 daddr @allowed6 accept",
-    "ip saddr @allowed4 accept",
-    "ip6 saddr @allowed6 accept",
-)
-_SKELETON = "".join(
-    (
-        f'add table inet {TABLE} {{ comment "{_MARK}"; }}\n',
-        f"add set inet {TABLE} allowed4 {{ type ipv4_addr; }}\n",
-        f"add set inet {TABLE} allowed6 {{ type ipv6_addr; }}\n",
-        f"add set inet {TABLE} bridges {{ type ifname; }}\n",
-        f"add set inet {TABLE} within {{ type ifname . ifname; }}\n",
-        f"add chain inet {TABLE} admin\n",
-        f"add chain inet {TABLE} forward {{ type filter hook forward priority filter; }}\n",
-        f"flush chain inet {TABLE} forward\n",
-        *(f'add rule inet {TABLE} forward {rule} comment "{_MARK}"\n' for rule in _RULES),
-    )
-)
-# How they look in the kernel: the comment and the number of expressions of each.
+# How the forward chain's rules look in the kernel: the comment, the number of expressions of each.
 _SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
-_IFNAME = 16  # bytes of an interface's name in a key
 
 
 def setup(want: Want, *, accept: bool = True) -> None:
@@ -64,40 +43,57 @@ def setup(want: Want, *, accept: bool = True) -> None:
 
     Raises CNIError; then nothing was changed.
     """
-    if not _add_elements(want, accept):
-        _render(want, accept)
-
-
-def _add_elements(want: Want, accept: bool) -> bool:
-    """Add the elements where the rest is as it should be; False if it is not, or cannot be seen.
-
-    Libnftables, which would read every table and link first, is not needed for that.
-    """
     changes = [
         change
         for name, element, wanted in _elements(want, accept)
         for change in _change(name, element, wanted)
     ]
     admin_chain = want.admin_chain if accept else ""
-    # where it is not complete, or the kernel refuses, libnftables makes it or says what is wrong
-    return nft.attempt(lambda: changes if _is_complete(admin_chain) else None)
+
+    def plan() -> list[Change]:
+        return [*_shared(), *_admin(admin_chain), *changes]
+
+    try:
+        nft.settle(plan)
+    except NetlinkError as error:
+        text = f"failed to set up firewall rules with nftables: {error}"
+        raise CNIError(text, error.details or nft.UNUSABLE) from None
+
+
+def _shared() -> list[Change]:
+    """All that attachments share, if the forward chain's rules are not as they should be.
+
+    If they are, what they refer to is there, too.
+    """
+    rules = _TABLE.find_rules_with("forward", b"")
+    if [(rule.comment, rule.size) for rule in rules] == _SHAPE:
+        return []
+    from . import nft_chains
+
+    return nft_chains.skeleton(_TABLE, _ALLOWED, _MARK)
+
+
+def _admin(chain: str) -> list[Change]:
+    """The administrator's chain and the jump to it, as far as they are not there."""
+    if not chain or _has_jump(chain):
+        return []
+    from . import nft_chains
+
+    return nft_chains.admin(_TABLE, chain)
+
+
+def _has_jump(chain: str) -> bool:
+    try:
+        rules = _TABLE.find_rules_with("admin", chain.encode("utf-8", "surrogateescape"))
+    except NetlinkError:
+        return False
+    return any(rule.leads_to == chain for rule in rules)
 
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:
     """Have the element with this comment instead of any other, or not have the element."""
-    changes = [*elements.put(Table("inet", TABLE), name, [element])]
+    changes = [*elements.put(_TABLE, name, [element])]
     return changes if wanted else changes[:2]
-
-
-def _is_complete(admin_chain: str) -> bool:
-    """Are the forward chain's rules as they should be, and is there a jump to this chain?
-
-    Then the sets that the rules refer to are there, too.
-    """
-    rules = Table("inet", TABLE).find_rules_with("forward", b"")
-    if [(rule.comment, rule.size) for rule in rules] != _SHAPE:
-        return False
-    return not admin_chain or _has_jump(admin_chain)
 
 
 def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
@@ -108,68 +104,11 @@ def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
         for a in (want.addresses if accept else ())
     ]
     if want.ingress is not None:
-        bridge, comment = _padded(want.ingress.bridge), _network_comment(want.owner.network)
+        bridge, comment = nft.link_name(want.ingress.bridge), _network_comment(want.owner.network)
         needed.append(("bridges", Element(bridge, b"", "", comment), True))
         within = Element(bridge * 2, b"", "", comment)
         needed.append(("within", within, not want.ingress.isolated))
     return needed
-
-
-def _padded(ifname: str) -> bytes:
-    return ifname.encode().ljust(_IFNAME, b"\0")
-
-
-def _render(want: Want, accept: bool) -> None:
-    """Make everything by libnftables."""
-    script = _SKELETON
-    if accept:
-        script += "".join(
-            _element(_ALLOWED[not a.is_v4], _key(a), want.owner.comment) for a in want.addresses
-        )
-        script += _admin(want.admin_chain)
-    if want.ingress is not None:
-        script += _isolation(want.ingress, want.owner.network)
-    try:
-        nft.shared().run_text(script)
-    except NftError as error:
-        raise CNIError(f"failed to set up firewall rules with nftables: {error.msg}") from None
-
-
-def _key(address: Prefix) -> str:
-    return format_ip(address.ip)
-
-
-def _element(name: str, key: str, comment: str) -> str:
-    """As `_change`, for an element that is wanted."""
-    where = f"inet {TABLE} {name}"
-    return (
-        f"add element {where} {{ {key} }}\n"
-        f"delete element {where} {{ {key} }}\n"
-        f'add element {where} {{ {key} comment "{comment}" }}\n'
-    )
-
-
-def _admin(chain: str) -> str:
-    script = f"add chain inet {TABLE} {chain}\n"
-    if not _has_jump(chain):
-        script += f"add rule inet {TABLE} admin jump {chain}\n"
-    return script
-
-
-def _has_jump(chain: str) -> bool:
-    try:
-        return bool(Table("inet", TABLE).find_rules_with("admin", f"{chain}\0".encode()))
-    except NetlinkError:
-        return False
-
-
-def _isolation(ingress: Ingress, network: str) -> str:
-    comment = _network_comment(network)
-    pair = f'"{ingress.bridge}" . "{ingress.bridge}"'
-    within = _element("within", pair, comment)
-    if ingress.isolated:
-        within = "".join(within.splitlines(keepends=True)[:2])
-    return _element("bridges", f'"{ingress.bridge}"', comment) + within
 
 
 def _network_comment(network: str) -> str:
@@ -188,26 +127,30 @@ def check(want: Want, *, accept: bool = True) -> list[str]:
 def _differences(want: Want, accept: bool) -> list[str]:
     where = f"inet {TABLE}"
     problems = []
-    rules = Table("inet", TABLE).find_rules("forward", _MARK)
-    if len(rules) != len(_RULES):
-        text = f"chain {where} forward: want its {len(_RULES)} rules, have {len(rules)}"
+    rules = _TABLE.find_rules("forward", _MARK)
+    if len(rules) != len(_SHAPE):
+        text = f"chain {where} forward: want its {len(_SHAPE)} rules, have {len(rules)}"
         problems.append(gone(text))
     if accept and not _has_jump(want.admin_chain):
         problems.append(gone(f"chain {where} admin: no jump to {want.admin_chain}"))
     for v6, addresses in want.families if accept else ():
-        owners = {e.key: e.comment for e in elements.elements(Table("inet", TABLE), _ALLOWED[v6])}
+        owners = {e.key: e.comment for e in elements.elements(_TABLE, _ALLOWED[v6])}
         for address in addresses:
             have = owners.get(address.ip)
             if have is None:
-                problems.append(gone(f"set {where} {_ALLOWED[v6]}: {_key(address)} is not in it"))
+                problems.append(
+                    gone(f"set {where} {_ALLOWED[v6]}: {format_ip(address.ip)} is not in it")
+                )
             elif have != want.owner.comment:
-                text = f"{_key(address)} is another's: want {want.owner.comment}, have {have}"
+                text = (
+                    f"{format_ip(address.ip)} is another's: want {want.owner.comment}, have {have}"
+                )
                 problems.append(f"set {where} {_ALLOWED[v6]}: {text}")
     return problems + (_isolation_differences(want.ingress) if want.ingress else [])
 
 
 def _isolation_differences(ingress: Ingress) -> list[str]:
-    name = _padded(ingress.bridge)
+    name = nft.link_name(ingress.bridge)
     problems = []
     if name not in _keys("bridges"):
         problems.append(gone(f"set inet {TABLE} bridges: {ingress.bridge} is not in it"))
@@ -219,7 +162,7 @@ def _isolation_differences(ingress: Ingress) -> list[str]:
 
 
 def _keys(name: str) -> set[bytes]:
-    return {element.key for element in elements.elements(Table("inet", TABLE), name)}
+    return {element.key for element in elements.elements(_TABLE, name)}
 
 
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
@@ -243,7 +186,7 @@ def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> N
 def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
     try:
         for name in names:
-            elements.delete_matching(Table("inet", TABLE), name, prefix, keep)
+            elements.delete_matching(_TABLE, name, prefix, keep)
     except Unusable:
         return  # without nf_tables there are no elements
     except NetlinkError as error:
@@ -251,9 +194,8 @@ def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
 
 
 def status() -> None:
-    """Raises CNIError if the library or the kernel's nftables is missing."""
-    nft.shared()
+    """Raises CNIError if the kernel has no nftables for us."""
     try:
-        Table("inet", TABLE).has_chain("forward")
+        _TABLE.has_chain("forward")
     except NetlinkError as error:
-        raise CNIError(f"the kernel has no nftables for us: {error}") from None
+        raise CNIError(f"the kernel has no nftables for us: {error}", nft.UNUSABLE) from None

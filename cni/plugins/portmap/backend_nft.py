@@ -15,7 +15,8 @@ A net- chain is shared by all containers of the same subnet and options, so that
 network (conditions, masqAll, the mark) apply to its containers only. Each container has elements of
 the maps, with its owner in the comment, and nothing else: so the kernel answers EEXIST for a port
 that is taken, and one more container is one small transaction. An index says which elements a
-container has (nft_index.py). Libnftables is needed only for a network's conditions.
+container has (nft_index.py). A network's conditions are in the language of nft(8): that program
+makes the chains of such a network, before the transaction with its elements.
 
 A transaction names the generation of the ruleset that it was computed from. If the ruleset has
 changed since, the kernel refuses, and it is computed again.
@@ -57,7 +58,6 @@ from .nft_chains import (
     is_known,
     key_of,
     port_of,
-    script,
     sets,
     skeleton,
     without,
@@ -82,8 +82,7 @@ def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
     except Taken:
         raise
     except NetlinkError as error:
-        details = "is nftables in this kernel, and are we root?"
-        raise CNIError(f"{text}{error}", details) from None
+        raise CNIError(f"{text}{error}", error.details or nft.UNUSABLE) from None
     except (CNIError, KernelError) as error:
         raise from_exception(error).wrapped(text) from None
 
@@ -106,12 +105,14 @@ def _setup(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
             others = others._replace(aside=_aside(want, holders))
         missing, changes = _plan(want, holders, others, thorough)
         if not is_known(missing):
-            nft.shared().run_text(script(missing))
+            from . import nft_conditions
+
+            nft_conditions.make(missing)
             continue
         try:
             return nft.transact(changes, since) if changes else None
         except NetlinkError as error:
-            if error.errno not in (nft.ERESTART, EEXIST, ENOENT) and not missing:
+            if error.errno not in (nft.ERESTART, EEXIST, ENOENT):
                 raise
             if error.errno == nft.ERESTART:
                 continue
@@ -120,8 +121,8 @@ def _setup(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
                 others = seen
             elif error.errno == EEXIST and not thorough:
                 thorough = True  # the element is the owner's or a dead one's, and not in the index
-            elif missing:
-                nft.shared().run_text(script(missing))  # does it, or says what is wrong
+            elif nft.generation() == since:
+                raise  # nothing has changed, so it would fail again
     raise _restless()
 
 
@@ -387,10 +388,9 @@ def check(want: Want, holders: LoadHolders) -> list[str]:
 
 
 def status(*, conditions: bool) -> None:
-    """Raises CNIError or KernelError if ports cannot be published with nftables.
-
-    Conditions have to be compiled, which takes the library.
-    """
+    """Raises CNIError or KernelError if ports cannot be published with nftables."""
     if conditions:
-        nft.shared()
+        from . import nft_conditions
+
+        nft_conditions.require()
     nft.generation()

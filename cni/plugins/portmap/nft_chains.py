@@ -1,7 +1,7 @@
 """How published ports look in nftables: the chains and maps that backend_nft keeps.
 
-Each rule is here twice: in nft(8)'s language, and as the kernel has it. The first is compiled by
-libnftables where a network has conditions, which are in that language; a test compares both.
+Each rule is here twice: in nft(8)'s language, and as the kernel has it. The first is for the
+program nft where a network has conditions, which are in that language; a test compares both.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Hook(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A rule in both languages; one that only libnftables can compile has no expressions.
+    """A rule in both languages; one that only nft can compile has no expressions.
 
     The expressions are a function, since they are rarely needed: mostly the chain is there.
     """
@@ -145,11 +145,9 @@ def _guard_chain(family: str) -> Chain:
 def guard(table: Table) -> list[Change]:
     """For `nft.transact`: another table with the guard's chain."""
     chain = _guard_chain(table.family)
-    assert chain.hook is not None
-    hook = chain.hook
     return [
         kernel.new_table(table, _COMMENT),
-        kernel.new_chain(table, chain.name, hook.name, hook.kind, hook.priority),
+        _new(table, chain),
         table.without_rules(chain.name),
         *(
             kernel.new_rule(table, chain.name, rule.expressions())
@@ -171,7 +169,7 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
         for text, source in (own, _LOOPBACK[address.is_v4]):
             rules.append(_marking_rule(f"{family} saddr {text} {mark}", source, want.mark))
     number = _set_number(family, len(NAMES + INDEX) + host_ip)
-    # The protocols are in the key already; libnftables allows `th dport` only where they are named.
+    # The protocols are in the key already; nft allows `th dport` only where they are named.
     text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
     port = uapi.NFT_REG32_01 if address.is_v4 else uapi.NFT_REG_2
     translate = Rule(
@@ -272,7 +270,7 @@ def incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain
 
 
 def is_known(wanted: Iterable[Chain]) -> bool:
-    """Can all of these be made without libnftables?"""
+    """Can all of these be made without nft?"""
     return all(rule.expressions for chain in wanted for rule in chain.rules)
 
 
@@ -281,8 +279,7 @@ def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) ->
     table = Table(family, TABLE)
     changes = [kernel.new_table(table, _COMMENT), *sets(family, (*NAMES, *INDEX))]
     for chain in wanted:
-        hook = chain.hook or Hook("", "", 0)
-        changes.append(kernel.new_chain(table, chain.name, hook.name, hook.kind, hook.priority))
+        changes.append(_new(table, chain))
         if counts.get(chain.name):
             changes.append(table.without_rules(chain.name))
     for chain in wanted:
@@ -295,6 +292,13 @@ def skeleton(family: str, wanted: Sequence[Chain], counts: Mapping[str, int]) ->
             if rule.expressions
         ]
     return changes
+
+
+def _new(table: Table, chain: Chain) -> Change:
+    if chain.hook is None:
+        return kernel.new_chain(table, chain.name)
+    hook = chain.hook
+    return kernel.new_base_chain(table, chain.name, hook.name, hook.kind, hook.priority)
 
 
 def sets(family: str, names: Sequence[str]) -> list[Change]:

@@ -287,7 +287,7 @@ def status(call: Call[Conf]) -> None:
             "iptables is not usable"
             if asked.backend
             else f"no backend is usable; nftables: {nft_problem}",
-            "install the package iptables, or libnftables for nftables; are we root?",
+            "install the package iptables, or load nf_tables into the kernel; are we root?",
         )
 
 

@@ -4,19 +4,19 @@
       chain postrouting   hook: not for multicast; to masq_checks
       chain masq_checks   from one address to outside its subnet: masquerade; the owner as comment
 
-Rules are made in one transaction: over netlink where table and chains are as they should be, else
-by libnftables, which makes these, too. What is removed is found by the owner's key in the comment.
+One transaction makes an attachment's rules and, where that is not as it should be, all that is
+shared, whatever was there before. What is removed is found by the owner's key in the comment.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....kernel.errors import NetlinkError, NftError, Unusable
-from ....netfilter import nft
+from ....kernel.errors import NetlinkError, Unusable
+from ....netfilter import nft, uapi
 from ....netfilter.table import Rule, Table
 from ....owner import Owner, network_key
-from ....protocol.address import Prefix, format_ip
+from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
@@ -25,58 +25,67 @@ if TYPE_CHECKING:
     from ....netfilter.nft import Change
 
 TABLE, CHECKS = "cni_plugins_masquerade", "masq_checks"
-_RETRIES = 5
-
-# The postrouting chain is refilled if it is not right, whatever was there before.
-_SKELETON = f"""\
-add table inet {TABLE} {{ \
-comment "Masquerading for plugins from github.com/containernetworking/plugins"; }}
-add chain inet {TABLE} {CHECKS} {{ \
-comment "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"; }}
-add chain inet {TABLE} postrouting {{ type nat hook postrouting priority 100; }}
-flush chain inet {TABLE} postrouting
-add rule inet {TABLE} postrouting ip daddr == 224.0.0.0/4 return
-add rule inet {TABLE} postrouting ip6 daddr == ff00::/8 return
-add rule inet {TABLE} postrouting goto {CHECKS}
-"""
-# What these rules compare with: the family and the beginning of the address.
+_HOOK = "postrouting"
+_COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins"
+_CHECKS_COMMENT = (
+    "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
+)
+_MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
+# What the postrouting chain's rules compare with: the family and the beginning of the address.
 _POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
 def setup(owner: Owner, prefixes: list[Prefix]) -> None:
     """Make the rules of these addresses, instead of all that the owner had. Raises CNIError."""
-    if not _add(owner, prefixes):
-        _render(owner, prefixes)
-
-
-def _add(owner: Owner, prefixes: list[Prefix]) -> bool:
-    """Add the rules where the rest is as it should be; False if it is not, or cannot be seen."""
     from ....netfilter import expressions
 
+    table = Table("inet", TABLE)
     new = [
-        expressions.new_rule(Table("inet", TABLE), CHECKS, _expressions(prefix), owner.comment)
+        expressions.new_rule(table, CHECKS, _expressions(prefix), owner.comment)
         for prefix in prefixes
     ]
 
-    def plan() -> list[Change] | None:
-        if not _is_complete():
-            return None
-        stale = [Table("inet", TABLE).without_rule(CHECKS, rule.handle) for rule in _rules(owner)]
-        return [*stale, *new]
+    def plan() -> list[Change]:
+        shared = [] if _is_complete() else _skeleton()
+        # of an earlier attachment under this name that was never removed
+        stale = [table.without_rule(CHECKS, rule.handle) for rule in _rules(owner)]
+        return [*shared, *stale, *new]
 
-    return nft.attempt(plan)  # else libnftables will say what is wrong
+    try:
+        nft.settle(plan)
+    except NetlinkError as error:
+        text = f"failed to set up masquerading with nftables: {error}"
+        raise CNIError(text, error.details or nft.UNUSABLE) from None
 
 
 def _is_complete() -> bool:
-    rules = Table("inet", TABLE).find_rules_with("postrouting", b"")
+    rules = Table("inet", TABLE).find_rules_with(_HOOK, b"")
     return (
         [rule.compared for rule in rules] == _POSTROUTING_RULES
-        and f"{CHECKS}\0".encode() in rules[-1].raw  # so this chain exists, too
+        and rules[-1].leads_to == CHECKS  # so this chain exists, too
     )
 
 
+def _skeleton() -> list[Change]:
+    """The table and its chains; the postrouting chain is filled anew."""
+    from ....netfilter import expressions as kernel
+
+    table = Table("inet", TABLE)
+    ignored = [
+        [kernel.nfproto(prefix.is_v4), kernel.destination(prefix), kernel.verdict(uapi.NFT_RETURN)]
+        for prefix in _MULTICAST
+    ]
+    return [
+        kernel.new_table(table, _COMMENT),
+        kernel.new_chain(table, CHECKS, _CHECKS_COMMENT),
+        kernel.new_base_chain(table, _HOOK, _HOOK, "nat", 100),
+        table.without_rules(_HOOK),
+        *(kernel.new_rule(table, _HOOK, rule) for rule in (*ignored, [kernel.goto(CHECKS)])),
+    ]
+
+
 def _expressions(prefix: Prefix) -> list[bytes]:
-    """What `_rule` says, in the kernel's terms."""
+    """From the address to outside its subnet: masquerade."""
     from ....netfilter import expressions as kernel
 
     return [
@@ -85,33 +94,6 @@ def _expressions(prefix: Prefix) -> list[bytes]:
         kernel.destination(prefix.network, kernel.NEQ),
         kernel.masquerade(),
     ]
-
-
-def _render(owner: Owner, prefixes: list[Prefix]) -> None:
-    rules = "".join(_rule(owner, prefix) for prefix in prefixes)
-    context = nft.shared()
-    for attempt in range(1, _RETRIES + 1):
-        # An earlier attachment under this name that was never removed.
-        stale = "".join(
-            f"delete rule inet {TABLE} {CHECKS} handle {rule.handle}\n" for rule in _rules(owner)
-        )
-        try:
-            return context.run_text(_SKELETON + stale + rules)
-        except NftError as error:
-            # Somebody else deleted such a rule in between: look again.
-            if not (stale and error.missing) or attempt == _RETRIES:
-                raise CNIError(
-                    f"failed to set up masquerading with nftables: {error.msg}"
-                ) from None
-    return None
-
-
-def _rule(owner: Owner, prefix: Prefix) -> str:
-    protocol = "ip" if prefix.is_v4 else "ip6"
-    return (
-        f"add rule inet {TABLE} {CHECKS} {protocol} saddr == {format_ip(prefix.ip)} "
-        f'{protocol} daddr != {prefix.network} masquerade comment "{owner.comment}"\n'
-    )
 
 
 def _rules(owner: Owner) -> list[Rule]:

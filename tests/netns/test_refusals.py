@@ -1,0 +1,246 @@
+"""What the kernel refuses is named: the change, and what is in its way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from errno import EBUSY, EEXIST, ELOOP, EMLINK, ENFILE, ENOENT, EOPNOTSUPP, EPERM
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cni.kernel import netlink as nl
+from cni.kernel.errors import NetlinkError, Refused
+from cni.netfilter import elements, nft, uapi
+from cni.netfilter import expressions as kernel
+from cni.netfilter.elements import Element
+from cni.netfilter.table import Table
+from tests.harness import Netns, requires_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cni.netfilter.nft import Change
+
+pytestmark = requires_kernel("nft")
+
+T, OTHER = Table("inet", "t"), Table("ip6", "other")
+ONE = Element(b"\x0a\0\0\1", b"", "", "")
+# table inet t: chains `base` (of a hook; jumps to d), `d` (jumps to c), `c`; a set `s` with one element
+THERE = [
+    kernel.new_table(T),
+    kernel.new_base_chain(T, "base", "input", "filter", 5),
+    kernel.new_chain(T, "c"),
+    kernel.new_chain(T, "d"),
+    kernel.new_rule(T, "base", [kernel.jump("d")]),
+    kernel.new_rule(T, "d", [kernel.jump("c")]),
+    kernel.new_set(T, "s", 1, "ipv4_addr"),
+    *elements.insert(T, "s", [ONE]),
+]
+UNKNOWN = kernel.masquerade().replace(b"masq\0", b"nope\0")
+HAS = "there is one of type filter hook input priority 5, and this one is of "
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    nft.forget()
+
+
+def refusal(changes: list[Change]) -> Refused:
+    with pytest.raises(Refused) as caught:
+        nft.transact(changes)
+    return caught.value
+
+
+CASES: dict[str, tuple[Callable[[], list[Change]], set[int], str]] = {
+    "chain, other hook": (
+        lambda: [kernel.new_base_chain(T, "base", "postrouting", "nat", 100)],
+        {EEXIST, EOPNOTSUPP},
+        f"making chain base in table inet t: {HAS}type nat hook postrouting priority 100",
+    ),
+    "chain, other priority": (
+        lambda: [kernel.new_base_chain(T, "base", "input", "filter", -5)],
+        {EEXIST, EOPNOTSUPP},
+        f"making chain base in table inet t: {HAS}type filter hook input priority -5",
+    ),
+    "chain, has no hook": (
+        lambda: [kernel.new_base_chain(T, "c", "input", "filter", 0)],
+        {EEXIST, EOPNOTSUPP},
+        "making chain c in table inet t: there is one of no hook, and this one is of "
+        "type filter hook input priority 0",
+    ),
+    "chain, unknown type": (
+        lambda: [kernel.new_base_chain(T, "n", "input", "nope", 0)],
+        {ENOENT},
+        "making chain n in table inet t: this kernel has no chains of type nope for the family "
+        "inet",
+    ),
+    "chain without table": (
+        lambda: [kernel.new_chain(OTHER, "c")],
+        {ENOENT},
+        "making chain c in table ip6 other: there is no such table",
+    ),
+    "chain in use": (
+        lambda: [T.without_chain("c")],
+        {EBUSY},
+        "deleting chain c in table inet t: something still refers to it",
+    ),
+    "rule without chain": (
+        lambda: [kernel.new_rule(T, "nope", [kernel.verdict(uapi.NF_ACCEPT)])],
+        {ENOENT},
+        "adding a rule to chain nope in table inet t: there is no such",
+    ),
+    "rule without set": (
+        lambda: [kernel.new_rule(T, "c", [kernel.nfproto(True), kernel.lookup("nope")])],
+        {ENOENT},
+        "adding a rule to chain c in table inet t: there is no set nope",
+    ),
+    "jump to nowhere": (
+        lambda: [kernel.new_rule(T, "c", [kernel.jump("nope")])],
+        {ENOENT},
+        "adding a rule to chain c in table inet t: there is no chain nope",
+    ),
+    "jump to a hook's chain": (
+        lambda: [kernel.new_rule(T, "c", [kernel.goto("base")])],
+        {EOPNOTSUPP},
+        "adding a rule to chain c in table inet t: chain base cannot be jumped to: it is "
+        "type filter hook input priority 5",
+    ),
+    "circle": (
+        lambda: [kernel.new_rule(T, "c", [kernel.jump("d")])],
+        {ELOOP, EMLINK},
+        "adding a rule to chain c in table inet t: the chains would lead in a circle, or too deep",
+    ),
+    "unknown expression": (
+        lambda: [kernel.new_rule(T, "c", [kernel.nfproto(True), UNKNOWN])],
+        {ENOENT},
+        "adding a rule to chain c in table inet t: this kernel does not have the expression nope",
+    ),
+    "rule that is gone": (
+        lambda: [T.without_rule("c", 99)],
+        {ENOENT},
+        "deleting rules of chain c in table inet t: there is no such thing",
+    ),
+    "set of other types": (
+        lambda: [kernel.new_set(T, "s", 1, "ipv6_addr")],
+        {EEXIST},
+        "making set s in table inet t: there is one with other types or flags",
+    ),
+    "element that is there": (
+        lambda: [*elements.insert(T, "s", [ONE])],
+        {EEXIST},
+        "adding elements to set s in table inet t: one of them is there",
+    ),
+    "element that is gone": (
+        lambda: [*elements.remove(T, "s", [ONE._replace(key=bytes(4))])],
+        {ENOENT},
+        "deleting elements of set s in table inet t: one of them, or what it leads to, is not",
+    ),
+    "elements without set": (
+        lambda: [*elements.insert(T, "nope", [ONE])],
+        {ENOENT},
+        "adding elements to set nope in table inet t: there is no such set",
+    ),
+    "table that is gone": (
+        lambda: [OTHER.without_table()],
+        {ENOENT},
+        "deleting table ip6 other: there is no such table",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_change_and_the_reason(host: Netns, name: str) -> None:
+    """Also as the second of a transaction, whose first is undone."""
+    changes, numbers, text = CASES[name]
+    first = kernel.new_chain(T, "first")
+    host.run(nft.transact, THERE)
+    before = host.exec(["nft", "list", "ruleset"]).stdout
+    for listed in (changes(), [first, *changes()]):
+        error = host.run(refusal, listed)
+        assert error.errno in numbers
+        assert f"({text}" in error.msg, error.msg
+        assert error.details.startswith("look at it: `nft list "), error.details
+        assert host.exec(["nft", "list", "ruleset"]).stdout == before
+
+
+def test_a_full_set(host: Netns) -> None:
+    host.exec(["nft", "add table inet t; add set inet t s { type ipv4_addr; size 1; }"])
+    many = [ONE._replace(key=bytes((10, 0, 0, n))) for n in range(3)]
+    error = host.run(refusal, [*elements.insert(T, "s", many)])
+    assert error.errno == ENFILE
+    assert "(adding elements to set s in table inet t: it is full)" in error.msg
+
+
+def test_a_table_of_another_program(host: Netns) -> None:
+    """`flags owner`: only the socket that made it changes it."""
+
+    def owned() -> Refused:
+        name = nl.text(uapi.NFTA_TABLE_NAME, "t")
+        flags = nl.attr(uapi.NFTA_TABLE_FLAGS, (2).to_bytes(4, "big"))  # NFT_TABLE_F_OWNER
+        nft.transact([(uapi.NFT_MSG_NEWTABLE, T.message(name, flags), nl.NLM_F_CREATE)])
+        owner = nft.socket()
+        nft._kept.clear()
+        try:
+            return refusal([kernel.new_chain(T, "c")])
+        finally:
+            owner.close()
+
+    error = host.run(owned)
+    assert error.errno in (EPERM, EOPNOTSUPP)
+    assert "making chain c in table inet t: another program owns that table" in error.msg
+
+
+def test_without_the_right(host: Netns) -> None:
+    """The kernel refuses the whole transaction, and does not say more."""
+    script = """if True:
+        from cni.netfilter import nft
+        from cni.netfilter.expressions import new_table
+        from cni.netfilter.table import Table
+        try:
+            nft.transact([new_table(Table("inet", "t"))])
+        except OSError as error:
+            print(error.msg, error.details, sep="; ")
+    """
+    drop = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", "--"]
+    root = str(Path(__file__).resolve().parents[2])
+    done = host.run(
+        lambda: subprocess.run(
+            [*drop, sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": root},
+            check=False,
+        )
+    )
+    assert done.stdout == (
+        "operation not permitted; is nftables in this kernel, and are we root?\n"
+    ), done.stderr
+
+
+def test_what_changes_all_the_time_is_tried_without_a_guard(
+    host: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`settle` does not give up: at last it makes the changes on whatever there is."""
+    plans: list[int] = []
+
+    def restless() -> list[Change]:
+        """Something else changes each time between the look and the change."""
+        plans.append(1)
+        nft.transact([kernel.new_table(OTHER), kernel.new_chain(OTHER, f"c{len(plans)}")])
+        return THERE
+
+    host.run(nft.settle, restless)
+    assert len(plans) == nft._GUARDED + 1
+    assert "elements = { 10.0.0.1 }" in host.exec(["nft", "list", "table", "inet", "t"]).stdout
+
+    def hopeless() -> list[Change]:
+        plans.append(1)
+        return [kernel.new_rule(T, "nope", [])]
+
+    plans.clear()
+    with pytest.raises(NetlinkError, match="there is no such"):
+        host.run(nft.settle, hopeless)
+    assert len(plans) == 1
