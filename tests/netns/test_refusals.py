@@ -27,7 +27,7 @@ pytestmark = requires_kernel("nft")
 
 T, OTHER = Table("inet", "t"), Table("ip6", "other")
 ONE = Element(b"\x0a\0\0\1", b"", "", "")
-# table inet t: chains `base` (of a hook; jumps to d), `d` (jumps to c), `c`; a set `s` with one element
+# table inet t: a set `s` with one element; chains: `base` (of a hook) jumps to `d`, that to `c`
 THERE = [
     kernel.new_table(T),
     kernel.new_base_chain(T, "base", "input", "filter", 5),
