@@ -19,14 +19,14 @@ SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 #
 # build: Python, and a compiler for the native client. interpreter: what CPython is compiled with, too.
 # demo: what it shows the network with.
-PACKAGES_build := python3 python3-venv python3-nftables gcc musl-tools
+PACKAGES_build := python3 python3-venv gcc musl-tools
 PACKAGES_interpreter := make patch xz-utils bzip2 linux-libc-dev
 PACKAGES_demo := iproute2 iputils-ping nftables
 PACKAGES_windows := gcc-mingw-w64-x86-64
 # test: the programs that are judges (nft, iptables, ip, conntrack, tcpdump …), the Go plugins, and
 # the DHCP servers and firewalld that plugins work with; wine64 for the Windows plugins.
 PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
-	libnftables1 iptables conntrack tcpdump iputils-arping socat strace ethtool \
+	libnftables1 python3-nftables iptables conntrack tcpdump iputils-arping socat strace ethtool \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	containernetworking-plugins
@@ -60,12 +60,10 @@ setup: $(foreach set,build test runtime release,.cache/setup-$(set).stamp)
 
 venv: $(VENV_STAMP) ## make .venv with everything for development
 
-# The nftables binding is on no package index: the environment borrows Debian's.
 $(VENV_STAMP): pyproject.toml tools/dev.lock | .cache/setup-build.stamp
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install $(PIP_OPTIONS) --only-binary=:all: --require-hashes --requirement tools/dev.lock
 	$(RUN) -m pip install $(PIP_OPTIONS) --no-index --no-deps --no-build-isolation --editable .
-	$(RUN) tools/build.py nftables
 	@touch $@
 
 # --- the product -------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
     build.py              build dist/cni
     build.py windows      build dist/windows: a launcher for each plugin, and what they start
     build.py lock         write tools/*.lock anew: the newest versions of dependencies and tools
-    build.py nftables     make Debian's nftables binding importable in the calling environment
 
 shiv gathers the dependencies. Its own bootstrap, which unpacks to the home directory at the first
 run, is left out: launcher/ has ours. The same input gives the same file, byte for byte.
@@ -84,7 +83,7 @@ class BuildError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    commands = {"": build, "windows": windows, "lock": lock, "nftables": link_nftables}
+    commands = {"": build, "windows": windows, "lock": lock}
     command = commands.get(" ".join(arguments))
     if command is None:
         print(__doc__, file=sys.stderr)
@@ -393,25 +392,6 @@ def members(path: Path, below: str = "") -> Iterator[tuple[str, bytes]]:
             inside = info.filename.startswith(below) and not info.is_dir()
             if inside and not DROPPED.search(name):
                 yield name, archive.read(info)
-
-
-def nftables_package() -> Path:
-    """The directory of Debian's nftables binding, which is on no package index."""
-    candidates = [Path("/usr/lib/python3/dist-packages/nftables")]
-    candidates += sorted(Path("/usr").glob("lib*/python3*/site-packages/nftables"))
-    for directory in candidates:
-        if (directory / "nftables.py").is_file():
-            return directory
-    raise BuildError("the Python binding of nftables is missing: apt-get install python3-nftables")
-
-
-def link_nftables() -> None:
-    """Link Debian's binding into the calling environment's site-packages."""
-    link = Path(sysconfig.get_path("purelib")) / "nftables"
-    if link.is_symlink():
-        link.unlink()
-    if not link.exists():
-        link.symlink_to(nftables_package())
 
 
 def lock() -> None:

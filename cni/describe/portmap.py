@@ -68,7 +68,7 @@ PLUGIN = Plugin(
             "conditionsV4",
             Many(Text("condition")),
             "further matches for IPv4, in the language of the backend; one that begins with `-` or "
-            "`!` is of iptables",
+            "`!` is of iptables, any other is of nftables and needs the program nft on the node",
             default=[],
             example=["ip", "daddr", "192.0.2.0/24"],
         ),

@@ -107,14 +107,14 @@ class Installation:
             self._discard(final)  # another user may have put anything there
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
-            self.report.warnings += probe(python, final)
+            probe(python, final)
             compile_tree(python, final, final)
             return
         partial = self._temporary()
         partial.mkdir()
         try:
             tree.unpack(launcher.path, partial, self._temporary)
-            self.report.warnings += probe(python, partial)
+            probe(python, partial)
             compile_tree(python, partial, final)
             tree.sync(partial)
             partial.rename(final)

@@ -12,17 +12,11 @@ from ..artifact import InstallError
 
 MINIMUM = (3, 11)
 
-# The chosen interpreter runs this on the unpacked tree. It fails if no plugin could start, and
-# prints why packet filtering would not work.
+# The chosen interpreter runs this on the unpacked tree. It fails if no plugin could start.
 _PROBE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import msgspec, cni.dispatch
-try:
-    import ctypes
-    ctypes.CDLL("libnftables.so.1")
-except (ImportError, OSError) as error:
-    print(error)
 """
 
 
@@ -59,11 +53,8 @@ def python_version(path: str) -> tuple[int, int] | None:
         return None
 
 
-def probe(python: str, tree: Path) -> list[str]:
-    """Warnings about what is missing for `python` to run the build in `tree`.
-
-    Raises InstallError if no plugin could start.
-    """
+def probe(python: str, tree: Path) -> None:
+    """Raises InstallError if `python` cannot run the build in `tree`."""
     done = _run([python, "-I", "-S", "-B", "-c", _PROBE, str(tree)])
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -71,12 +62,6 @@ def probe(python: str, tree: Path) -> list[str]:
             f"{python} cannot run this build: {words[-1]}; install Debian's package python3 "
             "(python3-minimal is not enough), or name another interpreter with --python"
         )
-    if not done.stdout:
-        return []
-    return [
-        f"libnftables cannot be loaded ({done.stdout.strip()}): install the package libnftables1; "
-        "without it, what filters or translates packets fails"
-    ]
 
 
 def compile_tree(python: str, tree: Path, final: Path) -> None:

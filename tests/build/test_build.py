@@ -16,7 +16,7 @@ import pytest
 
 from tests.harness.build import ROOT
 
-from .running import PYTHON, build_copy, build_id, copy_tree, in_mounts, install, run
+from .running import PYTHON, build_copy, build_id, copy_tree, install, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,14 +89,6 @@ def test_a_second_build_leaves_the_file_alone(tmp_path: Path) -> None:
     )
     assert "unchanged" in done.stdout
     assert built.stat().st_ino == before
-
-
-def test_names_the_package_of_a_missing_binding(dist: Path, tmp_path: Path) -> None:
-    script = copy_tree(tmp_path / "tree") / "tools/build.py"
-    hide = f'mount --bind {tmp_path} /usr/lib/python3/dist-packages/nftables && exec "$@"'
-    done = run(sys.executable, script, prefix=in_mounts(hide))
-    assert done.returncode == 1
-    assert "apt-get install python3-nftables" in done.stderr
 
 
 @pytest.mark.parametrize("what", ["wheel", "bundle"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -302,14 +301,6 @@ def test_a_full_file_system(dist: Path, tmp_path: Path) -> None:
     script = f'mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec "$@"'
     said = refused(dist, "install", "--bin-dir", tmp_path, prefix=in_mounts(script))
     assert "No space left on device" in said
-
-
-def test_libnftables_is_missing(dist: Path, tmp_path: Path) -> None:
-    script = 'for f in /usr/lib/*/libnftables.so.1; do mount --bind /dev/null $f; done; exec "$@"'
-    done = run(dist, "install", "--bin-dir", tmp_path, "--json", prefix=in_mounts(script))
-    assert done.returncode == 0, done.stderr
-    (warning,) = json.loads(done.stdout)["warnings"]
-    assert "install the package libnftables1" in warning
 
 
 def test_units(dist: Path, tmp_path: Path) -> None:

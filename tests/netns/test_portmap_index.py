@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -216,7 +217,7 @@ def test_it_follows(node: Node, container: Netns, container2: Netns) -> None:
 
 def test_conditions(node: Node, container: Netns) -> None:
     """Chains that the program nft makes; the first ADD, and those beside others' chains."""
-    keys = {"conditionsV4": ["ip", "ttl", "!=", "99"], "conditionsV6": ["ip6", "hoplimit", "1"]}
+    keys = CONDITIONS
     add(node, container, 1, [tcp(8080)], **keys).succeeded()
     assert_exact(node)
     add(node, container, 2, [tcp(8081)]).succeeded()
@@ -225,6 +226,105 @@ def test_conditions(node: Node, container: Netns) -> None:
     for number, name in ((1, NET), (2, NET), (3, "net2")):
         delete(node, number, name=name)
     assert ("ip", TABLE) not in nft_tables(node.host)
+
+
+@pytest.fixture
+def without_nft(runtime: Runtime, data_dir: Path, tmp_path: Path) -> Node:
+    """A node that has neither the program nft nor libnftables."""
+    if (nft_program := shutil.which("nft")) is None:
+        pytest.skip("needs nft, to look at the rules")
+    hidden = [nft_program, *map(str, Path("/usr/lib").glob("*/libnftables.so.1"))]
+    mounts = " && ".join(f"mount --bind /dev/null {path}" for path in hidden)
+    wrappers = tmp_path / "without-nft"
+    wrappers.mkdir()
+    for plugin in ("bridge", "portmap", "firewall"):
+        wrapper = wrappers / plugin
+        command = f"{mounts} && exec {runtime.bin_dir}/{plugin}"
+        wrapper.write_text(f"#!/bin/sh\nexec unshare -m sh -c '{command}'\n")
+        wrapper.chmod(0o755)
+    path = str(runtime.bin_dir)
+    return Node(Runtime(wrappers, runtime.host, cni_path=path, env={"CNI_SERVER": "off"}), data_dir)
+
+
+CONDITIONS = {"conditionsV4": ["ip", "ttl", "!=", "99"], "conditionsV6": ["ip6", "hoplimit", "1"]}
+
+
+def test_conditions_without_the_program(
+    node: Node, without_nft: Node, container: Netns, container2: Netns
+) -> None:
+    """An ADD that needs it names it and changes nothing; everything else does without."""
+    bare = without_nft
+    text = "conditionsV4 and conditionsV6 are in the language of nft, and the program nft is not"
+    with unchanged(node.host):
+        error = add(bare, container, 1, [tcp(8080)], **CONDITIONS).failed(999, text)
+    assert "install the package nftables" in error["details"]
+    conf = node.conf(None, "1.1.0", **CONDITIONS)
+    bare.runtime.status("portmap", conf).failed(50, "nftables is not usable", text)
+    node.runtime.status("portmap", conf).succeeded()
+    add(node, container, 1, [tcp(8080)], **CONDITIONS).succeeded()
+    # the network's chain is there now
+    add(bare, container2, 2, [tcp(8081)], **CONDITIONS).succeeded()
+    add(bare, container2, 3, [tcp(8082)], name="net2").succeeded()
+    delete(bare, 1)
+    assert_exact(node)
+    bare.runtime.gc("portmap", node.conf(None, "1.1.0"), []).succeeded()
+    delete(bare, 3, name="net2")
+    assert ("ip", TABLE) not in nft_tables(node.host)
+
+
+def test_nothing_else_needs_the_program_or_the_library(
+    node: Node, without_nft: Node, container: Netns
+) -> None:
+    """bridge with masquerading and the MAC check, portmap and firewall, on a bare node."""
+    keys = {"ipMasq": True, "ipMasqBackend": "nftables", "macspoofchk": True}
+    result = without_nft.attach(container, **keys)
+    runtime = without_nft.runtime
+    firewall = {"cniVersion": "1.0.0", "name": NET, "backend": "nftables"}
+    for plugin, conf in (("portmap", node.conf([tcp(8080)])), ("firewall", firewall)):
+        runtime.add(plugin, conf, container, prev_result=result).succeeded()
+        runtime.check(plugin, conf, container, prev_result=result).succeeded()
+    runtime.status("firewall", {**firewall, "cniVersion": "1.1.0"}).succeeded()
+    text = node.host.exec(["nft", "list", "ruleset"]).stdout
+    for expected in ("masquerade comment", "macspoofchk-c1-eth0", "tcp . 8080", "@allowed4 accept"):
+        assert expected in text
+    for plugin, conf in (("portmap", node.conf([tcp(8080)])), ("firewall", firewall)):
+        runtime.delete(plugin, conf, container, prev_result=result).succeeded()
+    conf = {"cniVersion": "1.0.0", "name": NET, "ipam": DUAL.host_local(node.data_dir), **keys}
+    runtime.delete("bridge", conf, container, prev_result=result).succeeded()
+    assert " id: c1" not in node.host.exec(["nft", "list", "ruleset"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nonsense", "here"], "nonsense here"),
+        (["ip", "saddr", "1.2.3.4", "drop", "}"], "}"),
+        (["ip6", "saddr", "::1"], "conflicting"),
+        (["jump", "nowhere"], "Statement after terminal statement"),
+        (["iifname", '"a#b"', "#"], "a condition cannot have a comment"),
+        (["tcp", "dport", "70000"], "70000"),
+        (["@nowhere"], "@nowhere"),
+        (["include", '"/etc/passwd"'], "include"),
+    ],
+)
+def test_conditions_that_are_none(
+    node: Node, container: Netns, words: list[str], said: str
+) -> None:
+    with unchanged(node.host):
+        add(node, container, 1, [tcp(8080)], conditionsV4=words).failed(
+            999, "unable to set up nftables rules for port mappings: ", said
+        )
+
+
+def test_a_failed_add_leaves_no_chain_of_its_network(
+    node: Node, container: Netns, container2: Netns
+) -> None:
+    """nft has made it, and then the port is another's."""
+    add(node, container, 1, [tcp(8080)]).succeeded()
+    with unchanged(node.host):
+        add(node, container2, 2, [tcp(8080)], name="net2", **CONDITIONS).failed(
+            999, "already published by container c1"
+        )
 
 
 # -- tables of an earlier build -------------------------------------------------------------------

@@ -98,7 +98,7 @@ def executables(
     places = {"x86_64": tmp_path_factory.mktemp("files") / "native"}
     places["aarch64"] = places["x86_64"].with_name("any")
     for machine, compiler in (("x86_64", ""), ("aarch64", "none")):
-        env = {**os.environ, "CNI_CLIENT_CC": compiler, "CNI_NFTABLES_BINDING": "none"}
+        env = {**os.environ, "CNI_CLIENT_CC": compiler}
         build = [sys.executable, "tools/build.py"]
         subprocess.run(build, cwd=repository.path, env=env, check=True, capture_output=True)
         shutil.copy(repository.path / "dist/cni", places[machine])

@@ -61,12 +61,7 @@ def _executable(path: Path, machine: str) -> bytes:
 
 def _zipapp(tree: Path) -> bytes:
     """The small zipapp. It starts with a script, not a client: it is for any machine's Python."""
-    _run(
-        [sys.executable, tree / "tools/build.py"],
-        tree,
-        CNI_CLIENT_CC="none",
-        CNI_NFTABLES_BINDING="none",
-    )
+    _run([sys.executable, tree / "tools/build.py"], tree, CNI_CLIENT_CC="none")
     return (tree / "dist/cni").read_bytes()
 
 

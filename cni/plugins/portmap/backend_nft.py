@@ -32,7 +32,6 @@ from ...call import Steps
 from ...kernel.errors import KernelError, NetlinkError, Unusable
 from ...netfilter import elements as nft_elements
 from ...netfilter import nft
-from ...netfilter.elements import Element
 from ...netfilter.nft import Change
 from ...netfilter.table import Table
 from ...owner import Owner, network_key
@@ -78,7 +77,7 @@ def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
     """
     text = "unable to set up nftables rules for port mappings: "
     try:
-        _setup(want, holders, thorough=earlier is not None)
+        _setup_or_undo(want, holders, thorough=earlier is not None)
     except Taken:
         raise
     except NetlinkError as error:
@@ -96,17 +95,37 @@ class _Others(NamedTuple):
     aside: frozenset[tuple[str, bytes]] = frozenset()
 
 
-def _setup(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
-    """As `setup`. `thorough` reads all elements, since earlier builds kept no index."""
+def _setup_or_undo(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
+    """As `_setup`; if that fails, the chains that nft made for it go, too."""
+    made: list[Chain] = []
+    try:
+        _setup(want, holders, made, thorough=thorough)
+    except BaseException:
+        if made:
+            from . import nft_conditions
+
+            nft_conditions.unmake(made)
+        raise
+
+
+def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: bool) -> None:
+    """As `setup`. `thorough` reads all elements, since earlier builds kept no index.
+
+    Notes in `made` the chains that a transaction of their own makes, before it does.
+    """
     others = _Others()
     for _ in range(_RETRIES):
         since = nft.generation()
         if others.aside:
-            others = others._replace(aside=_aside(want, holders))
+            from . import nft_holders
+
+            aside = nft_holders.still_aside(want, holders())
+            others = others._replace(aside=frozenset(aside))
         missing, changes = _plan(want, holders, others, thorough)
         if not is_known(missing):
             from . import nft_conditions
 
+            made += missing
             nft_conditions.make(missing)
             continue
         try:
@@ -131,12 +150,6 @@ def _judge(want: Want, holders: LoadHolders, others: _Others) -> _Others:
 
     verdict = nft_holders.judge(want, holders())
     return _Others(others.dead | verdict.dead, frozenset(verdict.aside))
-
-
-def _aside(want: Want, holders: LoadHolders) -> frozenset[tuple[str, bytes]]:
-    from . import nft_holders
-
-    return frozenset(nft_holders.still_aside(want, holders()))
 
 
 def _plan(
@@ -206,7 +219,9 @@ def _held(
     former = index.holder(want.owner, address)
     gone = set(dead)
     if former is not None and former.comment[:KEY] not in (own, *dead):
-        if _may_be_replaced(former, holders):
+        from . import nft_holders
+
+        if nft_holders.may_be_replaced(former, holders()):
             gone.add(former.comment[:KEY])
         else:
             wanted[BY_ADDRESS] = []
@@ -233,12 +248,6 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
         changes += nft_elements.remove(Table(family, TABLE), name, stale)
         changes += nft_elements.insert(Table(family, TABLE), name, new)
     return changes
-
-
-def _may_be_replaced(former: Element, holders: LoadHolders) -> bool:
-    from . import nft_holders
-
-    return nft_holders.may_be_replaced(former, holders())
 
 
 def _restless() -> CNIError:
@@ -324,7 +333,10 @@ def _remove_everywhere(find: _Find) -> list[Port]:
 def _remove(family: str, find: _Find) -> list[Port]:
     """Remove the elements, and with the last ones also the table."""
     for _ in range(_RETRIES):
-        since = _generation()
+        try:
+            since = nft.generation()
+        except NetlinkError as error:
+            raise Unusable(error.errno or 0, error.explanation) from None
         if not Table(family, TABLE).has_chain("published_lookup"):
             return []
         gone = find(family)
@@ -338,13 +350,6 @@ def _remove(family: str, find: _Find) -> list[Port]:
             if error.errno not in (nft.ERESTART, ENOENT):
                 raise
     raise _restless()
-
-
-def _generation() -> bytes:
-    try:
-        return nft.generation()
-    except NetlinkError as error:
-        raise Unusable(error.errno or 0, error.explanation) from None
 
 
 def _removals(family: str, gone: Elements) -> list[Change]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...kernel.errors import NftMissing
-from ...netfilter import compiler
+from ...kernel.errors import NetlinkError, NftMissing
+from ...netfilter import compiler, nft
+from ...netfilter.table import Table
 from ...protocol.errors import CNIError
-from .nft_chains import script
+from .nft_chains import NETWORK_CHAIN, TABLE, script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,4 +38,21 @@ def make(chains: Sequence[Chain]) -> None:
     Raises CNIError, NftError; then nothing was changed.
     """
     require()
-    compiler.run(script(chains))
+    text = script(chains)
+    if "#" in "".join(text.split('"')[::2]):  # outside of quotes; it would hide the rule's end
+        raise CNIError("a condition cannot have a comment", "remove the `#`, or quote it")
+    compiler.run(text)
+
+
+def unmake(chains: Sequence[Chain]) -> None:
+    """Remove the networks' chains among these, but those that something refers to by now.
+
+    An ADD that has seen such a chain, and not used it yet, is refused for the generation that it
+    names, and makes the chain again.
+    """
+    for chain in chains:
+        if chain.name.startswith(NETWORK_CHAIN):
+            try:
+                nft.transact([Table(chain.family, TABLE).without_chain(chain.name)], explain=False)
+            except NetlinkError:
+                pass  # it is in use, or gone
