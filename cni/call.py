@@ -149,6 +149,8 @@ class Call(Generic[C]):
 
         Raises CNIError.
         """
+        if not self.args:
+            return {}
         from .protocol import args
 
         try:

@@ -201,3 +201,19 @@ def read_open(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
         if size == expected:
             break  # another read would only find the end
     return b"".join(chunks)
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+# A runtime's PATH may be missing or bare; the administrator's tools are in one of these.
+_SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
+
+
+def find_program(name: str) -> str | None:
+    """The program `name` on PATH, else in the system's directories; None when there is none."""
+    directories = [d for d in os.environ.get("PATH", "").split(":") if d.startswith("/")]
+    for directory in (*directories, *_SYSTEM_PATH):
+        candidate = f"{directory}/{name}"
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return None

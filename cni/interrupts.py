@@ -31,6 +31,7 @@ if sys.platform != "win32":
         SIG_UNBLOCK,
         SIGALRM,
         SIGHUP,
+        getitimer,
         pthread_sigmask,
         setitimer,
     )
@@ -101,7 +102,7 @@ class waiting:  # noqa: N801 used as a statement
 
     def __enter__(self) -> None:
         global _waiting  # noqa: PLW0603
-        self._before = _start_ticking()
+        self._handler = _start_ticking()
         try:
             _waiting = True
             if _noted:
@@ -117,22 +118,21 @@ class waiting:  # noqa: N801 used as a statement
         self._stop_ticking()
 
     def _stop_ticking(self) -> None:
-        if self._before is not None:
-            handler, timer = self._before
-            setitimer(ITIMER_REAL, *timer)
-            if handler is not None:  # one that is not Python's cannot be set again
-                signal(SIGALRM, handler)
+        if self._handler is not None:
+            setitimer(ITIMER_REAL, 0)
+            signal(SIGALRM, self._handler)
 
 
-def _start_ticking() -> tuple[Any, tuple[float, float]] | None:
-    """What handler and timer SIGALRM had; None in a thread that gets no signals."""
-    if sys.platform == "win32":
+def _start_ticking() -> Any:
+    """The handler that SIGALRM had; None if the timer is somebody else's, or without signals."""
+    if sys.platform == "win32" or getitimer(ITIMER_REAL)[0]:
         return None
     try:
         handler = signal(SIGALRM, _on_tick)
     except ValueError:
-        return None
-    return handler, setitimer(ITIMER_REAL, _TICK, _TICK)
+        return None  # not the main thread, which alone runs handlers
+    setitimer(ITIMER_REAL, _TICK, _TICK)
+    return handler
 
 
 def _on_tick(_number: int, _frame: object) -> None:

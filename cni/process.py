@@ -15,9 +15,6 @@ from .files import write_all
 
 _MAX_OUTPUT = 64 << 20
 
-# A runtime's PATH may be missing or bare; the administrator's tools are in one of these.
-_SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
-
 
 class Finished(NamedTuple):
     """How a program ended: exit code (negative: by a signal), and all that it wrote."""
@@ -25,16 +22,6 @@ class Finished(NamedTuple):
     code: int
     stdout: bytes
     stderr: bytes
-
-
-def find(name: str) -> str | None:
-    """The program `name` on PATH, else in the system's directories; None when there is none."""
-    directories = [d for d in os.environ.get("PATH", "").split(":") if d.startswith("/")]
-    for directory in (*directories, *_SYSTEM_PATH):
-        candidate = f"{directory}/{name}"
-        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
-            return candidate
-    return None
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..call import Call
-from ..protocol import args, config, version
+from ..protocol import args, config
 from ..protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..protocol.config import DNS, Folded, PluginConf, Route
 from ..protocol.errors import CNIError
@@ -133,7 +133,7 @@ def _addresses(call: Call[Conf], conf: Conf) -> list[IPConfig]:
     ]
     v4 = sum(ip.prefix.is_v4 for ip in ips)
     stated = conf.cni_version
-    if max(v4, len(ips) - v4) > 1 and not version.at_least(stated, "0.3.0"):
+    if max(v4, len(ips) - v4) > 1 and not config.is_at_least(stated, "0.3.0"):
         raise CNIError(
             f"CNI version {stated} does not support more than 1 address per family",
             "use cniVersion 0.3.0 or later",

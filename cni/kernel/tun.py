@@ -51,14 +51,14 @@ def create_labelled_tap(
 
     The label takes effect on exec, so a program of its own has to make the device. Raises OSError.
     """
-    from .. import process  # other devices are made without a program
+    from .. import files, process  # other devices are made without a program
 
     link.check_literal(name)
     argv = ["ip", "tuntap", "add", "mode", "tap", "name", name, "vnet_hdr"]
     argv += ["multi_queue"] if multi_queue else []
     argv += ["user", str(owner)] if owner is not None else []
     argv += ["group", str(group)] if group is not None else []
-    program = process.find("ip")
+    program = files.find_program("ip")
     if program is None:
         raise FileNotFoundError(ENOENT, "no such program", "ip")
     fd = os.open("/proc/thread-self/attr/exec", os.O_WRONLY | os.O_CLOEXEC)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from errno import EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
 
-from .. import process
+from .. import files
 from ..kernel.errors import IptablesError, IptablesMissing
 from .table import Table
 
@@ -101,13 +101,15 @@ def require() -> None:
 
 
 def _find(name: str) -> str:
-    program = process.find(name)
+    program = files.find_program(name)
     if program is None:
         raise IptablesMissing(f"{name} not found", "install the package iptables")
     return program
 
 
 def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:
+    from .. import process  # most requests speak netlink instead
+
     name = f"ip{'6' if v6 else ''}{tool}"
     program = _find(name)
     env = {key: value for key in _PASSED_ON if (value := os.environ.get(key))}

@@ -16,7 +16,7 @@ import os
 from errno import ENOENT
 from typing import TYPE_CHECKING
 
-from .. import process
+from .. import files
 from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError, Unwritable
 from . import nft, uapi
@@ -49,7 +49,7 @@ _seen: dict[tuple[int, ...], bool] = {}
 
 def is_the_tool(v6: bool) -> bool:
     """Is iptables-restore, as we would run it, iptables-nft of a known version? Costs no fork."""
-    program = process.find(f"ip{'6' if v6 else ''}tables-restore")
+    program = files.find_program(f"ip{'6' if v6 else ''}tables-restore")
     if program is None:
         return False
     try:

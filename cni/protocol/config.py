@@ -168,6 +168,11 @@ def lookup(raw: dict[str, Any], key: str) -> Any:
     return value_of_key
 
 
+def is_at_least(version: str, minimum: str) -> bool:
+    """Is one of VERSIONS (empty: the oldest) the same as `minimum`, another of them, or later?"""
+    return (version or DEFAULT_VERSION) in VERSIONS[VERSIONS.index(minimum) :]
+
+
 def version_of(raw: dict[str, Any]) -> str:
     """The configuration's cniVersion; missing or empty means 0.1.0. Raises DecodeFailure."""
     version = lookup(raw, "cniVersion")

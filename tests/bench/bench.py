@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import chain, series, split
+from tests.bench import attack, chain, series, split
 from tests.bench.cases import CASES, Case
 from tests.bench.measure import Node, PluginFailedError
 from tests.bench.report import Report, environment
@@ -30,8 +30,8 @@ QUICK_ROUNDS = 5
 PODS, QUICK_PODS = 200, 32
 DHCP_LEASES, QUICK_DHCP_LEASES = 100, 10
 ONLY_HELP = (
-    "only cases whose name has NAME in it (may be repeated); also growth, published, pods, dhcp, "
-    "split, parts"
+    "only cases whose name has NAME in it (may be repeated); also growth, published, attack, pods, "
+    "dhcp, split, parts"
 )
 
 
@@ -103,6 +103,8 @@ class Run:
             report.add_growth(series.measure_growth(nodes, rounds, few))
         if self._wants("published"):
             report.add_published(series.measure_published(nodes, rounds))
+        if self._wants("attack"):
+            report.add_attacks(attack.measure(nodes, quick=self.quick))
         self._inside()
         picture, met = report.end(self.options.json)
         print(f"\n{_shown(self.options.json)}, {_shown(picture)}")

@@ -45,6 +45,10 @@ _WARM = {
 _EXEC = {"chain": (3.0, 1.5)}
 # Pods a second, to Go's. Go's are held up by iptables' lock, ours by two processors.
 PODS = 5.0
+# Much that a container or its clients have made (attack.py). Ending flows, to a tool in C that does
+# the same. CHECK with many routes, to the Go plugin, which reads them several times. DEL of many
+# addresses, to as many times that of one: they are read and changed together.
+FLOWS, ROUTES, ADDRESSES = 4.0, 0.5, 0.25
 # One more port with 1,000 published, to with 1: the same requests to the kernel, which follows a
 # verdict map's jumps whenever an element is added (0.1 ms), and noise.
 PUBLISHED = 1.2

@@ -14,6 +14,7 @@ from pathlib import Path
 from cni.artifact import build_of
 
 from . import chart, limits
+from .attack import Attack
 from .chain import AT_A_TIME, Rates
 from .limits import Verdict
 from .measure import Json, Row
@@ -108,6 +109,15 @@ class Report:
             if name.endswith("ADD"):
                 what = f"{name}, server : with 1"
                 self.verdicts.append(Verdict(what, each["warm"], limits.PUBLISHED))
+
+    def add_attacks(self, attacks: Sequence[Attack]) -> None:
+        print(f"\n{'Under attack (ms)':52} {'server':>8} {'other':>9}  ratio")
+        for each in attacks:
+            cells = f"{number(each.ours, 8)} {number(each.theirs, 9)} {number(each.ratio, 6, 2)}"
+            print(f"{each.what:52} {cells}  {each.reference}")
+            what = f"{each.what}, server : {each.reference}"
+            self.verdicts.append(Verdict(what, each.ratio, each.limit))
+        self.more["attack"] = [{**asdict(each), "ratio": each.ratio} for each in attacks]
 
     def add_rates(self, rates: Sequence[Rates]) -> None:
         print(f"\nPods a second, the chain, {AT_A_TIME} at a time      server       Go  ratio")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni import process
+from cni import files
 from cni.kernel import netlink as nl
 from cni.kernel.errors import NetlinkError, Unwritable
 from cni.netfilter import iptables, iptables_netlink, nft
@@ -314,10 +314,10 @@ def test_without_nftables(
 
 @FAMILIES
 def test_legacy_is_not_for_us(v6: bool, host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = process.find
+    real = files.find_program
     if real("iptables-legacy-restore") is None:
         pytest.skip("needs iptables-legacy")
-    monkeypatch.setattr(process, "find", lambda n: real(n.replace("tables", "tables-legacy")))
+    monkeypatch.setattr(files, "find_program", lambda n: real(n.replace("tables", "tables-legacy")))
     assert not iptables_netlink.is_the_tool(v6)
     assert not host.run(iptables_netlink.change, v6, "nat", lambda _: ["-N CNI-X"])
     assert iptables_save(host, 6 if v6 else 4) == []
@@ -341,16 +341,16 @@ def test_another_tool(
     tool.symlink_to(tmp_path / (real or "nothing"))
     if real:
         tool.write_text(content)
-    monkeypatch.setattr(process, "find", lambda _: str(tool))
+    monkeypatch.setattr(files, "find_program", lambda _: str(tool))
     assert not iptables_netlink.is_the_tool(v6=False)
-    monkeypatch.setattr(process, "find", lambda _: None)
+    monkeypatch.setattr(files, "find_program", lambda _: None)
     assert not iptables_netlink.is_the_tool(v6=False)
 
 
 def test_a_known_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when it is replaced while we run."""
     program = tmp_path / "xtables-nft-multi"
-    monkeypatch.setattr(process, "find", lambda _: str(program))
+    monkeypatch.setattr(files, "find_program", lambda _: str(program))
     for content, known in (("1.8.10", True), ("1.8.9", True), ("1.8.7", False), ("1.10.0", True)):
         program.unlink(missing_ok=True)
         program.write_text(f"\0001.4.x\0{content} (nf_tables)\0\0{content}\0")
@@ -453,7 +453,7 @@ def their_runtime(bin_dir: Path, netns: Callable[[str], Netns], tmp_path: Path) 
     scripts = tmp_path / "bin"
     scripts.mkdir()
     for name in ("iptables-restore", "ip6tables-restore"):
-        (scripts / name).write_text(f'#!/bin/sh\nexec {process.find(name)} "$@"\n')
+        (scripts / name).write_text(f'#!/bin/sh\nexec {files.find_program(name)} "$@"\n')
         (scripts / name).chmod(0o755)
     runtime.env["PATH"] = f"{scripts}:{runtime.env['PATH']}"
     return runtime

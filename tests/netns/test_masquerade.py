@@ -307,7 +307,7 @@ def test_unknown_backend(host: Netns) -> None:
 
 @pytest.fixture
 def no_iptables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cni.process.find", lambda _: None)
+    monkeypatch.setattr("cni.files.find_program", lambda _: None)
 
 
 OTHERS_CHAIN = "postrouting { type filter hook input priority 5; }"
@@ -341,7 +341,7 @@ def test_asked_for_iptables_without_it(host: Netns, no_iptables: None) -> None:
 def test_broken_iptables(
     host: Netns, monkeypatch: pytest.MonkeyPatch, tool: str, text: str
 ) -> None:
-    monkeypatch.setattr("cni.process.find", lambda _: f"/bin/{tool}")
+    monkeypatch.setattr("cni.files.find_program", lambda _: f"/bin/{tool}")
     with pytest.raises(IptablesError, match=text):
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "iptables")
     assert not iptables.usable(v6=False)
@@ -373,16 +373,18 @@ def test_removal_needs_neither_tool(host: Netns, monkeypatch: pytest.MonkeyPatch
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24", "fd00::1/64"), "iptables")
     if "nf_tables" not in host.exec(["iptables", "--version"]).stdout:
         pytest.skip("iptables is the legacy variant here")
-    monkeypatch.setattr("cni.process.find", lambda _: None)
+    monkeypatch.setattr("cni.files.find_program", lambda _: None)
     host.run(masquerade.teardown, ONE, [])
     assert rules_of(host, ONE) == []
 
 
 def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cni import process
+    from cni import files
 
-    real = process.find
-    monkeypatch.setattr("cni.process.find", lambda name: None if name[:3] == "ip6" else real(name))
+    real = files.find_program
+    monkeypatch.setattr(
+        "cni.files.find_program", lambda name: None if name[:3] == "ip6" else real(name)
+    )
     with pytest.raises(IptablesError, match="ip6tables-restore not found"):
         host.run(masquerade.setup, TWO, prefixes("10.0.0.2/24", "fd00::2/64"), None)
     assert rules_of(host, TWO) == []
@@ -390,15 +392,15 @@ def test_half_an_iptables_setup_is_taken_back(host: Netns, monkeypatch: pytest.M
 
 def test_legacy_iptables(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older variant keeps its rules elsewhere in the kernel."""
-    from cni import process
+    from cni import files
 
-    if process.find("iptables-legacy-restore") is None:
+    if files.find_program("iptables-legacy-restore") is None:
         pytest.skip("needs iptables-legacy")
     if host.exec(["iptables-legacy", "-w", "-t", "nat", "-S"], check=False).returncode != 0:
         pytest.skip("this kernel has no legacy iptables")
-    real = process.find
+    real = files.find_program
     monkeypatch.setattr(
-        "cni.process.find", lambda name: real(name.replace("tables", "tables-legacy"))
+        "cni.files.find_program", lambda name: real(name.replace("tables", "tables-legacy"))
     )
     setup_all(host, "iptables")
     setup_all(host, "iptables")

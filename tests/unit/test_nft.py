@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni import process
+from cni import files, process
 from cni.kernel import netlink as nl
 from cni.netfilter import compiler, iptables, nft
 from cni.netfilter.table import Rule, parse_rule
@@ -160,5 +160,5 @@ def test_run_missing() -> None:
 @pytest.mark.parametrize("path", [None, "", "relative", "/nonexistent"])
 def test_find_without_a_useful_path(monkeypatch: pytest.MonkeyPatch, path: str | None) -> None:
     monkeypatch.delenv("PATH") if path is None else monkeypatch.setenv("PATH", path)
-    assert process.find("sh") == "/usr/bin/sh" or process.find("sh") == "/bin/sh"
-    assert process.find("no-such-tool") is None
+    assert files.find_program("sh") == "/usr/bin/sh" or files.find_program("sh") == "/bin/sh"
+    assert files.find_program("no-such-tool") is None

@@ -7,10 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cni import interrupts, process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Handles a signal between Python's last look and the system call that waits: the C library runs the
 # handler in another thread, and the call in the main thread goes on. That is the same to Python.
@@ -67,19 +71,37 @@ def test_no_signal_is_missed_by_a_wait(
     assert output.decode().split() == ([] if code else ["Terminated"])
 
 
-def test_a_wait_leaves_the_timer_and_its_handler_as_they_were() -> None:
-    def mine(_number: int, _frame: object) -> None:
-        pass
-
-    before = signal.signal(signal.SIGALRM, mine)
-    timer = signal.setitimer(signal.ITIMER_REAL, 500.0)
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Nobody uses SIGALRM, as in a plugin; afterwards it is pytest-timeout's again."""
+    handler = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    timer = signal.setitimer(signal.ITIMER_REAL, 0)
     try:
-        assert process.run("/bin/true", ["true"]).code == 0
-        assert signal.getsignal(signal.SIGALRM) is mine
-        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
-        with pytest.raises(ZeroDivisionError), interrupts.waiting():
-            raise ZeroDivisionError
-        assert signal.getsignal(signal.SIGALRM) is mine
+        yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_wait_leaves_alone_the_timer_of_somebody_else() -> None:
+    def mine(_number: int, _frame: object) -> None:
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, mine)
+    signal.setitimer(signal.ITIMER_REAL, 500.0)
+    assert process.run("/bin/true", ["true"]).code == 0
+    assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(TimeoutError):
+        process.run("/bin/sleep", ["sleep", "60"])
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_wait_gives_the_timer_back() -> None:
+    with pytest.raises(ZeroDivisionError), interrupts.waiting():  # noqa: PT012 what is within
+        assert signal.getitimer(signal.ITIMER_REAL)[0]
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+    assert not signal.getitimer(signal.ITIMER_REAL)[0]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ...call import Call, Steps
-from ...protocol import config, version
+from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.config import DNS, Folded, PluginConf, Route
 from ...protocol.errors import CNIError, NotAvailable
@@ -252,7 +252,7 @@ def _range_sets(call: Call[Conf]) -> list[RangeSet]:
     ipam, runtime = _ipam(call), call.conf.runtime_config
     configured = [*(runtime.ip_ranges if runtime is not None else ()), *configured_ranges(ipam)]
     stated = call.conf.cni_version
-    return canonical_sets(configured, stated, version.at_least(stated, "0.3.0"), ipam.exclude)
+    return canonical_sets(configured, stated, config.is_at_least(stated, "0.3.0"), ipam.exclude)
 
 
 def configured_ranges(ipam: IpamConf) -> list[list[RangeConf]]:
