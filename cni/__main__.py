@@ -98,14 +98,15 @@ def _prepare_archive() -> None:
 
 def _cannot_start(error: ImportError) -> int:
     from cni._build import ABIS
-    from cni.startup_error import complain
+    from cni.startup_error import complain, remedy
 
     found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
     built = f"; this file has extension modules for {', '.join(ABIS)}" if ABIS else ""
-    remedy = "install Debian's package python3 (python3-minimal is not enough)"
     if sys.platform == "win32":
-        remedy = "install one of these from python.org, for 64 bits"
-    return complain(f"cannot start: {error}", f"{found}{built}; {remedy}")
+        advice = "install one of these from python.org, for 64 bits"
+    else:
+        advice = f"{remedy()}; Debian's python3-minimal is not enough"
+    return complain(f"cannot start: {error}", f"{found}{built}; {advice}")
 
 
 def _unknown(name: str, known: list[str]) -> int:

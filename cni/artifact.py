@@ -17,6 +17,9 @@ HEAD_SIZE = (1 << 20) + 4096
 _BUILD = re.compile(rb"^cni_build=([0-9a-f]{12})$", re.MULTILINE)
 _PYTHON = re.compile(rb"^cni_python='[^'\n]*'[^\n]*$", re.MULTILINE)
 
+# Begins the settings of a file that carries its interpreter; in others the script begins there.
+_EMBEDDED = b"#!cni\ncni_build="
+
 
 class InstallError(Exception):
     """Nothing was changed, or what was installed before still works; the text says what to do."""
@@ -48,6 +51,11 @@ class Launcher:
     def is_native(self) -> bool:
         """Whether the file begins with the native client rather than with the script."""
         return self.data.startswith(b"\x7fELF")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the file carries its interpreter, so that it needs neither Python nor a tree."""
+        return _EMBEDDED in self.data[:HEAD_SIZE]
 
     def with_python(self, python: str) -> bytes:
         """The file's bytes with the absolute path `python` as its interpreter.

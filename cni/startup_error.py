@@ -24,14 +24,75 @@ def complain(msg, details):
     return 1
 
 
+# What gives a system a Python that is new enough. The cases are tried in this order, as a shell's
+# patterns, on "ID VERSION_ID VARIANT_ID" of os-release(5). Without a command there is no package,
+# or none for which this file has extension modules. The build writes them into launcher/prefix.sh.
+REMEDIES = (
+    ("* coreos|rhcos *|flatcar *|bottlerocket *|talos *|cos *|opensuse-microos *|sl*-micro *", ""),
+    ("alpine *", ""),
+    ("debian [1-9] *|debian 1[01] *|raspbian 1[01] *", ""),
+    ("ubuntu 1* *|ubuntu 20.* *|amzn 2 *|amzn 2018*|centos 7 *|rhel 7*", ""),
+    ("ubuntu 22.* *", "apt-get install python3.11"),
+    ("debian *|ubuntu *|raspbian *", "apt-get install python3"),
+    ("rhel [89]*|centos [89]*|almalinux [89]*|rocky [89]*|ol [89]*", "dnf install python3.11"),
+    ("amzn 2023*", "dnf install python3.11"),
+    ("fedora *|rhel *|centos *|almalinux *|rocky *|ol *|amzn *", "dnf install python3"),
+    ("mariner *|azurelinux [12].*", ""),
+    ("azurelinux *", "tdnf install python3"),
+    ("sles 15*|sled 15*|opensuse-leap 15*", "zypper install python311"),
+    ("sles *|opensuse-*", "zypper install python3"),
+    ("arch *", "pacman -S python"),
+)
+_OTHERWISE = "take the file cni-linux-{}, which carries its interpreter"
+
+
+def remedy(root="", machine=""):
+    # type: (str, str) -> str
+    """What to do where no Python is new enough, for the system whose root directory is `root`."""
+    otherwise = _OTHERWISE.format(machine or os.uname()[4])
+    command = _command(_system(root))
+    if command is None:
+        return "install Python 3.11 or newer, or " + otherwise
+    if not command:
+        return "this system has no package that would do: " + otherwise
+    return "install it ({}), or {}".format(command, otherwise)
+
+
+def _system(root):
+    # type: (str) -> str
+    """``ID VERSION_ID VARIANT_ID``."""
+    found = {}
+    for path in ("/etc/os-release", "/usr/lib/os-release"):
+        try:
+            with open(root + path, errors="replace") as file:
+                lines = file.read(1 << 16).splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            key, _, value = line.partition("=")
+            found[key] = value.strip("\"'")
+        break
+    return " ".join(found.get(key, "") for key in ("ID", "VERSION_ID", "VARIANT_ID"))
+
+
+def _command(system):
+    # type: (str) -> object
+    """The command of REMEDIES; None if nothing is known of the system."""
+    from fnmatch import fnmatchcase
+
+    for patterns, command in REMEDIES:
+        if any(fnmatchcase(system, pattern) for pattern in patterns.split("|")):
+            return command
+    return None
+
+
 def too_old():
     # type: () -> int
     """Report that this interpreter is too old; returns the exit code."""
     found = ".".join(str(n) for n in sys.version_info[:3])
     return complain(
         "python3 (3.11 or newer) not found",
-        "{} is Python {}; install the package python3.11 or newer, or name another "
-        "interpreter with: cni install --python PATH".format(sys.executable or "python3", found),
+        "{} is Python {}; {}".format(sys.executable or "python3", found, remedy()),
     )
 
 

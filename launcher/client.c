@@ -52,6 +52,14 @@
 #ifndef CNI_PATIENCE_MS
 #define CNI_PATIENCE_MS 2000 /* how long a request may wait for a worker */
 #endif
+#define CNI_ADVICE "take the file cni-linux-" CNI_MACHINE ", which carries its interpreter"
+#if defined __x86_64__
+#define CNI_MACHINE "x86_64"
+#elif defined __aarch64__
+#define CNI_MACHINE "aarch64"
+#else
+#define CNI_MACHINE "ARCH"
+#endif
 #define CNI_PATIENCE_ALONE 10 /* times longer where no Python is installed to fall back on */
 
 /* From linux/netlink.h and linux/sockios.h, which musl does not have. */
@@ -250,14 +258,15 @@ static void run_by_exec(void)
     char *const head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
     execute("/bin/sh", head, sizeof head / sizeof *head);
     if (!getenv("CNI_COMMAND")) {
-        static const char text[] = "cni: cannot start: neither the installed tree nor /bin/sh is there\n";
+        static const char text[] = "cni: cannot start: neither the installed tree nor /bin/sh is there; "
+                                   CNI_ADVICE "\n";
         if (write(2, text, sizeof text - 1) < 0)
             _exit(1);
         _exit(1);
     }
     fail(errno == ENOENT ? "cannot start: no server answers, and there is no Python"
                          : "cannot start: no server answers, and Python does not start",
-         "start the server (cni serve), or install the package python3 and run cni install", 5);
+         "start the server (cni serve), or " CNI_ADVICE, 5);
 }
 
 #else

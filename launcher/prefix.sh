@@ -49,8 +49,38 @@ search() {
         done
     done
     cni_python=$cni_old
-    [ -n "$cni_python" ] || complain 'python3 (3.11 or newer) not found' \
-        'looked in /usr/bin, /usr/local/bin and PATH; install the package python3, run cni install --python PATH, or start the server (cni serve)'
+    [ -n "$cni_python" ] && return
+    unset IFS
+    advise
+    complain 'python3 (3.11 or newer) not found' \
+        "looked in /usr/bin, /usr/local/bin and PATH; $cni_advice; or run the server (cni serve) in a container"
+}
+
+# Sets cni_advice to what helps on this system, as cni/startup_error.py does, which has the cases.
+advise() {
+    cni_id='' cni_release='' cni_variant='' cni_file=/etc/os-release
+    [ -r $cni_file ] || cni_file=/usr/lib/os-release
+    [ ! -r $cni_file ] || while IFS='=' read -r cni_key cni_value || [ -n "$cni_key" ]; do
+        cni_value=${cni_value#[\"\']}
+        cni_value=${cni_value%[\"\']}
+        case $cni_key in
+            ID) cni_id=$cni_value ;;
+            VERSION_ID) cni_release=$cni_value ;;
+            VARIANT_ID) cni_variant=$cni_value ;;
+        esac
+        cni_key=''
+    done <$cni_file
+    cni_machine=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; uname -m 2>&-) || cni_machine=ARCH
+    cni_advice="take the file cni-linux-$cni_machine, which carries its interpreter"
+    cni_command=-
+    case "$cni_id $cni_release $cni_variant" in
+        # @REMEDIES@
+    esac
+    case $cni_command in
+        -) cni_advice="install Python 3.11 or newer, or $cni_advice" ;;
+        '') cni_advice="this system has no package that would do: $cni_advice" ;;
+        *) cni_advice="install it ($cni_command), or $cni_advice" ;;
+    esac
 }
 
 # Whether $1 is a directory in which only this user and root may write. Anything unexpected is a no.

@@ -16,6 +16,7 @@ import io
 import marshal
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ DROPPED = re.compile(
 )
 # Packages without bytecode in the archive, since no plugin imports them.
 NO_BYTECODE = ("pyroute2/",)
-PREFIX_SIZE = 4096
+PREFIX_SIZE = 8192
 
 # The launcher of the plugins on Windows (docs/windows.md).
 WINDOWS_PLUGINS = ("host-local", "static", "win-bridge", "win-overlay")
@@ -178,11 +179,19 @@ def bytecode(files: dict[str, bytes]) -> dict[str, bytes]:
 
 def prefix(template: bytes, build_id: str) -> bytes:
     """The shell script, padded to PREFIX_SIZE so that `cni install` can edit it in place."""
+    cases = "\n".join(f"{pattern}) cni_command='{command}' ;;" for pattern, command in remedies())
     text = template.replace(b"@BUILD_ID@", build_id.encode())
+    text = text.replace(b"        # @REMEDIES@", cases.encode())
     room = PREFIX_SIZE - len(text) + len(b"@PAD@")
     if text.count(b"@PAD@") != 1 or room < 256:
         raise BuildError(f"launcher/prefix.sh does not fit into {PREFIX_SIZE} bytes")
     return text.replace(b"@PAD@", b"." * room)
+
+
+def remedies() -> list[tuple[str, str]]:
+    """REMEDIES of cni/startup_error.py, in the spelling of a shell's `case`."""
+    found = runpy.run_path(str(ROOT / "cni/startup_error.py"))["REMEDIES"]
+    return [(patterns.replace(" ", "\\ "), command) for patterns, command in found]
 
 
 def native_client(script: bytes, compiler: str = "", *options: str | Path) -> bytes:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from cni import dispatch
 from cni.artifact import InstallError
-from cni.install import Report
+from cni.install import Report, command
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
+from cni.install.place import Place
 
 from . import formats, output
+
+# Below these a directory of plugins is the system's, not a trial or a user's own.
+_SYSTEM = ("/opt", "/usr")
 
 _BIN_DIR = click.option(
     "--bin-dir",
@@ -28,20 +32,34 @@ _UNITS = click.option(
     "--units",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Also the systemd units that restore rules, e.g. in /etc/systemd/system.",
+    help="Also the systemd units that restore rules, and those of the DHCP daemon, in DIR, "
+    f"e.g. {install_units.DIRECTORY}.",
 )
-_SERVICE = click.option(
-    "--service",
-    is_flag=True,
-    help=f"Also the systemd units of the server, in {install_units.DIRECTORY} or --units.",
+_ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Work on the system whose root directory is DIR: an image, or a package's staging "
+    "directory. All other paths are of that system.",
 )
 
 
 @click.command()
 @_BIN_DIR
 @click.option("--python", metavar="PATH", help="The interpreter to run with (3.11 or newer).")
+@click.option(
+    "--link",
+    metavar="DIR|none",
+    help="Where a shell shall find cni: a link in this directory. Default: "
+    f"{command.DIRECTORY} if the plugins are below {' or '.join(_SYSTEM)}, else none.",
+)
 @_UNITS
-@_SERVICE
+@click.option(
+    "--service",
+    is_flag=True,
+    help=f"Also the systemd units of the server, in {install_units.DIRECTORY} or --units.",
+)
+@_ROOT
 @click.option(
     "--client-only", is_flag=True, help="Without Python: requests go to a server in a container."
 )
@@ -49,8 +67,10 @@ _SERVICE = click.option(
 def install(
     bin_dir: Path,
     python: str | None,
+    link: str | None,
     units: Path | None,
     service: bool,
+    root: Path | None,
     client_only: bool,
 ) -> None:
     """Install the plugins: this file and one link for each.
@@ -59,44 +79,98 @@ def install(
     comes back with `cni uninstall`.
     """
     if client_only and (python or units or service):
-        raise click.UsageError("--client-only goes with --bin-dir, -o and --json only")
-    wanted = [units / name for name in install_units.RULES] if units else []
-    if service:
-        wanted += [(units or install_units.DIRECTORY) / name for name in install_units.SERVER]
-    source = Path(sys.argv[0]).resolve()
+        raise click.UsageError("--client-only goes with --bin-dir, --link, --root, -o and --json")
+    place = Place.of(bin_dir, root)
     try:
+        wanted, warnings = _wanted_units(place, units, service=service)
         report = install_file(
-            source,
+            Path(sys.argv[0]).resolve(),
             bin_dir,
             dispatch.TABLE,
             python,
-            _absolute(wanted),
+            wanted,
             client_only=client_only,
+            root=root,
+            link=_link_directory(place, link, client_only=client_only),
         )
     except InstallError as error:
         raise click.ClickException(str(error)) from error
-    runs = f"runs with {report.python}" if report.python else "needs a server (cni serve)"
-    _show(report, f"cni {report.build} is in {report.bin_dir} and {runs}")
+    report.warnings += warnings
+    below = f" of {place.root}" if place.root else ""
+    _show(report, f"cni {report.build} is in {report.bin_dir}{below} and {_runs_with(report)}")
+    if formats.current() == "" and not client_only:
+        for text in (*_next(report, place), *_more(units, service)):
+            output.line(text)
+
+
+def _wanted_units(
+    place: Place, directory: Path | None, *, service: bool
+) -> tuple[list[Path], list[str]]:
+    """The units to write, and a warning for those of others that stay. Raises InstallError."""
+    at = Place.of(directory or install_units.DIRECTORY, place.root).bin_dir
+    wanted = [at / name for name in (*install_units.RULES, *install_units.DHCP) if directory]
+    wanted += [at / name for name in install_units.SERVER if service]
+    # They could be had before only by copying them, or from another package.
+    theirs = install_units.foreign([at / name for name in install_units.DHCP], place)
+    kept = [path for path in theirs if path in wanted]
+    return [path for path in wanted if path not in kept], [
+        f"{path} stays as it is" for path in kept
+    ]
+
+
+def _link_directory(place: Place, link: str | None, *, client_only: bool) -> Path | None:
+    """The directory for the link by which a shell finds `cni`, of the system in question."""
+    if link == "none":
+        return None
+    if link:
+        return Place.of(Path(link), place.root).bin_dir
+    of_system = any(place.bin_dir.is_relative_to(each) for each in _SYSTEM)
+    return command.DIRECTORY if of_system and not client_only else None
+
+
+def _runs_with(report: Report) -> str:
+    if report.python == "embedded":
+        return "carries its interpreter"
+    return f"runs with {report.python}" if report.python else "needs a server (cni serve)"
+
+
+def _next(report: Report, place: Place) -> Iterator[str]:
+    """What puts into effect what was written."""
+    for text in install_units.hints(report.units, place.root):
+        yield f"now: {text}"
+
+
+def _more(units: Path | None, service: bool) -> Iterator[str]:
+    """What else `install` can do."""
+    if not service:
+        yield "more: --service writes systemd units of the server, which answers much faster"
+    if not units:
+        yield (
+            "more: --units DIR writes systemd units that restore rules after a firewall's restart, "
+            "and run the DHCP daemon"
+        )
 
 
 @click.command()
 @_BIN_DIR
 @_UNITS
+@_ROOT
 @formats.options
-def uninstall(bin_dir: Path, units: Path | None) -> None:
+def uninstall(bin_dir: Path, units: Path | None, root: Path | None) -> None:
     """Remove what `cni install` made, and put back what was there before."""
-    names = (*install_units.RULES, *install_units.SERVER)
+    place = Place.of(bin_dir, root)
+    paths: list[Path] = []
+    if units:
+        at = Place.of(units, place.root).bin_dir
+        names = (*install_units.RULES, *install_units.DHCP, *install_units.SERVER)
+        paths = [at / name for name in names]
     try:
-        report = uninstall_file(bin_dir, _absolute(units / name for name in names) if units else [])
+        report = uninstall_file(bin_dir, paths, root=root)
     except InstallError as error:
         raise click.ClickException(str(error)) from error
     nothing = not report.removed and not report.restored
     where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
     _show(report, where)
-
-
-def _absolute(paths: Iterable[Path]) -> list[Path]:
-    return [path.absolute() for path in paths]
 
 
 def _show(report: Report, headline: str) -> None:
@@ -109,12 +183,11 @@ def _show(report: Report, headline: str) -> None:
         "kept": [f"{name} (as {backup})" for name, backup in report.kept.items()],
         "put back": report.restored,
         "removed": report.removed,
+        "in a shell": [report.command] if report.command else [],
         "units": report.units,
     }
     for what, names in lists.items():
         if names:
             output.line(f"  {what}: {', '.join(names)}")
-    if report.units:
-        output.line(f"now: {install_units.hint(report.units)}")
     for warning in report.warnings:
         output.line(f"warning: {warning}", err=True)

@@ -8,6 +8,9 @@ In the directory of the plugins there is afterwards:
     .cni-manifest.json    what was made, for `uninstall`
     .bridge.before-cni    what was called bridge before; `uninstall` puts it back
 
+A file that carries its interpreter needs no tree. The link by which a shell finds `cni` is in
+another directory (cni.install.command).
+
 Every step is one rename, in an order that makes a kill harmless at any point. First the tree gets
 its name, once it is complete. Then the rename of `cni` switches all links over at once. Then
 missing links are made, and at last the trees that nothing runs from are removed. Half-written files
@@ -28,7 +31,8 @@ from pathlib import Path
 from ..artifact import InstallError, Launcher
 from . import units as install_units
 from .directory import Installation, Report
-from .interpreter import choose_python
+from .interpreter import choose
+from .place import Place
 
 __all__ = ["Report", "install", "uninstall"]
 
@@ -44,46 +48,59 @@ def install(
     units: Collection[Path] = (),
     *,
     client_only: bool = False,
+    root: Path | None = None,
+    link: Path | None = None,
 ) -> Report:
     """Install the built file `source` into `bin_dir`, with a link for each of `names`.
 
     With `client_only` there is no tree, and Python is not looked for: then a server has to run,
     perhaps in a container. `units` are systemd units to be written (and, later, removed by
-    `uninstall`). Raises InstallError; until the switch nothing visible has changed then.
+    `uninstall`). `link` is a directory in which a link called `cni` is made. `root` is the root
+    directory of the system that all these absolute paths are of. Raises InstallError; until the
+    switch nothing visible has changed then.
     """
     launcher = Launcher.read(source)
     if client_only and not launcher.is_native:
         raise InstallError(f"{source} has no native client: build it where a C compiler is")
-    interpreter = "" if client_only else choose_python(python)
-    bin_dir = bin_dir.absolute()
-    install_units.check(units, bin_dir)
-    with _errors(bin_dir), _umask(0o022):
-        made = _make_directories(bin_dir)
-        with _locked(bin_dir):
-            installation = Installation(bin_dir, made)
+    if python and launcher.is_embedded:
+        raise InstallError(f"{source} carries its interpreter: leave --python away")
+    place = Place.of(bin_dir, root)
+    bare = client_only or launcher.is_embedded
+    interpreter, warnings = (None, []) if bare else choose(python, place.root)
+    install_units.check(units, place)
+    directory = place.now(place.bin_dir)
+    with _errors(directory), _umask(0o022):
+        if place.root is not None:
+            place.root.mkdir(parents=True, exist_ok=True)
+        made = _make_directories(directory)
+        with _locked(directory):
+            installation = Installation(place, made)
             installation.units |= set(map(str, units))
-            report = installation.install(launcher, sorted(names), interpreter)
-            report.units = install_units.write(units, bin_dir)
+            report = installation.install(launcher, sorted(names), interpreter, link)
+            report.units = install_units.write(units, place)
+            report.warnings[:0] = warnings
             return report
 
 
-def uninstall(bin_dir: Path, units: Collection[Path] = ()) -> Report:
+def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None = None) -> Report:
     """Remove what `install` made in `bin_dir` and put back what was there before.
 
-    `units` are systemd units to remove beside those that it remembers. Raises InstallError. A
-    directory without an installation gives an empty report.
+    `units` are systemd units to remove beside those that it remembers. `root` as for `install`.
+    Raises InstallError. A directory without an installation gives an empty report.
     """
-    bin_dir = bin_dir.absolute()
-    if not bin_dir.is_dir():
-        return Report(str(bin_dir), removed=install_units.remove(units))
-    with _errors(bin_dir), _locked(bin_dir):
-        installation = Installation(bin_dir)
+    place = Place.of(bin_dir, root)
+    directory = place.now(place.bin_dir)
+    if not directory.is_dir():
+        return Report(str(place.bin_dir), removed=install_units.remove(units, place))
+    with _errors(directory), _locked(directory):
+        installation = Installation(place)
         paths = sorted({*map(Path, installation.units), *units})
-        install_units.disable(paths)  # systemd must not start what is about to be removed
-        removed = install_units.remove(paths)
+        install_units.disable(paths, place)  # systemd must not start what is about to be removed
+        removed = install_units.remove(paths, place)
         report = installation.uninstall()
         report.removed += removed
-    report.removed += _remove_directories(installation.made)
+    gone = _remove_directories(installation.made)
+    report.removed += [str(place.then(Path(path))) for path in gone]
     return report
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import files
 from ..artifact import InstallError, Launcher, build_of
-from . import tree
-from .interpreter import compile_tree, probe
+from . import command, tree
+from .interpreter import Interpreter, compile_tree, probe
+from .place import Place
 
 MANIFEST = ".cni-manifest.json"
 MANIFEST_MAX = 1 << 20  # bytes
@@ -25,11 +26,16 @@ _TREE = re.compile(r"\.cni-[0-9a-f]{12}")
 
 @dataclass
 class Report:
-    """What was done. Names are file names in `bin_dir`."""
+    """What was done. Names are file names in `bin_dir`; all paths are of the running system.
+
+    `python` is the interpreter's path, "embedded", or empty without one. `command` is the link by
+    which a shell finds `cni`.
+    """
 
     bin_dir: str
     build: str = ""
     python: str = ""
+    command: str = ""
     links: list[str] = field(default_factory=list)  # made, or made to point to us
     unchanged: list[str] = field(default_factory=list)  # links that were right already
     kept: dict[str, str] = field(default_factory=dict)  # foreign file -> its name now
@@ -46,27 +52,42 @@ class Report:
 class Installation:
     """The installation in one directory, whose lock the caller holds (`cni.install`)."""
 
-    def __init__(self, bin_dir: Path, made: Iterable[str] = ()) -> None:
-        self.dir = bin_dir
-        self.report = Report(str(bin_dir))
+    def __init__(self, place: Place, made: Iterable[str] = ()) -> None:
+        """`made` are directories that exist because of us, the innermost first."""
+        self.place = place
+        self.dir = place.now(place.bin_dir)
+        self.report = Report(str(place.bin_dir))
         self.manifest = self._read_manifest()
-        # Directories that exist because of us, the innermost first.
-        self.made: list[str] = [*made, *self.manifest.get("made", [])]
+        before = [str(place.now(Path(path))) for path in self.manifest.get("made", [])]
+        self.made: list[str] = [*made, *before]
+        # Paths of the running system.
         self.units: set[str] = set(self.manifest.get("units", []))
+        self.commands: set[str] = set(self.manifest.get("commands", []))
         self._counter = 0
 
-    def install(self, launcher: Launcher, names: list[str], python: str) -> Report:
+    def install(
+        self,
+        launcher: Launcher,
+        names: list[str],
+        python: Interpreter | None,
+        link: Path | None = None,
+    ) -> Report:
         """Replace what is installed by `launcher`.
 
-        `python` is the interpreter; empty for the client alone, without an unpacked tree.
+        Without the interpreter `python` nothing is unpacked: the file is the client alone, or
+        carries its interpreter. `link` is a directory in which a shell looks for programs.
         """
         self._check_directories(names)
         self._sweep()
-        self.report.build, self.report.python = launcher.build, python
+        self.report.build = launcher.build
+        self.report.python = python.path if python else "embedded" * launcher.is_embedded
+        self._note_command(link)
         current = self._current_build()
         previous = current if current != launcher.build else self.manifest.get("previous")
         before = self._names()
-        data = launcher.with_python(python)
+        data = launcher.data
+        if not launcher.is_embedded:
+            data = launcher.with_python(python.path if python else "")
         if python:
             self._place_tree(launcher, python)
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
@@ -79,11 +100,15 @@ class Installation:
             self._retire(name)
         self._write_manifest(launcher.build, previous, names)
         self._remove_trees({launcher.build, previous})
+        self._make_command()
         return self.report
 
     def uninstall(self) -> Report:
         """Remove the links first, then `cni`, which they point to, then everything else."""
         self._sweep()
+        for path in sorted(self.commands):
+            if command.remove(self.place, Path(path)):
+                self.report.removed.append(path)
         for name in self._names():
             self._retire(name)
         if self._current_build() is not None:
@@ -98,9 +123,26 @@ class Installation:
             if path.is_dir() and not path.is_symlink():
                 raise InstallError(f"{path} is a directory: move it away")
 
+    # The link for a shell
+
+    def _note_command(self, directory: Path | None) -> None:
+        path = command.path_in(self.place, directory) if directory else None
+        if path is not None:
+            self.report.command = str(path)
+            self.commands.add(str(path))
+
+    def _make_command(self) -> None:
+        """Make the link, last: nothing depends on it, and if there is none, `warnings` say why."""
+        if not self.report.command:
+            return
+        problem = command.make(self.place, Path(self.report.command))
+        if problem:
+            self.report.warnings.append(problem)
+            self.report.command = ""
+
     # The tree
 
-    def _place_tree(self, launcher: Launcher, python: str) -> None:
+    def _place_tree(self, launcher: Launcher, python: Interpreter) -> None:
         """Have .cni-<build> complete, compiled for `python`, and tried with it."""
         final = self.dir / f".cni-{launcher.build}"
         if os.path.lexists(final) and not tree.is_safe(final):
@@ -108,14 +150,14 @@ class Installation:
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
             probe(python, final)
-            compile_tree(python, final, final)
+            compile_tree(python, final, self.place.then(final))
             return
         partial = self._temporary()
         partial.mkdir()
         try:
             tree.unpack(launcher.path, partial, self._temporary)
             probe(python, partial)
-            compile_tree(python, partial, final)
+            compile_tree(python, partial, self.place.then(final))
             tree.sync(partial)
             partial.rename(final)
         finally:
@@ -220,8 +262,10 @@ class Installation:
         return manifest if isinstance(manifest, dict) else {}
 
     def _write_manifest(self, build: str, previous: str | None, names: list[str]) -> None:
-        manifest = {"build": build, "previous": previous, "names": names, "made": self.made}
+        made = [str(self.place.then(Path(path))) for path in self.made]
+        manifest = {"build": build, "previous": previous, "names": names, "made": made}
         manifest["units"] = sorted(self.units)
+        manifest["commands"] = sorted(self.commands)
         self._write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
 
     def _write(self, name: str, data: bytes, mode: int) -> None:

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from ..artifact import InstallError
+from ..artifact import InstallError, embedded
+from ..startup_error import remedy
 
 MINIMUM = (3, 11)
 
@@ -20,71 +22,116 @@ import msgspec, cni.dispatch
 """
 
 
-def choose_python(wanted: str | None) -> str:
-    """The absolute path of a Python that is new enough: `wanted`, or else the distribution's.
+class Interpreter(NamedTuple):
+    """A Python: its path on the running system, and the root directory that it is run in.
 
-    Raises InstallError naming the package to install.
+    Without a root it is this system's, which may stand for that of a system which has none yet.
     """
-    candidates = (
-        [wanted] if wanted else ["/usr/bin/python3", "/usr/local/bin/python3", sys.executable]
-    )
+
+    path: str
+    root: Path | None = None
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run it without site packages. Raises OSError, TimeoutExpired."""
+        command = [self.path, "-I", "-S", *arguments]
+        root = self.root
+
+        def enter() -> None:
+            if root is not None:
+                os.chroot(root)
+                os.chdir("/")
+
+        try:
+            return subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=300,
+                preexec_fn=enter if root is not None else None,
+            )
+        except subprocess.TimeoutExpired:
+            raise
+        except subprocess.SubprocessError as error:  # of `enter`
+            raise OSError(0, str(error)) from None
+
+    def sees(self, path: Path) -> str:
+        """Where the interpreter has what is at `path` for us."""
+        return str(path if self.root is None else Path("/", path.relative_to(self.root)))
+
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """(major, minor), None if it cannot be run."""
+        code = "import sys; print('%d %d' % sys.version_info[:2])"
+        try:
+            major, minor = self.run("-c", code).stdout.split()
+            return int(major), int(minor)
+        except (OSError, ValueError, subprocess.TimeoutExpired):
+            return None
+
+
+def choose(wanted: str | None, root: Path | None = None) -> tuple[Interpreter, list[str]]:
+    """A Python that is new enough, and warnings: `wanted`, or else the distribution's.
+
+    That of the system whose root directory is `root`; if it has none yet, as in a package's staging
+    directory, this system's stands for it. Raises InstallError, which says what to install.
+    """
+    candidates = [wanted] if wanted else ["/usr/bin/python3", "/usr/local/bin/python3"]
+    if root is not None:
+        if wanted and not os.path.isabs(wanted):
+            raise InstallError(f"with --root the path of the interpreter is absolute: {wanted}")
+        inside = [path for path in candidates if os.path.lexists(f"{root}/{path}")]
+        if inside:
+            return _first(inside, root), []
+        warning = f"{root} has no {candidates[0]}: plugins need it there, Python 3.11 or newer"
+        return _first(candidates, None), [warning]
+    if not wanted and not embedded() and sys.executable:
+        candidates.append(sys.executable)
+    return _first(candidates, None), []
+
+
+def _first(candidates: list[str], root: Path | None) -> Interpreter:
     tried = []
     for candidate in candidates:
-        path = shutil.which(candidate)
-        version = python_version(path) if path else None
-        if path and version and version >= MINIMUM:
-            return os.path.abspath(path)
+        path = candidate if root else shutil.which(candidate)
+        found = Interpreter(os.path.abspath(path), root) if path else None
+        version = found.version if found else None
+        if found and version and version >= MINIMUM:
+            return found
         verdict = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
         tried.append(f"{candidate} {verdict}")
+    where = f" in {root}" if root else ""
     raise InstallError(
-        f"no Python 3.11 or newer: {', '.join(tried)}; install the package python3 (Debian 12, "
-        "Ubuntu 24.04 or newer), or name another interpreter with --python"
+        f"no Python 3.11 or newer{where}: {', '.join(tried)}; {remedy(str(root or ''))}, or "
+        "name another interpreter with --python"
     )
 
 
-def python_version(path: str) -> tuple[int, int] | None:
-    """(major, minor) of the interpreter `path`, None if it cannot be run."""
-    code = "import sys; print('%d %d' % sys.version_info[:2])"
-    try:
-        done = _run([path, "-I", "-S", "-c", code])
-        major, minor = done.stdout.split()
-        return int(major), int(minor)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-
-
-def probe(python: str, tree: Path) -> None:
+def probe(python: Interpreter, tree: Path) -> None:
     """Raises InstallError if `python` cannot run the build in `tree`."""
-    done = _run([python, "-I", "-S", "-B", "-c", _PROBE, str(tree)])
+    done = python.run("-B", "-c", _PROBE, python.sees(tree))
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise InstallError(
-            f"{python} cannot run this build: {words[-1]}; install Debian's package python3 "
+            f"{python.path} cannot run this build: {words[-1]}; install Debian's package python3 "
             "(python3-minimal is not enough), or name another interpreter with --python"
         )
 
 
-def compile_tree(python: str, tree: Path, final: Path) -> None:
-    """Compile the modules of `tree`, which will be renamed to `final`: tracebacks name that.
+def compile_tree(python: Interpreter, tree: Path, final: Path) -> None:
+    """Compile the modules of `tree`, which will be `final` when it is used: tracebacks name that.
 
     The bytecode is not checked against the sources when it is loaded: they do not change, and that
     saves a stat(2) each. Raises InstallError.
     """
-    command = [python, "-I", "-S", "-m", "compileall", "-f", "-q", "-j", "0"]
-    command += ["--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", str(final)]
-    done = _run([*command, str(tree)])
+    place = python.sees(tree)
+    options = ["-m", "compileall", "-f", "-q"]
+    if python.root is None:
+        options += ["-j", "0"]  # a root directory without /dev/shm has no semaphores for this
+    options += ["--invalidation-mode", "unchecked-hash", "-s", place, "-p", str(final)]
+    done = python.run(*options, place)
     if done.returncode:
         raise InstallError(
-            f"{python} cannot compile the plugins: {(done.stdout + done.stderr)[-500:]}"
+            f"{python.path} cannot compile the plugins: {(done.stdout + done.stderr)[-500:]}"
         )
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        check=False,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=300,
-    )

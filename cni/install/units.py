@@ -1,8 +1,9 @@
 """The systemd units that `cni install` writes, with the path of the installed `cni`.
 
-RULES make rules again after a restart or reload of the node's firewall (`--units`); SERVER starts
-the server with the first request (`--service`). The administrator enables them with `systemctl`;
-`remove` is preceded by `disable`.
+RULES make rules again after a restart or reload of the node's firewall, and DHCP runs the daemon of
+the plugin dhcp (`--units`); SERVER starts the server with the first request (`--service`). The
+administrator enables them with `systemctl`; `remove` is preceded by `disable`. Paths are those of
+the system on which the units will run.
 """
 
 from __future__ import annotations
@@ -10,80 +11,116 @@ from __future__ import annotations
 import os
 import pkgutil
 import subprocess
-from collections.abc import Iterable
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .. import files
 from ..artifact import InstallError
+from .place import Place
 
 RULES = ("cni-reload.service", "cni-reload-watch.service")
 SERVER = ("cni.socket", "cni.service")
+DHCP = ("cni-dhcp.socket", "cni-dhcp.service")
 DIRECTORY = Path("/etc/systemd/system")
-# Units to enable of each group; the socket starts the server.
-ENABLED = {RULES: RULES, SERVER: SERVER[:1]}
+# Units to enable of each group, and when; a socket starts its service.
+ENABLED = {
+    RULES: (RULES, ""),
+    SERVER: (SERVER[:1], ""),
+    DHCP: (DHCP[:1], "where a network leases addresses with dhcp"),
+}
 
 _RUNNING = Path("/run/systemd/system")
 _MARK = b"# Written by `cni install "
 _QUOTED = frozenset(" \t\n\"'\\$;")  # characters that systemd would interpret in a command line
 
 
-def check(paths: Iterable[Path], bin_dir: Path) -> None:
-    """Check that the units can be written for plugins in `bin_dir`. Raises InstallError."""
-    for path in paths:
-        if _QUOTED & set(str(bin_dir)):
-            raise InstallError(f"systemd would not understand the path {bin_dir}: choose another")
-        if path.exists() and not _is_ours(path):
-            raise InstallError(f"{path} is not ours: move it away")
+def foreign(paths: Iterable[Path], place: Place) -> list[Path]:
+    """Those of the units that are there already and were not written by us. Raises InstallError."""
+    return [
+        path for path in paths if os.path.lexists(place.now(path)) and not _is_ours(place.now(path))
+    ]
 
 
-def write(paths: Iterable[Path], bin_dir: Path) -> list[str]:
+def check(paths: Iterable[Path], place: Place) -> None:
+    """Check that the units can be written. Raises InstallError."""
+    paths = list(paths)
+    if paths and _QUOTED & set(str(place.bin_dir)):
+        raise InstallError(f"systemd would not understand the path {place.bin_dir}: choose another")
+    for path in foreign(paths, place):
+        raise InstallError(f"{path} is not ours: move it away")
+
+
+def write(paths: Iterable[Path], place: Place) -> list[str]:
     """Write the units with these absolute paths, which it returns. Raises InstallError."""
-    program = str(bin_dir).replace("%", "%%")
+    program = str(place.bin_dir).replace("%", "%%")
     try:
-        return [_write(path, program) for path in paths]
+        for path in paths:
+            _write(place.now(path), program)
     except OSError as error:
         raise InstallError(f"cannot write units: {error.filename}: {error.strerror}") from error
+    return [str(path) for path in paths]
 
 
-def _write(path: Path, program: str) -> str:
+def _write(path: Path, program: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = pkgutil.get_data("cni", f"units/{path.name}")
-    assert text is not None, "the archive has the units"
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    data = text.replace(b"@BIN_DIR@", os.fsencode(program))
+    data = _template(path.name).replace(b"@BIN_DIR@", os.fsencode(program))
     files.replace(str(path), data, 0o644, temporary=str(temporary))
-    return str(path)
 
 
-def disable(paths: Iterable[Path]) -> None:
+def _template(name: str) -> bytes:
+    """The unit as the file has it. Modules of an embedded interpreter have no data beside them."""
+    text = pkgutil.get_data("cni", f"units/{name}")
+    if text is None:
+        with zipfile.ZipFile(sys.argv[0]) as archive:
+            text = archive.read(f"cni/units/{name}")
+    return text
+
+
+def disable(paths: Iterable[Path], place: Place) -> None:
     """Stop and disable the units, if they are ours, where systemd runs. Raises InstallError."""
-    ours = [path for path in paths if path.exists() and _is_ours(path)]
+    ours = [path for path in paths if _is_ours(place.now(path))]
     names = [path.name for path in ours if path.parent == DIRECTORY]
-    if names and _RUNNING.is_dir():
+    if names and _runs_here(place):
         _systemctl("disable", "--now", *names)
 
 
-def remove(paths: Iterable[Path]) -> list[str]:
+def remove(paths: Iterable[Path], place: Place) -> list[str]:
     """Remove the units that `write` made; their paths. Raises InstallError."""
     removed = []
     try:
         for path in paths:
-            if path.exists() and _is_ours(path):
-                path.unlink()
+            if _is_ours(place.now(path)):
+                place.now(path).unlink()
                 removed.append(str(path))
     except OSError as error:
         raise InstallError(f"cannot remove {error.filename}: {error.strerror}") from error
-    if _RUNNING.is_dir() and any(Path(path).parent == DIRECTORY for path in removed):
+    if _runs_here(place) and any(Path(path).parent == DIRECTORY for path in removed):
         _systemctl("daemon-reload")
     return removed
 
 
-def hint(paths: Iterable[str]) -> str:
-    """The command that puts the units into effect; empty without units."""
+def hints(paths: Iterable[str], root: Path | None = None) -> Iterator[str]:
+    """The commands that put the units into effect, some with a condition before them."""
     names = {Path(path).name for path in paths}
-    wanted = [name for units, some in ENABLED.items() if names & set(units) for name in some]
-    enable = f"systemctl enable --now {' '.join(wanted)}"
-    return f"systemctl daemon-reload && {enable}" if wanted else ""
+    chosen = [each for units, each in ENABLED.items() if names & set(units)]
+    always = [name for units, when in chosen if not when for name in units]
+    for units, when in ((tuple(always), ""), *(each for each in chosen if each[1])):
+        if units:
+            yield (f"{when}: " if when else "") + _enabling(units, root)
+
+
+def _enabling(names: Iterable[str], root: Path | None) -> str:
+    if root is not None:
+        return f"systemctl --root {root} enable {' '.join(names)}"
+    return f"systemctl daemon-reload && systemctl enable --now {' '.join(names)}"
+
+
+def _runs_here(place: Place) -> bool:
+    """Whether systemd runs, and the units are for this system."""
+    return place.root is None and _RUNNING.is_dir()
 
 
 def _systemctl(*words: str) -> None:
@@ -97,4 +134,7 @@ def _systemctl(*words: str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.read_bytes().startswith(_MARK)
+    try:
+        return path.read_bytes().startswith(_MARK)
+    except OSError:
+        return False

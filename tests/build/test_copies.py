@@ -81,7 +81,7 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS)
+@pytest.fixture(params=list(WAYS.values()), ids=list(WAYS))
 def target(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Path:
     place = tmp_path / "bin"
     place.mkdir()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import stat
 import subprocess
+from pathlib import Path
 from signal import SIGKILL
-from typing import TYPE_CHECKING
 
 import pytest
+
+from cni.startup_error import remedy
 
 from .running import (
     PYTHON,
@@ -24,9 +27,6 @@ from .running import (
     supported,
     uninstall,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PLUGINS = {"bridge", "host-local", "loopback", "ptp", "static"}
 
@@ -54,6 +54,7 @@ def test_makes_the_file_a_tree_and_links(dist: Path, tmp_path: Path) -> None:
     assert (report["build"], report["python"]) == (build, PYTHON)
     assert set(report["links"]) >= PLUGINS
     assert report["warnings"] == []
+    assert report["command"] == ""
     for name in report["links"]:
         assert os.readlink(tmp_path / "bin" / name) == "cni"
     others = {path.name for path in (tmp_path / "bin").iterdir()} - set(report["links"])
@@ -277,7 +278,7 @@ def test_a_directory_in_the_way(dist: Path, tmp_path: Path) -> None:
 def test_an_interpreter_that_does_not_work(dist: Path, tmp_path: Path, python: str) -> None:
     said = refused(dist, "install", "--bin-dir", tmp_path, "--python", python)
     assert f"{python} cannot be run" in said
-    assert "install the package python3" in said
+    assert remedy() in said
     assert state(tmp_path) == {}
 
 
@@ -307,10 +308,12 @@ def test_units(dist: Path, tmp_path: Path) -> None:
     units = str(tmp_path / "units")
     report = install(dist, tmp_path / "bin", "--units", units)
     names = ["cni-reload.service", "cni-reload-watch.service"]
+    names += ["cni-dhcp.socket", "cni-dhcp.service"]
     assert report["units"] == [f"{units}/{name}" for name in names]
     for path in report["units"]:
-        with open(path) as unit:
-            assert f"ExecStart={tmp_path}/bin/cni reload" in unit.read()
+        text = Path(path).read_text()
+        program = "dhcp daemon" if path.endswith("dhcp.service") else "cni reload"
+        assert path.endswith(".socket") or f"ExecStart={tmp_path}/bin/{program}" in text
     removed = uninstall(dist, tmp_path / "bin", "--units", units)["removed"]
     assert set(report["units"]) <= set(removed)
     assert os.listdir(units) == []
@@ -321,6 +324,7 @@ def test_the_server_s_units_go_with_the_plugins(dist: Path, tmp_path: Path) -> N
     units = tmp_path / "units"
     report = install(dist, tmp_path / "bin", "--service", "--units", str(units))
     written = {"cni.socket", "cni.service", "cni-reload.service", "cni-reload-watch.service"}
+    written |= {"cni-dhcp.socket", "cni-dhcp.service"}
     assert set(os.listdir(units)) == written
     assert f"={tmp_path}/bin/cni serve" in (units / "cni.service").read_text()
     assert install(dist, tmp_path / "bin")["units"] == []
@@ -334,3 +338,184 @@ def test_a_unit_that_is_not_ours_stops_the_install(dist: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert "cni.service is not ours" in done.stderr
     assert not (tmp_path / "bin").exists()
+
+
+def test_a_unit_for_dhcp_that_was_there_stays(dist: Path, tmp_path: Path) -> None:
+    """It may be a copy that the administrator made, or another package's."""
+    units = tmp_path / "units"
+    units.mkdir()
+    (units / "cni-dhcp.service").write_text("[Unit]\n")
+    report = install(dist, tmp_path / "bin", "--units", str(units))
+    assert report["warnings"] == [f"{units}/cni-dhcp.service stays as it is"]
+    uninstall(dist, tmp_path / "bin")
+    assert {path.name: path.read_text() for path in units.iterdir()} == {
+        "cni-dhcp.service": "[Unit]\n"
+    }
+
+
+# --- the link for a shell -------------------------------------------------------------------------
+
+
+def test_a_link_for_a_shell(dist: Path, tmp_path: Path) -> None:
+    bin_dir, link = tmp_path / "bin", tmp_path / "a/b"
+    for _ in range(2):
+        report = install(dist, bin_dir, "--link", str(link))
+        assert (report["command"], report["warnings"]) == (f"{link}/cni", [])
+    assert os.readlink(link / "cni") == f"{bin_dir}/cni"
+    done = run(link / "cni", "--version")
+    assert build_id(dist) in done.stdout, done.stderr
+    assert f"{link}/cni" in uninstall(link / "cni", bin_dir)["removed"]
+    assert not os.path.lexists(link / "cni")
+
+
+@pytest.mark.parametrize("options", [[], ["--link", "none"]])
+def test_no_link_for_a_directory_that_is_not_the_system_s(
+    dist: Path, tmp_path: Path, options: list[str]
+) -> None:
+    assert install(dist, tmp_path / "bin", *options)["command"] == ""
+    assert os.listdir(tmp_path) == ["bin"]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "dangling", "another's"])
+def test_a_link_is_never_made_over_something_else(dist: Path, tmp_path: Path, kind: str) -> None:
+    at = tmp_path / "local/cni"
+    at.parent.mkdir()
+    match kind:
+        case "file":
+            at.write_text("another")
+        case "directory":
+            at.mkdir()
+        case "dangling":
+            at.symlink_to("nowhere")
+        case _:
+            at.symlink_to("/bin/true")
+    before = state(at.parent)
+    done = run(dist, "install", "--bin-dir", tmp_path / "bin", "--link", at.parent)
+    assert done.returncode == 0
+    assert f"{at} is another file, and stays" in done.stderr
+    assert "supportedVersions" in run(tmp_path / "bin/bridge", env=VERSION).stdout
+    uninstall(dist, tmp_path / "bin")
+    assert state(at.parent) == before
+
+
+def test_a_link_that_was_replaced_since_stays(dist: Path, tmp_path: Path) -> None:
+    install(dist, tmp_path / "bin", "--link", str(tmp_path))
+    (tmp_path / "cni").unlink()
+    (tmp_path / "cni").symlink_to("/bin/true")
+    uninstall(dist, tmp_path / "bin")
+    assert os.readlink(tmp_path / "cni") == "/bin/true"
+
+
+def test_a_link_that_cannot_be_made_is_only_a_warning(dist: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    report = install(dist, tmp_path / "bin", "--link", str(tmp_path / "file"))
+    assert report["command"] == ""
+    assert f"cannot make the link {tmp_path}/file/cni: " in report["warnings"][0]
+
+
+def test_says_what_else_it_can_do(dist: Path, tmp_path: Path) -> None:
+    said = run(dist, "install", "--bin-dir", tmp_path / "bin").stdout
+    assert "--service writes" in said
+    assert "--units DIR writes" in said
+    units = ("--units", tmp_path / "units", "--service")
+    said = run(dist, "install", "--bin-dir", tmp_path / "bin", *units).stdout
+    assert "writes" not in said
+    assert "systemctl enable --now cni-reload.service cni-reload-watch.service cni.socket" in said
+    assert "where a network leases addresses with dhcp: systemctl" in said
+
+
+# --- into another root ----------------------------------------------------------------------------
+
+OPTIONS = ("--units", "/etc/systemd/system", "--service")
+
+
+def in_root(dist: Path, root: Path, *options: str) -> dict[str, object]:
+    done = run(dist, "install", "--root", root, "--json", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_into_another_root(dist: Path, tmp_path: Path) -> None:
+    root = tmp_path / "a/root"
+    report = in_root(dist, root, *OPTIONS)
+    assert report["bin_dir"] == "/opt/cni/bin"
+    assert report["command"] == "/usr/local/bin/cni"
+    assert "has no /usr/bin/python3" in str(report["warnings"])
+    assert os.readlink(root / "usr/local/bin/cni") == "/opt/cni/bin/cni"
+    text = (root / "etc/systemd/system/cni-reload.service").read_text()
+    assert "ExecStart=/opt/cni/bin/cni reload" in text
+    everything = state(root)
+    assert len(everything) > 100
+    where = str(tmp_path).encode()
+    holding = [name for name, (_, content) in everything.items() if where.hex() in content]
+    assert not [name for name in holding if where in (root / name).read_bytes()]
+    # Afterwards it is that system's, without --root.
+    script = f'mount --bind {root}/opt /opt && exec "$@"'
+    done = run("/opt/cni/bin/bridge", env=VERSION, prefix=in_mounts(f"mkdir -p /opt; {script}"))
+    assert "1.1.0" in supported(done)
+
+
+def test_out_of_another_root(dist: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "opt/cni").mkdir(parents=True)
+    before = state(root)
+    report = in_root(dist, root, *OPTIONS)
+    done = run(dist, "uninstall", "--root", root, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    units, removed = report["units"], json.loads(done.stdout)["removed"]
+    assert isinstance(units, list)
+    assert {*units, "/usr/local/bin/cni", "/opt/cni/bin"} <= set(removed)
+    left = {name: each for name, each in state(root).items() if not stat.S_ISDIR(each[0])}
+    assert left == {}
+    assert before.keys() <= state(root).keys()
+
+
+def test_a_root_with_a_python_of_its_own(dist: Path, tmp_path: Path) -> None:
+    """That is the one that is asked, and that compiles."""
+    root = tmp_path / "root"
+    (root / "usr/bin").mkdir(parents=True)
+    script = f"mount --rbind / {root}/mnt && mount --bind {root}/mnt/usr {root}/usr"
+    (root / "mnt").mkdir()
+    for name in ("lib", "lib64", "bin"):
+        if Path(f"/{name}").is_symlink():
+            (root / name).symlink_to(os.readlink(f"/{name}"))
+    done = run(
+        dist,
+        "install",
+        "--root",
+        root,
+        "--link",
+        "none",
+        "--json",
+        prefix=in_mounts(f'{script} && exec "$@"'),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert (report["python"], report["warnings"]) == (PYTHON, [])
+    tree = root / f"opt/cni/bin/.cni-{build_id(dist)}"
+    compiled = next((tree / "cni/__pycache__").glob("dispatch.*.pyc")).read_bytes()
+    assert f"/opt/cni/bin/{tree.name}/cni/dispatch.py".encode() in compiled
+
+
+def test_a_root_whose_python_does_not_work(dist: Path, tmp_path: Path) -> None:
+    python = tmp_path / "root/usr/bin/python3"
+    python.parent.mkdir(parents=True)
+    python.write_text("no program")
+    (tmp_path / "root/etc").mkdir()
+    (tmp_path / "root/etc/os-release").write_text("ID=flatcar\nVERSION_ID=1\n")
+    said = refused(dist, "install", "--root", tmp_path / "root")
+    assert f"in {tmp_path}/root: /usr/bin/python3 cannot be run" in said
+    assert "this system has no package that would do: take the file" in said
+    assert not (tmp_path / "root/opt").exists()
+
+
+def test_a_link_that_leads_out_of_the_root(dist: Path, tmp_path: Path) -> None:
+    """`/opt` of an image may be a link to a path of that image; here it would be this system's."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (tmp_path / "outside").mkdir()
+    (root / "opt").symlink_to(tmp_path / "outside")
+    said = refused(dist, "install", "--root", root)
+    assert f"leads out of {root}" in said
+    assert os.listdir(tmp_path / "outside") == []
+    assert os.listdir(root) == ["opt"]

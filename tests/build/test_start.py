@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.startup_error import remedy
 from tests.harness.build import ROOT
 
 from .running import (
@@ -31,6 +32,28 @@ from .running import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+# What os-release(5) says on some systems: all but names, colours and addresses.
+SYSTEMS = {
+    "debian-12": 'ID=debian\nVERSION_ID="12"\n',
+    "debian-11": 'ID=debian\nVERSION_ID="11"\n',
+    "debian-testing": 'PRETTY_NAME="Debian GNU/Linux trixie/sid"\nID=debian\n',
+    "ubuntu-22.04": 'VERSION_ID="22.04"\nID=ubuntu\nID_LIKE=debian\n',
+    "ubuntu-24.04": 'VERSION_ID="24.04"\nID=ubuntu\nID_LIKE=debian\n',
+    "rhel-9": 'ID="rhel"\nID_LIKE="fedora"\nVERSION_ID="9.4"\n',
+    "almalinux-10": 'ID="almalinux"\nID_LIKE="rhel centos fedora"\nVERSION_ID="10.0"\n',
+    "amazon-2023": 'ID="amzn"\nID_LIKE="fedora"\nVERSION_ID="2023"\n',
+    "amazon-2": 'ID="amzn"\nID_LIKE="centos rhel fedora"\nVERSION_ID="2"\n',
+    "sles-15": 'ID="sles"\nID_LIKE="suse"\nVERSION_ID="15.6"\n',
+    "fedora": "ID=fedora\nVERSION_ID=42\nVARIANT_ID=cloud\n",
+    "fedora-coreos": "ID=fedora\nVERSION_ID=42\nVARIANT_ID=coreos\n",
+    "alpine": "ID=alpine\nVERSION_ID=3.22.0\n",
+    "flatcar": "ID=flatcar\nID_LIKE=coreos\nVERSION_ID=4230.2.1",
+    "bottlerocket": 'ID=bottlerocket\nVERSION_ID="1.40.0"\nVARIANT_ID=aws-k8s-1.33\n',
+    "cos": "ID=cos\nVERSION_ID=117\n",
+    "another": 'ID=another\nVERSION_ID=1\nHOME_URL="https://example.com/?a=b"\n',
+    "hostile": "ID=$(touch /hostile)\nVERSION_ID=`touch /hostile`\nID_LIKE=\"a'b\n",
+    "empty": "",
+}
 GETCWD = "sh: 0: getcwd() failed: No such file or directory"
 SPEC_VERSIONS = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"]
 
@@ -200,13 +223,24 @@ def test_without_python_tells_the_runtime(bare_root: Path) -> None:
     found = error(chroot(bare_root, "/opt/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"}))
     assert found["code"] == 999
     assert found["msg"] == "python3 (3.11 or newer) not found"
-    assert "install the package python3" in found["details"]
+    assert remedy(str(bare_root)) in found["details"]
 
 
 def test_without_python_tells_a_person(bare_root: Path) -> None:
     done = chroot(bare_root, "/opt/cni", "--version", env={"PATH": "/bin"})
     assert (done.returncode, done.stdout) == (1, "")
-    assert "install the package python3" in done.stderr
+    assert remedy(str(bare_root)) in done.stderr
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_without_python_says_what_to_do_on_this_system(bare_root: Path, name: str) -> None:
+    """The shell's script has the same advice as Python has."""
+    (bare_root / "etc").mkdir()
+    (bare_root / "etc/os-release").write_text(SYSTEMS[name])
+    found = error(chroot(bare_root, "/opt/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"}))
+    assert f"; {remedy(str(bare_root))}; or run the server" in found["details"]
+    done = chroot(bare_root, "/opt/cni", "--version", env={"PATH": "/bin"})
+    assert remedy(str(bare_root)) in done.stderr
 
 
 def test_passes_over_a_python_that_does_not_work(bare_root: Path) -> None:
@@ -225,9 +259,10 @@ def test_with_an_old_python(dist: Path, installed: Path, tmp_path: Path, python:
         found = error(run(python, "-I", "-S", *command, env=VERSION))
         assert found["msg"] == "python3 (3.11 or newer) not found"
         assert f"{python} is Python 3." in found["details"]
+        assert found["details"].endswith(remedy())
     done = run(python, dist, "--version")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "install the package python3.11 or newer" in done.stderr
+    assert remedy() in done.stderr
 
 
 @pytest.mark.parametrize("name", ["launcher/run.py", "cni/__init__.py", "cni/startup_error.py"])
@@ -262,11 +297,13 @@ def test_client_only(dist: Path, bare_root: Path) -> None:
         ["cni", ".cni-manifest.json", *report["links"]]
     )
     found = error(chroot(bare_root, "/bin2/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"}))
-    assert "start the server (cni serve)" in found["details"]
+    assert "run the server (cni serve)" in found["details"]
     (bare_root / "bin/sh").unlink()
     done = chroot(bare_root, "/bin2/bridge", env={"CNI_COMMAND": "ADD", "PATH": "/bin"})
     assert done.returncode == 1
-    assert json.loads(done.stdout)["msg"].startswith("cannot start: no server answers")
+    found = json.loads(done.stdout)
+    assert found["msg"].startswith("cannot start: no server answers")
+    assert f"take the file cni-linux-{os.uname().machine}," in found["details"]
     # Where there is Python, the same file needs no server; a full install follows on it.
     assert supported(run(bare_root / "bin2/bridge", env=VERSION)) == SPEC_VERSIONS
     install(dist, bare_root / "bin2")

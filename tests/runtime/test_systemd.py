@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.harness import DUAL
-from tests.harness.build import ROOT
 from tests.harness.wait import wait_until
 
 from .engines import Podman, make_image
@@ -48,8 +46,6 @@ def systemd(_namespaces: None, _runtimes_installed: None, plugins: Plugins) -> I
         systemd = Systemd(node, ("nftables.service",))
         directories = ("--bin-dir", BIN_DIR, "--units", UNITS)
         node.run([str(plugins.dist), "install", *directories, "--service"])
-        for unit in (ROOT / "units").iterdir():
-            shutil.copy(unit, node.path(UNITS))
         node.path("/etc/nftables.conf").write_text(FIREWALL)
         systemd.systemctl("daemon-reload")
         yield systemd

@@ -1,0 +1,52 @@
+"""The link by which a shell finds `cni`: in /usr/local/bin, or where `--link` says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..artifact import InstallError
+from .place import Place
+
+DIRECTORY = Path("/usr/local/bin")
+
+
+def path_in(place: Place, directory: Path) -> Path | None:
+    """The link that belongs into `directory`; None if `cni` itself is there."""
+    return None if directory == place.bin_dir else directory / "cni"
+
+
+def make(place: Place, link: Path) -> str:
+    """Make the absolute path `link` lead to the installed file; why that cannot be, or "".
+
+    What is there already stays, and directories that are missing are made.
+    """
+    try:
+        at = place.now(link)
+        if _is_ours(place, at):
+            return ""
+        if os.path.lexists(at):
+            return f"{link} is another file, and stays: no link to {_target(place)} is made there"
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.symlink_to(_target(place))
+    except (OSError, InstallError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return f"cannot make the link {link}: {reason}; another directory: --link DIR"
+    return ""
+
+
+def remove(place: Place, link: Path) -> bool:
+    """Remove the link, if it leads to the installed file; was it there? Raises OSError."""
+    at = place.now(link)
+    if not _is_ours(place, at):
+        return False
+    at.unlink()
+    return True
+
+
+def _target(place: Place) -> str:
+    return str(place.bin_dir / "cni")
+
+
+def _is_ours(place: Place, at: Path) -> bool:
+    return at.is_symlink() and os.readlink(at) == _target(place)
