@@ -2,9 +2,11 @@
 
 Decided by its identity, never by its path alone: a path may name another namespace by now, or a
 plain file (what is left of a bind mount after its namespace is gone), and a namespace may have
-another path. The kernel has no call that finds a namespace by its inode, so in doubt all processes
-and mounts are looked at (proc(5), mountinfo). That takes time in proportion to the node's
-processes, and is only done where something is in the way of an ADD.
+another path. Since Linux 6.18 the kernel finds a namespace by its number (`handle`), whatever holds
+it. Before, no call does that, so in doubt all processes and mounts are looked at (proc(5),
+mountinfo), which takes time in proportion to the node's processes. One that is held by nothing but
+a descriptor, or by a mount in another mount namespace, is taken for gone then. All this is only
+done where something is in the way of an ADD, and in a DEL whose path is gone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 from collections.abc import Iterator
 
 from ..kernel.errors import NetnsError, NetnsUnknown
+from . import handle
 from .namespace import Identity, Namespace, cookie, identify, sees
 
 
@@ -43,12 +46,28 @@ def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | Non
 
 
 def reopen(noted: Identity, number: int) -> Namespace | None:
-    """Open the namespace where it is still held: by a mount, or by a process in it.
+    """Open the namespace if it still exists.
+
+    Before Linux 6.18: where it is held by a mount, or by a process in it.
 
     `number` is its cookie (namespace.cookie), 0 if that is not known: then the inode alone decides.
     None if it is held nowhere, or only where this process may not look; never the node's own.
     Raises NetnsUnknown, OSError when this process could not look.
     """
+    try:
+        fd = handle.reopen(noted)
+    except handle.Unknown:
+        return _reopen_where_held(noted, number)
+    if fd is None:
+        return None
+    found = Namespace(fd, f"the namespace number {noted.number}")
+    if found.is_own:
+        found.close()
+        return None
+    return found
+
+
+def _reopen_where_held(noted: Identity, number: int) -> Namespace | None:
     for path in _paths_of(f"net:[{noted.inode}]"):
         try:
             found = Namespace.open(path)
@@ -85,10 +104,21 @@ def _names_one(path: str) -> bool | None:
 
 
 def _exists(noted: Identity) -> bool:
-    """Is the namespace mounted anywhere, or any process in it? Raises OSError.
+    """Does the namespace exist? Raises OSError.
 
-    A thread may be in another namespace than its process; those of a server of ours never are.
+    Before Linux 6.18: is it mounted anywhere, or any process in it? A thread may be in another
+    namespace than its process; those of a server of ours never are.
     """
+    try:
+        fd = handle.reopen(noted)
+    except handle.Unknown:
+        return _is_held(noted)
+    if fd is not None:
+        os.close(fd)
+    return fd is not None
+
+
+def _is_held(noted: Identity) -> bool:
     for path in _paths_of(f"net:[{noted.inode}]"):
         now = identify(path)
         if now is None and path.startswith("/proc/"):
