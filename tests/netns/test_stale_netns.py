@@ -256,6 +256,37 @@ def test_a_namespace_that_is_held_otherwise(
         unmount_all(tmp_path)
 
 
+@pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])
+def test_an_add_while_the_link_of_an_earlier_one_is_elsewhere(
+    plugin: str, runtime: Runtime, container: Netns, container2: Netns, tmp_path: Path
+) -> None:
+    """It fails and changes nothing; after a DEL it works."""
+    leases = tmp_path / "leases"
+    conf = attach(plugin, runtime, container, leases)
+    notes = tree(state(runtime))
+    container.popen(["sleep", "600"])
+    container.unname()
+    runtime.add(plugin, conf, container2).failed(999, "an earlier ADD of eth0 made eth0")
+    assert (tree(state(runtime)), "eth0" in links(container)) == (notes, True)
+    assert "eth0" not in links(container2)
+    runtime.delete(plugin, conf, container2).succeeded()
+    assert_nothing_left(plugin, runtime, container, leases)
+    runtime.add(plugin, conf, container2).succeeded()
+
+
+@pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])
+def test_an_add_after_the_namespace_of_an_earlier_one_ended(
+    plugin: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    leases = tmp_path / "leases"
+    pinned = Pinned(tmp_path / "netns")
+    conf = attach(plugin, runtime, pinned.path, leases)
+    pinned.unmount()
+    runtime.add(plugin, conf, container).succeeded()
+    runtime.delete(plugin, conf, container).succeeded()
+    assert_nothing_left(plugin, runtime, container, leases)
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("plugin", INSIDE)
 def test_a_process_that_could_not_be_looked_at(
