@@ -2,9 +2,13 @@
 
 Decided by its identity, never by its path alone: a path may name another namespace by now, or a
 plain file (what is left of a bind mount after its namespace is gone), and a namespace may have
-another path. The kernel has no call that finds a namespace by its inode, so in doubt all processes
-and mounts are looked at (proc(5), mountinfo). That takes time in proportion to the node's
-processes, and is only done where something is in the way of an ADD.
+another path. Since Linux 6.18 the kernel finds a namespace by its number (`handle`), and says for
+certain that one is gone. Otherwise all processes and mounts are looked at, of each mount namespace
+(proc(5), mountinfo). That takes time in proportion to the node's processes, and is only done where
+something is in the way of an ADD, and in a DEL whose path is gone.
+
+A namespace that nothing but a descriptor holds has nobody in it. So it does not exist for those who
+want its ports, but `reopen` finds it for a DEL, since the links in it are still connected.
 """
 
 from __future__ import annotations
@@ -12,7 +16,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ..kernel.errors import NetnsError, NetnsUnknown
+from ..kernel.errors import TRANSIENT, NetnsError, NetnsUnknown
+from . import handle
 from .namespace import Identity, Namespace, cookie, identify, sees
 
 
@@ -43,12 +48,28 @@ def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | Non
 
 
 def reopen(noted: Identity, number: int) -> Namespace | None:
-    """Open the namespace where it is still held: by a mount, or by a process in it.
+    """Open the namespace if it still exists.
+
+    Before Linux 6.18: where it is held by a mount, or by a process in it.
 
     `number` is its cookie (namespace.cookie), 0 if that is not known: then the inode alone decides.
     None if it is held nowhere, or only where this process may not look; never the node's own.
     Raises NetnsUnknown, OSError when this process could not look.
     """
+    try:
+        fd = handle.reopen(noted)
+    except handle.Unknown:
+        return _reopen_where_held(noted, number)
+    if fd is None:
+        return None
+    found = Namespace(fd, f"the namespace number {noted.number}")
+    if found.is_own:
+        found.close()
+        return None
+    return found
+
+
+def _reopen_where_held(noted: Identity, number: int) -> Namespace | None:
     for path in _paths_of(f"net:[{noted.inode}]"):
         try:
             found = Namespace.open(path)
@@ -89,6 +110,13 @@ def _exists(noted: Identity) -> bool:
 
     A thread may be in another namespace than its process; those of a server of ours never are.
     """
+    try:
+        fd = handle.reopen(noted)
+        if fd is None:
+            return False
+        os.close(fd)
+    except handle.Unknown:
+        pass
     for path in _paths_of(f"net:[{noted.inode}]"):
         now = identify(path)
         if now is None and path.startswith("/proc/"):
@@ -100,20 +128,45 @@ def _exists(noted: Identity) -> bool:
 
 
 def _paths_of(name: str) -> Iterator[str]:
-    """Where a namespace ``net:[<inode>]`` is mounted, and links to it of processes in it."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
-            fields = line.split(" ", 5)
-            if fields[3] == name:
-                yield fields[4]
+    """Where a namespace ``net:[<inode>]`` is mounted, and links to it of processes in it.
+
+    Raises OSError when this process is short of something.
+    """
+    yield from _mounts_of(name, "/proc/self")
+    others: dict[str, str] = {}  # mount namespace -> a process in it
     for pid in os.listdir("/proc"):
         if pid.isdigit():
-            path = f"/proc/{pid}/ns/net"
-            try:
-                if os.readlink(path) == name:
-                    yield path
-            except FileNotFoundError:
-                continue  # the process has just ended
-            except PermissionError:
-                continue  # more capable than this process, so it is in no container of ours
+            process = f"/proc/{pid}"
+            if _link(f"{process}/ns/net") == name:
+                yield f"{process}/ns/net"
+            others.setdefault(_link(f"{process}/ns/mnt"), process)
+    for known in ("", _link("/proc/self/ns/mnt")):
+        others.pop(known, None)
+    for process in others.values():
+        for path in _mounts_of(name, process):
+            yield f"{process}/root{path}"
+
+
+def _link(path: str) -> str:
+    """What a link in /proc leads to; empty if the process has ended, or may not be looked at.
+
+    One that is more capable than this process is in no container of ours.
+    """
+    try:
+        return os.readlink(path)
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
+        return ""
+
+
+def _mounts_of(name: str, process: str) -> list[str]:
+    try:
+        with open(f"{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
+            fields = (line.split(" ", 5) for line in mounts)
+            return [each[4] for each in fields if each[3] == name]
+    except OSError as error:
+        if error.errno in TRANSIENT or process == "/proc/self":
+            raise
+        return []  # the process has just ended

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.netns import Namespace, identify, namespace
-from cni.netns.liveness import is_gone, reopen
+from cni.netns import Namespace, handle, identify, namespace
+from cni.netns.liveness import exists, is_gone, reopen
 from cni.netns.namespace import Identity
 from tests.harness import links
 from tests.harness.pinned import Pinned, unmount_all
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
     from tests.harness import Runtime
 
 pytestmark = pytest.mark.usefixtures("_namespaces")
+
+
+@pytest.fixture(params=["by number", "by what holds it"])
+def _look(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to find a namespace: the kernel's, since Linux 6.18, and the one before."""
+    if request.param == "by number":
+        has_numbers()
+        return
+
+    def reopen(_: Identity) -> None:
+        raise handle.Unknown
+
+    monkeypatch.setattr(handle, "reopen", reopen)
+
+
+def has_numbers() -> None:
+    if not noted("/proc/self/ns/net").number:
+        pytest.skip("needs Linux 6.18 (NS_GET_ID)")
+
+
+both_ways = pytest.mark.usefixtures("_look")
 
 
 @pytest.fixture
@@ -37,10 +59,12 @@ def noted(path: str) -> Identity:
     return found
 
 
+@both_ways
 def test_it_lives_while_its_path_names_it(pinned: Pinned) -> None:
     assert not is_gone(noted(pinned.path), pinned.path)
 
 
+@both_ways
 def test_a_path_that_is_a_plain_file_names_nothing(pinned: Pinned) -> None:
     identity = noted(pinned.path)
     pinned.unmount()
@@ -52,6 +76,7 @@ def test_a_path_that_is_a_plain_file_names_nothing(pinned: Pinned) -> None:
     assert is_gone(None, pinned.path)
 
 
+@both_ways
 def test_a_path_that_names_another_one_now(pinned: Pinned, tmp_path: Path) -> None:
     identity = noted(pinned.path)
     pinned.unmount()
@@ -60,6 +85,7 @@ def test_a_path_that_names_another_one_now(pinned: Pinned, tmp_path: Path) -> No
     assert not is_gone(None, pinned.path)
 
 
+@both_ways
 def test_it_lives_under_another_path(pinned: Pinned, tmp_path: Path) -> None:
     identity = noted(pinned.path)
     pinned.bind(tmp_path / "two")
@@ -69,6 +95,7 @@ def test_it_lives_under_another_path(pinned: Pinned, tmp_path: Path) -> None:
     assert is_gone(identity, pinned.path)
 
 
+@both_ways
 def test_it_lives_while_a_process_is_in_it(pinned: Pinned) -> None:
     identity = noted(pinned.path)
     process = subprocess.Popen(
@@ -108,6 +135,7 @@ def test_an_inode_that_was_used_again_before_the_kernel_numbered_namespaces(
     assert not is_gone(identity._replace(pinned=0), pinned.path)
 
 
+@both_ways
 @pytest.mark.skipif(not noted("/proc/self/ns/net").number, reason="needs Linux 6.18 (NS_GET_ID)")
 def test_an_inode_that_was_used_again(pinned: Pinned) -> None:
     identity = noted(pinned.path)
@@ -119,6 +147,7 @@ def test_an_inode_that_was_used_again(pinned: Pinned) -> None:
     assert not is_gone(identity._replace(pinned=1), pinned.path)
 
 
+@both_ways
 @pytest.mark.skipif(not noted("/proc/self/ns/net").number, reason="needs Linux 6.18 (NS_GET_ID)")
 def test_a_process_in_another_namespace_of_that_number() -> None:
     """The kernel has given the inode's number to a stranger's namespace: ours is gone."""
@@ -145,8 +174,8 @@ def test_nothing_is_known_of_paths_that_are_other_files_here(pinned: Pinned) -> 
         os.close(fd)
 
 
-def test_reopening_a_namespace_by_its_cookie(pinned: Pinned, tmp_path: Path) -> None:
-    """A namespace that has the inode's number by now, but another cookie, is a stranger's."""
+@both_ways
+def test_reopening_a_namespace(pinned: Pinned, tmp_path: Path) -> None:
     identity = noted(pinned.path)
     with Namespace.open(pinned.path) as before:
         number = namespace.cookie(before.netlink().sock)
@@ -157,11 +186,85 @@ def test_reopening_a_namespace_by_its_cookie(pinned: Pinned, tmp_path: Path) -> 
         assert found is not None
         with found:
             assert found.identity == identity[:2]
-    if number:
-        assert reopen(identity, number + 1_000_000_000) is None
     assert reopen(noted("/proc/self/ns/net"), 0) is None  # never the node's own
     subprocess.run(["umount", tmp_path / "two"], check=True)
-    wait_until(lambda: reopen(identity, number) is None, "the end of the namespace")
+
+    def has_ended() -> bool:
+        found = reopen(identity, number)
+        if found is not None:
+            found.close()
+        return found is None
+
+    # a helper process may hold a socket of it for a moment
+    wait_until(has_ended, "the end of the namespace")
+    assert is_gone(identity, "")
+
+
+def test_a_stranger_s_namespace_that_has_the_inode_is_not_reopened(
+    pinned: Pinned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the kernel numbered namespaces, the cookie tells."""
+    monkeypatch.setattr(namespace, "_number", lambda _: 0)
+    identity = noted(pinned.path)
+    with Namespace.open(pinned.path) as opened:
+        number = namespace.cookie(opened.netlink().sock)
+    found = reopen(identity, number)
+    assert found is not None
+    found.close()
+    assert reopen(identity, number + 1_000_000_000) is None
+
+
+def test_what_only_a_descriptor_holds_has_nobody_in_it_but_is_found(pinned: Pinned) -> None:
+    """Others may have its ports; a DEL has to remove the links in it."""
+    has_numbers()
+    identity = noted(pinned.path)
+    fd = handle.reopen(identity)  # not through the mount, which would be busy
+    assert fd is not None
+    pinned.unmount()
+    assert is_gone(identity, pinned.path)
+    found = reopen(identity, 0)
+    assert found is not None
+    with found:
+        assert found.identity == identity[:2]
+    os.close(fd)
+    assert reopen(identity, 0) is None
+
+
+@both_ways
+def test_it_lives_while_a_mount_of_another_mount_namespace_holds_it(pinned: Pinned) -> None:
+    identity = noted(pinned.path)
+    command = ["unshare", "-m", "--propagation", "private", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        holder.stdin.write(b"x\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline() == b"x\n"  # its mounts are its own
+        pinned.unmount()
+        assert not is_gone(identity, pinned.path)
+        found = reopen(identity, 0)
+        assert found is not None
+        with found:
+            assert found.identity == identity[:2]
+        holder.stdin.close()
+    wait_until(lambda: is_gone(identity, pinned.path), "the end of its mounts")
+
+
+@pytest.mark.parametrize("error", ["EMFILE", "ENOMEM"])
+def test_a_namespace_that_cannot_be_opened_now_is_not_gone(
+    pinned: Pinned, monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    has_numbers()
+    identity = noted(pinned.path)
+    pinned.unmount()
+
+    def fail(*_: object) -> int:
+        raise OSError(getattr(errno, error), error)
+
+    monkeypatch.setattr(handle, "_open_by_handle", fail)
+    assert exists(identity, pinned.path) is None
+    with pytest.raises(OSError, match=error):
+        reopen(identity, 0)
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2:3", "1:2:3:4:5", "a:b:c:d", "1:2:3:"])

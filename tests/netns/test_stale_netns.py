@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.netns import identify
 from tests.harness import (
     Snapshot,
     difference,
@@ -160,13 +161,21 @@ def test_a_path_that_could_not_be_looked_at(
 
 
 def delete_with_fault(
-    plugin: str, conf: Json, runtime: Runtime, netns: str, file: str, error: str, tmp_path: Path
+    plugin: str,
+    conf: Json,
+    runtime: Runtime,
+    netns: str,
+    file: str,
+    error: str,
+    tmp_path: Path,
 ) -> subprocess.CompletedProcess[bytes]:
-    """DEL by a process for which opening `file` fails."""
-    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), "-P", file]
+    """DEL by a process for which opening `file` fails; without one, finding it by its number."""
+    call = "open,openat" if file else "open_by_handle_at"
+    only = ["-P", file] if file else []
+    strace = ["strace", "-qq", "-o", str(tmp_path / "trace"), *only]
     done: subprocess.CompletedProcess[bytes] = runtime.host.run(
         subprocess.run,
-        [*strace, "-e", f"inject=open,openat:error={error}", str(runtime.bin_dir / plugin)],
+        [*strace, "-e", f"inject={call}:error={error}", str(runtime.bin_dir / plugin)],
         input=json.dumps(conf).encode(),
         capture_output=True,
         env=runtime.environment("DEL", netns, env={"CNI_SERVER": "off"}),
@@ -205,7 +214,13 @@ def assert_nothing_left(plugin: str, runtime: Runtime, container: Netns, leases:
     assert plugin != "host-device" or "dev0" in links(runtime.host)
 
 
-LOST = ["missing", "empty", "plain file", "another namespace", "another mount"]
+LOST = ["missing", "empty", "plain file", "another namespace", "another mount", "descriptor"]
+
+
+def numbered() -> bool:
+    """Does the kernel find a namespace by its number?"""
+    here = identify("/proc/self/ns/net")
+    return here is not None and here.number > 0
 
 
 @pytest.mark.parametrize("lost", LOST)
@@ -213,11 +228,17 @@ LOST = ["missing", "empty", "plain file", "another namespace", "another mount"]
 def test_a_namespace_that_is_held_otherwise(
     plugin: str, lost: str, runtime: Runtime, container: Netns, tmp_path: Path
 ) -> None:
-    """By a process, or by another mount: its link goes, or comes home, before the address."""
+    """By a process, or by another mount: its link goes, or comes home, before the address.
+
+    By nothing but a descriptor (of this test), too, where the kernel numbers namespaces.
+    """
     leases, path = tmp_path / "leases", container.path
     conf = attach(plugin, runtime, container, leases)
     if lost == "another mount":
         Pinned.bind(container, tmp_path / "held")  # type: ignore[arg-type]
+    elif lost == "descriptor":
+        if not numbered():
+            pytest.skip("needs Linux 6.18 (NS_GET_ID)")
     else:
         container.popen(["sleep", "600"])
     container.unname()
@@ -235,6 +256,37 @@ def test_a_namespace_that_is_held_otherwise(
         unmount_all(tmp_path)
 
 
+@pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])
+def test_an_add_while_the_link_of_an_earlier_one_is_elsewhere(
+    plugin: str, runtime: Runtime, container: Netns, container2: Netns, tmp_path: Path
+) -> None:
+    """It fails and changes nothing; after a DEL it works."""
+    leases = tmp_path / "leases"
+    conf = attach(plugin, runtime, container, leases)
+    notes = tree(state(runtime))
+    container.popen(["sleep", "600"])
+    container.unname()
+    runtime.add(plugin, conf, container2).failed(999, "an earlier ADD of eth0 made eth0")
+    assert (tree(state(runtime)), "eth0" in links(container)) == (notes, True)
+    assert "eth0" not in links(container2)
+    runtime.delete(plugin, conf, container2).succeeded()
+    assert_nothing_left(plugin, runtime, container, leases)
+    runtime.add(plugin, conf, container2).succeeded()
+
+
+@pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])
+def test_an_add_after_the_namespace_of_an_earlier_one_ended(
+    plugin: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    leases = tmp_path / "leases"
+    pinned = Pinned(tmp_path / "netns")
+    conf = attach(plugin, runtime, pinned.path, leases)
+    pinned.unmount()
+    runtime.add(plugin, conf, container).succeeded()
+    runtime.delete(plugin, conf, container).succeeded()
+    assert_nothing_left(plugin, runtime, container, leases)
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("plugin", INSIDE)
 def test_a_process_that_could_not_be_looked_at(
@@ -244,7 +296,8 @@ def test_a_process_that_could_not_be_looked_at(
     conf = attach(plugin, runtime, container, leases)
     holder = f"/proc/{container.popen(['sleep', '600']).pid}/ns/net"
     container.unname()
-    done = delete_with_fault(plugin, conf, runtime, path, holder, "EMFILE", tmp_path)
+    where = "" if numbered() else holder
+    done = delete_with_fault(plugin, conf, runtime, path, where, "EMFILE", tmp_path)
     assert done.returncode
     assert reserved(leases)
     assert "eth0" in links(container)

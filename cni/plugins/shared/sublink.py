@@ -103,6 +103,7 @@ def create(
     and its index is noted on the host, so that DEL finds it. It is deleted if the ADD fails later.
     Raises CNIError ``failed to create <what>: …``.
     """
+    _require_free(call, what)
     call.undo.callback(_undo, call, kind or what)
     try:
         make()
@@ -119,6 +120,25 @@ def create(
     number = cookie(sock.sock)
     device_notes.save(call, device_notes.Note(identity, device.index, device.kind, cookie=number))
     return device, Interface(name=call.ifname, mac=device.mac, sandbox=call.netns)
+
+
+def _require_free(call: Call[Any], what: str) -> None:
+    """Refuse an ADD while the link of an earlier one is in another namespace. Raises CNIError.
+
+    Both would be connected under the address that the earlier ADD has got.
+    """
+    note = device_notes.load(call)
+    if note is None or note.is_of(call.netns):
+        return
+    earlier = device_notes.namespace_of(call, note, None)
+    if earlier is None:
+        return
+    device = link.find(earlier.netlink(), note.index)
+    if device is not None and device.kind == note.kind:
+        raise CNIError(
+            f"failed to create {what}: an earlier ADD of {call.ifname} made {device.name}",
+            "it is in another namespace, which still exists: a DEL removes it",
+        )
 
 
 def _undo(call: Call[Any], kind: str) -> None:

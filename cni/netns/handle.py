@@ -1,0 +1,56 @@
+"""Opening a namespace by the number that was noted of it: open_by_handle_at(2), Linux 6.18.
+
+The kernel finds it whoever holds it: a process, a mount in whatever mount namespace, or a mere
+descriptor. So it also says for certain when a namespace is gone. linux/nsfs.h has the layout of the
+handle; the caller needs CAP_SYS_ADMIN.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from errno import ESTALE
+
+from .namespace import Identity
+
+_HANDLE = struct.Struct("=IiQII")  # struct file_handle, with a struct nsfs_file_handle in it
+_SIZE, _FILEID_NSFS = 16, 0xF1
+_FD_NSFS_ROOT = -10003
+_CLONE_NEWNET = 0x40000000
+
+
+class Unknown(Exception):
+    """This kernel, or this interpreter, cannot tell."""
+
+
+def reopen(noted: Identity) -> int | None:
+    """A descriptor of the noted namespace; None if that has ceased to exist.
+
+    Raises Unknown; OSError where this process is short of something.
+    """
+    if not noted.number:
+        raise Unknown
+    handle = _HANDLE.pack(_SIZE, _FILEID_NSFS, noted.number, _CLONE_NEWNET, noted.inode)
+    try:
+        return _open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == ESTALE:
+            return None
+        from ..kernel.errors import TRANSIENT
+
+        if error.errno in TRANSIENT:
+            raise
+        raise Unknown from None
+
+
+def _open_by_handle(mount: int, handle: bytes, flags: int) -> int:
+    try:
+        import ctypes
+    except ImportError:
+        raise Unknown from None
+    library = ctypes.CDLL(None, use_errno=True)
+    fd = int(library.open_by_handle_at(mount, handle, flags))
+    if fd < 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, os.strerror(errno))
+    return fd
