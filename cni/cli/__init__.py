@@ -19,7 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "validate": ("validate:validate", "Judge", "Find what is wrong with configurations."),
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),
     "schema": ("schema:schema_command", "Judge", "Print the JSON Schema of configurations."),
-    "status": ("commands:status", "Judge", "Ask whether a container could be attached now."),
+    "status": ("status:status", "Judge", "Ask whether a container could be attached now."),
     "dhcp": ("dhcp:dhcp", "Node", "Run the DHCP daemon, or show its leases."),
     "install": ("install:install", "Node", "Install the plugins."),
     "reload": ("reload:reload", "Node", "Make flushed packet filter rules again."),

@@ -147,7 +147,17 @@ def files_of(targets: Sequence[str]) -> Files:
         else:
             directories.append(directory)
             asked.append(_of_network(directory, target))
-    asked = list(dict.fromkeys(asked))
+    return _with_context(list(dict.fromkeys(asked)), directories)
+
+
+def files_of_network(name: str) -> Files:
+    """The file of a network in NETCONFPATH. Raises NotFound, CommandError."""
+    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    return _with_context([_of_network(directory, name)], [directory])
+
+
+def _with_context(asked: list[str], directories: list[str]) -> Files:
+    """The files, and the others in the same directories."""
     known = {os.path.realpath(each) for each in asked}
     context = [
         path
