@@ -16,7 +16,7 @@ import msgspec
 
 from cni import delegate, dispatch, intent
 from cni.describe import catalogue
-from cni.describe.findings import ERROR, Finding
+from cni.describe.findings import Finding
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError, LimitedConnectivity, NotAvailable
 
@@ -24,18 +24,6 @@ from . import conflist, errors, formats, validate
 from .runtime import Runtime
 from .session import configured, interruptible, network_options, runtime
 
-# Faults that an ADD does not notice: it succeeds, though not as meant.
-_UNNOTICED = frozenset(
-    {
-        "unknown-key",
-        "duplicate-key",
-        "gateway",
-        "overlap",
-        "ignored-value",
-        "duplicate-name",
-        "file-name",
-    }
-)
 # Attachments of a plugin whose rules are looked for: what flushes rules flushes those of all.
 _SAMPLE = 3
 
@@ -78,7 +66,7 @@ def require_ready(network: conflist.NetworkList, asked: Runtime) -> Ready:
     """Raises CNIError, NotAvailable (50) or LimitedConnectivity (51) unless an ADD should work."""
     unasked = _ask(network, asked)
     found = _judged(network.name)
-    wrong = [each for each in found if each.severity == ERROR and each.code not in _UNNOTICED]
+    wrong = [each for each in found if validate.stops_add(each)]
     if wrong:
         more = [f"{each.place}: {each.message}" for each in wrong[1:]]
         advice = f"{wrong[0].place}: {wrong[0].advice}".removesuffix(": ")

@@ -28,6 +28,25 @@ _MAX_SIZE = 16 << 20
 _STDIN = "-"
 
 
+# Faults that an ADD does not notice: it succeeds, though not as meant.
+_UNNOTICED = frozenset(
+    {
+        "unknown-key",
+        "duplicate-key",
+        "gateway",
+        "overlap",
+        "ignored-value",
+        "duplicate-name",
+        "file-name",
+    }
+)
+
+
+def stops_add(finding: Finding) -> bool:
+    """Would an ADD fail for this reason?"""
+    return finding.severity == ERROR and finding.code not in _UNNOTICED
+
+
 class Target(NetworkName):
     """A file, a directory or a network; completes networks and paths."""
 

@@ -59,7 +59,6 @@ def test_what_an_add_would_meet(node: Node, container: Netns) -> None:
         ([on], "eth77"),
         ([{"type": "firewall"}, {**BRIDGE, "ipam": ipam}], "firewall comes before"),
         ([{**BRIDGE, "mtu": 70000, "ipam": ipam}], "mtu is 70000"),
-        ([{**BRIDGE, "ipam": ipam}, {"type": "firewall", "ingressPolicy": "none"}], "none"),
     ):
         configure(node, *plugins)
         fails_as_said(node, container, words)
