@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plugins": ("plugins:plugins", "See", "Show the plugins in this file."),
     "validate": ("validate:validate", "Judge", "Find what is wrong with configurations."),
     "plan": ("plan:plan", "Judge", "Say what an ADD would do, without doing it."),
+    "doctor": ("doctor:doctor", "Judge", "Find what is wrong with this node, and what mends it."),
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),
     "schema": ("schema:schema_command", "Judge", "Print the JSON Schema of configurations."),
     "status": ("status:status", "Judge", "Ask whether a container could be attached now."),

@@ -62,8 +62,13 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     formats.done(value, "\n".join([f"{network}: ready", *notes]), [network])
 
 
-def require_ready(network: conflist.NetworkList, asked: Runtime) -> Ready:
-    """Raises CNIError, NotAvailable (50) or LimitedConnectivity (51) unless an ADD should work."""
+def require_ready(
+    network: conflist.NetworkList, asked: Runtime, *, with_rules: bool = True
+) -> Ready:
+    """Raises CNIError, NotAvailable (50) or LimitedConnectivity (51) unless an ADD should work.
+
+    `with_rules`: also looks for the rules of attached containers.
+    """
     unasked = _ask(network, asked)
     found = _judged(network.name)
     wrong = [each for each in found if validate.stops_add(each)]
@@ -71,7 +76,7 @@ def require_ready(network: conflist.NetworkList, asked: Runtime) -> Ready:
         more = [f"{each.place}: {each.message}" for each in wrong[1:]]
         advice = f"{wrong[0].place}: {wrong[0].advice}".removesuffix(": ")
         raise NotAvailable(f"an ADD would fail: {wrong[0].message}", "; ".join([advice, *more]))
-    missing = _flushed(network)
+    missing = flushed(network) if with_rules else []
     if missing:
         raise LimitedConnectivity(
             "rules of the packet filter are gone: run `cni reload`", "; ".join(missing)
@@ -116,7 +121,7 @@ def _judged(name: str) -> list[Finding]:
         return []
 
 
-def _flushed(network: conflist.NetworkList) -> list[str]:
+def flushed(network: conflist.NetworkList) -> list[str]:
     """What CHECK says of rules that are gone, of some attachments; nothing without root."""
     if os.geteuid() != 0:
         return []
