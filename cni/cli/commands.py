@@ -1,6 +1,6 @@
-"""`cni add|check|del|gc|status NETWORK …`, compatible with cnitool for what cnitool makes.
+"""`cni add|check|del NETWORK …`, compatible with cnitool for what cnitool makes.
 
-add, status   of a network; `add` derives the container id from the namespace's path
+add           of a network; `add` derives the container id from the namespace's path
 check, del    of an attachment: of a namespace, a container or a pod (target.py)
 gc            of a network's attachments whose namespace is gone
 """
@@ -31,7 +31,6 @@ from .session import (
     interruptible,
     netns_given,
     network_of,
-    network_options,
     parse_args,
     runtime,
 )
@@ -171,20 +170,6 @@ def delete(
     elif not found.known:
         text = f"{_described(what)} was not attached to {what.network}"
     formats.done(value, text, [what.name])
-
-
-@click.command()
-@network_options
-def status(network: str, netns: str, cache_dir: str) -> None:
-    """Ask the network's plugins whether they could attach a container now.
-
-    \b
-    Example:  cni status mynet
-    """  # noqa: D301 - click wants the control character
-    del netns  # cnitool takes one
-    with interruptible() as interrupts:
-        runtime(cache_dir, interrupts).status(configured(network))
-    formats.done({"network": network, "ready": True}, f"{network}: ready", [network])
 
 
 def _hint_if_attached(what: cache.Attachment, cache_dir: str) -> str:

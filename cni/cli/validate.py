@@ -28,6 +28,25 @@ _MAX_SIZE = 16 << 20
 _STDIN = "-"
 
 
+# Faults that an ADD does not notice: it succeeds, though not as meant.
+_UNNOTICED = frozenset(
+    {
+        "unknown-key",
+        "duplicate-key",
+        "gateway",
+        "overlap",
+        "ignored-value",
+        "duplicate-name",
+        "file-name",
+    }
+)
+
+
+def stops_add(finding: Finding) -> bool:
+    """Would an ADD fail for this reason?"""
+    return finding.severity == ERROR and finding.code not in _UNNOTICED
+
+
 class Target(NetworkName):
     """A file, a directory or a network; completes networks and paths."""
 
@@ -147,7 +166,17 @@ def files_of(targets: Sequence[str]) -> Files:
         else:
             directories.append(directory)
             asked.append(_of_network(directory, target))
-    asked = list(dict.fromkeys(asked))
+    return _with_context(list(dict.fromkeys(asked)), directories)
+
+
+def files_of_network(name: str) -> Files:
+    """The file of a network in NETCONFPATH. Raises NotFound, CommandError."""
+    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    return _with_context([_of_network(directory, name)], [directory])
+
+
+def _with_context(asked: list[str], directories: list[str]) -> Files:
+    """The files, and the others in the same directories."""
     known = {os.path.realpath(each) for each in asked}
     context = [
         path

@@ -11,8 +11,8 @@ PLUGIN = Plugin(
     keys=(
         Key(
             "backend",
-            Text(values=("firewalld", "iptables", "nftables")),
-            "how to let it through",
+            Text(values=("firewalld", "iptables", "nftables"), ignores_others=True),
+            "how to let it through; any other value counts as none",
             absent="detected",
             example="iptables",
         ),

@@ -53,11 +53,13 @@ class Number(Kind):
 class Text(Kind):
     """A string: one of `values`, if there are any, or of the form that `form` names (forms.py).
 
-    The empty string always means that the key is not given.
+    The empty string always means that the key is not given. With `ignores_others` the plugin takes
+    another value as if the key were absent; without, ADD fails.
     """
 
     form: str = ""
     values: tuple[str, ...] = ()
+    ignores_others: bool = False
 
 
 @dataclass(frozen=True)

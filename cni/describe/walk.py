@@ -225,7 +225,8 @@ class Walk:
             advice = f"did you mean {like}? " if like else ""
             known = ", ".join(kind.values)
             message = f'{path} is "{value}"'
-            self._report.add(node, "value", path, message, f"{advice}it is one of {known}")
+            code = "ignored-value" if kind.ignores_others else "value"
+            self._report.add(node, code, path, message, f"{advice}it is one of {known}")
         elif kind.form:
             reason = problem(kind.form, value)
             if reason:

@@ -17,6 +17,9 @@ READ, WRITE, ENSURE = "r", "w", "e"  # ENSURE writes unless the value is as it s
 Step = tuple[str, str, str]  # one of these, name, value to set
 Outcome = tuple[str | None, int]  # the value that was read, if any; errno of what failed, or 0
 
+FORWARDING_V4 = "net/ipv4/ip_forward"
+FORWARDING_V6 = "net/ipv6/conf/all/forwarding"
+
 # Directories with one directory a link: net/<family>/conf/<link>/<parameter>.
 _PER_LINK = ("conf", "neigh")
 
@@ -157,7 +160,7 @@ def enable_ipv6(ifname: str) -> str:
 
 def enable_forwarding(v6: bool) -> None:
     """Let this namespace route packets of a family. Raises OSError."""
-    ensure("net/ipv6/conf/all/forwarding" if v6 else "net/ipv4/ip_forward", "1")
+    ensure(FORWARDING_V6 if v6 else FORWARDING_V4, "1")
 
 
 def check(name: str) -> None:

@@ -146,7 +146,7 @@ def check(call: Call[Conf]) -> None:
     call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
-    problems = _check_interface(netns, entry)
+    problems = _check_interface(netns, entry) + checks.forwarding(previous)
     rules = masquerade.check(call, previous) if call.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

@@ -1108,6 +1108,7 @@ def damaged(runtime: Runtime, container: Netns, ns: Netns, *lines: str) -> Itera
     ("where", "lines", "text"),
     [
         ("host", ["link delete br0"], "Interface name br0 not found"),
+        ("host", ["link set br0 down"], "Bridge interface br0 is down"),
         ("host", ["link set br0 address 02:00:00:00:00:99"], "Mac"),
         (
             "host",
@@ -1158,6 +1159,28 @@ def test_check_finds_damage(
     ns = runtime.host if where == "host" else container
     with damaged(runtime, container, ns, *lines) as check:
         check().failed(999, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("ipv4.ip_forward", "IPv4"), ("ipv6.conf.all.forwarding", "IPv6")]
+)
+def test_check_finds_that_nothing_is_forwarded(
+    runtime: Runtime, container: Netns, name: str, family: str
+) -> None:
+    with damaged(runtime, container, container) as check:
+        runtime.host.exec(["sysctl", "-qw", f"net.{name}=0"])
+        check().failed(999, f"the node does not forward {family} packets")
+        runtime.host.exec(["sysctl", "-qw", f"net.{name}=1"])
+        check().succeeded()
+
+
+def test_check_does_not_ask_for_forwarding_without_a_gateway(
+    runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    conf = network(isGateway=False, isDefaultGateway=False)
+    result = runtime.add("bridge", conf, container).result
+    runtime.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    runtime.check("bridge", conf, container, prev_result=result).succeeded()
 
 
 def test_check_reports_every_difference(runtime: Runtime, container: Netns) -> None:

@@ -466,6 +466,20 @@ def test_check_finds_damage(runtime: Runtime, container: Netns, line: str, text:
     runtime.check("ptp", conf, container, prev_result=result).failed(999, text)
 
 
+@pytest.mark.parametrize(
+    ("name", "family"), [("ipv4.ip_forward", "IPv4"), ("ipv6.conf.all.forwarding", "IPv6")]
+)
+def test_check_finds_that_nothing_is_forwarded(
+    runtime: Runtime, container: Netns, name: str, family: str
+) -> None:
+    conf = network(DUAL)
+    result = runtime.add("ptp", conf, container).result
+    runtime.host.exec(["sysctl", "-qw", f"net.{name}=0"])
+    runtime.check("ptp", conf, container, prev_result=result).failed(
+        999, f"the node does not forward {family} packets"
+    )
+
+
 def test_check_of_another_link(runtime: Runtime, container: Netns, container2: Netns) -> None:
     conf = network()
     result = runtime.add("ptp", conf, container).result

@@ -356,7 +356,12 @@ FAULTS = [
         "ingressPolicy",
         "bridge",
     ),
-    ([BRIDGE, {"type": "firewall", "backend": "nftable"}], "value", "backend", "did you mean"),
+    (
+        [BRIDGE, {"type": "firewall", "backend": "nftable"}],
+        "ignored-value",
+        "backend",
+        "did you mean nftables?",
+    ),
     ([BRIDGE, {"type": "portmap"}], "combination", "portmap", "capability portMappings"),
     ([BRIDGE, {"type": "bandwidth", "ingressRate": 800}], "combination", "ingressRate", "burst"),
     (

@@ -27,6 +27,8 @@ def bridge(host: Netlink, previous: Result, name: str, promiscuous: bool) -> lis
         problems.append(f"Interface {entry.name} should not be in sandbox")
     if device.kind != "bridge":
         problems.append(f"Interface {entry.name} not of type bridge")
+    if not device.up:
+        problems.append(f"Bridge interface {entry.name} is down (`ip link set {entry.name} up`)")
     if entry.mac and entry.mac != device.mac:
         problems.append(
             f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {device.mac}"

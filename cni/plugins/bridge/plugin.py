@@ -364,6 +364,8 @@ def check(call: Call[Conf]) -> None:
     with Netlink() as host:
         problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
+    if want.gateway:
+        problems += checks.forwarding(previous)
     rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

@@ -52,6 +52,25 @@ def compare(
     fail(problems + (rules or []))
 
 
+def forwarding(previous: Result) -> list[str]:
+    """Does the node forward packets of the families that the prevResult has addresses of?"""
+    from ...kernel import sysctl  # not all that compare need it
+
+    problems = []
+    for v6 in sorted({not ip.prefix.is_v4 for ip in previous.ips}):
+        name = sysctl.FORWARDING_V6 if v6 else sysctl.FORWARDING_V4
+        try:
+            value = sysctl.read(name)
+        except OSError:  # hidden from this process: not known
+            continue
+        if value == "0":
+            family, shown = "IPv6" if v6 else "IPv4", name.replace("/", ".")
+            problems.append(
+                f"the node does not forward {family} packets: {shown} is 0 (`sysctl -w {shown}=1`)"
+            )
+    return problems
+
+
 def container_interface(call: Call[Any], previous: Result) -> Interface:
     """prevResult's entry for CNI_IFNAME in CNI_NETNS. Raises CNIError."""
     sandbox = ""

@@ -1,0 +1,54 @@
+"""What a check finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from cni.cli.conflist import NetworkList
+
+OK, NOTE, WARNING, ERROR = "ok", "note", "warning", "error"
+
+
+class Finding(NamedTuple):
+    """`mend` is a command that puts it right, or shows more; a person may run it as it is."""
+
+    level: str
+    area: str
+    text: str
+    mend: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``-o json``."""
+        return self._asdict()
+
+
+@dataclass
+class Situation:
+    """What the checks need to know: the networks of this node, and the directories in use."""
+
+    networks: list[NetworkList] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+    state_dir: str = "/run/cni"
+    cache_dir: str = "/var/lib/cni"
+    net_d: str = "/etc/cni/net.d"
+    socket: str = "/run/cni/cni.sock"
+
+    def types(self) -> set[str]:
+        """The plugins that the networks name, IPAM plugins too."""
+        found: set[str] = set()
+        for network in self.networks:
+            for plugin in network.plugins:
+                found.add(plugin.type)
+                ipam = plugin.raw.get("ipam")
+                if isinstance(ipam, dict) and isinstance(ipam.get("type"), str):
+                    found.add(ipam["type"])
+        return found - {""}
+
+    def networks_with(self, *names: str) -> list[str]:
+        """The networks that have one of these plugins."""
+        return [
+            network.name
+            for network in self.networks
+            if any(plugin.type in names for plugin in network.plugins)
+        ]

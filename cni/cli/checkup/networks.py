@@ -1,0 +1,52 @@
+"""Each network of this node: could a container be attached now?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from cni.cli import conflist, status
+from cni.cli.cache import Cache
+from cni.cli.runtime import Interrupts, Runtime
+from cni.protocol.errors import CNIError
+
+from .finding import ERROR, NOTE, OK, WARNING, Finding, Situation
+
+AREA = "networks"
+
+
+def readable(situation: Situation) -> Iterator[Finding]:
+    """Runtimes stop at the first file that they cannot read."""
+    for each in conflist.survey(situation.net_d):
+        if each.problem is not None:
+            yield Finding(ERROR, AREA, str(each.problem), f"cni validate {each.path}")
+    if not situation.networks:
+        text = f"there is no network in {situation.net_d}"
+        yield Finding(NOTE, AREA, text, "cni network create mynet --dry-run")
+
+
+def ready(situation: Situation) -> Iterator[Finding]:
+    """STATUS, and what an ADD would meet."""
+    for network in situation.networks:
+        # What plugins write to stderr, the other checks find on their own.
+        asked = Runtime(
+            situation.path,
+            Cache(situation.cache_dir),
+            os.environ,
+            Interrupts(),
+            show_stderr=lambda _: None,
+        )
+        try:
+            found = status.require_ready(network, asked, with_rules=False)
+        except CNIError as error:
+            yield Finding(ERROR, AREA, f"{network.name}: {error.msg}", f"cni status {network.name}")
+        else:
+            yield Finding(OK, AREA, f"{network.name}: ready")
+            if found.warnings:
+                count = len(found.warnings)
+                what = "1 thing looks" if count == 1 else f"{count} things look"
+                text = f"{network.name}: {what} wrong in its configuration"
+                yield Finding(WARNING, AREA, text, f"cni validate {network.name}")
+
+
+CHECKS = (readable, ready)

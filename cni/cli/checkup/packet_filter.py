@@ -1,0 +1,138 @@
+"""The packet filter: variants of iptables, chains that drop, rules that were flushed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+from cni import files
+from cni.cli import status
+from cni.kernel.errors import NetlinkError
+from cni.netfilter.table import drop_policies
+from cni.plugins.firewall.want import SYSTEM_BUS
+
+from .finding import ERROR, OK, WARNING, Finding, Situation
+
+AREA = "packet filter"
+# The tables in which the plugin firewall decides: a chain there that drops is where it accepts.
+_OWN_TABLES = ("cni_firewall",)
+_BY_IPTABLES = "filter"
+
+
+def variants(_situation: Situation) -> Iterator[Finding]:
+    """Rules of iptables-legacy and of iptables-nft both count, and neither shows the other's."""
+    tool = _variant()
+    legacy = _legacy_rules()
+    if tool == "nf_tables" and legacy:
+        text = (
+            f"iptables is that of nftables, but iptables-legacy has rules, too ({legacy}): both "
+            "count, and neither tool shows the other's"
+        )
+        yield Finding(WARNING, AREA, text, "iptables-legacy-save")
+    elif tool == "legacy" and _nft_tables_of_iptables():
+        text = (
+            "iptables is the legacy one, but iptables-nft has rules, too: both count, and neither "
+            "tool shows the other's"
+        )
+        yield Finding(WARNING, AREA, text, "iptables-nft-save")
+    elif tool:
+        yield Finding(OK, AREA, f"iptables is the variant {tool}")
+    else:
+        yield Finding(OK, AREA, "iptables is not installed: plugins use nftables")
+
+
+def _variant() -> str:
+    """``nf_tables`` or ``legacy``; empty if there is no iptables."""
+    program = files.find_program("iptables")
+    if program is None:
+        return ""
+    text = _output([program, "--version"])
+    return "nf_tables" if "nf_tables" in text else "legacy"
+
+
+def _output(argv: list[str]) -> str:
+    """What a program prints; empty if it fails."""
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _legacy_rules() -> str:
+    """The tables of iptables-legacy that have rules, in this namespace; empty without any."""
+    try:
+        with open("/proc/thread-self/net/ip_tables_names", encoding="ascii") as names:
+            tables = names.read().split()
+    except OSError:
+        return ""
+    program = files.find_program("iptables-legacy-save")
+    if program is None or not tables:
+        return ", ".join(tables)
+    rules = [line for line in _output([program]).splitlines() if line.startswith("-A")]
+    return ", ".join(tables) if rules else ""
+
+
+def _nft_tables_of_iptables() -> bool:
+    program = files.find_program("iptables-nft-save")
+    return program is not None and any(
+        line.startswith("-A") for line in _output([program]).splitlines()
+    )
+
+
+def drops(situation: Situation) -> Iterator[Finding]:
+    """A forward chain that drops by default decides over containers' packets, too."""
+    try:
+        chains = drop_policies()
+    except NetlinkError:
+        return
+    routed = set(situation.networks_with("bridge", "ptp", "flannel"))
+    guarded = set(situation.networks_with("firewall"))
+    for family, table, name in chains:
+        chain = f"{family} {table} {name}"
+        if table in _OWN_TABLES:
+            continue
+        show = f"nft list chain {chain}"
+        if table == _BY_IPTABLES:
+            bare = sorted(routed - guarded)
+            if bare:
+                text = (
+                    f"the chain {chain} drops what it does not accept, and nothing makes it accept "
+                    f"the packets of {', '.join(bare)}: add the plugin firewall to these networks"
+                )
+                yield Finding(WARNING, AREA, text, show)
+        elif routed:
+            text = (
+                f"the chain {chain} drops what it does not accept itself: no rule of a plugin can "
+                "change that, so it has to accept the containers' packets"
+            )
+            yield Finding(WARNING, AREA, text, show)
+    if not chains:
+        yield Finding(OK, AREA, "no chain drops forwarded packets by default")
+
+
+def firewalld(situation: Situation) -> Iterator[Finding]:
+    """firewalld rejects what no zone allows."""
+    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(SYSTEM_BUS):
+        return
+    from cni.plugins.firewall import dbus
+
+    runs, _ = dbus.firewalld_runs()
+    routed = set(situation.networks_with("bridge", "ptp", "flannel"))
+    bare = sorted(routed - set(situation.networks_with("firewall")))
+    if runs and bare:
+        text = f"firewalld runs, and {', '.join(bare)} lack the plugin firewall"
+        yield Finding(WARNING, AREA, text, "firewall-cmd --get-active-zones")
+
+
+def flushed(situation: Situation) -> Iterator[Finding]:
+    """Rules of attached containers that are gone."""
+    missing = [text for network in situation.networks for text in status.flushed(network)]
+    for text in missing:
+        yield Finding(ERROR, AREA, f"rules are gone: {text}", "cni reload")
+    if situation.networks and not missing:
+        yield Finding(OK, AREA, "the rules of attached containers are there")
+
+
+CHECKS = (variants, drops, firewalld, flushed)

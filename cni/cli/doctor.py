@@ -1,0 +1,97 @@
+"""`cni doctor`: what is wrong with this node, each finding with the command that mends it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import click
+
+from cni import intent
+
+from . import conflist, formats
+from .checkup import networks, node, packet_filter, software, state
+from .checkup.finding import ERROR, NOTE, OK, WARNING, Finding, Situation
+from .serve import SOCKET
+from .session import CACHE_DIR, plugin_path
+
+_AREAS = (software, node, packet_filter, state, networks)
+_MARKS = {OK: "✓", NOTE: "·", WARNING: "!", ERROR: "✗"}
+
+
+@click.command()
+@click.option("--strict", is_flag=True, help="Exit code 1 for warnings, too.")
+@CACHE_DIR
+@formats.options
+def doctor(strict: bool, cache_dir: str) -> None:
+    """Look for what is wrong with this node, and say what mends it.
+
+    Looks at the kernel, its modules and sysctls, the packet filter, state directories and disks,
+    leftovers of dead containers, the installed plugins, the server, and each network. Changes
+    nothing. Exit code 1 if there is an error.
+
+    \b
+    See also: cni status, cni validate, cni ps
+    """  # noqa: D301 - click wants the control character
+    found = list(examine(situation_of(cache_dir)))
+    counts = {level: sum(each.level == level for each in found) for level in _MARKS}
+    lines = [line for each in found for line in _lines(each)]
+    if os.geteuid() != 0:
+        lines.append("· not everything could be looked at: run it as root")
+    lines.append(_summary(counts))
+    formats.present(
+        {
+            "errors": counts[ERROR],
+            "warnings": counts[WARNING],
+            "findings": [each.as_dict() for each in found],
+        },
+        lines=lines,
+        names=[each.text for each in found if each.level in (WARNING, ERROR)],
+    )
+    if counts[ERROR] or (strict and counts[WARNING]):
+        raise SystemExit(1)
+
+
+def situation_of(cache_dir: str) -> Situation:
+    """What the environment and the command line say."""
+    net_d = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    return Situation(
+        networks=conflist.all_of(net_d),
+        path=plugin_path(os.environ.get("CNI_PATH", "")),
+        state_dir=os.environ.get("CNI_STATE_DIR") or intent.STATE_DIR,
+        cache_dir=os.path.abspath(cache_dir),
+        net_d=net_d,
+        socket=os.environ.get("CNI_SERVER_SOCKET") or SOCKET,
+    )
+
+
+def examine(situation: Situation) -> Iterator[Finding]:
+    """Run all checks; one that fails says so, and the others go on."""
+    for area in _AREAS:
+        for check in area.CHECKS:
+            yield from _tried(area.AREA, check, situation)
+
+
+def _tried(
+    area: str, check: Callable[[Situation], Iterator[Finding]], situation: Situation
+) -> Iterator[Finding]:
+    try:
+        yield from check(situation)
+    except Exception as error:  # noqa: BLE001 the other checks are still to be made
+        what = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
+        yield Finding(NOTE, area, f"could not be looked at: {what}: {error}")
+
+
+def _lines(finding: Finding) -> list[str]:
+    lines = [f"{_MARKS[finding.level]} {finding.area}: {finding.text}"]
+    return [*lines, f"    {finding.mend}"] if finding.mend else lines
+
+
+def _summary(counts: dict[str, int]) -> str:
+    if not counts[ERROR] and not counts[WARNING]:
+        return "nothing is wrong"
+    errors, warnings = counts[ERROR], counts[WARNING]
+    return (
+        f"{errors} {'error' if errors == 1 else 'errors'}, "
+        f"{warnings} {'warning' if warnings == 1 else 'warnings'}"
+    )

@@ -1,0 +1,157 @@
+"""`cni status`: could a container be attached now?
+
+libcni asks the plugins only if the network's version is 1.1.0 or later, and most networks are
+older. This command also asks the plugins of this file for older networks, judges the configuration,
+looks at what an ADD would need on this node, and at whether the rules of attached containers are
+there.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import click
+import msgspec
+
+from cni import delegate, dispatch, intent
+from cni.describe import catalogue
+from cni.describe.findings import Finding
+from cni.protocol import version as versions
+from cni.protocol.errors import CNIError, LimitedConnectivity, NotAvailable
+
+from . import conflist, errors, formats, validate
+from .runtime import Runtime
+from .session import configured, interruptible, network_options, runtime
+
+# Attachments of a plugin whose rules are looked for: what flushes rules flushes those of all.
+_SAMPLE = 3
+
+
+class Ready(NamedTuple):
+    """An ADD should work. `unasked` says of which plugins that is not known, and why."""
+
+    unasked: list[str]
+    warnings: list[Finding]
+
+
+@click.command()
+@network_options
+def status(network: str, netns: str, cache_dir: str) -> None:
+    """Say whether a container could be attached to the network now.
+
+    Asks the plugins, judges the configuration, and looks at what an ADD would need on this node:
+    plugins, links, kernel, addresses. Exit code 50: no container can be attached; 51: and those
+    that are attached may be cut off, for example because their rules were flushed.
+
+    \b
+    Example:  cni status mynet
+    See also: cni validate, cni plan, cni doctor
+    """  # noqa: D301 - click wants the control character
+    del netns  # cnitool takes one
+    with interruptible() as interrupts:
+        ready = require_ready(configured(network), runtime(cache_dir, interrupts))
+    value = {
+        "network": network,
+        "ready": True,
+        "notAsked": ready.unasked,
+        "warnings": [each.as_dict() for each in ready.warnings],
+    }
+    notes = [f"  not asked: {each}" for each in ready.unasked]
+    notes += [f"  warning: {each.message} ({each.place})" for each in ready.warnings]
+    formats.done(value, "\n".join([f"{network}: ready", *notes]), [network])
+
+
+def require_ready(
+    network: conflist.NetworkList, asked: Runtime, *, with_rules: bool = True
+) -> Ready:
+    """Raises CNIError, NotAvailable (50) or LimitedConnectivity (51) unless an ADD should work.
+
+    `with_rules`: also looks for the rules of attached containers.
+    """
+    unasked = _ask(network, asked)
+    found = _judged(network.name)
+    wrong = [each for each in found if validate.stops_add(each)]
+    if wrong:
+        more = [f"{each.place}: {each.message}" for each in wrong[1:]]
+        advice = f"{wrong[0].place}: {wrong[0].advice}".removesuffix(": ")
+        raise NotAvailable(f"an ADD would fail: {wrong[0].message}", "; ".join([advice, *more]))
+    missing = flushed(network) if with_rules else []
+    if missing:
+        raise LimitedConnectivity(
+            "rules of the packet filter are gone: run `cni reload`", "; ".join(missing)
+        )
+    return Ready(unasked, [each for each in found if each not in wrong])
+
+
+def _ask(network: conflist.NetworkList, asked: Runtime) -> list[str]:
+    """Call STATUS of the plugins; who was not asked, and why. Raises the first error.
+
+    Networks older than STATUS are shown to the plugins of this file as if they were of 1.1.0.
+    """
+    try:
+        is_new = versions.at_least(network.version, "1.1.0")
+    except CNIError:
+        return []  # judged later
+    if is_new:
+        asked.status(network)
+        return []
+    own = [plugin for plugin in network.plugins if _is_own(plugin.type, asked.path)]
+    if own:
+        asked.status(network._replace(version="1.1.0", plugins=tuple(own)))
+    others = [plugin.type for plugin in network.plugins if plugin not in own]
+    shown = network.version or versions.DEFAULT
+    return [f"{name}, since cniVersion {shown} has no STATUS" for name in others]
+
+
+def _is_own(name: str, path: list[str]) -> bool:
+    """Is the plugin one of this file, so that it speaks 1.1.0?"""
+    try:
+        program = delegate.find(name, path)
+    except CNIError:
+        return False
+    return catalogue.known_as(name) is not None and delegate.is_ourselves(program)
+
+
+def _judged(name: str) -> list[Finding]:
+    """What is wrong with the network's configuration, and with the node."""
+    try:
+        return validate.judge(validate.files_of_network(name)).findings()
+    except errors.CommandError:
+        return []
+
+
+def flushed(network: conflist.NetworkList) -> list[str]:
+    """What CHECK says of rules that are gone, of some attachments; nothing without root."""
+    if os.geteuid() != 0:
+        return []
+    env = {"CNI_STATE_DIR": os.environ.get("CNI_STATE_DIR", intent.STATE_DIR)}
+    missing = []
+    for name in dict.fromkeys(filter(None, (catalogue.known_as(p.type) for p in network.plugins))):
+        try:
+            kept = intent.all_of(name, env, network.name)
+        except OSError:
+            continue
+        alive = [each for each in kept if each.namespace_exists()]
+        for each in alive[-_SAMPLE:]:
+            text = _checked(name, each)
+            if text:
+                owner = each.owner
+                missing.append(f"{name}: {owner.container_id}/{owner.ifname}: {text}")
+    return missing
+
+
+def _checked(name: str, kept: intent.Intent) -> str:
+    """What CHECK says of an attachment, if that is about rules; else the empty string."""
+    if name not in dispatch.TABLE:
+        return ""
+    dropped = ("cniversion", "prevresult")
+    conf = {key: value for key, value in kept.config.items() if key.lower() not in dropped}
+    stdin = msgspec.json.encode({**conf, "cniVersion": intent.VERSION, "prevResult": kept.result})
+    env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env, "CNI_COMMAND": "CHECK"}
+    code, answer = dispatch.answer(name, env, lambda: stdin)
+    if not code:
+        return ""
+    error = msgspec.json.decode(answer)
+    text = f"{error.get('msg', '')} {error.get('details', '')}"
+    return str(error.get("msg", "")) if "cni reload" in text else ""

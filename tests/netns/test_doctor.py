@@ -1,0 +1,160 @@
+"""`cni doctor` finds what is wrong with a node, and what it says mends it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Netns
+from tests.harness.command_line import Node
+
+
+@pytest.fixture
+def node(host: Netns, bin_dir: Path, tmp_path: Path) -> Node:
+    if not (bin_dir / "cni").exists():
+        pytest.skip("these are not our plugins")
+    made = Node(host, bin_dir, tmp_path)
+    made.env["CNI_SERVER_SOCKET"] = str(tmp_path / "cni.sock")
+    return made
+
+
+def doctor(node: Node) -> list[dict[str, Any]]:
+    argv = [str(node.bin_dir / "cni"), "doctor", "--json", "--cache-dir", str(node.cache)]
+    done = node.host.exec(argv, env=node.env, cwd="/", check=False)
+    assert done.stderr == ""
+    value = json.loads(done.stdout)
+    assert done.returncode == bool(value["errors"])
+    unseen = [each for each in value["findings"] if "could not be looked at" in each["text"]]
+    assert unseen == []
+    return [each for each in value["findings"] if each["level"] in ("warning", "error")]
+
+
+def mend(node: Node, finding: dict[str, Any]) -> None:
+    """Run the command that a finding names, as it stands."""
+    argv = shlex.split(finding["mend"])
+    extra = ["--cache-dir", str(node.cache)] if argv[:2] == ["cni", "gc"] else []
+    program = str(node.bin_dir / "cni") if argv[0] == "cni" else argv[0]
+    node.host.exec([program, *argv[1:], *extra], env=node.env, cwd="/")
+
+
+def areas(found: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(each["level"], each["area"]) for each in found]
+
+
+def test_a_node_on_which_nothing_is_wrong(node: Node, container: Netns) -> None:
+    node.configure(ipMasq=True)
+    assert doctor(node) == []
+    node.ok("add", "net", container.path)
+    assert doctor(node) == []
+
+
+def test_forwarding_that_was_switched_off(node: Node, container: Netns) -> None:
+    node.configure()
+    node.ok("add", "net", container.path)
+    node.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    (found,) = doctor(node)
+    assert "net.ipv4.ip_forward is 0" in found["text"]
+    mend(node, found)
+    assert doctor(node) == []
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_rules_that_were_flushed(node: Node, container: Netns, backend: str) -> None:
+    node.configure(ipMasq=True, ipMasqBackend=backend)
+    node.ok("add", "net", container.path)
+    node.host.exec(["nft", "flush", "ruleset"])
+    found = doctor(node)
+    assert areas(found) == [("error", "packet filter")]
+    assert "rules are gone" in found[0]["text"]
+    mend(node, found[0])
+    assert doctor(node) == []
+
+
+def test_a_chain_that_drops(node: Node) -> None:
+    node.configure()
+    node.host.exec(["nft", "add table inet strict"])
+    chain = "{ type filter hook forward priority 0; policy drop; }"
+    node.host.exec(["nft", f"add chain inet strict forward {chain}"])
+    (found,) = doctor(node)
+    assert (found["level"], found["area"]) == ("warning", "packet filter")
+    assert "inet strict forward" in found["text"]
+    shown = node.host.exec(shlex.split(found["mend"])).stdout
+    assert "policy drop" in shown
+
+
+def test_iptables_that_drops_without_the_plugin_firewall(node: Node) -> None:
+    node.configure()
+    node.host.exec(["iptables", "-P", "FORWARD", "DROP"])
+    (found,) = doctor(node)
+    assert "add the plugin firewall" in found["text"]
+    conf = json.loads((node.net_d / "10-net.conflist").read_text())
+    conf["plugins"].append({"type": "firewall"})
+    (node.net_d / "10-net.conflist").write_text(json.dumps(conf))
+    assert doctor(node) == []
+
+
+def test_leftovers_of_dead_containers(node: Node) -> None:
+    node.configure()
+    with Netns("gone") as gone:
+        node.ok("add", "net", gone.path)
+    found = doctor(node)
+    assert areas(found) == [("warning", "state")]
+    assert "net: 1 attachment of dead containers" in found[0]["text"]
+    mend(node, found[0])
+    assert doctor(node) == []
+
+
+def test_a_broken_configuration(node: Node) -> None:
+    node.configure()
+    (node.net_d / "20-broken.conflist").write_text('{"name": "x",}')
+    found = doctor(node)
+    assert ("error", "networks") in areas(found)
+    assert any("20-broken.conflist" in each["mend"] for each in found)
+
+
+def test_a_network_that_is_not_ready(node: Node) -> None:
+    node.configure(type="macvlan", master="eth77", isGateway=None)
+    found = doctor(node)
+    assert areas(found) == [("error", "networks")]
+    assert "eth77" in found[0]["text"]
+    assert found[0]["mend"] == "cni status net"
+
+
+def test_missing_plugins(node: Node) -> None:
+    node.configure()
+    node.env["CNI_PATH"] = "/nonexistent"
+    found = doctor(node)
+    assert ("error", "software") in areas(found)
+    assert "missing in /nonexistent: bridge, host-local" in [e["text"] for e in found]
+
+
+def test_a_server_that_does_not_answer(node: Node) -> None:
+    import socket
+
+    node.configure()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(node.env["CNI_SERVER_SOCKET"])
+        found = doctor(node)
+    assert areas(found) == [("warning", "software")]
+    assert "no server answers" in found[0]["text"]
+
+
+def test_state_that_anybody_may_write(node: Node) -> None:
+    node.configure()
+    node.net_d.chmod(0o777)
+    (found,) = doctor(node)
+    assert (found["level"], found["area"]) == ("error", "state")
+    mend(node, found)
+    assert doctor(node) == []
+
+
+def test_on_a_terminal(node: Node) -> None:
+    node.configure()
+    code, shown = node.person("doctor")
+    assert code == 0
+    assert "✓ kernel: Linux" in shown
+    assert shown.endswith("nothing is wrong\n")
