@@ -380,7 +380,11 @@ class Call(Generic[C]):
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""
-        os.write(2, f"{text}\n".encode(errors="replace"))
+        if not text.isprintable():  # else that module need not be loaded
+            from .stderr import printable
+
+            text = printable(text, keep="")
+        os.write(2, f"{text}\n".encode())
 
     def close(self) -> None:
         """Close what the request opened."""

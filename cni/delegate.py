@@ -135,8 +135,10 @@ def parse_output(output: bytes, stdin: bytes) -> Result:
 
 
 def pass_on(data: bytes) -> None:
-    """Write what a plugin has written to stderr to our own."""
-    os.write(2, data)
+    """Write what a plugin has written to stderr to our own, escaped."""
+    from . import stderr
+
+    stderr.passed_on(data)
 
 
 def execute(

@@ -252,7 +252,9 @@ def _answer(decoded: Decoded, deliver: Deliver | None) -> Answer:
         return 0, output, True
     except BaseException as error:  # noqa: BLE001 as above
         if settled:  # the runtime has its result, and what it says is there
-            os.write(2, f"cni: after the result: {error!r}\n".encode(errors="replace"))
+            from . import stderr
+
+            stderr.line(f"cni: after the result: {error!r}")
             return 0, output, False
         return _failure(error)
 
@@ -464,5 +466,7 @@ def _unexpected(error: BaseException) -> CNIError:
     if standins.doubt is None:  # else the process begins anew, and may well succeed
         import traceback
 
-        os.write(2, "".join(traceback.format_exception(error)).encode(errors="replace"))
+        from . import stderr
+
+        stderr.lines("".join(traceback.format_exception(error)))
     return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import click
 
 from cni import dispatch
 from cni.artifact import InstallError
-from cni.install import Report, command
+from cni.install import Report, command, is_installed
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
@@ -155,10 +156,20 @@ def _more(units: Path | None, service: bool) -> Iterator[str]:
 @_BIN_DIR
 @_UNITS
 @_ROOT
+@click.option("--force", is_flag=True, help="Also while containers are attached.")
 @formats.options
-def uninstall(bin_dir: Path, units: Path | None, root: Path | None) -> None:
-    """Remove what `cni install` made, and put back what was there before."""
+def uninstall(bin_dir: Path, units: Path | None, root: Path | None, force: bool) -> None:
+    """Remove what `cni install` made, and put back what was there before.
+
+    Refused while containers are attached by these plugins: they could not be detached any more, or
+    not completely.
+    """
+    from . import remaining
+
     place = Place.of(bin_dir, root)
+    stay = _attached(place)
+    if stay and not force:
+        raise remaining.refusal(stay)
     paths: list[Path] = []
     if units:
         at = Place.of(units, place.root).bin_dir
@@ -168,9 +179,19 @@ def uninstall(bin_dir: Path, units: Path | None, root: Path | None) -> None:
         report = uninstall_file(bin_dir, paths, root=root)
     except InstallError as error:
         raise click.ClickException(str(error)) from error
+    report.warnings += [f"stays: {text}" for text in remaining.shortened(stay)]
     nothing = not report.removed and not report.restored
     where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
     _show(report, where)
+
+
+def _attached(place: Place) -> list[str]:
+    """A line for each attachment that would stay. Raises CNIError if that cannot be found out."""
+    if place.root is not None or os.geteuid() != 0 or not is_installed(place.bin_dir):
+        return []  # no container can have been attached by them
+    from .remaining import described
+
+    return list(described(place.bin_dir))
 
 
 def _show(report: Report, headline: str) -> None:

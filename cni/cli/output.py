@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
+from cni import stderr
 from cni.protocol.errors import CNIError
 from cni.protocol.result import IPConfig, Result, encode_json
 
@@ -36,19 +37,8 @@ def is_terminal() -> bool:
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    r"""`text` with an escape (``\x1b``) for each character that is not simply shown.
-
-    These are control characters but for those in `keep`, marks that change the direction of
-    writing, line separators, and what Unicode has not assigned. Bytes that are no UTF-8 become
-    U+FFFD.
-    """
-    text = gojson.text(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    """As stderr.printable, but bytes that are no UTF-8 become U+FFFD."""
+    return stderr.printable(gojson.text(text), keep)
 
 
 def printable_json(data: bytes) -> bytes:

@@ -34,7 +34,7 @@ from .directory import Installation, Report
 from .interpreter import choose
 from .place import Place
 
-__all__ = ["Report", "install", "uninstall"]
+__all__ = ["Report", "install", "is_installed", "uninstall"]
 
 LOCK = ".cni-lock"
 LOCK_SECONDS = 60.0
@@ -102,6 +102,11 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
     gone = _remove_directories(installation.made)
     report.removed += [str(place.then(Path(path))) for path in gone]
     return report
+
+
+def is_installed(bin_dir: Path) -> bool:
+    """Whether the directory has plugins of this project."""
+    return Installation(Place.of(bin_dir)).is_present
 
 
 def _make_directories(path: Path) -> list[str]:

@@ -241,6 +241,11 @@ class Installation:
         except OSError:
             return None
 
+    @property
+    def is_present(self) -> bool:
+        """Whether there is anything to uninstall."""
+        return bool(self.manifest) or self._current_build() is not None
+
     def _names(self) -> list[str]:
         """The plugins that are installed; without a manifest, all that point to `cni`."""
         names = self.manifest.get("names")

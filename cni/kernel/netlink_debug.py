@@ -14,13 +14,13 @@ server's worker had made before, and those of executors, are not shown.
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from collections.abc import Iterator
 from errno import errorcode
 from typing import TYPE_CHECKING, Any, cast
 
+from .. import stderr
 from . import netlink as nl
 from . import uapi  # noqa: F401 its names are looked up
 
@@ -115,8 +115,8 @@ class Watched:
         return data
 
     def _tell(self, direction: str, data: bytes) -> None:
-        text = "".join(f"{line}\n" for line in describe(self._sock.proto, direction, data))
-        os.write(2, text.encode(errors="replace"))
+        told = describe(self._sock.proto, direction, data)
+        stderr.lines("".join(f"{stderr.printable(line, keep='')}\n" for line in told))
 
 
 def describe(protocol: int, direction: str, data: bytes) -> Iterator[str]:

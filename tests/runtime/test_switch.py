@@ -60,7 +60,7 @@ class Switch:
         assert self.node.run(["realpath", f"{BIN_DIR}/bridge"]).stdout == f"{BIN_DIR}/cni\n"
 
     def to_go(self) -> None:
-        self.node.run([self.dist, "uninstall", "--bin-dir", BIN_DIR])
+        self.node.run([self.dist, "uninstall", "--bin-dir", BIN_DIR, "--force"])
         assert self.node.run(["realpath", f"{BIN_DIR}/bridge"]).stdout == f"{BIN_DIR}/bridge\n"
 
 
@@ -70,12 +70,12 @@ def switch(node: Node, plugins: Plugins, go_bin_dir: Path) -> Iterator[Switch]:
     if plugins.dist is None:
         pytest.skip(f"CNI_TEST_BIN_DIR={plugins.given} chooses other plugins")
     changer = Switch(node, str(plugins.dist))
-    node.run([changer.dist, "uninstall", "--bin-dir", BIN_DIR])
+    node.run([changer.dist, "uninstall", "--bin-dir", BIN_DIR, "--force"])
     shutil.copytree(go_bin_dir, node.path(BIN_DIR), symlinks=True, dirs_exist_ok=True)
     try:
         yield changer
     finally:
-        node.run([changer.dist, "uninstall", "--bin-dir", BIN_DIR], check=False)
+        node.run([changer.dist, "uninstall", "--bin-dir", BIN_DIR, "--force"], check=False)
         node.run(["sh", "-c", f"rm -rf {BIN_DIR}/* {BIN_DIR}/.[!.]*"])
         plugins.install(node)
 

@@ -10,10 +10,12 @@ from typing import Protocol
 
 from ...protocol.errors import CNIError
 from ...protocol.result import Result
+from ...stderr import line as log
+from ...stderr import lines
 from . import result as results
 from .binding4 import Binding4
 from .binding6 import Binding6
-from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, log, now
+from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, now
 from .interface import Gone, Interface
 from .state import Directory, Record
 from .waiting import pauses, sleep_until, together
@@ -168,7 +170,7 @@ class Attachment:
             log(f"{self.record.key}: {reason}; the lease is not maintained any more")
             self._env.directory.remove(self.record.key)
         except Exception as error:  # noqa: BLE001 a defect costs one lease, not the daemon
-            log("".join(traceback.format_exception(error)))
+            lines("".join(traceback.format_exception(error)))
             self._fail(CNIError(f"unexpected {type(error).__name__}: {error}", "see the log"))
 
     def _fail(self, error: CNIError) -> None:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 from ...protocol.address import format_ip, is_global_unicast
 from ...protocol.errors import CNIError
+from ...stderr import line as log
 from . import message4 as m
 from .conf import (
     CLASSLESS_ROUTES,
@@ -19,7 +20,7 @@ from .conf import (
     SUBNET_MASK,
     Options,
 )
-from .exchange import Closer, Lease, Refused, Settings, ask, log, now
+from .exchange import Closer, Lease, Refused, Settings, ask, now
 from .interface import Interface
 
 _ETH_P_IP = 0x0800

@@ -15,10 +15,12 @@ from ...kernel.errors import KernelError
 from ...netns.executor import Executor
 from ...protocol import config
 from ...protocol.errors import CNIError, from_exception
+from ...stderr import line as log
+from ...stderr import lines
 from . import interface as interfaces
 from .attachment import Attachment, Environment
 from .conf import Conf, options
-from .exchange import Settings, log
+from .exchange import Settings
 from .state import Directory, Record
 
 _READ_TIMEOUT = 10.0  # seconds for a request to arrive whole
@@ -143,7 +145,7 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 the daemon goes on, whatever one request does
             import traceback
 
-            log("".join(traceback.format_exception(error)))
+            lines("".join(traceback.format_exception(error)))
             return _error(999, f"unexpected {type(error).__name__}: {error}", "see the log")
 
     async def _allocate(self, params: dict[str, Any]) -> dict[str, Any]:

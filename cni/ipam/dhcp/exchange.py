@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import time
@@ -92,11 +91,6 @@ def now() -> float:
 def jitter(value: float, spread: float) -> float:
     """`value` plus or minus `spread`: many clients must not move in step."""
     return value + random.uniform(-spread, spread)  # noqa: S311
-
-
-def log(text: str) -> None:
-    """A line for the journal."""
-    os.write(2, f"{text}\n".encode(errors="replace"))
 
 
 class Closer:

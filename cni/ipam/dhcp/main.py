@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from ... import systemd
 from ...protocol.errors import CNIError
+from ...stderr import line as log
+from ...stderr import lines
 from .daemon import Daemon
-from .exchange import Settings, log
+from .exchange import Settings
 from .rpc import DEFAULT_SOCKET, MAX_MESSAGE
 from .state import Directory
 
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     except UsageError as error:
         if str(error):
             log(str(error))
-        log(USAGE.rstrip())
+        lines(USAGE)
         return 2 if str(error) else 0
     try:
         return _run(flags)

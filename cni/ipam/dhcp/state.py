@@ -13,9 +13,9 @@ import msgspec
 from ... import files, lockfile
 from ...owner import digest
 from ...protocol.errors import CNIError
+from ...stderr import line as log
 from . import binding4, binding6
 from .conf import Options
-from .exchange import log
 from .interface import Interface
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"

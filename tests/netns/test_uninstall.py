@@ -1,0 +1,158 @@
+"""`cni uninstall` while containers are attached."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni.cli import remaining
+from tests.harness import Netns, Runtime
+from tests.harness.build import install_dist
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NET = "uninstall-net"
+
+
+class Node:
+    """A node with a directory of plugins of its own."""
+
+    def __init__(self, host: Netns, directory: Path) -> None:
+        self.host, self.directory = host, directory
+        self.runtime = Runtime(directory / "bin", host)
+        # No other test's attachments are to be seen.
+        self.runtime.env["CNI_STATE_DIR"] = str(directory / "state")
+        install_dist(directory / "bin")
+
+    def uninstall(self, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [f"{self.directory}/bin/cni", "uninstall", "--bin-dir", f"{self.directory}/bin"]
+        return self.host.run(
+            subprocess.run,
+            [*command, *options],
+            env=self.runtime.env,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    def refused(self) -> list[str]:
+        """The lines of the details; fails unless it is refused, and all is still there."""
+        done = self.uninstall("--json")
+        assert done.returncode == 5, done.stdout + done.stderr
+        assert (self.directory / "bin/cni").exists()
+        details = json.loads(done.stdout)["details"]
+        assert isinstance(details, str)
+        return details.splitlines()
+
+    def conf(self, **keys: Any) -> dict[str, Any]:
+        ipam = {"type": "host-local", "subnet": "10.42.0.0/24", "dataDir": f"{self.directory}/data"}
+        return {"cniVersion": "1.1.0", "name": NET, "ipam": ipam, **keys}
+
+
+@pytest.fixture
+def node(host: Netns, tmp_path: Path) -> Node:
+    return Node(host, tmp_path)
+
+
+def test_refused_while_a_container_is_attached(node: Node, container: Netns) -> None:
+    conf = node.conf()
+    node.runtime.add("bridge", conf, container).succeeded()
+    lines = node.refused()
+    assert lines == [
+        f"eth0 of c1 in {NET}",
+        "delete these containers first, or repeat it with --force",
+    ]
+    node.runtime.delete("bridge", conf, container).succeeded()
+    done = node.uninstall()
+    assert done.returncode == 0, done.stderr
+    assert not (node.directory / "bin").exists()
+
+
+def test_forced(node: Node, container: Netns) -> None:
+    node.runtime.add("bridge", node.conf(), container).succeeded()
+    done = node.uninstall("--force")
+    assert done.returncode == 0, done.stderr
+    assert f"warning: stays: eth0 of c1 in {NET}" in done.stderr
+    assert not (node.directory / "bin").exists()
+
+
+def test_names_the_published_ports_that_others_do_not_find(node: Node, container: Netns) -> None:
+    result = node.runtime.add("bridge", node.conf(), container).result
+    ports = [
+        {"hostPort": 8081, "containerPort": 80, "protocol": "tcp"},
+        {"hostPort": 5353, "containerPort": 53, "protocol": "UDP"},
+    ]
+    conf = {"cniVersion": "1.1.0", "name": NET, "runtimeConfig": {"portMappings": ports}}
+    node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
+    assert node.refused()[0] == (
+        f"eth0 of c1 in {NET}, which publishes 8081/tcp, 5353/udp in nftables"
+    )
+
+
+def test_a_device_in_a_container_is_an_attachment(node: Node, container: Netns) -> None:
+    """There is no link on the node, and no address."""
+    node.host.ip("link", "add", "uplink", "type", "veth", "peer", "name", "far")
+    conf = {"cniVersion": "1.1.0", "name": NET, "device": "uplink"}
+    node.runtime.add("host-device", conf, container).succeeded()
+    lines = node.refused()
+    assert len(lines) == 2
+    assert "/state/devices/" in lines[0]
+    node.runtime.delete("host-device", conf, container).succeeded()
+    assert node.uninstall().returncode == 0
+
+
+def test_of_a_dead_container_nothing_has_to_be_deleted(
+    node: Node, netns: Callable[..., Netns]
+) -> None:
+    container = netns("short-lived")
+    node.runtime.add("bridge", node.conf(), container).succeeded()
+    container.close()
+    assert node.uninstall().returncode == 0
+
+
+def test_what_the_reference_made_is_no_reason(
+    node: Node, go_bin_dir: Path, container: Netns
+) -> None:
+    Runtime(go_bin_dir, node.host).add(
+        "bridge", node.conf(cniVersion="1.0.0"), container
+    ).succeeded()
+    assert node.uninstall().returncode == 0
+
+
+def test_what_the_plugins_of_another_directory_made_is_no_reason(
+    node: Node, container: Netns, tmp_path: Path
+) -> None:
+    """As far as an attachment tells it: by what it keeps for `cni reload`."""
+    other = install_dist(tmp_path / "other")
+    runtime = Runtime(other, node.host, env=node.runtime.env)
+    runtime.add("bridge", node.conf(isGateway=True, ipMasq=True), container).succeeded()
+    assert node.uninstall().returncode == 0
+
+
+def test_where_nothing_is_installed_nothing_is_refused(
+    node: Node, container: Netns, tmp_path: Path
+) -> None:
+    node.runtime.add("bridge", node.conf(), container).succeeded()
+    done = node.uninstall("--bin-dir", str(tmp_path / "empty"))
+    assert done.returncode == 0, done.stderr
+    assert os.path.exists(node.directory / "bin/cni")
+
+
+def test_an_image_has_no_containers(node: Node, container: Netns, tmp_path: Path) -> None:
+    node.runtime.add("bridge", node.conf(), container).succeeded()
+    done = node.uninstall("--root", str(tmp_path / "image"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("count", "shown"), [(1, 1), (10, 10), (11, 9), (500, 9)])
+def test_ten_lines_at_most(count: int, shown: int) -> None:
+    lines = remaining.shortened([f"eth0 of c{number} in net" for number in range(count)])
+    assert len(lines) == min(count, 10)
+    if count > 10:
+        assert lines[-1] == f"and {count - shown} more"
