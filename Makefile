@@ -38,7 +38,7 @@ PACKAGES_runtime := podman podman-compose conmon containerd runc
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
 	test-build test-netns test-warm test-lab test-selfcontained test-runtime test-release test-all lint format bench \
-	demo lock clean distclean
+	bench-node demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -143,6 +143,9 @@ test-all: $(TESTED) .cache/setup-runtime.stamp ## everything, as CI runs it
 
 bench: $(TESTED) ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench
+
+bench-node: $(TESTED) ## what requests cost on a node with up to 900 pods (5 minutes)
+	$(RUN) -m tests.bench.node
 
 demo: dist/cni .cache/setup-demo.stamp ## network two namespaces, show them talking, clean up
 	tools/demo.sh

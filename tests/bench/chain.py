@@ -51,7 +51,7 @@ def add(node: Node, plugins: Sequence[Json], where: Attachment, port: int) -> tu
     """The list's ADD, each plugin with the result of the one before; in the node's namespace."""
     samples, result = [], {}
     for plugin in plugins:
-        sample, result = node.plugin_here("ADD", _completed(plugin, port, result), where)
+        sample, result = node.plugin_here("ADD", completed(plugin, port, result), where)
         samples.append(sample)
     return reduce(Sample.then, samples), result
 
@@ -60,11 +60,11 @@ def delete(
     node: Node, plugins: Sequence[Json], where: Attachment, port: int, result: Json
 ) -> Sample:
     """The list's DEL, backwards, each plugin with ADD's result."""
-    confs = [_completed(plugin, port, result) for plugin in reversed(plugins)]
+    confs = [completed(plugin, port, result) for plugin in reversed(plugins)]
     return reduce(Sample.then, [node.plugin_here("DEL", conf, where)[0] for conf in confs])
 
 
-def _completed(plugin: Json, port: int, result: Json) -> Json:
+def completed(plugin: Json, port: int, result: Json) -> Json:
     """As libcni inserts: version, name, the result before, and what the plugin is capable of."""
     conf = {"cniVersion": VERSION, "name": "list", **plugin}
     if result:

@@ -1,9 +1,9 @@
 """The floor: what the kernel takes for the same, in a loop of one process.
 
-Run by bench.py as `python -I -S floor.py TREE NETNS ROUNDS` in a node's namespace; TREE is an
-installed tree. The netlink messages and transactions are those of the plugins, made by the same
-functions; decoding, IPAM, looking for what is there already and all that makes a plugin are left
-out. Prints one JSON object: "case verb" -> median milliseconds.
+Run by bench.py as `python -I -S floor.py TREE NETNS ROUNDS [BRIDGE]` in a node's namespace; TREE
+is an installed tree, BRIDGE one that may be there. The netlink messages and transactions are those
+of the plugins, made by the same functions; decoding, IPAM, looking for what is there already and
+all that makes a plugin are left out. Prints one JSON object: "case verb" -> median milliseconds.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ Step = Callable[[], None]
 class Pair:
     """A container on a bridge, as the bridge plugin attaches it."""
 
-    def __init__(self, host: Netlink, netns: Namespace) -> None:
+    def __init__(self, host: Netlink, netns: Namespace, bridge: str) -> None:
         self.host = host
         self.netns = netns
-        link.create_bridge(host, "brfloor")
-        self.bridge = link.get(host, "brfloor").index
-        link.change(host, self.bridge, up=True)
-        address.add(host, self.bridge, Prefix(GATEWAY, 16))
+        self.made = 0  # the bridge, if it was not there
+        if link.find(host, bridge) is None:
+            link.create_bridge(host, bridge)
+            self.made = link.get(host, bridge).index
+            link.change(host, self.made, up=True)
+            address.add(host, self.made, Prefix(GATEWAY, 16))
+        self.bridge = link.get(host, bridge).index
         self.inner = 0
 
     def add(self) -> None:
@@ -129,10 +132,10 @@ def measure(steps: dict[str, tuple[list[Step], list[Step]]], rounds: int) -> dic
     return {name: sorted(taken)[rounds // 2] * 1000 for name, taken in times.items()}
 
 
-def main(path: str, rounds: int) -> None:
+def main(path: str, rounds: int, bridge: str = "brfloor") -> None:
     with Namespace.open(path) as netns, Netlink() as host:
         netns.run(os.getpid)
-        pair, maps = Pair(host, netns), Maps()
+        pair, maps = Pair(host, netns, bridge), Maps()
         found = measure(
             {
                 "bridge": ([pair.add], [pair.delete]),
@@ -144,11 +147,12 @@ def main(path: str, rounds: int) -> None:
             },
             rounds,
         )
-        link.delete(host, pair.bridge)
+        if pair.made:
+            link.delete(host, pair.made)
     lines = ", ".join(f'"{name}": {value:.4f}' for name, value in found.items())
     sys.stdout.write(f"{{{lines}}}\n")
 
 
 if __name__ == "__main__":
     gc.disable()
-    main(sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

@@ -95,11 +95,14 @@ def _matching(marks: list[dict[str, float]], sample: Sample) -> dict[str, float]
     return None
 
 
-def run_inside(script: str, node: Node, rounds: int) -> dict[str, float]:
-    """What inside.py or floor.py measures in a process of the node's; empty if it fails."""
+def run_inside(script: str, node: Node, rounds: int, *more: str) -> dict[str, float]:
+    """What inside.py or floor.py measures in a process of the node's; empty if it fails.
+
+    `more` are further arguments of the script.
+    """
     tree = node.bin_dir / f".cni-{build_of(node.bin_dir / 'cni')}"
     path = Path(__file__).with_name(script)
-    argv = [PYTHON, "-I", "-S", path, tree, node.container.path, str(rounds)]
+    argv = [PYTHON, "-I", "-S", path, tree, node.container.path, str(rounds), *more]
     done = node.host.exec(argv, check=False)
     if done.returncode != 0:
         print(f"  {script}: {done.stderr}", file=sys.stderr)

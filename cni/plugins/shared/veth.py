@@ -333,14 +333,22 @@ def gc(call: Call[Any], keep: frozenset[Attachment], steps: Steps) -> None:
 def collect(host: Netlink, network: str, keep: frozenset[str]) -> int:
     """Delete the network's host ends whose alias key is not in `keep`; returns how many.
 
-    An ADD that was killed may leave one without an alias, but in the network's group. Raises
-    NetlinkError.
+    An ADD that was killed may leave one without an alias, but in the network's group: only by that
+    a GC finds it, so it is deleted by itself. Raises NetlinkError.
     """
-    deleted = 0
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
-    for device in link.list_all(host):
-        ours = device.alias.startswith(prefix) or (not device.alias and device.group == group)
-        if device.kind in KINDS and ours and device.alias.partition(" ")[0] not in keep:
-            link.delete(host, device.index)
-            deleted += 1
-    return deleted
+    devices = link.list_all(host)
+    pairs = [device for device in devices if device.kind in KINDS]
+    unmarked = [each.index for each in pairs if not each.alias and each.group == group]
+    marked = [
+        each.index
+        for each in pairs
+        if each.alias.startswith(prefix) and each.alias.partition(" ")[0] not in keep
+    ]
+    for index in unmarked:
+        link.delete(host, index)
+    if marked:
+        from ...kernel import link_group
+
+        link_group.delete(host, marked, {device.group for device in devices})
+    return len(unmarked) + len(marked)

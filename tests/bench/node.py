@@ -1,0 +1,216 @@
+"""What a request costs on a node with many pods: `make bench-node`.
+
+One server and one bridge network get more and more pods; at each number of pods a few more come
+and go, one request at a time. Beside each figure is the floor: the same requests to the kernel in a
+bare loop, on the same bridge (floor.py). In the end the GC of half of the pods is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.harness import Netns
+from tests.harness.build import ROOT, install_dist
+
+from . import chain, split
+from .cases import VERSION
+from .measure import Attachment, Json, Node, PluginFailedError
+
+PODS, QUICK_PODS = (10, 225, 450, 900), (10, 60)
+ROUNDS = 15
+AT_A_TIME = 4
+QUIET = 5.0  # seconds: the kernel repeats what it has told of an address for that long
+BRIDGE = "brlist"
+
+
+@dataclass
+class Stage:
+    """Medians in ms with that many pods; `verbs` by verb and plugin."""
+
+    pods: int
+    verbs: dict[str, dict[str, float]] = field(default_factory=dict)
+    floors: dict[str, float] = field(default_factory=dict)
+    memory: float = 0.0  # MiB, resident, of all of the server's processes
+
+    def total(self, verb: str) -> float:
+        return sum(self.verbs[verb].values())
+
+
+class Cluster:
+    """Pods on one node, attached by a list of plugins."""
+
+    def __init__(self, node: Node, stack: ExitStack) -> None:
+        self.node = node
+        self.stack = stack
+        self.plugins = chain.conflist(node, nftables=True)
+        self.pods: dict[str, tuple[Attachment, Json]] = {}
+        self.made = 0
+
+    def grow(self, count: int) -> None:
+        """Add pods until there are so many."""
+        wheres = [self.fresh() for _ in range(count - len(self.pods))]
+        ports = {where.container_id: 10000 + self.made + n for n, where in enumerate(wheres)}
+
+        def add(where: Attachment) -> tuple[Attachment, Json]:
+            port = ports[where.container_id]
+            return where, chain.add(self.node, self.plugins, where, port)[1]
+
+        with ThreadPoolExecutor(AT_A_TIME, initializer=self.node.host.enter) as pool:
+            for where, result in pool.map(add, wheres):
+                self.pods[where.container_id] = where, result
+
+    def fresh(self) -> Attachment:
+        """A new container."""
+        self.made += 1
+        netns = self.stack.enter_context(Netns(f"pod{self.made}"))
+        return Attachment(f"pod{self.made}", netns.path)
+
+    def verb(self, command: str, where: Attachment, result: Json) -> dict[str, float]:
+        """The list's verb with ADD's result, and what each plugin takes (ms)."""
+        took = {}
+        order = reversed(self.plugins) if command == "DEL" else self.plugins
+        for plugin in order:
+            conf = chain.completed(plugin, 8080, result)
+            if command in ("STATUS", "GC"):
+                conf["cniVersion"] = "1.1.0"
+                conf.pop("prevResult", None)
+            took[plugin["type"]] = self.node.plugin_here(command, conf, where)[0].wall
+        return took
+
+    def come_and_go(self) -> dict[str, dict[str, float]]:
+        """One more container: ADD, CHECK, STATUS, DEL; what each plugin takes."""
+        where = self.fresh()
+        result: Json = {}
+        added = {}
+        for plugin in self.plugins:
+            conf = chain.completed(plugin, 8080, result)
+            sample, result = self.node.plugin_here("ADD", conf, where)
+            added[plugin["type"]] = sample.wall
+        verbs = {"ADD": added}
+        for command in ("CHECK", "STATUS", "DEL"):
+            verbs[command] = self.verb(command, where, result)
+        return verbs
+
+    def gc(self, keep: Sequence[str]) -> dict[str, float]:
+        """GC of all plugins that keeps these pods; what each takes."""
+        attachments = [{"containerID": name, "ifname": "eth0"} for name in keep]
+        took = {}
+        for plugin in self.plugins:
+            conf = chain.completed(plugin, 8080, {})
+            conf.update({"cniVersion": "1.1.0", "cni.dev/valid-attachments": attachments})
+            where = Attachment("", "", "")
+            took[plugin["type"]] = self.node.plugin_here("GC", conf, where)[0].wall
+        return took
+
+    def memory(self) -> float:
+        return _resident(self.node.server.pid) / 1024
+
+
+def _resident(pid: int) -> int:
+    """KiB of a process and its descendants."""
+    status = Path("/proc", str(pid), "status").read_text()
+    own = int(dict(line.split(":", 1) for line in status.splitlines())["VmRSS"].split()[0])
+    children = Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
+    return own + sum(_resident(int(child)) for child in children)
+
+
+def measure_stage(cluster: Cluster, pods: int, rounds: int, quiet: float) -> Stage:
+    cluster.grow(pods)
+    time.sleep(quiet)
+    stage = Stage(pods)
+    samples: dict[str, dict[str, list[float]]] = {}
+
+    def once() -> dict[str, dict[str, float]]:
+        return cluster.node.host.run(cluster.come_and_go)
+
+    once()
+    for _ in range(rounds):
+        for verb, took in once().items():
+            for plugin, ms in took.items():
+                samples.setdefault(verb, {}).setdefault(plugin, []).append(ms)
+        time.sleep(quiet / rounds)
+    stage.verbs = {
+        verb: {plugin: statistics.median(taken) for plugin, taken in by_plugin.items()}
+        for verb, by_plugin in samples.items()
+    }
+    stage.floors = split.run_inside("floor.py", cluster.node, rounds, BRIDGE)
+    stage.memory = cluster.memory()
+    return stage
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="tests.bench.node", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="up to 60 pods")
+    parser.add_argument("--pods", type=int, action="append", help="with so many (repeatable)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--bin-dir", type=Path, help="our plugins, installed")
+    parser.add_argument("--json", type=Path, default=ROOT / "build/bench/node.json")
+    options = parser.parse_args(arguments)
+    if os.geteuid() != 0:
+        print("bench-node: needs root, to make network namespaces", file=sys.stderr)
+        return 1
+    scratch = Path(tempfile.mkdtemp(prefix="cni-bench-node-"))
+    try:
+        with ExitStack() as stack:
+            ours = options.bin_dir or install_dist(scratch / "bin")
+            node = Node("node", ours, scratch, server=True)
+            stack.callback(node.close)
+            run(Cluster(node, stack), options)
+    except PluginFailedError as error:
+        print(f"bench-node: {error}", file=sys.stderr)
+        return 1
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return 0
+
+
+def run(cluster: Cluster, options: argparse.Namespace) -> None:
+    wanted = options.pods or (QUICK_PODS if options.quick else PODS)
+    heads = " ".join(f"{head:>9}" for head in ("bridge", "others", "all", "floor", "MiB"))
+    print(f"{'pods':>5} {'verb':6} {heads}   (ms)")
+    stages = []
+    for pods in sorted(wanted):
+        stage = measure_stage(cluster, pods, options.rounds, 1.0 if options.quick else QUIET)
+        stages.append(stage)
+        show(stage)
+    host = cluster.node.host
+    kept = host.run(cluster.gc, list(cluster.pods))
+    half = list(cluster.pods)[::2]
+    gone = host.run(cluster.gc, half)
+    print("\nGC (ms)" + "".join(f"{plugin:>10}" for plugin in kept) + "       all")
+    for what, took in ((f"all {len(cluster.pods)} kept", kept), ("half of them gone", gone)):
+        cells = "".join(f"{ms:10.1f}" for ms in took.values())
+        print(f"{what:14}{cells}{sum(took.values()):10.1f}")
+    document: dict[str, Any] = {
+        "stages": [vars(stage) for stage in stages],
+        "gc": {"kept": kept, "half": gone},
+        "version": VERSION,
+    }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(document, indent=2) + "\n")
+
+
+def show(stage: Stage) -> None:
+    for verb, took in stage.verbs.items():
+        bridge, everything = took["bridge"], stage.total(verb)
+        floor = stage.floors.get(f"bridge, ipMasq (nftables) {verb}")
+        shown = f"{floor:9.2f}" if floor is not None else f"{'–':>9}"
+        cells = f"{bridge:9.2f} {everything - bridge:9.2f} {everything:9.2f} {shown}"
+        print(f"{stage.pods:5} {verb:6} {cells} {stage.memory:9.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
