@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from errno import ENOENT
 
-from .. import process
+from .. import files, process
 from ..kernel.errors import NftError, NftMissing
 
 _PROGRAM = "nft"
@@ -16,7 +16,7 @@ _PASSED_ON = ("PATH",)
 
 def require() -> str:
     """The program's path; costs no fork. Raises NftMissing."""
-    program = process.find(_PROGRAM)
+    program = files.find_program(_PROGRAM)
     if program is None:
         raise NftMissing(f"the program {_PROGRAM} is not installed", "install the package nftables")
     return program

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 from cni.protocol.address import InvalidAddress, canonical_ip
 
 from .attachments import Attached
-from .ruleset import Entry
+from .ruleset import Entry, has_nft
 
-PUBLISHED, MISSING = "published", "no rule"
+PUBLISHED, MISSING, UNKNOWN = "published", "no rule", "unknown"
 _ANY = frozenset({"", "0.0.0.0", "::"})
 # tcp . 8080 comment "…" : 10.0.0.2 . 80, in a map of addresses with the address before it.
 _ELEMENT = re.compile(
@@ -94,7 +94,8 @@ def find(entries: Iterable[Entry], known: Iterable[Attached]) -> list[Port]:
     there = [*_from_maps(entries, by_key), *_from_chains(entries, by_chain)]
     seen = {_identity(port) for port in there}
     asked = [port for each in known for port in wanted(each)]
-    missing = [port._replace(state=MISSING) for port in asked if _identity(port) not in seen]
+    state = MISSING if has_nft() else UNKNOWN
+    missing = [port._replace(state=state) for port in asked if _identity(port) not in seen]
     return sorted([*there, *missing], key=lambda port: (port.port, port.protocol, port.host))
 
 

@@ -1,8 +1,7 @@
 """The node's packet filter as text: every rule and every element of a map or set, once.
 
-nftables is read through libnftables if the node has it, else through nft(8); iptables through its
-save tools, for nf_tables and for what the legacy tools made. What is missing on the node is left
-out: a node without nft has no rules there that these plugins made.
+nftables is read with nft(8); iptables with its save tools, for nf_tables and for what the legacy
+tools made. What a missing tool would read is left out: `has_nft` says whether it was.
 """
 
 from __future__ import annotations
@@ -143,20 +142,14 @@ def _has_legacy(tool: str) -> bool:
         return False
 
 
-def _nft_text() -> str:
-    """The ruleset in nft(8)'s language; "" without nftables. Raises CommandError, NotPermitted."""
-    try:
-        # The binding's destructor trips over a library that is missing: look first.
-        from ctypes import CDLL
+def has_nft() -> bool:
+    """Can rules of nftables be read on this node?"""
+    return shutil.which("nft") is not None
 
-        CDLL("libnftables.so.1")
-        from nftables import Nftables
-    except (OSError, ImportError):
-        return _output(["nft", "list", "ruleset"]) if shutil.which("nft") else ""
-    code, text, problem = Nftables().cmd("list ruleset")
-    if code:
-        raise _refused("nftables", str(problem).strip())
-    return str(text)
+
+def _nft_text() -> str:
+    """The ruleset in nft(8)'s language; "" without nft. Raises CommandError, NotPermitted."""
+    return _output(["nft", "list", "ruleset"]) if has_nft() else ""
 
 
 def _output(command: list[str]) -> str:
