@@ -71,6 +71,46 @@ class Container(click.ParamType[str]):
         return _items(sorted(set(names)), incomplete)
 
 
+class Inspectable(Container):
+    """A container id, a pod, or a network; completes all of them."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        known = _attached(ctx)
+        names = {each.pod for each in known if each.pod} | {each.container_id for each in known}
+        return Network().shell_complete(ctx, param, incomplete) + _items(sorted(names), incomplete)
+
+
+class PortName(click.ParamType[str]):
+    """A port of the node, ``8080`` or ``53/udp``; completes those that ADDs asked for."""
+
+    name = "port"
+
+    def shell_complete(
+        self, ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from .view import published
+
+        found = [port for each in _attached(ctx) for port in published.wanted(each)]
+        names = dict.fromkeys(f"{port.port}/{port.protocol}" for port in found)
+        return _items(sorted(names), incomplete)
+
+
+class Reserved(click.ParamType[str]):
+    """An address that host-local has reserved, or a container that holds one; completes both."""
+
+    name = "address"
+
+    def shell_complete(
+        self, ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        holders = [each for each in _attached(ctx) if each.reserved]
+        names = [one.address for each in holders for one in each.reserved]
+        names += [each.container_id for each in holders]
+        return _items(sorted(set(names)), incomplete)
+
+
 def _attached(ctx: click.Context) -> list[Attached]:
     """What is attached, in the network on the command line; nothing if it cannot be read."""
     from .view.attachments import Places, gather

@@ -25,6 +25,15 @@ _KEY = "cni.cli.format"
 
 def options(function: F) -> F:
     """Give a command the options ``-o/--output FORMAT`` and ``--json``."""
+    return options_with(click.Choice(FORMATS))(function)
+
+
+def options_with(kind: click.ParamType[Any], more: str = "") -> Callable[[F], F]:
+    """The same, where ``-o`` takes what `kind` does; `more` is the help of further formats."""
+    return lambda function: _with_options(function, kind, more)
+
+
+def _with_options(function: F, kind: click.ParamType[Any], more: str) -> F:
     for option in (
         click.option(
             "--json",
@@ -38,11 +47,12 @@ def options(function: F) -> F:
             "-o",
             "--output",
             metavar="FORMAT",
-            type=click.Choice(FORMATS),
+            type=kind,
             expose_value=False,
             is_eager=True,
             callback=_choose,
-            help="json, yaml, name (one name a line) or wide (nothing is left out). Errors too.",
+            help="json, yaml, name (one name a line) or wide (nothing is left out). Errors too."
+            + more,
         ),
     ):
         function = option(function)

@@ -8,27 +8,49 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from cni import intent
 from cni.ipam.host_local import plugin as host_local
 from cni.ipam.host_local import reservation, usage
 from cni.ipam.host_local.directory import Location, open_store, scan
 from cni.ipam.host_local.ranges import RangeSet, canonical_sets
 from cni.ipam.host_local.reservation import is_address
-from cni.netns import liveness
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.request import check_network_name
 
 from . import cache, conflist, errors, formats, gojson, output
-from .completion import Network
+from .completion import Network, Reserved
 from .table import Column, Table
+from .view import attachments, networks
+from .view.attachments import Attached, Places
+from .view.namespaces import ALIVE, GONE, Live
 
 F = TypeVar("F", bound=Callable[..., Any])
+cache_option = click.option(
+    "--cache-dir",
+    default=cache.DEFAULT_DIRECTORY,
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="Its directory results tells which network namespace a container has.",
+)
+_RANGES = (
+    Column("NETWORK", cut="end"),
+    Column("RANGE", cut="end", least=18),
+    Column("SIZE", right=True, drop=1),
+    Column("USED", right=True),
+    Column("FREE", right=True),
+    Column("DEAD", right=True),
+    Column("USE", right=True, drop=2),
+)
 _COLUMNS = (
+    Column("NETWORK", cut="end"),
     Column("ADDRESS"),
     Column("CONTAINER", cut="end", least=12),
-    Column("IFNAME", drop=1),
+    Column("IFNAME", cut="end", least=6, drop=1),
     Column("SINCE", drop=2),
     Column("NAMESPACE"),
+    Column("ID", wide=True),
+    Column("NETNS", wide=True),
 )
 
 
@@ -46,6 +68,7 @@ class Lease(NamedTuple):
     alive: bool | None
     earlier_boot: bool
     content: bytes
+    pod: str = ""
 
     @property
     def state(self) -> str:
@@ -64,6 +87,7 @@ class Lease(NamedTuple):
             "address": self.address,
             "containerID": gojson.text(self.container_id),
             "ifname": gojson.text(self.ifname),
+            "pod": gojson.text(self.pod),
             "since": usage.when(self.since),
             "netns": self.netns,
             "netnsAlive": self.alive,
@@ -80,57 +104,108 @@ class Reservations(NamedTuple):
     cache: cache.Cache
 
     @property
+    def net_d(self) -> str:
+        """Where networks are configured."""
+        return os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+
+    @property
     def path(self) -> str:
         return Location.of(self.data_dir, self.network).path
 
 
-@click.group()
-def ipam() -> None:
-    """Look after the addresses that host-local has handed out."""
+@click.group(invoke_without_command=True)
+@cache_option
+@formats.options
+@click.pass_context
+def ipam(context: click.Context, cache_dir: str) -> None:
+    """Show how much of each network's ranges is in use, or look after the addresses.
+
+    Without a command: the ranges of host-local of all networks of this node.
+
+    \b
+    Examples: cni ipam
+              cni ipam list
+              cni ipam release mynet 10.22.0.3
+    """  # noqa: D301 - click wants the control character
+    if context.invoked_subcommand is not None:
+        return
+    places = Places.of(cache_dir)
+    live = Live()
+    found = networks.survey(places.net_d, attachments.gather(places), live)
+    ranges = [(each, one) for each in found for one in each.ranges]
+    rows = [
+        (
+            each.name,
+            one.text,
+            str(one.size),
+            str(one.used),
+            str(max(one.size - one.used, 0)),
+            str(one.dead),
+            f"{100 * one.used // one.size}%" if one.size else "-",
+        )
+        for each, one in ranges
+    ]
+    formats.present(
+        [{"network": each.name, **one.as_dict()} for each, one in ranges],
+        rows=Table(_RANGES, rows),
+        names=[f"{each.name} {one.text}" for each, one in ranges],
+    )
 
 
-def _options(function: F) -> F:
-    for option in (
-        formats.options,
-        click.option(
-            "--cache-dir",
-            default=cache.DEFAULT_DIRECTORY,
-            show_default=True,
-            type=click.Path(file_okay=False),
-            help="Its directory results tells which network namespace a container has.",
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(file_okay=False),
-            help="host-local's dataDir, if not that of the network's configuration "
-            f"(without one, {host_local.DATA_DIR}).",
-        ),
-        click.argument("network", type=Network()),
-    ):
-        function = option(function)
-    return function
+def _options(needs_network: bool) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in (
+            formats.options,
+            cache_option,
+            click.option(
+                "--data-dir",
+                type=click.Path(file_okay=False),
+                help="host-local's dataDir, if not that of the network's configuration "
+                f"(without one, {host_local.DATA_DIR}).",
+            ),
+            click.argument("network", type=Network(), required=needs_network),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @ipam.command("list")
-@_options
-def list_leases(network: str, **options: Any) -> None:
-    """Show who holds which address since when, and whether its namespace is there."""
-    leases = _leases(_reservations(network, **options))
-    rows = []
-    for each in leases:
-        container, ifname = gojson.text(each.container_id), gojson.text(each.ifname)
-        since = usage.when(each.since)
-        rows.append((each.address, container, ifname or "-", since, each.state))
+@_options(needs_network=False)
+def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> None:
+    """Show who holds which address (of NETWORK) since when, and whether its namespace is there."""
+    if network or data_dir:
+        if not network:
+            raise click.UsageError("--data-dir needs NETWORK")
+        all_held = [_reservations(network, data_dir=data_dir, cache_dir=cache_dir)]
+    else:
+        all_held = _all_reservations(cache_dir)
+    leases = [(held.network, each) for held in all_held for each in _leases(held)]
+    rows = [
+        (
+            name,
+            each.address,
+            each.pod or gojson.text(each.container_id),
+            gojson.text(each.ifname) or "-",
+            usage.when(each.since),
+            each.state,
+            gojson.text(each.container_id),
+            each.netns or "-",
+        )
+        for name, each in leases
+    ]
+    columns = [column._replace(wide=bool(network)) for column in _COLUMNS[:1]]
     formats.present(
-        [each.as_dict() for each in leases],
-        rows=Table(_COLUMNS, rows),
-        names=[each.address for each in leases],
+        [{"network": name, **each.as_dict()} for name, each in leases],
+        rows=Table([*columns, *_COLUMNS[1:]], rows),
+        names=[each.address for _, each in leases],
     )
 
 
 @ipam.command()
-@_options
-@click.argument("what", metavar="ADDRESS|CONTAINER", nargs=-1, required=True)
+@_options(needs_network=True)
+@click.argument("what", metavar="ADDRESS|CONTAINER", nargs=-1, required=True, type=Reserved())
 @click.option("--force", is_flag=True, help="Also if the container's namespace is there.")
 @click.option("--dry-run", is_flag=True, help="Say what would be released, and change nothing.")
 def release(
@@ -163,7 +238,7 @@ def release(
 
 
 @ipam.command()
-@_options
+@_options(needs_network=True)
 def check(network: str, **options: Any) -> None:
     """Look for reservations that should not be, and whether the index agrees with the files.
 
@@ -223,30 +298,49 @@ def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Rese
     return held
 
 
+def _all_reservations(cache_dir: str) -> list[Reservations]:
+    """Of all networks that have any. Raises CNIError."""
+    places = Places.of(cache_dir)
+    return [
+        Reservations(network, os.path.dirname(path), None, places.results)
+        for network, path in attachments.reservation_directories(places, None)
+    ]
+
+
 def _leases(held: Reservations) -> list[Lease]:
     """All leases, sorted by address. Raises CNIError."""
-    namespaces = {
-        (each.container_id, each.ifname): each.netns
-        for each in held.cache.attachments()
-        if each.network == held.network
-    }
+    known = _holders(held)
     this_boot = reservation.this_boot()
+    live = Live()
     leases = []
     for name, content in scan(held.path):
         file = os.path.join(held.path, name)
         if not (is_address(name) and content):
             continue
         container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
-        netns = namespaces.get((container_id, ifname), "")
+        holder = known.get((container_id, ifname))
+        netns = holder.netns if holder else ""
         boot = reservation.boot_of(file)
         try:
             since = os.stat(file).st_mtime
         except OSError:
             continue  # just released
         earlier = boot not in (None, this_boot)
-        alive = liveness.exists(reservation.namespace_of(None, file), netns)
-        leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content))
+        noted = reservation.namespace_of(None, file) or (holder.identity if holder else None)
+        alive = {ALIVE: True, GONE: False}.get(live.state(noted, netns))
+        pod = holder.pod if holder else ""
+        leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content, pod))
     return sorted(leases, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
+
+
+def _holders(held: Reservations) -> dict[tuple[str, str], Attached]:
+    """What else is known of the network's containers, by id and interface. Raises CNIError."""
+    env = os.environ
+    places = Places(held.cache, env.get("CNI_STATE_DIR") or intent.STATE_DIR, held.net_d)
+    return {
+        (each.container_id, each.ifname): each
+        for each in attachments.gather(places, held.network, reservations=False)
+    }
 
 
 def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:

@@ -25,7 +25,7 @@ from cni.protocol.result import IPConfig, Result, encode_json
 
 from . import gojson
 from .cache import Attachment, Outcome
-from .table import COLOURS, Table, cell_width, padded
+from .table import COLOURS, Table, cell_width, padded, shortened
 
 T = TypeVar("T")
 _MANY = 20  # items of work that are worth a progress bar
@@ -98,7 +98,8 @@ def json(value: Any) -> None:
 
 
 def document(value: Any, form: str) -> None:
-    """`value` as a document: `form` is json or yaml."""
+    """`value` as a document: `form` is json or yaml. Bytes that are no UTF-8 become U+FFFD."""
+    value = _texts(value)
     if form == "json":
         json(value)
         return
@@ -106,6 +107,14 @@ def document(value: Any, form: str) -> None:
 
     # Quoted in YAML means quoted in JSON: what a terminal would obey is escaped in the same way.
     write(yaml.encode(value).encode())
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {gojson.text(str(key)): _texts(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_texts(item) for item in value]
+    return gojson.text(value) if isinstance(value, str) else value
 
 
 def added(outcome: Outcome, attachment: Attachment, form: str = "") -> None:
@@ -158,6 +167,30 @@ def table(content: Table, *, wide: bool = False) -> None:
         for cell, size, column in zip(row, widths, columns, strict=True):
             text += padded(cell, size, column.right).replace(cell, style(cell), 1) + "  "
         _echo(text)
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> None:
+    """Names and values in two columns; on a terminal long values go on in further lines."""
+    rows = [(printable(name, keep=""), printable(value, keep="")) for name, value in rows]
+    indent = max((cell_width(name) for name, _ in rows), default=0) + 4
+    for name, value in rows:
+        head = f"  {padded(name, indent - 4, False)}  "
+        for piece in wrapped(value, terminal_width() - indent) if is_terminal() else [value]:
+            _echo(head + piece)
+            head = " " * indent
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """`text` in lines of at most `width` columns."""
+    import textwrap
+
+    return textwrap.wrap(text, max(width, 20), break_on_hyphens=False) or [""]
+
+
+def fitted(text: str) -> None:
+    """A line, of which a terminal shows what fits."""
+    text = printable(text, keep="")
+    _echo(shortened(text, terminal_width()) if is_terminal() else text)
 
 
 def terminal_width() -> int:

@@ -255,6 +255,23 @@ def _has_link(path: str, ifname: str) -> bool:
         return False
 
 
+def of_container(name: str, everything: Sequence[Attached]) -> list[Attached]:
+    """The attachments of the container or pod that is named: by an id, its beginning, or a pod.
+
+    Raises NotFound, Ambiguous.
+    """
+    exact = [each for each in everything if name in (each.container_id, each.pod)]
+    found = exact or [each for each in everything if each.container_id.startswith(name)]
+    if not found:
+        raise errors.NotFound(f"nothing of {name} is attached", "`cni ps` shows what is attached")
+    ids = dict.fromkeys(each.container_id for each in found)
+    if len(ids) > 1 and not exact:
+        raise errors.Ambiguous(
+            f"{name} may be one of {len(ids)} containers", f"write more of it: {listed(found)}"
+        )
+    return found
+
+
 def listed(attachments: Iterable[Attached], live: Live | None = None) -> str:
     """The attachments in words, at most _LISTED of them."""
     all_of_them = list(attachments)

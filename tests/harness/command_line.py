@@ -68,7 +68,7 @@ class Node:
 
     def argv(self, *args: str) -> list[str]:
         extra = []
-        if args[0] not in ("plugins", "completion", "--version", "install", "uninstall"):
+        if args[0] not in ("plugins", "completion", "--version", "install", "uninstall", "reload"):
             extra = ["--cache-dir", str(self.cache)]
         return [str(self.bin_dir / "cni"), *args, *extra]
 

@@ -80,9 +80,11 @@ def test_list(node: Node) -> None:
         "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.99", "fd00::2", "fd00::3", "fd00::4",
     ]  # fmt: skip
     assert found[0] == {
+        "network": "net",
         "address": "10.0.0.2",
         "containerID": "alive",
         "ifname": "eth0",
+        "pod": "",
         "since": "1970-01-01T00:00:00Z",
         "netns": "/proc/self/ns/net",
         "netnsAlive": True,

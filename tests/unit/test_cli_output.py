@@ -186,4 +186,6 @@ def test_there_is_no_other_way_to_print() -> None:
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else None
             name = node.func.id if isinstance(node.func, ast.Name) else name
+            if ast.unparse(node.func) == "address.show":  # reads the kernel
+                continue
             assert name not in ways, f"{path.name}:{node.lineno}"

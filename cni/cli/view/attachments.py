@@ -163,17 +163,20 @@ class Attached(msgspec.Struct):
         )
 
 
-def gather(places: Places, network: str | None = None) -> list[Attached]:
+def gather(
+    places: Places, network: str | None = None, *, reservations: bool = True
+) -> list[Attached]:
     """The attachments (of one network, if given), sorted by network, container and interface.
 
-    Raises NotPermitted, CommandError if a source is there and cannot be read.
+    Without `reservations` those are not looked at. Raises NotPermitted, CommandError if a source is
+    there and cannot be read.
     """
     known = _Known(network)
     for kept in places.results.kept():
         _add_cached(known, kept)
     for each in _intents(places.state_dir):
         _add_intent(known, *each)
-    for name, directory in reservation_directories(places, network):
+    for name, directory in reservation_directories(places, network) if reservations else ():
         _add_reservations(known, name, directory)
     _add_links(known)
     return sorted(known.attachments(), key=lambda each: each.name)

@@ -70,6 +70,13 @@ class Live:
                 found.append(path)
         return found
 
+    def paths_first(self, noted: Identity, path: str) -> list[str]:
+        """The same, `path` alone if that names the namespace."""
+        now = identify(path) if path else None
+        if now is not None and now.inode == noted.inode and not now.differs(noted):
+            return [path]
+        return self.paths(noted)
+
     @property
     def _absent(self) -> str:
         """What a namespace is that was found nowhere."""
