@@ -1,6 +1,6 @@
 """Opening a namespace by the number that was noted of it: open_by_handle_at(2), Linux 6.18.
 
-The kernel finds it whoever holds it: a process, a mount in whatever mount namespace, or a mere
+The kernel finds it whatever holds it: a process, a mount in whatever mount namespace, or a mere
 descriptor. So it also says for certain when a namespace is gone. linux/nsfs.h has the layout of the
 handle; the caller needs CAP_SYS_ADMIN.
 """
