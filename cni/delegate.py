@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from errno import ETXTBSY
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .process import Finished
 
 _BUSY_RUNS = 6
+_NOT_FOUND, _IN_PATH = 'failed to find plugin "', '" in path ['
+_LONG_NAME = 64  # comparing names takes time that grows with their length
 _HEAD_SIZE = 1 << 20  # where a built file has its build id, as in cni.artifact
 _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 
@@ -58,9 +60,38 @@ def find(name: str, path: list[str]) -> str:
             except (OSError, ValueError):
                 continue
     raise CNIError(
-        f'failed to find plugin "{name}" in path [{" ".join(directories)}]',
-        f"install the plugin there, or run `cni install --bin-dir {directories[0]}`",
+        f"{_NOT_FOUND}{name}{_IN_PATH}{' '.join(directories)}]", _advice(name, directories)
     )
+
+
+def _advice(name: str, directories: list[str]) -> str:
+    """What may help where the plugin `name` is in none of the directories."""
+    from difflib import get_close_matches
+
+    there: set[str] = set()
+    for directory in directories:
+        try:
+            there.update(each for each in os.listdir(directory) if not each.startswith("."))
+        except OSError:
+            continue
+    like = get_close_matches(name[:_LONG_NAME], sorted(there - {"cni"}), 1, 0.75)
+    advice = "install the plugin there, or name another directory in CNI_PATH"
+    return f'did you mean "{like[0]}"? Else {advice}' if like else advice
+
+
+def with_remedy(error: CNIError, names: Collection[str]) -> CNIError:
+    """The error; if it misses one of our plugins, which have these names, also how to install it.
+
+    The error may have come from `find` by way of others, which have put texts around it.
+    """
+    _, found, rest = error.msg.partition(_NOT_FOUND)
+    name, _, rest = rest.partition(_IN_PATH)
+    if found and name in names:
+        directory = rest.partition("]")[0].partition(" ")[0]
+        if not os.path.isdir(directory):  # it is not there yet, or has a space in its name
+            directory = "DIR"
+        error.details = f"run `cni install --bin-dir {directory}`, which installs it"
+    return error
 
 
 def run(request: Request, name: str, in_process: InProcess) -> Result | None:

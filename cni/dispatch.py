@@ -273,7 +273,12 @@ def _encode(call: Call[Any], result: Result) -> bytes:
 def _failure(error: BaseException) -> Answer:
     if isinstance(error, CNIError | KernelError):
         known = not isinstance(error, Terminated | OSError)
-        return 1, encode_error(_with_missing_powers(from_exception(error))), known
+        said = from_exception(error)
+        if "cni.delegate" in sys.modules:
+            from .delegate import with_remedy
+
+            said = with_remedy(said, TABLE)
+        return 1, encode_error(_with_missing_powers(said)), known
     standins.suspect(error)
     return 1, encode_error(_with_missing_powers(_unexpected(error))), False
 

@@ -21,7 +21,7 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
-from cni import delegate
+from cni import delegate, dispatch
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
 from cni.protocol.request import (
@@ -330,7 +330,8 @@ def _failing(plugin: PluginConf, verb: str) -> Iterator[None]:
     try:
         yield
     except CNIError as error:
-        raise error.wrapped(f"plugin {describe(plugin)} failed ({verb}): ") from None
+        said = delegate.with_remedy(error, dispatch.TABLE)
+        raise said.wrapped(f"plugin {describe(plugin)} failed ({verb}): ") from None
 
 
 def _request_conf(

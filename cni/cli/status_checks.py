@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from cni import delegate
+from cni import delegate, dispatch
 from cni.describe import addresses, catalogue
 from cni.describe.network import Network, Part
 from cni.kernel import kinds, link
@@ -97,7 +97,8 @@ def _missing_plugins(facts: Facts, path: list[str]) -> Iterator[Problem]:
         try:
             delegate.find(name, path)
         except CNIError as error:
-            yield Problem(facts.part, key, "missing-plugin", error.msg, error.details)
+            said = delegate.with_remedy(error, dispatch.TABLE)
+            yield Problem(facts.part, key, "missing-plugin", said.msg, said.details)
 
 
 # --- the kernel ---

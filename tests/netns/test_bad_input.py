@@ -295,11 +295,23 @@ def test_ipam_types(runtime: Runtime, container: Netns, plugin: str, kind: str, 
     assert error["details"]
 
 
-def test_a_missing_ipam_names_the_remedy(runtime: Runtime, container: Netns) -> None:
-    conf = good("bridge", ipam={"type": "nosuch"})
-    runtime.add("bridge", conf, container).failed(
-        999, str(runtime.bin_dir), f"cni install --bin-dir {runtime.bin_dir}"
-    )
+def test_a_missing_ipam_names_the_remedy(
+    runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """`cni install` for a plugin of this project only; else perhaps the name that was meant."""
+    empty = Runtime(runtime.bin_dir, runtime.host, cni_path=str(tmp_path), env=runtime.env)
+    conf = good("bridge", ipam={"type": "host-local"})
+    error = empty.add("bridge", conf, container).failed(999)
+    assert error["details"] == f"run `cni install --bin-dir {tmp_path}`, which installs it"
+    for kind, text in {
+        "another": "install the plugin there, or name another directory in CNI_PATH",
+        "host-locla": 'did you mean "host-local"? Else install the plugin there',
+        "x" * 10000: "install the plugin there",
+    }.items():
+        conf = good("bridge", ipam={"type": kind})
+        error = runtime.add("bridge", conf, container).failed(999)
+        assert error["details"].startswith(text)
+        assert "cni install" not in error["details"]
 
 
 @pytest.mark.parametrize("plugin", MAIN)
