@@ -23,7 +23,7 @@ from ...protocol import config
 from ...protocol.address import format_ip
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
-from ...protocol.result import Interface, Result
+from ...protocol.result import Interface, IPConfig, Result
 from ..shared import configure, masquerade, veth
 from ..shared.unlink import needs_link
 from . import gateway
@@ -276,18 +276,21 @@ def _connect_layer3(
         gateway.set_up(
             call, host, bridge, result, want.vlans, want.conf.force_address, offered=offered
         )
-    configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
+    settings = _sysctls(call.ifname, want, result.ips)
+    configure.interface(call, netns, inner.index, result, settings)
     if want.conf.ip_masq:
         masquerade.add(call, result, want.conf.ip_masq_backend)
 
 
-def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
+def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str, str]]:
     conf = f"net/ipv6/conf/{ifname}"
     if want.conf.enabledad:
         dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
     else:
         dad = [(f"{conf}/accept_dad", "0")]
-    return dad + configure.announce_settings(ifname)
+    # a bridge gives each announcement to every container
+    ipv6 = any(not ip.prefix.is_v4 for ip in ips)
+    return dad + configure.announce_settings(ifname, ipv6=ipv6)
 
 
 def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
