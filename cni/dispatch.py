@@ -325,7 +325,10 @@ def _decoded(name: str, request: Request, raw: dict[str, Any], wanted: str) -> D
 
 
 def _module(name: str) -> ModuleType:
-    module = TABLE[name].module
+    return _load(TABLE[name].module)
+
+
+def _load(module: str) -> ModuleType:
     if module not in sys.modules:
         __import__(module)  # importlib.import_module would import `warnings`
     return sys.modules[module]
@@ -381,9 +384,7 @@ def _perform(decoded: Decoded) -> Result | None:
 
 def _validate(decoded: Decoded) -> Result | None:
     """Judge the configuration, which has no result. Raises CNIError."""
-    from .describe import verb  # no other request needs descriptions
-
-    verb.validate(decoded.call)
+    _load("cni.describe.verb").validate(decoded.call)  # no other request needs descriptions
     return None
 
 

@@ -787,6 +787,25 @@ def test_an_address_that_is_used_again_loses_no_packet(
             assert (mac, True) in {(a.mac, a.override) for a in unsolicited}
 
 
+@each_family()
+def test_other_containers_get_no_more_than_the_announcement(
+    runtime: Runtime, container: Netns, container2: Netns, family: Family
+) -> None:
+    """A bridge sends each to all containers; over IPv6 there is none for IPv4 addresses."""
+    runtime.add("bridge", routed(family), container).succeeded()
+    with capture(container, "eth0") as seen:
+        conf = routed(family, 3)
+        runtime.add("bridge", conf, container2, container_id="c2").succeeded()
+    mac = link(container2, "eth0")["address"]
+    arps = [arp for arp in seen.arps() if arp.sender_mac == mac and arp.gratuitous]
+    assert len(arps) == sum("." in cidr for cidr in family.second)
+    targets = [each.target for each in seen.advertisements() if each.mac == mac]
+    v6 = [plain(cidr) for cidr in family.second if ":" in cidr]
+    # the kernel sends one of its own when it has made the address usable, before or after the port
+    assert {each for each in targets if not each.startswith("fe80:")} == set(v6)
+    assert v6 or not targets
+
+
 # -- router advertisements (CVE-2020-10749) -------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from ...protocol import config
 from ...protocol.address import format_ip
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
-from ...protocol.result import Interface, Result
+from ...protocol.result import Interface, IPConfig, Result
 from ..shared import configure, masquerade, veth
 from ..shared.unlink import needs_link
 from . import gateway
@@ -160,13 +160,15 @@ def add(call: Call[Conf]) -> Result:
             _connect_layer3(call, host, netns, bridge, inner, result, want)
         elif not want.conf.disable_container_interface:
             link.change(netns.netlink(), inner.index, up=True)
-        if not want.conf.disable_container_interface:
-            _await_port(host, events, outer)
+        if want.conf.disable_container_interface:
+            outer = link.get(host, outer.index)
+        else:
+            outer = _await_port(host, events, outer)
             if result.ips:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # The MAC of a bridge that we did not make may change when its first port joins.
         result.interfaces[0].mac = link.get(host, bridge.index).mac
-        result.interfaces[1].mac = link.get(host, outer.index).mac
+        result.interfaces[1].mac = outer.mac  # udev may have given it another one
     result.dns = configure.dns(want.conf.dns, result.dns)
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
@@ -190,19 +192,12 @@ def _allocate(call: Call[Conf], want: Settings) -> Result:
 
 def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
     """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError."""
-    name, mac = want.bridge, _new_mac()
-    call.undo.callback(_remove_bridge, name, link.format_mac(mac))
+    name = want.bridge
     try:
-        try:
-            link.create_bridge(
-                host, name, mtu=want.conf.mtu, mac=mac, vlan_filtering=want.filtering
-            )
-            veth.prepare_host_end(name)
-        except NetlinkError as error:
-            if not link.is_name_taken(error):
-                raise
-            call.undo.withdraw()
-        bridge = link.get(host, name)
+        bridge = link.find(host, name)
+        if bridge is None:
+            _create_bridge(call, host, want)
+            bridge = link.get(host, name)
         if bridge.kind != "bridge":
             raise CNIError(
                 f'failed to create bridge "{name}": "{name}" already exists but is not a bridge',
@@ -215,6 +210,19 @@ def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
         return bridge
     except NetlinkError as error:
         raise CNIError(f'failed to create bridge "{name}": {error}') from None
+
+
+def _create_bridge(call: Call[Conf], host: Netlink, want: Settings) -> None:
+    """Make the bridge, unless another ADD has made it by now. Raises NetlinkError."""
+    name, mac = want.bridge, _new_mac()
+    call.undo.callback(_remove_bridge, name, link.format_mac(mac))
+    try:
+        link.create_bridge(host, name, mtu=want.conf.mtu, mac=mac, vlan_filtering=want.filtering)
+        veth.prepare_host_end(name)
+    except NetlinkError as error:
+        if not link.is_name_taken(error):
+            raise
+        call.undo.withdraw()
 
 
 def _remove_bridge(name: str, mac: str) -> None:
@@ -276,28 +284,35 @@ def _connect_layer3(
         gateway.set_up(
             call, host, bridge, result, want.vlans, want.conf.force_address, offered=offered
         )
-    configure.interface(call, netns, inner.index, result, _sysctls(call.ifname, want))
+    settings = _sysctls(call.ifname, want, result.ips)
+    configure.interface(call, netns, inner.index, result, settings)
     if want.conf.ip_masq:
         masquerade.add(call, result, want.conf.ip_masq_backend)
 
 
-def _sysctls(ifname: str, want: Settings) -> list[tuple[str, str]]:
+def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str, str]]:
     conf = f"net/ipv6/conf/{ifname}"
     if want.conf.enabledad:
         dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
     else:
         dad = [(f"{conf}/accept_dad", "0")]
-    return dad + configure.announce_settings(ifname)
+    # a bridge gives each announcement to every container
+    ipv6 = any(not ip.prefix.is_v4 for ip in ips)
+    return dad + configure.announce_settings(ifname, ipv6=ipv6)
 
 
-def _await_port(host: Netlink, events: Netlink, port: Link) -> None:
-    """Wait until the port is up; until then the bridge drops its packets. Raises CNIError."""
+def _await_port(host: Netlink, events: Netlink, port: Link) -> Link:
+    """Wait until the port is up; until then the bridge drops its packets. Raises CNIError.
+
+    The port as it is now.
+    """
     state = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
     if state.operstate != link.IF_OPER_UP:
         raise CNIError(
             f"bridge port in error state: {state.operstate_text}",
             f"{port.name} did not come up within {PORT_TIMEOUT} s",
         )
+    return state
 
 
 # --- the other verbs ------------------------------------------------------------------------------

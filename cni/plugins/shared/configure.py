@@ -163,12 +163,15 @@ def enable_forwarding(prefixes: list[Prefix]) -> None:
             ) from None
 
 
-def announce_settings(ifname: str) -> list[tuple[str, str]]:
-    """The sysctls that make the kernel announce the addresses of a link."""
-    return [
-        (f"net/ipv4/conf/{ifname}/arp_notify", "1"),
-        (f"net/ipv6/conf/{ifname}/ndisc_notify", "1"),
-    ]
+def announce_settings(ifname: str, *, ipv6: bool = True) -> list[tuple[str, str]]:
+    """The sysctls that make the kernel announce the addresses of a link; those of IPv6 on request.
+
+    Over IPv6 it also announces the link-local address, which nobody else had before.
+    """
+    settings = [(f"net/ipv4/conf/{ifname}/arp_notify", "1")]
+    if ipv6:
+        settings.append((f"net/ipv6/conf/{ifname}/ndisc_notify", "1"))
+    return settings
 
 
 def announce_again(sock: Netlink, index: int, mac: str) -> None:
