@@ -12,7 +12,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -74,8 +73,9 @@ def _template(name: str) -> bytes:
     """The unit as the file has it. Modules of an embedded interpreter have no data beside them."""
     text = pkgutil.get_data("cni", f"units/{name}")
     if text is None:
-        with zipfile.ZipFile(sys.argv[0]) as archive:
-            text = archive.read(f"cni/units/{name}")
+        from zipimport import zipimporter
+
+        text = zipimporter(sys.argv[0]).get_data(f"cni/units/{name}")
     return text
 
 
