@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),
     "schema": ("schema:schema_command", "Judge", "Print the JSON Schema of configurations."),
     "status": ("status:status", "Judge", "Ask whether a container could be attached now."),
+    "network": ("network:network", "Node", "Make, list and remove networks."),
     "dhcp": ("dhcp:dhcp", "Node", "Run the DHCP daemon, or show its leases."),
     "install": ("install:install", "Node", "Install the plugins."),
     "reload": ("reload:reload", "Node", "Make flushed packet filter rules again."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -213,12 +213,31 @@ def _read(path: str) -> bytes:
 # --- judging ---
 
 
-def judge(wanted: Files, *, strict: bool = False, offline: bool = False) -> Judgement:
-    """Judge files, each on its own and together. Raises CommandError for an unreadable one."""
+def judge_new(path: str, data: bytes, directory: str) -> list[Finding]:
+    """What would be wrong with a file that does not exist yet, beside those in the directory.
+
+    Raises CommandError.
+    """
+    wanted = Files([path], conflist.paths(directory))
+    return judge(wanted, contents={path: data}).findings()
+
+
+def judge(
+    wanted: Files,
+    *,
+    strict: bool = False,
+    offline: bool = False,
+    contents: Mapping[str, bytes] | None = None,
+) -> Judgement:
+    """Judge files, each on its own and together. Raises CommandError for an unreadable one.
+
+    `contents` are those of files that do not exist yet.
+    """
     judgement = Judgement(wanted.asked)
+    given = contents or {}
     for path in [*wanted.asked, *wanted.context]:
         try:
-            data = _read(path)
+            data = given[path] if path in given else _read(path)
         except CNIError:
             if path in wanted.asked:
                 raise

@@ -1,0 +1,98 @@
+"""The configuration of a new network."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+from cni.protocol.address import Prefix, format_ip
+
+VERSION = "1.0.0"  # what every runtime that is in use speaks
+DRIVERS = ("bridge", "ptp", "macvlan", "ipvlan", "vlan")
+ON_MASTER = ("macvlan", "ipvlan", "vlan")
+_NAME_MAX = 15  # bytes of a link's name
+
+Json = dict[str, Any]
+
+
+class Wish(NamedTuple):
+    """What a network shall be. `gateway` and `ip_range` go with the first subnet."""
+
+    name: str
+    driver: str
+    subnets: list[Prefix]
+    internal: bool = False
+    master: str = ""
+    vlan: int = 0
+    mtu: int = 0
+    gateway: str = ""
+    ip_range: tuple[str, str] | None = None
+    bridge: str = ""
+
+
+def made(wish: Wish) -> Json:
+    """A configuration list."""
+    return {"cniVersion": VERSION, "name": wish.name, "plugins": _plugins(wish)}
+
+
+def _plugins(wish: Wish) -> list[Json]:
+    plugins = [_main(wish)]
+    if wish.driver in ("bridge", "ptp") and not wish.internal:
+        plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
+    if wish.driver in ("bridge", "ptp"):
+        plugins.append({"type": "firewall"})
+    return plugins
+
+
+def _main(wish: Wish) -> Json:
+    main: Json = {"type": wish.driver}
+    if wish.driver == "bridge":
+        main["bridge"] = wish.bridge or bridge_name(wish.name)
+        if not wish.internal:
+            main.update({"isGateway": True, "ipMasq": True, "hairpinMode": True})
+    elif wish.driver == "ptp" and not wish.internal:
+        main["ipMasq"] = True
+    if wish.master:
+        main["master"] = wish.master
+    if wish.driver == "vlan":
+        main["vlanId"] = wish.vlan
+    if wish.mtu:
+        main["mtu"] = wish.mtu
+    main["ipam"] = _ipam(wish)
+    return main
+
+
+def _ipam(wish: Wish) -> Json:
+    if not wish.subnets:
+        return {"type": "dhcp"}
+    ranges = []
+    for at, subnet in enumerate(wish.subnets):
+        its_range: Json = {"subnet": str(subnet)}
+        if at == 0 and wish.gateway:
+            its_range["gateway"] = wish.gateway
+        if at == 0 and wish.ip_range:
+            its_range["rangeStart"], its_range["rangeEnd"] = wish.ip_range
+        ranges.append([its_range])
+    ipam: Json = {"type": "host-local", "ranges": ranges}
+    routes = [{"dst": "0.0.0.0/0" if subnet.is_v4 else "::/0"} for subnet in wish.subnets]
+    if not wish.internal:
+        ipam["routes"] = [each for at, each in enumerate(routes) if each not in routes[:at]]
+    return ipam
+
+
+def bridge_name(network: str) -> str:
+    """``cni-<network>``, or with a hash in place of what is too long."""
+    name = f"cni-{network}"
+    if len(name) <= _NAME_MAX:
+        return name
+    return f"cni-{hashlib.sha256(network.encode()).hexdigest()[:11]}"
+
+
+def parse_range(text: str) -> tuple[str, str]:
+    """``10.0.0.10-10.0.0.99``. Raises ValueError, InvalidAddress."""
+    from cni.ipam.host_local.ranges import excluded
+
+    if "-" not in text or "/" in text:
+        raise ValueError("a range is like 10.0.0.10-10.0.0.99")
+    width, low, high = excluded(text)
+    return format_ip(low.to_bytes(width, "big")), format_ip(high.to_bytes(width, "big"))
