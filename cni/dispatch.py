@@ -408,8 +408,14 @@ def _undone(call: Call[Any], error: BaseException) -> BaseException:
     return reported
 
 
-def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict[str, Any]) -> None:
-    """Have a plugin make the rules of an earlier ADD again (cni.intent).
+def reload(
+    name: str,
+    env: Mapping[str, str],
+    conf: dict[str, Any],
+    result: dict[str, Any],
+    work: Callable[[Call[Any]], None] | None = None,
+) -> None:
+    """Have a plugin make the rules of an earlier ADD again (cni.intent), or do other `work`.
 
     `env` has the CNI_* variables of that ADD, `conf` its configuration; prevResult becomes
     `result`, in its own version. Raises CNIError.
@@ -422,8 +428,9 @@ def reload(name: str, env: Mapping[str, str], conf: dict[str, Any], result: dict
     raw = config.decode_object(stdin)
     call, verbs = _decoded(name, request, raw, config.version_of(raw))
     try:
-        if verbs.reload is not None:
-            verbs.reload(call)
+        work = work or verbs.reload
+        if work is not None:
+            work(call)
         call.undo.forget()
     except BaseException:
         for problem in call.undo.unwind():

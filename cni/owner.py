@@ -78,6 +78,15 @@ class Owner(NamedTuple):
         return f"veth{digest(seed)[:8]}"
 
 
+def named_in(comment: str) -> Owner | None:
+    """The owner that an Owner.comment names; None if it was cut (its key is whole then)."""
+    key, net, rest = comment.partition(", net: ")
+    network, _, rest = rest.partition(", if: ")
+    ifname, _, container_id = rest.partition(", id: ")
+    owner = Owner(network, container_id, ifname)
+    return owner if net and owner.key == key else None
+
+
 def cut(text: str, size: int) -> str:
     """`text` as UTF-8 of at most `size` bytes, without half a character at the end."""
     raw = text.encode("utf-8", "surrogateescape")

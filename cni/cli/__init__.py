@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "network": ("network:network", "Node", "Make, list and remove networks."),
     "dhcp": ("dhcp:dhcp", "Node", "Run the DHCP daemon, or show its leases."),
     "install": ("install:install", "Node", "Install the plugins."),
+    "migrate": ("migrate:migrate", "Node", "Prepare a return to the Go plugins."),
     "reload": ("reload:reload", "Node", "Make flushed packet filter rules again."),
     "serve": ("serve:serve", "Node", "Answer plugin requests without starting Python."),
     "uninstall": ("install:uninstall", "Node", "Remove what `install` made."),

@@ -33,6 +33,7 @@ from .want import Ingress, Want, gone
 TABLE = "cni_firewall"
 _TABLE = Table("inet", TABLE)
 _ALLOWED = {False: "allowed4", True: "allowed6"}
+SETS = tuple(_ALLOWED.values())
 _MARK = "CNI firewall plugin rules"
 # How the forward chain's rules look in the kernel: the comment, the number of expressions of each.
 _SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
@@ -168,7 +169,7 @@ def _keys(name: str) -> set[bytes]:
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Remove the attachment's elements; the bridge's policy stays. Raises CNIError."""
     _ = addresses, zone  # the comments name the owner
-    _delete(tuple(_ALLOWED.values()), owner.key, ())
+    _delete(SETS, owner.key, ())
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
@@ -178,7 +179,7 @@ def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> N
     """
     _ = addresses, zone
     comments = {owner.comment for owner in keep}
-    _delete(tuple(_ALLOWED.values()), f"{network_key(network)}-", comments)
+    _delete(SETS, f"{network_key(network)}-", comments)
     if not keep:
         _delete(("bridges", "within"), f"{network_key(network)}, ", ())
 

@@ -265,11 +265,23 @@ _Find = Callable[[str], Elements]  # the elements of a family that have to go
 def teardown(want: Want, *, noted: bool) -> list[Port]:
     """Remove what the owner published, and the reference's rules of the container.
 
-    If the owner may have published something, and the index has nothing of it, all elements are
-    read. Raises CNIError.
+    Raises CNIError.
     """
     from . import nft_reference
 
+    steps = Steps()
+    removed: list[Port] = steps.run(lambda: unpublish(want, noted=noted)) or []
+    steps.run(nft_reference.remove, want.owner.container_id, want.addresses or None)
+    steps.finish()
+    return removed
+
+
+def unpublish(want: Want, *, noted: bool) -> list[Port]:
+    """Remove what the owner published from the maps.
+
+    If the owner may have published something, and the index has nothing of it, all elements are
+    read. Raises CNIError.
+    """
     owner = want.owner
 
     def find(family: str) -> Elements:
@@ -280,11 +292,7 @@ def teardown(want: Want, *, noted: bool) -> list[Port]:
             return _matching(family, owner.key, lambda comment: comment.startswith(owner.key))
         return index.held(family, owner.key, [])
 
-    steps = Steps()
-    removed: list[Port] = steps.run(_remove_everywhere, find) or []
-    steps.run(nft_reference.remove, owner.container_id, want.addresses or None)
-    steps.finish()
-    return removed
+    return _remove_everywhere(find)
 
 
 def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:

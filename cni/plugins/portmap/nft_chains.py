@@ -14,7 +14,7 @@ from ...netfilter import uapi
 from ...netfilter.elements import Element
 from ...netfilter.nft import Change
 from ...netfilter.table import Table
-from ...owner import Owner, digest
+from ...owner import digest
 from ...protocol.address import Prefix, format_ip
 from .want import PROTOCOLS, Port, Want
 
@@ -363,18 +363,11 @@ def port_of(key: bytes) -> Port | None:
     return Port(host_ip, protocol, int.from_bytes(key[-4:-2], "big"), 0) if protocol else None
 
 
-def owner_of(comment: str) -> Owner | None:
-    """The owner that a comment names; None if the comment was cut (its key is whole then)."""
-    _, net, rest = comment.partition(", net: ")
-    network, _, rest = rest.partition(", if: ")
-    ifname, _, container_id = rest.partition(", id: ")
-    owner = Owner(network, container_id, ifname)
-    return owner if net and owner.key == comment[:KEY] else None
+def target_of(value: bytes) -> str:
+    """The address and port that a value of the map of targets stands for."""
+    return f"{format_ip(value[:-4])} port {int.from_bytes(value[-4:-2], 'big')}"
 
 
 def shown(element: Element) -> str:
-    value = element.value
-    if not value:
-        return f"{port_of(element.key)} -> {element.chain}"
-    address, port = format_ip(value[:-4]), int.from_bytes(value[-4:-2], "big")
-    return f"{port_of(element.key)} -> {address} port {port}"
+    where = target_of(element.value) if element.value else element.chain
+    return f"{port_of(element.key)} -> {where}"

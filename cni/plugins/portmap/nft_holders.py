@@ -8,9 +8,9 @@ from typing import NamedTuple
 from ...netfilter import elements as nft_elements
 from ...netfilter.elements import Element
 from ...netfilter.table import Table
-from ...owner import Owner, network_key
+from ...owner import Owner, named_in, network_key
 from ...protocol.address import Prefix
-from .nft_chains import KEY, MAPS, TABLE, elements, family_of, owner_of, port_of
+from .nft_chains import KEY, MAPS, TABLE, elements, family_of, port_of
 from .want import ALIVE, DEAD, SAME, Holder, Holders, Taken, Want
 
 
@@ -50,7 +50,7 @@ def still_aside(want: Want, holders: Holders) -> set[tuple[str, bytes]]:
 
 def judge_one(there: Element, holders: Holders) -> Holder:
     """The holder of an element."""
-    return holders.by_key(there.comment[:KEY], owner_of(there.comment))
+    return holders.by_key(there.comment[:KEY], named_in(there.comment))
 
 
 def former_holders(

@@ -141,7 +141,7 @@ def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> 
     That is the one asked for; else nftables, or iptables where nftables is unusable. Raises
     CNIError, KernelError.
     """
-    holders = _judge_of(call, want.owner)
+    holders = judge_of(call, want.owner)
     if backend == IPTABLES:
         _load(IPTABLES).setup(want, holders, earlier)
         return IPTABLES
@@ -165,7 +165,9 @@ def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> 
     return NFTABLES
 
 
-def _judge_of(call: Call[Conf], owner: Owner) -> LoadHolders:
+def judge_of(call: Call[Conf], owner: Owner) -> LoadHolders:
+    """What judges other owners for `owner`, loaded when it is needed."""
+
     def load() -> Holders:
         from .holders import Holders
 
@@ -246,7 +248,7 @@ def check(call: Call[Conf]) -> None:
     if not asked.mappings:
         return
     want = settings.want_of(call.owner, asked, settings.known_ports(asked))
-    problems = _missing_rules(want, asked.backend, _judge_of(call, call.owner))
+    problems = _missing_rules(want, asked.backend, judge_of(call, call.owner))
     checks.fail([*problems, *_missing_localhost(want, v6=False)])
 
 

@@ -1,0 +1,116 @@
+"""From our nftables maps to rules that the reference's portmap cleans up, and back.
+
+The reference removes the iptables chain of a container, or nftables rules with the container's id
+as comment, by what its configuration says; of maps it knows nothing. So an attachment's rules are
+made in its form first, and the elements of the maps go afterwards: there is always one of both, and
+after a kill another run, or a DEL by this plugin, deals with the rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...kernel.errors import KernelError, NetlinkError, Unusable
+from ...netfilter import elements as nft_elements
+from ...netfilter import iptables
+from ...netfilter.table import Table
+from ...owner import Owner, named_in
+from ...protocol.errors import CNIError
+from . import backend_iptables, backend_nft, localhost, nft_reference, plugin, settings
+from .nft_chains import FAMILIES, KEY, MAPS, TABLE, port_of, target_of
+from .settings import IPTABLES, NFTABLES, Conf
+from .want import Want
+
+if TYPE_CHECKING:
+    from ...call import Call
+    from .want import Port
+
+
+class Published(NamedTuple):
+    """What one attachment has in the maps: `key` is its Owner.key, `owner` what the comment says.
+
+    `owner` is None where the comment was cut. `ports` are (port, address and port it leads to).
+    """
+
+    key: str
+    owner: Owner | None
+    ports: list[tuple[Port, str]]
+
+
+def published() -> list[Published]:
+    """What is in the maps, by attachment. Raises NetlinkError."""
+    by_key: dict[str, Published] = {}
+    for family in FAMILIES:
+        for _, targets in MAPS.values():
+            for element in _elements(family, targets):
+                port = port_of(element.key)
+                if port is None:
+                    continue
+                key = element.comment[:KEY]
+                entry = by_key.setdefault(key, Published(key, named_in(element.comment), []))
+                entry.ports.append((port, target_of(element.value)))
+    return [by_key[key] for key in sorted(by_key)]
+
+
+def _elements(family: str, name: str) -> list[nft_elements.Element]:
+    try:
+        return nft_elements.elements(Table(family, TABLE), name)
+    except Unusable:
+        return []  # without nf_tables there is nothing
+
+
+def to_reference(call: Call[Conf]) -> None:
+    """Publish the attachment's ports as the reference does, and not in the maps any more.
+
+    `call` is that of a reload. A port on localhost keeps its guards: the reference sets
+    `route_localnet` without any, and never puts it back. Raises CNIError, KernelError.
+    """
+    asked = settings.read(call)
+    want = settings.want_of(call.owner, asked, settings.known_ports(asked))
+    if want.addresses and want.ports:
+        form = _form(asked.backend)
+        if form == IPTABLES:
+            backend_iptables.setup(want, plugin.judge_of(call, call.owner), None)
+        else:
+            nft_reference.publish(want)
+        for address in want.addresses:
+            if want.snat and address.is_v4:
+                localhost.enable(call, want.owner, address, filtered=False)
+    backend_nft.unpublish(want, noted=True)
+
+
+def _form(asked: str) -> str:
+    """The backend that the reference takes (docs/spec/portmap.md, `backend`)."""
+    if asked:
+        return asked
+    return IPTABLES if iptables.usable(v6=False) else NFTABLES
+
+
+def to_own(call: Call[Conf]) -> None:
+    """Publish the attachment's ports as this plugin does; the reference's rules go if those differ.
+
+    Raises CNIError, KernelError.
+    """
+    asked = settings.read(call)
+    plugin.reload(call)
+    want = settings.want_of(call.owner, asked, settings.known_ports(asked))
+    if asked.backend != IPTABLES and not _lacks(want):
+        backend_iptables.teardown(want, noted=True)
+        nft_reference.remove(call.container_id, want.addresses)
+
+
+def _lacks(want: Want) -> bool:
+    """Is not all of it in the maps? Then iptables was taken, where nftables is unusable."""
+    there = {port.key for one in published() if one.key == want.owner.key for port, _ in one.ports}
+    return any(
+        port.key not in there for address in want.addresses for port in want.ports_of(address)
+    )
+
+
+def forget(owner: Owner) -> None:
+    """Take an attachment out of the maps whose namespace is gone. Raises CNIError."""
+    want = settings.want_of(owner, settings.Settings(Conf(), "", None, []), [])
+    try:
+        backend_nft.unpublish(want, noted=True)
+    except (NetlinkError, KernelError) as error:
+        raise CNIError(f"cannot remove what {owner.container_id} had published: {error}") from None
