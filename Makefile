@@ -37,8 +37,8 @@ PACKAGES_runtime := podman podman-compose conmon containerd runc
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
-	test-build test-netns test-warm test-lab test-selfcontained test-runtime test-release test-all lint format bench \
-	bench-node demo lock clean distclean
+	test-build test-netns test-warm test-faults test-lab test-selfcontained test-runtime test-release test-all \
+	lint format bench bench-node demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -128,6 +128,10 @@ test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their o
 
 test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
 	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained) $(PYTEST_ARGS)
+
+FAULTS := $(wildcard $(addprefix tests/netns/test_,crash.py interrupted.py sequences.py))
+test-faults: $(TESTED) ## kills, signals and errors at every system call of every plugin: hours
+	CNI_CRASH_ALL=1 $(PYTEST) $(PARALLEL) --timeout 7200 $(FAULTS) $(PYTEST_ARGS)
 
 test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)

@@ -17,7 +17,6 @@ import sys
 from _socket import MSG_DONTWAIT
 from _socket import socket as Socket
 from collections.abc import Callable
-from errno import EIO
 from typing import NamedTuple
 
 import msgspec
@@ -209,24 +208,21 @@ class Worker:
     def _deliver(self, output: bytes) -> None:
         """Have the client write an ADD's result to its stdout. Raises IOFailure if it cannot.
 
-        The result stands if the client does not say so within _REPORT_TIMEOUT.
+        Once the client has the result, that stands, unless the client reports that it could not
+        write it. One that could not be sent, or not whole, ends the connection.
         """
-        conn, self.watched = self.conn, None  # signals do not count any more
+        conn, self.conn, self.watched = self.conn, None, None  # signals do not count any more
         assert conn is not None
-        received = b""
         try:
-            conn.sendall(wire.result(output))
             conn.settimeout(_REPORT_TIMEOUT)
-            while (error := wire.report(received)) is None:
-                received += _some_of(conn)
-        except TimeoutError:
-            error = 0
+            conn.sendall(wire.result(output))
         except OSError as failure:
-            error = failure.errno or EIO
+            text = (failure.strerror or str(failure)).lower()
+            raise IOFailure(f"cannot send the result to the client: {text}") from None
+        error = _reported(conn)
         if error:
-            conn.settimeout(None)
+            self.conn = conn  # it waits for the reply
             raise IOFailure(f"cannot write to stdout: {os.strerror(error).lower()}")
-        self.conn = None  # it has its reply
 
     def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> bool:
         """Take on what the client's process has; false if a descriptor is of the wrong kind."""
@@ -294,15 +290,28 @@ class Worker:
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
 
 
-def _some_of(conn: Socket) -> bytes:
-    """What the client sends; ends this process if it is dead. Raises OSError, TimeoutError."""
-    try:
-        data = conn.recv(16)
-    except ConnectionResetError:
-        data = b""
-    if not data:
-        os._exit(1)  # as in Worker._on_io
-    return data
+def _reported(conn: Socket) -> int:
+    """What the client reports: 0 or an errno; 0 without a report in time.
+
+    Ends this process if the client is dead, as Worker._on_io does.
+    """
+    received, failed = b"", False
+    while (error := wire.report(received)) is None:
+        try:
+            data = conn.recv(16)
+        except TimeoutError:
+            return 0
+        except ConnectionResetError:
+            data = b""
+        except OSError:
+            if failed:
+                return 0
+            failed = True
+            continue
+        if not data:
+            os._exit(1)
+        received += data
+    return error
 
 
 class _Environment:

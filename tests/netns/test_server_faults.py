@@ -571,6 +571,38 @@ def test_a_result_stands_whose_client_says_nothing(monkeypatch: pytest.MonkeyPat
         assert (serving_it.conn, serving_it.watched) == (None, None)
 
 
+class Failing:
+    """A connection, of which one method fails once."""
+
+    def __init__(self, conn: socket.socket, method: str) -> None:
+        self.conn, self.method = conn, method
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.method:
+            self.method = ""
+            return self._fail
+        return getattr(self.conn, name)
+
+    def _fail(self, *_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("method", ["settimeout", "sendall", "recv"])
+def test_an_error_of_the_connection(method: str) -> None:
+    """A result that was not sent is undone; one that was sent stands."""
+    ours, clients = socket.socketpair()
+    with ours, clients:
+        clients.sendall(b"w\0")
+        failing: Any = Failing(ours, method)
+        serving_it: Any = SimpleNamespace(conn=failing, watched=failing)
+        if method == "recv":
+            worker.Worker._deliver(serving_it, b"{}")
+        else:
+            with pytest.raises(IOFailure, match="cannot send the result"):
+                worker.Worker._deliver(serving_it, b"{}")
+        assert serving_it.conn is None  # nothing more is sent
+
+
 @pytest.mark.parametrize("before", [b"", b"\x0f", b"\x01\x02\x0f"], ids=["", "a signal", "signals"])
 @pytest.mark.parametrize("error", [0, errno.ENOSPC])
 def test_a_report_after_signals(before: bytes, error: int) -> None:
