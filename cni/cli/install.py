@@ -11,13 +11,14 @@ import click
 
 from cni import dispatch
 from cni.artifact import InstallError
-from cni.install import Report, command, is_installed
+from cni.install import Report, command, is_installed, put_aside
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
 from cni.install.place import Place
 
 from . import formats, output
+from .session import CACHE_DIR
 
 # Below these a directory of plugins is the system's, not a trial or a user's own.
 _SYSTEM = ("/opt", "/usr")
@@ -157,17 +158,20 @@ def _more(units: Path | None, service: bool) -> Iterator[str]:
 @_UNITS
 @_ROOT
 @click.option("--force", is_flag=True, help="Also while containers are attached.")
+@CACHE_DIR
 @formats.options
-def uninstall(bin_dir: Path, units: Path | None, root: Path | None, force: bool) -> None:
+def uninstall(
+    bin_dir: Path, units: Path | None, root: Path | None, force: bool, cache_dir: str
+) -> None:
     """Remove what `cni install` made, and put back what was there before.
 
-    Refused while containers are attached by these plugins: they could not be detached any more, or
+    Refused while containers are attached by these plugins that could not be detached any more, or
     not completely.
     """
     from . import remaining
 
     place = Place.of(bin_dir, root)
-    stay = _attached(place)
+    stay = _attached(place, cache_dir)
     if stay and not force:
         raise remaining.refusal(stay)
     paths: list[Path] = []
@@ -185,13 +189,13 @@ def uninstall(bin_dir: Path, units: Path | None, root: Path | None, force: bool)
     _show(report, where)
 
 
-def _attached(place: Place) -> list[str]:
+def _attached(place: Place, cache_dir: str) -> list[str]:
     """A line for each attachment that would stay. Raises CNIError if that cannot be found out."""
     if place.root is not None or os.geteuid() != 0 or not is_installed(place.bin_dir):
         return []  # no container can have been attached by them
     from .remaining import described
 
-    return list(described(place.bin_dir))
+    return list(described(place.bin_dir, cache_dir, put_aside(place.bin_dir)))
 
 
 def _show(report: Report, headline: str) -> None:

@@ -1,7 +1,8 @@
-"""Attachments that the plugins of one directory have made, and still have to remove.
+"""Attachments that the plugins of one directory have made, and that would stay without them.
 
-`cni uninstall` asks: without these plugins nothing removes such an attachment, or another
-implementation does, which knows less of it.
+`cni uninstall` asks. Plugins that are put back, as the reference's, take over an attachment that
+needs no other plugin, and has nothing that only the plugins of this project know (docs/cli.md,
+"Installing, and going back").
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,8 +19,9 @@ from cni.intent import Intent
 from cni.netns.namespace import Identity
 from cni.plugins.shared.device_notes import Note
 from cni.protocol import config
+from cni.protocol.errors import CNIError
 
-from . import errors
+from . import errors, gojson
 from .view import attachments
 from .view.attachments import Attached, Places
 from .view.namespaces import GONE, Live
@@ -44,13 +47,18 @@ def shortened(texts: list[str]) -> list[str]:
     return [*texts[: _LISTED - 1], f"and {len(texts) - _LISTED + 1} more"]
 
 
-def described(bin_dir: Path) -> Iterator[str]:
-    """A line for each attachment. Raises CNIError."""
-    places, live = Places.of(), Live()
+def described(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterator[str]:
+    """A line for each attachment. `successors` are the names of plugins that are put back.
+
+    Raises CNIError.
+    """
+    places, live = Places.of(cache_dir), Live()
     notes = dict(_devices(places.state_dir, live))
     for each in attachments.gather(places):
-        kind = notes.pop(each.owner.key, "")
-        if kind or (_is_ours(each, bin_dir) and not each.is_dead(live)):
+        noted = notes.pop(each.owner.key, "")
+        if not noted and (each.is_dead(live) or not _is_ours(each, bin_dir)):
+            continue
+        if any(_known_here_only(each)) or not _plugins(each) <= successors:
             yield _description(each)
     for key, where in sorted(notes.items()):
         yield f"the device that {where} is about ({key})"
@@ -75,10 +83,38 @@ def _ran_in(kept: Intent, bin_dir: Path) -> bool:
 def _description(each: Attached) -> str:
     name = f"{each.pod} ({each.container_id})" if each.pod else each.container_id
     text = f"{each.ifname} of {name} in {each.network}"
-    ports = [port for kept in each.intents for port in _ports(kept)]
-    if ports:
-        text += f", which publishes {', '.join(ports)} in nftables"
-    return text
+    only_here = list(_known_here_only(each))
+    return f"{text}, with {', '.join(only_here)}" if only_here else text
+
+
+def _plugins(each: Attached) -> set[str]:
+    """The types of the plugins that took part; one that no plugin has, if that is not known."""
+    try:
+        conf = gojson.decode(each.config)
+    except CNIError:
+        return {""}
+    found = {""} if not isinstance(conf, dict) else set(_types(conf))
+    return found or {""}
+
+
+def _types(conf: dict[str, Any]) -> Iterator[str]:
+    """Of a network, a plugin, or what a plugin calls another one with."""
+    kind = config.lookup(conf, "type")
+    if isinstance(kind, str):
+        yield kind
+    for key in ("ipam", "delegate"):
+        inner = config.lookup(conf, key)
+        if isinstance(inner, dict):
+            yield from _types(inner)
+    plugins = config.lookup(conf, "plugins")
+    for plugin in plugins if isinstance(plugins, list) else ():
+        if isinstance(plugin, dict):
+            yield from _types(plugin)
+
+
+def _known_here_only(each: Attached) -> Iterator[str]:
+    for kept in each.intents:
+        yield from _ports(kept)
 
 
 def _ports(kept: Intent) -> Iterator[str]:
@@ -90,7 +126,7 @@ def _ports(kept: Intent) -> Iterator[str]:
     for one in mappings if isinstance(mappings, list) else ():
         if isinstance(one, dict) and config.lookup(one, "hostPort"):
             protocol = str(config.lookup(one, "protocol") or "tcp")
-            yield f"{config.lookup(one, 'hostPort')}/{protocol.lower()}"
+            yield f"host port {config.lookup(one, 'hostPort')}/{protocol.lower()}"
 
 
 def _devices(state_dir: str, live: Live) -> Iterator[tuple[str, str]]:

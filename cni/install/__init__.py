@@ -34,7 +34,7 @@ from .directory import Installation, Report
 from .interpreter import choose
 from .place import Place
 
-__all__ = ["Report", "install", "is_installed", "uninstall"]
+__all__ = ["Report", "install", "is_installed", "put_aside", "uninstall"]
 
 LOCK = ".cni-lock"
 LOCK_SECONDS = 60.0
@@ -107,6 +107,11 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
 def is_installed(bin_dir: Path) -> bool:
     """Whether the directory has plugins of this project."""
     return Installation(Place.of(bin_dir)).is_present
+
+
+def put_aside(bin_dir: Path) -> frozenset[str]:
+    """The names of the foreign plugins that `uninstall` would put back."""
+    return Installation(Place.of(bin_dir)).backups()
 
 
 def _make_directories(path: Path) -> list[str]:

@@ -241,6 +241,11 @@ class Installation:
         except OSError:
             return None
 
+    def backups(self) -> frozenset[str]:
+        """The names of the foreign files that were kept."""
+        names = self._names() if self.is_present else []
+        return frozenset(n for n in names if os.path.lexists(self.dir / f".{n}.before-cni"))
+
     @property
     def is_present(self) -> bool:
         """Whether there is anything to uninstall."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,17 @@ class Node:
             text=True,
             timeout=100,
         )
+
+    def cni(self, *words: str) -> None:
+        done = self.host.run(
+            subprocess.run,
+            [f"{self.directory}/bin/cni", *words],
+            env=self.runtime.env,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def refused(self) -> list[str]:
         """The lines of the details; fails unless it is refused, and all is still there."""
@@ -91,8 +103,70 @@ def test_names_the_published_ports_that_others_do_not_find(node: Node, container
     conf = {"cniVersion": "1.1.0", "name": NET, "runtimeConfig": {"portMappings": ports}}
     node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
     assert node.refused()[0] == (
-        f"eth0 of c1 in {NET}, which publishes 8081/tcp, 5353/udp in nftables"
+        f"eth0 of c1 in {NET}, with host port 8081/tcp, host port 5353/udp"
     )
+
+
+class Switched(Node):
+    """A node on which the Go plugins were put aside. `cni add` keeps what it was told."""
+
+    def __init__(self, host: Netns, directory: Path, go_bin_dir: Path) -> None:
+        shutil.copytree(go_bin_dir, directory / "bin", symlinks=True)
+        super().__init__(host, directory)
+        (directory / "net.d").mkdir()
+        self.runtime.env |= {
+            "NETCONFPATH": f"{directory}/net.d",
+            "CNI_PATH": f"{directory}/bin",
+            "CAP_ARGS": '{"portMappings": [{"hostPort": 8082, "containerPort": 80}]}',
+        }
+
+    def add(self, container: Netns, *more: dict[str, Any]) -> None:
+        first = {key: value for key, value in self.conf(type="bridge").items() if key != "name"}
+        network = {"cniVersion": "1.0.0", "name": NET, "plugins": [first, *more]}
+        (self.directory / "net.d/10.conflist").write_text(json.dumps(network))
+        self.cni("add", NET, container.path, "--cache-dir", f"{self.directory}/cache")
+
+    def uninstall(self, *options: str) -> subprocess.CompletedProcess[str]:
+        return super().uninstall("--cache-dir", f"{self.directory}/cache", *options)
+
+
+@pytest.fixture
+def switched(host: Netns, tmp_path: Path, go_bin_dir: Path) -> Switched:
+    return Switched(host, tmp_path, go_bin_dir)
+
+
+def test_plugins_that_are_put_back_take_over(switched: Switched, container: Netns) -> None:
+    """Going back to the Go plugins while containers run, whose DEL then removes everything."""
+    switched.add(container)
+    done = switched.uninstall()
+    assert done.returncode == 0, done.stderr
+    go = Runtime(switched.directory / "bin", switched.host)
+    assert not (switched.directory / "bin/cni").exists()
+    conf = switched.conf(cniVersion="1.0.0")
+    result = json.loads(next((switched.directory / "cache/results").iterdir()).read_text())
+    go.delete(
+        "bridge",
+        conf,
+        container,
+        prev_result=result["result"],
+        container_id=result["containerId"],
+    ).succeeded()
+    assert not list((switched.directory / "data" / NET).glob("10.*"))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "text"),
+    [
+        ({"type": "portmap", "capabilities": {"portMappings": True}}, "with host port 8082/tcp"),
+        ({"type": "sample", "sampleKey": "x", "anotherAwesomeArg": "y"}, "eth0 of cnitool-"),
+    ],
+)
+def test_plugins_that_are_put_back_cannot_take_over_everything(
+    switched: Switched, container: Netns, plugin: dict[str, Any], text: str
+) -> None:
+    """Ports in nftables maps, and what a plugin made that does not come back."""
+    switched.add(container, plugin)
+    assert text in switched.refused()[0]
 
 
 def test_a_device_in_a_container_is_an_attachment(node: Node, container: Netns) -> None:
