@@ -309,7 +309,11 @@ def _decode(name: str, request: Request) -> Decoded:
     raw = config.decode_object(request.stdin)
     check_network_name(config.require_name(raw))
     if request.command not in _VERBS:
-        raise BadEnvironment(f"unknown CNI_COMMAND: {request.command}")
+        near = request.command.upper()
+        raise BadEnvironment(
+            f"unknown CNI_COMMAND: {request.command}",
+            f"write {near}: verbs are in upper case" if near in _VERBS else "",
+        )
     wanted = config.version_of(raw)
     if wanted not in plugin.versions or request.command not in ("ADD", "DEL"):
         from .protocol import version  # the common case needs no comparison

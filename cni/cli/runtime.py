@@ -23,7 +23,7 @@ from typing import Any
 
 from cni import delegate, dispatch
 from cni.protocol import version as versions
-from cni.protocol.errors import CNIError
+from cni.protocol.errors import CNIError, IncompatibleVersion
 from cni.protocol.request import (
     Request,
     check_container_id,
@@ -113,8 +113,8 @@ class Runtime:
         """DEL each plugin, the last one first, and forget the result.
 
         `result` is what the plugins are told if none is kept. An unusable one is deleted and
-        ignored. Raises CNIError ``plugin type="x" failed (delete): …``; a usable result is still
-        kept then.
+        ignored. A plugin that does not know the version is passed over. Raises CNIError
+        ``plugin type="x" failed (delete): …``; a usable result is still kept then.
         """
         self.cache.path(attachment)  # validates
         with self._locked(attachment.container_id):
@@ -131,8 +131,14 @@ class Runtime:
                 self.cache.remove(attachment)
         for plugin in reversed(network.plugins):
             conf = _request_conf(network, plugin, result, attachment)
-            with _failing(plugin, "delete"):
-                self._run("DEL", plugin, conf, attachment)
+            try:
+                with _failing(plugin, "delete"):
+                    self._run("DEL", plugin, conf, attachment)
+            except CNIError as error:
+                if error.code != IncompatibleVersion.code:
+                    raise
+                # It has refused every ADD as well, so there is nothing of it to remove.
+                self._show_stderr(f"{error}; going on with the others\n".encode())
         self.cache.remove(attachment)
 
     def collect(

@@ -148,8 +148,10 @@ def _create(sock: Netlink, conf: Conf) -> Link:
     try:
         vrf.create(sock, name, table)
     except NetlinkError as error:
-        details = "" if vrf.supported(sock) else "the kernel has no VRFs: it needs CONFIG_NET_VRF"
-        raise CNIError(f"could not add VRF {name}: {error}", details) from None
+        from ..kernel import link_advice
+
+        advice = link_advice.of(error, vrf.KIND, name)
+        raise CNIError(f"could not add VRF {name}: {error}", advice) from None
     made = link.get(sock, name)
     try:
         link.change(sock, made.index, up=True)

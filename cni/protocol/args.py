@@ -30,7 +30,8 @@ def parse(text: str, known: frozenset[str]) -> dict[str, str]:
     if unknown and not ignore:
         raise CNIError(
             f"ARGS: unknown args [{' '.join(unknown)}]",
-            "add IgnoreUnknown=1 to CNI_ARGS to pass keys this plugin does not read",
+            "add IgnoreUnknown=1 to CNI_ARGS to pass keys that this plugin does not read; it reads "
+            + (", ".join(sorted(known)) or "none"),
         )
     return pairs
 

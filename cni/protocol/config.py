@@ -218,7 +218,10 @@ def _convert(folded: Any, into: type[T], prefix: str, names: dict[str, str]) -> 
     try:
         return msgspec.convert(folded, into)
     except msgspec.ValidationError as error:
-        raise CNIError(prefix + _explain(str(error), names)) from None
+        from .wrong_type import explain  # a correct configuration needs none of it
+
+        text, advice = explain(str(error), folded, names)
+        raise CNIError(prefix + text, advice) from None
 
 
 def require_name(raw: dict[str, Any]) -> str:
@@ -283,34 +286,6 @@ def _without_nulls(value: Any, zero: Any) -> Any:
     if zero is None or not isinstance(value, dict) or None not in value.values():
         return value
     return {key: zero if item is None else item for key, item in value.items()}
-
-
-_GO_TYPES = {
-    "int": "number",
-    "float": "number",
-    "str": "string",
-    "bool": "bool",
-    "array": "array",
-    "object": "object",
-    "null": "null",
-}
-
-
-def _explain(text: str, names: dict[str, str]) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.mtu`" in the words of the reference."""
-    parts = text.split("`")
-    if text.startswith("Expected `") and len(parts) >= 5:
-        path = parts[5][2:] if len(parts) > 5 else ""
-        path = ".".join(_spelled(step, names) for step in path.split("."))
-        wanted = parts[1].removesuffix(" | null")
-        got = _GO_TYPES.get(parts[3], parts[3])
-        return f"json: cannot unmarshal {got} into field {path or '(top)'} of type {wanted}"
-    return f"json: cannot unmarshal: {text}"
-
-
-def _spelled(step: str, names: dict[str, str]) -> str:
-    key, bracket, index = step.partition("[")
-    return names.get(key, key) + bracket + index
 
 
 def _json_type(value: Any) -> str:

@@ -564,8 +564,7 @@ def test_check_tells_every_difference(sbr: Sbr, container: Netns) -> None:
     error = sbr.check(container, conf).failed(999)
     assert error["msg"] == "no rule: want from 192.168.1.209/32 lookup a table of its own"
     assert error["details"] == (
-        "all differences: no rule: want from 192.168.1.209/32 lookup a table of its own; "
-        "no default route for fd00:1::209: want default via fd00:1::1 dev net1 in table 101; "
+        "also: no default route for fd00:1::209: want default via fd00:1::1 dev net1 in table 101; "
         "no source hint: want 192.168.1.0/24 src 192.168.1.209 dev net1 in table main"
     )
     container.ip("link", "delete", "net1")

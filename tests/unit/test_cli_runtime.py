@@ -710,6 +710,20 @@ def test_a_failed_delete_keeps_the_result(world: World) -> None:
     assert world.files == []
 
 
+def test_delete_passes_over_a_plugin_that_does_not_know_the_version(world: World) -> None:
+    """It has refused the ADD, too; what the plugins before it made has to go."""
+    world.configure("one", "two")
+    world.fail("two", "ADD", "incompatible CNI versions", "old", 1)
+    world.fail("two", "DEL", "incompatible CNI versions", "old", 1)
+    assert world.cni("add", "net", NETNS)[0] == 1
+    code, out, err = world.cni("del", "net", NETNS, "--force")
+    assert (code, out) == (0, "")
+    assert err.startswith(
+        'plugin type="two" failed (delete): incompatible CNI versions; old; going'
+    )
+    assert world.calls == ["ADD one", "ADD two", "DEL two", "DEL one"]
+
+
 def test_delete_passes_runtime_config(world: World) -> None:
     conf = world.configure({"type": "one", "capabilities": {"mac": True}})
     world.runtime.delete(conf, attachment(capability_args={"mac": "m"}))

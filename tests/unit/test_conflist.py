@@ -193,7 +193,7 @@ def test_malformed_lists(text: str, message: str) -> None:
         ({}, "missing 'type'"),
         (None, "missing 'type'"),
         ({"type": ""}, "missing 'type'"),
-        ({"type": 5}, "json: cannot unmarshal number into field type of type str"),
+        ({"type": 5}, "json: cannot unmarshal number into field type of type string"),
         ({"type": "x", "capabilities": {"mac": "yes"}}, "json: cannot unmarshal string"),
         (5, "json: cannot unmarshal number into Go value"),
     ],

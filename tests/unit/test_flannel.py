@@ -226,7 +226,7 @@ HAS = "'delegate' dictionary must not have '{}' field, it'll be set by flannel"
         ({"delegate": {"ipam": {}}}, HAS.format("ipam")),
         ({"delegate": "bridge"}, LOAD + "string into field delegate of type object"),
         ({"runtimeConfig": []}, LOAD + "array into field runtimeConfig of type object"),
-        ({"subnetFile": 1}, LOAD + "number into field subnetFile of type str"),
+        ({"subnetFile": 1}, LOAD + "number into field subnetFile of type string"),
         ({"ipam": {"routes": [{"dst": "x"}]}}, ROUTES + "invalid CIDR address: x"),
         ({"ipam": {"routes": "x"}}, ROUTES + "json: cannot unmarshal string"),
         ({"delegate": {"type": "gone"}}, 'failed to delegate add: failed to find plugin "gone"'),

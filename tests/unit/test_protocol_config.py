@@ -209,9 +209,9 @@ def test_what_belongs_to_others_keeps_its_spelling() -> None:
         ({"mtu": True}, "cannot unmarshal bool into field mtu of type int"),
         ({"isGateway": "yes"}, "cannot unmarshal string into field isGateway of type bool"),
         ({"isGateway": 1}, "cannot unmarshal number into field isGateway of type bool"),
-        ({"bridge": ["a"]}, "cannot unmarshal array into field bridge of type str"),
+        ({"bridge": ["a"]}, "cannot unmarshal array into field bridge of type string"),
         ({"ipam": "static"}, "cannot unmarshal string into field ipam of type object"),
-        ({"ipam": {"type": 5}}, "cannot unmarshal number into field ipam.type of type str"),
+        ({"ipam": {"type": 5}}, "cannot unmarshal number into field ipam.type of type string"),
         ({"vlanTrunk": {}}, "cannot unmarshal object into field vlanTrunk of type array"),
         (
             {"vlanTrunk": [{"id": "x"}]},
@@ -220,7 +220,7 @@ def test_what_belongs_to_others_keeps_its_spelling() -> None:
         ({"dns": {"search": "a"}}, "cannot unmarshal string into field dns.search of type array"),
         (
             {"runtimeConfig": {"mac": 5}},
-            "cannot unmarshal number into field runtimeConfig.mac of type str",
+            "cannot unmarshal number into field runtimeConfig.mac of type string",
         ),
     ],
 )

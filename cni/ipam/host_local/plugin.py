@@ -148,8 +148,9 @@ def check(call: Call[Conf]) -> None:
         if not store.owned_by(call.container_id, call.ifname):
             raise CNIError(
                 "host-local: Failed to find address added by container " + call.container_id,
-                f"no file in {store.path} has its ID and {call.ifname}: somebody released its "
-                "address, which another container may get; recreate the container",
+                f"no file in {store.path} has its ID and {call.ifname}: it was never attached to "
+                "this network, or somebody released its address, which another container may get: "
+                "then recreate the container",
             )
 
 

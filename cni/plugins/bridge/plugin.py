@@ -209,7 +209,10 @@ def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
             link.change(host, bridge.index, up=True, promisc=promisc)
         return bridge
     except NetlinkError as error:
-        raise CNIError(f'failed to create bridge "{name}": {error}') from None
+        from ...kernel import link_advice
+
+        advice = link_advice.of(error, "bridge", name)
+        raise CNIError(f'failed to create bridge "{name}": {error}', advice) from None
 
 
 def _create_bridge(call: Call[Conf], host: Netlink, want: Settings) -> None:

@@ -35,7 +35,11 @@ class Connection:
         try:
             self._bus: Any = open_dbus_connection(dbus.bus_address())
         except (OSError, RuntimeError, ValueError) as error:
-            raise FirewalldError(f"cannot reach the system bus: {error}") from None
+            reason = getattr(error, "strerror", None) or str(error)
+            raise FirewalldError(
+                f"cannot reach the system bus {dbus.bus_address()}: {reason.lower()}",
+                "start firewalld (and the system bus), or choose another `backend`",
+            ) from None
 
     def __enter__(self) -> Connection:
         return self

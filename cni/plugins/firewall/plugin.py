@@ -128,8 +128,9 @@ def check(call: Call[Conf]) -> None:
 
         problems += isolation.check(want, result)
     if problems:
-        others = f"; all differences: {'; '.join(problems)}" if len(problems) > 1 else ""
-        raise CNIError(problems[0], f"{choice}{others}")
+        from ..shared.checks import others
+
+        raise CNIError(problems[0], "; ".join(filter(None, (str(choice), others(problems)))))
 
 
 def status(call: Call[Conf]) -> None:

@@ -104,7 +104,17 @@ class Selector:
                 return self._by_mac(host)
             return link.get(host, self._name(key))
         except (DeviceError, LinkNotFound) as error:
-            raise CNIError(f"failed to find host device: {error}") from None
+            raise CNIError(f"failed to find host device: {error}", self._named(key)) from None
+
+    def _named(self, key: str) -> str:
+        """Which device the configuration names, for an error."""
+        named = {
+            "device": self.conf.device,
+            "hwaddr": link.format_mac(self.mac) if self.mac else "",
+            "kernelpath": self.conf.kernelpath,
+        }
+        name = named.get(key) or self.pci or self.auxiliary
+        return f'the node has no link for {key} "{name}"; `ip link` shows those that there are'
 
     def _name(self, key: str) -> str:
         if key == "device":

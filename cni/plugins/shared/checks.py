@@ -20,10 +20,14 @@ from ...protocol.result import Interface, IPConfig, Result
 
 
 def fail(problems: list[str]) -> None:
-    """Raise the first problem as the message and all of them as the details."""
+    """Raise the first problem as the message and the others as the details."""
     if problems:
-        details = "" if len(problems) == 1 else "all differences: " + "; ".join(problems)
-        raise CNIError(problems[0], details)
+        raise CNIError(problems[0], others(problems))
+
+
+def others(problems: list[str]) -> str:
+    """All problems but the first, for the details of an error; "" if there is only one."""
+    return f"also: {'; '.join(problems[1:])}" if len(problems) > 1 else ""
 
 
 def previous_result(call: Call[Any], prefix: str = "") -> Result:
@@ -125,6 +129,8 @@ def addresses(sock: Netlink, ifname: str, ips: list[IPConfig], have: list[Route]
             continue
         if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in have):
             problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
+            if not device.up:
+                problems.append(f"{ifname} is down, so it has no routes")
     return problems
 
 

@@ -108,7 +108,9 @@ def create(
     try:
         make()
     except NetlinkError as error:
-        details = ""
+        from ...kernel import link_advice
+
+        details = link_advice.of(error, kind or what, call.ifname)
         if link.is_name_taken(error):
             call.undo.withdraw()
             details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"

@@ -158,7 +158,10 @@ def _create(
             return name
         except NetlinkError as error:
             if not link.is_name_taken(error):
-                raise CNIError(f"failed to make veth pair: {error}") from None
+                from ...kernel import link_advice
+
+                advice = link_advice.of(error, kind, name)
+                raise CNIError(f"failed to make veth pair: {error}", advice) from None
             call.undo.withdraw()
             if link.find(netns.netlink(), call.ifname) is not None:
                 raise _taken(call, name) from None
