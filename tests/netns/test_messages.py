@@ -75,8 +75,8 @@ def test_a_device_that_is_not_there(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("whereabouts", "no such plugin is in these directories"),
-        ("calico-ipam", "no such plugin is in these directories"),
+        ("whereabouts", "install the plugin there"),
+        ("calico-ipam", "install the plugin there"),
         ("host-locl", 'did you mean "host-local"?'),
         ("hostlocal", 'did you mean "host-local"?'),
         ("statik", 'did you mean "static"?'),
