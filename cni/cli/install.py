@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,9 +17,13 @@ from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
 from cni.install.place import Place
+from cni.protocol.errors import CNIError
 
 from . import formats, output
 from .session import CACHE_DIR
+
+if TYPE_CHECKING:
+    from .remaining import Staying
 
 # Below these a directory of plugins is the system's, not a trial or a user's own.
 _SYSTEM = ("/opt", "/usr")
@@ -171,7 +176,14 @@ def uninstall(
     from . import remaining
 
     place = Place.of(bin_dir, root)
-    stay = _attached(place, cache_dir)
+    warnings: list[str] = []
+    try:
+        stay = _staying(place, cache_dir)
+    except CNIError as error:
+        if not force:
+            error.details = f"{error.details}; --force goes on all the same".lstrip("; ")
+            raise
+        stay, warnings = [], [f"what stays is not known: {error}"]
     if stay and not force:
         raise remaining.refusal(stay)
     paths: list[Path] = []
@@ -183,19 +195,22 @@ def uninstall(
         report = uninstall_file(bin_dir, paths, root=root)
     except InstallError as error:
         raise click.ClickException(str(error)) from error
-    report.warnings += [f"stays: {text}" for text in remaining.shortened(stay)]
+    report.warnings += warnings
+    report.warnings += [
+        f"stays: {text}" for text in remaining.shortened([each.text for each in stay])
+    ]
     nothing = not report.removed and not report.restored
     where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
     _show(report, where)
 
 
-def _attached(place: Place, cache_dir: str) -> list[str]:
-    """A line for each attachment that would stay. Raises CNIError if that cannot be found out."""
+def _staying(place: Place, cache_dir: str) -> list[Staying]:
+    """What is attached and would stay. Raises CNIError if that cannot be found out."""
     if place.root is not None or os.geteuid() != 0 or not is_installed(place.bin_dir):
         return []  # no container can have been attached by them
-    from .remaining import described
+    from .remaining import staying
 
-    return list(described(place.bin_dir, cache_dir, put_aside(place.bin_dir)))
+    return list(staying(place.bin_dir, cache_dir, put_aside(place.bin_dir)))
 
 
 def _show(report: Report, headline: str) -> None:

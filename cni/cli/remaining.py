@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -21,7 +21,8 @@ from cni.plugins.shared.device_notes import Note
 from cni.protocol import config
 from cni.protocol.errors import CNIError
 
-from . import errors, gojson
+from . import errors, gojson, migrate
+from .migrate import Uncleanable
 from .view import attachments
 from .view.attachments import Attached, Places
 from .view.namespaces import GONE, Live
@@ -30,13 +31,25 @@ _LISTED = 10  # lines in an error message
 _MAX_SIZE = 1 << 16  # bytes of a note
 
 
-def refusal(texts: list[str]) -> errors.Refused:
-    """The error that names attachments, by what `described` says of them."""
-    count = "one attachment" if len(texts) == 1 else f"{len(texts)} attachments"
-    lines = [*shortened(texts), "delete these containers first, or repeat it with --force"]
+class Staying(NamedTuple):
+    """Something that would stay: what it is, and whether `cni migrate` can rewrite all that only
+    the plugins of this project know of it.
+    """
+
+    text: str
+    rewritable: bool = False
+
+
+def refusal(found: list[Staying]) -> errors.Refused:
+    """The error that names what would stay."""
+    count = "one attachment" if len(found) == 1 else f"{len(found)} attachments"
+    lines = shortened([each.text for each in found])
+    advice = "delete these containers first, or repeat it with --force"
+    if any(each.rewritable for each in found):
+        advice += "; before a change to the Go plugins run `cni migrate --to reference`"
     return errors.Refused(
         f"{count} of these plugins would stay, which others cannot remove, or not completely",
-        "\n".join(lines),
+        "\n".join([*lines, advice]),
     )
 
 
@@ -47,21 +60,26 @@ def shortened(texts: list[str]) -> list[str]:
     return [*texts[: _LISTED - 1], f"and {len(texts) - _LISTED + 1} more"]
 
 
-def described(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterator[str]:
-    """A line for each attachment. `successors` are the names of plugins that are put back.
+def staying(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterator[Staying]:
+    """What would stay, by attachment. `successors` are the names of plugins that are put back.
 
     Raises CNIError.
     """
     places, live = Places.of(cache_dir), Live()
-    notes = dict(_devices(places.state_dir, live))
+    devices = dict(_devices(places.state_dir, live))
+    only_here: dict[str, list[Uncleanable]] = {}
+    for one in migrate.uncleanable(places.state_dir):
+        only_here.setdefault(one.key, []).append(one)
     for each in attachments.gather(places):
-        noted = notes.pop(each.owner.key, "")
-        if not noted and (each.is_dead(live) or not _is_ours(each, bin_dir)):
-            continue
-        if any(_known_here_only(each)) or not _plugins(each) <= successors:
-            yield _description(each)
-    for key, where in sorted(notes.items()):
-        yield f"the device that {where} is about ({key})"
+        device = devices.pop(each.owner.key, "")
+        known_here = only_here.pop(each.owner.key, [])
+        attached = device or (_is_ours(each, bin_dir) and not each.is_dead(live))
+        if known_here or (attached and not _plugins(each) <= successors):
+            yield Staying(_description(each, known_here), bool(known_here))
+    for key, ones in sorted(only_here.items()):
+        yield Staying(f"{_what(ones)} of {ones[0].attachment} ({key})", rewritable=True)
+    for key, where in sorted(devices.items()):
+        yield Staying(f"the device that {where} is about ({key})")
 
 
 def _is_ours(each: Attached, bin_dir: Path) -> bool:
@@ -80,11 +98,14 @@ def _ran_in(kept: Intent, bin_dir: Path) -> bool:
     return wanted in [os.path.realpath(directory) for directory in path if directory]
 
 
-def _description(each: Attached) -> str:
+def _description(each: Attached, known_here: list[Uncleanable]) -> str:
     name = f"{each.pod} ({each.container_id})" if each.pod else each.container_id
     text = f"{each.ifname} of {name} in {each.network}"
-    only_here = list(_known_here_only(each))
-    return f"{text}, with {', '.join(only_here)}" if only_here else text
+    return f"{text}, with {_what(known_here)}" if known_here else text
+
+
+def _what(ones: list[Uncleanable]) -> str:
+    return ", ".join(one.what for one in ones)
 
 
 def _plugins(each: Attached) -> set[str]:
@@ -110,23 +131,6 @@ def _types(conf: dict[str, Any]) -> Iterator[str]:
     for plugin in plugins if isinstance(plugins, list) else ():
         if isinstance(plugin, dict):
             yield from _types(plugin)
-
-
-def _known_here_only(each: Attached) -> Iterator[str]:
-    for kept in each.intents:
-        yield from _ports(kept)
-
-
-def _ports(kept: Intent) -> Iterator[str]:
-    """The published ports that the reference's portmap does not find: it reads iptables only."""
-    if kept.plugin != "portmap" or config.lookup(kept.config, "backend") == "iptables":
-        return
-    given = config.lookup(kept.config, "runtimeConfig")
-    mappings = config.lookup(given, "portMappings") if isinstance(given, dict) else None
-    for one in mappings if isinstance(mappings, list) else ():
-        if isinstance(one, dict) and config.lookup(one, "hostPort"):
-            protocol = str(config.lookup(one, "protocol") or "tcp")
-            yield f"host port {config.lookup(one, 'hostPort')}/{protocol.lower()}"
 
 
 def _devices(state_dir: str, live: Live) -> Iterator[tuple[str, str]]:

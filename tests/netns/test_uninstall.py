@@ -94,17 +94,57 @@ def test_forced(node: Node, container: Netns) -> None:
     assert not (node.directory / "bin").exists()
 
 
-def test_names_the_published_ports_that_others_do_not_find(node: Node, container: Netns) -> None:
+PORTS = [
+    {"hostPort": 8081, "containerPort": 80, "protocol": "tcp"},
+    {"hostPort": 5353, "containerPort": 53, "protocol": "UDP"},
+]
+ADVICE = (
+    "delete these containers first, or repeat it with --force; "
+    "before a change to the Go plugins run `cni migrate --to reference`"
+)
+
+
+def publish(node: Node, container: Netns) -> None:
     result = node.runtime.add("bridge", node.conf(), container).result
-    ports = [
-        {"hostPort": 8081, "containerPort": 80, "protocol": "tcp"},
-        {"hostPort": 5353, "containerPort": 53, "protocol": "UDP"},
-    ]
-    conf = {"cniVersion": "1.1.0", "name": NET, "runtimeConfig": {"portMappings": ports}}
+    conf = {"cniVersion": "1.1.0", "name": NET, "runtimeConfig": {"portMappings": PORTS}}
     node.runtime.add("portmap", conf, container, prev_result=result).succeeded()
-    assert node.refused()[0] == (
-        f"eth0 of c1 in {NET}, with host port 8081/tcp, host port 5353/udp"
-    )
+
+
+def test_names_the_published_ports_that_others_do_not_find(node: Node, container: Netns) -> None:
+    publish(node, container)
+    named, advice = node.refused()
+    assert named.startswith(f"eth0 of c1 in {NET}, with host port ")
+    for text in (
+        "host port 8081/tcp to 10.42.0.2 port 80",
+        "host port 5353/udp to 10.42.0.2 port 53",
+    ):
+        assert text in named
+    assert advice == ADVICE
+
+
+def test_names_published_ports_of_a_container_that_has_ended(
+    node: Node, netns: Callable[..., Netns]
+) -> None:
+    """They would lead to another container that gets the address, until the node is booted."""
+    container = netns("short-lived")
+    publish(node, container)
+    container.close()
+    named, advice = node.refused()
+    assert "host port 8081/tcp to 10.42.0.2 port 80" in named
+    assert advice == ADVICE
+    node.runtime.delete("portmap", {"cniVersion": "1.1.0", "name": NET}).succeeded()
+    assert node.uninstall().returncode == 0
+
+
+def test_what_cannot_be_found_out_is_no_obstacle_with_force(node: Node) -> None:
+    (node.directory / "state").mkdir()
+    (node.directory / "state/devices").write_text("")
+    done = node.uninstall("--json")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "--force goes on" in json.loads(done.stdout)["details"]
+    done = node.uninstall("--force")
+    assert done.returncode == 0, done.stderr
+    assert "warning: what stays is not known" in done.stderr
 
 
 class Switched(Node):
@@ -157,7 +197,10 @@ def test_plugins_that_are_put_back_take_over(switched: Switched, container: Netn
 @pytest.mark.parametrize(
     ("plugin", "text"),
     [
-        ({"type": "portmap", "capabilities": {"portMappings": True}}, "with host port 8082/tcp"),
+        (
+            {"type": "portmap", "capabilities": {"portMappings": True}},
+            "with host port 8082/tcp to ",
+        ),
         ({"type": "sample", "sampleKey": "x", "anotherAwesomeArg": "y"}, "eth0 of cnitool-"),
     ],
 )
