@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import pytest
 
@@ -31,6 +32,7 @@ LEFT_OUT = (
     ("runtime", "podman and containerd start containers", "make test-runtime"),
 )
 _DURATION = "cni/seconds"
+_LONGEST_KEY = 200
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -127,4 +129,6 @@ def _key(config: pytest.Config) -> str:
     where = "+".join(Path(arg).name for arg in config.args)
     server = os.environ.get("CNI_TEST_SERVER", "")
     key = f"{where} {_chosen_by(config)} {server}".replace("/", ".").replace(" ", "_")
+    if len(key) > _LONGEST_KEY:  # it becomes a file's name
+        key = f"{key[:_LONGEST_KEY]}-{crc32(key.encode()):08x}"
     return f"{_DURATION}/{key}"
