@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -98,6 +98,26 @@ def addresses(owner: Owner) -> list[str]:
 
 
 # --- the rules themselves -------------------------------------------------------------------------
+
+
+def test_a_first_add_lists_no_rules_of_others(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as many as the node has containers."""
+    host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
+    listed: list[str] = []
+    find_rules_with = Table.find_rules_with
+
+    def listing(table: Table, chain: str, mark: bytes) -> list[Any]:
+        listed.append(chain)
+        return find_rules_with(table, chain, mark)
+
+    monkeypatch.setattr(Table, "find_rules_with", listing)
+    new = prefixes("10.0.0.2/24", "fd00::2/64")
+    host.run(lambda: masquerade.setup(TWO, new, "nftables", first=True))
+    assert listed == ["postrouting"]
+    assert host.run(masquerade.missing, TWO, new) == []
+    host.run(masquerade.teardown, TWO, new)
+    assert host.run(masquerade.missing, ONE, prefixes("10.0.0.1/24")) == []
+    assert len(host.run(masquerade.missing, TWO, new)) == len(new)
 
 
 def test_nftables_rules(host: Netns) -> None:

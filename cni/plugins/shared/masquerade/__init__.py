@@ -39,10 +39,11 @@ class Backend(Protocol):
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, owner: Owner, prefixes: list[Prefix]) -> None:
+    def setup(self, owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
         """Make the rules of these addresses (with their subnets' prefix lengths).
 
-        Rules that are there stay. If that fails, none of the rules is left.
+        Rules that are there stay. If that fails, none of the rules is left. `first`: no ADD of the
+        owner is known that its DEL did not follow, so its rules need not be looked for.
         """
 
     def teardown(
@@ -108,7 +109,7 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
     earlier = intent.find(call.plugin, call.owner, call.request.env)
     if earlier is not None and set(earlier.addresses) - {prefix.host for prefix in prefixes}:
         teardown(*undo)  # it had other addresses, and no DEL came in between
-    setup(call.owner, prefixes, backend)
+    setup(call.owner, prefixes, backend, first=earlier is None)
 
 
 def reload(call: Call[Any], result: Result, backend: str | None) -> None:
@@ -157,33 +158,35 @@ def check_backend(backend: str | None) -> None:
         )
 
 
-def setup(owner: Owner, prefixes: list[Prefix], backend: str | None) -> None:
+def setup(
+    owner: Owner, prefixes: list[Prefix], backend: str | None, *, first: bool = False
+) -> None:
     """Masquerade the traffic from these addresses to outside their subnets; again is no error.
 
-    Without a backend: iptables, or nftables where iptables is unusable. Raises CNIError; then none
-    of the rules is left.
+    Without a backend: iptables, or nftables where iptables is unusable. `first` as in Backend.
+    Raises CNIError; then none of the rules is left.
     """
     check_backend(backend)
     if not prefixes:
         return
     if backend:
-        _load(backend).setup(owner, prefixes)
+        _load(backend).setup(owner, prefixes, first=first)
     else:
-        _setup_with_either(owner, prefixes)
+        _setup_with_either(owner, prefixes, first)
 
 
-def _setup_with_either(owner: Owner, prefixes: list[Prefix]) -> None:
+def _setup_with_either(owner: Owner, prefixes: list[Prefix], first: bool) -> None:
     from ....netfilter import iptables
 
     try:
         iptables.require()  # where the tool is not installed, its backend is not worth loading
-        _load("iptables").setup(owner, prefixes)
+        _load("iptables").setup(owner, prefixes, first=first)
     except IptablesError as error:
         # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
         if iptables.usable(v6=False):
             raise
         try:
-            _load("nftables").setup(owner, prefixes)
+            _load("nftables").setup(owner, prefixes, first=first)
         except (CNIError, KernelError) as other:
             raise CNIError(
                 error.msg, f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")

@@ -34,8 +34,9 @@ _Source = bytes
 _Select = Callable[[list[_Source]], list[bool]]
 
 
-def setup(owner: Owner, prefixes: list[Prefix]) -> None:
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
     """Make the rules of these addresses; those that are there stay. Raises IptablesError."""
+    _ = first  # they are in a chain of the owner's
     done: list[Prefix] = []
     for v6, family in by_family(prefixes):
         try:

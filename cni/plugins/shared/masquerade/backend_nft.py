@@ -35,8 +35,13 @@ _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
 _POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
-def setup(owner: Owner, prefixes: list[Prefix]) -> None:
-    """Make the rules of these addresses, instead of all that the owner had. Raises CNIError."""
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
+    """Make the rules of these addresses, instead of all that the owner had. Raises CNIError.
+
+    To find those the kernel has to list the rules of all containers, which is left out for the
+    `first`. After an ADD that was killed before it was noted, its rule is there twice; DEL removes
+    both.
+    """
     from ....netfilter import expressions
 
     table = Table("inet", TABLE)
@@ -48,7 +53,8 @@ def setup(owner: Owner, prefixes: list[Prefix]) -> None:
     def plan() -> list[Change]:
         shared = [] if _is_complete() else _skeleton()
         # of an earlier attachment under this name that was never removed
-        stale = [table.without_rule(CHECKS, rule.handle) for rule in _rules(owner)]
+        old = [] if first else _rules(owner)
+        stale = [table.without_rule(CHECKS, rule.handle) for rule in old]
         return [*shared, *stale, *new]
 
     try:
