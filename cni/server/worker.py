@@ -23,6 +23,7 @@ import msgspec
 
 from .. import dispatch, interrupts
 from ..files import open_null
+from ..kernel import sysctl
 from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
 from ..protocol.errors import IOFailure
@@ -78,6 +79,7 @@ class Worker:
         self.slot = server.slots[number]
         self.limits = limits
         self.home = namespace.stay()
+        sysctl.keep_open()
         self.reception: Reception[Run] = Reception(
             listener,
             Gate(server.pids, any_mounts=limits.any_mounts),
