@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import click
 
+from cni.describe import walk
 from cni.describe.findings import Finding
 from cni.describe.network import Network, Part
 from cni.kernel import link
 from cni.kernel.errors import NetlinkError
 from cni.kernel.netlink import Netlink
 from cni.kernel.route import show as routes_of
-from cni.protocol import config
 from cni.protocol.errors import CNIError
 
 from . import errors, formats, plan_ipam, validate
@@ -105,7 +105,7 @@ def steps_of(found: Network, ifname: str) -> list[Step]:
     addresses: list[plan_ipam.Allocated] = []
     with Netlink() as host:
         for part in found.parts:
-            situation = Situation(found.name, part, getter(part), host, ifname, addresses)
+            situation = Situation(found.name, part, walk.getter(part.node), host, ifname, addresses)
             own, problem = plan_ipam.allocate(situation.network, part, found.version)
             addresses.extend(own)
             steps += [Step(part.type, each) for each in plan_ipam.told(part, own, problem)]
@@ -116,19 +116,6 @@ def steps_of(found: Network, ifname: str) -> list[Step]:
                 steps.append(Step(part.type, f"cannot be told: {error}"))
     steps.append(Step("the caller", "keep the result, for CHECK and DEL"))
     return steps
-
-
-def getter(part: Part) -> Callable[[str], Any]:
-    """Looks up a value of the part's object by its path, whatever the case."""
-    value = config.fold_keys(part.value(), {})
-
-    def get(path: str) -> Any:
-        found = value
-        for name in path.lower().split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
-
-    return get
 
 
 # --- what plugins do ------------------------------------------------------------------------------

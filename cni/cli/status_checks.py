@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from cni import delegate, dispatch
-from cni.describe import addresses, catalogue
+from cni.describe import addresses, catalogue, walk
 from cni.describe.network import Network, Part
 from cni.kernel import kinds, link
 from cni.kernel.address import show as addresses_of
@@ -19,7 +19,6 @@ from cni.kernel.link import Link
 from cni.kernel.netlink import Netlink
 from cni.kernel.route import Route
 from cni.kernel.route import show as routes_of
-from cni.protocol import config
 from cni.protocol.address import Prefix
 from cni.protocol.errors import CNIError
 
@@ -52,7 +51,7 @@ def problems(network: Network, path: list[str]) -> list[Problem]:
     found: list[Problem] = []
     with Netlink() as host:
         for part in network.parts:
-            facts = Facts(part, host, _getter(part))
+            facts = Facts(part, host, walk.getter(part.node))
             found += _missing_plugins(facts, path)
             for look in (_kind, _master, _bridge, _device, _tun):
                 try:
@@ -61,18 +60,6 @@ def problems(network: Network, path: list[str]) -> list[Problem]:
                     continue
         found += _addresses(network, host)
     return found
-
-
-def _getter(part: Part) -> Callable[[str], Any]:
-    value = config.fold_keys(part.value(), {})
-
-    def get(path: str) -> Any:
-        found = value
-        for name in path.lower().split("."):
-            found = found.get(name) if isinstance(found, dict) else None
-        return found
-
-    return get
 
 
 def _text(value: Any) -> str:
@@ -241,7 +228,7 @@ def _key_of(place: addresses.Place) -> str:
 def _conflicting_address(
     place: addresses.Place, host: Netlink, device: Link | None
 ) -> Iterator[Problem]:
-    get = _getter(place.part)
+    get = walk.getter(place.part.node)
     if device is None or place.range is None or get("forceAddress") or get("vlan"):
         return
     wanted = Prefix(place.range.gateway, place.subnet.length)

@@ -344,6 +344,16 @@ def _search_order(found: Network) -> tuple[bool, str]:
 
 def _judge_decoding(found: Network) -> None:
     """Ask the decoders themselves, so that nothing which they refuse is taken for right."""
+    text = found.report.document.text.encode("utf-8", "surrogatepass")
+    try:
+        if found.is_list:
+            conflist.from_bytes(text)
+        else:
+            conflist.plugin_from_bytes(text)
+    except CNIError as error:
+        if not found.report.has_errors():
+            root = found.report.document.root
+            found.report.add(root, "decode", "", error.msg, error.details)
     for part in found.parts:
         if any(each.severity == ERROR for each in part.report.findings):
             continue

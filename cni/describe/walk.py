@@ -21,6 +21,7 @@ from .forms import FORMS, problem
 from .model import (
     DelegateRecord,
     Flag,
+    Get,
     IpamRecord,
     Key,
     Kind,
@@ -76,6 +77,21 @@ def below(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def getter(node: Node) -> Get:
+    """Looks up a value by its path, as the plugin would: in any case, and null is absent."""
+    value = fold_keys(node.plain(), {})
+
+    def get(path: str) -> Any:
+        found = value
+        for name in path.split("."):
+            holder = found if isinstance(found, dict) else {}
+            # in `capabilities` the case counts, and the keys were not folded
+            found = holder.get(name, holder.get(name.lower()))
+        return found
+
+    return get
+
+
 class Walk:
     """Notes in `report` what is wrong in an object of the plugin `described`."""
 
@@ -97,6 +113,9 @@ class Walk:
                 self._unknown(member, kind, path, exact)
             elif member.node.kind != "null":
                 self.value(member.node, key.kind, below(path, member.key))
+            elif exact:  # libcni decodes a list into a map, in which null is a value
+                where = below(path, member.key)
+                self._report.add(member.node, "type", where, f"{where} must not be null")
         for key in kind.keys:
             if key.required:
                 self._require(node, key, path, exact)
@@ -302,16 +321,7 @@ class Walk:
 
     def rules_of(self, node: Node, described: Plugin, path: str) -> None:
         """Apply a plugin's rules to the object `node`."""
-        value = fold_keys(node.plain(), {})
-
-        def get(name: str) -> Any:
-            found = value
-            for each in name.split("."):
-                holder = found if isinstance(found, dict) else {}
-                # in `capabilities` the case counts, and the keys were not folded
-                found = holder.get(each, holder.get(each.lower()))
-            return found
-
+        get = getter(node)
         for rule in described.rules:
             if rule.broken(get):
                 members = [(each, name) for name in rule.keys if (each := node.at(name))]

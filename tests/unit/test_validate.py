@@ -13,12 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni import dispatch
+from cni.cli import conflist as cli_conflist
 from cni.cli import main, validate
 from cni.describe import catalogue, network
 from cni.describe.document import Document, Malformed
 from cni.describe.findings import ERROR, Finding
 from cni.describe.model import Flag, Key, Many, Number, Plugin, Record, Table, Text
 from cni.protocol import gojson
+from cni.protocol.errors import CNIError
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(catalogue.NAMES)
@@ -716,3 +718,54 @@ def test_networks_by_name(
     assert main(["validate", "--offline"]) == 1
     assert main(["validate", "--offline", "three"]) == 3
     assert "networks there: one, two" in capfd.readouterr().err
+
+
+# --- whatever is written ------------------------------------------------------------------------
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of the value in which something else stands at the path."""
+    value = copy.deepcopy(value)
+    holder(value, path)[path[-1]] = new
+    return value
+
+
+def all_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of each key and of each item."""
+    if not isinstance(value, dict | list):
+        return []
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for step, item in inner:
+        found += [(*path, step), *all_paths(item, (*path, step))]
+    return found
+
+
+ODD = JSON | st.sampled_from(["10.0.0.0/8", "::/0", "fe80::1", "0.0.0.0/0", -1, 2**63, 1e300, ""])
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_nothing_makes_it_fail(name: str, data: st.DataObject) -> None:
+    """Any value at any place gives findings, and no traceback; what a decoder refuses is found."""
+    value = example(name)
+    path = data.draw(st.sampled_from(all_paths(value)))
+    value = replaced(value, path, data.draw(ODD))
+    text = json.dumps(value).encode()
+    found = validate.judge(validate.Files(["-"], []), offline=True, contents={"-": text})
+    wrong = any(each.severity == ERROR for each in found.findings())
+    try:
+        network_list = cli_conflist.from_bytes(text)
+    except CNIError:
+        assert wrong
+        return
+    for plugin in network_list.plugins:
+        own = catalogue.known_as(plugin.type)
+        if own is not None:
+            refused = validate._conversion(own, plugin.raw)
+            assert wrong or not refused
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes(data: bytes) -> None:
+    found = validate.judge(validate.Files(["-"], []), offline=True, contents={"-": data})
+    assert found.findings()
