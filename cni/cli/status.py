@@ -110,7 +110,7 @@ def _is_own(name: str, path: list[str]) -> bool:
         program = delegate.find(name, path)
     except CNIError:
         return False
-    return catalogue.known_as(name) is not None and delegate.is_ourselves(program)
+    return dispatch.find(name) is not None and delegate.is_ourselves(program)
 
 
 def _judged(name: str) -> list[Finding]:

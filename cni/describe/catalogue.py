@@ -55,7 +55,7 @@ class Unknown(CNIError):
 
 
 def plugin(name: str) -> Plugin | None:
-    """The description of a plugin, with any prefix (`my-bridge`); None for another project's."""
+    """The description of the plugin that a `type` means; None for another project's."""
     own = known_as(name)
     if own is None:
         return None
@@ -64,12 +64,13 @@ def plugin(name: str) -> Plugin | None:
 
 
 def known_as(name: str) -> str | None:
-    """The plugin that a `type` means: as in dispatch.find, a prefix that ends in `-` is ignored."""
-    while name not in NAMES:
-        _, dash, name = name.partition("-")
-        if not dash:
-            return None
-    return name
+    """The plugin that a `type` means, also as BuildKit names it: `buildkit-cni-bridge`.
+
+    A file of ours is a plugin whatever prefix its name has (dispatch.find). A `type` does not say
+    whose the file is, and other projects have plugins called `ecs-bridge` or `tc-redirect-tap`.
+    """
+    own = f"-{name}".rpartition("-cni-")[2].removeprefix("-")
+    return own if own in NAMES else None
 
 
 def plugins() -> list[Plugin]:

@@ -376,7 +376,7 @@ def test_every_key_is_explained(name: str, capfd: pytest.CaptureFixture[str]) ->
         ("bridge.isGatway", 3, "did you mean isGateway?"),
         ("host-local.subnet", 0, ""),
         ("host-local.ipam.rangess", 3, "did you mean ipam.ranges?"),
-        ("my-bridge.mtu", 0, ""),
+        ("buildkit-cni-bridge.mtu", 0, ""),
         ("nothing", 3, "there are"),
         ("tuning.qwertz", 3, "its keys are sysctl"),
     ],
@@ -393,3 +393,23 @@ def test_schema_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     jsonschema.Draft202012Validator.check_schema(json.loads(capfd.readouterr().out))
     assert main(["schema", "nothing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("bridge", "bridge"),
+        ("buildkit-cni-bridge", "bridge"),
+        ("buildkit-cni-host-local", "host-local"),
+        ("cni-static", "static"),
+        ("win-bridge", "win-bridge"),
+        ("ecs-bridge", None),
+        ("tc-redirect-tap", None),
+        ("mycni-bridge", None),
+        ("buildkit-cni-", None),
+        ("-bridge", None),
+        ("", None),
+    ],
+)
+def test_which_plugin_a_type_means(name: str, known: str | None) -> None:
+    assert catalogue.known_as(name) == known
