@@ -1,0 +1,213 @@
+"""What README and docs tell people to type works: each command line and configuration is run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from cni.cli import COMMANDS
+from cni.cli.group import cli
+from tests.harness import Netns, Runtime
+from tests.harness.documented import cni_words, commands, configurations, is_syntax
+from tests.harness.netns import PATH
+from tests.harness.requires import ensure
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/cli.md")
+# What cannot run here: other programs, and what changes the machine that runs the tests.
+ELSEWHERE = re.compile(
+    r"^(make|systemctl|export|source|apt|tar|cni completion fish|\./cni\S*|\S+/cni install)\b"
+)
+
+# The node of the pages: networks, containers and links that they speak of. Everything that the
+# default paths name is a directory of this mount namespace.
+PREPARE = """
+set -e
+for directory in /etc/cni /var/lib/cni /opt/cni /etc/systemd/system /usr/local/bin; do
+    mkdir -p $directory && mount -t tmpfs none $directory
+done
+mkdir -p /run/cni /run/netns && mount -t tmpfs none /run/cni
+{file} install --bin-dir /opt/cni/bin >/dev/null
+ip link add eth1 type veth peer name eth1peer
+ip link set eth1 up
+mkdir -p /etc/cni/net.d
+for network in mynet:10.80 shop:10.81; do
+    cat >/etc/cni/net.d/20-${{network%:*}}.conflist <<EOF
+{{"cniVersion": "1.1.0", "name": "${{network%:*}}", "plugins": [
+  {{"type": "bridge", "bridge": "br-${{network%:*}}", "isGateway": true,
+    "ipam": {{"type": "host-local", "ranges": [[{{"subnet": "${{network#*:}}.0.0/24"}}]]}}}}]}}
+EOF
+done
+ip netns add test
+mkdir -p /var/lib/cni/networks/shop
+printf 'c1\\r\\neth0' >/var/lib/cni/networks/shop/10.81.0.4
+export PATH=$PATH:/opt/cni/bin
+set +e
+"""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) -> None:
+    if not (bin_dir / "cni").exists():
+        pytest.skip("these are not our plugins")
+    wanted = [each for each in commands(page) if not is_syntax(each)]
+    wanted = [each for each in wanted if each.strip() and not ELSEWHERE.match(each)]
+    assert len(wanted) > 1
+    script = PREPARE.format(file=ROOT / "dist/cni")
+    for number, command in enumerate(wanted):
+        script += f"( {command}\n) >{tmp_path}/{number} 2>&1 </dev/null\n"
+        script += f"echo $? >{tmp_path}/{number}.code\n"
+    script += "ip -all netns delete 2>/dev/null; true\n"
+    host.exec(["unshare", "--mount", "bash", "-c", script], env={"PATH": PATH}, cwd="/")
+    failures = [
+        f"{command}\n{(tmp_path / str(number)).read_text()}"
+        for number, command in enumerate(wanted)
+        if (tmp_path / f"{number}.code").read_text() not in _expected(command)
+    ]
+    assert not failures, "\n".join(failures)
+
+
+def _expected(command: str) -> tuple[str, ...]:
+    """`cni doctor` and `cni validate` have exit code 1 when they find something."""
+    is_judge = command.startswith(("cni doctor", "cni validate"))
+    return ("0\n", "1\n") if is_judge else ("0\n",)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_syntax(page: str) -> None:
+    """Commands and options in lines of syntax exist; and all commands are in the overview."""
+    seen = set()
+    lines = [each for each in commands(page) if is_syntax(each)]
+    if page == "docs/cli.md":
+        lines += overview()
+    for line in lines:
+        for part in re.split(r"\s{2,}(?=cni )|; *(?=cni )", line):
+            if not part.startswith("cni "):
+                continue
+            words = cni_words(part)
+            for name in words[0].split("|"):
+                if not name.startswith("-"):
+                    seen.add(name)
+                    check_options(name, words[1:], part)
+    if page == "docs/cli.md":
+        assert seen >= set(COMMANDS)
+
+
+def overview() -> list[str]:
+    text = (ROOT / "docs/cli.md").read_text()
+    block = re.search(r"^```\n(cni add.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    return [part for line in block[1].splitlines() for part in re.split(r"\s{2,}(?=cni )", line)]
+
+
+def check_options(name: str, words: list[str], line: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None, line
+    if isinstance(command, click.Group) and words:
+        for sub in words[0].split("|"):
+            inner = command.get_command(click.Context(command), sub)
+            if inner is not None:
+                command, words = inner, words[1:]
+                break
+    known = {option for parameter in command.params for option in parameter.opts}
+    for word in words:
+        for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", word):
+            assert option in known or command.name == "daemon", f"{option} in: {line}"
+
+
+EXAMPLES = [
+    (name, line.strip().removeprefix("Examples:").removeprefix("Example:").strip())
+    for name in COMMANDS
+    for line in (getattr(cli.get_command(click.Context(cli), name), "help", "") or "").splitlines()
+    if re.match(r"\s*(Examples?:)?\s*cni \S", line)
+]
+
+
+@pytest.mark.parametrize(("name", "line"), EXAMPLES)
+def test_examples_of_the_help(name: str, line: str) -> None:
+    words = shlex.split(line.partition(" | ")[0].partition(" >")[0])[1:]
+    if words[0] == name:
+        check_options(name, words[1:], line)
+
+
+META = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf", "sample")
+FEATURES = {
+    "vlan": "vlan",
+    "ipvlan": "ipvlan",
+    "dummy": "dummy",
+    "vrf": "vrf",
+    "macvlan": "macvlan",
+}
+# Why a page's configuration is not run here.
+NOT_HERE = {
+    "dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
+    "flannel": "needs flanneld's file: tests/netns/test_flannel.py",
+    "host-device": "names a device of a certain node",
+    "win-bridge": "needs Windows",
+    "win-overlay": "needs Windows",
+    "tuning": "sets offloads of a certain driver",
+    "macvlan": "needs a DHCP server: tests/netns/test_macvlan.py",
+}
+SHOWN = [
+    (path.stem, number, conf)
+    for path in sorted((ROOT / "docs/plugins").glob("*.md"))
+    for number, conf in enumerate(configurations(f"docs/plugins/{path.name}"))
+]
+
+
+def chain(name: str, conf: dict[str, Any], data_dir: Path) -> dict[str, Any]:
+    """The configuration as a list that can run: a plugin alone has one that makes an interface."""
+    plugins = conf.get("plugins") or [conf]
+    first = plugins[0]
+    if "type" not in first:
+        plugins = [{"type": "bridge", "bridge": "br0", **first}]
+    elif first["type"] in META:
+        ipam = {"type": "host-local", "subnet": "10.90.0.0/24"}
+        plugins = [{"type": "bridge", "bridge": "br0", "isGateway": True, "ipam": ipam}, *plugins]
+    elif first["type"] in ("host-local", "static"):
+        plugins = [{"type": "bridge", "bridge": "br0", "ipam": first}]
+    text = json.dumps({"cniVersion": "1.0.0", "name": f"doc-{name}", **conf, "plugins": plugins})
+    made: dict[str, Any] = json.loads(text)
+    for plugin in made["plugins"]:
+        if plugin.get("ipam", {}).get("type") == "host-local":
+            plugin["ipam"]["dataDir"] = str(data_dir)
+    return made
+
+
+@pytest.mark.parametrize(("name", "number", "conf"), SHOWN, ids=lambda each: str(each)[:20])
+def test_configurations(
+    runtime: Runtime,
+    host: Netns,
+    container: Netns,
+    tmp_path: Path,
+    name: str,
+    number: int,
+    conf: dict[str, Any],
+) -> None:
+    if name in NOT_HERE:
+        pytest.skip(NOT_HERE[name])
+    if name in FEATURES:
+        ensure([FEATURES[name]])
+    if name == "tap":  # its page says that the container has to have the bridge
+        container.ip("link", "add", "br0", "type", "bridge")
+    masters = {str(plugin.get("master") or "") for plugin in conf.get("plugins") or [conf]} | {
+        "eth0"
+    }
+    for master in masters - {""}:
+        host.ip_batch(f"link add {master} type veth peer name p-{master}", f"link set {master} up")
+    network = chain(name, conf, tmp_path)
+    result = runtime.add_list(network, container)
+    if name != "sample":  # whose CHECK says that it is not implemented
+        runtime.check_list(network, container, result)
+    runtime.delete_list(network, container, result)
+
+
+def test_there_is_enough(request: pytest.FixtureRequest) -> None:
+    assert len(SHOWN) > 15
+    assert len(EXAMPLES) > 15
