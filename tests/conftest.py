@@ -15,7 +15,7 @@ from tests.harness.build import GO_BIN_DIR, install_dist
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
-from tests.harness.server import serving
+from tests.harness.server import Server, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -162,6 +162,19 @@ def make_runtime(
     path = tmp_path_factory.mktemp("s", numbered=True) / "s"
     with serving(made, path, "--workers", "2"):
         yield made
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> Path:
+    """Where `server` listens."""
+    return tmp_path / "s"
+
+
+@pytest.fixture
+def server(runtime: Runtime, socket_path: Path) -> Iterator[Server]:
+    """A server with two workers on the node, which `runtime`'s plugins find."""
+    with serving(runtime, socket_path, "--workers", "2") as running:
+        yield running
 
 
 @pytest.fixture

@@ -19,17 +19,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+from cni.netns import identify, liveness
 from cni.owner import Owner
 from tests.harness import Netns, Runtime, difference, iptables_save, links, nft, tree
 from tests.harness.contract import leases
 from tests.harness.pinned import Pinned
 from tests.harness.requires import ensure
 from tests.harness.server import serving
+from tests.harness.wait import wait_until
 from tests.harness.world import EVERY, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from cni.netns.namespace import Identity
 
 pytestmark = [
     pytest.mark.slow,
@@ -146,11 +150,16 @@ class Node:
         away = {c for c in CONTAINERS if self.state["nh", c] != NONE}
         for number, name in enumerate(CONTAINERS):
             if f"dev{name}" not in links(self.host) and name not in away:
+                self._await_end_of(f"wire{name}")
                 self.host.ip_batch(
                     f"link add dev{name} address 02:00:00:00:00:0{number} type veth "
                     f"peer name wire{name} address 02:00:00:00:01:0{number}",
                     f"link set wire{name} up",
                 )
+
+    def _await_end_of(self, wire: str) -> None:
+        """The kernel deletes a pair some time after the namespace of one end has ended."""
+        wait_until(lambda: wire not in links(self.host), f"the end of {wire}")
 
     def ip(self, name: str, *args: str) -> str:
         command = ["nsenter", f"--net={self.pinned[name].path}", "ip", *args]
@@ -284,12 +293,22 @@ class Node:
 
     def restart(self, _net: str, name: str, _which: int, _kill: int) -> None:
         """The namespace ends without a DEL, and its path names a new one."""
+        before = identify(self.pinned[name].path)
+        assert before is not None
         self.pinned[name].unmount()
+        wait_until(lambda: self._has_ended(before), "the end of the namespace")
         self.pinned[name] = Pinned(self.directory / f"netns-{name}")
         for net in NETWORKS:
             if self.state[net, name] != NONE:
                 self.state[net, name] = DEAD
             self.decoys.discard((net, name))
+
+    def _has_ended(self, noted: Identity) -> bool:
+        """A process of the last verb may hold a socket of it for a moment."""
+        found = liveness.reopen(noted, 0)
+        if found is not None:
+            found.close()
+        return found is None
 
     # -- the judge ----------------------------------------------------------------------------
 

@@ -37,23 +37,12 @@ from tests.harness.server import (
 from tests.harness.wait import wait_for_call, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from tests.harness.runtime import Reply
 
 NET = "net1"
 LOOPBACK = {"cniVersion": "1.1.0", "name": NET}
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "s"
-
-
-@pytest.fixture
-def server(runtime: Runtime, path: Path) -> Iterator[Server]:
-    with serving(runtime, path, "--workers", "2") as running:
-        yield running
 
 
 def bridge(data_dir: Path, **keys: Any) -> dict[str, Any]:
@@ -170,15 +159,17 @@ def test_nothing_crosses_requests(
 # --- the server is not well -----------------------------------------------------------------------
 
 
-def test_without_a_server(runtime: Runtime, container: Netns, path: Path) -> None:
-    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+def test_without_a_server(runtime: Runtime, container: Netns, socket_path: Path) -> None:
+    runtime.env["CNI_SERVER_SOCKET"] = str(socket_path)
     runtime.add("loopback", LOOPBACK, container).succeeded()
 
 
-def test_a_socket_that_nobody_listens_on(runtime: Runtime, container: Netns, path: Path) -> None:
+def test_a_socket_that_nobody_listens_on(
+    runtime: Runtime, container: Netns, socket_path: Path
+) -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(str(path))
-    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+        sock.bind(str(socket_path))
+    runtime.env["CNI_SERVER_SOCKET"] = str(socket_path)
     runtime.add("loopback", LOOPBACK, container).succeeded()
 
 
@@ -190,13 +181,13 @@ def test_a_hung_server(server: Server, runtime: Runtime, container: Netns) -> No
     served(server, lambda: runtime.delete("loopback", LOOPBACK, container)).succeeded()
 
 
-def test_a_full_queue(runtime: Runtime, container: Netns, path: Path) -> None:
-    runtime.env["CNI_SERVER_SOCKET"] = str(path)
+def test_a_full_queue(runtime: Runtime, container: Netns, socket_path: Path) -> None:
+    runtime.env["CNI_SERVER_SOCKET"] = str(socket_path)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+        listener.bind(str(socket_path))
         listener.listen(0)
         with socket.socket(socket.AF_UNIX) as first:
-            first.connect(str(path))
+            first.connect(str(socket_path))
             runtime.add("loopback", LOOPBACK, container).succeeded()
 
 
@@ -311,12 +302,12 @@ def test_a_terminated_client_has_its_work_undone(
 
 
 def test_signals_are_heard_in_every_request_and_only_there(
-    runtime: Runtime, container: Netns, path: Path, tmp_path: Path
+    runtime: Runtime, container: Netns, socket_path: Path, tmp_path: Path
 ) -> None:
     """Undoing takes the handlers away, and an idle worker has nothing to undo."""
     conf, go = slow_ipam(tmp_path, runtime)
     failing = bridge(tmp_path / "data", routes=[], ipam={"type": "nosuch"})
-    with serving(runtime, path, "--workers", "1") as server:
+    with serving(runtime, socket_path, "--workers", "1") as server:
         (worker,) = server.workers()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             served(server, lambda: runtime.add("bridge", failing, container)).failed()
@@ -333,13 +324,13 @@ def test_signals_are_heard_in_every_request_and_only_there(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_that_comes_with_the_descriptors(
-    runtime: Runtime, container: Netns, path: Path, number: signal.Signals
+    runtime: Runtime, container: Netns, socket_path: Path, number: signal.Signals
 ) -> None:
     """The verb has not begun, and does not."""
     env = {**runtime.environment("ADD", container, ifname="lo"), "CNI_SERVER": "on"}
     stdin = json.dumps(LOOPBACK).encode()
     request = encode_request(str(runtime.bin_dir / "loopback"), env, stdin)
-    with serving(runtime, path, "--workers", "1") as server, server.connect() as sock:
+    with serving(runtime, socket_path, "--workers", "1") as server, server.connect() as sock:
         (worker,) = server.workers()
         sock.sendall(request)
         assert sock.recv(HELLO_SIZE, socket.MSG_WAITALL)
@@ -419,9 +410,9 @@ def serve_output(runtime: Runtime, path: Path, *prefix: str) -> tuple[int, str]:
 
 
 def test_a_second_server_refuses_to_start(
-    server: Server, runtime: Runtime, container: Netns, path: Path
+    server: Server, runtime: Runtime, container: Netns, socket_path: Path
 ) -> None:
-    code, text = serve_output(runtime, path)
+    code, text = serve_output(runtime, socket_path)
     assert code == 1
     assert f"process {server.pid}" in text
     assert server.status()["build"] in text
@@ -429,36 +420,36 @@ def test_a_second_server_refuses_to_start(
 
 
 def test_a_second_server_beside_one_that_hangs(
-    server: Server, runtime: Runtime, path: Path
+    server: Server, runtime: Runtime, socket_path: Path
 ) -> None:
     server.signal_workers(signal.SIGSTOP)
     try:
-        code, text = serve_output(runtime, path)
+        code, text = serve_output(runtime, socket_path)
     finally:
         server.signal_workers(signal.SIGCONT)
     assert code == 1
     assert f"process {server.pid}" in text
 
 
-def test_only_root_serves(runtime: Runtime, path: Path) -> None:
+def test_only_root_serves(runtime: Runtime, socket_path: Path) -> None:
     nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
     read = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")  # the tests' directories
-    code, text = serve_output(runtime, path, *nobody, *read)
+    code, text = serve_output(runtime, socket_path, *nobody, *read)
     assert code == 1
     assert "only root can serve" in text
 
 
-def test_idle_exit(runtime: Runtime, path: Path) -> None:
-    with serving(runtime, path, "--idle-exit", "0.5") as server:
+def test_idle_exit(runtime: Runtime, socket_path: Path) -> None:
+    with serving(runtime, socket_path, "--idle-exit", "0.5") as server:
         assert server.child.wait(30) == 0
-        assert not path.exists()
+        assert not socket_path.exists()
 
 
 def test_a_request_that_takes_too_long(
-    runtime: Runtime, container: Netns, path: Path, tmp_path: Path
+    runtime: Runtime, container: Netns, socket_path: Path, tmp_path: Path
 ) -> None:
     conf, go = slow_ipam(tmp_path, runtime)
-    with serving(runtime, path, "--timeout", "0.5", "--workers", "1"):
+    with serving(runtime, socket_path, "--timeout", "0.5", "--workers", "1"):
         reply = runtime.add("bridge", conf, container)
         reply.failed(11, "the cni server ended")
         go.touch()
@@ -597,7 +588,7 @@ def test_descriptors_that_do_not_fit(
 
 
 def test_an_upgrade_under_load_loses_no_add(
-    runtime: Runtime, path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
+    runtime: Runtime, socket_path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
 ) -> None:
     """`cni install` of another build while containers start; the server changes over by itself."""
     from tests.build.running import build_copy
@@ -620,7 +611,7 @@ def test_an_upgrade_under_load_loses_no_add(
                     failures.append(str(reply))
             done[number] += 1
 
-    with serving(mine, path, "--workers", "2") as server:
+    with serving(mine, socket_path, "--workers", "2") as server:
         before = server.status()["build"]
         threads = [threading.Thread(target=work, args=(n,)) for n in range(len(containers))]
         for thread in threads:
@@ -668,7 +659,7 @@ def test_many_at_once(
 
 
 def test_requests_leave_nothing(
-    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+    runtime: Runtime, container: Netns, data_dir: Path, socket_path: Path
 ) -> None:
     """Processes, descriptors and memory are the same after many requests."""
     conf = bridge(data_dir)
@@ -679,7 +670,7 @@ def test_requests_leave_nothing(
             runtime.delete("bridge", conf, container).succeeded()
             runtime.call("ADD", "bridge", "{", container).failed(6)
 
-    with serving(runtime, path, "--workers", "1") as server:
+    with serving(runtime, socket_path, "--workers", "1") as server:
         round_trip(12)
         (worker,) = server.workers()
         before = _footprint(worker)
@@ -693,7 +684,7 @@ def test_requests_leave_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ten_thousand_requests_leave_nothing(
-    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+    runtime: Runtime, container: Netns, data_dir: Path, socket_path: Path
 ) -> None:
     """One worker serves them all; neither it, nor its executor, nor the supervisor grows."""
     conf = bridge(data_dir)
@@ -710,7 +701,7 @@ def test_ten_thousand_requests_leave_nothing(
             runtime.status("bridge", status).succeeded()
             runtime.call("ADD", "bridge", "{", container).failed(6)
 
-    with serving(runtime, path, "--workers", "1", "--max-requests", "1000000") as server:
+    with serving(runtime, socket_path, "--workers", "1", "--max-requests", "1000000") as server:
         round_trip(64)
         (worker,) = server.workers()
         before = list(map(_footprint, (server.pid, worker)))
@@ -741,9 +732,9 @@ def _footprint(pid: int) -> tuple[int, int]:
 
 
 def test_a_worker_is_replaced_after_its_share(
-    runtime: Runtime, container: Netns, path: Path
+    runtime: Runtime, container: Netns, socket_path: Path
 ) -> None:
-    with serving(runtime, path, "--workers", "1", "--max-requests", "3") as server:
+    with serving(runtime, socket_path, "--workers", "1", "--max-requests", "3") as server:
         (first,) = server.workers()
         for _ in range(3):
             runtime.call("VERSION", "loopback", "").succeeded()
@@ -754,7 +745,9 @@ def test_a_worker_is_replaced_after_its_share(
 # --- systemd --------------------------------------------------------------------------------------
 
 
-def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_path: Path) -> None:
+def test_socket_activation(
+    runtime: Runtime, container: Netns, socket_path: Path, tmp_path: Path
+) -> None:
     """systemd keeps the socket, and starts the server with the first connection."""
     notify = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
@@ -763,7 +756,7 @@ def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_p
         child = runtime.host.popen(
             [
                 "systemd-socket-activate",
-                f"--listen={path}",
+                f"--listen={socket_path}",
                 f"--setenv=NOTIFY_SOCKET={notify}",
                 str(runtime.bin_dir / "cni"),
                 "serve",
@@ -772,14 +765,14 @@ def test_socket_activation(runtime: Runtime, container: Netns, path: Path, tmp_p
             ],
             stderr=subprocess.PIPE,
         )
-        wait_until(path.exists, "the socket is there")
-        runtime.env["CNI_SERVER_SOCKET"] = str(path)
+        wait_until(socket_path.exists, "the socket is there")
+        runtime.env["CNI_SERVER_SOCKET"] = str(socket_path)
         runtime.add("loopback", LOOPBACK, container).succeeded()
         assert heard.recv(100) == b"READY=1"
-        assert Server(child, path, runtime.host).status()["served"] == 1, "it was not served"
+        assert Server(child, socket_path, runtime.host).status()["served"] == 1, "it was not served"
         assert heard.recv(100) == b"STOPPING=1"
         assert child.wait(30) == 0
-        assert path.exists(), "the socket is systemd's"
+        assert socket_path.exists(), "the socket is systemd's"
 
 
 def test_no_lock_or_descriptor_of_a_request_stays(
@@ -798,7 +791,7 @@ def test_no_lock_or_descriptor_of_a_request_stays(
 
 
 def test_a_server_with_other_mounts(
-    runtime: Runtime, path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
+    runtime: Runtime, socket_path: Path, tmp_path: Path, data_dir: Path, netns: Callable[..., Netns]
 ) -> None:
     """It does not see the container's namespace by name; its client, which it was given for, does.
 
@@ -811,7 +804,7 @@ def test_a_server_with_other_mounts(
     client = Runtime(node, runtime.host, env=runtime.env)
     hide = "mount -t tmpfs none /run/netns"
     own = {"bin_dir": runtime.bin_dir, "mounts": hide}
-    with serving(client, path, "--workers", "1", "--any-mounts", **own) as server:
+    with serving(client, socket_path, "--workers", "1", "--any-mounts", **own) as server:
         container = netns()
         (worker,) = server.workers()
         assert not Path(f"/proc/{worker}/root/{container.path}").exists()
@@ -831,13 +824,13 @@ def test_a_server_with_other_mounts(
 
 
 def test_a_server_that_means_other_files(
-    runtime: Runtime, container: Netns, data_dir: Path, path: Path
+    runtime: Runtime, container: Netns, data_dir: Path, socket_path: Path
 ) -> None:
     """Without --any-mounts its clients are those who see the same files; others run by exec."""
     data_dir.mkdir(exist_ok=True)
     hide = f"mount -t tmpfs none {data_dir}"
     conf = bridge(data_dir)
-    with serving(runtime, path, "--workers", "1", mounts=hide) as server:
+    with serving(runtime, socket_path, "--workers", "1", mounts=hide) as server:
         by_exec(server, lambda: runtime.add("bridge", conf, container)).succeeded()
         assert list((data_dir / NET).glob("10.*"))
         by_exec(server, lambda: runtime.delete("bridge", conf, container)).succeeded()
@@ -845,11 +838,11 @@ def test_a_server_that_means_other_files(
 
 
 def test_a_chain_with_other_mounts(
-    runtime: Runtime, path: Path, data_dir: Path, netns: Callable[..., Netns]
+    runtime: Runtime, socket_path: Path, data_dir: Path, netns: Callable[..., Netns]
 ) -> None:
     """Chained plugins take the namespace from their client, too."""
     hide = "mount -t tmpfs none /run/netns"
-    with serving(runtime, path, "--workers", "1", "--any-mounts", mounts=hide) as server:
+    with serving(runtime, socket_path, "--workers", "1", "--any-mounts", mounts=hide) as server:
         container = netns()
         plugins = [
             bridge(data_dir) | {"type": "bridge"},

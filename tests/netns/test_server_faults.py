@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
-import fcntl
 import json
 import os
 import signal
@@ -15,22 +13,18 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from cni.protocol.errors import IOFailure
-from cni.server import reception, worker
+from cni.server import reception
 from cni.server.peer import Gate
 from cni.server.slots import allocate
 from cni.server.supervisor import Options, Supervisor
 from cni.server.wire import HELLO_SIZE
-from tests.harness import Netns, Runtime, links
-from tests.harness.contract import leases
+from tests.harness import Netns, Runtime
 from tests.harness.server import (
     Server,
-    Watch,
     by_exec,
     encode_request,
     send_go,
@@ -40,24 +34,10 @@ from tests.harness.server import (
 )
 from tests.harness.wait import wait_until
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 Json = dict[str, Any]
 
 LOOPBACK = {"cniVersion": "1.1.0", "name": "net1"}
 VERSION = encode_request("/opt/cni/bin/loopback", {"CNI_COMMAND": "VERSION"}, b"")
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "s"
-
-
-@pytest.fixture
-def server(runtime: Runtime, path: Path) -> Iterator[Server]:
-    with serving(runtime, path, "--workers", "2") as running:
-        yield running
 
 
 def greeted(server: Server, request: bytes = VERSION) -> socket.socket:
@@ -105,7 +85,7 @@ def test_who_stops_halfway_keeps_nobody_from_the_workers(
 
 @pytest.mark.parametrize("message", [b"", VERSION[:9], VERSION], ids=["silent", "half", "no go"])
 def test_a_worker_waits_for_a_few_only(
-    path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch, message: bytes
 ) -> None:
     """What others pay for clients that stop halfway does not grow with their number."""
     waits: list[float] = []
@@ -117,10 +97,10 @@ def test_a_worker_waits_for_a_few_only(
 
     monkeypatch.setattr(reception, "_patience", noting_patience)
     with ExitStack() as stack:
-        listener, waiting = receiving(stack, path)
+        listener, waiting = receiving(stack, socket_path)
         for _ in range(100):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
-            client.connect(str(path))
+            client.connect(str(socket_path))
             client.sendall(message)
             assert waiting.receive(listener.fileno()) is None
         assert len(waiting) == 100
@@ -170,16 +150,18 @@ def test_who_trickles_keeps_nobody_from_the_workers(
                 thread.join()
 
 
-def test_who_trickles_is_sent_away_in_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_trickles_is_sent_away_in_the_end(
+    socket_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Although it sends something now and then, and others keep coming after it."""
     monkeypatch.setattr(reception, "_LIFETIME", 0.2)
     request = encode_request("/opt/cni/bin/loopback", {"FILL": "x" * 1000}, b"")
     with ExitStack() as stack:
-        _, waiting = receiving(stack, path)
+        _, waiting = receiving(stack, socket_path)
 
         def connect() -> socket.socket:
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
-            client.connect(str(path))
+            client.connect(str(socket_path))
             return client
 
         trickling = connect()
@@ -210,7 +192,7 @@ def test_who_is_slow_is_served_all_the_same(server: Server) -> None:
 
 
 def test_who_was_greeted_need_not_wait_for_another_s_request(
-    runtime: Runtime, path: Path, tmp_path: Path, container: Netns
+    runtime: Runtime, socket_path: Path, tmp_path: Path, container: Netns
 ) -> None:
     """The one worker declines, and the client runs its plugin itself."""
     go = tmp_path / "go"
@@ -220,7 +202,7 @@ def test_who_was_greeted_need_not_wait_for_another_s_request(
     slow.chmod(0o755)
     runtime.cni_path = f"{slow.parent}:{runtime.bin_dir}"
     conf = {**LOOPBACK, "ipam": {"type": "slow"}}
-    with serving(runtime, path, "--workers", "1") as server, greeted(server) as waiting:
+    with serving(runtime, socket_path, "--workers", "1") as server, greeted(server) as waiting:
         child = runtime.start("STATUS", "bridge", conf, container)
         wait_until((tmp_path / "runs").exists, "the slow request runs")
         assert reply(waiting) == b"N"
@@ -238,9 +220,9 @@ def test_a_status_client_that_hangs_up(server: Server, runtime: Runtime, contain
     assert server.workers() == workers
 
 
-def test_no_connection_is_kept(runtime: Runtime, path: Path) -> None:
+def test_no_connection_is_kept(runtime: Runtime, socket_path: Path) -> None:
     """Of those that were put aside, and of those that left after the hello."""
-    with serving(runtime, path, "--workers", "1") as server:
+    with serving(runtime, socket_path, "--workers", "1") as server:
         (worker,) = server.workers()
         with greeted(server) as sock:
             send_go(sock, server.pid)
@@ -260,9 +242,9 @@ def test_no_connection_is_kept(runtime: Runtime, path: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "text"), [("exit 3", "with exit code 3"), ("kill -KILL $$", "by SIGKILL")]
 )
-def test_how_a_worker_ended_is_in_the_log(path: Path, end: str, text: str) -> None:
+def test_how_a_worker_ended_is_in_the_log(socket_path: Path, end: str, text: str) -> None:
     said: list[str] = []
-    supervisor = Supervisor(Options(str(path), 1), "build", said.append)
+    supervisor = Supervisor(Options(str(socket_path), 1), "build", said.append)
     supervisor.slots[0].start_worker()
     worker = subprocess.Popen(["/bin/sh", "-c", end])
     supervisor.pids[worker.pid] = 0
@@ -350,8 +332,8 @@ def test_descriptors_of_another_kind_cost_no_worker(server: Server) -> None:
     assert server.workers() == workers
 
 
-def test_any_mounts_serves_any_root(runtime: Runtime, path: Path, tmp_path: Path) -> None:
-    with serving(runtime, path, "--any-mounts") as server, greeted(server) as sock:
+def test_any_mounts_serves_any_root(runtime: Runtime, socket_path: Path, tmp_path: Path) -> None:
+    with serving(runtime, socket_path, "--any-mounts") as server, greeted(server) as sock:
         send_go(sock, server.pid, root=str(tmp_path))
         assert reply(sock) == b"X"
 
@@ -391,11 +373,11 @@ def test_a_client_with_fewer_capabilities_runs_by_exec(
 
 
 def test_a_client_of_a_pid_namespace_above_is_served(
-    runtime: Runtime, path: Path, container: Netns
+    runtime: Runtime, socket_path: Path, container: Netns
 ) -> None:
     """A server in a container of its own cannot see its clients; they see it."""
     inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    with serving(runtime, path, "--workers", "1", "--any-mounts", prefix=inside) as server:
+    with serving(runtime, socket_path, "--workers", "1", "--any-mounts", prefix=inside) as server:
         assert server.status()["pid"] == 1
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
 
@@ -437,7 +419,7 @@ def pin(pid: int, path: Path) -> None:
 
 
 def test_the_namespace_can_be_unmounted_at_once(
-    runtime: Runtime, path: Path, data_dir: Path, tmp_path: Path
+    runtime: Runtime, socket_path: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     """With a plain umount(2), after a DEL that a worker served; the working directory, too."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -449,7 +431,7 @@ def test_the_namespace_can_be_unmounted_at_once(
     pinned.touch()
     runtime.cwd = directory
     busy = []
-    with serving(runtime, path, "--workers", "3") as server:
+    with serving(runtime, socket_path, "--workers", "3") as server:
         for number in range(12):
             holder = subprocess.Popen(["unshare", "-n", "sleep", "60"])
             try:
@@ -468,155 +450,6 @@ def test_the_namespace_can_be_unmounted_at_once(
                 holder.wait()
         assert server.status()["served"] == 24
     assert not busy
-
-
-# --- a result that its client cannot write ---
-
-
-def started_add(
-    runtime: Runtime, container: Netns, conf: Json, **streams: Any
-) -> subprocess.Popen[bytes]:
-    """A client of bridge's ADD, whose stdin is written; `streams` may name its stdout."""
-    child = runtime.host.popen(
-        [runtime.bin_dir / "bridge"],
-        env=runtime.environment("ADD", container),
-        stdin=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **streams,
-    )
-    child.stdin.write(json.dumps({"type": "bridge", **conf}).encode())
-    child.stdin.close()
-    child.stdin = None  # communicate() would flush it
-    return child
-
-
-def with_large_result(data_dir: Path) -> Json:
-    """A bridge whose result is larger than a page, the smallest capacity of a pipe."""
-    routes = [{"dst": f"10.99.{number}.0/24"} for number in range(100)]
-    ipam = {"type": "host-local", "subnet": "10.40.0.0/24", "dataDir": str(data_dir)}
-    return {**LOOPBACK, "name": "net", "ipam": {**ipam, "routes": routes}, "isGateway": True}
-
-
-def small_pipe() -> tuple[int, int]:
-    reader, writer = os.pipe()
-    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
-    return reader, writer
-
-
-@pytest.mark.parametrize("sink", ["full", "unread", "half read"])
-def test_a_result_that_cannot_be_written_is_undone(
-    sink: str, runtime: Runtime, container: Netns, server: Server, data_dir: Path
-) -> None:
-    conf = with_large_result(data_dir)
-    before = set(links(runtime.host))
-    reader, writer = small_pipe() if sink != "full" else (-1, os.open("/dev/full", os.O_WRONLY))
-    with Watch(server) as watch:
-        child = started_add(runtime, container, conf, stdout=writer)
-        os.close(writer)
-        if sink == "half read":
-            assert os.read(reader, 1)
-        if reader >= 0:
-            os.close(reader)
-        _, said = child.communicate(timeout=60)
-    assert watch.handled == 1
-    assert (child.returncode, b"cannot write to stdout" in said) == (1, True)
-    assert set(links(runtime.host)) == before
-    assert "eth0" not in links(container)
-    assert not leases(data_dir)
-    served(server, lambda: runtime.add("bridge", conf, container).succeeded())
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_while_the_result_is_written_is_too_late(
-    number: signal.Signals, runtime: Runtime, container: Netns, server: Server, data_dir: Path
-) -> None:
-    """The result is decided: all of it comes, and stands."""
-    conf = with_large_result(data_dir)
-    reader, writer = small_pipe()
-    child = started_add(runtime, container, conf, stdout=writer)
-    os.close(writer)
-    begin = os.read(reader, 1)  # the pipe is full, and the client waits
-    child.send_signal(number)
-    with os.fdopen(reader, "rb") as rest:
-        result = json.loads(begin + rest.read())
-    child.communicate(timeout=60)
-    assert child.returncode == 0
-    assert leases(data_dir)
-    runtime.check("bridge", conf, container, prev_result=result).succeeded()
-
-
-def test_a_client_killed_while_it_writes_the_result(
-    runtime: Runtime, container: Netns, server: Server, data_dir: Path
-) -> None:
-    """As a plugin that is killed: a DEL removes all, and the server goes on."""
-    conf = with_large_result(data_dir)
-    reader, writer = small_pipe()
-    child = started_add(runtime, container, conf, stdout=writer)
-    os.close(writer)
-    assert os.read(reader, 1)
-    child.kill()
-    child.communicate(timeout=60)
-    os.close(reader)
-    wait_until(lambda: len(server.workers()) == 2, "another worker")
-    served(server, lambda: runtime.delete("bridge", conf, container).succeeded())
-    assert not leases(data_dir)
-
-
-def test_a_result_stands_whose_client_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_REPORT_TIMEOUT", 0.01)
-    ours, clients = socket.socketpair()
-    with ours, clients:
-        serving_it: Any = SimpleNamespace(conn=ours, watched=ours)
-        worker.Worker._deliver(serving_it, b"{}")
-        assert (serving_it.conn, serving_it.watched) == (None, None)
-
-
-class Failing:
-    """A connection, of which one method fails once."""
-
-    def __init__(self, conn: socket.socket, method: str) -> None:
-        self.conn, self.method = conn, method
-
-    def __getattr__(self, name: str) -> Any:
-        if name == self.method:
-            self.method = ""
-            return self._fail
-        return getattr(self.conn, name)
-
-    def _fail(self, *_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-
-@pytest.mark.parametrize("method", ["settimeout", "sendall", "recv"])
-def test_an_error_of_the_connection(method: str) -> None:
-    """A result that was not sent is undone; one that was sent stands."""
-    ours, clients = socket.socketpair()
-    with ours, clients:
-        clients.sendall(b"w\0")
-        failing: Any = Failing(ours, method)
-        serving_it: Any = SimpleNamespace(conn=failing, watched=failing)
-        if method == "recv":
-            worker.Worker._deliver(serving_it, b"{}")
-        else:
-            with pytest.raises(IOFailure, match="cannot send the result"):
-                worker.Worker._deliver(serving_it, b"{}")
-        assert serving_it.conn is None  # nothing more is sent
-
-
-@pytest.mark.parametrize("before", [b"", b"\x0f", b"\x01\x02\x0f"], ids=["", "a signal", "signals"])
-@pytest.mark.parametrize("error", [0, errno.ENOSPC])
-def test_a_report_after_signals(before: bytes, error: int) -> None:
-    ours, clients = socket.socketpair()
-    with ours, clients:
-        clients.sendall(before + (b"f" if error else b"w"))
-        clients.sendall(bytes([error]))
-        serving_it: Any = SimpleNamespace(conn=ours, watched=ours)
-        if not error:
-            worker.Worker._deliver(serving_it, b"{}")
-            return
-        with pytest.raises(IOFailure, match="no space left"):
-            worker.Worker._deliver(serving_it, b"{}")
-        assert serving_it.conn is ours
 
 
 # --- the supervisor -------------------------------------------------------------------------------
@@ -732,7 +565,7 @@ def test_a_socket_whose_directory_was_removed(
 
 
 def test_a_request_goes_on_when_the_socket_is_removed(
-    runtime: Runtime, path: Path, tmp_path: Path, container: Netns
+    runtime: Runtime, socket_path: Path, tmp_path: Path, container: Netns
 ) -> None:
     go = tmp_path / "go"
     slow = tmp_path / "bin" / "slow"
@@ -741,27 +574,27 @@ def test_a_request_goes_on_when_the_socket_is_removed(
     slow.chmod(0o755)
     runtime.cni_path = f"{slow.parent}:{runtime.bin_dir}"
     conf = {**LOOPBACK, "ipam": {"type": "slow"}}
-    with serving(runtime, path, "--workers", "2") as server:
+    with serving(runtime, socket_path, "--workers", "2") as server:
         child = runtime.start("STATUS", "bridge", conf, container)
         wait_until((tmp_path / "runs").exists, "the slow request runs")
-        path.unlink()
-        wait_until(path.exists, "it listens again")
+        socket_path.unlink()
+        wait_until(socket_path.exists, "it listens again")
         served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
         go.touch()
         output, _ = child.communicate(timeout=30)
         assert (child.returncode, output) == (0, b"")
 
 
-def test_a_socket_that_another_process_has_now(server: Server, path: Path) -> None:
+def test_a_socket_that_another_process_has_now(server: Server, socket_path: Path) -> None:
     """The server ends, says so, and leaves the other's socket alone."""
     with socket.socket(socket.AF_UNIX) as other:
-        other.bind(str(path) + ".new")
+        other.bind(str(socket_path) + ".new")
         other.listen(1)
-        os.rename(f"{path}.new", path)
+        os.rename(f"{socket_path}.new", socket_path)
         _, stderr = server.child.communicate(timeout=30)
     assert server.child.returncode == 1
     assert f"process {os.getpid()}".encode() in stderr
-    assert path.exists()
+    assert socket_path.exists()
 
 
 def test_status_names_the_server(server: Server, runtime: Runtime) -> None:

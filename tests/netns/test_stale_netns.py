@@ -6,6 +6,7 @@ another kind of namespace, a path that nobody may read, the node's own namespace
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tests.harness import (
     tree,
 )
 from tests.harness.pinned import Pinned, unmount_all
+from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,6 +274,33 @@ def test_an_add_while_the_link_of_an_earlier_one_is_elsewhere(
     runtime.delete(plugin, conf, container2).succeeded()
     assert_nothing_left(plugin, runtime, container, leases)
     runtime.add(plugin, conf, container2).succeeded()
+
+
+@pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])
+def test_an_add_after_a_namespace_that_only_a_descriptor_holds(
+    plugin: str, runtime: Runtime, container: Netns, container2: Netns, tmp_path: Path
+) -> None:
+    """Nobody is in it: its link makes way."""
+    if not numbered():
+        pytest.skip("needs Linux 6.18 (NS_GET_ID)")
+    leases = tmp_path / "leases"
+    conf = attach(plugin, runtime, container, leases)
+    container.unname()
+    wait_until(lambda: not held(container), "nobody is in the namespace")
+    runtime.add(plugin, conf, container2).succeeded()
+    assert "eth0" not in links(container)
+    runtime.delete(plugin, conf, container2).succeeded()
+    assert_nothing_left(plugin, runtime, container2, leases)
+
+
+def held(ns: Netns) -> bool:
+    """Is any process in the namespace?"""
+    here = f"net:[{ns.inode}]"
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "ns/net") == here:
+                return True
+    return False
 
 
 @pytest.mark.parametrize("plugin", [each for each in INSIDE if each != "host-device"])

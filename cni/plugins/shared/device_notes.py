@@ -83,6 +83,13 @@ def namespace_of(call: Call[Any], note: Note, netns: Namespace | None) -> Namesp
     return None if found is None else call.close_later(found)
 
 
+def is_namespace_gone(note: Note) -> bool:
+    """Has the namespace of the note ceased to exist, or does only a descriptor hold it?"""
+    from ...netns import liveness
+
+    return liveness.is_gone(Identity.parse(note.netns), "")
+
+
 def identity_of(path: str) -> str:
     """The text for Note.netns; empty if the namespace cannot be identified."""
     identity = identify(path)

@@ -125,9 +125,10 @@ def create(
 
 
 def _require_free(call: Call[Any], what: str) -> None:
-    """Refuse an ADD while the link of an earlier one is in another namespace. Raises CNIError.
+    """Refuse an ADD while an earlier one's link is in another namespace that exists.
 
-    Both would be connected under the address that the earlier ADD has got.
+    Both would be connected under the address of the earlier ADD. A namespace that nothing but a
+    descriptor holds is about to end: the link in it makes way. Raises CNIError.
     """
     note = device_notes.load(call)
     if note is None or note.is_of(call.netns):
@@ -136,11 +137,14 @@ def _require_free(call: Call[Any], what: str) -> None:
     if earlier is None:
         return
     device = link.find(earlier.netlink(), note.index)
-    if device is not None and device.kind == note.kind:
+    if device is None or device.kind != note.kind:
+        return
+    if not device_notes.is_namespace_gone(note):
         raise CNIError(
             f"failed to create {what}: an earlier ADD of {call.ifname} made {device.name}",
             "it is in another namespace, which still exists: a DEL removes it",
         )
+    unlink.delete(earlier, device.index)
 
 
 def _undo(call: Call[Any], kind: str) -> None:
