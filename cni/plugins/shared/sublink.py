@@ -144,7 +144,8 @@ def _require_free(call: Call[Any], what: str) -> None:
             f"failed to create {what}: an earlier ADD of {call.ifname} made {device.name}",
             "it is in another namespace, which still exists: a DEL removes it",
         )
-    unlink.delete(earlier, device.index)
+    # not unlink.delete: its executor would be in the namespace for a while, which then looks used
+    link.delete(earlier.netlink(), device.index)
 
 
 def _undo(call: Call[Any], kind: str) -> None:
