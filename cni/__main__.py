@@ -97,8 +97,11 @@ def _prepare_archive() -> None:
 
 
 def _cannot_start(error: ImportError) -> int:
+    from cni import damage
     from cni._build import ABIS
     from cni.startup_error import complain, remedy
+
+    damage.suspect()
 
     found = f"{sys.executable} is Python {sys.version_info[0]}.{sys.version_info[1]}"
     built = f"; this file has extension modules for {', '.join(ABIS)}" if ABIS else ""

@@ -5,8 +5,10 @@ The server and the installer read it, so it imports neither.
 
 from __future__ import annotations
 
+import binascii
 import re
 import stat
+import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,10 @@ _PYTHON = re.compile(rb"^cni_python='[^'\n]*'[^\n]*$", re.MULTILINE)
 
 # Begins the settings of a file that carries its interpreter; in others the script begins there.
 _EMBEDDED = b"#!cni\ncni_build="
+
+# Says where the interpreter is, and the checksum of what is behind the client (launcher/image.c).
+_IMAGE = struct.Struct("<16sQQQII")
+_IMAGE_MAGIC = b"cni-image"
 
 
 class InstallError(Exception):
@@ -45,7 +51,18 @@ class Launcher:
             raise InstallError(
                 f"{path} is not the built file: run `make build`, then dist/cni install"
             )
-        return cls(build, data, path)
+        launcher = cls(build, data, path)
+        if launcher.is_embedded and not launcher._is_intact():
+            raise InstallError(f"{path} is damaged: copy or download it again")
+        return launcher
+
+    def _is_intact(self) -> bool:
+        """Whether a file that carries its interpreter is as it was built."""
+        place = self.data.find(_IMAGE_MAGIC, 0, HEAD_SIZE)
+        if place < 0:
+            return False
+        _, start, _, end, checksum, _ = _IMAGE.unpack_from(self.data, place)
+        return len(self.data) >= end and binascii.crc32(self.data[start:end]) == int(checksum)
 
     @property
     def is_native(self) -> bool:

@@ -483,7 +483,8 @@ def _unexpected(error: BaseException) -> CNIError:
     if standins.doubt is None:  # else the process begins anew, and may well succeed
         import traceback
 
-        from . import stderr
+        from . import damage, stderr
 
+        damage.suspect()
         stderr.lines("".join(traceback.format_exception(error)))
     return CNIError(text, f"unexpected {type(error).__name__}: see the plugin's stderr")

@@ -750,8 +750,10 @@ static size_t receive(int server, struct descriptors *mine, char *data, size_t r
             signal_forwarded = 1;
             send(server, &number, 1, MSG_NOSIGNAL | MSG_DONTWAIT); /* if the worker is gone, recv tells */
         }
-        if (n > 0 && ready[1].revents && !serve_job(server, mine))
+        if (n > 0 && ready[1].revents && !serve_job(server, mine)) {
+            close(mine->jobs);
             mine->jobs = -1;
+        }
         if (n <= 0 || !ready[0].revents)
             continue;
         ssize_t got = recv(server, data, room, 0);

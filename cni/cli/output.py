@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from cni import stderr
+from cni import damage, stderr
 from cni.protocol.errors import CNIError
 from cni.protocol.result import IPConfig, Result, encode_json
 
@@ -68,6 +68,8 @@ def plugin_stderr(data: bytes) -> None:
 def exception(error: BaseException) -> None:
     """A defect of ours: its traceback on stderr."""
     import traceback
+
+    damage.suspect()
 
     line("".join(traceback.format_exception(error)).rstrip(), err=True)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from html import escape
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
 from .output import printable
 from .table import cell_width
@@ -137,4 +137,4 @@ def _width(box: Box) -> float:
 
 
 def _xml(label: str) -> str:
-    return escape(printable(label, keep=""))
+    return escape(printable(label, keep=""), quote=False)

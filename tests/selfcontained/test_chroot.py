@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni import dispatch
-from tests.harness import addresses, has_route, link, ping
+from tests.harness import addresses, connect, has_route, link, links, ping, reach, tcp_server
 from tests.harness.dhcp import Daemon, dnsmasq
 from tests.harness.server import by_exec, served, serving
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+# Newer than Linux 4.18, as strace knows them.
+NEWER = "?clone3,?close_range,?openat2,?faccessat2,?pidfd_open,?epoll_pwait2,?statx,?rseq"
 NETWORK: Json = {
     "cniVersion": "1.1.0",
     "name": "net",
@@ -165,3 +167,63 @@ def test_another_plugin_is_executed(
     conf = {**NETWORK, "ipam": {"type": "theirs"}}
     # There is no shell in here, so it cannot start: what matters is that it was tried.
     installed.add("bridge", conf, container).failed(None, "theirs")
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+def test_without_newer_system_calls(
+    installed: Runtime, container: Netns, tmp_path: Path, error: str
+) -> None:
+    """An older kernel has them not; a container's seccomp profile may refuse them."""
+    log = tmp_path / "trace"
+    strace = ["strace", "-f", "-qq", "-o", str(log), "-e", f"inject={NEWER}:error={error}"]
+    result: Json = {}
+    for verb in ("ADD", "CHECK", "DEL"):
+        conf = {**NETWORK, "type": "bridge", "prevResult": result or None}
+        done = installed.host.exec(
+            [*strace, installed.bin_dir / "bridge"],
+            stdin=json.dumps(conf),
+            env=installed.environment(verb, container),
+            check=False,
+        )
+        assert done.returncode == 0, done
+        result = result or json.loads(done.stdout)
+    assert "INJECTED" in log.read_text()
+    assert "eth0" not in links(container)
+
+
+def test_masquerading(installed: Runtime, host: Netns, container: Netns, outside: Netns) -> None:
+    connect(host, outside)
+    conf = {**NETWORK, "ipMasq": True, "ipMasqBackend": "nftables"}
+    result = installed.add("bridge", conf, container).result
+    with tcp_server(outside) as server:
+        assert reach(container, "198.51.100.2", server.port) == "198.51.100.1"
+        assert reach(container, "2001:db8:ffff::2", server.port) == "2001:db8:ffff::1"
+    installed.check("bridge", conf, container, prev_result=result).succeeded()
+    installed.delete("bridge", conf, container).succeeded()
+    assert "10.44.0." not in ruleset(host)
+
+
+def test_portmap_and_firewall(
+    installed: Runtime, host: Netns, container: Netns, outside: Netns
+) -> None:
+    connect(host, outside)
+    ports = [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]
+    chain = [
+        {"type": "bridge", **NETWORK},
+        {"type": "portmap", "backend": "nftables", "runtimeConfig": {"portMappings": ports}},
+        {"type": "firewall", "backend": "nftables"},
+    ]
+    lists = {"cniVersion": "1.1.0", "name": "net", "plugins": chain}
+    result = installed.add_list(lists, container)
+    with tcp_server(container, port=80):
+        assert reach(outside, "198.51.100.1", 8080) == "198.51.100.2"
+    installed.check_list(lists, container, result)
+    installed.delete_list(lists, container, result)
+    assert "10.44.0." not in ruleset(host)
+    for each in chain:
+        installed.status(each["type"], {"cniVersion": "1.1.0", "name": "net", **each}).succeeded()
+
+
+def ruleset(host: Netns) -> str:
+    """The node's packet filter, as nft(8) shows it."""
+    return host.exec(["nft", "list", "ruleset"]).stdout

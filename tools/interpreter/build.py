@@ -13,6 +13,7 @@ gives the same file, byte for byte.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools import build as zipapp  # noqa: E402
-from tools.interpreter import cpython, image, modules  # noqa: E402
+from tools.interpreter import cpython, image, modules, training  # noqa: E402
 from tools.interpreter.cpython import Target  # noqa: E402
 from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError  # noqa: E402
 
@@ -38,7 +39,10 @@ def main() -> int:
     options = parser.parse_args()
     output = options.output or ROOT / f"dist/cni-linux-{options.arch}"
     try:
-        data, build = make(Target(options.arch, profile=options.pgo))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / "lock").open("w") as alone:
+            fcntl.flock(alone, fcntl.LOCK_EX)
+            data, build = make(Target(options.arch, profile=options.pgo))
         zipapp.write_executable(output, data)
     except (BuildError, zipapp.BuildError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
@@ -52,8 +56,9 @@ def make(target: Target) -> tuple[bytes, str]:
     pinned = PINS["msgspec"]["version"]
     if cpython.msgspec_version() != pinned:
         raise BuildError(f"pins.toml has msgspec {pinned}, tools/bundle.lock another version")
-    built = cpython.build(target)
     files = payload(target)
+    trained_by = zipapp.content_id(files, Path(training.__file__).read_bytes())
+    built = cpython.build(target, lambda counting: training.train(counting, files), trained_by)
     build = zipapp.content_id(files, _ingredients(built))
     files["cni/_build.py"] = zipapp.build_module(build, files)
     sources = modules.Sources(files, built.source / "Lib")

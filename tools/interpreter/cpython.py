@@ -12,16 +12,30 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.interpreter.sources import CACHE, HERE, PINS, BuildError, fetch, run, unpack
 
+COUNT = ("-fprofile-generate", "-fprofile-update=single")
+_USE_COUNTS = ("-fprofile-use", "-fprofile-correction", "-Wno-missing-profile")
 EPOCH = "1577836800"  # 2020-01-01: what __DATE__ says
+_OPTIONS = (
+    "--disable-shared",
+    "--without-ensurepip",
+    "--without-doc-strings",
+    "--disable-test-modules",
+    "--with-pymalloc",
+    "--prefix=/usr",
+    "ac_cv_file__dev_ptmx=yes",
+    "ac_cv_file__dev_ptc=no",
+)
 _SERIES = "debian/patches/series"
 _COMPAT = ("-fno-semantic-interposition", "-fno-asynchronous-unwind-tables", "-g0")
-# The kernel's headers, which musl does not bring along; after all others.
-_KERNEL_HEADERS = ("/usr/include", "/usr/include/{gnu}")
+_NATIVE = os.uname().machine
+_JOBS = f"-j{os.cpu_count() or 1}"
+_HERE = (f"/usr/include/{_NATIVE}-linux-gnu", "/usr/include")
 
 
 @dataclass(frozen=True)
@@ -32,9 +46,25 @@ class Target:
     profile: bool = False
 
     @property
+    def is_native(self) -> bool:
+        """Whether it is this machine."""
+        return self.arch == _NATIVE
+
+    @property
     def compiler(self) -> str:
-        """The compiler's command."""
-        return "musl-gcc"
+        """The C compiler that musl is built with."""
+        return "gcc" if self.is_native else f"{self.arch}-linux-gnu-gcc"
+
+    @property
+    def tools(self) -> dict[str, str]:
+        """The variables that name the programs for static libraries."""
+        prefix = "" if self.is_native else f"{self.arch}-linux-gnu-"
+        return {"AR": f"{prefix}ar", "RANLIB": f"{prefix}ranlib"}
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """Where the kernel's headers are, which musl does not bring along."""
+        return _HERE if self.is_native else (f"/usr/{self.arch}-linux-gnu/include",)
 
 
 @dataclass(frozen=True)
@@ -46,6 +76,7 @@ class Build:
     zlib: Path  # the directory of zlib.h and libz.a
     msgspec: Path  # the object file of msgspec._core
     flags: tuple[str, ...]  # the compiler's flags
+    native: Path  # CPython's tree that was built for this machine
 
     @property
     def libraries(self) -> tuple[Path, ...]:
@@ -61,58 +92,80 @@ class Build:
     @property
     def python(self) -> Path:
         """The interpreter that runs on this machine, of the same version."""
-        return self.source / "python"
+        return self.native / "python"
 
 
-def build(target: Target) -> Build:
-    """Build everything for `target`, or take what has been built before. Raises BuildError."""
-    folder = CACHE / f"{target.arch}-{_key(target)}"
-    log = folder / "log"
-    built = Build(
-        target, folder / "cpython", folder / "zlib", folder / "msgspec/_core.o", _flags(folder)
-    )
+def build(target: Target, train: Callable[[Build], None], trained_by: str = "") -> Build:
+    """Build everything for `target`, or take what has been built before. Raises BuildError.
+
+    With a profile everything is compiled twice: first so that it counts what is executed, then
+    `train` has to use it, then with those counts. `trained_by` stands for what `train` does.
+    """
+    folder = CACHE / f"{target.arch}-{_key(target, trained_by)}"
+    log, source = folder / "log", folder / "cpython"
+    native = source if target.is_native else build(Target(_NATIVE), train).source
+    core, flags = folder / "msgspec/_core.o", _flags(folder, target)
+    built = Build(target, source, folder / "zlib", core, flags, native)
     if (folder / "finished").exists():
         return built
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    wrapper = _wrapper(folder, target)
+    _build_musl(folder, target, log)
     _unpack_cpython(folder, log)
-    _build_zlib(built, wrapper, log)
-    _build_cpython(built, wrapper, log)
-    _build_msgspec(built, wrapper, log)
+    (archive,) = fetch("msgspec")
+    unpack(archive, built.msgspec.parent)
+    _build_zlib(built, log)
+    _configure(built, log)
+    if target.profile:
+        _compile(replace(built, flags=(*built.flags, *COUNT)), log)
+        for counts in folder.rglob("*.gcda"):
+            counts.unlink()  # of programs that compiling needs
+        train(replace(built, flags=(*built.flags, *COUNT)))
+        for compiled in [*built.source.rglob("*.o"), *built.source.rglob("*.a")]:
+            compiled.unlink()
+        _compile(replace(built, flags=(*built.flags, *_USE_COUNTS)), log)
+    else:
+        _compile(built, log)
     (folder / "finished").touch()
     return built
 
 
-def _key(target: Target) -> str:
+def _key(target: Target, trained_by: str) -> str:
     """Stands for everything that the build depends on."""
-    digest = hashlib.sha256(repr((PINS, target)).encode())
-    for path in sorted([Path(__file__), HERE / "src/Setup.local", *HERE.glob("patches/*.diff")]):
+    flags = (_COMPAT, _OPTIONS, target.headers, EPOCH)
+    profile = (COUNT, _USE_COUNTS, trained_by) if target.profile else ()
+    digest = hashlib.sha256(repr((PINS, target, flags, profile)).encode())
+    for path in sorted([HERE / "src/Setup.local", *HERE.glob("patches/*.diff")]):
         digest.update(path.read_bytes())
     version = subprocess.run([target.compiler, "--version"], check=False, capture_output=True)
     digest.update(version.stdout)
     return digest.hexdigest()[:12]
 
 
-def _flags(folder: Path) -> tuple[str, ...]:
-    headers = []
-    gnu = "x86_64-linux-gnu"
-    for path in _KERNEL_HEADERS:
-        headers += ["-idirafter", path.format(gnu=gnu)]
+def _flags(folder: Path, target: Target) -> tuple[str, ...]:
+    headers = [word for path in target.headers for word in ("-idirafter", path)]
     # Neither the folder's name nor the time may get into the file.
     return ("-O2", *_COMPAT, f"-ffile-prefix-map={folder}=.", *headers)
 
 
-def _wrapper(folder: Path, target: Target) -> Path:
-    """A compiler that knows how the target is called, which configure asks musl-gcc in vain."""
-    path = folder / "cc"
-    path.write_text(
+def _build_musl(folder: Path, target: Target, log: Path) -> None:
+    """Build musl, and a compiler that uses it."""
+    (archive,) = fetch("musl")
+    source, installed = folder / "musl-source", folder / "musl"
+    unpack(archive, source)
+    flags = f"-O2 -g0 -ffile-prefix-map={folder}=."
+    env = environment() | target.tools | {"CC": target.compiler, "CFLAGS": flags}
+    options = [f"--prefix={installed}", f"--target={target.arch}-linux-musl", "--disable-shared"]
+    run(["./configure", *options, "--enable-wrapper=gcc"], log, cwd=source, env=env)
+    run(["make", _JOBS, "install"], log, cwd=source, env=env)
+    wrapper = folder / "cc"
+    # configure asks the compiler for a name of the target, which Debian's compilers know.
+    wrapper.write_text(
         "#!/bin/sh\n"
         f'[ "$1" = --print-multiarch ] && echo {target.arch}-linux-musl && exit\n'
-        f'exec {target.compiler} "$@"\n'
+        f'exec {installed}/bin/musl-gcc "$@"\n'
     )
-    path.chmod(0o755)
-    return path
+    wrapper.chmod(0o755)
 
 
 def environment() -> dict[str, str]:
@@ -145,43 +198,52 @@ def _patch(tree: Path, patch: Path, log: Path) -> None:
         run([*command, "--forward"], log, cwd=tree)
 
 
-def _build_cpython(built: Build, wrapper: Path, log: Path) -> None:
+def _configure(built: Build, log: Path) -> None:
     shutil.copy(HERE / "src/Setup.local", built.source / "Modules/Setup.local")
     with (built.source / "Modules/Setup.local").open("a") as setup:
         setup.write(f"zlib zlibmodule.c -I{built.zlib} -L{built.zlib} -lz\n")
-    env = environment() | {
-        "CC": str(wrapper),
-        "CFLAGS": " ".join(built.flags),
-        "LDFLAGS": f"-static -L{built.zlib}",
-        "ARFLAGS": "rcsD",
-    }
-    options = ["--disable-shared", "--without-ensurepip", "--without-doc-strings"]
-    options += ["--disable-test-modules", "--with-pymalloc", "--prefix=/usr"]
-    cached = ["ac_cv_file__dev_ptmx=yes", "ac_cv_file__dev_ptc=no"]
-    run(["./configure", *options, *cached], log, cwd=built.source, env=env)
-    jobs = f"-j{os.cpu_count() or 1}"
-    run(["make", jobs, "libpython3.11.a", "python"], log, cwd=built.source, env=env)
+    target = built.target
+    env = (
+        environment()
+        | target.tools
+        | {
+            "CC": str(built.compiler),
+            "CFLAGS": " ".join(built.flags),
+            "LDFLAGS": f"-static -L{built.zlib}",
+            "ARFLAGS": "rcsD",
+        }
+    )
+    options = [*_OPTIONS]
+    if not target.is_native:
+        options += [f"--host={target.arch}-linux-musl", f"--build={_NATIVE}-linux-musl"]
+        options += [f"--with-build-python={built.python}", "ac_cv_buggy_getaddrinfo=no"]
+    run(["./configure", *options], log, cwd=built.source, env=env)
+
+
+def _compile(built: Build, log: Path) -> None:
+    """Compile CPython, and msgspec's core, with the flags of `built`."""
+    flags = " ".join(built.flags)
+    more = [f"CONFIGURE_CFLAGS={flags}", f"LDFLAGS=-static -L{built.zlib} {flags}"]
+    wanted = ["libpython3.11.a", *["python"] * built.target.is_native]
+    wanted += ["Modules/_decimal/libmpdec/libmpdec.a"]
+    command: list[str | Path] = ["make", _JOBS, *more, *wanted]
+    run(command, log, cwd=built.source, env=environment())
+    core = built.msgspec.with_name("src") / "msgspec/_core.c"
+    includes = [f"-I{built.source}/Include", f"-I{built.source}"]
+    compiler: list[str | Path] = [built.compiler, *built.flags, *includes, "-fwrapv", "-DNDEBUG"]
+    run([*compiler, "-c", core, "-o", built.msgspec], log, env=environment())
 
 
 # --- the libraries -------------------------------------------------------------------------------
 
 
-def _build_zlib(built: Build, wrapper: Path, log: Path) -> None:
+def _build_zlib(built: Build, log: Path) -> None:
     (archive,) = fetch("zlib")
     unpack(archive, built.zlib)
-    env = environment() | {"CC": str(wrapper), "CFLAGS": " ".join(built.flags)}
+    flags = " ".join(built.flags)
+    env = environment() | built.target.tools | {"CC": str(built.compiler), "CFLAGS": flags}
     run(["./configure", "--static"], log, cwd=built.zlib, env=env)
     run(["make", "libz.a"], log, cwd=built.zlib, env=env)
-
-
-def _build_msgspec(built: Build, wrapper: Path, log: Path) -> None:
-    (archive,) = fetch("msgspec")
-    folder = built.msgspec.parent
-    unpack(archive, folder)
-    core = folder / "src/msgspec/_core.c"
-    includes = [f"-I{built.source}/Include", f"-I{built.source}"]
-    command: list[str | Path] = [wrapper, *built.flags, *includes, "-fwrapv", "-DNDEBUG"]
-    run([*command, "-c", core, "-o", built.msgspec], log, env=environment())
 
 
 def msgspec_version() -> str:

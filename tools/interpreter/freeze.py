@@ -13,8 +13,10 @@ Only the standard library's modules that are in the source tree can be imported 
 
 from __future__ import annotations
 
+import ast
 import marshal
 import sys
+import types
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -77,6 +79,9 @@ cni_frozen_code:
 """
 
 
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 class Entry(NamedTuple):
     """A line of the list."""
 
@@ -96,10 +101,7 @@ def main(scripts: str, modules: str, output: str) -> None:
         file.write(_HEAD)
         for entry in (Entry(*line.split(" ")) for line in lines):
             source = Path(modules, entry.name).read_bytes()
-            # `cni --help` is made of docstrings; those of others, and their assertions, can go
-            level = 0 if entry.name.partition(".")[0] == "cni" else 2
-            path = f"<frozen {entry.shown_as}>"
-            code = compile(source, path, "exec", dont_inherit=True, optimize=level)
+            code = _compile(entry, source)
             is_package = int("p" in entry.kinds)
             if "d" in entry.kinds:
                 getter = _write_deep(printer, file, entry.name, code)
@@ -114,6 +116,23 @@ def main(scripts: str, modules: str, output: str) -> None:
     blob_path = Path(output, "marshalled.bin")
     blob_path.write_bytes(blob)
     Path(output, "marshalled.s").write_text(_ASSEMBLY.format(path=blob_path.name))
+
+
+def _compile(entry: Entry, source: bytes) -> types.CodeType:
+    """The code of a module. `cni --help` is made of docstrings; those of all others go."""
+    ours = entry.name.partition(".")[0] == "cni"
+    tree = ast.parse(source)
+    if "d" in entry.kinds:
+        for node in ast.walk(tree):
+            _drop_docstring(node)
+    path = f"<frozen {entry.shown_as}>"
+    return compile(tree, path, "exec", dont_inherit=True, optimize=0 if ours else 2)
+
+
+def _drop_docstring(node: ast.AST) -> None:
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        first = node.body.pop(0)
+        node.body = node.body or [ast.copy_location(ast.Pass(), first)]
 
 
 def _printer(file: TextIO) -> Any:

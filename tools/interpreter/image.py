@@ -24,6 +24,7 @@ _LINK = ("-static", "-no-pie", "-s")
 _LINKER = (
     f"-Ttext-segment={ADDRESS:#x}",
     "--build-id=none",
+    "--wrap=strerror",
     "-z,noseparate-code",
     "-z,norelro",
     "-z,noexecstack",
@@ -35,16 +36,19 @@ _DESCRIPTOR = struct.Struct("<16sQQQII")
 _MAGIC = b"cni-image\0\0\0\0\0\0\0"
 
 
-def link(built: Build, modules: dict[str, Module], folder: Path) -> bytes:
-    """The image of `modules`; `folder` is used for what lies between. Raises BuildError."""
+def link(built: Build, modules: dict[str, Module], folder: Path, *flags: str) -> bytes:
+    """The image of `modules`; `folder` is used for what lies between. Raises BuildError.
+
+    `flags` are further ones of the compiler and the linker.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     log = folder / "log"
     _freeze(built, modules, folder, log)
-    for name in ("main.c", "paths.c", "native.c"):
+    for name in ("main.c", "paths.c", "native.c", "errors.c"):
         shutil.copy(HERE / "src" / name, folder)
-    sources = ["main.c", "paths.c", "native.c", "frozen.c", "marshalled.s"]
-    compiler: list[str | Path] = [built.compiler, *built.flags, "-fwrapv", "-DNDEBUG"]
+    sources = ["main.c", "paths.c", "native.c", "errors.c", "frozen.c", "marshalled.s"]
+    compiler: list[str | Path] = [built.compiler, *built.flags, *flags, "-fwrapv", "-DNDEBUG"]
     compiler += ["-DPy_BUILD_CORE", f"-I{built.source}/Include/internal"]
     compiler += [f"-I{built.source}/Include", f"-I{built.source}", f"-ffile-prefix-map={folder}=."]
     for source in sources:
@@ -54,7 +58,7 @@ def link(built: Build, modules: dict[str, Module], folder: Path) -> bytes:
     ]
     objects: list[str | Path] = [Path(source).with_suffix(".o") for source in sources]
     objects += [built.msgspec, *built.libraries, "-lm"]
-    command: list[str | Path] = [built.compiler, *_LINK, *linker, "-o", "image", *objects]
+    command: list[str | Path] = [built.compiler, *_LINK, *flags, *linker, "-o", "image", *objects]
     run(command, log, cwd=folder, env=environment())
     return (folder / "image").read_bytes()
 

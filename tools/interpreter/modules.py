@@ -16,8 +16,8 @@ from tools.interpreter.sources import BuildError
 # Modules of the interpreter itself, which imports them before any of ours.
 _START = """
     _frozen_importlib _frozen_importlib_external zipimport abc codecs io encodings encodings.aliases
-    encodings.utf_8 encodings.ascii encodings.latin_1 encodings.idna os stat posixpath genericpath
-    _collections_abc
+    encodings.utf_8 encodings.ascii encodings.latin_1 encodings.cp437 encodings.idna os stat
+    posixpath genericpath _collections_abc
 """
 # What modules written in C import.
 _FROM_C = "_strptime numbers traceback warnings weakref"
@@ -45,7 +45,7 @@ _LEFT_OUT = """
     telnetlib test tkinter tracemalloc turtle unittest venv webbrowser xml xmlrpc
     asyncio.windows_events asyncio.windows_utils asyncio.proactor_events asyncio.__main__
     concurrent.futures.process
-    argparse csv email getopt importlib.metadata importlib.readers importlib.resources
+    argparse csv email getopt importlib.metadata pyroute2 importlib.readers importlib.resources
     quopri
     logging.config logging.handlers compileall encodings.mbcs
 """

@@ -3,8 +3,8 @@
  * else. The native client (launcher/client.c) maps this program behind itself and jumps to it.
  *
  * There is no Python command line, no environment variable is looked at, no path is computed, and no
- * file is opened before a module asks for one. sys.path has one entry, the file itself, whose zip has
- * what is not frozen. Collecting garbage is off until cni.embedded switches it on.
+ * file is opened before a module asks for one. sys.path is empty: what is not frozen does not exist,
+ * and is not looked for. Collecting garbage is off until cni.embedded switches it on.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -18,15 +18,7 @@
 
 extern PyObject *PyInit__cni_embedded(void);
 extern PyObject *PyInit__core(void); /* msgspec */
-
-/* Have the native client compare the file with its checksum. It has a handler for signals of programs
- * that crash; it ends the process if the file is damaged, and returns if not. */
-static void suspect_damage(void)
-{
-    struct sigaction action;
-    if (sigaction(SIGABRT, NULL, &action) == 0 && action.sa_handler != SIG_DFL)
-        raise(SIGABRT);
-}
+extern void suspect_damage(void);    /* native.c */
 
 /* End the process with what CPython says. */
 static void give_up(PyStatus status) __attribute__((noreturn));
@@ -70,8 +62,7 @@ static void set_paths(PyConfig *config, const char *executable)
     set_text(config, &config->exec_prefix, "");
     set_text(config, &config->base_prefix, "");
     set_text(config, &config->base_exec_prefix, "");
-    config->module_search_paths_set = 1;
-    check(PyWideStringList_Append(&config->module_search_paths, config->executable));
+    config->module_search_paths_set = 1; /* to nothing */
 }
 
 static void initialize(int argc, char **argv, const char *self)
@@ -89,6 +80,9 @@ static void initialize(int argc, char **argv, const char *self)
     config.pathconfig_warnings = 0;
     config.parse_argv = 0;
     config._init_main = 0;
+#ifdef CNI_TRAINING /* each run is the same */
+    config.use_hash_seed = 1;
+#endif
     char **arguments = malloc(sizeof *arguments * ((size_t)argc + 1));
     if (!arguments)
         check(PyStatus_NoMemory());

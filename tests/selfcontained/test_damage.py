@@ -1,0 +1,137 @@
+"""A file that is cut short or changed says so: no signal, no traceback."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.harness.netns import BARE_ENV
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# struct image of launcher/image.c
+DESCRIPTOR = struct.Struct("<16sQQQII")
+MAGIC = b"cni-image\0\0\0\0\0\0\0"
+REQUEST = {**BARE_ENV, "CNI_COMMAND": "VERSION", "CNI_SERVER": "off"}
+
+
+def parts(data: bytes) -> tuple[int, int, int]:
+    """Where the image begins, where the zip does, and where the file ends."""
+    _, start, size, end, _, _ = DESCRIPTOR.unpack_from(data, data.index(MAGIC))
+    return start, start + size, end
+
+
+@pytest.fixture
+def copy(program: Path, tmp_path: Path) -> Path:
+    """A copy of the file, called as a plugin."""
+    path = tmp_path / "bridge"
+    path.write_bytes(program.read_bytes())
+    path.chmod(0o755)
+    return path
+
+
+def run(
+    program: Path, *words: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [program, *words],
+        env=env or BARE_ENV,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=60,
+    )
+
+
+def assert_says_so(program: Path) -> None:
+    """For a runtime in JSON, for a person in words."""
+    done = run(program, env=REQUEST)
+    assert done.returncode == 1, done
+    error = json.loads(done.stdout)
+    assert error["code"] == 999
+    assert "damaged" in error["msg"]
+    assert error["details"]
+    assert done.stderr == ""
+    done = run(program, "--version")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "damaged" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept", ["client", "image", "all but a byte"])
+def test_a_file_that_is_cut_short(copy: Path, kept: str) -> None:
+    data = copy.read_bytes()
+    start, zipped, end = parts(data)
+    assert end == len(data)
+    copy.write_bytes(data[: {"client": start, "image": zipped, "all but a byte": end - 1}[kept]])
+    assert_says_so(copy)
+
+
+def test_a_file_with_more_behind_it_works(copy: Path) -> None:
+    """As signed files have."""
+    copy.write_bytes(copy.read_bytes() + b"signature")
+    assert run(copy, env=REQUEST).returncode == 0
+
+
+@pytest.mark.parametrize("octet", [0x00, 0x90, 0xCC, 0xFF])
+def test_code_that_is_overwritten(copy: Path, octet: int) -> None:
+    """Wherever the program begins, it soon meets what is no code of its own."""
+    data = bytearray(copy.read_bytes())
+    start, _, _ = parts(bytes(data))
+    entry = struct.unpack_from("<Q", data, start + 24)[0]
+    address = struct.unpack_from("<Q", data, start + 64 + 16)[0]
+    place = start + entry - address
+    data[place : place + 4096] = bytes([octet]) * 4096
+    copy.write_bytes(data)
+    assert_says_so(copy)
+
+
+def test_modules_that_are_overwritten(copy: Path) -> None:
+    """The names of our modules, wherever they are: nothing can be imported."""
+    data = copy.read_bytes()
+    start, zipped, _ = parts(data)
+    image = data[start:zipped].replace(b"cni.dispatch\0", b"cni.dis\0atch\0")
+    assert image != data[start:zipped]
+    copy.write_bytes(data[:start] + image + data[zipped:])
+    assert_says_so(copy)
+
+
+def test_install_compares_the_checksum(copy: Path, tmp_path: Path) -> None:
+    """A byte that nothing reads is changed: the plugins would work, but it is not the same file."""
+    data = bytearray(copy.read_bytes())
+    _, zipped, end = parts(bytes(data))
+    data[(zipped + end) // 2] ^= 1
+    copy.with_name("cni").write_bytes(data)
+    copy.with_name("cni").chmod(0o755)
+    done = run(copy.with_name("cni"), "install", "--bin-dir", str(tmp_path / "bin"))
+    assert done.returncode != 0
+    assert "damaged" in done.stderr
+    assert not (tmp_path / "bin").exists()
+
+
+def test_no_headers(copy: Path) -> None:
+    data = bytearray(copy.read_bytes())
+    start, _, _ = parts(bytes(data))
+    data[start : start + 512] = bytes(512)
+    copy.write_bytes(data)
+    assert_says_so(copy)
+
+
+def test_a_crash_of_a_file_that_is_whole(copy: Path, tmp_path: Path) -> None:
+    """It ends by its signal, as any program."""
+    copy = copy.rename(tmp_path / "cni")
+    child = subprocess.Popen(
+        [copy, "serve", "--socket", tmp_path / "s"], env=BARE_ENV, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    while "serving on" not in (line := child.stderr.readline()):
+        assert line, "the server does not serve"
+    child.send_signal(11)
+    assert child.wait(60) == -11
+    child.stderr.close()
