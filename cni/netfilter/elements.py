@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import netlink as nl
-from ..kernel.errors import NetlinkError, Unusable
+from ..kernel.errors import NetlinkError
 from . import nft, uapi
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class Element(NamedTuple):
 def dump(table: Table, name: str) -> list[bytes]:
     """The kernel's messages about all elements of a set or map, for `matching`; none without it.
 
-    Raises Unusable.
+    Raises NetlinkError: Unusable if the kernel has no nf_tables.
     """
     try:
         return nft.socket().dump(uapi.NFT_MSG_GETSETELEM, _set(table, name))
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
-        raise Unusable(error.errno or 0, error.explanation) from None
+        raise nft.judged(error) from None
 
 
 def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
@@ -90,7 +90,7 @@ def parse(raw: bytes) -> Element:
 
 
 def elements(table: Table, name: str) -> list[Element]:
-    """All elements of a set or map; none without it. Raises Unusable."""
+    """All elements of a set or map; none without it. Raises as `dump`."""
     return [parse(raw) for data in dump(table, name) for raw in _listed(data)]
 
 

@@ -17,11 +17,19 @@ import os
 import struct
 from _socket import MSG_DONTWAIT
 from _thread import get_ident
-from errno import ENOBUFS, ENOENT
+from errno import (
+    EAFNOSUPPORT,
+    EINVAL,
+    ENOBUFS,
+    ENOENT,
+    EOPNOTSUPP,
+    EPERM,
+    EPROTONOSUPPORT,
+)
 from typing import TYPE_CHECKING
 
 from ..kernel import netlink as nl
-from ..kernel.errors import NetlinkError
+from ..kernel.errors import NetlinkError, Unusable
 from ..kernel.netlink import NETLINK_NETFILTER, Netlink
 from . import uapi
 
@@ -43,6 +51,9 @@ _GUARDED, _UNGUARDED = 20, 5  # attempts of `settle`
 _READ_AGAIN = 3  # times, after errors of reading answers
 
 UNUSABLE = "is nftables in this kernel, and are we root?"  # where the error says nothing more
+# What the kernel answers that has no nf_tables, or none for us; other errors do not say that there
+# are no rules.
+_UNUSABLE = frozenset({EINVAL, EPERM, EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT})
 # What `transact` fails with if the ruleset has changed since it was looked at.
 ERESTART = 85
 
@@ -59,24 +70,41 @@ def forget() -> None:
         _kept.popitem()[1][1].close()
 
 
+def judged(error: OSError) -> OSError:
+    """The error of a look: Unusable if it says that the kernel has no nf_tables for us."""
+    if error.errno in _UNUSABLE:
+        return Unusable(error.errno, getattr(error, "explanation", ""))
+    return error
+
+
 def socket() -> Netlink:
-    """The netlink socket of the current namespace, made at the first call. Raises OSError."""
+    """The netlink socket of the current namespace, made at the first call.
+
+    Raises OSError: Unusable on a kernel without netfilter.
+    """
     try:
         namespace = os.stat("/proc/thread-self/ns/net")
     except OSError:
         # without /proc nothing tells which namespace a kept one belongs to
-        return Netlink(NETLINK_NETFILTER)
+        return _make_socket()
     # a kept socket keeps its namespace alive, so no other one can have the same inode
     here = (namespace.st_dev, namespace.st_ino, os.getpid())
     slot = get_ident()
     kept = _kept.get(slot)
     if kept is not None and kept[0] == here:
         return kept[1]
-    made = Netlink(NETLINK_NETFILTER)
+    made = _make_socket()
     _kept[slot] = (here, made)
     if kept is not None:
         kept[1].close()
     return made
+
+
+def _make_socket() -> Netlink:
+    try:
+        return Netlink(NETLINK_NETFILTER)
+    except OSError as error:
+        raise judged(error) from None
 
 
 # --- transactions ---------------------------------------------------------------------------------

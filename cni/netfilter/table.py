@@ -11,9 +11,9 @@ from errno import ENOENT
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..kernel import netlink as nl
-from ..kernel.errors import NetlinkError, Unusable
+from ..kernel.errors import NetlinkError
 from . import uapi
-from .nft import FAMILIES, GENMSG_SIZE, comment_of, message, socket, transact
+from .nft import FAMILIES, GENMSG_SIZE, comment_of, judged, message, socket, transact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -88,8 +88,8 @@ class Rule(NamedTuple):
 class Table(NamedTuple):
     """A table by its family, as nft(8) calls it, and its name; it need not exist.
 
-    Methods that look raise Unusable when the kernel has no nf_tables for us. Those that are named
-    `without_…` make nothing: they are changes for `transact`.
+    Methods that look raise NetlinkError: Unusable when the kernel has no nf_tables for us. Those
+    that are named `without_…` make nothing: they are changes for `transact`.
     """
 
     family: str
@@ -214,12 +214,12 @@ class Table(NamedTuple):
 def drop_policies() -> list[tuple[str, str, str]]:
     """The chains of the forward hook that drop what nothing accepts: (family, table, chain).
 
-    Those of ip, ip6 and inet, the tables of iptables-nft among them. Raises Unusable.
+    Those of ip, ip6 and inet, the tables of iptables-nft among them. Raises NetlinkError.
     """
     try:
         dump = socket().dump(uapi.NFT_MSG_GETCHAIN, bytes(GENMSG_SIZE))
     except NetlinkError as error:
-        raise Unusable(error.errno or 0, error.explanation) from None
+        raise judged(error) from None
     drop = nl.attr(uapi.NFTA_CHAIN_POLICY, bytes(4))  # NF_DROP; of a thousand chains few have it
     chains = []
     for data in dump:
@@ -243,7 +243,7 @@ def _dump_rules(payload: bytes) -> list[bytes]:
     except NetlinkError as error:
         if error.errno == ENOENT:
             return []
-        raise Unusable(error.errno or 0, error.explanation) from None
+        raise judged(error) from None
 
 
 def parse_rule(data: bytes, table: str, chain: str) -> Rule | None:

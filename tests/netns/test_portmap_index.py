@@ -327,6 +327,22 @@ def test_a_failed_add_leaves_no_chain_of_its_network(
         )
 
 
+def test_of_two_who_want_a_port_with_conditions_one_gets_it(node: Node, container: Netns) -> None:
+    """The losers take back the chain that nft made for them, unless the winner uses it."""
+    keys = {"name": "net2", **CONDITIONS}
+    add(node, container, 9, [tcp(9999)]).succeeded()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            replies = list(pool.map(lambda n: add(node, container, n, [tcp(8080)], **keys), (1, 2)))
+            assert sorted(reply.rc for reply in replies) == [0, 1]
+            assert_exact(node)
+            chains = node.host.exec(["nft", "list", "table", "ip", TABLE]).stdout
+            assert chains.count("chain net-") == 2
+            list(pool.map(lambda n: delete(node, n, name="net2"), (1, 2)))
+            chains = node.host.exec(["nft", "list", "table", "ip", TABLE]).stdout
+            assert chains.count("chain net-") == 1
+
+
 # -- tables of an earlier build -------------------------------------------------------------------
 
 

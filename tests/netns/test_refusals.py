@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from errno import EBUSY, EEXIST, ELOOP, EMLINK, ENFILE, ENOENT, EOPNOTSUPP, EPERM
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from cni.kernel import netlink as nl
-from cni.kernel.errors import NetlinkError, Refused
+from cni.kernel.errors import KernelError, NetlinkError, Refused
 from cni.netfilter import elements, nft, uapi
 from cni.netfilter import expressions as kernel
 from cni.netfilter.elements import Element
 from cni.netfilter.table import Table
+from cni.owner import Owner
+from cni.plugins.bridge import spoofcheck
+from cni.plugins.firewall import backend_nft as firewall
+from cni.plugins.firewall.want import Ingress
+from cni.plugins.firewall.want import Want as FirewallWant
+from cni.plugins.portmap import backend_nft as portmap
+from cni.plugins.portmap.want import Port, Want
+from cni.plugins.shared.masquerade import backend_nft as masquerade
+from cni.protocol.address import Prefix
+from cni.protocol.errors import CNIError
 from tests.harness import Netns, requires_kernel
+from tests.netns.test_lost_answers import Failing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from cni.netfilter.nft import Change
 
@@ -244,3 +257,115 @@ def test_what_changes_all_the_time_is_tried_without_a_guard(
     with pytest.raises(NetlinkError, match="there is no such"):
         host.run(nft.settle, hopeless)
     assert len(plans) == 1
+
+
+# --- what every user of it does -------------------------------------------------------------------
+
+OWNER = Owner("net1", "c1", "eth0")
+ADDRESSES = [Prefix.parse("10.0.0.9/24"), Prefix.parse("fd00::9/64")]
+
+
+class User(NamedTuple):
+    """A plugin's way to make and remove its rules, for the container of that number."""
+
+    setup: Callable[[int], None]
+    teardown: Callable[[int], object]
+
+
+def _owner(number: int) -> Owner:
+    return OWNER._replace(container_id=f"c{number}")
+
+
+def _addresses(number: int) -> list[Prefix]:
+    return [Prefix.parse(f"10.0.0.{number}/24"), Prefix.parse(f"fd00::{number:x}/64")]
+
+
+def _firewall(number: int) -> FirewallWant:
+    hosts = [address.host for address in _addresses(number)]
+    ingress = Ingress("same-bridge", f"br{number % 2}")
+    return FirewallWant(_owner(number), hosts, "CNI-ADMIN", "trusted", ingress)
+
+
+def _portmap(number: int) -> Want:
+    ports = [Port(b"", "tcp", 8000 + number, 80)]
+    return Want(_owner(number), _addresses(number), ports, True, False, 0x2000, "", ([], []))
+
+
+NOBODY: Any = None  # judges no holder of a port, since there is none
+USERS = {
+    "masquerade": User(
+        lambda number: masquerade.setup(_owner(number), _addresses(number)),
+        lambda number: masquerade.teardown(_owner(number), [], list),
+    ),
+    "firewall": User(
+        lambda number: firewall.setup(_firewall(number)),
+        lambda number: firewall.teardown(_owner(number), [], ""),
+    ),
+    "spoofcheck": User(
+        lambda number: spoofcheck.setup(f"c{number}-eth0", f"v{number}", "02:00:00:00:00:01"),
+        lambda number: spoofcheck.teardown(f"c{number}-eth0"),
+    ),
+    "portmap": User(
+        lambda number: portmap.setup(_portmap(number), lambda: NOBODY, None),
+        lambda number: portmap.teardown(_portmap(number), noted=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_a_removal_that_cannot_look_says_so(host: Netns, name: str) -> None:
+    """An answer that is lost does not say that there are no rules: DEL has to be repeated."""
+    user = USERS[name]
+
+    def lossy() -> None:
+        sock = nft.socket()
+        whole, sock.sock = sock.sock, Failing(sock.sock, 1 << 20)  # type: ignore[assignment]
+        try:
+            with pytest.raises((CNIError, KernelError)):
+                user.teardown(1)
+        finally:
+            sock.sock = whole
+
+    host.run(user.setup, 1)
+    host.run(lossy)
+    assert "c1" in host.exec(["nft", "list", "ruleset"]).stdout
+    host.run(user.teardown, 1)
+    assert "c1" not in host.exec(["nft", "list", "ruleset"]).stdout
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_all_at_once_while_somebody_flushes(host: Netns, name: str) -> None:
+    """Eight containers come and go, and the ruleset is flushed all the time: no error, and in the
+    end everything is as if they had come one after another.
+    """
+    user, failures, ended = USERS[name], [], threading.Event()
+
+    def container(number: int) -> None:
+        try:
+            for _ in range(6):
+                host.run(user.setup, number)
+                host.run(user.setup, number)
+                host.run(user.teardown, number)
+        except BaseException as error:
+            failures.append(error)
+
+    def flush() -> None:
+        while not ended.is_set():
+            host.exec(["nft", "flush", "ruleset"])
+
+    flusher = threading.Thread(target=flush)
+    threads = [threading.Thread(target=container, args=(number,)) for number in range(1, 9)]
+    for thread in (flusher, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ended.set()
+    flusher.join()
+    assert failures == []
+    for number in range(1, 9):
+        host.run(user.setup, number)
+    together = host.exec(["nft", "-s", "list", "ruleset"]).stdout
+    host.exec(["nft", "flush", "ruleset"])
+    for number in range(1, 9):
+        host.run(user.setup, number)
+    assert together == host.exec(["nft", "-s", "list", "ruleset"]).stdout

@@ -84,10 +84,7 @@ def _admin(chain: str) -> list[Change]:
 
 
 def _has_jump(chain: str) -> bool:
-    try:
-        rules = _TABLE.find_rules_with("admin", chain.encode("utf-8", "surrogateescape"))
-    except NetlinkError:
-        return False
+    rules = _TABLE.find_rules_with("admin", chain.encode("utf-8", "surrogateescape"))
     return any(rule.leads_to == chain for rule in rules)
 
 

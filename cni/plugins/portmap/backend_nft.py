@@ -344,7 +344,7 @@ def _remove(family: str, find: _Find) -> list[Port]:
         try:
             since = nft.generation()
         except NetlinkError as error:
-            raise Unusable(error.errno or 0, error.explanation) from None
+            raise nft.judged(error) from None
         if not Table(family, TABLE).has_chain("published_lookup"):
             return []
         gone = find(family)

@@ -103,10 +103,7 @@ def _expressions(prefix: Prefix) -> list[bytes]:
 
 
 def _rules(owner: Owner) -> list[Rule]:
-    try:
-        return Table("inet", TABLE).find_rules(CHECKS, owner.key)
-    except NetlinkError:
-        return []  # a kernel without nftables has no rules
+    return Table("inet", TABLE).find_rules(CHECKS, owner.key)
 
 
 def teardown(owner: Owner, mine: list[Prefix], others: Callable[[], list[Prefix]]) -> None:
@@ -131,5 +128,8 @@ def _delete(prefix: str, keep: set[str]) -> None:
 
 def check(owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
     """The addresses without a rule, each with nothing: an address has one rule or none."""
-    sources = {value for rule in _rules(owner) for value in rule.compared}
+    try:
+        sources = {value for rule in _rules(owner) for value in rule.compared}
+    except NetlinkError:
+        sources = set()  # of a kernel without nftables, or one that cannot be asked now
     return {prefix: [] for prefix in prefixes if prefix.ip not in sources}
