@@ -463,6 +463,19 @@ def test_killed_between_the_chains_and_the_elements(
     assert ("ip", TABLE) not in nft_tables(node.host)
 
 
+def test_killed_after_nft_has_made_the_chains(node: Node, container: Netns) -> None:
+    """The DEL of that ADD takes them back, also where other networks keep the table."""
+    add(node, container, 2, [tcp(8002)], name="net2").succeeded()
+    words = (CONDITIONS["conditionsV4"], CONDITIONS["conditionsV6"])
+    ports, addresses = [Port(b"", "tcp", 1, 1)], [Prefix.parse("10.22.0.1/16")]
+    want = Want(node_owner(1), addresses, ports, True, False, 0x2000, "", words)
+    conf = node.conf([tcp(1, 1)], **CONDITIONS)
+    with unchanged(node.host):
+        chains = nft_chains.chains(want, addresses[0])
+        node.host.run(lambda: libnftables.apply(nft_chains.script(chains)))
+        node.runtime.delete("portmap", conf, container_id="c1", prev_result=result(1)).succeeded()
+
+
 def node_owner(number: int) -> Any:
     from cni.owner import Owner
 

@@ -186,7 +186,7 @@ def _changes(
     have = None if is_new or thorough else _held(want, address, dead, wanted, holders)
     if have is not None:
         return _differing(family, have, wanted)
-    have = {} if is_new else _dumped(family)
+    have = {} if is_new else index.dumped(family)
     former: set[str] = set()
     if have:
         from . import nft_holders
@@ -231,11 +231,6 @@ def _held(
     for owner in sorted(gone - {own}):
         parts.append(index.held(family, owner, index.ports_of(family, owner) or []))
     return index.merged(parts)
-
-
-def _dumped(family: str) -> Elements:
-    """All elements of the family, by map."""
-    return {name: nft_elements.elements(Table(family, TABLE), name) for name in (*NAMES, *INDEX)}
 
 
 def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
@@ -289,10 +284,15 @@ def unpublish(want: Want, *, noted: bool) -> list[Port]:
         if listed:
             return index.held(family, owner.key, listed)
         if listed is None or _is_doubtful(family, owner, want.ports, noted):
-            return _matching(family, owner.key, lambda comment: comment.startswith(owner.key))
+            return index.matching(family, owner.key, lambda comment: comment.startswith(owner.key))
         return index.held(family, owner.key, [])
 
-    return _remove_everywhere(find)
+    removed = _remove_everywhere(find)
+    if any(want.conditions):
+        from . import nft_conditions
+
+        nft_conditions.sweep(want)
+    return removed
 
 
 def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:
@@ -313,20 +313,10 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
     """Remove what the network's owners published that are not in `keep`. Raises CNIError."""
     kept, prefix = {owner.key for owner in keep}, f"{network_key(network)}-"
     return _remove_everywhere(
-        lambda family: _matching(
+        lambda family: index.matching(
             family, prefix, lambda c: c.startswith(prefix) and c[:KEY] not in kept
         )
     )
-
-
-def _matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elements:
-    """The unwanted elements. `mark` is in the comments of all of them, and of few others."""
-    matching: Elements = {}
-    for name in (*NAMES, *INDEX):
-        dump = nft_elements.dump(Table(family, TABLE), name)
-        have = nft_elements.matching(dump, [mark.encode()])
-        matching[name] = [element for element in have if unwanted(element.comment)]
-    return matching
 
 
 def _remove_everywhere(find: _Find) -> list[Port]:

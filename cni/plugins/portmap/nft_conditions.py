@@ -12,12 +12,13 @@ from ...kernel.errors import NetlinkError, NftMissing
 from ...netfilter import compiler, nft
 from ...netfilter.table import Table
 from ...protocol.errors import CNIError
-from .nft_chains import NETWORK_CHAIN, TABLE, script
+from .nft_chains import NETWORK_CHAIN, TABLE, network_chain, script
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .nft_chains import Chain
+    from .want import Want
 
 
 def require() -> None:
@@ -56,3 +57,17 @@ def unmake(chains: Sequence[Chain]) -> None:
                 nft.transact([Table(chain.family, TABLE).without_chain(chain.name)], explain=False)
             except NetlinkError:
                 pass  # it is in use, or gone
+
+
+def sweep(want: Want) -> None:
+    """Remove the network's chains if nothing refers to them: an ADD that was killed left them."""
+    chains = [
+        network_chain(want, address, host_ip)
+        for address in want.addresses
+        for host_ip in (False, True)
+    ]
+    try:
+        # looked at first: a transaction that fails waits 13 ms for RCU
+        unmake([c for c in chains if Table(c.family, TABLE).chain_use(c.name) == len(c.rules)])
+    except NetlinkError:
+        pass  # they do no harm

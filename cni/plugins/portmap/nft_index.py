@@ -13,7 +13,7 @@ have no index, get theirs with the next ADD. Without it everything is read, as t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from ...netfilter import elements
 from ...netfilter.elements import Element
@@ -119,6 +119,21 @@ def holder(owner: Owner, address: Prefix) -> Element | None:
     """The element that says which owner has the address in the network."""
     network = _words(network_key(owner.network))
     return elements.find(Table(family_of(address), TABLE), BY_ADDRESS, network + address.ip)
+
+
+def dumped(family: str) -> Elements:
+    """All elements of the family, by map."""
+    return {name: elements.elements(Table(family, TABLE), name) for name in (*NAMES, *INDEX)}
+
+
+def matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elements:
+    """The unwanted elements. `mark` is in the comments of all of them, and of few others."""
+    found: Elements = {}
+    for name in (*NAMES, *INDEX):
+        dump = elements.dump(Table(family, TABLE), name)
+        have = elements.matching(dump, [mark.encode()])
+        found[name] = [element for element in have if unwanted(element.comment)]
+    return found
 
 
 def merged(parts: Iterable[Elements]) -> Elements:
