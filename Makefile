@@ -30,10 +30,10 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	containernetworking-plugins
-# release: what makes packages, and what the interpreter is built with.
-PACKAGES_release := git rpm patch dpkg-dev
-# runtime: two container runtimes.
-PACKAGES_runtime := podman podman-compose conmon containerd runc
+# release: what makes packages.
+PACKAGES_release := git rpm
+# runtime: two container runtimes; skopeo copies images.
+PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
@@ -46,7 +46,7 @@ help: ## print this
 # --- preparation -------------------------------------------------------------------------------
 
 setup: ## install the Debian packages for building and all tests (root)
-setup: $(foreach set,build test runtime release,.cache/setup-$(set).stamp)
+setup: $(foreach set,build interpreter test runtime release,.cache/setup-$(set).stamp)
 
 .cache/setup-%.stamp: Makefile tools/setup.sh
 	@tools/setup.sh $(PACKAGES_$*)
@@ -79,7 +79,7 @@ build-selfcontained: .cache/env-build/.stamp .cache/setup-interpreter.stamp ## b
 build-windows: .cache/env-build/.stamp .cache/setup-windows.stamp ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
 	.cache/env-build/bin/python tools/build.py windows
 
-image: dist/cni .cache/setup-runtime.stamp ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
+image: build-selfcontained .cache/setup-runtime.stamp ## build and push the server's image IMAGE; write dist/daemonset.yaml for its digest
 	tools/image.sh "$(IMAGE)" $(BASE)
 
 # Of a clean tree only; docs/releasing.md.
@@ -94,6 +94,7 @@ uninstall: dist/cni ## take them away again
 
 lock: $(VENV_STAMP) ## write tools/*.lock anew with the newest versions
 	$(RUN) tools/build.py lock
+	$(RUN) -m tools.release.programs
 
 # --- tests -------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the image of the server (deploy/Containerfile), pushes it, and writes dist/daemonset.yaml,
-# which names the image by its digest: what was tested is what nodes run.
+# which names the image by its digest: what was tested is what nodes run. The image is for this
+# machine's processor, and has dist/cni-linux-MACHINE in it (`make build-selfcontained`).
 #
 #     tools/image.sh NAME[:TAG] [BASE]
 #
@@ -12,6 +13,12 @@ name=${1:?give the name of the image in your registry, for example with make ima
 base=${2:-docker.io/library/debian:12-slim}
 engine=${ENGINE:-podman}
 manifest=dist/daemonset.yaml
+file=dist/cni-linux-$(uname -m)
+
+if [ ! -x "$file" ]; then
+    echo "image: $file is missing: run make build-selfcontained" >&2
+    exit 1
+fi
 
 case $base in
     *@sha256:*) ;;
@@ -23,7 +30,7 @@ esac
 mkdir -p dist
 digests=$(mktemp dist/.digest.XXXXXX)
 trap 'rm -f "$digests" "$manifest.new"' EXIT
-"$engine" build --build-arg "BASE=$base" --tag "$name" --file deploy/Containerfile .
+"$engine" build --build-arg "BASE=$base" --build-arg "FILE=$file" --tag "$name" --file deploy/Containerfile .
 "$engine" push --quiet --digestfile "$digests" "$name"
 digest=$(cat "$digests")
 case $digest in

@@ -65,7 +65,8 @@ def copy_of_tree(target: Path) -> Repository:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     (target / ".cache").mkdir()
-    for each in (*ROOT.glob(".cache/wheels-*"), *ROOT.glob(".cache/shiv-*")):
+    downloads = ("wheels-*", "shiv-*", "packages")
+    for each in (path for pattern in downloads for path in ROOT.glob(f".cache/{pattern}")):
         subprocess.run(["cp", "--archive", "--link", each, target / ".cache"], check=True)
     repository = Repository(target)
     changelog = target / "CHANGELOG.md"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
+from . import registry
 from .conftest import ROOT, Repository
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -112,7 +114,7 @@ def podman(store: Path, *words: str) -> str:
     return done.stdout
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def store() -> Iterator[Path]:
     """A short path, as podman wants it for its sockets."""
     if os.geteuid():
@@ -122,18 +124,101 @@ def store() -> Iterator[Path]:
         podman(Path(directory), "rmi", "--all", "--force")
 
 
-@pytest.mark.parametrize("arch", ["amd64", "arm64"])
-def test_podman_loads_it(archive: Archive, repository: Repository, store: Path, arch: str) -> None:
+@pytest.fixture(scope="module")
+def name(archive: Archive, repository: Repository, store: Path) -> str:
+    """What the loaded image is called."""
     name = f"localhost/cni-plugins:v{repository.version}"
-    if arch == "amd64":
-        loaded = podman(store, "load", "--quiet", "--input", str(archive.path))
-        assert name in loaded
-    else:
-        podman(store, "pull", "--quiet", "--arch", arch, f"oci-archive:{archive.path}")
-        name = podman(store, "images", "--quiet").strip()
-    (image,) = json.loads(podman(store, "image", "inspect", name))
-    assert image["Architecture"] == arch
-    assert image["Config"]["Cmd"] == ["serve"]
-    mounted = Path(podman(store, "image", "mount", name).strip())
-    assert os.access(mounted / "usr/local/lib/cni/cni", os.X_OK)
+    assert name in podman(store, "load", "--quiet", "--input", str(archive.path))
+    return name
+
+
+@pytest.fixture(scope="module")
+def mounted(name: str, store: Path) -> Iterator[Path]:
+    """The loaded image's files."""
+    yield Path(podman(store, "image", "mount", name).strip())
     podman(store, "image", "unmount", "--force", name)
+
+
+def test_podman_loads_this_machine_s_image(name: str, store: Path, mounted: Path) -> None:
+    (image,) = json.loads(podman(store, "image", "inspect", name))
+    assert image["Architecture"] == "amd64"
+    assert image["Config"]["Cmd"] == ["serve"]
+    assert os.access(mounted / "usr/local/lib/cni/cni", os.X_OK)
+
+
+def test_podman_loads_another_machine_s_image(archive: Archive, store: Path) -> None:
+    pulled = podman(store, "pull", "--quiet", "--arch", "arm64", f"oci-archive:{archive.path}")
+    (image,) = json.loads(podman(store, "image", "inspect", pulled.strip()))
+    assert image["Architecture"] == "arm64"
+
+
+@pytest.mark.parametrize("program", ["iptables", "ip6tables-save", "nft", "iptables-restore"])
+def test_the_programs_that_networks_use_run(mounted: Path, program: str) -> None:
+    done = subprocess.run(["chroot", mounted, program, "--version"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"v\d", done.stdout)
+    assert "nf_tables" in done.stdout or program == "nft"
+
+
+def test_nothing_but_programs_is_in_it(mounted: Path) -> None:
+    """No shell, and nothing by which packages are installed."""
+    found = {str(each.relative_to(mounted)) for each in mounted.rglob("*")}
+    assert not {each for each in found if re.search(r"(^|/)((ba|da)?sh|dpkg|apt|python3)$", each)}
+    assert "usr/share/doc/nftables/copyright" in found
+
+
+def test_the_file_runs_in_it(mounted: Path, selfcontained: Path | None) -> None:
+    if selfcontained is None:
+        pytest.skip("needs the self-contained file: make build-selfcontained")
+    command = ["chroot", mounted, "/usr/local/lib/cni/cni", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "embedded" in done.stdout
+
+
+def test_a_registry_keeps_the_digest(archive: Archive, released: Path) -> None:
+    """The image that daemonset.yaml names is what a registry has after the copy of all machines."""
+    with registry.running() as server:
+        target = f"docker://{server.host}/site/cni-plugins:v1"
+        copy = ["skopeo", "copy", "--quiet", "--all", "--dest-tls-verify=false"]
+        done = subprocess.run(
+            [*copy, f"oci-archive:{archive.path}", target],
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        named = re.findall(
+            r"@REPOSITORY@@(sha256:[0-9a-f]{64})", (released / "daemonset.yaml").read_text()
+        )
+        assert ("site/cni-plugins", named[0]) in server.manifests
+        blobs = {name for name in archive.files if name.startswith("blobs/")}
+        kept = {f"blobs/{digest.replace(':', '/')}" for digest in server.blobs}
+        kept |= {f"blobs/{ref.replace(':', '/')}" for _, ref in server.manifests if ":" in ref}
+        assert kept == blobs
+
+
+def test_the_init_container_installs_the_file(
+    mounted: Path, selfcontained: Path | None, released: Path, tmp_path: Path
+) -> None:
+    """In a read-only root, where only the node's /opt/cni/bin can be written."""
+    if selfcontained is None:
+        pytest.skip("needs the self-contained file: make build-selfcontained")
+    spec = yaml.safe_load((released / "daemonset.yaml").read_text())["spec"]["template"]["spec"]
+    (init,) = spec["initContainers"]
+    script = """
+        mount --bind "$1" "$1"; mount --bind "$2" "$1/opt/cni/bin"
+        mount -o remount,bind,ro "$1"
+        root=$1; shift 2; exec chroot "$root" /usr/local/lib/cni/cni "$@"
+    """
+    unshare = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh"]
+    done = subprocess.run(
+        [*unshare, mounted, tmp_path, *init["args"]], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert os.readlink(tmp_path / "bridge") == "cni"
+    env = {"CNI_COMMAND": "VERSION", "CNI_SERVER": "off"}
+    answer = subprocess.run(
+        [tmp_path / "bridge"], input="{}", env=env, capture_output=True, text=True
+    )
+    assert "supportedVersions" in answer.stdout

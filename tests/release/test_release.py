@@ -16,7 +16,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from tools.release import components, contents
+from tools.release import components, contents, programs
 from tools.release.source import ReleaseError, check_changelog
 
 from .conftest import ROOT, Repository, copy_of_tree
@@ -133,7 +133,7 @@ def test_a_file_with_the_binding_is_not_released(
         archive.writestr("nftables/nftables.pyc", "")
     done = repository.release(tmp_path / "out", *executables, f"--self-contained=x86_64={bad}")
     assert done.returncode == 1
-    assert "GPL-2.0-only binding of nftables is in cni-linux-x86_64, " in done.stderr
+    assert "GPL-2.0-only binding of nftables is in the file for x86_64" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -180,11 +180,15 @@ def test_the_sbom_says_what_is_in_each_file(released: Path) -> None:
     inside = {each["ref"]: each.get("dependsOn", []) for each in bill["dependencies"]}  # type: ignore[attr-defined]
     small = {"click", "jeepney", "msgspec", "pyroute2"}
     pins = {each.name for each in components.interpreter(ROOT)}
+    programs_of_the_image = {each.name for each in programs.components("amd64")}
+    assert {"iptables", "nftables", "libc6"} <= programs_of_the_image
     for ref, part in parts.items():
         names = {parts[each]["name"] for each in inside[ref]}
         if part["name"].endswith(".pyz"):
             assert names == small
-        elif part["type"] == "file" and re.search(r"linux|deb$|rpm$|tar$", part["name"]):
+        elif part["name"].endswith(".tar"):
+            assert names == small | pins | programs_of_the_image
+        elif part["type"] == "file" and re.search(r"linux|deb$|rpm$", part["name"]):
             assert names == small | pins
         elif part["type"] == "library":
             assert part["licenses"]
@@ -212,7 +216,9 @@ def test_provenance(released: Path, repository: Repository) -> None:
     first, *others = definition["resolvedDependencies"]
     assert first["digest"] == {"gitCommit": repository.git("rev-parse", "HEAD").strip()}
     digests = {each["digest"]["sha256"] for each in others}
-    wanted = {d for each in components.selfcontained(ROOT) for _, d in each.sources}
+    used = [*components.selfcontained(ROOT), *programs.components("amd64")]
+    used += programs.components("arm64")
+    wanted = {digest for each in used for _, digest in each.sources}
     assert digests == wanted
     assert {"dpkg-deb", "rpmbuild", "python"} <= set(definition["internalParameters"]["tools"])
 
@@ -283,3 +289,22 @@ def test_what_is_bundled_has_a_known_licence(tmp_path: Path) -> None:
     (tmp_path / "tools/bundle.lock").write_text(entry)
     with pytest.raises(ReleaseError, match="licence of new-thing is not known"):
         components.bundled(tmp_path)
+
+
+@pytest.mark.parametrize("name", components.TEXTS)
+def test_the_licence_texts_are_the_sources_(name: str) -> None:
+    """Word for word, where the sources have been fetched."""
+    (path, *_) = (ROOT / ".cache/interpreter/sources" / f for f, _ in pinned(name))
+    if not path.exists():
+        pytest.skip(f"{path.name} has not been fetched")
+    text = (Path(components.__file__).parent / f"licences/{name}.txt").read_text()
+    with tarfile.open(path) as archive:
+        members = [m for m in archive if re.fullmatch(r"[^/]+/(LICENSE|COPYRIGHT)", m.name)]
+        (file,) = (archive.extractfile(each) for each in members)
+        assert file is not None
+        assert text.startswith(file.read().decode())
+
+
+def pinned(name: str) -> tuple[tuple[str, str], ...]:
+    (part,) = (each for each in components.interpreter(ROOT) if each.name == name)
+    return part.sources

@@ -82,7 +82,7 @@ def test_the_image_has_what_the_manifest_runs(pod: dict[str, Any]) -> None:
     found = re.search(r"^ENTRYPOINT (.*)$", text, re.MULTILINE)
     assert found is not None
     (program,) = json.loads(found[1])
-    assert f"install --bin-dir {os.path.dirname(program)} " in text
+    assert f"COPY ${{FILE}} {program}\n" in text
     (server,) = pod["containers"]
     assert server["readinessProbe"]["exec"]["command"][0] == program
 
@@ -131,6 +131,10 @@ def make_image(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProces
     shutil.copytree(DEPLOY, source / "deploy")
     (source / "tools").mkdir()
     shutil.copy(DEPLOY.parent / "tools/image.sh", source / "tools")
+    file = source / f"dist/cni-linux-{os.uname().machine}"
+    file.parent.mkdir()
+    file.write_text("#!/bin/sh\n")
+    file.chmod(0o755)
     engine, log = tmp_path / "engine", tmp_path / "log"
     engine.write_text(ENGINE)
     engine.chmod(0o755)
@@ -142,7 +146,7 @@ def make_image(tmp_path: Path) -> Callable[..., tuple[subprocess.CompletedProces
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         manifest = source / "dist/daemonset.yaml"
         text = manifest.read_text() if manifest.exists() else ""
-        assert [each.name for each in source.glob("dist/*")] == ["daemonset.yaml"] * bool(text)
+        assert sorted(source.glob("dist/*")) == sorted([file, *[manifest] * bool(text)])
         return done, log.read_text() if log.exists() else "", text
 
     return work
@@ -161,7 +165,7 @@ def test_image_and_base_are_named_by_digest(
 ) -> None:
     done, log, manifest = make_image(name)
     assert done.returncode == 0, done.stderr
-    assert f"--build-arg BASE={BASE} " in log
+    assert f"--build-arg BASE={BASE} --build-arg FILE=dist/cni-linux-{os.uname().machine} " in log
     spec = yaml.safe_load(manifest)["spec"]["template"]["spec"]
     images = {each["image"] for each in [*spec["initContainers"], *spec["containers"]]}
     assert images == {f"{repository}@{DIGEST}"}

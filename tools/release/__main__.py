@@ -16,11 +16,11 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import components, contents, layout, provenance, sbom, source
+from . import components, contents, layout, programs, provenance, sbom, source
 from .build import ARCHITECTURES, Executables, build
 from .components import Component
 from .debian import deb
-from .image import archive
+from .image import Archive, archive
 from .rpm import rpm
 from .source import ROOT, ReleaseError, Source
 from .tarball import tarball
@@ -60,6 +60,7 @@ def _pair(text: str) -> tuple[str, Path]:
 
 def release(state: Source, made: Executables) -> Files:
     """All files: name -> content. Raises ReleaseError."""
+    _refuse_forbidden(made)
     small, large = components.bundled(state.root), components.selfcontained(state.root)
     zipped = dict(_zip(made.zipapp))
     licences = components.licence_texts(large, zipped)
@@ -71,17 +72,18 @@ def release(state: Source, made: Executables) -> Files:
         forms = _forms(state, machine, executable, made.plugins, documents)
         inside |= dict.fromkeys(forms, large)
         files |= forms
-    images = {ARCHITECTURES[machine]: data for machine, data in made.selfcontained.items()}
-    image = archive(state, images, documents, {})
+    image = _image(state, made, documents)
     name = f"cni-plugins-image-v{state.version}.tar"
-    files[name], inside[name] = image.data, large
+    arches = [ARCHITECTURES[machine] for machine in made.selfcontained]
+    tools = [each for arch in arches for each in programs.components(arch)]
+    files[name], inside[name] = image.data, [*large, *tools]
     files["daemonset.yaml"] = _daemonset(state.root, image.digest)
-    _refuse_forbidden(files)
     files["LICENSES"] = licences.encode()
     bill = sbom.sbom(state, files, inside)
     files[f"cni-plugins-{state.version}.cdx.json"] = bill.encode()
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    statement = provenance.statement(state, digests, large, made.selfcontained)
+    used = [*large, *tools]
+    statement = provenance.statement(state, digests, used, made.selfcontained)
     files[f"cni-plugins-{state.version}.provenance.json"] = statement.encode()
     return files | _checksums(files)
 
@@ -105,13 +107,23 @@ def _forms(
     }
 
 
+def _image(state: Source, made: Executables, documents: Files) -> Archive:
+    """The image: Debian's programs, which change seldom, in a layer below the executable's."""
+    images = {ARCHITECTURES[machine]: data for machine, data in made.selfcontained.items()}
+    layers = {arch: [programs.layer(arch, state.epoch)] for arch in images}
+    return archive(state, images, documents, layers)
+
+
 def _daemonset(root: Path, digest: str) -> bytes:
     """The DaemonSet for the released image; the registry's part of its name is the user's."""
     text = (root / "deploy/daemonset.yaml").read_text()
     return text.replace("@IMAGE@", f"@REPOSITORY@@{digest}").encode()
 
 
-def _refuse_forbidden(files: Files) -> None:
+def _refuse_forbidden(made: Executables) -> None:
+    """Look into what all other files are made of. Raises ReleaseError."""
+    files = {"the zipapp": made.zipapp}
+    files |= {f"the file for {machine}": data for machine, data in made.selfcontained.items()}
     found = [name for name, data in files.items() if contents.forbidden(name, data)]
     if found:
         raise ReleaseError(f"the GPL-2.0-only binding of nftables is in {', '.join(found)}")

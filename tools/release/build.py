@@ -17,7 +17,7 @@ from .source import ReleaseError, Source, export
 # uname's name -> what Go, Debian and the image specification call it.
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
-INTERPRETER = Path("tools", "interpreter", "build.py")
+INTERPRETER = "tools/interpreter/build.py"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine: EM_X86_64, EM_AARCH64
 
 

@@ -20,6 +20,29 @@ LICENCES = {
     "zlib": "Zlib",
     "musl": "MIT",
 }
+# The programs of the image and their libraries; each package's copyright file is in the image.
+DEBIAN = {
+    "gcc-12-base": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "iptables": "GPL-2.0-or-later",
+    "libbsd0": "BSD-3-Clause",
+    "libc6": "LGPL-2.1-or-later",
+    "libedit2": "BSD-3-Clause",
+    "libgcc-s1": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "libgmp10": "LGPL-3.0-or-later OR GPL-2.0-or-later",
+    "libip4tc2": "GPL-2.0-or-later",
+    "libip6tc2": "GPL-2.0-or-later",
+    "libjansson4": "MIT",
+    "libmd0": "BSD-3-Clause",
+    "libmnl0": "LGPL-2.1-or-later",
+    "libnetfilter-conntrack3": "GPL-2.0-or-later",
+    "libnfnetlink0": "GPL-2.0-only",
+    "libnftables1": "GPL-2.0-only",
+    "libnftnl11": "GPL-2.0-or-later",
+    "libtinfo6": "X11",
+    "libxtables12": "GPL-2.0-or-later",
+    "netbase": "GPL-2.0-only",
+    "nftables": "GPL-2.0-only",
+}
 # The texts that no wheel brings along, in tools/release/licences.
 TEXTS = ("python", "zlib", "musl")
 HERE = Path(__file__).parent
@@ -42,7 +65,7 @@ class Component:
     @property
     def licence(self) -> str:
         """The SPDX expression."""
-        return LICENCES[self.name]
+        return LICENCES.get(self.name) or DEBIAN[self.name]
 
 
 def own(source: Source) -> Component:
@@ -56,22 +79,20 @@ def bundled(root: Path) -> list[Component]:
     for name, version, hashes in _LOCKED.findall((root / "tools/bundle.lock").read_text()):
         wheels = tuple((f"{name}-{version} (wheel)", each) for each in _HASH.findall(hashes))
         found.append(Component(name, version, f"pkg:pypi/{name}@{version}", wheels))
-    _check(found)
+    check_licences(found)
     return found
 
 
 def interpreter(root: Path) -> list[Component]:
     """What self-contained files have beside these: the sources of the interpreter."""
-    pins = root / "tools" / "interpreter" / "pins.toml"
-    if not pins.exists():
-        return []
+    pins = root / "tools/interpreter/pins.toml"
     found = []
     for name, pin in tomllib.loads(pins.read_text()).items():
         kind = "pypi" if name == "msgspec" else "deb/debian"
         purl = f"pkg:{kind}/{name}@{pin['version'].replace(':', '%3A').replace('+', '%2B')}"
         sources = tuple((file["name"], file["sha256"]) for file in pin["files"])
         found.append(Component(name, pin["version"], purl, sources))
-    _check(found)
+    check_licences(found)
     return found
 
 
@@ -108,8 +129,10 @@ def licence_texts(components: list[Component], zipped: dict[str, bytes]) -> str:
     return "\n".join(parts)
 
 
-def _check(components: list[Component]) -> None:
-    unknown = [each.name for each in components if each.name not in LICENCES]
+def check_licences(components: list[Component]) -> None:
+    """Check that the licence of each is known. Raises ReleaseError."""
+    known = LICENCES.keys() | DEBIAN
+    unknown = [each.name for each in components if each.name not in known]
     if unknown:
         raise ReleaseError(
             f"the licence of {', '.join(unknown)} is not known: "

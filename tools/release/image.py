@@ -75,7 +75,7 @@ def archive(
 def _layer(executable: bytes, documents: Mapping[str, bytes], epoch: int) -> bytes:
     entries = [Entry(PROGRAM, executable, 0o755), Entry("usr/local/bin/cni", link=f"/{PROGRAM}")]
     entries += [Entry(f"usr/share/doc/{TITLE}/{name}", data) for name, data in documents.items()]
-    # Mount points: the root of a container is read-only.
+    # Mount points: the root of a container is read-only. None may take the place of a link to /usr.
     points = (
         "tmp",
         "proc",
@@ -85,7 +85,7 @@ def _layer(executable: bytes, documents: Mapping[str, bytes], epoch: int) -> byt
         "run",
         "var/lib/cni",
         "opt/cni/bin",
-        "lib/modules",
+        "usr/lib/modules",
     )
     made = {each.name: each for each in directories([*entries, *(Entry(f"{p}/_") for p in points)])}
     made["tmp"] = Entry("tmp", mode=0o1777)

@@ -6,6 +6,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from cyclonedx.model import (
     ExternalReference,
@@ -70,18 +71,27 @@ def _part(component: Component, kind: ComponentType = ComponentType.LIBRARY) -> 
         name=component.name,
         version=component.version,
         type=kind,
-        bom_ref=component.purl,
+        bom_ref=_reference(component),
         purl=PackageURL.from_string(component.purl),
         licenses=[licence],
         external_references=[
             ExternalReference(
                 type=ExternalReferenceType.DISTRIBUTION,
-                url=XsUri(name.replace(" ", "%20")),
+                url=XsUri(quote(name)),
                 hashes=[_sha256(digest)],
             )
             for name, digest in component.sources
         ],
     )
+
+
+def _reference(component: Component) -> str:
+    """A name that no other component has: one version may come as a wheel and as sources.
+
+    The library gives a random one to the second of a name.
+    """
+    content = hashlib.sha256(repr(component.sources).encode()).hexdigest()
+    return f"{component.purl}#{content[:12]}"
 
 
 def _sha256(digest: str) -> HashType:
