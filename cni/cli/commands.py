@@ -11,6 +11,7 @@ import os
 
 import click
 
+from cni import intent
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_container_id
 
@@ -256,9 +257,24 @@ def _result(what: Attached) -> cache.Outcome | None:
         return None
 
 
+def _left_in_nftables(what: Attached) -> bool:
+    from .migrate import uncleanable
+
+    directory = os.environ.get("CNI_STATE_DIR") or intent.STATE_DIR
+    return any(one.key == what.owner.key for one in uncleanable(directory))
+
+
 def _require_gone(what: Attached) -> None:
-    """Raises CommandError if any of the sources still knows it after DEL."""
+    """Raises CommandError if any of the sources still knows it after DEL.
+
+    The notes for `cni reload` stay if other plugins, as the reference's, have detached it. They are
+    removed, unless these plugins have left what is noted.
+    """
     left = attachments.still_there(what)
+    if left and all(each.kind == "intent" for each in left) and not _left_in_nftables(what):
+        for kept in what.intents:
+            intent.drop(kept.plugin, kept.owner, os.environ).finish()
+        left = attachments.still_there(what)
     if left:
         raise errors.CommandError(
             f"the plugins succeeded, but {_described(what)} is not detached completely",

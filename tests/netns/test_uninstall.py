@@ -12,7 +12,7 @@ import pytest
 
 from cni.cli import remaining
 from tests.harness import Netns, Runtime
-from tests.harness.build import install_dist
+from tests.harness.build import build_dist, install_dist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,10 +42,10 @@ class Node:
             timeout=100,
         )
 
-    def cni(self, *words: str) -> None:
+    def cni(self, *words: str, program: str = "") -> None:
         done = self.host.run(
             subprocess.run,
-            [f"{self.directory}/bin/cni", *words],
+            [program or f"{self.directory}/bin/cni", *words],
             env=self.runtime.env,
             capture_output=True,
             text=True,
@@ -160,8 +160,9 @@ class Switched(Node):
             "CAP_ARGS": '{"portMappings": [{"hostPort": 8082, "containerPort": 80}]}',
         }
 
-    def add(self, container: Netns, *more: dict[str, Any]) -> None:
-        first = {key: value for key, value in self.conf(type="bridge").items() if key != "name"}
+    def add(self, container: Netns, *more: dict[str, Any], **keys: Any) -> None:
+        conf = self.conf(type="bridge", **keys)
+        first = {key: value for key, value in conf.items() if key != "name"}
         network = {"cniVersion": "1.0.0", "name": NET, "plugins": [first, *more]}
         (self.directory / "net.d/10.conflist").write_text(json.dumps(network))
         self.cni("add", NET, container.path, "--cache-dir", f"{self.directory}/cache")
@@ -192,6 +193,17 @@ def test_plugins_that_are_put_back_take_over(switched: Switched, container: Netn
         container_id=result["containerId"],
     ).succeeded()
     assert not list((switched.directory / "data" / NET).glob("10.*"))
+
+
+def test_what_the_go_plugins_detach_leaves_no_notes(switched: Switched, container: Netns) -> None:
+    """They do not know of the notes for `cni reload`; `cni del` does, which has them run."""
+    switched.add(container, isGateway=True, ipMasq=True, ipMasqBackend="iptables")
+    notes = switched.directory / "state/intent"
+    assert len(list(notes.iterdir())) == 1
+    assert switched.uninstall().returncode == 0
+    cache = ("--cache-dir", f"{switched.directory}/cache")
+    switched.cni("del", NET, container.path, *cache, program=str(build_dist()))
+    assert list(notes.iterdir()) == []
 
 
 @pytest.mark.parametrize(
