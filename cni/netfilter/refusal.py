@@ -40,6 +40,7 @@ _DOING = {
     uapi.NFT_MSG_NEWRULE: "adding a rule to chain",
     uapi.NFT_MSG_DELRULE: "deleting rules of chain",
     uapi.NFT_MSG_NEWSET: "making set",
+    uapi.NFT_MSG_DELSET: "deleting set",
     uapi.NFT_MSG_NEWSETELEM: "adding elements to set",
     uapi.NFT_MSG_DELSETELEM: "deleting elements of set",
 }

@@ -192,6 +192,11 @@ class Table(NamedTuple):
         """Delete a chain; fails with ENOENT if it is gone, with EBUSY if something refers to it."""
         return uapi.NFT_MSG_DELCHAIN, self._chain(chain), 0
 
+    def without_set(self, name: str) -> Change:
+        """Delete a set or map with its elements; fails with EBUSY if a rule refers to it."""
+        names = nl.text(uapi.NFTA_SET_TABLE, self.name), nl.text(uapi.NFTA_SET_NAME, name)
+        return uapi.NFT_MSG_DELSET, self.message(*names), 0
+
     def without_table(self) -> Change:
         """Delete the table with all that is in it; fails with ENOENT if it is gone."""
         payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,9 @@ def test_a_network_that_asks_for_nftables(node: Node, container: Netns) -> None:
         "type nat hook prerouting priority dstnat; policy accept;",
         "fib daddr type local jump hostports_all",
     ]
+    for family in ("ip", "ip6"):
+        text = node.host.exec(["nft", "list", "table", family, TABLE]).stdout
+        assert not re.search(r"\t(chain (published|net-|masquerade_)|map |set )", text)
     with tcp_server(container, port=80):
         assert tcp_exchange(node.host, GATEWAYS["4"], 8080)
         assert tcp_exchange(node.host, "127.0.0.1", 8080)

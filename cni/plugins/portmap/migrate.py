@@ -8,21 +8,34 @@ after a kill another run, or a DEL by this plugin, deals with the rest.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...kernel.errors import KernelError, NetlinkError, Unusable
 from ...netfilter import elements as nft_elements
-from ...netfilter import iptables
+from ...netfilter import iptables, nft
 from ...netfilter.table import Table
 from ...owner import Owner, named_in
 from ...protocol.errors import CNIError
 from . import backend_iptables, backend_nft, localhost, nft_reference, plugin, settings
-from .nft_chains import FAMILIES, KEY, MAPS, TABLE, port_of, target_of
+from .nft_chains import (
+    FAMILIES,
+    INDEX,
+    KEY,
+    MAPS,
+    NAMES,
+    OWN_CHAINS,
+    REFERENCE_CHAIN,
+    TABLE,
+    port_of,
+    target_of,
+)
 from .settings import IPTABLES, NFTABLES, Conf
 from .want import Want
 
 if TYPE_CHECKING:
     from ...call import Call
+    from ...netfilter.nft import Change
     from .want import Port
 
 
@@ -77,6 +90,25 @@ def to_reference(call: Call[Conf]) -> None:
             if want.snat and address.is_v4:
                 localhost.enable(call, want.owner, address, filtered=False)
     backend_nft.unpublish(want, noted=True)
+    for family in FAMILIES:
+        nft.settle(partial(_leavings, family))
+
+
+def _leavings(family: str) -> list[Change]:
+    """What removes our chains and maps from a table that the reference uses, once they are empty.
+
+    Where it does not, they have gone with the table.
+    """
+    table = Table(family, TABLE)
+    if not table.has_chain(REFERENCE_CHAIN) or any(_elements(family, name) for name in NAMES):
+        return []
+    chains = [chain for chain in table.rule_counts() if chain.startswith(OWN_CHAINS)]
+    sets = (*NAMES, *INDEX) if chains else ()
+    return [
+        *(table.without_rules(chain) for chain in chains),
+        *(table.without_chain(chain) for chain in chains),
+        *(table.without_set(name) for name in sets),
+    ]
 
 
 def _form(asked: str) -> str:

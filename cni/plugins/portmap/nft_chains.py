@@ -30,6 +30,7 @@ MAPS = {False: ("published", "targets"), True: ("published_at", "targets_at")}
 NAMES = ("published", "targets", "published_at", "targets_at")
 BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see nft_index.py
 NETWORK_CHAIN = "net-"
+OWN_CHAINS = (NETWORK_CHAIN, "published_", "masquerade_")  # how the names begin
 _NUMBERS = {number: name for name, number in PROTOCOLS.items()}
 _LOOPBACK = {
     True: ("127.0.0.0/8", Prefix.parse("127.0.0.0/8")),
