@@ -188,6 +188,7 @@ CASES = [
         simple("bridge", bridge="brmasq", isGateway=True, ipMasq=True),
     ),
     Case("bridge, ipMasq (nftables)", own_backend(bridge="brnft", isGateway=True, ipMasq=True)),
+    Case("bridge, macspoofchk", simple("bridge", bridge="brspoof", macspoofchk=True), "nft"),
     Case("firewall (iptables)", chained("firewall", backend="iptables")),
     Case("firewall (nftables)", own_firewall),
     Case("ptp", simple("ptp")),

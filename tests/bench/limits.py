@@ -34,6 +34,7 @@ _WARM = {
     "macvlan": _LINKS,
     "bridge, ipMasq (iptables)": _MASQUERADE,
     "bridge, ipMasq (nftables)": _MASQUERADE,
+    "bridge, macspoofchk": _MASQUERADE,
     "portmap (iptables)": _RULES,
     "portmap (nftables)": _RULES,
     "firewall (iptables)": _RULES,
