@@ -71,16 +71,12 @@ def make(target: Target) -> tuple[bytes, str]:
 
 
 def payload(target: Target) -> dict[str, bytes]:
-    """Path in the zip -> content, but for cni/_build.py.
-
-    The binding of nftables stays out, whose licence is the GPL, and so do other machines' modules.
-    """
+    """Path in the zip -> content, but for cni/_build.py, and for other machines' modules."""
     files = zipapp.payload()
     return {
         name: data
         for name, data in files.items()
-        if not name.startswith("nftables/")
-        and not (name.endswith(".so") and f"-{target.arch}-" not in name)
+        if not (name.endswith(".so") and f"-{target.arch}-" not in name)
     }
 
 
