@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -108,7 +107,7 @@ def free_v6(in_use: list[Used]) -> Prefix:
     """A random /64 of unique local addresses (RFC 4193) that nothing uses."""
     taken = [each.subnet for each in in_use if not each.subnet.is_v4]
     while True:
-        site = bytes([_ULA]) + secrets.token_bytes(5)
+        site = bytes([_ULA]) + os.urandom(5)
         candidate = Prefix(site + bytes(10), 64)
         if not any(each.overlaps(candidate) for each in taken):
             return candidate

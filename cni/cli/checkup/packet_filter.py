@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 
-from cni import files
+from cni import files, process
 from cni.cli import status
 from cni.kernel.errors import NetlinkError
 from cni.netfilter.table import drop_policies
@@ -53,11 +52,12 @@ def _variant() -> str:
 
 def _output(argv: list[str]) -> str:
     """What a program prints; empty if it fails."""
+    env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        code, stdout, _ = process.run(argv[0], argv, b"", env)
+    except OSError:
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return stdout.decode(errors="replace") if code == 0 else ""
 
 
 def _legacy_rules() -> str:
