@@ -48,7 +48,18 @@ class Live:
         now = identify(path) if path else None
         if now is not None and now.inode == noted.inode:
             return GONE if now.differs(noted) else ALIVE
-        return ALIVE if self.paths(noted) else self._absent
+        return ALIVE if self._is_held(noted) else self._absent
+
+    def _is_held(self, noted: Identity) -> bool:
+        """Is it mounted anywhere, or any process in it? As cni.netns.liveness decides it."""
+        for path in self._places.get(noted.inode, ()):
+            now = identify(path)
+            if now is None and path.startswith("/proc/"):
+                continue  # the process has just ended
+            # Another namespace may have the inode's number by now; a mount may hide another.
+            if now is None or now.inode != noted.inode or not now.differs(noted):
+                return True
+        return False
 
     def _state_of_path(self, path: str) -> str:
         if not path:
