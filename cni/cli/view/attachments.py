@@ -30,7 +30,7 @@ from cni.protocol import config
 from cni.protocol.errors import CNIError
 
 from .. import cache, conflist, errors
-from .namespaces import ALIVE, EARLIER_BOOT, GONE, Live
+from .namespaces import ALIVE, EARLIER_BOOT, GONE, Live, opened
 
 if TYPE_CHECKING:
     from cni.kernel.link import Link
@@ -392,16 +392,18 @@ def _owner_by_device(key: str, note: Note) -> Owner | None:
     from cni.kernel.errors import KernelError
 
     identity = Identity.parse(note.netns)
-    for place in Live().paths(identity) if identity else ():
+    namespace = opened(identity, "", note.cookie) if identity else None
+    if namespace is None:
+        return None
+    with namespace:
         try:
-            with Namespace.open(place) as namespace:
-                device = link.find(namespace.netlink(), note.index)
+            device = link.find(namespace.netlink(), note.index)
         except (KernelError, OSError):
-            continue
-        head, _, rest = device.alias.partition(" ") if device else ("", "", "")
-        parts = rest.split("/")
-        if head == f"cni:{key}" and len(parts) == 3 and Owner(*parts).key == key:
-            return Owner(*parts)
+            return None
+    head, _, rest = device.alias.partition(" ") if device else ("", "", "")
+    parts = rest.split("/")
+    if head == f"cni:{key}" and len(parts) == 3 and Owner(*parts).key == key:
+        return Owner(*parts)
     return None
 
 

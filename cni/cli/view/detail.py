@@ -17,7 +17,7 @@ from cni import files
 
 from . import node
 from .attachments import Attached, Places
-from .namespaces import Live
+from .namespaces import Live, opened
 from .ruleset import Index, Match
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _on_node(what: Attached, wire: node.Wire) -> Iterator[Thing]:
 
 
 def _in_container(what: Attached, live: Live) -> Iterator[Thing]:
-    namespace = None if what.is_dead(live) else node.open_namespace(what, live)
+    namespace = None if what.is_dead(live) else opened(what.identity, what.netns)
     if namespace is None:
         return
     with namespace:

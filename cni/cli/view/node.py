@@ -17,7 +17,7 @@ from cni.kernel.netlink import Netlink
 from cni.netns.namespace import Namespace
 
 from .attachments import Attached
-from .namespaces import Live
+from .namespaces import Live, opened
 
 _STACKED = frozenset({"macvlan", "ipvlan", "vlan", "macvtap", "ipvtap"})
 
@@ -72,19 +72,6 @@ def survey(known: Sequence[Attached], live: Live) -> Node:
     return Node(os.uname().nodename, links, segments)
 
 
-def open_namespace(what: Attached, live: Live) -> Namespace | None:
-    """The namespace of an attachment, by its identity; None if it is gone or cannot be opened."""
-    paths = [what.netns] if what.netns else []
-    if what.identity is not None:
-        paths = live.paths_first(what.identity, what.netns)
-    for path in paths:
-        try:
-            return Namespace.open(path)
-        except (KernelError, OSError):
-            continue
-    return None
-
-
 def _wire(what: Attached, links: dict[int, Link], by_name: dict[str, Link], live: Live) -> Wire:
     inside = _inside(what, live)
     outside = _outside(what, links, by_name, inside)
@@ -95,7 +82,7 @@ def _wire(what: Attached, links: dict[int, Link], by_name: dict[str, Link], live
 
 
 def _inside(what: Attached, live: Live) -> Link | None:
-    namespace = None if what.is_dead(live) else open_namespace(what, live)
+    namespace = None if what.is_dead(live) else opened(what.identity, what.netns)
     if namespace is None:
         return None
     with namespace:
