@@ -53,11 +53,12 @@ def inspect(what: str, cache_dir: str) -> None:
     known = attachments.gather(places)
     live = Live()
     network = _network(what, places, known, live)
-    entries = ruleset.read()
     if network is not None:
         _show_network(network, live)
         return
-    found = [detail.of(each, places, entries, live) for each in _chosen(what, places, known)]
+    chosen = _chosen(what, places, known)
+    index = ruleset.Index(ruleset.read())
+    found = [detail.of(each, places, index, live) for each in chosen]
     if formats.data([_as_data(each, live) for each in found]):
         return
     if formats.current() == "name":

@@ -189,8 +189,8 @@ def rules(container: str | None, cache_dir: str) -> None:
     errors.require_root("read the packet filter")
     known = attachments.gather(Places.of(cache_dir))
     chosen = target.of_container(container, known) if container else known
-    entries = ruleset.read()
-    found = [(each, match) for each in chosen for match in ruleset.belonging(entries, each)]
+    index = ruleset.Index(ruleset.read())
+    found = [(each, match) for each in chosen for match in index.belonging(each)]
     formats.present(
         [
             {

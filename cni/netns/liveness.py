@@ -14,11 +14,13 @@ want its ports, but `reopen` finds it for a DEL, since the links in it are still
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ..kernel.errors import TRANSIENT, NetnsError, NetnsUnknown
 from . import handle
 from .namespace import Identity, Namespace, cookie, identify, sees
+
+Look = Callable[[str], Iterable[str]]  # name ``net:[<inode>]`` -> paths
 
 
 def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
@@ -26,12 +28,15 @@ def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
     return exists(noted, path, seen_from) is False
 
 
-def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | None:
+def exists(
+    noted: Identity | None, path: str, seen_from: str = "", look: Look | None = None
+) -> bool | None:
     """Does the namespace still exist that `path` named when `noted` was taken?
 
     If nothing was noted, it does if the path names any namespace. None if that cannot be known; so
     also if `seen_from`, the CNI_NETNS of the request that asks, is another file to this process
-    than to the client (a server in a container): then nothing can be known of paths.
+    than to the client (a server in a container): then nothing can be known of paths. `look` says
+    where namespaces can be found, to those who ask for many: it is made of `places`.
     """
     if not sees(seen_from):
         return None
@@ -42,7 +47,7 @@ def exists(noted: Identity | None, path: str, seen_from: str = "") -> bool | Non
         if now is not None and now.inode == noted.inode:
             return not now.differs(noted)
     try:
-        return _exists(noted)
+        return _exists(noted, look or _paths_of)
     except OSError:
         return None
 
@@ -105,7 +110,7 @@ def _names_one(path: str) -> bool | None:
     return identify(path) is not None
 
 
-def _exists(noted: Identity) -> bool:
+def _exists(noted: Identity, look: Look) -> bool:
     """Is the namespace mounted anywhere, or any process in it? Raises OSError.
 
     A thread may be in another namespace than its process; those of a server of ours never are.
@@ -117,7 +122,7 @@ def _exists(noted: Identity) -> bool:
         os.close(fd)
     except handle.Unknown:
         pass
-    for path in _paths_of(f"net:[{noted.inode}]"):
+    for path in look(f"net:[{noted.inode}]"):
         now = identify(path)
         if now is None and path.startswith("/proc/"):
             continue  # the process has just ended
@@ -132,19 +137,26 @@ def _paths_of(name: str) -> Iterator[str]:
 
     Raises OSError when this process is short of something.
     """
-    yield from _mounts_of(name, "/proc/self")
+    return (path for found, path in places() if found == name)
+
+
+def places() -> Iterator[tuple[str, str]]:
+    """The name ``net:[<inode>]`` of each network namespace, and a path, as of `_paths_of`.
+
+    Raises OSError when this process is short of something.
+    """
+    yield from _mounts_of("/proc/self")
     others: dict[str, str] = {}  # mount namespace -> a process in it
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             process = f"/proc/{pid}"
-            if _link(f"{process}/ns/net") == name:
-                yield f"{process}/ns/net"
+            yield _link(f"{process}/ns/net"), f"{process}/ns/net"
             others.setdefault(_link(f"{process}/ns/mnt"), process)
     for known in ("", _link("/proc/self/ns/mnt")):
         others.pop(known, None)
     for process in others.values():
-        for path in _mounts_of(name, process):
-            yield f"{process}/root{path}"
+        for name, path in _mounts_of(process):
+            yield name, f"{process}/root{path}"
 
 
 def _link(path: str) -> str:
@@ -160,12 +172,12 @@ def _link(path: str) -> str:
         return ""
 
 
-def _mounts_of(name: str, process: str) -> list[str]:
+def _mounts_of(process: str) -> list[tuple[str, str]]:
     try:
         with open(f"{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
             fields = (line.split(" ", 5) for line in mounts)
-            return [each[4] for each in fields if each[3] == name]
+            return [(each[3], each[4]) for each in fields if each[3].startswith("net:[")]
     except OSError as error:
         if error.errno in TRANSIENT or process == "/proc/self":
             raise

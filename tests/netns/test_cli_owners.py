@@ -14,6 +14,7 @@ import pytest
 from tests.harness import Netns, addresses, links, nft, ping, ports, tree
 from tests.harness.command_line import Node, Pod
 from tests.harness.kernel import iptables_save
+from tests.harness.requires import requires_kernel
 from tests.harness.wait import wait_until
 
 PORTS = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
@@ -138,6 +139,26 @@ def test_without_cache_and_reservation_the_link_says_who(node: Node, container: 
     assert node.ok("gc", "net") == ""
     assert addresses(container, "eth0") == ["10.81.0.2/24"]
     assert node.ok("del", "net", container.path, "--force") == ""
+    assert "eth0" not in links(container)
+
+
+@requires_kernel("macvlan")
+def test_without_all_of_these_the_device_note_says_who(node: Node, container: Netns) -> None:
+    """A macvlan has no end on the node: its note has the key, its alias the name."""
+    node.host.ip_batch("link add up0 type veth peer name up1", "link set up0 up")
+    ipam = {"type": "static", "addresses": [{"address": "10.81.0.2/24"}]}
+    plugin = {"type": "macvlan", "master": "up0", "ipam": ipam}
+    conf = node.write({"cniVersion": "1.0.0", "name": "net", "plugins": [plugin]})
+    pod = node.start(conf, container, cached=False)
+    (found,) = node.json("ps")
+    assert (found["containerID"], found["netnsState"]) == (pod.cid, "alive")
+    done = node.run("del", "net", container.path)
+    assert (done.returncode, pod.cid in done.stderr) == (5, True)
+    # The container cannot pass for another one.
+    container.ip("link", "set", "eth0", "alias", f"cni:{'0' * 16}-{'0' * 16} net/other/eth0")
+    assert node.json("ps") == []
+    assert node.run("del", "net", container.path).returncode == 5
+    assert node.ok("del", "net", "--id", pod.cid, container.path, "--force") == ""
     assert "eth0" not in links(container)
 
 

@@ -4,6 +4,7 @@
     intent         what an ADD of ours asked of the packet filter (cni.intent)
     reservation    an address of host-local
     link           a link of the node whose alias names its owner (cni.owner)
+    device note    a device that an ADD put into the container (plugins.shared.device_notes)
 
 One Attached for each network, container and interface; `found` says which of these named it. The
 namespace is the one whose identity an ADD noted, else what the path names now.
@@ -17,23 +18,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from cni import intent
+from cni import files, intent
 from cni.intent import Intent
 from cni.ipam.host_local import plugin as host_local
 from cni.ipam.host_local import reservation, usage
 from cni.ipam.host_local.directory import scan
 from cni.netns.namespace import Identity, Namespace
 from cni.owner import Owner
+from cni.plugins.shared.device_notes import Note
 from cni.protocol import config
 from cni.protocol.errors import CNIError
 
 from .. import cache, conflist, errors
-from .namespaces import ALIVE, EARLIER_BOOT, GONE, Live
+from .namespaces import ALIVE, EARLIER_BOOT, GONE, Live, opened
 
 if TYPE_CHECKING:
     from cni.kernel.link import Link
 
 DIRECT_PREFIX = "cnitool-"
+_MAX_NOTE = 1 << 16  # bytes
 
 
 class Places(NamedTuple):
@@ -179,6 +182,8 @@ def gather(
     for name, directory in reservation_directories(places, network) if reservations else ():
         _add_reservations(known, name, directory)
     _add_links(known)
+    for path, note in _notes(places.state_dir):
+        _add_note(known, path, note)
     return sorted(known.attachments(), key=lambda each: each.name)
 
 
@@ -203,6 +208,10 @@ class _Known:
         """All that is known of a container in a network."""
         wanted = (network, container_id)
         return [each for key, each in self._by_key.items() if key[:2] == wanted]
+
+    def of_key(self, key: str) -> Attached | None:
+        """The attachment whose owner has that key."""
+        return next((each for each in self._by_key.values() if each.owner.key == key), None)
 
     def attachments(self) -> Iterable[Attached]:
         return self._by_key.values()
@@ -339,6 +348,65 @@ def _add_link(found: Attached, each: Link) -> None:
         found.nsids.append(each.peer_nsid)
 
 
+def _notes(state_dir: str) -> Iterator[tuple[str, Note]]:
+    """Path and note of each device. Raises NotPermitted, CommandError."""
+    directory = os.path.join(state_dir, "devices")
+    try:
+        names = sorted(os.listdir(directory))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise errors.unreadable(directory, error) from None
+    for name in names:
+        path = os.path.join(directory, name)
+        try:
+            yield path, msgspec.json.decode(files.read(path, _MAX_NOTE), type=Note)
+        except PermissionError as error:
+            raise errors.unreadable(path, error) from None
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            continue  # none of ours, or just removed
+
+
+def _add_note(known: _Known, path: str, note: Note) -> None:
+    """A note has the owner's key only; its name is in the alias of the device.
+
+    The container may change the alias, but cannot make it fit another's key.
+    """
+    key = os.path.basename(path).partition(".")[0]
+    identity = Identity.parse(note.netns)
+    found = known.of_key(key)
+    if found is None:
+        owner = _owner_by_device(key, note)
+        if owner is None:
+            return
+        found = known.get(*owner, Found("device note", path))
+    else:
+        found.found.append(Found("device note", path))
+    if found is not None:
+        found.identity = found.identity or identity
+        found.since = found.since or file_time(path)
+
+
+def _owner_by_device(key: str, note: Note) -> Owner | None:
+    from cni.kernel import link
+    from cni.kernel.errors import KernelError
+
+    identity = Identity.parse(note.netns)
+    namespace = opened(identity, "", note.cookie) if identity else None
+    if namespace is None:
+        return None
+    with namespace:
+        try:
+            device = link.find(namespace.netlink(), note.index)
+        except (KernelError, OSError):
+            return None
+    head, _, rest = device.alias.partition(" ") if device else ("", "", "")
+    parts = rest.split("/")
+    if head == f"cni:{key}" and len(parts) == 3 and Owner(*parts).key == key:
+        return Owner(*parts)
+    return None
+
+
 def still_there(what: Attached) -> list[Found]:
     """Which of the sources still knows an attachment."""
     return [each for each in what.found if _STILL_THERE[each.kind](what, each.where)]
@@ -363,6 +431,7 @@ _STILL_THERE: dict[str, Callable[[Attached, str], bool]] = {
     "intent": lambda _, path: os.path.exists(path),
     "reservation": _is_still_reserved,
     "link": _is_still_linked,
+    "device note": lambda _, path: os.path.exists(path),
 }
 
 

@@ -17,8 +17,8 @@ from cni import files
 
 from . import node
 from .attachments import Attached, Places
-from .namespaces import Live
-from .ruleset import Entry, Match, belonging
+from .namespaces import Live, opened
+from .ruleset import Index, Match
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -58,7 +58,7 @@ class Detail(NamedTuple):
     sysctls: list[tuple[str, str, str]]
 
 
-def of(what: Attached, places: Places, entries: list[Entry], live: Live) -> Detail:
+def of(what: Attached, places: Places, index: Index, live: Live) -> Detail:
     """Look for all of it. Raises KernelError, OSError."""
     survey = node.survey([what], live)
     wire = survey.segments[0].wires[0]
@@ -66,7 +66,7 @@ def of(what: Attached, places: Places, entries: list[Entry], live: Live) -> Deta
     return Detail(
         what,
         things,
-        belonging(entries, what),
+        index.belonging(what),
         [*((each.where, each.kind) for each in _files_found(what)), *_other_files(what, places)],
         list(_sysctls(what)),
     )
@@ -95,7 +95,7 @@ def _on_node(what: Attached, wire: node.Wire) -> Iterator[Thing]:
 
 
 def _in_container(what: Attached, live: Live) -> Iterator[Thing]:
-    namespace = None if what.is_dead(live) else node.open_namespace(what, live)
+    namespace = None if what.is_dead(live) else opened(what.identity, what.netns)
     if namespace is None:
         return
     with namespace:

@@ -1,18 +1,18 @@
 """Which network namespaces exist: looked up once for a whole node.
 
-cni.netns.liveness decides for one namespace, and has to look through all mounts and processes when
-its path does not say it. Here the same is done once for all attachments of a node.
+cni.netns.liveness decides for one namespace. Where the kernel does not find it by its number, all
+mounts and processes are looked at; here that is done once for all attachments of a node.
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from functools import cached_property
 
 from cni.kernel import netlink as nl
 from cni.kernel.errors import KernelError
+from cni.netns import liveness
 from cni.netns.namespace import Identity, Namespace, identify
 
 # linux/rtnetlink.h, linux/net_namespace.h
@@ -41,77 +41,32 @@ class Live:
     def state(self, noted: Identity | None, path: str) -> str:
         """ALIVE, GONE or UNKNOWN: the namespace that `path` named when `noted` was taken.
 
-        If nothing was noted, the path alone decides, as in cni.netns.liveness.
+        As cni.netns.liveness decides it.
         """
-        if noted is None:
-            return self._state_of_path(path)
-        now = identify(path) if path else None
-        if now is not None and now.inode == noted.inode:
-            return GONE if now.differs(noted) else ALIVE
-        return ALIVE if self.paths(noted) else self._absent
+        exists = liveness.exists(noted, path, look=self._look)
+        return {True: ALIVE, False: GONE, None: UNKNOWN}[exists]
 
-    def _state_of_path(self, path: str) -> str:
-        if not path:
-            return UNKNOWN
-        try:
-            os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return GONE
-        except (OSError, ValueError):
-            return UNKNOWN
-        return GONE if identify(path) is None else ALIVE
-
-    def paths(self, noted: Identity) -> list[str]:
-        """Where the namespace can be opened: its mounts, and links to it of processes in it."""
-        found = []
-        for path in self._places.get(noted.inode, ()):
-            now = identify(path)
-            if now is not None and now.inode == noted.inode and not now.differs(noted):
-                found.append(path)
-        return found
-
-    def paths_first(self, noted: Identity, path: str) -> list[str]:
-        """The same, `path` alone if that names the namespace."""
-        now = identify(path) if path else None
-        if now is not None and now.inode == noted.inode and not now.differs(noted):
-            return [path]
-        return self.paths(noted)
-
-    @property
-    def _absent(self) -> str:
-        """What a namespace is that was found nowhere."""
-        return GONE if self._complete else UNKNOWN
+    def _look(self, name: str) -> list[str]:
+        """Paths to a namespace. Raises OSError when this process is short of something."""
+        return self._places.get(name, [])
 
     @cached_property
-    def _places(self) -> dict[int, list[str]]:
-        """Inode of each network namespace -> paths that lead to it (proc(5), mountinfo)."""
-        places: dict[int, list[str]] = {}
-        self._complete = True
-        try:
-            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-                for line in mounts:
-                    # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
-                    fields = line.split(" ", 5)
-                    _note(places, fields[3], fields[4])
-            processes = os.listdir("/proc")
-        except OSError:
-            self._complete = False
-            return places
-        for pid in processes:
-            if pid.isdigit():
-                path = f"/proc/{pid}/ns/net"
-                try:
-                    _note(places, os.readlink(path), path)
-                except FileNotFoundError:
-                    continue  # the process has just ended
-                except OSError:
-                    self._complete &= os.geteuid() == 0  # a more capable one is in no container
-        return places
-
-    _complete = True
+    def _places(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name, path in liveness.places():
+            found.setdefault(name, []).append(path)
+        return found
 
 
-def _note(places: dict[int, list[str]], name: str, path: str) -> None:
-    inode = name.removeprefix("net:[").removesuffix("]")
-    if inode != name and inode.isdigit():
-        places.setdefault(int(inode), []).append(path)
+def opened(noted: Identity | None, path: str, cookie: int = 0) -> Namespace | None:
+    """The namespace that `path` named when `noted` was taken; None if it cannot be opened.
+
+    If nothing was noted, what the path names now. The caller closes it.
+    """
+    now = identify(path) if path else None
+    try:
+        if now is not None and (noted is None or not now.differs(noted)):
+            return Namespace.open(path)
+        return liveness.reopen(noted, cookie) if noted is not None else None
+    except (KernelError, OSError):
+        return None

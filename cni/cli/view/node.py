@@ -17,7 +17,7 @@ from cni.kernel.netlink import Netlink
 from cni.netns.namespace import Namespace
 
 from .attachments import Attached
-from .namespaces import Live
+from .namespaces import Live, opened
 
 _STACKED = frozenset({"macvlan", "ipvlan", "vlan", "macvtap", "ipvtap"})
 
@@ -66,27 +66,15 @@ def survey(known: Sequence[Attached], live: Live) -> Node:
     with Namespace.current() as namespace:
         sock = namespace.netlink()
         links = {each.index: each for each in link.list_all(sock)}
-        wires = [_wire(each, links, live) for each in known]
+        names = {each.name: each for each in links.values()}
+        wires = [_wire(each, links, names, live) for each in known]
         segments = _segments(wires, sock)
     return Node(os.uname().nodename, links, segments)
 
 
-def open_namespace(what: Attached, live: Live) -> Namespace | None:
-    """The namespace of an attachment, by its identity; None if it is gone or cannot be opened."""
-    paths = [what.netns] if what.netns else []
-    if what.identity is not None:
-        paths = live.paths_first(what.identity, what.netns)
-    for path in paths:
-        try:
-            return Namespace.open(path)
-        except (KernelError, OSError):
-            continue
-    return None
-
-
-def _wire(what: Attached, links: dict[int, Link], live: Live) -> Wire:
+def _wire(what: Attached, links: dict[int, Link], by_name: dict[str, Link], live: Live) -> Wire:
     inside = _inside(what, live)
-    outside = _outside(what, links, inside)
+    outside = _outside(what, links, by_name, inside)
     segment = links.get(outside.master) if outside else None
     if inside is not None and inside.kind in _STACKED:
         segment = links.get(inside.peer)
@@ -94,7 +82,7 @@ def _wire(what: Attached, links: dict[int, Link], live: Live) -> Wire:
 
 
 def _inside(what: Attached, live: Live) -> Link | None:
-    namespace = None if what.is_dead(live) else open_namespace(what, live)
+    namespace = None if what.is_dead(live) else opened(what.identity, what.netns)
     if namespace is None:
         return None
     with namespace:
@@ -104,9 +92,10 @@ def _inside(what: Attached, live: Live) -> Link | None:
             return None
 
 
-def _outside(what: Attached, links: dict[int, Link], inside: Link | None) -> Link | None:
+def _outside(
+    what: Attached, links: dict[int, Link], by_name: dict[str, Link], inside: Link | None
+) -> Link | None:
     """The end on the node: by the link's mark, or as the pair says, or by the result's name."""
-    by_name = {each.name: each for each in links.values()}
     for name in what.links:
         if name in by_name:
             return by_name[name]

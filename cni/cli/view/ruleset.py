@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from cni.owner import Owner
@@ -79,10 +79,29 @@ def read() -> list[Entry]:
     return list(dict.fromkeys(found))
 
 
-def belonging(entries: list[Entry], what: Attached) -> list[Match]:
-    """The entries that belong to an attachment."""
-    key = _Key.of(what)
-    return [Match(entry, why) for entry in entries if (why := key.names(entry))]
+class Index:
+    """Entries by what names their owners, so that each attachment's are found without a search."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._by_token: dict[str, dict[int, Entry]] = {}
+        for number, entry in enumerate(entries):
+            for token in _tokens(entry):
+                self._by_token.setdefault(token, {})[number] = entry
+
+    def belonging(self, what: Attached) -> list[Match]:
+        """The entries that belong to an attachment, in their order."""
+        key = _Key.of(what)
+        found: dict[int, Entry] = {}
+        for token in key.tokens:
+            found.update(self._by_token.get(token, {}))
+        return [Match(found[at], why) for at in sorted(found) if (why := key.names(found[at]))]
+
+
+def _tokens(entry: Entry) -> set[str]:
+    """What may be a key, container id, chain or address in an entry."""
+    tokens = {entry.chain, *_TOKEN.findall(entry.text), *_KEY.findall(entry.table)}
+    owner = entry.reference_owner
+    return tokens | ({owner[1]} if owner else set())
 
 
 class _Key(NamedTuple):
@@ -92,17 +111,23 @@ class _Key(NamedTuple):
     hashes: str
     whole_id: re.Pattern[str]
     chains: frozenset[str]
+    hosts: tuple[str, ...]
     addresses: re.Pattern[str] | None
 
     @classmethod
     def of(cls, what: Attached) -> _Key:
         owner = what.owner
-        hosts = [address.partition("/")[0] for address in what.addresses]
+        hosts = tuple(address.partition("/")[0] for address in what.addresses)
         texts = "|".join(re.escape(host) for host in hosts)
         pattern = re.compile(rf"(?<![\w.:])(?:{texts})(?![\w.:]*[\w:])") if hosts else None
         chains = frozenset({owner.chain(), owner.chain("DN-"), owner.chain("SN-")})
         whole_id = re.compile(rf"(?<![\w.-]){re.escape(owner.container_id)}(?![\w.-])")
-        return cls(owner, owner.key, whole_id, chains, pattern)
+        return cls(owner, owner.key, whole_id, chains, hosts, pattern)
+
+    @property
+    def tokens(self) -> set[str]:
+        """What an entry of the attachment has at least one of."""
+        return {self.hashes, self.owner.container_id, *self.chains, *self.hosts}
 
     def names(self, entry: Entry) -> str:
         """What says that the entry belongs to the attachment; "" if nothing does."""
@@ -125,6 +150,8 @@ class _Key(NamedTuple):
         return entry.chain.startswith("CNI-") or entry.table.partition(" ")[2].startswith("cni_")
 
 
+# Words as names, keys, ids and addresses are written.
+_TOKEN = re.compile(r"[\w.:-]+")
 _KEY = re.compile(r"\b[0-9a-f]{16}-[0-9a-f]{16}\b")
 
 
