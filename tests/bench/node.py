@@ -38,11 +38,15 @@ BRIDGE = "brlist"
 
 @dataclass
 class Stage:
-    """Medians in ms with that many pods; `verbs` by verb and plugin."""
+    """Medians in ms with that many pods; `verbs` by verb and plugin.
+
+    `cpu` is the server's processor time for one pod's ADD, CHECK, STATUS and DEL (ms).
+    """
 
     pods: int
     verbs: dict[str, dict[str, float]] = field(default_factory=dict)
     floors: dict[str, float] = field(default_factory=dict)
+    cpu: float = 0.0
     memory: float = 0.0  # MiB, resident, of all of the server's processes
 
     def total(self, verb: str) -> float:
@@ -116,15 +120,27 @@ class Cluster:
         return took
 
     def memory(self) -> float:
-        return _resident(self.node.server.pid) / 1024
+        """MiB, resident, of the server's processes."""
+        pages = sum(int(_read(pid, "statm").split()[1]) for pid in _family(self.node.server.pid))
+        return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+    def cpu(self) -> float:
+        """Milliseconds of the processor that the server's processes have taken."""
+        ticks = 0
+        for pid in _family(self.node.server.pid):
+            fields = _read(pid, "stat").rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))  # its own, and of children that have ended
+        return ticks * 1000 / os.sysconf("SC_CLK_TCK")
 
 
-def _resident(pid: int) -> int:
-    """KiB of a process and its descendants."""
-    status = Path("/proc", str(pid), "status").read_text()
-    own = int(dict(line.split(":", 1) for line in status.splitlines())["VmRSS"].split()[0])
-    children = Path("/proc", str(pid), "task", str(pid), "children").read_text().split()
-    return own + sum(_resident(int(child)) for child in children)
+def _read(pid: int, name: str) -> str:
+    return Path("/proc", str(pid), name).read_text()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants."""
+    children = _read(pid, f"task/{pid}/children").split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
 
 
 def measure_stage(cluster: Cluster, pods: int, rounds: int, quiet: float) -> Stage:
@@ -137,6 +153,7 @@ def measure_stage(cluster: Cluster, pods: int, rounds: int, quiet: float) -> Sta
         return cluster.node.host.run(cluster.come_and_go)
 
     once()
+    before = cluster.cpu()
     for _ in range(rounds):
         for verb, took in once().items():
             for plugin, ms in took.items():
@@ -146,6 +163,7 @@ def measure_stage(cluster: Cluster, pods: int, rounds: int, quiet: float) -> Sta
         verb: {plugin: statistics.median(taken) for plugin, taken in by_plugin.items()}
         for verb, by_plugin in samples.items()
     }
+    stage.cpu = (cluster.cpu() - before) / rounds
     stage.floors = split.run_inside("floor.py", cluster.node, rounds, BRIDGE)
     stage.memory = cluster.memory()
     return stage
@@ -179,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(cluster: Cluster, options: argparse.Namespace) -> None:
     wanted = options.pods or (QUICK_PODS if options.quick else PODS)
-    heads = " ".join(f"{head:>9}" for head in ("bridge", "others", "all", "floor", "MiB"))
+    heads = " ".join(f"{head:>9}" for head in ("bridge", "others", "all", "floor", "cpu", "MiB"))
     print(f"{'pods':>5} {'verb':6} {heads}   (ms)")
     stages = []
     for pods in sorted(wanted):
@@ -209,7 +227,8 @@ def show(stage: Stage) -> None:
         floor = stage.floors.get(f"bridge, ipMasq (nftables) {verb}")
         shown = f"{floor:9.2f}" if floor is not None else f"{'–':>9}"
         cells = f"{bridge:9.2f} {everything - bridge:9.2f} {everything:9.2f} {shown}"
-        print(f"{stage.pods:5} {verb:6} {cells} {stage.memory:9.1f}", flush=True)
+        more = f" {stage.cpu:9.2f} {stage.memory:9.1f}" if verb == "ADD" else ""
+        print(f"{stage.pods:5} {verb:6} {cells}{more}", flush=True)
 
 
 if __name__ == "__main__":
