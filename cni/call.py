@@ -89,7 +89,6 @@ class Call(Generic[C]):
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
         self._owner: Owner | None = None
-        self._previous: Result | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
 
@@ -168,10 +167,9 @@ class Call(Generic[C]):
         return self._owner
 
     def convert(self) -> None:
-        """Convert configuration and prevResult before the verb asks for them; changes nothing."""
+        """Convert the configuration before the verb asks for it; changes nothing."""
         try:
             _ = self.conf
-            self._previous = self._parsed_previous()
         except CNIError:
             pass  # the verb meets the same error, if it needs them
 
@@ -180,20 +178,14 @@ class Call(Generic[C]):
 
         In DEL nothing is raised: what cannot be read of it is left out.
         """
-        if self._previous is not None:
-            previous, self._previous = self._previous, None  # the verb may change what it gets
-            return previous
         try:
-            return self._parsed_previous()
+            raw = config.lookup(self.raw, "prevResult")
+            return None if raw is None else Result.parse(raw, self.version).checked()
         except CNIError as error:
             if self.lenient:
                 self.log(f"cni: {self.plugin}: not all of prevResult can be read: {error}")
                 return Result.salvage(config.lookup(self.raw, "prevResult"), self.version)
             raise error.wrapped("could not parse prevResult: ") from None
-
-    def _parsed_previous(self) -> Result | None:
-        raw = config.lookup(self.raw, "prevResult")
-        return None if raw is None else Result.parse(raw, self.version).checked()
 
     # --- the container's namespace ---
 

@@ -118,7 +118,7 @@ def delete(call: Call[Conf]) -> None:
     steps = Steps()
     is_valid = steps.run(_validate_for_delete, call)
     if is_valid or os.path.lexists(location.path):  # what a broken configuration names is not made
-        steps.run(_release_all, call, steps)
+        steps.run(_release_all, call, location, steps)
     steps.finish()
 
 
@@ -133,8 +133,8 @@ def _validate_for_delete(call: Call[Conf]) -> bool:
         return False
 
 
-def _release_all(call: Call[Conf], steps: Steps) -> None:
-    with _opened_for(call) as (store, owned):
+def _release_all(call: Call[Conf], location: Location, steps: Steps) -> None:
+    with _opened_for(call, location) as (store, owned):
         for name in owned.names:
             steps.run(_release, store, name, owned.content)
         for error in owned.errors:
@@ -144,7 +144,7 @@ def _release_all(call: Call[Conf], steps: Steps) -> None:
 def check(call: Call[Conf]) -> None:
     """The attachment must hold an address."""
     _validate(call)
-    with _opened_for(call) as (store, _):
+    with _opened_for(call, _location(call)) as (store, _):
         if not store.owned_by(call.container_id, call.ifname):
             raise CNIError(
                 "host-local: Failed to find address added by container " + call.container_id,
@@ -318,7 +318,7 @@ def _memory(call: Call[Conf]) -> sticky.Memory | None:
 
 
 @contextmanager
-def _opened_for(call: Call[Conf]) -> Iterator[tuple[Store, Owned]]:
+def _opened_for(call: Call[Conf], location: Location) -> Iterator[tuple[Store, Owned]]:
     """The store, and what a DEL releases.
 
     They go by the files if the index may be wrong about the attachment.
@@ -328,7 +328,6 @@ def _opened_for(call: Call[Conf]) -> Iterator[tuple[Store, Owned]]:
     read, and in a small directory all of them, without the lock. In a large one a DEL of what was
     released already, which is common, would take too long; there GC finds such a file.
     """
-    location = _location(call)
     contents = content_of(call.container_id, call.ifname), content_of(call.container_id)
     with location.open() as store:
         owned = store.releasable(call.container_id, call.ifname)
