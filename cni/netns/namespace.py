@@ -128,16 +128,20 @@ class Namespace:
         self, steps: Sequence[Step], *, stop: bool = False
     ) -> Callable[[], list[Outcome]]:
         """As `sysctls`, but do not wait: the function that is returned waits, and gives them."""
-        from ..kernel import sysctl  # loaded already: the steps come from there
-
         client_jobs = self._client_jobs
         if client_jobs is None or not client_jobs.ask(steps, stop=stop):
+            from ..kernel import sysctl  # loaded already: the steps come from there
+
             return self.start(sysctl.perform, steps, stop)
 
         def finish() -> list[Outcome]:
             outcomes = client_jobs.answer()
+            if outcomes is not None:
+                return outcomes
+            from ..kernel import sysctl
+
             # steps may be repeated, so an executor does all of them if the client did not
-            return self.run(sysctl.perform, steps, stop) if outcomes is None else outcomes
+            return self.run(sysctl.perform, steps, stop)
 
         return finish
 
