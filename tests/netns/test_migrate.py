@@ -230,6 +230,8 @@ def test_a_network_that_asks_for_nftables(node: Node, container: Netns) -> None:
     for family in ("ip", "ip6"):
         text = node.host.exec(["nft", "list", "table", family, TABLE]).stdout
         assert not re.search(r"\t(chain (published|net-|masquerade_)|map |set )", text)
+    with unchanged(node.host):
+        migrate(node, *REFERENCE)
     with tcp_server(container, port=80):
         assert tcp_exchange(node.host, GATEWAYS["4"], 8080)
         assert tcp_exchange(node.host, "127.0.0.1", 8080)

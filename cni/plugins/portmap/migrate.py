@@ -28,6 +28,7 @@ from .nft_chains import (
     REFERENCE_CHAIN,
     TABLE,
     port_of,
+    sets,
     target_of,
 )
 from .settings import IPTABLES, NFTABLES, Conf
@@ -91,23 +92,32 @@ def to_reference(call: Call[Conf]) -> None:
                 localhost.enable(call, want.owner, address, filtered=False)
     backend_nft.unpublish(want, noted=True)
     for family in FAMILIES:
-        nft.settle(partial(_leavings, family))
+        if _is_reference_there(family):
+            nft.settle(partial(_leavings, family))
+
+
+def _is_reference_there(family: str) -> bool:
+    """Does the reference use the table? If not, it has gone with the last element."""
+    try:
+        return Table(family, TABLE).has_chain(REFERENCE_CHAIN)
+    except NetlinkError as error:
+        if isinstance(nft.judged(error), Unusable):
+            return False
+        raise
 
 
 def _leavings(family: str) -> list[Change]:
-    """What removes our chains and maps from a table that the reference uses, once they are empty.
-
-    Where it does not, they have gone with the table.
-    """
+    """What removes our chains and maps, once they are empty, from a table of the reference."""
     table = Table(family, TABLE)
-    if not table.has_chain(REFERENCE_CHAIN) or any(_elements(family, name) for name in NAMES):
-        return []
     chains = [chain for chain in table.rule_counts() if chain.startswith(OWN_CHAINS)]
-    sets = (*NAMES, *INDEX) if chains else ()
+    if not chains or any(_elements(family, name) for name in NAMES):
+        return []
+    names = (*NAMES, *INDEX)
     return [
         *(table.without_rules(chain) for chain in chains),
         *(table.without_chain(chain) for chain in chains),
-        *(table.without_set(name) for name in sets),
+        *sets(family, names),  # tables of earlier builds lack some
+        *(table.without_set(name) for name in names),
     ]
 
 
