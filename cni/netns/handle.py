@@ -35,7 +35,7 @@ def reopen(noted: Identity) -> int | None:
     from ..kernel import syscalls  # few requests ask for a namespace that is not at its path
 
     try:
-        return syscalls.open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+        return int(syscalls.open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == ESTALE:
             return None
