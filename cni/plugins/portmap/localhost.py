@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from ... import files, intent, lockfile
 from ...call import Call
 from ...kernel import route, sysctl
-from ...kernel.errors import KernelError, NetlinkError
+from ...kernel.errors import TRANSIENT, KernelError, NetlinkError
 from ...kernel.netlink import Netlink
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix, format_ip
@@ -158,7 +158,9 @@ def _guard(address: Prefix, *, filtered: bool) -> bool:
             for policy in _policies(address.network if address.length else address.host):
                 policy.have(sock)
         guarded = True
-    except OSError:
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
         guarded = False  # no IPsec in this kernel
     return filtered or _filter() or guarded
 
@@ -264,9 +266,12 @@ def _reset(index: int) -> None:
 
 
 def _target(state: str, key: str) -> str:
+    """What the owner needs, as _open() wrote it; empty if it needs nothing. Raises OSError."""
     try:
         return os.readlink(f"{state}/of/{key}")
-    except OSError:
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
         return ""
 
 
@@ -289,13 +294,15 @@ def _is_last(directory: str, key: str) -> bool:
 
 
 def _remove_policy(subnet: Prefix) -> None:
+    """Nothing to do where the kernel has no IPsec. Raises OSError."""
     try:
         from ...kernel import xfrm
 
         with xfrm.open_socket() as sock:
             _policies(subnet)[-1].delete(sock)  # the first one lets through what would pass anyway
-    except OSError:
-        return  # no IPsec in this kernel
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
 
 
 def _remove_filter() -> None:
