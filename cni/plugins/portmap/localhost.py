@@ -65,8 +65,12 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
             return _add_route(host, index, call.log)
     try:
         with _locked(_state(call)):
+            _note(_state(call), owner.key, index, address)
             if _guard(address, filtered=filtered):
-                return _open(_state(call), owner.key, index, address)
+                name = _route_localnet(index)
+                if sysctl.read(name) != "1":
+                    sysctl.write(name, "1")
+                return None
     except OSError as error:
         raise CNIError(
             f"unable to enable route_localnet: {(error.strerror or str(error)).lower()}",
@@ -82,7 +86,7 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
 def release(call: Call[Any], keys: list[str] | None = None) -> None:
     """Take back what these owners needed alone (default: the request's). Raises OSError."""
     state = _state(call)
-    present = [key for key in keys or [call.owner.key] if os.path.islink(f"{state}/of/{key}")]
+    present = [key for key in keys or [call.owner.key] if _target(state, key)]
     if not present:
         return
     with _locked(state):
@@ -214,8 +218,8 @@ def _locked(state: str) -> Iterator[None]:
         lockfile.release(fd)
 
 
-def _open(state: str, key: str, index: int, address: Prefix) -> None:
-    """Set the link's sysctl, once it is noted who needs it.
+def _note(state: str, key: str, index: int, address: Prefix) -> None:
+    """Note who needs the link's sysctl and the guards, before they are changed.
 
     A sysctl that was set before, not by this plugin, stays in the end, and so does the policy.
     """
@@ -223,20 +227,17 @@ def _open(state: str, key: str, index: int, address: Prefix) -> None:
     target = f"{index}@{_own_namespace()} {format_ip(subnet.ip)}-{subnet.length}"
     if _target(state, key) not in ("", target):
         _leave(state, key)  # an earlier ADD of the same owner, on another link
-    name = _route_localnet(index)
-    is_set = sysctl.read(name) == "1"
     link, named = target.split()
-    if not is_set or os.path.isdir(f"{state}/link/{link}"):
-        os.makedirs(f"{state}/of", 0o755, exist_ok=True)
-        try:
-            os.symlink(target, f"{state}/of/{key}")
-        except FileExistsError:
-            pass
-        for thing in (f"link/{link}", f"subnet/{named}"):
-            os.makedirs(f"{state}/{thing}", 0o755, exist_ok=True)
-            os.close(os.open(f"{state}/{thing}/{key}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
-    if not is_set:
-        sysctl.write(name, "1")
+    if sysctl.read(_route_localnet(index)) == "1" and not os.path.isdir(f"{state}/link/{link}"):
+        return
+    os.makedirs(f"{state}/of", 0o755, exist_ok=True)
+    try:
+        os.symlink(target, f"{state}/of/{key}")
+    except FileExistsError:
+        pass
+    for thing in (f"link/{link}", f"subnet/{named}"):
+        os.makedirs(f"{state}/{thing}", 0o755, exist_ok=True)
+        os.close(os.open(f"{state}/{thing}/{key}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
 
 
 def _own_namespace() -> int:
@@ -266,7 +267,7 @@ def _reset(index: int) -> None:
 
 
 def _target(state: str, key: str) -> str:
-    """What the owner needs, as _open() wrote it; empty if it needs nothing. Raises OSError."""
+    """What the owner needs, as _note() wrote it; empty if it needs nothing. Raises OSError."""
     try:
         return os.readlink(f"{state}/of/{key}")
     except OSError as error:
