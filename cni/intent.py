@@ -171,6 +171,7 @@ def _put_aside(paths: Iterable[str]) -> Dropped:
             try:
                 intent = read(path)
             except OSError as error:
+                error.filename = path  # `finish` leaves it
                 dropped.errors.append(error)
                 break  # moving would replace what was put aside before
             if intent is not None:

@@ -65,11 +65,15 @@ def acquire(fd: int, path: str, deadline: float) -> None:
 
 
 def release(fd: int) -> None:
-    """Unlock and close. Closing alone would leave it locked if a process forked meanwhile."""
-    try:
-        _unlock(fd)
-    finally:
-        os.close(fd)
+    """Unlock and close; raises nothing, since what the lock was for is done.
+
+    Closing alone would leave it locked if a process forked meanwhile.
+    """
+    for step in (_unlock, os.close):
+        try:
+            step(fd)
+        except OSError:
+            pass
 
 
 def holder(fd: int) -> str:

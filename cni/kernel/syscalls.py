@@ -1,4 +1,5 @@
-"""System calls that the server and the dhcp daemon make, and for which Python has no function.
+"""System calls that few requests make, or only the server and the dhcp daemon, and for which Python
+has no function.
 
 Through ctypes; the interpreter of the self-contained file, which cannot load a C library, has a
 module of its own for them (tools/interpreter/src/native.c). Each raises OSError.
@@ -13,7 +14,7 @@ import sys
 from errno import ENOSYS
 
 if "_cni_embedded" in sys.builtin_module_names:
-    from _cni_embedded import attach_filter, capget, madvise, statx
+    from _cni_embedded import attach_filter, capget, madvise, open_by_handle, statx
 else:
     import ctypes
 
@@ -61,10 +62,16 @@ else:
         with socket.socket(fileno=os.dup(fd)) as sock:
             sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
 
+    def open_by_handle(mount: int, handle: bytes, flags: int) -> int:
+        """A new descriptor of what a struct file_handle names on the file system of `mount`."""
+        fd = int(_libc.open_by_handle_at(mount, handle, flags))
+        _check(min(0, fd))
+        return fd
+
     def _check(result: int) -> None:
         if result != 0:
             errno = ctypes.get_errno()
             raise OSError(errno, os.strerror(errno))
 
 
-__all__ = ["attach_filter", "capget", "madvise", "statx"]
+__all__ = ["attach_filter", "capget", "madvise", "open_by_handle", "statx"]

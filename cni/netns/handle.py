@@ -11,6 +11,7 @@ import os
 import struct
 from errno import ESTALE
 
+from ..kernel.errors import TRANSIENT
 from .namespace import Identity
 
 _HANDLE = struct.Struct("=IiQII")  # struct file_handle, with a struct nsfs_file_handle in it
@@ -20,7 +21,7 @@ _CLONE_NEWNET = 0x40000000
 
 
 class Unknown(Exception):
-    """This kernel, or this interpreter, cannot tell."""
+    """This kernel cannot tell."""
 
 
 def reopen(noted: Identity) -> int | None:
@@ -31,26 +32,13 @@ def reopen(noted: Identity) -> int | None:
     if not noted.number:
         raise Unknown
     handle = _HANDLE.pack(_SIZE, _FILEID_NSFS, noted.number, _CLONE_NEWNET, noted.inode)
+    from ..kernel import syscalls  # few requests ask for a namespace that is not at its path
+
     try:
-        return _open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC)
+        return int(syscalls.open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == ESTALE:
             return None
-        from ..kernel.errors import TRANSIENT
-
         if error.errno in TRANSIENT:
             raise
         raise Unknown from None
-
-
-def _open_by_handle(mount: int, handle: bytes, flags: int) -> int:
-    try:
-        import ctypes
-    except ImportError:
-        raise Unknown from None
-    library = ctypes.CDLL(None, use_errno=True)
-    fd = int(library.open_by_handle_at(mount, handle, flags))
-    if fd < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno))
-    return fd

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.kernel import syscalls
 from cni.netns import Namespace, handle, identify, namespace
 from cni.netns.liveness import exists, is_gone, reopen
 from cni.netns.namespace import Identity
@@ -261,7 +262,7 @@ def test_a_namespace_that_cannot_be_opened_now_is_not_gone(
     def fail(*_: object) -> int:
         raise OSError(getattr(errno, error), error)
 
-    monkeypatch.setattr(handle, "_open_by_handle", fail)
+    monkeypatch.setattr(syscalls, "open_by_handle", fail)
     assert exists(identity, pinned.path) is None
     with pytest.raises(OSError, match=error):
         reopen(identity, 0)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -31,7 +33,6 @@ from tests.harness.world import EVERY, network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from cni.netns.namespace import Identity
 
@@ -296,7 +297,11 @@ class Node:
         before = identify(self.pinned[name].path)
         assert before is not None
         self.pinned[name].unmount()
-        wait_until(lambda: self._has_ended(before), "the end of the namespace")
+        wait_until(
+            lambda: self._has_ended(before),
+            "the end of the namespace",
+            tell=lambda: holders(before.inode),
+        )
         self.pinned[name] = Pinned(self.directory / f"netns-{name}")
         for net in NETWORKS:
             if self.state[net, name] != NONE:
@@ -346,6 +351,17 @@ class Node:
                 self.delete(net, name, 0, 0)
         found = difference(self.clean, self.seen())
         assert not found, "\n".join(found)
+
+
+def holders(inode: int) -> list[str]:
+    """Who is in a namespace, or has a descriptor of it."""
+    wanted, found = f"net:[{inode}]", []
+    for process in Path("/proc").glob("[0-9]*"):
+        for place in (process / "ns/net", *(process / "fd").glob("*")):
+            with contextlib.suppress(OSError):
+                if os.readlink(place) == wanted:
+                    found.append(f"{place}: {(process / 'cmdline').read_text()}")
+    return found
 
 
 def play(node: Node, steps: list[tuple[str, str, str, int, int]]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ... import intent
 from ...call import Call, Steps
-from ...kernel.errors import IptablesError, KernelError, NetlinkError
+from ...kernel.errors import TRANSIENT, IptablesError, KernelError, NetlinkError
 from ...netfilter import iptables
 from ...netfilter.table import Table, drop_policies
 from ...protocol import config
@@ -93,7 +93,7 @@ def delete(call: Call[Conf]) -> None:
     noted = [address for one in _forgotten(call) for address in one.addresses]
     previous = steps.run(_previous_addresses, call) or []
     unknown = [address for address in previous if address not in noted]
-    addresses: list[Prefix] = steps.run(_release, call, call.owner.key, noted) or []
+    addresses = _release(call, call.owner.key, noted, steps)
     addresses += steps.run(_not_in_use, call, unknown) or []
     zone = next(map(_noted_zone, _forgotten(call)), zone_of(conf))
     for backend in _load_used(conf, addresses):
@@ -108,7 +108,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     conf = steps.run(lambda: call.conf) or Conf()
     addresses: list[Prefix] = []
     for one in _forgotten(call):
-        addresses += steps.run(_release, call, one.owner.key, one.addresses) or []
+        addresses += _release(call, one.owner.key, one.addresses, steps)
     for backend in _load_used(conf, addresses):
         steps.run(backend.gc, call.network, call.owners(keep), addresses, zone_of(conf))
     steps.finish()
@@ -273,7 +273,7 @@ def _add_with_either(want: Want, *, accept: bool) -> None:
 
 def _take_back(call: Call[Conf], want: Want) -> None:
     steps = Steps()
-    addresses: list[Prefix] = steps.run(_release, call, call.owner.key, want.addresses) or []
+    addresses = _release(call, call.owner.key, want.addresses, steps)
     for backend in _load_used(call.conf, addresses):
         steps.run(backend.teardown, call.owner, addresses, want.zone)
     steps.finish()
@@ -300,28 +300,38 @@ def _claim(call: Call[Conf], addresses: list[Prefix]) -> None:
         call.log(f"cni: firewall: cannot note in {where} whose addresses these are: {error}")
 
 
-def _release(call: Call[Conf], owner: str, addresses: list[Prefix]) -> list[Prefix]:
+def _release(call: Call[Conf], owner: str, addresses: list[Prefix], steps: Steps) -> list[Prefix]:
     """The addresses that no ADD of another attachment has claimed since; their claims go.
 
-    `owner` is the Owner.key of the attachment that has them no more.
+    `owner` is the Owner.key of the attachment that has them no more. A claim that cannot be read
+    now may be another's: the address is none of those, and that is an error of `steps`.
     """
-    where = _claims(call)
-    free = []
+    free: list[Prefix] = []
     for address in addresses:
-        path = f"{where}/{format_ip(address.ip)}"
-        with suppress(OSError):
-            os.unlink(f"{path}~{owner}")  # what a killed ADD left
-        try:
-            key = os.readlink(path)
-        except OSError:
-            key = ""
-        if key in ("", owner):
-            free.append(address)
-            with suppress(OSError):
-                os.unlink(path)
-        elif intent.find_by_key("firewall", key, call.request.env) is None:
+        if steps.run(_release_one, call, owner, address):
             free.append(address)
     return free
+
+
+def _release_one(call: Call[Conf], owner: str, address: Prefix) -> bool:
+    """Remove the owner's claim; True if nobody else has one. Raises CNIError."""
+    path = f"{_claims(call)}/{format_ip(address.ip)}"
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(f"{path}~{owner}")  # what a killed ADD left
+        key = ""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            key = os.readlink(path)
+        if key == owner:
+            os.unlink(path)
+    except OSError as error:
+        if error.errno not in TRANSIENT:  # it is no claim
+            return True
+        raise CNIError(
+            f"cannot read or remove {path}: {(error.strerror or str(error)).lower()}",
+            "it says whose rules the address has: repeat this",
+        ) from None
+    return key in ("", owner) or intent.find_by_key("firewall", key, call.request.env) is None
 
 
 def _previous_addresses(call: Call[Conf]) -> list[Prefix]:

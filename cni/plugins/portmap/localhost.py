@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 from ... import files, intent, lockfile
 from ...call import Call
 from ...kernel import route, sysctl
-from ...kernel.errors import KernelError, NetlinkError
+from ...kernel.errors import TRANSIENT, KernelError, NetlinkError
 from ...kernel.netlink import Netlink
 from ...owner import Owner, network_key
 from ...protocol.address import Prefix, format_ip
@@ -65,8 +65,12 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
             return _add_route(host, index, call.log)
     try:
         with _locked(_state(call)):
+            _note(_state(call), owner.key, index, address)
             if _guard(address, filtered=filtered):
-                return _open(_state(call), owner.key, index, address)
+                name = _route_localnet(index)
+                if sysctl.read(name) != "1":
+                    sysctl.write(name, "1")
+                return None
     except OSError as error:
         raise CNIError(
             f"unable to enable route_localnet: {(error.strerror or str(error)).lower()}",
@@ -82,7 +86,7 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
 def release(call: Call[Any], keys: list[str] | None = None) -> None:
     """Take back what these owners needed alone (default: the request's). Raises OSError."""
     state = _state(call)
-    present = [key for key in keys or [call.owner.key] if os.path.islink(f"{state}/of/{key}")]
+    present = [key for key in keys or [call.owner.key] if _target(state, key)]
     if not present:
         return
     with _locked(state):
@@ -158,7 +162,9 @@ def _guard(address: Prefix, *, filtered: bool) -> bool:
             for policy in _policies(address.network if address.length else address.host):
                 policy.have(sock)
         guarded = True
-    except OSError:
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
         guarded = False  # no IPsec in this kernel
     return filtered or _filter() or guarded
 
@@ -212,8 +218,8 @@ def _locked(state: str) -> Iterator[None]:
         lockfile.release(fd)
 
 
-def _open(state: str, key: str, index: int, address: Prefix) -> None:
-    """Set the link's sysctl, once it is noted who needs it.
+def _note(state: str, key: str, index: int, address: Prefix) -> None:
+    """Note who needs the link's sysctl and the guards, before they are changed.
 
     A sysctl that was set before, not by this plugin, stays in the end, and so does the policy.
     """
@@ -221,20 +227,17 @@ def _open(state: str, key: str, index: int, address: Prefix) -> None:
     target = f"{index}@{_own_namespace()} {format_ip(subnet.ip)}-{subnet.length}"
     if _target(state, key) not in ("", target):
         _leave(state, key)  # an earlier ADD of the same owner, on another link
-    name = _route_localnet(index)
-    is_set = sysctl.read(name) == "1"
     link, named = target.split()
-    if not is_set or os.path.isdir(f"{state}/link/{link}"):
-        os.makedirs(f"{state}/of", 0o755, exist_ok=True)
-        try:
-            os.symlink(target, f"{state}/of/{key}")
-        except FileExistsError:
-            pass
-        for thing in (f"link/{link}", f"subnet/{named}"):
-            os.makedirs(f"{state}/{thing}", 0o755, exist_ok=True)
-            os.close(os.open(f"{state}/{thing}/{key}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
-    if not is_set:
-        sysctl.write(name, "1")
+    if sysctl.read(_route_localnet(index)) == "1" and not os.path.isdir(f"{state}/link/{link}"):
+        return
+    os.makedirs(f"{state}/of", 0o755, exist_ok=True)
+    try:
+        os.symlink(target, f"{state}/of/{key}")
+    except FileExistsError:
+        pass
+    for thing in (f"link/{link}", f"subnet/{named}"):
+        os.makedirs(f"{state}/{thing}", 0o755, exist_ok=True)
+        os.close(os.open(f"{state}/{thing}/{key}", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC))
 
 
 def _own_namespace() -> int:
@@ -264,9 +267,12 @@ def _reset(index: int) -> None:
 
 
 def _target(state: str, key: str) -> str:
+    """What the owner needs, as _note() wrote it; empty if it needs nothing. Raises OSError."""
     try:
         return os.readlink(f"{state}/of/{key}")
-    except OSError:
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
         return ""
 
 
@@ -289,13 +295,15 @@ def _is_last(directory: str, key: str) -> bool:
 
 
 def _remove_policy(subnet: Prefix) -> None:
+    """Nothing to do where the kernel has no IPsec. Raises OSError."""
     try:
         from ...kernel import xfrm
 
         with xfrm.open_socket() as sock:
             _policies(subnet)[-1].delete(sock)  # the first one lets through what would pass anyway
-    except OSError:
-        return  # no IPsec in this kernel
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise
 
 
 def _remove_filter() -> None:

@@ -127,6 +127,16 @@ static PyObject *native_suspect_damage(PyObject *self, PyObject *nothing)
 {
     suspect_damage();
     Py_RETURN_NONE;
+/* open_by_handle(mount, handle, flags): open_by_handle_at(2) with the bytes of a struct file_handle. */
+static PyObject *native_open_by_handle(PyObject *self, PyObject *arguments)
+{
+    const char *handle;
+    Py_ssize_t size;
+    int mount, flags;
+    if (!PyArg_ParseTuple(arguments, "iy#i", &mount, &handle, &size, &flags))
+        return NULL;
+    long fd = syscall(SYS_open_by_handle_at, mount, handle, flags);
+    return fd < 0 ? failed() : PyLong_FromLong(fd);
 }
 
 static PyMethodDef methods[] = {
@@ -134,6 +144,7 @@ static PyMethodDef methods[] = {
     {"capget", native_capget, METH_O, NULL},
     {"fstatfs", native_fstatfs, METH_O, NULL},
     {"madvise", native_madvise, METH_VARARGS, NULL},
+    {"open_by_handle", native_open_by_handle, METH_VARARGS, NULL},
     {"prctl", native_prctl, METH_VARARGS, NULL},
     {"setns", native_setns, METH_VARARGS, NULL},
     {"statx", native_statx, METH_VARARGS, NULL},
