@@ -19,7 +19,16 @@ from cni.protocol.errors import CNIError
 from cni.protocol.request import check_network_name
 from cni.protocol.result import encode_json
 
-from . import conflist, errors, formats, network_conf, output, subnets, validate
+from . import (
+    configurations,
+    conflist,
+    errors,
+    formats,
+    network_conf,
+    output,
+    subnets,
+    validate,
+)
 from .completion import Network as NetworkName
 from .network_conf import DRIVERS, ON_MASTER, Wish
 from .session import CACHE_DIR, DRY_RUN
@@ -249,7 +258,7 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     errors.require_root("remove the configuration of a network")
     directory = subnets.directory()
     with _locked(directory):
-        path = validate.files_of_network(name).asked[0]
+        path = configurations.files_of_network(name).asked[0]
         live = Live()
         known = attachments.gather(Places.of(cache_dir), name)
         in_use = [each for each in known if not each.is_dead(live)]

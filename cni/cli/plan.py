@@ -20,7 +20,7 @@ from cni.kernel.netlink import Netlink
 from cni.kernel.route import show as routes_of
 from cni.protocol.errors import CNIError
 
-from . import errors, formats, plan_ipam, validate
+from . import configurations, errors, formats, plan_ipam, validate
 from .completion import Network as NetworkName
 
 
@@ -67,7 +67,7 @@ def plan(name: str, ifname: str) -> None:
     Example:  cni plan mynet
     See also: cni status, cni validate, cni explain
     """  # noqa: D301 - click wants the control character
-    judgement = validate.judge(validate.files_of_network(name))
+    judgement = validate.judge(configurations.files_of_network(name))
     findings = judgement.findings()
     wrong = [each for each in findings if validate.stops_add(each)]
     found = judgement.networks[0] if judgement.networks else None

@@ -20,7 +20,7 @@ from cni.describe.findings import Finding
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError, LimitedConnectivity, NotAvailable
 
-from . import conflist, errors, formats, validate
+from . import configurations, conflist, errors, formats, validate
 from .runtime import Runtime
 from .session import configured, interruptible, network_options, runtime
 
@@ -116,7 +116,7 @@ def _is_own(name: str, path: list[str]) -> bool:
 def _judged(name: str) -> list[Finding]:
     """What is wrong with the network's configuration, and with the node."""
     try:
-        return validate.judge(validate.files_of_network(name)).findings()
+        return validate.judge(configurations.files_of_network(name)).findings()
     except errors.CommandError:
         return []
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import click
 
-from cni import dispatch, files
+from cni import dispatch
 from cni.describe import addresses, catalogue, network
 from cni.describe.findings import ERROR, WARNING, Finding, Report
 from cni.describe.network import Network, Part, Unreadable
@@ -19,14 +18,10 @@ from cni.protocol import config
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_network_name
 
-from . import conflist, errors, formats
+from . import conflist, formats
 from .completion import Network as NetworkName
+from .configurations import STDIN, Files, files_of, read
 from .session import plugin_path
-
-_SUFFIXES = (".conflist", ".conf", ".json")
-_MAX_SIZE = 16 << 20
-_STDIN = "-"
-
 
 # Faults that an ADD does not notice: it succeeds, though not as meant.
 _UNNOTICED = frozenset(
@@ -136,80 +131,6 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-# --- what to judge ---
-
-
-@dataclass
-class Files:
-    """The files to judge, and beside them those that have to agree with them."""
-
-    asked: list[str]
-    context: list[str]
-
-
-def files_of(targets: Sequence[str]) -> Files:
-    """The files that the arguments mean. Raises NotFound, CommandError."""
-    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
-    asked: list[str] = []
-    directories: list[str] = []
-    for target in targets or (directory,):
-        if target == _STDIN:
-            asked.append(_STDIN)
-        elif os.path.isdir(target):
-            directories.append(target)
-            asked += conflist.paths(target)
-        elif os.path.exists(target) or "/" in target or target.endswith(_SUFFIXES):
-            if not os.path.exists(target):
-                raise errors.NotFound(f"no such file: {target}")
-            directories.append(os.path.dirname(target) or ".")
-            asked.append(target)
-        else:
-            directories.append(directory)
-            asked.append(_of_network(directory, target))
-    return _with_context(list(dict.fromkeys(asked)), directories)
-
-
-def files_of_network(name: str) -> Files:
-    """The file of a network in NETCONFPATH. Raises NotFound, CommandError."""
-    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
-    return _with_context([_of_network(directory, name)], [directory])
-
-
-def _with_context(asked: list[str], directories: list[str]) -> Files:
-    """The files, and the others in the same directories."""
-    known = {os.path.realpath(each) for each in asked}
-    context = [
-        path
-        for each in dict.fromkeys(directories)
-        for path in conflist.paths(each)
-        if os.path.realpath(path) not in known
-    ]
-    return Files(asked, list(dict.fromkeys(context)))
-
-
-def _of_network(directory: str, name: str) -> str:
-    """The file of a network: the first that has the name. Raises NotFound."""
-    for path in conflist.paths(directory):
-        try:
-            found = network.read(path, _read(path))
-        except CNIError:
-            continue
-        if isinstance(found, Network) and found.name == name:
-            return path
-    known = ", ".join(conflist.known(directory)) or "none"
-    raise errors.NotFound(f"no network {name} in {directory}", f"networks there: {known}")
-
-
-def _read(path: str) -> bytes:
-    """The content of a file, or of stdin. Raises CommandError."""
-    try:
-        if path == _STDIN:
-            return sys.stdin.buffer.read(_MAX_SIZE)
-        return files.read(path, _MAX_SIZE, follow=True)
-    except OSError as error:
-        raise errors.unreadable(path, error) from None
-
-
 # --- judging ---
 
 
@@ -229,7 +150,9 @@ def judge(
     offline: bool = False,
     contents: Mapping[str, bytes] | None = None,
 ) -> Judgement:
-    """Judge files, each on its own and together. Raises CommandError for an unreadable one.
+    """Judge files, each on its own and together.
+
+    Raises CommandError for a single one that cannot be read; one of several has a finding.
 
     `contents` are those of files that do not exist yet.
     """
@@ -237,10 +160,12 @@ def judge(
     given = contents or {}
     for path in [*wanted.asked, *wanted.context]:
         try:
-            data = given[path] if path in given else _read(path)
-        except CNIError:
-            if path in wanted.asked:
+            data = given[path] if path in given else read(path)
+        except CNIError as error:
+            if wanted.asked == [path]:
                 raise
+            if path in wanted.asked:
+                judgement.unreadable.append(_unreadable(path, error))
             continue
         found = network.read(path, data)
         if isinstance(found, Unreadable):
@@ -248,18 +173,29 @@ def judge(
             continue
         judgement.networks.append(found)
         _judge_file(found, judgement)
-    _judge_names(judgement)
-    places = [place for each in judgement.networks for place in addresses.judge(each)]
-    addresses.judge_together(places, set(wanted.asked))
-    for each in judgement.networks:
-        if each.file in wanted.asked:
-            _judge_decoding(each)
-            if not offline:
-                _judge_on_node(each)
+    _judge_together(judgement, offline)
     if strict:
         for report in judgement.reports.values():
             report.findings[:] = [each._replace(severity=ERROR) for each in report.findings]
     return judgement
+
+
+def _judge_together(judgement: Judgement, offline: bool) -> None:
+    """Judge the files beside each other, and beside the node."""
+    _judge_names(judgement)
+    places = [place for each in judgement.networks for place in addresses.judge(each)]
+    addresses.judge_together(places, set(judgement.asked))
+    for each in judgement.networks:
+        if each.file in judgement.asked:
+            _judge_decoding(each)
+            if not offline:
+                _judge_on_node(each)
+
+
+def _unreadable(path: str, error: CNIError) -> Unreadable:
+    """One of several files cannot be read: the others are judged all the same."""
+    found = Finding(path, 0, 0, ERROR, "unreadable", "", error.msg, error.details)
+    return Unreadable(path, [found])
 
 
 def _judge_file(found: Network, judgement: Judgement) -> None:
@@ -296,13 +232,13 @@ def _parts_beside(found: Network, judgement: Judgement) -> list[Part]:
     """The plugins in `<network>/*.conf` beside a list, which libcni appends."""
     only = found.report.document.root.get("loadOnlyInlinedPlugins", exact=True)
     inlined = only is not None and str(only.node.scalar).lower() == "true"
-    if not found.is_list or inlined or found.file == _STDIN or not _is_name(found.name):
+    if not found.is_list or inlined or found.file == STDIN or not _is_name(found.name):
         return []
     parts: list[Part] = []
     for path in conflist.paths_beside(found.file, found.name):
         if found.file in judgement.asked and path not in judgement.asked:
             judgement.asked.append(path)
-        part = network.read_part(path, _read(path))
+        part = network.read_part(path, read(path))
         if isinstance(part, Unreadable):
             judgement.unreadable.append(part)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cni import dispatch
+from cni.cli import configurations, main, validate
 from cni.cli import conflist as cli_conflist
-from cni.cli import main, validate
 from cni.describe import catalogue, network
 from cni.describe.document import Document, Malformed
 from cni.describe.findings import ERROR, Finding
@@ -69,7 +70,7 @@ class Judge:
 
     def findings(self, *paths: Path, strict: bool = False) -> list[Finding]:
         names = [str(path) for path in paths] or [str(self.directory)]
-        wanted = validate.files_of(names)
+        wanted = configurations.files_of(names)
         return validate.judge(wanted, strict=strict, offline=True).findings()
 
     def of(self, value: Any, name: str = "10-net.conflist") -> list[Finding]:
@@ -557,6 +558,13 @@ def test_plugins_beside_a_list(judge: Judge) -> None:
     assert judge.findings() == []
 
 
+def test_a_file_that_cannot_be_read(judge: Judge) -> None:
+    """The others are judged all the same."""
+    os.mkfifo(judge.directory / "1.conflist")
+    judge.write("2.conflist", net("two", "10.2.0.0/24", isGatway=True))
+    assert codes(judge.findings()) == ["unreadable", "unknown-key"]
+
+
 def test_names_of_files(judge: Judge) -> None:
     assert codes(judge.of(conflist(BRIDGE), "a.conf")) == ["file-name"]
     single = {"cniVersion": "1.0.0", "name": "n", **BRIDGE}
@@ -751,7 +759,7 @@ def test_nothing_makes_it_fail(name: str, data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(all_paths(value)))
     value = replaced(value, path, data.draw(ODD))
     text = json.dumps(value).encode()
-    found = validate.judge(validate.Files(["-"], []), offline=True, contents={"-": text})
+    found = validate.judge(configurations.Files(["-"], []), offline=True, contents={"-": text})
     wrong = any(each.severity == ERROR for each in found.findings())
     try:
         network_list = cli_conflist.from_bytes(text)
@@ -767,5 +775,5 @@ def test_nothing_makes_it_fail(name: str, data: st.DataObject) -> None:
 
 @given(st.binary(max_size=60))
 def test_any_bytes(data: bytes) -> None:
-    found = validate.judge(validate.Files(["-"], []), offline=True, contents={"-": data})
+    found = validate.judge(configurations.Files(["-"], []), offline=True, contents={"-": data})
     assert found.findings()
