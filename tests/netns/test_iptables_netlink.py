@@ -292,7 +292,7 @@ def test_a_refusal_is_the_tools(
     host.run(masquerade.teardown, OWNER, ADDRESSES)
     restored.clear()
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise NetlinkError(code)
 
     monkeypatch.setattr(nft, "transact", refuse)

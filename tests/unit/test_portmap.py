@@ -11,7 +11,7 @@ from cni.netfilter import conntrack
 from cni.netfilter import elements as nft_elements
 from cni.netfilter.elements import Element
 from cni.netfilter.table import Table
-from cni.owner import Owner
+from cni.owner import Owner, named_in
 from cni.plugins.portmap import iptables_rules, nft_chains
 from cni.plugins.portmap.want import Port, Want
 from cni.protocol.address import Prefix, parse_ip
@@ -44,8 +44,8 @@ def test_long_comments_are_cut() -> None:
     assert len(text.replace('\\"', '"')) == 255
     # a name that was cut is not a name
     assert iptables_rules.owner_of(rule) is None
-    assert nft_chains.owner_of(owner.comment) is None
-    assert nft_chains.owner_of(Owner("net", "c1", "eth0").comment) == Owner("net", "c1", "eth0")
+    assert named_in(owner.comment) is None
+    assert named_in(Owner("net", "c1", "eth0").comment) == Owner("net", "c1", "eth0")
 
 
 def test_options_make_chains_of_their_own() -> None:

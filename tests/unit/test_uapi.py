@@ -45,6 +45,7 @@ HEADERS = {
         "linux/netfilter/nf_conntrack_common.h",
         "linux/netfilter/nfnetlink_conntrack.h",
         "linux/rtnetlink.h",
+        "linux/if.h",
     ],
 }
 # In no header that user space gets, or only in those of the latest kernels.
@@ -53,7 +54,13 @@ ELSEWHERE = re.compile(r"NFTNL_|CTA_FILTER_F_|NFT_BITWISE_BOOL|IFLA_NETKIT_|NETK
 SUBSYSTEMS = {"NFT_MSG_": "NFNL_SUBSYS_NFTABLES", "IPCTNL_MSG_": "NFNL_SUBSYS_CTNETLINK"}
 
 
+# A macro with an argument.
+STATE_BIT = "NF_CT_STATE_BIT_"
+
+
 def expression(name: str) -> str:
+    if name.startswith(STATE_BIT):
+        return f"NF_CT_STATE_BIT(IP_CT_{name.removeprefix(STATE_BIT)})"
     for prefix, subsystem in SUBSYSTEMS.items():
         if name.startswith(prefix):
             return f"{subsystem} << 8 | {name}"
