@@ -71,7 +71,7 @@ def inspect(what: str, cache_dir: str) -> None:
 def _network(name: str, places: Places, known: list[Attached], live: Live) -> Network | None:
     """The network of that name, if there is one."""
     for each in networks.survey(places.net_d, known, live):
-        if each.name == name:
+        if each.name and each.name == name:
             return each
     return None
 

@@ -188,7 +188,7 @@ def rules(container: str | None, cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     errors.require_root("read the packet filter")
     known = attachments.gather(Places.of(cache_dir))
-    chosen = target.of_container(container, known) if container else known
+    chosen = target.of_container(container, known) if container is not None else known
     index = ruleset.Index(ruleset.read())
     found = [(each, match) for each in chosen for match in index.belonging(each)]
     formats.present(

@@ -260,6 +260,8 @@ def of_container(name: str, everything: Sequence[Attached]) -> list[Attached]:
 
     Raises NotFound, Ambiguous.
     """
+    if not name:
+        raise errors.NotFound("the name of the container is empty", "`cni ps` shows them")
     exact = [each for each in everything if name in (each.container_id, each.pod)]
     found = exact or [each for each in everything if each.container_id.startswith(name)]
     if not found:

@@ -120,13 +120,17 @@ class Attached(msgspec.Struct):
     @property
     def addresses(self) -> list[str]:
         """Addresses of the result, with their prefix length, or else the reserved ones."""
-        ips = (self.result or {}).get("ips") or []
-        found = [str(ip["address"]) for ip in ips if isinstance(ip, dict) and ip.get("address")]
+        found = [str(ip["address"]) for ip in self.entries("ips") if ip.get("address")]
         for version in ("ip4", "ip6"):  # results of 0.2.0 and earlier
             old = (self.result or {}).get(version)
             if isinstance(old, dict) and old.get("ip"):
                 found.append(str(old["ip"]))
         return found or [each.address for each in self.reserved]
+
+    def entries(self, key: str) -> list[dict[str, Any]]:
+        """The objects of a list in the result, which anybody may have written."""
+        found = (self.result or {}).get(key)
+        return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
     def state(self, live: Live) -> str:
         """Of its namespace: alive, gone, unknown or of an earlier boot."""
@@ -224,7 +228,8 @@ def _add_cached(known: _Known, kept: cache.Kept) -> None:
     )
     if found is not None:
         found.netns, found.args = what.netns, what.args
-        found.capability_args = what.capability_args
+        given = what.capability_args
+        found.capability_args = given if isinstance(given, dict) else None
         found.since, found.config = kept.since, kept.config
         found.result = kept.result
 

@@ -101,8 +101,8 @@ def _outside(
             return by_name[name]
     if inside is not None and inside.kind in ("veth", "netkit"):
         return links.get(inside.peer)
-    for interface in (what.result or {}).get("interfaces") or []:
-        if isinstance(interface, dict) and not interface.get("sandbox"):
+    for interface in what.entries("interfaces"):
+        if not interface.get("sandbox"):
             found = by_name.get(str(interface.get("name")))
             if found is not None and found.kind == "veth":
                 return found
