@@ -37,7 +37,7 @@ from .session import (
 )
 from .target import DEFAULT_IFNAME, Target, Wanted, absolute, container_id
 from .view import attachments
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.namespaces import Live
 
 _IFNAME = click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0).")

@@ -13,7 +13,7 @@ from cni.protocol.errors import CNIError
 from . import cache, conflist, formats, output
 
 if TYPE_CHECKING:
-    from .view.attachments import Attached
+    from .view.attached import Attached
 
 VARIABLE = "_CNI_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
@@ -113,7 +113,8 @@ class Reserved(click.ParamType[str]):
 
 def _attached(ctx: click.Context) -> list[Attached]:
     """What is attached, in the network on the command line; nothing if it cannot be read."""
-    from .view.attachments import Places, gather
+    from .view.attached import Places
+    from .view.attachments import gather
 
     try:
         places = Places.of(ctx.params.get("cache_dir") or cache.DEFAULT_DIRECTORY)

@@ -15,7 +15,7 @@ from .completion import Container
 from .runtime import Runtime
 from .session import DRY_RUN, given, hinting, interruptible, network_of, network_options, runtime
 from .view import attachments
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.namespaces import Live
 
 

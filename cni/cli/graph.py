@@ -17,7 +17,7 @@ from .picture import Box, dot, svg, text
 from .session import CACHE_DIR
 from .show import container_name, require_network
 from .view import attachments, node, published
-from .view.attachments import Places
+from .view.attached import Places
 from .view.namespaces import ALIVE, Live
 from .view.node import Node, Segment, Wire
 

@@ -13,7 +13,7 @@ from .session import CACHE_DIR
 from .show import container_name
 from .table import Column, Table
 from .view import attachments, detail, networks, node, published, ruleset
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.detail import Detail
 from .view.namespaces import Live
 from .view.networks import Network

@@ -22,7 +22,7 @@ from . import cache, conflist, errors, formats, gojson, output
 from .completion import Network, Reserved
 from .table import Column, Table
 from .view import attachments, networks
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.namespaces import ALIVE, GONE, Live
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -33,7 +33,7 @@ from .completion import Network as NetworkName
 from .network_conf import DRIVERS, ON_MASTER, Wish
 from .session import CACHE_DIR, DRY_RUN
 from .view import attachments
-from .view.attachments import Places
+from .view.attached import Places
 from .view.namespaces import Live
 
 # After what other programs put there: a runtime takes the first file for its default network.

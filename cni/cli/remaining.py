@@ -24,7 +24,7 @@ from cni.protocol.errors import CNIError
 from . import errors, gojson, migrate
 from .migrate import Uncleanable
 from .view import attachments
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.namespaces import GONE, Live
 
 _LISTED = 10  # lines in an error message

@@ -15,7 +15,7 @@ from cni.protocol.errors import CNIError
 from . import cache, conflist, errors, formats, output, target
 from .completion import Namespace, Network
 from .runtime import Interrupts, Runtime
-from .view.attachments import Attached
+from .view.attached import Attached
 
 F = TypeVar("F", bound=Callable[..., Any])
 PLUGIN_DIRECTORY = "/opt/cni/bin"

@@ -12,7 +12,7 @@ from .completion import Container, Network, PortName
 from .session import CACHE_DIR
 from .table import Column, Table
 from .view import attachments, networks, published, ruleset
-from .view.attachments import Attached, Places
+from .view.attached import Attached, Places
 from .view.namespaces import Live
 
 _NETWORKS = (

@@ -22,7 +22,7 @@ from cni.netns.namespace import Identity, Namespace, identify
 from cni.protocol.errors import CNIError
 
 from . import errors
-from .view.attachments import DIRECT_PREFIX, Attached
+from .view.attached import DIRECT_PREFIX, Attached
 from .view.namespaces import ALIVE, Live, number_of
 
 DEFAULT_IFNAME = "eth0"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cni.cli import errors, target
 from cni.cli.cache import Cache
 from cni.cli.view import attachments, published, ruleset
-from cni.cli.view.attachments import Attached, Places
+from cni.cli.view.attached import Attached, Places
 from cni.cli.view.namespaces import Live
 
 ONE = Attached("net", "1" * 64, "eth0", result={"ips": [{"address": "10.0.0.2/24"}]})

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from cni.cli.view import attachments
-from cni.cli.view.attachments import Places
+from cni.cli.view.attached import Places
 from cni.describe import catalogue
 from cni.kernel import kinds, sysctl
 from cni.kernel.netlink import Netlink

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cni.cli.view import attachments
-from cni.cli.view.attachments import Places
+from cni.cli.view.attached import Places
 from cni.cli.view.namespaces import Live
 
 from .finding import ERROR, OK, WARNING, Finding, Situation

@@ -16,7 +16,7 @@ import msgspec
 from cni import files
 
 from . import node
-from .attachments import Attached, Places
+from .attached import Attached, Places
 from .namespaces import Live, opened
 from .ruleset import Index, Match
 

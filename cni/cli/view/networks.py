@@ -14,7 +14,7 @@ from cni.protocol.errors import CNIError
 
 from .. import conflist
 from ..conflist import Configured, NetworkList
-from .attachments import Attached
+from .attached import Attached
 from .namespaces import Live
 
 

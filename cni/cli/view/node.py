@@ -16,7 +16,7 @@ from cni.kernel.link import Link
 from cni.kernel.netlink import Netlink
 from cni.netns.namespace import Namespace
 
-from .attachments import Attached
+from .attached import Attached
 from .namespaces import Live, opened
 
 _STACKED = frozenset({"macvlan", "ipvlan", "vlan", "macvtap", "ipvtap"})

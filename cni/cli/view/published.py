@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cni.protocol.address import InvalidAddress, canonical_ip
 
-from .attachments import Attached
+from .attached import Attached
 from .ruleset import Entry, has_nft
 
 PUBLISHED, MISSING, UNKNOWN = "published", "no rule", "unknown"

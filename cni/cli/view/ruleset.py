@@ -15,7 +15,7 @@ from typing import NamedTuple
 from cni.owner import Owner
 
 from .. import errors
-from .attachments import Attached
+from .attached import Attached
 
 _TIMEOUT = 60  # seconds for a tool
 # What iptables-nft keeps in nf_tables: iptables-save tells it better.
