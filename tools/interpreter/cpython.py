@@ -118,8 +118,6 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
     _configure(built, log)
     if target.profile:
         _compile(replace(built, flags=(*built.flags, *COUNT)), log)
-        for counts in folder.rglob("*.gcda"):
-            counts.unlink()  # of programs that compiling needs
         train(replace(built, flags=(*built.flags, *COUNT)))
         for compiled in [*built.source.rglob("*.o"), *built.source.rglob("*.a")]:
             compiled.unlink()
