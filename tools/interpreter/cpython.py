@@ -57,9 +57,9 @@ class Target:
 
     @property
     def tools(self) -> dict[str, str]:
-        """The variables that name the programs for static libraries."""
+        """The variables that name the programs for object files."""
         prefix = "" if self.is_native else f"{self.arch}-linux-gnu-"
-        return {"AR": f"{prefix}ar", "RANLIB": f"{prefix}ranlib"}
+        return {name.upper(): f"{prefix}{name}" for name in ("ar", "ranlib", "readelf")}
 
     @property
     def headers(self) -> tuple[str, ...]:
