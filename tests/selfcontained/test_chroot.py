@@ -227,3 +227,19 @@ def test_portmap_and_firewall(
 def ruleset(host: Netns) -> str:
     """The node's packet filter, as nft(8) shows it."""
     return host.exec(["nft", "list", "ruleset"]).stdout
+
+
+def test_showing_the_node(installed: Runtime, chroot: Chroot, container: Netns) -> None:
+    """What people look at, also where a module that reads it is missing: no traceback."""
+    cni = f"{BIN_DIR}/cni"
+    chroot.outside("/etc/cni/net.d").mkdir(parents=True)
+    conf = json.dumps({"type": "bridge", **NETWORK})
+    chroot.outside("/etc/cni/net.d/10-net.conf").write_text(conf)
+    env = {"CNI_STATE_DIR": "/run/cni/intent"}
+    done = chroot.run(cni, "add", "net", str(container), env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in (["ls"], ["ps"], ["inspect", "net"], ["ports"], ["rules"], ["graph"], ["doctor"]):
+        done = chroot.run(cni, *words, env=env)
+        assert "Traceback" not in done.stdout + done.stderr, (words, done)
+        assert "eth0" in done.stdout or words[0] not in ("ps", "inspect"), (words, done)
+    assert chroot.run(cni, "del", "net", str(container), env=env).returncode == 0

@@ -40,7 +40,7 @@ def main() -> int:
     output = options.output or ROOT / f"dist/cni-linux-{options.arch}"
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
-        with (CACHE / "lock").open("w") as alone:
+        with (CACHE / f"lock-{options.arch}").open("w") as alone:
             fcntl.flock(alone, fcntl.LOCK_EX)
             data, build = make(Target(options.arch, profile=options.pgo))
         zipapp.write_executable(output, data)

@@ -57,9 +57,9 @@ class Target:
 
     @property
     def tools(self) -> dict[str, str]:
-        """The variables that name the programs for static libraries."""
+        """The variables that name the programs for object files."""
         prefix = "" if self.is_native else f"{self.arch}-linux-gnu-"
-        return {"AR": f"{prefix}ar", "RANLIB": f"{prefix}ranlib"}
+        return {name.upper(): f"{prefix}{name}" for name in ("ar", "ranlib", "readelf")}
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -118,8 +118,6 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
     _configure(built, log)
     if target.profile:
         _compile(replace(built, flags=(*built.flags, *COUNT)), log)
-        for counts in folder.rglob("*.gcda"):
-            counts.unlink()  # of programs that compiling needs
         train(replace(built, flags=(*built.flags, *COUNT)))
         for compiled in [*built.source.rglob("*.o"), *built.source.rglob("*.a")]:
             compiled.unlink()

@@ -62,7 +62,7 @@ def of(what: Attached, places: Places, index: Index, live: Live) -> Detail:
     """Look for all of it. Raises KernelError, OSError."""
     survey = node.survey([what], live)
     wire = survey.segments[0].wires[0]
-    things = [*_on_node(what, wire), *_in_container(what, live)]
+    things = _things(what, wire, live)
     return Detail(
         what,
         things,
@@ -70,6 +70,16 @@ def of(what: Attached, places: Places, index: Index, live: Live) -> Detail:
         [*((each.where, each.kind) for each in _files_found(what)), *_other_files(what, places)],
         list(_sysctls(what)),
     )
+
+
+def _things(what: Attached, wire: node.Wire, live: Live) -> list[Thing]:
+    try:
+        return [*_on_node(what, wire), *_in_container(what, live)]
+    except ModuleNotFoundError as error:  # the self-contained file has no ctypes, which it needs
+        if error.name != "pyroute2":
+            raise
+        text = "links, addresses and routes are not shown: this file is without pyroute2"
+        return [Thing("note", NODE, text, "use ip(8), or the file that runs with Python")]
 
 
 def _on_node(what: Attached, wire: node.Wire) -> Iterator[Thing]:

@@ -127,6 +127,8 @@ static PyObject *native_suspect_damage(PyObject *self, PyObject *nothing)
 {
     suspect_damage();
     Py_RETURN_NONE;
+}
+
 /* open_by_handle(mount, handle, flags): open_by_handle_at(2) with the bytes of a struct file_handle. */
 static PyObject *native_open_by_handle(PyObject *self, PyObject *arguments)
 {
