@@ -31,7 +31,7 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	containernetworking-plugins
 # release: what makes packages.
-PACKAGES_release := git rpm
+PACKAGES_release := git rpm gcc-aarch64-linux-gnu
 # runtime: two container runtimes; skopeo copies images.
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 

@@ -141,7 +141,8 @@ def _key(target: Target, trained_by: str) -> str:
 
 
 def _flags(folder: Path, target: Target) -> tuple[str, ...]:
-    headers = [word for path in target.headers for word in ("-idirafter", path)]
+    headers = [f"-I{folder}/zlib"]  # binascii uses it, too
+    headers += [word for path in target.headers for word in ("-idirafter", path)]
     # Neither the folder's name nor the time may get into the file.
     return ("-O2", *_COMPAT, f"-ffile-prefix-map={folder}=.", *headers)
 

@@ -1,0 +1,81 @@
+"""The file for aarch64, where it has been built, under qemu-user."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni import dispatch
+from tests.harness.build import ROOT
+from tests.harness.netns import PATH
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QEMU = "qemu-aarch64-static"
+FILE = ROOT / "dist/cni-linux-aarch64"
+
+pytestmark = pytest.mark.skipif(
+    os.uname().machine == "aarch64" or not FILE.exists() or shutil.which(QEMU) is None,
+    reason=f"needs {FILE.name} (tools/interpreter/build.py --arch aarch64) and {QEMU}",
+)
+
+
+@pytest.fixture
+def bin_dir(tmp_path: Path) -> Path:
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for name in ("cni", *dispatch.TABLE):
+        (directory / name).symlink_to(FILE)
+    return directory
+
+
+def run(program: Path, *words: str, stdin: str = "", **env: str) -> str:
+    done = subprocess.run(
+        [QEMU, program, *words],
+        env={"PATH": PATH, "CNI_SERVER": "off", **env},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done
+    return done.stdout
+
+
+def verb(bin_dir: Path, command: str, ipam: dict[str, Any], **more: Any) -> str:
+    conf = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam, **more}
+    env = {"CNI_COMMAND": command, "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0"}
+    env |= {"CNI_NETNS": "/nonexistent", "CNI_PATH": str(bin_dir)}
+    return run(bin_dir / ipam["type"], stdin=json.dumps(conf), **env)
+
+
+def test_version(bin_dir: Path) -> None:
+    answer = json.loads(run(bin_dir / "bridge", CNI_COMMAND="VERSION"))
+    assert "1.1.0" in answer["supportedVersions"]
+
+
+def test_host_local(bin_dir: Path, tmp_path: Path) -> None:
+    ranges = [[{"subnet": "10.1.2.0/24"}]]
+    ipam = {"type": "host-local", "dataDir": str(tmp_path / "store"), "ranges": ranges}
+    result = json.loads(verb(bin_dir, "ADD", ipam))
+    assert result["ips"][0]["address"] == "10.1.2.2/24"
+    verb(bin_dir, "CHECK", ipam, prevResult=result)
+    verb(bin_dir, "DEL", ipam)
+    assert not (tmp_path / "store/net/10.1.2.2").exists()
+
+
+def test_static(bin_dir: Path) -> None:
+    ipam = {"type": "static", "addresses": [{"address": "10.1.2.9/24"}]}
+    assert json.loads(verb(bin_dir, "ADD", ipam))["ips"] == [{"address": "10.1.2.9/24"}]
+
+
+def test_the_command_line(bin_dir: Path) -> None:
+    assert "Usage: cni" in run(bin_dir / "cni", "--help")
+    assert "aarch64" in run(bin_dir / "cni", "--version")
+    assert "host-local" in run(bin_dir / "cni", "plugins")
