@@ -45,15 +45,22 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell ignores SIGINT for what it starts in the background. Whoever ignores it hands that
-    # down to all programs that it starts; a handler is not handed down.
+    # A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A
+    # process that ignores a signal hands that down to all programs that it starts; it does not
+    # hand down a handler.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _go_on)
     if os.geteuid() == 0 and getattr(config.option, "tx", None):
         python = shlex.join([str(WORKER), sys.executable])
         config.option.tx = [
             f"popen//python={python}" if spec == "popen" else spec for spec in config.option.tx
         ]
+
+
+def _go_on(*_: object) -> None:
+    """Outlive the terminal, as nohup asks."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
