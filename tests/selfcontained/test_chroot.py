@@ -41,6 +41,17 @@ def test_every_plugin_answers_version(installed: Runtime, plugin: str) -> None:
     assert "1.1.0" in installed.version(plugin).result["supportedVersions"]
 
 
+@pytest.mark.parametrize("output", ["", "json"])
+@pytest.mark.parametrize(("char", "escape"), [("\x1b", r"\x1b"), ("\U000e0001", r"\U000e0001")])
+def test_codecs(chroot: Chroot, char: str, escape: str, output: str) -> None:
+    """Characters are escaped by codecs that the interpreter itself does not load."""
+    if output:
+        escape = json.dumps(char).strip('"')
+    done = chroot.run(f"{BIN_DIR}/cni", "explain", f"no{char}plugin", "-o", output or "name")
+    assert escape in done.stdout + done.stderr
+    assert done.returncode == 3, done.stderr
+
+
 def test_loopback(installed: Runtime, container: Netns) -> None:
     conf = {"cniVersion": "1.1.0", "name": "lo"}
     result = installed.add("loopback", conf, container, ifname="lo").result

@@ -1,12 +1,14 @@
 """Which modules are frozen: everything that our own modules import, and what that imports in turn.
 
-Imports are read from the source, those inside of functions as well. What nobody needs on a node is
-left out by name; importing it fails there, as if that part of Python were not installed.
+Imports are read from the source, those inside of functions as well, and so are the names of
+codecs, each of which is a module. What nobody needs on a node is left out by name; importing it
+fails there, as if that part of Python were not installed.
 """
 
 from __future__ import annotations
 
 import ast
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +148,7 @@ def _imports(module: Module) -> Iterator[str]:
     """The names of all modules that `module` may import; some are no modules."""
     for node in ast.walk(ast.parse(module.source)):
         yield from _named(module, node)
+        yield from _codecs(node)
 
 
 def _named(module: Module, node: ast.AST) -> Iterator[str]:
@@ -157,6 +160,22 @@ def _named(module: Module, node: ast.AST) -> Iterator[str]:
         base = _base(module, node)
         yield from _with_parents(base)
         yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _codecs(node: ast.AST) -> Iterator[str]:
+    """The module of each codec that a call names: str.encode, bytes.decode, or ``encoding=``."""
+    if not isinstance(node, ast.Call):
+        return
+    named = [each.value for each in node.keywords if each.arg == "encoding"]
+    if isinstance(node.func, ast.Attribute) and node.func.attr in ("encode", "decode"):
+        named += node.args[:1]
+    for value in named:
+        if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            try:
+                codec = codecs.lookup(value.value)
+            except LookupError:
+                continue
+            yield f"encodings.{codec.name.replace('-', '_')}"
 
 
 def _base(module: Module, node: ast.ImportFrom) -> str:
