@@ -238,6 +238,16 @@ def test_delete_without_descriptors_fails_and_can_be_repeated(
     assert not held(tmp_path)
 
 
+@pytest.mark.parametrize("size", [4089, 4090, 4091, 4096, 130_000])
+def test_a_long_container_id(tmp_path: Path, size: int) -> None:
+    """As long as the kernel lets an environment variable be."""
+    ipam = network(tmp_path)
+    assert ipam.add("c" * size) == ["10.0.0.2/24"]
+    ipam.check("c" * size)
+    ipam.delete("c" * size)
+    assert not held(tmp_path)
+
+
 # --- files of others ---
 
 
@@ -252,7 +262,7 @@ def test_what_is_no_file_is_taken_and_nobodys(tmp_path: Path, kind: str) -> None
     elif kind == "link":
         path.symlink_to("/etc/hostname")
     else:
-        path.write_bytes(b"x" * 5000)
+        path.write_bytes(b"x" * ((2 << 20) + 1))
     ipam = network(tmp_path)
     assert ipam.add("c1") == ["10.0.0.3/24"]
     with pytest.raises(Failure, match=r"requested IP address 10.0.0.2 is not available"):
@@ -451,7 +461,7 @@ def test_doubt_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert not opened.is_of_gone_namespace("10.0.0.2", "")
         assert not opened.is_of_gone_namespace("10.0.0.3", "")
 
-    def unknown(_: str) -> bool:
+    def unknown(*_: object) -> bool:
         raise OSError(24, "EMFILE")
 
     monkeypatch.setattr(liveness, "_exists", unknown)

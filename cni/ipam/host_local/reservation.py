@@ -51,7 +51,9 @@ _NAMESPACE = struct.Struct("<IIQQ")  # the fields of netns.namespace.Identity
 IN_MAKING = ".new"
 
 _MODE = 0o600
-_MAX_CONTENT = 4096  # bytes of a content
+# Bytes of a content. A container id comes from an environment variable, which has at most 32 pages
+# of up to 64 KB.
+_USUAL_CONTENT, _MAX_CONTENT = 4096, 2 << 20
 # The content of what is no small regular file (a directory, a FIFO): the address counts as taken,
 # but no attachment holds it.
 UNREADABLE = b"\0"
@@ -107,7 +109,9 @@ def content(directory: int | None, name: str) -> bytes | None:
 def content_of_open(fd: int, name: str) -> bytes:
     """The same of an open file; `name` is for the error. Raises OSError."""
     try:
-        data = os.read(fd, _MAX_CONTENT + 1)
+        data = os.read(fd, _USUAL_CONTENT)
+        if len(data) == _USUAL_CONTENT:  # room for the largest costs more than the rest of this
+            data += os.read(fd, _MAX_CONTENT + 1 - len(data))
     except OSError as error:
         error.filename = name
         raise
