@@ -164,10 +164,9 @@ def _get(sock: Netlink, name: str | int) -> bytes:
         uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS
     )
     if isinstance(name, str):
+        size = len(name.encode("utf-8", "surrogateescape"))
         # a name of 16 bytes or more can only be an alternative one
-        payload += nl.text(
-            uapi.IFLA_IFNAME if len(name.encode()) < uapi.IFNAMSIZ else uapi.IFLA_ALT_IFNAME, name
-        )
+        payload += nl.text(uapi.IFLA_IFNAME if size < uapi.IFNAMSIZ else uapi.IFLA_ALT_IFNAME, name)
     try:
         return sock.get(uapi.RTM_GETLINK, payload)
     except NetlinkError as error:

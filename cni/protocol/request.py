@@ -47,6 +47,8 @@ def check_ifname_characters(value: str) -> None:
         raise BadEnvironment("interface name is . or ..")
     if any(c in "/:" or c.isspace() for c in value):
         raise BadEnvironment("interface name contains / or : or whitespace characters")
+    if any("\udc80" <= c <= "\udcff" for c in value):
+        raise BadEnvironment("interface name is not UTF-8", "no result could name it: it is JSON")
     if "%" in value:
         raise BadEnvironment("interface name contains %", "the kernel makes a pattern of it: eth%d")
 

@@ -206,6 +206,7 @@ def test_good_interface_names(name: str) -> None:
         ("a\tb", "contains / or : or whitespace characters", ""),
         ("a\u00a0b", "contains / or : or whitespace characters", ""),
         ("a\u3000b", "contains / or : or whitespace characters", ""),
+        ("eth\udcff", "is not UTF-8", "no result could name it: it is JSON"),
         ("eth%d", "contains %", "the kernel makes a pattern of it: eth%d"),
     ],
 )

@@ -198,7 +198,7 @@ class Inside:
             for kind in kinds:
                 blocked[kind >> 5] &= ~(1 << (kind & 31))
             sock.setsockopt(socket.IPPROTO_ICMPV6, 1, struct.pack("=8I", *blocked))
-            name = self.link.name.encode() + b"\0"
+            name = self.link.name.encode("utf-8", "surrogateescape") + b"\0"
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         except OSError:
