@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _NAME = 2  # the attribute of a rule's chain, of a set and of the set of elements; a chain has 3
 _TABLE = 1  # the attribute that names the table, of every kind of message
 
+# What is there already and differs: EEXIST, which Linux before 5.8 calls EBUSY.
+_CLASHING = (uapi.NFT_MSG_NEWCHAIN, uapi.NFT_MSG_NEWSETELEM)
 _TABLES = (uapi.NFT_MSG_NEWTABLE, uapi.NFT_MSG_DELTABLE)
 _CHAINS = (uapi.NFT_MSG_NEWCHAIN, uapi.NFT_MSG_DELCHAIN)
 _DOING = {
@@ -66,6 +68,8 @@ class _Failure(NamedTuple):
 def refused(change: Change, errno: int, flags: int, answer: bytes) -> Refused:
     """The error for a change that was answered by this acknowledgement (flags, payload)."""
     kind, payload, _ = change
+    if errno == EBUSY and kind in _CLASHING:
+        errno = EEXIST
     said = nl.acknowledged(flags, answer)
     words = nl.get_text(said.get(nl.NLMSGERR_ATTR_MSG))
     if kind not in _DOING:  # the transaction as a whole

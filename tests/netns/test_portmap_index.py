@@ -302,6 +302,7 @@ def test_nothing_else_needs_the_program_or_the_library(
         (["ip6", "saddr", "::1"], "conflicting"),
         (["jump", "nowhere"], "Statement after terminal statement"),
         (["iifname", '"a#b"', "#"], "a condition cannot have a comment"),
+        (["log", "prefix", '"'], "a condition has a quote without its end"),
         (["tcp", "dport", "70000"], "70000"),
         (["@nowhere"], "@nowhere"),
         (["include", '"/etc/passwd"'], "include"),
@@ -313,6 +314,15 @@ def test_conditions_that_are_none(
     with unchanged(node.host):
         add(node, container, 1, [tcp(8080)], conditionsV4=words).failed(
             999, "unable to set up nftables rules for port mappings: ", said
+        )
+
+
+def test_conditions_whose_quotes_would_join_rules(node: Node, container: Netns) -> None:
+    """With `masqAll` a network has two rules, so that there is an even number of quotes."""
+    keys = {"masqAll": True, "conditionsV4": ["log", "prefix", '"#']}
+    with unchanged(node.host):
+        add(node, container, 1, [tcp(8080)], **keys).failed(
+            999, "a condition has a quote without its end"
         )
 
 

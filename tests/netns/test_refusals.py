@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from tests.netns.test_lost_answers import Failing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cni.kernel.netlink import Netlink
     from cni.netfilter.nft import Change
 
 pytestmark = requires_kernel("nft")
@@ -177,6 +179,30 @@ def test_the_change_and_the_reason(host: Netns, name: str) -> None:
         assert f"({text}" in error.msg, error.msg
         assert error.details.startswith("look at it: `nft list "), error.details
         assert host.exec(["nft", "list", "ruleset"]).stdout == before
+
+
+@pytest.mark.parametrize("name", ["chain, other priority", "element that is there"])
+def test_what_differs_is_there_also_where_that_is_called_busy(
+    host: Netns, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Linux before 5.8: EBUSY for a chain of another form, and for a key with another value."""
+    received = nft._answers
+
+    def of_older_kernel(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, bytes]]:
+        answers = received(sock, numbers)
+        assert {struct.unpack_from("=i", answer)[0] for *_, answer in answers} & {
+            -EEXIST,
+            -EOPNOTSUPP,
+        }
+        busy = struct.pack("=i", -EBUSY)
+        return [(number, flags, busy + answer[4:]) for number, flags, answer in answers]
+
+    host.run(nft.transact, THERE)
+    monkeypatch.setattr(nft, "_answers", of_older_kernel)
+    changes, _, text = CASES[name]
+    error = host.run(refusal, changes())
+    assert error.errno == EEXIST
+    assert f"({text}" in error.msg, error.msg
 
 
 def test_a_full_set(host: Netns) -> None:

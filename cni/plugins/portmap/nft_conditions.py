@@ -39,10 +39,19 @@ def make(chains: Sequence[Chain]) -> None:
     Raises CNIError, NftError; then nothing was changed.
     """
     require()
-    text = script(chains)
-    if "#" in "".join(text.split('"')[::2]):  # outside of quotes; it would hide the rule's end
+    for chain in chains:
+        for rule in chain.rules:
+            _check(rule.text)
+    compiler.run(script(chains))
+
+
+def _check(text: str) -> None:
+    """Raises CNIError for a rule that nft would take for something else than one whole rule."""
+    parts = text.split('"')
+    if not len(parts) % 2:  # it would go on to the next quote, which is in another rule
+        raise CNIError("a condition has a quote without its end", 'add or remove a `"`')
+    if "#" in "".join(parts[::2]):  # outside of quotes; it would hide the rule's end
         raise CNIError("a condition cannot have a comment", "remove the `#`, or quote it")
-    compiler.run(text)
 
 
 def unmake(chains: Sequence[Chain]) -> None:
