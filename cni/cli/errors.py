@@ -89,3 +89,12 @@ def unreadable(path: str, error: OSError) -> CommandError:
     if isinstance(error, PermissionError):
         return NotPermitted(f"cannot read {path}: {reason}", "run it as root")
     return CommandError(f"cannot read {path}: {reason}")
+
+
+def of_system(error: OSError) -> CommandError:
+    """The error for a system call that failed with a file."""
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
+    message = f"{where}: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, PermissionError):
+        return NotPermitted(message, "run it as root" if os.geteuid() != 0 else "")
+    return CommandError(message)

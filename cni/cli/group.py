@@ -38,6 +38,13 @@ class LazyGroup(click.Group):
         except CNIError as problem:
             output.error(problem, "", formats.current())
             context.exit(errors.exit_code(problem))
+        except OSError as error:
+            # Without a file name it is about stdout.
+            if not error.filename or isinstance(error, BrokenPipeError):
+                raise
+            failed = errors.of_system(error)
+            output.error(failed, "", formats.current())
+            context.exit(errors.exit_code(failed))
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """The summaries by section, without loading any command."""

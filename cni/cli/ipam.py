@@ -20,6 +20,7 @@ from cni.protocol.request import check_network_name
 
 from . import cache, conflist, errors, formats, gojson, output
 from .completion import Network, Reserved
+from .ipam_problems import of_files, of_leases
 from .table import Column, Table
 from .view import attachments, networks
 from .view.attached import Attached, Places
@@ -96,12 +97,16 @@ class Lease(NamedTuple):
 
 
 class Reservations(NamedTuple):
-    """Where a network's reservations are; `ranges` is None if no configuration was found."""
+    """Where a network's reservations are; `ranges` is None if no configuration was found.
+
+    `configured` says whether the configuration names this directory, so that `cni gc` knows it.
+    """
 
     network: str
     data_dir: str
     ranges: list[RangeSet] | None
     cache: cache.Cache
+    configured: bool = False
 
     @property
     def net_d(self) -> str:
@@ -205,13 +210,19 @@ def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> No
 
 @ipam.command()
 @_options(needs_network=True)
-@click.argument("what", metavar="ADDRESS|CONTAINER", nargs=-1, required=True, type=Reserved())
+@click.argument(
+    "what",
+    metavar="ADDRESS|CONTAINER|NAMESPACE/POD",
+    nargs=-1,
+    required=True,
+    type=Reserved(),
+)
 @click.option("--force", is_flag=True, help="Also if the container's namespace is there.")
 @click.option("--dry-run", is_flag=True, help="Say what would be released, and change nothing.")
 def release(
     network: str, what: tuple[str, ...], force: bool, dry_run: bool, **options: Any
 ) -> None:
-    """Release addresses, or all that a container holds.
+    """Release addresses, or all that a container (its id, its beginning, or its pod) holds.
 
     Links, routes and rules stay: `cni del` or the runtime takes them away with the address.
     """
@@ -245,7 +256,9 @@ def check(network: str, **options: Any) -> None:
     Exit code 1 if there is anything. A wrong index is removed; the next ADD or DEL makes a new one.
     """
     held = _reservations(network, **options)
-    problems = _problems(held)
+    if not os.access(held.path, os.R_OK | os.W_OK | os.X_OK):
+        errors.require_root(f"check the reservations in {held.path}")
+    problems = of_files(held) + of_leases(held, _leases(held))
     with open_store(held.data_dir, network) as store:
         wrong = store.index_differences()
         if wrong:
@@ -287,9 +300,10 @@ def _reservations(network: str, *, data_dir: str | None, cache_dir: str) -> Rese
                     ranges = canonical_sets(found_ranges, "", multiple=True, exclude=conf.exclude)
     except conflist.NetworkNotFound:
         pass  # its reservations may still be there
-    held = Reservations(
-        network, data_dir or configured, ranges, cache.Cache(os.path.abspath(cache_dir))
-    )
+    its_dir = data_dir or configured
+    is_configured = ranges is not None and os.path.realpath(its_dir) == os.path.realpath(configured)
+    results = cache.Cache(os.path.abspath(cache_dir))
+    held = Reservations(network, its_dir, ranges, results, is_configured)
     if not os.path.isdir(held.path):
         raise errors.NotFound(
             f"no reservations of network {network}",
@@ -344,12 +358,15 @@ def _holders(held: Reservations) -> dict[tuple[str, str], Attached]:
 
 
 def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
-    """The leases of one address or container. Raises CNIError if there are none."""
+    """The leases of one address, container (its id, or the beginning) or pod.
+
+    Raises NotFound, Ambiguous.
+    """
     try:
         wanted = canonical_ip(text)
         chosen = [each for each in leases if canonical_ip(each.address) == wanted]
     except InvalidAddress:
-        chosen = [each for each in leases if each.container_id == text]
+        chosen = _of_holder(leases, text)
     if not chosen:
         raise errors.NotFound(
             f"nothing is reserved for {text} in {held.network}",
@@ -358,41 +375,15 @@ def _chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
     return chosen
 
 
-def _problems_of_files(held: Reservations) -> list[str]:
-    problems = []
-    for name, content in sorted(scan(held.path)):
-        if not is_address(name):
-            problems.append(f"{name}: not a reservation; remove it")
-        elif content == reservation.UNREADABLE:
-            problems.append(f"{name}: no small regular file; it keeps the address from being used")
-        elif not content:
-            problems.append(f"{name}: empty, left by a process that was killed; it counts as free")
-    return problems
-
-
-def _problems(held: Reservations) -> list[str]:
-    """What is wrong with the reservations, a line each."""
-    problems = _problems_of_files(held)
-    first_address: dict[tuple[str, int], str] = {}
-    spelled: dict[bytes, str] = {}
-    for each in _leases(held):
-        packed = parse_ip(each.address)
-        same = spelled.setdefault(packed, each.address)
-        if same != each.address:
-            problems.append(f"{each.address}: the same address as {same}, reserved twice")
-        if each.earlier_boot or each.alive is False:
-            gone = f"{each.netns or 'a namespace'}, which is gone"
-            why = "an earlier boot" if each.earlier_boot else gone
-            problems.append(
-                f"{each.address}: {each.holder} was of {why}; release it with "
-                f"`cni ipam release {held.network} {each.address}`"
-            )
-        index = next((i for i, r in enumerate(held.ranges or ()) if r.contains(packed)), None)
-        if index is None:
-            if held.ranges is not None:
-                problems.append(f"{each.address}: outside of the configured ranges")
-            continue
-        other = first_address.setdefault((each.holder, index), each.address)
-        if other != each.address:
-            problems.append(f"{each.address}: {each.holder} holds {other} of this range set, too")
-    return problems
+def _of_holder(leases: list[Lease], text: str) -> list[Lease]:
+    """Those of a container or pod. Raises Ambiguous if several containers fit."""
+    exact = [each for each in leases if text and text in (each.container_id, each.pod)]
+    chosen = exact or [each for each in leases if text and each.container_id.startswith(text)]
+    holders = dict.fromkeys(each.container_id for each in chosen)
+    if len(holders) > 1:
+        fitting = "; ".join(f"{each.address} of {each.holder}" for each in chosen)
+        raise errors.Ambiguous(
+            f"{text} may be one of {len(holders)} containers",
+            f"name one by its id, or an address: {fitting}",
+        )
+    return chosen

@@ -219,10 +219,18 @@ def migrate(form: str | None, state_dir: str) -> None:
         "rewritten": [outcome.as_dict() for outcome in outcomes],
         "uncleanable": [one.as_dict() for one in left],
     }
-    if not formats.data(value):
+    if formats.current() == "name":
+        for name in dict.fromkeys(_name(one) for one in left):
+            output.line(name)
+    elif not formats.data(value):
         _print(outcomes, left, form)
     if any(outcome.state == "failed" for outcome in outcomes) or (form and left):
         raise SystemExit(1)
+
+
+def _name(one: Uncleanable) -> str:
+    """NETWORK/ID/IFNAME, as `cni ps -o name` prints it."""
+    return f"{one.owner.network}/{one.attachment}" if one.owner else one.attachment
 
 
 def _print(outcomes: list[Outcome], left: list[Uncleanable], form: str | None) -> None:

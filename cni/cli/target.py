@@ -137,7 +137,7 @@ def _guessed(
         if (each.network, each.container_id, each.ifname) == (wanted.network, guessed, ifname):
             return Target(each, known=True)
     if now is None:
-        raise _no_namespace(wanted, path)
+        raise _no_namespace(wanted, path, everything)
     others = [each for each in inside if each.container_id != guessed]
     if others:
         raise errors.Refused(
@@ -167,7 +167,15 @@ def _is_in(each: Attached, path: str, now: Identity | None, number: int | None) 
 
 
 def _same_path(one: str, other: str) -> bool:
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
+    return one == other or _real(one) == _real(other)
+
+
+def _real(path: str) -> str:
+    """The path without symbolic links; as it is, if they cannot be read."""
+    try:
+        return os.path.realpath(path)
+    except OSError:  # as /proc/PID/ns/net of a process that we may not look into
+        return path
 
 
 def is_same_place(netns: str, where: str) -> bool:
@@ -227,13 +235,25 @@ def _not_attached(
     return errors.NotFound(f"{what} is not attached to {network}", hint)
 
 
-def _no_namespace(wanted: Wanted, path: str) -> CNIError:
+def _no_namespace(wanted: Wanted, path: str, everything: Sequence[Attached]) -> CNIError:
     """The error for a path that names no namespace, and that nothing is known of."""
     named = f"/run/netns/{wanted.where}"
     if "/" not in wanted.where and identify(named) is not None:
         return errors.NotFound(
             f"{path} does not exist",
             f"{wanted.where} is taken for a path; is {named} meant?",
+        )
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return errors.of_system(error)
+    except (OSError, ValueError):
+        pass
+    ids = {each.container_id for each in everything if each.container_id.startswith(wanted.where)}
+    if len(ids) == 1 and not os.path.lexists(path):
+        return errors.NotFound(
+            f"{path} does not exist",
+            f"{wanted.where} is taken for a path; the container is named by --id {ids.pop()}",
         )
     if not os.path.lexists(path):
         hint = "nothing that is known was attached there; `cni ps` shows what is attached"

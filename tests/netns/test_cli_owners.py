@@ -209,6 +209,26 @@ def test_what_is_not_there(node: Node, container: Netns) -> None:
     assert node.json("del", "net", "/run/netns/typo", code=3)["msg"].endswith("does not exist")
 
 
+def test_an_id_in_place_of_a_path(node: Node, container: Netns) -> None:
+    pod = node.start(node.network("net", "10.81.0.0/24"), container)
+    for given in (pod.cid, pod.cid[:12]):
+        with nothing_changes(node, pod):
+            done = node.run("del", "net", given)
+        assert done.returncode == 3
+        assert f"--id {pod.cid}" in done.stderr
+
+
+def test_a_path_that_may_not_be_looked_at(node: Node, container: Netns) -> None:
+    """Of another process, without the capability to look into it."""
+    pod = node.start(node.network("net", "10.81.0.0/24"), container)
+    poor = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+    command = [*poor, str(node.bin_dir / "cni"), "del", "net", "/proc/1/ns/net", "-o", "json"]
+    with nothing_changes(node, pod):
+        done = node.host.exec(command, check=False, env=node.env)
+    assert done.returncode == 6, done.stderr
+    assert json.loads(done.stdout)["msg"] == "/proc/1/ns/net: permission denied"
+
+
 def test_an_ambiguous_prefix(node: Node, container: Netns, container2: Netns) -> None:
     conf = node.network("net", "10.81.0.0/24")
     start = os.urandom(8).hex()

@@ -105,6 +105,14 @@ def test_the_go_plugin_cleans_up(
     assert migrate(node, *LIST)["uncleanable"] == []
 
 
+def test_the_names_of_what_is_left(node: Node, container: Netns) -> None:
+    node.publish(container, PORTS)
+    state = ["--state-dir", node.runtime.env["CNI_STATE_DIR"]]
+    command = [str(node.runtime.bin_dir / "cni"), "migrate", "-o", "name", *state]
+    done = node.host.exec(command, env={"PATH": os.environ["PATH"]})
+    assert done.stdout == f"{NET}/c1/eth0\n"  # once, with all its ports
+
+
 def test_again_changes_nothing(node: Node, container: Netns) -> None:
     node.publish(container, PORTS)
     migrate(node, *REFERENCE)

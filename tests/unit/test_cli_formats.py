@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni.cli import COMMANDS, errors, formats, main, yaml
-from cni.cli.group import cli
+from cni.cli.group import LazyGroup, cli
 from cni.cli.table import Column, Table, cell_width, shortened
 from cni.protocol.errors import CNIError, NotAvailable
 
@@ -123,3 +123,36 @@ def test_wrong_usage_is_data_too(capfd: pytest.CaptureFixture[str], arguments: l
     captured = capfd.readouterr()
     assert json.loads(captured.out)["msg"]
     assert captured.err == ""
+
+
+class _Opens(LazyGroup):
+    """One command, which opens the file that is given."""
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        @click.command(name)
+        @click.argument("path")
+        @formats.options
+        def command(path: str) -> None:
+            Path(path).read_bytes()
+
+        return command
+
+
+def test_a_file_that_fails_is_an_error_as_others(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    group = _Opens("cni")
+    path = str(tmp_path / "nosuch")
+    assert group.main(["open", path, "-o", "json"], standalone_mode=False) == 1
+    captured = capfd.readouterr()
+    assert json.loads(captured.out)["msg"] == f"{path}: no such file or directory"
+    assert captured.err == ""
+    assert group.main(["open", str(tmp_path)], standalone_mode=False) == 1
+    assert capfd.readouterr().err == f"{tmp_path}: is a directory\n"
+
+
+def test_errors_of_the_system() -> None:
+    denied = errors.of_system(PermissionError(13, "Permission denied", b"/x\xff"))
+    assert errors.exit_code(denied) == 6
+    assert denied.msg.startswith("/x")
+    assert errors.exit_code(errors.of_system(OSError(28, "No space left on device", 5))) == 1

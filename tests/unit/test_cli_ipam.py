@@ -140,6 +140,39 @@ def test_release_of_nothing(node: Node) -> None:
     assert node.held() == {"10.0.0.2", "fd00::2"}  # all or nothing
 
 
+def test_release_of_a_pod_or_a_beginning(node: Node) -> None:
+    for cid in ("ab12", "ab34", "cd56"):
+        node.add(cid)
+    args = (("K8S_POD_NAMESPACE", "shop"), ("K8S_POD_NAME", "web-0"))
+    netns = "/run/netns/nosuch"
+    pod = Attachment("cd56", "net", "eth0", netns, args)
+    node.cache.write(pod, b"{}", {"cniVersion": "1.1.0"})
+    error = node.json("release", "net", "ab", code=4)
+    assert "10.0.0.2 of ab12/eth0" in error["details"]
+    assert "10.0.0.3 of ab34/eth0" in error["details"]
+    assert node.json("release", "net", "", code=3)["msg"] == "nothing is reserved for  in net"
+    assert len(node.held()) == 6
+    assert {each["address"] for each in node.json("release", "net", "ab3")} == {
+        "10.0.0.3", "fd00::3",
+    }  # fmt: skip
+    # What `list` calls the holder, `release` understands.
+    assert node.json("list", "net")[1]["pod"] == "shop/web-0"
+    assert node.run("release", "net", "shop/web-0")[0] == 0
+    assert node.held() == {"10.0.0.2", "fd00::2"}
+
+
+def test_check_advises_what_leaves_no_rule_behind(node: Node) -> None:
+    node.add("dead", "/run/netns/nosuch")
+    problems = node.json("check", "net", code=1)["problems"]
+    assert all("`cni gc net`" in each for each in problems)
+    # Of a directory that no configuration names, gc knows nothing.
+    elsewhere = node.root / "elsewhere"
+    node.data.rename(elsewhere)
+    problems = node.json("check", "net", "--data-dir", str(elsewhere), code=1)["problems"]
+    assert all("`cni ipam release net " in each for each in problems)
+    assert problems
+
+
 def test_check(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     node.add("a", "/proc/self/ns/net")
     node.add("dead", "/run/netns/nosuch")
@@ -212,7 +245,7 @@ def test_who_lives_is_told_by_the_namespace(
         alive = {each["containerID"]: each["netnsAlive"] for each in node.json("list", "net")}
         assert alive == {"dead": False, "without-cache": False, "alive": True}
         problems = node.json("check", "net", code=1)["problems"]
-        assert sum("is gone; release it" in text for text in problems) == 4
+        assert sum("is gone; `cni gc net`" in text for text in problems) == 4
         assert node.run("release", "net", "dead", "without-cache")[0] == 0
         assert "alive" in node.json("release", "net", "alive", code=5)["msg"]
     finally:
