@@ -124,12 +124,18 @@ def _exists(noted: Identity, look: Look) -> bool:
         pass
     for path in look(f"net:[{noted.inode}]"):
         now = identify(path)
-        if now is None and path.startswith("/proc/"):
+        if now is None and path.startswith("/proc/") and not _is_hidden(path):
             continue  # the process has just ended
         # Another namespace may have the inode's number by now; a mount may be hidden by another.
         if now is None or now.inode != noted.inode or not now.differs(noted):
             return True
     return False
+
+
+def _is_hidden(path: str) -> bool:
+    """Of a path that names no namespace: is it a mount that a process has, under another one?"""
+    process, root, _ = path.partition("/root/")
+    return bool(root) and os.path.exists(f"{process}/root")
 
 
 def _paths_of(name: str) -> Iterator[str]:
@@ -177,8 +183,16 @@ def _mounts_of(process: str) -> list[tuple[str, str]]:
         with open(f"{process}/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             # 36 35 0:4 net:[4026532000] /run/netns/a rw - nsfs nsfs rw
             fields = (line.split(" ", 5) for line in mounts)
-            return [(each[3], each[4]) for each in fields if each[3].startswith("net:[")]
+            ours = (each for each in fields if each[3].startswith("net:["))
+            return [(each[3], _unescaped(each[4])) for each in ours]
     except OSError as error:
         if error.errno in TRANSIENT or process == "/proc/self":
             raise
         return []  # the process has just ended
+
+
+def _unescaped(path: str) -> str:
+    """A path of mountinfo, where some characters are octal numbers (proc_pid_mountinfo(5))."""
+    for number, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
+        path = path.replace(f"\\{number}", character)
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -231,23 +232,46 @@ def test_what_only_a_descriptor_holds_has_nobody_in_it_but_is_found(pinned: Pinn
     assert reopen(identity, 0) is None
 
 
-@both_ways
-def test_it_lives_while_a_mount_of_another_mount_namespace_holds_it(pinned: Pinned) -> None:
-    identity = noted(pinned.path)
-    command = ["unshare", "-m", "--propagation", "private", "cat"]
+@contextmanager
+def mounts_of_its_own(script: str = "") -> Iterator[None]:
+    """A process with a copy of all mounts, in which it has run a script."""
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-ec", f"{script}\nexec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         holder.stdin.write(b"x\n")
         holder.stdin.flush()
-        assert holder.stdout.readline() == b"x\n"  # its mounts are its own
+        assert holder.stdout.readline() == b"x\n"
+        yield
+        holder.stdin.close()
+
+
+@both_ways
+@pytest.mark.parametrize("name", ["one", "a b\tc\\040d"])
+def test_it_lives_while_a_mount_of_another_mount_namespace_holds_it(
+    tmp_path: Path, name: str
+) -> None:
+    """mountinfo has blanks and backslashes of a path as octal numbers."""
+    pinned = Pinned(tmp_path / name)
+    identity = noted(pinned.path)
+    with mounts_of_its_own():
         pinned.unmount()
         assert not is_gone(identity, pinned.path)
         found = reopen(identity, 0)
         assert found is not None
         with found:
             assert found.identity == identity[:2]
-        holder.stdin.close()
+    wait_until(lambda: is_gone(identity, pinned.path), "the end of its mounts")
+
+
+@both_ways
+def test_it_lives_while_a_mount_that_another_one_hides_holds_it(
+    pinned: Pinned, tmp_path: Path
+) -> None:
+    identity = noted(pinned.path)
+    with mounts_of_its_own(f"mount -t tmpfs none {tmp_path}"):
+        pinned.unmount()
+        assert not is_gone(identity, pinned.path)
     wait_until(lambda: is_gone(identity, pinned.path), "the end of its mounts")
 
 
