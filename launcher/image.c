@@ -171,17 +171,24 @@ static void read_program(int fd, struct program *loaded)
 static void complain_unmapped(const char *why) __attribute__((noreturn));
 static void complain_unmapped(const char *why)
 {
+    if (!is_intact()) /* then the addresses are nonsense */
+        complain_damaged("its checksum differs");
     complain("cannot start: the interpreter cannot be mapped", why);
 }
 
-/* Map one range at its address; false if something else is there. */
-static int map_at(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
+/* Map one range at its address. Never returns if that cannot be. */
+static void map_at(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
 {
     void *wanted = (void *)start;
     void *got = mmap(wanted, size, access, flags | MAP_PRIVATE, fd, offset);
-    if (got != MAP_FAILED && got != wanted)
-        munmap(got, size);
-    return got == wanted;
+    if (got == MAP_FAILED && errno == ENOMEM)
+        complain_unmapped("there is not enough memory, or its limit (ulimit -v) is too low");
+    if (got == MAP_FAILED && (errno == EACCES || errno == EPERM))
+        complain_unmapped("a security policy of this system forbids it");
+    if (got == MAP_FAILED && errno != EEXIST)
+        complain_unmapped(strerror(errno));
+    if (got != wanted) /* before 4.17 the kernel chooses another address */
+        complain_unmapped("its addresses are in use");
 }
 
 /* Map a segment: what the file has of it, zeros behind that. */
@@ -195,13 +202,11 @@ static void map_segment(int fd, const Elf64_Phdr *segment)
     int access = (segment->p_flags & PF_R ? PROT_READ : 0) | (segment->p_flags & PF_W ? PROT_WRITE : 0)
                  | (segment->p_flags & PF_X ? PROT_EXEC : 0);
     off_t offset = (off_t)(image.start + segment->p_offset - (segment->p_vaddr - first));
-    if (!map_at(first, mapped - first, access, MAP_FIXED_NOREPLACE, fd, offset))
-        complain_unmapped("its addresses are in use, or this system forbids it");
+    map_at(first, mapped - first, access, MAP_FIXED_NOREPLACE, fd, offset);
     if (segment->p_memsz > segment->p_filesz && filled & mask)
         memset((void *)filled, 0, mapped - filled);
-    if (end > mapped
-        && !map_at(mapped, end - mapped, access, MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0))
-        complain_unmapped(strerror(errno));
+    if (end > mapped)
+        map_at(mapped, end - mapped, access, MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0);
 }
 
 /* Map all of it; the address at which its headers are. */

@@ -95,6 +95,7 @@ def cli() -> None:
     \b
     NETWORK  name of a network that is configured in NETCONFPATH (/etc/cni/net.d)
     NETNS    path of a network namespace, for example /run/netns/blue
+
     \b
     Environment, as for cnitool:
       NETCONFPATH  directory with network configurations

@@ -123,6 +123,29 @@ def test_no_headers(copy: Path) -> None:
     assert_says_so(copy)
 
 
+@pytest.mark.parametrize("field", [16, 32])  # p_vaddr, p_filesz of elf(5)
+@pytest.mark.parametrize("bit", [13, 31, 47, 63])
+def test_segments_that_are_changed(copy: Path, field: int, bit: int) -> None:
+    data = bytearray(copy.read_bytes())
+    start, _, _ = parts(bytes(data))
+    data[start + 64 + 56 + field + bit // 8] ^= 1 << bit % 8  # of the second, which is written to
+    copy.write_bytes(data)
+    assert_says_so(copy)
+
+
+@pytest.mark.parametrize("megabytes", [1, 8])
+def test_too_little_memory(copy: Path, megabytes: int) -> None:
+    """The file is whole, and is not said to be damaged."""
+    limited = copy.with_name("limited")
+    limited.write_text(f'#!/bin/sh\nulimit -v {megabytes << 10}\nexec {copy} "$@"\n')
+    limited.chmod(0o755)
+    done = run(limited, env=REQUEST)
+    assert done.returncode == 1
+    error = json.loads(done.stdout)
+    assert error["msg"] == "cannot start: the interpreter cannot be mapped"
+    assert "memory" in error["details"]
+
+
 def test_a_crash_of_a_file_that_is_whole(copy: Path, tmp_path: Path) -> None:
     """It ends by its signal, as any program."""
     copy = copy.rename(tmp_path / "cni")

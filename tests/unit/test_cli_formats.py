@@ -94,6 +94,14 @@ def test_every_command_has_the_forms(name: str) -> None:
     assert {"-o", "--output", "--json"} <= set(options)
 
 
+@pytest.mark.parametrize("name", ["", *ALL])
+def test_help_has_no_control_characters(name: str) -> None:
+    """Click takes its mark for lines that stay as they are only behind an empty line."""
+    command = ALL[name] if name else cli
+    help_text = command.get_help(click.Context(command, info_name="cni"))
+    assert help_text.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_summaries_are_whole_at_80_columns(name: str) -> None:
     first = name.partition(" ")[0]
