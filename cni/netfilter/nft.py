@@ -45,7 +45,7 @@ FAMILIES = {
 _GENMSG = struct.Struct("!BBH")  # family, version, resource
 GENMSG_SIZE = _GENMSG.size
 _HEADER, _ERROR = struct.Struct("=IHHII"), struct.Struct("=i")
-_SOL_SOCKET, _SO_SNDBUFFORCE, _SMALL = 1, 32, 100_000
+_SOL_SOCKET, _SO_SNDBUF, _SO_SNDBUFFORCE, _SMALL = 1, 7, 32, 100_000
 
 _GUARDED, _UNGUARDED = 20, 5  # attempts of `settle`
 _READ_AGAIN = 3  # times, after errors of reading answers
@@ -136,9 +136,7 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
         _HEADER.pack(16 + len(payload), kind, nl.NLM_F_REQUEST | flags, number, 0) + payload
         for (kind, payload, flags), number in zip(batch, numbers, strict=True)
     )
-    if len(data) > _SMALL:
-        sock.sock.setsockopt(_SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
-    sock.sock.send(data)
+    _send(sock, data)
     answers = _answers(sock, frozenset(numbers))
     for number, flags, answer in answers:
         code = nl.unpack(_ERROR, answer)[0]
@@ -150,6 +148,21 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
             raise refused(batch[numbers.index(number)], -code, flags, answer)
     if changes and not answers:
         raise NetlinkError(ENOBUFS, "the kernel's answer was lost: the changes may be made")
+
+
+def _send(sock: Netlink, data: bytes) -> None:
+    """Send a batch, which has to be one datagram. Raises NetlinkError."""
+    if len(data) > _SMALL:
+        for option in (_SO_SNDBUFFORCE, _SO_SNDBUF):  # the second has a limit (wmem_max)
+            try:
+                sock.sock.setsockopt(_SOL_SOCKET, option, 2 * len(data))
+                break
+            except PermissionError:
+                pass  # root of another user namespace may only do the second
+    try:
+        sock.sock.send(data)
+    except OSError as error:
+        raise NetlinkError(error.errno or 0, f"sending {len(data)} bytes of changes") from None
 
 
 def _answers(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, bytes]]:

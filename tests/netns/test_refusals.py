@@ -259,6 +259,39 @@ def test_without_the_right(host: Netns) -> None:
     ), done.stderr
 
 
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-Urn", "true"], capture_output=True, check=False).returncode != 0,
+    reason="needs user namespaces",
+)
+def test_many_changes_of_root_of_another_user_namespace() -> None:
+    """It may not raise the limit of a datagram, but go up to it; beyond, the error says so."""
+    script = """if True:
+        from cni.netfilter import nft
+        from cni.netfilter.expressions import new_chain, new_table
+        from cni.netfilter.table import Table
+        table = Table("inet", "t")
+        with open("/proc/sys/net/core/wmem_max") as limit:
+            too_many = int(limit.read()) // 32
+        for size in (1_500, too_many):
+            chains = [new_chain(table, f"c{number:040}") for number in range(size)]
+            try:
+                nft.transact([new_table(table), *chains])
+                print(table.has_chain(f"c{size - 1:040}"))
+            except OSError as error:
+                print(error.msg)
+    """
+    done = subprocess.run(
+        ["unshare", "-Urn", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        check=False,
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "True", done.stderr
+    assert second.startswith("message too long (sending "), done.stderr
+
+
 def test_what_changes_all_the_time_is_tried_without_a_guard(
     host: Netns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
