@@ -340,8 +340,9 @@ def _leases(held: Reservations) -> list[Lease]:
         except OSError:
             continue  # just released
         earlier = boot not in (None, this_boot)
-        noted = reservation.namespace_of(None, file) or (holder.identity if holder else None)
-        alive = {ALIVE: True, GONE: False}.get(live.state(noted, netns))
+        noted = reservation.namespace_of(None, file)
+        state = holder.state(live) if holder and not noted else live.state(noted, netns)
+        alive = {ALIVE: True, GONE: False}.get(state)
         pod = holder.pod if holder else ""
         leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content, pod))
     return sorted(leases, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))

@@ -316,6 +316,30 @@ def test_gc_goes_by_the_namespace_not_by_its_path(
         os.unlink(path)
 
 
+def test_a_path_that_is_not_seen_is_no_proof(
+    node: Node, plugins: Path, netns: Callable[..., Netns], container: Netns
+) -> None:
+    """In another mount namespace no path of a container is there."""
+    conf = node.network("net", "10.81.0.0/24", ipMasq=True)
+    alive = node.start(conf, container, bin_dir=plugins)
+    dead = node.start(conf, netns("dead"), "default/dead", bin_dir=plugins)
+    dead.netns.close()
+    wait_until(lambda: len(ports(node.host, "br-net")) == 1, "the dead container's link is gone")
+    hide = f"mount -t tmpfs none {Path(container.path).parent}"
+    release = ["ipam", "release", "net", alive.address]
+    for command in (release, ["gc", "net"], ["network", "rm", "net"]):
+        elsewhere = ["unshare", "--mount", "sh", "-c", f'{hide} && exec "$@"', "-"]
+        argv = [*elsewhere, *node.argv(*command, "--json")]
+        done = node.host.exec(argv, check=False, env=node.env)
+        value = json.loads(done.stdout)
+        if command[0] == "gc":
+            assert [each["containerID"] for each in value["deleted"]] == [dead.cid]
+        else:
+            assert done.returncode == 5, done
+    ping(container, "10.81.0.1")
+    assert node.leases("net") == {alive.address: alive.cid}
+
+
 def test_gc_of_all_asks(node: Node, container: Netns, container2: Netns) -> None:
     conf = node.network("net", "10.81.0.0/24")
     pods = [node.start(conf, container), node.start(conf, container2, "default/web-1")]

@@ -198,7 +198,9 @@ def _add_links(known: _Known) -> None:
     from cni.kernel import link
 
     with Namespace.current() as node:
-        marked = [each for each in link.list_all(node.netlink()) if each.alias.startswith("cni:")]
+        every = link.list_all(node.netlink())
+    _add_pairs(known, every)
+    marked = [each for each in every if each.alias.startswith("cni:")]
     by_key = {each.owner.alias_key: each for each in known.attachments()}
     for each in marked:
         key, _, rest = each.alias.partition(" ")
@@ -218,8 +220,29 @@ def _add_links(known: _Known) -> None:
 
 def _add_link(found: Attached, each: Link) -> None:
     found.links.append(each.name)
+    _add_peer(found, each)
+
+
+def _add_peer(found: Attached, each: Link) -> None:
+    """Note the namespace of the other end of a pair."""
     if each.peer_nsid is not None and each.peer_nsid >= 0:
         found.nsids.append(each.peer_nsid)
+
+
+def _add_pairs(known: _Known, every: list[Link]) -> None:
+    """The other ends of what the Go plugins made: they give no alias, and note no namespace.
+
+    Their result names the node's end of the pair. While that is there, the container's namespace
+    is, although this process may see nothing at its path, as in another mount namespace.
+    """
+    by_name = {(each.name, each.mac): each for each in every}
+    for attached in known.attachments():
+        if attached.identity is not None:
+            continue
+        for each in attached.entries("interfaces"):
+            pair = by_name.get((str(each.get("name")), str(each.get("mac")).lower()))
+            if pair is not None and not each.get("sandbox"):
+                _add_peer(attached, pair)
 
 
 def _notes(state_dir: str) -> Iterator[tuple[str, Note]]:
