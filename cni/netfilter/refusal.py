@@ -10,6 +10,7 @@ from errno import (
     EAFNOSUPPORT,
     EBUSY,
     EEXIST,
+    EINVAL,
     ELOOP,
     EMLINK,
     ENFILE,
@@ -142,6 +143,7 @@ def _reason(failure: _Failure, errno: int) -> str:
         return f"this kernel has no nftables for the family {failure.family}"
     is_set = failure.kind == uapi.NFT_MSG_NEWSET
     return {
+        EINVAL: "somebody has made that table dormant" if _is_asleep(failure, errno) else "",
         EEXIST: "there is one with other types or flags" if is_set else "one of them is there",
         EPERM: "another program owns that table",
         EBUSY: "something still refers to it",
@@ -195,6 +197,19 @@ def _chain(failure: _Failure) -> str:
     return _form(nl.attr_map(data, nft.GENMSG_SIZE))
 
 
+def _is_asleep(failure: _Failure, errno: int) -> bool:
+    """Is it a chain that does not come into a table which is dormant until this transaction?"""
+    if failure.kind != uapi.NFT_MSG_NEWCHAIN or errno != EINVAL:
+        return False
+    name = nl.text(uapi.NFTA_TABLE_NAME, failure.table)
+    try:
+        data = nft.socket().get(uapi.NFT_MSG_GETTABLE, nft.message(failure.family, name))
+    except (NetlinkError, KeyError):
+        return False
+    flags = nl.attr_map(data, nft.GENMSG_SIZE).get(uapi.NFTA_TABLE_FLAGS, b"")
+    return bool(int.from_bytes(flags, "big") & uapi.NFT_TABLE_F_DORMANT)
+
+
 def _form(attributes: dict[int, bytes]) -> str:
     """A chain's type, hook and priority, as nft(8) lists them."""
     hook = nl.attr_map(attributes.get(uapi.NFTA_CHAIN_HOOK, b""))
@@ -210,10 +225,14 @@ def _form(attributes: dict[int, bytes]) -> str:
 def _hint(failure: _Failure, errno: int) -> str:
     place = f"{failure.family} {failure.table}"
     if failure.kind == uapi.NFT_MSG_NEWCHAIN and errno in (EEXIST, EOPNOTSUPP):
+        if not _chain(failure):
+            return nft.UNUSABLE
         return (
             f"look at it: `nft list chain {place} {failure.name}`; "
             "the program that made it has to use another table"
         )
+    if _is_asleep(failure, errno):
+        return f"`nft add table {place}` wakes it"
     if errno in (EPERM, EOPNOTSUPP, EAFNOSUPPORT) and failure.kind in _TABLES:
         return nft.UNUSABLE
     return f"look at it: `nft list table {place}`"

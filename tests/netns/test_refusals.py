@@ -205,6 +205,27 @@ def test_what_differs_is_there_also_where_that_is_called_busy(
     assert f"({text}" in error.msg, error.msg
 
 
+def test_a_table_that_is_dormant(host: Netns) -> None:
+    """To wake it and to put a hook's chain into it takes two transactions."""
+    host.exec(["nft", "add table inet t { flags dormant; }"])
+    base = kernel.new_base_chain(T, "base", "input", "filter", 5)
+    error = host.run(refusal, [kernel.new_table(T), base])
+    assert "(making chain base in table inet t: somebody has made that table dormant)" in error.msg
+    advice = error.details.split("`")[1]
+    assert error.details == f"`{advice}` wakes it"
+    host.exec(advice.split())
+    host.run(nft.transact, [kernel.new_table(T), base])
+
+
+def test_a_chain_that_no_kernel_has(host: Netns) -> None:
+    """There is nothing to be looked at, and no other program to blame."""
+    wrong = kernel.new_base_chain(T, "new", "forward", "nat", 5)
+    error = host.run(refusal, [kernel.new_table(T), wrong])
+    assert error.errno == EOPNOTSUPP
+    assert "has no such hook or type for it: type nat hook forward priority 5" in error.msg
+    assert error.details == nft.UNUSABLE
+
+
 def test_a_full_set(host: Netns) -> None:
     host.exec(["nft", "add table inet t; add set inet t s { type ipv4_addr; size 1; }"])
     many = [ONE._replace(key=bytes((10, 0, 0, n))) for n in range(3)]
