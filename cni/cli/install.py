@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -28,23 +28,38 @@ if TYPE_CHECKING:
 # Below these a directory of plugins is the system's, not a trial or a user's own.
 _SYSTEM = ("/opt", "/usr")
 
+
+class _Directory(click.Path):
+    """A directory, which need not exist. An empty word is a mistake, and not the present one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _BIN_DIR = click.option(
     "--bin-dir",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Directory(),
     default=Path("/opt/cni/bin"),
     show_default=True,
     help="Where the container runtime looks for plugins.",
 )
 _UNITS = click.option(
     "--units",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Directory(),
     metavar="DIR",
     help="Also the systemd units that restore rules, and those of the DHCP daemon, in DIR, "
     f"e.g. {install_units.DIRECTORY}.",
 )
 _ROOT = click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=_Directory(),
     metavar="DIR",
     help="Work on the system whose root directory is DIR: an image, or a package's staging "
     "directory. All other paths are of that system.",

@@ -68,7 +68,7 @@ def install(
     bare = client_only or launcher.is_embedded
     interpreter, warnings = (None, []) if bare else choose(python, place.root)
     install_units.check(units, place)
-    directory = place.now(place.bin_dir)
+    directory = place.directory()
     with _errors(directory), _umask(0o022):
         if place.root is not None:
             place.root.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
     Raises InstallError. A directory without an installation gives an empty report.
     """
     place = Place.of(bin_dir, root)
-    directory = place.now(place.bin_dir)
+    directory = place.directory()
     if not directory.is_dir():
         return Report(str(place.bin_dir), removed=install_units.remove(units, place))
     with _errors(directory), _locked(directory):

@@ -37,7 +37,10 @@ def make(place: Place, link: Path) -> str:
 
 def remove(place: Place, link: Path) -> bool:
     """Remove the link, if it leads to the installed file; was it there? Raises OSError."""
-    at = place.now(link)
+    try:
+        at = place.now(link)
+    except InstallError:
+        return False  # it leads out of the root: then `make` has not made it, either
     if not _is_ours(place, at):
         return False
     at.unlink()

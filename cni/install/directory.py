@@ -55,7 +55,7 @@ class Installation:
     def __init__(self, place: Place, made: Iterable[str] = ()) -> None:
         """`made` are directories that exist because of us, the innermost first."""
         self.place = place
-        self.dir = place.now(place.bin_dir)
+        self.dir = place.directory()
         self.report = Report(str(place.bin_dir))
         self.manifest = self._read_manifest()
         before = [str(place.now(Path(path))) for path in self.manifest.get("made", [])]
@@ -269,7 +269,7 @@ class Installation:
             manifest = json.loads(files.read(str(path), MANIFEST_MAX))
         except (OSError, ValueError):
             return {}
-        return manifest if isinstance(manifest, dict) else {}
+        return manifest if _is_manifest(manifest) else {}
 
     def _write_manifest(self, build: str, previous: str | None, names: list[str]) -> None:
         made = [str(self.place.then(Path(path))) for path in self.made]
@@ -291,6 +291,16 @@ class Installation:
         """Remove what a killed install left. Nobody uses it: the caller holds the lock."""
         for path in self.dir.glob(f"{TEMPORARY}*"):
             _remove(path)
+
+
+def _is_manifest(read: Any) -> bool:
+    """Whether a document has the form that `_write_manifest` gives it."""
+    if not isinstance(read, dict):
+        return False
+    lists = [read.get(key, []) for key in ("names", "made", "units", "commands")]
+    return all(
+        isinstance(each, list) and all(isinstance(text, str) for text in each) for each in lists
+    )
 
 
 def _remove(path: Path) -> None:

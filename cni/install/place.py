@@ -28,7 +28,7 @@ class Place(NamedTuple):
         return cls(bin_dir.absolute(), None if root == Path("/") else root)
 
     def now(self, path: Path) -> Path:
-        """Where the absolute `path` of that system is at present.
+        """Where the absolute `path` of that system is at present: a file's, or a link's own.
 
         Raises InstallError if a link in the root leads out of it, to a file of this system.
         """
@@ -39,6 +39,13 @@ class Place(NamedTuple):
         if not real.is_relative_to(self.root):
             raise InstallError(f"{found} leads out of {self.root}, to {real}: name another place")
         return found
+
+    def directory(self) -> Path:
+        """Where the directory of the plugins is at present; it may itself be a link in the root.
+
+        Raises InstallError as `now`.
+        """
+        return self.now(self.bin_dir / "cni").parent
 
     def then(self, path: Path) -> Path:
         """What will be the absolute path of what is at `path` at present; the reverse of `now`."""

@@ -435,6 +435,11 @@ def in_root(dist: Path, root: Path, *options: str) -> dict[str, object]:
     return dict(json.loads(done.stdout))
 
 
+def uninstall_of(dist: Path, root: Path) -> None:
+    done = run(dist, "uninstall", "--root", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_into_another_root(dist: Path, tmp_path: Path) -> None:
     root = tmp_path / "a/root"
     report = in_root(dist, root, *OPTIONS)
@@ -509,13 +514,60 @@ def test_a_root_whose_python_does_not_work(dist: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "root/opt").exists()
 
 
-def test_a_link_that_leads_out_of_the_root(dist: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", ["opt", "opt/cni", "opt/cni/bin"])
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_link_that_leads_out_of_the_root(
+    dist: Path, tmp_path: Path, link: str, absolute: bool
+) -> None:
     """`/opt` of an image may be a link to a path of that image; here it would be this system's."""
-    root = tmp_path / "root"
-    root.mkdir()
-    (tmp_path / "outside").mkdir()
-    (root / "opt").symlink_to(tmp_path / "outside")
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    at = root / link
+    at.parent.mkdir(parents=True)
+    at.symlink_to(outside if absolute else os.path.relpath(outside, at.parent))
     said = refused(dist, "install", "--root", root)
     assert f"leads out of {root}" in said
-    assert os.listdir(tmp_path / "outside") == []
-    assert os.listdir(root) == ["opt"]
+    assert f"leads out of {root}" in refused(dist, "uninstall", "--root", root)
+    assert not list(outside.iterdir())
+
+
+def test_a_directory_that_is_a_link_within_the_root(dist: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "opt/cni").mkdir(parents=True)
+    (root / "usr/lib/cni").mkdir(parents=True)
+    (root / "opt/cni/bin").symlink_to("../../usr/lib/cni")
+    in_root(dist, root)
+    assert os.readlink(root / "usr/lib/cni/bridge") == "cni"
+    uninstall_of(dist, root)
+    assert not list((root / "usr/lib/cni").iterdir())
+
+
+def test_a_directory_of_programs_that_leads_out_of_the_root(dist: Path, tmp_path: Path) -> None:
+    """There is no link for a shell then, and `uninstall` looks for none."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    outside.mkdir()
+    (root / "usr/local").mkdir(parents=True)
+    (root / "usr/local/bin").symlink_to(outside)
+    assert f"leads out of {root}" in str(in_root(dist, root)["warnings"])
+    (outside / "cni").symlink_to("/opt/cni/bin/cni")  # of this system
+    uninstall_of(dist, root)
+    assert not (root / "opt").exists()
+    assert os.path.lexists(outside / "cni")
+
+
+@pytest.mark.parametrize("option", ["--bin-dir", "--root"])
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_an_empty_path_is_refused(dist: Path, tmp_path: Path, command: str, option: str) -> None:
+    """Of a variable that is not set, in a script."""
+    done = run(dist, command, option, "", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the path is empty" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"names": 5}', '{"made": [1]}', '{"units": {"a": 1}}'])
+def test_a_manifest_of_another_form(dist: Path, tmp_path: Path, manifest: str) -> None:
+    install(dist, tmp_path / "bin")
+    (tmp_path / "bin/.cni-manifest.json").write_text(manifest)
+    uninstall(dist, tmp_path / "bin")
+    assert not state(tmp_path / "bin")
