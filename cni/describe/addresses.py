@@ -5,12 +5,13 @@ Ranges are judged by host-local's own code (cni/ipam/host_local/ranges.py).
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
 
-from cni.ipam.host_local.ranges import Range, RangeConf, canonical
-from cni.protocol.address import InvalidAddress, Prefix, parse_ip
+from cni.ipam.host_local.ranges import Range, RangeConf, RangeSet, canonical, excluded
+from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from cni.protocol.config import fold_keys
 from cni.protocol.errors import CNIError
 
@@ -75,6 +76,8 @@ def judge(network: Network, *, quiet: bool = False) -> list[Place]:
             places += _ranges(network, part, ipam.node, path)
         elif kind == "static":
             _addresses(part, ipam.node, path)
+        if kind in ("host-local", "static"):
+            _judge_routes(part, ipam.node, path)
     for part in network.parts if quiet else ():
         part.report.findings[:] = noted[id(part)]
     return places
@@ -99,6 +102,7 @@ def _ranges(network: Network, part: Part, ipam: Node, path: str) -> list[Place]:
     for at, place in enumerate(places):
         _judge_earlier(place, places[:at])
     _judge_families(network, sets)
+    _judge_room(ipam, sets)
     return places
 
 
@@ -182,6 +186,30 @@ def _judge_earlier(place: Place, earlier: list[Place]) -> None:
         return
 
 
+def _judge_room(ipam: Node, sets: list[list[Place]]) -> None:
+    """Each set must have an address to hand out: not the gateway, and not excluded."""
+    member = ipam.get("exclude")
+    holes = []
+    for each in member.node.items if member is not None else []:
+        with suppress(CNIError):  # its form was noted
+            holes.append(excluded(each.scalar if isinstance(each.scalar, str) else ""))
+    for places in sets:
+        ranges = [
+            place.range._replace(
+                holes=(
+                    *place.range.holes,
+                    *((low, high) for width, low, high in holes if width == place.range.width),
+                )
+            )
+            for place in places
+            if place.range is not None
+        ]
+        if ranges and not RangeSet(tuple(ranges)).size:
+            shown = ",".join(map(str, ranges))
+            message = f"{shown} has no address to hand out"
+            places[0].add("range", message, "the gateway and `exclude` take all of them")
+
+
 def _judge_families(network: Network, sets: list[list[Place]]) -> None:
     """Before 0.3.0 a result has one address of each family."""
     if network.version not in ("0.1.0", "0.2.0", ""):
@@ -207,7 +235,41 @@ def _addresses(part: Part, ipam: Node, path: str) -> None:
             subnet = Prefix.parse(walk.text_at(node, "address"))
         except CNIError:
             continue
-        _judge_gateway(part, node, f"{path}.addresses[{index}]", subnet)
+        where = f"{path}.addresses[{index}]"
+        _judge_gateway(part, node, where, subnet)
+        without = part.plugin == "ptp" and not walk.text_at(node, "gateway")
+        if without and not _may_be_replaced(part):
+            message = f"{where}.gateway is missing: ptp puts it on the node's end"
+            advice = f'for example "gateway": "{format_ip(subnet.nth(1))}"'
+            part.report.add(node, "missing-key", f"{where}.gateway", message, advice)
+
+
+def _may_be_replaced(part: Part) -> bool:
+    """May other addresses count than those of `ipam.addresses`?"""
+    value = fold_keys(part.value(), {})
+    given = [value.get("capabilities"), value.get("runtimeconfig"), value.get("args")]
+    return any(given)
+
+
+# --- routes ---
+
+
+def _judge_routes(part: Part, ipam: Node, path: str) -> None:
+    """A next hop must be of the family of its destination."""
+    member = ipam.get("routes")
+    for index, node in enumerate(member.node.items if member is not None else []):
+        hop = node.get("gw") if node.kind == "object" else None
+        if hop is None:
+            continue
+        try:
+            packed = parse_ip(walk.text_at(node, "gw"))
+            dst = Prefix.parse(walk.text_at(node, "dst"))
+        except CNIError:
+            continue  # noted already
+        if len(packed) != len(dst.ip):
+            message = f"the next hop {hop.node.scalar} is not of the family of {dst}"
+            where = f"{path}.routes[{index}].gw"
+            part.report.add(hop.node, "gateway", where, message, "the kernel refuses the route")
 
 
 # --- several networks ---

@@ -131,7 +131,7 @@ PLUGIN = Plugin(
         args(
             Key(
                 "mac",
-                Text("mac"),
+                Text("ownmac"),
                 "MAC address of the container's interface; `runtimeConfig.mac` wins",
                 absent="none",
                 example="02:00:00:00:00:05",

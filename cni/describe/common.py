@@ -98,7 +98,7 @@ VETH_MTU = Key(
     example=1400,
 )
 
-ARG_MAC = Key("MAC", Text("mac"), _MAC_MEANING, absent="none", example="02:00:00:00:00:05")
+ARG_MAC = Key("MAC", Text("ownmac"), _MAC_MEANING, absent="none", example="02:00:00:00:00:05")
 
 
 def runtime(*keys: Key) -> Key:
@@ -124,7 +124,7 @@ def args(*keys: Key) -> Key:
 
 RUNTIME_MAC = Key(
     "mac",
-    Text("mac"),
+    Text("ownmac"),
     f"{_MAC_MEANING}; wins over the other sources",
     absent="none",
     example="02:00:00:00:00:05",

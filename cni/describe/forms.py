@@ -39,6 +39,13 @@ def _request(text: str) -> None:
         parse_ip(text)
 
 
+def _own_mac(text: str) -> None:
+    """A MAC address that a link can have; the kernel refuses others (is_valid_ether_addr)."""
+    packed = parse_mac(text)
+    if packed[0] & 1 or not any(packed):
+        raise ValueError(f"address {text}: it is of a group, or zero, and no link can have it")
+
+
 def _path(text: str) -> None:
     if "\0" in text or not text.startswith("/"):
         raise ValueError("a path begins with /")
@@ -84,6 +91,12 @@ FORMS = {
         r"^[0-9A-Fa-f:./ -]+$",
     ),
     "mac": Form("a MAC address", "02:00:00:00:00:05", parse_mac, r"^[0-9A-Fa-f:. -]{12,17}$"),
+    "ownmac": Form(
+        "a MAC address of one link",
+        "02:00:00:00:00:05",
+        _own_mac,
+        r"^[0-9A-Fa-f:. -]{12,17}$",
+    ),
     "macprefix": Form(
         "two bytes in hexadecimal",
         "0E-2A",

@@ -36,7 +36,7 @@ PLUGIN = Plugin(
         ),
         Key(
             "mac",
-            Text("mac"),
+            Text("ownmac"),
             "MAC address; `runtimeConfig.mac` wins over `MAC` in CNI_ARGS, which wins over this "
             "key",
             absent="random",

@@ -15,7 +15,7 @@ _SYSCTL = Key(
     default={},
     example={"net.core.somaxconn": "500", "net.ipv4.conf.IFNAME.arp_filter": "1"},
 )
-_MAC = Key("mac", Text("mac"), "MAC address", absent="left alone", example="02:00:00:00:00:05")
+_MAC = Key("mac", Text("ownmac"), "MAC address", absent="left alone", example="02:00:00:00:00:05")
 _PROMISC = Key(
     "promisc",
     Flag(),

@@ -69,6 +69,7 @@ def _text(value: Text) -> str:
         "address": "address",
         "prefix": "prefix",
         "mac": "MAC address",
+        "ownmac": "MAC address",
         "path": "path",
         "interface": "name of a link",
         "pci": "PCI address",

@@ -134,6 +134,15 @@ def test_two_spellings_fill_a_range_once(tmp_path: Path) -> None:
     assert "2 of 2 addresses are in use" in full.value.details
 
 
+def test_a_range_without_addresses_is_not_called_full(tmp_path: Path) -> None:
+    """To remove containers, as is advised for a full one, would not help."""
+    ipam = network(tmp_path, "10.0.0.0/30", exclude=["10.0.0.2"])
+    for verb in ("ADD", "STATUS"):
+        with pytest.raises(Failure, match="no IP addresses available") as empty:
+            ipam.call(verb)
+        assert "no address to hand out" in empty.value.details
+
+
 # --- what cannot be read is not "there is none" ---
 
 

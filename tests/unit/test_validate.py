@@ -42,6 +42,7 @@ BRIDGE: dict[str, Any] = {
     "isGateway": True,
     "ipam": {"type": "host-local", "subnet": "10.22.0.0/24"},
 }
+STATIC: dict[str, Any] = {"type": "static", "addresses": [{"address": "10.0.0.5/24"}]}
 CHAINED = [name for name in NAMES if described(name).place == "chained"]
 
 
@@ -419,6 +420,35 @@ FAULTS = [
         "",
     ),
     ([{"type": "macvlan", "hostShim": True}], "combination", "hostShim", "ipam"),
+    # What an ADD can never do.
+    ([host_local(subnet="10.0.0.0/30", exclude=["10.0.0.2"])], "range", "subnet", "no address"),
+    (
+        [host_local(ranges=[[{"subnet": "fd00::/126", "exclude": ["fd00::2-fd00::3"]}]])],
+        "range",
+        "subnet",
+        "no address",
+    ),
+    (
+        [host_local(ranges=[[{"subnet": "10.0.0.0/24", "rangeEnd": "10.0.0.1"}]])],
+        "range",
+        "subnet",
+        "no address",
+    ),
+    (
+        [host_local(subnet="10.0.0.0/24", routes=[{"dst": "0.0.0.0/0", "gw": "fd00::1"}])],
+        "gateway",
+        "gw",
+        "not of the family",
+    ),
+    (
+        [{"type": "dummy", "ipam": STATIC | {"routes": [{"dst": "::/0", "gw": "10.0.0.1"}]}}],
+        "gateway",
+        "gw",
+        "not of the family",
+    ),
+    ([{"type": "ptp", "ipam": STATIC}], "missing-key", "{", '"gateway": "10.0.0.1"'),
+    ([BRIDGE, {"type": "tuning", "mac": "01:00:5e:00:00:01"}], "form", "mac", "of a group"),
+    ([{"type": "macvlan", "mac": "00:00:00:00:00:00"}], "form", "mac", "or zero"),
     ([{"type": "host-device"}], "combination", "host-device", "specify"),
     ([{"type": "ipvlan", "mode": "L2"}], "value", "mode", "did you mean l2?"),
     ([BRIDGE, {"type": "sbr", "gateways": ["10.0.0.1", "10.0.0.2"]}], "combination", "", "family"),
@@ -435,6 +465,27 @@ def test_faults(judge: Judge, fault: tuple[list[Any], str, str, str]) -> None:
     line = text.splitlines()[found[0].line - 1]
     assert where in line or where in text.splitlines()[found[0].line]
     assert any(words in f"{each.message} {each.advice}" for each in found)
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        host_local(
+            ranges=[[{"subnet": "10.0.0.0/30", "exclude": ["10.0.0.2"]}, {"subnet": "10.1.0.0/30"}]]
+        ),
+        host_local(subnet="10.0.0.0/24", exclude=["fd00::/8"]),
+        host_local(
+            ranges=[[{"subnet": "10.0.0.0/24"}], [{"subnet": "fd00::/64"}]],
+            routes=[{"dst": "0.0.0.0/0", "gw": "10.0.0.9"}, {"dst": "::/0", "gw": "fe80::1"}],
+        ),
+        {"type": "dummy", "ipam": STATIC},
+        {"type": "ptp", "capabilities": {"ips": True}, "ipam": STATIC},
+        {"type": "host-device", "hwaddr": "00:00:00:00:00:00"},
+    ],
+    ids=str,
+)
+def test_what_is_near_to_a_fault(judge: Judge, plugin: dict[str, Any]) -> None:
+    assert judge.of(conflist(plugin)) == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from .index import BROKEN, Index
 from .ranges import RangeSet
 from .reservation import is_address
 
+_EMPTY = "it has no address to hand out: the gateway and `exclude` take all of them"
+
 
 def check_free(location: Location, sets: list[RangeSet]) -> None:
     """Each set must have a free address. Raises NotAvailable (code 50).
@@ -32,7 +34,9 @@ def check_free(location: Location, sets: list[RangeSet]) -> None:
     for each in full:
         raise NotAvailable(
             f"host-local: no IP addresses available in range set: {each}",
-            f"all {each.size} addresses are in use: {_advice(location.path)}",
+            f"all {each.size} addresses are in use: {_advice(location.path)}"
+            if each.size
+            else _EMPTY,
         )
 
 
@@ -126,6 +130,8 @@ def _times(path: str) -> Iterator[tuple[float, str]]:
 
 def describe(path: str, each: RangeSet, held: list[tuple[float, str]]) -> str:
     """Size, use, and who has held an address the longest."""
+    if not each.size:
+        return _EMPTY
     contents = _contents(path, [name for _, name in held[:3]])
     holders = ", ".join(
         f"{name} by {holder(contents[name])} since {when(since)}" for since, name in held[:3]
