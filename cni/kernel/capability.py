@@ -12,10 +12,22 @@ def missing() -> list[str]:
 
     Empty also if that cannot be found out.
     """
+    effective = _effective()
+    if effective is None:
+        return []
+    return [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
+
+
+def is_effective(name: str) -> bool:
+    """Has this process that capability, which plugins need? False also if that is not known."""
+    return bool((_effective() or 0) >> _NEEDED[name] & 1)
+
+
+def _effective() -> int | None:
+    """The effective capabilities, a bit each; None if that cannot be found out."""
     try:
         with open("/proc/self/status", "rb") as file:
             lines = dict(line.split(b":", 1) for line in file if b":" in line)
-        effective = int(lines[b"CapEff"], 16)
+        return int(lines[b"CapEff"], 16)
     except (OSError, KeyError, ValueError):
-        return []
-    return [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
+        return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +22,6 @@ from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.harness import Runtime
 
@@ -290,6 +291,46 @@ def test_a_namespace_that_cannot_be_opened_now_is_not_gone(
     assert exists(identity, pinned.path) is None
     with pytest.raises(OSError, match=error):
         reopen(identity, 0)
+
+
+WITHOUT_THE_RIGHT = {
+    "capability": ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "--"],
+    "user namespace": ["unshare", "-Ur"],
+}
+
+
+@pytest.mark.parametrize("lacking", WITHOUT_THE_RIGHT)
+def test_one_that_must_not_be_opened_is_not_gone(pinned: Pinned, lacking: str) -> None:
+    """To open_by_handle_at(2) that is the same."""
+    has_numbers()
+    prefix = WITHOUT_THE_RIGHT[lacking]
+    if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{prefix[0]} is not to be had")
+    script = """if True:
+        import sys
+        from cni.netns import handle
+        from cni.netns.liveness import exists
+        from cni.netns.namespace import Identity
+        noted = Identity.parse(sys.argv[1])
+        try:
+            print(handle.reopen(noted))
+        except handle.Unknown:
+            print("unknown", exists(noted, "/nowhere"))
+    """
+    with subprocess.Popen(["nsenter", f"--net={pinned.path}", "cat"], stdin=subprocess.PIPE) as one:
+        wait_until(lambda: noted(f"/proc/{one.pid}/ns/net") == noted(pinned.path), "it is in it")
+        said = subprocess.run(
+            [*prefix, sys.executable, "-c", script, str(noted(pinned.path))],
+            capture_output=True,
+            text=True,
+            env={"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+            check=True,
+        ).stdout.split()
+        assert one.stdin is not None
+        one.stdin.close()
+    assert said[0] == "unknown"
+    if lacking == "capability":  # the process in it can be seen
+        assert said[1] == "True"
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2:3", "1:2:3:4:5", "a:b:c:d", "1:2:3:"])
