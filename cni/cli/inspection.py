@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
+
+from cni import stderr
 
 from . import conflist, errors, formats, output, target
 from .completion import Inspectable
@@ -117,11 +119,15 @@ def _show_attachment(each: Detail, live: Live) -> None:
         ("since", what.as_dict(live)["since"] or "unknown"),
         ("addresses", ", ".join(what.addresses)),
         ("ports", ", ".join(dict.fromkeys(port.name for port in published.wanted(what)))),
-        ("CNI_ARGS", ", ".join(f"{key}={value}" for key, value in what.args)),
+        ("CNI_ARGS", _on_one_line(f"{key}={value}" for key, value in what.args)),
     ]
     output.facts([fact for fact in facts if fact[1]])
     output.table(Table(_COLUMNS, list(_rows(each))), wide=formats.current() == "wide")
     output.line("")
+
+
+def _on_one_line(texts: Iterable[str]) -> str:
+    return ", ".join(stderr.printable(text, keep="") for text in texts)
 
 
 def _rows(each: Detail) -> Iterator[tuple[str, str, str, str]]:

@@ -99,7 +99,7 @@ def _ran_in(kept: Intent, bin_dir: Path) -> bool:
 
 
 def _description(each: Attached, known_here: list[Uncleanable]) -> str:
-    name = f"{each.pod} ({each.container_id})" if each.pod else each.container_id
+    name = f"{each.shown} ({each.container_id})" if each.pod else each.shown
     text = f"{each.ifname} of {name} in {each.network}"
     return f"{text}, with {_what(known_here)}" if known_here else text
 

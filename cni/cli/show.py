@@ -232,7 +232,7 @@ def _rule_lines(found: Sequence[tuple[Attached, ruleset.Match]]) -> Iterator[str
 
 def container_name(each: Attached) -> str:
     """The pod, or else the container's id."""
-    return each.pod or each.container_id
+    return each.shown
 
 
 def age(since: float) -> str:

@@ -69,7 +69,16 @@ def require_ready(
 
     `with_rules`: also looks for the rules of attached containers.
     """
-    unasked = _ask(network, asked)
+    try:
+        unasked = _ask(network, asked)
+    except CNIError as error:
+        if os.geteuid() == 0:
+            raise
+        # The plugin has answered for a user who attaches nothing.
+        advice = "plugins run as root: ask them as root"
+        raise errors.NotPermitted(
+            error.msg, f"{error.details}; {advice}" if error.details else advice
+        ) from None
     found = _judged(network.name)
     wrong = [each for each in found if validate.stops_add(each)]
     if wrong:

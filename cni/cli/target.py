@@ -299,7 +299,7 @@ def listed(attachments: Iterable[Attached], live: Live | None = None) -> str:
     all_of_them = list(attachments)
     texts = []
     for each in all_of_them[:_LISTED]:
-        text = f"{each.ifname} of {each.pod or each.container_id} in {each.network}"
+        text = f"{each.ifname} of {each.shown} in {each.network}"
         if each.pod:
             text += f" (container {each.container_id})"
         texts.append(f"{text}, {each.state(live)}" if live is not None else text)

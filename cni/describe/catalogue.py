@@ -196,7 +196,20 @@ def find(path: str) -> tuple[Plugin, str, Key | None]:
     for key in described.args:
         if rest.lower() in (key.name.lower(), f"cni_args.{key.name.lower()}"):
             return described, f"CNI_ARGS.{key.name}", key
+    others = _ipam_plugins_with(rest)
+    if described.place != "ipam" and others:
+        raise Unknown(
+            f"{name} has no key {rest}, but IPAM plugins have: {', '.join(others)}",
+            f"write {others[0]}.{rest}",
+        )
     raise Unknown(f"{name} has no key {rest}", _like(rest, list(known)))
+
+
+def _ipam_plugins_with(path: str) -> list[str]:
+    """The IPAM plugins that have the key."""
+    wanted = path.lower()
+    found = [each for each in map(plugin, NAMES) if each is not None and each.place == "ipam"]
+    return [each.name for each in found if wanted in (known.lower() for known, _ in entries(each))]
 
 
 def _like(path: str, known: list[str]) -> str:

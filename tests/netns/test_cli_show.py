@@ -330,6 +330,19 @@ def test_names_that_a_terminal_would_obey(node: Node, container: Netns) -> None:
     assert json.loads(node.ok("ps", "--json"))[0]["pod"] == "a\x1b]0own\x07/b\u202ec"
 
 
+def test_a_name_does_not_begin_a_line(node: Node, container: Netns) -> None:
+    """What stands on a line of its own would be taken for what `cni` says."""
+    conf = node.network("net", "10.81.0.0/24")
+    pod = node.start(conf, container, "a/b\ncni: all is well")
+    texts = [node.person(*command)[1] for command in (["ps"], ["inspect", pod.cid], ["graph"])]
+    refused = [node.run("del", "net", pod.pod), node.run("gc", "net", "--all")]
+    texts += [done.stderr for done in refused]
+    assert [done.returncode for done in refused] == [5, 5]
+    for text in texts:
+        assert "all is well" in text
+        assert not re.search("^ *cni: all", text, re.MULTILINE), text
+
+
 def test_colour_only_where_it_is_wanted(node: Node, pods: dict[str, Pod]) -> None:
     assert "\x1b[32malive\x1b[0m" in node.person("ps", TERM="xterm")[1]
     assert "\x1b[31mgone\x1b[0m" in node.person("ps", TERM="xterm")[1]

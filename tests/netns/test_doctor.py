@@ -54,6 +54,24 @@ def test_a_node_on_which_nothing_is_wrong(node: Node, container: Netns) -> None:
     assert doctor(node) == []
 
 
+def test_what_another_user_is_told(node: Node, container: Netns) -> None:
+    """Nothing of what only this user may not do is said of the node."""
+    node.configure()
+    node.ok("add", "net", container.path)
+    for path in (node.bin_dir, node.net_d, node.data_dir):
+        for parent in (path, *path.parents):
+            if parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o055)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    argv = [*user, str(node.bin_dir / "cni")]
+    done = node.host.exec([*argv, "status", "net", "--json"], check=False, env=node.env, cwd="/")
+    assert done.returncode == 6, done
+    assert "as root" in json.loads(done.stdout)["details"]
+    done = node.host.exec([*argv, "doctor", "--json"], check=False, env=node.env, cwd="/")
+    found = json.loads(done.stdout)["findings"]
+    assert [each["level"] for each in found if each["area"] == "networks"] == ["note"]
+
+
 def test_forwarding_that_was_switched_off(node: Node, container: Netns) -> None:
     node.configure()
     node.ok("add", "net", container.path)

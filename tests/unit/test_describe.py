@@ -378,6 +378,8 @@ def test_every_key_is_explained(name: str, capfd: pytest.CaptureFixture[str]) ->
         ("host-local.ipam.rangess", 3, "did you mean ipam.ranges?"),
         ("buildkit-cni-bridge.mtu", 0, ""),
         ("nothing", 3, "there are"),
+        ("bridge.ipam.ranges.subnet", 3, "write host-local.ipam.ranges.subnet"),
+        ("bridge.ipam.qwertz", 3, "its keys are"),
         ("tuning.qwertz", 3, "its keys are sysctl"),
     ],
 )

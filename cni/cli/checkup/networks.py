@@ -27,6 +27,10 @@ def readable(situation: Situation) -> Iterator[Finding]:
 
 def ready(situation: Situation) -> Iterator[Finding]:
     """STATUS, and what an ADD would meet."""
+    if situation.networks and os.geteuid() != 0:
+        # Plugins would answer for this user, who cannot write to their directories.
+        yield Finding(NOTE, AREA, "plugins were not asked: only root can attach containers")
+        return
     for network in situation.networks:
         # What plugins write to stderr, the other checks find on their own.
         asked = Runtime(

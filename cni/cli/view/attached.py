@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from cni import intent
+from cni import intent, stderr
 from cni.intent import Intent
 from cni.ipam.host_local import usage
 from cni.netns.namespace import Identity
@@ -96,6 +96,14 @@ class Attached(msgspec.Struct):
         args = dict(self.args)
         pod = args.get("K8S_POD_NAME", "")
         return f"{args.get('K8S_POD_NAMESPACE', '')}/{pod}".lstrip("/") if pod else ""
+
+    @property
+    def shown(self) -> str:
+        """The pod, or else the container's id, on one line, for people.
+
+        A runtime's user may have chosen them.
+        """
+        return stderr.printable(self.pod or self.container_id, keep="")
 
     @property
     def addresses(self) -> list[str]:
