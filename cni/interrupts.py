@@ -89,9 +89,9 @@ def came() -> bool:
 def terminated(consequence: str = "") -> Terminated:
     """The error for the signal that came; `consequence` is what failed because of it."""
     details = "what an ADD had done was undone; try again"
-    return Terminated(
-        f"interrupted by {SIGNALS[_noted]}", f"{consequence}; {details}" if consequence else details
-    )
+    if consequence:  # which may have been this error, with a text of its caller's
+        details = f"{consequence.removesuffix(f'; {details}')}; {details}"
+    return Terminated(f"interrupted by {SIGNALS[_noted]}", details)
 
 
 class waiting:  # noqa: N801 used as a statement

@@ -366,6 +366,24 @@ def test_a_signal_cannot_be_swallowed(probe: Probe) -> None:
 
 
 @pytest.mark.usefixtures("_signals")
+def test_a_signal_that_got_another_text_is_told_once(probe: Probe) -> None:
+    def act(call: Call[Any]) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        try:
+            call.undo.callback(list)
+        except CNIError as error:
+            raise error.wrapped("cannot make rules: ") from None
+
+    probe.action = act
+    _, body = ask()
+    assert body is not None
+    assert body["msg"] == "interrupted by SIGTERM"
+    assert body["details"] == (
+        "cannot make rules: interrupted by SIGTERM; what an ADD had done was undone; try again"
+    )
+
+
+@pytest.mark.usefixtures("_signals")
 def test_a_signal_ends_a_wait(probe: Probe) -> None:
     def act(_call: Call[Any]) -> None:
         timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,))
