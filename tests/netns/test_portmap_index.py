@@ -337,6 +337,19 @@ def test_a_failed_add_leaves_no_chain_of_its_network(
         )
 
 
+def test_the_last_del_leaves_the_rules_of_an_administrator(node: Node, container: Netns) -> None:
+    """Those in a chain of their own: the table stays for them."""
+    add(node, container, 1, [tcp(8080)]).succeeded()
+    node.host.exec(["nft", f"add chain ip {TABLE} mine; add rule ip {TABLE} mine counter"])
+    delete(node, 1)
+    assert "chain mine" in node.host.exec(["nft", "list", "table", "ip", TABLE]).stdout
+    add(node, container, 1, [tcp(8080)]).succeeded()
+    assert_exact(node)
+    node.host.exec(["nft", "delete", "chain", "ip", TABLE, "mine"])
+    delete(node, 1)
+    assert TABLE not in node.host.exec(["nft", "list", "ruleset"]).stdout
+
+
 def test_of_two_who_want_a_port_with_conditions_one_gets_it(node: Node, container: Netns) -> None:
     """The losers take back the chain that nft made for them, unless the winner uses it."""
     keys = {"name": "net2", **CONDITIONS}

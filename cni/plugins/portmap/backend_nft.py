@@ -47,6 +47,7 @@ from .nft_chains import (
     MAPS,
     NAMES,
     NETWORK_CHAIN,
+    OWN_CHAINS,
     REFERENCE_CHAIN,
     TABLE,
     Chain,
@@ -362,7 +363,8 @@ def _removals(family: str, gone: Elements) -> list[Change]:
     unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]
     others = (c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading)
     is_last = len(unused) == len(set(leading)) and not any(has_others(chain) for chain in others)
-    if is_last and _is_empty_without(family, gone):
+    is_ours = all(chain.startswith(OWN_CHAINS) for chain in counts)
+    if is_last and is_ours and _is_empty_without(family, gone):
         return [Table(family, TABLE).without_table()]
     changes = [
         change
