@@ -8,6 +8,8 @@ gc            of a network's attachments whose namespace is gone
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -121,8 +123,10 @@ def check(network: str, where: str, container: str, ifname: str | None, cache_di
                 f"{what.ifname} in {what.netns} is not attached to {network}",
                 "nothing on this node says that it ever was; `cni ps` shows what is attached",
             )
-        with hinting("" if what.is_direct else _runtime_hint(what)):
-            runtime(cache_dir, interrupts).check(network_list, given(what))
+        executor = runtime(cache_dir, interrupts)
+        hint = "" if what.is_direct else _runtime_hint(what)
+        with hinting(hint), _naming_missing(executor.cache.path(given(what))):
+            executor.check(network_list, given(what))
     checked = not network_list.disable_check
     switched_off = "" if checked else " (disableCheck: nothing was checked)"
     value = {**what.as_dict(live), "checked": checked}
@@ -286,6 +290,18 @@ def _described(what: Attached) -> str:
     if what.netns:
         return f"{what.ifname} in {what.netns}"
     return f"{what.ifname} of container {what.container_id}"
+
+
+@contextmanager
+def _naming_missing(kept: str) -> Iterator[None]:
+    """After a CNIError in the block: is there no kept result, which CHECK compares with?"""
+    try:
+        yield
+    except CNIError as error:
+        if not os.path.lexists(kept):
+            why = f"CHECK compares with the result of ADD, and there is no {kept}"
+            error.details = f"{error.details}; {why}" if error.details else why
+        raise
 
 
 def _runtime_hint(what: Attached) -> str:

@@ -124,6 +124,8 @@ def test_without_cache_the_reservation_says_who(
     pod = node.start(conf, container, bin_dir=plugins, cached=False)
     with nothing_changes(node, pod):
         assert node.run("del", "net", container.path).returncode == 5
+        error = node.json("check", "net", "--id", pod.cid, code=1)
+        assert f"there is no {node.cache}/results/net-{pod.cid}-eth0" in error["details"]
     assert node.json("del", "net", "--id", pod.cid[:8], "--force")["containerID"] == pod.cid
     assert node.leases("net") == {}
 
