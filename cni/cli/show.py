@@ -133,8 +133,9 @@ def ps(network: str | None, cache_dir: str) -> None:
 def ports(port: str | None, cache_dir: str) -> None:
     """Show which ports of this node lead to which containers; or who has PORT (8080, 53/udp).
 
-    `published` has rules in the packet filter; `no rule` was asked for by an ADD and has none, so
-    that `cni reload` makes it again; `dead` leads to a container whose namespace is gone.
+    `published` has rules in the packet filter; `no rule` was asked for by an ADD and has none:
+    `cni reload` makes it again, unless the Go plugins had made it; `dead` leads to a container
+    whose namespace is gone.
 
     \b
     See also: cni rules, cni reload

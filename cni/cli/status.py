@@ -162,5 +162,9 @@ def _checked(name: str, kept: intent.Intent) -> str:
     if not code:
         return ""
     error = msgspec.json.decode(answer)
-    text = f"{error.get('msg', '')} {error.get('details', '')}"
-    return str(error.get("msg", "")) if "cni reload" in text else ""
+    msg, details = str(error.get("msg", "")), str(error.get("details", ""))
+    if "cni reload" not in f"{msg} {details}":
+        return ""
+    # CHECK names other differences first, such as an interface that the container has renamed.
+    others = details.removeprefix("also: ")
+    return others if "cni reload" not in msg and others != details else msg

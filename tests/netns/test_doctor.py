@@ -54,6 +54,30 @@ def test_a_node_on_which_nothing_is_wrong(node: Node, container: Netns) -> None:
     assert doctor(node) == []
 
 
+def test_ports_of_the_go_plugins(node: Node, container: Netns, go_bin_dir: Path) -> None:
+    """Of what they made nothing is noted: to reload would not help."""
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    conf = node.network("net", "10.81.0.0/24", portmap)
+    ports = {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}
+    pod = node.start(conf, container, bin_dir=go_bin_dir, capabilities=ports)
+    assert doctor(node) == []
+    node.host.exec(["nft", "flush", "ruleset"])
+    [found] = doctor(node)
+    assert found["level"] == "error"
+    assert f"8080/tcp of {pod.pod} in net" in found["text"]
+    assert found["mend"] == f"cni inspect {pod.cid}"
+
+
+def test_rules_are_named_not_what_else_is_different(node: Node, container: Netns) -> None:
+    node.configure(ipMasq=True)
+    node.ok("add", "net", container.path)
+    container.exec(["ip", "link", "set", "eth0", "down"])
+    container.exec(["ip", "link", "set", "eth0", "name", "lan0"])
+    node.host.exec(["nft", "flush", "ruleset"])
+    [found] = doctor(node)
+    assert "masquerading" in found["text"]
+
+
 def test_what_another_user_is_told(node: Node, container: Netns) -> None:
     """Nothing of what only this user may not do is said of the node."""
     node.configure()

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 
 from cni import files, process
 from cni.cli import status
+from cni.cli.view import attachments, published, ruleset
+from cni.cli.view.attached import Attached, Places
+from cni.cli.view.namespaces import Live
 from cni.kernel.errors import NetlinkError
 from cni.netfilter.table import drop_policies
 from cni.plugins.firewall.want import SYSTEM_BUS
@@ -131,8 +134,36 @@ def flushed(situation: Situation) -> Iterator[Finding]:
     missing = [text for network in situation.networks for text in status.flushed(network)]
     for text in missing:
         yield Finding(ERROR, AREA, f"rules are gone: {text}", "cni reload")
-    if situation.networks and not missing:
+    lost = _lost_ports(situation) if os.geteuid() == 0 else {}
+    for name, (attached, ports) in lost.items():
+        text = (
+            f"ports are not published any more: {', '.join(ports)} of {attached.shown} in "
+            f"{attached.network}; the plugins that attached it noted nothing for `cni reload`: "
+            "create the container anew"
+        )
+        yield Finding(ERROR, AREA, text, f"cni inspect {name}")
+    if situation.networks and not missing and not lost:
         yield Finding(OK, AREA, "the rules of attached containers are there")
+
+
+def _lost_ports(situation: Situation) -> dict[str, tuple[Attached, list[str]]]:
+    """By container: what the Go plugins published for those that live, and has no rule now."""
+    live = Live()
+    with_portmap = situation.networks_with("portmap")
+    alive = [
+        each
+        for each in attachments.gather(Places.of(situation.cache_dir))
+        if each.network in with_portmap and not each.intents and not each.is_dead(live)
+    ]
+    lost: dict[str, tuple[Attached, list[str]]] = {}
+    if not any(port for each in alive for port in published.wanted(each)):
+        return lost
+    for port in published.find(ruleset.read(), alive):
+        if port.state == published.MISSING and port.owner is not None:
+            _, names = lost.setdefault(port.owner.container_id, (port.owner, []))
+            if port.name not in names:
+                names.append(port.name)
+    return lost
 
 
 CHECKS = (variants, drops, firewalld, flushed)
