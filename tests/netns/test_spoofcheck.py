@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.kernel import link
 from cni.kernel.errors import NetlinkError
 from cni.netfilter import nft
 from cni.netfilter.table import Table
-from cni.plugins.bridge import spoofcheck
+from cni.plugins.bridge import plugin, spoofcheck
 from cni.protocol.errors import CNIError
 from tests.harness import Netns, nft_rules, nft_tables
 from tests.harness import nft as nft_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from cni.kernel.link import Link
+    from cni.kernel.netlink import Netlink
 
 MAC, OTHER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:99"
 REF = f"{'c1' * 32}-eth0"  # as runtimes name containers: 64 hexadecimal digits
@@ -98,11 +102,11 @@ def test_teardown_takes_only_its_own(host: Netns) -> None:
 @pytest.mark.parametrize("length", [110, 111, 128, 200, 500])
 def test_long_references(host: Netns, length: int) -> None:
     first, second = "d" * (length - 1) + "1", "d" * (length - 1) + "2"
-    for ref, link in ((first, "veth1"), (second, "veth2")):
-        host.run(spoofcheck.setup, ref, link, MAC)
+    for ref, name in ((first, "veth1"), (second, "veth2")):
+        host.run(spoofcheck.setup, ref, name, MAC)
     assert len(rules(host, "PREROUTING")) == 2
     assert len(chains(host)) == 5
-    host.run(spoofcheck.gc, {"veth1"})
+    host.run(spoofcheck.gc, lambda: {"veth1"})
     [rule] = rules(host, "PREROUTING")
     assert rule["expr"][0]["match"]["right"] == "veth1"
     host.run(spoofcheck.teardown, first)
@@ -114,12 +118,31 @@ def test_gc(host: Netns) -> None:
         host.run(spoofcheck.setup, f"c{number}-eth0", f"veth{number}", MAC)
     host.exec(["nft", "add", "rule", "bridge", "nat", "PREROUTING", "counter"])
     host.exec(["nft", "add", "chain", "bridge", "nat", "mine"])
-    host.run(spoofcheck.gc, {"lo", "veth1", "veth3"})
+    host.run(spoofcheck.gc, lambda: {"lo", "veth1", "veth3"})
     refs = [rule.get("comment") for rule in rules(host, "PREROUTING")]
     assert refs == ["macspoofchk-c1-eth0", "macspoofchk-c3-eth0", None]
-    host.run(spoofcheck.gc, set())
+    host.run(spoofcheck.gc, set)
     assert sorted(chains(host)) == ["PREROUTING", "mine"]
     assert len(rules(host, "PREROUTING")) == 1
+
+
+def test_gc_leaves_an_add_alone_that_comes_meanwhile(
+    host: Netns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that makes its link after all links were listed, and its rules at once."""
+    list_all = link.list_all
+
+    def listed_just_before(sock: Netlink) -> list[Link]:
+        links = list_all(sock)
+        host.ip("link", "add", "veth2", "type", "veth", "peer", "name", "peer2")
+        spoofcheck.setup("c2-eth0", "veth2", MAC)
+        return links
+
+    host.run(spoofcheck.setup, "c1-eth0", "veth1", MAC)
+    monkeypatch.setattr(link, "list_all", listed_just_before)
+    host.run(plugin._collect_spoofchecks)
+    second = "cni-br-iface-c2-eth0"
+    assert sorted(chains(host)) == ["PREROUTING", second, f"{second}-mac"]
 
 
 def test_setup_fails(host: Netns) -> None:

@@ -358,7 +358,7 @@ def _collect_spoofchecks() -> None:
     from . import spoofcheck
 
     with Netlink() as host:
-        spoofcheck.gc({device.name for device in link.list_all(host)})
+        spoofcheck.gc(lambda: {device.name for device in link.list_all(host)})
 
 
 def status(call: Call[Conf]) -> None:

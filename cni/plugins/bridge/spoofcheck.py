@@ -9,6 +9,7 @@ does not contain the network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from errno import ENOENT
 from typing import Any
 
@@ -113,20 +114,23 @@ def teardown(owner_ref: str) -> None:
         )
 
 
-def gc(live_host_links: set[str]) -> None:
-    """Remove the rules of host links that are gone, that is not in `live_host_links`.
+def gc(list_links: Callable[[], set[str]]) -> None:
+    """Remove the rules of host links that are gone.
 
-    A rule does not say to which network it belongs, so those of other links must stay. Raises
-    CNIError.
+    `list_links` gives the names of all links. It is called after the rules were read: an ADD makes
+    the link first. A rule does not say to which network it belongs, so those of other links must
+    stay. Raises CNIError.
     """
     try:
         rules = _TABLE.find_rules(_BASE, _COMMENT)
     except Unusable:
         return
-    errors = []
+    if not rules:
+        return
+    errors, live_links = [], list_links()
     for rule in rules:
         link = rule.compared[0].split(b"\0", 1)[0].decode(errors="replace") if rule.compared else ""
-        if link in live_host_links:
+        if link in live_links:
             continue
         try:
             teardown(rule.comment.removeprefix(_COMMENT))
