@@ -478,7 +478,9 @@ def _version_reply(plugin: Plugin) -> bytes:
 def _unexpected(error: BaseException) -> CNIError:
     """Any other exception as an error 999; a defect's traceback goes to stderr."""
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError | standins.Insufficient):
+    if isinstance(error, OSError):
+        return from_exception(error)
+    if isinstance(error, standins.Insufficient):
         return CNIError(text)
     if standins.doubt is None:  # else the process begins anew, and may well succeed
         import traceback

@@ -195,7 +195,7 @@ def _judge_unknown(part: Part) -> None:
         part.report.add(member or part.node, "missing-key", path, message)
         return
     like = catalogue.near(part.type, list(catalogue.NAMES))
-    if like:
+    if like and not part.type.endswith(f"-{like}"):  # a link of ours, or another project's plugin
         message = f"unknown plugin {part.type}"
         part.report.add(member, "unknown-plugin", path, message, f"did you mean {like}?")
 

@@ -228,8 +228,9 @@ class Executor:
 
 
 def _lost(error: Exception) -> ExecutorDied:
-    text = "the process working in the network namespace was lost"
-    return ExecutorDied(f"{text}: {error or 'killed'}")
+    reason = (getattr(error, "strerror", None) or str(error) or "killed").lower()
+    advice = "" if os.path.isdir("/proc/self") else "mount /proc: it is not there"
+    return ExecutorDied(f"the process working in the network namespace was lost: {reason}", advice)
 
 
 # --- frames ---------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ docs/spec/protocol.md §3.3 and the CNI specification, "Error".
 
 from __future__ import annotations
 
+import errno
+
 
 class CNIError(Exception):
     """A failure that ends in the JSON error object on stdout."""
@@ -97,8 +99,35 @@ def from_exception(error: Exception) -> CNIError:
     """
     if isinstance(error, CNIError):
         return error
+    if isinstance(error, OSError) and error.strerror and not hasattr(error, "msg"):
+        return _of_system(error)
     msg = getattr(error, "msg", "") or str(error) or type(error).__name__
     return CNIError(msg, getattr(error, "details", ""))
+
+
+# Here and not in a module of its own: where too few files can be opened none can be imported.
+_ADVICE = {
+    errno.EMFILE: "this process may open too few files: raise its limit (ulimit -n, LimitNOFILE=)",
+    errno.ENFILE: "too many files are open on this node: raise the sysctl fs.file-max",
+    errno.ENOMEM: "there is not enough memory, or its limit is too low",
+    errno.ENOSPC: "make room on that file system, then try again",
+    errno.ENOSYS: "the kernel is older than 4.18, or a filter (seccomp) forbids the call",
+}
+
+
+def advice_for(error: OSError) -> str:
+    """What helps against an error that is not about a certain file; empty if none is known."""
+    return _ADVICE.get(error.errno or 0, "")
+
+
+def _of_system(error: OSError) -> CNIError:
+    """What the operating system refused, with what helps, if that is known."""
+    text, path = (error.strerror or "").lower(), error.filename or ""
+    name = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else str(path)
+    advice = advice_for(error)
+    if error.errno == errno.ENOENT and name.startswith("/proc/self/"):
+        advice = "is /proc mounted?"
+    return CNIError(f"{name}: {text}" if name else text, advice)
 
 
 def join(errors: list[CNIError]) -> CNIError:

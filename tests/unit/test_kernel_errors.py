@@ -75,8 +75,25 @@ def test_it_becomes_an_error_999(error: KernelError) -> None:
 def test_other_exceptions() -> None:
     own = InvalidConfig("m", "d")
     assert from_exception(own) is own
-    assert from_exception(OSError(errno.ENOENT, "gone", "/x")).msg == "[Errno 2] gone: '/x'"
+    assert from_exception(OSError(errno.ENOENT, "Gone", "/x")).msg == "/x: gone"
+    assert from_exception(OSError("text")).msg == "text"
     assert from_exception(ValueError()).msg == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("error", "msg", "advice"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files", "LimitNOFILE="),
+        (OSError(errno.ENOSYS, "Function not implemented"), "function not implemented", "seccomp"),
+        (OSError(errno.ENOENT, "No such file", "/proc/self/x"), "/proc/self/x: no such", "mounted"),
+        (OSError(errno.EIO, "Input/output error", b"/x"), "/x: input/output error", ""),
+    ],
+)
+def test_errors_of_the_system_say_what_helps(error: OSError, msg: str, advice: str) -> None:
+    told = from_exception(error)
+    assert msg in told.msg
+    assert advice in told.details
+    assert "Errno" not in told.msg
 
 
 def test_what_the_kernel_refused_is_an_os_error() -> None:

@@ -153,6 +153,12 @@ def test_any_case_null_and_foreign_keys(judge: Judge) -> None:
     assert judge.of(conflist(plugin, nerdctlID="12", nerdctlLabels={}, disableGC="True")) == []
 
 
+@pytest.mark.parametrize("name", ["my-portmap", "my-host-device", "x-bridge"])
+def test_a_prefix_is_no_misspelling(judge: Judge, name: str) -> None:
+    """A link to the file, or another project's plugin."""
+    assert judge.of(conflist({"type": name})) == []
+
+
 def test_plugins_of_others(judge: Judge) -> None:
     ipam = {"type": "whereabouts", "range": "10.0.0.0/8"}
     value = conflist({"type": "calico", "any": {"thing": 1}}, {"type": "sbr"})
@@ -337,6 +343,7 @@ FAULTS = [
     ([{**BRIDGE, "ipam": {"type": "bridge"}}], "type-of-plugin", "bridge", "no IPAM plugin"),
     ([{"type": "host-local", "subnet": "10.0.0.0/8"}], "type-of-plugin", "host-local", "IPAM"),
     ([{"type": "brigde"}], "unknown-plugin", "brigde", "did you mean bridge?"),
+    ([{"type": "myportmap"}], "unknown-plugin", "myportmap", "did you mean portmap?"),
     ([{"tpye": "bridge"}], "missing-key", "tpye", "type is missing"),
     ([{"type": "vlan", "ipam": {"type": "dhcp"}}], "missing-key", "vlan", "master"),
     (

@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from ... import files, lockfile
-from ...protocol.errors import CNIError
+from ...protocol.errors import CNIError, advice_for
 from . import reservation
 from .reservation import LOCK
 from .store import INDEX_SUFFIX, Store
@@ -213,7 +213,7 @@ _ADVICE = (
 def explain(operation: str, path: str, error: OSError) -> CNIError:
     """``open <path>: permission denied``, as the reference would say."""
     reason = error.strerror or str(error)
-    return CNIError(f"{operation} {path}: {reason.lower()}", _ADVICE)
+    return CNIError(f"{operation} {path}: {reason.lower()}", advice_for(error) or _ADVICE)
 
 
 def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
