@@ -14,6 +14,7 @@ from cni import files, process
 from cni.kernel import netlink as nl
 from cni.netfilter import compiler, iptables, nft
 from cni.netfilter.table import Rule, parse_rule
+from cni.netns.executor import Executor
 from cni.owner import Owner
 from cni.plugins.bridge import spoofcheck
 from cni.plugins.shared.masquerade import backend_iptables as masquerade
@@ -140,6 +141,7 @@ def test_run_interrupted() -> None:
     def expire(number: int, frame: object) -> None:
         raise Timeout
 
+    Executor.discard_idle()  # children of tests that ran before
     before = signal.signal(signal.SIGALRM, expire)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.1)
