@@ -19,6 +19,7 @@ from cni.kernel.errors import NetlinkError
 from cni.kernel.netlink import Netlink
 from cni.kernel.route import show as routes_of
 from cni.protocol.errors import CNIError
+from cni.protocol.request import check_ifname
 
 from . import configurations, errors, formats, plan_ipam, validate
 from .completion import Network as NetworkName
@@ -67,6 +68,10 @@ def plan(name: str, ifname: str) -> None:
     Example:  cni plan mynet
     See also: cni status, cni validate, cni explain
     """  # noqa: D301 - click wants the control character
+    try:
+        check_ifname(ifname)
+    except CNIError as error:
+        raise click.BadParameter(f"{error}", param_hint="-i") from None
     judgement = validate.judge(configurations.files_of_network(name))
     findings = judgement.findings()
     wrong = [each for each in findings if validate.stops_add(each)]

@@ -99,6 +99,8 @@ def _ask(network: conflist.NetworkList, asked: Runtime) -> list[str]:
     Networks older than STATUS are shown to the plugins of this file as if they were of 1.1.0.
     """
     try:
+        if not versions.at_least(versions.CURRENT, network.version):
+            return []  # of a version that no plugin speaks: judged later
         is_new = versions.at_least(network.version, "1.1.0")
     except CNIError:
         return []  # judged later

@@ -269,7 +269,7 @@ def _judge_routes(part: Part, ipam: Node, path: str) -> None:
         if len(packed) != len(dst.ip):
             message = f"the next hop {hop.node.scalar} is not of the family of {dst}"
             where = f"{path}.routes[{index}].gw"
-            part.report.add(hop.node, "gateway", where, message, "the kernel refuses the route")
+            part.report.add(hop.node, "value", where, message, "the kernel refuses the route")
 
 
 # --- several networks ---

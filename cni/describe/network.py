@@ -132,9 +132,13 @@ def _is_known(text: str) -> bool:
 
 
 def _judge_list(network: Network, root: Node) -> None:
-    """Judge a list's own keys, and each plugin."""
+    """Judge a list's own keys, and each plugin.
+
+    Plugins may also be in files beside it: that there are none is judged when those were read.
+    """
+    any_plugins = Many(Record((), is_open=True))
     keys = tuple(
-        replace(key, kind=Many(Record((), is_open=True))) if key.name == "plugins" else key
+        replace(key, kind=any_plugins, required=False) if key.name == "plugins" else key
         for key in LIST
     )
     engines = [each for each in root.members if each.key.lower() not in _ENGINES]

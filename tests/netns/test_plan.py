@@ -39,6 +39,25 @@ def bridge(node: Node, **keys: Any) -> dict[str, Any]:
     return {"type": "bridge", "bridge": "br9", "isGateway": True, "ipam": ipam, **keys}
 
 
+def test_an_interface_that_no_add_makes(node: Node) -> None:
+    configure(node, bridge(node))
+    for name in ("longer-than-the-kernel-takes", "a/b", ""):
+        argv = [str(node.bin_dir / "cni"), "plan", "net", "-i", name]
+        done = node.host.exec(argv, env=node.env, cwd="/", check=False)
+        assert done.returncode == 2, done
+
+
+def test_a_version_that_no_plugin_speaks(node: Node) -> None:
+    """It is named by `status`, which cannot ask plugins in it."""
+    configure(node, bridge(node))
+    file = node.net_d / "10-net.conflist"
+    file.write_text(file.read_text().replace('"1.0.0"', '"1.2.0"'))
+    argv = [str(node.bin_dir / "cni"), "status", "net"]
+    done = node.host.exec(argv, env=node.env, cwd="/", check=False)
+    assert done.returncode == 50, done
+    assert 'cniVersion is "1.2.0"' in done.stderr
+
+
 def test_it_says_what_add_does(node: Node, container: Netns, container2: Netns) -> None:
     configure(
         node,

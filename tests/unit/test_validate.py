@@ -443,13 +443,13 @@ FAULTS = [
     ),
     (
         [host_local(subnet="10.0.0.0/24", routes=[{"dst": "0.0.0.0/0", "gw": "fd00::1"}])],
-        "gateway",
+        "value",
         "gw",
         "not of the family",
     ),
     (
         [{"type": "dummy", "ipam": STATIC | {"routes": [{"dst": "::/0", "gw": "10.0.0.1"}]}}],
-        "gateway",
+        "value",
         "gw",
         "not of the family",
     ),
@@ -515,6 +515,14 @@ def test_faults_of_a_list(judge: Judge, keys: dict[str, Any], code: str, words: 
     found = judge.of({**conflist(BRIDGE), **keys})
     assert code in codes(found)
     assert any(words in f"{each.message} {each.advice}" for each in found)
+
+
+def test_a_list_without_plugins_is_one_fault(judge: Judge) -> None:
+    conf = {"cniVersion": "1.0.0", "name": "mynet"}
+    assert codes(judge.of(conf)) == ["missing-key"]
+    judge.write("mynet/10-lo.conf", {"type": "loopback"})  # where libcni finds it
+    assert judge.of(conf) == []
+    assert codes(judge.of({**conf, "loadOnlyInlinedPlugins": True})) == ["missing-key"]
 
 
 def test_versions_of_plugins(judge: Judge) -> None:
