@@ -211,8 +211,9 @@ def _require_valid(directory: str, name: str, conf: dict[str, Any]) -> None:
         each for each in found if each.severity == ERROR and each.code != "missing-plugin"
     ]
     if wrong:
-        more = "; ".join(f"{each.message}: {each.advice}".removesuffix(": ") for each in wrong)
-        raise errors.CommandError(f"the network would not work: {wrong[0].message}", more)
+        more = [f"{each.message}: {each.advice}".removesuffix(": ") for each in wrong[1:]]
+        details = "; ".join(filter(None, [wrong[0].advice, *more]))
+        raise errors.CommandError(f"the network would not work: {wrong[0].message}", details)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-from cni.protocol.address import Prefix, format_ip
+from cni.protocol.address import InvalidAddress, Prefix, format_ip
 
 VERSION = "1.0.0"  # what every runtime that is in use speaks
 DRIVERS = ("bridge", "ptp", "macvlan", "ipvlan", "vlan")
@@ -94,5 +94,8 @@ def parse_range(text: str) -> tuple[str, str]:
 
     if "-" not in text or "/" in text:
         raise ValueError("a range is like 10.0.0.10-10.0.0.99")
-    width, low, high = excluded(text)
+    try:
+        width, low, high = excluded(text)
+    except InvalidAddress as error:  # its advice is about the key `exclude`
+        raise ValueError(f"{error.msg}; a range is like 10.0.0.10-10.0.0.99") from None
     return format_ip(low.to_bytes(width, "big")), format_ip(high.to_bytes(width, "big"))
