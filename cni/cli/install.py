@@ -19,7 +19,7 @@ from cni.install import units as install_units
 from cni.install.place import Place
 from cni.protocol.errors import CNIError
 
-from . import formats, output
+from . import errors, formats, output
 from .session import CACHE_DIR
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def install(
             link=_link_directory(place, link, client_only=client_only),
         )
     except InstallError as error:
-        raise click.ClickException(str(error)) from error
+        raise _failed(error) from error
     report.warnings += warnings
     below = f" of {place.root}" if place.root else ""
     _show(report, f"cni {report.build} is in {report.bin_dir}{below} and {_runs_with(report)}")
@@ -209,7 +209,7 @@ def uninstall(
     try:
         report = uninstall_file(bin_dir, paths, root=root)
     except InstallError as error:
-        raise click.ClickException(str(error)) from error
+        raise _failed(error) from error
     report.warnings += warnings
     report.warnings += [
         f"stays: {text}" for text in remaining.shortened([each.text for each in stay])
@@ -246,3 +246,11 @@ def _show(report: Report, headline: str) -> None:
             output.line(f"  {what}: {', '.join(names)}")
     for warning in report.warnings:
         output.line(f"warning: {warning}", err=True)
+
+
+def _failed(error: InstallError) -> Exception:
+    """What the command ends with: NotPermitted where the system has refused it to this user."""
+    if isinstance(error.__cause__, PermissionError):
+        what, _, remedy = str(error).partition("; ")
+        return errors.NotPermitted(what, remedy)
+    return click.ClickException(str(error))

@@ -84,14 +84,15 @@ def serve(
 
 
 def _status(path: str) -> str:
-    """What the server says of itself, a JSON object. Raises ClickException."""
+    """What the server says of itself, a JSON object. Raises ClickException, NotPermitted."""
     from cni.server.status import ask
 
     try:
         return ask(path, timeout=10)
     except PermissionError as error:
-        raise click.ClickException(
-            f"cannot ask the server on {path}: {(error.strerror or '').lower()}; this needs root"
+        refusal = (error.strerror or str(error)).lower()
+        raise errors.NotPermitted(
+            f"cannot ask the server on {path}: {refusal}", "this needs root"
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -381,3 +381,18 @@ def test_not_root(node: Node, arguments: list[str]) -> None:
     )
     assert done.returncode == 6, done.stderr
     assert "only root can" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_a_directory_of_root(node: Node, tmp_path: Path, command: str) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    for path in (node.bin_dir, theirs):
+        for parent in (path, *path.parents):
+            if parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o055)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    argv = [*user, str(node.bin_dir / "cni"), command, "--bin-dir", str(theirs)]
+    done = node.host.exec(argv, check=False, env=node.env, cwd="/")
+    assert done.returncode == 6, done
+    assert "Permission denied; run as root" in done.stderr

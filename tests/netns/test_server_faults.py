@@ -265,7 +265,7 @@ def test_status_for_another_user_says_that_it_needs_root(server: Server) -> None
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
+    assert done.returncode == 6
     expected = f"cannot ask the server on {server.socket}: permission denied; this needs root"
     assert expected in done.stderr
 
