@@ -2,7 +2,8 @@
 
 The kernel finds it whatever holds it: a process, a mount in whatever mount namespace, or a mere
 descriptor. So it also says for certain when a namespace is gone, to a caller that may open all: to
-others it says the same of those that they may not open (do_handle_to_path in fs/fhandle.c).
+others it says the same of those that they may not open (do_handle_to_path in fs/fhandle.c, and
+may_see_all_namespaces in kernel/nscommon.c).
 linux/nsfs.h has the layout of the handle.
 """
 
@@ -19,7 +20,8 @@ _HANDLE = struct.Struct("=IiQII")  # struct file_handle, with a struct nsfs_file
 _SIZE, _FILEID_NSFS = 16, 0xF1
 _FD_NSFS_ROOT = -10003
 _CLONE_NEWNET = 0x40000000
-_FIRST_USER_NAMESPACE = 0xEFFFFFFD  # its inode (linux/nsfs.h)
+# Inodes of the first namespaces (linux/nsfs.h).
+_FIRST = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 
 class Unknown(Exception):
@@ -39,19 +41,23 @@ def reopen(noted: Identity) -> int | None:
     try:
         return int(syscalls.open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
-        if error.errno == ESTALE and _may_open_all():
+        if error.errno == ESTALE and may_open_all():
             return None
         if error.errno in TRANSIENT:
             raise
         raise Unknown from None
 
 
-def _may_open_all() -> bool:
-    """Has this process CAP_SYS_ADMIN over every user namespace?"""
+def may_open_all() -> bool:
+    """Has this process CAP_SYS_ADMIN over every namespace, and is it in the first PID namespace?
+
+    In a container with a PID namespace of its own Linux 6.19 and later open only the caller's own.
+    """
     from ..kernel import capability
 
     try:
-        is_first = os.stat("/proc/self/ns/user").st_ino == _FIRST_USER_NAMESPACE
+        if any(os.stat(f"/proc/self/ns/{kind}").st_ino != its for kind, its in _FIRST.items()):
+            return False
     except OSError:
         return False
-    return is_first and capability.is_effective("CAP_SYS_ADMIN")
+    return capability.is_effective("CAP_SYS_ADMIN")

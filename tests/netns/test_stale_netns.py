@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.netns import identify
+from cni.netns import handle, identify
 from tests.harness import (
     Snapshot,
     difference,
@@ -219,10 +219,20 @@ def assert_nothing_left(plugin: str, runtime: Runtime, container: Netns, leases:
 LOST = ["missing", "empty", "plain file", "another namespace", "another mount", "descriptor"]
 
 
-def numbered() -> bool:
-    """Does the kernel find a namespace by its number?"""
-    here = identify("/proc/self/ns/net")
-    return here is not None and here.number > 0
+def opens_by_number(ns: Netns) -> bool:
+    """Does the kernel open a namespace by its number for this process?"""
+    noted = identify(ns.path)
+    try:
+        fd = handle.reopen(noted) if noted else None
+    except handle.Unknown:
+        return False
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
+BY_NUMBER = "needs NS_GET_ID (Linux 6.18), and from 6.19 on the first PID namespace"
 
 
 @pytest.mark.parametrize("lost", LOST)
@@ -239,8 +249,8 @@ def test_a_namespace_that_is_held_otherwise(
     if lost == "another mount":
         Pinned.bind(container, tmp_path / "held")  # type: ignore[arg-type]
     elif lost == "descriptor":
-        if not numbered():
-            pytest.skip("needs Linux 6.18 (NS_GET_ID)")
+        if not opens_by_number(container):
+            pytest.skip(BY_NUMBER)
     else:
         container.popen(["sleep", "600"])
     container.unname()
@@ -281,8 +291,8 @@ def test_an_add_after_a_namespace_that_only_a_descriptor_holds(
     plugin: str, runtime: Runtime, container: Netns, container2: Netns, tmp_path: Path
 ) -> None:
     """Nobody is in it: its link makes way."""
-    if not numbered():
-        pytest.skip("needs Linux 6.18 (NS_GET_ID)")
+    if not opens_by_number(container):
+        pytest.skip(BY_NUMBER)
     leases = tmp_path / "leases"
     conf = attach(plugin, runtime, container, leases)
     container.unname()
@@ -324,8 +334,8 @@ def test_a_process_that_could_not_be_looked_at(
     leases, path = tmp_path / "leases", container.path
     conf = attach(plugin, runtime, container, leases)
     holder = f"/proc/{container.popen(['sleep', '600']).pid}/ns/net"
+    where = "" if opens_by_number(container) else holder
     container.unname()
-    where = "" if numbered() else holder
     done = delete_with_fault(plugin, conf, runtime, path, where, "EMFILE", tmp_path)
     assert done.returncode
     assert reserved(leases)
