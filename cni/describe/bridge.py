@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import ARG_MAC, BACKEND, IPAM, OVERRIDING_DNS, RUNTIME_MAC, args, runtime
+from .common import ARG_MAC, BACKEND, IP_MASQ, IPAM, OVERRIDING_DNS, RUNTIME_MAC, args, runtime
 from .model import Flag, Key, Many, Number, Plugin, Record, Rule, Text
 
 _TRUNK = Record(
@@ -49,13 +49,7 @@ PLUGIN = Plugin(
             default=False,
             example=True,
         ),
-        Key(
-            "ipMasq",
-            Flag(),
-            "masquerade packets that leave the subnet",
-            default=False,
-            example=True,
-        ),
+        IP_MASQ,
         BACKEND,
         Key(
             "mtu",

@@ -82,6 +82,13 @@ OVERRIDING_DNS = Key(
     example={"nameservers": ["192.0.2.53"]},
 )
 
+IP_MASQ = Key(
+    "ipMasq",
+    Flag(),
+    "masquerade packets that leave the subnet",
+    default=False,
+    example=True,
+)
 BACKEND = Key(
     "ipMasqBackend",
     Text(values=("iptables", "nftables")),

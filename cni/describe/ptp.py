@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import BACKEND, IPAM, OVERRIDING_DNS, VETH_MTU
-from .model import Flag, Key, Plugin, Rule, Text
+from .common import BACKEND, IP_MASQ, IPAM, OVERRIDING_DNS, VETH_MTU
+from .model import Key, Plugin, Rule, Text
 
 PLUGIN = Plugin(
     name="ptp",
@@ -18,13 +18,7 @@ PLUGIN = Plugin(
             required=True,
             absent="",
         ),
-        Key(
-            "ipMasq",
-            Flag(),
-            "masquerade packets that leave the subnet",
-            default=False,
-            example=True,
-        ),
+        IP_MASQ,
         BACKEND,
         VETH_MTU,
         Key(
