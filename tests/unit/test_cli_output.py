@@ -21,25 +21,7 @@ from cni.cli.cache import Attachment, Outcome
 from cni.cli.table import Column, Table
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
-
-# A title, a colour, a C1 control sequence, a change of direction, a bell, a line break, a byte that
-# is no text, half of a pair.
-BAD = [
-    "\x1b]0;own\x07",
-    "\x1b[31m",
-    "\x9b31m",
-    "\u202e",
-    "\a",
-    "\u2028",
-    "\x7f",
-    "\r",
-    "\b",
-    "\ud800",
-]
-
-
-def shown(text: str) -> bool:
-    return all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
+from tests.harness.terminal import BAD, shown
 
 
 @given(st.text(st.characters(), max_size=50))

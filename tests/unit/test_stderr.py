@@ -17,26 +17,9 @@ from hypothesis import strategies as st
 from cni import delegate, dispatch, stderr
 from cni.call import Call
 from cni.protocol.config import NetConf
+from tests.harness.terminal import BAD, shown
 
 ROOT = Path(__file__).resolve().parents[2]
-# A title, a colour, a C1 control sequence, a change of direction, a bell, a line break, a byte that
-# is no text, half of a pair.
-BAD = [
-    "\x1b]0;own\x07",
-    "\x1b[31m",
-    "\x9b31m",
-    "\u202e",
-    "\a",
-    "\u2028",
-    "\x7f",
-    "\r",
-    "\b",
-    "\ud800",
-]
-
-
-def shown(text: str) -> bool:
-    return all(line.isprintable() for line in text.replace("\t", " ").split("\n"))
 
 
 @given(st.text(st.characters(), max_size=50))
