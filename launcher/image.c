@@ -7,8 +7,9 @@
  * file, the auxiliary vector on the stack is made to name them, and we jump to the entry. The client
  * stays small, so that a request that a server answers never touches a page of the interpreter.
  *
- * Damage: the size is compared at every start, which costs a system call. The checksum of 15 MB would
- * take longer than most requests. So it is compared when it is needed: when the interpreter crashes or
+ * Damage: the size is compared at every start, which costs a system call, and so is the checksum of the
+ * headers, which say what is mapped where. The checksum of 15 MB would take longer than most requests. So
+ * it is compared when it is needed: when the interpreter crashes or
  * cannot go on, which is what damage leads to. Then the operator is told which of the two it was.
  */
 
@@ -38,7 +39,7 @@ struct image {
     uint64_t start, size; /* of the image, in bytes */
     uint64_t end;         /* of the file */
     uint32_t checksum;    /* CRC-32 of everything from `start` to `end` */
-    uint32_t unused;
+    uint32_t headers;     /* CRC-32 of the image's first bytes, as many as struct program has */
 };
 static const volatile struct image image = {.magic = "cni-image"};
 
@@ -148,7 +149,7 @@ struct program {
     Elf64_Phdr segments[MAX_SEGMENTS];
 };
 
-/* Read the image's headers, and compare the file's size. */
+/* Read the image's headers. Compare the file's size, and the headers' checksum. */
 static void read_program(int fd, struct program *loaded)
 {
     char text[128];
@@ -161,8 +162,11 @@ static void read_program(int fd, struct program *loaded)
     ssize_t n = pread(fd, loaded, sizeof *loaded, (off_t)image.start);
     if (n < 0)
         complain("cannot start: this program's file cannot be read", strerror(errno));
+    if (n != (ssize_t)sizeof *loaded
+        || checksum(0, (const unsigned char *)loaded, sizeof *loaded) != image.headers)
+        complain_damaged("the checksum of the interpreter's headers differs");
     const Elf64_Ehdr *header = &loaded->header;
-    if (n != (ssize_t)sizeof *loaded || memcmp(header->e_ident, ELFMAG, SELFMAG) != 0
+    if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0
         || header->e_type != ET_EXEC || header->e_phoff != sizeof *header
         || header->e_phentsize != sizeof(Elf64_Phdr) || header->e_phnum > MAX_SEGMENTS)
         complain_damaged("the interpreter in it cannot be found");

@@ -123,12 +123,14 @@ def test_no_headers(copy: Path) -> None:
     assert_says_so(copy)
 
 
-@pytest.mark.parametrize("field", [16, 32])  # p_vaddr, p_filesz of elf(5)
-@pytest.mark.parametrize("bit", [13, 31, 47, 63])
-def test_segments_that_are_changed(copy: Path, field: int, bit: int) -> None:
+@pytest.mark.parametrize("bit", [0, 13, 31])
+@pytest.mark.parametrize("segment", [0, 1])
+@pytest.mark.parametrize("field", [0, 4, 8, 16, 32, 40, 48])  # of Elf64_Phdr: elf(5)
+def test_segments_that_are_changed(copy: Path, segment: int, field: int, bit: int) -> None:
+    """Also where the program would do without: the last bits of a size, an alignment."""
     data = bytearray(copy.read_bytes())
     start, _, _ = parts(bytes(data))
-    data[start + 64 + 56 + field + bit // 8] ^= 1 << bit % 8  # of the second, which is written to
+    data[start + 64 + 56 * segment + field + bit // 8] ^= 1 << bit % 8
     copy.write_bytes(data)
     assert_says_so(copy)
 

@@ -31,8 +31,9 @@ _LINKER = (
     "-z,stack-size=1048576",  # of threads, for which musl takes 128 KB otherwise
 )
 
-# struct image of launcher/client.c: magic, start, size and end of file, checksum, zero
+# struct image of launcher/image.c: magic, start, size and end of file, its checksum, the headers'
 _DESCRIPTOR = struct.Struct("<16sQQQII")
+_HEADERS = 64 + 8 * 56  # bytes of struct program there: an ELF header and eight segments
 _MAGIC = b"cni-image\0\0\0\0\0\0\0"
 
 
@@ -86,7 +87,8 @@ def assemble(client: bytes, image: bytes, archive_of: Callable[[int], bytes], pa
     if client.count(_MAGIC) != 1:
         raise BuildError("the native client has no place for the image's description")
     end = start + len(behind)
-    described = _DESCRIPTOR.pack(_MAGIC, start, len(image), end, zlib.crc32(behind), 0)
+    checksums = zlib.crc32(behind), zlib.crc32(behind[:_HEADERS])
+    described = _DESCRIPTOR.pack(_MAGIC, start, len(image), end, *checksums)
     place = client.index(_MAGIC)
     client = client[:place] + described + client[place + len(described) :]
     return client + bytes(start - len(client)) + behind
