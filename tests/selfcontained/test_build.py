@@ -58,4 +58,4 @@ def test_no_path_of_the_building_machine(program: Path) -> None:
 
 
 def test_its_size(program: Path) -> None:
-    assert program.stat().st_size <= 16 << 20
+    assert program.stat().st_size <= 16_000_000

@@ -24,7 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 from tools import build as zipapp  # noqa: E402
 from tools.interpreter import cpython, image, modules, training  # noqa: E402
 from tools.interpreter.cpython import Target  # noqa: E402
-from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError  # noqa: E402
+from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError, spent  # noqa: E402
 
 IMAGE = zipapp.CLIENT.with_name("image.c")
 # What the native client has instead of a script: there is nothing to start but the image.
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     output = options.output or ROOT / f"dist/cni-linux-{options.arch}"
+    before = os.times()
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         with (CACHE / f"lock-{options.arch}").open("w") as alone:
@@ -47,7 +48,7 @@ def main() -> int:
     except (BuildError, zipapp.BuildError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
-    print(f"build: {output}: build {build}, {len(data) / 1e6:.1f} MB")
+    print(f"build: {output}: build {build}, {len(data) / 1e6:.2f} MB ({spent(before)})")
     return 0
 
 

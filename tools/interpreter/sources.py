@@ -9,6 +9,7 @@ put by hand.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -60,16 +61,25 @@ def unpack(archive: Path, target: Path) -> None:
 def run(command: list[str | Path], log: Path | None = None, **options: object) -> None:
     """Run a program; its output goes to the end of `log`. Raises BuildError with its last words."""
     text = [str(word) for word in command]
+    before = os.times()
     done = subprocess.run(  # type: ignore[call-overload]
         text, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
     )
     if log is not None:
         with log.open("a") as file:
-            file.write(f"$ {' '.join(text)}\n{done.stdout}")
+            file.write(f"$ {' '.join(text)}\n{done.stdout}# {spent(before)}\n")
     if done.returncode:
         words = "\n".join(line[:300] for line in done.stdout.strip().splitlines()[-12:])
         more = f" (all of it: {log})" if log else ""
         raise BuildError(f"{text[0]} ended with {done.returncode}{more}:\n{words}")
+
+
+def spent(before: os.times_result) -> str:
+    """How long it took since `before`, and the processor's time of the programs that were run."""
+    now = os.times()
+    user = now.children_user - before.children_user
+    system = now.children_system - before.children_system
+    return f"{now.elapsed - before.elapsed:.0f} s, processor {user + system:.0f} s"
 
 
 def _fetch_debian(package: str, version: str, target: Path) -> None:
