@@ -8,7 +8,8 @@ functions keep both apart:
     renew()     in the process that goes on: what it was given takes the place of the builder's
 
 What neither of them names must be the same in every process. So no module of the request path may
-look at the process, the machine, or the clock when it is imported.
+look at the process, the machine, or the clock when it is imported: tests/unit/test_pure_imports.py
+imports them in strange surroundings, and compares all that they have made.
 
 Not renewed, as no request uses it: the local time zone (`time.tzname`), and buffering that depends
 on a terminal (`sys.stdout`). It cannot be renewed: the seed of str.__hash__.
