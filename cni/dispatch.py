@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from errno import EPERM
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -148,6 +149,7 @@ def main(name: str) -> int:
     if not os.environ.get("CNI_COMMAND"):
         os.write(2, about(name).encode())
         return 0
+    began = monotonic()
     interrupts.install(forget=False)
     interrupts.unblock()
     received: list[bytes] = []
@@ -178,10 +180,40 @@ def main(name: str) -> int:
         if not (written and code):  # an error behind half a result is no JSON
             written = 0
             write(output)
-        return code
     except IOFailure as error:
         os.write(2, f"cni: {error}\n".encode())
-        return 1
+        code, output = 1, encode_error(error)
+    _record(name, b"".join(received), monotonic() - began, code, output)
+    return code
+
+
+def is_recorded(code: int, env: Mapping[str, str], stdin: bytes) -> bool:
+    """Whether a request may have to be written down, for all that it says (cni.record)."""
+    return code != 0 or _LOG_VARIABLE in env or _LOG_KEY in stdin.lower()
+
+
+_LOG_VARIABLE, _LOG_KEY = "CNI_LOG_LEVEL", b'"loglevel"'
+
+
+def _node_records() -> bool:
+    """Whether the node has settings of its own for what is written down (cni.record.settings)."""
+    return os.access(os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json", os.F_OK)
+
+
+def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -> None:
+    """Write this process's request down, as far as that is wanted. Raises nothing."""
+    if not (is_recorded(code, os.environ, stdin) or _node_records()):
+        return
+    try:
+        from time import time
+
+        from .record import log, settings
+
+        env = dict(os.environ)
+        entry = log.Entry(name, env, stdin, time() - seconds, seconds, code, output, "exec")
+        log.Log().write(entry, settings.of_node(env))
+    except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
+        pass
 
 
 def about(name: str) -> str:

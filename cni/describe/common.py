@@ -244,6 +244,22 @@ COMMON = (
         absent="none",
     ),
     runtime(),
+    Key(
+        "logLevel",
+        Text(values=("off", "errors", "all"), ignores_others=True),
+        "which requests are written down (docs/observability.md)",
+        absent="that of the node, else `errors`",
+        example="all",
+        beyond=True,
+    ),
+    Key(
+        "logFile",
+        Text("logfile"),
+        "where to: `journal`, or a file in /var/log/cni",
+        absent="that of the node, else `journal`",
+        example="/var/log/cni/requests.log",
+        beyond=True,
+    ),
 )
 
 LIST = (

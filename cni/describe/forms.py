@@ -68,6 +68,7 @@ def _condition(text: str) -> None:
 
 _HEX = "[0-9A-Fa-f]"
 _CHAIN = r"[A-Za-z][A-Za-z0-9_.\-/]{0,27}"
+_LOG_FILE = r"journal|/var/log/cni/[^/\x00]+"
 _PCI = rf"{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]"
 
 FORMS = {
@@ -116,6 +117,12 @@ FORMS = {
         r"^[a-zA-Z0-9][a-zA-Z0-9_.\-]*$",
     ),
     "path": Form("an absolute path", "/var/lib/cni", _path, r"^(/|$)"),
+    "logfile": Form(
+        "`journal`, or a file in /var/log/cni",
+        "/var/log/cni/requests.log",
+        _matches(_LOG_FILE, "it is neither `journal` nor a file in /var/log/cni"),
+        f"^({_LOG_FILE})?$",
+    ),
     "pci": Form(
         "a PCI address",
         "0000:3b:00.1",

@@ -25,6 +25,7 @@ from .. import systemd
 from ..files import open_null
 from . import slots, warmup
 from .peer import listener_pid
+from .recording import mark_of_node_file
 from .status import describe
 from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 
@@ -64,6 +65,7 @@ class Supervisor:
         self.build = build
         self.log = log
         self.slots = slots.allocate(options.workers)
+        self.node_file = slots.Mark()
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = [0] * options.workers  # young deaths of each slot, one after the other
@@ -80,6 +82,7 @@ class Supervisor:
         Raises systemd.AddressInUse, OSError if the socket cannot be had.
         """
         self._use(self._listen())
+        self.node_file.set(mark_of_node_file(os.environ))
         warmup.import_plugins()
         gc.collect()
         gc.freeze()
@@ -204,7 +207,9 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             warmup.rehearse()
             warmup.use_large_pages()
-            server = Server(self.build, parent, self.slots, frozenset(self._server_pids))
+            pids = frozenset(self._server_pids)
+            env = dict(os.environ)
+            server = Server(self.build, parent, self.slots, pids, env, self.node_file)
             Worker(self.listener, server, number, self.options.limits).run()
             code = 0
         finally:
@@ -218,6 +223,7 @@ class Supervisor:
                     return End(signal.Signals(number).name)
             self._reap()
             now = time.monotonic()
+            self.node_file.set(mark_of_node_file(os.environ))
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
             end = self._check_socket() or self._check_workers(now)

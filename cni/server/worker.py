@@ -16,7 +16,8 @@ import signal
 import sys
 from _socket import MSG_DONTWAIT
 from _socket import socket as Socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import NamedTuple
 
 import msgspec
@@ -30,7 +31,8 @@ from ..protocol.errors import IOFailure
 from . import trace, wire
 from .peer import Gate
 from .reception import Client, Reception
-from .slots import Slot
+from .recording import Recorder
+from .slots import Mark, Slot
 
 DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of what it is given, takes ten times as long.
@@ -58,13 +60,16 @@ class Limits(NamedTuple):
 class Server(NamedTuple):
     """What a worker knows of its server: build id, supervisor's pid, slots of all workers.
 
-    `pids` are the processes that clients may take for the server (`peer.Gate`).
+    `pids` are the processes that clients may take for the server (`peer.Gate`), `env` is its
+    environment, `node_file` the mark of the node's settings for the request log.
     """
 
     build: str
     pid: int
     slots: list[Slot]
     pids: frozenset[int]
+    env: Mapping[str, str]
+    node_file: Mark
 
 
 class _Drained(BaseException):
@@ -98,6 +103,7 @@ class Worker:
         self.served = 0
         self.fds = 0
         self.trace = trace.make()
+        self.recorder = Recorder(self.slot, server.node_file, server.env)
 
     def run(self) -> None:
         """Serve until the supervisor drains this worker, or it is worn out or not as it was."""
@@ -183,6 +189,7 @@ class Worker:
     def _answer(self, client: Client[Run], run: Callable[[], dispatch.Answer]) -> bool:
         """Be the plugin's process until the verb has ended; whether it left nothing behind."""
         request, descriptors = client.request, client.descriptors
+        began = monotonic()
         interrupts.install()  # anew: signals to an idle worker are for no request
         self.conn = client.conn
         self._watch(client.conn)
@@ -194,6 +201,7 @@ class Worker:
                     return True
                 self.trace.mark("ready")
                 code, output, clean = run()
+                ended = monotonic()
                 self.trace.mark("encoded")
             finally:
                 self.watched = None
@@ -204,6 +212,7 @@ class Worker:
         finally:
             self.conn = None
             self._release(descriptors)
+        self.recorder.record(request, ended - began, code, output)
         self.trace.end(f"{request.env.get('CNI_COMMAND')} {request.called_as}")
         return clean
 

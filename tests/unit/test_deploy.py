@@ -94,7 +94,7 @@ def test_nothing_in_a_container_can_be_changed_but_what_is_the_node_s(pod: dict[
         assert "memory" in container["resources"]["limits"]
     assert list(mounts(install)) == ["/opt/cni/bin"]
     writable = {path for path, mount in mounts(server).items() if not mount.get("readOnly")}
-    assert writable == {"/run/cni", "/var/lib/cni", "/run/xtables.lock"}
+    assert writable == {"/run/cni", "/var/lib/cni", "/var/log/cni", "/run/xtables.lock"}
     assert install["securityContext"]["capabilities"]["drop"] == ["ALL"]
     assert install["securityContext"]["allowPrivilegeEscalation"] is False
 
