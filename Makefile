@@ -146,7 +146,7 @@ test-all: $(TESTED) .cache/setup-runtime.stamp ## everything, as CI runs it
 		$(MAKE) --no-print-directory $$part || failed=1; done; \
 	$(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
 
-bench: $(TESTED) ## compare with Debian's Go plugins, and print ratios
+bench: $(TESTED) build-selfcontained ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench
 
 bench-node: $(TESTED) ## what requests cost on a node with up to 900 pods (5 minutes)

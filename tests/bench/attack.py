@@ -18,8 +18,7 @@ from tests.harness.wait import wait_until
 
 from . import limits
 from .cases import chained, portmap, ports, simple
-from .measure import Json, Node, PluginFailedError, Sample
-from .series import VERSION
+from .measure import VERSION, Json, Node, PluginFailedError, Sample
 
 FLOWS, QUICK_FLOWS = 30_000, 3_000
 ROUTES, QUICK_ROUTES = 200_000, 20_000

@@ -1,4 +1,4 @@
-"""How long our plugins take, next to Debian's Go plugins, in the same run.
+"""How long our plugins take, next to the Go plugins, in the same run.
 
     make bench
     .venv/bin/python -m tests.bench --quick --only bridge
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.bench import attack, chain, series, split
+from tests.bench import attack, chain, series, split, weight
 from tests.bench.cases import CASES, Case
 from tests.bench.measure import Node, PluginFailedError
 from tests.bench.report import Report, environment
@@ -26,12 +26,13 @@ from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
 from tests.harness.requires import missing
 
 OUTPUT = ROOT / "build/bench"
+SELF_CONTAINED = ROOT / f"dist/cni-linux-{os.uname().machine}"
 QUICK_ROUNDS = 5
 PODS, QUICK_PODS = 200, 32
 DHCP_LEASES, QUICK_DHCP_LEASES = 100, 10
 ONLY_HELP = (
     "only cases whose name has NAME in it (may be repeated); also growth, published, attack, pods, "
-    "dhcp, split, parts"
+    "dhcp, split, parts, memory"
 )
 
 
@@ -45,7 +46,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--json", type=Path, default=OUTPUT / "bench.json", metavar="FILE", help="where to write"
     )
     parser.add_argument("--bin-dir", type=Path, help="our plugins, installed (instead of a build)")
-    parser.add_argument("--go-bin-dir", type=Path, default=GO_BIN_DIR, help="the Go plugins")
+    parser.add_argument(
+        "--go-bin-dir",
+        type=Path,
+        default=GO_BIN_DIR,
+        metavar="DIR",
+        help=f"the Go plugins, such as a newer build than Debian's ({GO_BIN_DIR})",
+    )
+    parser.add_argument(
+        "--self-contained",
+        type=Path,
+        default=SELF_CONTAINED,
+        metavar="FILE",
+        help=f"the self-contained file, measured by exec without a server ({SELF_CONTAINED.name})",
+    )
     return parser.parse_args(arguments)
 
 
@@ -60,6 +74,11 @@ def main(arguments: Sequence[str]) -> int:
         ours = options.bin_dir or install_dist(scratch / "bin")
         nodes.append(Node("ours", ours, scratch))
         nodes.append(Node("warm", ours, scratch, server=True))
+        if options.self_contained.exists():
+            alone = install_dist(scratch / "alone-bin", options.self_contained)
+            nodes.append(Node("alone", alone, scratch))
+        else:
+            print(f"bench: no {options.self_contained} (make build-selfcontained)", file=sys.stderr)
         if (options.go_bin_dir / "bridge").exists():
             nodes.append(Node("go", options.go_bin_dir, scratch))
         else:
@@ -81,13 +100,16 @@ class Run:
         self.scratch = scratch
         self.quick: bool = options.quick
         self.rounds = QUICK_ROUNDS if self.quick else max(options.rounds, 1)
-        self.report = Report(environment(nodes[0].bin_dir), self.rounds)
+        facts = environment(nodes[0].bin_dir, options.go_bin_dir)
+        self.report = Report(facts, self.rounds)
 
     def everything(self) -> bool:
         """Were all limits kept?"""
         report, nodes, rounds = self.report, self.nodes, self.rounds
         report.begin()
         report.add(series.measure_baseline(nodes[0], rounds))
+        if self._wants("loopback"):
+            report.add(series.measure_version(nodes, rounds))
         for case in CASES:
             if self._wants(case.name) and _is_possible(case):
                 report.add(series.measure_case(case, nodes, rounds))
@@ -105,6 +127,9 @@ class Run:
             report.add_published(series.measure_published(nodes, rounds))
         if self._wants("attack"):
             report.add_attacks(attack.measure(nodes, quick=self.quick))
+        alone = [node for node in nodes if node.name == "alone"]
+        if alone and self._wants("memory"):
+            report.add_weight(weight.measure(alone[0]))
         self._inside()
         picture, met = report.end(self.options.json)
         print(f"\n{_shown(self.options.json)}, {_shown(picture)}")

@@ -12,8 +12,9 @@ from functools import reduce
 
 from tests.harness import Netns
 
-from .cases import VERSION, host_local
+from .cases import host_local
 from .measure import (
+    VERSION,
     Attachment,
     Json,
     Node,
@@ -26,6 +27,7 @@ from .measure import (
 )
 
 AT_A_TIME = 16
+STATUS_VERSION = "1.1.0"
 
 
 def conflist(node: Node, *, nftables: bool) -> list[Json]:
@@ -75,19 +77,58 @@ def completed(plugin: Json, port: int, result: Json) -> Json:
     return conf
 
 
+def look(node: Node, confs: Sequence[Json], verb: str, where: Attachment) -> dict[str, Sample]:
+    """CHECK or STATUS of each plugin, and of the list if all succeed."""
+    samples = {}
+    for conf in confs:
+        try:
+            samples[conf["type"]], _ = node.plugin_here(verb, conf, where)
+        except PluginFailedError as error:  # portmap of Go 1.1.1 expects rules of both families
+            _say_once(str(error).replace("\n", " "))
+    if len(samples) == len(confs):
+        samples[""] = reduce(Sample.then, list(samples.values()))
+    return samples
+
+
+_said: set[str] = set()
+
+
+def _say_once(text: str) -> None:
+    key = text[:40]  # of a longer one the container's names differ
+    if key not in _said:
+        print(f"  not measured: {text}", file=sys.stderr)
+    _said.add(key)
+
+
+def _status_confs(plugins: Sequence[Json]) -> list[Json]:
+    """What libcni gives to STATUS, which is in no earlier version."""
+    return [{"cniVersion": STATUS_VERSION, "name": "list", **plugin} for plugin in plugins]
+
+
 def measure(nodes: list[Node], rounds: int, *, nftables: bool) -> list[Row]:
-    """One container after the other. Raises PluginFailedError."""
-    samples: dict[str, dict[str, list[Sample]]] = {"ADD": {}, "DEL": {}}
+    """One container after the other; the list, and CHECK and STATUS of each plugin, too.
+
+    Raises PluginFailedError.
+    """
+    name = "chain (nftables)" if nftables else "chain"
+    rows: dict[tuple[str, str], dict[str, list[Sample]]] = {}
+    with_status = {node.name for node in nodes if node.speaks("bridge", STATUS_VERSION)}
     for number, node in alternate(nodes, rounds + 1):
         plugins = conflist(node, nftables=nftables)
         where = Attachment("c1", node.container.path)
-        added, result = node.host.run(add, node, plugins, where, 8080)
-        deleted = node.host.run(delete, node, plugins, where, 8080, result)
-        if number:  # the first round makes bridge, tables and chains
-            samples["ADD"].setdefault(node.name, []).append(added)
-            samples["DEL"].setdefault(node.name, []).append(deleted)
-    name = "chain (nftables)" if nftables else "chain"
-    return [Row(name, verb, summaries(taken, nodes, set())) for verb, taken in samples.items()]
+        run = node.host.run
+        taken = {}
+        taken[name, "ADD"], result = run(add, node, plugins, where, 8080)
+        confs = {"CHECK": [completed(plugin, 8080, result) for plugin in plugins]}
+        if node.name in with_status:
+            confs["STATUS"] = _status_confs(plugins)
+        for verb, each in confs.items():
+            for plugin, sample in run(look, node, each, verb, where).items():
+                taken[f"{name}: {plugin}".removesuffix(": "), verb] = sample
+        taken[name, "DEL"] = run(delete, node, plugins, where, 8080, result)
+        for key, sample in taken.items() if number else ():  # the first makes bridge and tables
+            rows.setdefault(key, {}).setdefault(node.name, []).append(sample)
+    return [Row(*key, summaries(each, nodes, set())) for key, each in rows.items()]
 
 
 # --- many at a time -----------------------------------------------------------------------------
@@ -102,11 +143,10 @@ class Rates:
     a_second: dict[str, float] = field(default_factory=dict)
     latency: dict[str, Summary] = field(default_factory=dict)
 
-    @property
-    def ratio(self) -> float | None:
-        """The server's to Go's."""
-        if {"warm", "go"} <= self.a_second.keys():
-            return self.a_second["warm"] / self.a_second["go"]
+    def ratio(self, name: str) -> float | None:
+        """A node's to Go's; None where only one of them was measured."""
+        if {name, "go"} <= self.a_second.keys():
+            return self.a_second[name] / self.a_second["go"]
         return None
 
 

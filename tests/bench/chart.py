@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 from .measure import NAMES, Row
 
 WIDTH, LABEL, BAR, GAP, TOP = 900, 300, 11, 10, 64
-COLOURS = {"warm": "#ffb000", "ours": "#3776ab", "go": "#00add8"}
+COLOURS = {"warm": "#ffb000", "alone": "#2da44e", "ours": "#3776ab", "go": "#00add8"}
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }
@@ -44,7 +44,7 @@ def draw(rows: Sequence[Row], title: str, subtitle: str) -> str:
 def _legend() -> list[str]:
     parts = []
     for number, (key, name) in enumerate(NAMES.items()):
-        x = LABEL + number * 130
+        x = LABEL + number * 145
         parts.append(f'<rect x="{x}" y="46" width="10" height="10" fill="{COLOURS[key]}"/>')
         parts.append(f'<text x="{x + 15}" y="55">{name}</text>')
     return parts

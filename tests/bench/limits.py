@@ -10,6 +10,10 @@ A ratio of one bench depends little on the machine, an absolute time does. Where
   here are transactions over netlink.
 - the chain is their sum, as a runtime calls it for a container.
 
+The self-contained file without a server has limits of its own: a node shall need no server to be
+faster than the Go plugins. Where a DEL mostly waits for the kernel, processor time is compared, and
+so it is for STATUS and CHECK, of which a runtime makes many.
+
 A limit that is not met is printed and written, and fails nothing but `--check`.
 """
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .measure import Row
+from .measure import CPU, WALL, Row
 
 # By case: through the server, the highest ratio to Go of ADD and of DEL.
 _LIGHT, _LINKS, _MASQUERADE, _RULES, _CHAIN = (
@@ -42,8 +46,38 @@ _WARM = {
     "chain": _CHAIN,
     "chain (nftables)": _CHAIN,
 }
-# By exec: four interpreters start for the chain, each in 14 ms where Go takes 2.
+# By exec on the node's Python: four interpreters start for the chain, each in 14 ms (Go: in 2).
 _EXEC = {"chain": (3.0, 1.5)}
+_EXEC_LOOKS = 2.0  # as _ALONE_LOOKS
+
+# By exec of the self-contained file: case and verb, to figure and highest ratio to Go.
+_ALONE = {
+    ("loopback", "VERSION"): (WALL, 0.7),
+    **{
+        (case, verb): (WALL, 1.0)
+        for case in ("loopback", "host-local", "static", "tuning", "sbr")
+        for verb in ("ADD", "DEL")
+    },
+    **{(case, "ADD"): (WALL, 0.4) for case in ("bridge", "ptp", "macvlan")},
+    **{(case, "DEL"): (CPU, 0.4) for case in ("bridge", "ptp", "macvlan")},
+    **{
+        (f"{plugin} ({backend})", verb): (WALL, 0.2)
+        for plugin in ("bridge, ipMasq", "firewall", "portmap")
+        for backend in ("iptables", "nftables")
+        for verb in ("ADD", "DEL")
+    },
+    **{
+        (case, verb): limit
+        for case in ("chain", "chain (nftables)")
+        for verb, limit in {
+            "ADD": (WALL, 0.25),
+            "DEL": (WALL, 0.2),
+        }.items()
+    },
+}
+_ALONE_LOOKS = 1.0  # CHECK and STATUS, of the chain and of each plugin in it; processor time
+ALONE_PODS = 4.0
+ALONE_PEAK_MB, ALONE_FILE_MB = 20.0, 16.0  # 10^6 bytes
 # Pods a second, to Go's. Go's are held up by iptables' lock, ours by two processors.
 PODS = 5.0
 # Much that a container or its clients have made (attack.py). Ending flows, to a tool in C that does
@@ -70,7 +104,7 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         sign = ("≥" if self.met else "<") if self.at_least else ("≤" if self.met else ">")
         mark = "met" if self.met else "NOT MET"
-        return f"{self.what:50} {self.value:7.2f} {sign} {self.limit:<5g} {mark}"
+        return f"{self.what:64} {self.value:7.2f} {sign} {self.limit:<5g} {mark}"
 
 
 def of_row(row: Row) -> list[Verdict]:
@@ -81,6 +115,29 @@ def of_row(row: Row) -> list[Verdict]:
         if row.case in limits and ratio is not None and row.verb in ("ADD", "DEL"):
             limit = limits[row.case][row.verb == "DEL"]
             found.append(Verdict(f"{row.case} {row.verb}, {how} : Go", ratio, limit))
+    return found + _of_alone(row) + _of_looks(row)
+
+
+def _of_alone(row: Row) -> list[Verdict]:
+    """By exec of the self-contained file."""
+    if (row.case, row.verb) not in _ALONE:
+        return []
+    figure, limit = _ALONE[row.case, row.verb]
+    ratio = row.ratio("alone", figure)
+    unit = ", processor" if figure == CPU else ""
+    what = f"{row.case} {row.verb}, self-contained : Go{unit}"
+    return [] if ratio is None else [Verdict(what, ratio, limit)]
+
+
+def _of_looks(row: Row) -> list[Verdict]:
+    """CHECK and STATUS by exec."""
+    found = []
+    how = {"ours": ("exec", _EXEC_LOOKS), "alone": ("self-contained", _ALONE_LOOKS)}
+    for name, (words, limit) in how.items():
+        ratio = row.ratio(name, CPU)
+        if row.verb in ("CHECK", "STATUS") and ratio is not None:
+            what = f"{row.case} {row.verb}, {words} : Go, processor"
+            found.append(Verdict(what, ratio, limit))
     return found
 
 

@@ -24,7 +24,9 @@ from tests.harness.netns import PATH
 from tests.harness.server import serving
 
 Json = dict[str, Any]
+VERSION = "1.0.0"  # the newest that both implementations speak
 EXEC_EVERY = 2
+WALL, CPU = "median", "cpu"  # figures of a Summary that are compared
 
 
 class PluginFailedError(Exception):
@@ -142,7 +144,16 @@ class Node:
         self, verb: str, conf: Mapping[str, Any], where: Attachment
     ) -> tuple[Sample, Json]:
         """The same in a thread that is in the node's namespace already."""
-        environ = {
+        environ = self.request(verb, where)
+        argv = [str(self.bin_dir / conf["type"])]
+        status, sample, output = self._spawn(argv, environ, json.dumps(conf))
+        if status:
+            raise PluginFailedError(f"{self.name}: {conf['type']} {verb} failed: {output}")
+        return sample, json.loads(output) if output else {}
+
+    def request(self, verb: str, where: Attachment) -> dict[str, str]:
+        """The environment of a request."""
+        return {
             **self.environ,
             "CNI_STATE_DIR": str(self.run_dir / "state"),
             "CNI_COMMAND": verb,
@@ -151,11 +162,18 @@ class Node:
             "CNI_IFNAME": where.ifname,
             "CNI_PATH": str(self.bin_dir),
         }
-        argv = [str(self.bin_dir / conf["type"])]
-        status, sample, output = self._spawn(argv, environ, json.dumps(conf))
-        if status:
-            raise PluginFailedError(f"{self.name}: {conf['type']} {verb} failed: {output}")
-        return sample, json.loads(output) if output else {}
+
+    def speaks(self, plugin: str, version: str) -> bool:
+        """Does a plugin support that version of the specification?"""
+        said = self.environ | {"CNI_COMMAND": "VERSION"}
+        done = subprocess.run(
+            [self.bin_dir / plugin],
+            env=said,
+            input=json.dumps({"cniVersion": VERSION}),
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode == 0 and version in json.loads(done.stdout)["supportedVersions"]
 
     def _spawn(
         self, argv: Sequence[str], environ: Mapping[str, str], stdin: str = ""
@@ -191,10 +209,11 @@ class Row:
     times: dict[str, Summary] = field(default_factory=dict)
     python: Summary | None = None  # an interpreter that does nothing, in the same rounds
 
-    def ratio(self, name: str) -> float | None:
-        """A node's time to Go's; None where only one of them was measured."""
-        if {name, "go"} <= self.times.keys() and self.times["go"].median:
-            return self.times[name].median / self.times["go"].median
+    def ratio(self, name: str, figure: str = WALL) -> float | None:
+        """A node's time to Go's, WALL or CPU; None where only one of them was measured."""
+        if {name, "go"} <= self.times.keys() and getattr(self.times["go"], figure):
+            ours, go = (getattr(self.times[each], figure) for each in (name, "go"))
+            return float(ours / go)
         return None
 
     @property
@@ -205,8 +224,13 @@ class Row:
         return None
 
 
-# In the order of table and chart.
-NAMES = {"warm": "cni, server", "ours": "cni, exec", "go": "Go plugins"}
+# In the order of table and chart. "alone" is the self-contained file without a server.
+NAMES = {
+    "warm": "cni, server",
+    "alone": "self-contained, exec",
+    "ours": "cni, exec",
+    "go": "Go plugins",
+}
 
 
 def summaries(
@@ -220,7 +244,8 @@ def summaries(
 def alternate(nodes: list[Node], rounds: int) -> Iterable[tuple[int, Node]]:
     """All nodes in every round, with its number, the first one taking turns.
 
-    By exec an interpreter starts each time: that takes long, so only every other round has it.
+    By exec on the node's Python an interpreter starts each time: that takes long, so only every
+    other round has it.
     """
     for number in range(rounds):
         shift = number % len(nodes)

@@ -26,8 +26,7 @@ from tests.harness import Netns
 from tests.harness.build import ROOT, install_dist
 
 from . import chain, split
-from .cases import VERSION
-from .measure import Attachment, Json, Node, PluginFailedError
+from .measure import VERSION, Attachment, Json, Node, PluginFailedError
 
 PODS, QUICK_PODS = (10, 225, 450, 900), (10, 60)
 ROUNDS = 15

@@ -8,8 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import dhcp
-from .cases import VERSION, Case, portmap, ports, simple
-from .measure import Json, Node, PluginFailedError, Row, Sample, Summary, alternate, summaries
+from .cases import Case, portmap, ports, simple
+from .measure import (
+    VERSION,
+    Json,
+    Node,
+    PluginFailedError,
+    Row,
+    Sample,
+    Summary,
+    alternate,
+    summaries,
+)
 
 PYTHON = "/usr/bin/python3"
 BARE_PYTHON = [PYTHON, "-I", "-S", "-c", "pass"]
@@ -52,6 +62,16 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
         Row(case.name, verb, summaries(taken, nodes, failed), bare)
         for verb, taken in samples.items()
     ]
+
+
+def measure_version(nodes: list[Node], rounds: int) -> list[Row]:
+    """VERSION of loopback: what starting a plugin costs."""
+    samples: dict[str, list[Sample]] = {}
+    for number, node in alternate(nodes, rounds + 1):
+        sample, _ = node.plugin("VERSION", simple("loopback")(node))
+        if number:
+            samples.setdefault(node.name, []).append(sample)
+    return [Row("loopback", "VERSION", summaries(samples, nodes, set()))]
 
 
 def add_and_delete(node: Node, conf: Json, container_id: str = "c1") -> tuple[Sample, Sample]:

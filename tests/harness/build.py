@@ -50,10 +50,10 @@ def build_dist() -> Path:
     return DIST
 
 
-def install_dist(bin_dir: Path) -> Path:
-    """Install dist/cni with its plugin links in a directory, as a user does."""
+def install_dist(bin_dir: Path, program: Path | None = None) -> Path:
+    """Install dist/cni, or another file, with its plugin links in a directory, as a user does."""
     done = subprocess.run(
-        [str(build_dist()), "install", "--bin-dir", str(bin_dir)],
+        [str(program or build_dist()), "install", "--bin-dir", str(bin_dir)],
         env={"PATH": PATH},
         cwd="/",
         stdin=subprocess.DEVNULL,

@@ -354,7 +354,7 @@ def test_a_difference_is_found(tmp_path: Path) -> None:
     """The walk sees what it is there for: what a module has taken from its process."""
     (tmp_path / "cni").mkdir()
     source = "import os\nclass Kept:\n    pid = {'of': [os.getpid()]}\ndef show(of=Kept.pid): ...\n"
-    (tmp_path / "cni/impure.py").write_text(source)
+    (tmp_path / "cni" / "impure.py").write_text(source)
     script = (
         "import sys; sys.path[:0] = sys.argv[1:]; import json, heap, impure; "
         "print(json.dumps(heap.Walk().everything()))"
