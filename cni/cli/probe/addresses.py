@@ -41,6 +41,9 @@ def gateway(situation: Situation) -> Iterator[Row]:
             yield skipped("gateway", family, "the network has none")
         elif situation.is_silent:
             yield skipped("gateway", family, situation.beside_the_node)
+        elif situation.beside_the_node and situation.is_of_node(address):
+            text = f"{address} is this node, and {situation.beside_the_node}"
+            yield skipped("gateway", family, text)
         elif situation.may_ask(address):
             yield _gateway(situation, family, address)
         elif situation.kind in _ON_NODE and _should_be_on_node(situation):
@@ -186,8 +189,8 @@ def uplink(situation: Situation) -> Iterator[Row]:
         address = situation.uplink.addresses.get(family, "") if situation.uplink else ""
         if not address:
             yield skipped("uplink", family, "the node has no default route with an address")
-        elif not situation.first.has_route_to(address):
-            yield skipped("uplink", family, f"the container has no route to {address}")
+        elif not situation.stays_here(address):
+            yield skipped("uplink", family, f"the container has no way to {address} on this node")
         else:
             assert situation.uplink is not None
             found = _ping(situation, situation.first.namespace, address)
@@ -209,8 +212,10 @@ def way_out(situation: Situation) -> Iterator[Row]:
             yield skipped("way out", family, situation.beside_the_node)
         elif outside is None or not address:
             yield skipped("way out", family, "there is no room for a throw-away host outside")
-        elif not situation.first.has_route_to(address):
+        elif situation.first.next_hop(address) is None:
             yield skipped("way out", family, "the container has no default route")
+        elif not situation.stays_here(address):
+            yield skipped("way out", family, "the container's default gateway is not this node")
         else:
             yield _way_out(situation, family, address)
 
@@ -282,10 +287,11 @@ def _targets(situation: Situation, family: int) -> Iterator[tuple[str, str]]:
     if other is not None and not isolation(situation) and situation.key("mode") != "vepa":
         yield "the neighbour", other.address
     gateway_address = situation.first.gateway(family)
-    if gateway_address and situation.may_ask(gateway_address):
+    here = bool(gateway_address) and situation.is_of_node(gateway_address)
+    if here and not situation.beside_the_node:
         yield "the gateway", gateway_address
     address = outside.host.get(family, "") if outside is not None else ""
-    if address and not situation.beside_the_node and situation.first.has_route_to(address):
+    if address and not situation.beside_the_node and situation.stays_here(address):
         yield "a host outside", address
 
 
@@ -306,7 +312,9 @@ def _mtu(situation: Situation, family: int, size: int, targets: dict[str, str]) 
         reached.append(what)
     if not reached:
         return skipped("MTU", family, "nothing answers")
-    return passed("MTU", family, f"{size} bytes reach {' and '.join(reached)}; more is refused")
+    last = f" and {reached[-1]}" if len(reached) > 1 else reached[-1]
+    shown = ", ".join(reached[:-1]) + last
+    return passed("MTU", family, f"{size} bytes reach {shown}; more is refused")
 
 
 def _too_large(situation: Situation, family: int, size: int, what: str, found: Answer) -> Row:

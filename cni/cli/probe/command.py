@@ -160,17 +160,11 @@ def _valid_addresses(given: tuple[str, ...]) -> tuple[str, ...]:
 def _require_harmless(network: NetworkList, force: bool) -> None:
     """Raises Refused if the test would take a device away that the node uses."""
     from cni.kernel import address, route
-    from cni.plugins.host_device import selector
-    from cni.protocol import config
 
-    main = main_of(network)
-    if containers.plugin_of(main.type) != "host-device" or force:
-        return
     with Netlink() as node:
-        try:
-            device = selector.Selector(config.convert(main.raw, selector.Conf)).find(node)
-        except (CNIError, KernelError):
-            return  # the ADD says it
+        device = _device_of(network, node)
+        if device is None or force:
+            return
         used = [
             str(each.prefix)
             for each in address.show(node, device.index)
@@ -185,6 +179,20 @@ def _require_harmless(network: NetworkList, force: bool) -> None:
             f"it has {', '.join(dict.fromkeys(used))}, and would come back without; "
             "--force takes it all the same",
         )
+
+
+def _device_of(network: NetworkList, node: Netlink) -> link.Link | None:
+    """The device of the node that host-device would take; None if it is not there."""
+    from cni.plugins.host_device import selector
+    from cni.protocol import config
+
+    main = main_of(network)
+    if containers.plugin_of(main.type) != "host-device":
+        return None
+    try:
+        return selector.Selector(config.convert(main.raw, selector.Conf)).find(node)
+    except (CNIError, KernelError):
+        return None  # the ADD says why
 
 
 class Signals(Interrupts):
@@ -246,6 +254,9 @@ class Run:
         self.say("removing what a killed test has left")
         containers.sweep(self.network, self.places, self.runtime)
         node = self._stack.enter_context(Netlink())
+        device = _device_of(self.network, node)
+        if device is not None and device.up:
+            self._stack.callback(_set_up, node, device.name)  # DEL gives it back down
         try:
             situation = self._situation(node)
         except CNIError as error:
@@ -254,12 +265,14 @@ class Run:
             yield from self._detached(node)
             return
         yield from self._attached(situation)
-        for name, check in _CHECKS:
+        checks = _CHECKS[:1] if situation.kind == "loopback" else _CHECKS
+        for name, check in checks:
             self.say(name)
             yield from _tried(name, lambda check=check: check(situation))  # type: ignore[misc]
             self.signals.check()
-        self.say("an address that is used again")
-        yield from self._reused(situation)
+        if situation.kind != "loopback":
+            self.say("an address that is used again")
+            yield from self._reused(situation)
         self.say("detaching")
         yield from lifecycle.detached(situation, self._made)
 
@@ -356,6 +369,12 @@ class Run:
             self.signals.pending = True
         if problems and interrupted:
             output.line(f"not all is removed: {problems[0]}: cni gc {self.network.name}", err=True)
+
+
+def _set_up(node: Netlink, name: str) -> None:
+    device = link.find(node, name)
+    if device is not None:
+        link.change(node, device.index, up=True)
 
 
 def _tried(name: str, check: Callable[[], Iterator[Row]]) -> Iterator[Row]:

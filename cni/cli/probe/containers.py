@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from typing import Any, NamedTuple
 
 from cni.describe import catalogue
-from cni.kernel import link, route
+from cni.kernel import link, route, uapi
+from cni.kernel import netlink as nl
 from cni.kernel.errors import KernelError
 from cni.netns.namespace import Namespace
 from cni.netns.throwaway import ThrowAway
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+from cni.protocol.address import family as family_of
 from cni.protocol.errors import CNIError
 
 from .. import session
@@ -27,6 +30,8 @@ from ..view.namespaces import Live, number_of
 
 PREFIX = "cni-test-"
 _LO = 1
+# struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
+_RTMSG = struct.Struct("=BBBBBBBBI")
 _ATTEMPTS = 2  # of a DEL: a second Ctrl-C interrupts the first
 
 
@@ -87,13 +92,21 @@ class Container:
         found = self.link()
         return found.mtu if found is not None else 0
 
-    def has_route_to(self, address: str) -> bool:
-        """Is there a way to the address that leads out of the namespace?"""
+    def next_hop(self, address: str) -> str | None:
+        """The gateway by which packets to an address leave: "" if it is on the link, None if there
+        is no way out.
+        """
+        wanted = parse_ip(address)
+        request = _RTMSG.pack(family_of(wanted), 8 * len(wanted), *[0] * 7)
         try:
-            kind, _ = route.lookup(self.namespace.netlink(), parse_ip(address))
+            sock = self.namespace.netlink()
+            answer = sock.get(uapi.RTM_GETROUTE, request + nl.attr(uapi.RTA_DST, wanted))
         except (KernelError, OSError):
-            return False
-        return kind == route.UNICAST
+            return None
+        if nl.unpack(_RTMSG, answer)[7] != uapi.RTN_UNICAST:
+            return None
+        gateway = nl.attr_map(answer, _RTMSG.size).get(uapi.RTA_GATEWAY, b"")
+        return format_ip(gateway) if gateway else ""
 
     def gateway(self, family: int) -> str:
         """That of the result, or else that of the default route; "" without one."""

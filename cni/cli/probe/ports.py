@@ -93,8 +93,9 @@ class _Port:
         if outside is None or not address:
             text = "there is no room for a throw-away host outside"
             return skipped(check, self.family, text)
-        if not self.situation.first.has_route_to(outside.host[self.family]):
-            return skipped(check, self.family, "the container has no default route for the answer")
+        if not self.situation.stays_here(outside.host[self.family]):
+            text = "the container's default route does not lead through this node"
+            return skipped(check, self.family, text)
         return self._asked(check, servers, outside.namespace, address)
 
     def _asked(

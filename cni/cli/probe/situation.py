@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from cni.kernel import address as addresses
 from cni.kernel import route
 from cni.kernel.netlink import Netlink
 from cni.protocol import config
@@ -91,7 +92,18 @@ class Situation:
 
     def is_of_node(self, address: str) -> bool:
         """Is it an address of this node?"""
-        return route.is_local(self.node, parse_ip(address))
+        wanted = parse_ip(address)
+        if wanted[:2] == b"\xfe\x80" and len(wanted) == 16:  # which no route names alone
+            return any(each.prefix.ip == wanted for each in addresses.show(self.node))
+        return route.is_local(self.node, wanted)
+
+    def stays_here(self, address: str) -> bool:
+        """Do packets of the first container to an address of this node go there at once?
+
+        Not those that another host would have to send back.
+        """
+        hop = self.first.next_hop(address)
+        return hop == "" or (hop is not None and self.is_of_node(hop))
 
     def may_ask(self, address: str) -> bool:
         """May packets be sent there: does the operator say so, or is it the node itself?"""
@@ -106,7 +118,7 @@ class Situation:
         if self.outside is not None:
             candidates.append(self.outside.node.get(family, ""))
         for each in candidates:
-            if each and self.is_of_node(each) and self.first.has_route_to(each):
+            if each and self.is_of_node(each) and self.stays_here(each):
                 return each
         return ""
 
