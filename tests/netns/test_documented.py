@@ -64,7 +64,9 @@ def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) ->
         script += f"( {command}\n) >{tmp_path}/{number} 2>&1 </dev/null\n"
         script += f"echo $? >{tmp_path}/{number}.code\n"
     script += "ip -all netns delete 2>/dev/null; true\n"
-    host.exec(["unshare", "--mount", "bash", "-c", script], env={"PATH": PATH}, cwd="/")
+    host.exec(
+        ["unshare", "--mount", "bash", "-c", script], env={"PATH": PATH}, cwd="/", timeout=600
+    )
     failures = [
         f"{command}\n{(tmp_path / str(number)).read_text()}"
         for number, command in enumerate(wanted)

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 
 from cni.kernel.errors import KernelError
+from cni.kernel.route import show as routes_of
 from cni.netns.namespace import Namespace
 from cni.protocol.address import InvalidAddress, parse_ip
 
@@ -168,11 +169,9 @@ def _node_has_way(situation: Situation, address: str) -> bool:
 
     Without one, packets would leave the node.
     """
-    from cni.kernel import route
-
     wanted = parse_ip(address)
     kind = socket.AF_INET if len(wanted) == 4 else socket.AF_INET6
-    for each in route.show(situation.node, kind, table=0):
+    for each in routes_of(situation.node, kind, table=0):
         bits = 8 * len(wanted) - each.dst.length
         same = int.from_bytes(each.dst.ip, "big") >> bits == int.from_bytes(wanted, "big") >> bits
         if each.dst.length and same:

@@ -159,7 +159,8 @@ def _valid_addresses(given: tuple[str, ...]) -> tuple[str, ...]:
 
 def _require_harmless(network: NetworkList, force: bool) -> None:
     """Raises Refused if the test would take a device away that the node uses."""
-    from cni.kernel import address, route
+    from cni.kernel import address
+    from cni.kernel.route import show as routes_of
 
     with Netlink() as node:
         device = _device_of(network, node)
@@ -170,7 +171,7 @@ def _require_harmless(network: NetworkList, force: bool) -> None:
             for each in address.show(node, device.index)
             if each.scope == address.SCOPE_UNIVERSE
         ]
-        used += [f"the route to {each.dst}" for each in route.show(node, 2, device.index)]
+        used += [f"the route to {each.dst}" for each in routes_of(node, 2, device.index)]
         if device.master:
             used.append(f"a port of {link.get(node, device.master).name}")
     if used:

@@ -11,9 +11,10 @@ import struct
 from typing import Any, NamedTuple
 
 from cni.describe import catalogue
-from cni.kernel import link, route, uapi
+from cni.kernel import link, uapi
 from cni.kernel import netlink as nl
 from cni.kernel.errors import KernelError
+from cni.kernel.route import show as routes_of
 from cni.netns.namespace import Namespace
 from cni.netns.throwaway import ThrowAway
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
@@ -114,7 +115,7 @@ class Container:
         if own is not None and own.gateway:
             return own.gateway
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
-        for each in route.show(self.namespace.netlink(), kind):
+        for each in routes_of(self.namespace.netlink(), kind):
             if each.dst.length == 0 and each.gateway:
                 return format_ip(each.gateway)
         return ""

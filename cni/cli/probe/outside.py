@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from cni.kernel import address, link, route
 from cni.kernel.netlink import Netlink
+from cni.kernel.route import show as routes_of
 from cni.netns.namespace import Namespace
 from cni.netns.throwaway import ThrowAway
 from cni.protocol.address import Prefix, format_ip, parse_ip
@@ -52,7 +53,7 @@ def uplink_of(node: Netlink) -> Uplink | None:
     """None if the node has no default route."""
     for family in (4, 6):
         defaults = [
-            each for each in route.show(node, _AF[family]) if each.dst.length == 0 and each.index
+            each for each in routes_of(node, _AF[family]) if each.dst.length == 0 and each.index
         ]
         for each in sorted(defaults, key=lambda one: one.priority):
             found = link.find(node, each.index)
@@ -115,7 +116,7 @@ def _free_pairs(node: Netlink) -> dict[int, tuple[bytes, bytes, int]]:
 
 
 def _networks(node: Netlink, family: int) -> list[Prefix]:
-    return [each.dst for each in route.show(node, _AF[family], table=0) if each.dst.length]
+    return [each.dst for each in routes_of(node, _AF[family], table=0) if each.dst.length]
 
 
 def _holds(network: Prefix, ip: bytes) -> bool:

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from cni.kernel import address as addresses
 from cni.kernel import route
+from cni.kernel.address import show as addresses_of
 from cni.kernel.netlink import Netlink
 from cni.protocol import config
 from cni.protocol.address import parse_ip
@@ -94,7 +94,7 @@ class Situation:
         """Is it an address of this node?"""
         wanted = parse_ip(address)
         if wanted[:2] == b"\xfe\x80" and len(wanted) == 16:  # which no route names alone
-            return any(each.prefix.ip == wanted for each in addresses.show(self.node))
+            return any(each.prefix.ip == wanted for each in addresses_of(self.node))
         return route.is_local(self.node, wanted)
 
     def stays_here(self, address: str) -> bool:
