@@ -12,7 +12,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -148,6 +148,26 @@ def progress(items: Sequence[T], what: str) -> Iterator[Iterable[T]]:
         return
     with click.progressbar(items, label=what, file=sys.stderr) as bar:
         yield bar
+
+
+@contextmanager
+def activity() -> Iterator[Callable[[str], None]]:
+    """A function that says what is done now, on a line of a terminal's stderr; it goes at the end.
+
+    On anything but a terminal, and on one that cannot move its cursor, nothing is said.
+    """
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield lambda _: None
+        return
+
+    def say(text: str) -> None:
+        shown = shortened(printable(text, keep=""), terminal_width() - 1)
+        click.echo(f"\r\x1b[2K{shown}", err=True, nl=False, color=True)
+
+    try:
+        yield say
+    finally:
+        say("")
 
 
 def waiting() -> None:

@@ -14,7 +14,7 @@ import sys
 from errno import ENOSYS
 
 if "_cni_embedded" in sys.builtin_module_names:
-    from _cni_embedded import attach_filter, capget, madvise, open_by_handle, statx
+    from _cni_embedded import attach_filter, capget, madvise, open_by_handle, statx, unshare
 else:
     import ctypes
 
@@ -68,10 +68,14 @@ else:
         _check(min(0, fd))
         return fd
 
+    def unshare(kind: int) -> None:
+        """Give the calling thread a new namespace of its own; `kind` is CLONE_NEWNET or another."""
+        _check(_libc.unshare(kind))
+
     def _check(result: int) -> None:
         if result != 0:
             errno = ctypes.get_errno()
             raise OSError(errno, os.strerror(errno))
 
 
-__all__ = ["attach_filter", "capget", "madvise", "open_by_handle", "statx"]
+__all__ = ["attach_filter", "capget", "madvise", "open_by_handle", "statx", "unshare"]

@@ -32,6 +32,17 @@ static PyObject *native_setns(PyObject *self, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
+/* unshare(kind): unshare(2). */
+static PyObject *native_unshare(PyObject *self, PyObject *argument)
+{
+    int kind = _PyLong_AsInt(argument);
+    if (kind == -1 && PyErr_Occurred())
+        return NULL;
+    if (unshare(kind) < 0)
+        return failed();
+    Py_RETURN_NONE;
+}
+
 /* prctl(option, value): prctl(2) with one value; what it returns. */
 static PyObject *native_prctl(PyObject *self, PyObject *arguments)
 {
@@ -150,6 +161,7 @@ static PyMethodDef methods[] = {
     {"prctl", native_prctl, METH_VARARGS, NULL},
     {"setns", native_setns, METH_VARARGS, NULL},
     {"statx", native_statx, METH_VARARGS, NULL},
+    {"unshare", native_unshare, METH_O, NULL},
     {"suspect_damage", native_suspect_damage, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -1,0 +1,138 @@
+"""Why packets did not arrive, as far as the node shows it, and what mends that."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from cni.kernel import link, sysctl
+from cni.kernel import netlink as nl
+from cni.kernel.errors import KernelError
+from cni.kernel.netlink import Netlink
+from cni.netfilter import table
+from cni.netns.namespace import Namespace
+from cni.protocol.address import parse_ip
+
+from ..view import ruleset
+from .containers import Container
+from .situation import Situation
+
+# linux/neighbour.h
+_RTM_GETNEIGH = 30
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NUD_FAILED, _NUD_INCOMPLETE = 0x20, 0x01
+_AF = {4: 2, 16: 10}
+
+
+class Cause(NamedTuple):
+    text: str
+    remedy: str
+
+
+class Neighbour(NamedTuple):
+    """An entry of the neighbour cache; `mac` is "" while nobody has answered."""
+
+    mac: str
+    failed: bool
+
+
+def neighbour(sock: Netlink, address: str) -> Neighbour | None:
+    """What a namespace knows of an address on its links; None without an entry."""
+    wanted = parse_ip(address)
+    for data in sock.dump(_RTM_GETNEIGH, _NDMSG.pack(_AF[len(wanted)], 0, 0, 0, 0)):
+        _, _, state, _, _ = nl.unpack(_NDMSG, data)
+        found = nl.attr_map(data, _NDMSG.size)
+        if found.get(_NDA_DST) == wanted:
+            mac = link.format_mac(found.get(_NDA_LLADDR, b""))
+            return Neighbour(mac, bool(state & (_NUD_FAILED | _NUD_INCOMPLETE)))
+    return None
+
+
+def of_link(situation: Situation, container: Container, address: str) -> Iterator[Cause]:
+    """Of the container's interface, its end on the node, and its bridge."""
+    own = container.link()
+    if own is None:
+        yield Cause(f"{container.ifname} is not there", "find what removes it: cni trace")
+        return
+    if not own.up:
+        yield Cause(f"{container.ifname} of the container is down", "find what sets it down")
+    far = _far_end(situation.node, container)
+    if far is not None:
+        yield from _of_port(situation.node, far)
+    entry = neighbour(container.namespace.netlink(), address)
+    if entry is not None and entry.failed:
+        what = "neighbour solicitation" if ":" in address else "ARP"
+        yield Cause(
+            f"nothing answers {what} for {address}",
+            f"`ip address` shows whether {address} is where it should be, "
+            "`bridge link` whether frames get there",
+        )
+
+
+def _of_port(node: Netlink, far: link.Link) -> Iterator[Cause]:
+    if not far.up:
+        yield Cause(f"{far.name}, its end on the node, is down", f"ip link set {far.name} up")
+    master = link.find(node, far.master) if far.master else None
+    if master is not None and not master.up:
+        yield Cause(f"{master.name} is down", f"ip link set {master.name} up")
+
+
+def _far_end(node: Netlink, container: Container) -> link.Link | None:
+    number = container.number()
+    if number is None:
+        return None
+    return next((each for each in link.list_all(node) if each.peer_nsid == number), None)
+
+
+def of_forwarding(family: int) -> Iterator[Cause]:
+    """Of the node, where packets pass through it."""
+    name = "net/ipv4/ip_forward" if family == 4 else "net/ipv6/conf/all/forwarding"
+    try:
+        if sysctl.read(name) == "0":
+            dotted = name.replace("/", ".")
+            yield Cause(f"{dotted} is 0: the node forwards nothing", f"sysctl -w {dotted}=1")
+    except OSError:
+        pass
+    try:
+        dropping = table.drop_policies()
+    except (KernelError, OSError):
+        return
+    for kind, name, chain in dropping:
+        if kind in ("inet", "ip" if family == 4 else "ip6"):
+            yield Cause(
+                f"the chain {chain} of the table {kind} {name} drops what nothing accepts",
+                "add the plugin firewall to the network, behind the others, "
+                "or have that chain accept the containers' packets",
+            )
+
+
+def of_rules(container: Container, words: str) -> Iterator[Cause]:
+    """Are there any rules of the packet filter that were made for the container?"""
+    try:
+        found = ruleset.Index(ruleset.read()).belonging(container.known())
+    except KernelError:
+        return
+    except Exception as error:  # noqa: BLE001 a program that cannot read them says nothing of them
+        del error
+        return
+    if not found and ruleset.has_nft():
+        yield Cause(
+            f"the rules of {words} are not there: something has removed them after the ADD",
+            "cni reload makes those of other containers again; find what flushes the packet filter",
+        )
+
+
+def best(causes: Iterator[Cause], otherwise: Cause) -> Cause:
+    """All that was found, in one; else the other."""
+    found = list(dict.fromkeys(causes))
+    if not found:
+        return otherwise
+    return Cause("; ".join(each.text for each in found), "; ".join(each.remedy for each in found))
+
+
+def stale(namespace: Namespace, address: str, mac: str) -> str:
+    """The MAC that a namespace still has for an address, if it is not `mac`; else ""."""
+    entry = neighbour(namespace.netlink(), address)
+    return entry.mac if entry is not None and entry.mac and entry.mac != mac else ""
