@@ -115,7 +115,10 @@ def _cannot_start(error: ImportError) -> int:
 def _unknown(name: str, known: list[str]) -> int:
     from cni.startup_error import complain
 
-    return complain(f'no plugin is called "{name}"', f"this file has: {', '.join(known)}")
+    details = f"this file has: {', '.join(known)}"
+    if sys.argv[0].startswith(("/dev/fd/", "/proc/")):
+        details = f"it was executed by a descriptor, and argv[0] names no plugin; {details}"
+    return complain(f'no plugin is called "{name}"', details)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,14 @@ from .call import Call, Verbs
 from .kernel.errors import KernelError
 from .protocol import config
 from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
-from .protocol.request import Request, check_network_name, read, read_stdin, valid_attachments
+from .protocol.request import (
+    Request,
+    await_ready,
+    check_network_name,
+    read,
+    read_stdin,
+    valid_attachments,
+)
 from .protocol.result import Result, encode_error
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ _VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VALIDATE"})
 def main(name: str) -> int:
     """Answer the request in environment and stdin as the plugin `name`; returns the exit code."""
     if not os.environ.get("CNI_COMMAND"):
-        os.write(2, about(name).encode())
+        _say(about(name))
         return 0
     began = monotonic()
     interrupts.install(forget=False)
@@ -164,7 +171,10 @@ def main(name: str) -> int:
         nonlocal written
         try:
             while written < len(data):
-                written += os.write(1, memoryview(data)[written:])
+                try:
+                    written += os.write(1, memoryview(data)[written:])
+                except BlockingIOError:
+                    await_ready(1, writing=True)
         except OSError as error:
             text = f"cannot write to stdout: {(error.strerror or '').lower()}"
             raise IOFailure(text) from None
@@ -181,7 +191,7 @@ def main(name: str) -> int:
             written = 0
             write(output)
     except IOFailure as error:
-        os.write(2, f"cni: {error}\n".encode())
+        _say(f"cni: {error}\n")
         code, output = 1, encode_error(error)
     _record(name, b"".join(received), monotonic() - began, code, output)
     return code
@@ -214,6 +224,12 @@ def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -
         log.Log().write(entry, settings.of_node(env))
     except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
         pass
+
+
+def _say(text: str) -> None:
+    from . import stderr
+
+    stderr.lines(text)
 
 
 def about(name: str) -> str:
