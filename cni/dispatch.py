@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from . import interrupts, standins
+from . import OUT_OF_MEMORY, interrupts, standins
 from .call import Call, Verbs
 from .kernel.errors import KernelError
 from .protocol import config
 from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
 from .protocol.request import (
     Request,
-    await_ready,
     check_network_name,
     read,
     read_stdin,
     valid_attachments,
+    write_some,
 )
 from .protocol.result import Result, encode_error
 
@@ -171,10 +171,7 @@ def main(name: str) -> int:
         nonlocal written
         try:
             while written < len(data):
-                try:
-                    written += os.write(1, memoryview(data)[written:])
-                except BlockingIOError:
-                    await_ready(1, writing=True)
+                written += write_some(memoryview(data)[written:])
         except OSError as error:
             text = f"cannot write to stdout: {(error.strerror or '').lower()}"
             raise IOFailure(text) from None
@@ -319,6 +316,8 @@ def _encode(call: Call[Any], result: Result) -> bytes:
 
 
 def _failure(error: BaseException) -> Answer:
+    if isinstance(error, MemoryError):
+        return 1, OUT_OF_MEMORY, False
     if isinstance(error, CNIError | KernelError):
         known = not isinstance(error, Terminated | OSError)
         said = from_exception(error)

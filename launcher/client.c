@@ -39,6 +39,7 @@
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -237,6 +238,30 @@ static void hold_streams(const char *command)
     }
 }
 
+/* End with an error if a limit is so low that an interpreter may not even come as far as to say so. */
+static void check_limits(const char *command)
+{
+    static const struct {
+        int kind;
+        rlim_t least;
+        const char *msg, *advice;
+    } limits[] = {
+        {RLIMIT_AS, 32 << 20, "cannot start: too little memory", "raise the limit (ulimit -v, LimitAS=): 32 MB"},
+        {RLIMIT_DATA, 16 << 20, "cannot start: too little memory", "raise the limit (ulimit -d, LimitDATA=): 16 MB"},
+        {RLIMIT_STACK, 128 << 10, "cannot start: too small a stack", "raise the limit (ulimit -s, LimitSTACK=): 128 KB"},
+        {RLIMIT_NOFILE, 8, "cannot start: too few open files", "raise the limit (ulimit -n, LimitNOFILE=): 16"},
+    };
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        struct rlimit limit;
+        if (getrlimit(limits[i].kind, &limit) < 0 || limit.rlim_cur >= limits[i].least)
+            continue;
+        if (command && *command)
+            fail(limits[i].msg, limits[i].advice, 5);
+        dprintf(2, "cni: %s: %s\n", limits[i].msg, limits[i].advice);
+        _exit(1);
+    }
+}
+
 /* What comes before Python.
  *
  * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
@@ -245,6 +270,7 @@ static void prepare_exec(void)
 {
     const char *command = getenv("CNI_COMMAND");
     leave_container();
+    check_limits(command);
     hold_streams(arguments[0] && !arguments[1] ? command : NULL);
     if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))
         fail("interrupted by a signal", "nothing was done; try again", 999);
@@ -309,7 +335,7 @@ static void hand_on_file(void)
 /* Start Python on the installed tree, or else the script, which looks for both. Never returns. */
 static void run_by_exec(void)
 {
-    char python[MAX_PATH], run[MAX_PATH];
+    static char python[MAX_PATH], run[MAX_PATH]; /* the stack may be small: check_limits */
     prepare_exec();
     if (script_setting("\ncni_python='", '\'', python, sizeof python) && *python
         && find_tree(run, sizeof run)) {
@@ -366,12 +392,14 @@ static void run_by_exec_with(const char *data, size_t size, int have_stdin)
     if (have_stdin) {
         int fd = memfd_create("stdin", 0);
         size_t done = 0;
+        signal(SIGXFSZ, SIG_IGN); /* a limit of files' sizes holds there, too */
         while (fd >= 0 && done < size) {
             ssize_t n = write(fd, data + done, size - done);
             if (n <= 0)
                 break;
             done += (size_t)n;
         }
+        signal(SIGXFSZ, SIG_DFL);
         if (fd < 0 || done < size || lseek(fd, 0, SEEK_SET) < 0 || dup2(fd, 0) < 0)
             fail("cannot start: the configuration cannot be handed on", strerror(errno), 5);
         if (fd != 0)

@@ -161,10 +161,19 @@ def _read_some() -> bytes:
         try:
             return os.read(0, 1 << 16)
         except BlockingIOError:
-            await_ready(0)
+            _await_ready(0)
 
 
-def await_ready(fd: int, *, writing: bool = False) -> None:
+def write_some(data: bytes | memoryview) -> int:
+    """Write the beginning of `data` to stdout; how many bytes. Raises OSError."""
+    while True:
+        try:
+            return os.write(1, data)
+        except BlockingIOError:
+            _await_ready(1, writing=True)
+
+
+def _await_ready(fd: int, *, writing: bool = False) -> None:
     """Wait until a descriptor that the caller made non-blocking can be read or written."""
     import select  # hardly ever
 

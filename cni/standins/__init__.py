@@ -153,7 +153,9 @@ def restart(stdin: bytes | None = None) -> None:
         if __spec__.origin == "frozen":  # sys.executable is the native client: not to the server
             env["CNI_SERVER"] = "off"
             if os.path.exists("/proc/self/exe"):
-                program = "/proc/self/exe"  # also if it was executed by descriptor, or replaced since
+                program = (
+                    "/proc/self/exe"  # also if it was executed by descriptor, or replaced since
+                )
         os.execve(program, [sys.executable, *sys.orig_argv[1:]], env)
     except (OSError, ValueError):
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.build.running import install
-from tests.harness.start_cases import ByDescriptor, Streams
+from tests.harness.start_cases import ByDescriptor, Limits, Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,4 +34,8 @@ class TestByDescriptor(ByDescriptor):
 
 
 class TestStreams(Streams):
+    pass
+
+
+class TestLimits(Limits):
     pass

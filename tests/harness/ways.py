@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _AT_EMPTY_PATH = 0x1000
 _EXECVEAT = {"x86_64": 322, "aarch64": 281}
 _DEADLINE = 100  # seconds
-# Behind these numbers nothing of ours is open: a process has the streams that it was given, no more.
+# Numbers that nothing of ours has: a process has the streams that it was given, no more.
 _PARKED, _LAST = 200, 400
 
 
@@ -67,42 +67,65 @@ def _strings(texts: Sequence[str]) -> ctypes.Array[ctypes.c_char_p]:
 
 def stream(kind: str, data: bytes = b"") -> int | None:
     """A descriptor of this kind, with `data` to read where it can be; None for a closed one."""
-    if kind == "closed":
-        return None
-    if kind == "directory":
-        return os.open("/", os.O_RDONLY)
-    if kind == "path":
-        return os.open("/etc/passwd", os.O_PATH)
-    if kind == "write-only":
-        return os.open("/dev/null", os.O_WRONLY)
-    if kind == "read-only":
-        return os.open("/dev/null", os.O_RDONLY)
-    if kind == "full":
-        return os.open("/dev/full", os.O_RDWR)
-    if kind == "unconnected socket":
-        return socket.socket(socket.AF_INET).detach()
-    if kind == "socket":
-        ours, theirs = socket.socketpair()
-        ours.sendall(data)
-        ours.close()
-        return theirs.detach()
-    if kind == "broken pipe":
-        reading, writing = os.pipe()
-        os.close(reading)
-        return writing
-    if kind == "terminal":
-        leader, terminal = pty.openpty()
-        os.write(leader, data + b"\n\x04")
-        os.set_inheritable(terminal, True)
-        return terminal
+    return None if kind == "closed" else _STREAMS[kind](data)
+
+
+def _socket_pair(data: bytes) -> int:
+    ours, theirs = socket.socketpair()
+    ours.sendall(data)
+    ours.close()
+    return theirs.detach()
+
+
+def _broken_pipe(_data: bytes) -> int:
     reading, writing = os.pipe()
-    if kind == "late":  # and not waited for by read(2)
-        os.set_blocking(reading, False)
-        threading.Timer(0.3, _write_late, (writing, data)).start()
-    else:
-        os.write(writing, data)
-        os.close(writing)
+    os.close(reading)
+    return writing
+
+
+def _terminal(data: bytes) -> int:
+    leader, terminal = pty.openpty()  # the leader stays open: else the terminal hangs up
+    os.write(leader, data + b"\n\x04")
+    return terminal
+
+
+def _file(data: bytes) -> int:
+    """Of any size."""
+    fd = os.memfd_create("stdin")
+    os.write(fd, data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
+
+
+def _pipe(data: bytes) -> int:
+    reading, writing = os.pipe()
+    os.write(writing, data)
+    os.close(writing)
     return reading
+
+
+def _late(data: bytes) -> int:
+    """A pipe that read(2) does not wait for, and that has the data after a moment."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    threading.Timer(0.3, _write_late, (writing, data)).start()
+    return reading
+
+
+_STREAMS: dict[str, Callable[[bytes], int]] = {
+    "directory": lambda _: os.open("/", os.O_RDONLY),
+    "path": lambda _: os.open("/etc/passwd", os.O_PATH),
+    "write-only": lambda _: os.open("/dev/null", os.O_WRONLY),
+    "read-only": lambda _: os.open("/dev/null", os.O_RDONLY),
+    "full": lambda _: os.open("/dev/full", os.O_RDWR),
+    "unconnected socket": lambda _: socket.socket(socket.AF_INET).detach(),
+    "socket": _socket_pair,
+    "broken pipe": _broken_pipe,
+    "terminal": _terminal,
+    "file": _file,
+    "pipe": _pipe,
+    "late": _late,
+}
 
 
 def _write_late(fd: int, data: bytes) -> None:
@@ -127,7 +150,7 @@ def run(
     descriptors are closed here.
     """
     outputs: dict[int, int] = {}
-    streams = [stream("empty") if stdin == -1 else stdin, stdout, stderr]
+    streams = [stream("pipe") if stdin == -1 else stdin, stdout, stderr]
     for number in (1, 2):
         if streams[number] == -1:
             outputs[number], streams[number] = os.pipe()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.start_cases import ByDescriptor, Streams
+from tests.harness.start_cases import ByDescriptor, Limits, Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,4 +28,8 @@ class TestByDescriptor(ByDescriptor):
 
 
 class TestStreams(Streams):
+    pass
+
+
+class TestLimits(Limits):
     pass
