@@ -23,6 +23,13 @@ def main() -> int:
 
     Failures to start end in the specification's error object, like those of a plugin.
     """
+    try:
+        return _main()
+    except MemoryError:
+        return _out_of_memory()
+
+
+def _main() -> int:
     is_request = bool(os.environ.get("CNI_COMMAND")) and not sys.argv[1:]
     if is_request and getsignal(SIGINT) is default_int_handler:
         signal(SIGINT, SIG_DFL)  # no traceback, until the request's handlers are there
@@ -79,6 +86,8 @@ def _run_plugin(name: str) -> None:
         code = dispatch.main(name)
     except ImportError as error:
         code = _cannot_start(error)
+    except MemoryError:
+        code = _out_of_memory()
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:  # None where the caller closed the descriptor
@@ -94,6 +103,16 @@ def _prepare_archive() -> None:
         from cni.zip_extensions import enable
 
         enable(loader)
+
+
+def _out_of_memory() -> int:
+    from cni import OUT_OF_MEMORY
+
+    if os.environ.get("CNI_COMMAND"):
+        os.write(1, OUT_OF_MEMORY)
+    else:
+        os.write(2, b"cni: out of memory\n")
+    return 1
 
 
 def _cannot_start(error: ImportError) -> int:
@@ -115,7 +134,10 @@ def _cannot_start(error: ImportError) -> int:
 def _unknown(name: str, known: list[str]) -> int:
     from cni.startup_error import complain
 
-    return complain(f'no plugin is called "{name}"', f"this file has: {', '.join(known)}")
+    details = f"this file has: {', '.join(known)}"
+    if sys.argv[0].startswith(("/dev/fd/", "/proc/")):
+        details = f"it was executed by a descriptor, and argv[0] names no plugin; {details}"
+    return complain(f'no plugin is called "{name}"', details)
 
 
 if __name__ == "__main__":

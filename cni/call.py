@@ -376,7 +376,10 @@ class Call(Generic[C]):
             from .stderr import printable
 
             text = printable(text, keep="")
-        os.write(2, f"{text}\n".encode())
+        try:
+            os.write(2, f"{text}\n".encode())
+        except OSError:
+            pass  # nothing depends on it: cni/stderr.py
 
     def close(self) -> None:
         """Close what the request opened."""

@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from . import interrupts, standins
+from . import OUT_OF_MEMORY, interrupts, standins
 from .call import Call, Verbs
 from .kernel.errors import KernelError
 from .protocol import config
 from .protocol.errors import BadEnvironment, CNIError, IOFailure, Terminated, from_exception
-from .protocol.request import Request, check_network_name, read, read_stdin, valid_attachments
+from .protocol.request import (
+    Request,
+    check_network_name,
+    read,
+    read_stdin,
+    valid_attachments,
+    write_some,
+)
 from .protocol.result import Result, encode_error
 
 if TYPE_CHECKING:
@@ -147,7 +154,7 @@ _VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VALIDATE"})
 def main(name: str) -> int:
     """Answer the request in environment and stdin as the plugin `name`; returns the exit code."""
     if not os.environ.get("CNI_COMMAND"):
-        os.write(2, about(name).encode())
+        _say(about(name))
         return 0
     began = monotonic()
     interrupts.install(forget=False)
@@ -164,7 +171,7 @@ def main(name: str) -> int:
         nonlocal written
         try:
             while written < len(data):
-                written += os.write(1, memoryview(data)[written:])
+                written += write_some(memoryview(data)[written:])
         except OSError as error:
             text = f"cannot write to stdout: {(error.strerror or '').lower()}"
             raise IOFailure(text) from None
@@ -181,7 +188,7 @@ def main(name: str) -> int:
             written = 0
             write(output)
     except IOFailure as error:
-        os.write(2, f"cni: {error}\n".encode())
+        _say(f"cni: {error}\n")
         code, output = 1, encode_error(error)
     _record(name, b"".join(received), monotonic() - began, code, output)
     return code
@@ -214,6 +221,12 @@ def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -
         log.Log().write(entry, settings.of_node(env))
     except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
         pass
+
+
+def _say(text: str) -> None:
+    from . import stderr
+
+    stderr.lines(text)
 
 
 def about(name: str) -> str:
@@ -303,6 +316,8 @@ def _encode(call: Call[Any], result: Result) -> bytes:
 
 
 def _failure(error: BaseException) -> Answer:
+    if isinstance(error, MemoryError):
+        return 1, OUT_OF_MEMORY, False
     if isinstance(error, CNIError | KernelError):
         known = not isinstance(error, Terminated | OSError)
         said = from_exception(error)

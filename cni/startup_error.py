@@ -112,5 +112,8 @@ def _printable(text):
 def _write(fd, text):
     # type: (int, str) -> None
     data = text.encode("utf-8", "backslashreplace")
-    while data:
-        data = data[os.write(fd, data) :]
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        pass  # the exit code says it, too

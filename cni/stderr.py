@@ -39,4 +39,8 @@ def passed_on(data: bytes) -> None:
 
 
 def _write(text: str) -> None:
-    os.write(2, text.encode(errors="replace"))
+    """Nothing depends on it: who closed stderr, or let its disk fill up, does not read it."""
+    try:
+        os.write(2, text.encode(errors="replace"))
+    except OSError:
+        pass

@@ -39,6 +39,7 @@
 #include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -92,6 +93,7 @@ struct header {
 };
 
 static const char *self; /* the path that was executed; for a script the kernel makes it $0 */
+static const char *file; /* the same, also where that is a descriptor and argv[0] has the name */
 static char **arguments;
 static const int interrupting[] = {SIGTERM, SIGINT, SIGHUP};
 static volatile sig_atomic_t pending_signal; /* has come, and the worker does not know yet */
@@ -120,6 +122,27 @@ static void *allocate(size_t size)
 static int open_cloexec(const char *path, int flags)
 {
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
+}
+
+/* Whether the kernel names a file like this that was executed by its descriptor (fexecve(3), a memfd,
+ * a copy of ourselves through /proc): then the name says nothing of the plugin. */
+static int is_descriptor(const char *path)
+{
+    const char *name = strrchr(path, '/');
+    if (!name || (strncmp(path, "/dev/fd/", 8) != 0 && strncmp(path, "/proc/", 6) != 0))
+        return 0;
+    size_t size = strlen(++name);
+    return strcmp(name, "exe") == 0 || (size && strspn(name, "0123456789") == size);
+}
+
+/* The path that was executed becomes `file`, what we were called by `self`. By argv[0] we go only
+ * where nothing else has a name: a runtime may write there what it likes. */
+static void find_ourselves(void)
+{
+    file = (const char *)getauxval(AT_EXECFN);
+    if (!file)
+        file = arguments[0] ? arguments[0] : "cni";
+    self = is_descriptor(file) && arguments[0] && *arguments[0] ? arguments[0] : file;
 }
 
 /* --- by exec ---------------------------------------------------------------------------------- */
@@ -152,6 +175,7 @@ static void fail(const char *msg, const char *details, int code)
     int n = snprintf(text, sizeof text,
                      "{\n    \"code\": %d,\n    \"msg\": \"%s\",\n    \"details\": \"%s\"\n}", code,
                      msg, details);
+    signal(SIGPIPE, SIG_IGN); /* the exit code is 1, also if nobody reads */
     if (n > 0 && write(1, text, (size_t)n) < 0)
         _exit(1);
     _exit(1);
@@ -190,6 +214,54 @@ static int block_signals(sigset_t *before)
     return !pending_signal;
 }
 
+/* Have 0, 1 and 2 be open. The next files that are opened would get the numbers of those that are not,
+ * and a result would be written into a socket or somebody's file. What we open can be neither read nor
+ * written; Python takes it, but a directory as stdin would end its start. */
+static void hold_streams(const char *command)
+{
+    struct pollfd streams[] = {{.fd = 0}, {.fd = 1}, {.fd = 2}};
+    struct stat status;
+    int is_directory = fstat(0, &status) == 0 && S_ISDIR(status.st_mode);
+    if (is_directory && command && *command && strcmp(command, "VERSION") != 0)
+        fail("error reading from stdin: Is a directory", "the configuration is expected there", 5);
+    poll(streams, 3, 0);
+    for (int i = 0; i < 3; i++) {
+        if (!(streams[i].revents & POLLNVAL) && !(i == 0 && is_directory))
+            continue;
+        int fd = open("/proc/self/exe", O_PATH);
+        if (fd < 0)
+            fd = open(file, O_PATH);
+        if (fd >= 0 && fd != i) {
+            dup2(fd, i);
+            close(fd);
+        }
+    }
+}
+
+/* End with an error if a limit is so low that an interpreter may not even come as far as to say so. */
+static void check_limits(const char *command)
+{
+    static const struct {
+        int kind;
+        rlim_t least;
+        const char *msg, *advice;
+    } limits[] = {
+        {RLIMIT_AS, 32 << 20, "cannot start: too little memory", "raise the limit (ulimit -v, LimitAS=): 32 MB"},
+        {RLIMIT_DATA, 16 << 20, "cannot start: too little memory", "raise the limit (ulimit -d, LimitDATA=): 16 MB"},
+        {RLIMIT_STACK, 128 << 10, "cannot start: too small a stack", "raise the limit (ulimit -s, LimitSTACK=): 128 KB"},
+        {RLIMIT_NOFILE, 8, "cannot start: too few open files", "raise the limit (ulimit -n, LimitNOFILE=): 16"},
+    };
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        struct rlimit limit;
+        if (getrlimit(limits[i].kind, &limit) < 0 || limit.rlim_cur >= limits[i].least)
+            continue;
+        if (command && *command)
+            fail(limits[i].msg, limits[i].advice, 5);
+        dprintf(2, "cni: %s: %s\n", limits[i].msg, limits[i].advice);
+        _exit(1);
+    }
+}
+
 /* What comes before Python.
  *
  * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
@@ -198,6 +270,8 @@ static void prepare_exec(void)
 {
     const char *command = getenv("CNI_COMMAND");
     leave_container();
+    check_limits(command);
+    hold_streams(arguments[0] && !arguments[1] ? command : NULL);
     if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))
         fail("interrupted by a signal", "nothing was done; try again", 999);
 }
@@ -244,16 +318,31 @@ static void execute(const char *program, char *const *head, size_t count)
     free(argv);
 }
 
+/* Where the path that was executed may lead nowhere by now, since a memfd or a descriptor is closed on
+ * exec, hand the file on as a descriptor of ours: the script gives Python that path. */
+static void hand_on_file(void)
+{
+    char path[64];
+    if (strncmp(file, "/dev/fd/", 8) != 0 && strncmp(file, "/proc/", 6) != 0)
+        return;
+    int fd = open("/proc/self/exe", O_RDONLY);
+    if (fd < 0)
+        return;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    setenv("cni_self", path, 1);
+}
+
 /* Start Python on the installed tree, or else the script, which looks for both. Never returns. */
 static void run_by_exec(void)
 {
-    char python[MAX_PATH], run[MAX_PATH];
+    static char python[MAX_PATH], run[MAX_PATH]; /* the stack may be small: check_limits */
     prepare_exec();
     if (script_setting("\ncni_python='", '\'', python, sizeof python) && *python
         && find_tree(run, sizeof run)) {
         char *const head[] = {python, "-I", "-S", run, (char *)self};
         execute(python, head, sizeof head / sizeof *head);
     }
+    hand_on_file();
     setenv("cni_client", "1", 1); /* the script need not look for what we have not found */
     char *const head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
     execute("/bin/sh", head, sizeof head / sizeof *head);
@@ -271,13 +360,28 @@ static void run_by_exec(void)
 
 #else
 
+/* Have the auxiliary vector, which is behind the environment on the stack, name what we were called
+ * by: the interpreter looks there. */
+static void tell_name(void)
+{
+    char **at = arguments;
+    for (int part = 0; part < 2; part++) /* the arguments, then the environment */
+        while (*at++)
+            ;
+    for (unsigned long *entry = (unsigned long *)at; *entry != AT_NULL; entry += 2)
+        if (*entry == AT_EXECFN)
+            entry[1] = (unsigned long)self;
+}
+
 /* Go on as the interpreter that lies behind us in the file. Never returns. */
 static void run_by_exec(void)
 {
     prepare_exec();
+    if (self != file)
+        tell_name();
     for (size_t i = 0; watching && i < sizeof interrupting / sizeof *interrupting; i++)
         signal(interrupting[i], SIG_DFL); /* as execve(2) would leave them */
-    image_run(self, arguments);
+    image_run(file, arguments);
 }
 
 #endif
@@ -288,12 +392,14 @@ static void run_by_exec_with(const char *data, size_t size, int have_stdin)
     if (have_stdin) {
         int fd = memfd_create("stdin", 0);
         size_t done = 0;
+        signal(SIGXFSZ, SIG_IGN); /* a limit of files' sizes holds there, too */
         while (fd >= 0 && done < size) {
             ssize_t n = write(fd, data + done, size - done);
             if (n <= 0)
                 break;
             done += (size_t)n;
         }
+        signal(SIGXFSZ, SIG_DFL);
         if (fd < 0 || done < size || lseek(fd, 0, SEEK_SET) < 0 || dup2(fd, 0) < 0)
             fail("cannot start: the configuration cannot be handed on", strerror(errno), 5);
         if (fd != 0)
@@ -321,6 +427,17 @@ static void watch_signals(void)
     }
 }
 
+/* Wait until `fd` is ready, if that is why the last call failed: the caller may have made it
+ * non-blocking. False if it failed for another reason. */
+static int await_ready(int fd, short events)
+{
+    struct pollfd ready = {.fd = fd, .events = events};
+    if (errno != EAGAIN)
+        return errno == EINTR;
+    poll(&ready, 1, -1);
+    return 1;
+}
+
 /* All of stdin, or its beginning if that is longer than MAX_STDIN, which Python refuses. NULL if the
  * first read fails: then Python can try, too. */
 static char *read_stdin(size_t *size)
@@ -338,7 +455,7 @@ static char *read_stdin(size_t *size)
             data = more;
         }
         ssize_t n = read(0, data + have, room - have);
-        if (n < 0 && errno == EINTR)
+        if (n < 0 && await_ready(0, POLLIN))
             continue;
         if (n < 0 && have)
             fail("cannot read the configuration from stdin", strerror(errno), 5);
@@ -703,7 +820,7 @@ static int write_output(const char *data, size_t size, size_t *written)
     signal(SIGPIPE, SIG_IGN);
     for (*written = 0; *written < size;) {
         ssize_t n = write(1, data + *written, size - *written);
-        if (n < 0 && errno != EINTR)
+        if (n < 0 && !await_ready(1, POLLOUT))
             return errno;
         *written += n < 0 ? 0 : (size_t)n;
     }
@@ -823,9 +940,7 @@ int main(int argc, char **argv)
 {
     (void)argc;
     arguments = argv;
-    self = (const char *)getauxval(AT_EXECFN);
-    if (!self)
-        self = argv[0] ? argv[0] : "cni";
+    find_ourselves();
     const char *slash = strrchr(self, '/');
     const char *command = getenv("CNI_COMMAND");
     char build[32];

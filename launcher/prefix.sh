@@ -4,6 +4,14 @@
 cni_build=@BUILD_ID@
 cni_python=''  # `cni install` writes the interpreter here; the padding keeps the archive in place @PAD@
 
+# As the native client does: files that are opened must not become stdout, and Python refuses a directory
+# as stdin.
+if [ -z "$cni_client" ]; then
+    { : <&0; } 2>&- && [ ! -d /proc/self/fd/0 ] || exec 0>>/dev/null
+    { : >&1; } 2>&- || exec 1</dev/null
+    { : >&2; } 2>/dev/null || exec 2</dev/null
+fi
+
 # The usual way: installed, and called through a link beside the installed file. The tree has to be
 # this user's: where the file was copied to, another user may have made a directory of that name. The
 # native client (cni_client=1) has looked already, and found no tree that it may use.
@@ -93,9 +101,12 @@ trusted() {
 
 cni_old=''
 search
-unset IFS cni_client
-# $0 may be a link in another directory. PATH changes in the subshell only.
-cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>&-) || cni_real=$0
+# $0 may be a link in another directory. PATH changes in the subshell only. The native client was perhaps
+# executed by its descriptor, and hands us another one (cni_self).
+cni_real=
+[ -z "$cni_client" ] || cni_real=$cni_self
+unset IFS cni_client cni_self
+[ -n "$cni_real" ] || cni_real=$(PATH=${PATH:+$PATH:}/usr/bin:/bin; readlink -f -- "$0" 2>&-) || cni_real=$0
 cni_root=${cni_real%/*}/.cni-$cni_build
 if [ -f "$cni_root/run.py" ] && trusted "$cni_root"; then
     exec "$cni_python" -I -S "$cni_root/run.py" "$0" "$@"

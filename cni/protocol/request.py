@@ -143,7 +143,7 @@ def read_stdin() -> bytes:
     chunks: list[bytes] = []
     size = 0
     try:
-        while chunk := os.read(0, 1 << 16):
+        while chunk := _read_some():
             chunks.append(chunk)
             size += len(chunk)
             if size > MAX_STDIN:
@@ -154,6 +154,32 @@ def read_stdin() -> bytes:
     except OSError as error:
         raise IOFailure(f"error reading from stdin: {error.strerror}") from None
     return b"".join(chunks)
+
+
+def _read_some() -> bytes:
+    while True:
+        try:
+            return os.read(0, 1 << 16)
+        except BlockingIOError:
+            _await_ready(0)
+
+
+def write_some(data: bytes | memoryview) -> int:
+    """Write the beginning of `data` to stdout; how many bytes. Raises OSError."""
+    while True:
+        try:
+            return os.write(1, data)
+        except BlockingIOError:
+            _await_ready(1, writing=True)
+
+
+def _await_ready(fd: int, *, writing: bool = False) -> None:
+    """Wait until a descriptor that the caller made non-blocking can be read or written."""
+    import select  # hardly ever
+
+    ready = select.poll()
+    ready.register(fd, select.POLLOUT if writing else select.POLLIN)
+    ready.poll()
 
 
 def valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:

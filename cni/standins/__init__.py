@@ -149,9 +149,14 @@ def restart(stdin: bytes | None = None) -> None:
         if stdin is not None:
             _put_back(stdin)
         env = {**os.environ, _SWITCH: "off"}
+        program = sys.executable
         if __spec__.origin == "frozen":  # sys.executable is the native client: not to the server
             env["CNI_SERVER"] = "off"
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)
+            if os.path.exists("/proc/self/exe"):
+                program = (
+                    "/proc/self/exe"  # also if it was executed by descriptor, or replaced since
+                )
+        os.execve(program, [sys.executable, *sys.orig_argv[1:]], env)
     except (OSError, ValueError):
         return
 

@@ -1,0 +1,41 @@
+"""dist/cni, started in unusual ways: installed, and as a mere copy."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.build.running import install
+from tests.harness.start_cases import ByDescriptor, Limits, Streams
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session", params=["installed", "copied"])
+def started(
+    request: pytest.FixtureRequest, dist: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The file, with links for plugins beside it."""
+    path = tmp_path_factory.mktemp("bin") / "cni"
+    if request.param == "installed":
+        install(dist, path.parent)
+        return path
+    shutil.copy(dist, path)
+    for name in ("loopback", "host-local"):
+        path.with_name(name).symlink_to("cni")
+    return path
+
+
+class TestByDescriptor(ByDescriptor):
+    pass
+
+
+class TestStreams(Streams):
+    pass
+
+
+class TestLimits(Limits):
+    pass
