@@ -19,7 +19,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CACHE = ROOT / ".cache/interpreter"
+# Resolved: a build that is kept names itself by path, and a release builds below a link.
+CACHE = (ROOT / ".cache").resolve() / "interpreter"
 PINS = tomllib.loads((HERE / "pins.toml").read_text())
 
 _PACKAGES = {"python": "python3.11", "zlib": "zlib", "musl": "musl"}  # Debian's names
