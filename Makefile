@@ -30,23 +30,26 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
 	containernetworking-plugins
-# release: what makes packages.
-PACKAGES_release := git rpm gcc-aarch64-linux-gnu
+# cross: the compiler for aarch64, and the headers of its kernel. release: what makes packages, too.
+PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
+PACKAGES_release := git rpm $(PACKAGES_cross)
+# aarch64: the file for that machine, and what emulates it: a kernel, and single programs.
+PACKAGES_aarch64 := $(PACKAGES_cross) qemu-system-arm qemu-user-static
 # runtime: two container runtimes; skopeo copies images.
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
-	test-build test-netns test-warm test-faults test-lab test-selfcontained test-runtime test-release test-all \
+	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 test-runtime test-release test-all \
 	lint format bench bench-node demo lock clean distclean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- preparation -------------------------------------------------------------------------------
 
 setup: ## install the Debian packages for building and all tests (root)
-setup: $(foreach set,build interpreter test runtime release,.cache/setup-$(set).stamp)
+setup: $(foreach set,build interpreter test aarch64 runtime release,.cache/setup-$(set).stamp)
 
 .cache/setup-%.stamp: Makefile tools/setup.sh
 	@tools/setup.sh $(PACKAGES_$*)
@@ -95,6 +98,7 @@ uninstall: dist/cni ## take them away again
 lock: $(VENV_STAMP) ## write tools/*.lock anew with the newest versions
 	$(RUN) tools/build.py lock
 	$(RUN) -m tools.release.programs
+	$(RUN) -m tools.interpreter.sources
 
 # --- tests -------------------------------------------------------------------------------------
 
@@ -129,6 +133,11 @@ test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their o
 
 test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
 	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained) $(PYTEST_ARGS)
+
+# Needs the interpreter for this machine, too, which `make test-selfcontained` has built.
+test-aarch64: $(TESTED) .cache/env-build/.stamp .cache/setup-interpreter.stamp .cache/setup-aarch64.stamp ## the same for aarch64, emulated, with Debian's kernel
+	.cache/env-build/bin/python tools/interpreter/build.py --arch aarch64
+	$(PYTEST) $(wildcard tests/selfcontained/test_aarch64*.py) $(PYTEST_ARGS)
 
 FAULTS := $(wildcard $(addprefix tests/netns/test_,crash.py interrupted.py sequences.py))
 test-faults: $(TESTED) ## kills, signals and errors at every system call of every plugin: hours

@@ -78,6 +78,11 @@ def test_the_archive_is_flat_as_the_reference_s(released: Path) -> None:
         "install -m 755 $from/bridge .",
         "install -m 755 $from/* .",
         "tar -C $from -ch . | tar -x",
+        "cat $from/bridge >bridge && chmod 755 bridge",
+        "busybox cp -r $from/* .",
+        "mv $from/bridge $from/cni .",
+        "cp -a $from/bridge $from/cni .",
+        "tar -C $from -c . | tar -x ./bridge ./cni",
         "for each in $from/*; do cp $each ./new && mv new ./$(basename $each); done",
     ],
 )

@@ -1,4 +1,4 @@
-"""The file for aarch64, where it has been built, under qemu-user."""
+"""The file for aarch64 under qemu-user, one program at a time: `make test-aarch64`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILE = ROOT / "dist/cni-linux-aarch64"
 
 pytestmark = pytest.mark.skipif(
     os.uname().machine == "aarch64" or not FILE.exists() or shutil.which(QEMU) is None,
-    reason=f"needs {FILE.name} (tools/interpreter/build.py --arch aarch64) and {QEMU}",
+    reason=f"needs {FILE.name} and {QEMU}: make test-aarch64",
 )
 
 

@@ -103,11 +103,12 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
     """
     folder = CACHE / f"{target.arch}-{_key(target, trained_by)}"
     log, source = folder / "log", folder / "cpython"
-    native = source if target.is_native else build(Target(_NATIVE), train).source
+    native = source if target.is_native else _native(train)
     core, flags = folder / "msgspec/_core.o", _flags(folder, target)
     built = Build(target, source, folder / "zlib", core, flags, native)
     if (folder / "finished").exists():
         return built
+    _check_headers(target)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _build_musl(folder, target, log)
@@ -124,8 +125,24 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
         _compile(replace(built, flags=(*built.flags, *_USE_COUNTS)), log)
     else:
         _compile(built, log)
-    (folder / "finished").touch()
+    (folder / "finished").write_text(_key(replace(target, profile=False), ""))
     return built
+
+
+def _native(train: Callable[[Build], None]) -> Path:
+    """CPython's tree of a build for this machine, with a profile or without: which exists."""
+    wanted = Target(_NATIVE)
+    for finished in sorted(CACHE.glob(f"{_NATIVE}-*/finished")):
+        if finished.read_text() == _key(wanted, ""):
+            return finished.with_name("cpython")
+    return build(wanted, train).source
+
+
+def _check_headers(target: Target) -> None:
+    """Raises BuildError without the kernel's headers: CPython would be built without netlink."""
+    if not any(Path(path, "linux/netlink.h").exists() for path in target.headers):
+        package = "linux-libc-dev" if target.is_native else "linux-libc-dev-arm64-cross"
+        raise BuildError(f"{target.headers[0]} has no linux/netlink.h: install {package}")
 
 
 def _key(target: Target, trained_by: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-CACHE = ROOT / ".cache/interpreter"
+# Resolved: a build that is kept names itself by path, and a release builds below a link.
+CACHE = (ROOT / ".cache").resolve() / "interpreter"
 PINS = tomllib.loads((HERE / "pins.toml").read_text())
 
 _PACKAGES = {"python": "python3.11", "zlib": "zlib", "musl": "musl"}  # Debian's names
 _RELEASE = "bookworm"
+_ADVICE = (
+    "if Debian has replaced it by a newer version, `make lock` pins that one; or put the files of "
+    "pins.toml into {directory} by hand (docs/releasing.md, When Debian has replaced a package)"
+)
 
 
 class BuildError(Exception):
@@ -37,10 +43,7 @@ def fetch(name: str) -> list[Path]:
     if not all((directory / file).exists() for file in wanted):
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            if name in _PACKAGES:
-                _fetch_debian(_PACKAGES[name], PINS[name]["version"], Path(scratch))
-            else:
-                _fetch_sdist(name, PINS[name]["version"], Path(scratch))
+            _fetch(name, PINS[name]["version"], Path(scratch))
             for file in wanted:
                 if not Path(scratch, file).exists():
                     raise BuildError(f"{name}: the download has no {file}: see pins.toml")
@@ -49,6 +52,20 @@ def fetch(name: str) -> list[Path]:
         if hashlib.sha256((directory / file).read_bytes()).hexdigest() != expected:
             raise BuildError(f"{directory / file} has not the hash of pins.toml: remove the file")
     return [directory / file for file in wanted]
+
+
+def _fetch(name: str, version: str, target: Path) -> None:
+    """Fetch the pinned version into the directory `target`. Raises BuildError with advice."""
+    try:
+        if name in _PACKAGES:
+            _fetch_debian(_PACKAGES[name], version, target)
+        else:
+            _fetch_sdist(name, version, target)
+    except BuildError as error:
+        advice = _ADVICE.format(directory=CACHE / "sources")
+        raise BuildError(
+            f"{name} {version} of pins.toml cannot be had: {error}\n{advice}"
+        ) from None
 
 
 def unpack(archive: Path, target: Path) -> None:
@@ -83,7 +100,10 @@ def spent(before: os.times_result) -> str:
 
 
 def _fetch_debian(package: str, version: str, target: Path) -> None:
-    """Have apt fetch a source package, from where this machine gets its binary packages."""
+    """Have apt fetch a source package, from where this machine gets its binary packages.
+
+    The newest one, if `version` is "".
+    """
     (target / "lists/partial").mkdir(parents=True)
     (target / "sources.list").write_text("".join(_source_lines()))
     options = [
@@ -95,7 +115,7 @@ def _fetch_debian(package: str, version: str, target: Path) -> None:
     ]
     flags: list[str | Path] = [word for option in options for word in ("-o", option)]
     run(["apt-get", "--quiet=2", *flags, "update"])
-    wanted = f"{package}={version}"
+    wanted = f"{package}={version}" if version else package
     command: list[str | Path] = ["apt-get", "--quiet=2", *flags, "source", "--download-only"]
     run([*command, "--only-source", wanted], cwd=target)
 
@@ -122,3 +142,48 @@ def _fetch_sdist(name: str, version: str, target: Path) -> None:
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download"]
     pip += ["--quiet", "--no-deps", "--no-binary", name, "--require-hashes", "--dest", target]
     run([*pip, "--requirement", requirement])
+
+
+# --- newer versions ------------------------------------------------------------------------------
+
+_LINES = re.compile(
+    r"^\[(?P<name>\w+)\]\nversion = \"(?P<version>[^\"]*)\"(?P<comment>[^\n]*)\n"
+    r"files = \[\n.*?^\]\n",
+    re.MULTILINE | re.DOTALL,
+)
+_VERSION = re.compile(r"^Version: (.*)$", re.MULTILINE)
+
+
+def lock() -> None:
+    """Write pins.toml anew, with Debian's newest versions. Raises BuildError.
+
+    The same files of each package as before, which are named by their endings.
+    """
+    text = (HERE / "pins.toml").read_text()
+    (HERE / "pins.toml").write_text(_LINES.sub(_newest, text))
+
+
+def _newest(match: re.Match[str]) -> str:
+    """The table of pins.toml for the newest version."""
+    name = match["name"]
+    if name not in _PACKAGES:
+        return match[0]  # msgspec's version is that of tools/bundle.lock
+    with tempfile.TemporaryDirectory() as scratch:
+        _fetch_debian(_PACKAGES[name], "", Path(scratch))
+        (description,) = Path(scratch).glob("*.dsc")
+        version = _VERSION.search(description.read_text())
+        assert version is not None, description
+        lines = []
+        for pinned in PINS[name]["files"]:
+            (file,) = Path(scratch).glob("*" + re.sub(r"^.*?\.(?=orig|debian)", "", pinned["name"]))
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            lines.append(f'    {{ name = "{file.name}", sha256 = "{digest}" }},\n')
+    head = f'[{name}]\nversion = "{version[1]}"{match["comment"]}\n'
+    return f"{head}files = [\n{''.join(lines)}]\n"
+
+
+if __name__ == "__main__":
+    try:
+        lock()
+    except BuildError as error:
+        sys.exit(f"sources: {error}")

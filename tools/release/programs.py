@@ -39,6 +39,10 @@ _DROPPED = re.compile(
     r"|usr/lib/(systemd|[^/]+/(gconv|audit))/)"
 )
 _DEB = re.compile(r"^'[^']+' (?P<name>[^_]+)_(?P<version>[^_]+)_[^_]+\.deb ", re.MULTILINE)
+_ADVICE = (
+    "if Debian has replaced it by a newer version, `make lock` pins that one; or put the package "
+    "into .cache/packages under its hash (docs/releasing.md, When Debian has replaced a package)"
+)
 _HEADER = """\
 # The packages of Debian in the image: architecture, name, version, SHA-256. Written by `make lock`.
 """
@@ -140,19 +144,23 @@ def fetch(packages: list[Locked]) -> None:
     if missing:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            apt = _Apt(Path(scratch), missing[0].arch)
-            apt.run("download", *(f"{each.name}={each.version}" for each in missing))
+            apt = Apt(Path(scratch), missing[0].arch)
+            try:
+                apt.run("download", *(f"{each.name}={each.version}" for each in missing))
+            except ReleaseError as error:
+                raise ReleaseError(
+                    f"the packages of {LOCK.name} cannot be had: {error}; {_ADVICE}"
+                ) from None
             for path in Path(scratch).glob("*.deb"):
                 path.rename(CACHE / f"{_sha256(path)}.deb")
     for each in packages:
         if not each.file.exists() or _sha256(each.file) != each.digest:
             raise ReleaseError(
-                f"{each.name} {each.version} is not to be had with the hash of {LOCK.name}: "
-                "run `make lock`, or put the package into .cache/packages under its hash"
+                f"{each.name} {each.version} cannot be had with the hash of {LOCK.name}: {_ADVICE}"
             )
 
 
-class _Apt:
+class Apt:
     """apt-get for one architecture: the system's sources, but lists of its own in `directory`."""
 
     def __init__(self, directory: Path, arch: str) -> None:
@@ -180,6 +188,11 @@ class _Apt:
             raise ReleaseError(f"apt-get {words[0]}: {done.stderr.strip()}")
         return done.stdout
 
+    def plan(self, *packages: str) -> dict[str, str]:
+        """What has to be installed for `packages` on an empty system: name -> version."""
+        uris = self.run("--print-uris", "--no-install-recommends", "install", *packages)
+        return {m["name"]: m["version"].replace("%3a", ":") for m in _DEB.finditer(uris)}
+
 
 def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -192,9 +205,8 @@ def lock() -> None:
     for arch in ("amd64", "arm64"):
         scratch = Path(tempfile.mkdtemp(dir=CACHE))
         try:
-            apt = _Apt(scratch, arch)
-            plan = apt.run("--print-uris", "--no-install-recommends", "install", *WANTED)
-            found = {m["name"]: m["version"].replace("%3a", ":") for m in _DEB.finditer(plan)}
+            apt = Apt(scratch, arch)
+            found = apt.plan(*WANTED)
             apt.run("download", *(f"{name}={version}" for name, version in found.items()))
             for path in sorted(scratch.glob("*.deb")):
                 name, digest = path.name.partition("_")[0], _sha256(path)

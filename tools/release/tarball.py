@@ -1,7 +1,9 @@
 """cni-plugins-linux-<arch>-v<version>.tgz: the layout of the reference's archive, flat.
 
 What unpacks the reference's archive into /opt/cni/bin unpacks this one. Every plugin is a link to
-`cni`; a program that copies links as files copies `cni` under that name, which works as well.
+`cni`; a program that copies links as files copies `cni` under that name, which works as well. One
+that copies or moves a link as a link has to take `cni` along (docs/releasing.md). Hard links would
+work alone, but a copy of the directory would have twenty files of 16 MB.
 """
 
 from __future__ import annotations
