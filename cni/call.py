@@ -34,6 +34,10 @@ C = TypeVar("C", bound=config.PluginConf)
 _NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
 
 
+# Told what a GC has removed, and how much of it, by who counts that: the server.
+on_removed: Callable[[str, int], None] | None = None
+
+
 class Verbs(NamedTuple):
     """A plugin's module by its contract (cni.contract); None for a verb that it lacks."""
 
@@ -315,6 +319,11 @@ class Call(Generic[C]):
         if name:
             steps.run(self.delegate, name)
 
+    def note_removed(self, kind: str, count: int) -> None:
+        """In GC: `count` things of this kind had no valid attachment, and are gone."""
+        if on_removed is not None and count and self.request.command == "GC":
+            on_removed(kind, count)
+
     # --- the rest ---
 
     def owners(self, keep: frozenset[Attachment]) -> list[Owner]:
@@ -369,6 +378,7 @@ class Call(Generic[C]):
         """Remove what was put aside: its rules are gone."""
         if self.forgotten is not None:
             self.forgotten.finish()
+            self.note_removed("intent", len(self.forgotten.intents))
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""

@@ -203,22 +203,23 @@ _LOG_VARIABLE, _LOG_KEY = "CNI_LOG_LEVEL", b'"loglevel"'
 
 
 def _node_records() -> bool:
-    """Whether the node has settings of its own for what is written down (cni.record.settings)."""
+    """Whether the node has settings of its own for what is written down (cni.record)."""
     return os.access(os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json", os.F_OK)
 
 
 def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -> None:
     """Write this process's request down, as far as that is wanted. Raises nothing."""
-    if not (is_recorded(code, os.environ, stdin) or _node_records()):
+    has_node_file = _node_records()
+    if not (has_node_file or is_recorded(code, os.environ, stdin)):
         return
     try:
         from time import time
 
-        from .record import log, settings
+        from . import record
 
         env = dict(os.environ)
-        entry = log.Entry(name, env, stdin, time() - seconds, seconds, code, output, "exec")
-        log.Log().write(entry, settings.of_node(env))
+        entry = record.Entry(name, env, stdin, time() - seconds, seconds, code, output, "exec")
+        record.Log().write(entry, record.of_node(env) if has_node_file else {})
     except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
         pass
 

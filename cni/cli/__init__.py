@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ports": ("show:ports", "See", "Show which ports of the node lead where."),
     "rules": ("show:rules", "See", "Show the packet filter's rules by container."),
     "graph": ("graph:graph", "See", "Draw the node, its bridges and containers."),
+    "metrics": ("metrics:metrics", "See", "Print what is in use, for Prometheus."),
     "plugins": ("plugins:plugins", "See", "Show the plugins in this file."),
     "validate": ("validate:validate", "Judge", "Find what is wrong with configurations."),
     "plan": ("plan:plan", "Judge", "Say what an ADD would do, without doing it."),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from . import errors, formats, output
+
+if TYPE_CHECKING:
+    from cni.record.exposition import Family
+    from cni.server.observing import Address
 
 SOCKET = "/run/cni/cni.sock"
 
@@ -28,6 +33,8 @@ def default_workers() -> int:
 )
 @click.option("--status", is_flag=True, help="Print how the running server does, and exit.")
 @click.option("--workers", type=click.IntRange(1, 256), help="Requests at a time [2 a core].")
+@click.option("--metrics", metavar="ADDR:PORT|unix:PATH", help="Where Prometheus scrapes.")
+@click.option("--metrics-file", metavar="FILE", help="Also or only write metrics to a file.")
 @click.option("--idle-exit", type=float, default=0, help="End after so many idle seconds.")
 @click.option("--timeout", type=float, default=300, show_default=True, help="Seconds a request.")
 @click.option("--max-requests", type=int, default=2000, show_default=True, help="Of one worker.")
@@ -47,6 +54,8 @@ def serve(
     max_requests: int,
     max_memory: int,
     any_mounts: bool,
+    metrics: str | None,
+    metrics_file: str | None,
 ) -> None:
     """Answer plugin requests from processes that run already, until SIGTERM.
 
@@ -58,6 +67,7 @@ def serve(
             output.line(text)
         return
     errors.require_root("serve: the plugins change the node's network")
+    from cni.server.observing import Wanted
     from cni.server.status import describe
     from cni.server.supervisor import Options, Supervisor
     from cni.server.worker import Limits
@@ -70,7 +80,8 @@ def serve(
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
     limits = Limits(max_requests, max_memory << 20, any_mounts)
-    options = Options(path, workers or default_workers(), idle_exit, timeout, limits)
+    observe = Wanted(_address(metrics), metrics_file or "", _collect)
+    options = Options(path, workers or default_workers(), idle_exit, timeout, limits, observe)
     supervisor = Supervisor(options, ID, lambda text: output.line(f"cni serve: {text}", err=True))
     try:
         code = supervisor.run()
@@ -81,6 +92,22 @@ def serve(
     except OSError as error:
         raise click.ClickException(f"cannot listen on {path}: {error.strerror or error}") from error
     raise SystemExit(code)
+
+
+def _address(text: str | None) -> Address | None:
+    """Where metrics are scraped, None for nowhere. Raises UsageError."""
+    from cni.server.observing import parse_address
+
+    try:
+        return parse_address(text) if text else None
+    except ValueError as error:
+        raise click.BadParameter(f"{text}: {error}", param_hint="--metrics") from None
+
+
+def _collect() -> list[Family]:
+    from .metrics import of_node_or_nothing
+
+    return of_node_or_nothing()
 
 
 def _status(path: str) -> str:

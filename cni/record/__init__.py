@@ -1,8 +1,346 @@
 """What is written down of requests: docs/observability.md.
 
-    log        a line a request, in a file or in the journal
-    settings   which requests get one, and where it goes
+A request that is written down is a line of JSON in a file, or an entry of systemd's journal. A line
+is appended by one write(2) to a file opened with O_APPEND, so lines of several processes do not
+mix. Nothing waits for a reader: what is no regular file is refused, and a journal that is busy goes
+without the entry. What containers and others have chosen is cut to a length, and escaped by JSON.
 
-Nothing here is loaded for a request that is not recorded, and nothing here raises: what cannot be
-recorded is left out, and the request is answered as it would be without.
+Which requests, and where to: the first that is set counts. Level and file are looked up each by
+itself.
+
+    CNI_LOG_LEVEL, CNI_LOG_FILE          of the runtime's environment
+    logLevel, logFile                    keys of the plugin's configuration
+    /etc/cni/record.json                 the same two keys, for all plugins of the node
+                                         errors, in the journal
+
+A configuration may come from somebody who must not choose where root writes, as in Kubernetes from
+the author of a NetworkAttachmentDefinition. So its file has to be in a certain directory.
+
+    journal      the journal's protocol
+    confined     the file of a configuration
+    context      the trace that a request belongs to
+    exposition   the text format of Prometheus
+
+Nothing here is loaded for a request that is not recorded, and nothing raises: what cannot be
+recorded is left out. By exec a module more costs more than the line, so what every line needs is
+here and not in modules of its own, and a file is not opened by cni.files.
 """
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from errno import EINVAL
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from .journal import Journal
+
+OFF, ERRORS, ALL = LEVELS = ("off", "errors", "all")
+JOURNAL = "journal"  # instead of a file
+NODE_FILE = "/etc/cni/record.json"
+NODE_VARIABLE = "CNI_RECORD_CONF"  # another file instead of that
+_LEVEL_VARIABLE, _FILE_VARIABLE = "CNI_LOG_LEVEL", "CNI_LOG_FILE"
+_LEVEL_KEY, _FILE_KEY = "loglevel", "logfile"
+_MAX_NODE_FILE = 1 << 16
+
+_MODE = 0o640
+_LONGEST = 1024  # characters of a value that others have chosen
+_LONGEST_MESSAGE = 8192
+# Windows has none of these; there, nothing is written.
+_FLAGS = ("O_APPEND", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
+_APPEND = os.O_WRONLY | sum(getattr(os, name, 0) for name in _FLAGS)
+_KIND, _REGULAR = 0o170000, 0o100000  # of st_mode (inode(7))
+_CHECK_SECONDS = 1.0  # how long an open file is taken for the one at its path
+
+
+class Settings(NamedTuple):
+    """Which requests are written down, and where: an absolute path, or JOURNAL.
+
+    `is_confined` tells that a configuration has chosen the file.
+    """
+
+    level: str
+    file: str
+    is_confined: bool = False
+
+    def want(self, code: int) -> bool:
+        """Is a request with this exit code to be written down?"""
+        return self.level == ALL or (self.level == ERRORS and code != 0)
+
+
+def of_request(
+    env: Mapping[str, str], conf: Mapping[str, Any], node: Mapping[str, str]
+) -> Settings:
+    """What holds for a request; `node` is what `of_node` gave. Values of another kind are ignored.
+
+    Where only a file is named, errors are written.
+    """
+    own = _chosen(conf)
+    level = _level(env.get(_LEVEL_VARIABLE)) or own.get(_LEVEL_KEY) or node.get(_LEVEL_KEY)
+    file = _file(env.get(_FILE_VARIABLE))
+    confined = not file and _FILE_KEY in own
+    return Settings(
+        level or ERRORS, file or own.get(_FILE_KEY) or node.get(_FILE_KEY) or JOURNAL, confined
+    )
+
+
+def of_node(env: Mapping[str, str]) -> dict[str, str]:
+    """What the node's own file says; nothing, if it cannot be read."""
+    from .. import files
+
+    try:
+        raw = msgspec.json.decode(files.read(node_file(env), _MAX_NODE_FILE, follow=True))
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
+        return {}
+    return _chosen(raw) if isinstance(raw, dict) else {}
+
+
+def node_file(env: Mapping[str, str]) -> str:
+    """The path of the node's own file."""
+    return env.get(NODE_VARIABLE) or NODE_FILE
+
+
+def _chosen(raw: Mapping[str, Any]) -> dict[str, str]:
+    """The usable values of the two keys, whose case does not matter."""
+    found = {}
+    for key, value in raw.items():
+        folded = key.lower()
+        usable = ""
+        if folded == _LEVEL_KEY:
+            usable = _level(value)
+        elif folded == _FILE_KEY:
+            usable = _file(value)
+        if usable:
+            found[folded] = usable
+    return found
+
+
+def _level(value: Any) -> str:
+    return value if isinstance(value, str) and value in LEVELS else ""
+
+
+def _file(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        return ""
+    return value if value == JOURNAL or value.startswith("/") else ""
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+class Entry(NamedTuple):
+    """A request that has been answered.
+
+    `output` is the error object if `code` is not 0. `began` is time.time(). `via` is ``served`` or
+    ``exec``.
+    """
+
+    plugin: str
+    env: Mapping[str, str]
+    stdin: bytes
+    began: float
+    seconds: float
+    code: int
+    output: bytes
+    via: str
+
+
+class Log:
+    """Writes entries; a process that lives on keeps its file and its socket open.
+
+    `dropped` counts the entries that could not be written.
+    """
+
+    def __init__(self, *, keep_open: bool = False) -> None:
+        self._keep_open = keep_open
+        self._fd = -1
+        self._wanted = Settings(OFF, "")
+        self._identity = (0, 0)
+        self._checked = 0.0
+        self._journal: Journal | None = None
+        self.dropped = 0
+
+    def write(self, entry: Entry, node: Mapping[str, str]) -> None:
+        """Write the entry down, if that is wanted; `node` is of_node. Raises nothing."""
+        conf = _decode(entry.stdin)
+        wanted = of_request(entry.env, conf, node)
+        if not wanted.want(entry.code):
+            return
+        fields = fields_of(entry, conf)
+        try:
+            if wanted.file == JOURNAL:
+                self._send(fields)
+            else:
+                self._append(wanted, msgspec.json.encode(fields) + b"\n")
+        except (OSError, ValueError):
+            self.dropped += 1
+
+    # --- a file ---
+
+    def _append(self, wanted: Settings, line: bytes) -> None:
+        """Append a line. Raises OSError."""
+        fd = self._opened(wanted)
+        try:
+            if os.write(fd, line) < len(line):
+                self.dropped += 1  # the disk has got full; a second write could mix with others
+        finally:
+            if not self._keep_open:
+                self._close_file()
+
+    def _opened(self, wanted: Settings) -> int:
+        now = time.monotonic()
+        if self._fd >= 0 and self._wanted[1:] == wanted[1:]:
+            if now - self._checked < _CHECK_SECONDS:
+                return self._fd
+            if not wanted.is_confined and self._is_in_place():
+                self._checked = now
+                return self._fd
+        self._close_file()
+        self._fd = _open_confined(wanted.file) if wanted.is_confined else _open(wanted.file)
+        status = os.fstat(self._fd)
+        self._wanted, self._identity = wanted, (status.st_dev, status.st_ino)
+        self._checked = now
+        return self._fd
+
+    def _is_in_place(self) -> bool:
+        """Whether the open file is still the one at its path: it may have been rotated."""
+        try:
+            status = os.lstat(self._wanted.file)
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def close(self) -> None:
+        """Close what is kept open; harmless when repeated."""
+        self._close_file()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _close_file(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def _send(self, fields: Mapping[str, Any]) -> None:
+        """Send an entry to the journal. Raises OSError."""
+        if self._journal is None:
+            from .journal import Journal
+
+            self._journal = Journal()
+        try:
+            self._journal.send(fields)
+        finally:
+            if not self._keep_open:
+                self._journal.close()
+                self._journal = None
+
+
+def _open_confined(path: str) -> int:
+    from . import confined
+
+    return confined.opened(path, _open)
+
+
+def _open(path: str, dir_fd: int | None = None) -> int:
+    """The regular file, made with mode 0640 if it is missing. Raises OSError."""
+    try:
+        fd = os.open(path, _APPEND, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return _make(path, dir_fd)
+    if os.fstat(fd).st_mode & _KIND != _REGULAR:
+        os.close(fd)
+        raise OSError(EINVAL, "is no regular file", path)
+    return fd
+
+
+def _make(path: str, dir_fd: int | None) -> int:
+    try:
+        fd = os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=dir_fd)
+    except FileExistsError:  # another request was quicker, or there is a link that leads nowhere
+        return os.open(path, _APPEND, dir_fd=dir_fd)
+    os.fchmod(fd, _MODE)  # whatever the umask is
+    return fd
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an entry in their order; what is not known of a request is left out."""
+    env = entry.env
+    out: dict[str, Any] = {
+        "time": timestamp(entry.began),
+        "plugin": entry.plugin,
+        "verb": _text(env.get("CNI_COMMAND")),
+        "network": _text(_network(conf)),
+        "containerID": _text(env.get("CNI_CONTAINERID")),
+        "ifname": _text(env.get("CNI_IFNAME")),
+        "netns": _text(env.get("CNI_NETNS")),
+        "ms": round(entry.seconds * 1000, 3),
+        "code": 0,
+    }
+    if entry.code:
+        error = _decode(entry.output)
+        code = error.get("code")
+        out["code"] = code if isinstance(code, int) else entry.code
+        out["msg"] = _text(error.get("msg"), _LONGEST_MESSAGE)
+        out["details"] = _text(error.get("details"), _LONGEST_MESSAGE)
+    if "TRACEPARENT" in env:
+        from .context import parse
+
+        parent = parse(env["TRACEPARENT"])
+        out["traceID"] = parent.trace_id if parent is not None else ""
+    out["via"] = entry.via
+    out["build"] = _build()
+    return {key: value for key, value in out.items() if value != ""}
+
+
+def timestamp(seconds: float) -> str:
+    """time.time() as RFC 3339 has it, in UTC with microseconds."""
+    whole = int(seconds)
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+    return f"{text}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+def _text(value: object, longest: int = _LONGEST) -> str:
+    """A value that others have chosen, as text of bounded length; what is no UTF-8 is replaced."""
+    if not isinstance(value, str):
+        return ""
+    if len(value) > longest:
+        value = f"{value[:longest]}…"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return value
+
+
+def _network(conf: Mapping[str, Any]) -> object:
+    found = conf.get("name")
+    if found is None:
+        for key, value in conf.items():
+            if key.lower() == "name":
+                found = value
+    return found
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    """The JSON object; an empty one where there is none."""
+    try:
+        value = msgspec.json.decode(data)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _build() -> str:
+    try:
+        from .._build import ID
+    except ImportError:
+        return ""
+    return ID

@@ -6,52 +6,76 @@ import os
 from collections.abc import Mapping
 from time import time
 
-from .. import dispatch
-from ..record import settings
-from ..record.log import Entry, Log
+from .. import call, dispatch, record
 from . import wire
-from .slots import Mark, Slot
+from .counts import Counts
+from .slots import Mark
 
 
 def mark_of_node_file(env: Mapping[str, str]) -> int:
-    """A number that says which node's own file there is (settings.NODE_FILE); 0 if there is none.
+    """A number that says which node's own file there is (record.NODE_FILE); 0 if there is none.
 
     The supervisor looks, so that workers need not.
     """
     try:
-        status = os.stat(settings.node_file(env))
+        status = os.stat(record.node_file(env))
     except OSError:
         return 0
     return hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)) & (1 << 64) - 1
 
 
 class Recorder:
-    """Writes down the requests of one worker. `node_file` is the supervisor's mark of that file."""
+    """Writes down and counts the requests of one worker.
 
-    def __init__(self, slot: Slot, node_file: Mark, env: Mapping[str, str]) -> None:
-        self._slot = slot
+    `node_file` is the supervisor's mark of the node's file, `counts` is None if nobody asks.
+    """
+
+    def __init__(self, node_file: Mark, env: Mapping[str, str], counts: Counts | None) -> None:
+        self._counts = counts
+        if counts is not None:
+            call.on_removed = counts.removed
         self._node_file = node_file
         self._env = env
         self._seen = 0
         self._node: dict[str, str] = {}
-        self._log = Log(keep_open=True)
+        self._log = record.Log(keep_open=True)
 
     def record(self, request: wire.Request, seconds: float, code: int, output: bytes) -> None:
-        """Write a request down, as far as that is wanted. Raises nothing."""
-        if self._is_recorded(request, code):
-            name = dispatch.find(request.called_as.rpartition("/")[2]) or ""
+        """Write a request down, and count it, as far as that is wanted. Raises nothing."""
+        counts, is_recorded = self._counts, self._is_recorded(request, code)
+        if counts is None and not is_recorded:
+            return
+        name = dispatch.find(request.called_as.rpartition("/")[2]) or ""
+        if counts is not None:
+            verb = request.env.get("CNI_COMMAND", "")
+            counts.request(name, verb, error_code(output) if code else 0, seconds)
+        if is_recorded:
             began = time() - seconds
             self._log.write(
-                Entry(name, request.env, request.stdin, began, seconds, code, output, "served"),
+                record.Entry(
+                    name, request.env, request.stdin, began, seconds, code, output, "served"
+                ),
                 self._node,
             )
-            if self._log.dropped:
-                self._log.dropped = 0
-                self._slot.count_unlogged()
+            if self._log.dropped and counts is not None:
+                counts.lost("log line")
+            self._log.dropped = 0
 
     def _is_recorded(self, request: wire.Request, code: int) -> bool:
         mark = self._node_file.get()
         if mark != self._seen:
             self._seen = mark
-            self._node = settings.of_node(self._env) if mark else {}
+            self._node = record.of_node(self._env) if mark else {}
         return bool(mark) or dispatch.is_recorded(code, request.env, request.stdin)
+
+
+_CODE_AT = b'"code": '  # as encode_error begins
+
+
+def error_code(output: bytes) -> int:
+    """The code of an error object; 999 if there is none."""
+    start = output.find(_CODE_AT) + len(_CODE_AT)
+    try:
+        return int(output[start : output.index(b",", start)])
+    except ValueError:
+        return 999

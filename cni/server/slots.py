@@ -6,7 +6,7 @@ import mmap
 import time
 from typing import NamedTuple
 
-_FIELDS = 6  # of eight bytes, in the order of SlotState
+_FIELDS = 5  # of eight bytes, in the order of SlotState
 
 
 class SlotState(NamedTuple):
@@ -17,7 +17,6 @@ class SlotState(NamedTuple):
     started: float
     served: int  # requests, also those of earlier workers in this slot
     declined: int  # clients that left before the request began
-    unlogged: int  # lines of the request log that could not be written, also of earlier workers
 
 
 class Slot:
@@ -55,15 +54,11 @@ class Slot:
         """Note that a client left after the hello, perhaps because it is of another build."""
         self._counts[1] += 1
 
-    def count_unlogged(self) -> None:
-        """Note that a line of the request log could not be written."""
-        self._counts[2] += 1
-
     def read(self) -> SlotState:
         """What the slot says now."""
         last_active, busy_since, started = self._times
-        served, declined, unlogged = self._counts
-        return SlotState(last_active, busy_since, started, served, declined, unlogged)
+        served, declined = self._counts
+        return SlotState(last_active, busy_since, started, served, declined)
 
 
 class Mark:

@@ -23,7 +23,8 @@ from typing import NamedTuple, NoReturn
 
 from .. import systemd
 from ..files import open_null
-from . import slots, warmup
+from . import counts, slots, warmup
+from .observing import Observing, Wanted
 from .peer import listener_pid
 from .recording import mark_of_node_file
 from .status import describe
@@ -47,6 +48,7 @@ class Options(NamedTuple):
     idle_exit: float = 0
     timeout: float = 300
     limits: Limits = Limits()
+    observe: Wanted = Wanted()
 
 
 class End(NamedTuple):
@@ -66,6 +68,12 @@ class Supervisor:
         self.log = log
         self.slots = slots.allocate(options.workers)
         self.node_file = slots.Mark()
+        observe = options.observe
+        counted = bool(observe.address or observe.file)
+        self.counts = counts.allocate(options.workers) if counted else []
+        self.observing = Observing(
+            observe, build, self.counts, self.slots, log, self._forget_signals
+        )
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = [0] * options.workers  # young deaths of each slot, one after the other
@@ -92,6 +100,7 @@ class Supervisor:
         while True:
             for number in range(len(self.slots)):
                 self._start(number)
+            self.observing.keep()
             systemd.notify("READY=1")
             self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
             end = self._watch()
@@ -201,7 +210,7 @@ class Supervisor:
             os.close(null)
             os.chdir("/")
             os.umask(0o022)
-            self.signals.close()
+            self._forget_signals()
             for interrupt in INTERRUPTS:
                 signal.signal(interrupt, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -209,11 +218,18 @@ class Supervisor:
             warmup.use_large_pages()
             pids = frozenset(self._server_pids)
             env = dict(os.environ)
-            server = Server(self.build, parent, self.slots, pids, env, self.node_file)
+            counted = self.counts[number] if self.counts else None
+            server = Server(self.build, parent, self.slots, pids, env, self.node_file, counted)
             Worker(self.listener, server, number, self.options.limits).run()
             code = 0
         finally:
             os._exit(code)
+
+    def _forget_signals(self) -> None:
+        """For a child: the supervisor's signals are not for it."""
+        self.signals.close()
+        for interrupt in INTERRUPTS:
+            signal.signal(interrupt, signal.SIG_DFL)
 
     def _watch(self) -> End:
         """Replace workers until there is a reason to end."""
@@ -224,6 +240,7 @@ class Supervisor:
             self._reap()
             now = time.monotonic()
             self.node_file.set(mark_of_node_file(os.environ))
+            self.observing.keep()
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
             end = self._check_socket() or self._check_workers(now)
@@ -247,6 +264,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if self.observing.reaped(pid):
+                continue
             self.retiring.discard(pid)
             number = self.pids.pop(pid, -1)
             if number < 0:
@@ -309,6 +328,7 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         self.pids.clear()
+        self.observing.close()
 
     def _execute_installed(self) -> None:
         """Execute the file that is installed now, with our socket and process id.

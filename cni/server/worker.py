@@ -29,6 +29,7 @@ from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
 from ..protocol.errors import IOFailure
 from . import trace, wire
+from .counts import Counts
 from .peer import Gate
 from .reception import Client, Reception
 from .recording import Recorder
@@ -61,7 +62,8 @@ class Server(NamedTuple):
     """What a worker knows of its server: build id, supervisor's pid, slots of all workers.
 
     `pids` are the processes that clients may take for the server (`peer.Gate`), `env` is its
-    environment, `node_file` the mark of the node's settings for the request log.
+    environment, `node_file` the mark of the node's settings for the request log, `counts` where
+    this worker counts its requests, if anybody wants to know.
     """
 
     build: str
@@ -70,6 +72,7 @@ class Server(NamedTuple):
     pids: frozenset[int]
     env: Mapping[str, str]
     node_file: Mark
+    counts: Counts | None = None
 
 
 class _Drained(BaseException):
@@ -103,7 +106,7 @@ class Worker:
         self.served = 0
         self.fds = 0
         self.trace = trace.make()
-        self.recorder = Recorder(self.slot, server.node_file, server.env)
+        self.recorder = Recorder(server.node_file, server.env, server.counts)
 
     def run(self) -> None:
         """Serve until the supervisor drains this worker, or it is worn out or not as it was."""

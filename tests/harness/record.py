@@ -30,6 +30,11 @@ def answering(via: str, runtime: Runtime, tmp_path: Path, *options: str) -> Iter
         yield
 
 
+def recorded(file: Path, level: str = "all", **more: str) -> dict[str, str | None]:
+    """Variables with which requests are written down."""
+    return {"CNI_LOG_LEVEL": level, "CNI_LOG_FILE": str(file), **more}
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a log, each of which is a whole line."""
     data = path.read_bytes() if path.exists() else b""

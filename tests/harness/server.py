@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cni.server.observing import NAME
 from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
@@ -33,6 +34,7 @@ class Server:
         self.child = child
         self.socket = path
         self.host = host
+        self.said = ""  # on stderr, until it was ready
 
     def connect(self) -> socket.socket:
         """A connection of a client on the node."""
@@ -48,7 +50,11 @@ class Server:
 
     def workers(self) -> list[int]:
         """The workers' process ids."""
-        return children(self.pid)
+        return [pid for pid in children(self.pid) if pid not in self.observers()]
+
+    def observers(self) -> list[int]:
+        """The process for metrics, if there is one."""
+        return [pid for pid in children(self.pid) if command(pid) == NAME]
 
     def status(self) -> dict[str, Any]:
         """What `cni serve --status` prints."""
@@ -153,7 +159,7 @@ def serving(
     )
     try:
         server = Server(child, path, runtime.host)
-        _await_ready(child)
+        server.said = _await_ready(child)
         wait_until(lambda: all(map(children, server.workers())), "every worker is rehearsed")
         runtime.env["CNI_SERVER_SOCKET"] = str(path)
         yield server
@@ -161,8 +167,8 @@ def serving(
         stop(child)
 
 
-def _await_ready(child: subprocess.Popen[bytes]) -> None:
-    """Wait for the line that a server prints when it serves."""
+def _await_ready(child: subprocess.Popen[bytes]) -> str:
+    """Wait for the line that a server prints when it serves; all that it has printed."""
     assert child.stderr is not None
     said = b""
     while b"serving on" not in said:
@@ -170,6 +176,7 @@ def _await_ready(child: subprocess.Popen[bytes]) -> None:
         more = os.read(child.stderr.fileno(), 65536) if ready else b""
         said += more
         assert more, f"the server does not serve:\n{said.decode()}"
+    return said.decode()
 
 
 def children(pid: int) -> list[int]:
@@ -178,6 +185,14 @@ def children(pid: int) -> list[int]:
     for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
         found += [int(number) for number in tasks.read_text().split()]
     return [each for each in found if state(each) not in ("", "Z")]
+
+
+def command(pid: int) -> str:
+    """The name of a process; empty if there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def state(pid: int) -> str:

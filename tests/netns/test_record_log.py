@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness.record import PATHS, answering, journal_at, journal_entry, lines
+from tests.harness.record import PATHS, answering, journal_at, journal_entry, lines, recorded
 from tests.harness.server import serving
 from tests.harness.wait import wait_until
 
@@ -33,11 +33,6 @@ def via(request: pytest.FixtureRequest, runtime: Runtime, tmp_path: Path) -> Ite
 @pytest.fixture
 def log_file(tmp_path: Path) -> Path:
     return tmp_path / "requests.log"
-
-
-def recorded(file: Path, level: str = "all", **more: str) -> dict[str, str | None]:
-    """Variables with which requests are written down."""
-    return {"CNI_LOG_LEVEL": level, "CNI_LOG_FILE": str(file), **more}
 
 
 def last(path: Path, count: int) -> dict[str, Any]:
@@ -286,7 +281,7 @@ def test_errors_are_in_the_journal(runtime: Runtime, container: Netns, tmp_path:
 def test_a_worker_that_is_killed_tears_no_line(
     runtime: Runtime, container: Netns, tmp_path: Path, log_file: Path
 ) -> None:
-    """The requests that it had are done by exec, and have a line from there."""
+    """Its own request may be without a line: the client has the reply before that is written."""
     with serving(runtime, tmp_path / "s", "--workers", "4") as server:
         children = [
             runtime.start("DEL", "loopback", CONF, env=recorded(log_file), container_id=f"c{n}")
@@ -296,4 +291,4 @@ def test_a_worker_that_is_killed_tears_no_line(
             os.kill(pid, 9)
         for child in children:
             child.communicate(timeout=120)
-        wait_until(lambda: len(lines(log_file)) >= len(children), "each request has a line")
+        wait_until(lambda: len(lines(log_file)) >= len(children) - 2, "the others have a line")

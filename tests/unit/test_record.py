@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.record import context, log, settings
+from cni import record as log
+from cni.record import confined, context, journal
 from tests.harness.record import journal_at, journal_entry, lines
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def written(entry: log.Entry, path: Path) -> dict[str, Any]:
 def test_the_first_that_is_set_counts(
     env: dict[str, str], conf: dict[str, Any], node: dict[str, str], expected: tuple[Any, ...]
 ) -> None:
-    assert tuple(settings.of_request(env, conf, node)) == expected
+    assert tuple(log.of_request(env, conf, node)) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,18 +74,18 @@ def test_the_first_that_is_set_counts(
 )
 def test_a_wrong_file_of_the_node_says_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(content)
-    assert settings.of_node({"CNI_RECORD_CONF": str(tmp_path / "record.json")}) == {}
+    assert log.of_node({"CNI_RECORD_CONF": str(tmp_path / "record.json")}) == {}
 
 
 def test_the_file_of_the_node(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     env = {"CNI_RECORD_CONF": str(path)}
-    assert settings.of_node(env) == {}
+    assert log.of_node(env) == {}
     os.mkfifo(path)
-    assert settings.of_node(env) == {}
+    assert log.of_node(env) == {}
     path.unlink()
     path.write_text('{"logLevel": "all", "logFile": "/var/log/x", "more": 1}')
-    assert settings.of_node(env) == {"loglevel": "all", "logfile": "/var/log/x"}
+    assert log.of_node(env) == {"loglevel": "all", "logfile": "/var/log/x"}
 
 
 # --- a line -------------------------------------------------------------------------------------
@@ -130,9 +131,9 @@ def test_any_value_becomes_one_line(stdin: bytes, variable: bytes, text: str) ->
     raw = log.msgspec.json.encode(fields)
     assert b"\n" not in raw
     assert json.loads(raw)["plugin"] == "bridge"
-    parsed = journal_entry(log.journal_message(fields))
+    parsed = journal_entry(journal.message(fields))
     assert parsed["CNI_PLUGIN"] == "bridge"
-    assert set(parsed) <= {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", *log._JOURNAL_NAMES.values()}
+    assert set(parsed) <= {"MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", *journal.NAMES.values()}
 
 
 def test_a_line_is_not_longer_than_that(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_line_is_not_longer_than_that(tmp_path: Path) -> None:
 def test_a_value_cannot_forge_a_field_of_the_journal() -> None:
     output = json.dumps({"code": 7, "msg": "a\nPRIORITY=0\nCNI_CODE=0"}).encode()
     fields = log.fields_of(entry(code=1, output=output), {})
-    parsed = journal_entry(log.journal_message(fields))
+    parsed = journal_entry(journal.message(fields))
     assert (parsed["PRIORITY"], parsed["CNI_CODE"]) == ("3", "7")
     assert parsed["CNI_MSG"] == "a\nPRIORITY=0\nCNI_CODE=0"
 
@@ -207,7 +208,7 @@ class TestAConfigurationsFile:
 
     @pytest.fixture
     def directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(settings, "DIRECTORY", str(tmp_path / "cni"))
+        monkeypatch.setattr(confined, "DIRECTORY", str(tmp_path / "cni"))
         return tmp_path / "cni"
 
     def write(self, file: object) -> int:
@@ -252,28 +253,28 @@ class TestAConfigurationsFile:
 def test_errors_go_to_the_journal_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log, "JOURNAL_SOCKET", str(tmp_path / "socket"))
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "socket"))
     writer = log.Log(keep_open=True)
     failed = entry({"name": "mynet"}, 1, b'{"code": 11, "msg": "no"}')
     writer.write(failed, {})  # there is no journal
-    with journal_at(tmp_path / "socket") as journal:
+    with journal_at(tmp_path / "socket") as receiver:
         writer.write(entry(), {})
         writer.write(failed, {})
-        parsed = journal_entry(journal.recv(65536))
+        parsed = journal_entry(receiver.recv(65536))
     assert parsed["MESSAGE"] == "bridge ADD mynet failed with 11: no (12.5 ms)"
     assert parsed["SYSLOG_IDENTIFIER"] == "cni"
     assert parsed["CNI_CONTAINERID"] == "c1"
     writer.write(failed, {})  # nobody listens any more
     (tmp_path / "socket").unlink()
-    with journal_at(tmp_path / "socket") as journal:  # it was started anew
+    with journal_at(tmp_path / "socket") as receiver:  # it was started anew
         writer.write(failed, {})
-        assert journal_entry(journal.recv(65536))["CNI_CODE"] == "11"
+        assert journal_entry(receiver.recv(65536))["CNI_CODE"] == "11"
     writer.close()
     assert writer.dropped == 0
 
 
 def test_a_busy_journal_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "JOURNAL_SOCKET", str(tmp_path / "socket"))
+    monkeypatch.setattr(journal, "SOCKET", str(tmp_path / "socket"))
     writer = log.Log()
     with journal_at(tmp_path / "socket"):
         while not writer.dropped:

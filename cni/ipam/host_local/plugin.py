@@ -182,6 +182,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
         for name, content in stale.items():
             if store.content(name) == content:
                 steps.run(_release, store, name, content)
+                call.note_removed("reservation", 1)
         store.recount()
     steps.finish()
 

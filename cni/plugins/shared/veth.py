@@ -326,6 +326,7 @@ def gc(call: Call[Any], keep: frozenset[Attachment], steps: Steps) -> None:
     with Netlink() as host:
         collected = steps.run(collect, host, call.network, kept)
     if collected is not None:
+        call.note_removed("link", collected)
         call.collect_ipam(call.conf.ipam.type, steps)
     if asked_for(call, "ipMasq", call.conf.ip_masq):
         from . import masquerade  # as above

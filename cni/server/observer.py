@@ -1,0 +1,171 @@
+"""The process that tells others how the server does: scrapes, a file of metrics.
+
+It is a child of the supervisor's, so nobody who scrapes, however slowly, delays a request or the
+supervisor. It reads the memory that workers count in, and never talks to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .. import files
+from ..record.exposition import CONTENT_TYPE, Family, Sample, labels, text
+from . import counts
+from .slots import Slot
+
+_MAX_SCRAPES = 8  # at the same time; others are closed
+_SCRAPE_SECONDS = 15.0  # that a scrape may take, from its first byte to its last
+_MAX_HEAD = 8192  # bytes of a request
+_FILE_SECONDS = 15.0  # between two writings of the file
+_STATE_SECONDS = 10.0  # how long what the node's state says holds
+_STATE_PATIENCE = 5.0  # seconds; a disk may hang
+
+Collect = Callable[[], list[Family]]
+
+
+class Plan(NamedTuple):
+    """What the process is to do. `collect` reads the node's state; `file` is "" for none."""
+
+    build: str
+    version: str
+    counts: Sequence[counts.Counts]
+    slots: Sequence[Slot]
+    listener: socket.socket | None
+    file: str
+    collect: Collect
+    log: Callable[[str], None]
+
+
+def run(plan: Plan) -> None:
+    """Do what the plan says, until SIGTERM."""
+    asyncio.run(_run(plan))
+
+
+async def _run(plan: Plan) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    page = Page(plan)
+    tasks = []
+    if plan.listener is not None:
+        scrapes = Scrapes(page)
+        server = await asyncio.start_server(scrapes.answer, sock=plan.listener, limit=_MAX_HEAD)
+        tasks.append(asyncio.create_task(server.serve_forever()))
+    if plan.file:
+        tasks.append(asyncio.create_task(_keep_file(plan, page)))
+    await ended.wait()
+    for task in tasks:
+        task.cancel()
+    if plan.file:
+        try:
+            os.unlink(plan.file)  # what it says would be of a server that has ended
+        except OSError:
+            pass
+
+
+async def _keep_file(plan: Plan, page: Page) -> None:
+    """Write the file again and again. A problem is logged once."""
+    problem = ""
+    while True:
+        try:
+            files.replace(plan.file, await page.render(), mode=0o644)
+            problem = ""
+        except OSError as error:
+            found = f"cannot write {plan.file}: {error.strerror or error}"
+            if found != problem:
+                plan.log(found)
+            problem = found
+        await asyncio.sleep(_FILE_SECONDS)
+
+
+class Page:
+    """All metrics as text."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._state: list[Family] = []
+        self._read_at = -_STATE_SECONDS
+        self._reading: asyncio.Future[list[Family]] | None = None
+
+    async def render(self) -> bytes:
+        """The text of a scrape."""
+        plan = self._plan
+        every = [*counts.families(plan.counts), *self._server(), *await self._of_node()]
+        return text(every).encode()
+
+    def _server(self) -> list[Family]:
+        plan = self._plan
+        busy = sum(slot.read().busy_since > 0 for slot in plan.slots)
+        states = {"busy": busy, "idle": len(plan.slots) - busy}
+        workers = [Sample(count, labels({"state": name})) for name, count in states.items()]
+        return [
+            Family("cni_server_workers", "gauge", "Workers of the server.", workers),
+            build_info(plan.build, plan.version),
+        ]
+
+    async def _of_node(self) -> list[Family]:
+        """What the node's state says; the last known while it cannot be read."""
+        now = time.monotonic()
+        if self._reading is None and now - self._read_at >= _STATE_SECONDS:
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(None, self._plan.collect)
+        if self._reading is not None:
+            done, _ = await asyncio.wait([self._reading], timeout=_STATE_PATIENCE)
+            if done and self._reading is not None:
+                self._state = self._reading.result()
+                self._reading, self._read_at = None, time.monotonic()
+        return self._state
+
+
+def build_info(build: str, version: str) -> Family:
+    """Which build this is."""
+    of = labels({"version": version, "build": build})
+    return Family("cni_build_info", "gauge", "The build that runs; always 1.", [Sample(1, of)])
+
+
+class Scrapes:
+    """Answers GET /metrics, each on a connection of its own that may not last."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self._open = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection. Raises nothing."""
+        self._open += 1
+        try:
+            if self._open <= _MAX_SCRAPES:
+                async with asyncio.timeout(_SCRAPE_SECONDS):
+                    writer.write(await self._response(await reader.readuntil(b"\r\n\r\n")))
+                    await writer.drain()
+                    writer.close()
+                    await writer.wait_closed()
+        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
+            pass  # it is gone, too slow, or sends something else
+        finally:
+            self._open -= 1
+            writer.transport.abort()
+
+    async def _response(self, head: bytes) -> bytes:
+        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
+        if method not in (b"GET", b"HEAD"):
+            return _http("405 Method Not Allowed", b"only GET\n")
+        if path != b"/metrics":
+            return _http("404 Not Found", b"metrics are at /metrics\n")
+        body = await self._page.render()
+        whole = _http("200 OK", body)
+        return whole if method == b"GET" else whole[: len(whole) - len(body)]
+
+
+def _http(status: str, body: bytes) -> bytes:
+    head = (
+        f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body

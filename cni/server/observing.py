@@ -1,0 +1,212 @@
+"""The supervisor's side of the observer (cni.server.observer): its sockets and its process.
+
+The server serves requests whatever becomes of the observer. An address that cannot be had is
+complained of, and tried again; an observer that ends is started again, not too often.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from ipaddress import ip_address
+from typing import NamedTuple, NoReturn
+
+from .. import systemd
+from .counts import Counts
+from .observer import Collect, Plan, run
+from .slots import Slot
+
+NAME = "cni-observer"  # of the process, for ps(1)
+_PAUSE = 10.0  # seconds until what failed is tried again
+_END_SECONDS = 3.0  # that the observer has to end
+_BACKLOG = 16
+
+
+class Address(NamedTuple):
+    """Where scrapes come to: a path, or an address and a port."""
+
+    text: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+
+class Wanted(NamedTuple):
+    """What the observer is to do; nothing if neither is given."""
+
+    address: Address | None = None
+    file: str = ""
+    collect: Collect = list
+
+
+def parse_address(text: str) -> Address:
+    """``127.0.0.1:9464``, ``[::1]:9464``, ``9464`` and ``:9464`` (of loopback), ``unix:/path``.
+
+    Raises ValueError.
+    """
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:")
+        if not path.startswith("/"):
+            raise ValueError("a socket's path begins with /")
+        return Address(text, path=path)
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ValueError("write ADDRESS:PORT, or unix:/path")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    bare = "127.0.0.1" if bare in ("", "localhost") else bare
+    if ":" in bare and bare == host:
+        raise ValueError("an IPv6 address is in brackets: [::1]:9464")
+    return Address(text, host=str(ip_address(bare)), port=int(port))
+
+
+class Observing:
+    """Keeps the observer running. `prepare` is called in its process, before anything else."""
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        build: str,
+        counts: Sequence[Counts],
+        slots: Sequence[Slot],
+        log: Callable[[str], None],
+        prepare: Callable[[], None],
+    ) -> None:
+        self._wanted = wanted
+        self._build = build
+        self._counts = counts
+        self._slots = slots
+        self._log = log
+        self._prepare = prepare
+        self._listener: socket.socket | None = None
+        self._identity: tuple[int, int] | None = None  # of the listener's file
+        self._pid = 0
+        self._due = 0.0
+        self._problem = ""
+
+    def keep(self) -> None:
+        """Start what is missing and due. Raises nothing."""
+        wanted = self._wanted
+        if time.monotonic() < self._due or not (wanted.address or wanted.file):
+            return
+        if wanted.address is not None and self._listener is None:
+            if self._listen(wanted.address):
+                self.end()  # the one that runs does not have it
+            self._due = time.monotonic() + _PAUSE
+        if not self._pid and (self._listener is not None or wanted.file):
+            self._start()
+
+    def _listen(self, address: Address) -> bool:
+        """Get the address; whether that worked."""
+        try:
+            if address.path:
+                self._listener = systemd.listen_unix(address.path, _BACKLOG)
+                self._identity = systemd.identity(address.path)
+            else:
+                family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+                self._listener = socket.create_server(
+                    (address.host, address.port), family=family, backlog=_BACKLOG
+                )
+        except OSError as error:
+            said = (error.strerror or str(error)).lower()
+            self._complain(
+                f"no metrics on {address.text}: {said}; requests are served all the same, and it "
+                f"is tried again every {_PAUSE:.0f} s"
+            )
+        else:
+            self._problem = ""
+            self._log(f"metrics on {address.text}")
+        return self._listener is not None
+
+    def _complain(self, problem: str) -> None:
+        """Log a lasting problem once."""
+        if problem != self._problem:
+            self._problem = problem
+            self._log(problem)
+
+    def _start(self) -> None:
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._become(parent)
+        except OSError as error:
+            self._due = time.monotonic() + _PAUSE
+            self._complain(f"cannot start the process for metrics: {error.strerror}")
+        else:
+            self._pid = pid
+
+    def _become(self, parent: int) -> NoReturn:
+        code = 1
+        try:
+            from ..netns import libc
+
+            libc.die_with_parent(parent)
+            self._prepare()
+            _call_oneself(NAME)
+            gc.enable()
+            from .. import __version__
+
+            run(
+                Plan(
+                    self._build,
+                    __version__,
+                    self._counts,
+                    self._slots,
+                    self._listener,
+                    self._wanted.file,
+                    self._wanted.collect,
+                    self._log,
+                )
+            )
+            code = 0
+        except BaseException as error:  # noqa: BLE001 it is told, and started again
+            self._log(f"the process for metrics failed: {error!r}")
+        finally:
+            os._exit(code)
+
+    def reaped(self, pid: int) -> bool:
+        """Whether the process that has ended was the observer; then another is started later."""
+        if not pid or pid != self._pid:
+            return False
+        self._pid = 0
+        self._due = time.monotonic() + _PAUSE
+        return True
+
+    def end(self) -> None:
+        """End the observer, within a few seconds."""
+        if not self._pid:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGTERM)
+        deadline = time.monotonic() + _END_SECONDS
+        while time.monotonic() < deadline:
+            if os.waitpid(self._pid, os.WNOHANG)[0]:
+                self._pid = 0
+                return
+            time.sleep(0.02)
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+        self._pid = 0
+
+    def close(self) -> None:
+        """End the observer, and give back the address."""
+        self.end()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        address = self._wanted.address
+        there = systemd.identity(address.path) if address is not None and address.path else None
+        if address is not None and there is not None and there == self._identity:
+            with suppress(OSError):
+                os.unlink(address.path)
+
+
+def _call_oneself(name: str) -> None:
+    """Give this process a name of its own (proc(5))."""
+    with suppress(OSError), open("/proc/self/comm", "w") as comm:
+        comm.write(name)
