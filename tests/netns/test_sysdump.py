@@ -88,17 +88,17 @@ def test_what_is_in_it(node: Node, pod: Pod) -> None:
     cached = json.loads(files[f"state/results/shop-{pod.cid}-eth0"])
     assert cached["config"]["name"] == "shop"
     # what the commands say
-    assert json.loads(files["cni/ps.json"])[0]["pod"] == "acme-prod/web-7f9c"
-    assert json.loads(files["cni/ports.json"])[0]["state"] == "published"
-    assert json.loads(files["cni/doctor.json"])["findings"]
-    assert "ready" in files["cni/status-shop.json"].decode()
+    assert json.loads(files["commands/ps.json"])[0]["pod"] == "acme-prod/web-7f9c"
+    assert json.loads(files["commands/ports.json"])[0]["state"] == "published"
+    assert json.loads(files["commands/doctor.json"])["findings"]
+    assert "ready" in files["commands/status-shop.json"].decode()
     assert json.loads(files["versions.json"])["version"]
     sysctls = files["node/sysctls"].decode()
     assert "net/ipv4/ip_forward = 1\n" in sysctls
     listed = manifest(files)
     assert set(listed) >= set(files) - {"manifest.json"}
     assert all({"how", "seconds", "bytes"} <= each.keys() for each in listed.values())
-    ours = [name for name in listed if name.startswith(("cni/", "state/", "node/network"))]
+    ours = [name for name in listed if name.startswith(("commands/", "state/", "node/network"))]
     failed = {name: str(listed[name]["error"]) for name in ours if "error" in listed[name]}
     assert all(
         text in ("not there", "exit code 1") or "binary" in text for text in failed.values()
@@ -109,7 +109,7 @@ def test_secrets_are_masked_unless_told_otherwise(node: Node, pod: Pod) -> None:
     env = {"DB_PASSWORD": SECRET, "CNI_ARGS": f"IgnoreUnknown=1;LOGIN={SECRET}"}
     files = dump(node, env=env)
     assert [name for name, data in files.items() if SECRET.encode() in data] == []
-    assert pod.address.encode() in files["cni/ps.json"]
+    assert pod.address.encode() in files["commands/ps.json"]
     shown = dump(node, "--mask", "none", env=env)
     assert len([name for name, data in shown.items() if SECRET.encode() in data]) >= 2
 
@@ -126,7 +126,7 @@ def test_addresses_and_names_are_replaced_and_can_still_be_reasoned_with(
         text = data.decode(errors="replace")
         leaks = [each for each in names if each in text or each in name]
         assert not leaks, name
-    attached = json.loads(files["cni/ps.json"])[0]
+    attached = json.loads(files["commands/ps.json"])[0]
     address = attached["addresses"][0]
     assert attached["pod"].startswith("namespace-")
     gateway = next(
@@ -180,7 +180,7 @@ def test_odd_files_cost_nothing_but_themselves(node: Node, pod: Pod, tmp_path: P
     assert [name for name, data in files.items() if b"not for others" in data] == []
     assert files["state/run-cni/intent/torn.bridge"].startswith(b'{"plugin"')
     assert b"fifo" in files["state/run-cni.listing"]
-    assert json.loads(files["cni/ps.json"])[0]["containerID"] == pod.cid
+    assert json.loads(files["commands/ps.json"])[0]["containerID"] == pod.cid
 
 
 def test_not_root(node: Node, pod: Pod) -> None:
@@ -193,7 +193,7 @@ def test_not_root(node: Node, pod: Pod) -> None:
     assert said["root"] is False
     assert "not root" in said["missing"][0]
     assert b"10.81.7.1/24" in files["node/network/addresses"]
-    assert json.loads(files["cni/rules.json"])["msg"] == "only root can read the packet filter"
+    assert json.loads(files["commands/rules.json"])["msg"] == "only root can read the packet filter"
     assert pod.cid.encode() not in files.get("attachments/overview.json", b"")
 
 

@@ -378,7 +378,7 @@ def _command(name: str, words: list[str]) -> Part:
         os.lseek(fd, 0, os.SEEK_SET)
         data = files.read_open(fd, _OUTPUT)
         error = f"exit code {code}" if code else ""
-        yield File(f"cni/{name}.json", f"cni {' '.join(words)} -o json", data, error)
+        yield File(f"commands/{name}.json", f"cni {' '.join(words)} -o json", data, error)
 
     return Part(f"cni {words[0]}", gather)
 
