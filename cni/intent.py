@@ -196,7 +196,7 @@ def _move_aside(path: str) -> Intent | None:
             os.rename(path, f"{path}{_GOING}")
         except FileNotFoundError:
             return None
-        return None if fd is None else _parse(files.read_open(fd, _MAX_SIZE, path))
+        return None if fd is None else parse(files.read_open(fd, _MAX_SIZE, path))
     except files.Unusable:
         return None
     except OSError as error:
@@ -210,7 +210,7 @@ def _move_aside(path: str) -> Intent | None:
 def _read(path: str) -> Intent | None:
     """None if there is none, or a file that is none of ours. Raises OSError."""
     try:
-        return _parse(files.read(path, _MAX_SIZE))
+        return parse(files.read(path, _MAX_SIZE))
     except (FileNotFoundError, NotADirectoryError, files.Unusable):
         return None
     except OSError as error:
@@ -311,7 +311,7 @@ def _work_on(
 
 def _contents(fd: int, path: str) -> tuple[Intent | None, OSError | None]:
     try:
-        return _parse(files.read_open(fd, _MAX_SIZE, path)), None
+        return parse(files.read_open(fd, _MAX_SIZE, path)), None
     except OSError as error:
         error.filename = path
         return None, error
@@ -346,7 +346,8 @@ def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
         return gone
 
 
-def _parse(data: bytes) -> Intent | None:
+def parse(data: bytes) -> Intent | None:
+    """What a file says; None if it is none of ours, or torn."""
     try:
         intent = _decode(data)
     except (msgspec.MsgspecError, CNIError):

@@ -52,11 +52,13 @@ def doctor(strict: bool, cache_dir: str) -> None:
         raise SystemExit(1)
 
 
-def situation_of(cache_dir: str) -> Situation:
-    """What the environment and the command line say."""
+def situation_of(cache_dir: str, networks: list[conflist.NetworkList] | None = None) -> Situation:
+    """What the environment and the command line say; without `networks` the configured ones are
+    read. Raises CNIError if they cannot be.
+    """
     net_d = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
     return Situation(
-        networks=conflist.all_of(net_d),
+        networks=conflist.all_of(net_d) if networks is None else networks,
         path=plugin_path(os.environ.get("CNI_PATH", "")),
         state_dir=os.environ.get("CNI_STATE_DIR") or intent.STATE_DIR,
         cache_dir=os.path.abspath(cache_dir),

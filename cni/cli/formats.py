@@ -59,6 +59,41 @@ def _with_options(function: F, kind: click.ParamType[Any], more: str) -> F:
     return function
 
 
+def file_options(kind: click.ParamType[Any], text: str) -> Callable[[F], F]:
+    """The same for a command that writes a file: ``-o`` takes FORMAT, and the file's name, which
+    is the parameter `target` ("" if none is given).
+    """
+
+    def target(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> str:
+        targets = [value for value in values if value not in FORMATS]
+        for value in values:
+            if value in FORMATS:
+                context.meta[_KEY] = value
+        return targets[-1] if targets else ""
+
+    def decorate(function: F) -> F:
+        function = click.option(
+            "--json",
+            is_flag=True,
+            expose_value=False,
+            callback=_choose_json,
+            help="The same as -o json.",
+        )(function)
+        return click.option(
+            "-o",
+            "--output",
+            "target",
+            metavar="FILE|FORMAT",
+            type=kind,
+            multiple=True,
+            is_eager=True,
+            callback=target,
+            help=text,
+        )(function)
+
+    return decorate
+
+
 def _choose(context: click.Context, _: click.Parameter, value: str | None) -> None:
     if value:
         context.meta[_KEY] = value
@@ -92,7 +127,8 @@ def asked_for(arguments: list[str]) -> str:
                 return value
         if argument in ("-o", "--output") and arguments[at + 1 : at + 2] != []:
             value = arguments[at + 1]
-            return value if value in FORMATS else ""
+            if value in FORMATS:  # else it may name a file
+                return value
     return ""
 
 

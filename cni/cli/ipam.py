@@ -22,7 +22,7 @@ from . import cache, conflist, errors, formats, gojson, output
 from .completion import Network, Reserved
 from .ipam_problems import of_files, of_leases
 from .table import Column, Table
-from .view import attachments, networks
+from .view import attachments, damage, networks
 from .view.attached import Attached, Places
 from .view.namespaces import ALIVE, GONE, Live
 
@@ -136,6 +136,7 @@ def ipam(context: click.Context, cache_dir: str) -> None:
         return
     places = Places.of(cache_dir)
     live = Live()
+    output.damaged(list(damage.of_addresses(places)))
     found = networks.survey(places.net_d, attachments.gather(places), live)
     ranges = [(each, one) for each in found for one in each.ranges]
     rows = [
@@ -186,6 +187,7 @@ def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> No
         all_held = [_reservations(network, data_dir=data_dir, cache_dir=cache_dir)]
     else:
         all_held = _all_reservations(cache_dir)
+    output.damaged([each for held in all_held for each in damage.of_directory(held.path)])
     leases = [(held.network, each) for held in all_held for each in _leases(held)]
     rows = [
         (

@@ -28,6 +28,7 @@ from .cache import Attachment, Outcome
 from .table import COLOURS, Table, cell_width, padded, shortened
 
 T = TypeVar("T")
+_MOST_DAMAGED = 10
 _MANY = 20  # items of work that are worth a progress bar
 
 
@@ -207,6 +208,14 @@ def wrapped(text: str, width: int) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, max(width, 20), break_on_hyphens=False) or [""]
+
+
+def damaged(found: Sequence[Any]) -> None:
+    """Damaged files of state (view.damage.Damaged) on stderr: what is left out for them."""
+    for each in found[:_MOST_DAMAGED]:
+        line(f"{each.text}; `{each.mend}`", err=True)
+    if len(found) > _MOST_DAMAGED:
+        line(f"… and {len(found) - _MOST_DAMAGED} more: see `cni doctor`", err=True)
 
 
 def fitted(text: str) -> None:

@@ -11,7 +11,7 @@ from . import errors, formats, output, target
 from .completion import Container, Network, PortName
 from .session import CACHE_DIR
 from .table import Column, Table
-from .view import attachments, networks, published, ruleset
+from .view import attachments, damage, networks, published, ruleset
 from .view.attached import Attached, Places
 from .view.namespaces import Live
 
@@ -60,6 +60,7 @@ def ls(cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     places = Places.of(cache_dir)
     live = Live()
+    output.damaged([*damage.of_attachments(places), *damage.of_addresses(places)])
     found = networks.survey(places.net_d, attachments.gather(places), live)
     rows = []
     for each in found:
@@ -98,6 +99,7 @@ def ps(network: str | None, cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     places = Places.of(cache_dir)
     known = attachments.gather(places, network)
+    output.damaged([*damage.of_attachments(places), *damage.of_addresses(places, network)])
     if network and not known:
         require_network(network, places)
     live = Live()

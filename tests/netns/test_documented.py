@@ -59,13 +59,15 @@ def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) ->
     wanted = [each for each in commands(page) if not is_syntax(each)]
     wanted = [each for each in wanted if each.strip() and not ELSEWHERE.match(each)]
     assert len(wanted) > 1
+    here = tmp_path / "here"  # for files that commands write
+    here.mkdir()
     script = PREPARE.format(file=ROOT / "dist/cni")
     for number, command in enumerate(wanted):
         script += f"( {command}\n) >{tmp_path}/{number} 2>&1 </dev/null\n"
         script += f"echo $? >{tmp_path}/{number}.code\n"
     script += "ip -all netns delete 2>/dev/null; true\n"
     host.exec(
-        ["unshare", "--mount", "bash", "-c", script], env={"PATH": PATH}, cwd="/", timeout=600
+        ["unshare", "--mount", "bash", "-c", script], env={"PATH": PATH}, cwd=here, timeout=600
     )
     failures = [
         f"{command}\n{(tmp_path / str(number)).read_text()}"

@@ -117,6 +117,7 @@ def test_summaries_are_whole_at_80_columns(name: str) -> None:
         (["ls", "-oname"], "name"),
         (["ls", "--output=wide"], "wide"),
         (["ls", "-o", "xml"], ""),
+        (["sysdump", "-o", "x.tar.gz", "--json"], "json"),
         (["ls", "--", "--json"], ""),
         (["ls", "-o"], ""),
     ],

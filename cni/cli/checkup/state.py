@@ -7,7 +7,8 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
-from cni.cli.view import attachments
+from cni.cli.cache import Cache
+from cni.cli.view import attachments, damage
 from cni.cli.view.attached import Places
 from cni.cli.view.namespaces import Live
 
@@ -15,6 +16,7 @@ from .finding import ERROR, OK, WARNING, Finding, Situation
 
 AREA = "state"
 _LOW, _LOWEST = 10, 3  # per cent
+_MOST_FILES = 50  # damaged ones that are named
 
 
 def room(situation: Situation) -> Iterator[Finding]:
@@ -92,4 +94,17 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
         yield Finding(OK, AREA, f"{alive} attached, none of a dead container")
 
 
-CHECKS = (room, permissions, leftovers)
+def damaged(situation: Situation) -> Iterator[Finding]:
+    """State files that are torn, foreign, or open to others."""
+    places = Places(Cache(situation.cache_dir), situation.state_dir, situation.net_d)
+    found = list(dict.fromkeys(damage.everywhere(places, situation.networks)))
+    for each in found[:_MOST_FILES]:
+        yield Finding(ERROR if each.harms else WARNING, AREA, each.text, each.mend)
+    if len(found) > _MOST_FILES:
+        text = f"{len(found) - _MOST_FILES} more files of state are damaged"
+        yield Finding(WARNING, AREA, text, "cni sysdump")
+    if not found:
+        yield Finding(OK, AREA, "all files of state can be read")
+
+
+CHECKS = (room, permissions, damaged, leftovers)
