@@ -222,11 +222,13 @@ def _print(network: str, netns: str, runtime: Watched, problem: CNIError | None)
         else {"code": problem.code, "msg": problem.msg, "details": problem.details},
     }
     shown = [each.as_step() for each in runs]
+    lines = [_summary(network, netns, runs)]
     if formats.current() != "wide":
         shown = steps.without_short(shown)
+        lines.append("steps below 0.1 ms are left out: -o wide has them")
     formats.present(
         value,
-        lines=[_summary(network, netns, runs)],
+        lines=lines,
         rows=steps.table(shown),
         names=[f"{each.verb}/{each.plugin}" for each in runs],
     )
@@ -239,5 +241,4 @@ def _summary(network: str, netns: str, runs: list[Run]) -> str:
         f"{verb} {sum(each.end - each.begin for each in runs if each.verb == verb) * 1000:.2f} ms"
         for verb in verbs
     ]
-    left_out = "" if formats.current() == "wide" else "; -o wide also has what is below 0.1 ms"
-    return f"{', '.join(times)}: {network}, {netns}{left_out}"
+    return f"{', '.join(times)}: {network}, {netns}"
