@@ -265,7 +265,7 @@ def begin(
     part of the answer. `convert`: there is time to convert the configuration now.
     """
     try:
-        _watch_netlink(env.get("CNI_DEBUG") == "netlink")
+        _debug(env.get("CNI_DEBUG"), env)
         request = read(env, stdin)
         if request.command == "VERSION":
             reply = _version_reply(TABLE[name])
@@ -504,17 +504,25 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     return True, None if result is None else result.through(decoded.call.version)
 
 
-def _watch_netlink(wanted: bool) -> None:
-    """Show what the request says to the kernel, or not any more: a worker serves many requests."""
-    global _netlink_is_watched  # noqa: PLW0603 a fact of the process
-    if wanted or _netlink_is_watched:
+def _debug(wanted: str | None, env: Mapping[str, str]) -> None:
+    """Show what the request says to the kernel, or time its steps; or not any more: a worker serves
+    many requests.
+    """
+    global _debugging  # noqa: PLW0603 a fact of the process
+    if not (wanted or _debugging):
+        return
+    if "netlink" in (wanted, _debugging):
         from .kernel import netlink_debug
 
-        netlink_debug.install(wanted)
-        _netlink_is_watched = wanted
+        netlink_debug.install(wanted == "netlink")
+    if "steps" in (wanted, _debugging):
+        from . import stopwatch
+
+        stopwatch.install(wanted == "steps", env.get(stopwatch.FILE_VARIABLE, ""))
+    _debugging = wanted
 
 
-_netlink_is_watched = False
+_debugging: str | None = None
 
 
 def _version_reply(plugin: Plugin) -> bytes:

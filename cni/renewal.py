@@ -34,7 +34,7 @@ from _signal import (  # type: ignore[import-not-found]
 
 # What requests note in modules, and what it is before the first one.
 FACTS: tuple[tuple[str, str, object], ...] = (
-    ("cni.dispatch", "_netlink_is_watched", False),
+    ("cni.dispatch", "_debugging", None),
     ("cni.interrupts", "_decided", False),
     ("cni.interrupts", "_noted", 0),
     ("cni.interrupts", "_waiting", False),

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor:doctor", "Judge", "Find what is wrong with this node, and what mends it."),
     "test": ("probe.command:test", "Judge", "Attach two containers, and send packets."),
     "sysdump": ("sysdump.command:sysdump", "Judge", "Put what a bug report needs into a file."),
+    "trace": ("trace.command:trace", "Judge", "Time each step of an ADD, CHECK or DEL."),
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),
     "schema": ("schema:schema_command", "Judge", "Print the JSON Schema of configurations."),
     "status": ("status:status", "Judge", "Ask whether a container could be attached now."),

@@ -163,10 +163,10 @@ def delete(
         found, live, network_list = _find(network, where, container, ifname, cache_dir, force)
         what = found.attached
         if not force:
-            _require_own(found, live)
+            require_own(found, live)
         if not dry_run:
             with hinting("put the cause right, then repeat the command"):
-                runtime(cache_dir, interrupts).delete(network_list, given(what), _result(what))
+                runtime(cache_dir, interrupts).delete(network_list, given(what), result_of(what))
                 _require_gone(what)
     value = {**what.as_dict(live), "known": found.known, "dryRun": dry_run}
     text = f"{_described(what)} is detached from {what.network}"
@@ -235,7 +235,7 @@ def _agree(what: Attached, where: str) -> bool:
     return where == what.pod or not what.netns or target.is_same_place(what.netns, where)
 
 
-def _require_own(found: Target, live: Live) -> None:
+def require_own(found: Target, live: Live) -> None:
     """Raises Refused for what this command did not attach."""
     what = found.attached
     if found.known and not what.is_direct:
@@ -251,7 +251,7 @@ def _require_own(found: Target, live: Live) -> None:
         )
 
 
-def _result(what: Attached) -> cache.Outcome | None:
+def result_of(what: Attached) -> cache.Outcome | None:
     """The result that is known from elsewhere than the cache."""
     if what.result is None:
         return None

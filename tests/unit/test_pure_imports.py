@@ -61,7 +61,7 @@ COMPUTED = "a result of computing, the same on every machine"
 STATE = {
     "cni.call:_verbs": COMPUTED,
     "cni.delegate:_running": FORGOTTEN,
-    "cni.dispatch:_netlink_is_watched": FORGOTTEN,
+    "cni.dispatch:_debugging": FORGOTTEN,
     "cni.interrupts:_decided": FORGOTTEN,
     "cni.interrupts:_noted": FORGOTTEN,
     "cni.interrupts:_waiting": FORGOTTEN,
@@ -79,6 +79,8 @@ STATE = {
     "cni.netns.namespace:_handed_status": FORGOTTEN,
     "cni.netns.namespace:_home": FORGOTTEN,
     "cni.netns.namespace:_netlink_type": COMPUTED,
+    "cni.stopwatch:_names": COMPUTED,
+    "cni.stopwatch:_watch": "of a request that `cni trace` times: none is while the file is built",
     "cni.standins:doubt": FORGOTTEN,
     "cni.standins:enabled": "the same in each process that is made from the snapshot",
     "cni.standins.msgspec_:_struct": "set once, when the stand-ins are put in place",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import click
@@ -21,13 +19,14 @@ from cni.protocol.request import check_ifname
 from .. import errors, formats, output, session
 from ..completion import Network
 from ..conflist import NetworkList
-from ..runtime import Interrupts, Runtime
+from ..runtime import Runtime
 from ..session import CACHE_DIR
 from ..view import attachments
 from ..view.attached import Places
 from . import addresses, containers, lifecycle, outside, ports, row
 from .containers import Container
 from .row import FAILED, Row, failed, skipped
+from .signals import Signals
 from .situation import Check, Situation, main_of, one_only
 
 _CONTAINER_PORT = 8080
@@ -194,40 +193,6 @@ def _device_of(network: NetworkList, node: Netlink) -> link.Link | None:
         return selector.Selector(config.convert(main.raw, selector.Conf)).find(node)
     except (CNIError, KernelError):
         return None  # the ADD says why
-
-
-class Signals(Interrupts):
-    """As its base, for SIGTERM and SIGHUP too; `ignored` while what was made is removed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ignored = False
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        super().__enter__()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            self._handlers[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        super().__exit__(kind, error, traceback)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if not self.ignored:
-            super()._note(number, frame)
-
-    def ignore(self) -> bool:
-        """From now on nothing interrupts. Had anything?"""
-        was, self.pending, self.ignored = self.pending, False, True
-        return was
 
 
 class Run:
