@@ -36,6 +36,8 @@ from .protocol.result import Result, encode_error
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from .record.tracing import Trace
+
 Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
 Deliver = Callable[[bytes], None]  # writes an ADD's result where it belongs; raises CNIError
 
@@ -157,6 +159,7 @@ def main(name: str) -> int:
         _say(about(name))
         return 0
     began = monotonic()
+    traced = _begin_trace() if "TRACEPARENT" in os.environ else None
     interrupts.install(forget=False)
     interrupts.unblock()
     received: list[bytes] = []
@@ -190,7 +193,7 @@ def main(name: str) -> int:
     except IOFailure as error:
         _say(f"cni: {error}\n")
         code, output = 1, encode_error(error)
-    _record(name, b"".join(received), monotonic() - began, code, output)
+    _record(name, b"".join(received), monotonic() - began, code, output, traced)
     return code
 
 
@@ -207,10 +210,13 @@ def _node_records() -> bool:
     return os.access(os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json", os.F_OK)
 
 
-def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -> None:
+def _record(
+    name: str, stdin: bytes, seconds: float, code: int, output: bytes, traced: Trace | None
+) -> None:
     """Write this process's request down, as far as that is wanted. Raises nothing."""
     has_node_file = _node_records()
-    if not (has_node_file or is_recorded(code, os.environ, stdin)):
+    is_written = has_node_file or is_recorded(code, os.environ, stdin)
+    if not is_written and traced is None:
         return
     try:
         from time import time
@@ -219,9 +225,31 @@ def _record(name: str, stdin: bytes, seconds: float, code: int, output: bytes) -
 
         env = dict(os.environ)
         entry = record.Entry(name, env, stdin, time() - seconds, seconds, code, output, "exec")
-        record.Log().write(entry, record.of_node(env) if has_node_file else {})
+        if is_written:
+            record.Log().write(entry, record.of_node(env) if has_node_file else {})
+        if traced is not None:
+            from .record.tracing import Sender
+
+            Sender(_spans_path()).send(traced.finish(entry))
     except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
         pass
+
+
+def _begin_trace() -> Trace | None:
+    """Begin the trace of this process's request, if a server takes spans. Raises nothing."""
+    if not os.access(_spans_path(), os.F_OK):
+        return None
+    try:
+        from .record import tracing
+
+        return tracing.begin(os.environ, tracing.parents_choice, sys.modules[__name__])
+    except (Exception, standins.Insufficient):  # noqa: BLE001 the request does not depend on it
+        return None
+
+
+def _spans_path() -> str:
+    """Where the server's observer takes spans (cni.server.observing)."""
+    return f"{os.environ.get('CNI_SERVER_SOCKET') or '/run/cni/cni.sock'}.spans"
 
 
 def _say(text: str) -> None:

@@ -13,8 +13,10 @@ from . import errors, formats, output
 if TYPE_CHECKING:
     from cni.record.exposition import Family
     from cni.server.observing import Address
+    from cni.server.otlp import Settings
 
 SOCKET = "/run/cni/cni.sock"
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def default_workers() -> int:
@@ -80,7 +82,7 @@ def serve(
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
     limits = Limits(max_requests, max_memory << 20, any_mounts)
-    observe = Wanted(_address(metrics), metrics_file or "", _collect)
+    observe = Wanted(_address(metrics), metrics_file or "", _collect, _otlp())
     options = Options(path, workers or default_workers(), idle_exit, timeout, limits, observe)
     supervisor = Supervisor(options, ID, lambda text: output.line(f"cni serve: {text}", err=True))
     try:
@@ -102,6 +104,19 @@ def _address(text: str | None) -> Address | None:
         return parse_address(text) if text else None
     except ValueError as error:
         raise click.BadParameter(f"{text}: {error}", param_hint="--metrics") from None
+
+
+def _otlp() -> Settings | None:
+    """Where spans go, by the environment. What is wrong with it is only told: requests go first."""
+    if not any(os.environ.get(name) for name in _ENDPOINTS):
+        return None
+    from cni.server.otlp import read_settings
+
+    try:
+        return read_settings(os.environ)
+    except ValueError as error:
+        output.line(f"cni serve: no spans are sent: {error}", err=True)
+        return None
 
 
 def _collect() -> list[Family]:

@@ -19,6 +19,7 @@ the author of a NetworkAttachmentDefinition. So its file has to be in a certain 
     journal      the journal's protocol
     confined     the file of a configuration
     context      the trace that a request belongs to
+    tracing      the spans of a request
     exposition   the text format of Prometheus
 
 Nothing here is loaded for a request that is not recorded, and nothing raises: what cannot be
@@ -166,7 +167,7 @@ class Log:
 
     def write(self, entry: Entry, node: Mapping[str, str]) -> None:
         """Write the entry down, if that is wanted; `node` is of_node. Raises nothing."""
-        conf = _decode(entry.stdin)
+        conf = decoded(entry.stdin)
         wanted = of_request(entry.env, conf, node)
         if not wanted.want(entry.code):
             return
@@ -285,7 +286,7 @@ def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
         "code": 0,
     }
     if entry.code:
-        error = _decode(entry.output)
+        error = decoded(entry.output)
         code = error.get("code")
         out["code"] = code if isinstance(code, int) else entry.code
         out["msg"] = _text(error.get("msg"), _LONGEST_MESSAGE)
@@ -329,7 +330,7 @@ def _network(conf: Mapping[str, Any]) -> object:
     return found
 
 
-def _decode(data: bytes) -> dict[str, Any]:
+def decoded(data: bytes) -> dict[str, Any]:
     """The JSON object; an empty one where there is none."""
     try:
         value = msgspec.json.decode(data)

@@ -1,4 +1,4 @@
-"""The process that tells others how the server does: scrapes, a file of metrics.
+"""The process that tells others how the server does: scrapes, a file of metrics, spans.
 
 It is a child of the supervisor's, so nobody who scrapes, however slowly, delays a request or the
 supervisor. It reads the memory that workers count in, and never talks to them.
@@ -12,15 +12,20 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from .. import files
 from ..record.exposition import CONTENT_TYPE, Family, Sample, labels, text
 from . import counts
+from .otlp import Exporter, Settings
 from .slots import Slot
 
 _MAX_SCRAPES = 8  # at the same time; others are closed
 _SCRAPE_SECONDS = 15.0  # that a scrape may take, from its first byte to its last
+_MAX_DATAGRAMS = 64  # that are read before anything else happens
+_MAX_DATAGRAM = 1 << 20
 _MAX_HEAD = 8192  # bytes of a request
 _FILE_SECONDS = 15.0  # between two writings of the file
 _STATE_SECONDS = 10.0  # how long what the node's state says holds
@@ -39,6 +44,8 @@ class Plan(NamedTuple):
     listener: socket.socket | None
     file: str
     collect: Collect
+    inbox: socket.socket | None
+    otlp: Settings | None
     log: Callable[[str], None]
 
 
@@ -50,8 +57,13 @@ def run(plan: Plan) -> None:
 async def _run(plan: Plan) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-    page = Page(plan)
+    exporter = None
     tasks = []
+    if plan.otlp is not None and plan.inbox is not None:
+        exporter = Exporter(plan.otlp, plan.version, socket.gethostname(), plan.log)
+        Inbox(plan.inbox, exporter)
+        tasks.append(asyncio.create_task(exporter.run()))
+    page = Page(plan, exporter)
     if plan.listener is not None:
         scrapes = Scrapes(page)
         server = await asyncio.start_server(scrapes.answer, sock=plan.listener, limit=_MAX_HEAD)
@@ -61,6 +73,8 @@ async def _run(plan: Plan) -> None:
     await ended.wait()
     for task in tasks:
         task.cancel()
+    if exporter is not None:
+        await exporter.flush()
     if plan.file:
         try:
             os.unlink(plan.file)  # what it says would be of a server that has ended
@@ -86,8 +100,9 @@ async def _keep_file(plan: Plan, page: Page) -> None:
 class Page:
     """All metrics as text."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, exporter: Exporter | None) -> None:
         self._plan = plan
+        self._exporter = exporter
         self._state: list[Family] = []
         self._read_at = -_STATE_SECONDS
         self._reading: asyncio.Future[list[Family]] | None = None
@@ -103,10 +118,16 @@ class Page:
         busy = sum(slot.read().busy_since > 0 for slot in plan.slots)
         states = {"busy": busy, "idle": len(plan.slots) - busy}
         workers = [Sample(count, labels({"state": name})) for name, count in states.items()]
-        return [
+        found = [
             Family("cni_server_workers", "gauge", "Workers of the server.", workers),
             build_info(plan.build, plan.version),
         ]
+        if self._exporter is not None:
+            of = {"sent": self._exporter.sent, "dropped": self._exporter.dropped}
+            spans = [Sample(count, labels({"result": name})) for name, count in of.items()]
+            about = "Spans that the collector has taken, and those that were dropped."
+            found.append(Family("cni_spans_total", "counter", about, spans))
+        return found
 
     async def _of_node(self) -> list[Family]:
         """What the node's state says; the last known while it cannot be read."""
@@ -169,3 +190,25 @@ def _http(status: str, body: bytes) -> bytes:
         f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode() + body
+
+
+class Inbox:
+    """Takes the spans that workers and plugins by exec send, one datagram a request."""
+
+    def __init__(self, inbox: socket.socket, exporter: Exporter) -> None:
+        inbox.setblocking(False)
+        self._inbox = inbox
+        self._exporter = exporter
+        asyncio.get_running_loop().add_reader(inbox.fileno(), self._receive)
+
+    def _receive(self) -> None:
+        for _ in range(_MAX_DATAGRAMS):
+            try:
+                data = self._inbox.recv(_MAX_DATAGRAM)
+            except OSError:
+                return  # nothing more is there
+            try:
+                spans = msgspec.json.decode(data, type=list[dict[str, Any]])
+            except (ValueError, msgspec.MsgspecError):
+                continue  # from none of our processes
+            self._exporter.offer(spans)

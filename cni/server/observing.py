@@ -13,13 +13,16 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import ip_address
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from .. import systemd
 from .counts import Counts
-from .observer import Collect, Plan, run
+from .recording import Spans
 from .slots import Slot
+
+if TYPE_CHECKING:
+    from ..record.exposition import Family
+    from .otlp import Settings
 
 NAME = "cni-observer"  # of the process, for ps(1)
 _PAUSE = 10.0  # seconds until what failed is tried again
@@ -37,11 +40,17 @@ class Address(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the observer is to do; nothing if neither is given."""
+    """What the observer is to do. `collect` reads the node's state, `otlp` is where spans go."""
 
     address: Address | None = None
     file: str = ""
-    collect: Collect = list
+    collect: Callable[[], list[Family]] = list
+    otlp: Settings | None = None
+
+    @property
+    def is_anything(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.address or self.file or self.otlp)
 
 
 def parse_address(text: str) -> Address:
@@ -54,6 +63,8 @@ def parse_address(text: str) -> Address:
         if not path.startswith("/"):
             raise ValueError("a socket's path begins with /")
         return Address(text, path=path)
+    from ipaddress import ip_address
+
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise ValueError("write ADDRESS:PORT, or unix:/path")
@@ -70,6 +81,7 @@ class Observing:
     def __init__(
         self,
         wanted: Wanted,
+        server: str,
         build: str,
         counts: Sequence[Counts],
         slots: Sequence[Slot],
@@ -87,17 +99,25 @@ class Observing:
         self._pid = 0
         self._due = 0.0
         self._problem = ""
+        self._inbox: socket.socket | None = None  # of spans
+        self.spans: Spans | None = None
+        if wanted.otlp is not None:
+            from .otlp import sampler
+
+            self.spans = Spans(f"{server}.spans", sampler(wanted.otlp))
 
     def keep(self) -> None:
         """Start what is missing and due. Raises nothing."""
         wanted = self._wanted
-        if time.monotonic() < self._due or not (wanted.address or wanted.file):
+        if time.monotonic() < self._due or not wanted.is_anything:
             return
+        if self.spans is not None and self._inbox is None:
+            self._open_inbox(self.spans.path)
         if wanted.address is not None and self._listener is None:
             if self._listen(wanted.address):
                 self.end()  # the one that runs does not have it
             self._due = time.monotonic() + _PAUSE
-        if not self._pid and (self._listener is not None or wanted.file):
+        if not self._pid and (self._listener or self._inbox or wanted.file):
             self._start()
 
     def _listen(self, address: Address) -> bool:
@@ -121,6 +141,19 @@ class Observing:
             self._problem = ""
             self._log(f"metrics on {address.text}")
         return self._listener is not None
+
+    def _open_inbox(self, path: str) -> None:
+        """Make the socket for spans, to which only our user may send."""
+        self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        umask = os.umask(0o177)
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # of a server that was here before: two do not share a socket
+            self._inbox.bind(path)
+        except OSError as error:
+            self._complain(f"no spans on {path}: {error.strerror or error}")
+        finally:
+            os.umask(umask)
 
     def _complain(self, problem: str) -> None:
         """Log a lasting problem once."""
@@ -150,6 +183,7 @@ class Observing:
             _call_oneself(NAME)
             gc.enable()
             from .. import __version__
+            from .observer import Plan, run  # asyncio: no other process of the server needs it
 
             run(
                 Plan(
@@ -160,6 +194,8 @@ class Observing:
                     self._listener,
                     self._wanted.file,
                     self._wanted.collect,
+                    self._inbox,
+                    self._wanted.otlp,
                     self._log,
                 )
             )
@@ -196,6 +232,11 @@ class Observing:
     def close(self) -> None:
         """End the observer, and give back the address."""
         self.end()
+        if self._inbox is not None and self.spans is not None:
+            self._inbox.close()
+            self._inbox = None
+            with suppress(OSError):
+                os.unlink(self.spans.path)
         if self._listener is not None:
             self._listener.close()
             self._listener = None

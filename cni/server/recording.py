@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from time import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import call, dispatch, record
+from ..record import Entry
 from . import wire
 from .counts import Counts
 from .slots import Mark
+
+if TYPE_CHECKING:
+    from ..record.tracing import Sampler, Sender, Trace
 
 
 def mark_of_node_file(env: Mapping[str, str]) -> int:
@@ -24,14 +29,31 @@ def mark_of_node_file(env: Mapping[str, str]) -> int:
     return hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)) & (1 << 64) - 1
 
 
+class Spans(NamedTuple):
+    """Where spans of requests go, and of which requests."""
+
+    path: str
+    sampler: Sampler
+
+
 class Recorder:
     """Writes down and counts the requests of one worker.
 
-    `node_file` is the supervisor's mark of the node's file, `counts` is None if nobody asks.
+    `node_file` is the supervisor's mark of the node's file, `counts` is None if nobody asks, as is
+    `spans` if no traces are wanted.
     """
 
-    def __init__(self, node_file: Mark, env: Mapping[str, str], counts: Counts | None) -> None:
+    def __init__(
+        self,
+        node_file: Mark,
+        env: Mapping[str, str],
+        counts: Counts | None,
+        spans: Spans | None = None,
+    ) -> None:
         self._counts = counts
+        self._spans = spans
+        self._sender: Sender | None = None
+        self._trace: Trace | None = None
         if counts is not None:
             call.on_removed = counts.removed
         self._node_file = node_file
@@ -40,26 +62,44 @@ class Recorder:
         self._node: dict[str, str] = {}
         self._log = record.Log(keep_open=True)
 
+    def begin(self, request: wire.Request) -> None:
+        """A request begins. Raises nothing."""
+        if self._spans is not None:
+            from ..record import tracing
+
+            self._trace = tracing.begin(request.env, self._spans.sampler, dispatch)
+
     def record(self, request: wire.Request, seconds: float, code: int, output: bytes) -> None:
         """Write a request down, and count it, as far as that is wanted. Raises nothing."""
         counts, is_recorded = self._counts, self._is_recorded(request, code)
-        if counts is None and not is_recorded:
+        trace, self._trace = self._trace, None
+        if counts is None and trace is None and not is_recorded:
             return
         name = dispatch.find(request.called_as.rpartition("/")[2]) or ""
         if counts is not None:
             verb = request.env.get("CNI_COMMAND", "")
             counts.request(name, verb, error_code(output) if code else 0, seconds)
+        began = time() - seconds
+        entry = Entry(name, request.env, request.stdin, began, seconds, code, output, "served")
+        if trace is not None:
+            self._send(trace, entry)
         if is_recorded:
-            began = time() - seconds
-            self._log.write(
-                record.Entry(
-                    name, request.env, request.stdin, began, seconds, code, output, "served"
-                ),
-                self._node,
-            )
+            self._log.write(entry, self._node)
             if self._log.dropped and counts is not None:
                 counts.lost("log line")
             self._log.dropped = 0
+
+    def _send(self, trace: Trace, entry: Entry) -> None:
+        from ..record import tracing
+
+        tracing.end()
+        assert self._spans is not None
+        try:
+            self._sender = self._sender or tracing.Sender(self._spans.path)
+            self._sender.send(trace.finish(entry))
+        except OSError:
+            if self._counts is not None:
+                self._counts.lost("span")
 
     def _is_recorded(self, request: wire.Request, code: int) -> bool:
         mark = self._node_file.get()

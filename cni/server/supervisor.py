@@ -69,10 +69,10 @@ class Supervisor:
         self.slots = slots.allocate(options.workers)
         self.node_file = slots.Mark()
         observe = options.observe
-        counted = bool(observe.address or observe.file)
+        counted = observe.is_anything
         self.counts = counts.allocate(options.workers) if counted else []
         self.observing = Observing(
-            observe, build, self.counts, self.slots, log, self._forget_signals
+            observe, options.socket, build, self.counts, self.slots, log, self._forget_signals
         )
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
@@ -219,7 +219,16 @@ class Supervisor:
             pids = frozenset(self._server_pids)
             env = dict(os.environ)
             counted = self.counts[number] if self.counts else None
-            server = Server(self.build, parent, self.slots, pids, env, self.node_file, counted)
+            server = Server(
+                self.build,
+                parent,
+                self.slots,
+                pids,
+                env,
+                self.node_file,
+                counted,
+                self.observing.spans,
+            )
             Worker(self.listener, server, number, self.options.limits).run()
             code = 0
         finally:

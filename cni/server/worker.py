@@ -32,7 +32,7 @@ from . import trace, wire
 from .counts import Counts
 from .peer import Gate
 from .reception import Client, Reception
-from .recording import Recorder
+from .recording import Recorder, Spans
 from .slots import Mark, Slot
 
 DRAIN = signal.SIGUSR1
@@ -63,7 +63,8 @@ class Server(NamedTuple):
 
     `pids` are the processes that clients may take for the server (`peer.Gate`), `env` is its
     environment, `node_file` the mark of the node's settings for the request log, `counts` where
-    this worker counts its requests, if anybody wants to know.
+    this worker counts its requests, and `spans` where to it sends their spans, if anybody wants
+    to know.
     """
 
     build: str
@@ -73,6 +74,7 @@ class Server(NamedTuple):
     env: Mapping[str, str]
     node_file: Mark
     counts: Counts | None = None
+    spans: Spans | None = None
 
 
 class _Drained(BaseException):
@@ -106,7 +108,7 @@ class Worker:
         self.served = 0
         self.fds = 0
         self.trace = trace.make()
-        self.recorder = Recorder(server.node_file, server.env, server.counts)
+        self.recorder = Recorder(server.node_file, server.env, server.counts, server.spans)
 
     def run(self) -> None:
         """Serve until the supervisor drains this worker, or it is worn out or not as it was."""
@@ -203,6 +205,7 @@ class Worker:
                     client.decline()
                     return True
                 self.trace.mark("ready")
+                self.recorder.begin(request)
                 code, output, clean = run()
                 ended = monotonic()
                 self.trace.mark("encoded")

@@ -127,7 +127,7 @@ def test_any_value_becomes_one_line(stdin: bytes, variable: bytes, text: str) ->
     """Whatever others have chosen, a line is one object, and of bounded length."""
     value = os.fsdecode(variable.replace(b"\0", b""))
     odd = entry(stdin, 1, text.encode(errors="replace"), CNI_NETNS=value, CNI_IFNAME=value * 50)
-    fields = log.fields_of(odd, log._decode(odd.stdin))
+    fields = log.fields_of(odd, log.decoded(odd.stdin))
     raw = log.msgspec.json.encode(fields)
     assert b"\n" not in raw
     assert json.loads(raw)["plugin"] == "bridge"

@@ -1,0 +1,303 @@
+"""The spans of a request: one for the plugin, one for each of its steps.
+
+    bridge ADD
+    ├── netlink GETLINK …                requests to the kernel
+    ├── host-local ADD                   a delegate that runs in this process
+    ├── executor cni.kernel.link.…       work in the container's namespace
+    ├── nftables                         a transaction
+    ├── run /usr/sbin/iptables-restore   another program
+    └── call /opt/cni/bin/other          a delegate that is another program, which gets our context
+
+They are made by functions around those that do the work, put in place when the first request is
+traced. So a request that is not traced, of a process in which none is, pays nothing; and no code of
+plugins knows of this. Spans are objects of OTLP's JSON form from the beginning
+(opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding").
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from _socket import AF_UNIX, MSG_DONTWAIT, MSG_NOSIGNAL, SOCK_CLOEXEC, SOCK_DGRAM
+from _socket import socket as Socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from .. import delegate, process
+from ..kernel.netlink import Netlink
+from ..netfilter import nft
+from ..netns.executor import Executor
+from ..protocol.request import Request
+from . import Entry, decoded, fields_of
+from .context import Parent, parse, traceparent
+
+_MAX_SPANS = 128  # of a request; more are counted
+_LONGEST = 1024  # characters of a text
+INTERNAL, SERVER, CLIENT = 1, 2, 3  # SpanKind
+_ERROR = 2  # StatusCode
+_SAMPLED_FLAG = 1
+_TYPES = {  # of routing messages (rtnetlink(7))
+    16: "NEWLINK",
+    17: "DELLINK",
+    18: "GETLINK",
+    19: "SETLINK",
+    20: "NEWADDR",
+    21: "DELADDR",
+    22: "GETADDR",
+    24: "NEWROUTE",
+    25: "DELROUTE",
+    26: "GETROUTE",
+    28: "NEWNEIGH",
+    32: "NEWRULE",
+    33: "DELRULE",
+    34: "GETRULE",
+    36: "NEWQDISC",
+    38: "GETQDISC",
+}
+
+_VERBS = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS", "VALIDATE", "VERSION"})
+_ATTRIBUTES = {
+    "plugin": "cni.plugin",
+    "verb": "cni.verb",
+    "network": "cni.network",
+    "containerID": "cni.container_id",
+    "ifname": "cni.ifname",
+    "netns": "cni.netns",
+    "code": "cni.code",
+    "details": "cni.details",
+    "via": "cni.via",
+    "build": "cni.build",
+}
+
+Sampler = Callable[[Parent | None, str], bool]
+
+
+class Trace:
+    """The spans of one request, which is a span of the caller's trace or the first of a new one."""
+
+    def __init__(self, parent: Parent | None, trace_id: str, state: str) -> None:
+        self.trace_id = trace_id
+        self.spans: list[dict[str, Any]] = []
+        self.left_out = 0
+        self._parent = parent.span_id if parent is not None else ""
+        self._state = state if parent is not None else ""
+        self._next = int.from_bytes(os.urandom(8), "big")
+        self._open: list[str] = []
+        self._is_within = False
+        self._began = time.time_ns()
+        self.root = self._new_id()
+        self._open.append(self.root)
+
+    def is_within(self) -> bool:
+        """Whether the plugin's own verb has begun; the first call says no, and notes that."""
+        began, self._is_within = self._is_within, True
+        return began
+
+    @property
+    def context(self) -> dict[str, str]:
+        """TRACEPARENT and TRACESTATE for a program that is called now."""
+        span = self._open[-1]
+        return {
+            "TRACEPARENT": traceparent(self.trace_id, span, is_sampled=True),
+            "TRACESTATE": self._state,
+        }
+
+    def step(
+        self, name: str, kind: int, function: Callable[..., Any], *args: Any, **kw: Any
+    ) -> Any:
+        """Call the function as a step of the one that is running; raises what it raises."""
+        if len(self.spans) >= _MAX_SPANS:
+            self.left_out += 1
+            return function(*args, **kw)
+        began, span = time.time_ns(), self._new_id()
+        parent, problem = self._open[-1], ""
+        self._open.append(span)
+        try:
+            return function(*args, **kw)
+        except BaseException as error:
+            problem = str(error) or type(error).__name__
+            raise
+        finally:
+            self._open.pop()
+            self._add(span, parent, name, kind, began, {}, problem)
+
+    def finish(self, entry: Entry) -> list[dict[str, Any]]:
+        """All spans, now that the request is answered."""
+        fields = fields_of(entry, decoded(entry.stdin))
+        verb = fields.get("verb")
+        name = f"{entry.plugin} {verb if verb in _VERBS else 'other'}"
+        of = {_ATTRIBUTES[key]: value for key, value in fields.items() if key in _ATTRIBUTES}
+        if self.left_out:
+            of["cni.spans_left_out"] = self.left_out
+        problem = str(fields.get("msg", "failed")) if entry.code else ""
+        self._add(self.root, self._parent, name, SERVER, self._began, of, problem)
+        return self.spans
+
+    def _add(
+        self,
+        span: str,
+        parent: str,
+        name: str,
+        kind: int,
+        began: int,
+        attributes: Mapping[str, object],
+        problem: str,
+    ) -> None:
+        made: dict[str, Any] = {
+            "traceId": self.trace_id,
+            "spanId": span,
+            "flags": _SAMPLED_FLAG,
+            "name": text(name),
+            "kind": kind,
+            "startTimeUnixNano": str(began),
+            "endTimeUnixNano": str(time.time_ns()),
+        }
+        if parent:
+            made["parentSpanId"] = parent
+        if self._state:
+            made["traceState"] = text(self._state)
+        if attributes:
+            made["attributes"] = [attribute(key, value) for key, value in attributes.items()]
+        if problem:
+            made["status"] = {"code": _ERROR, "message": text(problem)}
+        self.spans.append(made)
+
+    def _new_id(self) -> str:
+        self._next = (self._next + 1) % (1 << 64) or 1  # zero is no id
+        return f"{self._next:016x}"
+
+
+def attribute(key: str, value: object) -> dict[str, Any]:
+    """A KeyValue; 64-bit integers are strings in protobuf's JSON."""
+    if isinstance(value, bool):
+        return {"key": key, "value": {"boolValue": value}}
+    if isinstance(value, int):
+        return {"key": key, "value": {"intValue": str(value)}}
+    return {"key": key, "value": {"stringValue": text(str(value))}}
+
+
+def text(value: str) -> str:
+    """A text of bounded length; what is no UTF-8 is replaced."""
+    return value[:_LONGEST].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+class Sender:
+    """Hands spans to the observer of a server, which is never waited for (cni.server.observer)."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket = Socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
+
+    def send(self, spans: list[dict[str, Any]]) -> None:
+        """Send the spans of a request. Raises OSError if nobody takes them."""
+        self._socket.sendto(msgspec.json.encode(spans), MSG_DONTWAIT | MSG_NOSIGNAL, self._path)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+# --- the request that is running ------------------------------------------------------------------
+
+_current: Trace | None = None
+_installed = False
+
+
+def begin(env: Mapping[str, str], sampler: Sampler, verbs: Any) -> Trace | None:
+    """Begin the trace of a request; None if it is not to be recorded. `verbs` is cni.dispatch.
+
+    TRACESTATE counts only beside a valid TRACEPARENT, as the specification wants.
+    """
+    global _current  # noqa: PLW0603 a process runs one request at a time
+    parent = parse(env.get("TRACEPARENT", ""))
+    trace_id = parent.trace_id if parent is not None else os.urandom(16).hex()
+    if not sampler(parent, trace_id):
+        return None
+    _install(verbs)
+    _current = Trace(parent, trace_id, env.get("TRACESTATE", ""))
+    return _current
+
+
+def end() -> None:
+    """The request is answered."""
+    global _current  # noqa: PLW0603
+    _current = None
+
+
+def parents_choice(parent: Parent | None, _trace_id: str) -> bool:
+    """Record what the caller records: a Sampler."""
+    return parent is not None and parent.is_sampled
+
+
+def _install(verbs: Any) -> None:
+    """Put the functions in place that make spans."""
+    global _installed  # noqa: PLW0603
+    if _installed:
+        return
+    _installed = True
+    patched: tuple[tuple[Any, str, Callable[..., str]], ...] = (
+        (Netlink, "request", lambda _, kind, *__: f"netlink {_TYPES.get(kind, kind)}"),
+        (Netlink, "batch", lambda _, requests: f"netlink batch of {len(requests)}"),
+        (Netlink, "dump", lambda _, kind, *__: f"netlink {_TYPES.get(kind, kind)} dump"),
+        (Executor, "run", lambda _, __, function, *___: f"executor {_name_of(function)}"),
+        (Executor, "begin", lambda _, __, function, *___: f"executor begins {_name_of(function)}"),
+        (nft, "transact", lambda *_: "nftables"),
+        (process, "run", lambda program, *_: f"run {program}"),
+    )
+    for place, name, label in patched:
+        setattr(place, name, _around(getattr(place, name), label))
+    delegate.execute = _around_execute(delegate.execute)
+    verbs._perform = _around_verb(verbs._perform)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
+
+
+def _around(function: Callable[..., Any], label: Callable[..., str]) -> Callable[..., Any]:
+    def traced(*args: Any, **kw: Any) -> Any:
+        if _current is None:
+            return function(*args, **kw)
+        return _current.step(label(*args), INTERNAL, function, *args, **kw)
+
+    return traced
+
+
+def _around_verb(perform: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The verb of a delegate is a step; that of the plugin itself is the request."""
+
+    def traced(decoded: Any) -> Any:
+        trace = _current
+        if trace is None or not trace.is_within():
+            return perform(decoded)
+        name = f"{decoded.call.plugin} {decoded.call.request.command}"
+        return trace.step(name, INTERNAL, perform, decoded)
+
+    return traced
+
+
+def _around_execute(execute: Callable[..., bytes]) -> Callable[..., bytes]:
+    """A delegate that is another program gets its span as the parent of its own."""
+
+    def in_context(trace: Trace, program: str, request: Request, *args: Any) -> bytes:
+        env = {**request.env, **trace.context}
+        if not env["TRACESTATE"]:
+            del env["TRACESTATE"]
+        return execute(program, request._replace(env=env), *args)
+
+    def traced(program: str, request: Request, *args: Any, **kw: Any) -> Any:
+        if _current is None:
+            return execute(program, request, *args, **kw)
+        return _current.step(
+            f"call {program} {request.command}",
+            CLIENT,
+            in_context,
+            _current,
+            program,
+            request,
+            *args,
+        )
+
+    return traced
