@@ -49,13 +49,8 @@ class ClientJobs:
         """
         if self._asked is not None:
             self.answer()  # of the job before, which its caller gave up
-        if self._fd < 0 or len(steps) > _MOST_STEPS:
-            return False
-        for _, name, _ in steps:
-            sysctl.check(name)
-        texts = [f"{kind}{name}\0{value}\0" for kind, name, value in steps]
-        data = "".join(("S" if stop else "s", *texts)).encode()
-        if len(data) > _MAX_PACKET or data.count(0) != 2 * len(steps):
+        data = packed(steps, stop) if self._fd >= 0 else None
+        if data is None:
             return False
         try:
             os.write(self._fd, data)
@@ -69,18 +64,36 @@ class ClientJobs:
         """The outcome of each step; None if the job was not done, or not all of it."""
         assert self._asked is not None
         (count, stop), self._asked = self._asked, None
-        outcomes: list[Outcome] | None = None
+        done: list[Outcome] | None = None
         try:
-            outcomes = _outcomes(os.read(self._fd, _MAX_PACKET))
-            stopped = stop and outcomes and outcomes[-1][1] != 0
-            if outcomes is not None and len(outcomes) != count and not stopped:
-                outcomes = None
+            done = outcomes(os.read(self._fd, _MAX_PACKET), count, stop)
         except OSError:
             pass
         finally:
-            if outcomes is None:  # also at an interrupt: the answer would come to the next job
+            if done is None:  # also at an interrupt: the answer would come to the next job
                 self.close()
-        return outcomes
+        return done
+
+
+def packed(steps: Sequence[Step], stop: bool) -> bytes | None:
+    """The job of taking these steps; None if it, or its answer, does not fit into a packet.
+
+    Raises ValueError for a name that is no parameter.
+    """
+    if len(steps) > _MOST_STEPS:
+        return None
+    for _, name, _ in steps:
+        sysctl.check(name)
+    texts = [f"{kind}{name}\0{value}\0" for kind, name, value in steps]
+    data = "".join(("S" if stop else "s", *texts)).encode()
+    return None if len(data) > _MAX_PACKET or data.count(0) != 2 * len(steps) else data
+
+
+def outcomes(answer: bytes, count: int, stop: bool) -> list[Outcome] | None:
+    """The outcome of each of `count` steps; None if the job was not done, or not all of it."""
+    done = _outcomes(answer)
+    stopped = stop and done and done[-1][1] != 0
+    return None if done is not None and len(done) != count and not stopped else done
 
 
 def _outcomes(data: bytes) -> list[Outcome] | None:

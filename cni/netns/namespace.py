@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .executor import Executor
     from .jobs import ClientJobs
 
+_EMBEDDED = "_cni_embedded" in sys.builtin_module_names
 _NS_GET_NSTYPE, _NS_GET_ID = 0xB703, 0x8008B70D
 _CLONE_NEWNET = 0x40000000
 _SO_NETNS_COOKIE = 71
@@ -130,9 +131,7 @@ class Namespace:
         """As `sysctls`, but do not wait: the function that is returned waits, and gives them."""
         client_jobs = self._client_jobs
         if client_jobs is None or not client_jobs.ask(steps, stop=stop):
-            from ..kernel import sysctl  # loaded already: the steps come from there
-
-            return self.start(sysctl.perform, steps, stop)
+            return self._start_sysctls(steps, stop)
 
         def finish() -> list[Outcome]:
             outcomes = client_jobs.answer()
@@ -144,6 +143,17 @@ class Namespace:
             return self.run(sysctl.perform, steps, stop)
 
         return finish
+
+    def _start_sysctls(self, steps: Sequence[Step], stop: bool) -> Callable[[], list[Outcome]]:
+        if self._may_visit:
+            from . import visit
+
+            outcomes = visit.sysctls(self.fd, steps, stop)
+            if outcomes is not None:
+                return lambda: outcomes
+        from ..kernel import sysctl  # loaded already: the steps come from there
+
+        return self.start(sysctl.perform, steps, stop)
 
     def run_until(
         self,
@@ -180,7 +190,13 @@ class Namespace:
 
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
         """A socket that lives in this namespace and is used from here. Raises OSError."""
-        fd = self._borrowed().open_socket(self.fd, family, kind, protocol)
+        fd = None
+        if self._may_visit:
+            from . import visit
+
+            fd = visit.open_socket(self.fd, family, kind, protocol)
+        if fd is None:
+            fd = self._borrowed().open_socket(self.fd, family, kind, protocol)
         return socket(family, kind, protocol, fd)
 
     def netlink(self) -> Netlink:
@@ -195,6 +211,11 @@ class Namespace:
         Raises OSError.
         """
         return _netlink_of(self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
+
+    @property
+    def _may_visit(self) -> bool:
+        """Not while an executor may be at work, nor in a worker of the server, which keeps some."""
+        return _EMBEDDED and self._executor is None and _home is None
 
     def _borrowed(self) -> Executor:
         if self._executor is not None:

@@ -28,6 +28,7 @@ _NAMED = {type(len), type(str.join), type(object.__init__), type("".join)}
 _OTHERS = (
     *("__main__", "_build", "cli", "install", "server", "windows"),
     *("plugins.win_bridge", "plugins.win_overlay", "plugins.shared.windows"),
+    "netns.visit",  # needs the interpreter of the self-contained file
 )
 _DHCP, _DHCP_REQUESTS = "cni.ipam.dhcp.", ("__init__", "conf", "plugin", "rpc")
 # Modules of the library that our functions import when something rare happens.

@@ -52,6 +52,7 @@ def link(built: Build, modules: dict[str, Module], folder: Path, *flags: str) ->
     compiler: list[str | Path] = [built.compiler, *built.flags, *flags, "-fwrapv", "-DNDEBUG"]
     compiler += ["-DPy_BUILD_CORE", f"-I{built.source}/Include/internal"]
     compiler += [f"-I{built.source}/Include", f"-I{built.source}", f"-ffile-prefix-map={folder}=."]
+    compiler += [f"-I{HERE.parents[1] / 'launcher'}"]  # steps.h
     for source in sources:
         run([*compiler, "-c", source], log, cwd=folder, env=environment())
     linker = [

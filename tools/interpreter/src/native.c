@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #define _GNU_SOURCE
 #include "Python.h"
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -14,6 +15,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static PyObject *failed(void)
@@ -152,6 +154,150 @@ static PyObject *native_open_by_handle(PyObject *self, PyObject *arguments)
     return fd < 0 ? failed() : PyLong_FromLong(fd);
 }
 
+/* --- visits ------------------------------------------------------------------------------------- */
+
+/* What needs another network namespace is done there by a child, so that this process never leaves its
+ * own. The executor (cni/netns/executor.py) is a copy of the interpreter: it can run anything, and to
+ * copy the page tables takes longer than most requests. A visitor shares our memory, as the child of
+ * vfork(2) does, and can do two things: make a socket, and take steps with kernel parameters (steps.h).
+ * We stand still until it has ended. It runs no Python, and writes to nothing but `visitors_room`.
+ *
+ * What it has to say comes over a socket and not in our memory: where vfork is emulated by fork (valgrind,
+ * qemu), it does not share that. Whatever goes wrong, there is no answer, and the executor does the work. */
+
+static int open_cloexec(const char *path, int flags)
+{
+    return open(path, flags | O_CLOEXEC);
+}
+
+#include "steps.h"
+
+enum { MOST_OPTIONS = 8, ANSWER = 1 << 16, STACK = 32 << 10 };
+
+struct visit {
+    int netns, channel;
+    const char *job; /* steps, or NULL: make a socket */
+    size_t size;
+    int family, kind, protocol;
+    const int *options; /* level, name, value */
+    size_t count;
+};
+
+static char visitors_room[ANSWER + STACK] __attribute__((aligned(16)));
+
+/* Send `size` bytes of the room, and a descriptor unless it is negative. */
+static void send_answer(int channel, size_t size, int fd)
+{
+    union {
+        char data[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr header;
+    } control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct iovec part = {visitors_room, size};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
+        message.msg_control = control.data;
+        message.msg_controllen = sizeof control.data;
+    }
+    sendmsg(channel, &message, MSG_NOSIGNAL | MSG_DONTWAIT); /* nobody reads before we have ended */
+}
+
+static void make_socket(const struct visit *wanted)
+{
+    int fd = socket(wanted->family, wanted->kind | SOCK_CLOEXEC, wanted->protocol);
+    if (fd < 0)
+        return;
+    /* as cni.kernel.netlink.set_options: an older kernel lacks some */
+    for (size_t i = 0; i < wanted->count; i++) {
+        const int *option = wanted->options + 3 * i;
+        setsockopt(fd, option[0], option[1], &option[2], sizeof option[2]);
+    }
+    visitors_room[0] = 's';
+    send_answer(wanted->channel, 1, fd);
+}
+
+static int visitor(void *argument)
+{
+    const struct visit *wanted = argument;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (setns(wanted->netns, CLONE_NEWNET) < 0)
+        _exit(1);
+    if (wanted->job)
+        send_answer(wanted->channel, perform_job(wanted->job, wanted->size, visitors_room, ANSWER), -1);
+    else
+        make_socket(wanted);
+    _exit(0);
+}
+
+/* Have a visitor do it: the size of its answer, in `visitors_room`, and `fd`; 0 if there is none. */
+static size_t visit(struct visit *wanted, int *fd)
+{
+    int pair[2];
+    sigset_t all, before;
+    union {
+        char data[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr header;
+    } control;
+    *fd = -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return 0;
+    wanted->channel = pair[1];
+    sigfillset(&all); /* a handler of ours would run in both */
+    sigprocmask(SIG_BLOCK, &all, &before);
+    char *top = visitors_room + sizeof visitors_room;
+    int pid = clone(visitor, top, CLONE_VM | CLONE_VFORK | SIGCHLD, wanted);
+    while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    struct iovec part = {visitors_room, ANSWER};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1,
+                             .msg_control = control.data, .msg_controllen = sizeof control.data};
+    ssize_t size = pid < 0 ? 0 : recvmsg(pair[0], &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    close(pair[0]);
+    close(pair[1]);
+    struct cmsghdr *header = size > 0 ? CMSG_FIRSTHDR(&message) : NULL;
+    if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
+        memcpy(fd, CMSG_DATA(header), sizeof *fd);
+    return size > 0 && visitors_room[0] == 's' ? (size_t)size : 0;
+}
+
+/* visit_socket(netns, family, kind, protocol, options): the descriptor of a socket that is in the
+ * namespace `netns`; `options` are ints, three each: level, name, value. None if it cannot be made. */
+static PyObject *native_visit_socket(PyObject *self, PyObject *arguments)
+{
+    struct visit wanted = {0};
+    const char *options;
+    Py_ssize_t size;
+    int fd, room[3 * MOST_OPTIONS];
+    if (!PyArg_ParseTuple(arguments, "iiiiy#", &wanted.netns, &wanted.family, &wanted.kind, &wanted.protocol,
+                          &options, &size))
+        return NULL;
+    if (size < 0 || (size_t)size > sizeof room)
+        return PyErr_Format(PyExc_ValueError, "too many options");
+    memcpy(room, options, (size_t)size);
+    wanted.options = room;
+    wanted.count = (size_t)size / (3 * sizeof *room);
+    if (!visit(&wanted, &fd) || fd < 0)
+        Py_RETURN_NONE;
+    return PyLong_FromLong(fd);
+}
+
+/* visit_steps(netns, job): the answer to a job of steps.h in the namespace `netns`; None if there is
+ * none. */
+static PyObject *native_visit_steps(PyObject *self, PyObject *arguments)
+{
+    struct visit wanted = {0};
+    Py_ssize_t size;
+    int fd;
+    if (!PyArg_ParseTuple(arguments, "iy#", &wanted.netns, &wanted.job, &size))
+        return NULL;
+    wanted.size = (size_t)size;
+    size_t have = visit(&wanted, &fd);
+    if (!have)
+        Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize(visitors_room, (Py_ssize_t)have);
+}
+
 static PyMethodDef methods[] = {
     {"attach_filter", native_attach_filter, METH_VARARGS, NULL},
     {"capget", native_capget, METH_O, NULL},
@@ -163,6 +309,8 @@ static PyMethodDef methods[] = {
     {"statx", native_statx, METH_VARARGS, NULL},
     {"unshare", native_unshare, METH_O, NULL},
     {"suspect_damage", native_suspect_damage, METH_NOARGS, NULL},
+    {"visit_socket", native_visit_socket, METH_VARARGS, NULL},
+    {"visit_steps", native_visit_steps, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 
