@@ -34,7 +34,7 @@ _Source = bytes
 _Select = Callable[[list[_Source]], list[bool]]
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
     """Make the rules of these addresses; those that are there stay. Raises IptablesError."""
     _ = first  # they are in a chain of the owner's
     done: list[Prefix] = []
@@ -46,6 +46,7 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
                 _take_back(owner, done)
             raise
         done += family
+    return []
 
 
 def _take_back(owner: Owner, done: list[Prefix]) -> None:
@@ -103,8 +104,9 @@ def rules_of(owner: Owner, prefix: Prefix) -> Rules:
     )
 
 
-def check(owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
+def check(owner: Owner, prefixes: list[Prefix], handles: list[int]) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
+    _ = handles
     problems = {}
     for v6, family in by_family(prefixes):
         saved = set(_saved_if_any(owner, v6))
@@ -127,8 +129,9 @@ def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
         return []
 
 
-def teardown(owner: Owner, mine: list[Prefix], others: Others) -> None:
+def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: list[int]) -> None:
     """Remove the owner's jumps, and the chain unless others jump to it. Raises CNIError."""
+    _ = handles
 
     def select(sources: list[_Source]) -> list[bool]:
         if all(_is_from(source, mine) for source in sources):
