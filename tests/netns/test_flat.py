@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,7 @@ import pytest
 from tests.harness.server import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from tests.harness import Netns, Runtime
 
@@ -32,8 +32,10 @@ VERSION = "1.1.0"
 CALLS = "sendto,sendmsg,recvfrom,recvmsg,getdents64,openat,open,statx,newfstatat"
 # A file a process (-ff), so that no line is split; sockets with their protocols (-yy).
 STRACE = ("strace", "-ff", "-qq", "-yy", "-s", "0", "-e", f"trace={CALLS}")
+KILLING = ("strace", "-qq", "-o", "/dev/null", "-e")
 _LINE = re.compile(r"^(\w+)\((.*)\) += (-?\d+)")
 _NUMBERS = re.compile(r"\d+")
+_POD = re.compile(r"pod\d{5}")
 
 
 class Chain:
@@ -87,8 +89,33 @@ class Chain:
         container.close()
         return costs
 
+    def gc(self, log: Path, keep: Sequence[int]) -> dict[str, Counter[str]]:
+        """GC of the list that keeps these; what it costs each plugin."""
+        costs = {}
+        for plugin in self.plugins:
+            known = {**plugin, "cni.dev/valid-attachments": valid(keep)}
+            costs[plugin["type"]], _ = self.traced(log, "GC", known, None, None)
+        return costs
+
+    def killed_gc(self, plugin: str, keep: Sequence[int], call: str, number: int) -> bool:
+        """GC of one plugin, killed when it enters that call for the `number`-th time; was it?"""
+        conf = self.conf(next(each for each in self.plugins if each["type"] == plugin), 0, None)
+        conf["cni.dev/valid-attachments"] = valid(keep)
+        program = str(self.runtime.bin_dir / plugin)
+        done = self.runtime.host.run(
+            subprocess.run,
+            [*KILLING, f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", program],
+            input=json.dumps(conf).encode(),
+            capture_output=True,
+            env=self.runtime.environment("GC", None, env={"CNI_SERVER": "off"}),
+            cwd="/",
+            timeout=120,
+        )
+        assert done.returncode in (0, -9, 137), done
+        return done.returncode != 0
+
     def traced(
-        self, log: Path, verb: str, plugin: Json, container: Netns, result: Json | None
+        self, log: Path, verb: str, plugin: Json, container: Netns | None, result: Json | None
     ) -> tuple[Counter[str], Json | None]:
         env = self.runtime.environment(
             verb, container, container_id="pod99999", env={"CNI_SERVER": "off"}
@@ -108,6 +135,11 @@ class Chain:
         for trace in traces:
             trace.unlink()
         return cost, json.loads(done.stdout) if verb == "ADD" else None
+
+
+def valid(keep: Sequence[int]) -> list[Json]:
+    """What a runtime says of the attachments that stay."""
+    return [{"containerID": f"pod{number:05}", "ifname": "eth0"} for number in keep]
 
 
 def cost_of(trace: str) -> Counter[str]:
@@ -182,3 +214,74 @@ def test_no_verb_costs_more_with_many_containers(
     ]
     grown = [line for line in grown if not line.startswith(LISTING[form])]
     assert grown == [], "\n".join(grown)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("form", ["rules", "set"])
+def test_gc_deletes_all_in_one_request(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    form: str,
+) -> None:
+    """Few or many, what goes takes as many requests: one for links, one a table for rules.
+
+    A request that moves many links into the group may be cut; so is a list of elements.
+    """
+    chain = Chain(runtime, netns, plugins_of(form, tmp_path))
+    log = tmp_path / "trace"
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        chain.grow(44)
+        few = chain.gc(log, range(9, 44))
+        many = chain.gc(log, range(42, 44))
+        nothing = chain.gc(log, range(42, 44))
+    asked = {
+        name: tuple(cost[name]["netlink asked"] for cost in (nothing, few, many)) for name in many
+    }
+    assert all(a_lot <= a_few for _, a_few, a_lot in asked.values()), asked
+    assert all(cost["netlink bytes asked"] < 64 << 10 for cost in many.values())
+    assert pods_in(chain, tmp_path) == {"pod00042", "pod00043"}
+
+
+def pods_in(chain: Chain, tmp_path: Path) -> set[str]:
+    """The pods that something on the node belongs to: links, rules, elements, files."""
+    host, state = chain.runtime.host, Path(chain.runtime.env["CNI_STATE_DIR"])
+    aliases = [each.get("ifalias", "") for each in host.ip_json("link", "show")]
+    rules = host.exec(["nft", "list", "ruleset"]).stdout
+    files = [path for top in (tmp_path, state) for path in top.rglob("*") if path.is_file()]
+    texts = [
+        path.read_text(errors="replace")
+        for path in files
+        if path.suffix not in (".index", ".spare")
+    ]
+    return set(_POD.findall("\n".join([*aliases, rules, *texts, *map(str, files)])))
+
+
+GOING = ("sendto", "unlink", "unlinkat", "rename")  # calls by which a GC changes something
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("plugin", ["bridge", "portmap", "firewall", "bandwidth", "tuning"])
+def test_what_a_killed_gc_leaves_the_next_one_removes(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    plugin: str,
+) -> None:
+    """Killed as it enters one of its calls: of each kind the first ones, and some later ones."""
+    form = "set" if plugin == "bridge" else "rules"
+    chain = Chain(runtime, netns, plugins_of(form, tmp_path))
+    log, killed = tmp_path / "trace", 0
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        for call in GOING:
+            for number in (1, 2, 3, 5, 8, 13, 21):
+                first = chain.attached
+                chain.grow(first + 3)
+                if not chain.killed_gc(plugin, [first], call, number):
+                    break
+                killed += 1
+                chain.gc(log, [first])
+                assert pods_in(chain, tmp_path) == {f"pod{first:05}"}, (call, number)
+    assert killed >= 2

@@ -197,8 +197,11 @@ def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
                 wanted.setdefault(name, {})[item.key] = owner
     changes: list[Change] = []
     for name, owners in wanted.items():
-        have = elements.find_all(TABLE, name, sorted(owners))
-        gone = [e for e in have if e.comment.startswith(owners[e.key])]
+        if len(owners) <= _RUN:
+            have = elements.find_all(TABLE, name, sorted(owners))
+        else:  # of a GC
+            have = elements.elements(TABLE, name)
+        gone = [e for e in have if e.key in owners and e.comment.startswith(owners[e.key])]
         changes += elements.remove(TABLE, name, gone)
     return changes
 
