@@ -57,7 +57,7 @@ class Backend(Protocol):
         owner: Owner,
         mine: list[Prefix],
         others: Callable[[], list[Prefix]],
-        handles: list[int],
+        handles: Sequence[int] = (),
     ) -> None:
         """Remove the owner's rules; that there are none is no error.
 
@@ -71,7 +71,7 @@ class Backend(Protocol):
         """Remove the rules of the network's attachments that are not in `keep`."""
 
     def check(
-        self, owner: Owner, prefixes: list[Prefix], handles: list[int]
+        self, owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
     ) -> dict[Prefix, list[str]]:
         """The addresses that lack rules, each with the rules that it has. Never fails."""
 
@@ -243,7 +243,7 @@ def teardown(
     """
     steps = Steps()
     for backend in _load_used(owner.chain()):
-        steps.run(backend.teardown, owner, mine, others, list(handles))
+        steps.run(backend.teardown, owner, mine, others, handles)
     steps.finish()
 
 

@@ -14,10 +14,10 @@ no longer those of its ADD; here they go with the chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ....kernel.errors import IptablesError, NetlinkError
+from ....kernel.errors import IptablesError, IptablesUnknown, NetlinkError
 from ....netfilter import iptables
 from ....netfilter.table import Table
 from ....owner import Owner
@@ -104,7 +104,9 @@ def rules_of(owner: Owner, prefix: Prefix) -> Rules:
     )
 
 
-def check(owner: Owner, prefixes: list[Prefix], handles: list[int]) -> dict[Prefix, list[str]]:
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
     _ = handles
     problems = {}
@@ -129,7 +131,7 @@ def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
         return []
 
 
-def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: list[int]) -> None:
+def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: Sequence[int] = ()) -> None:
     """Remove the owner's jumps, and the chain unless others jump to it. Raises CNIError."""
     _ = handles
 
@@ -244,7 +246,8 @@ def _each_family(jobs: list[tuple[bool, Callable[..., None], tuple[object, ...]]
         try:
             function(*args)
         except IptablesError as error:
-            if iptables.usable(v6):
+            # a question that failed says nothing of iptables, and its tool nothing of the question
+            if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 text = f"failed to remove masquerading with iptables: {error.msg}"
                 errors.append(CNIError(text, error.details))
     if errors:

@@ -22,7 +22,7 @@ from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ....netfilter.nft import Change
 
@@ -117,7 +117,7 @@ def teardown(
     owner: Owner,
     mine: list[Prefix],
     others: Callable[[], list[Prefix]],
-    handles: list[int],
+    handles: Sequence[int] = (),
 ) -> None:
     """Remove the owner's rules: the key in their comments tells interfaces apart."""
     _ = mine, others
@@ -125,7 +125,7 @@ def teardown(
         _delete(owner.key, set())
 
 
-def _delete_noted(owner: Owner, handles: list[int]) -> bool:
+def _delete_noted(owner: Owner, handles: Sequence[int]) -> bool:
     """Delete the rules with these handles, if all are there and the owner's; were they?"""
     try:
         if not handles or len(_noted(owner, handles)) != len(handles):
@@ -136,7 +136,7 @@ def _delete_noted(owner: Owner, handles: list[int]) -> bool:
     return True
 
 
-def _noted(owner: Owner, handles: list[int]) -> list[Rule]:
+def _noted(owner: Owner, handles: Sequence[int]) -> list[Rule]:
     """The rules with these handles that are the owner's."""
     rules = (Table("inet", TABLE).rule(CHECKS, handle) for handle in handles)
     return [rule for rule in rules if rule is not None and rule.comment.startswith(owner.key)]
@@ -156,7 +156,9 @@ def _delete(prefix: str, keep: set[str]) -> None:
         raise CNIError(f"failed to remove masquerading with nftables: {error}") from None
 
 
-def check(owner: Owner, prefixes: list[Prefix], handles: list[int]) -> dict[Prefix, list[str]]:
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
     """The addresses without a rule, each with nothing: an address has one rule or none."""
     try:
         missing = _without_rule(prefixes, _noted(owner, handles))

@@ -29,7 +29,7 @@ from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ....netfilter.nft import Change
 
@@ -90,7 +90,7 @@ def teardown(
     owner: Owner,
     mine: list[Prefix],
     others: Callable[[], list[Prefix]],
-    handles: list[int],
+    handles: Sequence[int] = (),
 ) -> None:
     """Remove the owner's elements: the key tells interfaces apart. Raises CNIError."""
     _ = mine, others, handles
@@ -108,7 +108,9 @@ def gc(network: str, keep: list[Owner]) -> None:
     _remove(stale)
 
 
-def check(owner: Owner, prefixes: list[Prefix], handles: list[int]) -> dict[Prefix, list[str]]:
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
     """The addresses that are not masqueraded, each with the sets that it is in. Never fails."""
     _ = handles
     try:
