@@ -86,6 +86,7 @@ class Call(Generic[C]):
         self.version = version
         self.undo = Undo()
         self.remembered = False
+        self.handles: list[int] = []  # of the rules that ADD made, kept with what is remembered
         self.netns_unknown = False  # find_netns could not look: what DEL needs again stays
         self.problems: list[CNIError] = []
         self.forgotten: Dropped | None = None
@@ -351,7 +352,7 @@ class Call(Generic[C]):
 
         self.undo.callback(self._forget)
         try:
-            intent.save(self.plugin, self.owner, self.request, result)
+            intent.save(self.plugin, self.owner, self.request, result, self.handles)
         except OSError as error:
             where = intent.directory(self.request.env)
             text = f"cannot keep the rules in {where} for `cni reload`: {error.strerror}"

@@ -6,7 +6,8 @@ service. A plugin that made some calls `call.remember()` in its ADD and has a fu
 attachment and plugin, until DEL or GC:
 
     <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0),
-                                             netns (its device, inode, time of mount)
+                                             netns (its device, inode, time of mount),
+                                             handles (of rules, by which DEL finds them)
 
 State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
 A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -41,7 +42,8 @@ _PARTIAL, _GOING = "~", "-"
 class Intent(msgspec.Struct):
     """One kept ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects.
 
-    `netns` is what str(Identity) gave of its namespace; empty if that is not known.
+    `netns` is what str(Identity) gave of its namespace; empty if that is not known. `handles` are
+    of nftables rules: a hint, since those that `reload` makes have others.
     """
 
     plugin: str
@@ -49,6 +51,7 @@ class Intent(msgspec.Struct):
     config: dict[str, Any]
     result: dict[str, Any]
     netns: str = ""
+    handles: list[int] = []
 
     def is_of_gone_namespace(self, seen_from: str = "") -> bool:
         """Has the namespace of this ADD certainly ceased to exist? See liveness.exists."""
@@ -82,12 +85,16 @@ def directory(env: Mapping[str, str]) -> str:
     return f"{env.get('CNI_STATE_DIR') or STATE_DIR}/intent"
 
 
-def save(plugin: str, owner: Owner, request: Request, result: Result) -> None:
+def save(
+    plugin: str, owner: Owner, request: Request, result: Result, handles: Sequence[int] = ()
+) -> None:
     """Keep what an ADD was asked and answered, instead of what was kept before. Raises OSError."""
     env = {k: _text(value) for k, value in request.env.items() if k.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     identity = identify(request.netns) if request.netns else None
-    noted = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
+    noted: dict[str, Any] = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
+    if handles:
+        noted["handles"] = handles
     data = msgspec.json.encode({**kept, **noted})
     path = _path(plugin, owner, request.env)
     try:

@@ -1,8 +1,8 @@
 """`cni migrate`: rules in the form that the reference's Go plugins clean up, or back in our own.
 
-What the Go plugins cannot clean up: ports in portmap's nftables maps, and addresses in firewall's
-nftables sets. Masquerading and the MAC check have the reference's form already. What plugins noted
-in the state directory does no harm: it is of namespaces, and a boot empties it.
+What the Go plugins cannot clean up: ports in portmap's nftables maps, and addresses in the nftables
+sets of firewall and of masquerading with `ipMasqSet`. All else has the reference's form already.
+What plugins noted in the state directory does no harm: it is of namespaces, and a boot empties it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .reload import STATE_OPTION
 from .table import Column, Table
 
 _PLUGINS = ("portmap", "firewall")
+_MASQUERADING = ("bridge", "ptp")
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def uncleanable(state_dir: str) -> list[Uncleanable]:
     Raises CNIError if the kernel or the state directory cannot be read.
     """
     try:
-        return [*_ports(state_dir), *_addresses(state_dir)]
+        return [*_ports(state_dir), *_addresses(state_dir), *_masqueraded(state_dir)]
     except KernelError as error:
         raise CNIError(f"cannot read the rules of nftables: {error}", error.details) from None
     except OSError as error:
@@ -108,6 +109,20 @@ def _addresses(state_dir: str) -> list[Uncleanable]:
     return listed
 
 
+def _masqueraded(state_dir: str) -> list[Uncleanable]:
+    from cni.plugins.shared.masquerade import migrate
+
+    listed = []
+    for element, prefix in migrate.masqueraded():
+        key = element.comment.partition(",")[0]
+        noted = [name for name in _MASQUERADING if _is_noted(name, key, state_dir)]
+        plugin = noted[0] if noted else " or ".join(_MASQUERADING)
+        owner = named_in(element.comment) or _noted_owner(plugin, key, state_dir)
+        what, where = f"masquerading of {prefix}", "nftables sets in table inet cni_masquerade"
+        listed.append(Uncleanable(plugin, key, owner, what, where, bool(noted)))
+    return listed
+
+
 def _is_noted(plugin: str, key: str, state_dir: str) -> bool:
     return intent.find_by_key(plugin, key, {"CNI_STATE_DIR": state_dir}) is not None
 
@@ -143,7 +158,7 @@ def rewrite(state_dir: str, form: str) -> list[Outcome]:
     outcomes: list[Outcome] = []
 
     def one(kept: Intent) -> None:
-        if kept.plugin in _PLUGINS:
+        if kept.plugin in _PLUGINS or _uses_sets(kept):
             outcomes.append(_rewrite(kept, form))
 
     def unreadable(error: OSError) -> None:
@@ -153,6 +168,12 @@ def rewrite(state_dir: str, form: str) -> list[Outcome]:
 
     intent.for_each({"CNI_STATE_DIR": state_dir}, one, unreadable)
     return outcomes
+
+
+def _uses_sets(kept: Intent) -> bool:
+    from cni.plugins.shared.masquerade import migrate
+
+    return kept.plugin in _MASQUERADING and migrate.concerns(kept.config)
 
 
 def _rewrite(kept: Intent, form: str) -> Outcome:
@@ -177,7 +198,10 @@ def _work(plugin: str, form: str) -> Callable[[Any], None] | None:
     """What is to be done instead of a reload; None for the reload itself."""
     from cni.plugins.firewall import migrate as firewall
     from cni.plugins.portmap import migrate as portmap
+    from cni.plugins.shared.masquerade import migrate as masquerading
 
+    if plugin in _MASQUERADING:
+        return masquerading.to_reference if form == "reference" else masquerading.to_own
     if plugin == "portmap":
         return portmap.to_reference if form == "reference" else portmap.to_own
     return firewall.to_reference if form == "reference" else None
@@ -186,8 +210,12 @@ def _work(plugin: str, form: str) -> Callable[[Any], None] | None:
 def _forget(kept: Intent) -> None:
     from cni.plugins.firewall import migrate as firewall
     from cni.plugins.portmap import migrate as portmap
+    from cni.plugins.shared.masquerade import migrate as masquerading
 
-    (portmap if kept.plugin == "portmap" else firewall).forget(kept.owner)
+    if kept.plugin in _MASQUERADING:
+        masquerading.forget(kept.owner)
+    else:
+        (portmap if kept.plugin == "portmap" else firewall).forget(kept.owner)
 
 
 # --- the command ----------------------------------------------------------------------------------

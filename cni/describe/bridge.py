@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from .common import ARG_MAC, BACKEND, IP_MASQ, IPAM, OVERRIDING_DNS, RUNTIME_MAC, args, runtime
+from .common import (
+    ARG_MAC,
+    BACKEND,
+    IP_MASQ,
+    IPAM,
+    MASQ_RULES,
+    MASQ_SET,
+    OVERRIDING_DNS,
+    RUNTIME_MAC,
+    args,
+    runtime,
+)
 from .model import Flag, Key, Many, Number, Plugin, Record, Rule, Text
 
 _TRUNK = Record(
@@ -51,6 +62,7 @@ PLUGIN = Plugin(
         ),
         IP_MASQ,
         BACKEND,
+        MASQ_SET,
         Key(
             "mtu",
             Number(68, 65535, or_zero=True),
@@ -153,13 +165,7 @@ PLUGIN = Plugin(
             "preserveDefaultVlan has no effect without vlan or vlanTrunk",
             is_warning=True,
         ),
-        Rule(
-            ("ipMasqBackend",),
-            lambda get: get("ipMasqBackend") and not get("ipMasq"),
-            "ipMasqBackend has no effect without ipMasq",
-            "set ipMasq to true",
-            is_warning=True,
-        ),
+        *MASQ_RULES,
         Rule(
             ("ipMasq",),
             lambda get: get("ipMasq") and not get("ipam.type"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cni.protocol.config import VERSIONS
 
-from .model import Anything, Flag, IpamRecord, Key, Many, Number, Record, Table, Text
+from .model import Anything, Flag, IpamRecord, Key, Many, Number, Record, Rule, Table, Text
 
 _MAC_MEANING = "MAC address of the container's interface"
 
@@ -95,6 +95,38 @@ BACKEND = Key(
     "how to masquerade",
     absent="iptables, or nftables where iptables cannot be used",
     example="nftables",
+)
+
+MASQ_SET = Key(
+    "ipMasqSet",
+    Flag(),
+    "masquerade with nftables, by sets of addresses instead of a rule for each address: a new "
+    "connection costs the same however many containers there are",
+    default=False,
+    example=True,
+    beyond=True,
+)
+MASQ_RULES = (
+    Rule(
+        ("ipMasqBackend",),
+        lambda get: get("ipMasqBackend") and not get("ipMasq"),
+        "ipMasqBackend has no effect without ipMasq",
+        "set ipMasq to true",
+        is_warning=True,
+    ),
+    Rule(
+        ("ipMasqSet",),
+        lambda get: get("ipMasqSet") and not get("ipMasq"),
+        "ipMasqSet has no effect without ipMasq",
+        "set ipMasq to true",
+        is_warning=True,
+    ),
+    Rule(
+        ("ipMasqSet", "ipMasqBackend"),
+        lambda get: get("ipMasqSet") and get("ipMasq") and get("ipMasqBackend") == "iptables",
+        "ipMasqSet cannot be used with ipMasqBackend iptables",
+        'set ipMasqBackend to "nftables", or leave it out',
+    ),
 )
 
 VETH_MTU = Key(

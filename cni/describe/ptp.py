@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import BACKEND, IP_MASQ, IPAM, OVERRIDING_DNS, VETH_MTU
-from .model import Key, Plugin, Rule, Text
+from .common import BACKEND, IP_MASQ, IPAM, MASQ_RULES, MASQ_SET, OVERRIDING_DNS, VETH_MTU
+from .model import Key, Plugin, Text
 
 PLUGIN = Plugin(
     name="ptp",
@@ -20,6 +20,7 @@ PLUGIN = Plugin(
         ),
         IP_MASQ,
         BACKEND,
+        MASQ_SET,
         VETH_MTU,
         Key(
             "linkType",
@@ -31,15 +32,7 @@ PLUGIN = Plugin(
         ),
         OVERRIDING_DNS,
     ),
-    rules=(
-        Rule(
-            ("ipMasqBackend",),
-            lambda get: get("ipMasqBackend") and not get("ipMasq"),
-            "ipMasqBackend has no effect without ipMasq",
-            "set ipMasq to true",
-            is_warning=True,
-        ),
-    ),
+    rules=(*MASQ_RULES,),
     example={
         "type": "ptp",
         "ipMasq": True,

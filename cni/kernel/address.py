@@ -127,9 +127,7 @@ def _message(
     return out
 
 
-def settle(
-    sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout: float = 5.0
-) -> bool:
+def settle(sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout: float) -> bool:
     """Wait until no IPv6 address of the link is tentative; False when time ran out first.
 
     `subscribe` gives a socket that hears RTNLGRP_IPV6_IFADDR; it is asked for only if there is

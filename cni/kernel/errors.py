@@ -11,7 +11,8 @@
     ├── NftError                nft(8), the program, failed
     │   └── NftMissing          … or is not installed
     ├── IptablesError           a tool of the iptables family failed
-    │   └── IptablesMissing     … or is not installed
+    │   ├── IptablesMissing     … or is not installed
+    │   └── IptablesUnknown     the kernel could not be asked for what the tool has made
     ├── Unwritable              a rule that we cannot write as nf_tables expressions
     ├── NetnsError              a path is no network namespace, or cannot be opened
     │   ├── NetnsMissing        … because there is nothing
@@ -130,6 +131,10 @@ class IptablesError(KernelError):
 
 class IptablesMissing(IptablesError):
     """There is no such tool."""
+
+
+class IptablesUnknown(IptablesError):
+    """The kernel could not be asked; that says nothing of the tool."""
 
 
 class Unwritable(KernelError, ValueError):

@@ -160,11 +160,11 @@ def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] 
             if element.comment.startswith(prefix) and element.comment not in keep
         ]
         try:
-            return nft.transact([*remove(table, name, stale)]) if stale else None
+            nft.transact([*remove(table, name, stale)])
+            return
         except NetlinkError as error:
             if error.errno != ENOENT or last:
                 raise
-    return None
 
 
 def _changes(kind: int, head: bytes, items: Iterable[bytes], flags: int) -> Iterator[Change]:

@@ -104,12 +104,12 @@ def compare(value: bytes, operator: int = uapi.NFT_CMP_EQ) -> bytes:
     return _expression("cmp", *numbers, _data(uapi.NFTA_CMP_DATA, value))
 
 
-def bitwise(mask: bytes, xor: bytes) -> bytes:
+def bitwise(mask: bytes, xor: bytes, register: int = uapi.NFT_REG_1) -> bytes:
     """Keep the bits of the mask, then turn those of `xor`; both as long as the register's value."""
     return _expression(
         "bitwise",
-        _number(uapi.NFTA_BITWISE_SREG, uapi.NFT_REG_1),
-        _number(uapi.NFTA_BITWISE_DREG, uapi.NFT_REG_1),
+        _number(uapi.NFTA_BITWISE_SREG, register),
+        _number(uapi.NFTA_BITWISE_DREG, register),
         _number(uapi.NFTA_BITWISE_OP, uapi.NFT_BITWISE_BOOL),
         _number(uapi.NFTA_BITWISE_LEN, len(mask)),
         _data(uapi.NFTA_BITWISE_MASK, mask),

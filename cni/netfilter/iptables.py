@@ -10,7 +10,7 @@ import os
 from errno import EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOENT, ENOMEM
 
 from .. import files
-from ..kernel.errors import IptablesError, IptablesMissing
+from ..kernel.errors import IptablesError, IptablesMissing, IptablesUnknown
 from .table import Table
 
 # Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
@@ -64,7 +64,7 @@ def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
         if error.errno in _TRANSIENT:
             reason = (error.strerror or str(error)).lower()
             text = f"cannot look for chain {chain} in table {table}: {reason}"
-            raise IptablesError(text, "the kernel could not be asked: try again") from None
+            raise IptablesUnknown(text, "the kernel could not be asked: try again") from None
         return False  # a kernel without nftables has none
 
 

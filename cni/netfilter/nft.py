@@ -112,8 +112,11 @@ def _make_socket() -> Netlink:
 Change = tuple[int, bytes, int]  # a message of a transaction: type, payload, flags
 
 
-def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = True) -> None:
+def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = True) -> list[bytes]:
     """Make changes in one transaction, all or none.
+
+    Returns what the kernel tells of changes with NLM_F_ECHO, such as the handle of a new rule:
+    payloads in their order, or fewer if they were too many to be read.
 
     Raises NetlinkError: Refused, about the first change that the kernel did not take; its text
     says which one that is, and why, unless `explain` is false. With `since`, a number from
@@ -130,6 +133,8 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
         *last,
         (uapi.NFNL_MSG_BATCH_END, begin, 0),
     ]
+    if not changes:
+        return []
     sock = socket()
     numbers = [sock.next_sequence() for _ in batch]
     data = b"".join(
@@ -137,7 +142,8 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
         for (kind, payload, flags), number in zip(batch, numbers, strict=True)
     )
     _send(sock, data)
-    answers = _answers(sock, frozenset(numbers))
+    echoes: list[bytes] = []
+    answers = _answers(sock, frozenset(numbers), echoes)
     for number, flags, answer in answers:
         code = nl.unpack(_ERROR, answer)[0]
         if code == -ERESTART or (code != 0 and not explain):
@@ -146,8 +152,9 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
             from .refusal import refused
 
             raise refused(batch[numbers.index(number)], -code, flags, answer)
-    if changes and not answers:
+    if not answers:
         raise NetlinkError(ENOBUFS, "the kernel's answer was lost: the changes may be made")
+    return echoes
 
 
 def _send(sock: Netlink, data: bytes) -> None:
@@ -165,8 +172,12 @@ def _send(sock: Netlink, data: bytes) -> None:
         raise NetlinkError(error.errno or 0, f"sending {len(data)} bytes of changes") from None
 
 
-def _answers(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, bytes]]:
+def _answers(
+    sock: Netlink, numbers: frozenset[int], echoes: list[bytes]
+) -> list[tuple[int, int, bytes]]:
     """The acknowledgements of messages with these numbers: (number, flags, payload).
+
+    What else answers them is appended to `echoes`.
 
     The kernel works while we send: all its answers are here now, also if it refused the batch as a
     whole. An error of reading them (ENOBUFS: there were too many) says nothing of the changes.
@@ -182,9 +193,19 @@ def _answers(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, byt
             failures += 1
             continue
         for kind, flags, number, payload in nl.split(data):
-            if kind == nl.NLMSG_ERROR and number in numbers:
+            if number not in numbers:
+                continue
+            if kind == nl.NLMSG_ERROR:
                 answers.append((number, flags, payload))
+            else:
+                echoes.append(payload)
     return answers
+
+
+def echoed(change: Change) -> Change:
+    """The change, of which the kernel tells what came of it: see `transact`."""
+    kind, payload, flags = change
+    return kind, payload, flags | nl.NLM_F_ECHO
 
 
 def generation() -> bytes:
@@ -193,11 +214,11 @@ def generation() -> bytes:
     return nl.attr_map(answer, _GENMSG.size).get(uapi.NFTA_GEN_ID, b"")
 
 
-def settle(plan: Callable[[], Sequence[Change]]) -> None:
+def settle(plan: Callable[[], Sequence[Change]]) -> list[bytes]:
     """Make the changes that `plan` returns; call it again if the rules have changed meanwhile.
 
-    Where they change all the time, the last attempts take that risk: what `plan` has read may not
-    hold any more. Raises NetlinkError.
+    Returns what `transact` does. Where they change all the time, the last attempts take that risk:
+    what `plan` has read may not hold any more. Raises NetlinkError.
     """
     last = _GUARDED + _UNGUARDED - 1
     for number in range(last + 1):
@@ -209,7 +230,7 @@ def settle(plan: Callable[[], Sequence[Change]]) -> None:
             # unguarded, what another process has just deleted is no reason to give up either
             if error.errno != (ERESTART if guarded else ENOENT) or number == last:
                 raise
-    return None
+    return []
 
 
 def message(family: str, *attributes: bytes) -> bytes:

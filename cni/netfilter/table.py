@@ -150,6 +150,15 @@ class Table(NamedTuple):
         ]
         return [rule for rule in rules if rule]
 
+    def rule(self, chain: str, handle: int) -> Rule | None:
+        """The chain's rule with this handle, without a list of all; None if there is none.
+
+        A handle is never given again while the table exists. Raises NetlinkError.
+        """
+        payload = self._rule_at(chain, handle)
+        answers = socket().get_each(uapi.NFT_MSG_GETRULE, payload)
+        return parse_rule(answers[0], self.name, chain) if answers else None
+
     # --- deleting ---
 
     def delete(self, rules: Sequence[tuple[str, int]] = (), chains: Sequence[str] = ()) -> None:
@@ -181,8 +190,7 @@ class Table(NamedTuple):
 
     def without_rule(self, chain: str, handle: int) -> Change:
         """Delete a rule; fails with ENOENT if it is gone."""
-        number = nl.attr(uapi.NFTA_RULE_HANDLE, handle.to_bytes(8, "big"))
-        return uapi.NFT_MSG_DELRULE, self.message(*self._rule_of(chain), number), 0
+        return uapi.NFT_MSG_DELRULE, self._rule_at(chain, handle), 0
 
     def without_rules(self, chain: str) -> Change:
         """Delete all rules of the chain; fails with ENOENT without the chain."""
@@ -211,6 +219,10 @@ class Table(NamedTuple):
     def _chain(self, chain: str) -> bytes:
         names = nl.text(uapi.NFTA_CHAIN_TABLE, self.name), nl.text(uapi.NFTA_CHAIN_NAME, chain)
         return self.message(*names)
+
+    def _rule_at(self, chain: str, handle: int) -> bytes:
+        number = nl.attr(uapi.NFTA_RULE_HANDLE, handle.to_bytes(8, "big"))
+        return self.message(*self._rule_of(chain), number)
 
     def _rule_of(self, chain: str) -> tuple[bytes, bytes]:
         return nl.text(uapi.NFTA_RULE_TABLE, self.name), nl.text(uapi.NFTA_RULE_CHAIN, chain)

@@ -30,6 +30,7 @@ LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then i
 class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
+    ip_masq_set: bool = False
     mtu: int = 0
     link_type: str = "veth"
 
@@ -37,8 +38,7 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
-    if conf.ip_masq:
-        masquerade.check_backend(conf.ip_masq_backend)
+    backend = _masquerading_backend(conf)
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     veth.check_mtu(conf.mtu)
@@ -70,9 +70,14 @@ def add(call: Call[Conf]) -> Result:
         # Until the link is up the kernel drops packets, and retries ARP only a second later.
         link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
     if conf.ip_masq:
-        masquerade.add(call, result, conf.ip_masq_backend)
+        masquerade.add(call, result, backend)
         call.remember()
     return result
+
+
+def _masquerading_backend(conf: Conf) -> str | None:
+    """How to masquerade. Raises CNIError."""
+    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set) if conf.ip_masq else None
 
 
 def _require_gateway(ip: IPConfig) -> None:
@@ -155,7 +160,7 @@ def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
-        masquerade.reload(call, result, call.conf.ip_masq_backend)
+        masquerade.reload(call, result, _masquerading_backend(call.conf))
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-BACKENDS = ("iptables", "nftables")
+BACKENDS = ("iptables", "nftables", "set")
 TABLE = "cni_plugins_masquerade"
 COMMENT = "Masquerading for plugins from github.com/containernetworking/plugins"
 CHECKS_COMMENT = (
@@ -62,6 +62,11 @@ def prefixes(*texts: str) -> list[Prefix]:
     return [Prefix.parse(text) for text in texts]
 
 
+def keys(backend: str) -> dict[str, Any]:
+    """What a configuration has to say."""
+    return {"ipMasqSet": True} if backend == "set" else {"ipMasqBackend": backend}
+
+
 def setup_all(host: Netns, backend: str) -> None:
     for owner, cidrs in PLAN.items():
         host.run(masquerade.setup, owner, prefixes(*cidrs), backend)
@@ -70,6 +75,7 @@ def setup_all(host: Netns, backend: str) -> None:
 def rules_of(host: Netns, owner: Owner) -> list[str]:
     """Every line of either backend that belongs to an owner, read by independent tools."""
     found = [str(r) for r in checks(host) if r["comment"].startswith(owner.key)]
+    found += [str(each) for each in elements(host) if owner.key in str(each)]
     for version in (4, 6):
         found += [line for line in iptables_save(host, version) if owner.chain() in line]
     return found
@@ -79,13 +85,30 @@ def checks(host: Netns) -> list[dict]:
     return nft_rules(host, "inet", TABLE, "masq_checks")
 
 
+def elements(host: Netns) -> list[tuple[str, Any]]:
+    """All elements of the sets and maps of the set backend: (set, element)."""
+    found = []
+    if ("inet", "cni_masquerade") in nft_tables(host):
+        for item in nft_list(host, "table", "inet", "cni_masquerade"):
+            each = item.get("set") or item.get("map") or {}
+            found += [(each["name"], element) for element in each.get("elem", ())]
+    return found
+
+
 def sources(host: Netns, owner: Owner) -> list[str]:
-    """The masqueraded addresses of an owner, from either backend."""
+    """The masqueraded addresses of an owner, from any backend."""
     found = [
         rule["expr"][0]["match"]["right"]
         for rule in checks(host)
         if rule.get("comment") == owner.comment
     ]
+    in_sets = [
+        element["elem"]["val"]
+        for name, element in elements(host)
+        if name.startswith("addresses") and element["elem"]["comment"] == owner.comment
+    ]
+    # the kernel keeps them in no order
+    found += sorted(in_sets, key=lambda address: (":" in address, address))
     for version in (4, 6):
         for line in iptables_save(host, version):
             if line.startswith("-A POSTROUTING ") and line.endswith(f" -j {owner.chain()}"):
@@ -195,6 +218,7 @@ def test_four_containers(host: Netns, backend: str, known: bool) -> None:
         assert rules_of(host, gone) == []
         assert len(host.run(masquerade.missing, gone, prefixes(*cidrs))) == len(cidrs)
     assert checks(host) == []
+    assert elements(host) == []
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -274,6 +298,129 @@ def test_gc(host: Netns, backend: str) -> None:
         names = [i["chain"]["name"] for i in nft_list(host, "table", "inet", TABLE) if "chain" in i]
         assert names == ["masq_checks", "postrouting"]
         assert len(nft_rules(host, "inet", TABLE, "postrouting")) == 3
+    assert elements(host) == []
+
+
+# --- handles, sets --------------------------------------------------------------------------------
+
+
+def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The chains of which all rules are listed from now on."""
+    listed: list[str] = []
+    find_rules_with = Table.find_rules_with
+
+    def listing(table: Table, chain: str, mark: bytes) -> list[Any]:
+        listed.append(chain)
+        return find_rules_with(table, chain, mark)
+
+    monkeypatch.setattr(Table, "find_rules_with", listing)
+    return listed
+
+
+def test_rules_are_found_by_their_handles(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup_all(host, "nftables")
+    wanted = prefixes("10.9.0.1/24", "fd09::1/64")
+    new = Owner(NET1, "new", "eth0")
+    handles = host.run(lambda: masquerade.setup(new, wanted, "nftables", first=True))
+    assert len(handles) == len(wanted)
+    listed = listings(monkeypatch)
+    assert host.run(masquerade.missing, new, wanted, lambda: handles) == []
+    host.run(masquerade.teardown, new, wanted, list, handles)
+    assert listed == []
+    assert rules_of(host, new) == []
+    for owner in PLAN:
+        assert sources(host, owner) == addresses(owner)
+
+
+@pytest.mark.parametrize("others", [True, False], ids=["another's", "gone"])
+def test_a_handle_is_only_a_hint(host: Netns, others: bool) -> None:
+    """The rule may have been made again since, and the handle be another's by now."""
+    setup_all(host, "nftables")
+    theirs = host.run(lambda: Table("inet", TABLE).find_rules("masq_checks", TWO.key)[0].handle)
+    handles = [theirs if others else 4711]
+    assert host.run(masquerade.missing, ONE, prefixes("10.0.0.1/24"), lambda: handles) == []
+    host.run(masquerade.teardown, ONE, prefixes("10.0.0.1/24"), list, handles)
+    assert rules_of(host, ONE) == []
+    for owner in (TWO, THREE, FOUR):
+        assert sources(host, owner) == addresses(owner)
+
+
+def test_a_set_has_few_rules(host: Netns) -> None:
+    for number in range(50):
+        owner = Owner(NET1, f"c{number}", "eth0")
+        wanted = prefixes(f"10.0.0.{number + 1}/24", f"fd00::{number + 1}/64")
+        host.run(masquerade.setup, owner, wanted, "set")
+    lines = host.exec(["nft", "list", "chain", "inet", "cni_masquerade", "postrouting"]).stdout
+    assert [line.strip() for line in lines.splitlines()[3:-2]] == [
+        'ip daddr 224.0.0.0/4 return comment "multicast"',
+        'ip6 daddr ff00::/8 return comment "multicast"',
+        'ip saddr . ip daddr & 255.255.255.0 @inside4_24 return comment "inside4_24"',
+        'ip6 saddr . ip6 daddr & ffff:ffff:ffff:ffff:: @inside6_64 return comment "inside6_64"',
+        'ip saddr @addresses4 masquerade comment "addresses4"',
+        'ip6 saddr @addresses6 masquerade comment "addresses6"',
+    ]
+    assert host.run(masquerade.missing, owner, wanted) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "flush chain {}postrouting",
+        "flush table {}",
+        "delete table {}",
+        "flush set {}addresses4",
+        "delete element {}inside4_24 {{ 10.0.0.1 . 10.0.0.0 }}",
+        "flush ruleset",
+    ],
+)
+def test_a_damaged_set_is_seen_and_mended(host: Netns, damage: str) -> None:
+    wanted = prefixes("10.0.0.1/24")
+    host.run(masquerade.setup, ONE, wanted, "set")
+    words = damage.format("inet cni_masquerade ").split()
+    host.exec(["nft", *words])
+    assert len(host.run(masquerade.missing, ONE, wanted)) == 1
+    host.run(masquerade.setup, ONE, wanted, "set")
+    assert host.run(masquerade.missing, ONE, wanted) == []
+    host.run(masquerade.teardown, ONE, [])
+    assert elements(host) == []
+
+
+def test_an_owner_with_more_addresses_than_are_asked_for_at_once(host: Netns) -> None:
+    wanted = prefixes(*(f"10.0.0.{number}/24" for number in range(1, 41)))
+    host.run(masquerade.setup, ONE, wanted, "set")
+    assert len(sources(host, ONE)) == len(wanted)
+    host.run(masquerade.setup, ONE, wanted[:3], "set")
+    assert sources(host, ONE) == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    host.run(masquerade.teardown, ONE, [])
+    assert elements(host) == []
+
+
+@pytest.mark.parametrize("forms", [("set", "nftables"), ("nftables", "set"), ("iptables", "set")])
+def test_one_form_after_the_other(host: Netns, forms: tuple[str, str]) -> None:
+    """The key was changed while a container ran: CHECK takes either, DEL removes both."""
+    wanted = prefixes("10.0.0.1/24", "fd00::1/64")
+    for form in forms:
+        host.run(masquerade.setup, ONE, wanted, form)
+        assert host.run(masquerade.missing, ONE, wanted) == []
+    host.run(masquerade.teardown, ONE, wanted)
+    assert rules_of(host, ONE) == []
+
+
+def test_gc_of_a_set_is_one_transaction(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(250):
+        owner = Owner(NET1, f"c{number}", "eth0")
+        host.run(masquerade.setup, owner, prefixes(f"10.0.{number}.1/16"), "set")
+    transactions: list[int] = []
+    transact = nft.transact
+
+    def counting(changes: Any, *args: Any, **options: Any) -> list[bytes]:
+        transactions.append(len(changes))
+        return transact(changes, *args, **options)
+
+    monkeypatch.setattr(nft, "transact", counting)
+    host.run(masquerade.collect, NET1, [owner])
+    assert len(transactions) == 1
+    assert sources(host, owner) == ["10.0.249.1"]
 
 
 def test_gc_finds_a_chain_nobody_jumps_to(host: Netns) -> None:
@@ -310,16 +457,23 @@ def test_nothing_to_remove_changes_nothing(host: Netns) -> None:
 def test_backend(host: Netns, backend: str | None) -> None:
     host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), backend)
     assert (("inet", TABLE) in nft_tables(host)) == (backend == "nftables")
-    assert any(ONE.chain() in i for i in iptables_save(host)) == (backend != "nftables")
+    assert (("inet", "cni_masquerade") in nft_tables(host)) == (backend == "set")
+    assert any(ONE.chain() in i for i in iptables_save(host)) == (
+        backend not in ("nftables", "set")
+    )
 
 
 def test_unknown_backend(host: Netns) -> None:
     with pytest.raises(CNIError, match=r'^unknown ipmasq backend "ebtables"'):
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "ebtables")
     with pytest.raises(CNIError, match=r'^unknown ipmasq backend "x"'):
-        masquerade.check_backend("x")
-    for backend in (None, "", *BACKENDS):
-        masquerade.check_backend(backend)
+        masquerade.backend_of("x", in_set=False)
+    for backend in (None, "", "iptables", "nftables"):
+        assert masquerade.backend_of(backend, in_set=False) == backend
+    for backend in (None, "", "nftables"):
+        assert masquerade.backend_of(backend, in_set=True) == masquerade.SET
+    with pytest.raises(CNIError, match=r"^ipMasqSet cannot be used with ipMasqBackend iptables"):
+        masquerade.backend_of("iptables", in_set=True)
 
 
 # --- an unusable backend --------------------------------------------------------------------------
@@ -607,7 +761,7 @@ def test_plugins(
     """The rules are there after ADD, and not after DEL, with or without the container's netns."""
     conf = go_conf(data_dir) | {"macspoofchk": plugin == "bridge"}
     if backend:
-        conf["ipMasqBackend"] = backend
+        conf.update(keys(backend))
     result = runtime.add(plugin, conf, container).result
     owner = Owner("masq", container_id(runtime, container), "eth0")
     assert sources(runtime.host, owner) == [i["address"].partition("/")[0] for i in result["ips"]]
@@ -623,7 +777,7 @@ def test_two_interfaces_that_replace_their_addresses(
     runtime: Runtime, container: Netns, data_dir: Path, plugin: str, backend: str
 ) -> None:
     """What was noted on the node says which rules are whose, not what the container has."""
-    conf = {**go_conf(data_dir), "ipMasqBackend": backend}
+    conf = {**go_conf(data_dir), **keys(backend)}
     results = {}
     for ifname in ("eth0", "eth1"):
         results[ifname] = runtime.add(plugin, conf, container, ifname=ifname).result

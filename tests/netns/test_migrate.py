@@ -294,3 +294,49 @@ def test_firewall(
         ).succeeded()
     assert not any("10.22.0." in line for line in iptables_save(node.host))
     assert nft_rules(node.host, "inet", "cni_firewall", "forward")
+
+
+# --- masquerading by sets -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp"])
+def test_masquerading_by_sets(
+    node: Node, container: Netns, container2: Netns, data_dir: Path, plugin: str
+) -> None:
+    """There and back: one form or the other, and a gone container's element goes."""
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "sets",
+        "ipMasq": True,
+        "ipMasqBackend": "nftables",
+        "ipMasqSet": True,
+        "isGateway": True,
+        "ipam": {"type": "host-local", "subnet": "10.31.0.0/24", "dataDir": str(data_dir)},
+    }
+    go_table, our_table = "cni_plugins_masquerade", "cni_masquerade"
+
+    def forms(address: str) -> list[str]:
+        tables = [table for _, table in nft_tables(node.host) if "masquerade" in table]
+        text = {t: node.host.exec(["nft", "list", "table", "inet", t]).stdout for t in tables}
+        return [table for table in sorted(text) if f"{address} " in text[table]]
+
+    result = node.runtime.add(plugin, conf, container, container_id="c1").result
+    node.runtime.add(plugin, conf, container2, container_id="c2").succeeded()
+    listed = migrate(node, *LIST)["uncleanable"]
+    assert {(one["plugin"], one["attachment"]) for one in listed} == {
+        (plugin, "c1/eth0"),
+        (plugin, "c2/eth0"),
+    }
+    container2.close()
+    assert forms("10.31.0.2") == forms("10.31.0.3") == [our_table]
+    done = migrate(node, *REFERENCE)
+    assert sorted(one["state"] for one in done["rewritten"]) == ["removed", "rewritten"]
+    assert done["uncleanable"] == []
+    assert (forms("10.31.0.2"), forms("10.31.0.3")) == ([go_table], [])
+    node.runtime.check(plugin, conf, container, container_id="c1", prev_result=result).succeeded()
+    migrate(node, *OWN)
+    assert forms("10.31.0.2") == [our_table]
+    node.runtime.check(plugin, conf, container, container_id="c1", prev_result=result).succeeded()
+    migrate(node, *REFERENCE)
+    node.runtime.delete(plugin, conf, container, container_id="c1").succeeded()
+    assert forms("10.31.0.2") == []

@@ -188,8 +188,10 @@ def test_what_differs_is_there_also_where_that_is_called_busy(
     """Linux before 5.8: EBUSY for a chain of another form, and for a key with another value."""
     received = nft._answers
 
-    def of_older_kernel(sock: Netlink, numbers: frozenset[int]) -> list[tuple[int, int, bytes]]:
-        answers = received(sock, numbers)
+    def of_older_kernel(
+        sock: Netlink, numbers: frozenset[int], echoes: list[bytes]
+    ) -> list[tuple[int, int, bytes]]:
+        answers = received(sock, numbers, echoes)
         assert {struct.unpack_from("=i", answer)[0] for *_, answer in answers} & {
             -EEXIST,
             -EOPNOTSUPP,

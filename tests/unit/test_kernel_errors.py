@@ -31,6 +31,7 @@ EXAMPLES: list[KernelError] = [
     errors.NftMissing("the program nft is not installed", "install the package nftables"),
     errors.IptablesError("iptables failed with 1"),
     errors.IptablesMissing("iptables not found", "install the package iptables"),
+    errors.IptablesUnknown("cannot look for chain CNI-1 in table nat", "try again"),
     errors.Unwritable("-j X"),
     errors.NetnsError("no namespace"),
     errors.NetnsMissing("nothing there"),

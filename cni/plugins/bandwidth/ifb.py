@@ -99,24 +99,29 @@ def delete(host: Netlink, owner: Owner) -> None:
 def collect(host: Netlink, network: str, owners: list[Owner], steps: Steps) -> None:
     """Delete the ifbs of a network whose owner is not in `owners`, and the reference's dead ones.
 
-    Each deletion is a step of `steps`.
+    Those that bear an owner's alias go in one request. Each deletion is a step of `steps`.
     """
     kept = {owner.alias_key for owner in owners}
     kept_names = {name for owner in owners for name in names(owner)}
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
     links = link.list_all(host)
+    stale: list[int] = []
     for device in links:
         if device.kind != "ifb" or not device.name.startswith(_PREFIX):
             continue
         if device.alias:
             if device.alias.startswith(prefix) and device.alias.split(" ", 1)[0] not in kept:
-                steps.run(link.delete, host, device.index)
+                stale.append(device.index)
         elif device.name in kept_names:
             continue
         elif device.group == group:  # an ADD was killed before it could set the alias
             steps.run(link.delete, host, device.index)
         elif not device.group:
             steps.run(_delete_if_dead, host, device, links)
+    if stale:
+        from ...kernel import link_group
+
+        steps.run(link_group.delete, host, stale, {device.group for device in links})
 
 
 def _delete_if_dead(host: Netlink, ifb: Link, links: list[Link]) -> None:

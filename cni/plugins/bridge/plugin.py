@@ -54,6 +54,7 @@ class Conf(config.NetConf):
     force_address: bool = False
     ip_masq: bool = False
     ip_masq_backend: str | None = None
+    ip_masq_set: bool = False
     mtu: int = 0
     hairpin_mode: bool = False
     promisc_mode: bool = False
@@ -93,8 +94,12 @@ class Settings:
         if self.ipam and conf.disable_container_interface:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
         if self.ipam and conf.ip_masq:
-            masquerade.check_backend(conf.ip_masq_backend)
+            self.masquerading_backend()
         veth.check_mtu(conf.mtu)
+
+    def masquerading_backend(self) -> str | None:
+        """How to masquerade; see masquerade.setup. Raises CNIError."""
+        return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
 
 
 def _trunk_vlans(items: list[Trunk]) -> list[int]:
@@ -288,9 +293,10 @@ def _connect_layer3(
             call, host, bridge, result, want.vlans, want.conf.force_address, offered=offered
         )
     settings = _sysctls(call.ifname, want, result.ips)
-    configure.interface(call, netns, inner.index, result, settings)
+    nodad = not want.conf.enabledad
+    configure.interface(call, netns, inner.index, result, settings, nodad=nodad)
     if want.conf.ip_masq:
-        masquerade.add(call, result, want.conf.ip_masq_backend)
+        masquerade.add(call, result, want.masquerading_backend())
 
 
 def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str, str]]:
@@ -400,4 +406,4 @@ def reload(call: Call[Conf]) -> None:
 
         spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
     if want.conf.ip_masq:
-        masquerade.reload(call, result, want.conf.ip_masq_backend)
+        masquerade.reload(call, result, want.masquerading_backend())

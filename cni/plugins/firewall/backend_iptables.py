@@ -19,7 +19,7 @@ from collections.abc import Callable
 from errno import ENOENT
 from typing import NamedTuple
 
-from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
+from ...kernel.errors import IptablesError, IptablesMissing, IptablesUnknown, NetlinkError
 from ...netfilter import iptables
 from ...netfilter.table import Rule, Table
 from ...owner import Owner
@@ -276,7 +276,7 @@ def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
             if iptables.has_legacy_table(v6, "filter"):
                 _retrying(_remove_legacy, v6, family)
         except IptablesError as error:
-            if iptables.usable(v6):
+            if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 text = f"failed to remove firewall rules with iptables: {error.msg}"
                 errors.append(CNIError(text, error.details))
     if errors:

@@ -132,7 +132,8 @@ def _differences(want: Want, accept: bool) -> list[str]:
     if accept and not _has_jump(want.admin_chain):
         problems.append(gone(f"chain {where} admin: no jump to {want.admin_chain}"))
     for v6, addresses in want.families if accept else ():
-        owners = {e.key: e.comment for e in elements.elements(_TABLE, _ALLOWED[v6])}
+        keys = [address.ip for address in addresses]
+        owners = {e.key: e.comment for e in elements.find_all(_TABLE, _ALLOWED[v6], keys)}
         for address in addresses:
             have = owners.get(address.ip)
             if have is None:
@@ -150,23 +151,40 @@ def _differences(want: Want, accept: bool) -> list[str]:
 def _isolation_differences(ingress: Ingress) -> list[str]:
     name = nft.link_name(ingress.bridge)
     problems = []
-    if name not in _keys("bridges"):
+    if elements.find(_TABLE, "bridges", name) is None:
         problems.append(gone(f"set inet {TABLE} bridges: {ingress.bridge} is not in it"))
-    if (name * 2 in _keys("within")) == ingress.isolated:
+    if (elements.find(_TABLE, "within", name * 2) is not None) == ingress.isolated:
         is_there = "is" if ingress.isolated else "is not"
         text = f"{ingress.bridge} {is_there} in it, and the policy is {ingress.policy}"
         problems.append(gone(f"set inet {TABLE} within: {text}"))
     return problems
 
 
-def _keys(name: str) -> set[bytes]:
-    return {element.key for element in elements.elements(_TABLE, name)}
-
-
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
-    """Remove the attachment's elements; the bridge's policy stays. Raises CNIError."""
-    _ = addresses, zone  # the comments name the owner
-    _delete(SETS, owner.key, ())
+    """Remove the attachment's elements; the bridge's policy stays. Raises CNIError.
+
+    The ADD has noted its addresses before it made anything. If all of them are there, nothing else
+    is, and the sets need not be listed.
+    """
+    _ = zone
+    if not _delete_known(owner, addresses):
+        _delete(SETS, owner.key, ())
+
+
+def _delete_known(owner: Owner, addresses: list[Prefix]) -> bool:
+    """Delete the elements of these addresses, if all are there and the owner's; were they?"""
+    changes: list[Change] = []
+    try:
+        for v6, name in _ALLOWED.items():
+            keys = sorted({address.ip for address in addresses if address.is_v4 != v6})
+            have = elements.find_all(_TABLE, name, keys)
+            if len(have) != len(keys) or not all(e.comment.startswith(owner.key) for e in have):
+                return False
+            changes += elements.remove(_TABLE, name, have)
+        nft.transact(changes)
+    except NetlinkError:
+        return False  # the lists say what is left
+    return bool(changes)
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:

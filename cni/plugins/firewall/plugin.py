@@ -94,7 +94,8 @@ def delete(call: Call[Conf]) -> None:
     previous = steps.run(_previous_addresses, call) or []
     unknown = [address for address in previous if address not in noted]
     addresses = _release(call, call.owner.key, noted, steps)
-    addresses += steps.run(_not_in_use, call, unknown) or []
+    if _used_without_owners(conf, unknown):  # else nobody's rules can be taken for ours
+        addresses += steps.run(_not_in_use, call, unknown) or []
     zone = next(map(_noted_zone, _forgotten(call)), zone_of(conf))
     for backend in _load_used(conf, addresses):
         steps.run(backend.teardown, call.owner, addresses, zone)
@@ -183,15 +184,19 @@ def _load_used(conf: Conf, addresses: list[Prefix]) -> list[Backend]:
 
     In iptables and firewalld rules name no owner: without addresses, nothing of theirs is known.
     """
+    used = ["nftables"] if _is_nft_used() else []
+    return [_load(name) for name in used + _used_without_owners(conf, addresses)]
+
+
+def _used_without_owners(conf: Conf, addresses: list[Prefix]) -> list[str]:
+    """The backends that may have rules of these addresses, whoever has them."""
     used = []
-    if _is_nft_used():
-        used.append("nftables")
     families = {not address.is_v4 for address in addresses}
     if any(_is_iptables_used(v6) for v6 in families):
         used.append("iptables")
     if addresses and conf.backend != "iptables" and _firewalld_runs()[0]:
         used.append("firewalld")
-    return [_load(name) for name in used]
+    return used
 
 
 def _is_nft_used() -> bool:

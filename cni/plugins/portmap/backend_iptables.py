@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ...kernel.errors import IptablesError, IptablesMissing, NetlinkError
+from ...kernel.errors import IptablesError, IptablesMissing, IptablesUnknown, NetlinkError
 from ...netfilter import iptables
 from ...netfilter.table import Table
 from ...owner import Owner
@@ -199,7 +199,7 @@ def teardown(want: Want, *, noted: bool) -> list[Port]:
             _remove_chain(v6, want.owner.chain("DN-"), texts.DNAT, known)
             _remove_chain(v6, want.owner.chain("SN-"), _OLD_SNAT, None)
         except IptablesError as error:
-            if iptables.usable(v6):
+            if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 text = f"could not teardown ipv{6 if v6 else 4} dnat: {error.msg}"
                 errors.append(CNIError(text, error.details))
     if errors:
@@ -297,7 +297,7 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
                 if owner.network == network and owner.container_id not in kept:
                     _remove_chain(v6, owner.chain("DN-"), texts.DNAT, None)
         except IptablesError as error:
-            if iptables.usable(v6):
+            if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 errors.append(from_exception(error))
     if errors:
         raise join(errors)

@@ -130,7 +130,8 @@ def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: boo
             nft_conditions.make(missing)
             continue
         try:
-            return nft.transact(changes, since) if changes else None
+            nft.transact(changes, since)
+            return
         except NetlinkError as error:
             if error.errno not in (nft.ERESTART, EEXIST, ENOENT):
                 raise

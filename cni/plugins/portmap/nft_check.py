@@ -40,15 +40,28 @@ def differences(want: Want, holders: Holders) -> list[str]:
             place = f"{family} {TABLE}"
             text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
             problems.append(text)
-        for name in NAMES:
-            dump = nft_elements.dump(Table(family, TABLE), name)
-            have = nft_elements.matching(dump, [want.owner.key.encode()])
-            problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have)
         listed = index.ports_of(family, want.owner.key)
-        if listed is not None and listed != index.of(family, wanted)[BY_OWNER]:
+        by_owner = index.of(family, wanted)[BY_OWNER]
+        have = _have(family, want.owner.key, listed, by_owner)
+        for name in NAMES:
+            problems += _differences(f"map {name} of {family} {TABLE}", wanted[name], have[name])
+        if listed is not None and listed != by_owner:
             text = f"map {BY_OWNER} of {family} {TABLE} does not list what is published"
             problems.append(f"{text}: run `cni reload`")
     return problems
+
+
+def _have(
+    family: str, owner: str, listed: list[Element] | None, wanted: list[Element]
+) -> index.Elements:
+    """The owner's elements in the maps; without a complete index (`listed`) all are read."""
+    if listed is not None:
+        return index.held(family, owner, listed, [element.value for element in wanted])
+    mark = owner.encode()
+    return {
+        name: nft_elements.matching(nft_elements.dump(Table(family, TABLE), name), [mark])
+        for name in NAMES
+    }
 
 
 def _differences(where: str, wanted: Sequence[Element], have: Sequence[Element]) -> list[str]:

@@ -25,6 +25,10 @@ from ...protocol.config import DNS
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig, Result
 
+# Seconds that duplicate address detection may take, and after which a link that is not up is not
+# waited for.
+DAD_TIMEOUT, _DAD_STEP = 60, 5
+
 
 def interface(
     call: Call[Any],
@@ -39,7 +43,8 @@ def interface(
 
     `settings` are pairs (name below /proc/sys, value), which may fail silently. An entry of
     `result.ips` names its interface by index into `result.interfaces`; entries of other interfaces,
-    or of none, are skipped. `nodad` leaves out duplicate address detection. Raises CNIError.
+    or of none, are skipped. `nodad` leaves out duplicate address detection; then there is nothing
+    to wait for, however long the kernel takes to get to the link-local address. Raises CNIError.
     """
     name = call.ifname
     if not result.interfaces:
@@ -55,7 +60,7 @@ def interface(
             raise CNIError(f'failed to add IP addr {ip.address} to "{name}": {error}') from None
     link.change(sock, index, up=True)
     gateways = _gateways(mine)
-    if AF_INET6 in gateways:
+    if AF_INET6 in gateways and not nodad:
         _settle(netns, index, name)
     for wanted in result.routes:
         add_route(sock, index, name, wanted, gateways)
@@ -97,16 +102,29 @@ def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
 
 
 def _settle(netns: Namespace, index: int, name: str) -> None:
+    """Wait until duplicate address detection has ended, or the link is not up. Raises CNIError.
+
+    It takes two seconds; on a machine whose processors all have other work, many more.
+    """
     sock = netns.netlink()
+    waited = 0
     try:
-        settled = address.settle(sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index)
+        while not address.settle(
+            sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index, _DAD_STEP
+        ):
+            waited += _DAD_STEP
+            if link.get(sock, index).operstate != link.IF_OPER_UP:
+                return
+            if waited >= DAD_TIMEOUT:
+                raise CNIError(
+                    f"link {name} still has tentative addresses after {waited} seconds",
+                    "duplicate address detection takes two; are the processors overloaded?",
+                )
     except DuplicateAddress as error:
         raise CNIError(
             f"link {name} has address {error.prefix} in DADFAILED state",
             "another node on this link uses the address",
         ) from None
-    if not settled and link.get(sock, index).operstate == link.IF_OPER_UP:
-        raise CNIError(f"link {name} still has tentative addresses after 5 seconds")
 
 
 def add_route(

@@ -1,9 +1,10 @@
 """Masquerading what containers send outside their subnet (docs/spec/common.md §6).
 
 Plugins call this facade. The rules are in `backend_nft` and `backend_iptables`, with the
-reference's names and texts, so that either implementation removes what the other made. An ADD loads
-the one backend that it makes rules with; DEL, CHECK and GC load those that may have some: two or
-three questions to the kernel say which.
+reference's names and texts, so that either implementation removes what the other made; and in
+`backend_set`, which the reference does not have. An ADD loads the one backend that it makes rules
+with; DEL, CHECK and GC load those that may have some: three or four questions to the kernel say
+which.
 
 Rules go by owner: whatever addresses the container has by now, all rules of the attachment go.
 An iptables chain is named after network and container, not after the interface. So the rules for
@@ -22,15 +23,19 @@ from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ....call import Call
     from ....protocol.request import Attachment
     from ....protocol.result import Result
 
 BACKENDS = ("iptables", "nftables")
-# The chain of the nftables backend; `backend_nft` makes it.
-_NFT_CHAIN = ("inet", "cni_plugins_masquerade", "masq_checks")
+SET = "set"  # the third, which is asked for by a key of its own
+# The chains of the other backends, which make them.
+_NFT_CHAINS = {
+    "nftables": ("inet", "cni_plugins_masquerade", "masq_checks"),
+    SET: ("inet", "cni_masquerade", "postrouting"),
+}
 
 
 class Backend(Protocol):
@@ -39,27 +44,35 @@ class Backend(Protocol):
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
+    def setup(self, owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
         """Make the rules of these addresses (with their subnets' prefix lengths).
 
         Rules that are there stay. If that fails, none of the rules is left. `first`: no ADD of the
-        owner is known that its DEL did not follow, so its rules need not be looked for.
+        owner is known that its DEL did not follow, so its rules need not be looked for. Returns the
+        handles by which `teardown` and `check` find the rules faster, if the backend needs any.
         """
 
     def teardown(
-        self, owner: Owner, mine: list[Prefix], others: Callable[[], list[Prefix]]
+        self,
+        owner: Owner,
+        mine: list[Prefix],
+        others: Callable[[], list[Prefix]],
+        handles: Sequence[int] = (),
     ) -> None:
         """Remove the owner's rules; that there are none is no error.
 
         `others` gives the addresses of the container's other interfaces in the network, whose rules
         stay. It takes long, and is called only if the backend cannot tell the interfaces apart, and
-        there are rules for more than the addresses known as the owner's (`mine`).
+        there are rules for more than the addresses known as the owner's (`mine`). `handles` are
+        what `setup` returned, as far as that is known.
         """
 
     def gc(self, network: str, keep: list[Owner]) -> None:
         """Remove the rules of the network's attachments that are not in `keep`."""
 
-    def check(self, owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
+    def check(
+        self, owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+    ) -> dict[Prefix, list[str]]:
         """The addresses that lack rules, each with the rules that it has. Never fails."""
 
 
@@ -68,6 +81,10 @@ def _load(name: str) -> Backend:
         from . import backend_iptables
 
         return backend_iptables
+    if name == SET:
+        from . import backend_set
+
+        return backend_set
     from . import backend_nft
 
     return backend_nft
@@ -81,15 +98,14 @@ def _load_used(chain: str) -> list[Backend]:
     for v6 in (False, True):
         if iptables.may_be_used(v6, "nat", chain) and not used:
             used.append("iptables")
-    if _is_nft_used():
-        used.append("nftables")
+    used += filter(_is_nft_used, _NFT_CHAINS)
     return [_load(name) for name in used]
 
 
-def _is_nft_used() -> bool:
+def _is_nft_used(backend: str) -> bool:
     from ....netfilter.table import Table
 
-    family, table, chain = _NFT_CHAIN
+    family, table, chain = _NFT_CHAINS[backend]
     try:
         return Table(family, table).has_chain(chain)
     except OSError:
@@ -105,11 +121,11 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
 
     prefixes = [ip.prefix for ip in result.ips]
     undo = (call.owner, prefixes, lambda: _addresses_of_others(call))
-    call.undo.callback(teardown, *undo)
+    call.undo.callback(lambda: teardown(*undo, call.handles))
     earlier = intent.find(call.plugin, call.owner, call.request.env)
     if earlier is not None and set(earlier.addresses) - {prefix.host for prefix in prefixes}:
         teardown(*undo)  # it had other addresses, and no DEL came in between
-    setup(call.owner, prefixes, backend, first=earlier is None)
+    call.handles = setup(call.owner, prefixes, backend, first=earlier is None)
 
 
 def reload(call: Call[Any], result: Result, backend: str | None) -> None:
@@ -119,7 +135,7 @@ def reload(call: Call[Any], result: Result, backend: str | None) -> None:
 
 def check(call: Call[Any], result: Result) -> list[str]:
     """For CHECK: the addresses that are not masqueraded, a line each."""
-    lines = missing(call.owner, [ip.prefix for ip in result.ips])
+    lines = missing(call.owner, [ip.prefix for ip in result.ips], lambda: _noted_handles(call))
     return [f"{line}. Rules are gone: run `cni reload`" for line in lines]
 
 
@@ -127,12 +143,24 @@ def delete(call: Call[Any]) -> None:
     """For DEL: remove the attachment's rules, whatever its addresses are. Raises CNIError."""
     noted = call.forgotten.intents if call.forgotten is not None else []
     mine = [address for kept in noted for address in kept.addresses]
-    teardown(call.owner, mine, lambda: _addresses_of_others(call))
+    handles = [handle for kept in noted for handle in kept.handles]
+    teardown(call.owner, mine, lambda: _addresses_of_others(call), handles)
 
 
 def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
     """For GC: remove the rules of the network's attachments that are not kept. Raises CNIError."""
     collect(call.network, call.owners(keep))
+
+
+def _noted_handles(call: Call[Any]) -> list[int]:
+    """The handles of the attachment's rules, as its ADD noted them; none if that is not known."""
+    from .... import intent
+
+    try:
+        kept = intent.find(call.plugin, call.owner, call.request.env)
+    except OSError:
+        return []
+    return kept.handles if kept is not None else []
 
 
 def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
@@ -150,57 +178,72 @@ def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
 # --- by owner -------------------------------------------------------------------------------------
 
 
-def check_backend(backend: str | None) -> None:
-    """Refuse what `ipMasqBackend` cannot be: raises CNIError ``unknown ipmasq backend "x"``."""
+def backend_of(backend: str | None, in_set: bool) -> str | None:
+    """The backend that the keys `ipMasqBackend` and `ipMasqSet` ask for; None for either.
+
+    Raises CNIError ``unknown ipmasq backend "x"``.
+    """
     if backend and backend not in BACKENDS:
         raise CNIError(
             f'unknown ipmasq backend "{backend}"', 'ipMasqBackend is "iptables" or "nftables"'
         )
+    if in_set and backend == "iptables":
+        raise CNIError(
+            "ipMasqSet cannot be used with ipMasqBackend iptables",
+            'iptables has no such sets: set ipMasqBackend to "nftables", or leave it out',
+        )
+    return SET if in_set else backend
 
 
 def setup(
     owner: Owner, prefixes: list[Prefix], backend: str | None, *, first: bool = False
-) -> None:
+) -> list[int]:
     """Masquerade the traffic from these addresses to outside their subnets; again is no error.
 
-    Without a backend: iptables, or nftables where iptables is unusable. `first` as in Backend.
-    Raises CNIError; then none of the rules is left.
+    The backend is one of BACKENDS or SET; without: iptables, or nftables where iptables is
+    unusable. `first`, and what is returned, as in Backend. Raises CNIError; then none of the rules
+    is left.
     """
-    check_backend(backend)
+    if backend != SET:
+        backend_of(backend, in_set=False)
     if not prefixes:
-        return
+        return []
     if backend:
-        _load(backend).setup(owner, prefixes, first=first)
-    else:
-        _setup_with_either(owner, prefixes, first)
+        return _load(backend).setup(owner, prefixes, first=first)
+    return _setup_with_either(owner, prefixes, first)
 
 
-def _setup_with_either(owner: Owner, prefixes: list[Prefix], first: bool) -> None:
+def _setup_with_either(owner: Owner, prefixes: list[Prefix], first: bool) -> list[int]:
     from ....netfilter import iptables
 
     try:
         iptables.require()  # where the tool is not installed, its backend is not worth loading
-        _load("iptables").setup(owner, prefixes, first=first)
+        return _load("iptables").setup(owner, prefixes, first=first)
     except IptablesError as error:
         # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
         if iptables.usable(v6=False):
             raise
         try:
-            _load("nftables").setup(owner, prefixes, first=first)
+            return _load("nftables").setup(owner, prefixes, first=first)
         except (CNIError, KernelError) as other:
             raise CNIError(
                 error.msg, f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
             ) from None
 
 
-def teardown(owner: Owner, mine: list[Prefix], others: Callable[[], list[Prefix]] = list) -> None:
-    """Remove the owner's rules from both backends; arguments as in Backend. Raises CNIError.
+def teardown(
+    owner: Owner,
+    mine: list[Prefix],
+    others: Callable[[], list[Prefix]] = list,
+    handles: Sequence[int] = (),
+) -> None:
+    """Remove the owner's rules from all backends; arguments as in Backend. Raises CNIError.
 
     Nothing to remove is no error, nor is a backend that cannot be used here.
     """
     steps = Steps()
     for backend in _load_used(owner.chain()):
-        steps.run(backend.teardown, owner, mine, others)
+        steps.run(backend.teardown, owner, mine, others, handles)
     steps.finish()
 
 
@@ -212,19 +255,26 @@ def collect(network: str, keep: list[Owner]) -> None:
     steps.finish()
 
 
-def missing(owner: Owner, prefixes: list[Prefix]) -> list[str]:
-    """The addresses without their rules, a line each; the rules of either backend will do."""
+def missing(
+    owner: Owner, prefixes: list[Prefix], handles: Callable[[], list[int]] = list
+) -> list[str]:
+    """The addresses without their rules, a line each; the rules of any backend will do.
+
+    `handles` gives what `setup` returned, as far as that is known.
+    """
     rest: dict[Prefix, list[str]] = {prefix: [] for prefix in prefixes}
-    if _is_nft_used():
-        rest = _load("nftables").check(owner, prefixes)
+    for name in (SET, "nftables"):  # the first needs no list of all rules
+        if rest and _is_nft_used(name):
+            rest = _load(name).check(owner, list(rest), [] if name == SET else handles())
     if rest:
-        rest = _load("iptables").check(owner, list(rest))
+        rest = _load("iptables").check(owner, list(rest), [])
     return [_difference(prefix, have) for prefix, have in rest.items()]
 
 
 def _difference(prefix: Prefix, have: list[str]) -> str:
     there = f"only {'; '.join(have)}" if have else "none"
     return (
-        f"masquerading of {prefix}: want its rule in {' '.join(_NFT_CHAIN)}, or the chain and the "
-        f"POSTROUTING rule in iptables' nat table; have {there}"
+        f"masquerading of {prefix}: want its rule in {' '.join(_NFT_CHAINS['nftables'])}, or its "
+        f"address in the sets of inet cni_masquerade, or the chain and the POSTROUTING rule in "
+        f"iptables' nat table; have {there}"
     )

@@ -14,10 +14,10 @@ no longer those of its ADD; here they go with the chain.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ....kernel.errors import IptablesError, NetlinkError
+from ....kernel.errors import IptablesError, IptablesUnknown, NetlinkError
 from ....netfilter import iptables
 from ....netfilter.table import Table
 from ....owner import Owner
@@ -34,7 +34,7 @@ _Source = bytes
 _Select = Callable[[list[_Source]], list[bool]]
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
     """Make the rules of these addresses; those that are there stay. Raises IptablesError."""
     _ = first  # they are in a chain of the owner's
     done: list[Prefix] = []
@@ -46,6 +46,7 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
                 _take_back(owner, done)
             raise
         done += family
+    return []
 
 
 def _take_back(owner: Owner, done: list[Prefix]) -> None:
@@ -103,8 +104,11 @@ def rules_of(owner: Owner, prefix: Prefix) -> Rules:
     )
 
 
-def check(owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
+    _ = handles
     problems = {}
     for v6, family in by_family(prefixes):
         saved = set(_saved_if_any(owner, v6))
@@ -127,8 +131,9 @@ def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
         return []
 
 
-def teardown(owner: Owner, mine: list[Prefix], others: Others) -> None:
+def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: Sequence[int] = ()) -> None:
     """Remove the owner's jumps, and the chain unless others jump to it. Raises CNIError."""
+    _ = handles
 
     def select(sources: list[_Source]) -> list[bool]:
         if all(_is_from(source, mine) for source in sources):
@@ -241,7 +246,8 @@ def _each_family(jobs: list[tuple[bool, Callable[..., None], tuple[object, ...]]
         try:
             function(*args)
         except IptablesError as error:
-            if iptables.usable(v6):
+            # a question that failed says nothing of iptables, and its tool nothing of the question
+            if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 text = f"failed to remove masquerading with iptables: {error.msg}"
                 errors.append(CNIError(text, error.details))
     if errors:

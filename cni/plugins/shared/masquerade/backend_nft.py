@@ -5,7 +5,9 @@
       chain masq_checks   from one address to outside its subnet: masquerade; the owner as comment
 
 One transaction makes an attachment's rules and, where that is not as it should be, all that is
-shared, whatever was there before. What is removed is found by the owner's key in the comment.
+shared, whatever was there before. What is removed is found by the owner's key in the comment: of
+the rules whose handles the ADD has noted, or, if one of those is not there or another's (after
+`cni reload`, or for a container that the reference started), of all that the chain has.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from ....kernel.errors import NetlinkError, Unusable
 from ....netfilter import nft, uapi
-from ....netfilter.table import Rule, Table
+from ....netfilter.table import Rule, Table, parse_rule
 from ....owner import Owner, network_key
 from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from ....netfilter.nft import Change
 
@@ -35,8 +37,10 @@ _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
 _POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
-    """Make the rules of these addresses, instead of all that the owner had. Raises CNIError.
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+    """Make the rules of these addresses, instead of all that the owner had; returns their handles.
+
+    Raises CNIError.
 
     To find those the kernel has to list the rules of all containers, which is left out for the
     `first`. After an ADD that was killed before it was noted, its rule is there twice; DEL removes
@@ -46,7 +50,7 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
 
     table = Table("inet", TABLE)
     new = [
-        expressions.new_rule(table, CHECKS, _expressions(prefix), owner.comment)
+        nft.echoed(expressions.new_rule(table, CHECKS, _expressions(prefix), owner.comment))
         for prefix in prefixes
     ]
 
@@ -58,10 +62,13 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> None:
         return [*shared, *stale, *new]
 
     try:
-        nft.settle(plan)
+        told = nft.settle(plan)
     except NetlinkError as error:
         text = f"failed to set up masquerading with nftables: {error}"
         raise CNIError(text, error.details or nft.UNUSABLE) from None
+    made = [parse_rule(each, TABLE, CHECKS) for each in told]
+    handles = [rule.handle for rule in made if rule is not None and rule.comment == owner.comment]
+    return handles if len(handles) == len(new) else []  # all or none: DEL must not miss one
 
 
 def _is_complete() -> bool:
@@ -106,10 +113,33 @@ def _rules(owner: Owner) -> list[Rule]:
     return Table("inet", TABLE).find_rules(CHECKS, owner.key)
 
 
-def teardown(owner: Owner, mine: list[Prefix], others: Callable[[], list[Prefix]]) -> None:
+def teardown(
+    owner: Owner,
+    mine: list[Prefix],
+    others: Callable[[], list[Prefix]],
+    handles: Sequence[int] = (),
+) -> None:
     """Remove the owner's rules: the key in their comments tells interfaces apart."""
     _ = mine, others
-    _delete(owner.key, set())
+    if not _delete_noted(owner, handles):
+        _delete(owner.key, set())
+
+
+def _delete_noted(owner: Owner, handles: Sequence[int]) -> bool:
+    """Delete the rules with these handles, if all are there and the owner's; were they?"""
+    try:
+        if not handles or len(_noted(owner, handles)) != len(handles):
+            return False
+        Table("inet", TABLE).delete([(CHECKS, handle) for handle in handles])
+    except NetlinkError:
+        return False  # the list says what is left
+    return True
+
+
+def _noted(owner: Owner, handles: Sequence[int]) -> list[Rule]:
+    """The rules with these handles that are the owner's."""
+    rules = (Table("inet", TABLE).rule(CHECKS, handle) for handle in handles)
+    return [rule for rule in rules if rule is not None and rule.comment.startswith(owner.key)]
 
 
 def gc(network: str, keep: list[Owner]) -> None:
@@ -126,10 +156,19 @@ def _delete(prefix: str, keep: set[str]) -> None:
         raise CNIError(f"failed to remove masquerading with nftables: {error}") from None
 
 
-def check(owner: Owner, prefixes: list[Prefix]) -> dict[Prefix, list[str]]:
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
     """The addresses without a rule, each with nothing: an address has one rule or none."""
     try:
-        sources = {value for rule in _rules(owner) for value in rule.compared}
+        missing = _without_rule(prefixes, _noted(owner, handles))
+        if missing:
+            missing = _without_rule(prefixes, _rules(owner))
     except NetlinkError:
-        sources = set()  # of a kernel without nftables, or one that cannot be asked now
-    return {prefix: [] for prefix in prefixes if prefix.ip not in sources}
+        missing = prefixes  # of a kernel without nftables, or one that cannot be asked now
+    return {prefix: [] for prefix in missing}
+
+
+def _without_rule(prefixes: list[Prefix], rules: list[Rule]) -> list[Prefix]:
+    sources = {value for rule in rules for value in rule.compared}
+    return [prefix for prefix in prefixes if prefix.ip not in sources]

@@ -1,0 +1,327 @@
+"""Masquerading with sets of nftables (`ipMasqSet`): as many rules for a thousand containers as for
+one (docs/plugins/bridge.md).
+
+    table inet cni_masquerade
+      map by_owner       owner's key . number : address . prefix length
+      set addresses4     the containers' addresses, each with its owner as comment
+      set inside4_16     address . its subnet, for each prefix length (here 16) a set; the same
+      chain postrouting  hook: not for multicast, not inside of the subnet; else, from one of the
+                         addresses: masquerade
+
+and the same for IPv6. All elements of an attachment are added, and go, in one transaction. So
+by_owner says for certain what an owner has, also after a kill, and nothing is listed. IPv4
+addresses in it are mapped to IPv6 (::ffff:10.1.2.3).
+
+An address has one owner, the last that asked for it.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
+
+from ....kernel.errors import NetlinkError, Unusable
+from ....netfilter import elements, nft, uapi
+from ....netfilter.elements import Element
+from ....netfilter.table import Table
+from ....owner import Owner, network_key
+from ....protocol.address import Prefix
+from ....protocol.errors import CNIError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from ....netfilter.nft import Change
+
+TABLE = Table("inet", "cni_masquerade")
+BY_OWNER, CHAIN = "by_owner", "postrouting"
+_COMMENT = "CNI masquerading"
+_KEY = "mark . mark . mark . mark . mark"
+_VALUE = "ipv6_addr . mark"
+_MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address begins with as an IPv6 one
+_NUMBER = 4  # bytes: of the number in a key of by_owner, and of a prefix length
+_RUN = 15  # an owner's addresses asked for at once
+_MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
+
+
+class _Kind(NamedTuple):
+    """The addresses of a family with one prefix length."""
+
+    is_v4: bool
+    length: int
+
+    @property
+    def inside(self) -> str:
+        """The set of addresses with their subnets; its rule has the same name as comment."""
+        return f"inside{4 if self.is_v4 else 6}_{self.length}"
+
+
+def _addresses(is_v4: bool) -> str:
+    return "addresses4" if is_v4 else "addresses6"
+
+
+# --- the verbs ------------------------------------------------------------------------------------
+
+
+def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+    """Masquerade these addresses, instead of all that the owner had. Raises CNIError."""
+    _ = first  # what there is of the owner is known without a list
+
+    def plan() -> list[Change]:
+        missing = _missing_kinds(prefixes)
+        shared = [] if missing is None else _skeleton(missing)
+        had = _listed(owner)
+        changes = [*shared, *_removals(owner.key, [element.value for element in had])]
+        changes += elements.remove(TABLE, BY_OWNER, had)
+        for name, items in _elements(owner, prefixes).items():
+            how = elements.insert if name == BY_OWNER else elements.put
+            changes += how(TABLE, name, items)
+        return changes
+
+    try:
+        nft.settle(plan)
+    except NetlinkError as error:
+        text = f"failed to set up masquerading with a set of nftables: {error}"
+        raise CNIError(text, error.details or nft.UNUSABLE) from None
+    return []
+
+
+def teardown(
+    owner: Owner,
+    mine: list[Prefix],
+    others: Callable[[], list[Prefix]],
+    handles: Sequence[int] = (),
+) -> None:
+    """Remove the owner's elements: the key tells interfaces apart. Raises CNIError."""
+    _ = mine, others, handles
+    _remove(lambda: _listed(owner))
+
+
+def gc(network: str, keep: list[Owner]) -> None:
+    """Remove the elements of the network's attachments that are not in `keep`. Raises CNIError."""
+    prefix, kept = f"{network_key(network)}-", {owner.key for owner in keep}
+
+    def stale() -> list[Element]:
+        listed = elements.matching(elements.dump(TABLE, BY_OWNER), [prefix.encode()])
+        return [e for e in listed if e.comment.startswith(prefix) and _key_in(e) not in kept]
+
+    _remove(stale)
+
+
+def check(
+    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+) -> dict[Prefix, list[str]]:
+    """The addresses that are not masqueraded, each with the sets that it is in. Never fails."""
+    _ = handles
+    try:
+        if _missing_kinds(prefixes) is not None:
+            return {prefix: [] for prefix in prefixes}
+        have = {
+            prefix: [name for name, item in _items(owner, prefix) if _has(owner, name, item)]
+            for prefix in prefixes
+        }
+    except NetlinkError:
+        return {prefix: [] for prefix in prefixes}
+    return {prefix: names for prefix, names in have.items() if len(names) < 2}
+
+
+def _has(owner: Owner, name: str, wanted: Element) -> bool:
+    element = elements.find(TABLE, name, wanted.key)
+    return element is not None and element.comment.startswith(owner.key)
+
+
+# --- elements -------------------------------------------------------------------------------------
+
+
+def _elements(owner: Owner, prefixes: Iterable[Prefix]) -> dict[str, list[Element]]:
+    """The elements of an owner's addresses, by the name of their map or set."""
+    wanted: dict[str, list[Element]] = {BY_OWNER: []}
+    for number, prefix in enumerate(dict.fromkeys(prefixes)):
+        value = _as_v6(prefix.ip) + _native(prefix.length)
+        key = _words(owner.key) + _native(number)
+        wanted[BY_OWNER].append(Element(key, value, "", owner.comment))
+        for name, item in _items(owner, prefix):
+            wanted.setdefault(name, []).append(item)
+    return {name: list(dict.fromkeys(items)) for name, items in wanted.items()}
+
+
+def _items(owner: Owner, prefix: Prefix) -> list[tuple[str, Element]]:
+    kind = _Kind(prefix.is_v4, prefix.length)
+    return [
+        (_addresses(prefix.is_v4), Element(prefix.ip, b"", "", owner.comment)),
+        (kind.inside, Element(prefix.ip + prefix.network.ip, b"", "", owner.comment)),
+    ]
+
+
+def _listed(owner: Owner) -> list[Element]:
+    """What by_owner has of an owner."""
+    listed: list[Element] = []
+    words = _words(owner.key)
+    while True:
+        numbers = range(len(listed), len(listed) + _RUN)
+        run = elements.find_run(TABLE, BY_OWNER, [words + _native(number) for number in numbers])
+        listed += run
+        if len(run) < _RUN:
+            return listed
+
+
+def _remove(find: Callable[[], list[Element]]) -> None:
+    """Remove elements of by_owner and all that they lead to, in one transaction."""
+
+    def plan() -> list[Change]:
+        gone = find()
+        changes = [*elements.remove(TABLE, BY_OWNER, gone)]
+        by_owner = groupby(sorted(gone, key=_key_in), key=_key_in)
+        owned = {owner: [element.value for element in items] for owner, items in by_owner}
+        return changes + _removals_of(owned)
+
+    try:
+        nft.settle(plan)
+    except NetlinkError as error:
+        if isinstance(nft.judged(error), Unusable):
+            return
+        raise CNIError(f"failed to remove masquerading with a set of nftables: {error}") from None
+
+
+def _removals(owner: str, values: list[bytes]) -> list[Change]:
+    return _removals_of({owner: values})
+
+
+def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
+    """What removes the elements that these values of by_owner lead to, if they are the owner's.
+
+    `owned` has the values of each owner's key. What is another's by now stays.
+    """
+    wanted: dict[str, dict[bytes, str]] = {}
+    for owner, values in owned.items():
+        for value in values:
+            for name, item in _items(Owner("", "", ""), prefix_of(value)):
+                wanted.setdefault(name, {})[item.key] = owner
+    changes: list[Change] = []
+    for name, owners in wanted.items():
+        if len(owners) <= _RUN:
+            have = elements.find_all(TABLE, name, sorted(owners))
+        else:  # of a GC
+            have = elements.elements(TABLE, name)
+        gone = [e for e in have if e.key in owners and e.comment.startswith(owners[e.key])]
+        changes += elements.remove(TABLE, name, gone)
+    return changes
+
+
+def prefix_of(value: bytes) -> Prefix:
+    """The address in a value of by_owner."""
+    packed, length = value[:-_NUMBER], value[-_NUMBER:]
+    is_v4 = packed.startswith(_MAPPED)
+    return Prefix(packed[len(_MAPPED) :] if is_v4 else packed, _from_native(length))
+
+
+def _as_v6(ip: bytes) -> bytes:
+    return _MAPPED + ip if len(ip) == 4 else ip
+
+
+def _key_in(element: Element) -> str:
+    """The owner's key in the comment of an element."""
+    return element.comment.partition(",")[0]
+
+
+def _words(key: str) -> bytes:
+    """An owner's key as four numbers, which nft(8) shows with the same digits."""
+    digits = key.replace("-", "")
+    return b"".join(_native(int(digits[at : at + 8], 16)) for at in range(0, len(digits), 8))
+
+
+def _native(value: int) -> bytes:
+    from ....netfilter.expressions import native
+
+    return native(value)
+
+
+def _from_native(data: bytes) -> int:
+    import sys
+
+    return int.from_bytes(data, sys.byteorder)
+
+
+# --- what all share -------------------------------------------------------------------------------
+
+
+def _missing_kinds(prefixes: list[Prefix]) -> list[_Kind] | None:
+    """None if the chain has the rules for these addresses; else the kinds that it has to have."""
+    wanted = {_Kind(prefix.is_v4, prefix.length) for prefix in prefixes}
+    rules = TABLE.find_rules_with(CHAIN, b"")
+    comments = [rule.comment for rule in rules]
+    there = {kind for comment in comments if (kind := _kind_named(comment)) is not None}
+    kinds = sorted(wanted | there, reverse=True)
+    return None if wanted <= there and comments == _comments(kinds) else kinds
+
+
+def _kind_named(comment: str) -> _Kind | None:
+    head, _, length = comment.partition("_")
+    if head not in ("inside4", "inside6") or not length.isdecimal():
+        return None
+    return _Kind(head == "inside4", int(length))
+
+
+def _comments(kinds: list[_Kind]) -> list[str]:
+    """The comments of the chain's rules, in their order."""
+    inside = [kind.inside for kind in kinds]
+    return ["multicast", "multicast", *inside, _addresses(True), _addresses(False)]
+
+
+def _skeleton(kinds: list[_Kind]) -> list[Change]:
+    """The table with all that attachments share; the chain is filled anew."""
+    from ....netfilter import expressions as kernel
+
+    accept = kernel.verdict(uapi.NFT_RETURN)
+    rules = [
+        [kernel.nfproto(prefix.is_v4), kernel.destination(prefix), accept] for prefix in _MULTICAST
+    ]
+    rules += [[*_load_pair(kind), kernel.lookup(kind.inside), accept] for kind in kinds]
+    rules += [
+        [_load_source(is_v4), kernel.lookup(_addresses(is_v4)), kernel.masquerade()]
+        for is_v4 in (True, False)
+    ]
+    sets: list[tuple[str, str, str | None]] = [(BY_OWNER, _KEY, _VALUE)]
+    for is_v4 in (True, False):
+        sets.append((_addresses(is_v4), _type(is_v4), None))
+    for kind in kinds:
+        sets.append((kind.inside, f"{_type(kind.is_v4)} . {_type(kind.is_v4)}", None))
+    return [
+        kernel.new_table(TABLE, _COMMENT),
+        *(
+            kernel.new_set(TABLE, name, number, key, value)
+            for number, (name, key, value) in enumerate(sets, 1)
+        ),
+        kernel.new_base_chain(TABLE, CHAIN, "postrouting", "nat", 100),
+        TABLE.without_rules(CHAIN),
+        *(
+            kernel.new_rule(TABLE, CHAIN, rule, comment)
+            for rule, comment in zip(rules, _comments(kinds), strict=True)
+        ),
+    ]
+
+
+def _type(is_v4: bool) -> str:
+    return "ipv4_addr" if is_v4 else "ipv6_addr"
+
+
+def _load_source(is_v4: bool) -> bytes:
+    from ....netfilter import expressions as kernel
+
+    offset, size = (12, 4) if is_v4 else (8, 16)
+    header = uapi.NFT_PAYLOAD_NETWORK_HEADER
+    return kernel.nfproto(is_v4) + kernel.payload(header, offset, size)
+
+
+def _load_pair(kind: _Kind) -> list[bytes]:
+    """Load the source, and beside it the subnet that the destination would be in."""
+    from ....netfilter import expressions as kernel
+
+    offset, size = (16, 4) if kind.is_v4 else (24, 16)
+    register = uapi.NFT_REG32_01 if kind.is_v4 else uapi.NFT_REG_2
+    ones = (1 << kind.length) - 1 << size * 8 - kind.length
+    return [
+        _load_source(kind.is_v4),
+        kernel.payload(uapi.NFT_PAYLOAD_NETWORK_HEADER, offset, size, register),
+        kernel.bitwise(ones.to_bytes(size, "big"), bytes(size), register),
+    ]

@@ -1,0 +1,287 @@
+"""What a request costs does not grow with the number of containers on the node.
+
+Nothing is timed: strace counts what a plugin asks of the kernel, and how many bytes it is answered,
+with few attachments on the node and with many. Both have to be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness.server import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.harness import Netns, Runtime
+
+    Json = dict[str, Any]
+
+FEW, MANY = 10, 300
+AT_A_TIME = 4
+VERSION = "1.1.0"
+# Calls that ask the kernel for something that may grow: netlink in and out, and directories.
+CALLS = "sendto,sendmsg,recvfrom,recvmsg,getdents64,openat,open,statx,newfstatat"
+# A file a process (-ff), so that no line is split; sockets with their protocols (-yy).
+STRACE = ("strace", "-ff", "-qq", "-yy", "-s", "0", "-e", f"trace={CALLS}")
+KILLING = ("strace", "-qq", "-o", "/dev/null", "-e")
+_LINE = re.compile(r"^(\w+)\((.*)\) += (-?\d+)")
+_NUMBERS = re.compile(r"\d+")
+_POD = re.compile(r"pod\d{5}")
+
+
+class Chain:
+    """A list of plugins on one node, and the attachments that it has made."""
+
+    def __init__(self, runtime: Runtime, make: Callable[..., Netns], plugins: list[Json]) -> None:
+        self.runtime = runtime
+        self.make = make
+        self.plugins = plugins
+        self.attached = 0
+
+    def conf(self, plugin: Json, number: int, result: Json | None) -> Json:
+        conf = {"cniVersion": VERSION, "name": "flat", **plugin}
+        if plugin["type"] == "portmap":
+            ports = [
+                {"hostPort": 20000 + number, "containerPort": 80, "protocol": protocol}
+                for protocol in ("tcp", "udp")
+            ]
+            conf["runtimeConfig"] = {"portMappings": ports}
+        if result is not None:
+            conf["prevResult"] = result
+        return conf
+
+    def grow(self, count: int) -> None:
+        """Attach more containers, until there are so many."""
+        pods = [(number, self.make("pod")) for number in range(self.attached, count)]
+        with ThreadPoolExecutor(AT_A_TIME) as pool:
+            list(pool.map(lambda pod: self.attach(*pod), pods))
+        self.attached = count
+
+    def attach(self, number: int, container: Netns) -> None:
+        result: Json | None = None
+        for plugin in self.plugins:
+            conf, name = self.conf(plugin, number, result), f"pod{number:05}"
+            reply = self.runtime.add(plugin["type"], conf, container, container_id=name)
+            result = reply.result
+
+    def visit(self, log: Path) -> dict[str, Counter[str]]:
+        """One more container comes and goes: what each verb of each plugin costs."""
+        container = self.make("pod")
+        costs: dict[str, Counter[str]] = {}
+        result: Json | None = None
+        for plugin in self.plugins:
+            name = plugin["type"]
+            costs[f"{name} ADD"], result = self.traced(log, "ADD", plugin, container, result)
+        for verb, order in (("CHECK", 1), ("STATUS", 1), ("DEL", -1), ("DEL again", -1)):
+            for plugin in self.plugins[::order]:
+                given = None if verb == "STATUS" else result
+                cost, _ = self.traced(log, verb.split()[0], plugin, container, given)
+                costs[f"{plugin['type']} {verb}"] = cost
+        container.close()
+        return costs
+
+    def gc(self, log: Path, keep: Sequence[int]) -> dict[str, Counter[str]]:
+        """GC of the list that keeps these; what it costs each plugin."""
+        costs = {}
+        for plugin in self.plugins:
+            known = {**plugin, "cni.dev/valid-attachments": valid(keep)}
+            costs[plugin["type"]], _ = self.traced(log, "GC", known, None, None)
+        return costs
+
+    def killed_gc(self, plugin: str, keep: Sequence[int], call: str, number: int) -> bool:
+        """GC of one plugin, killed when it enters that call for the `number`-th time; was it?"""
+        conf = self.conf(next(each for each in self.plugins if each["type"] == plugin), 0, None)
+        conf["cni.dev/valid-attachments"] = valid(keep)
+        program = str(self.runtime.bin_dir / plugin)
+        done = self.runtime.host.run(
+            subprocess.run,
+            [*KILLING, f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}", program],
+            input=json.dumps(conf).encode(),
+            capture_output=True,
+            env=self.runtime.environment("GC", None, env={"CNI_SERVER": "off"}),
+            cwd="/",
+            timeout=120,
+        )
+        assert done.returncode in (0, -9, 137), done
+        return done.returncode != 0
+
+    def traced(
+        self, log: Path, verb: str, plugin: Json, container: Netns | None, result: Json | None
+    ) -> tuple[Counter[str], Json | None]:
+        env = self.runtime.environment(
+            verb, container, container_id="pod99999", env={"CNI_SERVER": "off"}
+        )
+        done = self.runtime.host.run(
+            subprocess.run,
+            [*STRACE, "-o", str(log), str(self.runtime.bin_dir / plugin["type"])],
+            input=json.dumps(self.conf(plugin, 9999, result)).encode(),
+            capture_output=True,
+            env=env,
+            cwd="/",
+            timeout=120,
+        )
+        assert done.returncode == 0, (plugin["type"], verb, done.stdout, done.stderr)
+        traces = sorted(log.parent.glob(f"{log.name}.*"))
+        cost = cost_of("\n".join(trace.read_text() for trace in traces))
+        for trace in traces:
+            trace.unlink()
+        return cost, json.loads(done.stdout) if verb == "ADD" else None
+
+
+def valid(keep: Sequence[int]) -> list[Json]:
+    """What a runtime says of the attachments that stay."""
+    return [{"containerID": f"pod{number:05}", "ifname": "eth0"} for number in keep]
+
+
+def cost_of(trace: str) -> Counter[str]:
+    """How often each call was made, on what, and how many bytes came of it."""
+    cost: Counter[str] = Counter()
+    for line in trace.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        call, arguments, returned = match[1], match[2], int(match[3])
+        if "NETLINK" in arguments:
+            way = "asked" if call.startswith("send") else "answered"
+            cost[f"netlink {way}"] += 1
+            cost[f"netlink bytes {way}"] += max(returned, 0)
+        elif call == "getdents64":
+            path = _NUMBERS.sub("N", arguments.partition("<")[2].partition(">")[0])
+            cost[f"entries of {path}"] += max(returned, 0)
+        elif call not in ("recvmsg", "sendmsg", "recvfrom", "sendto"):
+            cost["files"] += 1
+    return cost
+
+
+def host_local(tmp_path: Path) -> Json:
+    ranges = [[{"subnet": "10.99.0.0/16"}], [{"subnet": "fd99::/64"}]]
+    return {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": ranges}
+
+
+# Without an intent of the attachment nothing says that its rules are gone: a DEL that is repeated
+# lists them. Rules of the reference's form have no index; nor have firewall's sets.
+LISTING = {
+    "rules": ("bridge DEL again: netlink", "firewall DEL again: netlink"),
+    "set": ("firewall DEL again: netlink",),
+}
+
+
+def plugins_of(form: str, tmp_path: Path) -> list[Json]:
+    bridge = {"type": "bridge", "bridge": "brflat", "isDefaultGateway": True, "ipMasq": True}
+    masquerading = {"ipMasqSet": True} if form == "set" else {"ipMasqBackend": "nftables"}
+    return [
+        {**bridge, **masquerading, "ipam": host_local(tmp_path)},
+        {"type": "portmap", "backend": "nftables"},
+        {"type": "firewall", "backend": "nftables"},
+        {"type": "bandwidth", "ingressRate": 10**9, "ingressBurst": 10**8}
+        | {"egressRate": 10**9, "egressBurst": 10**8},
+        {"type": "tuning", "dataDir": str(tmp_path / "tuning"), "mtu": 1400},
+        {"type": "sbr"},
+    ]
+
+
+@pytest.mark.timeout(600)  # 300 pods on a busy machine
+@pytest.mark.parametrize("form", ["rules", "set"])
+def test_no_verb_costs_more_with_many_containers(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    form: str,
+) -> None:
+    chain = Chain(runtime, netns, plugins_of(form, tmp_path))
+    log = tmp_path / "trace"
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        chain.grow(FEW)
+        chain.visit(log)  # what the first one makes of its own
+        few = chain.visit(log)
+        chain.grow(MANY)
+        many = chain.visit(log)
+    grown = [
+        f"{verb}: {what}: {few[verb][what]} with {FEW}, {count} with {MANY}"
+        for verb, cost in many.items()
+        for what, count in sorted(cost.items())
+        if count > few[verb][what]
+    ]
+    grown = [line for line in grown if not line.startswith(LISTING[form])]
+    assert grown == [], "\n".join(grown)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("form", ["rules", "set"])
+def test_gc_deletes_all_in_one_request(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    form: str,
+) -> None:
+    """Few or many, what goes takes as many requests: one for links, one a table for rules.
+
+    A request that moves many links into the group may be cut; so is a list of elements.
+    """
+    chain = Chain(runtime, netns, plugins_of(form, tmp_path))
+    log = tmp_path / "trace"
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        chain.grow(44)
+        few = chain.gc(log, range(9, 44))
+        many = chain.gc(log, range(42, 44))
+        nothing = chain.gc(log, range(42, 44))
+    asked = {
+        name: tuple(cost[name]["netlink asked"] for cost in (nothing, few, many)) for name in many
+    }
+    assert all(a_lot <= a_few for _, a_few, a_lot in asked.values()), asked
+    assert all(cost["netlink bytes asked"] < 64 << 10 for cost in many.values())
+    assert pods_in(chain, tmp_path) == {"pod00042", "pod00043"}
+
+
+def pods_in(chain: Chain, tmp_path: Path) -> set[str]:
+    """The pods that something on the node belongs to: links, rules, elements, files."""
+    host, state = chain.runtime.host, Path(chain.runtime.env["CNI_STATE_DIR"])
+    aliases = [each.get("ifalias", "") for each in host.ip_json("link", "show")]
+    rules = host.exec(["nft", "list", "ruleset"]).stdout
+    files = [path for top in (tmp_path, state) for path in top.rglob("*") if path.is_file()]
+    texts = [
+        path.read_text(errors="replace")
+        for path in files
+        if path.suffix not in (".index", ".spare")
+    ]
+    return set(_POD.findall("\n".join([*aliases, rules, *texts, *map(str, files)])))
+
+
+GOING = ("sendto", "unlink", "unlinkat", "rename")  # calls by which a GC changes something
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("plugin", ["bridge", "portmap", "firewall", "bandwidth", "tuning"])
+def test_what_a_killed_gc_leaves_the_next_one_removes(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    plugin: str,
+) -> None:
+    """Killed as it enters one of its calls: of each kind the first ones, and some later ones."""
+    form = "set" if plugin == "bridge" else "rules"
+    chain = Chain(runtime, netns, plugins_of(form, tmp_path))
+    log, killed = tmp_path / "trace", 0
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        for call in GOING:
+            for number in (1, 2, 3, 5, 8, 13, 21):
+                first = chain.attached
+                chain.grow(first + 3)
+                if not chain.killed_gc(plugin, [first], call, number):
+                    break
+                killed += 1
+                chain.gc(log, [first])
+                assert pods_in(chain, tmp_path) == {f"pod{first:05}"}, (call, number)
+    assert killed >= 2
