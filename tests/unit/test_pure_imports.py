@@ -79,6 +79,8 @@ STATE = {
     "cni.netns.namespace:_handed_status": FORGOTTEN,
     "cni.netns.namespace:_home": FORGOTTEN,
     "cni.netns.namespace:_netlink_type": COMPUTED,
+    "cni.record.tracing:_current": "of a request that is traced: none is while the file is built",
+    "cni.record.tracing:_installed": "as above",
     "cni.stopwatch:_names": COMPUTED,
     "cni.stopwatch:_watch": "of a request that `cni trace` times: none is while the file is built",
     "cni.standins:doubt": FORGOTTEN,
