@@ -37,6 +37,8 @@ CHANGING = frozenset(
     """.split()  # noqa: SIM905
 )
 
+OPENING = ("openat", "open")  # of glibc, of musl
+
 HOST_LOCAL = {
     "type": "host-local",
     "ranges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "fd88::/64"}]],
@@ -355,7 +357,7 @@ def points_of(trace: str, *, every: bool) -> Iterator[Point]:
         name = match[1]
         counts[name] = counts.get(name, 0) + 1
         started = started or line.startswith("read(0,")  # the request
-        if started and (every or name in CHANGING or (name == "openat" and "O_CREAT" in line)):
+        if started and (every or name in CHANGING or (name in OPENING and "O_CREAT" in line)):
             yield Point(name, counts[name], line)
 
 

@@ -57,14 +57,15 @@ SIGNALS = ("TERM", "INT", "HUP")
 FAILING = frozenset(
     """
     sendto sendmsg recvfrom recvmsg write pwrite64 writev ftruncate socket bind setsockopt
-    openat link linkat rename renameat renameat2 unlink unlinkat mkdir mkdirat flock utimensat
-    fsync socketpair clone clone3 fork vfork ioctl statx newfstatat readlink getdents64 pread64
+    open openat link linkat rename renameat renameat2 unlink unlinkat mkdir mkdirat flock utimensat
+    fsync socketpair clone clone3 fork vfork ioctl statx newfstatat
+    stat lstat fstat readlink getdents64 pread64
     setxattr fsetxattr getxattr fgetxattr pipe2 dup dup3 read epoll_create1 epoll_ctl
     """.split()  # noqa: SIM905
 )
 # The error, beside EIO, that the kernel may have of each.
 OTHER_ERRORS = {
-    "EMFILE": "openat socket socketpair pipe2 dup dup3 epoll_create1",
+    "EMFILE": "open openat socket socketpair pipe2 dup dup3 epoll_create1",
     "ENOBUFS": "sendto sendmsg recvfrom setsockopt bind",
     "ENOSPC": "write pwrite64 writev ftruncate link linkat rename renameat renameat2 mkdir mkdirat "
     "setxattr fsetxattr",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import Netns, Runtime, ping
-from tests.harness.build import build_dist, install_dist
+from tests.harness.build import tested_file
 from tests.harness.server import Watch, serving
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def as_copies(installed: Path, target: Path) -> None:
 
 def as_copies_of_the_built_file(_installed: Path, target: Path) -> None:
     for name in CHAIN:
-        shutil.copy(build_dist(), target / f"{PREFIX}{name}")
+        shutil.copy(tested_file(), target / f"{PREFIX}{name}")
 
 
 def as_hard_links(_installed: Path, target: Path) -> None:
-    first = shutil.copy(build_dist(), target / f"{PREFIX}{CHAIN[0]}")
+    first = shutil.copy(tested_file(), target / f"{PREFIX}{CHAIN[0]}")
     for name in CHAIN[1:]:
         os.link(first, target / f"{PREFIX}{name}")
 
@@ -45,8 +45,9 @@ WAYS = (as_links, as_copies, as_copies_of_the_built_file, as_hard_links)
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_dist(tmp_path_factory.mktemp("installed"))
+def installed(bin_dir: Path) -> Path:
+    """The plugins under test: copies speak to a server of the same build only."""
+    return bin_dir
 
 
 @pytest.fixture(params=WAYS, ids=lambda way: way.__name__)

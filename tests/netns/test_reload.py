@@ -217,7 +217,10 @@ def test_a_disk_that_gets_full_fails_the_add(
         subprocess.run(["umount", where], check=True)
 
 
-@pytest.mark.parametrize("fault", ["openat:error=EIO", "read:error=EIO", "openat:error=EMFILE"])
+@pytest.mark.parametrize(
+    "fault",  # musl's open(3) is open(2), glibc's is openat(2)
+    ["open,openat:error=EIO", "read:error=EIO", "open,openat:error=EMFILE"],
+)
 def test_a_del_that_cannot_read_what_was_kept_says_so(
     runtime: Runtime, container: Netns, data_dir: Path, state: Path, fault: str
 ) -> None:

@@ -188,8 +188,8 @@ class Node:
         if not kill:
             who = {"container_id": name, "ifname": NETWORKS[net]}
             return self.runtime.call(verb, conf["type"], conf, path, **who)
-        what = ("sendto", "write", "openat")[kill % 3]
-        inject = f"inject={what}:signal=KILL:when={kill if what != 'openat' else 20 * kill}"
+        what, ordinal = (("sendto", kill), ("write", kill), ("open,openat", 20 * kill))[kill % 3]
+        inject = f"inject={what}:signal=KILL:when={ordinal}"
         env = self.runtime.environment(verb, path, container_id=name, ifname=NETWORKS[net])
         return self.host.run(
             subprocess.run,

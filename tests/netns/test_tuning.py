@@ -465,7 +465,10 @@ def test_a_backup_of_another_namespace_is_not_used(
     assert set(again.backup()) == {"promisc", "owner"}
 
 
-@pytest.mark.parametrize("fault", ["openat:error=EIO", "read:error=EIO", "openat:error=EMFILE"])
+@pytest.mark.parametrize(
+    "fault",  # musl's open(3) is open(2), glibc's is openat(2)
+    ["open,openat:error=EIO", "read:error=EIO", "open,openat:error=EMFILE"],
+)
 def test_a_backup_that_cannot_be_read_is_not_none(
     tuned: Tuned, container: Netns, fault: str
 ) -> None:
