@@ -50,7 +50,7 @@ def build_dist() -> Path:
     return DIST
 
 
-def tested_file() -> Path:
+def file_under_test() -> Path:
     """The file under test: dist/cni, or that of ours in $CNI_TEST_BIN_DIR."""
     given = Path(os.environ.get("CNI_TEST_BIN_DIR", "/nonexistent"), "cni")
     return given if given.exists() else build_dist()
@@ -59,7 +59,7 @@ def tested_file() -> Path:
 def install_dist(bin_dir: Path, program: Path | None = None) -> Path:
     """Install the file under test, or another one, with its links, as a user does."""
     done = subprocess.run(
-        [str(program or tested_file()), "install", "--bin-dir", str(bin_dir)],
+        [str(program or file_under_test()), "install", "--bin-dir", str(bin_dir)],
         env={"PATH": PATH},
         cwd="/",
         stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness import Netns, Runtime, ping
-from tests.harness.build import tested_file
+from tests.harness.build import file_under_test
 from tests.harness.server import Watch, serving
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def as_copies(installed: Path, target: Path) -> None:
 
 def as_copies_of_the_built_file(_installed: Path, target: Path) -> None:
     for name in CHAIN:
-        shutil.copy(tested_file(), target / f"{PREFIX}{name}")
+        shutil.copy(file_under_test(), target / f"{PREFIX}{name}")
 
 
 def as_hard_links(_installed: Path, target: Path) -> None:
-    first = shutil.copy(tested_file(), target / f"{PREFIX}{CHAIN[0]}")
+    first = shutil.copy(file_under_test(), target / f"{PREFIX}{CHAIN[0]}")
     for name in CHAIN[1:]:
         os.link(first, target / f"{PREFIX}{name}")
 

@@ -12,7 +12,7 @@ import pytest
 
 from cni.cli import remaining
 from tests.harness import Netns, Runtime
-from tests.harness.build import install_dist, tested_file
+from tests.harness.build import install_dist, file_under_test
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -202,7 +202,7 @@ def test_what_the_go_plugins_detach_leaves_no_notes(switched: Switched, containe
     assert len(list(notes.iterdir())) == 1
     assert switched.uninstall().returncode == 0
     cache = ("--cache-dir", f"{switched.directory}/cache")
-    switched.cni("del", NET, container.path, *cache, program=str(tested_file()))
+    switched.cni("del", NET, container.path, *cache, program=str(file_under_test()))
     assert list(notes.iterdir()) == []
 
 
