@@ -11,12 +11,13 @@ from cni import intent
 
 from . import conflist, formats
 from .checkup import networks, node, packet_filter, software, state
-from .checkup.finding import ERROR, NOTE, OK, WARNING, Finding, Situation
+from .checkup.finding import ERROR, NOTE, OK, UNKNOWN, WARNING, Finding, Situation
 from .serve import SOCKET
 from .session import CACHE_DIR, plugin_path
 
+_NOT_ALL = 7  # exit code, docs/cli.md
 _AREAS = (software, node, packet_filter, state, networks)
-_MARKS = {OK: "✓", NOTE: "·", WARNING: "!", ERROR: "✗"}
+_MARKS = {OK: "✓", NOTE: "·", UNKNOWN: "?", WARNING: "!", ERROR: "✗"}
 
 
 @click.command()
@@ -28,7 +29,7 @@ def doctor(strict: bool, cache_dir: str) -> None:
 
     Looks at the kernel, its modules and sysctls, the packet filter, state directories and disks,
     leftovers of dead containers, the installed plugins, the server, and each network. Changes
-    nothing. Exit code 1 if there is an error.
+    nothing. Exit code 1 if there is an error, 7 if not everything could be looked at.
 
     \b
     See also: cni status, cni validate, cni ps
@@ -36,20 +37,21 @@ def doctor(strict: bool, cache_dir: str) -> None:
     found = list(examine(situation_of(cache_dir)))
     counts = {level: sum(each.level == level for each in found) for level in _MARKS}
     lines = [line for each in found for line in _lines(each)]
-    if os.geteuid() != 0:
-        lines.append("· not everything could be looked at: run it as root")
     lines.append(_summary(counts))
     formats.present(
         {
             "errors": counts[ERROR],
             "warnings": counts[WARNING],
+            "unknown": counts[UNKNOWN],
             "findings": [each.as_dict() for each in found],
         },
         lines=lines,
-        names=[each.text for each in found if each.level in (WARNING, ERROR)],
+        names=[each.text for each in found if each.level in (UNKNOWN, WARNING, ERROR)],
     )
     if counts[ERROR] or (strict and counts[WARNING]):
         raise SystemExit(1)
+    if counts[UNKNOWN]:
+        raise SystemExit(_NOT_ALL)
 
 
 def situation_of(cache_dir: str, networks: list[conflist.NetworkList] | None = None) -> Situation:
@@ -81,7 +83,7 @@ def _tried(
         yield from check(situation)
     except Exception as error:  # noqa: BLE001 the other checks are still to be made
         what = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
-        yield Finding(NOTE, area, f"could not be looked at: {what}: {error}")
+        yield Finding(UNKNOWN, area, f"could not be looked at: {what}: {error}")
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -90,10 +92,13 @@ def _lines(finding: Finding) -> list[str]:
 
 
 def _summary(counts: dict[str, int]) -> str:
+    unknown = counts[UNKNOWN]
+    unseen = f"{unknown} {'check' if unknown == 1 else 'checks'} could not be made"
     if not counts[ERROR] and not counts[WARNING]:
-        return "nothing is wrong"
+        return f"nothing wrong was found, but {unseen}" if unknown else "nothing is wrong"
     errors, warnings = counts[ERROR], counts[WARNING]
-    return (
+    text = (
         f"{errors} {'error' if errors == 1 else 'errors'}, "
         f"{warnings} {'warning' if warnings == 1 else 'warnings'}"
     )
+    return f"{text}; {unseen}" if unknown else text

@@ -22,6 +22,7 @@ EXIT_CODES = {
     4: "ambiguous: several containers, attachments or pods fit; the error lists them",
     5: "refused, because it would harm what is in use: `--force` or `--yes` allows it",
     6: "not permitted: run it as root",
+    7: "unknown: nothing wrong was found, but not all could be looked at",
     11: "try again later: another process holds a lock for too long",
     50: "STATUS: no new container can be attached now",
     51: "STATUS: no new container can be attached now, and those that run may be cut off",

@@ -213,6 +213,17 @@ def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
     return Qdisc(nl.get_text(attributes.get(KIND)), own, above, attributes.get(OPTIONS, b""))
 
 
+def qdiscs(sock: Netlink, index: int) -> list[Qdisc]:
+    """All qdiscs of an interface; the kernel lists those of all. Raises NetlinkError."""
+    found = []
+    for payload in sock.dump(uapi.RTM_GETQDISC, message(index, 0, 0)):
+        its_link, own, above, _, attributes = unpack(payload)
+        if its_link == index:
+            kind, options = nl.get_text(attributes.get(KIND)), attributes.get(OPTIONS, b"")
+            found.append(Qdisc(kind, own, above, options))
+    return found
+
+
 def tbf_shape(entry: Qdisc) -> Shape:
     """What a TBF qdisc lets through."""
     options = nl.attr_map(entry.options)

@@ -8,6 +8,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -252,6 +253,47 @@ def test_inspect_what_tuning_and_sbr_made(node: Node, container: Netns) -> None:
     ]
     rules = [each["text"] for each in found["kernel"] if each["kind"] == "policy rule"]
     assert [text for text in rules if "from 10.81.0.2 lookup" in text]
+
+
+@pytest.mark.parametrize("family", ["-4", "-6"])
+def test_inspect_says_of_the_kernel_what_ip_says(node: Node, container: Netns, family: str) -> None:
+    """Links, addresses and routes of the container; a route of the node to it."""
+    subnet = {"-4": "10.81.0.0/24", "-6": "fd00:81::/64"}[family]
+    ipam = {"type": "host-local", "dataDir": str(node.data_dir), "ranges": [[{"subnet": subnet}]]}
+    ipam["routes"] = [{"dst": "0.0.0.0/0" if family == "-4" else "::/0"}]
+    conf = {"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "ptp", "ipam": ipam}]}
+    pod = node.start(node.write(conf), container)
+    (found,) = node.json("inspect", pod.cid)
+
+    def texts(kind: str, where: str) -> set[str]:
+        things = [
+            each for each in found["kernel"] if (each["kind"], each["where"]) == (kind, where)
+        ]
+        return {each["text"] for each in things}
+
+    def said(what: str, *, ns: Netns = container, dev: str = "eth0") -> list[dict[str, Any]]:
+        out = ns.exec(["ip", "-j", "-d", family, what, "show", "dev", dev]).stdout
+        return list(json.loads(out))
+
+    (eth0,) = said("link")
+    text = f"eth0 veth {eth0['address']} mtu {eth0['mtu']} up"
+    assert [each for each in texts("link", "container") if each.startswith(text)]
+    of_family = {
+        each for each in texts("address", "container") if (":" in each) == (family == "-6")
+    }
+    assert of_family == {
+        f"{one['local']}/{one['prefixlen']}" for one in said("addr")[0]["addr_info"]
+    }
+
+    def destinations(where: str) -> set[str]:
+        found = {text.split()[0] for text in texts("route", where)}
+        ours = {each for each in found if (":" in each) == (family == "-6") or each == "default"}
+        return {each.removesuffix("/32").removesuffix("/128") for each in ours}
+
+    assert destinations("container") == {one["dst"] for one in said("route")}
+    (outside,) = [name for name in links(node.host) if name.startswith("veth")]
+    to_it = {one["dst"] for one in said("route", ns=node.host, dev=outside)}
+    assert destinations("node") == to_it
 
 
 def test_inspect_a_network(node: Node, pods: dict[str, Pod]) -> None:

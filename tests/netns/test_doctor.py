@@ -11,6 +11,7 @@ import pytest
 
 from tests.harness import Netns
 from tests.harness.command_line import Node
+from tests.harness.paths import let_everybody_in
 
 
 @pytest.fixture
@@ -202,3 +203,33 @@ def test_on_a_terminal(node: Node) -> None:
     assert "✓ kernel: Linux" in shown
     assert shown.endswith("nothing is wrong\n") or "of the space" in shown
     assert code == 0 or "of the space" in shown
+
+
+# A mount namespace in which something is not mounted, or another user.
+BLIND = {
+    "no /proc": ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh"],
+    "no /sys": ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /sys && exec "$@"', "sh"],
+    "neither": [
+        *("unshare", "-m", "sh", "-c"),
+        'mount -t tmpfs none /sys && mount -t tmpfs none /proc && exec "$@"',
+        "sh",
+    ],
+    "not root": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"],
+}
+
+
+@pytest.mark.parametrize("how", BLIND)
+def test_what_cannot_be_looked_at_is_not_all_right(node: Node, container: Netns, how: str) -> None:
+    node.configure(ipMasq=True)
+    node.ok("add", "net", container.path)
+    let_everybody_in(node.cache)
+    let_everybody_in(node.bin_dir)
+    argv = [*BLIND[how], str(node.bin_dir / "cni"), "doctor", "--cache-dir", str(node.cache)]
+    done = node.host.exec([*argv, "--json"], env=node.env, cwd="/", check=False)
+    value = json.loads(done.stdout)
+    unknown = [each for each in value["findings"] if each["level"] == "unknown"]
+    assert len(unknown) == value["unknown"] > 0
+    assert done.returncode == (1 if value["errors"] else 7)
+    text = node.host.exec(argv, env=node.env, cwd="/", check=False).stdout
+    assert "nothing is wrong" not in text
+    assert "could not be made" in text

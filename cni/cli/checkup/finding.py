@@ -7,11 +7,18 @@ from typing import Any, NamedTuple
 
 from cni.cli.conflist import NetworkList
 
-OK, NOTE, WARNING, ERROR = "ok", "note", "warning", "error"
+OK, NOTE, UNKNOWN, WARNING, ERROR = "ok", "note", "unknown", "warning", "error"
+
+
+class Unseen(Exception):
+    """A check cannot be made; the text says why."""
 
 
 class Finding(NamedTuple):
-    """`mend` is a command that puts it right, or shows more; a person may run it as it is."""
+    """`mend` is a command that puts it right, or shows more; a person may run it as it is.
+
+    The level UNKNOWN is that of a check that cannot be made: nobody knows whether all is well.
+    """
 
     level: str
     area: str

@@ -12,12 +12,31 @@ from cni.describe import catalogue
 from cni.kernel import kinds, sysctl
 from cni.kernel.netlink import Netlink
 
-from .finding import ERROR, NOTE, OK, WARNING, Finding, Situation
+from .finding import ERROR, NOTE, OK, UNKNOWN, WARNING, Finding, Situation, Unseen
 
 _OLDEST = (4, 18)
 _MODULES = {"vlan": "8021q"}
 _FULL, _NEARLY_FULL = 95, 80  # per cent
 AREA = "kernel"
+
+
+# Where the kernel tells, what of it is looked at, and how it gets there.
+_PLACES = (
+    ("/proc/sys/net", "/proc", "sysctls, namespaces, leftovers of dead containers"),
+    ("/sys/class/net", "/sys", "devices"),
+)
+
+
+def sight(_situation: Situation) -> Iterator[Finding]:
+    """Can the node be looked at from here?"""
+    for path, mount, what in _PLACES:
+        if not os.path.isdir(path):
+            text = f"{mount} is not mounted here: {what} cannot be looked at"
+            kind = mount.replace("/sys", "/sysfs").strip("/")
+            yield Finding(UNKNOWN, AREA, text, f"mount -t {kind} {kind} {mount}")
+    if os.geteuid() != 0:
+        text = "not everything could be looked at: run it as root"
+        yield Finding(UNKNOWN, AREA, text)
 
 
 def version(_situation: Situation) -> Iterator[Finding]:
@@ -50,11 +69,15 @@ def links(situation: Situation) -> Iterator[Finding]:
 
 
 def _value(name: str) -> str | None:
-    """The value of a sysctl; None if there is none."""
+    """The value of a sysctl; None if there is none. Raises Unseen."""
     try:
         return sysctl.read(name).strip()
-    except OSError:
-        return None
+    except FileNotFoundError:
+        if os.path.isdir("/proc/sys/net"):
+            return None
+        raise Unseen("/proc is not mounted") from None
+    except OSError as error:
+        raise Unseen(f"{name}: {(error.strerror or '').lower()}") from None
 
 
 def _number(name: str) -> int | None:
@@ -134,7 +157,12 @@ def neighbours(_situation: Situation) -> Iterator[Finding]:
 
 
 def _entries(file: str) -> int | None:
-    """The entries of a neighbour table: the first column of /proc/net/stat, in hexadecimal."""
+    """The entries of a neighbour table: the first column of /proc/net/stat, in hexadecimal.
+
+    Raises Unseen.
+    """
+    if not os.path.isdir("/proc/sys/net"):
+        raise Unseen("/proc is not mounted")
     try:
         with open(f"/proc/net/stat/{file}", encoding="ascii") as lines:
             return int(lines.read().splitlines()[1].split()[0], 16)
@@ -150,4 +178,14 @@ def writable(_situation: Situation) -> Iterator[Finding]:
         yield Finding(ERROR if os.geteuid() == 0 else NOTE, AREA, text)
 
 
-CHECKS = (version, links, forwarding, bridge_frames, reverse_path, conntrack, neighbours, writable)
+CHECKS = (
+    sight,
+    version,
+    links,
+    forwarding,
+    bridge_frames,
+    reverse_path,
+    conntrack,
+    neighbours,
+    writable,
+)

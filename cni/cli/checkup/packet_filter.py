@@ -14,7 +14,7 @@ from cni.kernel.errors import NetlinkError
 from cni.netfilter.table import drop_policies
 from cni.plugins.firewall.want import SYSTEM_BUS
 
-from .finding import ERROR, OK, WARNING, Finding, Situation
+from .finding import ERROR, OK, WARNING, Finding, Situation, Unseen
 
 AREA = "packet filter"
 # The tables in which the plugin firewall decides: a chain there that drops is where it accepts.
@@ -64,12 +64,17 @@ def _output(argv: list[str]) -> str:
 
 
 def _legacy_rules() -> str:
-    """The tables of iptables-legacy that have rules, in this namespace; empty without any."""
+    """The tables of iptables-legacy that have rules, in this namespace; empty without any.
+
+    Raises Unseen.
+    """
     try:
         with open("/proc/thread-self/net/ip_tables_names", encoding="ascii") as names:
             tables = names.read().split()
-    except OSError:
-        return ""
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and os.path.isdir("/proc/thread-self/net"):
+            return ""
+        raise Unseen("/proc is not mounted, or may not be read") from None
     program = files.find_program("iptables-legacy-save")
     if program is None or not tables:
         return ", ".join(tables)

@@ -1,7 +1,8 @@
 """All that one attachment has on this node and in its namespace, each with how it was found.
 
-Links, addresses, routes, policy rules and queueing disciplines are read with pyroute2, in the
-namespace that the attachment's identity leads to.
+Links, addresses, routes, policy rules and queueing disciplines are read in the namespace that the
+attachment's identity leads to, by cni/kernel: pyroute2 needs ctypes, which the self-contained file
+has not, and what is shown must not depend on the file.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from socket import AF_INET, AF_INET6
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from cni import files
+from cni.kernel import address, link, route, rule, tc
+from cni.kernel.netlink import Netlink
+from cni.kernel.route import Route
+from cni.netns.namespace import Namespace
+from cni.protocol.address import format_ip
 
 from . import node
 from .attached import Attached, Places
 from .namespaces import Live, opened
 from .ruleset import Index, Match
 
-if TYPE_CHECKING:
-    from pyroute2 import IPRoute
-
 NODE, CONTAINER = "node", "container"
 _MAX_FILE = 1 << 16  # bytes of a file in which an owner is looked for
 _SKIPPED = frozenset({"results", "networks"})  # read by attachments, and possibly large
 _TUNING = "/run/cni/tuning"
 _FAMILIES = (AF_INET, AF_INET6)
-_RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
 
 
 class Thing(NamedTuple):
@@ -72,36 +74,45 @@ def of(what: Attached, places: Places, index: Index, live: Live) -> Detail:
     )
 
 
+class _Room:
+    """A network namespace, read by a socket of it. `names` are those of its links, by index."""
+
+    def __init__(self, sock: Netlink) -> None:
+        self.sock = sock
+        self.links = {each.index: each for each in link.list_all(sock)}
+
+    def name(self, index: int) -> str:
+        found = self.links.get(index)
+        return found.name if found else f"link {index}"
+
+    def routes(self, index: int = 0) -> Iterator[Route]:
+        """Those of a link (0: of all), in whichever table but that of the node's own addresses."""
+        for family in _FAMILIES:
+            for each in route.show(self.sock, family, index, 0):
+                if each.table != route.TABLE_LOCAL:
+                    yield each
+
+
 def _things(what: Attached, wire: node.Wire, live: Live) -> list[Thing]:
-    try:
-        return [*_on_node(what, wire), *_in_container(what, live)]
-    except ModuleNotFoundError as error:  # the self-contained file has no ctypes, which it needs
-        if error.name != "pyroute2":
-            raise
-        text = "links, addresses and routes are not shown: this file is without pyroute2"
-        return [Thing("note", NODE, text, "use ip(8), or the file that runs with Python")]
+    return [*_on_node(what, wire), *_in_container(what, live)]
 
 
 def _on_node(what: Attached, wire: node.Wire) -> Iterator[Thing]:
-    from pyroute2 import IPRoute
-
-    with IPRoute() as ip:
+    with Namespace.current() as namespace:
+        room = _Room(namespace.netlink())
         if wire.outside is not None:
             how = "alias" if wire.outside.name in what.links else "other end of the pair"
-            yield from _link(ip, wire.outside.index, NODE, how)
+            yield from _link(room, wire.outside.index, NODE, how)
         if wire.segment is not None:
             how = "master" if wire.outside else "carries the container's link"
-            yield from _link(ip, wire.segment.index, NODE, how)
+            yield from _link(room, wire.segment.index, NODE, how)
         index = wire.outside.index if wire.outside else 0
-        hosts = {address.partition("/")[0] for address in what.addresses}
-        for family in _FAMILIES:
-            for each in ip.get_routes(family=family):
-                to_it = each.get_attr("RTA_DST") in hosts
-                if each.get_attr("RTA_TABLE") == _RT_TABLE_LOCAL:
-                    continue
-                if to_it or _is_through(each, index):
-                    how = "its address" if to_it else "the link"
-                    yield Thing("route", NODE, _route(ip, each), how)
+        hosts = _hosts(what)
+        for each in room.routes():
+            to_it = each.dst.length == each.dst.bits and format_ip(each.dst.ip) in hosts
+            if to_it or (index and each.index == index):
+                how = "its address" if to_it else "the link"
+                yield Thing("route", NODE, _route(room, each), how)
 
 
 def _in_container(what: Attached, live: Live) -> Iterator[Thing]:
@@ -109,93 +120,64 @@ def _in_container(what: Attached, live: Live) -> Iterator[Thing]:
     if namespace is None:
         return
     with namespace:
-        # The descriptor leads to the namespace that was identified, whatever the path does.
-        yield from _inside(what, f"/proc/{os.getpid()}/fd/{namespace.fd}")
+        yield from _inside(what, _Room(namespace.netlink()))
 
 
-def _inside(what: Attached, path: str) -> Iterator[Thing]:
-    from pyroute2 import IPRoute
-
-    with IPRoute(netns=path) as ip:
-        for index in ip.link_lookup(ifname=what.ifname):
-            yield from _link(ip, index, CONTAINER, "its name")
-            yield from _addresses(ip, index)
-            for family in _FAMILIES:
-                for each in ip.get_routes(family=family):
-                    if _is_through(each, index) and each.get_attr("RTA_TABLE") != _RT_TABLE_LOCAL:
-                        yield Thing("route", CONTAINER, _route(ip, each), "the link")
-            yield from _queueing(ip, index)
-        yield from _policy_rules(ip, what)
-
-
-def _link(ip: IPRoute, index: int, where: str, how: str) -> Iterator[Thing]:
-    for each in ip.get_links(index):
-        info = each.get_attr("IFLA_LINKINFO")
-        kind = (info.get_attr("IFLA_INFO_KIND") if info else "") or "device"
-        master = each.get_attr("IFLA_MASTER")
-        facts = [
-            each.get_attr("IFLA_IFNAME"),
-            kind,
-            each.get_attr("IFLA_ADDRESS"),
-            f"mtu {each.get_attr('IFLA_MTU')}",
-            str(each["state"]),
-            f"on {_name(ip, master)}" if master else "",
-            f"alias {alias}" if (alias := each.get_attr("IFLA_IFALIAS")) else "",
-        ]
-        yield Thing("link", where, " ".join(str(fact) for fact in facts if fact), how)
+def _inside(what: Attached, room: _Room) -> Iterator[Thing]:
+    for each in room.links.values():
+        if each.name != what.ifname:
+            continue
+        yield from _link(room, each.index, CONTAINER, "its name")
+        for entry in address.show(room.sock, each.index):
+            yield Thing("address", CONTAINER, str(entry.prefix), "the link")
+        for way in room.routes(each.index):
+            yield Thing("route", CONTAINER, _route(room, way), "the link")
+        for queue in tc.qdiscs(room.sock, each.index):
+            if queue.kind != "noqueue":
+                text = f"{queue.kind} handle {queue.handle >> 16:x}:"
+                yield Thing("queueing", CONTAINER, text, "the link")
+    yield from _policy_rules(room, what)
 
 
-def _addresses(ip: IPRoute, index: int) -> Iterator[Thing]:
-    for each in ip.get_addr(index=index):
-        address = each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS")
-        yield Thing("address", CONTAINER, f"{address}/{each['prefixlen']}", "the link")
+def _link(room: _Room, index: int, where: str, how: str) -> Iterator[Thing]:
+    each = room.links.get(index)
+    if each is None:  # it went in the meantime
+        return
+    facts = [
+        each.name,
+        each.kind or "device",
+        each.mac,
+        f"mtu {each.mtu}",
+        "up" if each.up else "down",
+        f"on {room.name(each.master)}" if each.master else "",
+        f"alias {each.alias}" if each.alias else "",
+    ]
+    yield Thing("link", where, " ".join(fact for fact in facts if fact), how)
 
 
-def _is_through(each: Any, index: int) -> bool:
-    hops = each.get_attr("RTA_MULTIPATH") or []
-    return index > 0 and (
-        each.get_attr("RTA_OIF") == index or any(hop["oif"] == index for hop in hops)
-    )
+def _hosts(what: Attached) -> set[str]:
+    return {each.partition("/")[0] for each in what.addresses}
 
 
-def _route(ip: IPRoute, each: Any) -> str:
-    destination = each.get_attr("RTA_DST")
-    text = f"{destination}/{each['dst_len']}" if destination else "default"
-    gateway, link = each.get_attr("RTA_GATEWAY"), each.get_attr("RTA_OIF")
-    source, table = each.get_attr("RTA_PREFSRC"), each.get_attr("RTA_TABLE")
-    text += f" via {gateway}" if gateway else ""
-    text += f" dev {_name(ip, link)}" if link else ""
-    text += f" src {source}" if source else ""
-    return text + (f" table {table}" if table not in (None, _RT_TABLE_MAIN) else "")
+def _route(room: _Room, each: Route) -> str:
+    text = str(each.dst) if each.dst.length else "default"
+    text += f" via {format_ip(each.gateway)}" if each.gateway else ""
+    text += f" dev {room.name(each.index)}" if each.index else ""
+    text += f" src {format_ip(each.source)}" if each.source else ""
+    return text + (f" table {each.table}" if each.table != route.TABLE_MAIN else "")
 
 
-def _policy_rules(ip: IPRoute, what: Attached) -> Iterator[Thing]:
+def _policy_rules(room: _Room, what: Attached) -> Iterator[Thing]:
     """Those that name an address of the attachment, or carry its number (sbr)."""
-    hosts = {address.partition("/")[0] for address in what.addresses}
-    for family in _FAMILIES:
-        for each in ip.get_rules(family=family):
-            source, mark = each.get_attr("FRA_SRC"), each.get_attr("FRA_FWMARK")
-            if source not in hosts and mark != what.owner.number:
-                continue
-            text = f"{each.get_attr('FRA_PRIORITY')}: from {source or 'all'}"
-            text += f" lookup {each.get_attr('FRA_TABLE')}"
-            how = "its number" if mark == what.owner.number else "its address"
-            yield Thing("policy rule", CONTAINER, text, how)
-
-
-def _queueing(ip: IPRoute, index: int) -> Iterator[Thing]:
-    for each in ip.get_qdiscs(index=index):
-        kind = each.get_attr("TCA_KIND")
-        if kind not in ("noqueue", None):
-            yield Thing(
-                "queueing", CONTAINER, f"{kind} handle {each['handle'] >> 16:x}:", "the link"
-            )
-
-
-def _name(ip: IPRoute, index: int) -> str:
-    for each in ip.get_links(index):
-        return str(each.get_attr("IFLA_IFNAME"))
-    return f"link {index}"
+    hosts = _hosts(what)
+    for each in rule.show(room.sock):
+        source = format_ip(each.source.ip) if each.source.length else ""
+        owned = each.owner == what.owner.number
+        if source not in hosts and not owned:
+            continue
+        text = f"{each.priority}: from {source or 'all'} lookup {each.table}"
+        how = "its number" if owned else "its address"
+        yield Thing("policy rule", CONTAINER, text, how)
 
 
 # --- files ---
