@@ -12,7 +12,7 @@ import pytest
 
 from cni.cli import remaining
 from tests.harness import Netns, Runtime
-from tests.harness.build import install_dist, file_under_test
+from tests.harness.build import file_under_test, install_dist
 
 if TYPE_CHECKING:
     from collections.abc import Callable
