@@ -84,7 +84,10 @@ def payload(target: Target) -> dict[str, bytes]:
 def _ingredients(built: cpython.Build) -> bytes:
     """What the build id depends on, beside the payload."""
     digest = hashlib.sha256(built.source.parent.name.encode())
-    for path in sorted([zipapp.CLIENT, IMAGE, *HERE.rglob("*.py"), *HERE.glob("src/*.c")]):
+    headers = zipapp.CLIENT.parent.glob("*.h")
+    for path in sorted(
+        [zipapp.CLIENT, IMAGE, *headers, *HERE.rglob("*.py"), *HERE.glob("src/*.c")]
+    ):
         digest.update(path.read_bytes())
     return digest.digest()
 
