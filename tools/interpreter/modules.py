@@ -60,6 +60,8 @@ _MARSHALLED = (
     "cni.describe",
     "cni.install",
     "cni.plugins.sample",
+    "cni.record.exposition",
+    "cni.record.tracing",
     "cni.server",
     "cni.systemd",
 )
