@@ -68,8 +68,8 @@ def forget_all(sock: Netlink, protocol: int, port: int, dst: bytes, answered_by:
     """End the tracking of all flows to a port that this address answers, in one request.
 
     `dst` is the address that the first packets went to; b"" for any. False, and nothing is done, if
-    the kernel cannot (before 6.8): it then takes the filter for an incomplete tuple. Nor can it with
-    IPv6, where Linux 6.18 matches each address but the one that is asked for
+    the kernel cannot (before 6.8): it then takes the filter for an incomplete tuple. Nor can it
+    with IPv6, where Linux 6.18 matches each address but the one that is asked for
     (ctnetlink_filter_match_tuple). Raises NetlinkError.
     """
     if len(answered_by) != 4:
