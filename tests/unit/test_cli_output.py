@@ -169,7 +169,7 @@ def test_long_lines_are_broken(text: str, width: int) -> None:
     [
         ("short", "short\n"),
         ("✓ " + "word " * 5, "✓ word word word word\n  word\n"),
-        ("  1. aaaa bbbb cccc dddd eeee", "  1. aaaa bbbb cccc\n     dddd eeee\n"),
+        ("  1. aaaa bbbb cccc dddd eeee", "  1. aaaa bbbb cccc dddd\n     eeee\n"),
         ("  key   aaaa bbbb cccc dddd ee", "  key   aaaa bbbb cccc\n        dddd ee\n"),
         ("x" * 30, "x" * 24 + "\n" + "x" * 6 + "\n"),
         (output.Whole("rm " + "x" * 30), "rm " + "x" * 30 + "\n"),
