@@ -302,9 +302,11 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
         line(str(problem), err=True)
         return
     click.echo(f"{_red('error:')} {_indented(problem.msg, 7)}", err=True)
-    for name, text in (("details", problem.details), ("next", hint)):
-        if text:
-            click.echo(f"  {name:7}  {_indented(text, 11)}", err=True)
+    if problem.details:
+        click.echo(f"  details  {_indented(problem.details, 11)}", err=True)
+    if hint:  # in one line, since there is a command in it to be copied
+        text = printable(hint).replace("\n", "\n" + " " * 11)
+        click.echo(f"  next     {text}", err=True)
 
 
 def _indented(text: str, indent: int) -> str:
