@@ -187,6 +187,33 @@ def test_a_paragraph_on_a_terminal(
     assert printed(capfd).rstrip() == text.rstrip()
 
 
+@pytest.mark.parametrize(
+    ("terminal", "term", "count", "shown"),
+    [
+        (True, "xterm", 40, "100%"),
+        (True, "dumb", 40, "deleting: 40 …"),
+        (True, "xterm", 5, ""),
+        (False, "xterm", 40, ""),
+    ],
+)
+def test_progress_is_for_a_terminal_and_long_work(
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    terminal: bool,
+    term: str,
+    count: int,
+    shown: str,
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setenv("TERM", term)
+    with output.progress(list(range(count)), "deleting") as steps:
+        assert list(steps) == list(range(count))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert shown in captured.err
+    assert bool(captured.err) is bool(shown)
+
+
 def test_there_is_no_other_way_to_print() -> None:
     """Of the command line's modules only `output` writes to stdout and stderr."""
     ways = {"echo", "secho", "print", "show"}
@@ -198,6 +225,6 @@ def test_there_is_no_other_way_to_print() -> None:
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else None
             name = node.func.id if isinstance(node.func, ast.Name) else name
-            if ast.unparse(node.func) == "address.show":  # reads the kernel
+            if ast.unparse(node.func) in ("address.show", "route.show", "rule.show"):  # kernel
                 continue
             assert name not in ways, f"{path.name}:{node.lineno}"
