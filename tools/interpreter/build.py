@@ -78,6 +78,7 @@ def payload(target: Target) -> dict[str, bytes]:
         name: data
         for name, data in files.items()
         if not (name.endswith(".so") and f"-{target.arch}-" not in name)
+        and not name.startswith("pyroute2")  # which only scripts of people import, from dist/cni
     }
 
 
