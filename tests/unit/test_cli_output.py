@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ import cni.cli
 from cni import startup_error
 from cni.cli import formats, gojson, main, output
 from cni.cli.cache import Attachment, Outcome
+from cni.cli.group import cli
 from cni.cli.table import Column, Table, cell_width
 from cni.protocol.errors import CNIError
 from cni.protocol.result import Result
@@ -228,3 +230,21 @@ def test_there_is_no_other_way_to_print() -> None:
             if ast.unparse(node.func) in ("address.show", "route.show", "rule.show"):  # kernel
                 continue
             assert name not in ways, f"{path.name}:{node.lineno}"
+
+
+_WITH_NAMES = [
+    *(["status"], ["del"], ["check"], ["inspect"], ["explain"], ["schema"], ["validate"]),
+    *(["plan"], ["rules"], ["gc"], ["ipam", "list"], ["ipam", "release"], ["network", "rm"]),
+    *(["network", "create"], ["graph"], ["ps"], ["ports"], ["add"]),
+]
+
+
+@pytest.mark.parametrize("command", _WITH_NAMES, ids=" ".join)
+def test_an_empty_argument_is_wrong_usage(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A script's variable was not set: that must not stand for everything."""
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path))
+    for more in ([], ["x"]):
+        done = CliRunner().invoke(cli, [*command, "", *more])
+        assert done.exit_code == 2, done.output
