@@ -73,6 +73,7 @@ def originals() -> list[object]:
     found: list[object] = [builtins.__import__]
     for place in stopwatch.STEPS:
         module_name, _, path = place.partition(":")
+        __import__(module_name)
         holder: object = sys.modules[module_name]
         *kinds, name = path.split(".")
         for kind in kinds:
