@@ -52,9 +52,10 @@ _LEFT_OUT = """
     logging.config logging.handlers compileall encodings.mbcs
 """
 
-# The request path: laid into the file as finished objects ("deep-frozen"), which takes three times
-# the room of marshalled code, and nothing has to be read. Of our own modules all but these:
-_MARSHALLED = (
+# The request path: in the snapshot, and for a machine that has none laid into the file as finished
+# objects ("deep-frozen"), which takes three times the room of marshalled code, and nothing has to be
+# read. Of our own modules all but these:
+_NO_REQUEST = (
     "cni.artifact",
     "cni.cli",
     "cni.describe",
@@ -64,7 +65,7 @@ _MARSHALLED = (
     "cni.systemd",
 )
 _DHCP, _DHCP_REQUESTS = "cni.ipam.dhcp.", ("plugin", "conf", "rpc")
-_DEEP_LIBRARY = """
+_LIBRARY = """
     __future__ _frozen_importlib _frozen_importlib_external abc codecs io encodings
     encodings.aliases encodings.utf_8 os stat posixpath genericpath _collections_abc struct
 """
@@ -79,12 +80,12 @@ class Module:
     is_package: bool
 
     @property
-    def is_deep(self) -> bool:
+    def is_for_requests(self) -> bool:
         """Whether it is on the request path."""
         if self.name.startswith(_DHCP):
             return self.name.removeprefix(_DHCP) in _DHCP_REQUESTS
-        ours = self.name.partition(".")[0] == "cni" and not _is_below(self.name, _MARSHALLED)
-        return ours or self.name in _DEEP_LIBRARY.split()
+        ours = self.name.partition(".")[0] == "cni" and not _is_below(self.name, _NO_REQUEST)
+        return ours or self.name in _LIBRARY.split()
 
 
 class Sources:
