@@ -352,9 +352,9 @@ static uintptr_t map_all(int fd, const struct program *loaded, const struct snap
                          char **arguments)
 {
     const char *problem = why_not(snapshot, arguments);
+    uintptr_t headers = map_program(fd, loaded);
     if (!problem)
         problem = map_allocated(fd, snapshot);
-    uintptr_t headers = map_program(fd, loaded);
     if (!problem)
         problem = map_data(fd, loaded, snapshot);
     report(problem);
