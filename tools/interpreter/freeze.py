@@ -4,7 +4,7 @@
 
 SCRIPTS is Tools/scripts of CPython, whose deepfreeze.py writes one code object as C. MODULES is a
 directory: `list` has a line for each module (its name, the name in tracebacks, then what it is: `p`
-a package, `r` used by requests, `d` deep-frozen, `z` compressed, or `-`), in the order in which the
+a package, `r` used by requests, `d` deep-frozen, else `z`, compressed), in the order in which the
 interpreter looks; each source is a file of the module's name. OUTPUT is a directory, in which
 frozen.c, marshalled.bin and marshalled.s are written.
 
@@ -131,16 +131,10 @@ def main(scripts: str, modules: str, output: str) -> None:
             is_package = int("p" in entry.kinds)
             if "d" in entry.kinds:
                 getter = _write_deep(printer, file, entry.name, code)
-                rows.append(f'    {{"{entry.name}", NULL, 0, {is_package}, {getter}}},\n')
-            elif "z" in entry.kinds:
-                getter, data = _write_compressed(file, entry.name, code, len(blob))
-                rows.append(f'    {{"{entry.name}", NULL, 0, {is_package}, {getter}}},\n')
-                blob += data
             else:
-                data = marshal.dumps(code)
-                place = f"cni_frozen_code + {len(blob)}, {len(data)}"
-                rows.append(f'    {{"{entry.name}", {place}, {is_package}, NULL}},\n')
+                getter, data = _write_compressed(file, entry.name, code, len(blob))
                 blob += data
+            rows.append(f'    {{"{entry.name}", NULL, 0, {is_package}, {getter}}},\n')
         file.write('#include "internal/pycore_import.h"\n')
         file.write(_TAIL.format(entries="".join(rows)))
     blob_path = Path(output, "marshalled.bin")
@@ -175,7 +169,7 @@ def _drop_annotations(node: ast.AST) -> None:
 
 
 def _write_compressed(
-    file: TextIO, name: str, code: object, start: int
+    file: TextIO, name: str, code: types.CodeType, start: int
 ) -> tuple[str, bytes]:
     """Write the getter of a module whose code will be at `start`; its name, and the code."""
     symbol, data = name.replace(".", "_dot_"), marshal.dumps(code)

@@ -83,11 +83,8 @@ def _freeze(built: Build, modules: dict[str, Module], folder: Path, log: Path) -
     # The interpreter looks from the beginning: the request path comes first.
     for module in sorted(modules.values(), key=lambda each: (not each.is_for_requests, each.name)):
         kinds = "p" * module.is_package + "r" * module.is_for_requests
-        if is_deep and module.is_for_requests:
-            kinds += "d"
-        elif not module.is_of_start:
-            kinds += "z"
-        lines.append(f"{module.name} {BOOTSTRAP.get(module.name, module.name)} {kinds or '-'}\n")
+        kinds += "d" if is_deep and module.is_for_requests else "z"
+        lines.append(f"{module.name} {BOOTSTRAP.get(module.name, module.name)} {kinds}\n")
         (folder / "modules" / module.name).write_bytes(module.source)
     (folder / "modules/list").write_text("".join(lines))
     scripts = built.source / "Tools/scripts"

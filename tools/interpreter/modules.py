@@ -85,12 +85,7 @@ class Module:
         if self.name.startswith(_DHCP):
             return self.name.removeprefix(_DHCP) in _DHCP_REQUESTS
         ours = self.name.partition(".")[0] == "cni" and not is_below(self.name, _NO_REQUEST)
-        return ours or self.is_of_start
-
-    @property
-    def is_of_start(self) -> bool:
-        """Whether the interpreter cannot start without it, or every request needs it."""
-        return self.name in _LIBRARY.split()
+        return ours or self.name in _LIBRARY.split()
 
 
 class Sources:
