@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.harness.build import ROOT
 from tests.harness.netns import BARE_ENV
 from tests.harness.wait import wait_until
 from tests.harness.world import CASES, WORK_ON_INTERFACE, World, needing
+from tools.interpreter.snapshot import parse
 
 from .test_damage import DESCRIPTOR, MAGIC, parts, snapshot_parts
 
@@ -411,3 +413,74 @@ def test_it_takes_little(bin_dir: Path, tmp_path: Path) -> None:
         assert status == 0
         faults[choice] = usage.ru_minflt
     assert faults["on"] < faults["off"] / 2, faults
+
+
+# --- what is written -----------------------------------------------------------------------------
+
+PYTHON_H = """
+#include <stddef.h>
+typedef struct {
+    void *ctx;
+    void *(*alloc)(void *, size_t);
+    void (*free)(void *, void *, size_t);
+} PyObjectArenaAllocator;
+void PyObject_SetArenaAllocator(PyObjectArenaAllocator *);
+"""
+RECORDER = """
+#include "Python.h"
+#include "snapshot.h"
+#include <stdlib.h>
+#include <string.h>
+
+static PyObjectArenaAllocator arenas;
+void PyObject_SetArenaAllocator(PyObjectArenaAllocator *given) { arenas = *given; }
+
+char *cni_data[2 * 4096 / sizeof(char *)] __attribute__((aligned(4096)));
+__asm__(".globl cni_snapshot_start\\n.set cni_snapshot_start, cni_data\\n"
+        ".globl cni_snapshot_end\\n.set cni_snapshot_end, cni_data + 8192\\n");
+extern void *__real_malloc(size_t);
+
+int main(int argc, char **argv)
+{
+    char local, *outside = __real_malloc(100);
+    snapshot_begin();
+    char **block = malloc(600), *gone = malloc(1 << 20);
+    char **arena = arenas.alloc(NULL, 1 << 20);
+    memset(gone, 1, 1 << 20);
+    memcpy(gone, &outside, sizeof outside);
+    block = realloc(block, 1200);
+    cni_data[7] = (char *)block;
+    block[100] = (char *)&cni_data[3];
+    arena[0] = getenv("nothing");
+    arena[100] = (char *)main;
+    free(gone); /* with what it pointed to */
+    switch (argv[1][0]) {
+    case 's': cni_data[800] = &local; break;
+    case 'h': block[149] = outside; break;
+    case 'a': arena[4000] = argv[0]; break;
+    }
+    return snapshot_write(argv[2]) < 0;
+}
+"""
+
+
+@pytest.mark.parametrize("points_to", ["nothing else", "stack", "heap", "arguments"])
+def test_a_pointer_to_what_is_not_in_it(tmp_path: Path, points_to: str) -> None:
+    """The program that writes the snapshot finds it, and writes none."""
+    sources = ROOT / "tools/interpreter/src"
+    (tmp_path / "Python.h").write_text(PYTHON_H)
+    (tmp_path / "main.c").write_text(RECORDER)
+    wraps = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "free")]
+    flags = ["-no-pie", "-fno-pie", "-O1", "-DCNI_PAGE=4096", "-DCNI_AREA=0x50000000", *wraps]
+    command = ["gcc", *flags, f"-I{tmp_path}", f"-I{sources}", "-o", tmp_path / "recorder"]
+    subprocess.run([*command, tmp_path / "main.c", sources / "snapshot.c"], check=True)
+    output = tmp_path / "snapshot"
+    done = subprocess.run(
+        [tmp_path / "recorder", points_to, output], capture_output=True, text=True, timeout=60
+    )
+    if points_to == "nothing else":
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [part.size for part in parse(output.read_bytes()).parts][-1] == 1 << 20
+    else:
+        assert done.returncode == 1
+        assert done.stderr.count("which is not in it") == 1
