@@ -171,8 +171,8 @@ def test_too_little_memory(copy: Path, megabytes: int) -> None:
     done = run(limited, env=REQUEST)
     assert done.returncode == 1
     error = json.loads(done.stdout)
-    assert error["msg"] == "cannot start: the interpreter cannot be mapped"
-    assert "memory" in error["details"]
+    assert error["msg"] == "cannot start: too little memory"
+    assert "raise the limit" in error["details"]
 
 
 def test_a_crash_of_a_file_that_is_whole(copy: Path, tmp_path: Path) -> None:
