@@ -32,6 +32,14 @@ _NOT_THERE = """
     cni.plugins.firewall.backend_firewalld cni.plugins.firewall.dbus
     cni.plugins.firewall.migrate cni.plugins.flannel cni.plugins.host_device
     cni.plugins.portmap.migrate cni.plugins.tap cni.plugins.vrf cni.protocol.wrong_type cni.record
+    cni.plugins.ipvlan cni.plugins.macvlan.host_shim cni.plugins.portmap.localhost
+    cni.plugins.portmap.nft_conditions cni.plugins.portmap.nft_reference
+    cni.netfilter.iptables cni.netfilter.iptables_netlink cni.netfilter.iptables_rules
+    cni.plugins.firewall.backend_iptables cni.plugins.portmap.backend_iptables
+    cni.plugins.portmap.iptables_rules cni.plugins.shared.masquerade.backend_iptables cni.renewal
+    cni.netns.executor cni.ipam.host_local.usage cni.ipam.host_local.sticky
+    cni.plugins.shared.device_notes cni.plugins.tuning.backup cni.plugins.tuning.features
+    cni.plugins.flannel cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage
 """
 
