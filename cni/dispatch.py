@@ -205,51 +205,30 @@ def is_recorded(code: int, env: Mapping[str, str], stdin: bytes) -> bool:
 _LOG_VARIABLE, _LOG_KEY = "CNI_LOG_LEVEL", b'"loglevel"'
 
 
-def _node_records() -> bool:
-    """Whether the node has settings of its own for what is written down (cni.record)."""
-    return os.access(os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json", os.F_OK)
-
-
 def _record(
     name: str, stdin: bytes, seconds: float, code: int, output: bytes, traced: Trace | None
 ) -> None:
     """Write this process's request down, as far as that is wanted. Raises nothing."""
-    has_node_file = _node_records()
-    is_written = has_node_file or is_recorded(code, os.environ, stdin)
-    if not is_written and traced is None:
+    node_file = os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json"
+    has_node_file = os.access(node_file, os.F_OK)
+    if traced is None and not has_node_file and not is_recorded(code, os.environ, stdin):
         return
     try:
-        from time import time
-
         from . import record
 
-        env = dict(os.environ)
-        entry = record.Entry(name, env, stdin, time() - seconds, seconds, code, output, "exec")
-        if is_written:
-            record.Log().write(entry, record.of_node(env) if has_node_file else {})
-        if traced is not None:
-            from .record.tracing import Sender
-
-            Sender(_spans_path()).send(traced.finish(entry))
+        record.by_exec(name, stdin, seconds, code, output, traced, has_node_file)
     except (Exception, standins.Insufficient):  # noqa: BLE001 S110 the answer is given already
         pass
 
 
 def _begin_trace() -> Trace | None:
     """Begin the trace of this process's request, if a server takes spans. Raises nothing."""
-    if not os.access(_spans_path(), os.F_OK):
-        return None
     try:
-        from .record import tracing
+        from . import record
 
-        return tracing.begin(os.environ, tracing.parents_choice, sys.modules[__name__])
+        return record.begin_by_exec(os.environ, sys.modules[__name__])
     except (Exception, standins.Insufficient):  # noqa: BLE001 the request does not depend on it
         return None
-
-
-def _spans_path() -> str:
-    """Where the server's observer takes spans (cni.server.observing)."""
-    return f"{os.environ.get('CNI_SERVER_SOCKET') or '/run/cni/cni.sock'}.spans"
 
 
 def _say(text: str) -> None:

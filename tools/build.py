@@ -62,6 +62,7 @@ LAUNCHER_FLAGS.append("-Wl,--no-insert-timestamp")
 # The native client; musl makes it a tenth of what glibc does, and starts it faster. CNI_CLIENT_CC
 # names another compiler, or `none` for a file that starts with the script and runs on any machine.
 CLIENT = ROOT / "launcher/client.c"
+CLIENT_STEPS = ROOT / "launcher/steps.h"
 COMPILERS = ("musl-gcc", "cc")
 CLIENT_FLAGS = (
     "-static",
@@ -108,7 +109,7 @@ def build() -> None:
     started = time.time()
     files = payload()
     template = (ROOT / "launcher/prefix.sh").read_bytes()
-    build_id = content_id(files, template + CLIENT.read_bytes())
+    build_id = content_id(files, template + CLIENT.read_bytes() + CLIENT_STEPS.read_bytes())
     files["cni/_build.py"] = build_module(build_id, files)
     files.update(bytecode(files))
     start = native_client(prefix(template, build_id))

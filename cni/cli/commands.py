@@ -19,7 +19,7 @@ from cni.protocol.request import check_container_id
 
 from . import cache, conflist, errors, formats, output, target
 from .cache import outcome
-from .completion import Container, Namespace, Network
+from .completion import Container, Namespace, Network, Where
 from .session import (
     CACHE_DIR,
     DRY_RUN,
@@ -60,7 +60,7 @@ def _attachment_options(function: F) -> F:
         ),
         _IFNAME,
         click.argument(
-            "where", metavar="[NETNS|NAMESPACE/POD]", type=Namespace(), required=False, default=""
+            "where", metavar="[NETNS|NAMESPACE/POD]", type=Where(), required=False, default=""
         ),
         click.argument("network", type=Network()),
     ):

@@ -54,20 +54,25 @@ class Network(click.ParamType[str]):
 
 
 class Container(click.ParamType[str]):
-    """A container id, or ID/IFNAME; completes what is attached, in the network if one is given."""
+    """A container id, or ID/IFNAME, or also a pod; completes what is attached, in the network if
+    one is given.
+    """
 
     name = "container"
 
-    def __init__(self, *, with_ifname: bool = False) -> None:
+    def __init__(self, *, with_ifname: bool = False, pods: bool = False) -> None:
         self._with_ifname = with_ifname
+        self._pods = pods
 
     def shell_complete(
         self, ctx: click.Context, _param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
+        known = _attached(ctx)
         names = [
             f"{each.container_id}/{each.ifname}" if self._with_ifname else each.container_id
-            for each in _attached(ctx)
+            for each in known
         ]
+        names += _pods(known) if self._pods else []
         return _items(sorted(set(names)), incomplete)
 
 
@@ -78,7 +83,7 @@ class Inspectable(Container):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         known = _attached(ctx)
-        names = {each.pod for each in known if each.pod} | {each.container_id for each in known}
+        names = {*_pods(known), *(each.container_id for each in known)}
         return Network().shell_complete(ctx, param, incomplete) + _items(sorted(names), incomplete)
 
 
@@ -98,7 +103,9 @@ class PortName(click.ParamType[str]):
 
 
 class Reserved(click.ParamType[str]):
-    """An address that host-local has reserved, or a container that holds one; completes both."""
+    """An address that host-local has reserved, or a container or pod that holds one; completes all
+    of them.
+    """
 
     name = "address"
 
@@ -107,7 +114,7 @@ class Reserved(click.ParamType[str]):
     ) -> list[CompletionItem]:
         holders = [each for each in _attached(ctx) if each.reserved]
         names = [one.address for each in holders for one in each.reserved]
-        names += [each.container_id for each in holders]
+        names += [each.container_id for each in holders] + _pods(holders)
         return _items(sorted(set(names)), incomplete)
 
 
@@ -121,6 +128,10 @@ def _attached(ctx: click.Context) -> list[Attached]:
         return gather(places, ctx.params.get("network"))
     except (CNIError, OSError):
         return []
+
+
+def _pods(known: list[Attached]) -> list[str]:
+    return [each.pod for each in known if each.pod]
 
 
 def _items(names: list[str], incomplete: str) -> list[CompletionItem]:
@@ -146,3 +157,13 @@ class Namespace(click.Path):
             if items:
                 return items
         return super().shell_complete(ctx, param, incomplete)
+
+
+class Where(Namespace):
+    """A network namespace's path, or a pod that is attached; completes both."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        pods = _items(sorted(set(_pods(_attached(ctx)))), incomplete)
+        return [*pods, *super().shell_complete(ctx, param, incomplete)]

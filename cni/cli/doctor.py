@@ -9,7 +9,7 @@ import click
 
 from cni import intent
 
-from . import conflist, formats
+from . import conflist, formats, output
 from .checkup import networks, node, packet_filter, software, state
 from .checkup.finding import ERROR, NOTE, OK, UNKNOWN, WARNING, Finding, Situation
 from .serve import SOCKET
@@ -88,7 +88,7 @@ def _tried(
 
 def _lines(finding: Finding) -> list[str]:
     lines = [f"{_MARKS[finding.level]} {finding.area}: {finding.text}"]
-    return [*lines, f"    {finding.mend}"] if finding.mend else lines
+    return [*lines, output.Whole(f"    {finding.mend}")] if finding.mend else lines
 
 
 def _summary(counts: dict[str, int]) -> str:

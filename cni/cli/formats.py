@@ -157,7 +157,10 @@ def present(
             output.line(name)
         return
     for line in lines:
-        output.line(line)
+        if current() == "wide":
+            output.line(line)
+        else:
+            output.paragraph(line)
     if rows is not None:
         output.table(rows, wide=current() == "wide")
 

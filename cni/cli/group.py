@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,7 @@ class LazyGroup(click.Group):
         module, _, attribute = place.partition(":")
         command: click.Command = getattr(import_module(f".{module}", __package__), attribute)
         command.short_help = summary
+        _refuse_empty(command)
         return command
 
     def invoke(self, context: click.Context) -> Any:
@@ -68,6 +70,30 @@ class LazyGroup(click.Group):
             if name.startswith(incomplete)
         ]
         return items + click.Command.shell_complete(self, context, incomplete)
+
+
+_Callback = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def _refuse_empty(command: click.Command) -> None:
+    """Have empty arguments refused: no name is empty, and a script's variable may not be set."""
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        _refuse_empty(each)
+    for param in command.params:
+        if isinstance(param, click.Argument) and not isinstance(param.callback, _NotEmpty):
+            param.callback = _NotEmpty(param.callback)
+
+
+class _NotEmpty:
+    """The callback of an argument, before its own."""
+
+    def __init__(self, then: _Callback | None) -> None:
+        self._then = then
+
+    def __call__(self, context: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise click.BadParameter("it is empty", context, param)
+        return self._then(context, param, value) if self._then else value
 
 
 def _version(context: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,10 +26,13 @@ from cni.protocol.result import IPConfig, Result, encode_json
 
 from . import gojson
 from .cache import Attachment, Outcome
-from .table import COLOURS, Table, cell_width, padded, shortened
+from .table import COLOURS, Table, cell_width, padded, shortened, taken
 
 T = TypeVar("T")
 _MOST_DAMAGED = 10
+# What further lines of a paragraph stand below: blanks, a mark or number, a name before two blanks.
+_HEAD = re.compile(r" *(?:[^\w\s](?= )|\d+\.(?= )|\S+ (?= ))? *")
+_MOST_INDENT = 24
 _MANY = 20  # items of work that are worth a progress bar
 
 
@@ -132,7 +136,7 @@ def added(outcome: Outcome, attachment: Attachment, form: str = "") -> None:
         write(encode_json(outcome.as_dict()))
         return
     done(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
-    line(columns([*_summary(outcome.result), ("container", attachment.container_id)]))
+    paragraph(columns([*_summary(outcome.result), ("container", attachment.container_id)]))
 
 
 def done(text: str) -> None:
@@ -145,6 +149,10 @@ def done(text: str) -> None:
 def progress(items: Sequence[T], what: str) -> Iterator[Iterable[T]]:
     """`items`, with a progress bar on stderr if that is a terminal and they are many."""
     if sys.stderr is None or not sys.stderr.isatty() or len(items) < _MANY:
+        yield items
+        return
+    if os.environ.get("TERM", "dumb") == "dumb":
+        line(f"{what}: {len(items)} …", err=True)
         yield items
         return
     with click.progressbar(items, label=what, file=sys.stderr) as bar:
@@ -204,10 +212,55 @@ def facts(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """`text` in lines of at most `width` columns."""
-    import textwrap
+    """`text` in lines of at most `width` columns (at least 8), broken at blanks where it can be.
 
-    return textwrap.wrap(text, max(width, 20), break_on_hyphens=False) or [""]
+    What has no blank and is too long (a path, an id) is broken anywhere.
+    """
+    width = max(width, 8)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if cell_width(longer) <= width:
+            lines[-1] = longer
+            continue
+        rest = word
+        while cell_width(rest) > width:
+            room = width - cell_width(lines[-1]) - 1 if lines[-1] else width
+            if room < width // 4:
+                lines.append("")
+                continue
+            piece = taken(rest, room)
+            lines[-1] = f"{lines[-1]} {piece}" if lines[-1] else piece
+            rest = rest[len(piece) :]
+            lines.append("")
+        if rest:
+            lines = lines if not lines[-1] else [*lines, ""]
+            lines[-1] = rest
+    return [each for each in lines if each] or [""]
+
+
+class Whole(str):
+    """A line that is never broken: a command that a person copies."""
+
+    __slots__ = ()
+
+
+def paragraph(text: str) -> None:
+    """A line, or several, on stdout; a terminal gets further lines for what is too long for one.
+
+    Those begin below the text behind a mark (``✓ ``) or a name in the first column.
+    """
+    for each in printable(text).split("\n"):
+        width = terminal_width()
+        if isinstance(text, Whole) or not is_terminal() or cell_width(each) <= width:
+            line(each)
+            continue
+        head = _HEAD.match(each)
+        start = head[0] if head and len(head[0]) <= _MOST_INDENT else ""
+        pieces = wrapped(each[len(start) :], width - cell_width(start))
+        line(start + pieces[0])
+        for piece in pieces[1:]:
+            line(" " * cell_width(start) + piece)
 
 
 def damaged(found: Sequence[Any]) -> None:
@@ -249,14 +302,23 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
         line(str(problem), err=True)
         return
     click.echo(f"{_red('error:')} {_indented(problem.msg, 7)}", err=True)
-    for name, text in (("details", problem.details), ("next", hint)):
-        if text:
-            click.echo(f"  {name:7}  {_indented(text, 11)}", err=True)
+    if problem.details:
+        click.echo(f"  details  {_indented(problem.details, 11)}", err=True)
+    if hint:  # in one line, since there is a command in it to be copied
+        text = printable(hint).replace("\n", "\n" + " " * 11)
+        click.echo(f"  next     {text}", err=True)
 
 
-def _indented(text: str, width: int) -> str:
-    """`text`, whose further lines cannot be taken for lines of ours."""
-    return printable(text).replace("\n", "\n" + " " * width)
+def _indented(text: str, indent: int) -> str:
+    """`text` for a terminal, whose further lines cannot be taken for lines of ours."""
+    room = terminal_width() - indent
+    lines = [piece for each in printable(text).split("\n") for piece in _broken(each, room)]
+    return f"\n{' ' * indent}".join(lines)
+
+
+def _broken(text: str, width: int) -> list[str]:
+    """As `wrapped`, but blanks at the beginning stay, and what fits is left as it is."""
+    return [text] if cell_width(text) <= width else wrapped(text, width)
 
 
 def decode_map(text: str, name: str) -> dict[str, Any] | None:

@@ -178,7 +178,7 @@ def ports(port: str | None, cache_dir: str) -> None:
 
 
 @click.command()
-@click.argument("container", type=Container(), required=False)
+@click.argument("container", type=Container(pods=True), required=False)
 @CACHE_DIR
 @formats.options
 def rules(container: str | None, cache_dir: str) -> None:

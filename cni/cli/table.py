@@ -123,12 +123,12 @@ def shortened(text: str, width: int, cut: str = "end") -> str:
         return text
     room = max(width - 1, 0)
     if cut == "middle":
-        end = _taken(text[::-1], room - room // 3)[::-1]
-        return _taken(text, room - cell_width(end)) + _ELLIPSIS + end
-    return _taken(text, room) + _ELLIPSIS
+        end = taken(text[::-1], room - room // 3)[::-1]
+        return taken(text, room - cell_width(end)) + _ELLIPSIS + end
+    return taken(text, room) + _ELLIPSIS
 
 
-def _taken(text: str, width: int) -> str:
+def taken(text: str, width: int) -> str:
     """As much of the beginning as fits."""
     used = 0
     for at, char in enumerate(text):

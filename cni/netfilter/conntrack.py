@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 from collections.abc import Collection, Iterable, Iterator
-from errno import ENOENT
+from errno import EINVAL, ENOENT, EOPNOTSUPP
 from typing import NamedTuple
 
 from ..kernel import netlink as nl
+from ..kernel.errors import NetlinkError
 from ..kernel.netlink import Netlink
 from . import nft, uapi
 
@@ -61,6 +62,39 @@ def _filter(family: int, protocol: int, port: int | None = None) -> bytes:
     flags = nl.u32(uapi.CTA_FILTER_ORIG_FLAGS, wanted) + nl.u32(uapi.CTA_FILTER_REPLY_FLAGS, 0)
     tuple_orig = nl.nest(uapi.CTA_TUPLE_ORIG, nl.nest(uapi.CTA_TUPLE_PROTO, parts))
     return bytes((family, 0, 0, 0)) + tuple_orig + nl.nest(uapi.CTA_FILTER, flags)
+
+
+def forget_all(sock: Netlink, protocol: int, port: int, dst: bytes, answered_by: bytes) -> bool:
+    """End the tracking of all flows to a port that this address answers, in one request.
+
+    `dst` is the address that the first packets went to; b"" for any. False, and nothing is done, if
+    the kernel cannot (before 6.8): it then takes the filter for an incomplete tuple. Nor can it
+    with IPv6, where Linux 6.18 matches each address but the one that is asked for
+    (ctnetlink_filter_match_tuple). Raises NetlinkError.
+    """
+    if len(answered_by) != 4:
+        return False
+    wanted = uapi.CTA_FILTER_F_CTA_PROTO_NUM | uapi.CTA_FILTER_F_CTA_PROTO_DST_PORT
+    number = nl.u8(uapi.CTA_PROTO_NUM, protocol)
+    to_port = nl.attr(uapi.CTA_PROTO_DST_PORT, port.to_bytes(2, "big"))
+    orig = nl.nest(uapi.CTA_TUPLE_PROTO, number + to_port)
+    if dst:
+        wanted |= uapi.CTA_FILTER_F_CTA_IP_DST
+        orig = nl.nest(uapi.CTA_TUPLE_IP, nl.attr(uapi.CTA_IP_V4_DST, dst)) + orig
+    reply = nl.nest(uapi.CTA_TUPLE_IP, nl.attr(uapi.CTA_IP_V4_SRC, answered_by))
+    flags = nl.u32(uapi.CTA_FILTER_ORIG_FLAGS, wanted)
+    flags += nl.u32(uapi.CTA_FILTER_REPLY_FLAGS, uapi.CTA_FILTER_F_CTA_IP_SRC)
+    # without a tuple, a kernel that knows no filter here would end all flows of the node
+    message = bytes((AF_INET, 0, 0, 0)) + nl.nest(uapi.CTA_TUPLE_ORIG, orig)
+    message += nl.nest(uapi.CTA_TUPLE_REPLY, reply) + nl.nest(uapi.CTA_FILTER, flags)
+    try:
+        sock.request(uapi.IPCTNL_MSG_CT_DELETE, message)
+    except NetlinkError as error:
+        if error.errno in (EINVAL, EOPNOTSUPP):
+            return False
+        if error.errno != ENOENT:
+            raise
+    return True
 
 
 def parse(data: bytes) -> Flow:

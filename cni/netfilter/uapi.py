@@ -235,6 +235,8 @@ CTA_PROTO_DST_PORT = 3
 CTA_FILTER_ORIG_FLAGS = 1
 CTA_FILTER_REPLY_FLAGS = 2
 # Bits of those two, from net/netfilter/nf_conntrack_netlink.c.
+CTA_FILTER_F_CTA_IP_SRC = 1 << 0
+CTA_FILTER_F_CTA_IP_DST = 1 << 1
 CTA_FILTER_F_CTA_PROTO_NUM = 1 << 3
 CTA_FILTER_F_CTA_PROTO_DST_PORT = 1 << 5
 

@@ -39,6 +39,7 @@ import msgspec
 
 if TYPE_CHECKING:
     from .journal import Journal
+    from .tracing import Trace
 
 OFF, ERRORS, ALL = LEVELS = ("off", "errors", "all")
 JOURNAL = "journal"  # instead of a file
@@ -58,19 +59,7 @@ _KIND, _REGULAR = 0o170000, 0o100000  # of st_mode (inode(7))
 _CHECK_SECONDS = 1.0  # how long an open file is taken for the one at its path
 
 
-class Settings(NamedTuple):
-    """Which requests are written down, and where: an absolute path, or JOURNAL.
-
-    `is_confined` tells that a configuration has chosen the file.
-    """
-
-    level: str
-    file: str
-    is_confined: bool = False
-
-    def want(self, code: int) -> bool:
-        """Is a request with this exit code to be written down?"""
-        return self.level == ALL or (self.level == ERRORS and code != 0)
+Settings = tuple[str, str, bool]  # level, file, whether a configuration has chosen the file
 
 
 def of_request(
@@ -84,9 +73,8 @@ def of_request(
     level = _level(env.get(_LEVEL_VARIABLE)) or own.get(_LEVEL_KEY) or node.get(_LEVEL_KEY)
     file = _file(env.get(_FILE_VARIABLE))
     confined = not file and _FILE_KEY in own
-    return Settings(
-        level or ERRORS, file or own.get(_FILE_KEY) or node.get(_FILE_KEY) or JOURNAL, confined
-    )
+    file = file or own.get(_FILE_KEY) or node.get(_FILE_KEY) or JOURNAL
+    return level or ERRORS, file, confined
 
 
 def of_node(env: Mapping[str, str]) -> dict[str, str]:
@@ -130,6 +118,44 @@ def _file(value: Any) -> str:
     return value if value == JOURNAL or value.startswith("/") else ""
 
 
+# --- by exec --------------------------------------------------------------------------------------
+
+
+def by_exec(
+    plugin: str,
+    stdin: bytes,
+    seconds: float,
+    code: int,
+    output: bytes,
+    traced: Trace | None,
+    has_node_file: bool,
+) -> None:
+    """Write down the request that this process has answered. May raise anything."""
+    env = dict(os.environ)
+    entry = Entry(plugin, env, stdin, time.time() - seconds, seconds, code, output, "exec")
+    Log().write(entry, of_node(env) if has_node_file else {})
+    if traced is not None:
+        from .tracing import Sender
+
+        Sender(_spans_path(env)).send(traced.finish(entry))
+
+
+def begin_by_exec(env: Mapping[str, str], verbs: Any) -> Trace | None:
+    """Begin the trace of this process's request, if the caller's is recorded and a server takes
+    spans. `verbs` is cni.dispatch. May raise anything.
+    """
+    if not os.access(_spans_path(env), os.F_OK):
+        return None
+    from . import tracing
+
+    return tracing.begin(env, tracing.parents_choice, verbs)
+
+
+def _spans_path(env: Mapping[str, str]) -> str:
+    """Where the server's observer takes spans (cni.server.observing)."""
+    return f"{env.get('CNI_SERVER_SOCKET') or '/run/cni/cni.sock'}.spans"
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -159,7 +185,7 @@ class Log:
     def __init__(self, *, keep_open: bool = False) -> None:
         self._keep_open = keep_open
         self._fd = -1
-        self._wanted = Settings(OFF, "")
+        self._wanted: Settings = (OFF, "", False)
         self._identity = (0, 0)
         self._checked = 0.0
         self._journal: Journal | None = None
@@ -169,11 +195,11 @@ class Log:
         """Write the entry down, if that is wanted; `node` is of_node. Raises nothing."""
         conf = decoded(entry.stdin)
         wanted = of_request(entry.env, conf, node)
-        if not wanted.want(entry.code):
+        if wanted[0] == OFF or (wanted[0] == ERRORS and not entry.code):
             return
         fields = fields_of(entry, conf)
         try:
-            if wanted.file == JOURNAL:
+            if wanted[1] == JOURNAL:
                 self._send(fields)
             else:
                 self._append(wanted, msgspec.json.encode(fields) + b"\n")
@@ -197,11 +223,12 @@ class Log:
         if self._fd >= 0 and self._wanted[1:] == wanted[1:]:
             if now - self._checked < _CHECK_SECONDS:
                 return self._fd
-            if not wanted.is_confined and self._is_in_place():
+            if not wanted[2] and self._is_in_place():
                 self._checked = now
                 return self._fd
         self._close_file()
-        self._fd = _open_confined(wanted.file) if wanted.is_confined else _open(wanted.file)
+        _, file, is_confined = wanted
+        self._fd = _open_confined(file) if is_confined else _open(file)
         status = os.fstat(self._fd)
         self._wanted, self._identity = wanted, (status.st_dev, status.st_ino)
         self._checked = now
@@ -210,7 +237,7 @@ class Log:
     def _is_in_place(self) -> bool:
         """Whether the open file is still the one at its path: it may have been rotated."""
         try:
-            status = os.lstat(self._wanted.file)
+            status = os.lstat(self._wanted[1])
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity

@@ -260,9 +260,17 @@ def _around(function: Callable[..., Any], label: Callable[..., str]) -> Callable
     def traced(*args: Any, **kw: Any) -> Any:
         if _current is None:
             return function(*args, **kw)
-        return _current.step(label(*args), INTERNAL, function, *args, **kw)
+        return _current.step(_labelled(label, function, args), INTERNAL, function, *args, **kw)
 
     return traced
+
+
+def _labelled(label: Callable[..., str], function: Callable[..., Any], args: Any) -> str:
+    """The name of a step; one that is called in another way than usual has the function's."""
+    try:
+        return label(*args)
+    except (TypeError, AttributeError):
+        return function.__qualname__
 
 
 def _around_verb(perform: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -281,23 +289,16 @@ def _around_verb(perform: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _around_execute(execute: Callable[..., bytes]) -> Callable[..., bytes]:
     """A delegate that is another program gets its span as the parent of its own."""
 
-    def in_context(trace: Trace, program: str, request: Request, *args: Any) -> bytes:
+    def in_context(trace: Trace, program: str, request: Request, *args: Any, **kw: Any) -> bytes:
         env = {**request.env, **trace.context}
         if not env["TRACESTATE"]:
             del env["TRACESTATE"]
-        return execute(program, request._replace(env=env), *args)
+        return execute(program, request._replace(env=env), *args, **kw)
 
     def traced(program: str, request: Request, *args: Any, **kw: Any) -> Any:
         if _current is None:
             return execute(program, request, *args, **kw)
-        return _current.step(
-            f"call {program} {request.command}",
-            CLIENT,
-            in_context,
-            _current,
-            program,
-            request,
-            *args,
-        )
+        name = f"call {program} {request.command}"
+        return _current.step(name, CLIENT, in_context, _current, program, request, *args, **kw)
 
     return traced

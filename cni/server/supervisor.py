@@ -72,7 +72,7 @@ class Supervisor:
         counted = observe.is_anything
         self.counts = counts.allocate(options.workers) if counted else []
         self.observing = Observing(
-            observe, options.socket, build, self.counts, self.slots, log, self._forget_signals
+            observe, options.socket, build, self.counts, self.slots, log, self._prepare_observer
         )
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
@@ -233,6 +233,11 @@ class Supervisor:
             code = 0
         finally:
             os._exit(code)
+
+    def _prepare_observer(self) -> None:
+        """For that child: it has nothing to do with requests."""
+        self._forget_signals()
+        self.listener.close()
 
     def _forget_signals(self) -> None:
         """For a child: the supervisor's signals are not for it."""

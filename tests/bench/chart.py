@@ -9,6 +9,7 @@ from .measure import NAMES, Row
 
 WIDTH, LABEL, BAR, GAP, TOP = 900, 300, 11, 10, 64
 COLOURS = {"warm": "#ffb000", "alone": "#2da44e", "ours": "#3776ab", "go": "#00add8"}
+_LINES = ["#ffb000", "#8c959f", "#3776ab", "#00add8", "#2da44e", "#cf222e"]
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f }
 .title { font-size: 15px; font-weight: 600 }
@@ -36,6 +37,49 @@ def draw(rows: Sequence[Row], title: str, subtitle: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" '
         f'height="{y}" role="img" aria-label="{escape(title)}"><style>{STYLE}</style>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def lines(
+    series: dict[str, list[tuple[float, float]]], title: str, x_title: str, y_title: str
+) -> str:
+    """A line for each name through its points (x, y)."""
+    width, height, left, top, right, bottom = 720, 380, 60, 56, 170, 44
+    points = [point for each in series.values() for point in each]
+    most_x, most_y = (max((point[n] for point in points), default=1.0) or 1.0 for n in (0, 1))
+    wide, high = width - left - right, height - top - bottom
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return left + x / most_x * wide, top + (1 - y / most_y) * high
+
+    parts = [
+        f'<text class="title" x="12" y="22">{escape(title)}</text>',
+        f'<text class="small" x="12" y="42">{escape(y_title)}</text>',
+        f'<text class="small" x="{left + wide / 2}" y="{height - 8}">{escape(x_title)}</text>',
+    ]
+    for part in range(5):
+        value = most_y * part / 4
+        y = place(0, value)[1]
+        parts.append(f'<line x1="{left}" y1="{y:.1f}" x2="{left + wide}" y2="{y:.1f}"/>')
+        text = f'<text class="small" x="{left - 6}" y="{y + 3:.1f}" text-anchor="end">'
+        parts.append(f"{text}{value:.0f}</text>")
+    for x in sorted({point[0] for point in points}):
+        at = place(x, 0)
+        text = f'<text class="small" x="{at[0]:.1f}" y="{at[1] + 14:.1f}" text-anchor="middle">'
+        parts.append(f"{text}{x:.0f}</text>")
+    for (name, each), colour in zip(series.items(), _LINES * len(series), strict=False):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in each))
+        parts.append(
+            f'<polyline points="{path}" fill="none" style="stroke:{colour};stroke-width:2"/>'
+        )
+        if each:
+            x, y = place(*each[-1])
+            parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        f'height="{height}" role="img" aria-label="{escape(title)}"><style>{STYLE}</style>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )

@@ -76,12 +76,16 @@ class Pair:
         link.delete(self.netns.netlink(), self.inner)
 
 
+_handles: list[int] = []
+
+
 def masq_add() -> None:
-    masquerade.setup(OWNER, [ADDRESS], "nftables")
+    _handles[:] = masquerade.setup(OWNER, [ADDRESS], "nftables", first=True)
 
 
 def masq_delete() -> None:
-    Table("inet", "cni_plugins_masquerade").delete_matching("masq_checks", OWNER.key, set())
+    rules = [("masq_checks", handle) for handle in _handles]
+    Table("inet", "cni_plugins_masquerade").delete(rules)
 
 
 class Maps:

@@ -2,7 +2,9 @@
 
 One server and one bridge network get more and more pods; at each number of pods a few more come
 and go, one request at a time. Beside each figure is the floor: the same requests to the kernel in a
-bare loop, on the same bridge (floor.py). In the end the GC of half of the pods is timed.
+bare loop, on the same bridge (floor.py). Then the GC of half of the pods is timed, what a new
+connection costs with both forms of masquerading (packets.py), and bursts of pods (burst.py), also
+by exec and with the Go plugins. Writes build/bench/node.json and node.svg.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.harness import Netns
-from tests.harness.build import ROOT, install_dist
+from tests.harness.build import GO_BIN_DIR, ROOT, install_dist
 
-from . import chain, split
+from . import burst, chain, chart, packets, split
 from .measure import VERSION, Attachment, Json, Node, PluginFailedError
 
 PODS, QUICK_PODS = (10, 225, 450, 900), (10, 60)
@@ -174,6 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--pods", type=int, action="append", help="with so many (repeatable)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--bin-dir", type=Path, help="our plugins, installed")
+    parser.add_argument("--go-bin-dir", type=Path, default=GO_BIN_DIR, help="the Go plugins")
     parser.add_argument("--json", type=Path, default=ROOT / "build/bench/node.json")
     options = parser.parse_args(arguments)
     if os.geteuid() != 0:
@@ -186,6 +189,7 @@ def main(arguments: Sequence[str]) -> int:
             node = Node("node", ours, scratch, server=True)
             stack.callback(node.close)
             run(Cluster(node, stack), options)
+        measure_bursts(ours, scratch, options)
     except PluginFailedError as error:
         print(f"bench-node: {error}", file=sys.stderr)
         return 1
@@ -204,20 +208,65 @@ def run(cluster: Cluster, options: argparse.Namespace) -> None:
         stages.append(stage)
         show(stage)
     host = cluster.node.host
-    kept = host.run(cluster.gc, list(cluster.pods))
-    half = list(cluster.pods)[::2]
-    gone = host.run(cluster.gc, half)
-    print("\nGC (ms)" + "".join(f"{plugin:>10}" for plugin in kept) + "       all")
-    for what, took in ((f"all {len(cluster.pods)} kept", kept), ("half of them gone", gone)):
+    costs = []
+    for keep in (list(cluster.pods), list(cluster.pods)[::2]):
+        before = cluster.cpu()
+        took = host.run(cluster.gc, keep)
+        costs.append((took, cluster.cpu() - before))
+    (kept, kept_cpu), (gone, gone_cpu) = costs
+    heads = "".join(f"{plugin:>10}" for plugin in kept)
+    print(f"\n{'GC (ms)':20}{heads}       all  processor")
+    for what, took, cpu in (
+        (f"all {len(cluster.pods)} kept", kept, kept_cpu),
+        ("half of them gone", gone, gone_cpu),
+    ):
         cells = "".join(f"{ms:10.1f}" for ms in took.values())
-        print(f"{what:14}{cells}{sum(took.values()):10.1f}")
+        print(f"{what:20}{cells}{sum(took.values()):10.1f}{cpu:11.1f}")
+    rates = {pods: packets.measure(pods) for pods in (10, max(wanted))}
+    print(f"\n{'new flows a second':20}" + "".join(f"{form:>9}" for form in packets.FORMS))
+    for pods, by_form in rates.items():
+        print(f"{pods:>16} pods" + "".join(f"{by_form[form]:9.0f}" for form in packets.FORMS))
     document: dict[str, Any] = {
         "stages": [vars(stage) for stage in stages],
         "gc": {"kept": kept, "half": gone},
+        "flows": rates,
         "version": VERSION,
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(document, indent=2) + "\n")
+    options.json.with_suffix(".svg").write_text(plot(stages))
+
+
+def plot(stages: Sequence[Stage]) -> str:
+    """The cost of each verb against pods, beside the floor of bridge's ADD and DEL."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for stage in stages:
+        for verb in stage.verbs:
+            series.setdefault(verb, []).append((stage.pods, stage.total(verb)))
+            floor = stage.floors.get(f"bridge, ipMasq (nftables) {verb}")
+            if floor is not None:
+                series.setdefault(f"{verb}, floor of bridge", []).append((stage.pods, floor))
+        series.setdefault("processor, all verbs", []).append((stage.pods, stage.cpu))
+    title = "One pod's list of plugins on a node with many pods"
+    return chart.lines(series, title, "pods on the node", "milliseconds")
+
+
+def measure_bursts(ours: Path, scratch: Path, options: argparse.Namespace) -> None:
+    """Bursts through the server, by exec, and with the Go plugins, each on a node of its own."""
+    pods = burst.QUICK_PODS if options.quick else burst.PODS
+    kinds = {"warm": (ours, True), "ours": (ours, False), "go": (options.go_bin_dir, False)}
+    waits = []
+    for name, (bin_dir, server) in kinds.items():
+        if not (bin_dir / "bridge").exists():
+            print(f"bench-node: no {bin_dir / 'bridge'}", file=sys.stderr)
+            continue
+        node = Node(name, bin_dir, scratch, server=server)
+        try:
+            for size in burst.SIZES:
+                waits += burst.measure(node, pods, size)
+        finally:
+            node.close()
+    burst.show(waits)
 
 
 def show(stage: Stage) -> None:

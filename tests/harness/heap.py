@@ -3,8 +3,8 @@
     python -I -S heap.py OUTPUT STANDINS USE LIBRARIES...
 
 imports every module of the request path (with STANDINS `on` behind cni.standins, as a request by
-exec does), with USE `on` serves requests, then has cni.renewal forget and renew. Then OUTPUT gets a
-line for each object: where it was first found, from the modules' globals on, and what it is.
+exec does), with USE `rehearsal` rehearses, with `requests` serves requests. Then OUTPUT gets a line
+for each object: where it was first found, from the modules' globals on, and what it is.
 Children have lines of their own; an object that was found already is `= PLACE`.
 
 Addresses do not appear, and neither does the order of sets. What an object keeps in C is seen only
@@ -186,12 +186,12 @@ def _attributes(value: object) -> list[tuple[str, object]]:
 def main(output: str, standins: str, used: str, *libraries: str) -> None:
     sys.path[:0] = libraries
     import_all(standins == "on", libraries[0])
-    if used == "on":
-        use()
-    from cni import renewal
+    if used == "rehearsal":
+        from cni.rehearsal import rehearse
 
-    renewal.forget()
-    renewal.renew([b"bridge"], b"/opt/cni/bin/bridge", [b"CNI_COMMAND=ADD"])
+        rehearse()
+    elif used == "requests":
+        use()
     gc.collect()
     found = Walk().everything()
     with open(output, "w", errors="backslashreplace") as file:

@@ -19,11 +19,27 @@ from tests.harness.netns import PATH
 from tests.harness.requires import ensure
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/cli.md")
-# What cannot run here: other programs, and what changes the machine that runs the tests.
-ELSEWHERE = re.compile(
-    r"^(make|systemctl|export|source|apt|tar|cni completion fish|\./cni\S*|\S+/cni install)\b"
-)
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(
+        str(each.relative_to(ROOT))
+        for each in sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/plugins").glob("*.md")])
+    ),
+]
+# What cannot run here, and why. Everything else in a block for a shell is run.
+ELSEWHERE = {
+    r"make\b": "tests/release and CI run make's targets",
+    r"\.venv/bin/python -m|CNI_\w+=|CNI_LAB": "runs tests or the bench",
+    r"systemctl\b": "needs systemd as PID 1: tests/runtime",
+    r"(apt|tar|\./cni\S*|skopeo|sed)\b": "needs the files of a release: tests/release",
+    r"\S+/cni install\b": "is run before everything else",
+    r"(export|source|cni completion fish)\b": "needs a shell of its own: tests/netns/test_cli.py",
+    r"cni serve$|cni serve --(metrics|socket)\b": "goes on until it is ended: test_server.py",
+}
+# Not for a shell, although their blocks are indented as if they were.
+OTHER_BLOCKS = ("docs/writing-a-plugin.md", "docs/windows.md")
+NEEDS_SERVER = ("docs/server.md",)
 
 # The node of the pages: networks, containers and links that they speak of. Everything that the
 # default paths name is a directory of this mount namespace.
@@ -52,16 +68,30 @@ set +e
 """
 
 
+SERVE = """
+cni serve >/dev/null 2>&1 &
+server=$!
+trap "kill $server; wait $server" EXIT
+for try in $(seq 600); do cni serve --status >/dev/null 2>&1 && break; sleep 0.1; done
+"""
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) -> None:
     if not (bin_dir / "cni").exists():
         pytest.skip("these are not our plugins")
-    wanted = [each for each in commands(page) if not is_syntax(each)]
-    wanted = [each for each in wanted if each.strip() and not ELSEWHERE.match(each)]
-    assert len(wanted) > 1
+    wanted = [each for each in commands(page) if each.strip() and not is_syntax(each)]
+    wanted = [each for each in wanted if not why_not(each)]
+    if page in OTHER_BLOCKS:
+        wanted = [each for each in wanted if each.startswith("cni ")]
+    if not wanted:
+        return
     here = tmp_path / "here"  # for files that commands write
     here.mkdir()
     script = PREPARE.format(file=ROOT / "dist/cni")
+    script += "cp /etc/cni/net.d/20-mynet.conflist 10-mynet.conflist\n"
+    if page in NEEDS_SERVER:
+        script += SERVE
     for number, command in enumerate(wanted):
         script += f"( {command}\n) >{tmp_path}/{number} 2>&1 </dev/null\n"
         script += f"echo $? >{tmp_path}/{number}.code\n"
@@ -75,6 +105,29 @@ def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) ->
         if (tmp_path / f"{number}.code").read_text() not in _expected(command)
     ]
     assert not failures, "\n".join(failures)
+
+
+def why_not(command: str) -> str:
+    """Why a command line cannot run here; "" if it can."""
+    return next((why for form, why in ELSEWHERE.items() if re.match(form, command)), "")
+
+
+def test_most_command_lines_are_run() -> None:
+    shown = [each for page in PAGES for each in commands(page) if each.startswith("cni ")]
+    run = [each for each in shown if not why_not(each) and not is_syntax(each)]
+    assert len(run) > 35
+    assert len([each for each in shown if why_not(each)]) < 6
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_in_sentences(page: str) -> None:
+    """`cni …` in the middle of a sentence names commands and options that exist."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`(cni [^`\n]+)`", text):
+        words = cni_words(span)
+        for name in words[0].split("|") if words else ():
+            if not name.startswith(("-", "…", "COMMAND")):
+                check_options(name, words[1:], f"{page}: {span}")
 
 
 def _expected(command: str) -> tuple[str, ...]:
@@ -139,6 +192,39 @@ def test_examples_of_the_help(name: str, line: str) -> None:
     if words[0] == name:
         check_options(name, words[1:], line)
 
+
+EVERYWHERE = [
+    (page, number, conf)
+    for page in PAGES
+    for number, conf in enumerate(configurations(page))
+    if ("type" in conf or "plugins" in conf) and "/win-" not in page  # whose plugins need Windows
+]
+
+
+def test_configurations_are_valid(host: Netns, bin_dir: Path, tmp_path: Path) -> None:
+    """`cni validate` knows every key and value of every configuration that the pages show."""
+    if not (bin_dir / "cni").exists():
+        pytest.skip("these are not our plugins")
+    assert len(EVERYWHERE) > 20
+    shown = {}
+    for page, number, conf in EVERYWHERE:
+        name = f"{Path(page).stem}-{number}"
+        path = tmp_path / f"{name}.conflist"
+        path.write_text(json.dumps({**chain(name, conf, tmp_path), "name": name}))
+        shown[str(path)] = page
+    env = {"PATH": PATH, "NETCONFPATH": str(tmp_path / "none"), "CNI_PATH": str(bin_dir)}
+    argv = [str(bin_dir / "cni"), "validate", "-o", "json", *shown]
+    done = host.exec(argv, check=False, env=env, cwd="/")
+    wrong = [
+        f"{shown[each['file']]}: {each['message']}"
+        for each in json.loads(done.stdout)["findings"]
+        if each["severity"] == "error" and not OF_THE_NODE.search(each["message"])
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+# What is wrong with this node, not with the configuration; and ranges that pages use twice.
+OF_THE_NODE = re.compile(r"no link|not there|overlap|kernel|missing|no such|does not exist")
 
 META = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf", "sample")
 FEATURES = {

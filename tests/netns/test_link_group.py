@@ -121,10 +121,10 @@ def test_links_that_are_gone_are_no_error(host: Netns) -> None:
 
     def inside() -> None:
         with Netlink() as sock:
-            indexes = [link.get(sock, each.veth()).index for each in going]
-            link.delete(sock, indexes[1])
-            link_group.delete(sock, indexes, set())
-            link_group.delete(sock, indexes, set())
+            listed = [link.get(sock, each.veth()) for each in going]
+            link.delete(sock, listed[1].index)
+            link_group.delete(sock, listed, set())
+            link_group.delete(sock, listed, set())
 
     host.run(inside)
     assert names(host) == set()
@@ -142,3 +142,22 @@ def test_a_group_that_is_taken_is_not_used(host: Netns, monkeypatch: pytest.Monk
     collect(host, [])
     assert names(host) == {"stranger", "strangerp"}
     assert next(drawn, None) is None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_index_that_is_another_link_s_by_now(host: Netns, count: int) -> None:
+    """Between the list and the deletion a link goes, and a new one gets its index."""
+    going = [owner(n) for n in range(count)]
+    attach(host, going)
+
+    def inside() -> None:
+        with Netlink() as sock:
+            listed = [link.get(sock, each.veth()) for each in going]
+            link.delete(sock, listed[0].index)
+            host.ip("link", "add", "eth7", "index", str(listed[0].index), "type", "bridge")
+            link_group.delete(sock, listed, set())
+
+    host.run(inside)
+    assert names(host) == set()
+    [stranger] = host.ip_json("link", "show", "dev", "eth7")
+    assert stranger["group"] == "default"

@@ -74,6 +74,21 @@ def test_rules(host: Netns) -> None:
         assert rule["comment"] == f"macspoofchk-{REF}"
 
 
+def test_another_owner_s_policy_stays(host: Netns) -> None:
+    """The table and its chain have names that others use, too."""
+    chain = "{ type filter hook prerouting priority -300; policy drop; }"
+    host.exec(["nft", "add", "table", "bridge", "nat"])
+    host.exec(["nft", "add", "chain", "bridge", "nat", "PREROUTING", chain])
+    host.run(spoofcheck.setup, REF, "vethx", MAC)
+    [policy] = [
+        i["chain"]["policy"]
+        for i in nft_list(host, "table", "bridge", "nat")
+        if "chain" in i and i["chain"]["name"] == "PREROUTING"
+    ]
+    assert policy == "drop"
+    assert rules(host, "PREROUTING")
+
+
 def test_setup_and_teardown_repeat(host: Netns) -> None:
     for mac in (MAC, OTHER_MAC):
         host.run(spoofcheck.setup, REF, "vethx", mac)

@@ -365,7 +365,11 @@ def test_nothing_is_done_in_the_nodes_own_namespace(
 ) -> None:
     """A link of the node that has the container's name stays; the address is released."""
     leases = tmp_path / "leases"
-    host.ip_batch("link add eth0 type veth peer name dev0", "link set eth0 up", "link set dev0 up")
+    host.ip_batch(
+        "link add eth0 type veth peer name dev0",
+        *(f"link set {name} addrgenmode none" for name in ("eth0", "dev0")),  # comes when it likes
+        *(f"link set {name} up" for name in ("eth0", "dev0")),
+    )
     conf = network(plugin, leases)
     runtime.add("host-local", conf, "/nowhere").succeeded()
     before = Snapshot.take(host)

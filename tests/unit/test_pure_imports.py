@@ -1,8 +1,8 @@
 """Importing the request path finds the same, wherever and whenever it is done.
 
-The heap after these imports is what a snapshot of the interpreter is made of (cni/renewal.py). So
-nothing in it may come from the process or the machine that made it. Each test compares two
-interpreters, object by object (tests/harness/heap.py).
+The heap after these imports is what the snapshot of the interpreter is made of, from which requests
+begin (docs/self-contained.md). So nothing in it may come from the process or the machine that made
+it. Each test compares two interpreters, object by object (tests/harness/heap.py).
 """
 
 from __future__ import annotations
@@ -41,9 +41,13 @@ HARMLESS = {
     "cni.kernel.syscalls:_capget": "the same: a function of the C library",
     "cni.kernel.syscalls:_statx": "the same",
     "cni.kernel.syscalls:_capability_": "the same: memory for a system call's answer",
-    "sys:stdin": "made for the descriptor; None where it is closed, which is renewed",
+    "os:environ": "renewed when a process begins from the snapshot (tools/interpreter/src/main.c)",
+    "posix:environ": "the same",
+    "sys:argv": "the same",
+    "sys:orig_argv": "the same",
+    "sys:stdin": "the same",
     "sys:__stdin__": "the same",
-    "sys:stdout": "the same; buffered by lines on a terminal, and no request writes to it",
+    "sys:stdout": "the same",
     "sys:__stdout__": "the same",
     "sys:stderr": "the same",
     "sys:__stderr__": "the same",
@@ -54,44 +58,37 @@ HARMLESS = {
     "tokenize:": "alternatives of patterns in the order of a set, which the hash seed decides",
 }
 
-# What our modules keep: why a snapshot may have it. Whatever requests note of the process or the
-# machine is emptied before (cni.renewal); of those a test of its own.
-FORGOTTEN = "renewal.forget: of the process that noted it"
+# What our modules keep: why a snapshot may have it.
+NOTED = "a request notes it of its process or machine; a snapshot is written before the first one"
 COMPUTED = "a result of computing, the same on every machine"
 STATE = {
     "cni.call:_verbs": COMPUTED,
-    "cni.delegate:_running": FORGOTTEN,
-    "cni.dispatch:_debugging": FORGOTTEN,
-    "cni.interrupts:_decided": FORGOTTEN,
-    "cni.interrupts:_noted": FORGOTTEN,
-    "cni.interrupts:_waiting": FORGOTTEN,
+    "cni.delegate:_running": NOTED,
+    "cni.dispatch:_debugging": NOTED,
+    "cni.interrupts:_decided": NOTED,
+    "cni.interrupts:_noted": NOTED,
+    "cni.interrupts:_waiting": NOTED,
     "cni.ipam.host_local.plugin:_allocating": COMPUTED,
-    "cni.ipam.host_local.reservation:_this_boot": FORGOTTEN,
-    "cni.kernel.sysctl:_keeper": FORGOTTEN,
-    "cni.kernel.sysctl:_kept": FORGOTTEN,
+    "cni.ipam.host_local.reservation:_this_boot": NOTED,
+    "cni.kernel.sysctl:_keeper": NOTED,
+    "cni.kernel.sysctl:_kept": NOTED,
     "cni.kernel.netlink_debug:errorcode": "the table of the module errno",
     "cni.netfilter.iptables_netlink:_known": COMPUTED,
-    "cni.netfilter.iptables_netlink:_seen": FORGOTTEN,
-    "cni.netfilter.nft:_kept": FORGOTTEN,
-    "cni.netns.executor:Executor._idle": FORGOTTEN,
-    "cni.netns.namespace:_extras": FORGOTTEN,
-    "cni.netns.namespace:_handed": FORGOTTEN,
-    "cni.netns.namespace:_handed_status": FORGOTTEN,
-    "cni.netns.namespace:_home": FORGOTTEN,
+    "cni.netfilter.iptables_netlink:_seen": NOTED,
+    "cni.netfilter.nft:_kept": NOTED,
+    "cni.netns.executor:Executor._idle": NOTED,
+    "cni.netns.namespace:_extras": NOTED,
+    "cni.netns.namespace:_handed": NOTED,
+    "cni.netns.namespace:_handed_status": NOTED,
+    "cni.netns.namespace:_home": NOTED,
     "cni.netns.namespace:_netlink_type": COMPUTED,
     "cni.record.tracing:_current": "of a request that is traced: none is while the file is built",
     "cni.record.tracing:_installed": "as above",
     "cni.stopwatch:_names": COMPUTED,
     "cni.stopwatch:_watch": "of a request that `cni trace` times: none is while the file is built",
-    "cni.standins:doubt": FORGOTTEN,
+    "cni.standins:doubt": NOTED,
     "cni.standins:enabled": "the same in each process that is made from the snapshot",
     "cni.standins.msgspec_:_struct": "set once, when the stand-ins are put in place",
-}
-# Places that requests change, and that a snapshot may have changed.
-KEPT = {
-    "cni.call:_verbs": STATE["cni.call:_verbs"],
-    "cni.netns.namespace:_netlink_type": STATE["cni.netns.namespace:_netlink_type"],
-    "cni.ipam.host_local.plugin:_allocating": STATE["cni.ipam.host_local.plugin:_allocating"],
 }
 # What msgspec has made of a class, when it was decoded for the first time.
 # It asks its base classes for annotations, and they have none.
@@ -195,6 +192,8 @@ ODD_VARIABLES = {
     "NOT_UTF8": "\udcff",
 }
 UNSHARE = ("unshare", "--mount")
+_COVER = 'for each in proc sys dev; do mount -t tmpfs none /$each || exit; done; exec "$@"'
+WITHOUT_FILES = ("sh", "-c", _COVER, "sh")
 SURROUNDINGS = {
     "another process": Surroundings(),
     "variables": Surroundings(ODD_VARIABLES),
@@ -209,14 +208,7 @@ SURROUNDINGS = {
     "kernel version": Surroundings(prefix=("setarch", "--uname-2.6", "--addr-no-randomize")),
     "user": Surroundings(prefix=("unshare", "--user")),
     "network": Surroundings(prefix=("unshare", "--net", "--uts", "--ipc")),
-    "no /proc, no /sys, no /dev": Surroundings(
-        prefix=(
-            *UNSHARE,
-            *("sh", "-c"),
-            'for each in proc sys dev; do mount -t tmpfs none /$each || exit; done; exec "$@"',
-            "sh",
-        )
-    ),
+    "no /proc, no /sys, no /dev": Surroundings(prefix=(*UNSHARE, *WITHOUT_FILES)),
     "pid": Surroundings(prefix=("unshare", "--pid", "--fork", "--mount-proc")),
     "clock": Surroundings(
         prefix=("unshare", "--time", "--boottime", "1000000", "--monotonic", "99")
@@ -225,12 +217,12 @@ SURROUNDINGS = {
 NEED_ROOT = {"network", "no /proc, no /sys, no /dev", "pid", "clock"}
 
 
-def heap(where: Surroundings, *, standins: bool = True, used: bool = False) -> dict[str, str]:
+def heap(where: Surroundings, *, standins: bool = True, used: str = "") -> dict[str, str]:
     """What an interpreter has made there: a place -> what is at it."""
     with TemporaryDirectory() as folder:
         output = Path(folder, "heap")
         words = [PYTHON, "-B", "-I", "-S", str(WALK), str(output)]
-        words += ["on" if each else "off" for each in (standins, used)]
+        words += ["on" if standins else "off", used]
         done = subprocess.run(
             [*where.prefix, *words, str(ROOT), LIBRARIES],
             env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", **where.env},
@@ -274,15 +266,32 @@ def test_the_same_heap_without_standins() -> None:
 
 
 def test_requests_leave_only_what_is_known() -> None:
-    """What requests change in the heap, after cni.renewal.forget: results of computing only."""
-    used = heap(Surroundings(), used=True)
+    """What requests change in the heap is in STATE, or made of a class once."""
+    used = heap(Surroundings(), used="requests")
     found = [
         line
         for line in differences(plain_heap(), used)
-        if not line.startswith(tuple(KEPT)) and not _DECODER.search(line)
+        if not line.startswith(tuple(STATE)) and not _DECODER.search(line)
     ]
     assert not found, "\n".join(found[:20])
     assert len(used) > len(plain_heap())
+
+
+def test_a_rehearsal_leaves_the_same_everywhere() -> None:
+    """It only computes, and notes nothing of the process."""
+    env = {**ODD_VARIABLES, "PATH": "/usr/bin:/bin"}  # for unshare(1)
+    here = Surroundings(env, (*UNSHARE, "--net", *WITHOUT_FILES), strange_limits)
+    if os.geteuid() != 0:
+        here = Surroundings(ODD_VARIABLES, prepare=strange_limits)
+    one, other = (heap(where, used="rehearsal") for where in (Surroundings(), here))
+    found = list(differences(one, other))
+    assert not found, "\n".join(found[:20])
+    noted = [place for place, reason in STATE.items() if reason == NOTED]
+    assert {place: one[place] for place in noted if place in one} == {
+        place: text for place, text in plain_heap().items() if place in noted
+    }
+    decoders = [place for place in one if place.endswith("Conf+StructInfo0")]
+    assert len(decoders) >= 15, decoders
 
 
 def test_what_can_change_is_known() -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cni import record as log
-from cni.record import confined, context, journal
+from cni.record import confined, context, journal, tracing
 from tests.harness.record import journal_at, journal_entry, lines
 
 if TYPE_CHECKING:
@@ -333,3 +335,58 @@ def test_the_trace_is_in_the_line(tmp_path: Path) -> None:
     good = entry(TRACEPARENT=f"00-{TRACE}-{SPAN}-01")
     assert written(good, tmp_path / "log")["traceID"] == TRACE
     assert "traceID" not in written(entry(TRACEPARENT="00-bad"), tmp_path / "log")
+
+
+# --- spans --------------------------------------------------------------------------------------
+
+
+def test_steps_are_counted_when_there_are_too_many() -> None:
+    """And each keeps what the work gives and raises, whatever is deep in whatever."""
+    trace = tracing.Trace(None, TRACE, "ignored=1")
+
+    def nested(depth: int) -> int:
+        return depth if not depth else trace.step("deeper", 1, nested, depth - 1)
+
+    def failing() -> None:
+        raise ValueError("no \udcff")
+
+    assert trace.step("first", 1, nested, 3) == 0
+    with pytest.raises(ValueError, match="no"):
+        trace.step("failing", 1, failing)
+    for _ in range(200):
+        trace.step("more", 1, int)
+    spans = trace.finish(entry({"name": "mynet"}))
+    assert len(spans) == 129
+    root = spans[-1]
+    assert root["name"] == "bridge ADD"
+    assert "parentSpanId" not in root
+    assert "traceState" not in root
+    values = {each["key"]: each["value"] for each in root["attributes"]}
+    assert values["cni.spans_left_out"] == {"intValue": str(5 + 200 - 128)}
+    ids = {span["spanId"] for span in spans}
+    assert len(ids) == len(spans)
+    assert all(span["parentSpanId"] in ids for span in spans[:-1])
+    (failed,) = [span for span in spans if span["name"] == "failing"]
+    assert failed["status"] == {"code": 2, "message": "no \ufffd"}
+    assert log.msgspec.json.encode(spans)
+
+
+def test_a_step_that_is_called_in_another_way_still_runs() -> None:
+    def work(*, kind: int) -> int:
+        return kind
+
+    def label(_kind: int) -> str:
+        raise AssertionError("unreachable")
+
+    assert tracing._labelled(label, work, ()).endswith("work")
+
+
+def test_every_traced_function_is_there() -> None:
+    """What spans are put around is looked up by name: a fresh process does it."""
+    code = (
+        "from cni import dispatch; from cni.record import tracing;"
+        "t = tracing.begin({}, lambda *_: True, dispatch); assert t is not None;"
+        "assert tracing.begin({'TRACEPARENT': 'x'}, tracing.parents_choice, dispatch) is None"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -84,13 +84,17 @@ def payload(target: Target) -> dict[str, bytes]:
         name: data
         for name, data in files.items()
         if not (name.endswith(".so") and f"-{target.arch}-" not in name)
+        and not name.startswith("pyroute2")  # which only scripts of people import, from dist/cni
     }
 
 
 def _ingredients(built: cpython.Build) -> bytes:
     """What the build id depends on, beside the payload."""
     digest = hashlib.sha256(built.source.parent.name.encode())
-    for path in sorted([zipapp.CLIENT, IMAGE, *HERE.rglob("*.py"), *HERE.glob("src/*.*")]):
+    headers = zipapp.CLIENT.parent.glob("*.h")
+    for path in sorted(
+        [zipapp.CLIENT, IMAGE, *headers, *HERE.rglob("*.py"), *HERE.glob("src/*.*")]
+    ):
         digest.update(path.read_bytes())
     return digest.digest()
 

@@ -61,6 +61,8 @@ _NO_REQUEST = (
     "cni.describe",
     "cni.install",
     "cni.plugins.sample",
+    "cni.record.exposition",
+    "cni.record.tracing",
     "cni.server",
     "cni.systemd",
 )

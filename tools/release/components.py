@@ -98,7 +98,8 @@ def interpreter(root: Path) -> list[Component]:
 
 def selfcontained(root: Path) -> list[Component]:
     """Everything foreign in a self-contained file; msgspec as a wheel and built from source."""
-    wheels = {each.name: each for each in bundled(root)}
+    # pyroute2 is for scripts of people, who import it from the zipapp
+    wheels = {each.name: each for each in bundled(root) if each.name != "pyroute2"}
     for each in interpreter(root):
         before = wheels.get(each.name)
         sources = (*(before.sources if before else ()), *each.sources)

@@ -114,7 +114,7 @@ def isolation(situation: Situation) -> str:
 
 def _neighbour(situation: Situation, family: int, address: str) -> Row:
     apart = isolation(situation)
-    found = _ping(situation, situation.first.namespace, address, 0.6 if apart else 2.0)
+    found = _ping(situation, situation.first.namespace, address, 0.6 if apart else 3.0)
     if apart and found.arrived:
         return failed(
             "neighbour",
@@ -298,10 +298,10 @@ def _mtu(situation: Situation, family: int, size: int, targets: dict[str, str]) 
     namespace = situation.first.namespace
     reached = []
     for what, address in targets.items():
-        small = _ping(situation, namespace, address, 1.0)
+        small = _ping(situation, namespace, address, 2.0)
         if not small.arrived:
             continue  # another row says so
-        found = _ping(situation, namespace, address, 1.5, size, whole=True)
+        found = _ping(situation, namespace, address, 2.5, size, whole=True)
         if not found.arrived:
             return _too_large(situation, family, size, what, found)
         over = _ping(situation, namespace, address, 0.3, size + 1, whole=True)
@@ -380,7 +380,7 @@ def _ping(
     situation: Situation,
     namespace: Namespace | None,
     address: str,
-    timeout: float = 2.0,
+    timeout: float = 3.0,
     size: int = 84,
     *,
     whole: bool = False,

@@ -30,6 +30,9 @@ from .signals import Signals
 from .situation import Check, Situation, main_of, one_only
 
 _CONTAINER_PORT = 8080
+# What CAP_ARGS and CNI_ARGS give to the first container only: no two can have the same.
+_OF_ONE = frozenset({"portMappings", "ips", "mac", "infinibandGUID", "deviceID"})
+_ARGS_OF_ONE = frozenset({"IP", "MAC"})
 _CHECKS: tuple[tuple[str, Check], ...] = (
     ("loopback", addresses.loopback),
     ("gateway", addresses.gateway),
@@ -218,7 +221,12 @@ class Run:
     def rows(self) -> Iterator[Row]:
         """The table. Raises CNIError, KernelError where nothing can be tested at all."""
         self.say("removing what a killed test has left")
-        containers.sweep(self.network, self.places, self.runtime)
+        try:
+            containers.sweep(self.network, self.places, self.runtime)
+        except CNIError as error:
+            self.signals.check()
+            text = f"of a test that was killed: {error.msg}"
+            yield failed("detach", 0, text, f"put that right, then: cni gc {self.network.name}")
         node = self._stack.enter_context(Netlink())
         device = _device_of(self.network, node)
         if device is not None and device.up:
@@ -252,7 +260,7 @@ class Run:
             self.places,
             self._new(),
             beyond=self.options.beyond,
-            capabilities=given,
+            capabilities={key: given[key] for key in given if key not in _OF_ONE},
             waiting=self.signals.at_once,
         )
         if containers.declared(self.network, "portMappings") and "portMappings" not in given:
@@ -288,7 +296,10 @@ class Run:
                 pass  # the rows say that there is none
 
     def _new(self) -> Container:
-        container = Container(self.network.name, self.options.ifname, self._args)
+        args = self._args
+        if self._made:
+            args = tuple(pair for pair in args if pair[0] not in _ARGS_OF_ONE)
+        container = Container(self.network.name, self.options.ifname, args)
         self._made.append(container)
         return container
 

@@ -60,7 +60,7 @@ def ping(
     *,
     size: int = 84,
     whole: bool = False,
-    timeout: float = 2.0,
+    timeout: float = 3.0,
     interval: float = 0.2,
 ) -> Answer:
     """Send echo requests, until one is answered or `timeout` (seconds) has passed.
@@ -212,7 +212,7 @@ class Server:
         self.sock.close()
 
     def asked(
-        self, client: Namespace | None, address: str, port: int, timeout: float = 2.0
+        self, client: Namespace | None, address: str, port: int, timeout: float = 3.0
     ) -> Answer:
         """Ask this service from a namespace by that address and port: did it get there?
 

@@ -10,6 +10,7 @@ from cni.netns.namespace import Namespace
 
 from . import addresses, causes
 from .causes import Cause
+from .containers import declared
 from .packets import Answer, Server, why
 from .row import Row, failed, passed, skipped
 from .situation import Situation
@@ -23,7 +24,9 @@ def published(situation: Situation) -> Iterator[Row]:
     """Each way to the port, with TCP and UDP."""
     for family in situation.families:
         if not situation.port:
-            yield skipped("port", family, _NOT_ASKED)
+            is_given = declared(situation.network, "portMappings")
+            text = "CAP_ARGS names ports, so none was published to be asked"
+            yield skipped("port", family, text if is_given else _NOT_ASKED)
         elif situation.beside_the_node:
             yield skipped("port", family, situation.beside_the_node)
         else:

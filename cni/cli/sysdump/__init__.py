@@ -4,6 +4,7 @@
     archive.py   the .tar.gz, which appears whole or not at all
     collect.py   runs each part in a child process, bounded in time and size
     parts.py     what is collected
+    tools.py     the output of other programs
     kernel.py    links, addresses, routes, rules, neighbours, queueing, over netlink
     ruleset.py   nftables, over netlink
     state.py     directories of state, never following a link out of them

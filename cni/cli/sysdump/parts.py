@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,18 +18,16 @@ from .. import cache
 from ..checkup.finding import Situation
 from ..view import attachments, namespaces
 from ..view.attached import Places
-from . import kernel, ruleset, state
+from . import kernel, ruleset, state, tools
 from .collect import ABSENT, File, Part
 from .mask import Mask
 
 _FILE = 1 << 20  # bytes of a file of the node
-_OUTPUT = 8 << 20  # bytes that a tool or command writes
+_OUTPUT = 8 << 20  # bytes that a command writes
 _NAMESPACE = 256 << 10  # bytes of what one namespace has
 _MOST_NAMESPACES = 1000
 _NAMESPACES = ("net", "mnt", "pid", "user", "cgroup")
 _MOST_NETWORKS = 50
-_UNITS = ("cni.service", "cni.socket", "cni-reload.service", "cni-reload-watch.service")
-_MORE_UNITS = ("cni-dhcp.service", "cni-dhcp.socket", "containerd.service", "crio.service")
 _CONFIGURATIONS = (".conflist", ".conf", ".json")
 _KMSG = re.compile(
     r"link|veth|bridge|vlan|vxlan|netns|net_ns|unregister_netdevice|conntrack|nf_|nft|iptables"
@@ -57,31 +54,6 @@ _SYSCTLS = (
     *("kernel/pid_max", "kernel/threads-max", "user/max_net_namespaces", "fs/file-nr"),
 )
 _MOST_SYSCTLS = 20_000
-# Name in the archive, and the command; a tool that is not installed is left out, and said.
-_TOOLS = (
-    ("ip-link", "ip -d -s link show"),
-    ("ip-address", "ip -d address show"),
-    ("ip-route", "ip -4 route show table all"),
-    ("ip-route6", "ip -6 route show table all"),
-    ("ip-rule", "ip -4 rule show"),
-    ("ip-rule6", "ip -6 rule show"),
-    ("ip-neigh", "ip neigh show"),
-    ("ip-netns", "ip netns list-id"),
-    ("bridge-vlan", "bridge vlan show"),
-    ("tc-qdisc", "tc -s qdisc show"),
-    ("nft-ruleset", "nft list ruleset"),
-    ("iptables-version", "iptables --version"),
-    ("iptables-save", "iptables-save"),
-    ("ip6tables-save", "ip6tables-save"),
-    ("conntrack-count", "conntrack -C"),
-    ("conntrack-stats", "conntrack -S"),
-    ("firewalld", "firewall-cmd --list-all-zones"),
-    ("containerd-version", "containerd --version"),
-    ("crio-version", "crio --version"),
-    ("podman-version", "podman --version"),
-    ("kubelet-version", "kubelet --version"),
-)
-_LEGACY = (("iptables-legacy-save", "ip_tables"), ("ip6tables-legacy-save", "ip6_tables"))
 
 
 class Sources(NamedTuple):
@@ -105,10 +77,7 @@ def all_parts(sources: Sources) -> list[Part]:
         *(_command(name, words) for name, words in _commands(sources)),
         Part("kernel-log", lambda _: _kernel_log()),
         Part("namespaces", lambda mask: _namespaces(mask, sources.places)),
-        *(_tool(name, command.split()) for name, command in _TOOLS),
-        *(_legacy(tool, names) for tool, names in _LEGACY),
-        _tool("journal", _journal(*_UNITS, *_MORE_UNITS)),
-        _tool("systemctl", ["systemctl", "--no-pager", "status", *_UNITS], may_fail=True),
+        *tools.parts(),
     ]
 
 
@@ -381,55 +350,6 @@ def _command(name: str, words: list[str]) -> Part:
         yield File(f"commands/{name}.json", f"cni {' '.join(words)} -o json", data, error)
 
     return Part(f"cni {words[0]}", gather)
-
-
-def _tool(name: str, command: list[str], *, may_fail: bool = False) -> Part:
-    def gather(_: Mask) -> Iterator[File]:
-        yield _run(f"tools/{name}", command, may_fail=may_fail)
-
-    return Part(command[0], gather)
-
-
-def _legacy(tool: str, module: str) -> Part:
-    """Asked only if the kernel has tables of it: the tool would load its module."""
-
-    def gather(_: Mask) -> Iterator[File]:
-        try:
-            there = files.read(f"/proc/thread-self/net/{module}_names", _FILE).strip()
-        except OSError:
-            there = b""
-        if there:
-            yield _run(f"tools/{tool}", [tool])
-
-    return Part(tool, gather)
-
-
-def _run(name: str, command: list[str], *, may_fail: bool = False) -> File:
-    how = " ".join(command)
-    program = files.find_program(command[0])
-    if program is None:
-        return File(name, how, error=ABSENT)
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
-    child = subprocess.Popen(
-        [program, *command[1:]],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={"PATH": path, "LC_ALL": "C", "HOME": "/"},
-        cwd="/",
-    )
-    assert child.stdout is not None
-    data = child.stdout.read(_OUTPUT + 1)
-    if len(data) > _OUTPUT:
-        child.kill()
-        return File(name, how, data[:_OUTPUT], "cut: it writes more")
-    code = child.wait()
-    return File(name, how, data, f"exit code {code}" if code and not may_fail else "")
-
-
-def _journal(*units: str) -> list[str]:
-    chosen = [word for unit in units for word in ("-u", unit)]
-    return ["journalctl", "--no-pager", "--quiet", "-o", "short-iso", "-n", "1000", *chosen]
 
 
 def sources_of(situation: Situation, cache_dir: str) -> Sources:

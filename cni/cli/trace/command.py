@@ -14,7 +14,7 @@ from cni.protocol.errors import CNIError
 from cni.protocol.request import check_ifname
 
 from .. import cache, commands, errors, formats, output, session, target
-from ..completion import Container, Namespace, Network
+from ..completion import Container, Network, Where
 from ..conflist import NetworkList
 from ..probe.containers import PREFIX
 from ..probe.signals import Signals
@@ -29,9 +29,7 @@ from .watched import Run, Watched
 
 @click.command("trace")
 @click.argument("network", type=Network())
-@click.argument(
-    "where", metavar="[NETNS|NAMESPACE/POD]", type=Namespace(), required=False, default=""
-)
+@click.argument("where", metavar="[NETNS|NAMESPACE/POD]", type=Where(), required=False, default="")
 @click.option("--check", "verb", flag_value="CHECK", help="CHECK of what is attached.")
 @click.option("--del", "verb", flag_value="DEL", help="DEL of what is attached.")
 @click.option("--keep", is_flag=True, help="Leave attached what was attached: no DEL after ADD.")

@@ -105,13 +105,13 @@ def collect(host: Netlink, network: str, owners: list[Owner], steps: Steps) -> N
     kept_names = {name for owner in owners for name in names(owner)}
     prefix, group = f"cni:{network_key(network)}-", network_group(network)
     links = link.list_all(host)
-    stale: list[int] = []
+    stale: list[Link] = []
     for device in links:
         if device.kind != "ifb" or not device.name.startswith(_PREFIX):
             continue
         if device.alias:
             if device.alias.startswith(prefix) and device.alias.split(" ", 1)[0] not in kept:
-                stale.append(device.index)
+                stale.append(device)
         elif device.name in kept_names:
             continue
         elif device.group == group:  # an ADD was killed before it could set the alias

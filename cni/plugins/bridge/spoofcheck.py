@@ -187,7 +187,8 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
     ]
     return [
         kernel.new_table(_TABLE),
-        kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300, uapi.NF_ACCEPT),
+        # without a policy, which is that of whoever made the chain; the kernel's default is accept
+        kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300),
         *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain)),
         *(_TABLE.without_rules(name) for name in (iface, mac_chain)),
         *(_TABLE.without_rule(_BASE, number) for number in stale),

@@ -13,6 +13,8 @@ from ...netfilter import conntrack, nft
 from ...netfilter.conntrack import Flow
 from .want import CONNECTIONLESS, PROTOCOLS, Port
 
+_AT_ONCE = 16  # ports whose flows are ended by a request each
+
 
 def forget(
     call: Call[Any], v6: bool, ports: Collection[Port], stale: Callable[[Flow], bool]
@@ -61,4 +63,29 @@ def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection
     for v6 in (False, True):
         size = 16 if v6 else 4
         family = [p for p in ports if len(p.host_ip) in (0, size)]
-        forget(call, v6, family, gone)
+        if not ours or not _are_forgotten(family, [each for each in ours if len(each) == size]):
+            forget(call, v6, family, gone)
+
+
+def _are_forgotten(ports: Collection[Port], ours: Collection[bytes]) -> bool:
+    """End all flows to these ports that one of `ours` answers, without looking at them.
+
+    False if the kernel cannot: then `forget` does it, and says what fails.
+    """
+    flowing = [port for port in ports if port.protocol in CONNECTIONLESS]
+    if len(flowing) * len(ours) > _AT_ONCE:
+        return False  # each request looks at all flows of the node
+    try:
+        return all(
+            conntrack.forget_all(
+                nft.socket(),
+                PROTOCOLS[port.protocol],
+                port.host_port,
+                port.host_ip if any(port.host_ip) else b"",
+                address,
+            )
+            for port in flowing
+            for address in ours
+        )
+    except NetlinkError:
+        return False

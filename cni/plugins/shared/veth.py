@@ -345,7 +345,7 @@ def collect(host: Netlink, network: str, keep: frozenset[str]) -> int:
     pairs = [device for device in devices if device.kind in KINDS]
     unmarked = [each.index for each in pairs if not each.alias and each.group == group]
     marked = [
-        each.index
+        each
         for each in pairs
         if each.alias.startswith(prefix) and each.alias.partition(" ")[0] not in keep
     ]

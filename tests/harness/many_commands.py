@@ -1,0 +1,98 @@
+"""Runs many command lines of `cni` in one process, which forks for each: a start costs nothing.
+
+    python -m tests.harness.many_commands <requests.json
+
+Each request is [arguments, terminal]: with a terminal of 80 columns, or with pipes. The answer is a
+list of [exit code, stdout or what the terminal shows, stderr].
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import sys
+import tempfile
+import termios
+import time
+
+COLUMNS = 80
+_DEADLINE = 240  # seconds for one command
+
+Answer = tuple[int, str, str]
+
+
+def run(arguments: list[str], terminal: bool) -> Answer:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        if terminal:
+            pid, fd = pty.fork()
+            if pid == 0:
+                _become(arguments)
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+            shown = _read(fd, pid)
+            os.close(fd)
+            return _code(pid), shown.decode(errors="replace").replace("\r\n", "\n"), ""
+        pid = os.fork()
+        if pid == 0:
+            null = os.open(os.devnull, os.O_RDONLY)
+            for number, file in enumerate((null, out.fileno(), err.fileno())):
+                os.dup2(file, number)
+            _become(arguments)
+        deadline = time.monotonic() + _DEADLINE
+        while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        code = _code(pid)
+        out.seek(0)
+        err.seek(0)
+        return code, out.read().decode(errors="replace"), err.read().decode(errors="replace")
+
+
+def _become(arguments: list[str]) -> None:
+    code = 99
+    try:
+        from cni.cli import main
+
+        sys.argv = ["cni", *arguments]
+        for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+            setattr(sys, name, os.fdopen(os.dup(number), "r" if number == 0 else "w", buffering=1))
+        code = main(arguments)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _read(fd: int, pid: int) -> bytes:
+    shown, deadline = b"", time.monotonic() + _DEADLINE
+    while select.select([fd], [], [], max(deadline - time.monotonic(), 0))[0]:
+        try:
+            chunk = os.read(fd, 65536)
+        except OSError:  # how the end of a terminal reads
+            return shown
+        if not chunk:
+            return shown
+        shown += chunk
+    os.kill(pid, signal.SIGKILL)
+    return shown + b"\n(it was killed)"
+
+
+def _code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> None:
+    import cni.cli.group  # noqa: F401 loaded once for all
+
+    json.dump(
+        [run(arguments, terminal) for arguments, terminal in json.load(sys.stdin)], sys.stdout
+    )
+
+
+if __name__ == "__main__":
+    main()
