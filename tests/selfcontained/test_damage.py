@@ -172,11 +172,7 @@ def test_too_little_memory(copy: Path, megabytes: int) -> None:
     assert done.returncode == 1
     error = json.loads(done.stdout)
     assert error["msg"] == "cannot start: too little memory"
-<<<<<<< HEAD
-    assert "raise the limit" in error["details"]
-=======
     assert "ulimit -v" in error["details"]
->>>>>>> main
 
 
 def test_a_crash_of_a_file_that_is_whole(copy: Path, tmp_path: Path) -> None:
