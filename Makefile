@@ -40,7 +40,7 @@ PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
-	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 test-runtime test-release test-all \
+	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
 	lint format bench bench-node demo lock clean distclean
 
 help: ## print this
@@ -138,6 +138,10 @@ test-selfcontained: $(TESTED) build-selfcontained ## the file with an interprete
 test-aarch64: $(TESTED) .cache/env-build/.stamp .cache/setup-interpreter.stamp .cache/setup-aarch64.stamp ## the same for aarch64, emulated, with Debian's kernel
 	.cache/env-build/bin/python tools/interpreter/build.py --arch aarch64
 	$(PYTEST) $(wildcard tests/selfcontained/test_aarch64*.py) $(PYTEST_ARGS)
+
+prove-snapshot: $(TESTED) build-selfcontained ## whether the snapshot holds, after a pin has changed
+	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained/test_build.py selfcontained/test_snapshot.py \
+		selfcontained/test_damage.py) $(PYTEST_ARGS)
 
 FAULTS := $(wildcard $(addprefix tests/netns/test_,crash.py interrupted.py sequences.py))
 test-faults: $(TESTED) ## kills, signals and errors at every system call of every plugin: hours

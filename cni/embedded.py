@@ -18,3 +18,22 @@ def main() -> int:
     from .__main__ import main as run
 
     return run()
+
+
+def prepare(names: list[str]) -> None:
+    """Import what requests need, for the snapshot from which they begin (docs/self-contained.md).
+
+    Nothing may be left here that is the building process's own; the main program renews the rest.
+    """
+    from . import standins
+
+    standins.enable()
+    for name in names:
+        __import__(name)
+    for name in ("stdin", "stdout", "stderr"):
+        setattr(sys, name, None)
+        setattr(sys, f"__{name}__", None)
+    sys.argv, sys.orig_argv = [], []
+    os.environ.clear()
+    gc.collect()
+    gc.freeze()

@@ -1,11 +1,15 @@
 /*
  * Starts the interpreter of the self-contained file (docs/self-contained.md).
  *
- *     client ELF │ image: the interpreter, an ELF for a fixed address │ zip
+ *     client ELF │ image: the interpreter, an ELF for a fixed address │ snapshot │ zip
  *
  * What execve(2) does for a program, done in this process: the image's segments are mapped from our own
  * file, the auxiliary vector on the stack is made to name them, and we jump to the entry. The client
  * stays small, so that a request that a server answers never touches a page of the interpreter.
+ *
+ * A request begins with the snapshot: the memory of an interpreter that has started and imported what
+ * requests need. It takes the place of the image's own data. If anything is against that, the request
+ * begins without; CNI_DEBUG=start has that said on stderr, with the reason.
  *
  * Damage: the size is compared at every start, which costs a system call, and so is the checksum of the
  * headers, which say what is mapped where. The checksum of 15 MB would take longer than most requests. So
@@ -33,13 +37,27 @@
 #define MAP_FIXED_NOREPLACE 0x100000 /* Linux 4.17 */
 #endif
 
+/* A part of the snapshot: pages for `address`, whose first `filled` bytes are at `offset` of the file. */
+struct part {
+    uint64_t address, size, filled, offset;
+};
+
+enum { MAX_PARTS = 16 };
+
+struct snapshot {
+    uint64_t page;            /* of the system on which it was made; 0: there is none */
+    uint32_t replaced, count; /* the image's own data are in the first parts; the others were allocated */
+    struct part parts[MAX_PARTS];
+};
+
 /* Where the image is; tools/interpreter/image.py fills it in. */
 struct image {
     char magic[16];
     uint64_t start, size; /* of the image, in bytes */
     uint64_t end;         /* of the file */
     uint32_t checksum;    /* CRC-32 of everything from `start` to `end` */
-    uint32_t headers;     /* CRC-32 of the image's first bytes, as many as struct program has */
+    uint32_t headers;     /* CRC-32 of the image's first bytes, as many as struct program has, then of: */
+    struct snapshot snapshot;
 };
 static const volatile struct image image = {.magic = "cni-image"};
 
@@ -149,8 +167,8 @@ struct program {
     Elf64_Phdr segments[MAX_SEGMENTS];
 };
 
-/* Read the image's headers. Compare the file's size, and the headers' checksum. */
-static void read_program(int fd, struct program *loaded)
+/* Read the image's headers. Compare the file's size, and the checksum of them and the snapshot's. */
+static void read_program(int fd, struct program *loaded, const struct snapshot *snapshot)
 {
     char text[128];
     struct stat status;
@@ -163,7 +181,9 @@ static void read_program(int fd, struct program *loaded)
     if (n < 0)
         complain("cannot start: this program's file cannot be read", strerror(errno));
     if (n != (ssize_t)sizeof *loaded
-        || checksum(0, (const unsigned char *)loaded, sizeof *loaded) != image.headers)
+        || checksum(checksum(0, (const unsigned char *)loaded, sizeof *loaded),
+                    (const unsigned char *)snapshot, sizeof *snapshot)
+               != image.headers)
         complain_damaged("the checksum of the interpreter's headers differs");
     const Elf64_Ehdr *header = &loaded->header;
     if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0
@@ -180,23 +200,34 @@ static void complain_unmapped(const char *why)
     complain("cannot start: the interpreter cannot be mapped", why);
 }
 
-/* Map one range at its address. Never returns if that cannot be. */
-static void map_at(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
+/* Map one range at its address; why that cannot be, or NULL. */
+static const char *try_map(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
 {
     void *wanted = (void *)start;
     void *got = mmap(wanted, size, access, flags | MAP_PRIVATE, fd, offset);
+    if (got == wanted)
+        return NULL;
     if (got == MAP_FAILED && errno == ENOMEM)
-        complain_unmapped("there is not enough memory, or its limit (ulimit -v) is too low");
+        return "there is not enough memory, or its limit (ulimit -v) is too low";
     if (got == MAP_FAILED && (errno == EACCES || errno == EPERM))
-        complain_unmapped("a security policy of this system forbids it");
+        return "a security policy of this system forbids it";
     if (got == MAP_FAILED && errno != EEXIST)
-        complain_unmapped(strerror(errno));
-    if (got != wanted) /* before 4.17 the kernel chooses another address */
-        complain_unmapped("its addresses are in use");
+        return strerror(errno);
+    if (got != MAP_FAILED) /* before 4.17 the kernel chooses another address */
+        munmap(got, size);
+    return "its addresses are in use";
 }
 
-/* Map a segment: what the file has of it, zeros behind that. */
-static void map_segment(int fd, const Elf64_Phdr *segment)
+/* Never returns if it cannot be mapped. */
+static void map_at(uintptr_t start, size_t size, int access, int flags, int fd, off_t offset)
+{
+    const char *problem = try_map(start, size, access, flags, fd, offset);
+    if (problem)
+        complain_unmapped(problem);
+}
+
+/* Map a segment: what the file has of it, zeros behind that. `flags` says what is with what is there. */
+static void map_segment(int fd, const Elf64_Phdr *segment, int flags)
 {
     uintptr_t page = (uintptr_t)getauxval(AT_PAGESZ), mask = page - 1;
     uintptr_t first = segment->p_vaddr & ~mask;
@@ -206,11 +237,11 @@ static void map_segment(int fd, const Elf64_Phdr *segment)
     int access = (segment->p_flags & PF_R ? PROT_READ : 0) | (segment->p_flags & PF_W ? PROT_WRITE : 0)
                  | (segment->p_flags & PF_X ? PROT_EXEC : 0);
     off_t offset = (off_t)(image.start + segment->p_offset - (segment->p_vaddr - first));
-    map_at(first, mapped - first, access, MAP_FIXED_NOREPLACE, fd, offset);
+    map_at(first, mapped - first, access, flags, fd, offset);
     if (segment->p_memsz > segment->p_filesz && filled & mask)
         memset((void *)filled, 0, mapped - filled);
     if (end > mapped)
-        map_at(mapped, end - mapped, access, MAP_FIXED_NOREPLACE | MAP_ANONYMOUS, -1, 0);
+        map_at(mapped, end - mapped, access, flags | MAP_ANONYMOUS, -1, 0);
 }
 
 /* Map all of it; the address at which its headers are. */
@@ -221,12 +252,116 @@ static uintptr_t map_program(int fd, const struct program *loaded)
         const Elf64_Phdr *segment = &loaded->segments[i];
         if (segment->p_type != PT_LOAD)
             continue;
-        map_segment(fd, segment);
+        map_segment(fd, segment, MAP_FIXED_NOREPLACE);
         if (segment->p_offset == 0)
             headers = segment->p_vaddr + loaded->header.e_phoff;
     }
     return headers;
 }
+
+/* --- the snapshot ------------------------------------------------------------------------------- */
+
+static int is_off(const char *variable)
+{
+    const char *value = getenv(variable);
+    return value && strcmp(value, "off") == 0;
+}
+
+/* Why this process does not begin with the snapshot; NULL if it does. */
+static const char *why_not(const struct snapshot *snapshot, char **arguments)
+{
+    const char *command = getenv("CNI_COMMAND");
+    if (!command || !*command || !arguments[0] || arguments[1])
+        return "it is for requests";
+    if (is_off("CNI_SNAPSHOT"))
+        return "CNI_SNAPSHOT is off";
+    if (is_off("CNI_STANDINS"))
+        return "CNI_STANDINS is off";
+    if (!snapshot->page)
+        return "this file has none";
+    if (snapshot->page != getauxval(AT_PAGESZ))
+        return "it was made for another page size";
+    return NULL;
+}
+
+static const char *map_part(int fd, const struct part *part, int flags)
+{
+    int access = PROT_READ | PROT_WRITE;
+    const char *problem = NULL;
+    if (part->filled)
+        problem = try_map(part->address, part->filled, access, flags, fd, (off_t)part->offset);
+    if (!problem && part->size > part->filled) {
+        problem = try_map(part->address + part->filled, part->size - part->filled, access,
+                          flags | MAP_ANONYMOUS, -1, 0);
+        if (problem && part->filled && flags != MAP_FIXED)
+            munmap((void *)part->address, part->filled);
+    }
+    return problem;
+}
+
+static void unmap_allocated(const struct snapshot *snapshot, uint32_t end)
+{
+    for (uint32_t i = snapshot->replaced; i < end; i++)
+        munmap((void *)snapshot->parts[i].address, snapshot->parts[i].size);
+}
+
+/* Map what was allocated; what the problem is, or NULL. */
+static const char *map_allocated(int fd, const struct snapshot *snapshot)
+{
+    for (uint32_t i = snapshot->replaced; i < snapshot->count; i++) {
+        const char *problem = map_part(fd, &snapshot->parts[i], MAP_FIXED_NOREPLACE);
+        if (problem) {
+            unmap_allocated(snapshot, i);
+            return problem;
+        }
+    }
+    return NULL;
+}
+
+/* Put the snapshot's data in the place of the image's own, which comes back if that fails. */
+static const char *map_data(int fd, const struct program *loaded, const struct snapshot *snapshot)
+{
+    const char *problem = NULL;
+    for (uint32_t i = 0; !problem && i < snapshot->replaced; i++)
+        problem = map_part(fd, &snapshot->parts[i], MAP_FIXED);
+    if (!problem)
+        return NULL;
+    unmap_allocated(snapshot, snapshot->count);
+    for (int i = 0; i < loaded->header.e_phnum; i++) {
+        const Elf64_Phdr *segment = &loaded->segments[i];
+        if (segment->p_type == PT_LOAD && segment->p_flags & PF_W)
+            map_segment(fd, segment, MAP_FIXED);
+    }
+    return problem;
+}
+
+static void report(const char *problem)
+{
+    char text[256];
+    const char *wanted = getenv("CNI_DEBUG");
+    if (!wanted || strcmp(wanted, "start") != 0)
+        return;
+    int n = snprintf(text, sizeof text, "cni: starts %s the snapshot%s%s\n",
+                     problem ? "without" : "with", problem ? ": " : "", problem ? problem : "");
+    if (n > 0 && write(2, text, (size_t)n) < 0)
+        return;
+}
+
+/* Map the image, with the snapshot if that is possible; the address at which its headers are. */
+static uintptr_t map_all(int fd, const struct program *loaded, const struct snapshot *snapshot,
+                         char **arguments)
+{
+    const char *problem = why_not(snapshot, arguments);
+    uintptr_t headers = map_program(fd, loaded);
+    if (!problem)
+        problem = map_allocated(fd, snapshot);
+    if (!problem)
+        problem = map_data(fd, loaded, snapshot);
+    report(problem);
+    return headers;
+}
+
+/* --- starting ----------------------------------------------------------------------------------- */
 
 /* Have the auxiliary vector, which is behind the environment on the stack, describe the image. */
 static void describe(const struct program *loaded, uintptr_t headers, char **arguments)
@@ -268,13 +403,14 @@ static void jump(uintptr_t entry, void *stack)
 void image_run(const char *self, char **arguments)
 {
     struct program loaded;
+    const struct snapshot snapshot = image.snapshot;
     program = self;
     int fd = open_self();
     if (fd < 0)
         complain("cannot start: this program's file cannot be opened", strerror(errno));
-    read_program(fd, &loaded);
+    read_program(fd, &loaded, &snapshot);
     watch_crashes();
-    describe(&loaded, map_program(fd, &loaded), arguments);
+    describe(&loaded, map_all(fd, &loaded, &snapshot, arguments), arguments);
     close(fd);
     jump(loaded.header.e_entry, arguments - 1);
 }

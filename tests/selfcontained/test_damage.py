@@ -21,9 +21,16 @@ REQUEST = {**BARE_ENV, "CNI_COMMAND": "VERSION", "CNI_SERVER": "off"}
 
 
 def parts(data: bytes) -> tuple[int, int, int]:
-    """Where the image begins, where the zip does, and where the file ends."""
+    """Where the image begins, where what is behind it does, and where the file ends."""
     _, start, size, end, _, _ = DESCRIPTOR.unpack_from(data, data.index(MAGIC))
     return start, start + size, end
+
+
+def snapshot_parts(data: bytes) -> list[tuple[int, int, int, int]]:
+    """Address, size, bytes in the file, and where those are, of each part of the snapshot."""
+    place = data.index(MAGIC) + DESCRIPTOR.size
+    _, _, count = struct.unpack_from("<QII", data, place)
+    return list(struct.iter_unpack("<QQQQ", data[place + 16 : place + 16 + 32 * count]))
 
 
 @pytest.fixture
@@ -49,9 +56,9 @@ def run(
     )
 
 
-def assert_says_so(program: Path) -> None:
+def assert_says_so(program: Path, request: dict[str, str] = REQUEST) -> None:
     """For a runtime in JSON, for a person in words."""
-    done = run(program, env=REQUEST)
+    done = run(program, env=request)
     assert done.returncode == 1, done
     error = json.loads(done.stdout)
     assert error["code"] == 999
@@ -67,9 +74,9 @@ def assert_says_so(program: Path) -> None:
 @pytest.mark.parametrize("kept", ["client", "image", "all but a byte"])
 def test_a_file_that_is_cut_short(copy: Path, kept: str) -> None:
     data = copy.read_bytes()
-    start, zipped, end = parts(data)
+    start, behind, end = parts(data)
     assert end == len(data)
-    copy.write_bytes(data[: {"client": start, "image": zipped, "all but a byte": end - 1}[kept]])
+    copy.write_bytes(data[: {"client": start, "image": behind, "all but a byte": end - 1}[kept]])
     assert_says_so(copy)
 
 
@@ -95,18 +102,38 @@ def test_code_that_is_overwritten(copy: Path, octet: int) -> None:
 def test_modules_that_are_overwritten(copy: Path) -> None:
     """The names of our modules, wherever they are: nothing can be imported."""
     data = copy.read_bytes()
-    start, zipped, _ = parts(data)
-    image = data[start:zipped].replace(b"cni.dispatch\0", b"cni.dis\0atch\0")
-    assert image != data[start:zipped]
-    copy.write_bytes(data[:start] + image + data[zipped:])
+    start, behind, _ = parts(data)
+    image = data[start:behind].replace(b"cni.dispatch\0", b"cni.dis\0atch\0")
+    assert image != data[start:behind]
+    copy.write_bytes(data[:start] + image + data[behind:])
+    assert_says_so(copy, {**REQUEST, "CNI_SNAPSHOT": "off"})
+
+
+@pytest.mark.parametrize("octet", [0x00, 0x41, 0xFF])
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_snapshot_that_is_overwritten(copy: Path, number: int, octet: int) -> None:
+    data = bytearray(copy.read_bytes())
+    _, _, size, offset = snapshot_parts(bytes(data))[number]
+    data[offset : offset + size] = bytes([octet]) * size
+    copy.write_bytes(data)
+    done = run(copy, env=REQUEST)
+    assert done.returncode == 1, done
+    assert "damaged" in json.loads(done.stdout)["msg"]
+
+
+@pytest.mark.parametrize("place", [0, 8, 12, 16, 24, 32, 40])
+def test_a_description_of_the_snapshot_that_is_changed(copy: Path, place: int) -> None:
+    data = bytearray(copy.read_bytes())
+    data[data.index(MAGIC) + DESCRIPTOR.size + place] ^= 1
+    copy.write_bytes(data)
     assert_says_so(copy)
 
 
 def test_install_compares_the_checksum(copy: Path, tmp_path: Path) -> None:
     """A byte that nothing reads is changed: the plugins would work, but it is not the same file."""
     data = bytearray(copy.read_bytes())
-    _, zipped, end = parts(bytes(data))
-    data[(zipped + end) // 2] ^= 1
+    _, _, end = parts(bytes(data))
+    data[end - 300_000] ^= 1  # of the zip
     copy.with_name("cni").write_bytes(data)
     copy.with_name("cni").chmod(0o755)
     done = run(copy.with_name("cni"), "install", "--bin-dir", str(tmp_path / "bin"))
@@ -135,7 +162,7 @@ def test_segments_that_are_changed(copy: Path, segment: int, field: int, bit: in
     assert_says_so(copy)
 
 
-@pytest.mark.parametrize("megabytes", [1, 8])
+@pytest.mark.parametrize("megabytes", [1, 4])
 def test_too_little_memory(copy: Path, megabytes: int) -> None:
     """The file is whole, and is not said to be damaged."""
     limited = copy.with_name("limited")

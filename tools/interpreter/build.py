@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools import build as zipapp  # noqa: E402
-from tools.interpreter import cpython, image, modules, training  # noqa: E402
+from tools.interpreter import cpython, image, modules, snapshot, training  # noqa: E402
 from tools.interpreter.cpython import Target  # noqa: E402
 from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError, spent  # noqa: E402
 
@@ -63,12 +63,18 @@ def make(target: Target) -> tuple[bytes, str]:
     build = zipapp.content_id(files, _ingredients(built))
     files["cni/_build.py"] = zipapp.build_module(build, files)
     sources = modules.Sources(files, built.source / "Lib")
-    frozen = image.link(built, modules.closure(sources), CACHE / f"image-{target.arch}")
+    folder, frozen = CACHE / f"image-{target.arch}", modules.closure(sources)
+    linked = image.link(built, frozen, folder)
+    names = snapshot.names(frozen)
+    recorded = snapshot.record(folder, names) if snapshot.is_made_for(target) else None
     client = zipapp.native_client(
         _SETTINGS.format(build=build).encode(), str(built.compiler), "-DCNI_IMAGE", IMAGE
     )
     page = image.PAGE[target.arch]
-    return image.assemble(client, frozen, lambda start: zipapp.archive(files, start), page), build
+    data = image.assemble(
+        client, linked, recorded, lambda start: zipapp.archive(files, start), page
+    )
+    return data, build
 
 
 def payload(target: Target) -> dict[str, bytes]:
@@ -87,7 +93,7 @@ def _ingredients(built: cpython.Build) -> bytes:
     digest = hashlib.sha256(built.source.parent.name.encode())
     headers = zipapp.CLIENT.parent.glob("*.h")
     for path in sorted(
-        [zipapp.CLIENT, IMAGE, *headers, *HERE.rglob("*.py"), *HERE.glob("src/*.c")]
+        [zipapp.CLIENT, IMAGE, *headers, *HERE.rglob("*.py"), *HERE.glob("src/*.*")]
     ):
         digest.update(path.read_bytes())
     return digest.digest()

@@ -4,9 +4,9 @@
 
 SCRIPTS is Tools/scripts of CPython, whose deepfreeze.py writes one code object as C. MODULES is a
 directory: `list` has a line for each module (its name, the name in tracebacks, then what it is: `p`
-a package, `d` deep-frozen, or `-`), in the order in which the interpreter looks; each source is a
-file of the module's name. OUTPUT is a directory, in which frozen.c, marshalled.bin and
-marshalled.s are written.
+a package, `r` used by requests, `d` deep-frozen, else `z`, compressed), in the order in which the
+interpreter looks; each source is a file of the module's name. OUTPUT is a directory, in which
+frozen.c, marshalled.bin and marshalled.s are written.
 
 Only the standard library's modules that are in the source tree can be imported here.
 """
@@ -17,10 +17,13 @@ import ast
 import marshal
 import sys
 import types
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 _HEAD = """
+#include "marshal.h"
+#include <zlib.h>
 struct entry_names;
 extern const unsigned char cni_frozen_code[];
 
@@ -31,6 +34,22 @@ static int intern_all(PyCodeObject *const *codes, size_t count)
         if (_PyStaticCode_InternStrings(codes[i]) < 0)
             return -1;
     return 0;
+}
+
+/* The code object that is marshalled and compressed in `packed` bytes. */
+static PyObject *cni_inflate(const unsigned char *from, unsigned long packed, unsigned long size)
+{
+    unsigned long got = size;
+    char *data = PyMem_RawMalloc(size);
+    if (!data)
+        return PyErr_NoMemory();
+    PyObject *code = NULL;
+    if (uncompress((unsigned char *)data, &got, from, packed) == Z_OK && got == size)
+        code = PyMarshal_ReadObjectFromString(data, (Py_ssize_t)size);
+    else
+        PyErr_SetString(PyExc_ImportError, "a frozen module is damaged");
+    PyMem_RawFree(data);
+    return code;
 }
 
 int _Py_Deepfreeze_Init(void) { return 0; }
@@ -47,6 +66,13 @@ static PyObject *get_{symbol}(void)
     interned = 1;
     {symbol}_patch();
     return Py_NewRef((PyObject *)&{symbol}_toplevel);
+}}
+"""
+
+_COMPRESSED = """
+static PyObject *get_{symbol}(void)
+{{
+    return cni_inflate(cni_frozen_code + {start}, {packed}, {size});
 }}
 """
 
@@ -105,12 +131,10 @@ def main(scripts: str, modules: str, output: str) -> None:
             is_package = int("p" in entry.kinds)
             if "d" in entry.kinds:
                 getter = _write_deep(printer, file, entry.name, code)
-                rows.append(f'    {{"{entry.name}", NULL, 0, {is_package}, {getter}}},\n')
             else:
-                data = marshal.dumps(code)
-                place = f"cni_frozen_code + {len(blob)}, {len(data)}"
-                rows.append(f'    {{"{entry.name}", {place}, {is_package}, NULL}},\n')
+                getter, data = _write_compressed(file, entry.name, code, len(blob))
                 blob += data
+            rows.append(f'    {{"{entry.name}", NULL, 0, {is_package}, {getter}}},\n')
         file.write('#include "internal/pycore_import.h"\n')
         file.write(_TAIL.format(entries="".join(rows)))
     blob_path = Path(output, "marshalled.bin")
@@ -122,9 +146,10 @@ def _compile(entry: Entry, source: bytes) -> types.CodeType:
     """The code of a module. `cni --help` is made of docstrings; those of all others go."""
     ours = entry.name.partition(".")[0] == "cni"
     tree = ast.parse(source)
-    if "d" in entry.kinds:
+    if "r" in entry.kinds:
         for node in ast.walk(tree):
             _drop_docstring(node)
+            _drop_annotations(node)
     path = f"<frozen {entry.shown_as}>"
     return compile(tree, path, "exec", dont_inherit=True, optimize=0 if ours else 2)
 
@@ -133,6 +158,25 @@ def _drop_docstring(node: ast.AST) -> None:
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         first = node.body.pop(0)
         node.body = node.body or [ast.copy_location(ast.Pass(), first)]
+
+
+def _drop_annotations(node: ast.AST) -> None:
+    """Those of functions, which nothing reads; those of classes are what msgspec reads."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        node.returns = None
+    elif isinstance(node, ast.arg):
+        node.annotation = None
+
+
+def _write_compressed(
+    file: TextIO, name: str, code: types.CodeType, start: int
+) -> tuple[str, bytes]:
+    """Write the getter of a module whose code will be at `start`; its name, and the code."""
+    symbol, data = name.replace(".", "_dot_"), marshal.dumps(code)
+    packed = zlib.compress(data, 9)
+    numbers = {"start": start, "packed": len(packed), "size": len(data)}
+    file.write(_COMPRESSED.format(symbol=symbol, **numbers))
+    return f"get_{symbol}", packed
 
 
 def _printer(file: TextIO) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tools.interpreter.cpython import Build, environment
 from tools.interpreter.modules import BOOTSTRAP, Module
+from tools.interpreter.snapshot import MAX_PARTS, Snapshot, is_made_for
 from tools.interpreter.sources import HERE, BuildError, run
 
 # Above all that the kernel gives a program with a small beginning at 4 MB: the heap begins at most
@@ -21,18 +22,25 @@ from tools.interpreter.sources import HERE, BuildError, run
 ADDRESS = 0x60000000
 PAGE = {"x86_64": 4096, "aarch64": 65536}  # the largest of the architecture's kernels
 _LINK = ("-static", "-no-pie", "-s")
+# Between the kernel's heap and the image: what the snapshot has that was allocated (snapshot.c).
+AREA = 0x50000000
+_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c")
 _LINKER = (
     f"-Ttext-segment={ADDRESS:#x}",
     "--build-id=none",
     "--wrap=strerror",
+    *(f"--wrap={name}" for name in ("malloc", "calloc", "realloc", "free")),
     "-z,noseparate-code",
     "-z,norelro",
     "-z,noexecstack",
     "-z,stack-size=1048576",  # of threads, for which musl takes 128 KB otherwise
 )
 
-# struct image of launcher/image.c: magic, start, size and end of file, its checksum, the headers'
+# struct image of launcher/image.c: magic, start, size and end of file, its checksum, the headers';
+# then of the snapshot: page size, how many parts take the place of the image's data, how many there
+# are, and of each address, size, bytes in the file, and where those are
 _DESCRIPTOR = struct.Struct("<16sQQQII")
+_SNAPSHOT = struct.Struct("<QII" + "QQQQ" * MAX_PARTS)
 _HEADERS = 64 + 8 * 56  # bytes of struct program there: an ELF header and eight segments
 _MAGIC = b"cni-image\0\0\0\0\0\0\0"
 
@@ -46,18 +54,20 @@ def link(built: Build, modules: dict[str, Module], folder: Path, *flags: str) ->
     folder.mkdir(parents=True)
     log = folder / "log"
     _freeze(built, modules, folder, log)
-    for name in ("main.c", "paths.c", "native.c", "errors.c"):
+    for name in (*_SOURCES, "snapshot.h", "snapshot.ld"):
         shutil.copy(HERE / "src" / name, folder)
-    sources = ["main.c", "paths.c", "native.c", "errors.c", "frozen.c", "marshalled.s"]
+    sources = [*_SOURCES, "frozen.c", "marshalled.s"]
+    page = PAGE[built.target.arch]
     compiler: list[str | Path] = [built.compiler, *built.flags, *flags, "-fwrapv", "-DNDEBUG"]
-    compiler += ["-DPy_BUILD_CORE", f"-I{built.source}/Include/internal"]
-    compiler += [f"-I{built.source}/Include", f"-I{built.source}", f"-ffile-prefix-map={folder}=."]
+    compiler += ["-DPy_BUILD_CORE", f"-DCNI_PAGE={page}", f"-DCNI_AREA={AREA:#x}"]
+    compiler += [f"-I{built.source}/Include/internal"]
+    compiler += [f"-I{built.source}/Include", f"-I{built.source}", f"-I{built.zlib}"]
+    compiler += [f"-ffile-prefix-map={folder}=."]
     compiler += [f"-I{HERE.parents[1] / 'launcher'}"]  # steps.h
     for source in sources:
         run([*compiler, "-c", source], log, cwd=folder, env=environment())
-    linker = [
-        f"-Wl,{option}" for option in (*_LINKER, f"-z,max-page-size={PAGE[built.target.arch]}")
-    ]
+    more = (f"-z,max-page-size={page}", "-T,snapshot.ld")
+    linker = [f"-Wl,{option}" for option in (*_LINKER, *more)]
     objects: list[str | Path] = [Path(source).with_suffix(".o") for source in sources]
     objects += [built.msgspec, *built.libraries, "-lm"]
     command: list[str | Path] = [built.compiler, *_LINK, *flags, *linker, "-o", "image", *objects]
@@ -69,9 +79,11 @@ def _freeze(built: Build, modules: dict[str, Module], folder: Path, log: Path) -
     """Write frozen.c and what belongs to it."""
     (folder / "modules").mkdir()
     lines = []
+    is_deep = not is_made_for(built.target)
     # The interpreter looks from the beginning: the request path comes first.
-    for module in sorted(modules.values(), key=lambda module: (not module.is_deep, module.name)):
-        kinds = "p" * module.is_package + "d" * module.is_deep or "-"
+    for module in sorted(modules.values(), key=lambda each: (not each.is_for_requests, each.name)):
+        kinds = "p" * module.is_package + "r" * module.is_for_requests
+        kinds += "d" if is_deep and module.is_for_requests else "z"
         lines.append(f"{module.name} {BOOTSTRAP.get(module.name, module.name)} {kinds}\n")
         (folder / "modules" / module.name).write_bytes(module.source)
     (folder / "modules/list").write_text("".join(lines))
@@ -81,16 +93,36 @@ def _freeze(built: Build, modules: dict[str, Module], folder: Path, log: Path) -
     run([*command, HERE / "freeze.py", scripts, folder / "modules", folder], log, env=environment())
 
 
-def assemble(client: bytes, image: bytes, archive_of: Callable[[int], bytes], page: int) -> bytes:
-    """The whole file: client, image, and the zip that `archive_of(start)` makes."""
+def assemble(
+    client: bytes,
+    image: bytes,
+    snapshot: Snapshot | None,
+    archive_of: Callable[[int], bytes],
+    page: int,
+) -> bytes:
+    """The whole file: client, image, snapshot, and the zip that `archive_of(start)` makes."""
     start = -(-len(client) // page) * page
-    head = client + bytes(start - len(client)) + image
-    behind = image + archive_of(len(head))
+    behind = image
+    described = bytes(_SNAPSHOT.size)
+    if snapshot:
+        behind += bytes(-len(behind) % page)
+        described = _describe(snapshot, start + len(behind))
+        behind += b"".join(part.content for part in snapshot.parts)
+    behind += archive_of(start + len(behind))
     if client.count(_MAGIC) != 1:
         raise BuildError("the native client has no place for the image's description")
+    checksums = zlib.crc32(behind), zlib.crc32(described, zlib.crc32(behind[:_HEADERS]))
     end = start + len(behind)
-    checksums = zlib.crc32(behind), zlib.crc32(behind[:_HEADERS])
-    described = _DESCRIPTOR.pack(_MAGIC, start, len(image), end, *checksums)
+    described = _DESCRIPTOR.pack(_MAGIC, start, len(image), end, *checksums) + described
     place = client.index(_MAGIC)
     client = client[:place] + described + client[place + len(described) :]
     return client + bytes(start - len(client)) + behind
+
+
+def _describe(snapshot: Snapshot, offset: int) -> bytes:
+    """The snapshot's part of the description; its contents begin at `offset` of the file."""
+    numbers = [snapshot.page, snapshot.replaced, len(snapshot.parts)]
+    for part in snapshot.parts:
+        numbers += [part.address, part.size, len(part.content), offset]
+        offset += len(part.content)
+    return _SNAPSHOT.pack(*numbers, *[0] * (4 * (MAX_PARTS - len(snapshot.parts))))

@@ -52,9 +52,10 @@ _LEFT_OUT = """
     logging.config logging.handlers compileall encodings.mbcs
 """
 
-# The request path: laid into the file as finished objects ("deep-frozen"), which takes three times
-# the room of marshalled code, and nothing has to be read. Of our own modules all but these:
-_MARSHALLED = (
+# The request path: in the snapshot, and for a machine that has none laid into the file as finished
+# objects ("deep-frozen"), which takes three times the room of marshalled code, and nothing has to
+# be read. Of our own modules all but these:
+_NO_REQUEST = (
     "cni.artifact",
     "cni.cli",
     "cni.describe",
@@ -66,7 +67,7 @@ _MARSHALLED = (
     "cni.systemd",
 )
 _DHCP, _DHCP_REQUESTS = "cni.ipam.dhcp.", ("plugin", "conf", "rpc")
-_DEEP_LIBRARY = """
+_LIBRARY = """
     __future__ _frozen_importlib _frozen_importlib_external abc codecs io encodings
     encodings.aliases encodings.utf_8 os stat posixpath genericpath _collections_abc struct
 """
@@ -81,12 +82,12 @@ class Module:
     is_package: bool
 
     @property
-    def is_deep(self) -> bool:
+    def is_for_requests(self) -> bool:
         """Whether it is on the request path."""
         if self.name.startswith(_DHCP):
             return self.name.removeprefix(_DHCP) in _DHCP_REQUESTS
-        ours = self.name.partition(".")[0] == "cni" and not _is_below(self.name, _MARSHALLED)
-        return ours or self.name in _DEEP_LIBRARY.split()
+        ours = self.name.partition(".")[0] == "cni" and not is_below(self.name, _NO_REQUEST)
+        return ours or self.name in _LIBRARY.split()
 
 
 class Sources:
@@ -114,7 +115,7 @@ class Sources:
 
 def closure(sources: Sources) -> dict[str, Module]:
     """Every module to freeze, by name."""
-    own = [name for name in sources.below("cni") if not _is_below(name, _NOT_OURS)]
+    own = [name for name in sources.below("cni") if not is_below(name, _NOT_OURS)]
     left_out = frozenset(_LEFT_OUT.split())
     waiting = [*_START.split(), *_FROM_C.split(), *own, "click.shell_completion"]
     found: dict[str, Module] = {}
@@ -122,7 +123,7 @@ def closure(sources: Sources) -> dict[str, Module]:
         name = waiting.pop()
         if name in found or name in BOOTSTRAP.values():
             continue
-        if _is_below(name, left_out) or _is_below(name, _NOT_OURS):
+        if is_below(name, left_out) or is_below(name, _NOT_OURS):
             continue
         module = sources.find(name)
         if module is None:
@@ -137,11 +138,12 @@ def _check(module: Module, left_out: frozenset[str]) -> None:
     """Raises BuildError if `module` could not be imported without what is left out."""
     for node in ast.parse(module.source).body:
         for name in _named(module, node):
-            if _is_below(name, left_out):
+            if is_below(name, left_out):
                 raise BuildError(f"{module.name} imports {name}, which modules.py leaves out")
 
 
-def _is_below(name: str, packages: frozenset[str] | tuple[str, ...]) -> bool:
+def is_below(name: str, packages: frozenset[str] | tuple[str, ...]) -> bool:
+    """Whether it is one of `packages`, or in one of them."""
     parts = name.split(".")
     return any(".".join(parts[: n + 1]) in packages for n in range(len(parts)))
 

@@ -5,10 +5,16 @@
  * There is no Python command line, no environment variable is looked at, no path is computed, and no
  * file is opened before a module asks for one. sys.path is empty: what is not frozen does not exist,
  * and is not looked for. Collecting garbage is off until cni.embedded switches it on.
+ *
+ * At build time it is started once as `snapshot OUTPUT MODULE...`, to write the snapshot from which
+ * requests begin (snapshot.c, docs/self-contained.md).
  */
 
 #define PY_SSIZE_T_CLEAN
 #include "Python.h"
+#include "internal/pycore_pystate.h"
+#include "internal/pycore_runtime.h"
+#include "snapshot.h"
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -19,6 +25,11 @@
 extern PyObject *PyInit__cni_embedded(void);
 extern PyObject *PyInit__core(void); /* msgspec */
 extern void suspect_damage(void);    /* native.c */
+extern int _PySignal_Renew(void);         /* patches/renew.diff */
+extern PyStatus _Py_RenewStreams(void);
+
+/* The argv[0] that asks for a snapshot; no plugin or command is called so. */
+static const char RECORDING[] = "record the snapshot";
 
 /* End the process with what CPython says. */
 static void give_up(PyStatus status) __attribute__((noreturn));
@@ -33,6 +44,8 @@ static void check(PyStatus status)
     if (PyStatus_Exception(status))
         give_up(status);
 }
+
+enum { HASH_SEED = 1 };
 
 /* The path that was executed, made absolute: what a restart executes. */
 static const char *absolute(const char *path, char *room, size_t size)
@@ -65,11 +78,14 @@ static void set_paths(PyConfig *config, const char *executable)
     config->module_search_paths_set = 1; /* to nothing */
 }
 
-static void initialize(int argc, char **argv, const char *self)
+static void initialize(int argc, char **argv, const char *self, int is_same_each_time)
 {
     PyPreConfig before;
     PyConfig config;
     char room[PATH_MAX + 1];
+    if (PyImport_AppendInittab("_cni_embedded", PyInit__cni_embedded) < 0
+        || PyImport_AppendInittab("msgspec._core", PyInit__core) < 0)
+        check(PyStatus_NoMemory());
     PyPreConfig_InitIsolatedConfig(&before);
     before.utf8_mode = 1;
     check(Py_PreInitialize(&before));
@@ -80,9 +96,11 @@ static void initialize(int argc, char **argv, const char *self)
     config.pathconfig_warnings = 0;
     config.parse_argv = 0;
     config._init_main = 0;
-#ifdef CNI_TRAINING /* each run is the same */
-    config.use_hash_seed = 1;
+#ifdef CNI_TRAINING
+    is_same_each_time = 1;
 #endif
+    config.use_hash_seed = is_same_each_time;
+    config.hash_seed = is_same_each_time ? HASH_SEED : 0;
     char **arguments = malloc(sizeof *arguments * ((size_t)argc + 1));
     if (!arguments)
         check(PyStatus_NoMemory());
@@ -116,15 +134,125 @@ static int run(void)
     return 1;
 }
 
+/* --- the snapshot ------------------------------------------------------------------------------- */
+
+/* End the process with the exception that was raised. */
+static void must(int succeeded)
+{
+    if (succeeded)
+        return;
+    PyErr_Print();
+    suspect_damage();
+    exit(1);
+}
+
+/* Start, import `names`, and write the snapshot to `path`; returns the exit code. */
+static int record(const char *path, char **names)
+{
+    char *arguments[] = {"cni", NULL};
+    snapshot_begin();
+    initialize(1, arguments, "/cni", 1);
+    PyObject *list = PyList_New(0);
+    must(list != NULL);
+    for (; *names; names++) {
+        PyObject *name = PyUnicode_FromString(*names);
+        must(name && PyList_Append(list, name) == 0);
+        Py_DECREF(name);
+    }
+    PyObject *module = PyImport_ImportModule("cni.embedded");
+    must(module != NULL);
+    PyObject *result = PyObject_CallMethod(module, "prepare", "N", list);
+    must(result != NULL);
+    Py_DECREF(result);
+    Py_DECREF(module);
+    /* What was this process's and is nobody else's. */
+    PyThreadState *tstate = PyThreadState_Get();
+    tstate->thread_id = tstate->native_thread_id = _PyRuntime.main_thread = 0;
+    _PyRuntime.gilstate.autoTSSkey = (Py_tss_t)Py_tss_NEEDS_INIT;
+    return snapshot_write(path) < 0;
+}
+
+static PyObject *texts(int count, char **from)
+{
+    PyObject *list = PyList_New(0);
+    for (int i = 0; list && i < count; i++) {
+        PyObject *text = PyUnicode_DecodeFSDefault(from[i]);
+        must(text && PyList_Append(list, text) == 0);
+        Py_DECREF(text);
+    }
+    must(list != NULL);
+    return list;
+}
+
+static void set_sys(const char *name, PyObject *value)
+{
+    must(value && PySys_SetObject(name, value) == 0);
+    Py_DECREF(value);
+}
+
+/* posix.environ, which os.environ looks into: made as posixmodule.c makes it. */
+static void renew_environ(void)
+{
+    extern char **environ;
+    PyObject *module = PyImport_ImportModule("posix");
+    must(module != NULL);
+    PyObject *variables = PyDict_GetItemString(PyModule_GetDict(module), "environ");
+    must(variables != NULL);
+    PyDict_Clear(variables);
+    for (char **variable = environ; variable && *variable; variable++) {
+        const char *separator = strchr(*variable, '=');
+        if (!separator)
+            continue;
+        PyObject *key = PyBytes_FromStringAndSize(*variable, separator - *variable);
+        PyObject *value = PyBytes_FromString(separator + 1);
+        must(key && value && PyDict_SetDefault(variables, key, value));
+        Py_DECREF(key);
+        Py_DECREF(value);
+    }
+    Py_DECREF(module);
+}
+
+/* What belongs to this process, and not to the one that wrote the snapshot. The C library's part is not
+ * in the snapshot (snapshot.c). The rest is that of a child after fork(2), and what a new program has on
+ * top of that: the handlers of signals, the standard streams, arguments, environment, time zone. */
+static void renew(int argc, char **argv, const char *self)
+{
+    char room[PATH_MAX + 1];
+    PyThreadState *tstate = PyThreadState_Get();
+    tstate->thread_id = PyThread_get_thread_ident();
+    if (PyThread_tss_create(&_PyRuntime.gilstate.autoTSSkey) != 0
+        || PyThread_tss_set(&_PyRuntime.gilstate.autoTSSkey, tstate) != 0)
+        check(PyStatus_NoMemory());
+    PyOS_AfterFork_Child(); /* thread, locks, pending signals; os.register_at_fork */
+    must(_PySignal_Renew() == 0);
+    check(_Py_RenewStreams());
+    PyObject *arguments = texts(argc, argv);
+    PyObject *path = PyUnicode_DecodeFSDefault(self);
+    must(path && PyList_SetItem(arguments, 0, path) == 0);
+    set_sys("orig_argv", PySequence_List(arguments));
+    set_sys("argv", arguments);
+    self = absolute(self, room, sizeof room);
+    set_sys("executable", PyUnicode_DecodeFSDefault(self));
+    set_sys("_base_executable", PyUnicode_DecodeFSDefault(self));
+    renew_environ();
+    PyObject *module = PyImport_ImportModule("time");
+    PyObject *result = module ? PyObject_CallMethod(module, "tzset", NULL) : NULL;
+    must(result != NULL);
+    Py_DECREF(result);
+    Py_DECREF(module);
+}
+
 int main(int argc, char **argv)
 {
     const char *self = (const char *)getauxval(AT_EXECFN);
     if (!self)
         self = argc ? argv[0] : "cni";
-    if (PyImport_AppendInittab("_cni_embedded", PyInit__cni_embedded) < 0
-        || PyImport_AppendInittab("msgspec._core", PyInit__core) < 0)
-        return 1;
-    initialize(argc, argv, self);
+    if (argc > 2 && strcmp(argv[0], RECORDING) == 0)
+        return record(argv[1], argv + 2);
+    if (snapshot_is_resumed())
+        renew(argc, argv, self);
+    else
+        initialize(argc, argv, self, 0);
     int code = run();
     if (Py_FinalizeEx() < 0)
         code = 120;

@@ -1,0 +1,16 @@
+/* The interpreter's memory, written once at build time, with which later processes begin: snapshot.c. */
+
+#ifndef SNAPSHOT_H
+#define SNAPSHOT_H
+
+/* Begin to record: from now on everything is allocated at addresses that a later process can have, too.
+ * Called before anything is allocated. Ends the process if that is not possible. */
+void snapshot_begin(void);
+
+/* Write what was recorded to the file `path`. Returns 0, or -1 after it has said why on stderr. */
+int snapshot_write(const char *path);
+
+/* Whether this process has begun with a snapshot. */
+int snapshot_is_resumed(void);
+
+#endif
