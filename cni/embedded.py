@@ -21,7 +21,7 @@ def main() -> int:
 
 
 def prepare(names: list[str]) -> None:
-    """Import what requests need, for the snapshot from which they begin (docs/self-contained.md).
+    """Import and rehearse what requests need, for their snapshot (docs/self-contained.md).
 
     Nothing may be left here that is the building process's own; the main program renews the rest.
     """
@@ -30,6 +30,9 @@ def prepare(names: list[str]) -> None:
     standins.enable()
     for name in names:
         __import__(name)
+    from .rehearsal import rehearse
+
+    rehearse()
     for name in ("stdin", "stdout", "stderr"):
         setattr(sys, name, None)
         setattr(sys, f"__{name}__", None)
