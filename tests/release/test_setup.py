@@ -282,5 +282,7 @@ def test_each_target_installs_its_own(fresh: Path) -> None:
     assert {"firewalld", "kea-dhcp4-server", "containernetworking-plugins"} <= test
     assert "podman" not in test
     assert {"podman", "containerd"} <= packages("test-runtime", fresh)
-    others = packages("test-runtime", fresh) | packages("release", fresh)
+    emulated = packages("test-aarch64", fresh)
+    assert "qemu-system-arm" in emulated - test
+    others = packages("test-runtime", fresh) | packages("release", fresh) | emulated
     assert packages("setup", fresh) == test | others
