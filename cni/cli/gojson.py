@@ -49,6 +49,11 @@ def plain(value: Any) -> Any:
     return value
 
 
+# What is said of a document that the decoder gives up, since it reads what is nested by recursion.
+TOO_DEEP = "objects and lists are nested too deeply"
+TOO_DEEP_ADVICE = "no key lies below a few levels: look for brackets that are too many"
+
+
 def text(value: str) -> str:
     """`value` with U+FFFD for what is no UTF-8."""
     if value.isascii():
@@ -64,7 +69,9 @@ def decode(data: bytes) -> Any:
     """The JSON document in `data`. Raises CNIError with the reason."""
     try:
         return msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CNIError(TOO_DEEP, TOO_DEEP_ADVICE) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         reason = "unexpected end of JSON input" if not data.strip() else str(error)
         raise CNIError(reason) from None
 

@@ -26,6 +26,7 @@ from . import (
     formats,
     network_conf,
     output,
+    status_checks,
     subnets,
     validate,
 )
@@ -102,7 +103,10 @@ def create(name: str, texts: tuple[str, ...], ipv6: bool, dry_run: bool, **keys:
         raise click.BadParameter(f"{error}", param_hint="NAME") from None
     if dry_run:
         conf = _conf(directory, name, texts, ipv6, **keys)
-        output.document(conf, "yaml" if formats.current() == "yaml" else "json")
+        if formats.current() == "name":
+            output.line(name)
+        else:
+            output.document(conf, "yaml" if formats.current() == "yaml" else "json")
         return
     errors.require_root("write the configuration of a network")
     with _locked(directory):
@@ -159,7 +163,9 @@ def _conf(
 def _require_fitting(driver: str, keys: dict[str, Any], texts: tuple[str, ...]) -> None:
     """Raises UsageError for options that do not belong to the driver."""
     if driver == "vlan" and not keys["master"]:
-        raise click.UsageError("vlan needs --master")
+        with Netlink() as host:
+            links = status_checks.masters_in_words(host)
+        raise click.UsageError(f"vlan needs --master LINK{links}")
     for option, drivers in (("master", ON_MASTER), ("vlan", ("vlan",))):
         if keys[option] and driver not in drivers:
             raise click.UsageError(f"--{option} goes with {', '.join(drivers)} only")
@@ -211,9 +217,14 @@ def _require_valid(directory: str, name: str, conf: dict[str, Any]) -> None:
         each for each in found if each.severity == ERROR and each.code != "missing-plugin"
     ]
     if wrong:
-        more = [f"{each.message}: {each.advice}".removesuffix(": ") for each in wrong[1:]]
-        details = "; ".join(filter(None, [wrong[0].advice, *more]))
+        more = [f"{each.message}: {_advice(each)}".removesuffix(": ") for each in wrong[1:]]
+        details = "; ".join(filter(None, [_advice(wrong[0]), *more]))
         raise errors.CommandError(f"the network would not work: {wrong[0].message}", details)
+
+
+def _advice(finding: Finding) -> str:
+    """The finding's advice, where that is about a key of a file that is not written: the option."""
+    return finding.advice.replace("link as `master`", "link with --master")
 
 
 @contextmanager

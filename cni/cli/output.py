@@ -325,7 +325,9 @@ def decode_map(text: str, name: str) -> dict[str, Any] | None:
     """The JSON object in an environment variable. Raises CNIError."""
     try:
         value = msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as problem:
+    except RecursionError:
+        raise CNIError(f"{name}: {gojson.TOO_DEEP}", f"{name} is a JSON object") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
         raise CNIError(f"{name}: {problem}", f"{name} is a JSON object") from None
     if value is not None and not isinstance(value, dict):
         raise CNIError(f"{name} is not a JSON object", 'for example {"mac": "02:00:00:00:00:01"}')

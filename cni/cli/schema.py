@@ -15,8 +15,13 @@ from . import errors, formats, output
 def schema_command(plugin: str | None) -> None:
     """Print the JSON Schema (2020-12) of configuration lists, or of one plugin's object.
 
-    Of an IPAM plugin: of the object `ipam`. Editors and admission webhooks can use it.
+    Of an IPAM plugin: of the object `ipam`. Editors and admission webhooks can use it. -o name
+    lists the plugins that have one.
     """
+    if formats.current() == "name":
+        for name in [plugin] if plugin else catalogue.NAMES:
+            output.line(name)
+        return
     described = catalogue.plugin(plugin) if plugin else None
     if plugin and described is None:
         raise errors.NotFound(f"no plugin {plugin}")

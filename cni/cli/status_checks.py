@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cni import delegate, dispatch
 from cni.describe import addresses, catalogue, walk
 from cni.describe.network import Network, Part
-from cni.kernel import kinds, link
+from cni.kernel import kinds, link, uapi
 from cni.kernel.address import show as addresses_of
 from cni.kernel.errors import LinkNotFound, NetlinkError
 from cni.kernel.link import Link
@@ -25,6 +25,10 @@ from cni.protocol.errors import CNIError
 # Kind of link -> kernel module, where the names differ.
 _MODULES = {"vlan": "8021q"}
 _ON_MASTER = frozenset({"macvlan", "ipvlan", "vlan"})
+_MAC_LENGTH = 17  # characters
+_LISTED = 8  # links that are named at most
+
+NO_MASTER = "there is no master, and the node has no default route whose link could be it"
 
 
 class Problem(NamedTuple):
@@ -139,6 +143,7 @@ def _master(facts: Facts) -> Iterator[Problem]:
         message = f"mtu is {mtu}, and the master {master.name} has {master.mtu}"
         yield Problem(part, "mtu", "mtu", message, "an interface cannot have more than its master")
     yield from _busy_master(facts, master)
+    yield from _unfit_master(facts, master, "master")
     if not master.up:
         advice = f"no packet passes until it is up: ip link set {master.name} up"
         message = f"the master {master.name} is down"
@@ -147,15 +152,38 @@ def _master(facts: Facts) -> Iterator[Problem]:
 
 def _default_master(facts: Facts) -> Iterator[Problem]:
     """Without `master`, macvlan and ipvlan take the default route's link."""
-    first = facts.part.plugin != "vlan" and facts.part.path in ("", "plugins[0]")
-    if first and not _default_routes(facts.host):
-        yield Problem(
-            facts.part,
-            "type",
-            "missing-link",
-            "there is no master, and the node has no default route whose link could be it",
-            "name the link as `master`",
-        )
+    if facts.part.plugin == "vlan" or facts.part.path not in ("", "plugins[0]"):
+        return
+    routes = _default_routes(facts.host)
+    if routes:
+        yield from _unfit_master(facts, link.get(facts.host, routes[0].index), "type")
+        return
+    advice = f"name the link as `master`{masters_in_words(facts.host)}"
+    yield Problem(facts.part, "type", "missing-link", NO_MASTER, advice)
+
+
+def masters_in_words(host: Netlink) -> str:
+    """``; this node has eth0, eth1``: the links on which an interface can be made; "" for none."""
+    names = [each.name for each in link.list_all(host) if _fits(each, "macvlan")]
+    more = ", …" if len(names) > _LISTED else ""
+    return f"; this node has {', '.join(names[:_LISTED])}{more}" if names else ""
+
+
+def _fits(master: Link, plugin: str) -> bool:
+    """Does the kernel make links of that kind on this one?"""
+    if master.flags & uapi.IFF_LOOPBACK:
+        return False
+    return plugin == "vlan" or len(master.mac) == _MAC_LENGTH
+
+
+def _unfit_master(facts: Facts, master: Link, key: str) -> Iterator[Problem]:
+    """macvlan and ipvlan need an Ethernet link; a loopback has no VLANs, either."""
+    if _fits(master, facts.part.plugin):
+        return
+    what = "a loopback" if master.flags & uapi.IFF_LOOPBACK else "a link without MAC addresses"
+    message = f"the kernel makes no {facts.part.plugin} on {master.name}, {what}"
+    advice = f"name another link as `master`{masters_in_words(facts.host)}"
+    yield Problem(facts.part, key, "unfit-link", message, advice)
 
 
 def _default_routes(host: Netlink) -> list[Route]:

@@ -73,13 +73,17 @@ def install(
         if place.root is not None:
             place.root.mkdir(parents=True, exist_ok=True)
         made = _make_directories(directory)
-        with _locked(directory):
-            installation = Installation(place, made)
-            installation.units |= set(map(str, units))
-            report = installation.install(launcher, sorted(names), interpreter, link)
-            report.units = install_units.write(units, place)
-            report.warnings[:0] = warnings
-            return report
+        try:
+            with _locked(directory):
+                installation = Installation(place, made)
+                installation.units |= set(map(str, units))
+                report = installation.install(launcher, sorted(names), interpreter, link)
+                report.units = install_units.write(units, place)
+                report.warnings[:0] = warnings
+                return report
+        except BaseException:
+            _remove_directories(made)  # those that are empty: nothing has been installed
+            raise
 
 
 def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None = None) -> Report:
@@ -124,8 +128,21 @@ def _make_directories(path: Path) -> list[str]:
     except FileExistsError:
         if path.is_dir():  # another install was quicker, and will remember it
             return above
+        _remove_directories(above)
+        raise InstallError(_in_the_way(path)) from None
+    except OSError:
+        _remove_directories(above)
         raise
     return [str(path), *above]
+
+
+def _in_the_way(path: Path) -> str:
+    """What is to be said of a path where a directory should be, and something else is."""
+    if path.is_symlink():
+        what = f"is a symbolic link to {os.readlink(path)}, which is no directory"
+    else:
+        what = "is no directory"
+    return f"{path} {what}: remove it, or choose another directory with --bin-dir"
 
 
 def _remove_directories(paths: Iterable[str]) -> list[str]:
@@ -204,7 +221,8 @@ def _errors(bin_dir: Path) -> Iterator[None]:
         errno.EACCES: "run as root, or choose another directory with --bin-dir",
         errno.EPERM: "run as root, or choose another directory with --bin-dir",
         errno.EROFS: "choose a directory on a writable file system with --bin-dir",
-        errno.ENOSPC: "make room and try again; what was installed before still works",
+        errno.ENOSPC: "make room and try again; nothing was changed",
+        errno.EDQUOT: "make room and try again; nothing was changed",
     }
     try:
         yield

@@ -31,6 +31,8 @@ def make(place: Place, link: Path) -> str:
         at.symlink_to(_target(place))
     except (OSError, InstallError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, FileExistsError):
+            reason = f"{error.filename} is no directory"
         return f"cannot make the link {link}: {reason}; another directory: --link DIR"
     return ""
 

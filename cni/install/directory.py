@@ -78,11 +78,21 @@ class Installation:
         carries its interpreter. `link` is a directory in which a shell looks for programs.
         """
         self._check_directories(names)
-        self._sweep()
+        self.sweep()
+        undo = Undo(self, launcher.build)
+        try:
+            return self._install(launcher, names, python, link)
+        except BaseException:
+            undo.undo()
+            raise
+
+    def _install(
+        self, launcher: Launcher, names: list[str], python: Interpreter | None, link: Path | None
+    ) -> Report:
         self.report.build = launcher.build
         self.report.python = python.path if python else "embedded" * launcher.is_embedded
         self._note_command(link)
-        current = self._current_build()
+        current = self.current_build()
         previous = current if current != launcher.build else self.manifest.get("previous")
         before = self._names()
         data = launcher.data
@@ -93,7 +103,7 @@ class Installation:
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
         if current is None:
             self._keep_foreign("cni")
-        self._write("cni", data, 0o755)
+        self.write("cni", data, 0o755)
         for name in names:
             self._link(name)
         for name in set(before) - set(names):
@@ -105,13 +115,13 @@ class Installation:
 
     def uninstall(self) -> Report:
         """Remove the links first, then `cni`, which they point to, then everything else."""
-        self._sweep()
+        self.sweep()
         for path in sorted(self.commands):
             if command.remove(self.place, Path(path)):
                 self.report.removed.append(path)
         for name in self._names():
             self._retire(name)
-        if self._current_build() is not None:
+        if self.current_build() is not None:
             self._restore_or_remove("cni")
         self._remove_trees(set())
         (self.dir / MANIFEST).unlink(missing_ok=True)
@@ -197,11 +207,15 @@ class Installation:
         There are copies where the files were copied one by one, or unpacked without links.
         """
         if path.is_symlink():
-            return os.readlink(path) == "cni" or path.resolve() == (self.dir / "cni").resolve()
+            return os.readlink(path) == "cni" or self._leads_to_us(path)
         try:
             return build_of(path) is not None
         except OSError:
             return False
+
+    def _leads_to_us(self, path: Path) -> bool:
+        # realpath, since Path.resolve() fails for links that lead to themselves.
+        return os.path.realpath(path) == os.path.realpath(self.dir / "cni")
 
     def _keep_foreign(self, name: str) -> None:
         """Give a file that is not ours a second name, for `_restore_or_remove`."""
@@ -231,7 +245,7 @@ class Installation:
             path.unlink()
             self.report.removed.append(name)
 
-    def _current_build(self) -> str | None:
+    def current_build(self) -> str | None:
         """The build of the installed file.
 
         The manifest does not tell: it is written before the file is replaced.
@@ -249,7 +263,7 @@ class Installation:
     @property
     def is_present(self) -> bool:
         """Whether there is anything to uninstall."""
-        return bool(self.manifest) or self._current_build() is not None
+        return bool(self.manifest) or self.current_build() is not None
 
     def _names(self) -> list[str]:
         """The plugins that are installed; without a manifest, all that point to `cni`."""
@@ -276,9 +290,10 @@ class Installation:
         manifest = {"build": build, "previous": previous, "names": names, "made": made}
         manifest["units"] = sorted(self.units)
         manifest["commands"] = sorted(self.commands)
-        self._write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
+        self.write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
 
-    def _write(self, name: str, data: bytes, mode: int) -> None:
+    def write(self, name: str, data: bytes, mode: int) -> None:
+        """Make the file `name` contain `data`, whole or not at all. Raises OSError."""
         temporary = self._temporary()
         files.replace(str(self.dir / name), data, mode, temporary=str(temporary))
         tree.sync_file(self.dir)
@@ -287,10 +302,61 @@ class Installation:
         self._counter += 1
         return self.dir / f"{TEMPORARY}{os.getpid()}-{self._counter}"
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what a killed install left. Nobody uses it: the caller holds the lock."""
         for path in self.dir.glob(f"{TEMPORARY}*"):
             _remove(path)
+
+
+class Undo:
+    """What an install that failed takes back, so that the directory is as it was before it."""
+
+    def __init__(self, installation: Installation, build: str) -> None:
+        self._of = installation
+        self._build = build
+        self._tree = installation.dir / f".cni-{build}"
+        self._tree_was_there = os.path.lexists(self._tree)
+        self._was_there = installation.is_present
+        try:
+            self._manifest: bytes | None = (installation.dir / MANIFEST).read_bytes()
+        except OSError:
+            self._manifest = None
+
+    def undo(self) -> None:
+        """Take back what was made; what cannot be removed, the next install removes.
+
+        Once `cni` is of the new build, the links to it work, and stay if there was one before.
+        """
+        if self._was_there and self._of.current_build() == self._build:
+            return
+        for step in (self._names, self._manifest_again, self._new_tree, self._of.sweep):
+            try:
+                step()
+            except OSError:
+                pass
+
+    def _names(self) -> None:
+        """Remove the links, then `cni`; what was there before comes back."""
+        if self._was_there:
+            return
+        for name in [*self._of.report.links, "cni"]:
+            path = self._of.dir / name
+            if os.path.lexists(path) and (name != "cni" or self._of.current_build() == self._build):
+                path.unlink()
+        for name, backup in self._of.report.kept.items():
+            path = self._of.dir / backup
+            path.replace(self._of.dir / name)
+            path.unlink(missing_ok=True)  # still there if both names are one file
+
+    def _manifest_again(self) -> None:
+        if self._manifest is None:
+            (self._of.dir / MANIFEST).unlink(missing_ok=True)
+        else:
+            self._of.write(MANIFEST, self._manifest, 0o644)
+
+    def _new_tree(self) -> None:
+        if not self._tree_was_there and os.path.lexists(self._tree):
+            _remove(self._tree)
 
 
 def _is_manifest(read: Any) -> bool:

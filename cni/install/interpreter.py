@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -132,6 +133,8 @@ def compile_tree(python: Interpreter, tree: Path, final: Path) -> None:
     options += ["--invalidation-mode", "unchecked-hash", "-s", place, "-p", str(final)]
     done = python.run(*options, place)
     if done.returncode:
-        raise InstallError(
-            f"{python.path} cannot compile the plugins: {(done.stdout + done.stderr)[-500:]}"
-        )
+        words = done.stdout + done.stderr
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if f"[Errno {number}]" in words:  # compileall names a file that nobody knows
+                raise OSError(number, os.strerror(number))
+        raise InstallError(f"{python.path} cannot compile the plugins: {words[-500:]}")

@@ -298,10 +298,77 @@ def test_a_read_only_file_system(dist: Path, tmp_path: Path) -> None:
     assert "--bin-dir" in said
 
 
-def test_a_full_file_system(dist: Path, tmp_path: Path) -> None:
-    script = f'mount -t tmpfs -o size=3m tmpfs {tmp_path} && exec "$@"'
-    said = refused(dist, "install", "--bin-dir", tmp_path, prefix=in_mounts(script))
+# KiB that are free: the tree does not fit, nor its bytecode, nor the file `cni` after them.
+@pytest.mark.parametrize("free", [64, 3 << 10, 13 << 10, 0])
+def test_a_full_file_system(dist: Path, tmp_path: Path, free: int) -> None:
+    """A first install that finds no room says so, and leaves nothing."""
+    kept = tmp_path / "before"
+    kept.mkdir()
+    (kept / "bridge").write_text("another's")
+    free = free or _needed(dist, tmp_path) - (dist.stat().st_size >> 11)
+    script = (
+        f"mount -t tmpfs -o size={free}k tmpfs {kept} && echo another >{kept}/bridge && "
+        f'cd {kept} && "$@"; code=$?; find {kept} -mindepth 1 >{tmp_path}/left; exit $code'
+    )
+    for bin_dir in (kept, kept / "a/b"):
+        said = refused(dist, "install", "--bin-dir", bin_dir, prefix=in_mounts(script))
+        assert said.count("\n") == 1
+        assert "No space left on device; make room" in said
+        assert (tmp_path / "left").read_text().split() == [f"{kept}/bridge"]
+
+
+def _needed(dist: Path, tmp_path: Path) -> int:
+    """How many KiB an installation has."""
+    install(dist, tmp_path / "whole")
+    paths = [path for path in (tmp_path / "whole").rglob("*") if not path.is_symlink()]
+    return sum((path.lstat().st_size + 4095) // 4096 * 4 if path.is_file() else 4 for path in paths)
+
+
+def test_an_install_that_fails_leaves_the_one_before(
+    dist: Path, other_dist: Path, tmp_path: Path
+) -> None:
+    """No room for the second build: the first is there, and nothing of the second."""
+    size = _needed(dist, tmp_path) + 4096
+    script = (
+        f"mount -t tmpfs -o size={size}k tmpfs {tmp_path} && "
+        f"{dist} install --bin-dir {tmp_path} >/dev/null && cd {tmp_path} && ls -A >/tmp/$$.1; "
+        f'sum=$(cat .cni-manifest.json | cksum); "$@"; code=$?; ls -A >/tmp/$$.2; '
+        'test "$sum" = "$(cat .cni-manifest.json | cksum)" && cmp /tmp/$$.1 /tmp/$$.2 || code=99; '
+        "rm -f /tmp/$$.[12]; exit $code"
+    )
+    said = refused(other_dist, "install", "--bin-dir", tmp_path, prefix=in_mounts(script))
     assert "No space left on device" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "below"),
+    [("loop", ""), ("loop", "bin"), ("dangling", ""), ("dangling", "bin"), ("file", "bin")],
+)
+def test_something_else_where_the_directory_should_be(
+    dist: Path, tmp_path: Path, kind: str, below: str
+) -> None:
+    path = tmp_path / "there"
+    if kind == "file":
+        path.write_text("x")
+    else:
+        path.symlink_to("there" if kind == "loop" else "nowhere")
+    before = state(tmp_path)
+    said = refused(dist, "install", "--bin-dir", path / below)
+    assert f"{path} is" in said
+    assert "no directory" in said
+    assert "--bin-dir" in said
+    assert "still works" not in said
+    assert state(tmp_path) == before
+
+
+def test_links_that_lead_to_themselves_come_back(dist: Path, tmp_path: Path) -> None:
+    for name in ("cni", "bridge"):
+        (tmp_path / name).symlink_to(name)
+    before = state(tmp_path)
+    report = install(dist, tmp_path)
+    assert set(report["kept"]) == {"cni", "bridge"}
+    uninstall(dist, tmp_path)
+    assert state(tmp_path) == before
 
 
 def test_units(dist: Path, tmp_path: Path) -> None:

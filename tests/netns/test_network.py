@@ -92,7 +92,7 @@ def test_what_is_in_use_is_refused(node: Node) -> None:
         (["x", "--subnet", "10.9.0.0"], "invalid CIDR"),
         (["x", "--range", "10.9.0.1-10.9.0.9"], "--range needs --subnet"),
         (["x", "--master", "eth0"], "--master goes with"),
-        (["x", "--driver", "vlan"], "vlan needs --master"),
+        (["x", "--driver", "vlan"], "vlan needs --master LINK"),
         (["x", "--subnet", "10.9.0.0/24", "--range", "10.9.0.9"], "a range is like"),
         (["x", "--subnet", "10.9.0.0/24", "--range", "10.9.0.9-10.9.0.5"], "a range is like"),
     ],
@@ -113,6 +113,29 @@ def test_what_would_not_work_is_not_written(node: Node) -> None:
         assert words in said
         message, _, details = said.removeprefix("the network would not work: ").partition("; ")
         assert message not in details
+    assert list(node.net_d.iterdir()) == []
+
+
+@pytest.mark.parametrize("driver", ["macvlan", "ipvlan", "vlan"])
+def test_a_master_that_cannot_be_one(node: Node, driver: str) -> None:
+    """The advice is about the option, and names the links that can be the master."""
+    node.host.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    said = network(node, "create", "x", "--driver", driver, "--master", "lo", code=1).stderr
+    assert f"no {driver} on lo, a loopback" in said
+    assert "another link with --master; this node has" in said
+    without = network(node, "create", "x", "--driver", driver, code=2 if driver == "vlan" else 1)
+    for text in (said, without.stderr):
+        assert "--master" in text
+        assert "`master`" not in text
+        names = text.partition("this node has ")[2].splitlines()[0].split(";")[0].split(", ")
+        assert {"up0", "up1"} <= set(names)
+        assert "lo" not in names
+    assert list(node.net_d.iterdir()) == []
+
+
+def test_names_alone(node: Node) -> None:
+    """`-o name` is one name a line, of a document, too."""
+    assert network(node, "create", "web", "--dry-run", "-o", "name").stdout == "web\n"
     assert list(node.net_d.iterdir()) == []
 
 

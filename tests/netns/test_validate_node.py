@@ -92,6 +92,27 @@ def test_the_default_routes_link(node: Node) -> None:
     assert node.codes(on) == []
 
 
+@pytest.mark.parametrize("plugin", ["macvlan", "ipvlan", "vlan"])
+def test_a_loopback_is_no_master(node: Node, plugin: str) -> None:
+    """What the kernel says of it, too."""
+    node.host.ip("link", "set", "lo", "up")
+    on = {"type": plugin, "master": "lo", "ipam": IPAM}
+    found = [(code, place) for code, place in node.codes(on) if code != "missing-kernel-module"]
+    assert found == [("unfit-link", "plugins[0].master")]
+    more = ["id", "5"] if plugin == "vlan" else []
+    make = ["ip", "link", "add", "x0", "link", "lo", "type", plugin, *more]
+    assert node.host.exec(make, check=False).returncode != 0
+
+
+def test_a_link_without_mac_is_no_master(node: Node) -> None:
+    node.host.exec(["ip", "tuntap", "add", "tun0", "mode", "tun"])
+    node.host.ip("link", "set", "tun0", "up")
+    on = {"type": "macvlan", "master": "tun0", "ipam": IPAM}
+    assert ("unfit-link", "plugins[0].master") in node.codes(on)
+    node.host.ip("route", "add", "default", "dev", "tun0")
+    assert ("unfit-link", "plugins[0].type") in node.codes({"type": "macvlan", "ipam": IPAM})
+
+
 def test_a_master_that_is_a_bridge_port(node: Node) -> None:
     node.host.ip("link", "add", "br0", "type", "bridge")
     node.host.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")

@@ -179,6 +179,50 @@ def attachment(**keys: Any) -> Attachment:
     )
 
 
+LEVELS = 5000
+DEEP = {
+    "unfinished": "[" * LEVELS,
+    "list": "[" * LEVELS + "]" * LEVELS,
+    "in a plugin": '{"name": "net", "plugins": [{"type": "one", "x": %s}]}'
+    % ("[" * LEVELS + "]" * LEVELS),
+    "objects": '{"name": "net", "plugins": [{"type": "one", "x": %s}]}'
+    % ('{"a":' * LEVELS + "1" + "}" * LEVELS),
+}
+READING = {
+    "status": ["status", "net"],
+    "add": ["add", "net", "/proc/self/ns/net"],
+    "gc": ["gc", "net"],
+    "ls": ["ls"],
+    "validate": ["validate"],
+    "doctor": ["doctor"],
+    "plan": ["plan", "net"],
+    "test": ["test", "net"],
+}
+
+
+@pytest.mark.parametrize("argv", READING.values(), ids=READING.keys())
+@pytest.mark.parametrize("text", DEEP.values(), ids=DEEP.keys())
+def test_a_configuration_that_is_nested_deeply(world: World, text: str, argv: list[str]) -> None:
+    """Words for an operator: which file, and what is wrong with it. Never Python's."""
+    (world.root / "net.d" / "10.conflist").write_text(text)
+    world.env["CNI_STATE_DIR"] = str(world.root / "state")
+    _, out, err = world.cni(*argv)
+    assert "recursion" not in out + err
+    assert "Traceback" not in out + err
+    if argv[0] in ("status", "add", "gc", "ls"):
+        assert "nested too deeply" in err
+        assert "net.d/10.conflist" in err
+
+
+def test_an_argument_that_is_nested_deeply(world: World) -> None:
+    world.configure()
+    world.env["CAP_ARGS"] = "[" * LEVELS
+    code, out, err = world.cni("add", "net", "/proc/self/ns/net")
+    assert code == 1
+    assert "recursion" not in out + err
+    assert "CAP_ARGS: objects and lists are nested too deeply" in out + err
+
+
 # -- ADD ------------------------------------------------------------------------------------------
 
 

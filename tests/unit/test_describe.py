@@ -395,6 +395,9 @@ def test_schema_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     jsonschema.Draft202012Validator.check_schema(json.loads(capfd.readouterr().out))
     assert main(["schema", "nothing"]) == 2
+    capfd.readouterr()
+    assert main(["schema", "-o", "name"]) == 0
+    assert {"bridge", "portmap"} <= set(capfd.readouterr().out.splitlines())
 
 
 @pytest.mark.parametrize(
