@@ -287,5 +287,15 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
             except OSError as error:
                 raise errors.CommandError(f"cannot remove {path}: {error.strerror}") from None
     verb = "would be removed" if dry_run else "is removed"
+    dead = len(known) - len(in_use)
     value = {"network": name, "file": path, "dryRun": dry_run, "attached": len(in_use)}
-    formats.done(value, f"{path} {verb}", [name])
+    formats.done(value | {"dead": dead}, f"{path} {verb}", [name])
+    if dead and not formats.is_data():
+        output.line(_left(name, dead), err=True)
+
+
+def _left(name: str, dead: int) -> str:
+    """What is to be said of attachments of containers that have ended."""
+    what = "1 attachment" if dead == 1 else f"{dead} attachments"
+    remedy = f"`cni gc {name}` removes what is left"
+    return f"{what} of ended containers: addresses and rules may be in use; {remedy}"

@@ -290,7 +290,7 @@ def _echo(text: str) -> None:
 def error(problem: CNIError, hint: str = "", form: str = "") -> None:
     """An error on stderr; in the form of data (json, yaml) its object on stdout instead.
 
-    A person gets what failed, why, and what to do next on lines of their own.
+    A person gets what failed, why, and what to do next on lines of their own; a program one line.
     """
     if form in ("json", "yaml"):
         body: dict[str, Any] = {"code": problem.code, "msg": gojson.text(problem.msg)}
@@ -299,7 +299,7 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
         document(body, form)
         return
     if sys.stderr is None or not sys.stderr.isatty():
-        line(str(problem), err=True)
+        line("; ".join(filter(None, str(problem).splitlines())), err=True)
         return
     click.echo(f"{_red('error:')} {_indented(problem.msg, 7)}", err=True)
     if problem.details:

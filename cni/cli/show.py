@@ -11,7 +11,7 @@ from . import errors, formats, output, target
 from .completion import Container, Network, PortName
 from .session import CACHE_DIR
 from .table import Column, Table
-from .view import attachments, damage, networks, published, ruleset
+from .view import attachments, bridges, damage, networks, published, ruleset
 from .view.attached import Attached, Places
 from .view.namespaces import Live
 
@@ -103,6 +103,9 @@ def ps(network: str | None, cache_dir: str) -> None:
     if network and not known:
         require_network(network, places)
     live = Live()
+    lost = list(bridges.cut_off(known, live))
+    for text in bridges.in_words(lost):
+        output.line(text, err=True)
     rows = [
         (
             each.network,
@@ -120,7 +123,11 @@ def ps(network: str | None, cache_dir: str) -> None:
     ]
     formats.present(
         [
-            {**each.as_dict(live), "ports": [port.as_dict() for port in published.wanted(each)]}
+            {
+                **each.as_dict(live),
+                "ports": [port.as_dict() for port in published.wanted(each)],
+                "cutOff": next((one.text for one in lost if one.attached is each), ""),
+            }
             for each in known
         ],
         rows=Table(_ATTACHMENTS, rows),

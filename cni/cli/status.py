@@ -51,6 +51,7 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     del netns  # cnitool takes one
     with interruptible() as interrupts:
         ready = require_ready(configured(network), runtime(cache_dir, interrupts))
+        _require_connected(network, cache_dir)
     value = {
         "network": network,
         "ready": True,
@@ -60,6 +61,23 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     notes = [f"  not asked: {each}" for each in ready.unasked]
     notes += [f"  warning: {each.message} ({each.place})" for each in ready.warnings]
     formats.done(value, "\n".join([f"{network}: ready", *notes]), [network])
+
+
+def _require_connected(network: str, cache_dir: str) -> None:
+    """Raises LimitedConnectivity (51) if attached containers have lost their bridge."""
+    if os.geteuid() != 0:
+        return
+    from .view import attachments, bridges
+    from .view.attached import Places
+    from .view.namespaces import Live
+
+    found = list(bridges.cut_off(attachments.gather(Places.of(cache_dir), network), Live()))
+    if found:
+        names = ", ".join(each.attached.name for each in found[:_SAMPLE])
+        more = ", …" if len(found) > _SAMPLE else ""
+        raise LimitedConnectivity(
+            "; ".join(bridges.in_words(found)), f"{bridges.MEND}: {names}{more}"
+        )
 
 
 def require_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -390,6 +391,16 @@ def test_iptables_unless_firewalld_runs(
     assert rules(host) == OPEN_V4
     reply = runtime.status("firewall", network).succeeded()
     assert "backend iptables: firewalld is not running: no bus at" in reply.stderr
+
+
+@pytest.mark.skipif(
+    os.path.exists("/run/dbus/system_bus_socket"), reason="this machine has a system bus"
+)
+def test_status_is_silent_without_a_bus(runtime: Runtime) -> None:
+    """Runtimes ask often, and there is nothing to do about a node that has no D-Bus."""
+    runtime.env.pop("DBUS_SYSTEM_BUS_ADDRESS")
+    reply = runtime.status("firewall", conf()).succeeded()
+    assert reply.stderr == ""
 
 
 def test_a_bus_without_firewalld(runtime: Runtime, host: Netns, container: Netns, bus: Bus) -> None:

@@ -207,6 +207,21 @@ def test_rm(node: Node, container: Netns) -> None:
     network(node, "rm", "web", code=3)
 
 
+def test_rm_says_what_ended_containers_have_left(node: Node) -> None:
+    """And that is still removed without the configuration, by the command that it names."""
+    created(node, "web")
+    with Netns() as ended:
+        node.ok("add", "web", ended.path)
+    would = network(node, "rm", "web", "--dry-run", "--json")
+    assert (json.loads(would.stdout)["dead"], would.stderr) == (1, "")
+    said = network(node, "rm", "web").stderr
+    assert "1 attachment of ended containers" in said
+    assert "`cni gc web`" in said
+    assert list((node.data_dir / "web").glob("10.*")) != []
+    node.ok("gc", "web")
+    assert list((node.data_dir / "web").glob("10.*")) == []
+
+
 def test_rm_by_force_leaves_what_del_needs(node: Node, container: Netns) -> None:
     created(node, "web")
     node.ok("add", "web", container.path)

@@ -486,8 +486,9 @@ def test_killed_between_the_chains_and_the_elements(
     assert ("ip", TABLE) not in nft_tables(node.host)
 
 
-def test_killed_after_nft_has_made_the_chains(node: Node, container: Netns) -> None:
-    """The DEL of that ADD takes them back, also where other networks keep the table."""
+@pytest.mark.parametrize("after", ["DEL", "GC", "another network's GC"])
+def test_killed_after_nft_has_made_the_chains(node: Node, container: Netns, after: str) -> None:
+    """The DEL of that ADD takes them back, or a GC, also where other networks keep the table."""
     add(node, container, 2, [tcp(8002)], name="net2").succeeded()
     words = (CONDITIONS["conditionsV4"], CONDITIONS["conditionsV6"])
     ports, addresses = [Port(b"", "tcp", 1, 1)], [Prefix.parse("10.22.0.1/16")]
@@ -496,7 +497,14 @@ def test_killed_after_nft_has_made_the_chains(node: Node, container: Netns) -> N
     with unchanged(node.host):
         chains = nft_chains.chains(want, addresses[0])
         node.host.run(lambda: libnftables.apply(nft_chains.script(chains)))
-        node.runtime.delete("portmap", conf, container_id="c1", prev_result=result(1)).succeeded()
+        if after == "DEL":
+            node.runtime.delete(
+                "portmap", conf, container_id="c1", prev_result=result(1)
+            ).succeeded()
+        else:
+            name = NET if after == "GC" else "net3"
+            document = {**node.conf(None, "1.1.0"), "name": name}
+            node.runtime.gc("portmap", document, []).succeeded()
 
 
 def node_owner(number: int) -> Any:

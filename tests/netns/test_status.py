@@ -71,6 +71,44 @@ def test_what_an_add_would_meet(node: Node, container: Netns) -> None:
     assert "field mtu of type int" in said["msg"]
 
 
+@pytest.mark.parametrize("how", ["deleted", "made again", "taken out"])
+def test_a_bridge_that_containers_have_lost(
+    node: Node, container: Netns, container2: Netns, how: str
+) -> None:
+    """As CHECK says; status, ps and doctor say it, too. A network with its bridge is not named."""
+    configure(node, {**BRIDGE, "ipam": host_local(node)})
+    other = {**BRIDGE, "bridge": "br8", "ipam": host_local(node, "10.23.0.0/24")}
+    conf = {"cniVersion": "1.0.0", "name": "other", "plugins": [other]}
+    (node.net_d / "20-other.conflist").write_text(json.dumps(conf))
+    env = {"CNI_STATE_DIR": str(node.cache)}
+    node.ok("add", "net", container.path, **env)
+    node.ok("add", "other", container2.path, **env)
+    before = node.run("ps", "--json", "--cache-dir", str(node.cache), **env)
+    assert [each["cutOff"] for each in json.loads(before.stdout)] == ["", ""]
+    assert status(node)[0] == 0
+    if how == "taken out":
+        (port,) = json.loads(node.host.ip("-j", "link", "show", "master", "br9"))
+        node.host.ip("link", "set", port["ifname"], "nomaster")
+    else:
+        node.host.ip("link", "del", "br9")
+    if how == "made again":
+        node.host.ip("link", "add", "br9", "type", "bridge")
+    assert node.run("check", "net", container.path, **env).returncode == 1
+    words = "the bridge br9 is gone" if how == "deleted" else "is no port of the bridge br9"
+    code, said = status(node)
+    assert (code, said["code"]) == (51, 51), said
+    assert "net: 1 container is cut off" in said["msg"]
+    assert words in said["msg"]
+    after = node.run("ps", "--json", "--cache-dir", str(node.cache), **env)
+    found = {each["network"]: each["cutOff"] for each in json.loads(after.stdout)}
+    assert words in found["net"]
+    assert found["other"] == ""
+    assert words in node.run("ps", "net", "--cache-dir", str(node.cache), **env).stderr
+    examined = node.run("doctor", "--cache-dir", str(node.cache), **env).stdout
+    assert "net: 1 container is cut off" in examined
+    assert "other: 1 container" not in examined
+
+
 def test_an_mtu_above_the_masters(node: Node, container: Netns) -> None:
     node.host.ip("link", "add", "up0", "mtu", "1400", "type", "veth", "peer", "name", "up1")
     on = {"type": "macvlan", "master": "up0", "mtu": 9000, "ipam": host_local(node)}

@@ -86,6 +86,17 @@ def test_refused_while_a_container_is_attached(node: Node, container: Netns) -> 
     assert not (node.directory / "bin").exists()
 
 
+def test_refused_in_one_line(node: Node, container: Netns) -> None:
+    """Where no person reads it; what is attached is in the details of the object."""
+    node.runtime.add("bridge", node.conf(), container).succeeded()
+    done = node.uninstall()
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.count("\n") == 1
+    assert "one attachment" in done.stderr
+    assert "--force" in done.stderr
+    assert len(node.refused()) == 2
+
+
 def test_forced(node: Node, container: Netns) -> None:
     node.runtime.add("bridge", node.conf(), container).succeeded()
     done = node.uninstall("--force")

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cni.cli.cache import Cache
-from cni.cli.view import attachments, damage
+from cni.cli.view import attachments, bridges, damage
 from cni.cli.view.attached import Places
 from cni.cli.view.namespaces import Live
 
@@ -107,4 +107,13 @@ def damaged(situation: Situation) -> Iterator[Finding]:
         yield Finding(OK, AREA, "all files of state can be read")
 
 
-CHECKS = (room, permissions, damaged, leftovers)
+def connected(situation: Situation) -> Iterator[Finding]:
+    """Containers whose bridge was deleted."""
+    known = attachments.gather(Places.of(situation.cache_dir), reservations=False)
+    found = list(bridges.cut_off(known, Live()))
+    for text in bridges.in_words(found):
+        network = text.partition(":")[0]
+        yield Finding(ERROR, AREA, f"{text}; {bridges.MEND}", f"cni ps {network}")
+
+
+CHECKS = (room, permissions, damaged, leftovers, connected)

@@ -145,7 +145,9 @@ def status(call: Call[Conf]) -> None:
         _load(choice.backend).status()
     except (CNIError, KernelError) as error:
         raise NotAvailable(error.msg, f"{choice}; {error.details}".rstrip("; ")) from None
-    call.log(f"firewall: {choice}")
+    if choice.backend != "iptables" or choice.asked_for or _has_bus():
+        # Else nothing is to be said, and runtimes ask often.
+        call.log(f"firewall: {choice}")
     for chain in _foreign_drops(_TABLES[choice.backend]):
         call.log(
             f"firewall: warning: nft chain `{chain}` drops what it does not accept itself; no rule "
@@ -210,9 +212,13 @@ def _is_iptables_used(v6: bool) -> bool:
     return iptables.may_be_used(v6, "filter", "CNI-FORWARD")
 
 
+def _has_bus() -> bool:
+    return "DBUS_SYSTEM_BUS_ADDRESS" in os.environ or os.path.exists(SYSTEM_BUS)
+
+
 def _firewalld_runs() -> tuple[bool, str]:
     """Is firewalld on the system bus, and why (not)? A node without a bus is not asked further."""
-    if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(SYSTEM_BUS):
+    if not _has_bus():
         return False, f"firewalld is not running: no bus at {SYSTEM_BUS}: {os.strerror(ENOENT)}"
     from . import dbus
 

@@ -317,21 +317,27 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
     return _remove_everywhere(
         lambda family: index.matching(
             family, prefix, lambda c: c.startswith(prefix) and c[:KEY] not in kept
-        )
+        ),
+        sweep=True,
     )
 
 
-def _remove_everywhere(find: _Find) -> list[Port]:
+def _remove_everywhere(find: _Find, *, sweep: bool = False) -> list[Port]:
     try:
-        return [port for family in FAMILIES for port in _remove(family, find)]
+        return [port for family in FAMILIES for port in _remove(family, find, sweep)]
     except Unusable:
         return []  # without nf_tables there are no elements
     except NetlinkError as error:
         raise CNIError(f"error deleting nftables rules: {error}") from None
 
 
-def _remove(family: str, find: _Find) -> list[Port]:
-    """Remove the elements, and with the last ones also the table."""
+def _remove(family: str, find: _Find, sweep: bool) -> list[Port]:
+    """Remove the elements, and with the last ones also the table.
+
+    With `sweep` also all networks' chains that nothing leads to, which killed ADDs have left: they
+    say of no container, so any network's GC may. An ADD that has seen such a chain is refused for
+    the generation that it names, and makes it again.
+    """
     for _ in range(_RETRIES):
         try:
             since = nft.generation()
@@ -341,7 +347,7 @@ def _remove(family: str, find: _Find) -> list[Port]:
             return []
         gone = find(family)
         try:
-            changes = _removals(family, gone)
+            changes = _removals(family, gone, sweep)
             if changes:
                 nft.transact(changes, since)
             keys = [element.key for decides, _ in MAPS.values() for element in gone[decides]]
@@ -352,7 +358,7 @@ def _remove(family: str, find: _Find) -> list[Port]:
     raise _restless()
 
 
-def _removals(family: str, gone: Elements) -> list[Change]:
+def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
     """The elements, then the networks' chains that no other element leads to; or the table."""
     counts = Table(family, TABLE).rule_counts()
     leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
@@ -362,7 +368,7 @@ def _removals(family: str, gone: Elements) -> list[Change]:
         return use > counts.get(chain, 0) + leading.count(chain)
 
     unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]
-    others = (c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading)
+    others = [c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading]
     is_last = len(unused) == len(set(leading)) and not any(has_others(chain) for chain in others)
     is_ours = all(chain.startswith(OWN_CHAINS) for chain in counts)
     if is_last and is_ours and _is_empty_without(family, gone):
@@ -372,6 +378,8 @@ def _removals(family: str, gone: Elements) -> list[Change]:
         for name in (*NAMES, *INDEX)
         for change in nft_elements.remove(Table(family, TABLE), name, gone[name])
     ]
+    if sweep:
+        unused += [chain for chain in sorted(others) if not has_others(chain)]
     return changes + [Table(family, TABLE).without_chain(chain) for chain in unused]
 
 

@@ -1,0 +1,118 @@
+"""Containers that are cut off, since their link is no port of a bridge any more.
+
+Whoever deletes a bridge leaves its ports: each is a link of the node, with the container at its
+other end, and leads nowhere. A new ADD makes the bridge again, and not the ports of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from cni.kernel import link
+from cni.kernel.link import Link
+from cni.kernel.netlink import Netlink
+from cni.protocol import config
+from cni.protocol.errors import CNIError
+
+from .. import gojson
+from .attached import Attached
+from .namespaces import Live
+
+_DEFAULT_BRIDGE = "cni0"
+# What a person has to do: the bridge had addresses and options that only an ADD makes.
+MEND = "restart these containers, so that they are attached again"
+_PORTS = frozenset({"veth", "netkit"})
+
+
+class CutOff(NamedTuple):
+    """An attachment, its link on the node, and the bridge, which may not exist any more."""
+
+    attached: Attached
+    port: str
+    bridge: str
+    is_gone: bool
+
+    @property
+    def text(self) -> str:
+        """What is wrong, for people."""
+        if self.is_gone:
+            return f"the bridge {self.bridge} is gone"
+        return f"{self.port} is no port of the bridge {self.bridge}"
+
+
+def cut_off(known: Iterable[Attached], live: Live) -> Iterator[CutOff]:
+    """Those of the attachments that are alive and cut off. Raises NetlinkError.
+
+    A link is found by its owner, or by the name and MAC in the result of a plugin that marks none.
+    """
+    alive = [(each, bridge_of(each)) for each in known if not each.is_dead(live)]
+    candidates = [(each, bridge) for each, bridge in alive if bridge]
+    if not candidates:
+        return
+    with Netlink() as host:
+        devices = {device.name: device for device in link.list_all(host)}
+    for each, bridge in candidates:
+        loose = [
+            device
+            for device in _links_of(each, devices)
+            if device.kind in _PORTS and not device.master
+        ]
+        if loose:
+            yield CutOff(each, loose[0].name, bridge, bridge not in devices)
+
+
+def _links_of(each: Attached, devices: dict[str, Link]) -> Iterator[Link]:
+    for name in dict.fromkeys(each.links):
+        if name in devices:
+            yield devices[name]
+    for entry in each.entries("interfaces"):
+        device = devices.get(str(entry.get("name")))
+        if device is None or entry.get("sandbox") or device.name in each.links:
+            continue
+        if device.mac == str(entry.get("mac")).lower():
+            yield device
+
+
+def bridge_of(each: Attached) -> str:
+    """The name of the bridge that the attachment's configuration says; "" if it has none."""
+    for text in (each.config, *(kept.config for kept in each.intents)):
+        try:
+            conf = gojson.decode(text) if isinstance(text, bytes) else text
+        except CNIError:
+            continue
+        found = _bridge_in(conf) if isinstance(conf, dict) else ""
+        if found:
+            return found
+    return ""
+
+
+def _bridge_in(conf: dict[str, Any]) -> str:
+    plugins = conf.get("plugins")
+    for plugin in plugins if isinstance(plugins, list) else [conf]:
+        one = _delegated(plugin) if isinstance(plugin, dict) else {}
+        if config.lookup(one, "type") == "bridge":
+            name = config.lookup(one, "bridge")
+            return name if isinstance(name, str) and name else _DEFAULT_BRIDGE
+    return ""
+
+
+def _delegated(plugin: dict[str, Any]) -> dict[str, Any]:
+    """What flannel calls, which is bridge if nothing else is said; any other plugin as it is."""
+    if config.lookup(plugin, "type") != "flannel":
+        return plugin
+    delegate = config.lookup(plugin, "delegate")
+    return {"type": "bridge", **(delegate if isinstance(delegate, dict) else {})}
+
+
+def in_words(found: Iterable[CutOff]) -> list[str]:
+    """A sentence for each network and what is wrong in it."""
+    counts: dict[tuple[str, str], int] = {}
+    for each in found:
+        key = (each.attached.network, each.text)
+        counts[key] = counts.get(key, 0) + 1
+    sentences = []
+    for (network, text), count in counts.items():
+        who = "1 container is" if count == 1 else f"{count} containers are"
+        sentences.append(f"{network}: {who} cut off: {text}")
+    return sentences
