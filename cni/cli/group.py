@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cni.protocol.errors import CNIError
 
@@ -85,13 +86,14 @@ def _refuse_empty(command: click.Command) -> None:
 
 
 class _NotEmpty:
-    """The callback of an argument, before its own."""
+    """The callback of an argument, before its own. One that is left out may be ``""``."""
 
     def __init__(self, then: _Callback | None) -> None:
         self._then = then
 
     def __call__(self, context: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value == "" or (isinstance(value, tuple) and "" in value):
+        is_given = context.get_parameter_source(param.name or "") is not ParameterSource.DEFAULT
+        if is_given and (value == "" or (isinstance(value, tuple) and "" in value)):
             raise click.BadParameter("it is empty", context, param)
         return self._then(context, param, value) if self._then else value
 

@@ -248,3 +248,12 @@ def test_an_empty_argument_is_wrong_usage(
     for more in ([], ["x"]):
         done = CliRunner().invoke(cli, [*command, "", *more])
         assert done.exit_code == 2, done.output
+
+
+@pytest.mark.parametrize("command", ["add", "check", "del", "explain", "status", "trace"])
+def test_an_argument_that_is_left_out_is_not_empty(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path))
+    done = CliRunner().invoke(cli, [command] if command == "explain" else [command, "net"])
+    assert "it is empty" not in done.output
