@@ -49,8 +49,8 @@ def _message(sock: Any, kind: int, *_: Any) -> str:
     return _kind_name(sock.sock.proto, kind)
 
 
-def _kind(*args: Any) -> str:
-    return _message(*args).removeprefix("RTM_")
+def _span(sock: Any, kind: int, *_: Any) -> str:
+    return f"netlink {_kind_name(sock.sock.proto, kind).removeprefix('RTM_')}"
 
 
 def _messages(sock: Any, requests: Any) -> str:
@@ -103,15 +103,13 @@ STEPS: dict[str, Step] = {  # by module:function
         DELEGATE, _text(0), lambda program, request, *_: f"call {program} {request.command}"
     ),
     "cni.process:run": Step("program", _text(0), _in("run {}", _text(0))),
-    "cni.kernel.netlink:Netlink.request": Step("netlink", _message, _in("netlink {}", _kind)),
+    "cni.kernel.netlink:Netlink.request": Step("netlink", _message, _span),
     "cni.kernel.netlink:Netlink.batch": Step(
         "netlink", _messages, lambda _, requests: f"netlink batch of {len(requests)}"
     ),
-    "cni.kernel.netlink:Netlink.get": Step("netlink", _message, _in("netlink {}", _kind)),
-    "cni.kernel.netlink:Netlink.get_each": Step("netlink", _message, _in("netlink {}", _kind)),
-    "cni.kernel.netlink:Netlink.dump": Step(
-        "netlink dump", _message, _in("netlink {} dump", _kind)
-    ),
+    "cni.kernel.netlink:Netlink.get": Step("netlink", _message, _span),
+    "cni.kernel.netlink:Netlink.get_each": Step("netlink", _message, _span),
+    "cni.kernel.netlink:Netlink.dump": Step("netlink dump", _message, _in("{} dump", _span)),
     "cni.netfilter.nft:transact": Step("nftables transaction", _changes, lambda *_: "nftables"),
     "cni.netns.executor:Executor.__init__": Step("fork an executor", _nothing),
     "cni.netns.executor:Executor.run": Step("executor", _job(2), _in("executor cni.{}", _job(2))),
@@ -248,10 +246,10 @@ class Functions:
         def told(*args: Any, **kw: Any) -> Any:
             if not self.watchers:
                 return function(*args, **kw)
-            call, (first, *others) = function, self.watchers
-            for watcher in others:
+            call = function
+            for watcher in self.watchers[1:]:
                 call = _by_way_of(watcher, step, call)
-            return first.call(step, call, *args, **kw)
+            return self.watchers[0].call(step, call, *args, **kw)
 
         # the executor is told functions by these names
         told.__module__, told.__qualname__ = function.__module__, function.__qualname__
