@@ -8,9 +8,8 @@
     ├── run /usr/sbin/iptables-restore   another program
     └── call /opt/cni/bin/other          a delegate that is another program, which gets our context
 
-They are made by functions around those that do the work, put in place when the first request is
-traced. So a request that is not traced, of a process in which none is, pays nothing; and no code of
-plugins knows of this. Spans are objects of OTLP's JSON form from the beginning
+cni.stopwatch has the table of the steps, and tells of them while a request is traced; the next one
+that is not ends that. Spans are objects of OTLP's JSON form from the beginning
 (opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding").
 """
 
@@ -25,11 +24,9 @@ from typing import Any
 
 import msgspec
 
-from .. import delegate, process
-from ..kernel.netlink import Netlink
-from ..netfilter import nft
-from ..netns.executor import Executor
+from .. import stopwatch
 from ..protocol.request import Request
+from ..stopwatch import DELEGATE, VERB, Label, Step, Watcher
 from . import Entry, decoded, fields_of
 from .context import Parent, parse, traceparent
 
@@ -38,24 +35,6 @@ _LONGEST = 1024  # characters of a text
 INTERNAL, SERVER, CLIENT = 1, 2, 3  # SpanKind
 _ERROR = 2  # StatusCode
 _SAMPLED_FLAG = 1
-_TYPES = {  # of routing messages (rtnetlink(7))
-    16: "NEWLINK",
-    17: "DELLINK",
-    18: "GETLINK",
-    19: "SETLINK",
-    20: "NEWADDR",
-    21: "DELADDR",
-    22: "GETADDR",
-    24: "NEWROUTE",
-    25: "DELROUTE",
-    26: "GETROUTE",
-    28: "NEWNEIGH",
-    32: "NEWRULE",
-    33: "DELRULE",
-    34: "GETRULE",
-    36: "NEWQDISC",
-    38: "GETQDISC",
-}
 
 _VERBS = frozenset({"ADD", "CHECK", "DEL", "GC", "STATUS", "VALIDATE", "VERSION"})
 _ATTRIBUTES = {
@@ -201,29 +180,45 @@ class Sender:
 
 # --- the request that is running ------------------------------------------------------------------
 
-_current: Trace | None = None
-_installed = False
+
+class _Spans(Watcher):
+    """Has each step of the request that is traced be a span."""
+
+    trace: Trace | None = None  # a process runs one request at a time
+
+    def call(self, step: Step, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        trace, label = self.trace, step.span
+        if trace is None or label is None:
+            return function(*args, **kw)
+        if step.name == VERB and not trace.is_within():  # the plugin's own, which is the request
+            return function(*args, **kw)
+        name, kind = _labelled(label, function, args), INTERNAL
+        if step.name == DELEGATE:
+            kind, function = CLIENT, _in_context(trace, function)
+        return trace.step(name, kind, function, *args, **kw)
 
 
-def begin(env: Mapping[str, str], sampler: Sampler, verbs: Any) -> Trace | None:
-    """Begin the trace of a request; None if it is not to be recorded. `verbs` is cni.dispatch.
+_spans = _Spans()
+
+
+def begin(env: Mapping[str, str], sampler: Sampler, _verbs: Any) -> Trace | None:
+    """Begin the trace of a request; None if it is not to be recorded.
 
     TRACESTATE counts only beside a valid TRACEPARENT, as the specification wants.
     """
-    global _current  # noqa: PLW0603 a process runs one request at a time
     parent = parse(env.get("TRACEPARENT", ""))
     trace_id = parent.trace_id if parent is not None else os.urandom(16).hex()
     if not sampler(parent, trace_id):
+        stopwatch.functions.unwatch(_spans)
         return None
-    _install(verbs)
-    _current = Trace(parent, trace_id, env.get("TRACESTATE", ""))
-    return _current
+    stopwatch.functions.watch(_spans)
+    _spans.trace = Trace(parent, trace_id, env.get("TRACESTATE", ""))
+    return _spans.trace
 
 
 def end() -> None:
     """The request is answered."""
-    global _current  # noqa: PLW0603
-    _current = None
+    _spans.trace = None
 
 
 def parents_choice(parent: Parent | None, _trace_id: str) -> bool:
@@ -231,74 +226,18 @@ def parents_choice(parent: Parent | None, _trace_id: str) -> bool:
     return parent is not None and parent.is_sampled
 
 
-def _install(verbs: Any) -> None:
-    """Put the functions in place that make spans."""
-    global _installed  # noqa: PLW0603
-    if _installed:
-        return
-    _installed = True
-    patched: tuple[tuple[Any, str, Callable[..., str]], ...] = (
-        (Netlink, "request", lambda _, kind, *__: f"netlink {_TYPES.get(kind, kind)}"),
-        (Netlink, "batch", lambda _, requests: f"netlink batch of {len(requests)}"),
-        (Netlink, "dump", lambda _, kind, *__: f"netlink {_TYPES.get(kind, kind)} dump"),
-        (Executor, "run", lambda _, __, function, *___: f"executor {_name_of(function)}"),
-        (Executor, "begin", lambda _, __, function, *___: f"executor begins {_name_of(function)}"),
-        (nft, "transact", lambda *_: "nftables"),
-        (process, "run", lambda program, *_: f"run {program}"),
-    )
-    for place, name, label in patched:
-        setattr(place, name, _around(getattr(place, name), label))
-    delegate.execute = _around_execute(delegate.execute)
-    verbs._perform = _around_verb(verbs._perform)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    return f"{function.__module__}.{function.__qualname__}"
-
-
-def _around(function: Callable[..., Any], label: Callable[..., str]) -> Callable[..., Any]:
-    def traced(*args: Any, **kw: Any) -> Any:
-        if _current is None:
-            return function(*args, **kw)
-        return _current.step(_labelled(label, function, args), INTERNAL, function, *args, **kw)
-
-    return traced
-
-
-def _labelled(label: Callable[..., str], function: Callable[..., Any], args: Any) -> str:
+def _labelled(label: Label, function: Callable[..., Any], args: Any) -> str:
     """The name of a step; one that is called in another way than usual has the function's."""
-    try:
-        return label(*args)
-    except (TypeError, AttributeError):
-        return function.__qualname__
+    return stopwatch.said(label, args, function.__qualname__)
 
 
-def _around_verb(perform: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The verb of a delegate is a step; that of the plugin itself is the request."""
-
-    def traced(decoded: Any) -> Any:
-        trace = _current
-        if trace is None or not trace.is_within():
-            return perform(decoded)
-        name = f"{decoded.call.plugin} {decoded.call.request.command}"
-        return trace.step(name, INTERNAL, perform, decoded)
-
-    return traced
-
-
-def _around_execute(execute: Callable[..., bytes]) -> Callable[..., bytes]:
+def _in_context(trace: Trace, execute: Callable[..., bytes]) -> Callable[..., bytes]:
     """A delegate that is another program gets its span as the parent of its own."""
 
-    def in_context(trace: Trace, program: str, request: Request, *args: Any, **kw: Any) -> bytes:
+    def in_context(program: str, request: Request, *args: Any, **kw: Any) -> bytes:
         env = {**request.env, **trace.context}
         if not env["TRACESTATE"]:
             del env["TRACESTATE"]
         return execute(program, request._replace(env=env), *args, **kw)
 
-    def traced(program: str, request: Request, *args: Any, **kw: Any) -> Any:
-        if _current is None:
-            return execute(program, request, *args, **kw)
-        name = f"call {program} {request.command}"
-        return _current.step(name, CLIENT, in_context, _current, program, request, *args, **kw)
-
-    return traced
+    return in_context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from cni import dispatch, stopwatch
 from cni.cli.trace import steps
 from cni.cli.trace.steps import Step
 from cni.kernel.netlink import Netlink
+from cni.netfilter import table
 from cni.netns.namespace import Namespace
+from cni.record import tracing
 
 
 def step(name: str, begin: float, end: float, detail: str = "") -> Step:
@@ -127,4 +130,43 @@ def test_a_request_is_written_down_and_ends_it(tmp_path: Path) -> None:
     # A file that cannot be written: the request does not mind.
     env |= {"CNI_DEBUG": "steps", "CNI_STEPS_FILE": str(tmp_path / "no" / "where")}
     assert dispatch.answer("loopback", env, lambda: conf) == (0, b"")
+    assert originals() == before
+
+
+def test_spans_are_made_until_a_request_is_not_traced(tmp_path: Path) -> None:
+    """Of what is called under another name, too; and besides the times of the same request."""
+    path = tmp_path / "steps"
+    path.touch()
+    before = [*originals(), table.transact]
+    trace = tracing.begin({}, lambda *_: True, dispatch)
+    assert trace is not None
+    traced = [*originals(), table.transact]
+    assert not [one for one, other in zip(before, traced, strict=True) if one is other]
+    env = {"CNI_COMMAND": "STATUS", "CNI_PATH": str(tmp_path), "CNI_DEBUG": "steps"}
+    env["CNI_STEPS_FILE"] = str(path)
+    conf = json.dumps({"cniVersion": "1.1.0", "name": "net", "type": "loopback"}).encode()
+    assert dispatch.answer("loopback", env, lambda: conf) == (0, b"")
+    assert json.loads(path.read_text())["steps"][-1][:2] == ["verb", "loopback STATUS"]
+    assert [*originals(), table.transact] == traced
+    with Netlink() as sock:
+        sock.get(18, bytes(4) + (1).to_bytes(4, sys.byteorder) + bytes(8))
+    assert table.transact([]) == []
+    tracing.end()
+    with Netlink() as sock:
+        sock.dump(18, bytes(16))
+    assert [span["name"] for span in trace.spans] == ["netlink GETLINK", "nftables"]
+    assert tracing.begin({}, lambda *_: False, dispatch) is None
+    assert [*originals(), table.transact] == before
+
+
+def test_a_child_tells_nobody() -> None:
+    """An executor outlives the request, and works for others."""
+    before = originals()
+    assert tracing.begin({}, lambda *_: True, dispatch) is not None
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(originals() != before))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert originals() != before
+    assert tracing.begin({}, lambda *_: False, dispatch) is None
     assert originals() == before

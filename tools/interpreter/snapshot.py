@@ -41,7 +41,7 @@ _NOT_THERE = """
     cni.netns.executor cni.ipam.host_local.usage cni.ipam.host_local.sticky
     cni.plugins.shared.device_notes cni.plugins.tuning.backup cni.plugins.tuning.features
     cni.plugins.flannel cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
-    cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage
+    cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
 """
 
 
