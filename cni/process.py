@@ -127,8 +127,8 @@ def _end(pid: int) -> None:
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # it had ended already
+    except OSError:
+        pass  # it had ended already; or a filter (seccomp) refuses, and it ends by itself
 
 
 def _content(fd: int) -> bytes:

@@ -29,9 +29,21 @@ NEWER = (
 )
 
 
-def run(runtime: Runtime, verb: str, conf: dict[str, Any], ns: Netns, error: str, log: Path) -> str:
-    """One verb of bridge without the newer calls: what it printed; the test fails if it failed."""
-    named = ",".join(f"?{call}" for call in NEWER.split(","))
+# What ends a process, or has it end with another.
+ENDING = ("kill", "tgkill", "prctl", "close_range", "kill,tgkill,prctl,close_range")
+
+
+def run(
+    runtime: Runtime,
+    verb: str,
+    conf: dict[str, Any],
+    ns: Netns,
+    error: str,
+    log: Path,
+    calls: str = NEWER,
+) -> str:
+    """One verb of bridge without these calls: what it printed; the test fails if it failed."""
+    named = ",".join(f"?{call}" for call in calls.split(","))
     done = runtime.host.run(
         subprocess.run,
         [
@@ -65,6 +77,23 @@ def test_bridge(
     run(runtime, "DEL", conf, container, error, log)
     assert "eth0" not in links(container)
     assert "10.20.0" not in "".join(iptables_save(host))
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EPERM"])
+@pytest.mark.parametrize("calls", ENDING)
+def test_the_end_of_a_process(
+    calls: str, error: str, runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """What was done is answered for; and no process is left, since strace waits for all of them."""
+    ipam = {"type": "static", "addresses": [{"address": "10.20.0.2/24"}]}
+    conf: dict[str, Any] = {"cniVersion": "1.1.0", "name": "net", "type": "bridge", "ipam": ipam}
+    conf["bridge"] = "br0"
+    log = tmp_path / "trace"
+    conf["prevResult"] = json.loads(run(runtime, "ADD", conf, container, error, log, calls))
+    assert addresses(container, "eth0") == ["10.20.0.2/24"]
+    run(runtime, "CHECK", conf, container, error, log, calls)
+    run(runtime, "DEL", conf, container, error, log, calls)
+    assert "eth0" not in links(container)
 
 
 def test_a_program_is_run(tmp_path: Path) -> None:
