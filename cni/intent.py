@@ -346,11 +346,16 @@ def _open_locked(path: str) -> int | None:
 
 
 def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
-    """Is this the file under that name? `gone` is the answer when there is none."""
+    """Is this the file under that name? `gone` is the answer when there is none.
+
+    Where that cannot be told it is: callers try again, and would never come to an end.
+    """
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return gone
+    except OSError:
+        return True
 
 
 def parse(data: bytes) -> Intent | None:

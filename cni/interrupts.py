@@ -28,8 +28,10 @@ SIGNALS: dict[int, str] = {int(SIGTERM): "SIGTERM", int(SIGINT): "SIGINT"}
 if sys.platform != "win32":
     from _signal import (
         ITIMER_REAL,
+        SIG_DFL,
         SIG_UNBLOCK,
         SIGALRM,
+        SIGCHLD,
         SIGHUP,
         getitimer,
         pthread_sigmask,
@@ -59,9 +61,14 @@ def install(*, forget: bool = True) -> None:
 
 
 def unblock() -> None:
-    """Have the signals delivered that the native client blocked until their handlers were there."""
+    """Have the signals delivered that the native client blocked until their handlers were there.
+
+    A caller that ignores SIGCHLD hands that on, and then nobody learns how a program has ended.
+    """
     if sys.platform != "win32":
         pthread_sigmask(SIG_UNBLOCK, SIGNALS)
+        if getsignal(SIGCHLD) is SIG_IGN:
+            signal(SIGCHLD, SIG_DFL)
 
 
 def handle(number: int, _frame: object) -> None:

@@ -266,12 +266,15 @@ static void check_limits(const char *command)
 
 /* What comes before Python.
  *
+ * A caller that ignores SIGCHLD hands that on, and then nobody learns how a program ended that we run.
+ *
  * A plugin starts with the three signals blocked, until its handlers are there (cni/interrupts.py):
  * before that one would end Python in its own way, with a traceback instead of the answer. */
 static void prepare_exec(void)
 {
     const char *command = getenv("CNI_COMMAND");
     leave_container();
+    signal(SIGCHLD, SIG_DFL);
     check_limits(command);
     hold_streams(arguments[0] && !arguments[1] ? command : NULL);
     if (command && *command && arguments[0] && !arguments[1] && !block_signals(NULL))

@@ -222,21 +222,31 @@ def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
     return routes, tables
 
 
-def lookup(sock: Netlink, ip: bytes) -> tuple[int, int]:
-    """Where a packet to `ip` would go: (type, output link's index); the type of this node's own
-    addresses is LOCAL. Raises NetlinkError when there is no way.
+class Way(NamedTuple):
+    """Where a packet would go. The `kind` of this node's own addresses is LOCAL.
+
+    `link` is the index of the output link, `is_direct` says that there is no gateway.
     """
+
+    kind: int
+    link: int
+    is_direct: bool
+
+
+def lookup(sock: Netlink, ip: bytes) -> Way:
+    """Where a packet to `ip` would go. Raises NetlinkError when there is no way."""
     family = AF_INET6 if len(ip) == 16 else AF_INET
     request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(uapi.RTA_DST, ip)
     answer = sock.get(uapi.RTM_GETROUTE, request)
-    kind = nl.unpack(_RTMSG, answer)[7]
-    return kind, nl.get_u32(nl.attr_map(answer, _RTMSG.size).get(uapi.RTA_OIF))
+    found = nl.attr_map(answer, _RTMSG.size)
+    is_direct = uapi.RTA_GATEWAY not in found and uapi.RTA_VIA not in found
+    return Way(nl.unpack(_RTMSG, answer)[7], nl.get_u32(found.get(uapi.RTA_OIF)), is_direct)
 
 
 def is_local(sock: Netlink, ip: bytes) -> bool:
     """Is it an address of this node, as a packet filter's `fib daddr type local` sees it?"""
     try:
-        return lookup(sock, ip)[0] == LOCAL
+        return lookup(sock, ip).kind == LOCAL
     except NetlinkError:
         return False
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.build.running import install
-from tests.harness.start_cases import ByDescriptor, Limits, Streams
+from tests.harness.start_cases import ByDescriptor, Dispositions, Limits, Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,4 +38,8 @@ class TestStreams(Streams):
 
 
 class TestLimits(Limits):
+    pass
+
+
+class TestDispositions(Dispositions):
     pass

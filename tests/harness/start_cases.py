@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,6 +123,33 @@ class Streams:
         left = {file.name: file.read_bytes() for file in data.rglob("*") if file.is_file()}
         assert not [text for text in left.values() if b"cniVersion" in text], left
         assert "10.1.0.2" not in left  # undone
+
+
+class Dispositions:
+    """What a caller does with signals is not what its plugins do."""
+
+    def test_a_caller_that_ignores_its_children(self, started: Path, tmp_path: Path) -> None:
+        """Else nobody learns how a delegate has ended."""
+        refusal = '{"code": 50, "msg": "nothing is free"}'
+        for name, script in (("good", "exit 0"), ("full", f"echo '{refusal}'; exit 1")):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / name).chmod(0o755)
+        program = started.with_name("bridge")
+        if not program.exists():
+            program.symlink_to("cni")
+        env = {**_ENV, "CNI_COMMAND": "STATUS", "CNI_PATH": str(tmp_path)}
+
+        def execute() -> None:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            os.execve(program, [str(program)], env)
+
+        for name in ("good", "full"):
+            conf = {"cniVersion": "1.1.0", "name": "n", "type": "bridge", "ipam": {"type": name}}
+            done = ways.run(execute, stdin=ways.stream("file", json.dumps(conf).encode()))
+            if name == "good":
+                assert done == (0, "", "")
+            else:
+                assert error_of(done)["code"] == 50
 
 
 _KB, _MB = 1 << 10, 1 << 20

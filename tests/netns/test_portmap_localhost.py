@@ -112,6 +112,20 @@ def test_a_flush_opens_nothing(
 
 
 @each_backend
+def test_a_bridge_that_is_down_opens_no_other_link(
+    node: Node, container: Netns, backend: str
+) -> None:
+    """The default route leads to the container's address then, and not to the container."""
+    node.host.ip("route", "add", "default", "via", "198.51.100.2")
+    node.publish(container, [tcp(8080)], backend=backend)
+    node.host.ip("link", "set", "cni0", "down")
+    env = {**node.runtime.env, "CNI_SERVER": "off"}
+    node.host.exec([node.runtime.bin_dir / "cni", "reload"], env=env)
+    assert node.host.sysctl("net/ipv4/conf/uplink/route_localnet") == "0"
+    assert node.host.sysctl(SYSCTL) == "1"
+
+
+@each_backend
 def test_the_node_itself_is_not_kept_out(node: Node, container: Netns, backend: str) -> None:
     """Whatever source address its own packets have."""
     node.publish(container, [tcp(8080)], backend=backend)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,16 @@ def test_the_same_from_both_files(
             ("route", "container"),
             ("policy rule", "container"),
         }
+
+
+def test_messages_come_from_no_directory_of_others(program: Path, tmp_path: Path) -> None:
+    """Who calls `cni` in a directory of somebody else reads our texts."""
+    done = subprocess.run(
+        ["strace", "-f", "-e", "trace=open,openat,stat,access", program, "ports", "nosuch"],
+        cwd=tmp_path,
+        env={"LANG": "de_DE.UTF-8", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert "LC_MESSAGES" in done.stderr
+    assert not re.findall(r'\w+\((?:AT_FDCWD, )?"[^/][^"]*"', done.stderr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.harness.start_cases import ByDescriptor, Limits, Streams
+from tests.harness.start_cases import ByDescriptor, Dispositions, Limits, Streams
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,4 +32,8 @@ class TestStreams(Streams):
 
 
 class TestLimits(Limits):
+    pass
+
+
+class TestDispositions(Dispositions):
     pass

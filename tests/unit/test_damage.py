@@ -130,6 +130,17 @@ FOREIGN = [
 ]
 
 
+def test_no_advice_to_remove_what_a_link_leads_to(world: World) -> None:
+    directory, other = world.root / "networks" / "net", world.root / "other"
+    world.write("networks/net/passwd", "not ours")
+    assert [each.mend for each in world.found()] == [f"rm {directory}/passwd"]
+    directory.rename(other)
+    directory.symlink_to(other)
+    (found,) = world.found()
+    assert found.path.endswith("/passwd")
+    assert not found.mend.startswith("rm ")
+
+
 @pytest.mark.parametrize("directory", GOOD)
 @pytest.mark.parametrize(("kind", "make"), FOREIGN, ids=[kind for kind, _ in FOREIGN])
 def test_what_is_no_file_in_the_place_of_one(

@@ -127,11 +127,13 @@ def _in(directory: str, judge: Judge) -> Iterator[Damaged]:
         yield Damaged(directory, f"cannot be read: {reason}", _look(directory), True)
         return
     yield from _open_to_others(directory, status)
+    # What a link leads to may be somebody else's: no advice to remove anything there.
+    is_elsewhere = os.path.islink(directory)
     for name in names:
-        yield from _judged(os.path.join(directory, name), name, judge)
+        yield from _judged(os.path.join(directory, name), name, judge, is_elsewhere)
 
 
-def _judged(path: str, name: str, judge: Judge) -> Iterator[Damaged]:
+def _judged(path: str, name: str, judge: Judge, is_elsewhere: bool) -> Iterator[Damaged]:
     with suppress(FileNotFoundError):  # just removed
         status = os.lstat(path)
         if stat.S_ISREG(status.st_mode):
@@ -139,8 +141,8 @@ def _judged(path: str, name: str, judge: Judge) -> Iterator[Damaged]:
         try:
             _settled(path, name, judge)
         except _Wrong as wrong:
-            is_dir = stat.S_ISDIR(status.st_mode)
-            mend = _look(path) if is_dir else f"rm {shlex.quote(path)}"
+            is_kept = is_elsewhere or stat.S_ISDIR(status.st_mode)
+            mend = _look(path) if is_kept else f"rm {shlex.quote(path)}"
             yield Damaged(path, str(wrong), mend, wrong.harms)
         except PermissionError:
             return

@@ -126,11 +126,15 @@ def missing(address: Prefix) -> list[str]:
 
 
 def _link_to(host: Netlink, address: Prefix) -> int:
-    """The index of the link that leads to the container; 0 if there is none."""
+    """The index of the link that leads to the container; 0 if there is none.
+
+    A gateway is none: while a bridge is down, the default route would have the uplink changed.
+    """
     try:
-        return route.lookup(host, address.ip)[1]
+        way = route.lookup(host, address.ip)
     except KernelError:
         return 0
+    return way.link if way.is_direct else 0
 
 
 def _add_route(host: Netlink, index: int, log: Callable[[str], None]) -> None:

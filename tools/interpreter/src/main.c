@@ -65,16 +65,17 @@ static void set_text(PyConfig *config, wchar_t **place, const char *text)
     check(PyConfig_SetBytesString(config, place, text));
 }
 
-/* Paths that exist nowhere, so that nothing is looked for. */
+/* Nothing is imported from any path. Below the prefix are messages in the user's language
+ * (share/locale); an empty one would be the current directory, where others may have put them. */
 static void set_paths(PyConfig *config, const char *executable)
 {
     set_text(config, &config->program_name, executable);
     set_text(config, &config->executable, executable);
     set_text(config, &config->base_executable, executable);
-    set_text(config, &config->prefix, "");
-    set_text(config, &config->exec_prefix, "");
-    set_text(config, &config->base_prefix, "");
-    set_text(config, &config->base_exec_prefix, "");
+    set_text(config, &config->prefix, "/usr");
+    set_text(config, &config->exec_prefix, "/usr");
+    set_text(config, &config->base_prefix, "/usr");
+    set_text(config, &config->base_exec_prefix, "/usr");
     config->module_search_paths_set = 1; /* to nothing */
 }
 
