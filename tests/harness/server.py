@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import select
@@ -180,11 +181,17 @@ def _await_ready(child: subprocess.Popen[bytes]) -> str:
 
 
 def children(pid: int) -> list[int]:
-    """The children of a process, zombies left out."""
+    """The children of a process, zombies left out.
+
+    /proc/PID/task/*/children, which says so at once, needs a kernel with CONFIG_PROC_CHILDREN.
+    """
     found = []
-    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(number) for number in tasks.read_text().split()]
-    return [each for each in found if state(each) not in ("", "Z")]
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            letter, parent = status.read_text().rpartition(") ")[2].split()[:2]
+            if int(parent) == pid and letter != "Z":
+                found.append(int(status.parent.name))
+    return sorted(found)
 
 
 def command(pid: int) -> str:
