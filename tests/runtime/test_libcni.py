@@ -65,7 +65,10 @@ def test_gc_knows_the_runtimes_attachments(
     assert len(found) == 2
 
     cni = "/opt/cni/bin/cni"
-    node.run([cni, "gc", net.name, "--keep", f"{kept.container_id}/{kept.ifname}"])
+    keep = f"{kept.container_id}/{kept.ifname}"
+    node.run([cni, "gc", net.name, "--keep", keep])
+    assert len([a for a in cache.attachments() if a.network == net.name]) == 2, "both live"
+    node.run([cni, "gc", net.name, "--all", "--yes", "--keep", keep])
     assert [a for a in cache.attachments() if a.network == net.name] == [kept]
     check_own_network(first, DUAL)
     assert len(ports(node.netns, net.bridge)) == 1
