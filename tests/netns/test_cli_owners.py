@@ -198,7 +198,7 @@ def test_what_is_not_there(node: Node, container: Netns) -> None:
         "default/typo": "no pod default/typo",
         container.name: f"is {container.path} meant",
         "/etc/hostname": "is not a network namespace",
-        "": "give NETNS",
+        "": "it is empty",
     }
     for command in ("del", "check"):
         for where, text in wrong.items():
