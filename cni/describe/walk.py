@@ -281,8 +281,13 @@ class Walk:
                 self.value(member.node, kind.of, where)
 
     def _same_parameter(self, member: Member, path: str, seen: dict[str, str]) -> None:
-        """Note a parameter that two spellings name."""
-        first = seen.setdefault(sysctl.parse(member.key), member.key)
+        """Note a parameter that two spellings name. An empty key, which has no form, is none."""
+        try:
+            name = sysctl.parse(member.key)
+        except ValueError as error:
+            self._report.add(member, "form", path, str(error), "remove it")
+            return
+        first = seen.setdefault(name, member.key)
         if first != member.key:
             message = f"{member.key} is the same parameter as {first}"
             self._report.add(member, "duplicate-key", path, message, "remove one of them")

@@ -843,3 +843,10 @@ def test_nothing_makes_it_fail(name: str, data: st.DataObject) -> None:
 def test_any_bytes(data: bytes) -> None:
     found = validate.judge(configurations.Files(["-"], []), offline=True, contents={"-": data})
     assert found.findings()
+
+
+def test_a_parameter_without_a_name() -> None:
+    tuning = {"type": "tuning", "sysctl": {"": "0"}}
+    conf = {"cniVersion": "1.0.0", "name": "net", "plugins": [tuning]}
+    found = network.read("x", json.dumps(conf).encode())
+    assert [each.code for each in found.findings if "parameter" in each.message] == ["form"]
