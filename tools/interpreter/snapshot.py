@@ -36,11 +36,10 @@ _NOT_THERE = """
     cni.plugins.portmap.nft_conditions cni.plugins.portmap.nft_reference
     cni.netfilter.iptables cni.netfilter.iptables_netlink cni.netfilter.iptables_rules
     cni.plugins.firewall.backend_iptables cni.plugins.portmap.backend_iptables
-    cni.plugins.portmap.iptables_rules cni.plugins.shared.masquerade.backend_iptables cni.renewal
-    cni.rehearsal
+    cni.plugins.portmap.iptables_rules cni.plugins.shared.masquerade.backend_iptables cni.rehearsal
     cni.netns.executor cni.ipam.host_local.usage cni.ipam.host_local.sticky
     cni.plugins.shared.device_notes cni.plugins.tuning.backup cni.plugins.tuning.features
-    cni.plugins.flannel cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
+    cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
 """
 
