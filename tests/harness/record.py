@@ -24,7 +24,10 @@ def answering(via: str, runtime: Runtime, tmp_path: Path, *options: str) -> Iter
     """Requests of the runtime are answered `via` one of PATHS; `options` are a server's."""
     if via == "exec":
         runtime.env["CNI_SERVER"] = "off"
-        yield
+        try:
+            yield
+        finally:
+            del runtime.env["CNI_SERVER"]
         return
     with serving(runtime, tmp_path / "sock", "--workers", "2", *options):
         yield

@@ -241,9 +241,10 @@ def test_the_node_has_settings_of_its_own(
     conf, log = tmp_path / "record.json", tmp_path / "node.log"
     runtime.env["CNI_RECORD_CONF"] = str(conf)
     conf.write_text(json.dumps({"logLevel": "all", "logFile": str(log)}))
-    runtime.add("loopback", CONF, container).succeeded()
-    assert last(log, 1)["via"] == "exec"
-    runtime.add("loopback", CONF, container, env={"CNI_LOG_LEVEL": "off"}).succeeded()
+    with answering("exec", runtime, tmp_path):
+        runtime.add("loopback", CONF, container).succeeded()
+        assert last(log, 1)["via"] == "exec"
+        runtime.add("loopback", CONF, container, env={"CNI_LOG_LEVEL": "off"}).succeeded()
     with serving(runtime, tmp_path / "s", prefix=["env", f"CNI_RECORD_CONF={conf}"]):
         runtime.add("loopback", CONF, container).succeeded()
         assert last(log, 2)["via"] == "served"
