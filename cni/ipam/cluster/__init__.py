@@ -1,0 +1,1 @@
+"""`cluster`: addresses that are unique in a cluster, from blocks that nodes claim in a store."""
