@@ -191,7 +191,7 @@ def test_check(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         "10.0.1.1: outside", "10.0.0.4: dead/eth0 was of /run/netns/nosuch, which is gone",
     ):  # fmt: skip
         assert part in text
-    monkeypatch.setattr(reservation, "this_boot", lambda: b"another boot 123")
+    monkeypatch.setattr(reservation, "_told", [(b"another boot 123", True)])
     assert "10.0.0.2: a/eth0 was of an earlier boot" in node.run("check", "net")[1]
     assert "10.0.0.2" in node.held()
 

@@ -394,7 +394,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def boot() -> None:
         identity = bytes([next(boots)]) * 16
-        monkeypatch.setattr(reservation, "this_boot", lambda: identity)
+        monkeypatch.setattr(reservation, "_told", [(identity, True)])
 
     boot()
     return boot
@@ -447,7 +447,7 @@ def test_an_unknown_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Without /proc there is no index, and nothing is reclaimed."""
     ipam = network(tmp_path)
     ipam.add("a")
-    monkeypatch.setattr(reservation, "this_boot", lambda: b"")
+    monkeypatch.setattr(reservation, "_told", [(b"", False)])
     assert ipam.add("b") == ["10.0.0.3/16"]
     ipam.delete("a")
     assert differences(tmp_path) is None

@@ -76,7 +76,7 @@ class Model(RuleBasedStateMachine):
         self.last: list[Address | None] = []
         self.boot = 1
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(reservation, "this_boot", lambda: self.boot.to_bytes(16, "big"))
+        self.patch.setattr(reservation, "_boot", lambda: (self.boot.to_bytes(16, "big"), True))
         make_coarse(self.patch)
 
     @initialize(layout=st.sampled_from(sorted(LAYOUTS)))

@@ -69,7 +69,7 @@ STATE = {
     "cni.interrupts:_noted": NOTED,
     "cni.interrupts:_waiting": NOTED,
     "cni.ipam.host_local.plugin:_allocating": COMPUTED,
-    "cni.ipam.host_local.reservation:_this_boot": NOTED,
+    "cni.ipam.host_local.reservation:_told": NOTED,
     "cni.kernel.sysctl:_keeper": NOTED,
     "cni.kernel.sysctl:_kept": NOTED,
     "cni.kernel.netlink_debug:errorcode": "the table of the module errno",

@@ -8,7 +8,8 @@ The reference does not look at extended attributes, of which there are two:
 
     user.cni.boot   the id that the kernel gave this boot. A file without one (the reference's) gets
                     it when we first see it. One with another id is of an earlier boot, whose
-                    network namespaces are gone. No clock decides: on a machine that learns the
+                    network namespaces are gone. Where /proc does not tell the kernel's own
+                    id, nothing is noted, and nothing is of an earlier boot. No clock decides: on a machine that learns the
                     time from the network, files of this boot may look old.
     user.cni.ns     which network namespace the address is for (netns.namespace.Identity), so that
                     an ADD can tell whether that still exists. Both fit into an inode of ext4.
@@ -242,18 +243,43 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
 # --- of which boot, for which namespace ---
 
 
-_this_boot: list[bytes] = []  # no process outlives it
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_told: list[tuple[bytes, bool]] = []  # no process outlives a boot
+
+
+def told_boot() -> bytes:
+    """The boot's id that /proc tells, 16 bytes; b"" if it tells none."""
+    return _boot()[0]
 
 
 def this_boot() -> bytes:
-    """This boot's id, 16 bytes; b"" if /proc does not tell."""
-    if not _this_boot and sys.platform != "win32":
+    """The id that the kernel gave this boot, 16 bytes; b"" where that is not known.
+
+    Container managers (systemd-nspawn, LXC) mount a file of their own over the kernel's, with an id
+    for the container. With a data directory of the host in it, the host would take reservations
+    with that id for an earlier boot's, and the container those of the host.
+    """
+    told, is_kernels = _boot()
+    return told if is_kernels else b""
+
+
+def _boot() -> tuple[bytes, bool]:
+    if not _told:
+        _told.append(_read_boot() if sys.platform != "win32" else (b"", False))
+    return _told[0]
+
+
+def _read_boot() -> tuple[bytes, bool]:
+    try:
+        fd, status = files.open_and_stat(_BOOT_ID)
         try:
-            data = files.read("/proc/sys/kernel/random/boot_id", 64)
-            _this_boot.append(bytes.fromhex(data.decode().strip().replace("-", "")))
-        except (OSError, ValueError):
-            pass
-    return _this_boot[0] if _this_boot else b""
+            data = files.read_open(fd, 64, _BOOT_ID)
+        finally:
+            os.close(fd)
+        # of a file of proc(5), stat(2) tells no size
+        return bytes.fromhex(data.decode().strip().replace("-", "")), status.st_size == 0
+    except (OSError, ValueError):
+        return b"", False
 
 
 def note_boot(fd: int, boot_id: bytes) -> None:

@@ -56,7 +56,7 @@ class Store:
         self._index_path = index_path
         self._spare = f"{index_path.removesuffix(INDEX_SUFFIX)}.spare"
         self._reclaim = reclaim
-        self._boot = reservation.this_boot()
+        self._boot, self._told_boot = reservation.this_boot(), reservation.told_boot()
         self._leases: dict[str, bytes] | None = None
         self._errors: dict[str, OSError] = {}  # of the files that `leases` could not read
         self._index: Index | None = None
@@ -236,21 +236,21 @@ class Store:
         """
         if not self._looked:
             self._looked = True
-            if self._boot:
-                self._index = Index.open(self._index_path, self._fd, self._boot, writable=True)
+            if self._told_boot:
+                self._index = Index.open(self._index_path, self._fd, self._told_boot, writable=True)
             if self._index is None:
                 self._index = self._build()
         return self._index
 
     def _build(self) -> Index | None:
         leases = self.leases()
-        if not self._boot or self._errors or not is_indexable(leases):
+        if not self._told_boot or self._errors or not is_indexable(leases):
             return None
         self._changed = True
         with suppress(OSError):
             with suppress(FileExistsError):
                 os.mkdir(os.path.dirname(self._index_path), 0o700)
-            return Index.build(self._index_path, self._boot, leases)
+            return Index.build(self._index_path, self._told_boot, leases)
         return None
 
     def distrust(self) -> None:
@@ -274,7 +274,7 @@ class Store:
 
     def index_differences(self) -> list[str] | None:
         """How the index disagrees with the files; None if there is no index to believe."""
-        index = Index.open(self._index_path, self._fd, self._boot, writable=False)
+        index = Index.open(self._index_path, self._fd, self._told_boot, writable=False)
         if index is None:
             return None
         try:

@@ -45,10 +45,9 @@ def _full_sets(location: Location, sets: list[RangeSet]) -> list[RangeSet]:
     path = location.path
     if sys.platform == "win32":
         return [each for each in sets if len(held(path, each)) >= each.size]
-    this_boot = reservation.this_boot()
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        index = Index.open(location.index_path, fd, this_boot, writable=False)
+        index = Index.open(location.index_path, fd, reservation.told_boot(), writable=False)
         if index is not None:
             try:
                 full = [each for each in sets if not _has_free(index, each)]
@@ -61,7 +60,7 @@ def _full_sets(location: Location, sets: list[RangeSet]) -> list[RangeSet]:
         names = os.listdir(fd)
     finally:
         os.close(fd)
-    live = this_boot if location.reclaim else b""
+    live = reservation.this_boot() if location.reclaim else b""
 
     def is_full(each: RangeSet) -> bool:
         if each.size > len(names):
