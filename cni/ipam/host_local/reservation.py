@@ -9,8 +9,9 @@ The reference does not look at extended attributes, of which there are two:
     user.cni.boot   the id that the kernel gave this boot. A file without one (the reference's) gets
                     it when we first see it. One with another id is of an earlier boot, whose
                     network namespaces are gone. Where /proc does not tell the kernel's own
-                    id, nothing is noted, and nothing is of an earlier boot. No clock decides: on a machine that learns the
-                    time from the network, files of this boot may look old.
+                    id, nothing is noted, and nothing is of an earlier boot. No clock
+                    decides: on a machine that learns the time from the network, files of this
+                    boot may look old.
     user.cni.ns     which network namespace the address is for (netns.namespace.Identity), so that
                     an ADD can tell whether that still exists. Both fit into an inode of ext4.
 """
