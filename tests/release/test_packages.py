@@ -9,12 +9,18 @@ import os
 import shutil
 import subprocess
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tools.release import layout
+from tools.release.debian import deb as write_deb
+from tools.release.rpm import rpm as write_rpm
+from tools.release.source import Source
+
+ROOT = Path(__file__).parents[2]
 
 BIN = "opt/cni/bin"
 UNITS = {
@@ -240,6 +246,87 @@ def test_installed_twice(manager: Manager, root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert state(root) == before
     assert "attachments" not in done.stdout + done.stderr
+
+
+OLD = b'#!/bin/sh\necho \'{"cniVersion":"1.1.0","supportedVersions":["0.3.1"]}\'\n'
+
+
+def older(manager: Manager, target: Path) -> Path:
+    """A package of version 0.0.1 whose file answers otherwise, with a plugin that is gone now."""
+    source = Source("0.0.1", "0" * 40, 1_600_000_000)
+    package = layout.package(OLD, ("bridge", "former"), ROOT, {})
+    if manager.__qualname__.startswith("rpm"):
+        target.write_bytes(write_rpm(package, "x86_64", source, "Apache-2.0"))
+    else:
+        target.write_bytes(write_deb(package, "amd64", source))
+    return target
+
+
+def install_from(manager: Manager, root: Path, package: Path) -> subprocess.CompletedProcess[str]:
+    """Install another package than the release's."""
+    if manager.__qualname__.startswith("rpm"):
+        command = ["rpm", "--force-debian", "--root", str(root), "--dbpath", "/var/lib/rpm"]
+        command += ["--nodeps", "--upgrade", "--oldpackage", str(package)]
+    else:
+        command = ["dpkg", f"--root={root}", f"--admindir={root}/var/lib/dpkg"]
+        command += ["--force-not-root", "--install", str(package)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+class Watch:
+    """Looks all the time whether a runtime would find a plugin."""
+
+    def __init__(self, plugin: Path) -> None:
+        self.looks, self.missing = 0, 0
+        self._plugin, self._over = plugin, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self._over.is_set():
+            self.looks += 1
+            self.missing += not self._plugin.exists()
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def test_upgraded_and_back(manager: Manager, root: Path, tmp_path: Path) -> None:
+    """From an older version and to it: a runtime finds a plugin at any time, and none is left over.
+
+    Notes of attachments stay, and nobody is told that they are in danger.
+    """
+    old = older(manager, tmp_path / "old.package")
+    done = install_from(manager, root, old)
+    assert done.returncode == 0, done.stderr
+    bridge, former = root / BIN / "bridge", root / BIN / "former"
+    assert version_of(bridge)["supportedVersions"] == ["0.3.1"]
+    note = root / "var/lib/cni/results/net-a-eth0"
+    note.parent.mkdir(parents=True)
+    note.write_text("{}")
+
+    with Watch(bridge) as watch:
+        done = manager("install")
+    assert done.returncode == 0, done.stderr
+    assert "attachments" not in done.stdout + done.stderr
+    assert "1.1.0" in str(version_of(bridge)["supportedVersions"])
+    assert not former.is_symlink()
+    assert manager("verify").stdout == ""
+
+    with Watch(bridge) as back:
+        done = install_from(manager, root, old)
+    assert done.returncode == 0, done.stderr
+    assert version_of(bridge)["supportedVersions"] == ["0.3.1"]
+    assert former.exists()
+    assert not (root / BIN / "host-local").is_symlink()
+    assert note.read_text() == "{}"
+    assert watch.looks
+    assert back.looks
+    assert watch.missing + back.missing == 0
 
 
 def test_the_deb_takes_kubernetes_cni_s_place(root: Path, released: Path, tmp_path: Path) -> None:
