@@ -187,7 +187,19 @@ def test_a_default_route_that_is_there_is_moved(sbr: Sbr, container: Netns, fami
 def test_a_multipath_route_stays_one_route(sbr: Sbr, container: Netns) -> None:
     interface(container, A4)
     container.ip(
-        *"route add 10.6.0.0/16 nexthop via 192.168.1.7 weight 3 nexthop via 192.168.1.8".split()
+        *[
+            "route",
+            "add",
+            "10.6.0.0/16",
+            "nexthop",
+            "via",
+            "192.168.1.7",
+            "weight",
+            "3",
+            "nexthop",
+            "via",
+            "192.168.1.8",
+        ]
     )
     before = json.loads(container.ip("-j", "route", "show", "10.6.0.0/16"))
     sbr.add(container, prev=previous((A4, None))).succeeded()

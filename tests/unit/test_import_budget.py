@@ -147,7 +147,7 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "ptp": {"ADD": 48, "CHECK": 48, "DEL": 48, "STATUS": 46, "GC": 47},
     "tuning": {"ADD": 33, "CHECK": 38, "DEL": 33, "STATUS": 32, "GC": 32},
     "sbr": {"ADD": 34, "CHECK": 35, "DEL": 34, "STATUS": 33, "GC": 33},
-    "route-override": {"ADD": 30, "CHECK": 31, "DEL": 30, "STATUS": 29, "GC": 29},
+    "route-override": {"ADD": 30, "CHECK": 31, "DEL": 28, "STATUS": 29, "GC": 29},
     "portmap": {"ADD": 44, "CHECK": 50, "DEL": 47, "STATUS": 43, "GC": 39},
     "portmap-iptables": {"ADD": 44, "CHECK": 46, "DEL": 43, "STATUS": 42, "GC": 39},
     "firewall": {"ADD": 35, "CHECK": 35, "DEL": 34, "STATUS": 35, "GC": 33},
