@@ -100,6 +100,9 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to parse network configuration: ",
     ),
     "ptp": Plugin("cni.plugins.ptp", "routes between host and container over a veth pair"),
+    "route-override": Plugin(
+        "cni.plugins.route_override", "changes the routes of the interface made before"
+    ),
     "sample": Plugin(
         "cni.plugins.sample",
         "is the example of docs/writing-a-plugin.md: passes the result on",

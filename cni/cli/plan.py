@@ -310,6 +310,27 @@ def _sbr(situation: Situation) -> Iterator[str]:
         yield f"give packets from {each.address} a routing table of their own in the container"
 
 
+def _route_override(situation: Situation) -> Iterator[str]:
+    if situation.get("flushroutes"):
+        yield f"remove the routes of {situation.ifname} but those to its own subnets"
+    else:
+        for each in _destinations(situation, "delroutes"):
+            yield f"remove the route to {each}"
+    if situation.get("flushgateway"):
+        yield f"remove the default routes of {situation.ifname}, and the gateways of the result"
+    for each in _destinations(situation, "addroutes"):
+        yield f"add a route to {each} in the container"
+
+
+def _destinations(situation: Situation, key: str) -> list[str]:
+    routes = situation.get(key)
+    shown = []
+    for each in routes if isinstance(routes, list) else ():
+        if isinstance(each, dict):
+            shown.append(f"{each.get('dst')} via {each['gw']}" if each.get("gw") else each["dst"])
+    return shown
+
+
 def _vrf(situation: Situation) -> Iterator[str]:
     yield f"make the VRF {situation.text('vrfname')} in the container, if it is missing"
     yield f"put {situation.ifname} into it"
@@ -345,6 +366,7 @@ TELLERS: dict[str, Tell] = {
     "tuning": _tuning,
     "bandwidth": _bandwidth,
     "sbr": _sbr,
+    "route-override": _route_override,
     "vrf": _vrf,
     "flannel": _flannel,
     "sample": _sample,

@@ -14,7 +14,10 @@ from .table import Column, Table
 
 VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": "status"}
 # Plugins that change an interface that another plugin has made.
-META = frozenset({"bandwidth", "firewall", "flannel", "portmap", "sample", "sbr", "tuning", "vrf"})
+META = frozenset(
+    {"bandwidth", "firewall", "flannel", "portmap", "route-override", "sample", "sbr"}
+    | {"tuning", "vrf"}
+)
 
 
 _COLUMNS = (

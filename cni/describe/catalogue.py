@@ -35,6 +35,7 @@ NAMES = (
     "macvlan",
     "portmap",
     "ptp",
+    "route-override",
     "sample",
     "sbr",
     "static",

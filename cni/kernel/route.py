@@ -39,6 +39,8 @@ _KEPT = frozenset(
         uapi.RTA_ENCAP,
     }
 )
+# Of those, what a multipath route has once, and not for each of its hops.
+_COMMON = frozenset({uapi.RTA_METRICS, uapi.RTA_PREF})
 _BESIDE = nl.NLM_F_CREATE | nl.NLM_F_APPEND
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -51,8 +53,9 @@ _NEXTHOP = struct.Struct("=HBBi")
 class Route(NamedTuple):
     """A route; `gateway` and `source` are packed or empty, `index` the output link's.
 
-    `extra` are further attributes as the kernel told them, so that a copy has them, too. `shared`:
-    one next hop of a multipath route that also goes through other links.
+    `extra` are further attributes as the kernel told them, so that a copy has them, too. `weight`
+    is that of a next hop of a multipath route, from 1; 0: the route has no other hop. `shared`: it
+    is a hop of a multipath route that also goes through other links.
     """
 
     dst: Prefix
@@ -67,6 +70,7 @@ class Route(NamedTuple):
     flags: int = 0
     extra: bytes = b""
     shared: bool = False
+    weight: int = 0
 
     @property
     def movable(self) -> bool:
@@ -109,24 +113,52 @@ def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNIC
             raise
 
 
+def add_new(sock: Netlink, hops: list[Route]) -> None:
+    """Add one route with these next hops, which differ in gateway, link and weight only.
+
+    Raises NetlinkError: EEXIST if there is a route of this destination, table and priority.
+    """
+    message = _message(hops[0]) if len(hops) == 1 else _multipath_message(hops)
+    sock.request(uapi.RTM_NEWROUTE, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+
+
+def metrics(mtu: int, advmss: int) -> bytes:
+    """A route's `extra` that gives it an MTU and a TCP segment size to advertise; 0: none."""
+    pairs = ((uapi.RTAX_MTU, mtu), (uapi.RTAX_ADVMSS, advmss))
+    parts = [nl.u32(kind, value) for kind, value in pairs if value]
+    return nl.nest(uapi.RTA_METRICS, *parts) if parts else b""
+
+
 def additions(routes: Iterable[Route], table: int, there: Iterable[Route] = ()) -> list[Change]:
     """Put a link's routes into a table with all their attributes, beside those of other links.
 
     What of `there`, the link's routes in it, has the same destination gives way. Routes without a
-    gateway come first: through them the gateways are reached.
+    gateway come first: through them the gateways are reached. Hops of an IPv4 multipath route stay
+    one route; those of IPv6 are put together by the kernel.
     """
     present: dict[tuple[object, ...], list[Route]] = {}
     for old in there:
         if old.movable:
             present.setdefault((old.dst, old.tos, old.priority), []).append(old)
     changes: list[Change] = []
-    for entry in sorted(routes, key=lambda r: bool(r.gateway)):
-        wanted = entry._replace(table=table)
+    for entry, *others in _together(sorted(routes, key=lambda r: bool(r.gateway))):
+        wanted = [hop._replace(table=table) for hop in (entry, *others)]
         olds = present.pop((entry.dst, entry.tos, entry.priority), [])
-        if wanted not in olds:
+        if any(hop not in olds for hop in wanted):
             changes += map(_deletion, olds)
-            changes.append((wanted, (uapi.RTM_NEWROUTE, _message(wanted), _BESIDE)))
+            message = _multipath_message(wanted) if others else _message(wanted[0])
+            changes.append((wanted[0], (uapi.RTM_NEWROUTE, message, _BESIDE)))
     return changes
+
+
+def _together(routes: Iterable[Route]) -> Iterable[list[Route]]:
+    """Each route alone, but the hops of an IPv4 multipath route together, where the first was."""
+    groups: dict[object, list[Route]] = {}
+    for at, entry in enumerate(routes):
+        is_hop = entry.weight and entry.dst.is_v4
+        key = (entry.dst, entry.tos, entry.priority, entry.table) if is_hop else at
+        groups.setdefault(key, []).append(entry)
+    return groups.values()
 
 
 def _deletion(entry: Route) -> Change:
@@ -285,13 +317,16 @@ def _next_hops(base: Route, data: bytes) -> list[Route]:
     hops: list[Route] = []
     offset = 0
     while offset + _NEXTHOP.size <= len(data):
-        length, flags, _, index = _NEXTHOP.unpack_from(data, offset)
+        length, flags, weight, index = _NEXTHOP.unpack_from(data, offset)
         if length < _NEXTHOP.size:
             break
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
         hop = base._replace(index=index, gateway=a.get(uapi.RTA_GATEWAY, b""))
-        hops.append(hop._replace(flags=flags & FLAG_ONLINK, extra=base.extra + _kept(a)))
+        extra = base.extra + _kept(a)
+        hops.append(hop._replace(flags=flags & FLAG_ONLINK, extra=extra, weight=weight + 1))
         offset += length + 3 & ~3
+    if len(hops) == 1:
+        return [hops[0]._replace(weight=0)]
     shared = len({hop.index for hop in hops}) > 1
     return [hop._replace(shared=shared) for hop in hops]
 
@@ -312,7 +347,7 @@ def _message(route: Route, kind: int = UNICAST) -> bytes:
     parts = [
         header,
         nl.u32(uapi.RTA_TABLE, route.table),
-        nl.u32(uapi.RTA_OIF, route.index),
+        nl.u32(uapi.RTA_OIF, route.index) if route.index else b"",
         route.extra,
     ]
     if dst.length:
@@ -324,3 +359,28 @@ def _message(route: Route, kind: int = UNICAST) -> bytes:
     if route.priority:
         parts.append(nl.u32(uapi.RTA_PRIORITY, route.priority))
     return b"".join(parts)
+
+
+def _multipath_message(hops: list[Route]) -> bytes:
+    """One route with these next hops (struct rtnexthop, each with its attributes)."""
+    first = hops[0]
+    common, _ = _divided(first.extra)
+    whole = first._replace(index=0, gateway=b"", extra=common, flags=0)
+    nexthops = []
+    for hop in hops:
+        own = nl.attr(uapi.RTA_GATEWAY, hop.gateway) if hop.gateway else b""
+        own += _divided(hop.extra)[1]
+        size = _NEXTHOP.size + len(own)
+        nexthops.append(_NEXTHOP.pack(size, hop.flags, max(hop.weight, 1) - 1, hop.index) + own)
+    return _message(whole) + nl.attr(uapi.RTA_MULTIPATH, b"".join(nexthops))
+
+
+def _divided(extra: bytes) -> tuple[bytes, bytes]:
+    """What of a route's further attributes belongs to the whole, and what to the hop."""
+    common, own = b"", b""
+    for kind, value in nl.attrs(extra):
+        if kind in _COMMON:
+            common += nl.attr(kind, value)
+        else:
+            own += nl.attr(kind, value)
+    return common, own

@@ -159,6 +159,8 @@ RTN_UNICAST = 1
 RTN_LOCAL = 2
 
 RTNH_F_ONLINK = 4
+RTAX_MTU = 2
+RTAX_ADVMSS = 8
 
 # --- linux/fib_rules.h ----------------------------------------------------------------------------
 

@@ -200,6 +200,15 @@ CASES = [
     Case("tuning", tuning),
     Case("bandwidth", bandwidth, around=veth),
     Case("sbr", routed("sbr"), around=addressed),
+    Case(
+        "route-override",
+        routed(
+            "route-override",
+            flushgateway=True,
+            addroutes=[{"dst": "10.67.0.0/16", "gw": "10.66.0.1"}],
+        ),
+        around=addressed,
+    ),
     Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
     Case("portmap (nftables)", portmap, "nft"),
     Case("portmap (iptables)", portmap_iptables, "iptables"),

@@ -104,6 +104,11 @@ CASES: dict[str, dict[str, Any]] = {
     "portmap-localhost": {"type": "portmap", **PORTS, "after": {"type": "ptp"}},
     "ptp": {"type": "ptp"},
     "ptp-filtered": {"type": "ptp", "ipMasq": True, "ipMasqBackend": "nftables"},
+    "route-override": {
+        "type": "route-override",
+        "flushgateway": True,
+        "addroutes": [{"dst": "10.89.0.0/16", "gw": "10.88.0.1"}, {"dst": "fd89::/64"}],
+    },
     "sample": {"type": "sample", "anotherAwesomeArg": "x", **AFTER},
     "sbr": {"type": "sbr"},
     "static": {"type": "static", "ipam": STATIC},
@@ -124,6 +129,7 @@ CASES: dict[str, dict[str, Any]] = {
 # a DEL that can enter it clears up.
 IN_CONTAINER = frozenset(
     {"dummy", "host-device", "ipvlan", "loopback", "macvlan", "sbr", "tap", "vlan", "vrf"}
+    | {"route-override"}
 )
 # Kinds of links that a kernel may lack.
 OPTIONAL = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
@@ -134,6 +140,7 @@ CHANGING_EXISTING = frozenset({"tuning"})
 # They work on an interface of the container, which is made before ADD and deleted after DEL; its
 # addresses.
 WORK_ON_INTERFACE = {
+    "route-override": ("10.88.0.2/24", "fd88::2/64"),
     "sbr": ("10.88.0.2/24", "fd88::2/64"),
     "vrf": ("10.88.0.2/24", "fd88::2/64"),
 }

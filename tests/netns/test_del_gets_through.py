@@ -43,6 +43,7 @@ ELSEWHERE: dict[str, Json] = {
 CHAINED: dict[str, Json] = {
     "tuning": {"sysctl": {"net.ipv4.conf.all.arp_announce": "2"}, "mtu": 1400},
     "sbr": {},
+    "route-override": {"flushgateway": True},
     "bandwidth": {"egressRate": 1_000_000, "egressBurst": 1_000_000},
     "portmap": {"runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80}]}},
     "firewall": {"backend": "nftables"},

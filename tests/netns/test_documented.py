@@ -226,7 +226,7 @@ def test_configurations_are_valid(host: Netns, bin_dir: Path, tmp_path: Path) ->
 # What is wrong with this node, not with the configuration; and ranges that pages use twice.
 OF_THE_NODE = re.compile(r"no link|not there|overlap|kernel|missing|no such|does not exist")
 
-META = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf", "sample")
+META = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf", "route-override", "sample")
 FEATURES = {
     "vlan": "vlan",
     "ipvlan": "ipvlan",

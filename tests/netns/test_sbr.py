@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -181,6 +182,31 @@ def test_a_default_route_that_is_there_is_moved(sbr: Sbr, container: Netns, fami
     (found,) = find_routes(container, "0.0.0.0/0" if family == 4 else "::/0", table="100")
     assert (found["gateway"], found["metrics"]) == (gateway, [{"mtu": 1300}])
     assert not has_route(container, "default", dev="net1")
+
+
+def test_a_multipath_route_stays_one_route(sbr: Sbr, container: Netns) -> None:
+    interface(container, A4)
+    container.ip(
+        *[
+            "route",
+            "add",
+            "10.6.0.0/16",
+            "nexthop",
+            "via",
+            "192.168.1.7",
+            "weight",
+            "3",
+            "nexthop",
+            "via",
+            "192.168.1.8",
+        ]
+    )
+    before = json.loads(container.ip("-j", "route", "show", "10.6.0.0/16"))
+    sbr.add(container, prev=previous((A4, None))).succeeded()
+    assert json.loads(container.ip("-j", "route", "show", "10.6.0.0/16")) == []
+    moved = json.loads(container.ip("-j", "route", "show", "10.6.0.0/16", "table", "100"))
+    assert [hop["weight"] for hop in moved[0]["nexthops"]] == [3, 1]
+    assert moved == before
 
 
 def test_attributes_and_odd_routes_are_kept(sbr: Sbr, container: Netns) -> None:

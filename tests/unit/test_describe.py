@@ -40,7 +40,7 @@ ALL = {**TABLE, **WINDOWS}
 NAMES = sorted(ALL)
 
 # Plugins without IPAM, whose Conf has `ipam` and `dns` only because it is a NetConf.
-NO_IPAM = {"bandwidth", "firewall", "loopback", "portmap", "sbr", "tuning", "vrf"}
+NO_IPAM = {"bandwidth", "firewall", "loopback", "portmap", "route-override", "sbr", "tuning", "vrf"}
 NO_DNS = NO_IPAM | {"flannel", "sample"}
 
 # Where the plugin has a value that holds instead of an empty one.
