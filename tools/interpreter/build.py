@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools import build as zipapp  # noqa: E402
-from tools.interpreter import cpython, image, modules, snapshot, training  # noqa: E402
+from tools.interpreter import cpython, image, modules, snapshot, touched, training  # noqa: E402
 from tools.interpreter.cpython import Target  # noqa: E402
 from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError, spent  # noqa: E402
 
@@ -71,8 +71,12 @@ def make(target: Target) -> tuple[bytes, str]:
         _SETTINGS.format(build=build).encode(), str(built.compiler), "-DCNI_IMAGE", IMAGE
     )
     page = image.PAGE[target.arch]
+    known = touched.NOTHING
+    if recorded:
+        draft = image.assemble(client, linked, recorded, lambda _: b"", page)
+        known = touched.find(draft, recorded)
     data = image.assemble(
-        client, linked, recorded, lambda start: zipapp.archive(files, start), page
+        client, linked, recorded, lambda start: zipapp.archive(files, start), page, known
     )
     return data, build
 

@@ -16,6 +16,7 @@ from tools.interpreter.cpython import Build, environment
 from tools.interpreter.modules import BOOTSTRAP, Module
 from tools.interpreter.snapshot import MAX_PARTS, Snapshot, is_made_for
 from tools.interpreter.sources import HERE, BuildError, run
+from tools.interpreter.touched import MAX_RUNS, NOTHING, Touched
 
 # Above all that the kernel gives a program with a small beginning at 4 MB: the heap begins at most
 # 1 GB behind it. Below 2 GB, where code may have addresses of 32 bits.
@@ -43,6 +44,9 @@ _DESCRIPTOR = struct.Struct("<16sQQQII")
 _SNAPSHOT = struct.Struct("<QII" + "QQQQ" * MAX_PARTS)
 _HEADERS = 64 + 8 * 56  # bytes of struct program there: an ELF header and eight segments
 _MAGIC = b"cni-image\0\0\0\0\0\0\0"
+# struct touched: magic, how many runs are for every request, how many there are, the runs
+_TOUCHED = struct.Struct("<16sII" + "II" * MAX_RUNS)
+_TOUCHED_MAGIC = b"cni-touched\0\0\0\0\0"
 
 
 def link(built: Build, modules: dict[str, Module], folder: Path, *flags: str) -> bytes:
@@ -99,8 +103,10 @@ def assemble(
     snapshot: Snapshot | None,
     archive_of: Callable[[int], bytes],
     page: int,
+    touched: Touched = NOTHING,
 ) -> bytes:
     """The whole file: client, image, snapshot, and the zip that `archive_of(start)` makes."""
+    client = _put(client, _TOUCHED_MAGIC, _list(touched))
     start = -(-len(client) // page) * page
     behind = image
     described = bytes(_SNAPSHOT.size)
@@ -109,14 +115,25 @@ def assemble(
         described = _describe(snapshot, start + len(behind))
         behind += b"".join(part.content for part in snapshot.parts)
     behind += archive_of(start + len(behind))
-    if client.count(_MAGIC) != 1:
-        raise BuildError("the native client has no place for the image's description")
     checksums = zlib.crc32(behind), zlib.crc32(described, zlib.crc32(behind[:_HEADERS]))
     end = start + len(behind)
     described = _DESCRIPTOR.pack(_MAGIC, start, len(image), end, *checksums) + described
-    place = client.index(_MAGIC)
-    client = client[:place] + described + client[place + len(described) :]
+    client = _put(client, _MAGIC, described)
     return client + bytes(start - len(client)) + behind
+
+
+def _put(client: bytes, magic: bytes, description: bytes) -> bytes:
+    """The client with `description` in the place that begins with `magic`. Raises BuildError."""
+    if client.count(magic) != 1:
+        raise BuildError(f"the native client has no place for {magic.rstrip(bytes(1)).decode()}")
+    place = client.index(magic)
+    return client[:place] + description + client[place + len(description) :]
+
+
+def _list(touched: Touched) -> bytes:
+    numbers = [number for run in touched.runs for number in run]
+    rest = [0] * (2 * (MAX_RUNS - len(touched.runs)))
+    return _TOUCHED.pack(_TOUCHED_MAGIC, touched.always, len(touched.runs), *numbers, *rest)
 
 
 def _describe(snapshot: Snapshot, offset: int) -> bytes:
