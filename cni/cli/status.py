@@ -14,13 +14,12 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from cni import delegate, dispatch, intent
+from cni import dispatch, intent
 from cni.describe import catalogue
 from cni.describe.findings import Finding
-from cni.protocol import version as versions
 from cni.protocol.errors import CNIError, LimitedConnectivity, NotAvailable
 
-from . import configurations, conflist, errors, formats, validate
+from . import asking, configurations, conflist, errors, formats, validate
 from .runtime import Runtime
 from .session import configured, interruptible, network_options, runtime
 
@@ -88,7 +87,7 @@ def require_ready(
     `with_rules`: also looks for the rules of attached containers.
     """
     try:
-        unasked = _ask(network, asked)
+        unasked = asking.ask(network, asked)
     except CNIError as error:
         if os.geteuid() == 0:
             raise
@@ -109,37 +108,6 @@ def require_ready(
             "rules of the packet filter are gone: run `cni reload`", "; ".join(missing)
         )
     return Ready(unasked, [each for each in found if each not in wrong])
-
-
-def _ask(network: conflist.NetworkList, asked: Runtime) -> list[str]:
-    """Call STATUS of the plugins; who was not asked, and why. Raises the first error.
-
-    Networks older than STATUS are shown to the plugins of this file as if they were of 1.1.0.
-    """
-    try:
-        if not versions.at_least(versions.CURRENT, network.version):
-            return []  # of a version that no plugin speaks: judged later
-        is_new = versions.at_least(network.version, "1.1.0")
-    except CNIError:
-        return []  # judged later
-    if is_new:
-        asked.status(network)
-        return []
-    own = [plugin for plugin in network.plugins if _is_own(plugin.type, asked.path)]
-    if own:
-        asked.status(network._replace(version="1.1.0", plugins=tuple(own)))
-    others = [plugin.type for plugin in network.plugins if plugin not in own]
-    shown = network.version or versions.DEFAULT
-    return [f"{name}, since cniVersion {shown} has no STATUS" for name in others]
-
-
-def _is_own(name: str, path: list[str]) -> bool:
-    """Is the plugin one of this file, so that it speaks 1.1.0?"""
-    try:
-        program = delegate.find(name, path)
-    except CNIError:
-        return False
-    return dispatch.find(name) is not None and delegate.is_ourselves(program)
 
 
 def _judged(name: str) -> list[Finding]:

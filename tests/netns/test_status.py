@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,35 @@ def test_a_full_range(node: Node, container: Netns, container2: Netns, version: 
     assert status(node)[0] == 0
     node.ok("add", "net", container.path)
     fails_as_said(node, container2, "no IP addresses available")
+
+
+@pytest.mark.parametrize("installed", ["all of Go", "IPAM of Go", "another build"])
+def test_a_full_range_whichever_build_is_installed(
+    node: Node, netns: Callable[..., Netns], go_bin_dir: Path, tmp_path: Path, installed: str
+) -> None:
+    """What an ADD would meet does not depend on who is asked."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    another = tmp_path / "another"
+    another.write_bytes((node.bin_dir / "cni").read_bytes() + b" ")
+    another.chmod(0o755)
+    for name in ("bridge", "host-local"):
+        of_go = installed == "all of Go" or (installed == "IPAM of Go" and name == "host-local")
+        own = another if installed == "another build" else node.bin_dir / "cni"
+        (plugins / name).symlink_to(go_bin_dir / name if of_go else own)
+    node.env["CNI_PATH"] = str(plugins)
+    conf = node.network("net", "10.22.0.0/30")
+    assert status(node)[0] == 0
+    node.start(conf, netns(), bin_dir=plugins)
+    fails_as_said(node, netns(), "no IP addresses available")
+
+
+def test_who_was_not_asked_since_it_is_of_another_build(node: Node, go_bin_dir: Path) -> None:
+    node.env["CNI_PATH"] = str(go_bin_dir)
+    node.network("net", "10.22.0.0/24", {"type": "firewall"}, {"type": "tuning"})
+    code, said = status(node)
+    assert code == 0, said
+    assert [each.partition(",")[0] for each in said["notAsked"]] == ["firewall"]
 
 
 def test_what_an_add_would_meet(node: Node, container: Netns) -> None:
