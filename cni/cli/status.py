@@ -25,6 +25,7 @@ from .session import configured, interruptible, network_options, runtime
 
 # Attachments of a plugin whose rules are looked for: what flushes rules flushes those of all.
 _SAMPLE = 3
+_LISTED = 8  # things that the node lacks, which are named at most
 
 
 class Ready(NamedTuple):
@@ -49,8 +50,9 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     del netns  # cnitool takes one
     with interruptible() as interrupts:
-        ready = require_ready(configured(network), runtime(cache_dir, interrupts))
-        _require_connected(network, cache_dir)
+        wanted = configured(network)
+        ready = require_ready(wanted, runtime(cache_dir, interrupts))
+        _require_connected(wanted, cache_dir)
     value = {
         "network": network,
         "ready": True,
@@ -62,21 +64,34 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     formats.done(value, "\n".join([f"{network}: ready", *notes]), [network])
 
 
-def _require_connected(network: str, cache_dir: str) -> None:
-    """Raises LimitedConnectivity (51) if attached containers have lost their bridge."""
+def _require_connected(network: conflist.NetworkList, cache_dir: str) -> None:
+    """Raises LimitedConnectivity (51) if the node lacks what attached containers need."""
     if os.geteuid() != 0:
         return
-    from .view import attachments, bridges
+    from .view import attachments, bridges, needs
     from .view.attached import Places
     from .view.namespaces import Live
 
-    found = list(bridges.cut_off(attachments.gather(Places.of(cache_dir), network), Live()))
+    live = Live()
+    known = attachments.gather(Places.of(cache_dir), network.name)
+    found = list(bridges.cut_off(known, live))
     if found:
         names = ", ".join(each.attached.name for each in found[:_SAMPLE])
         more = ", …" if len(found) > _SAMPLE else ""
         raise LimitedConnectivity(
             "; ".join(bridges.in_words(found)), f"{bridges.MEND}: {names}{more}"
         )
+    living = needs.of_living(known, live, [network])
+    lacks = needs.links(living)
+    try:
+        lacks += needs.forwarding(living)
+    except OSError:
+        pass  # hidden from this process: not known
+    if lacks:
+        shown = lacks[:_LISTED]
+        texts = [f"{each.in_words()} (`{each.mend}`)" for each in shown]
+        texts += [f"and {len(lacks) - _LISTED} more"] if len(lacks) > _LISTED else []
+        raise LimitedConnectivity(texts[0], "; ".join(texts[1:]))
 
 
 def require_ready(

@@ -139,6 +139,91 @@ def test_a_bridge_that_containers_have_lost(
     assert "other: 1 container" not in examined
 
 
+# What is done to the node, and what is said of it, by a network of bridge or ptp.
+LACKS = {
+    "bridge down": ("ip link set br-net down", "the bridge br-net is down"),
+    "port down": ("ip link set PORT down", "PORT, its link on the node, is down"),
+    "port blocked": ("bridge link set dev PORT state 0", "br-net forwards nothing through"),
+    "gateway lost": ("ip address del 10.22.0.1/24 dev br-net", "lacks the address 10.22.0.1/24"),
+    "IPv6 gateway lost": ("ip address del fd00:22::1/64 dev br-net", "lacks the address fd00:22"),
+    "no forwarding": ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward is 0"),
+    "no IPv6 forwarding": (
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
+        "net.ipv6.conf.all.forwarding is 0",
+    ),
+    "no forwarding here": (
+        "sysctl -qw net.ipv4.conf.br-net.forwarding=0",
+        "net.ipv4.conf.br-net.forwarding is 0",
+    ),
+}
+
+
+def attached(node: Node, container: Netns, made_by: Path, **keys: Any) -> tuple[str, list[str]]:
+    """Attach a container of a runtime in IPv4 and IPv6: the node's end, and how to CHECK it."""
+    subnets = [[{"subnet": "10.22.0.0/24"}], [{"subnet": "fd00:22::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(node.data_dir), "ranges": subnets}
+    conf = node.network("net", "10.22.0.0/24", **{"ipam": ipam, **keys})
+    node.env["CNI_STATE_DIR"] = str(node.cache)
+    pod = node.start(conf, container, bin_dir=made_by)
+    (port,) = json.loads(node.host.ip("-j", "link", "show", "type", "veth"))
+    return port["ifname"], ["check", "net", "--id", pod.cid]
+
+
+def is_named_everywhere(node: Node, check: list[str], words: str) -> list[str]:
+    """Do status, doctor and CHECK say it? The commands that doctor names."""
+    code, said = status(node)
+    assert (code, said["code"]) == (51, 51), said
+    assert words in f"{said['msg']} {said.get('details', '')}"
+    found = json.loads(node.run("doctor", "--json").stdout)["findings"]
+    wrong = [each for each in found if each["level"] == "error"]
+    assert words in " ".join(each["text"] for each in wrong), found
+    assert node.run(*check).returncode == 1
+    return [each["mend"] for each in wrong]
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.parametrize("made_by", ["ours", "Go"])
+def test_what_attached_containers_lack(
+    node: Node, container: Netns, go_bin_dir: Path, lack: str, made_by: str
+) -> None:
+    """The commands that doctor names put it right."""
+    port, check = attached(node, container, go_bin_dir if made_by == "Go" else node.bin_dir)
+    assert status(node)[0] == 0
+    node.ok(*check)
+    done, words = (text.replace("PORT", port) for text in LACKS[lack])
+    node.host.exec(done.split())
+    for mend in is_named_everywhere(node, check, words):
+        node.host.exec(mend.split())
+    assert status(node)[0] == 0
+    node.ok(*check)
+
+
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        ("ip link set PORT down", "PORT, "),
+        ("ip address del 10.22.0.1/32 dev PORT", "10.22.0.1/32"),
+        ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward is 0"),
+    ],
+)
+def test_what_a_routed_pair_lacks(node: Node, container: Netns, done: str, words: str) -> None:
+    port, check = attached(node, container, node.bin_dir, type="ptp")
+    assert status(node)[0] == 0
+    node.host.exec(done.replace("PORT", port).split())
+    is_named_everywhere(node, check, words.replace("PORT", port))
+
+
+def test_what_nobody_needs_is_no_lack(node: Node, container: Netns) -> None:
+    """A bridge without a gateway forwards nothing; one without containers may be down."""
+    attached(node, container, node.bin_dir, isGateway=False)
+    node.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    assert status(node)[0] == 0
+    node.host.ip("link", "add", "br9", "type", "bridge")
+    configure(node, {**BRIDGE, "ipam": host_local(node, "10.23.0.0/24")})
+    (node.net_d / "10-net.conflist").rename(node.net_d / "11-net.conflist")
+    assert status(node)[0] == 0
+
+
 def test_an_mtu_above_the_masters(node: Node, container: Netns) -> None:
     node.host.ip("link", "add", "up0", "mtu", "1400", "type", "veth", "peer", "name", "up1")
     on = {"type": "macvlan", "master": "up0", "mtu": 9000, "ipam": host_local(node)}
