@@ -14,18 +14,18 @@ from typing import NamedTuple
 import click
 import msgspec
 
-from cni import delegate, dispatch, intent
+from cni import dispatch, intent
 from cni.describe import catalogue
 from cni.describe.findings import Finding
-from cni.protocol import version as versions
 from cni.protocol.errors import CNIError, LimitedConnectivity, NotAvailable
 
-from . import configurations, conflist, errors, formats, validate
+from . import asking, configurations, conflist, errors, formats, validate
 from .runtime import Runtime
 from .session import configured, interruptible, network_options, runtime
 
 # Attachments of a plugin whose rules are looked for: what flushes rules flushes those of all.
 _SAMPLE = 3
+_LISTED = 8  # things that the node lacks, which are named at most
 
 
 class Ready(NamedTuple):
@@ -50,8 +50,9 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     del netns  # cnitool takes one
     with interruptible() as interrupts:
-        ready = require_ready(configured(network), runtime(cache_dir, interrupts))
-        _require_connected(network, cache_dir)
+        wanted = configured(network)
+        ready = require_ready(wanted, runtime(cache_dir, interrupts))
+        _require_connected(wanted, cache_dir)
     value = {
         "network": network,
         "ready": True,
@@ -63,21 +64,34 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     formats.done(value, "\n".join([f"{network}: ready", *notes]), [network])
 
 
-def _require_connected(network: str, cache_dir: str) -> None:
-    """Raises LimitedConnectivity (51) if attached containers have lost their bridge."""
+def _require_connected(network: conflist.NetworkList, cache_dir: str) -> None:
+    """Raises LimitedConnectivity (51) if the node lacks what attached containers need."""
     if os.geteuid() != 0:
         return
-    from .view import attachments, bridges
+    from .view import attachments, bridges, needs
     from .view.attached import Places
     from .view.namespaces import Live
 
-    found = list(bridges.cut_off(attachments.gather(Places.of(cache_dir), network), Live()))
+    live = Live()
+    known = attachments.gather(Places.of(cache_dir), network.name)
+    found = list(bridges.cut_off(known, live))
     if found:
         names = ", ".join(each.attached.name for each in found[:_SAMPLE])
         more = ", …" if len(found) > _SAMPLE else ""
         raise LimitedConnectivity(
             "; ".join(bridges.in_words(found)), f"{bridges.MEND}: {names}{more}"
         )
+    living = needs.of_living(known, live, [network])
+    lacks = needs.links(living)
+    try:
+        lacks += needs.forwarding(living)
+    except OSError:
+        pass  # hidden from this process: not known
+    if lacks:
+        shown = lacks[:_LISTED]
+        texts = [f"{each.in_words()} (`{each.mend}`)" for each in shown]
+        texts += [f"and {len(lacks) - _LISTED} more"] if len(lacks) > _LISTED else []
+        raise LimitedConnectivity(texts[0], "; ".join(texts[1:]))
 
 
 def require_ready(
@@ -88,7 +102,7 @@ def require_ready(
     `with_rules`: also looks for the rules of attached containers.
     """
     try:
-        unasked = _ask(network, asked)
+        unasked = asking.ask(network, asked)
     except CNIError as error:
         if os.geteuid() == 0:
             raise
@@ -109,37 +123,6 @@ def require_ready(
             "rules of the packet filter are gone: run `cni reload`", "; ".join(missing)
         )
     return Ready(unasked, [each for each in found if each not in wrong])
-
-
-def _ask(network: conflist.NetworkList, asked: Runtime) -> list[str]:
-    """Call STATUS of the plugins; who was not asked, and why. Raises the first error.
-
-    Networks older than STATUS are shown to the plugins of this file as if they were of 1.1.0.
-    """
-    try:
-        if not versions.at_least(versions.CURRENT, network.version):
-            return []  # of a version that no plugin speaks: judged later
-        is_new = versions.at_least(network.version, "1.1.0")
-    except CNIError:
-        return []  # judged later
-    if is_new:
-        asked.status(network)
-        return []
-    own = [plugin for plugin in network.plugins if _is_own(plugin.type, asked.path)]
-    if own:
-        asked.status(network._replace(version="1.1.0", plugins=tuple(own)))
-    others = [plugin.type for plugin in network.plugins if plugin not in own]
-    shown = network.version or versions.DEFAULT
-    return [f"{name}, since cniVersion {shown} has no STATUS" for name in others]
-
-
-def _is_own(name: str, path: list[str]) -> bool:
-    """Is the plugin one of this file, so that it speaks 1.1.0?"""
-    try:
-        program = delegate.find(name, path)
-    except CNIError:
-        return False
-    return dispatch.find(name) is not None and delegate.is_ourselves(program)
 
 
 def _judged(name: str) -> list[Finding]:

@@ -74,6 +74,11 @@ class Link(NamedTuple):
         return bool(self.flags & IFF_UP)
 
     @property
+    def carrier(self) -> bool:
+        """Is the other end there, and up? Of a bridge: does any port forward?"""
+        return bool(self.flags & uapi.IFF_LOWER_UP)
+
+    @property
     def operstate_text(self) -> str:
         return _OPERSTATES[self.operstate] if self.operstate < len(_OPERSTATES) else "unknown"
 
@@ -91,6 +96,15 @@ class Link(NamedTuple):
     def vlan_id(self) -> int:
         """Of a vlan."""
         return int.from_bytes(self.data.get(uapi.IFLA_VLAN_ID, b""), sys.byteorder)
+
+    @property
+    def blocked(self) -> bool:
+        """Of a bridge port that has a carrier: does it forward nothing, and will not by itself?
+
+        Unlike one that the spanning tree protocol has listening or learning.
+        """
+        state = nl.get_byte(self.port.get(uapi.IFLA_BRPORT_STATE, b"\3"))
+        return self.carrier and state in (uapi.BR_STATE_DISABLED, uapi.BR_STATE_BLOCKING)
 
     @property
     def hairpin(self) -> bool:

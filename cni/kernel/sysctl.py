@@ -41,6 +41,24 @@ def parse(key: str) -> str:
     return name
 
 
+def shown(name: str) -> str:
+    """A name as ``sysctl -w`` takes it: with dots, or with slashes where a link's name has dots."""
+    return name if "." in name else name.replace("/", ".")
+
+
+def forwarding(v6: bool, through: str = "") -> list[tuple[str, str]]:
+    """What decides over forwarding, and on behalf of whom: of the node, then of a link of it.
+
+    A packet is forwarded if the link on which it comes in forwards. The node's parameter is the
+    default, and sets that of all links when it is written.
+    """
+    family = "ipv6" if v6 else "ipv4"
+    names = [(FORWARDING_V6 if v6 else FORWARDING_V4, "the node")]
+    if through:
+        names.append((f"net/{family}/conf/{through}/forwarding", through))
+    return names
+
+
 def read(name: str) -> str:
     """The value of e.g. ``net/ipv4/ip_forward``, without its newline. Raises OSError."""
     fd = _open(name, os.O_RDONLY | os.O_CLOEXEC)

@@ -151,7 +151,7 @@ def check(call: Call[Conf]) -> None:
     call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
-    problems = _check_interface(netns, entry) + checks.forwarding(previous)
+    problems = _check_interface(netns, entry) + _check_host_end(call, previous)
     rules = masquerade.check(call, previous) if call.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 
@@ -161,6 +161,34 @@ def reload(call: Call[Conf]) -> None:
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
         masquerade.reload(call, result, _masquerading_backend(call.conf))
+
+
+def _check_host_end(call: Call[Conf], previous: Result) -> list[str]:
+    """Compare the end of the pair on the node: up, with the gateways and a way to the container."""
+    entry = next((each for each in previous.interfaces if not each.sandbox), None)
+    own = [ip for ip in previous.ips if checks.is_of(ip, call.ifname, previous)]
+    with Netlink() as host:
+        outer = link.find(host, entry.name) if entry is not None else None
+        if outer is None:
+            return checks.forwarding(previous)
+        problems = checks.host_end(outer)
+        wanted = [Prefix(parse_ip(ip.gateway), ip.prefix.bits) for ip in own if ip.gateway]
+        problems += checks.gateways(host, outer.name, wanted)
+        for ip in own if outer.up else ():
+            if not _leads_to(host, ip.prefix.ip, outer.index):
+                address_only = ip.prefix.host
+                problems.append(
+                    f"the node does not reach {address_only} through {outer.name} "
+                    f"(`ip route add {address_only} dev {outer.name}`)"
+                )
+    return problems + checks.forwarding(previous, outer.name)
+
+
+def _leads_to(host: Netlink, ip: bytes, index: int) -> bool:
+    try:
+        return route.lookup(host, ip).link == index
+    except NetlinkError:
+        return False
 
 
 def _check_interface(netns: Namespace, entry: Interface) -> list[str]:

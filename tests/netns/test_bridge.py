@@ -1128,6 +1128,10 @@ def damaged(runtime: Runtime, container: Netns, ns: Netns, *lines: str) -> Itera
     [
         ("host", ["link delete br0"], "Interface name br0 not found"),
         ("host", ["link set br0 down"], "Bridge interface br0 is down"),
+        ("host", ["link set br0 down"], "br0 lacks the gateway's address fd00:22::1/64"),
+        ("host", ["address delete 10.22.0.1/24 dev br0"], "br0 lacks the gateway's address"),
+        ("host", ["address delete fd00:22::1/64 dev br0"], "br0 lacks the gateway's address"),
+        ("host", ["link set VETH down"], "the container's link on the node, is down"),
         ("host", ["link set br0 address 02:00:00:00:00:99"], "Mac"),
         (
             "host",
@@ -1190,6 +1194,26 @@ def test_check_finds_that_nothing_is_forwarded(
         runtime.host.exec(["sysctl", "-qw", f"net.{name}=0"])
         check().failed(999, f"the node does not forward {family} packets")
         runtime.host.exec(["sysctl", "-qw", f"net.{name}=1"])
+        check().succeeded()
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_check_finds_that_nothing_from_the_bridge_is_forwarded(
+    runtime: Runtime, container: Netns, family: str
+) -> None:
+    with damaged(runtime, container, container) as check:
+        name = f"net.{family}.conf.br0.forwarding"
+        runtime.host.exec(["sysctl", "-qw", f"{name}=0"])
+        check().failed(999, f"br0 does not forward IP{family[2:]} packets: {name} is 0")
+
+
+def test_check_finds_a_port_that_forwards_nothing(runtime: Runtime, container: Netns) -> None:
+    with damaged(runtime, container, container) as check:
+        (port,) = json.loads(runtime.host.ip("-j", "link", "show", "master", "br0"))
+        mend = ["bridge", "link", "set", "dev", port["ifname"], "state"]
+        runtime.host.exec([*mend, "0"])
+        check().failed(999, f"the bridge br0 forwards nothing through its port {port['ifname']}")
+        runtime.host.exec([*mend, "3"])
         check().succeeded()
 
 

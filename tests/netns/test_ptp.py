@@ -467,6 +467,27 @@ def test_check_finds_damage(runtime: Runtime, container: Netns, line: str, text:
 
 
 @pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("link set VETH down", "the container's link on the node, is down"),
+        ("address delete 10.22.0.1/32 dev VETH", "VETH lacks the gateway's address 10.22.0.1/32"),
+        ("address delete fd00:22::1/128 dev VETH", "VETH lacks the gateway's address fd00:22::1"),
+        ("route delete 10.22.0.2/32", "the node does not reach 10.22.0.2/32 through VETH"),
+        ("route delete fd00:22::2/128", "the node does not reach fd00:22::2/128 through VETH"),
+    ],
+)
+def test_check_finds_damage_on_the_node(
+    runtime: Runtime, container: Netns, line: str, text: str
+) -> None:
+    conf = network(DUAL)
+    result = runtime.add("ptp", conf, container).result
+    name = result["interfaces"][0]["name"]
+    runtime.host.ip_batch(line.replace("VETH", name))
+    checked = runtime.check("ptp", conf, container, prev_result=result)
+    checked.failed(999, text.replace("VETH", name))
+
+
+@pytest.mark.parametrize(
     ("name", "family"), [("ipv4.ip_forward", "IPv4"), ("ipv6.conf.all.forwarding", "IPv6")]
 )
 def test_check_finds_that_nothing_is_forwarded(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,35 @@ def test_a_full_range(node: Node, container: Netns, container2: Netns, version: 
     assert status(node)[0] == 0
     node.ok("add", "net", container.path)
     fails_as_said(node, container2, "no IP addresses available")
+
+
+@pytest.mark.parametrize("installed", ["all of Go", "IPAM of Go", "another build"])
+def test_a_full_range_whichever_build_is_installed(
+    node: Node, netns: Callable[..., Netns], go_bin_dir: Path, tmp_path: Path, installed: str
+) -> None:
+    """What an ADD would meet does not depend on who is asked."""
+    plugins = tmp_path / "plugins"
+    plugins.mkdir()
+    another = tmp_path / "another"
+    another.write_bytes((node.bin_dir / "cni").read_bytes() + b" ")
+    another.chmod(0o755)
+    for name in ("bridge", "host-local"):
+        of_go = installed == "all of Go" or (installed == "IPAM of Go" and name == "host-local")
+        own = another if installed == "another build" else node.bin_dir / "cni"
+        (plugins / name).symlink_to(go_bin_dir / name if of_go else own)
+    node.env["CNI_PATH"] = str(plugins)
+    conf = node.network("net", "10.22.0.0/30")
+    assert status(node)[0] == 0
+    node.start(conf, netns(), bin_dir=plugins)
+    fails_as_said(node, netns(), "no IP addresses available")
+
+
+def test_who_was_not_asked_since_it_is_of_another_build(node: Node, go_bin_dir: Path) -> None:
+    node.env["CNI_PATH"] = str(go_bin_dir)
+    node.network("net", "10.22.0.0/24", {"type": "firewall"}, {"type": "tuning"})
+    code, said = status(node)
+    assert code == 0, said
+    assert [each.partition(",")[0] for each in said["notAsked"]] == ["firewall"]
 
 
 def test_what_an_add_would_meet(node: Node, container: Netns) -> None:
@@ -107,6 +137,91 @@ def test_a_bridge_that_containers_have_lost(
     examined = node.run("doctor", "--cache-dir", str(node.cache), **env).stdout
     assert "net: 1 container is cut off" in examined
     assert "other: 1 container" not in examined
+
+
+# What is done to the node, and what is said of it, by a network of bridge or ptp.
+LACKS = {
+    "bridge down": ("ip link set br-net down", "the bridge br-net is down"),
+    "port down": ("ip link set PORT down", "PORT, its link on the node, is down"),
+    "port blocked": ("bridge link set dev PORT state 0", "br-net forwards nothing through"),
+    "gateway lost": ("ip address del 10.22.0.1/24 dev br-net", "lacks the address 10.22.0.1/24"),
+    "IPv6 gateway lost": ("ip address del fd00:22::1/64 dev br-net", "lacks the address fd00:22"),
+    "no forwarding": ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward is 0"),
+    "no IPv6 forwarding": (
+        "sysctl -qw net.ipv6.conf.all.forwarding=0",
+        "net.ipv6.conf.all.forwarding is 0",
+    ),
+    "no forwarding here": (
+        "sysctl -qw net.ipv4.conf.br-net.forwarding=0",
+        "net.ipv4.conf.br-net.forwarding is 0",
+    ),
+}
+
+
+def attached(node: Node, container: Netns, made_by: Path, **keys: Any) -> tuple[str, list[str]]:
+    """Attach a container of a runtime in IPv4 and IPv6: the node's end, and how to CHECK it."""
+    subnets = [[{"subnet": "10.22.0.0/24"}], [{"subnet": "fd00:22::/64"}]]
+    ipam = {"type": "host-local", "dataDir": str(node.data_dir), "ranges": subnets}
+    conf = node.network("net", "10.22.0.0/24", **{"ipam": ipam, **keys})
+    node.env["CNI_STATE_DIR"] = str(node.cache)
+    pod = node.start(conf, container, bin_dir=made_by)
+    (port,) = json.loads(node.host.ip("-j", "link", "show", "type", "veth"))
+    return port["ifname"], ["check", "net", "--id", pod.cid]
+
+
+def is_named_everywhere(node: Node, check: list[str], words: str) -> list[str]:
+    """Do status, doctor and CHECK say it? The commands that doctor names."""
+    code, said = status(node)
+    assert (code, said["code"]) == (51, 51), said
+    assert words in f"{said['msg']} {said.get('details', '')}"
+    found = json.loads(node.run("doctor", "--json").stdout)["findings"]
+    wrong = [each for each in found if each["level"] == "error"]
+    assert words in " ".join(each["text"] for each in wrong), found
+    assert node.run(*check).returncode == 1
+    return [each["mend"] for each in wrong]
+
+
+@pytest.mark.parametrize("lack", LACKS)
+@pytest.mark.parametrize("made_by", ["ours", "Go"])
+def test_what_attached_containers_lack(
+    node: Node, container: Netns, go_bin_dir: Path, lack: str, made_by: str
+) -> None:
+    """The commands that doctor names put it right."""
+    port, check = attached(node, container, go_bin_dir if made_by == "Go" else node.bin_dir)
+    assert status(node)[0] == 0
+    node.ok(*check)
+    done, words = (text.replace("PORT", port) for text in LACKS[lack])
+    node.host.exec(done.split())
+    for mend in is_named_everywhere(node, check, words):
+        node.host.exec(mend.split())
+    assert status(node)[0] == 0
+    node.ok(*check)
+
+
+@pytest.mark.parametrize(
+    ("done", "words"),
+    [
+        ("ip link set PORT down", "PORT, "),
+        ("ip address del 10.22.0.1/32 dev PORT", "10.22.0.1/32"),
+        ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward is 0"),
+    ],
+)
+def test_what_a_routed_pair_lacks(node: Node, container: Netns, done: str, words: str) -> None:
+    port, check = attached(node, container, node.bin_dir, type="ptp")
+    assert status(node)[0] == 0
+    node.host.exec(done.replace("PORT", port).split())
+    is_named_everywhere(node, check, words.replace("PORT", port))
+
+
+def test_what_nobody_needs_is_no_lack(node: Node, container: Netns) -> None:
+    """A bridge without a gateway forwards nothing; one without containers may be down."""
+    attached(node, container, node.bin_dir, isGateway=False)
+    node.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    assert status(node)[0] == 0
+    node.host.ip("link", "add", "br9", "type", "bridge")
+    configure(node, {**BRIDGE, "ipam": host_local(node, "10.23.0.0/24")})
+    (node.net_d / "10-net.conflist").rename(node.net_d / "11-net.conflist")
+    assert status(node)[0] == 0
 
 
 def test_an_mtu_above_the_masters(node: Node, container: Netns) -> None:

@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 
-from cni.cli.view import attachments
+from cni.cli.view import attachments, needs
 from cni.cli.view.attached import Places
+from cni.cli.view.namespaces import Live
 from cni.describe import catalogue
 from cni.kernel import kinds, sysctl
 from cni.kernel.netlink import Netlink
@@ -87,16 +88,29 @@ def _number(name: str) -> int | None:
 
 def forwarding(situation: Situation) -> Iterator[Finding]:
     """A node whose containers have a gateway has to forward."""
-    routed = situation.networks_with("bridge", "ptp", "flannel")
-    if not routed:
+    if not situation.networks_with("bridge", "ptp", "flannel"):
         return
+    known = attachments.gather(Places.of(situation.cache_dir))
+    living = needs.of_living(known, Live(), situation.networks)
+    try:
+        lacks = needs.forwarding(living)
+    except OSError as error:
+        raise Unseen(f"forwarding: {(error.strerror or '').lower()}") from None
+    for mend, text in _by_mend(lacks).items():
+        yield Finding(ERROR, AREA, text, mend)
     if _value(sysctl.FORWARDING_V4) != "0":
         yield Finding(OK, AREA, "net.ipv4.ip_forward is 1")
-    elif any(each.network in routed for each in attachments.gather(Places.of(situation.cache_dir))):
-        text = "net.ipv4.ip_forward is 0: attached containers reach nothing beyond the node"
-        yield Finding(ERROR, AREA, text, "sysctl -w net.ipv4.ip_forward=1")
-    else:
+    elif not lacks:
         yield Finding(NOTE, AREA, "net.ipv4.ip_forward is 0: the first ADD switches it on")
+
+
+def _by_mend(lacks: list[needs.Lack]) -> dict[str, str]:
+    """What is lacking, and in which networks, by what mends it."""
+    texts = {each.mend: each.text for each in lacks}
+    return {
+        mend: f"{text} ({', '.join(each.network for each in lacks if each.mend == mend)})"
+        for mend, text in texts.items()
+    }
 
 
 def bridge_frames(situation: Situation) -> Iterator[Finding]:

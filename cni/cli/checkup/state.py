@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cni.cli.cache import Cache
-from cni.cli.view import attachments, bridges, damage
+from cni.cli.view import attachments, bridges, damage, needs
 from cni.cli.view.attached import Places
 from cni.cli.view.namespaces import Live
 
@@ -17,6 +17,7 @@ from .finding import ERROR, OK, WARNING, Finding, Situation
 AREA = "state"
 _LOW, _LOWEST = 10, 3  # per cent
 _MOST_FILES = 50  # damaged ones that are named
+_MOST_LACKS = 20  # findings about links that are named
 
 
 def room(situation: Situation) -> Iterator[Finding]:
@@ -108,12 +109,19 @@ def damaged(situation: Situation) -> Iterator[Finding]:
 
 
 def connected(situation: Situation) -> Iterator[Finding]:
-    """Containers whose bridge was deleted."""
-    known = attachments.gather(Places.of(situation.cache_dir), reservations=False)
-    found = list(bridges.cut_off(known, Live()))
+    """Containers whose bridge was deleted or carries nothing, or lost its gateway address."""
+    live = Live()
+    known = attachments.gather(Places.of(situation.cache_dir))
+    found = list(bridges.cut_off(known, live))
     for text in bridges.in_words(found):
         network = text.partition(":")[0]
         yield Finding(ERROR, AREA, f"{text}; {bridges.MEND}", f"cni ps {network}")
+    lacks = needs.links(needs.of_living(known, live, situation.networks))
+    for each in lacks[:_MOST_LACKS]:
+        yield Finding(ERROR, AREA, each.in_words(), each.mend)
+    if len(lacks) > _MOST_LACKS:
+        text = f"{len(lacks) - _MOST_LACKS} more links of containers carry nothing"
+        yield Finding(ERROR, AREA, text, "cni ps")
 
 
 CHECKS = (room, permissions, damaged, leftovers, connected)

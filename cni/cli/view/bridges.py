@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+from cni.describe import catalogue
 from cni.kernel import link
 from cni.kernel.link import Link
 from cni.kernel.netlink import Netlink
@@ -16,6 +17,7 @@ from cni.protocol import config
 from cni.protocol.errors import CNIError
 
 from .. import gojson
+from ..conflist import NetworkList
 from .attached import Attached
 from .namespaces import Live
 
@@ -55,14 +57,15 @@ def cut_off(known: Iterable[Attached], live: Live) -> Iterator[CutOff]:
     for each, bridge in candidates:
         loose = [
             device
-            for device in _links_of(each, devices)
+            for device in links_of(each, devices)
             if device.kind in _PORTS and not device.master
         ]
         if loose:
             yield CutOff(each, loose[0].name, bridge, bridge not in devices)
 
 
-def _links_of(each: Attached, devices: dict[str, Link]) -> Iterator[Link]:
+def links_of(each: Attached, devices: dict[str, Link]) -> Iterator[Link]:
+    """The attachment's links on the node."""
     for name in dict.fromkeys(each.links):
         if name in devices:
             yield devices[name]
@@ -76,33 +79,56 @@ def _links_of(each: Attached, devices: dict[str, Link]) -> Iterator[Link]:
 
 def bridge_of(each: Attached) -> str:
     """The name of the bridge that the attachment's configuration says; "" if it has none."""
+    conf = main_conf(each)
+    return name_in(conf) if plugin_of(conf) == "bridge" else ""
+
+
+def name_in(conf: dict[str, Any]) -> str:
+    """The name of the bridge in an object of the plugin bridge."""
+    name = config.lookup(conf, "bridge")
+    return name if isinstance(name, str) and name else _DEFAULT_BRIDGE
+
+
+def plugin_of(conf: dict[str, Any]) -> str:
+    """The plugin of this project that an object is of; "" if it is of none."""
+    name = config.lookup(conf, "type")
+    return (catalogue.known_as(name) or "") if isinstance(name, str) else ""
+
+
+def main_conf(each: Attached, configured: Iterable[NetworkList] = ()) -> dict[str, Any]:
+    """The object of the plugin bridge or ptp, by which the container was attached; {} without one.
+
+    If nothing was noted at its ADD, that of the `configured` network.
+    """
     for text in (each.config, *(kept.config for kept in each.intents)):
         try:
             conf = gojson.decode(text) if isinstance(text, bytes) else text
         except CNIError:
             continue
-        found = _bridge_in(conf) if isinstance(conf, dict) else ""
+        plugins = conf.get("plugins") if isinstance(conf, dict) else None
+        found = _main_in(plugins if isinstance(plugins, list) else [conf])
         if found:
             return found
-    return ""
+    for network in configured:
+        if network.name == each.network and not each.config and not each.intents:
+            return _main_in([plugin.raw for plugin in network.plugins])
+    return {}
 
 
-def _bridge_in(conf: dict[str, Any]) -> str:
-    plugins = conf.get("plugins")
-    for plugin in plugins if isinstance(plugins, list) else [conf]:
+def _main_in(plugins: Iterable[Any]) -> dict[str, Any]:
+    for plugin in plugins:
         one = _delegated(plugin) if isinstance(plugin, dict) else {}
-        if config.lookup(one, "type") == "bridge":
-            name = config.lookup(one, "bridge")
-            return name if isinstance(name, str) and name else _DEFAULT_BRIDGE
-    return ""
+        if plugin_of(one) in ("bridge", "ptp"):
+            return one
+    return {}
 
 
 def _delegated(plugin: dict[str, Any]) -> dict[str, Any]:
     """What flannel calls, which is bridge if nothing else is said; any other plugin as it is."""
-    if config.lookup(plugin, "type") != "flannel":
+    if plugin_of(plugin) != "flannel":
         return plugin
     delegate = config.lookup(plugin, "delegate")
-    return {"type": "bridge", **(delegate if isinstance(delegate, dict) else {})}
+    return {"type": "bridge", "isGateway": True, **(delegate if isinstance(delegate, dict) else {})}
 
 
 def in_words(found: Iterable[CutOff]) -> list[str]:

@@ -10,6 +10,7 @@ from ...kernel import link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
+from ...protocol.address import Prefix, parse_ip
 from ...protocol.result import Interface, Result
 from ..shared import checks
 
@@ -72,8 +73,28 @@ def _port(host: Netlink, inner: Link, previous: Result, bridge_name: str) -> lis
         is_pair = outer.kind == "veth" and outer.index == inner.peer
         is_port = master is not None and outer.master == master.index
         if is_pair and is_port and entry.mac in ("", outer.mac):
-            return []
+            return checks.host_end(outer) or _blocked(master, outer)
     return [f"CNI veth created for bridge {bridge_name} was not found"]
+
+
+def _blocked(master: Link | None, outer: Link) -> list[str]:
+    """Does the port forward? Those of a bridge that is down do not, and need no further words."""
+    if master is None or not master.up or not outer.blocked:
+        return []
+    return [
+        f"the bridge {master.name} forwards nothing through its port {outer.name} "
+        f"(`bridge link set dev {outer.name} state 3`)"
+    ]
+
+
+def gateways(host: Netlink, previous: Result, name: str, ifname: str) -> list[str]:
+    """Compare the addresses of `name`, the bridge or its VLAN's interface, with the gateways."""
+    wanted = [
+        Prefix(parse_ip(ip.gateway), ip.prefix.length)
+        for ip in previous.ips
+        if ip.gateway and checks.is_of(ip, ifname, previous)
+    ]
+    return checks.gateways(host, name, wanted)
 
 
 def _go_bool(value: bool) -> str:

@@ -388,8 +388,10 @@ def check(call: Call[Conf]) -> None:
     with Netlink() as host:
         problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
-    if want.gateway:
-        problems += checks.forwarding(previous)
+        if want.gateway:
+            inner = f"{want.bridge}.{want.conf.vlan}" if want.conf.vlan else want.bridge
+            problems += differences.gateways(host, previous, inner, call.ifname)
+            problems += checks.forwarding(previous, inner)
     rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

@@ -56,23 +56,50 @@ def compare(
     fail(problems + (rules or []))
 
 
-def forwarding(previous: Result) -> list[str]:
-    """Does the node forward packets of the families that the prevResult has addresses of?"""
+def forwarding(previous: Result, through: str = "") -> list[str]:
+    """Does the node forward packets of the families that the prevResult has addresses of?
+
+    `through` is the node's link on which the container's packets come in.
+    """
     from ...kernel import sysctl  # not all that compare need it
 
     problems = []
     for v6 in sorted({not ip.prefix.is_v4 for ip in previous.ips}):
-        name = sysctl.FORWARDING_V6 if v6 else sysctl.FORWARDING_V4
-        try:
-            value = sysctl.read(name)
-        except OSError:  # hidden from this process: not known
-            continue
-        if value == "0":
-            family, shown = "IPv6" if v6 else "IPv4", name.replace("/", ".")
-            problems.append(
-                f"the node does not forward {family} packets: {shown} is 0 (`sysctl -w {shown}=1`)"
-            )
+        family = "IPv6" if v6 else "IPv4"
+        for name, who in sysctl.forwarding(v6, through):
+            try:
+                value = sysctl.read(name)
+            except OSError:  # hidden from this process: not known
+                continue
+            if value == "0":
+                key = sysctl.shown(name)
+                problems.append(
+                    f"{who} does not forward {family} packets: {key} is 0 (`sysctl -w {key}=1`)"
+                )
+                break
     return problems
+
+
+def gateways(host: Netlink, name: str, wanted: list[Prefix]) -> list[str]:
+    """Has the node's link the addresses that are the container's gateways?"""
+    device = link.find(host, name) if wanted else None
+    if device is None:
+        return [f"the gateway's interface {name} not found"] if wanted else []
+    present = {each.prefix for each in address.show(host, device.index)}
+    return [
+        f"{name} lacks the gateway's address {each} (`ip address add {each} dev {name}`)"
+        for each in wanted
+        if each not in present
+    ]
+
+
+def host_end(outer: Link) -> list[str]:
+    """Is the node's end of the pair up?"""
+    if outer.up:
+        return []
+    return [
+        f"{outer.name}, the container's link on the node, is down (`ip link set {outer.name} up`)"
+    ]
 
 
 def container_interface(call: Call[Any], previous: Result) -> Interface:

@@ -1,0 +1,147 @@
+"""STATUS, asked of plugins that may be older than it, or of another build or project.
+
+What an ADD would meet does not depend on which program is installed: a range that is full is full
+for the Go plugins, too. Where the installed one cannot be asked, or says little, this file's own
+plugin of that name looks, as far as what it looks at is the same for both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+from cni import delegate, dispatch
+from cni.call import Call, Verbs
+from cni.describe import catalogue
+from cni.kernel.errors import KernelError
+from cni.protocol import config
+from cni.protocol import version as versions
+from cni.protocol.errors import CNIError, from_exception
+from cni.protocol.request import Request
+from cni.protocol.result import Result
+
+from . import gojson
+from .conflist import NetworkList, PluginConf
+from .runtime import Runtime
+
+_VERSION = "1.1.0"  # the first with STATUS
+# They look at what the kernel, the node's files and the configuration say. The others look for a
+# daemon or a backend, of which another build may have other ones.
+_LOOK_AT_THE_NODE = frozenset(
+    {
+        *("bandwidth", "bridge", "dummy", "flannel", "host-device", "host-local", "ipvlan"),
+        *("loopback", "macvlan", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"),
+    }
+)
+
+
+def ask(network: NetworkList, runtime: Runtime) -> list[str]:
+    """Ask each plugin of a network whether it is ready; who was not asked, and why.
+
+    Raises the first error. Networks older than STATUS are shown to the plugins as if they were of
+    1.1.0.
+    """
+    try:
+        if not versions.at_least(versions.CURRENT, network.version):
+            return []  # of a version that no plugin speaks: cni validate says so
+        is_new = versions.at_least(network.version, _VERSION)
+    except CNIError:
+        return []  # likewise
+    unasked = []
+    for plugin in network.plugins:
+        alone = network._replace(version=_VERSION, plugins=(plugin,))
+        is_own = _is_own(plugin, runtime.path)
+        if is_new or is_own:
+            runtime.status(alone)
+        kind = catalogue.known_as(plugin.type)
+        if kind in _LOOK_AT_THE_NODE and not is_own:
+            _look(kind, alone, plugin, runtime.path)
+        elif not is_new and not is_own:
+            unasked.append(_unasked(network, plugin, kind))
+    return unasked
+
+
+def _unasked(network: NetworkList, plugin: PluginConf, kind: str | None) -> str:
+    version = network.version or versions.DEFAULT
+    other = ", and the installed one is of another build" if kind else ""
+    return f"{plugin.type}, since cniVersion {version} has no STATUS{other}"
+
+
+def _is_own(plugin: PluginConf, path: list[str]) -> bool:
+    """Is what an ADD would run of this file, the plugins that it calls included?"""
+    return all(_is_ourselves(name, path) for name in (plugin.type, *_called(plugin.raw)))
+
+
+def _called(conf: dict[str, Any]) -> Iterator[str]:
+    """The plugins that a plugin's object names."""
+    for key in ("ipam", "delegate"):
+        inner = config.lookup(conf, key)
+        conf_of = inner if isinstance(inner, dict) else {}
+        name = config.lookup(conf_of, "type")
+        if isinstance(name, str) and name:
+            yield name
+        elif key == "delegate" and catalogue.known_as(_type(conf)) == "flannel":
+            yield from ("bridge", "host-local")
+        if key == "delegate" and conf_of:
+            yield from _called(conf_of)
+
+
+def _type(conf: dict[str, Any]) -> str:
+    name = config.lookup(conf, "type")
+    return name if isinstance(name, str) else ""
+
+
+def _is_ourselves(name: str, path: list[str]) -> bool:
+    try:
+        return dispatch.find(name) is not None and delegate.is_ourselves(delegate.find(name, path))
+    except CNIError:
+        return False
+
+
+def _look(kind: str, network: NetworkList, plugin: PluginConf, path: list[str]) -> None:
+    """Have this file's plugin `kind` look, in this process. Raises CNIError."""
+    try:
+        for name in (plugin.type, *_called(plugin.raw)):
+            delegate.find(name, path)
+    except CNIError:
+        return  # one is missing, which is worse: cni validate says so
+    conf = {**plugin.raw, "name": network.name, "cniVersion": network.version}
+    env = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": "STATUS"}
+    request = Request(
+        command="STATUS",
+        container_id="",
+        netns="",
+        ifname="",
+        args="",
+        path=path,
+        stdin=gojson.encode_sorted(conf),
+        env=env,
+    )
+    _status(kind, request)
+
+
+def _status(kind: str, request: Request) -> None:
+    entry = dispatch.TABLE[kind]
+    verbs = Verbs.of(import_module(entry.module))
+    if verbs.status is None:
+        return
+    raw = config.decode_object(request.stdin)
+    call: Call[Any] = Call(
+        kind, request, raw, _VERSION, verbs.conf, entry.conf_error, _delegate_looks
+    )
+    try:
+        verbs.status(call)
+    except KernelError as error:
+        raise from_exception(error) from None
+    finally:
+        call.close()
+
+
+def _delegate_looks(name: str, _program: str, request: Request) -> tuple[bool, Result | None]:
+    """As delegate.InProcess: the plugin of this file, whichever program is installed."""
+    kind = catalogue.known_as(name)
+    if kind in _LOOK_AT_THE_NODE:
+        _status(kind, request)
+    return True, None
