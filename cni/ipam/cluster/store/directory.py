@@ -21,12 +21,13 @@ import os
 import time
 from contextlib import contextmanager
 from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .... import files, interrupts, lockfile
 from ....protocol.errors import CNIError, Terminated
+from .config import DirectoryOptions, check_path, decode
 from .history import History, Line, read_since
 from .interface import (
     Change,
@@ -42,7 +43,7 @@ from .interface import (
 from .keys import LARGEST_VALUE, LONGEST_KEY, check_key, check_prefix, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _SUFFIX = ".json"
 _LONGEST_NAME = 255  # bytes: NAME_MAX of every file system in use
@@ -279,6 +280,15 @@ class DirectoryStore:
         if error.errno in (EROFS, EACCES, EPERM):
             return Refused(text, f"let this process write to {self._path}, or choose another path")
         return Unavailable(text, f"make {self._path} a directory on a file system that works")
+
+
+def connect(options: Mapping[str, Any]) -> DirectoryStore:
+    """The engine for a configuration (config.py). Raises Refused, which names the wrong key."""
+    decoded = decode(options, DirectoryOptions)
+    check_path("path", decoded.path)
+    if not decoded.path:
+        raise Refused("store.path is empty", "set it to a directory, or leave it out")
+    return DirectoryStore(decoded.path.rstrip("/") or "/", decoded.timeout)
 
 
 def name_of(key: str) -> str:

@@ -1,0 +1,51 @@
+"""The configuration of a store: each wrong key is named, and nothing is connected."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from cni.ipam.cluster.store.config import open_store
+from cni.ipam.cluster.store.interface import Refused
+
+ETCD = {"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]}
+
+
+def test_a_store_is_opened_without_connecting() -> None:
+    store = open_store({"type": "directory", "path": "/nowhere/store"})
+    assert store.name == "directory /nowhere/store"
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "remedy"),
+    [
+        ({}, "store.type: None", "directory, etcd"),
+        ({"type": "consul"}, "store.type: 'consul'", "directory, etcd"),
+        ({"type": ["etcd"]}, "store.type", "directory, etcd"),
+        ({"type": "directory", "paht": "/x"}, "store.paht: unknown", "path"),
+        ({"type": "directory", "path": "x"}, "store.path: 'x'", "'/'"),
+        ({"type": "directory", "path": ""}, "store.path is empty", "directory"),
+        ({"type": "directory", "path": 7}, "store.path: Expected `str`", "correct"),
+        ({"type": "directory", "timeout": 0}, "store.timeout: 0", "seconds"),
+        ({"type": "directory", "timeout": float("nan")}, "store.timeout", "seconds"),
+    ],
+)
+def test_a_wrong_key_is_named(options: dict[str, Any], key: str, remedy: str) -> None:
+    with pytest.raises(Refused) as raised:
+        open_store(options)
+    assert key in str(raised.value)
+    assert remedy in raised.value.remedy
+
+
+def test_only_what_an_engine_needs_is_loaded() -> None:
+    """A directory needs no sockets, and an endpoint without TLS no `ssl`."""
+    script = (
+        "import sys; from cni.ipam.cluster.store.config import open_store\n"
+        "open_store({'type': 'directory', 'path': '/nowhere'}).read('a')\n"
+        "print({'ssl', 'socket', 'http.client', 'email'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stdout + done.stderr
