@@ -170,6 +170,7 @@ static int record(const char *path, char **names)
     PyThreadState *tstate = PyThreadState_Get();
     tstate->thread_id = tstate->native_thread_id = _PyRuntime.main_thread = 0;
     _PyRuntime.gilstate.autoTSSkey = (Py_tss_t)Py_tss_NEEDS_INIT;
+    immortal_begin();
     return snapshot_write(path) < 0;
 }
 

@@ -174,6 +174,12 @@ static void arena_free(void *context, void *start, size_t size)
         memset(start, 0, size);
 }
 
+int snapshot_has(const void *address)
+{
+    const char *at = address;
+    return is_recorded(at) || (at >= cni_snapshot_start && at < cni_snapshot_end);
+}
+
 void snapshot_begin(void)
 {
     void *wanted = (void *)(uintptr_t)BLOCKS;

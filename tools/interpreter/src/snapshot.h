@@ -7,6 +7,12 @@
  * Called before anything is allocated. Ends the process if that is not possible. */
 void snapshot_begin(void);
 
+/* Whether the address is in what is recorded, or in what a process begins with. */
+int snapshot_has(const void *address);
+
+/* Have the objects that exist live for ever, without counting who uses them: immortal.c. */
+void immortal_begin(void);
+
 /* Write what was recorded to the file `path`. Returns 0, or -1 after it has said why on stderr. */
 int snapshot_write(const char *path);
 
