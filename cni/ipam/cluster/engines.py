@@ -22,8 +22,22 @@ def connect(options: dict[str, Any] | None) -> Store:
     kind = options.get("type")
     if kind not in TYPES:
         raise CNIError(f"unknown store.type {kind!r}", f"there are {', '.join(TYPES)}")
+    if kind == "directory":
+        return _directory(options)
     store: Store = import_module(f"cni.ipam.cluster.store.{kind}").connect(options)
     return store
+
+
+def _directory(options: dict[str, Any]) -> Store:
+    from .store.directory import DirectoryStore
+
+    path = options.get("path")
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise CNIError(
+            "store.path is missing" if path is None else f"store.path is no path: {path!r}",
+            'a store in a directory is {"type": "directory", "path": "/var/lib/cni/blocks"}',
+        )
+    return DirectoryStore(path)
 
 
 def explain(error: StoreError) -> CNIError:

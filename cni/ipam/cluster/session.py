@@ -43,6 +43,7 @@ class Session:
         now = boot_time()
         if before is not None and not force and self._is_fresh(before, now):
             return
+        self.node.identity()  # or another name's
         key, was_there = f"nodes/{self.node.name}", True
 
         def renewed(old: Item | None) -> dict[str, Any]:
