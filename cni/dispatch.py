@@ -59,6 +59,11 @@ TABLE: dict[str, Plugin] = {
         conf_error="failed to parse network configuration: ",
     ),
     "bridge": Plugin("cni.plugins.bridge.plugin", "connects containers to a Linux bridge"),
+    "cluster": Plugin(
+        "cni.ipam.cluster.plugin",
+        "allocates addresses that are unique in a cluster, from blocks that nodes claim",
+        conf_error="",
+    ),
     "dhcp": Plugin(
         "cni.ipam.dhcp.plugin", "leases addresses from DHCP servers, by a daemon", conf_error=""
     ),

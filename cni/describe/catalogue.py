@@ -24,6 +24,7 @@ from .model import (
 NAMES = (
     "bandwidth",
     "bridge",
+    "cluster",
     "dhcp",
     "dummy",
     "firewall",
@@ -46,7 +47,7 @@ NAMES = (
     "win-bridge",
     "win-overlay",
 )
-IPAM_NAMES = ("dhcp", "host-local", "static")
+IPAM_NAMES = ("cluster", "dhcp", "host-local", "static")
 
 _OPEN = Record((), is_open=True)
 
@@ -209,7 +210,8 @@ def find(path: str) -> tuple[Plugin, str, Key | None]:
 def _ipam_plugins_with(path: str) -> list[str]:
     """The IPAM plugins that have the key."""
     wanted = path.lower()
-    found = [each for each in map(plugin, NAMES) if each is not None and each.place == "ipam"]
+    names = sorted(IPAM_NAMES, key=lambda name: name != "host-local")  # which most use
+    found = [each for each in map(plugin, names) if each is not None]
     return [each.name for each in found if wanted in (known.lower() for known, _ in entries(each))]
 
 

@@ -32,7 +32,7 @@ class Wish(NamedTuple):
     memory: sticky.Memory | None = None
 
 
-class _Exhausted(Exception):
+class Exhausted(Exception):
     """A range set has no free address."""
 
     def __init__(self, ranges: RangeSet, index: int) -> None:
@@ -75,7 +75,7 @@ class Allocation:
         for trust in (True, True, False):
             try:
                 return self._reserve_locked(wish, trust)
-            except _Exhausted as full:
+            except Exhausted as full:
                 from . import usage  # only errors and STATUS need it
 
                 path = self._location.path
@@ -115,7 +115,7 @@ class Allocation:
                 raise
 
     def _reserve_all(self, store: Store, wish: Wish) -> list[IPConfig]:
-        """Raises CNIError, _Exhausted."""
+        """Raises CNIError, Exhausted."""
         left = list(wish.requested)
         addresses = []
         for index, ranges in enumerate(wish.sets):
@@ -170,7 +170,7 @@ class Allocation:
         if packed in ranges.gateways or not ranges.is_excluded(packed):
             if self._take(store, name):
                 store.set_last_reserved(index, name)
-                return _ip_config(name, its_range)
+                return ip_config(name, its_range)
             from . import usage
 
             taken = store.name_of(packed) or name
@@ -183,7 +183,7 @@ class Allocation:
     ) -> IPConfig:
         """What the attachment or its pod had before, or the next free address.
 
-        Raises CNIError if the attachment has an address of this set, _Exhausted if nobody can.
+        Raises CNIError if the attachment has an address of this set, Exhausted if nobody can.
         """
         for name in self._held:
             if ranges.contains(parse_ip(name)):
@@ -200,15 +200,15 @@ class Allocation:
                 and not ranges.is_excluded(packed)
                 and self._take(store, format_ip(packed))
             ):
-                return _ip_config(format_ip(packed), its_range)  # round robin goes on where it was
+                return ip_config(format_ip(packed), its_range)  # round robin goes on where it was
         name, its_range = self._take_next(store, ranges, index)
         store.set_last_reserved(index, name)
         if memory is not None:
             memory.keep(index, parse_ip(name))
-        return _ip_config(name, its_range)
+        return ip_config(name, its_range)
 
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
-        """Reserve the next free address, round robin. Raises _Exhausted."""
+        """Reserve the next free address, round robin. Raises Exhausted."""
         last = self._last_reserved(store, index)
         while True:
             for its_range, low, high in ranges.spans(last):
@@ -216,7 +216,7 @@ class Allocation:
                 if number is not None:
                     break
             else:
-                raise _Exhausted(ranges, index)
+                raise Exhausted(ranges, index)
             name = format_ip(its_range.packed(number))
             if self._take(store, name):
                 return name, its_range
@@ -242,7 +242,8 @@ class Allocation:
             return None
 
 
-def _ip_config(name: str, its_range: Range) -> IPConfig:
+def ip_config(name: str, its_range: Range) -> IPConfig:
+    """An address of a range, as a result has it."""
     return IPConfig(
         address=f"{name}/{its_range.subnet.length}", gateway=format_ip(its_range.gateway)
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class IpamConf(RangeConf):
     sticky: bool = False
 
 
-class _Requested(Folded):
+class Requested(Folded):
     """Requested addresses, each an address or a prefix, of which only the address counts."""
 
     ips: list[str] = []
@@ -62,17 +62,19 @@ class _Requested(Folded):
                 _requested_ip(text)
 
 
-class _RuntimeConfig(_Requested):
+class _RuntimeConfig(Requested):
     ip_ranges: list[list[RangeConf]] = []
 
 
-class _Args(Folded):
-    cni: _Requested | None = None
+class Args(Folded):
+    """The key `args`, which runtimes fill."""
+
+    cni: Requested | None = None
 
 
 class Conf(PluginConf):
     ipam: IpamConf | None = None
-    args: _Args | None = None
+    args: Args | None = None
     runtime_config: _RuntimeConfig | None = None
 
 
@@ -85,7 +87,7 @@ def add(call: Call[Conf]) -> Result:
     Nothing of this stays reserved if it fails. Raises CNIError.
     """
     ipam = _ipam(call)
-    requested = _requested(call)
+    wanted = _requested(call)
     sets = _range_sets(call)
     dns = DNS()
     if ipam.resolv_conf:
@@ -100,7 +102,7 @@ def add(call: Call[Conf]) -> Result:
     attachment = call.container_id, call.ifname
     allocation = allocation_type(_location(call), attachment, call.netns, call.log)
     call.undo.callback(allocation.undo)
-    ips = allocation.reserve(wish_type(sets, requested, _memory(call)))
+    ips = allocation.reserve(wish_type(sets, wanted, _memory(call)))
     return Result(ips=ips, routes=ipam.routes, dns=dns)
 
 
@@ -267,21 +269,29 @@ def _requested(call: Call[Conf]) -> list[bytes]:
     """The requested addresses, each once, in the order of their sources. Raises CNIError."""
     _ipam(call)
     conf = call.conf
-    requested = []
-    pairs = _cni_args(call)
-    if pairs.get("IP"):
+    of_args = conf.args.cni if conf.args is not None else None
+    return requested(_cni_args(call).get("IP", ""), (of_args, conf.runtime_config))
+
+
+def requested(of_cni_args: str, sources: Iterable[Requested | None]) -> list[bytes]:
+    """Requested addresses (packed), each once: of CNI_ARGS' IP, then of these objects.
+
+    Raises CNIError.
+    """
+    found = []
+    if of_cni_args:
         try:
-            requested.append(_requested_ip(pairs["IP"]))
+            found.append(_requested_ip(of_cni_args))
         except InvalidAddress as error:
-            raise error.wrapped(f'ARGS: error parsing value of pair "IP={pairs["IP"]}": ') from None
-    for source in (conf.args.cni if conf.args is not None else None, conf.runtime_config):
+            raise error.wrapped(f'ARGS: error parsing value of pair "IP={of_cni_args}": ') from None
+    for source in sources:
         for text in source.ips if source is not None else []:
             if not text:
                 raise CNIError(
                     "cannot understand ip: IP <nil> not v4 nor v6", "a requested address is empty"
                 )
-            requested.append(_requested_ip(text))
-    return list(dict.fromkeys(requested))
+            found.append(_requested_ip(text))
+    return list(dict.fromkeys(found))
 
 
 def _cni_args(call: Call[Conf]) -> dict[str, str]:

@@ -122,7 +122,7 @@ class RangeSet(NamedTuple):
     def is_excluded(self, packed: bytes) -> bool:
         """Is it a gateway, or excluded by the configuration?"""
         number = _number(packed)
-        return any(low <= number <= high for low, high in self._holes())
+        return any(low <= number <= high for low, high in self.holes())
 
     def spans(self, last: bytes | None = None) -> Iterator[tuple[Range, int, int]]:
         """What can be handed out, in the order in which it is tried: round robin, after `last`.
@@ -130,7 +130,7 @@ class RangeSet(NamedTuple):
         So an address that was just released is tried last. Without a `last` that is in the set,
         from the start of the first range. A span is from and to a number, both inclusive.
         """
-        holes = self._holes()
+        holes = self.holes()
         for each, start, high in self._rotated(last):
             low = start
             for hole_low, hole_high in holes:
@@ -153,7 +153,8 @@ class RangeSet(NamedTuple):
                 return [after, *full_ranges[index + 1 :], *full_ranges[:index], upto]
         return full_ranges
 
-    def _holes(self) -> list[Span]:
+    def holes(self) -> list[Span]:
+        """What is never handed out, sorted: gateways, and what is excluded; they may overlap."""
         width = self.ranges[0].width
         gateways = [_number(each) for each in self.gateways if len(each) == width]
         holes = [(number, number) for number in gateways]

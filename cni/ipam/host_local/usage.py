@@ -174,4 +174,5 @@ def when(since: float) -> str:
 def holder(content: bytes) -> str:
     """``container abc (eth0)``."""
     container_id, _, ifname = content.decode(errors="replace").partition("\r\n")
+    ifname = ifname.replace("\r\n", " of ")  # of a pool: the network follows
     return f"container {container_id or 'unknown'}" + (f" ({ifname})" if ifname else "")

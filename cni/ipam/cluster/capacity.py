@@ -1,0 +1,71 @@
+"""STATUS of cluster: is an address free here, or can a block be claimed?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...protocol.errors import CNIError, NotAvailable
+from ..host_local import usage
+from . import blocks
+from .node import Node, Space
+
+if TYPE_CHECKING:
+    from ...call import Call
+    from ..host_local.ranges import RangeSet
+    from .pool import Pool
+    from .settings import Settings
+
+
+def check_free(call: Call[Any], its: Settings, node: Node) -> None:
+    """Each range set must have a free address here, or a block that nobody has.
+
+    Raises NotAvailable (code 50).
+    """
+    from .plugin import pool_of
+
+    try:
+        pool = pool_of(call, node, its)
+    except CNIError as error:
+        raise NotAvailable(error.msg, error.details) from None
+    space = Space(node, pool.space)
+    may = node.may_allocate(its.digest)
+    full = [i for i, each in enumerate(pool.sets) if not (may and has_free(space, each))]
+    if full:
+        _check_claimable(call, its, node, pool, full)
+
+
+def has_free(space: Space, ranges: RangeSet) -> bool:
+    """Is an address of the set free in the node's own blocks? Takes no lock."""
+    own = blocks.narrowed(ranges, space.own())
+    if own is None or not own.size:
+        return False
+    try:
+        usage.check_free(space.location, [own])
+    except NotAvailable:
+        return False
+    return True
+
+
+def _check_claimable(
+    call: Call[Any], its: Settings, node: Node, pool: Pool, full: list[int]
+) -> None:
+    from . import shortage
+
+    try:
+        with shortage.opened(call, node, its) as claims:
+            claims.register()
+            items = claims.taken(Space(node, pool.space))
+    except CNIError as error:
+        raise NotAvailable(
+            f"cluster: no address of range set {full[0]} is free on this node, and no block can be "
+            f"claimed: {error.msg}",
+            error.details,
+        ) from None
+    for index in full:
+        areas = pool.areas[index]
+        if blocks.first_free(areas, items, 0) is None:
+            raise NotAvailable(
+                f"cluster: no address of range set {index} is free on this node, and all "
+                f"{blocks.count(areas)} blocks are taken",
+                "`cni ipam blocks` shows which node has which; add a range to the pool",
+            )

@@ -1,0 +1,303 @@
+"""The node's part of a cluster's addresses: its blocks, on disk, so that ADD needs no store.
+
+    <dataDir>/
+      <space>/                 host-local's directory of reservations: one for each address space;
+                               the interface in a file is followed by CR LF and the network
+      .cni/<space>.blocks      the node's blocks in that space (`Ledger`)
+      .cni/<space>.pools       the networks that needed blocks, for claiming ahead
+      .cni/<pool>.pool         the store's definition of a pool
+      .cni/claims              the lock of the process that talks to the store
+      .cni/node                the node's identity (`Identity`)
+      .cni/registered          until when the node may allocate (`Registration` of each store)
+      .cni/wanting             the spaces in which it has asked for blocks
+
+A block is in the ledger before the store is asked for it ("pending"), and until the store has
+confirmed that it is gone ("releasing"). So whatever ends a process, the ledger knows every block
+that may be this node's. It is changed under the lock of the space's directory; ADD reads it there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ... import files, lockfile
+from ...protocol.address import Prefix, parse_ip
+from ...protocol.errors import CNIError
+from ..host_local import reservation
+from ..host_local.directory import SIDECARS, Location, explain, make_directories
+
+if TYPE_CHECKING:
+    from ..host_local.store import Store
+
+OWN, PENDING, RELEASING = "own", "pending", "releasing"
+_MOST = 16 << 20
+
+
+class Block(msgspec.Struct):
+    """A block of the ledger. `seq` is the number of its claim, of all of this node in the space."""
+
+    cidr: str
+    seq: int
+    state: str = OWN
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix.parse(self.cidr)
+
+
+class Ledger(msgspec.Struct):
+    """The node's blocks in one space, in the order of their claims.
+
+    `store` is the identity of the store in which they were claimed; `layout` has the subnets that
+    the space is known to have, with the prefix length of their blocks.
+    """
+
+    seq: int = 0
+    store: str = ""
+    layout: dict[str, int] = {}
+    blocks: list[Block] = []
+
+    def find(self, block: Prefix) -> Block | None:
+        """The entry of a block."""
+        text = str(block)
+        return next((each for each in self.blocks if each.cidr == text), None)
+
+    def of_state(self, *states: str) -> list[Block]:
+        """The blocks in one of these states."""
+        return [each for each in self.blocks if each.state in states]
+
+    def remove(self, block: Block) -> None:
+        """Take out an entry, which may be gone."""
+        self.blocks = [each for each in self.blocks if each != block]
+
+
+class Identity(msgspec.Struct):
+    """Who this node is: a name, and a random id that it gave itself once."""
+
+    name: str
+    uid: str
+
+
+class Registration(msgspec.Struct):
+    """The node's entry in a store, as it was renewed last, in the boot `boot` (hex).
+
+    With a `timeout` (seconds) the node may allocate until `until`, a time of the boot's clock.
+    `store` is the store's identity then.
+    """
+
+    name: str
+    boot: str
+    store: str = ""
+    timeout: int = 0
+    until: float = 0.0
+    cordoned: bool = False
+
+
+class Node:
+    """This node below a data directory. Methods raise CNIError for what is wrong with its files."""
+
+    def __init__(self, data_dir: str, name: str) -> None:
+        self.data_dir = data_dir
+        self.name = name
+
+    def path(self, name: str) -> str:
+        """A file beside the directories of reservations."""
+        return os.path.join(self.data_dir, SIDECARS, name)
+
+    @property
+    def boot(self) -> str:
+        """This boot's id, in hex; empty if the kernel does not tell."""
+        return reservation.this_boot().hex()
+
+    def identity(self) -> Identity:
+        """Who this node is; it gives itself an id when there is none. Under `claiming`.
+
+        Raises CNIError if it had another name before: its blocks are under that.
+        """
+        path = self.path("node")
+        known: Identity | None = _read(path, Identity)
+        if known is None:
+            known = Identity(self.name, os.urandom(16).hex())
+            write(path, known, sync=True)
+        if known.name != self.name:
+            raise CNIError(
+                f"this node is {known.name} in the store, not {self.name}",
+                f"its blocks are claimed under that name: set nodeName to {known.name}; or remove "
+                f"all containers of its networks, release its blocks with `cni ipam sync --release`"
+                f", and remove {path}",
+            )
+        return known
+
+    def renew_identity(self) -> None:
+        """Give the node another random id. Under `claiming`."""
+        write(self.path("node"), Identity(self.name, os.urandom(16).hex()), sync=True)
+
+    def registration(self, store: str) -> Registration | None:
+        """The last registration, of whatever boot; None if there was none.
+
+        `store` is a digest of the settings by which the store is found.
+        """
+        return self._registrations().get(store)
+
+    def set_registration(self, store: str, registration: Registration) -> None:
+        """Note a renewal. Under `claiming`."""
+        write(self.path("registered"), {**self._registrations(), store: registration})
+
+    def _registrations(self) -> dict[str, Registration]:
+        return _read(self.path("registered"), dict[str, Registration]) or {}
+
+    def may_allocate(self, store: str) -> bool:
+        """Is it certain that nobody takes this node's blocks now?
+
+        A node that promised to stop when it cannot renew keeps to it by the boot's clock, which no
+        change of the time of day moves, and which goes on in suspend.
+        """
+        found = self.registration(store)
+        if found is None or not found.timeout:
+            return True
+        return found.boot == self.boot and boot_time() < found.until
+
+    def wanting(self) -> list[str]:
+        """The spaces in which this node has asked others for empty blocks."""
+        return _read(self.path("wanting"), list[str]) or []
+
+    def set_wanting(self, spaces: list[str]) -> None:
+        """Note them. Under `claiming`."""
+        if spaces != self.wanting():
+            write(self.path("wanting"), spaces)
+
+    def pool_definition(self, name: str) -> dict[str, Any] | None:
+        """The store's definition of a pool, as it was read last; None if it never was."""
+        found: dict[str, Any] | None = _read(self.path(f"{name}.pool"), dict[str, Any])
+        return found
+
+    def set_pool_definition(self, name: str, value: dict[str, Any]) -> None:
+        """Note it. Under `claiming`."""
+        write(self.path(f"{name}.pool"), value)
+
+    @contextmanager
+    def claiming(self, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
+        """One process of the node at a time talks to a store. Raises TryAgainLater."""
+        path = self.path("claims")
+        try:
+            make_directories(os.path.dirname(path))
+            fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise explain("open", path, error) from None
+        try:
+            lockfile.acquire(fd, path, time.monotonic() + timeout)
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            yield
+        finally:
+            lockfile.release(fd)
+
+    def spaces(self) -> list[str]:
+        """The spaces in which this node has, or had, addresses or blocks."""
+        names: set[str] = set()
+        with suppress(OSError):
+            for name in os.listdir(os.path.join(self.data_dir, SIDECARS)):
+                if name.endswith(".blocks"):
+                    names.add(name.removesuffix(".blocks"))
+        with suppress(OSError):
+            for entry in os.scandir(self.data_dir):
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
+                    names.add(entry.name)
+        return sorted(names)
+
+
+class Space:
+    """One address space on this node."""
+
+    def __init__(self, node: Node, name: str) -> None:
+        self.node = node
+        self.name = name
+        self.location = Location.of(node.data_dir, name, reclaim=True)
+
+    def ledger(self) -> Ledger:
+        """The node's blocks. Under the directory's lock, if it is to be changed."""
+        return _read(self.node.path(f"{self.name}.blocks"), Ledger) or Ledger()
+
+    @contextmanager
+    def changing(self) -> Iterator[tuple[Ledger, Store]]:
+        """The ledger and the reservations, under the directory's lock.
+
+        The ledger is written at the end, if it was changed, unless an exception ends the block. It
+        is on the disk before anybody acts on it: after a power failure the store must not know of
+        a release of which the node does not.
+        """
+        with self.location.open() as store:
+            ledger = self.ledger()
+            before = msgspec.json.encode(ledger)
+            yield ledger, store
+            if msgspec.json.encode(ledger) != before:
+                write(self.node.path(f"{self.name}.blocks"), ledger, sync=True)
+
+    def own(self) -> list[Prefix]:
+        """The blocks from which this node allocates."""
+        return [each.prefix for each in self.ledger().of_state(OWN)]
+
+    def reserved(self, store: Store) -> list[bytes]:
+        """The addresses (packed) that have a file in the open directory."""
+        _ = store.file_count  # reads the directory, if need be: what is of an earlier boot goes
+        names = filter(reservation.is_address, os.listdir(self.location.path))
+        return [parse_ip(name) for name in names]
+
+    def note_pool(self, network: str, entry: dict[str, Any]) -> None:
+        """Note a network that needed a block, so that blocks can be claimed ahead for it.
+
+        Under `claiming`.
+        """
+        pools = self.pools()
+        if pools.get(network) != entry:
+            write(self.node.path(f"{self.name}.pools"), {**pools, network: entry})
+
+    def pools(self) -> dict[str, dict[str, Any]]:
+        """What was noted: by network, its object `ipam` and cniVersion."""
+        return _read(self.node.path(f"{self.name}.pools"), dict[str, dict[str, Any]]) or {}
+
+
+def boot_time() -> float:
+    """Seconds since the boot, suspends included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _read(path: str, kind: Any) -> Any:
+    """The value in a file, None if there is none. Raises CNIError."""
+    try:
+        return msgspec.json.decode(files.read(path, _MOST), type=kind)
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    except OSError as error:
+        raise explain("read", path, error) from None
+    except msgspec.MsgspecError:
+        raise CNIError(
+            f"{path} is damaged",
+            "it says which blocks this node has: remove it while no ADD runs; then `cni ipam sync` "
+            "writes it anew from the store",
+        ) from None
+
+
+def write(path: str, value: Any, sync: bool = False) -> None:
+    """Replace a file. With `sync` it is on the disk then, its name too. Raises CNIError."""
+    try:
+        make_directories(os.path.dirname(path))
+        files.replace(path, msgspec.json.encode(value), sync=sync)
+        if sync:
+            fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        raise explain("write", path, error) from None

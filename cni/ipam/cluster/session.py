@@ -1,0 +1,245 @@
+"""A node's talk with a store: who the node is, and whether the store is the one it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ... import interrupts
+from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space, boot_time
+from .pool import Pool, check_apart
+from .settings import Settings
+from .store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
+
+T = TypeVar("T")
+_UPDATES = 8  # of one item that others change, too
+
+
+class Session:
+    """Used under `Node.claiming`. Methods raise StoreError, CNIError."""
+
+    def __init__(
+        self, store: Store, settings: Settings, node: Node, log: Callable[[str], None]
+    ) -> None:
+        self.store = store
+        self.node = node
+        self.timeout = settings.timeout
+        self.log = log
+        self._settings = settings.digest
+        self._identity = ""
+
+    @property
+    def uid(self) -> str:
+        return self.node.identity().uid
+
+    # --- the node ---
+
+    def register(self, force: bool = False) -> None:
+        """Tell the store of this node, once a boot, and again before its promise runs out.
+
+        Raises Refused if another node has this name.
+        """
+        before = self.node.registration(self._settings)
+        now = boot_time()
+        if before is not None and not force and self._is_fresh(before, now):
+            return
+        self.node.identity()  # or another name's
+        key, was_there = f"nodes/{self.node.name}", True
+
+        def renewed(old: Item | None) -> dict[str, Any]:
+            nonlocal was_there
+            was_there = old is not None
+            removed = before is not None and before.store == self.identity()
+            if old.value.get("lost") if old is not None else removed:
+                self.disown()
+            elif old is not None:
+                self._check_alone(old, before)
+            return {
+                "uid": self.uid,
+                "boot": self.node.boot,
+                "beat": 1 + number(old.value.get("beat") if old is not None else 0),
+                "timeout": self.timeout,
+                "cordoned": old is not None and bool(old.value.get("cordoned")),
+            }
+
+        item = self.put(key, renewed)
+        lapsed = before is not None and not self.node.may_allocate(self._settings)
+        if lapsed or (before is not None and not was_there):
+            self.verify()
+        cordoned, until = bool(item.get("cordoned")), now + self.timeout
+        made = Registration(
+            self.node.name, self.node.boot, self.identity(), self.timeout, until, cordoned
+        )
+        self.node.set_registration(self._settings, made)
+
+    def _is_fresh(self, before: Registration, now: float) -> bool:
+        """Is there no need to renew yet?"""
+        same = (before.boot, before.name, before.timeout)
+        if same != (self.node.boot, self.node.name, self.timeout):
+            return False
+        return not self.timeout or before.until - now > before.timeout / 2
+
+    def disown(self) -> None:
+        """The store gave up this node: others may have its blocks. Become another one.
+
+        Under a new uid nothing in the store is ours, whoever clears up after the old one. What we
+        thought ours is claimed again, where it is free. The order matters: whatever ends this,
+        nothing is allocated from a block that is not claimed.
+        """
+        for name in self.node.spaces():
+            space = Space(self.node, name)
+            if space.ledger().store == self.identity():
+                with space.changing() as (ledger, _):
+                    for entry in ledger.of_state(OWN):
+                        entry.state = PENDING
+        self.node.renew_identity()
+        self.log(f"cluster: {self.store.name} gave up node {self.node.name}: it begins anew")
+
+    def verify(self) -> None:
+        """Compare the node's blocks with the store's. Overridden by who can."""
+        raise NotImplementedError
+
+    def _check_alone(self, old: Item, before: Registration | None) -> None:
+        """Raises Refused if another machine has our name or identity."""
+        key = old.key
+        if old.value.get("uid") != self.uid:
+            raise self._namesake(old, key)
+        if before is None or before.boot != self.node.boot or before.store != self.identity():
+            return
+        if old.value.get("boot") != self.node.boot:
+            raise self._twin(old, key)
+
+    def is_cordoned(self) -> bool:
+        """Was it said that this node gets no more blocks?"""
+        found = self.node.registration(self._settings)
+        return found is not None and found.cordoned
+
+    def _namesake(self, item: Item, key: str) -> Refused:
+        return Refused(
+            f"another node is called {self.node.name} in {self.store.name}",
+            f"it has the uid {item.value.get('uid')}, this one {self.uid}: give one of them another"
+            f" nodeName. If it is this node before it was installed anew, and its containers are "
+            f"gone: `cni ipam forget {self.node.name}`, which frees the blocks of {key}",
+        )
+
+    def _twin(self, item: Item, key: str) -> Refused:
+        return Refused(
+            f"another machine uses the identity of node {self.node.name}",
+            f"{key} was written in boot {item.value.get('boot')}, this is {self.node.boot}: a disk "
+            f"was copied with {self.node.path('node')}, which has to be removed on the copy, with "
+            "all of its containers' addresses, and nodeName has to differ",
+        )
+
+    # --- the store ---
+
+    def identity(self) -> str:
+        """The store's identity, asked for once."""
+        if not self._identity:
+            self._identity = self.ask(self.store.identity)
+        return self._identity
+
+    def read_pool(self, name: str) -> dict[str, Any] | None:
+        """The definition of a pool; None if the store has none of that name."""
+        item = self.ask(self.store.read, f"pools/{name}")
+        return item.value if item is not None else None
+
+    def is_restored(self, ledger: Ledger) -> bool:
+        """Is the store another one than that in which the node's blocks were claimed?"""
+        return ledger.store not in ("", self.identity())
+
+    def agree(self, space: Space, pool: Pool) -> None:
+        """See to it that the space in the store has the pool's subnets, and is the one we know.
+
+        Raises Refused.
+        """
+        ledger = space.ledger()
+        restored = self.is_restored(ledger)
+        if not restored and ledger.store and pool.layout.items() <= ledger.layout.items():
+            return
+        if restored:
+            self.verify()  # our own blocks are put back first, whatever is decided
+
+        def joined(old: Item | None) -> dict[str, Any]:
+            if old is None and not restored:
+                return {"layout": pool.layout, "store": self.identity()}
+            if old is None or old.value.get("store") != self.identity():
+                raise self._restored(space)
+            layout = old.value.get("layout") or {}
+            check_apart(list(pool.layout.items()), layout)
+            return {**old.value, "layout": {**layout, **pool.layout}}
+
+        value = self.put(f"spaces/{space.name}", joined)
+        self._believe(space, value["layout"])
+
+    def acknowledge(self, space: Space) -> bool:
+        """Believe a restored store if somebody has accepted it; is it believed?"""
+        if not self.is_restored(space.ledger()):
+            return True
+        item = self.ask(self.store.read, f"spaces/{space.name}")
+        if item is None or item.value.get("store") != self.identity():
+            return False
+        self._believe(space, item.value.get("layout") or {})
+        return True
+
+    def accept(self, space: str) -> None:
+        """Say that every node has put back its blocks, after the store was restored."""
+
+        def accepted(old: Item | None) -> dict[str, Any]:
+            before = old.value if old is not None else {"layout": {}}
+            return {**before, "store": self.identity()}
+
+        self.put(f"spaces/{space}", accepted)
+
+    def _believe(self, space: Space, layout: dict[str, int]) -> None:
+        with space.changing() as (ledger, _):
+            ledger.store = self.identity()
+            ledger.layout = dict(layout)
+
+    def _restored(self, space: Space) -> Refused:
+        return Refused(
+            f"{self.store.name} was restored from a backup, or is another store than before",
+            f"it may not know of blocks that nodes of space {space.name} have. No block is claimed "
+            "until every node has put its own back (`cni ipam sync` on each, or its server does) "
+            f"and somebody has said so: `cni ipam accept {space.name}`",
+        )
+
+    def put(self, key: str, change: Callable[[Item | None], dict[str, Any]]) -> dict[str, Any]:
+        """Create or update an item, with the value that `change` makes of it; returns that.
+
+        A lost answer is Unavailable; to do it again then is no harm.
+        """
+        for _ in range(_UPDATES):
+            old = self.ask(self.store.read, key)
+            new = change(old)
+            if old is not None and old.value == new:
+                return new
+            try:
+                if old is None:
+                    return self.ask(self.store.create, key, new).value
+                return self.ask(self.store.update, old, new).value
+            except (Exists, Conflict):
+                continue
+        raise Unavailable(f"{self.store.name}: {key} changes all the time", "try again")
+
+    # --- requests ---
+
+    def author(self, entry: Block) -> dict[str, Any]:
+        identity = self.node.identity()
+        return {
+            "node": identity.name,
+            "uid": identity.uid,
+            "boot": self.node.boot,
+            "seq": entry.seq,
+        }
+
+    def is_mine(self, item: Item) -> bool:
+        return item.value.get("uid") == self.uid
+
+    def ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Send a request, in which a signal ends the wait."""
+        with interrupts.waiting():
+            return function(*args)
+
+
+def number(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0

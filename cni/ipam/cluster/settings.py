@@ -1,0 +1,106 @@
+"""Which store, which node, which directory: of the configuration, or once for the node.
+
+    /etc/cni/cluster.json    {"store": {"type": "etcd", …}, "nodeName": "n1", "dataDir": "…"}
+
+What a network's configuration says comes before that file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from ... import files
+from ...protocol import config
+from ...protocol.errors import CNIError
+from .pool import check_word
+
+NODE_FILE = "/etc/cni/cluster.json"
+NODE_FILE_VARIABLE = "CNI_CLUSTER_CONF"
+DATA_DIR = "/var/lib/cni/cluster"
+_MOST = 1 << 20
+_EXAMPLE = (
+    '{"store": {"type": "etcd", "endpoints": ["https://…"]}, "nodeName": "n1", "dataDir": "/…", '
+    '"nodeTimeout": 0}'
+)
+_SECRET = frozenset(
+    ("username", "passwordFile", "password", "certFile", "keyFile", "caFile", "token", "timeout")
+)
+
+
+class Settings(NamedTuple):
+    """`store` is the object that an engine reads; None: there is none.
+
+    A node that could not renew its registration for `timeout` seconds stops to allocate; 0: its
+    blocks are never taken by time, so it goes on.
+    """
+
+    data_dir: str
+    node: str
+    store: dict[str, Any] | None
+    timeout: int
+
+    @property
+    def digest(self) -> str:
+        """Stands for the store's settings in files of the node; credentials do not count."""
+        from _blake2 import blake2b
+
+        named = {key: value for key, value in (self.store or {}).items() if key not in _SECRET}
+        return blake2b(msgspec.json.encode(named, order="sorted"), digest_size=8).hexdigest()
+
+
+def read(ipam: dict[str, Any], env: Mapping[str, str]) -> Settings:
+    """Those of the `ipam` object of a configuration, of the node's file, or the defaults.
+
+    Raises CNIError for a wrong type, and for a file that is there and cannot be read.
+    """
+    path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
+    node = _node_file(path)
+    sources = [(ipam, "ipam."), (node, f"{path}: ")]
+    store = _first(sources, "store", dict)
+    data_dir = _first(sources, "dataDir", str) or DATA_DIR
+    if "\0" in data_dir:
+        raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
+    name = _first(sources, "nodeName", str) or env.get("NODENAME") or os.uname().nodename.lower()
+    timeout = _first(sources, "nodeTimeout", int) or 0
+    if timeout < 0:
+        raise CNIError(f"invalid nodeTimeout {timeout} (must not be negative)")
+    return Settings(data_dir, check_word(name, "nodeName"), store, timeout)
+
+
+def data_dir(ipam: dict[str, Any], env: Mapping[str, str]) -> str:
+    """Only the directory, which is all that DEL and GC need. Raises CNIError."""
+    path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
+    own = _first([(ipam, "ipam.")], "dataDir", str)
+    return own or _first([(_node_file(path), f"{path}: ")], "dataDir", str) or DATA_DIR
+
+
+def _first(sources: list[tuple[dict[str, Any], str]], key: str, kind: type) -> Any:
+    for values, where in sources:
+        value = config.lookup(values, key)
+        if value is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            names = {dict: "a JSON object", str: "a string", int: "a whole number"}
+            raise CNIError(f"`{where}{key}` is not {names[kind]}", _EXAMPLE)
+        return value
+    return None
+
+
+def _node_file(path: str) -> dict[str, Any]:
+    try:
+        data = files.read(path, _MOST, follow=True)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise CNIError(
+            f"cannot read {path}: {(error.strerror or '').lower()}",
+            "it says which store this node uses: make it a readable file, or remove it",
+        ) from None
+    try:
+        return config.decode_object(data)
+    except CNIError as error:
+        raise error.wrapped(f"{path}: ") from None

@@ -1,0 +1,79 @@
+"""What a node does for its blocks apart from requests: claims ahead, gives back, compares.
+
+The server does it in the background, `cni ipam sync` once. Blocks are claimed until `reserve`
+addresses are free; empty ones are given back as long as as many stay free. When another node wants
+a block, and there is none, or this node is cordoned, all empty ones are given back.
+"""
+
+from __future__ import annotations
+
+from ...protocol.address import Prefix
+from . import blocks
+from .claim import Claims, Full, Synced
+from .node import OWN, Block, Space
+from .pool import Pool
+
+
+def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> Synced | None:
+    """Tend one space, whose pools that this node uses are `pools`. Raises StoreError, CNIError.
+
+    With `sync` ledger and store are compared.
+    """
+    claims.register()
+    believed = claims.acknowledge(its)
+    claims.settle(its)
+    found = claims.sync(its) if sync or not believed else None
+    if not believed:
+        return found
+    everything = claims.is_cordoned() or claims.is_wanted(its)
+    give_back(claims, its, pools, everything)
+    if not everything:
+        for pool in pools:
+            claim_ahead(claims, its, pool)
+    return found
+
+
+def claim_ahead(claims: Claims, its: Space, pool: Pool) -> None:
+    """Claim until `reserve` addresses of each set that is in use are free, or there are no more."""
+    for index, ranges in enumerate(pool.sets):
+        while True:
+            with its.changing() as (ledger, store):
+                reserved = its.reserved(store)
+                own = [each.prefix for each in ledger.of_state(OWN)]
+            part = blocks.narrowed(ranges, own)
+            used = sum(map(part.contains, reserved)) if part is not None else 0
+            free = part.size - used if part is not None else 0
+            if not used or free >= pool.conf.reserve:
+                break
+            try:
+                claims.claim(its, pool, index)
+            except Full:
+                break  # it is wanted now, and nobody waits for it
+
+
+def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -> list[str]:
+    """Release empty blocks: all, or those without which `reserve` addresses stay free."""
+    with its.changing() as (ledger, store):
+        reserved = its.reserved(store)
+        own = ledger.of_state(OWN)
+    surplus = {each.cidr for each in own} if everything else _surplus(own, reserved, pools)
+    if not surplus:
+        return []
+    return claims.release(its, lambda entry: entry.cidr in surplus)
+
+
+def _surplus(own: list[Block], reserved: list[bytes], pools: list[Pool]) -> set[str]:
+    """The empty blocks that no pool needs, the youngest first; those of no pool, too."""
+    needed: set[Prefix] = set()
+    for pool in pools:
+        for ranges in pool.sets:
+            spare = 0
+            for entry in own:
+                part = blocks.narrowed(ranges, [entry.prefix])
+                if part is None:
+                    continue
+                used = sum(map(part.contains, reserved))
+                if used or spare < pool.conf.reserve:
+                    needed.add(entry.prefix)
+                    spare += part.size - used
+    return {each.cidr for each in own if each.prefix not in needed}
