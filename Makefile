@@ -13,6 +13,9 @@ LAB := tools/kernel-lab --mem 3G --timeout 2400
 
 SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 	tools/build.py tools/bundle.lock
+INTERPRETER := $(shell find tools/interpreter -type f -not -name '*.pyc' 2>/dev/null)
+ARCH := $(shell uname -m)
+SELF_CONTAINED := dist/cni-linux-$(ARCH)
 
 # Debian packages, a set for each purpose; a target installs the sets that it needs, as far as they
 # are missing. What they install is neither started nor enabled (tools/setup.sh).
@@ -76,7 +79,9 @@ build: dist/cni ## build dist/cni
 dist/cni: $(SOURCES) | .cache/env-build/.stamp
 	.cache/env-build/bin/python tools/build.py
 
-build-selfcontained: .cache/env-build/.stamp .cache/setup-interpreter.stamp ## build dist/cni-linux-ARCH, with an interpreter (docs/self-contained.md)
+build-selfcontained: $(SELF_CONTAINED) ## build dist/cni-linux-ARCH, with an interpreter (docs/self-contained.md)
+
+$(SELF_CONTAINED): $(SOURCES) $(INTERPRETER) | .cache/env-build/.stamp .cache/setup-interpreter.stamp
 	.cache/env-build/bin/python tools/interpreter/build.py
 
 build-windows: .cache/env-build/.stamp .cache/setup-windows.stamp ## build dist/windows: win-bridge.exe, win-overlay.exe … (docs/windows.md)
@@ -109,6 +114,12 @@ PYTEST := $(RUN) -m pytest $(RERUNS)
 PARALLEL := -n auto --dist worksteal
 # What every test needs: the environment, the programs that judge, the built file.
 TESTED := $(VENV_STAMP) .cache/setup-test.stamp dist/cni
+# Where requests may begin with a snapshot, these run on the self-contained file, but for a third of
+# them, which are always the same (tests/harness/build.py).
+BOTH := $(if $(filter x86_64,$(ARCH)),CNI_TEST_FILES=both)
+BOTH_BUILT := $(if $(BOTH),$(SELF_CONTAINED))
+# What this machine's kernel has is tested on it, and not in the lab.
+FEATURES = $(RUN) -c 'from tests.harness.requires import print_features as p; p()'
 # A folder that does not exist yet is left out.
 tests-in = $(wildcard $(addprefix tests/,$(1)))
 
@@ -124,11 +135,11 @@ test-build: $(TESTED) ## only the tests of the built file and of installing it
 test-netns: $(TESTED) ## only the tests in network namespaces
 	$(PYTEST) $(PARALLEL) $(call tests-in,netns) $(PYTEST_ARGS)
 
-test-warm: $(TESTED) ## the same, not the slow ones, with every plugin run through a server
+test-warm: $(TESTED) ## the same, not the slow ones, through a server, as far as that makes a difference
 	CNI_TEST_SERVER=1 $(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)
 
-test-lab: $(TESTED) ## the tests that need another kernel, in a guest of their own
-	CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
+test-lab: $(TESTED) $(BOTH_BUILT) ## the tests that need another kernel, in a guest of their own
+	CNI_HOST_FEATURES="$$($(FEATURES))" $(BOTH) CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
 test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
@@ -154,10 +165,10 @@ test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp ##
 	$(PYTEST) --timeout 600 $(call tests-in,release) $(PYTEST_ARGS)
 
 # The largest part last, so that the last summary is its own. All run in any case.
-test-all: $(TESTED) .cache/setup-runtime.stamp ## everything, as CI runs it
+test-all: $(TESTED) $(BOTH_BUILT) .cache/setup-runtime.stamp ## everything, as CI runs it
 	@failed=0; for part in test-lab test-warm test-runtime; do \
 		$(MAKE) --no-print-directory $$part || failed=1; done; \
-	$(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
+	$(BOTH) $(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
 
 bench: $(TESTED) build-selfcontained ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench

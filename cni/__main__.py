@@ -31,8 +31,8 @@ def main() -> int:
 
 def _main() -> int:
     is_request = bool(os.environ.get("CNI_COMMAND")) and not sys.argv[1:]
-    if is_request and getsignal(SIGINT) is default_int_handler:
-        signal(SIGINT, SIG_DFL)  # no traceback, until the request's handlers are there
+    if is_request:
+        _end_without_traceback()
     _prepare_archive()
     from cni import standins
 
@@ -41,16 +41,14 @@ def _main() -> int:
             _prepare_request()
         from cni import dispatch
     except (Exception, standins.Insufficient) as error:
-        if standins.enabled:
+        if not isinstance(error, OSError) and standins.enabled:
             standins.restart()
+        if is_request and isinstance(error, OSError):
+            return _refused(error)
         if not isinstance(error, ImportError):
             raise
         return _cannot_start(error)
-    name = os.path.basename(sys.argv[0])
-    if sys.platform == "win32":
-        from cni.windows.launcher import plugin_name
-
-        name = plugin_name(sys.argv[0])
+    name = _called()
     plugin = dispatch.find(name)
     if plugin == "dhcp" and sys.argv[1:2] == ["daemon"]:
         from cni.ipam.dhcp.main import main as daemon
@@ -63,6 +61,24 @@ def _main() -> int:
     from cni.cli import main as command_line
 
     return command_line(sys.argv[1:])
+
+
+def _called() -> str:
+    """The name by which this program was called."""
+    if sys.platform == "win32":
+        from cni.windows.launcher import plugin_name
+
+        return plugin_name(sys.argv[0])
+    return os.path.basename(sys.argv[0])
+
+
+def _end_without_traceback() -> None:
+    """Let SIGINT end this process without Python's, until the request's handlers are there."""
+    try:
+        if getsignal(SIGINT) is default_int_handler:
+            signal(SIGINT, SIG_DFL)
+    except OSError:
+        pass  # a policy refuses it: it refuses those handlers, too, and then there is an error
 
 
 def _prepare_request() -> None:
@@ -129,6 +145,12 @@ def _cannot_start(error: ImportError) -> int:
     else:
         advice = f"{remedy()}; Debian's python3-minimal is not enough"
     return complain(f"cannot start: {error}", f"{found}{built}; {advice}")
+
+
+def _refused(error: OSError) -> int:
+    from cni.startup_error import refused
+
+    return refused(error)
 
 
 def _unknown(name: str, known: list[str]) -> int:

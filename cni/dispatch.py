@@ -167,9 +167,12 @@ def main(name: str) -> int:
         _say(about(name))
         return 0
     began = monotonic()
-    traced = _begin_trace() if "TRACEPARENT" in os.environ else None
-    interrupts.install(forget=False)
-    interrupts.unblock()
+    traced = _begin_trace()
+    try:
+        interrupts.install(forget=False)
+        interrupts.unblock()
+    except OSError as error:
+        return _refused(error)
     received: list[bytes] = []
     written = 0
 
@@ -188,10 +191,7 @@ def main(name: str) -> int:
             raise IOFailure(text) from None
 
     code, output, _ = begin(name, dict(os.environ), receive, deliver=write)()
-    if "cni.netns.executor" in sys.modules:
-        from .netns.executor import Executor
-
-        Executor.discard_idle()
+    _discard_executors()
     if standins.doubt is not None:
         standins.restart(received[0] if received else None)
     try:
@@ -203,6 +203,19 @@ def main(name: str) -> int:
         code, output = 1, encode_error(error)
     _record(name, b"".join(received), monotonic() - began, code, output, traced)
     return code
+
+
+def _discard_executors() -> None:
+    if "cni.netns.executor" in sys.modules:
+        from .netns.executor import Executor
+
+        Executor.discard_idle()
+
+
+def _refused(error: OSError) -> int:
+    from .startup_error import refused
+
+    return refused(error)
 
 
 def is_recorded(code: int, env: Mapping[str, str], stdin: bytes) -> bool:
@@ -231,6 +244,8 @@ def _record(
 
 def _begin_trace() -> Trace | None:
     """Begin the trace of this process's request, if a server takes spans. Raises nothing."""
+    if "TRACEPARENT" not in os.environ:
+        return None
     try:
         from . import record
 

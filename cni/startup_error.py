@@ -24,6 +24,13 @@ def complain(msg, details):
     return 1
 
 
+def refused(error):
+    # type: (OSError) -> int
+    """Say that the kernel refuses what every plugin begins with; return the exit code, 1."""
+    details = "a security policy of this system (seccomp, SELinux) refuses a system call"
+    return complain("cannot start: {}".format((error.strerror or str(error)).lower()), details)
+
+
 # What gives a system a Python that is new enough. The cases are tried in this order, as a shell's
 # patterns, on "ID VERSION_ID VARIANT_ID" of os-release(5). Without a command there is no package,
 # or none for which this file has extension modules. The build writes them into launcher/prefix.sh.

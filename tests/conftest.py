@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.harness import Netns, Runtime, in_lab
-from tests.harness.build import GO_BIN_DIR, install_dist
+from tests.harness.build import GO_BIN_DIR, file_under_test, install_dist
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
@@ -35,16 +35,36 @@ settings.load_profile("patient")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "netns: makes network namespaces (root)")
     config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
+    config.addinivalue_line("markers", "own_server: starts the servers that it needs, or has none")
     config.addinivalue_line("markers", "requires_kernel(*features): see tests.harness.requires")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("requires_kernel"):
             item.add_marker(pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
+    if repeated := [item for item in items if is_shown_elsewhere(item)]:
+        items[:] = [item for item in items if item not in set(repeated)]
+        config.hook.pytest_deselected(items=repeated)
+
+
+def is_shown_elsewhere(item: pytest.Item) -> bool:
+    """Whether `make test-netns` has the test do the very same as this run.
+
+    In the lab: where the machine itself has what the test needs ($CNI_HOST_FEATURES). Through a
+    server: where no request goes through one, or the test starts those that it needs.
+    """
+    if item.nodeid.startswith("tests/netns/") and "CNI_HOST_FEATURES" in os.environ and in_lab():
+        needed = {name for mark in item.iter_markers("requires_kernel") for name in mark.args}
+        return needed <= set(os.environ["CNI_HOST_FEATURES"].split())
+    if os.environ.get("CNI_TEST_SERVER") == "1":
+        names = getattr(item, "fixturenames", ())
+        its_own = "server" in names or item.get_closest_marker("own_server") is not None
+        return its_own or "through_a_server" not in names
+    return False
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -125,12 +145,32 @@ def outside(netns: Callable[..., Netns]) -> Netns:
 
 
 @pytest.fixture(scope="session")
-def bin_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The plugins of the file that the test of this id is about; each file is installed once."""
+    directories: dict[Path, Path] = {}
+
+    def install(test: str) -> Path:
+        given = os.environ.get("CNI_TEST_BIN_DIR")
+        if given:
+            return Path(given)
+        program = file_under_test(test)
+        if program not in directories:
+            directories[program] = install_dist(tmp_path_factory.mktemp("cni") / "bin", program)
+        return directories[program]
+
+    return install
+
+
+@pytest.fixture
+def bin_dir(request: pytest.FixtureRequest, installed_once: Callable[[str], Path]) -> Path:
     """The plugins under test: our own, freshly installed, or those in $CNI_TEST_BIN_DIR."""
-    given = os.environ.get("CNI_TEST_BIN_DIR")
-    if given:
-        return Path(given)
-    return install_dist(tmp_path_factory.mktemp("cni") / "bin")
+    return installed_once(request.node.nodeid)
+
+
+@pytest.fixture(scope="module")
+def module_bin_dir(request: pytest.FixtureRequest, installed_once: Callable[[str], Path]) -> Path:
+    """The same for what all tests of a module share."""
+    return installed_once(request.node.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -141,22 +181,28 @@ def go_bin_dir() -> Path:
     return GO_BIN_DIR
 
 
+@pytest.fixture(scope="session")
+def through_a_server() -> bool:
+    """Whether `runtime` has a server on its node, for tests that do not start one of their own."""
+    return os.environ.get("CNI_TEST_SERVER") == "1"
+
+
 @pytest.fixture
 def runtime(
-    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory, through_a_server: bool
 ) -> Iterator[Runtime]:
     """Runs the plugins under test on the node; with CNI_TEST_SERVER=1 through a server."""
-    with make_runtime(bin_dir, host, tmp_path_factory) as made:
+    with make_runtime(bin_dir, host, tmp_path_factory, through_a_server) as made:
         yield made
 
 
 @contextmanager
 def make_runtime(
-    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory, through_a_server: bool
 ) -> Iterator[Runtime]:
     """What the fixture `runtime` is."""
     made = Runtime(bin_dir, host)
-    if os.environ.get("CNI_TEST_SERVER") != "1":
+    if not through_a_server:
         yield made
         return
     path = tmp_path_factory.mktemp("s", numbered=True) / "s"

@@ -7,6 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from .netns import PATH
 from .requires import in_lab
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist" / "cni"
+SELF_CONTAINED = ROOT / f"dist/cni-linux-{os.uname().machine}"
+FOR_BOTH = ("tests/netns/", "tests/lab/")
 GO_BIN_DIR = Path("/usr/lib/cni")
 
 
@@ -50,10 +53,34 @@ def build_dist() -> Path:
     return DIST
 
 
-def file_under_test() -> Path:
-    """The file under test: dist/cni, or that of ours in $CNI_TEST_BIN_DIR."""
+def file_under_test(test: str | None = None) -> Path:
+    """The file that a test is about, by default the running one: what $CNI_TEST_FILES says.
+
+    Without it that is dist/cni; with ``self-contained`` the file with an interpreter; with ``both``
+    that one, too, but for a third of the tests, which are always the same. The tests of one of them
+    (tests/unit, tests/build …) are not asked. A file of ours in $CNI_TEST_BIN_DIR comes before all.
+    """
     given = Path(os.environ.get("CNI_TEST_BIN_DIR", "/nonexistent"), "cni")
-    return given if given.exists() else build_dist()
+    if given.exists():
+        return given
+    if test is None:  # pytest keeps it there: the test's id, and what of it is running
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    wanted = os.environ.get("CNI_TEST_FILES", "")
+    if wanted not in ("", "self-contained", "both"):
+        raise ValueError(f"CNI_TEST_FILES is {wanted!r}: neither self-contained nor both")
+    if (
+        not wanted
+        or not test.startswith(FOR_BOTH)
+        or (wanted == "both" and crc32(test.encode()) % 3 == 0)
+    ):
+        return build_dist()
+    assert SELF_CONTAINED.exists(), f"{SELF_CONTAINED} is missing: run `make build-selfcontained`"
+    return SELF_CONTAINED
+
+
+def is_self_contained(bin_dir: Path) -> bool:
+    """Whether our plugins there carry their interpreter: then nothing is unpacked beside them."""
+    return not any(bin_dir.glob(".cni-[0-9a-f]*"))
 
 
 def install_dist(bin_dir: Path, program: Path | None = None) -> Path:

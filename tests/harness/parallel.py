@@ -119,6 +119,8 @@ def pytest_terminal_summary(
 ) -> None:
     if (count := config.stash.get(_DESELECTED, 0)) and getattr(config.option, "tx", None):
         by = [f"-{name} {value!r}" for name, value in _chosen_by(config) if value]
+        if "CNI_HOST_FEATURES" in os.environ or "CNI_TEST_SERVER" in os.environ:
+            by.append("what `make test-netns` shows as well")
         terminalreporter.write_line(f"{count} deselected by {' '.join(by)}")
 
 
@@ -134,8 +136,9 @@ def _last_duration(config: pytest.Config) -> int:
 def _key(config: pytest.Config) -> str:
     """Runs with the same arguments take the same time."""
     where = "+".join(Path(arg).name for arg in config.args)
-    server = os.environ.get("CNI_TEST_SERVER", "")
-    key = f"{where} {_chosen_by(config)} {server}".replace("/", ".").replace(" ", "_")
+    variables = [os.environ.get(f"CNI_TEST_{name}", "") for name in ("SERVER", "FILES")]
+    key = f"{where} {_chosen_by(config)} {' '.join(variables)}".rstrip()
+    key = key.replace("/", ".").replace(" ", "_")
     if len(key) > _LONGEST_KEY:  # it becomes a file's name
         key = f"{key[:_LONGEST_KEY]}-{crc32(key.encode()):08x}"
     return f"{_DURATION}/{key}"

@@ -20,8 +20,8 @@ T = TypeVar("T")
 TIMEOUT = 60.0  # seconds
 # As in the kernel's asm/unistd.h.
 _CALLS = {
-    "x86_64": {"read": 0, "epoll_wait": 232},
-    "aarch64": {"read": 63, "epoll_wait": 22},
+    "x86_64": {"read": 0, "epoll_wait": 232, "epoll_pwait": 281},
+    "aarch64": {"read": 63, "epoll_wait": 22, "epoll_pwait": 22},
 }
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 
@@ -114,12 +114,20 @@ def wait_for_lock_waiters(path: Path, count: int = 1) -> None:
 
 
 def wait_for_call(pid: int, name: str, *arguments: int) -> None:
-    """Wait until a process sleeps in a system call of this name and with these first arguments."""
-    wanted = [str(_CALLS[platform.machine()][name]), *map(hex, arguments)]
+    """Wait until a process sleeps in a system call of this name and with these first arguments.
+
+    epoll_wait is also what the C library makes of it: musl calls epoll_pwait.
+    """
+    calls = _CALLS[platform.machine()]
+    names = (name, "epoll_pwait") if name == "epoll_wait" else (name,)
+    numbers = [[str(calls[each])] for each in names]
+    wanted = [*map(hex, arguments)]
 
     def call() -> list[str]:
         return Path(f"/proc/{pid}/syscall").read_text().split()
 
-    wait_until(
-        lambda: call()[: len(wanted)] == wanted, f"process {pid} sleeps in {name}", tell=call
-    )
+    def is_there() -> bool:
+        now = call()
+        return now[:1] in numbers and now[1 : 1 + len(wanted)] == wanted
+
+    wait_until(is_there, f"process {pid} sleeps in {name}", tell=call)

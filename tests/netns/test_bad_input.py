@@ -47,9 +47,12 @@ def container(_namespaces: None) -> Iterator[Netns]:
 
 @pytest.fixture(scope="module")
 def runtime(
-    bin_dir: Path, host: Netns, tmp_path_factory: pytest.TempPathFactory
+    module_bin_dir: Path,
+    host: Netns,
+    tmp_path_factory: pytest.TempPathFactory,
+    through_a_server: bool,
 ) -> Iterator[Runtime]:
-    with make_runtime(bin_dir, host, tmp_path_factory) as made:
+    with make_runtime(module_bin_dir, host, tmp_path_factory, through_a_server) as made:
         yield made
 
 

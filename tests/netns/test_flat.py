@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
+pytestmark = pytest.mark.own_server
+
 FEW, MANY = 10, 300
 AT_A_TIME = 4
 VERSION = "1.1.0"
@@ -162,6 +164,18 @@ def cost_of(trace: str) -> Counter[str]:
     return cost
 
 
+def least(*visits: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
+    """The least of what each verb has cost.
+
+    It depends on what came before (host-local keeps a released file for the next reservation), and
+    on a busy machine on whether an executor still takes a link down when the next one is needed.
+    """
+    return {
+        verb: Counter({what: min(visit[verb][what] for visit in visits) for what in cost})
+        for verb, cost in visits[0].items()
+    }
+
+
 def host_local(tmp_path: Path) -> Json:
     ranges = [[{"subnet": "10.99.0.0/16"}], [{"subnet": "fd99::/64"}]]
     return {"type": "host-local", "dataDir": str(tmp_path / "leases"), "ranges": ranges}
@@ -203,9 +217,9 @@ def test_no_verb_costs_more_with_many_containers(
     with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
         chain.grow(FEW)
         chain.visit(log)  # what the first one makes of its own
-        few = chain.visit(log)
+        few = least(chain.visit(log), chain.visit(log))
         chain.grow(MANY)
-        many = chain.visit(log)
+        many = least(chain.visit(log), chain.visit(log))
     grown = [
         f"{verb}: {what}: {few[verb][what]} with {FEW}, {count} with {MANY}"
         for verb, cost in many.items()

@@ -44,7 +44,7 @@ def as_hard_links(_installed: Path, target: Path) -> None:
 WAYS = (as_links, as_copies, as_copies_of_the_built_file, as_hard_links)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def installed(bin_dir: Path) -> Path:
     """The plugins under test: copies speak to a server of the same build only."""
     return bin_dir

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from tests.harness import Netns, Runtime
 
+pytestmark = pytest.mark.own_server
+
 CONF = {"cniVersion": "1.1.0", "name": "mynet"}
 ADDRESS = "127.0.0.1:9464"
 SAMPLE = re.compile(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.harness import Netns, Runtime
     from tests.harness.server import Server
 
+pytestmark = pytest.mark.own_server
+
 CONF = {"cniVersion": "1.1.0", "name": "mynet"}
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PARENT = f"00-{TRACE}-{SPAN}-01"

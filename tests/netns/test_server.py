@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
     from tests.harness.runtime import Reply
 
+pytestmark = pytest.mark.own_server
+
 NET = "net1"
 LOOPBACK = {"cniVersion": "1.1.0", "name": NET}
 

@@ -34,6 +34,8 @@ from tests.harness.server import (
 )
 from tests.harness.wait import wait_until
 
+pytestmark = pytest.mark.own_server
+
 Json = dict[str, Any]
 
 LOOPBACK = {"cniVersion": "1.1.0", "name": "net1"}

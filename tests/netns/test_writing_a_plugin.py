@@ -60,7 +60,7 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.fixture(scope="module", params=["in the file", "beside the installed file"])
 def label_dir(
-    request: pytest.FixtureRequest, bin_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, module_bin_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A directory with `label`, shipped in one of the two ways."""
     scratch = tmp_path_factory.mktemp("label")
@@ -69,7 +69,7 @@ def label_dir(
         run(build_with_label(scratch / "source"), "install", "--bin-dir", target)
         assert (target / "label").is_symlink()
     else:
-        shutil.copytree(bin_dir, target, symlinks=True)
+        shutil.copytree(module_bin_dir, target, symlinks=True)
         program = target / "label"
         program.write_text(blocks("label")[0])
         program.chmod(0o755)

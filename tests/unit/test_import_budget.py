@@ -177,7 +177,8 @@ class Footprint:
 
 
 @pytest.fixture(scope="module")
-def installed_tree(bin_dir: Path) -> Path:
+def installed_tree(module_bin_dir: Path) -> Path:
+    bin_dir = module_bin_dir
     build = build_of(bin_dir / "cni") if (bin_dir / "cni").exists() else None
     if build is None:
         pytest.skip("the plugins in $CNI_TEST_BIN_DIR are not ours")

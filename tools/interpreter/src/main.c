@@ -17,6 +17,7 @@
 #include "snapshot.h"
 #include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -30,6 +31,74 @@ extern PyStatus _Py_RenewStreams(void);
 
 /* The argv[0] that asks for a snapshot; no plugin or command is called so. */
 static const char RECORDING[] = "record the snapshot";
+
+/* --- failing ------------------------------------------------------------------------------------ */
+
+static int is_request;  /* a runtime waits for the specification's error object */
+static int is_answered; /* and something is on stdout */
+static int has_begun;   /* our first module runs */
+
+extern ssize_t __real_write(int fd, const void *data, size_t size);
+ssize_t __wrap_write(int fd, const void *data, size_t size)
+{
+    is_answered |= fd == 1;
+    return __real_write(fd, data, size);
+}
+
+/* Tell the runtime that the interpreter has not started, and end the process. Needs no memory. */
+static void complain(const char *where, const char *why) __attribute__((noreturn));
+static void complain(const char *where, const char *why)
+{
+    char text[1024];
+    int n = snprintf(text, sizeof text,
+                     "{\n    \"code\": 999,\n    \"msg\": \"cannot start: the interpreter has not begun\",\n"
+                     "    \"details\": \"%.200s: %.200s; memory is short, or a security policy (seccomp, SELinux) "
+                     "refuses a system call\"\n}\n",
+                     where, why);
+    for (char *at = text; at < text + n; at++)
+        if (*at == '\\')
+            *at = '/';
+    if (write(1, text, (size_t)n) < 0)
+        _exit(1);
+    _exit(1);
+}
+
+/* In the place of CPython's (--wrap), which is called wherever it cannot start or go on after fork(2), and
+ * has some lines for a programmer. */
+extern void __real_Py_ExitStatusException(PyStatus status) __attribute__((noreturn));
+void __wrap_Py_ExitStatusException(PyStatus status)
+{
+    if (PyStatus_IsError(status) && is_request && !is_answered)
+        complain(status.func ? status.func : "start", status.err_msg ? status.err_msg : "unknown");
+    __real_Py_ExitStatusException(status);
+}
+
+/* The same where CPython cannot even go on to its end. */
+extern void __real__Py_FatalErrorFunc(const char *function, const char *text) __attribute__((noreturn));
+void __wrap__Py_FatalErrorFunc(const char *function, const char *text)
+{
+    if (is_request && !is_answered) {
+        suspect_damage();
+        complain(function, text);
+    }
+    __real__Py_FatalErrorFunc(function, text);
+}
+
+/* CPython prints the exception before it says that it cannot start. */
+extern void __real__PyErr_Print(PyThreadState *tstate);
+void __wrap__PyErr_Print(PyThreadState *tstate)
+{
+    if (is_request && !has_begun)
+        PyErr_Clear();
+    else
+        __real__PyErr_Print(tstate);
+}
+
+/* It prints its paths when it does not find its codecs: there are none. */
+void __wrap__Py_DumpPathConfig(PyThreadState *tstate)
+{
+    (void)tstate;
+}
 
 /* End the process with what CPython says. */
 static void give_up(PyStatus status) __attribute__((noreturn));
@@ -117,11 +186,27 @@ static void initialize(int argc, char **argv, const char *self, int is_same_each
     free(arguments);
 }
 
+/* End the process with the exception that was raised. */
+static void must(int succeeded)
+{
+    if (succeeded)
+        return;
+    suspect_damage();
+    if (is_request && !is_answered) {
+        PyObject *kind = PyErr_Occurred();
+        complain("start", kind ? ((PyTypeObject *)kind)->tp_name : "unknown");
+    }
+    PyErr_Print();
+    exit(1);
+}
+
 /* Call cni.embedded.main(); returns the exit code. */
 static int run(void)
 {
     PyObject *module = PyImport_ImportModule("cni.embedded");
-    PyObject *result = module ? PyObject_CallMethod(module, "main", NULL) : NULL;
+    must(module != NULL);
+    has_begun = 1;
+    PyObject *result = PyObject_CallMethod(module, "main", NULL);
     if (result)
         return (int)PyLong_AsLong(result);
     if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt)) {
@@ -129,23 +214,12 @@ static int run(void)
         signal(SIGINT, SIG_DFL);
         raise(SIGINT);
     }
-    if (!PyErr_ExceptionMatches(PyExc_SystemExit))
-        suspect_damage();
-    PyErr_Print(); /* ends the process for SystemExit */
+    must(PyErr_ExceptionMatches(PyExc_SystemExit));
+    PyErr_Print(); /* ends the process */
     return 1;
 }
 
 /* --- the snapshot ------------------------------------------------------------------------------- */
-
-/* End the process with the exception that was raised. */
-static void must(int succeeded)
-{
-    if (succeeded)
-        return;
-    PyErr_Print();
-    suspect_damage();
-    exit(1);
-}
 
 /* Start, import `names`, and write the snapshot to `path`; returns the exit code. */
 static int record(const char *path, char **names)
@@ -251,6 +325,7 @@ int main(int argc, char **argv)
         self = argc ? argv[0] : "cni";
     if (argc > 2 && strcmp(argv[0], RECORDING) == 0)
         return record(argv[1], argv + 2);
+    is_request = argc < 2 && getenv("CNI_COMMAND") && *getenv("CNI_COMMAND");
     if (snapshot_is_resumed())
         renew(argc, argv, self);
     else
