@@ -27,12 +27,12 @@ PACKAGES_interpreter := make patch xz-utils bzip2 linux-libc-dev
 PACKAGES_demo := iproute2 iputils-ping nftables
 PACKAGES_windows := gcc-mingw-w64-x86-64
 # test: the programs that are judges (nft, iptables, ip, conntrack, tcpdump …), the Go plugins, and
-# the DHCP servers and firewalld that plugins work with; wine64 for the Windows plugins.
+# the DHCP servers, firewalld and etcd that plugins work with; wine64 for the Windows plugins.
 PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	libnftables1 python3-nftables iptables conntrack tcpdump iputils-arping socat strace ethtool \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
-	containernetworking-plugins
+	containernetworking-plugins etcd-server etcd-client openssl
 # cross: the compiler for aarch64, and the headers of its kernel. release: what makes packages, too.
 PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
 PACKAGES_release := git rpm $(PACKAGES_cross)

@@ -29,6 +29,15 @@ def test_a_store_is_opened_without_connecting() -> None:
         ({"type": "directory", "path": "x"}, "store.path: 'x'", "'/'"),
         ({"type": "directory", "path": ""}, "store.path is empty", "directory"),
         ({"type": "directory", "path": 7}, "store.path: Expected `str`", "correct"),
+        ({"type": "etcd"}, "store.endpoints is empty", "URLs"),
+        ({**ETCD, "endpoints": "https://a"}, "store.endpoints: Expected `array`", "correct"),
+        ({**ETCD, "endpoints": ["a:2379"]}, "store.endpoints: 'a:2379'", "https://HOST:PORT"),
+        ({**ETCD, "endpoints": [7]}, "store.endpoints[0]: Expected `str`", "correct"),
+        ({**ETCD, "cafile": "/x"}, "store.cafile: unknown", "caFile"),
+        ({**ETCD, "caFile": "ca.pem"}, "store.caFile: 'ca.pem'", "'/'"),
+        ({**ETCD, "username": "u"}, "store.passwordFile is missing", "both"),
+        ({**ETCD, "passwordFile": "/p"}, "store.username is missing", "both"),
+        ({**ETCD, "prefix": "cni"}, "store.prefix: 'cni'", "/cni/v1"),
         ({"type": "directory", "timeout": 0}, "store.timeout: 0", "seconds"),
         ({"type": "directory", "timeout": float("nan")}, "store.timeout", "seconds"),
     ],
@@ -38,6 +47,12 @@ def test_a_wrong_key_is_named(options: dict[str, Any], key: str, remedy: str) ->
         open_store(options)
     assert key in str(raised.value)
     assert remedy in raised.value.remedy
+
+
+def test_an_etcd_is_opened_without_connecting() -> None:
+    assert open_store(ETCD).name == "etcd at https://192.0.2.1:2379"
+    more = open_store({**ETCD, "endpoints": ["http://a", "http://b:1", "http://[::1]:2"]})
+    assert more.name == "etcd at http://a and 2 more"
 
 
 def test_only_what_an_engine_needs_is_loaded() -> None:

@@ -34,7 +34,10 @@ class DirectoryOptions(Options):
 
 
 class EtcdOptions(Options):
-    """Keys of the engine `etcd`; files are PEM, `passwordFile` holds a line of text."""
+    """Keys of the engine `etcd`; files are PEM, `passwordFile` holds a line of text.
+
+    `stateDir`: where is noted how far the store was, on this node; empty: nowhere.
+    """
 
     endpoints: list[str] = []
     ca_file: str = ""
@@ -44,6 +47,7 @@ class EtcdOptions(Options):
     username: str = ""
     password_file: str = ""
     prefix: str = "/cni/v1"
+    state_dir: str = "/var/lib/cni/cluster"
 
 
 def open_store(options: Mapping[str, Any]) -> Store:

@@ -1,0 +1,111 @@
+"""The messages of etcd's JSON gateway, as far as they are read. int64 are strings there."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from .http import Response
+from .interface import Unavailable
+
+T = TypeVar("T")
+
+
+class Header(msgspec.Struct):
+    """Of each answer: the cluster, and how far it is. No revision is told with some messages."""
+
+    cluster_id: str = "0"
+    revision: str = "0"
+
+
+class KeyValue(msgspec.Struct):
+    """Key and value are base64."""
+
+    key: str
+    value: str = ""
+    mod_revision: str = "0"
+
+
+class Ranged(msgspec.Struct):
+    header: Header
+    kvs: list[KeyValue] = []
+    more: bool = False
+
+
+class Changed(msgspec.Struct):
+    header: Header
+    succeeded: bool = False
+
+
+class Event(msgspec.Struct):
+    kv: KeyValue
+    type: str = "PUT"
+
+
+class Watched(msgspec.Struct):
+    header: Header
+    created: bool = False
+    canceled: bool = False
+    compact_revision: str = "0"
+    cancel_reason: str = ""
+    events: list[Event] = []
+
+
+class _Line(msgspec.Struct):
+    result: Watched | None = None
+
+
+class Token(msgspec.Struct):
+    token: str
+
+
+class Failed(msgspec.Struct):
+    """An error's answer."""
+
+    message: str = ""
+    error: str = ""
+    code: int = 0
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """How far the store was when it was last seen. Its term is no measure: a member that stands for
+    election is ahead of the others for a while.
+    """
+
+    revision: int = 0
+
+    def after(self, header: Header) -> Memory:
+        """With what an answer says."""
+        return self.furthest(Memory(int(header.revision)))
+
+    def furthest(self, other: Memory) -> Memory:
+        """The later of both."""
+        return max(self, other, key=lambda each: each.revision)
+
+    def is_ahead_of(self, header: Header) -> bool:
+        """Whether the store was further than it is, which never happens to one that lives on."""
+        return self.revision > int(header.revision)
+
+
+_decode_line = msgspec.json.Decoder(_Line).decode
+decode_value = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def watched(line: bytes) -> Watched | None:
+    """A message of a watch; None for an error's."""
+    try:
+        return _decode_line(line).result
+    except msgspec.MsgspecError:
+        return None
+
+
+def decode(response: Response, kind: type[T], name: str) -> T:
+    """An answer. Raises Unavailable if it is another one."""
+    try:
+        return msgspec.json.decode(response.body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(
+            f"{name}: {response.endpoint} gave no answer of etcd: {error}",
+            "look whether it is etcd, 3.4 or later, that listens there",
+        ) from None
