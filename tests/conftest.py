@@ -35,6 +35,7 @@ settings.load_profile("patient")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "netns: makes network namespaces (root)")
     config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
+    config.addinivalue_line("markers", "each_kernel: shows more on the lab's kernel, an older one")
     config.addinivalue_line("markers", "own_server: starts the servers that it needs, or has none")
     config.addinivalue_line("markers", "requires_kernel(*features): see tests.harness.requires")
 
@@ -58,6 +59,8 @@ def is_shown_elsewhere(item: pytest.Item) -> bool:
     server: where no request goes through one, or the test starts those that it needs.
     """
     if item.nodeid.startswith("tests/netns/") and "CNI_HOST_FEATURES" in os.environ and in_lab():
+        if item.get_closest_marker("each_kernel"):
+            return False
         needed = {name for mark in item.iter_markers("requires_kernel") for name in mark.args}
         return needed <= set(os.environ["CNI_HOST_FEATURES"].split())
     if os.environ.get("CNI_TEST_SERVER") == "1":

@@ -12,6 +12,8 @@ from tests.harness import Netns, Runtime, requires_kernel, unchanged
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.each_kernel
+
 CONFS: dict[str, dict[str, Any]] = {
     "bridge": {"bridge": "br0"},
     "host-device": {"device": "lo"},

@@ -29,7 +29,7 @@ from tests.harness import Netns, libnftables, requires_kernel
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = requires_kernel("nft")
+pytestmark = [requires_kernel("nft"), pytest.mark.each_kernel]
 
 OWNER, OTHER = Owner("net1", "c1", "eth0"), Owner("net1", "c2", "eth0")
 # Message types, and in each the attributes that count: its own handle, a rule's neighbour.

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cni.kernel.netlink import Netlink
     from cni.netfilter.nft import Change
 
-pytestmark = requires_kernel("nft")
+pytestmark = [requires_kernel("nft"), pytest.mark.each_kernel]
 
 T, OTHER = Table("inet", "t"), Table("ip6", "other")
 ONE = Element(b"\x0a\0\0\1", b"", "", "")

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from tests.harness import Netns, Runtime
 
+pytestmark = pytest.mark.each_kernel
+
 Json = dict[str, Any]
 
 OWN = "the node's own"

@@ -18,6 +18,7 @@ from tools.interpreter.modules import Module, is_below
 from tools.interpreter.sources import BuildError, run
 
 MAX_PARTS = 16  # of launcher/image.c
+PROVED = ("x86_64",)  # what `make prove-snapshot` has been run on
 _RANGES = 3
 _HEAD = struct.Struct("<8sQ" + "QQQ" * _RANGES)  # struct head of src/snapshot.c
 _HOLE = 1 << 16  # that many zeros are not worth their room in the file
@@ -67,8 +68,8 @@ class Snapshot:
 
 
 def is_made_for(target: Target) -> bool:
-    """Whether files for `target` have a snapshot."""
-    return target.is_native
+    """Whether files for `target` have a snapshot: where one has been proved, and can be written."""
+    return target.is_native and target.arch in PROVED
 
 
 def names(modules: dict[str, Module]) -> list[str]:
