@@ -20,7 +20,6 @@ from __future__ import annotations
 import os
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64, crc32
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -146,7 +145,7 @@ class EtcdStore:
     def _watch(self, request: dict[str, Any], revision: int, seconds: float) -> Iterator[Change]:
         body = msgspec.json.encode(request)
         stream = self._client.stream("POST", "/v3/watch", body, self._headers())
-        with closing(stream):
+        try:
             if stream.status != 200:
                 raise explain(self.name, stream.response())
             for line in stream.lines(seconds):
@@ -155,6 +154,8 @@ class EtcdStore:
                     text = line[:200].decode(errors="replace")
                     raise explain_text(self.name, stream.endpoint, text)
                 yield from self._told(answer, revision, stream.endpoint)
+        finally:
+            stream.close()
 
     def _told(self, answer: messages.Watched, since: int, endpoint: str) -> Iterator[Change]:
         """The changes of a message. Raises Expired, StoreError."""

@@ -15,7 +15,6 @@ import random
 import time
 from errno import EHOSTUNREACH, ENETUNREACH
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
 
 from .interface import Refused, StoreError, Unavailable
 from .tls import Context, Trust, Why, explain
@@ -286,6 +285,8 @@ class Stream:
 
 def parse_endpoint(url: str, field: str = "endpoints") -> Address:
     """An endpoint's URL. Raises Refused, which names the field."""
+    from urllib.parse import urlsplit
+
     example = "an endpoint is https://HOST:PORT or http://HOST:PORT"
     try:
         parts = urlsplit(url)
