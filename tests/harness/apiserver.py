@@ -80,6 +80,19 @@ class ApiServer:
     bookmark_interval: float = 0.2
     skew: float = 0.0  # seconds, of the Date header
 
+    def reset(self) -> None:
+        """As it began: no objects, no users, no faults."""
+        with self.cluster.lock:
+            kept = {key: v for key, v in self.cluster.objects.items() if key[0] == "namespaces"}
+            self.cluster.objects = kept
+        self.cluster.compact()
+        self.tokens.clear()
+        self.faults.clear()
+        self.requests.clear()
+        self.authorizations.clear()
+        self.gone_as_event = True
+        self.skew = 0.0
+
     def fault(self, method: str, path: str) -> Answer | str | None:
         for fault in self.faults:
             if fault.applies(method, path):

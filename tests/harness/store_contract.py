@@ -328,7 +328,7 @@ class StoreContract:
             for block in range(12):
                 key = f"blocks/{(block + number) % 12}"
                 try:
-                    store.create(key, {"node": number})
+                    store.create(key, {"node": str(number)})
                     won.append(key)
                 except Exists:
                     pass
@@ -339,7 +339,7 @@ class StoreContract:
         winners = {key: number for number, won in enumerate(outcomes) for key in won}
         assert sum(len(won) for won in outcomes) == len(winners) == 12
         for item in opened().list("blocks/").items:
-            assert item.value == {"node": winners[item.key]}
+            assert item.value == {"node": str(winners[item.key])}
 
     def test_no_update_is_lost(self, opened: Callable[[], Store]) -> None:
         opened().create("counter", {"n": 0})
