@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
+from cni.ipam.cluster.pool import PoolConf
+from cni.ipam.host_local.ranges import RangeConf
+from cni.protocol.config import DNS, Route
 from tests.harness.openapi import structural_faults
 
 Json = dict[str, Any]
@@ -170,3 +174,19 @@ def test_the_patch_of_the_daemonset_fits() -> None:
     assert {each["name"] for each in patch["containers"]} <= {
         each["name"] for each in pod["containers"]
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        (PoolConf, ".spec"),
+        (RangeConf, ".spec.ranges[*][*]"),
+        (Route, ".spec.routes[*]"),
+        (DNS, ".spec.dns"),
+    ],
+)
+def test_a_pool_has_the_keys_that_the_plugin_reads(kind: type, path: str) -> None:
+    schema = at(CRDS["IPPool"]["spec"]["versions"][0]["schema"]["openAPIV3Schema"], path)
+    assert schema is not None
+    keys = {field.encode_name for field in msgspec.structs.fields(kind)}
+    assert {key.lower() for key in schema["properties"]} == {key.lower() for key in keys}
