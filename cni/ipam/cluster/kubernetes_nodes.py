@@ -1,0 +1,113 @@
+"""Nodes and pods of a Kubernetes cluster: what tells that a node is gone, and who has an address.
+
+A Node that is NotReady may run all of its containers; only one without an object is gone.
+(kubernetes.io, "Nodes", and "API Concepts" on lists in pages.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import quote, urlencode
+
+from .store.interface import Refused, Unavailable
+from .store.kubernetes_api import Api, message_of, object_of
+
+_PAGE = 500  # objects
+_RESTARTS = 5
+
+
+class NodeObject(NamedTuple):
+    """A Node. `is_ready` is None while nobody knows (the kubelet says nothing)."""
+
+    name: str
+    uid: str
+    is_ready: bool | None
+
+
+class Pod(NamedTuple):
+    """A pod that has addresses; one that has ended has none any more."""
+
+    namespace: str
+    name: str
+    node: str
+    addresses: tuple[str, ...]
+
+
+class Nodes:
+    """Asks an API server. Methods raise StoreError."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+
+    def find(self, name: str) -> NodeObject | None:
+        """The Node as it is now; None only if the server says that there is none of this name."""
+        answer = self._api.request("GET", f"/api/v1/nodes/{quote(name, safe='')}")
+        value = object_of(answer.body) or {}
+        if answer.status == 404:
+            details = value.get("details") or {}
+            if value.get("reason") == "NotFound" and details.get("name") == name:
+                return None
+            raise Refused(
+                f"{self._api.name} has no Nodes: {message_of(answer)}",
+                "look whether it is a Kubernetes API",
+            )
+        if answer.status != 200:
+            raise self._api.unexpected(answer)
+        return _node(value)
+
+    def all(self) -> dict[str, NodeObject]:
+        """Every Node, by name."""
+        found = map(_node, self._list("/api/v1/nodes", {}))
+        return {node.name: node for node in found}
+
+    def pods(self, node: str) -> list[Pod]:
+        """The pods of a node with addresses of their own, which `hostNetwork` pods have not."""
+        selector = f"spec.nodeName={node}"
+        every = map(_pod, self._list("/api/v1/pods", {"fieldSelector": selector}))
+        return [pod for pod in every if pod is not None]
+
+    def _list(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
+        for _ in range(_RESTARTS):
+            found: list[dict[str, Any]] = []
+            for page in self._pages(path, query):
+                if page is None:
+                    break
+                found += page
+            else:
+                return found
+        raise Unavailable(f"{self._api.name}: the list of {path} changes faster than it is read")
+
+    def _pages(self, path: str, query: dict[str, str]) -> Iterator[list[dict[str, Any]] | None]:
+        """Each page, of one moment all of them; None when that moment is forgotten."""
+        token = ""
+        while True:
+            words = {**query, "limit": str(_PAGE), **({"continue": token} if token else {})}
+            answer = self._api.request("GET", f"{path}?{urlencode(words)}")
+            value = object_of(answer.body) or {}
+            if answer.status == 410:
+                yield None
+                return
+            if answer.status != 200 or not isinstance(value.get("items"), list):
+                raise self._api.unexpected(answer)
+            yield value["items"]
+            token = (value.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return
+
+
+def _node(value: dict[str, Any]) -> NodeObject:
+    conditions = (value.get("status") or {}).get("conditions") or ()
+    ready = next((each.get("status") for each in conditions if each.get("type") == "Ready"), "")
+    known = {"True": True, "False": False}
+    return NodeObject(value["metadata"]["name"], value["metadata"]["uid"], known.get(ready))
+
+
+def _pod(value: dict[str, Any]) -> Pod | None:
+    spec, status = value.get("spec") or {}, value.get("status") or {}
+    addresses = tuple(each["ip"] for each in status.get("podIPs") or () if each.get("ip"))
+    has_ended = status.get("phase") in ("Succeeded", "Failed")
+    if not addresses or has_ended or spec.get("hostNetwork"):
+        return None
+    metadata = value["metadata"]
+    return Pod(metadata["namespace"], metadata["name"], spec.get("nodeName", ""), addresses)

@@ -1,0 +1,270 @@
+"""Blocks of nodes that are gone become free: one round of looking, by whoever holds the lock.
+
+What a node has is valid until it is proven that the node is gone:
+
+    Kubernetes   there was a Node object of the name, and now there is none. NotReady is alive.
+    otherwise    the node promised to stop when it cannot renew (`timeout`), and has not renewed
+                 for twice that time. A node that promised nothing is never gone.
+
+Two rounds have to see it, `settle` seconds apart at least, and a last look just before. Then the
+node's record is marked `lost`: should the node come back, it takes itself for another one, and
+gives up what it had. Only after that its blocks are deleted, each in the version that was seen,
+and at most `limit` in a round. Every change is conditional, so two at a time would do no harm; the
+lock saves work.
+
+    nodes/<node>     its `lost` mark is ours
+    seen/<node>      {"object": uid of the Node, "uid", "boot", "beat", "since": first seen so}
+    reconcile/lock   {"holder": random, "until": seconds since 1970}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from ...protocol.address import InvalidAddress, Prefix, parse_ip
+from . import blocks
+from .store.interface import Conflict, Exists, Item, Store
+
+LOCK = "reconcile/lock"
+_LOCKED_FOR = 120.0  # seconds
+_SIGNS = ("uid", "boot", "beat")
+
+
+class Presence(Protocol):
+    """Who knows of nodes: kubernetes_nodes.Nodes."""
+
+    def find(self, name: str) -> Any: ...
+
+    def all(self) -> Mapping[str, Any]: ...
+
+
+class Report(NamedTuple):
+    """What a round has done: names of nodes, and keys of blocks.
+
+    `suspects` are seen as gone for the first time, or not long enough. `unknown` have blocks, but
+    no Node of that name was ever seen: their nodeName may be another than the Node's name.
+    """
+
+    freed: list[str]
+    gone: list[str]
+    suspects: list[str]
+    unknown: list[str]
+    is_complete: bool = True
+
+
+class Reconciler:
+    """One round: `run`. `now` is the time in seconds since 1970, of one clock in all rounds."""
+
+    def __init__(
+        self,
+        store: Store,
+        presence: Presence | None,
+        now: float,
+        *,
+        settle: float = 60.0,
+        limit: int = 100,
+    ) -> None:
+        self.store = store
+        self.presence = presence
+        self.now = now
+        self.settle = settle
+        self.left = limit
+        self._nodes = presence.all() if presence is not None else {}
+
+    def run(self) -> Report:
+        """Look at every node that has blocks or a record. Raises StoreError."""
+        report = Report([], [], [], [])
+        held = self._blocks()
+        records = {_last(item): item for item in self.store.list("nodes/").items}
+        seen = {_last(item): item for item in self.store.list("seen/").items}
+        for name in sorted({*held, *records}):
+            record = records.get(name)
+            if self._is_alive(name, record, seen.get(name), report):
+                continue
+            if self.left <= 0:
+                return report._replace(is_complete=False)
+            self._free(name, record, seen.get(name), held.get(name, []), report)
+        return report
+
+    def _blocks(self) -> dict[str, list[Item]]:
+        held: dict[str, list[Item]] = {}
+        for item in self.store.list("blocks/").items:
+            name = item.value.get("node")
+            if isinstance(name, str) and name:
+                held.setdefault(name, []).append(item)
+        return held
+
+    # --- is it gone? ---
+
+    def _is_alive(self, name: str, record: Item | None, seen: Item | None, report: Report) -> bool:
+        """Alive, or not yet proven to be gone; notes what was seen."""
+        known = seen.value if seen is not None else {}
+        if record is not None and record.value.get("lost"):
+            return False  # the decision of an earlier round, of which something is left to do
+        node = self._nodes.get(name)
+        if node is not None:
+            # Without the time of a sighting: nothing is written when all is well.
+            self._note(name, seen, {"object": node.uid})
+            return True
+        if self.presence is not None and not known.get("object"):
+            report.unknown.append(name)
+            return True
+        wait = self._wait(record)
+        if wait is not None and self._was_gone_before(name, record, seen, wait):
+            return False
+        if wait is not None:
+            report.suspects.append(name)
+        return True
+
+    def _was_gone_before(
+        self, name: str, record: Item | None, seen: Item | None, wait: float
+    ) -> bool:
+        """Is this what was seen `wait` seconds ago? Else it is noted now.
+
+        A node that talks to the store meanwhile is not gone, whatever else there is to see.
+        """
+        known = seen.value if seen is not None else {}
+        signs = _signs(record)
+        if known.get("since") and all(known.get(key) == signs[key] for key in _SIGNS):
+            return self.now - float(known["since"]) >= wait
+        self._note(name, seen, {**_object(known), **signs, "since": self.now})
+        return False
+
+    def _wait(self, record: Item | None) -> float | None:
+        """For how long a node has to be seen as gone; None: for ever."""
+        if self.presence is not None:
+            return self.settle
+        timeout = record.value.get("timeout") if record is not None else 0
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+            return None
+        return max(self.settle, 2.0 * timeout)
+
+    def _note(self, name: str, seen: Item | None, value: dict[str, Any]) -> None:
+        if seen is not None and seen.value == value:
+            return
+        try:
+            if seen is None:
+                self.store.create(f"seen/{name}", value)
+            else:
+                self.store.update(seen, value)
+        except (Exists, Conflict):
+            pass  # somebody else's round; the next one goes on from there
+
+    # --- it is ---
+
+    def _free(
+        self, name: str, record: Item | None, seen: Item | None, held: list[Item], report: Report
+    ) -> None:
+        if self.presence is not None and self.presence.find(name) is not None:
+            return  # the last look: it has come back
+        if record is not None and not record.value.get("lost"):
+            try:
+                # In the version from before the last look: a node that renewed since is alive.
+                record = self.store.update(record, {**record.value, "lost": True})
+            except Conflict:
+                return
+        uid = record.value.get("uid") if record is not None else None
+        mine = [item for item in held if uid is None or item.value.get("uid") == uid]
+        report.freed.extend(item.key for item in mine[: self.left] if self._delete(item))
+        self.left -= len(mine)
+        if self.left < 0:
+            return
+        report.gone.append(name)
+        marks = [item for item in self.store.list("wanted/").items if _last(item) == name]
+        for item in (*marks, record, seen):
+            if item is not None:
+                self._delete(item)
+
+    def _delete(self, item: Item) -> bool:
+        try:
+            self.store.delete(item)
+        except Conflict:
+            return False  # it is somebody's by now, or gone
+        return True
+
+
+def lock(store: Store, now: float) -> Item | None:
+    """Become the one who reconciles; None while somebody else is. Raises StoreError."""
+    value = {"holder": os.urandom(8).hex(), "until": now + _LOCKED_FOR}
+    item = store.read(LOCK)
+    try:
+        if item is None:
+            return store.create(LOCK, value)
+        until = item.value.get("until")
+        if isinstance(until, int | float) and now < until <= now + _LOCKED_FOR:
+            return None
+        return store.update(item, value)
+    except (Exists, Conflict):
+        return None
+
+
+def unlock(store: Store, item: Item) -> None:
+    """Let the next one begin. Raises StoreError."""
+    try:
+        store.delete(item)
+    except Conflict:
+        pass  # it took too long, and somebody else has it
+
+
+class Misplaced(NamedTuple):
+    """An address of a pod which is not of a block of its node. `holder`: whose it is, or empty."""
+
+    pod: str
+    node: str
+    address: str
+    holder: str
+
+
+def misplaced(
+    pods: Iterable[Any], items: Iterable[Item], subnets: Iterable[str]
+) -> list[Misplaced]:
+    """Compare pods (kubernetes_nodes.Pod) with all blocks of a space.
+
+    `subnets` are those of the space; addresses outside of them are somebody else's business.
+    """
+    nets = [Prefix.parse(each) for each in subnets]
+    held: dict[Prefix, str] = {}
+    for item in items:
+        try:
+            held[blocks.block_of_key(_last(item))] = str(item.value.get("node", ""))
+        except InvalidAddress:
+            continue
+    lengths = sorted({(block.is_v4, block.length) for block in held})
+    found = []
+    for pod in pods:
+        for address in pod.addresses:
+            packed = parse_ip(address)
+            if any(net.contains(packed) for net in nets):
+                holder = _holder(packed, held, lengths)
+                if holder != pod.node:
+                    found.append(
+                        Misplaced(f"{pod.namespace}/{pod.name}", pod.node, address, holder)
+                    )
+    return found
+
+
+def _holder(packed: bytes, held: dict[Prefix, str], lengths: list[tuple[bool, int]]) -> str:
+    bits = len(packed) * 8
+    number = int.from_bytes(packed, "big")
+    for is_v4, length in lengths:
+        if is_v4 == (bits == 32):
+            first = number >> (bits - length) << (bits - length)
+            block = Prefix(first.to_bytes(len(packed), "big"), length)
+            if block in held:
+                return held[block]
+    return ""
+
+
+def _last(item: Item) -> str:
+    return item.key.rpartition("/")[2]
+
+
+def _signs(record: Item | None) -> dict[str, Any]:
+    value = record.value if record is not None else {}
+    return {key: value.get(key) for key in _SIGNS}
+
+
+def _object(known: Mapping[str, Any]) -> dict[str, Any]:
+    return {"object": known["object"]} if known.get("object") else {}

@@ -1,0 +1,309 @@
+"""Whose blocks become free: only of nodes that are proven to be gone, and bounded in a round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni.ipam.cluster import reconcile
+from cni.ipam.cluster.kubernetes_nodes import NodeObject, Nodes, Pod
+from cni.ipam.cluster.reconcile import Misplaced, Reconciler, Report
+from cni.ipam.cluster.store import kubernetes
+from cni.ipam.cluster.store.directory import DirectoryStore
+from cni.ipam.cluster.store.interface import Item, Refused, Store
+from tests.harness.admission import User
+from tests.harness.apiserver import ApiServer, serving
+
+CLUSTER = Path(__file__).resolve().parents[2] / "deploy" / "cluster"
+MANIFESTS = [CLUSTER / name for name in ("crds.yaml", "rbac.yaml", "policy.yaml")]
+
+
+class Cluster:
+    """Nodes that there are, by name; `returns` come back just before the last look."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = {name: NodeObject(name, f"uid-{name}", True) for name in names}
+        self.returns: set[str] = set()
+
+    def all(self) -> dict[str, NodeObject]:
+        return dict(self.names)
+
+    def find(self, name: str) -> NodeObject | None:
+        found = self.names.get(name)
+        return NodeObject(name, "anew", True) if name in self.returns else found
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(str(tmp_path / "store"))
+
+
+def join(store: Store, name: str, blocks: int = 2, timeout: int = 0, uid: str = "") -> None:
+    """What a node has in the store."""
+    uid = uid or f"id-{name}"
+    value = {"uid": uid, "boot": "b", "beat": 1, "timeout": timeout, "cordoned": False}
+    if store.read(f"nodes/{name}") is None:
+        store.create(f"nodes/{name}", value)
+    number = len(store.list("blocks/").items)
+    for index in range(number, number + blocks):
+        claim = {"node": name, "uid": uid, "boot": "b", "seq": index}
+        store.create(f"blocks/default/10.64.{index}.0-26", claim)
+
+
+def beat(store: Store, name: str) -> None:
+    item = store.read(f"nodes/{name}")
+    assert item is not None
+    store.update(item, {**item.value, "beat": item.value["beat"] + 1})
+
+
+def round_at(store: Store, presence: Any, now: float, limit: int = 100) -> Report:
+    return Reconciler(store, presence, now, settle=60, limit=limit).run()
+
+
+def holders(store: Store) -> list[str]:
+    return [item.value["node"] for item in store.list("blocks/").items]
+
+
+def test_a_node_that_is_gone_in_two_rounds_gives_up_its_blocks(store: Store) -> None:
+    join(store, "n1")
+    join(store, "n2")
+    store.create("wanted/default/n2", {"uid": "id-n2", "since": 1})
+    cluster = Cluster("n1", "n2")
+    assert round_at(store, cluster, 1000) == Report([], [], [], [])
+    del cluster.names["n2"]
+    assert round_at(store, cluster, 2000).suspects == ["n2"]
+    assert round_at(store, cluster, 2059).suspects == ["n2"]
+    assert holders(store) == ["n1", "n1", "n2", "n2"]
+    report = round_at(store, cluster, 2060)
+    assert report.gone == ["n2"]
+    assert report.freed == ["blocks/default/10.64.2.0-26", "blocks/default/10.64.3.0-26"]
+    assert holders(store) == ["n1", "n1"]
+    assert [item.key for item in store.list("").items if "n2" in item.key] == []
+
+
+def test_not_ready_is_alive(store: Store) -> None:
+    join(store, "n1")
+    cluster = Cluster("n1")
+    cluster.names["n1"] = NodeObject("n1", "u", None)
+    for now in (1000, 2000, 90_000):
+        assert round_at(store, cluster, now) == Report([], [], [], [])
+
+
+def test_a_round_in_which_all_is_well_writes_nothing(store: Store) -> None:
+    join(store, "n1")
+    round_at(store, Cluster("n1"), 1000)
+    before = store.list("").items
+    round_at(store, Cluster("n1"), 2000)
+    assert store.list("").items == before
+
+
+def test_a_name_that_was_never_a_nodes_is_not_gone(store: Store) -> None:
+    """nodeName may be a host name, which is not the Node's name."""
+    join(store, "host-1")
+    for now in (1000, 2000, 3000):
+        assert round_at(store, Cluster("n1"), now).unknown == ["host-1"]
+    assert holders(store) == ["host-1", "host-1"]
+
+
+@pytest.mark.parametrize("sign", ["beat", "back for a moment"])
+def test_a_sign_of_life_begins_anew(store: Store, sign: str) -> None:
+    join(store, "n1")
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    node = cluster.names.pop("n1")
+    round_at(store, cluster, 2000)
+    if sign == "beat":
+        beat(store, "n1")
+    else:
+        cluster.names["n1"] = node
+        round_at(store, cluster, 2050)
+        del cluster.names["n1"]
+    assert round_at(store, cluster, 2100).suspects == ["n1"]
+    assert holders(store) == ["n1", "n1"]
+    assert round_at(store, cluster, 2200).gone == ["n1"]
+
+
+def test_the_last_look_counts(store: Store) -> None:
+    join(store, "n1")
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    del cluster.names["n1"]
+    round_at(store, cluster, 2000)
+    cluster.returns.add("n1")
+    assert round_at(store, cluster, 3000) == Report([], [], [], [])
+    item = store.read("nodes/n1")
+    assert item is not None
+    assert "lost" not in item.value
+
+
+def test_a_node_that_renews_during_the_last_look_is_alive(store: Store) -> None:
+    join(store, "n1")
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    del cluster.names["n1"]
+    round_at(store, cluster, 2000)
+
+    class Late(Cluster):
+        def find(self, name: str) -> NodeObject | None:
+            beat(store, name)
+            return None
+
+    assert round_at(store, Late(), 3000).gone == []
+    assert holders(store) == ["n1", "n1"]
+
+
+def test_blocks_of_another_machine_of_that_name_stay(store: Store) -> None:
+    """It was installed anew: its blocks name another id than its record."""
+    join(store, "n1")
+    join(store, "n1", uid="other")
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    del cluster.names["n1"]
+    round_at(store, cluster, 2000)
+    round_at(store, cluster, 3000)
+    assert [item.value["uid"] for item in store.list("blocks/").items] == ["other", "other"]
+
+
+def test_a_round_is_bounded_and_the_next_one_goes_on(store: Store) -> None:
+    join(store, "n1", blocks=5)
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    del cluster.names["n1"]
+    round_at(store, cluster, 2000)
+    freed = [len(round_at(store, cluster, 3000 + n, limit=2).freed) for n in range(4)]
+    assert freed == [2, 2, 1, 0]
+    assert store.list("nodes/").items == []
+
+
+def test_a_mark_is_there_before_the_first_block_goes(store: Store) -> None:
+    """So that a node that comes back meanwhile takes itself for another one."""
+    join(store, "n1", blocks=3)
+    cluster = Cluster("n1")
+    round_at(store, cluster, 1000)
+    del cluster.names["n1"]
+    round_at(store, cluster, 2000)
+    round_at(store, cluster, 3000, limit=1)
+    item = store.read("nodes/n1")
+    assert item is not None
+    assert item.value["lost"] is True
+    assert holders(store) == ["n1", "n1"]
+
+
+def test_without_a_cluster_a_promise_counts(store: Store) -> None:
+    join(store, "promised", timeout=100)
+    join(store, "silent")
+    for now in (1000, 1100, 1199):
+        assert round_at(store, None, now).freed == []
+    assert round_at(store, None, 1200).gone == ["promised"]
+    assert round_at(store, None, 90_000).gone == []
+    assert holders(store) == ["silent", "silent"]
+
+
+def test_one_at_a_time(store: Store) -> None:
+    held = reconcile.lock(store, 1000)
+    assert held is not None
+    assert reconcile.lock(store, 1050) is None
+    late = reconcile.lock(store, 1200)  # the first was killed
+    assert late is not None
+    reconcile.unlock(store, held)
+    assert reconcile.lock(store, 1201) is None
+    reconcile.unlock(store, late)
+    assert reconcile.lock(store, 1202) is not None
+
+
+def test_a_lock_of_a_wrong_clock_is_not_for_ever(store: Store) -> None:
+    assert reconcile.lock(store, 9_000_000_000) is not None
+    assert reconcile.lock(store, 1000) is not None
+
+
+def test_pods_whose_addresses_are_of_no_block_of_their_node() -> None:
+    def block(word: str, node: str) -> Item:
+        return Item(f"blocks/default/{word}", {"node": node}, "1")
+
+    items = [
+        block("10.64.0.0-26", "n1"),
+        block("10.64.0.64-26", "n2"),
+        block("fd00-0064-0000-0000-0000-0000-0000-0000-122", "n1"),
+        block("none", "n1"),
+    ]
+    pods = [
+        Pod("d", "fine", "n1", ("10.64.0.5", "fd00:64::5")),
+        Pod("d", "elsewhere", "n1", ("192.0.2.1",)),
+        Pod("d", "other", "n1", ("10.64.0.70",)),
+        Pod("d", "orphan", "n2", ("10.64.1.1", "fd00:64::5")),
+    ]
+    assert reconcile.misplaced(pods, items, ["10.64.0.0/16", "fd00:64::/64"]) == [
+        Misplaced("d/other", "n1", "10.64.0.70", "n2"),
+        Misplaced("d/orphan", "n2", "10.64.1.1", ""),
+        Misplaced("d/orphan", "n2", "fd00:64::5", "n1"),
+    ]
+
+
+# --- the facts, of an API server ---
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
+    directory = tmp_path_factory.mktemp("api")
+    with serving(directory, MANIFESTS) as api:
+        api.tokens["r"] = User("system:serviceaccount:kube-system:cni-ipam-reconcile")
+        (directory / "token").write_text("r")
+        yield api
+
+
+def connected(api: ApiServer) -> kubernetes.KubernetesStore:
+    token = str(api.directory / "token")
+    options = {"server": api.url, "caFile": str(api.ca), "tokenFile": token}
+    return kubernetes.connect({"type": "kubernetes", **options})
+
+
+def test_nodes_and_pods_of_an_api_server(api: ApiServer) -> None:
+    store = connected(api)
+    nodes = Nodes(store.api)
+    for name, ready in (("a", "True"), ("b", "False"), ("c", "Unknown")):
+        api.cluster.node(name, ready)
+    assert {n: node.is_ready for n, node in nodes.all().items()} == {
+        "a": True,
+        "b": False,
+        "c": None,
+    }
+    found = nodes.find("a")
+    assert found is not None
+    assert found.uid == api.cluster.objects["nodes", "", "a"]["metadata"]["uid"]
+    assert nodes.find("z") is None
+    api.cluster.pod("p", "a", "10.64.0.5", "fd00:64::5")
+    api.cluster.pod("done", "a", "10.64.0.6", phase="Succeeded")
+    api.cluster.pod("q", "b", "10.64.0.7")
+    assert nodes.pods("a") == [Pod("default", "p", "a", ("10.64.0.5", "fd00:64::5"))]
+    for number in range(600):
+        api.cluster.node(f"m{number}")
+    assert len(nodes.all()) == 603
+    core = dict(api.cluster.resources)
+    api.cluster.resources.pop(("", "v1", "nodes"))
+    with pytest.raises(Refused, match="no Nodes"):
+        nodes.find("a")  # no such path is not: no such Node
+    api.cluster.resources = core
+    store.close()
+
+
+def test_a_round_on_an_api_server(api: ApiServer) -> None:
+    api.reset()
+    api.tokens["r"] = User("system:serviceaccount:kube-system:cni-ipam-reconcile")
+    store = connected(api)
+    api.cluster.node("n1")
+    api.cluster.node("n2", "Unknown")
+    join(store, "n1")
+    join(store, "n2")
+    held = reconcile.lock(store, 1000)
+    assert held is not None
+    nodes = Nodes(store.api)
+    assert round_at(store, nodes, 1000) == Report([], [], [], [])
+    api.cluster.remove("nodes", "n1")
+    round_at(store, nodes, 2000)
+    assert round_at(store, nodes, 3000).gone == ["n1"]
+    assert holders(store) == ["n2", "n2"]
+    reconcile.unlock(store, held)
+    store.close()
