@@ -698,7 +698,7 @@ def test_lock_in_a_directory_that_was_replaced(tmp_path: Path) -> None:
         child = Child(ipam.add)
         wait_for_open(child.pid, tmp_path / "mynet" / "lock")
         (tmp_path / "mynet").rename(tmp_path / "old")
-        with open_store(str(tmp_path), "mynet", timeout=1) as second:
+        with open_store(str(tmp_path), "mynet", timeout=60) as second:
             assert second.reserve("10.1.2.2", b"x")
     assert child.value() == ["10.1.2.3/24"]
     assert leases(tmp_path) == {"10.1.2.2": "x", "10.1.2.3": "c1\r\neth0"}

@@ -111,7 +111,7 @@ def test_what_is_found_ends_the_name(name: str) -> None:
         "buildkit-cni",
         "local",
         "device",
-        "route-override",
+        "override",
         "win-bridge",
         "win-overlay",
         "x-win-bridge",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib import parse
 
 import msgspec
 
@@ -24,7 +24,7 @@ class Api:
     """Requests to an API server. Raises Refused, Unavailable for what no caller has to know."""
 
     def __init__(self, access: Access, timeout: float) -> None:
-        parts = urlsplit(access.server)
+        parts = parse.urlsplit(access.server)
         self.name = f"the Kubernetes API at {access.server}"
         self.timeout = timeout
         self._access = access
