@@ -21,6 +21,7 @@ from cni.protocol.request import check_network_name
 from . import cache, conflist, errors, formats, gojson, output
 from .completion import Network, Reserved
 from .ipam_problems import of_files, of_leases
+from .ipam_reconcile import reconcile
 from .table import Column, Table
 from .view import attachments, damage, networks
 from .view.attached import Attached, Places
@@ -156,6 +157,9 @@ def ipam(context: click.Context, cache_dir: str) -> None:
         rows=Table(_RANGES, rows),
         names=[f"{each.name} {one.text}" for each, one in ranges],
     )
+
+
+ipam.add_command(reconcile)
 
 
 def _options(needs_network: bool) -> Callable[[F], F]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cni.cli import main
 from cni.ipam.cluster import reconcile
 from cni.ipam.cluster.kubernetes_nodes import NodeObject, Nodes, Pod
 from cni.ipam.cluster.reconcile import Misplaced, Reconciler, Report
@@ -306,4 +308,46 @@ def test_a_round_on_an_api_server(api: ApiServer) -> None:
     assert round_at(store, nodes, 3000).gone == ["n1"]
     assert holders(store) == ["n2", "n2"]
     reconcile.unlock(store, held)
+    store.close()
+
+
+# --- the command ---
+
+
+def command(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, store: Any
+) -> Any:
+    """What a round prints as JSON."""
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps({"store": store}))
+    monkeypatch.setenv("CNI_CLUSTER_CONF", str(path))
+    code = main(["ipam", "reconcile", "--settle", "0", "-o", "json"])
+    printed = capfd.readouterr()
+    assert code == 0, printed.err
+    return json.loads(printed.out)
+
+
+def test_the_command_with_an_api_server(
+    api: ApiServer,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    api.reset()
+    api.tokens["r"] = User("system:serviceaccount:kube-system:cni-ipam-reconcile")
+    token = str(api.directory / "token")
+    where = {"type": "kubernetes", "server": api.url, "caFile": str(api.ca), "tokenFile": token}
+    store = connected(api)
+    api.cluster.node("n1")
+    join(store, "n1")
+    join(store, "n2")
+    assert command(capfd, monkeypatch, tmp_path, where)["unknown"] == ["n2"]
+    api.cluster.remove("nodes", "n1")
+    assert command(capfd, monkeypatch, tmp_path, where)["suspects"] == ["n1"]
+    report = command(capfd, monkeypatch, tmp_path, where)
+    assert report["gone"] == ["n1"]
+    assert len(report["freed"]) == 2
+    assert holders(store) == ["n2", "n2"]
+    reconcile.lock(store, store.clock() or 0)
+    assert command(capfd, monkeypatch, tmp_path, where) == {"locked": True}
     store.close()
