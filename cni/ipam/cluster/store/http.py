@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .interface import Refused, StoreError, Unavailable
 from .tls import Context, Trust, Why, explain
-from .wire import Address, Broken, Connection, Head, WireError
+from .wire import NO_ANSWER, Address, Broken, Connection, Head, WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -224,6 +224,9 @@ class Client:
         if isinstance(reason, str):
             if "speaks TLS" in reason:
                 return Why(reason, "use https:// in the endpoint")
+            if reason == NO_ANSWER and not address.is_tls:
+                remedy = "if it speaks TLS, use https:// in the endpoint; look into its log"
+                return Why(reason, remedy, is_final=False)
             return Why(reason, "look whether it is the store that listens there", is_final=False)
         return explain(reason, self._trust, address.host) or _why_not_connected(reason)
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator, Mapping
 
+CUT_OFF = "the connection was closed before the answer's end"
+NO_ANSWER = "the connection was closed without an answer"
+
 _CHUNK = 1 << 16
 _LARGEST_HEAD = 1 << 16
 _LAST_WORD = 0.5  # seconds to wait for a reason, when the server has closed
@@ -72,6 +75,7 @@ class Connection:
         self._used = time.monotonic()
         self._framing: tuple[str, int] = ("length", 0)
         self._keeps_open = False
+        self._received = False
 
     @classmethod
     def open(
@@ -128,6 +132,7 @@ class Connection:
             lines.append(f"Content-Length: {len(body)}")
         data = memoryview("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         try:
+            self._received = False
             while data:
                 self._sock.settimeout(_left(deadline))
                 data = data[self._sock.send(data[:_CHUNK]) :]
@@ -249,7 +254,7 @@ class Connection:
     def _fill(self, deadline: float) -> None:
         if not self._receive(deadline):
             self.close()
-            raise Broken("the connection was closed before the answer's end")
+            raise Broken(CUT_OFF if self._received else NO_ANSWER)
 
     def _receive(self, deadline: float) -> int:
         try:
@@ -259,6 +264,7 @@ class Connection:
             self.close()
             raise Broken(error) from error
         self._buffer += data
+        self._received = self._received or bool(data)
         return len(data)
 
 
