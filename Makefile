@@ -44,7 +44,7 @@ PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
 	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
-	lint format bench bench-node demo lock clean distclean
+	lint format bench bench-node bench-cluster demo lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -177,6 +177,9 @@ bench: $(TESTED) build-selfcontained ## compare with Debian's Go plugins, and pr
 
 bench-node: $(TESTED) ## what requests cost on a node with up to 900 pods (10 minutes)
 	$(RUN) -m tests.bench.node
+
+bench-cluster: $(TESTED) ## what claiming blocks costs in a real etcd of three members
+	$(RUN) -m tests.bench.cluster
 
 demo: dist/cni .cache/setup-demo.stamp ## network two namespaces, show them talking, clean up
 	tools/demo.sh
