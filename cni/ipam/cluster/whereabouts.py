@@ -1,0 +1,247 @@
+"""The keys of the whereabouts plugin, read as a pool of `cluster`.
+
+    {"type": "whereabouts", "range": "10.1.0.0/24", "exclude": ["10.1.0.0/28"],
+     "kubernetes": {"kubeconfig": "/etc/cni/net.d/whereabouts.d/whereabouts.kubeconfig"}}
+    → {"type": "cluster", "ranges": [[{"subnet": "10.1.0.0/24", "exclude": ["10.1.0.0/28"]}]],
+       "store": {"type": "kubernetes", "kubeconfig": "…"}}
+
+Keys of `cluster` may stand beside them. What has no meaning here, since there is no leader, no
+reconciler of its own and no second record of an address, is accepted and told of in `notes`.
+
+It differs in one thing: without `gateway`, whereabouts hands out the first address of a range; here
+the first address of the subnet is the gateway's, and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ...protocol import config
+from ...protocol.address import InvalidAddress, Prefix, parse_ip
+from ...protocol.errors import CNIError
+from .pool import check_word
+
+FLAT_FILES = (
+    "/etc/kubernetes/cni/net.d/whereabouts.d/whereabouts.conf",
+    "/etc/cni/net.d/whereabouts.d/whereabouts.conf",
+    "/host/etc/cni/net.d/whereabouts.d/whereabouts.conf",
+)
+_OTHER = "set logFile and logLevel of the network (docs/observability.md)"
+# Keys without a meaning, and why.
+_MEANINGLESS = {
+    "leader_lease_duration": "there is no leader",
+    "leader_renew_deadline": "there is no leader",
+    "leader_retry_period": "there is no leader",
+    "reconciler_cron_expression": "`cni ipam reconcile` and GC do that work",
+    "sleep_for_race": "there is no race to test",
+    "datastore": "`store` says where blocks are claimed",
+    "etcd_host": "`store` says where blocks are claimed",
+    "etcd_username": "`store` says where blocks are claimed",
+    "etcd_password": "`store` says where blocks are claimed",
+    "etcd_key_file": "`store` says where blocks are claimed",
+    "etcd_cert_file": "`store` says where blocks are claimed",
+    "etcd_ca_cert_file": "`store` says where blocks are claimed",
+    "log_file": _OTHER,
+    "log_level": _OTHER,
+    "overlapping_ranges": "addresses of one space are unique, whatever the ranges",
+}
+_READ = (
+    "type", "range", "range_start", "range_end", "exclude", "ipRanges", "gateway", "network_name",
+    "enable_overlapping_ranges", "node_slice_size", "kubernetes", "configuration_path", "addresses",
+)  # fmt: skip
+_LIST = "is not a list"
+
+
+class Converted(NamedTuple):
+    """The `ipam` object of `cluster`, and what there is to say to the operator, a line each."""
+
+    ipam: dict[str, Any]
+    notes: list[str]
+
+
+def convert(ipam: Mapping[str, Any], flat: Mapping[str, Any] | None = None) -> Converted:
+    """Read an `ipam` object; what it does not say is taken from the flat file's object `flat`.
+
+    Raises CNIError, which names the key.
+    """
+    given = _Keys(_merged(ipam, flat or {}))
+    notes: list[str] = []
+    made = given.others(notes)
+    made["type"] = "cluster"
+    ranges = _ranges(given, notes)
+    if ranges:
+        made["ranges"] = [[each] for each in ranges]
+        _put_gateway(given, ranges, notes)
+    name = given.text("network_name")
+    if name:
+        made["space"] = check_word(name, "network_name")
+    if given.get("enable_overlapping_ranges") is False:
+        notes.append(
+            "enable_overlapping_ranges: addresses of one space are unique all the same; give the "
+            "network a network_name of its own if they are to be handed out twice"
+        )
+    _put_block_size(given, made)
+    _put_store(given, made, notes)
+    if given.get("addresses"):
+        raise CNIError(
+            "addresses is not supported by whereabouts here",
+            "they would be given out without being recorded: use the plugin static for them",
+        )
+    return Converted(made, notes)
+
+
+def flat_file(
+    ipam: Mapping[str, Any], read: Callable[[str], bytes | None]
+) -> tuple[str, dict[str, Any]]:
+    """The flat file that counts: its path, and what is in it; empty if there is none.
+
+    `read` returns None for a file that does not exist. Raises CNIError.
+    """
+    own = _Keys(ipam).text("configuration_path")
+    for path in [own] if own else FLAT_FILES:
+        data = read(path)
+        if data is not None:
+            try:
+                found = config.decode_object(data)
+            except CNIError as error:
+                raise error.wrapped(f"{path}: ") from None
+            # The file has the keys of `ipam`, or an object `ipam` as a network has.
+            inner = config.lookup(found, "ipam")
+            return path, inner if isinstance(inner, dict) else found
+    if own:
+        raise CNIError(f"configuration_path {own} does not exist", "correct the key, or remove it")
+    return "", {}
+
+
+class _Keys:
+    """Values by key, whatever its case, as Go reads JSON."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = {key.lower(): (key, value) for key, value in values.items()}
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key.lower(), ("", None))[1]
+
+    def text(self, key: str) -> str:
+        value = self.get(key)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise CNIError(f"{key} is not a string", f"it is {value!r}")
+        return value
+
+    def others(self, notes: list[str]) -> dict[str, Any]:
+        """What is neither read here nor without meaning: the keys of `cluster`."""
+        read = {key.lower() for key in _READ}
+        found = {}
+        for low, (key, value) in self.values.items():
+            if low in _MEANINGLESS:
+                notes.append(f"{key} has no meaning here: {_MEANINGLESS[low]}")
+            elif low not in read:
+                found[key] = value
+        return found
+
+
+def _merged(ipam: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key.lower() for key in ipam}
+    return {**{key: value for key, value in flat.items() if key.lower() not in known}, **ipam}
+
+
+def _ranges(given: _Keys, notes: list[str]) -> list[dict[str, Any]]:
+    """The ranges, each a set of its own: a container gets an address of each."""
+    found = []
+    if given.text("range"):
+        found.append(_range(given, "range"))
+    else:
+        for key in ("range_start", "range_end", "exclude"):
+            if given.get(key):
+                notes.append(f"{key} is not used: it belongs to `range`, which is not given")
+    listed = given.get("ipRanges") or []
+    if not isinstance(listed, list):
+        raise CNIError(f"ipRanges {_LIST}", 'it is like [{"range": "10.1.0.0/24"}]')
+    for index, each in enumerate(listed):
+        if not isinstance(each, dict):
+            raise CNIError(f"ipRanges[{index}] is not an object", 'it is like {"range": "…"}')
+        found.append(_range(_Keys(each), f"ipRanges[{index}].range"))
+    return found
+
+
+def _range(given: _Keys, where: str) -> dict[str, Any]:
+    text = given.text("range").strip()
+    first, dash, rest = text.partition("-")
+    try:
+        subnet = Prefix.parse(rest if dash else text)
+        if dash:
+            parse_ip(first)
+    except InvalidAddress as error:
+        raise CNIError(
+            f"{where}: {error.msg}", "a range is like 10.1.0.0/24 or 10.1.0.10-10.1.0.20/24"
+        ) from None
+    made: dict[str, Any] = {"subnet": str(subnet.network)}
+    start, end = given.text("range_start"), given.text("range_end")
+    if dash:
+        start, end = start or first.strip(), end or rest.partition("/")[0].strip()
+    for key, name, value in (("range_start", "rangeStart", start), ("range_end", "rangeEnd", end)):
+        if value:
+            made[name] = _inside(subnet, value, f"{where} {key}")
+    exclude = given.get("exclude") or []
+    if not isinstance(exclude, list) or not all(isinstance(each, str) for each in exclude):
+        raise CNIError(f"{where}: exclude {_LIST} of texts", 'it is like ["10.1.0.0/28"]')
+    if exclude:
+        made["exclude"] = list(exclude)
+    return made
+
+
+def _inside(subnet: Prefix, text: str, where: str) -> str:
+    try:
+        packed = parse_ip(text)
+    except InvalidAddress as error:
+        raise CNIError(f"{where}: {error.msg}", "it is an address of the range") from None
+    if not subnet.contains(packed):
+        raise CNIError(f"{where}: {text} is not in {subnet.network}", "give one of the range")
+    return text
+
+
+def _put_gateway(given: _Keys, ranges: list[dict[str, Any]], notes: list[str]) -> None:
+    """whereabouts puts it on every address, of another family too; here where it belongs."""
+    gateway = given.text("gateway")
+    if not gateway:
+        return
+    try:
+        packed = parse_ip(gateway)
+    except InvalidAddress as error:
+        raise CNIError(f"gateway: {error.msg}", "it is like 10.1.0.1") from None
+    fitting = [each for each in ranges if Prefix.parse(each["subnet"]).contains(packed)]
+    for each in fitting:
+        each["gateway"] = gateway
+    if not fitting:
+        notes.append(f"gateway {gateway} is in none of the ranges: it is not used")
+
+
+def _put_block_size(given: _Keys, made: dict[str, Any]) -> None:
+    text = given.text("node_slice_size")
+    if not text:
+        return
+    digits = text.removeprefix("/")
+    if not (digits.isascii() and digits.isdigit()) or not 1 <= int(digits) <= 128:
+        raise CNIError(f"node_slice_size {text} is no prefix length", "it is like /26")
+    size = int(digits)
+    for each in made.get("ranges", ()):
+        is_v4 = Prefix.parse(each[0]["subnet"]).is_v4
+        if is_v4 and size > 32:
+            raise CNIError(f"node_slice_size {text} is too long for IPv4", "it is like /26")
+        made["blockSize" if is_v4 else "blockSizeV6"] = size
+
+
+def _put_store(given: _Keys, made: dict[str, Any], notes: list[str]) -> None:
+    own = given.get("kubernetes")
+    if own is None or "store" in made:
+        return
+    if not isinstance(own, dict):
+        raise CNIError("kubernetes is not an object", 'it is like {"kubeconfig": "/…"}')
+    keys = _Keys(own)
+    path = keys.text("kubeconfig")
+    made["store"] = {"type": "kubernetes", **({"kubeconfig": path} if path else {})}
+    if keys.text("k8s_api_root"):
+        notes.append("kubernetes.k8s_api_root is not used: the kubeconfig names the server")
