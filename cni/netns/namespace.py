@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _EMBEDDED = "_cni_embedded" in sys.builtin_module_names
 _NS_GET_NSTYPE, _NS_GET_ID = 0xB703, 0x8008B70D
 _CLONE_NEWNET = 0x40000000
+_NSFS = 0x6E736673  # the file system of namespaces
 _SO_NETNS_COOKIE = 71
 _SELF = "/proc/self/ns/net"
 
@@ -49,7 +50,7 @@ class Namespace:
         try:
             fd = _open(path)
         except OSError as error:
-            text = f'failed to Statfs "{path}": {(error.strerror or "").lower()}'
+            text = f'failed to Statfs "{path}": {_reason(error)}'
             raise _kind(error)(text) from None
         except ValueError as error:  # a NUL in the path
             raise NetnsError(f"{path!r}: {error}") from None
@@ -60,10 +61,14 @@ class Namespace:
                     namespace._netlink, namespace._client_jobs = _take_extras()
                 return namespace
             problem = f'"{path}" is a namespace, but not of the network'
-        except OSError:
+        except OSError as error:
             from . import libc
 
-            problem = f'unknown FS magic on "{path}": {libc.filesystem_magic(fd):x}'
+            magic = libc.filesystem_magic(fd)
+            if magic == _NSFS:  # it is one, and only the question has failed
+                os.close(fd)
+                raise NetnsUnknown(f'failed to look at "{path}": {_reason(error)}') from None
+            problem = f'unknown FS magic on "{path}": {magic:x}'
         os.close(fd)
         raise NetnsError(problem)
 
@@ -247,6 +252,10 @@ def _stat(path: str) -> os.stat_result:
     if not _handed_status:
         _handed_status.append(os.fstat(_handed[path]))
     return _handed_status[0]
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "").lower()
 
 
 def _kind(error: OSError) -> type[NetnsError]:

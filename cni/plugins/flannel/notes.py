@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from errno import EINVAL, ENOENT
 
 from ... import files
 from ...owner import Owner, file_name, network_key
@@ -46,7 +47,7 @@ class Note:
 
         The reference's own note stays: it may be that of the container's other interface.
         """
-        if os.path.islink(self.shared):
+        if _target(self.shared) is not None:
             _unlink(self.shared)
         try:
             os.symlink(os.path.basename(self.path), self.shared)
@@ -56,16 +57,14 @@ class Note:
     def load(self) -> bytes | None:
         """The contents of the note, or else of the reference's, or None. Raises CNIError."""
         data = _read(self.path)
-        if data is None and not os.path.islink(self.shared):
+        if data is None and _target(self.shared) is None:
             data = _read(self.shared)
         return data
 
     def remove(self) -> None:
         """Remove what load() read, the link to it, and a half-written note. Raises CNIError."""
-        if os.path.islink(self.shared):
-            if os.readlink(self.shared) == os.path.basename(self.path):
-                _unlink(self.shared)
-        elif not os.path.lexists(self.path):
+        target = _target(self.shared)
+        if target == os.path.basename(self.path) or (target is None and _is_gone(self.path)):
             _unlink(self.shared)
         _unlink(self.path)
         _unlink(self._making)
@@ -92,7 +91,7 @@ def notes(data_dir: str, keep: frozenset[Attachment]) -> Iterator[tuple[Attachme
             continue
         path = os.path.join(data_dir, name)
         container_id, _, ifname = name.partition(":")
-        if container_id and not os.path.islink(path) and os.path.isfile(path):
+        if container_id and _target(path) is None and os.path.isfile(path):
             data = _read(path)
             if data is not None:
                 yield Attachment(container_id, ifname), path, data
@@ -113,7 +112,7 @@ def remove(path: str) -> None:
     directory, target = os.path.split(path)
     for name in _names(directory):
         other = os.path.join(directory, name)
-        if os.path.islink(other) and os.readlink(other) == target:
+        if _target(other) == target:
             _unlink(other)
 
 
@@ -124,6 +123,26 @@ def _names(data_dir: str) -> list[str]:
         return []
     except (OSError, ValueError) as error:
         raise _explain("open", data_dir, error) from None
+
+
+def _target(path: str) -> str | None:
+    """Where a link leads; None if the path is none. Raises CNIError if that cannot be seen."""
+    try:
+        return os.readlink(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (EINVAL, ENOENT):
+            return None
+        raise _explain("read", path, error) from None
+
+
+def _is_gone(path: str) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError) as error:
+        raise _explain("read", path, error) from None
+    return False
 
 
 def _read(path: str) -> bytes | None:
