@@ -299,3 +299,49 @@ def test_what_a_killed_gc_leaves_the_next_one_removes(
                 chain.gc(log, [first])
                 assert pods_in(chain, tmp_path) == {f"pod{first:05}"}, (call, number)
     assert killed >= 2
+
+
+def test_gc_of_ports_asks_as_often_with_many_networks(
+    runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """A network's options are a chain of the maps' table; whether one is used is asked once."""
+    published = 0
+
+    def publish_up_to(count: int) -> None:
+        nonlocal published
+        for number in range(published, count):
+            address = f"10.{number}.0.2"
+            conf = chain.conf(portmap, number, result_with(f"{address}/24")) | {
+                "name": f"n{number}"
+            }
+            runtime.add("portmap", conf, container, container_id=f"pod{number:05}")
+        published = count
+
+    portmap: Json = {"type": "portmap", "backend": "nftables", "snat": True}
+    chain = Chain(runtime, lambda *_: container, [portmap])
+    log = tmp_path / "trace"
+    publish_up_to(3)
+    few = chain.gc(log, [])["portmap"]
+    publish_up_to(30)
+    many = chain.gc(log, [])["portmap"]
+    assert len(nets_of(runtime.host)) >= 30
+    assert many["netlink asked"] == few["netlink asked"]
+
+
+def result_with(address: str) -> Json:
+    """What a plugin in front of portmap gave."""
+    interfaces = [{"name": "eth0", "sandbox": "/run/netns/x"}]
+    return {
+        "cniVersion": VERSION,
+        "interfaces": interfaces,
+        "ips": [{"address": address, "interface": 0}],
+    }
+
+
+def nets_of(host: Netns) -> set[str]:
+    """portmap's chains, of which each network's options have one."""
+    return set(
+        re.findall(
+            r"chain (net-\w+)", host.exec(["nft", "list", "table", "ip", "cni_hostport"]).stdout
+        )
+    )
