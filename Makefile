@@ -175,7 +175,7 @@ test-all: $(TESTED) $(BOTH_BUILT) .cache/setup-runtime.stamp ## everything, as C
 bench: $(TESTED) build-selfcontained ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench
 
-bench-node: $(TESTED) ## what requests cost on a node with up to 900 pods (10 minutes)
+bench-node: $(TESTED) ## what requests cost on a node with up to 1,000 pods (10 minutes)
 	$(RUN) -m tests.bench.node
 
 bench-cluster: $(TESTED) ## what claiming blocks costs in a real etcd of three members

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from .interrupts import Undo
 from .kernel.errors import KernelError, NetnsError, NetnsMissing, NetnsUnknown
 from .netns import Namespace, same_namespace
-from .owner import Owner
+from .owner import Owner, all_of
 from .protocol import config
 from .protocol.errors import CNIError, DelegateError, InvalidNetns, from_exception, join
 from .protocol.request import Attachment, Request
@@ -94,6 +94,7 @@ class Call(Generic[C]):
         self._conf_prefix = conf_prefix
         self._conf: C | None = None
         self._owner: Owner | None = None
+        self._kept: tuple[frozenset[Attachment], list[Owner]] | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
 
@@ -328,8 +329,10 @@ class Call(Generic[C]):
     # --- the rest ---
 
     def owners(self, keep: frozenset[Attachment]) -> list[Owner]:
-        """The attachments that GC keeps, as owners in this network."""
-        return [Owner(self.network, a.container_id, a.ifname) for a in sorted(keep)]
+        """The attachments that GC keeps, as owners in this network: computed once a request."""
+        if self._kept is None or self._kept[0] is not keep:
+            self._kept = keep, all_of(self.network, sorted(keep))
+        return self._kept[1]
 
     def remember(self, result: Result | None = None) -> None:
         """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent).

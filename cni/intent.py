@@ -159,13 +159,13 @@ def drop_others(
     kept = {f"{owner.key}.{plugin}" for owner in keep}
     start, where = f"{network_key(network)}-", directory(env)
     try:
-        names = {name.rstrip(_PARTIAL + _GOING) for name in _names(where)}
+        others = set(_names(where)).difference(kept)
     except OSError as error:
         return Dropped([], [], [error])
+    ours = [name for name in others if plugin in name and name.startswith(start)]
+    names = {name.rstrip(_PARTIAL + _GOING) for name in ours} - kept
     return _put_aside(
-        f"{where}/{name}"
-        for name in sorted(names - kept)
-        if name.startswith(start) and name.partition(".")[2] == plugin
+        f"{where}/{name}" for name in sorted(names) if name.partition(".")[2] == plugin
     )
 
 

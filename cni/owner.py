@@ -7,13 +7,18 @@ docs/spec/common.md §2, §6.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 try:  # hashlib would load OpenSSL: 5 ms
     from _sha2 import sha512  # type: ignore[import-not-found]  # Python 3.12 and later
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found]
 
+KEY_SIZE = 33  # of an Owner.key, in bytes: all ASCII
+ALIAS_KEY_SIZE = 4 + KEY_SIZE  # of an Owner.alias_key
 # The longest texts that the kernel and its tools take, in bytes.
 ALIAS_MAX = 254  # IFALIASZ is 256, and a text of 255 bytes with its NUL is refused
 COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
@@ -76,6 +81,26 @@ class Owner(NamedTuple):
         """The name of the host's end of the attachment's veth pair; `attempt` after a collision."""
         seed = f"{self.network}\0{self.container_id}\0{self.ifname}\0{attempt}"
         return f"veth{digest(seed)[:8]}"
+
+
+class _Known(Owner):
+    """An owner whose key has been computed."""
+
+    key = ""
+
+
+def all_of(network: str, attachments: Iterable[tuple[str, str]]) -> list[Owner]:
+    """The owners of (container id, ifname) in a network, each of which computes its key once.
+
+    A GC is given every attachment of the network, and compares keys with all that there is.
+    """
+    start = f"{network_key(network)}-"
+    owners: list[Owner] = []
+    for container_id, ifname in attachments:
+        owner = _Known(network, container_id, ifname)
+        owner.key = start + digest(f"{ifname}:{container_id}")[:16]
+        owners.append(owner)
+    return owners
 
 
 def named_in(comment: str) -> Owner | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from errno import ENODEV
 
 from . import link, uapi
@@ -22,25 +22,23 @@ _DEFAULT_GROUP = 0  # that of every new link
 _IFINFO = struct.Struct("=BxHiII")  # family, kind, index, flags, flags that are changed
 
 
-def delete(sock: Netlink, links: Sequence[Link], taken: Collection[int]) -> None:
+def delete(sock: Netlink, links: Sequence[Link], listed: Sequence[bytes]) -> None:
     """Delete these links; those that are gone already are success.
 
     An index may be that of another link by now. Membership of a group is the link's own, and not
     its index's: so once they are in the group, each is compared by name and alias with what was
     listed, and another's link is put back into the default group before the rest is deleted.
 
-    `taken` are the groups that links are in. The links come into a group of a random number, which
-    is none of those. A process that is killed in between leaves links that are as they were but for
-    that number. Raises NetlinkError.
+    `listed` is what link.dump() gave. The links come into a group of a random number, in which none
+    of those is. A process that is killed in between leaves links that are as they were but for that
+    number. Raises NetlinkError.
     """
     if not links:
         return
-    group = _free_group(taken)
+    group = _free_group(listed)
     outcomes = sock.batch([_move(each.index, group) for each in links])
-    known = {(each.index, each.name, each.alias) for each in links}
-    members = [each for each in link.list_all(sock) if each.group == group]
-    strangers = [each for each in members if (each.index, each.name, each.alias) not in known]
-    for failed in sock.batch([_move(each.index, _DEFAULT_GROUP) for each in strangers]):
+    strangers = _strangers(sock, links, group)
+    for failed in sock.batch([_move(index, _DEFAULT_GROUP) for index in strangers]):
         if failed is not None and failed.errno != ENODEV:
             raise failed  # with the group nothing may be deleted
     try:
@@ -53,6 +51,23 @@ def delete(sock: Netlink, links: Sequence[Link], taken: Collection[int]) -> None
             raise outcome
 
 
+def _strangers(sock: Netlink, links: Sequence[Link], group: int) -> list[int]:
+    """The indexes of those in the group that are none of the links, by name and alias."""
+    known = {
+        each.index: (nl.text(uapi.IFLA_IFNAME, each.name), nl.text(uapi.IFLA_IFALIAS, each.alias))
+        for each in links
+    }
+    member = nl.u32(uapi.IFLA_GROUP, group)
+    strangers = []
+    for data in link.dump(sock):
+        if member in data:
+            index = link.index_in(data)
+            name, alias = known.get(index, (b"", b""))
+            if not (name and name in data and alias in data) and link.parse(data).group == group:
+                strangers.append(index)
+    return strangers
+
+
 def _move(index: int, group: int) -> nl.Message:
     return uapi.RTM_NEWLINK, _message(index, group), 0
 
@@ -61,9 +76,10 @@ def _message(index: int, group: int) -> bytes:
     return _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(uapi.IFLA_GROUP, group)
 
 
-def _free_group(taken: Collection[int]) -> int:
+def _free_group(listed: Sequence[bytes]) -> int:
     """The number of a group in which no link is; not 0, which is that of every new link."""
     while True:
         group = int.from_bytes(os.urandom(4), sys.byteorder)
-        if group and group not in taken:
+        member = nl.u32(uapi.IFLA_GROUP, group)
+        if group and not any(member in data for data in listed):
             return group

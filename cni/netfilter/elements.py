@@ -70,6 +70,26 @@ def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
     return matches
 
 
+def unwanted(messages: list[bytes], prefix: str, keep: Collection[str]) -> list[Element]:
+    """The elements of a dump whose comment begins with `prefix`, and with none of `keep`.
+
+    All of `keep` are of one length, and begin with `prefix`. A message in which nothing but them
+    begins so is not taken apart.
+    """
+    mark = prefix.encode()
+    size = max(map(len, keep), default=0)
+    rest = {each[len(prefix) :].encode() for each in keep}
+    end = size - len(prefix)
+    doubtful = [
+        data for data in messages if any(part[:end] not in rest for part in data.split(mark)[1:])
+    ]
+    return [
+        element
+        for element in matching(doubtful, [mark])
+        if element.comment.startswith(prefix) and element.comment[:size] not in keep
+    ]
+
+
 def has_more_than(messages: list[bytes], number: int) -> bool:
     """Has a dump more than `number` elements? Stops counting there."""
     listed = (raw for data in messages for raw in _listed(data))
@@ -149,16 +169,12 @@ def remove(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change
 
 
 def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] = ()) -> None:
-    """Afterwards there is no element whose comment starts with `prefix` and is not in `keep`.
+    """Afterwards there is no element that is `unwanted`.
 
     Looks again when another process has deleted one of them in between. Raises NetlinkError.
     """
     for last in (False, False, False, True):
-        stale = [
-            element
-            for element in matching(dump(table, name), [prefix.encode()])
-            if element.comment.startswith(prefix) and element.comment not in keep
-        ]
+        stale = unwanted(dump(table, name), prefix, keep)
         try:
             nft.transact([*remove(table, name, stale)])
             return

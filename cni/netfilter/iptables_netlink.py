@@ -242,6 +242,20 @@ class Rules:
         return [(uapi.NFT_MSG_NEWCHAIN, payload, nl.NLM_F_CREATE)]
 
 
+def present(v6: bool, table: str, rules: list[str]) -> list[str]:
+    """Those of the rules that are there, those of a chain in their order: without a fork.
+
+    Empty also if that cannot be known here: iptables-save says it then. Only the rules' chains are
+    read, one request each, where the tool reads all of the table, each chain by itself.
+    """
+    if not is_the_tool(v6):
+        return []
+    try:
+        return [line for line in Rules(v6, table).saved(rules) or [] if line.startswith("-A")]
+    except (OSError, Unwritable):
+        return []
+
+
 def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> bool:
     """Add the lines that `plan` returns; call it again if the rules have changed meanwhile.
 

@@ -27,7 +27,15 @@ DEFAULT_VERSION = VERSIONS[0]
 
 # Maps, whose keys keep their spelling: no plugin's key is below them. With each the zero value of
 # its values, for which null stands there.
-VERBATIM: dict[str, Any] = {"prevresult": None, "sysctl": "", "labels": "", "capabilities": False}
+VERBATIM: dict[str, Any] = {
+    "prevresult": None,
+    "sysctl": "",
+    "labels": "",
+    "capabilities": False,
+    # no maps, but in no plugin's Conf either, and long
+    "cni.dev/valid-attachments": None,
+    "cni.dev/attachments": None,
+}
 
 
 def fold(name: str) -> str:

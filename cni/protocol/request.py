@@ -208,7 +208,9 @@ def valid_attachments(raw: dict[str, Any]) -> frozenset[Attachment] | None:
 def _attachment(entry: Any) -> Attachment | None:
     if not isinstance(entry, dict):
         return None
-    container_id, ifname = lookup(entry, "containerID"), lookup(entry, "ifname")
+    container_id, ifname = entry.get("containerID"), entry.get("ifname")
+    if container_id is None or ifname is None or len(entry) > 2:  # in another case, or twice
+        container_id, ifname = lookup(entry, "containerID"), lookup(entry, "ifname")
     if isinstance(container_id, str) and isinstance(ifname, str) and container_id and ifname:
         return Attachment(container_id, ifname)
     return None

@@ -122,6 +122,28 @@ class Maps:
         nft.transact(changes)
 
 
+class Allowed:
+    """Firewall's element."""
+
+    place = Table("inet", "floor_firewall")
+
+    def __init__(self) -> None:
+        key = "ipv4_addr"
+        nft.transact(
+            [
+                expressions.new_table(self.place),
+                expressions.new_set(self.place, "allowed4", 1, key, None),
+            ]
+        )
+        self.items = [Element(ADDRESS.ip, b"", "", OWNER.comment)]
+
+    def add(self) -> None:
+        nft.transact([*elements.insert(self.place, "allowed4", self.items)])
+
+    def delete(self) -> None:
+        nft.transact([*elements.remove(self.place, "allowed4", self.items)])
+
+
 def measure(steps: dict[str, tuple[list[Step], list[Step]]], rounds: int) -> dict[str, float]:
     """All in every round; each is a list of steps for ADD and one for DEL."""
     times: dict[str, list[float]] = {}
@@ -139,7 +161,7 @@ def measure(steps: dict[str, tuple[list[Step], list[Step]]], rounds: int) -> dic
 def main(path: str, rounds: int, bridge: str = "brfloor") -> None:
     with Namespace.open(path) as netns, Netlink() as host:
         netns.run(os.getpid)
-        pair, maps = Pair(host, netns, bridge), Maps()
+        pair, maps, allowed = Pair(host, netns, bridge), Maps(), Allowed()
         found = measure(
             {
                 "bridge": ([pair.add], [pair.delete]),
@@ -148,6 +170,7 @@ def main(path: str, rounds: int, bridge: str = "brfloor") -> None:
                     [pair.delete, masq_delete],
                 ),
                 "portmap (nftables)": ([maps.add], [maps.delete]),
+                "firewall (nftables)": ([allowed.add], [allowed.delete]),
             },
             rounds,
         )

@@ -189,6 +189,19 @@ LISTING = {
 }
 
 
+def with_iptables(tmp_path: Path) -> list[Json]:
+    bridge = {"type": "bridge", "bridge": "brflat", "isDefaultGateway": True, "ipMasq": True}
+    return [
+        {**bridge, "ipMasqBackend": "iptables", "ipam": host_local(tmp_path)},
+        {"type": "portmap", "backend": "iptables"},
+        {"type": "firewall", "backend": "iptables", "ingressPolicy": "same-bridge"},
+    ]
+
+
+# A DEL of what host-local's index does not know reads all files, if they are 128 at most.
+SMALL_DIRECTORY = ("bridge DEL again: files", "bridge DEL again: entries of")
+
+
 def plugins_of(form: str, tmp_path: Path) -> list[Json]:
     bridge = {"type": "bridge", "bridge": "brflat", "isDefaultGateway": True, "ipMasq": True}
     masquerading = {"ipMasqSet": True} if form == "set" else {"ipMasqBackend": "nftables"}
@@ -227,6 +240,36 @@ def test_no_verb_costs_more_with_many_containers(
         if count > few[verb][what]
     ]
     grown = [line for line in grown if not line.startswith(LISTING[form])]
+    assert grown == [], "\n".join(grown)
+
+
+@pytest.mark.timeout(600)
+def test_iptables_is_asked_as_often_with_many_containers(
+    runtime: Runtime,
+    netns: Callable[..., Netns],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """iptables has no index, so chains have to be read, and get longer; but each is read once.
+
+    No file or directory of another attachment is looked at.
+    """
+    chain = Chain(runtime, netns, with_iptables(tmp_path))
+    log = tmp_path / "trace"
+    with serving(runtime, tmp_path_factory.mktemp("s") / "s", "--workers", "2"):
+        chain.grow(FEW)
+        chain.visit(log)
+        few = least(chain.visit(log), chain.visit(log))
+        chain.grow(3 * FEW)
+        many = least(chain.visit(log), chain.visit(log))
+    grown = [
+        f"{verb}: {what}: {few[verb][what]} with {FEW}, {count} with {3 * FEW}"
+        for verb, cost in many.items()
+        for what, count in sorted(cost.items())
+        if count > few[verb][what]
+        and what not in ("netlink answered", "netlink bytes answered")
+        and not f"{verb}: {what}".startswith(SMALL_DIRECTORY)
+    ]
     assert grown == [], "\n".join(grown)
 
 
@@ -299,3 +342,49 @@ def test_what_a_killed_gc_leaves_the_next_one_removes(
                 chain.gc(log, [first])
                 assert pods_in(chain, tmp_path) == {f"pod{first:05}"}, (call, number)
     assert killed >= 2
+
+
+def test_gc_of_ports_asks_as_often_with_many_networks(
+    runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """A network's options are a chain of the maps' table; whether one is used is asked once."""
+    published = 0
+
+    def publish_up_to(count: int) -> None:
+        nonlocal published
+        for number in range(published, count):
+            address = f"10.{number}.0.2"
+            conf = chain.conf(portmap, number, result_with(f"{address}/24")) | {
+                "name": f"n{number}"
+            }
+            runtime.add("portmap", conf, container, container_id=f"pod{number:05}")
+        published = count
+
+    portmap: Json = {"type": "portmap", "backend": "nftables", "snat": True}
+    chain = Chain(runtime, lambda *_: container, [portmap])
+    log = tmp_path / "trace"
+    publish_up_to(3)
+    few = chain.gc(log, [])["portmap"]
+    publish_up_to(30)
+    many = chain.gc(log, [])["portmap"]
+    assert len(nets_of(runtime.host)) >= 30
+    assert many["netlink asked"] == few["netlink asked"]
+
+
+def result_with(address: str) -> Json:
+    """What a plugin in front of portmap gave."""
+    interfaces = [{"name": "eth0", "sandbox": "/run/netns/x"}]
+    return {
+        "cniVersion": VERSION,
+        "interfaces": interfaces,
+        "ips": [{"address": address, "interface": 0}],
+    }
+
+
+def nets_of(host: Netns) -> set[str]:
+    """portmap's chains, of which each network's options have one."""
+    return set(
+        re.findall(
+            r"chain (net-\w+)", host.exec(["nft", "list", "table", "ip", "cni_hostport"]).stdout
+        )
+    )

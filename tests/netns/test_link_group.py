@@ -123,8 +123,8 @@ def test_links_that_are_gone_are_no_error(host: Netns) -> None:
         with Netlink() as sock:
             listed = [link.get(sock, each.veth()) for each in going]
             link.delete(sock, listed[1].index)
-            link_group.delete(sock, listed, set())
-            link_group.delete(sock, listed, set())
+            link_group.delete(sock, listed, [])
+            link_group.delete(sock, listed, [])
 
     host.run(inside)
     assert names(host) == set()
@@ -155,7 +155,7 @@ def test_an_index_that_is_another_link_s_by_now(host: Netns, count: int) -> None
             listed = [link.get(sock, each.veth()) for each in going]
             link.delete(sock, listed[0].index)
             host.ip("link", "add", "eth7", "index", str(listed[0].index), "type", "bridge")
-            link_group.delete(sock, listed, set())
+            link_group.delete(sock, listed, [])
 
     host.run(inside)
     assert names(host) == set()

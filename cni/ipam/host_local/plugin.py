@@ -169,6 +169,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     except OSError as error:
         raise explain("open", location.path, error) from None
     ids = frozenset(each.container_id for each in keep)
+    kept = {content_of(*each) for each in keep}  # of nearly all, which need no closer look
     steps = Steps()
 
     def unreadable(error: CNIError) -> None:
@@ -178,7 +179,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     stale = {
         name: content
         for name, content in scan(location.path, unreadable)
-        if is_address(name) and not _is_kept(call, name, content, keep, ids)
+        if content not in kept and is_address(name) and not _is_kept(call, name, content, keep, ids)
     }
     with location.open() as store:
         for name, content in stale.items():

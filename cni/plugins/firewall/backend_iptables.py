@@ -236,13 +236,13 @@ def check(want: Want, *, accept: bool = True) -> list[str]:
     problems = []
     for v6, addresses in want.families:
         tool = "ip6tables" if v6 else "iptables"
+        rules = [item.rule for item in _shared(want, accept)]
+        rules += _own_rules(addresses) if accept else []
         try:
-            saved = iptables.save(v6, "filter")
+            saved = _saved(v6, rules)
         except IptablesError as error:
             problems.append(f"{tool} cannot be read: {error}")
             continue
-        rules = [item.rule for item in _shared(want, accept)]
-        rules += _own_rules(addresses) if accept else []
         have = {_without_comment(line) for line in saved}
         problems += [
             _difference(rule, tool) for rule in rules if _without_comment(rule) not in have
@@ -250,6 +250,14 @@ def check(want: Want, *, accept: bool = True) -> list[str]:
         if _isolation_is_late(saved, rules):
             problems.append(f"the jump to {_STAGE1} comes after that to {_FORWARD} in {tool}")
     return problems
+
+
+def _saved(v6: bool, rules: list[str]) -> list[str]:
+    """These rules, if all are there; else all of the table. Raises IptablesError."""
+    from ...netfilter import iptables_netlink
+
+    present = iptables_netlink.present(v6, "filter", rules)
+    return present if len(present) == len(set(rules)) else iptables.save(v6, "filter")
 
 
 def _without_comment(rule: str) -> str:
@@ -281,6 +289,14 @@ def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
                 errors.append(CNIError(text, error.details))
     if errors:
         raise join(errors)
+
+
+def may_have(addresses: list[Prefix]) -> bool:
+    """May there be rules of any of these addresses? Costs no fork; yes if nobody can tell."""
+    return any(
+        iptables.has_legacy_table(v6, "filter") or bool(_nft_rules(v6, family))
+        for v6, family in by_family(addresses)
+    )
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:

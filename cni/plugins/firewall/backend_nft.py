@@ -193,8 +193,7 @@ def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> N
     If none is kept, the policies of the network's bridges go, too. Raises CNIError.
     """
     _ = addresses, zone
-    comments = {owner.comment for owner in keep}
-    _delete(SETS, f"{network_key(network)}-", comments)
+    _delete(SETS, f"{network_key(network)}-", {owner.key for owner in keep})
     if not keep:
         _delete(("bridges", "within"), f"{network_key(network)}, ", ())
 

@@ -94,7 +94,7 @@ def delete(call: Call[Conf]) -> None:
     previous = steps.run(_previous_addresses, call) or []
     unknown = [address for address in previous if address not in noted]
     addresses = _release(call, call.owner.key, noted, steps)
-    if _used_without_owners(conf, unknown):  # else nobody's rules can be taken for ours
+    if _may_have_rules(conf, unknown):  # else nobody's rules can be taken for ours
         addresses += steps.run(_not_in_use, call, unknown) or []
     zone = next(map(_noted_zone, _forgotten(call)), zone_of(conf))
     for backend in _load_used(conf, addresses):
@@ -199,6 +199,19 @@ def _used_without_owners(conf: Conf, addresses: list[Prefix]) -> list[str]:
     if addresses and conf.backend != "iptables" and _firewalld_runs()[0]:
         used.append("firewalld")
     return used
+
+
+def _may_have_rules(conf: Conf, addresses: list[Prefix]) -> bool:
+    """May there be rules of these addresses, whoever has them, that do not name their owner?
+
+    Of a DEL that is repeated mostly none: then the notes of all attachments need not be read.
+    """
+    used = _used_without_owners(conf, addresses)
+    if used != ["iptables"]:
+        return bool(used)
+    from . import backend_iptables
+
+    return backend_iptables.may_have(addresses)
 
 
 def _is_nft_used() -> bool:

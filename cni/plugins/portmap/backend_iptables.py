@@ -309,9 +309,16 @@ def gc(network: str, keep: list[Owner]) -> list[Port]:
 
 def check(want: Want, holders: LoadHolders) -> list[str]:
     """What is missing, a line each. Raises IptablesError."""
+    from ...netfilter import iptables_netlink
+
     _ = holders  # every attachment of a container has its rules here
     problems = []
     for address in want.addresses:
+        rules = [*texts.shared_rules(want), *texts.container_rules(want, address)]
+        rules += texts.entry_rules(want)
+        present = iptables_netlink.present(not address.is_v4, "nat", rules)
+        if set(present).issuperset(rules):
+            continue
         saved = iptables.save(not address.is_v4, "nat")
         missing = _missing(want, address, saved)
         start = f"could not check ipv{4 if address.is_v4 else 6} dnat"

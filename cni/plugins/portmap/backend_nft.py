@@ -313,12 +313,9 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
 
 def gc(network: str, keep: list[Owner]) -> list[Port]:
     """Remove what the network's owners published that are not in `keep`. Raises CNIError."""
-    kept, prefix = {owner.key for owner in keep}, f"{network_key(network)}-"
+    kept = {owner.key for owner in keep}
     return _remove_everywhere(
-        lambda family: index.matching(
-            family, prefix, lambda c: c.startswith(prefix) and c[:KEY] not in kept
-        ),
-        sweep=True,
+        lambda family: index.unwanted(family, network_key(network), kept), sweep=True
     )
 
 
@@ -361,10 +358,11 @@ def _remove(family: str, find: _Find, sweep: bool) -> list[Port]:
 def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
     """The elements, then the networks' chains that no other element leads to; or the table."""
     counts = Table(family, TABLE).rule_counts()
+    uses = Table(family, TABLE).chain_uses() if sweep else {}
     leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
 
     def has_others(chain: str) -> bool:
-        use = Table(family, TABLE).chain_use(chain)
+        use = uses.get(chain, 0) if sweep else Table(family, TABLE).chain_use(chain)
         return use > counts.get(chain, 0) + leading.count(chain)
 
     unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]

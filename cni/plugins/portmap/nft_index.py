@@ -136,6 +136,14 @@ def matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Element
     return found
 
 
+def unwanted(family: str, network: str, keep: Collection[str]) -> Elements:
+    """The elements of a network's owners whose keys are not in `keep`; `network` is its key."""
+    return {
+        name: elements.unwanted(elements.dump(Table(family, TABLE), name), f"{network}-", keep)
+        for name in (*NAMES, *INDEX)
+    }
+
+
 def merged(parts: Iterable[Elements]) -> Elements:
     """All of these together, each element once."""
     together: dict[str, dict[Element, None]] = {name: {} for name in (*NAMES, *INDEX)}

@@ -153,7 +153,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
     directory = directory_of(directory)
     kept = list(keep)
     names = {_name(owner) for owner in kept}
-    unfinished = {f".{owner.key}" for owner in kept}
+    begins, unfinished = f".{network_key(network)}-", {f".{owner.key}" for owner in kept}
     try:
         entries = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -162,7 +162,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
     for entry in entries:
         path = os.path.join(directory, entry)
         try:
-            if entry.startswith(f".{network_key(network)}-"):
+            if entry.startswith(begins):
                 doomed = entry not in unfinished
             else:
                 ours = entry.endswith(".json") and entry not in names

@@ -108,10 +108,15 @@ def check(
     owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
 ) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
+    from ....netfilter import iptables_netlink
+
     _ = handles
     problems = {}
     for v6, family in by_family(prefixes):
-        saved = set(_saved_if_any(owner, v6))
+        wanted = list(dict.fromkeys(rule for one in family for rule in rules_of(owner, one)))
+        saved = set(iptables_netlink.present(v6, "nat", wanted))
+        if not saved.issuperset(wanted):
+            saved = set(_saved_if_any(owner, v6))
         for prefix in family:
             want = rules_of(owner, prefix)
             if not saved.issuperset(want):

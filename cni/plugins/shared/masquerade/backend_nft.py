@@ -144,7 +144,7 @@ def _noted(owner: Owner, handles: Sequence[int]) -> list[Rule]:
 
 def gc(network: str, keep: list[Owner]) -> None:
     """Remove the rules of the network's attachments that are not in `keep`. Raises CNIError."""
-    _delete(f"{network_key(network)}-", {owner.comment for owner in keep})
+    _delete(f"{network_key(network)}-", {owner.key for owner in keep})
 
 
 def _delete(prefix: str, keep: set[str]) -> None:

@@ -101,11 +101,7 @@ def gc(network: str, keep: list[Owner]) -> None:
     """Remove the elements of the network's attachments that are not in `keep`. Raises CNIError."""
     prefix, kept = f"{network_key(network)}-", {owner.key for owner in keep}
 
-    def stale() -> list[Element]:
-        listed = elements.matching(elements.dump(TABLE, BY_OWNER), [prefix.encode()])
-        return [e for e in listed if e.comment.startswith(prefix) and _key_in(e) not in kept]
-
-    _remove(stale)
+    _remove(lambda: elements.unwanted(elements.dump(TABLE, BY_OWNER), prefix, kept))
 
 
 def check(
