@@ -47,7 +47,7 @@ ROUTE = Record(
         Key(
             "gw",
             Text("address"),
-            "next hop",
+            "next hop; routes that differ in it alone are one multipath route",
             absent="the gateway of the address, of the same family",
             example="10.1.2.1",
         ),

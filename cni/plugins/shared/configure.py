@@ -62,8 +62,8 @@ def interface(
     gateways = _gateways(mine)
     if AF_INET6 in gateways and not nodad:
         _settle(netns, index, name)
-    for wanted in result.routes:
-        add_route(sock, index, name, wanted, gateways)
+    for several in _by_destination(result.routes):
+        add_route(sock, index, name, several, gateways)
 
 
 def _prepare(
@@ -127,18 +127,56 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
         ) from None
 
 
-def add_route(
-    sock: Netlink, index: int, name: str, wanted: config.Route, gateways: dict[int, bytes]
-) -> None:
-    """Add one route of a result. Without `gw` it goes via its family's entry in `gateways`, if any.
+def _by_destination(routes: list[config.Route]) -> list[list[config.Route]]:
+    """The routes, those that differ in their gateway alone together: they are one, to the kernel.
 
-    Raises CNIError.
+    A route that is there twice, with the same gateway, stays alone, and the kernel refuses it.
     """
+    groups: list[list[config.Route]] = []
+    known: dict[object, list[config.Route]] = {}
+    for wanted in routes:
+        key = (wanted.dst, wanted.table or route.TABLE_MAIN, wanted.priority, wanted.scope or 0)
+        group = known.get(key)
+        hops = [each.gw for each in group or ()]
+        if group is not None and wanted.gw and None not in hops and wanted.gw not in hops:
+            group.append(wanted)
+        else:
+            known[key] = [wanted]
+            groups.append(known[key])
+    return groups
+
+
+def add_route(
+    sock: Netlink, index: int, name: str, wanted: list[config.Route], gateways: dict[int, bytes]
+) -> None:
+    """Add a route of a result; several are one route, with their gateways as next hops.
+
+    Without `gw` it goes via its family's entry in `gateways`, if any. Raises CNIError.
+    """
+    hops = [_entry(index, each, gateways) for each in wanted]
+    entry = hops[0]
+    try:
+        if len(hops) == 1:
+            route.add(sock, entry)
+        else:
+            route.add_multipath(sock, hops)
+    except (NetlinkError, struct.error) as error:
+        text = (
+            f"{', '.join(map(str, hops))} dev {name} metric {entry.priority} "
+            f"(Scope: {entry.scope}, Table: {entry.table})"
+        )
+        details = ""
+        if isinstance(error, NetlinkError) and error.errno == EEXIST:
+            details = "the routes of ipam, and isDefaultGateway if it is set, ask for it twice"
+        raise CNIError(f"failed to add route '{text}': {error}", details) from None
+
+
+def _entry(index: int, wanted: config.Route, gateways: dict[int, bytes]) -> route.Route:
     dst = Prefix.parse(wanted.dst)
     gateway = parse_ip(wanted.gw) if wanted.gw else gateways.get(dst.family, b"")
     if gateway == bytes(4) or gateway == bytes(16):
         gateway = b""  # as in the reference, 0.0.0.0 stands for a route without a gateway
-    entry = route.Route(
+    return route.Route(
         dst,
         index,
         gateway,
@@ -146,17 +184,6 @@ def add_route(
         table=wanted.table or route.TABLE_MAIN,
         scope=wanted.scope or route.SCOPE_UNIVERSE,
     )
-    try:
-        route.add(sock, entry)
-    except (NetlinkError, struct.error) as error:
-        text = (
-            f"{entry} dev {name} metric {entry.priority} "
-            f"(Scope: {entry.scope}, Table: {entry.table})"
-        )
-        details = ""
-        if isinstance(error, NetlinkError) and error.errno == EEXIST:
-            details = "the routes of ipam, and isDefaultGateway if it is set, ask for it twice"
-        raise CNIError(f"failed to add route '{text}': {error}", details) from None
 
 
 def default_route(family: int) -> Prefix:
