@@ -49,6 +49,8 @@ def interface(
     name = call.ifname
     if not result.interfaces:
         raise CNIError("no interfaces to configure")
+    if getattr(call.conf, "no_default_route", False):  # a key of some main plugins
+        result.routes = [each for each in result.routes if Prefix.parse(each.dst).length]
     sock = netns.netlink()
     mine = [ip for ip in result.ips if _is_for(ip, name, result)]
     has_v6 = any(not ip.prefix.is_v4 for ip in mine)
@@ -70,6 +72,7 @@ def _prepare(
     call: Call[Any], netns: Namespace, settings: list[tuple[str, str]], *, ipv6: bool
 ) -> None:
     """Write the interface's sysctls, and enable IPv6 where it is wanted. Raises CNIError."""
+    settings = settings + router_settings(call.conf, call.ifname)
     steps = [(sysctl.WRITE, key, value) for key, value in settings]
     enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
     if not steps and not enabling:
@@ -81,6 +84,24 @@ def _prepare(
         raise CNIError(error.strerror or str(error)) from None
     if warning:
         call.log(warning)
+
+
+def set_up(call: Call[Any], netns: Namespace, index: int) -> None:
+    """Set CNI_IFNAME up without addresses. Raises NetlinkError."""
+    settings = router_settings(call.conf, call.ifname)
+    if settings:
+        netns.sysctls([(sysctl.WRITE, key, value) for key, value in settings])
+    link.change(netns.netlink(), index, up=True)
+
+
+def router_settings(conf: Any, ifname: str) -> list[tuple[str, str]]:
+    """The sysctls of `acceptRA` and `autoconf`, of the main plugins that have these keys."""
+    pairs = (("accept_ra", "accept_ra"), ("autoconf", "autoconf"))
+    return [
+        (f"net/ipv6/conf/{ifname}/{name}", "1" if wanted else "0")
+        for name, key in pairs
+        if (wanted := getattr(conf, key, None)) is not None
+    ]
 
 
 def _is_for(ip: IPConfig, name: str, result: Result) -> bool:

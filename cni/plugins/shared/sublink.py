@@ -31,6 +31,9 @@ class Conf(config.NetConf):
     master: str = ""
     mtu: int = 0
     link_in_container: bool = False
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
 
 
 def default_route_link(sock: Netlink) -> str:
