@@ -58,6 +58,11 @@ TABLE: dict[str, Plugin] = {
         versions=config.VERSIONS[2:],
         conf_error="failed to parse network configuration: ",
     ),
+    "bond": Plugin(
+        "cni.plugins.bond.plugin",
+        "joins several links to one that outlives the failure of some",
+        conf_error="Failed to load configuration file, error = ",
+    ),
     "bridge": Plugin("cni.plugins.bridge.plugin", "connects containers to a Linux bridge"),
     "cluster": Plugin(
         "cni.ipam.cluster.plugin",

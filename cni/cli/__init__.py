@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan:plan", "Judge", "Say what an ADD would do, without doing it."),
     "doctor": ("doctor:doctor", "Judge", "Find what is wrong with this node, and what mends it."),
     "test": ("probe.command:test", "Judge", "Attach two containers, and send packets."),
+    "conform": ("conform.command:conform", "Judge", "Run plugins against the specification."),
     "sysdump": ("sysdump.command:sysdump", "Judge", "Put what a bug report needs into a file."),
     "trace": ("trace.command:trace", "Judge", "Time each step of an ADD, CHECK or DEL."),
     "explain": ("explain:explain", "Judge", "Explain a plugin's keys, or one of them."),

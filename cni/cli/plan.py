@@ -336,6 +336,17 @@ def _vrf(situation: Situation) -> Iterator[str]:
     yield f"put {situation.ifname} into it"
 
 
+def _bond(situation: Situation) -> Iterator[str]:
+    links = situation.get("links")
+    names = [str(each.get("name")) for each in links or () if isinstance(each, dict)]
+    where = "the container's" if situation.get("linksInContainer") else "the node's"
+    yield f"make the bond {situation.ifname} ({situation.text('mode')}) in the container"
+    if not situation.get("linksInContainer"):
+        yield f"move {', '.join(names)} into the container"
+    yield f"make {where} links {', '.join(names)} ports of {situation.ifname}"
+    yield from _addresses_of(situation)
+
+
 def _flannel(situation: Situation) -> Iterator[str]:
     from cni.plugins.flannel import subnet_env
 
@@ -352,6 +363,7 @@ def _sample(_situation: Situation) -> Iterator[str]:
 
 
 TELLERS: dict[str, Tell] = {
+    "bond": _bond,
     "bridge": _bridge,
     "ptp": _ptp,
     "macvlan": _on_master,

@@ -5,11 +5,14 @@ from __future__ import annotations
 from .common import (
     ARG_MAC,
     BACKEND,
+    HOST_INTERFACE_NAME,
     IP_MASQ,
     IPAM,
     MASQ_RULES,
     MASQ_SET,
+    NO_DEFAULT_ROUTE,
     OVERRIDING_DNS,
+    ROUTER_KEYS,
     RUNTIME_MAC,
     args,
     runtime,
@@ -133,6 +136,9 @@ PLUGIN = Plugin(
             default=False,
             example=True,
         ),
+        NO_DEFAULT_ROUTE,
+        *ROUTER_KEYS,
+        HOST_INTERFACE_NAME,
         OVERRIDING_DNS,
         args(
             Key(
@@ -147,6 +153,12 @@ PLUGIN = Plugin(
     ),
     args=(ARG_MAC,),
     rules=(
+        Rule(
+            ("noDefaultRoute", "isDefaultGateway"),
+            lambda get: get("noDefaultRoute") and get("isDefaultGateway"),
+            "noDefaultRoute and isDefaultGateway contradict each other",
+            "leave one of them out",
+        ),
         Rule(
             ("promiscMode", "hairpinMode"),
             lambda get: get("hairpinMode") and get("promiscMode"),

@@ -23,6 +23,7 @@ from .model import (
 
 NAMES = (
     "bandwidth",
+    "bond",
     "bridge",
     "cluster",
     "dhcp",

@@ -47,13 +47,21 @@ ROUTE = Record(
         Key(
             "gw",
             Text("address"),
-            "next hop",
+            "next hop; routes that differ in it alone are one multipath route",
             absent="the gateway of the address, of the same family",
             example="10.1.2.1",
         ),
         Key("mtu", Number(), "MTU of the route", default=0, example=1400),
         Key("advmss", Number(), "TCP segment size to advertise", default=0, example=1360),
         Key("priority", Number(), "metric; 0: the kernel's", default=0, example=100),
+        Key(
+            "metric",
+            Number(),
+            "another word for `priority`, which wins",
+            default=0,
+            example=100,
+            beyond=True,
+        ),
         Key("table", Number(), "routing table", absent="the main table", example=100),
         Key("scope", Number(0, 255), "scope of the route", absent="the kernel's", example=253),
     )
@@ -138,6 +146,43 @@ VETH_MTU = Key(
 )
 
 ARG_MAC = Key("MAC", Text("ownmac"), _MAC_MEANING, absent="none", example="02:00:00:00:00:05")
+
+
+NO_DEFAULT_ROUTE = Key(
+    "noDefaultRoute",
+    Flag(),
+    "leave out the default routes that IPAM gives: the container has another interface for them",
+    default=False,
+    example=True,
+    beyond=True,
+)
+ROUTER_KEYS = (
+    Key(
+        "acceptRA",
+        Flag(),
+        "whether the container's interface heeds routers' advertisements (IPv6); set before it is "
+        "up",
+        absent="what the container's namespace says",
+        example=False,
+        beyond=True,
+    ),
+    Key(
+        "autoconf",
+        Flag(),
+        "whether it takes addresses from them; set before it is up",
+        absent="what the container's namespace says",
+        example=False,
+        beyond=True,
+    ),
+)
+HOST_INTERFACE_NAME = Key(
+    "hostInterfaceName",
+    Text("interface"),
+    "name of the node's end of the pair; for a network with one container on a node",
+    absent="`veth` and eight digits that are derived from the attachment",
+    example="web0",
+    beyond=True,
+)
 
 
 def runtime(*keys: Key) -> Key:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import IPAM, RESULT_DNS
+from .common import IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS
 from .model import Flag, Key, Number, Plugin, Text
 
 PLUGIN = Plugin(
@@ -45,6 +45,8 @@ PLUGIN = Plugin(
             text="the IPAM plugin; may be left out after a plugin that returns addresses",
             absent="the addresses of the prevResult",
         ),
+        NO_DEFAULT_ROUTE,
+        *ROUTER_KEYS,
         RESULT_DNS,
     ),
     example={

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .common import ARG_MAC, IPAM, RESULT_DNS, RUNTIME_MAC, runtime
+from .common import ARG_MAC, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, RUNTIME_MAC, runtime
 from .model import Flag, Key, Number, Plugin, Rule, Text
 
 PLUGIN = Plugin(
@@ -62,6 +62,8 @@ PLUGIN = Plugin(
             beyond=True,
         ),
         IPAM,
+        NO_DEFAULT_ROUTE,
+        *ROUTER_KEYS,
         RESULT_DNS,
         runtime(RUNTIME_MAC),
     ),

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import BACKEND, IP_MASQ, IPAM, MASQ_RULES, MASQ_SET, OVERRIDING_DNS, VETH_MTU
+from .common import (
+    BACKEND,
+    HOST_INTERFACE_NAME,
+    IP_MASQ,
+    IPAM,
+    MASQ_RULES,
+    MASQ_SET,
+    NO_DEFAULT_ROUTE,
+    OVERRIDING_DNS,
+    ROUTER_KEYS,
+    RUNTIME_MAC,
+    VETH_MTU,
+    args,
+    runtime,
+)
 from .model import Key, Plugin, Text
 
 PLUGIN = Plugin(
@@ -30,7 +44,20 @@ PLUGIN = Plugin(
             example="netkit",
             beyond=True,
         ),
+        NO_DEFAULT_ROUTE,
+        *ROUTER_KEYS,
+        HOST_INTERFACE_NAME,
         OVERRIDING_DNS,
+        args(
+            Key(
+                "mac",
+                Text("ownmac"),
+                "MAC address of the container's interface; `runtimeConfig.mac` wins",
+                absent="none",
+                example="02:00:00:00:00:05",
+            )
+        ),
+        runtime(RUNTIME_MAC),
     ),
     rules=(*MASQ_RULES,),
     example={

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import IPAM, RESULT_DNS
+from .common import IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS
 from .model import Flag, Key, Number, Plugin, Text
 
 PLUGIN = Plugin(
@@ -41,6 +41,8 @@ PLUGIN = Plugin(
             example=True,
         ),
         replace(IPAM, required=True, absent=""),
+        NO_DEFAULT_ROUTE,
+        *ROUTER_KEYS,
         RESULT_DNS,
     ),
     example={

@@ -122,6 +122,11 @@ def add_new(sock: Netlink, hops: list[Route]) -> None:
     sock.request(uapi.RTM_NEWROUTE, message, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
+def add_multipath(sock: Netlink, hops: list[Route]) -> None:
+    """As add(), one route with these next hops, two or more. Raises NetlinkError."""
+    sock.request(uapi.RTM_NEWROUTE, _multipath_message(hops), nl.NLM_F_CREATE)
+
+
 def metrics(mtu: int, advmss: int) -> bytes:
     """A route's `extra` that gives it an MTU and a TCP segment size to advertise; 0: none."""
     pairs = ((uapi.RTAX_MTU, mtu), (uapi.RTAX_ADVMSS, advmss))

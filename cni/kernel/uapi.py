@@ -109,6 +109,12 @@ NETKIT_L2 = 0
 
 IFLA_VLAN_ID = 1
 IFLA_VRF_TABLE = 1
+IFLA_BOND_MODE = 1
+IFLA_BOND_MIIMON = 3
+IFLA_BOND_FAIL_OVER_MAC = 13
+IFLA_BOND_XMIT_HASH_POLICY = 14
+IFLA_BOND_ALL_SLAVES_ACTIVE = 17
+IFLA_BOND_TLB_DYNAMIC_LB = 27
 VETH_INFO_PEER = 1  # linux/veth.h
 
 # --- linux/if_bridge.h ----------------------------------------------------------------------------

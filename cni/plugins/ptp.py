@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from ..call import Call, Steps
 from ..kernel import address, link, route
 from ..kernel.errors import NetlinkError
@@ -27,12 +29,26 @@ from .shared import checks, configure, masquerade, veth
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
 
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Args(config.Folded):
+    cni: Mac = msgspec.field(default_factory=Mac)
+
+
 class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
     mtu: int = 0
     link_type: str = "veth"
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
+    host_interface_name: str = ""
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 def add(call: Call[Conf]) -> Result:
@@ -42,6 +58,8 @@ def add(call: Call[Conf]) -> Result:
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     veth.check_mtu(conf.mtu)
+    veth.check_host_name(conf.host_interface_name)
+    mac = veth.parse_mac(conf.runtime_config.mac or conf.args.cni.mac)
     netns = call.open_netns()
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
@@ -50,7 +68,7 @@ def add(call: Call[Conf]) -> Result:
             ip.interface = 1
             _require_gateway(ip)
         configure.enable_forwarding([ip.prefix for ip in ipam.ips])
-        outer, inner = veth.create(call, host, netns, conf.mtu, b"", kind=conf.link_type)
+        outer, inner = veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),

@@ -84,8 +84,11 @@ class Route(Folded):
     priority: int = 0
     table: int | None = None
     scope: int | None = None
+    metric: int = 0  # another word for `priority`, which wins
 
     def __post_init__(self) -> None:
+        self.priority = self.priority or self.metric
+        self.metric = 0
         try:
             self.dst = str(Prefix.parse(self.dst))
             self.gw = canonical_ip(self.gw) if self.gw else None

@@ -114,6 +114,20 @@ def bandwidth(_: Node) -> Json:
 
 
 @contextmanager
+def two_links(node: Node) -> Iterator[None]:
+    """Links of the node for a bond, port0 and port1."""
+    node.host.ip_batch(
+        *(f"link add port{n} type veth peer name far{n}" for n in range(2)),
+        *(f"link set far{n} up" for n in range(2)),
+    )
+    try:
+        yield
+    finally:
+        for number in range(2):
+            node.host.ip("link", "delete", f"port{number}")
+
+
+@contextmanager
 def addressed(node: Node) -> Iterator[None]:
     """An interface with an address and a default route in the container, eth0."""
     node.container.ip_batch(
@@ -196,6 +210,17 @@ CASES = [
     Case("dummy", simple("dummy"), "dummy"),
     Case("tap", simple("tap"), "tap"),
     Case("flannel (bridge)", flannel),
+    Case(
+        "bond",
+        simple(
+            "bond",
+            mode="active-backup",
+            miimon="100",
+            links=[{"name": "port0"}, {"name": "port1"}],
+        ),
+        "bond",
+        around=two_links,
+    ),
     Case("host-device", simple("host-device", device="dev0")),
     Case("tuning", tuning),
     Case("bandwidth", bandwidth, around=veth),

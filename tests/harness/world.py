@@ -78,6 +78,12 @@ CASES: dict[str, dict[str, Any]] = {
         "latency": 25,
         "after": {"type": "ptp"},
     },
+    "bond": {
+        "type": "bond",
+        "mode": "active-backup",
+        "miimon": "100",
+        "links": [{"name": "lan0"}, {"name": "lan1"}],
+    },
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
     "bridge-filtered": {
@@ -129,10 +135,10 @@ CASES: dict[str, dict[str, Any]] = {
 # a DEL that can enter it clears up.
 IN_CONTAINER = frozenset(
     {"dummy", "host-device", "ipvlan", "loopback", "macvlan", "sbr", "tap", "vlan", "vrf"}
-    | {"route-override"}
+    | {"bond", "route-override"}
 )
 # Kinds of links that a kernel may lack.
-OPTIONAL = frozenset({"dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
+OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # They change an interface that is there already; only a DEL that can enter the namespace can put it
 # back, also if another ADD was tried before.

@@ -39,6 +39,7 @@ ELSEWHERE: dict[str, Json] = {
     "ipvlan": {"master": "dev0"},
     "vlan": {"master": "dev0", "vlanId": 5},
     "dummy": {},
+    "bond": {"mode": "active-backup", "miimon": "100", "links": [{"name": "a"}, {"name": "b"}]},
 }
 CHAINED: dict[str, Json] = {
     "tuning": {"sysctl": {"net.ipv4.conf.all.arp_announce": "2"}, "mtu": 1400},

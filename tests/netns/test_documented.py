@@ -238,6 +238,7 @@ FEATURES = {
 NOT_HERE = {
     "dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
     "flannel": "needs flanneld's file: tests/netns/test_flannel.py",
+    "bond": "names devices of a certain node: tests/lab/test_bond.py",
     "host-device": "names a device of a certain node",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",

@@ -65,6 +65,10 @@ class Conf(config.NetConf):
     enabledad: bool = False
     disable_container_interface: bool = False
     port_isolation: bool = False
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
+    host_interface_name: str = ""
     args: Args = msgspec.field(default_factory=Args)
     runtime_config: Mac = msgspec.field(default_factory=Mac)
 
@@ -95,7 +99,10 @@ class Settings:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
         if self.ipam and conf.ip_masq:
             self.masquerading_backend()
+        if conf.no_default_route and conf.is_default_gateway:
+            raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
         veth.check_mtu(conf.mtu)
+        veth.check_host_name(conf.host_interface_name)
 
     def masquerading_backend(self) -> str | None:
         """How to masquerade; see masquerade.setup. Raises CNIError."""
@@ -164,7 +171,7 @@ def add(call: Call[Conf]) -> Result:
             result.ips, result.routes, result.dns = ipam.ips, ipam.routes, ipam.dns
             _connect_layer3(call, host, netns, bridge, inner, result, want)
         elif not want.conf.disable_container_interface:
-            link.change(netns.netlink(), inner.index, up=True)
+            configure.set_up(call, netns, inner.index)
         if want.conf.disable_container_interface:
             outer = link.get(host, outer.index)
         else:

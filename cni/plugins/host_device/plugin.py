@@ -13,7 +13,7 @@ from ...kernel.netlink import Netlink
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import checks, device_notes, sublink, unlink
+from ..shared import checks, device_notes, moved, sublink, unlink
 from . import move
 from .selector import Conf, Selector
 
@@ -88,7 +88,7 @@ def _collect(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     with Netlink() as host:
         for note in device_notes.collect(call, keep):
             if not note.returned:
-                move.put_right(call, host, note)
+                moved.put_right(call, host, note)
 
 
 # --- the other verbs ------------------------------------------------------------------------------

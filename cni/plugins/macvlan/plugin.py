@@ -62,7 +62,7 @@ def add(call: Call[Conf]) -> Result:
         if conf.host_shim:
             host_shim.connect(call, master, result)
     else:
-        link.change(netns.netlink(), made.index, up=True)
+        configure.set_up(call, netns, made.index)
     return result
 
 

@@ -164,13 +164,15 @@ def addresses(sock: Netlink, ifname: str, ips: list[IPConfig], have: list[Route]
 def routes(previous: Result, have: list[Route]) -> list[str]:
     """Compare the prevResult's routes with the kernel's.
 
-    A default route may have any gateway. A route without `table` may be in any table, since sbr or
-    vrf may have moved it there.
+    A default route may have any gateway, unless the result has several. A route without `table`
+    may be in any table, since sbr or vrf may have moved it there.
     """
     problems = []
+    defaults = [wanted.dst for wanted in previous.routes if wanted.dst.endswith("/0")]
     for wanted in previous.routes:
         dst = Prefix.parse(wanted.dst).network
-        gateway = parse_ip(wanted.gw) if wanted.gw and dst.length else b""
+        exact = dst.length or defaults.count(wanted.dst) > 1
+        gateway = parse_ip(wanted.gw) if wanted.gw and exact else b""
         if not any(gateway):
             gateway = b""  # 0.0.0.0 stands for a route on the link
         in_table = (r for r in have if wanted.table in (None, 0, r.table))

@@ -49,6 +49,8 @@ def interface(
     name = call.ifname
     if not result.interfaces:
         raise CNIError("no interfaces to configure")
+    if getattr(call.conf, "no_default_route", False):  # a key of some main plugins
+        result.routes = [each for each in result.routes if Prefix.parse(each.dst).length]
     sock = netns.netlink()
     mine = [ip for ip in result.ips if _is_for(ip, name, result)]
     has_v6 = any(not ip.prefix.is_v4 for ip in mine)
@@ -62,14 +64,15 @@ def interface(
     gateways = _gateways(mine)
     if AF_INET6 in gateways and not nodad:
         _settle(netns, index, name)
-    for wanted in result.routes:
-        add_route(sock, index, name, wanted, gateways)
+    for several in _by_destination(result.routes):
+        add_route(sock, index, name, several, gateways)
 
 
 def _prepare(
     call: Call[Any], netns: Namespace, settings: list[tuple[str, str]], *, ipv6: bool
 ) -> None:
     """Write the interface's sysctls, and enable IPv6 where it is wanted. Raises CNIError."""
+    settings = settings + router_settings(call.conf, call.ifname)
     steps = [(sysctl.WRITE, key, value) for key, value in settings]
     enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
     if not steps and not enabling:
@@ -81,6 +84,24 @@ def _prepare(
         raise CNIError(error.strerror or str(error)) from None
     if warning:
         call.log(warning)
+
+
+def set_up(call: Call[Any], netns: Namespace, index: int) -> None:
+    """Set CNI_IFNAME up without addresses. Raises NetlinkError."""
+    settings = router_settings(call.conf, call.ifname)
+    if settings:
+        netns.sysctls([(sysctl.WRITE, key, value) for key, value in settings])
+    link.change(netns.netlink(), index, up=True)
+
+
+def router_settings(conf: Any, ifname: str) -> list[tuple[str, str]]:
+    """The sysctls of `acceptRA` and `autoconf`, of the main plugins that have these keys."""
+    pairs = (("accept_ra", "accept_ra"), ("autoconf", "autoconf"))
+    return [
+        (f"net/ipv6/conf/{ifname}/{name}", "1" if wanted else "0")
+        for name, key in pairs
+        if (wanted := getattr(conf, key, None)) is not None
+    ]
 
 
 def _is_for(ip: IPConfig, name: str, result: Result) -> bool:
@@ -127,18 +148,56 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
         ) from None
 
 
-def add_route(
-    sock: Netlink, index: int, name: str, wanted: config.Route, gateways: dict[int, bytes]
-) -> None:
-    """Add one route of a result. Without `gw` it goes via its family's entry in `gateways`, if any.
+def _by_destination(routes: list[config.Route]) -> list[list[config.Route]]:
+    """The routes, those that differ in their gateway alone together: they are one, to the kernel.
 
-    Raises CNIError.
+    A route that is there twice, with the same gateway, stays alone, and the kernel refuses it.
     """
+    groups: list[list[config.Route]] = []
+    known: dict[object, list[config.Route]] = {}
+    for wanted in routes:
+        key = (wanted.dst, wanted.table or route.TABLE_MAIN, wanted.priority, wanted.scope or 0)
+        group = known.get(key)
+        hops = [each.gw for each in group or ()]
+        if group is not None and wanted.gw and None not in hops and wanted.gw not in hops:
+            group.append(wanted)
+        else:
+            known[key] = [wanted]
+            groups.append(known[key])
+    return groups
+
+
+def add_route(
+    sock: Netlink, index: int, name: str, wanted: list[config.Route], gateways: dict[int, bytes]
+) -> None:
+    """Add a route of a result; several are one route, with their gateways as next hops.
+
+    Without `gw` it goes via its family's entry in `gateways`, if any. Raises CNIError.
+    """
+    hops = [_entry(index, each, gateways) for each in wanted]
+    entry = hops[0]
+    try:
+        if len(hops) == 1:
+            route.add(sock, entry)
+        else:
+            route.add_multipath(sock, hops)
+    except (NetlinkError, struct.error) as error:
+        text = (
+            f"{', '.join(map(str, hops))} dev {name} metric {entry.priority} "
+            f"(Scope: {entry.scope}, Table: {entry.table})"
+        )
+        details = ""
+        if isinstance(error, NetlinkError) and error.errno == EEXIST:
+            details = "the routes of ipam, and isDefaultGateway if it is set, ask for it twice"
+        raise CNIError(f"failed to add route '{text}': {error}", details) from None
+
+
+def _entry(index: int, wanted: config.Route, gateways: dict[int, bytes]) -> route.Route:
     dst = Prefix.parse(wanted.dst)
     gateway = parse_ip(wanted.gw) if wanted.gw else gateways.get(dst.family, b"")
     if gateway == bytes(4) or gateway == bytes(16):
         gateway = b""  # as in the reference, 0.0.0.0 stands for a route without a gateway
-    entry = route.Route(
+    return route.Route(
         dst,
         index,
         gateway,
@@ -146,17 +205,6 @@ def add_route(
         table=wanted.table or route.TABLE_MAIN,
         scope=wanted.scope or route.SCOPE_UNIVERSE,
     )
-    try:
-        route.add(sock, entry)
-    except (NetlinkError, struct.error) as error:
-        text = (
-            f"{entry} dev {name} metric {entry.priority} "
-            f"(Scope: {entry.scope}, Table: {entry.table})"
-        )
-        details = ""
-        if isinstance(error, NetlinkError) and error.errno == EEXIST:
-            details = "the routes of ipam, and isDefaultGateway if it is set, ask for it twice"
-        raise CNIError(f"failed to add route '{text}': {error}", details) from None
 
 
 def default_route(family: int) -> Prefix:

@@ -37,7 +37,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     """A device in the namespace `netns` (an Identity's text), where it has this index and kind.
 
     `cookie` is that namespace's number, of no other in this boot; 0 before Linux 5.14. The rest is
-    how host-device found it on the host; docs/spec/host-device.md, "Note".
+    how host-device or bond found it on the host; docs/spec/host-device.md, "Note".
     """
 
     netns: str
@@ -57,6 +57,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     peer_nsid: int | None = None
     moved: bool = False  # only then the device is known to be in `netns`
     returned: bool = False  # DEL has moved it back, and left a link that looks like it
+    links: list[Note] = []  # of a bond: the devices that were moved with it
 
     def is_of(self, path: str) -> bool:
         """Does `path` name the namespace of this note, as far as can be told?"""

@@ -31,6 +31,9 @@ class Conf(config.NetConf):
     master: str = ""
     mtu: int = 0
     link_in_container: bool = False
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
 
 
 def default_route_link(sock: Netlink) -> str:
@@ -204,13 +207,13 @@ def _delete_link(call: Call[Any], netns: Namespace | None, kind: str) -> bool:
     if netns is None:
         return True  # the link went with its namespace
     sock = netns.netlink()
-    device = _find_unnoted(call, sock, kind) if note is None else link.find(sock, note.index)
+    device = find_unnoted(call, sock, kind) if note is None else link.find(sock, note.index)
     if device is not None and device.kind == kind:
         unlink.delete(netns, device.index)
     return True
 
 
-def _find_unnoted(call: Call[Any], sock: Netlink, kind: str) -> Link | None:
+def find_unnoted(call: Call[Any], sock: Netlink, kind: str) -> Link | None:
     """The link of an ADD without a note, as of the reference or one that was killed.
 
     That is CNI_IFNAME, unless it is of another kind or another owner; or the link with our alias.

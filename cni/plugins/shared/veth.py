@@ -17,8 +17,8 @@ from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...owner import ALIAS_KEY_SIZE, Owner, network_group, network_key
 from ...protocol import config
-from ...protocol.errors import CNIError
-from ...protocol.request import Attachment
+from ...protocol.errors import BadEnvironment, CNIError
+from ...protocol.request import Attachment, check_ifname
 from ...protocol.result import Interface
 from . import unlink
 from .unlink import needs_link
@@ -56,6 +56,15 @@ def check_mtu(mtu: int) -> None:
         raise CNIError(
             f"invalid mtu {mtu}", f"mtu is 0 for the kernel's default, or {MTU_MIN} to {MTU_MAX}"
         )
+
+
+def check_host_name(name: str) -> None:
+    """Refuse a `hostInterfaceName` that no link can have. Raises CNIError."""
+    if name:
+        try:
+            check_ifname(name)
+        except BadEnvironment as error:
+            raise CNIError(f"invalid hostInterfaceName {name!r}: {error.msg}") from None
 
 
 def require_free(call: Call[Any], host: Netlink, netns: Namespace) -> None:
@@ -110,9 +119,39 @@ def create(
     """
     name = _create(call, host, netns, mtu, mac, master, kind)
     outer = link.get(host, name)
+    wanted = call.conf.host_interface_name
+    if wanted and wanted != name:
+        # before the name: DEL finds the link by the mark, wherever a kill leaves it
+        link.change(host, outer.index, alias=call.owner.alias)
+        call.undo.callback(_undo_renamed, call.owner, wanted)
+        _rename(host, outer, wanted)
+        name, outer = wanted, outer._replace(name=wanted)
     prepare_host_end(name)
     link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
-    return outer, link.get(netns.netlink(), call.ifname)
+    inner = link.get(netns.netlink(), call.ifname)
+    if mac and inner.mac != link.format_mac(mac):  # a netkit is made without
+        link.change(netns.netlink(), inner.index, mac=mac)
+        inner = inner._replace(mac=link.format_mac(mac))
+    return outer, inner
+
+
+def _rename(host: Netlink, outer: Link, wanted: str) -> None:
+    """Give the host's end its configured name; by the derived one it is found, too.
+
+    Raises CNIError.
+    """
+    try:
+        link.change(host, outer.index, name=wanted)
+        link.add_altname(host, outer.index, outer.name)
+    except NetlinkError as error:
+        details = ""
+        if link.is_name_taken(error):
+            details = (
+                "the node has an interface of that name: hostInterfaceName is for one container"
+            )
+        raise CNIError(
+            f"failed to name the host's end of the veth pair {wanted}: {error}", details
+        ) from None
 
 
 def prepare_host_end(name: str) -> None:
@@ -130,6 +169,13 @@ def _undo(owner: Owner, name: str) -> None:
     with Netlink() as host:  # the verb's own socket is closed by now
         outer = link.find(host, name)
         if outer is not None and _is_ours(outer, owner):
+            link.delete(host, outer.index)
+
+
+def _undo_renamed(owner: Owner, name: str) -> None:
+    with Netlink() as host:
+        outer = link.find(host, name)
+        if outer is not None and _is_marked(outer, owner):
             link.delete(host, outer.index)
 
 
@@ -242,10 +288,18 @@ def _delete_pair(call: Call[Any], steps: Steps) -> bool:
 def _delete_on_host(call: Call[Any]) -> bool:
     """Delete the pair that has our mark, or whose host end the prevResult names; was there one?"""
     with Netlink() as host:
-        ends = ends_of(host, call.owner) or _named(host, _host_interfaces(call))
+        ends = ends_of(host, call.owner) or _renamed(host, call)
+        ends = ends or _named(host, _host_interfaces(call))
         for outer in ends:
             unlink.delete_here(outer.index)
     return bool(ends)
+
+
+def _renamed(host: Netlink, call: Call[Any]) -> list[Link]:
+    """The host end with a configured name, where the kernel has no alternative names."""
+    name = call.conf.host_interface_name
+    outer = link.find(host, name) if name else None
+    return [outer] if outer is not None and _is_marked(outer, call.owner) else []
 
 
 def ends_of(host: Netlink, owner: Owner) -> list[Link]:

@@ -1,0 +1,1 @@
+"""The bond plugin (docs/plugins/bond.md)."""

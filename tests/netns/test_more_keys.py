@@ -1,0 +1,216 @@
+"""Keys of several main plugins: names, MACs, routes, and what is set before a link is up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.harness import (
+    DUAL,
+    Netns,
+    Runtime,
+    find_routes,
+    has_route,
+    link,
+    links,
+    ping,
+    unchanged,
+)
+from tests.harness.contract import leases, plug
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Json = dict[str, Any]
+
+PAIRS: dict[str, Json] = {"bridge": {"bridge": "br0", "isGateway": True}, "ptp": {}}
+each_pair = pytest.mark.parametrize("plugin", PAIRS)
+
+
+def network(plugin: str, data_dir: Path, **keys: Any) -> Json:
+    ipam = DUAL.host_local(data_dir)
+    return {"cniVersion": "1.1.0", "name": "net", **PAIRS.get(plugin, {}), "ipam": ipam, **keys}
+
+
+def host_ends(host: Netns) -> set[str]:
+    return {name for name in links(host) if name.startswith("veth") or name == "web0"}
+
+
+# -- hostInterfaceName ----------------------------------------------------------------------------
+
+
+@each_pair
+def test_host_interface_name(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str
+) -> None:
+    """In the result and on the node; DEL needs neither the key nor the prevResult."""
+    conf = network(plugin, data_dir, hostInterfaceName="web0")
+    result = runtime.add(plugin, conf, container).result
+    assert "web0" in [one["name"] for one in result["interfaces"]]
+    assert host_ends(runtime.host) == {"web0"}
+    ping(container, DUAL.gateways[0])
+    runtime.check(plugin, conf, container, prev_result=result).succeeded()
+    runtime.add(plugin, conf, container).failed(999, "already exists")
+    runtime.delete(plugin, network(plugin, data_dir), container).succeeded()
+    assert host_ends(runtime.host) == set()
+    assert not leases(data_dir)
+
+
+@each_pair
+def test_host_interface_name_goes_by_gc(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str
+) -> None:
+    conf = network(plugin, data_dir, hostInterfaceName="web0")
+    runtime.add(plugin, conf, container).succeeded()
+    runtime.gc(plugin, conf, [("c1", "eth0")]).succeeded()
+    assert host_ends(runtime.host) == {"web0"}
+    runtime.gc(plugin, network(plugin, data_dir), []).succeeded()
+    assert host_ends(runtime.host) == set()
+
+
+@each_pair
+def test_host_interface_name_without_alternative_names(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str
+) -> None:
+    """As on a kernel before 5.5, or after a kill between the two requests."""
+    conf = network(plugin, data_dir, hostInterfaceName="web0")
+    runtime.add(plugin, conf, container).succeeded()
+    (other,) = link(runtime.host, "web0")["altnames"]
+    runtime.host.ip("link", "property", "del", "dev", "web0", "altname", other)
+    runtime.delete(plugin, conf, container).succeeded()
+    assert host_ends(runtime.host) == set()
+
+
+@each_pair
+def test_host_interface_name_that_is_taken(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str
+) -> None:
+    """The other link, which has no mark either, is left alone."""
+    runtime.host.ip("link", "add", "web0", "type", "veth", "peer", "name", "other0")
+    if plugin == "bridge":
+        runtime.host.ip("link", "add", "br0", "type", "bridge")
+    conf = network(plugin, data_dir, hostInterfaceName="web0")
+    index = link(runtime.host, "web0")["ifindex"]
+    reply = runtime.add(plugin, conf, container)
+    reply.failed(999, "web0", "file exists")
+    assert "hostInterfaceName is for one container" in reply.error["details"]
+    for _ in range(2):
+        assert host_ends(runtime.host) == {"web0"}
+        assert link(runtime.host, "web0")["ifindex"] == index
+        runtime.delete(plugin, conf, container).succeeded()
+    assert not leases(data_dir)
+
+
+@each_pair
+@pytest.mark.parametrize("name", ["a/b", "a name", "x" * 16, "."])
+def test_host_interface_name_that_no_link_can_have(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str, name: str
+) -> None:
+    with unchanged(runtime.host, container, data_dir):
+        reply = runtime.add(plugin, network(plugin, data_dir, hostInterfaceName=name), container)
+        reply.failed(999, "invalid hostInterfaceName")
+
+
+# -- mac of ptp -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("link_type", ["veth", "netkit"])
+@pytest.mark.parametrize("source", ["runtimeConfig", "args"])
+def test_mac_of_ptp(
+    runtime: Runtime, container: Netns, data_dir: Path, source: str, link_type: str
+) -> None:
+    mac = "02:00:00:00:00:42"
+    keys: Json = {"linkType": link_type}
+    if source == "runtimeConfig":
+        keys |= {"runtimeConfig": {"mac": mac}, "args": {"cni": {"mac": "02:00:00:00:00:01"}}}
+    else:
+        keys |= {"args": {"cni": {"mac": mac}}}
+    conf = network("ptp", data_dir, **keys)
+    result = runtime.add("ptp", conf, container).result
+    assert link(container, "eth0")["address"] == mac
+    assert result["interfaces"][1]["mac"] == mac
+    ping(container, DUAL.gateways[0])
+    runtime.check("ptp", conf, container, prev_result=result).succeeded()
+
+
+@pytest.mark.parametrize("mac", ["nonsense", "01:00:00:00:00:01"])
+def test_wrong_mac_of_ptp(runtime: Runtime, container: Netns, data_dir: Path, mac: str) -> None:
+    conf = network("ptp", data_dir, runtimeConfig={"mac": mac})
+    with unchanged(runtime.host, container, data_dir):
+        runtime.add("ptp", conf, container).failed(999, "failed to make veth pair")
+
+
+# -- routes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp", "macvlan"])
+def test_no_default_route(
+    runtime: Runtime, container: Netns, outside: Netns, data_dir: Path, plugin: str
+) -> None:
+    keys: Json = {}
+    if plugin == "macvlan":
+        plug(runtime.host, outside)
+        keys = {"master": "lan0"}
+    conf = network(plugin, data_dir, noDefaultRoute=True, **keys)
+    conf["ipam"]["routes"].append({"dst": "10.99.0.0/16", "metric": 70})
+    result = runtime.add(plugin, conf, container).result
+    assert result["routes"] == [{"dst": "10.99.0.0/16", "priority": 70}]
+    assert not has_route(container, "0.0.0.0/0")
+    assert not has_route(container, "::/0")
+    (made,) = find_routes(container, "10.99.0.0/16")
+    assert made["metric"] == 70
+    runtime.check(plugin, conf, container, prev_result=result).succeeded()
+    runtime.delete(plugin, conf, container).succeeded()
+
+
+def test_no_default_route_contradicts_the_default_gateway(
+    runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    conf = network("bridge", data_dir, noDefaultRoute=True, isDefaultGateway=True)
+    with unchanged(runtime.host, container, data_dir):
+        runtime.add("bridge", conf, container).failed(999, "noDefaultRoute")
+
+
+# -- acceptRA, autoconf ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "ptp", "macvlan"])
+@pytest.mark.parametrize("wanted", [False, True, None])
+def test_accept_ra_and_autoconf(
+    runtime: Runtime,
+    container: Netns,
+    outside: Netns,
+    data_dir: Path,
+    plugin: str,
+    wanted: bool | None,
+) -> None:
+    """Whatever the namespace's default is; the other interfaces' are left alone."""
+    keys: Json = {}
+    if plugin == "macvlan":
+        plug(runtime.host, outside)
+        keys = {"master": "lan0"}
+    default = 0 if wanted else 1
+    for name in ("accept_ra", "autoconf"):
+        container.set_sysctl(f"net/ipv6/conf/default/{name}", default)
+    conf = network(plugin, data_dir, acceptRA=wanted, autoconf=wanted, **keys)
+    runtime.add(plugin, conf, container).succeeded()
+    for name in ("accept_ra", "autoconf"):
+        want = default if wanted is None else int(wanted)
+        assert container.sysctl(f"net/ipv6/conf/eth0/{name}") == str(want)
+        assert container.sysctl(f"net/ipv6/conf/lo/{name}") is not None
+
+
+@pytest.mark.parametrize("plugin", ["bridge", "macvlan"])
+def test_accept_ra_without_ipam(
+    runtime: Runtime, container: Netns, outside: Netns, plugin: str
+) -> None:
+    keys: Json = {"bridge": "br0"}
+    if plugin == "macvlan":
+        plug(runtime.host, outside)
+        keys = {"master": "lan0"}
+    conf = {"cniVersion": "1.1.0", "name": "net", "acceptRA": False, "autoconf": False, **keys}
+    runtime.add(plugin, conf, container).succeeded()
+    assert "UP" in link(container, "eth0")["flags"]
+    for name in ("accept_ra", "autoconf"):
+        assert container.sysctl(f"net/ipv6/conf/eth0/{name}") == "0"
