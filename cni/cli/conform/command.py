@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from typing import Any, NamedTuple
-from xml.sax.saxutils import quoteattr
 
 import click
 
@@ -171,21 +170,28 @@ def _outcome(bench: Bench, case: cases.Case, version: str) -> Outcome:
     return Outcome(case.name, shown, "passed", "")
 
 
+def _quoted(text: str) -> str:
+    """A text as XML's value of an attribute; the self-contained file has no module for that."""
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(character, entity)
+    return f'"{text}"'
+
+
 def junit_of(outcomes: list[Outcome], suite: str) -> str:
     """The outcomes in JUnit's XML."""
     failed = sum(each.outcome == "failed" for each in outcomes)
     skipped = sum(each.outcome == "skipped" for each in outcomes)
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
-        f"<testsuite name={quoteattr(suite)} "
+        f"<testsuite name={_quoted(suite)} "
         f'tests="{len(outcomes)}" failures="{failed}" skipped="{skipped}">',
     ]
     for each in outcomes:
-        head = f"  <testcase classname={quoteattr(each.case)} name={quoteattr(each.title)}"
+        head = f"  <testcase classname={_quoted(each.case)} name={_quoted(each.title)}"
         kind = {"failed": "failure", "skipped": "skipped"}.get(each.outcome)
         if kind is None:
             lines.append(f"{head}/>")
         else:
             text = "".join(c if c.isprintable() else " " for c in each.text)
-            lines.append(f"{head}><{kind} message={quoteattr(text)}/></testcase>")
+            lines.append(f"{head}><{kind} message={_quoted(text)}/></testcase>")
     return "\n".join([*lines, "</testsuite>", ""])
