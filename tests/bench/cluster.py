@@ -171,15 +171,17 @@ def main(arguments: list[str]) -> int:
     with making_netns() as netns:
         cluster = EtcdCluster(netns, directory, 3)
         try:
-            results = {
-                "competition": competition(cluster, options.nodes, options.blocks),
-                "one client": single_claims(cluster, 500),
-                "listing": listing(cluster, options.listed),
-            }
+            results: dict[str, Any] = {}
+            for name, part in (
+                ("competition", lambda: competition(cluster, options.nodes, options.blocks)),
+                ("one client", lambda: single_claims(cluster, 500)),
+                ("listing", lambda: listing(cluster, options.listed)),
+            ):
+                results[name] = part()
+                print(json.dumps({name: results[name]}, indent=2), flush=True)
         finally:
             cluster.close()
             shutil.rmtree(directory)
-    print(json.dumps(results, indent=2))
     if options.json:
         options.json.write_text(json.dumps(results))
     found = results["competition"]

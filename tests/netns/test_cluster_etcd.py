@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from cni.ipam.cluster.store.config import open_store
 from cni.ipam.cluster.store.http import parse_endpoint
 from cni.ipam.cluster.store.interface import Conflict, Exists, Expired, Refused, Unavailable
 from tests.conftest import making_netns
 from tests.harness.certificates import Authority
-from tests.harness.etcd import CHAINS, NETWORK, EtcdCluster, client_options
+from tests.harness.etcd import CHAINS, NETWORK, EtcdCluster, NetnsStore, client_options
+from tests.harness.http_faults import FaultyServer, answer, saying
 from tests.harness.store_contract import StoreContract, changes, together
 from tests.harness.wait import wait_until
 
@@ -100,6 +102,30 @@ def test_what_is_no_etcd_is_named(single: EtcdCluster) -> None:
         peer.read("a")
     assert "--enable-grpc-gateway" in raised.value.remedy
     peer.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{}", b"[]", b"null", b'{"header": {"revision": "x"}}', b'{"header": {"revision": 1}}',
+     b"<html>", b'{"header": {}, "kvs": [{"key": 7}]}', b'{"header": {}, "kvs": {}}'],
+)  # fmt: skip
+def test_what_speaks_http_and_is_no_etcd_is_named(host: Netns, body: bytes) -> None:
+    server = FaultyServer(host, saying(answer(body)))
+    options = {"type": "etcd", "endpoints": [server.url], "stateDir": ""}
+    store = NetnsStore(open_store(options), host)
+    try:
+        for verb in (
+            lambda: store.read("a"),
+            lambda: store.create("a", {}),
+            lambda: store.list(""),
+            store.identity,
+        ):
+            with pytest.raises(Unavailable, match="no answer of etcd") as raised:
+                verb()
+            assert server.url in str(raised.value)
+    finally:
+        store.close()
+        server.close()
 
 
 def test_a_partition_between_node_and_store(etcd: Any) -> None:

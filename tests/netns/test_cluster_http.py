@@ -417,10 +417,18 @@ def test_a_certificate_that_is_replaced_is_read_again(
 # --- words ---
 
 
+def test_a_header_that_would_be_two_is_refused_without_its_value(client: Any) -> None:
+    error = client(NOBODY).fail(headers={"Authorization": "secret\r\nX: y"})
+    assert type(error) is Refused
+    assert "Authorization" in str(error)
+    assert "secret" not in str(error)
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "etcd:2379", "ftp://a", "https://", "http://a:0", "http://a:99999", "http://a:b",
-     "http://user:pw@a", "http://a/path", "http://a?q", "http://[::1", "http://a b"],
+     "http://user:pw@a", "http://a/path", "http://a?q", "http://[::1", "http://a b",
+     "http://a..b", "http://.a", "http://ä", "http://" + "a" * 64],
 )  # fmt: skip
 def test_what_is_no_endpoint_is_refused_by_field(url: str) -> None:
     with pytest.raises(Refused, match=r"store\.endpoints") as raised:

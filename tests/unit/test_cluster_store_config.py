@@ -35,6 +35,7 @@ def test_a_store_is_opened_without_connecting() -> None:
         ({**ETCD, "endpoints": [7]}, "store.endpoints[0]: Expected `str`", "correct"),
         ({**ETCD, "cafile": "/x"}, "store.cafile: unknown", "caFile"),
         ({**ETCD, "caFile": "ca.pem"}, "store.caFile: 'ca.pem'", "'/'"),
+        ({**ETCD, "serverName": ".a"}, "store.serverName: '.a'", "etcd.example"),
         ({**ETCD, "username": "u"}, "store.passwordFile is missing", "both"),
         ({**ETCD, "passwordFile": "/p"}, "store.username is missing", "both"),
         ({**ETCD, "prefix": "cni"}, "store.prefix: 'cni'", "/cni/v1"),

@@ -64,7 +64,7 @@ def open_store(options: Mapping[str, Any]) -> Store:
 
 def decode(options: Mapping[str, Any], kind: type[T]) -> T:
     """The keys as a Struct. Raises Refused, which names the wrong one, and those that there are."""
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    known = kind.__struct_encode_fields__
     for key in options:
         if key not in known:
             raise Refused(f"store.{key}: unknown key", f"the keys are {', '.join(known)}")

@@ -28,7 +28,7 @@ from .... import files
 from . import etcd_messages as messages
 from .config import EtcdOptions, check_path, decode
 from .etcd_errors import AuthNeeded, Compacted, explain, explain_text
-from .http import Client, Response, http_date
+from .http import Client, Response, http_date, is_host
 from .interface import Change, Conflict, Exists, Expired, Item, Listing, Refused, Unavailable, Value
 from .keys import check_key, check_prefix, encode
 from .tls import Trust
@@ -364,6 +364,10 @@ def connect(options: Mapping[str, Any]) -> EtcdStore:
     if not decoded.prefix.startswith("/") or not decoded.prefix.isprintable():
         raise Refused(
             f"store.prefix: {decoded.prefix!r} does not begin with '/'", "such as /cni/v1"
+        )
+    if decoded.server_name and not is_host(decoded.server_name):
+        raise Refused(
+            f"store.serverName: {decoded.server_name!r} is no name", "such as etcd.example"
         )
     trust = Trust(
         decoded.ca_file,

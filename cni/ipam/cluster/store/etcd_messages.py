@@ -12,11 +12,26 @@ from .interface import Unavailable
 T = TypeVar("T")
 
 
+def _check_numbers(*texts: str) -> None:
+    """Raises ValueError, of which the decoder makes an error of its own."""
+    for text in texts:
+        if not text.isdecimal():
+            raise ValueError(f"{text!r} is no number")
+
+
 class Header(msgspec.Struct):
     """Of each answer: the cluster, and how far it is. No revision is told with some messages."""
 
     cluster_id: str = "0"
     revision: str = "0"
+
+    def __post_init__(self) -> None:
+        _check_numbers(self.cluster_id, self.revision)
+
+
+def _check_has_revision(header: Header) -> None:
+    if header.revision == "0":
+        raise ValueError("no revision")
 
 
 class KeyValue(msgspec.Struct):
@@ -32,10 +47,16 @@ class Ranged(msgspec.Struct):
     kvs: list[KeyValue] = []
     more: bool = False
 
+    def __post_init__(self) -> None:
+        _check_has_revision(self.header)
+
 
 class Changed(msgspec.Struct):
     header: Header
     succeeded: bool = False
+
+    def __post_init__(self) -> None:
+        _check_has_revision(self.header)
 
 
 class Event(msgspec.Struct):
@@ -50,6 +71,9 @@ class Watched(msgspec.Struct):
     compact_revision: str = "0"
     cancel_reason: str = ""
     events: list[Event] = []
+
+    def __post_init__(self) -> None:
+        _check_numbers(self.compact_revision)
 
 
 class _Line(msgspec.Struct):

@@ -106,6 +106,7 @@ class Client:
         to the next endpoint also when `accept` says no to an answer; if none is accepted, the last
         answer is returned. Raises Unavailable; Refused, if trying again is no use.
         """
+        _check_headers(headers)
         deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
         failures: list[Failure] = []
         answer: Response | None = None
@@ -148,6 +149,7 @@ class Client:
 
         Raises Unavailable; Refused.
         """
+        _check_headers(headers)
         deadline = time.monotonic() + self.timeout
         failures: list[Failure] = []
         addresses = self._order()
@@ -300,7 +302,7 @@ def parse_endpoint(url: str, field: str = "endpoints") -> Address:
         raise Refused(f"{field}: {url!r} is no http:// or https:// address", example)
     if parts.username is not None or parts.query or parts.fragment or parts.path not in ("", "/"):
         raise Refused(f"{field}: {url!r} has more than a host and a port", example)
-    if port == 0 or not _is_printable(parts.hostname):
+    if port == 0 or not is_host(parts.hostname):
         raise Refused(f"{field}: {url!r} is no address to connect to", example)
     return Address(
         url.rstrip("/"), parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "https"
@@ -335,8 +337,18 @@ def http_date(text: str) -> float | None:
     return then.timestamp()
 
 
-def _is_printable(host: str) -> bool:
-    return host.isascii() and host.isprintable() and " " not in host
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Raises Refused, without telling the value: it may be a token."""
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()):
+            raise Refused(f"header {name} has characters that no header has", "look at its source")
+
+
+def is_host(name: str) -> bool:
+    """Whether this can be looked up: an address, or labels of a length that DNS has."""
+    if not name.isascii() or not name.isprintable() or " " in name:
+        return False
+    return ":" in name or all(0 < len(label) < 64 for label in name.removesuffix(".").split("."))
 
 
 def _close(connection: Connection | None) -> None:
