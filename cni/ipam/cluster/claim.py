@@ -72,6 +72,7 @@ class Claims(Session):
         Raises Full, Taken.
         """
         self.register()
+        self._check_allowed()
         self.settle(space)
         self.agree(space, pool)
         areas = pool.areas[index]
@@ -96,6 +97,16 @@ class Claims(Session):
                 return block
             taken.add(block)
         raise Unavailable(f"{self.store.name}: other nodes take every block first", "try again")
+
+    def _check_allowed(self) -> None:
+        """Raises Refused for a node that was cordoned; whether it still is, the store is asked."""
+        if self.is_cordoned():
+            self.register(force=True)
+        if self.is_cordoned():
+            raise Refused(
+                f"node {self.node.name} is cordoned: it claims no more blocks",
+                f"`cni ipam cordon --undo {self.node.name}` lets it claim again",
+            )
 
     def _claim_of(self, space: Space, areas: blocks.Areas, packed: bytes) -> Prefix:
         block = blocks.block_at(areas, packed)

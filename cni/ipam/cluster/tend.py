@@ -19,7 +19,7 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
 
     With `sync` ledger and store are compared.
     """
-    claims.register()
+    claims.register(force=True)
     believed = claims.acknowledge(its)
     claims.settle(its)
     found = claims.sync(its) if sync or not believed else None
