@@ -31,6 +31,7 @@ from ...protocol.address import Prefix, parse_ip
 from ...protocol.errors import CNIError
 from ..host_local import reservation
 from ..host_local.directory import SIDECARS, Location, explain, make_directories
+from .pool import NOT_SPACES
 
 if TYPE_CHECKING:
     from ..host_local.store import Store
@@ -211,7 +212,7 @@ class Node:
             for entry in os.scandir(self.data_dir):
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                     names.add(entry.name)
-        return sorted(names)
+        return sorted(names - NOT_SPACES)
 
 
 class Space:

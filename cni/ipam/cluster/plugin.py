@@ -23,7 +23,7 @@ from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, reques
 from ..host_local.reservation import UNREADABLE, is_address
 from . import settings
 from .node import Node, Space
-from .pool import Pool, PoolConf, check_word, convert
+from .pool import NOT_SPACES, Pool, PoolConf, check_word, convert
 
 if TYPE_CHECKING:
     from ..host_local.sticky import Memory
@@ -239,12 +239,12 @@ def _spaces(node: Node) -> list[Space]:
     """Those that have a directory of reservations. Raises CNIError."""
     try:
         with os.scandir(node.data_dir) as entries:
-            names = [each.name for each in entries if not each.name.startswith(".")]
+            names = [each.name for each in entries if each.name[0] != "."]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise explain("open", node.data_dir, error) from None
-    spaces = [Space(node, name) for name in sorted(names)]
+    spaces = [Space(node, name) for name in sorted(names) if name not in NOT_SPACES]
     return [each for each in spaces if os.path.isdir(each.location.path)]
 
 

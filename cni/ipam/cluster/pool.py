@@ -16,6 +16,8 @@ from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
 
 DEFAULT_SPACE = "default"
+# In the data directory, and no space: where a store in a directory is by default.
+NOT_SPACES = frozenset({"store"})
 _MOST = {True: 32, False: 128}  # bits, by "is it IPv4"
 _USUAL = {True: 26, False: 122}  # 64 addresses a block
 _LEAST_BLOCKS = 4  # bits: a small subnet is divided into sixteen blocks at least
@@ -54,6 +56,8 @@ class PoolConf(RangeConf):
                 raise CNIError(f"invalid {key} {value} (must not be negative)")
         if self.space:
             check_word(self.space, "space")
+            if self.space in NOT_SPACES:
+                raise CNIError(f"invalid space {self.space!r}", "the node's store is called so")
 
 
 class Pool(NamedTuple):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...protocol import config
 from ...protocol.errors import CNIError
 from . import engines, settings, tend
 from .claim import Claims, Synced
 from .node import Node, Space
-from .pool import Pool, PoolConf, convert
+from .pool import Pool, convert
 from .settings import Settings
 from .store.interface import StoreError
+
+_LOOK = 5.0  # seconds between two looks whether a block is to be claimed
+_ROUND, _COMPARE = 12, 10  # looks until the store is asked anyway; rounds until all is compared
 
 Report = dict[str, Synced]  # by space
 
@@ -46,6 +52,51 @@ def once(
                 if found is not None:
                     report[name] = found
     return report, problems
+
+
+def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
+    """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
+    said: list[str] = []
+    for number in itertools.count():
+        try:
+            if number % _ROUND == 0 or _lacks(env):
+                _, problems = once(env, log, compare=number % (_ROUND * _COMPARE) == 0)
+            else:
+                problems = None
+        except CNIError as error:
+            problems = [error]
+        if problems is not None:
+            texts = [str(each) for each in problems]
+            for text in texts:
+                if text not in said:
+                    log(text)
+            said = texts
+        time.sleep(_LOOK)
+
+
+def _lacks(env: Mapping[str, str]) -> bool:
+    """Is there a pool of which too few addresses are free here? Asks no store. Raises CNIError."""
+    node = Node(settings.data_dir({}, env), "")
+    for name in node.spaces():
+        space = Space(node, name)
+        for entry in space.pools().values():
+            pool = _known_pool(node, entry)
+            if pool is not None and pool.space == name:
+                reserve = pool.conf.reserve
+                if any(tend.lacks(space, ranges, reserve) for ranges in pool.sets):
+                    return True
+    return False
+
+
+def _known_pool(node: Node, entry: dict[str, Any]) -> Pool | None:
+    """The pool of a network, as the node knows it."""
+    from .plugin import IpamConf
+
+    conf = config.convert(entry["ipam"], IpamConf)
+    if not conf.pool:
+        return Pool.of(conf, "", entry.get("cniVersion", ""))
+    value = node.pool_definition(conf.pool)
+    return Pool.of(convert(value, conf.pool), conf.pool, "") if value is not None else None
 
 
 def _by_store(
@@ -90,22 +141,11 @@ def _tend(
 
 def _pool(claims: Claims, entry: dict[str, Any]) -> Pool | None:
     """The pool of a network, by the store's present definition; None if it has none any more."""
-    from .plugin import IpamConf
-
-    conf: PoolConf = convert_conf(entry["ipam"], IpamConf)
-    name = conf.pool if isinstance(conf, IpamConf) else ""
-    if not name:
-        return Pool.of(conf, "", entry.get("cniVersion", ""))
-    value = claims.read_pool(name)
-    if value is None:
-        return None
-    pool = Pool.of(convert(value, name), name, entry.get("cniVersion", ""))
-    claims.node.set_pool_definition(name, value)
-    return pool
-
-
-def convert_conf(value: Any, kind: type[PoolConf]) -> PoolConf:
-    """A configuration's object `ipam`. Raises CNIError."""
-    from ...protocol import config
-
-    return config.convert(value, kind)
+    name = config.lookup(entry["ipam"], "pool")
+    if name:
+        value = claims.read_pool(name)
+        if value is None:
+            return None
+        Pool.of(convert(value, name), name, "")
+        claims.node.set_pool_definition(name, value)
+    return _known_pool(claims.node, entry)

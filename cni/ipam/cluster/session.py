@@ -54,10 +54,11 @@ class Session:
                 self.disown()
             elif old is not None:
                 self._check_alone(old, before)
+            beat = number(old.value.get("beat")) if old is not None else 0
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                "beat": 1 + number(old.value.get("beat") if old is not None else 0),
+                "beat": beat + (self.timeout > 0),  # else there is nothing to write each time
                 "timeout": self.timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
             }

@@ -8,6 +8,7 @@ a block, and there is none, or this node is cordoned, all empty ones are given b
 from __future__ import annotations
 
 from ...protocol.address import Prefix
+from ..host_local.ranges import RangeSet
 from . import blocks
 from .claim import Claims, Full, Synced
 from .node import OWN, Block, Space
@@ -36,19 +37,21 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
 def claim_ahead(claims: Claims, its: Space, pool: Pool) -> None:
     """Claim until `reserve` addresses of each set that is in use are free, or there are no more."""
     for index, ranges in enumerate(pool.sets):
-        while True:
-            with its.changing() as (ledger, store):
-                reserved = its.reserved(store)
-                own = [each.prefix for each in ledger.of_state(OWN)]
-            part = blocks.narrowed(ranges, own)
-            used = sum(map(part.contains, reserved)) if part is not None else 0
-            free = part.size - used if part is not None else 0
-            if not used or free >= pool.conf.reserve:
-                break
+        while lacks(its, ranges, pool.conf.reserve):
             try:
                 claims.claim(its, pool, index)
             except Full:
                 break  # it is wanted now, and nobody waits for it
+
+
+def lacks(its: Space, ranges: RangeSet, reserve: int) -> bool:
+    """Is a range set in use here, with fewer than `reserve` addresses free? Asks no store."""
+    with its.changing() as (ledger, store):
+        reserved = its.reserved(store)
+        own = [each.prefix for each in ledger.of_state(OWN)]
+    part = blocks.narrowed(ranges, own)
+    used = sum(map(part.contains, reserved)) if part is not None else 0
+    return part is not None and used > 0 and part.size - used < reserve
 
 
 def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -> list[str]:
