@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ...protocol.address import InvalidAddress, Prefix
-from . import blocks
-from .node import OWN, PENDING, RELEASING, Block, Ledger, Node, Space
+from . import blocks, rest
+from .node import OWN, PENDING, RELEASING, Block, Ledger, Node, Space, boot_time
 from .pool import Pool
 from .session import Session, number
 from .settings import Settings
@@ -189,10 +189,13 @@ class Claims(Session):
 
     def _full(self, space: Space, pool: Pool, areas: blocks.Areas) -> Full:
         what = f"pool {pool.name}" if pool.name else f"the ranges in space {space.name}"
+        resting = ""
+        if pool.conf.cooldown:
+            resting = f"; a released address rests for {pool.conf.cooldown} s (`cooldown`)"
         return Full(
             f"all {blocks.count(areas)} blocks of {what} are taken",
             "nodes with empty blocks are asked for them; `cni ipam blocks` shows who has which. "
-            "Add a range, or make the blocks of a new pool smaller (blockSize)",
+            "Add a range, or make the blocks of a new pool smaller (blockSize)" + resting,
         )
 
     def _want(self, space: Space) -> None:
@@ -241,10 +244,18 @@ class Claims(Session):
 
     # --- releasing ---
 
-    def release(self, space: Space, chosen: Callable[[Block], bool]) -> list[str]:
-        """Give back the `chosen` ones of the own blocks in which no address is reserved."""
+    def release(
+        self, space: Space, chosen: Callable[[Block], bool], cooldown: int = 0
+    ) -> list[str]:
+        """Give back the `chosen` ones of the own blocks in which no address is reserved.
+
+        Addresses that were released within the last `cooldown` seconds count as reserved.
+        """
         with space.changing() as (ledger, reservations):
             reserved = space.reserved(reservations)
+            if cooldown:
+                freed, now = rest.recent(space.freed), boot_time()
+                reserved += [each for each, when in freed.items() if now - when < cooldown]
             given = []
             for entry in ledger.of_state(OWN):
                 block = entry.prefix

@@ -62,7 +62,8 @@ def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -
     surplus = {each.cidr for each in own} if everything else _surplus(own, reserved, pools)
     if not surplus:
         return []
-    return claims.release(its, lambda entry: entry.cidr in surplus)
+    cooldown = max((pool.conf.cooldown for pool in pools), default=0)
+    return claims.release(its, lambda entry: entry.cidr in surplus, cooldown)
 
 
 def _surplus(own: list[Block], reserved: list[bytes], pools: list[Pool]) -> set[str]:
