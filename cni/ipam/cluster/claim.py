@@ -308,15 +308,18 @@ class Claims(Session):
         As long as a restored store is not accepted, what it says of others' blocks is not believed
         either: the other node will delete what it had given back, and then ours is put back.
         """
+        agreed = "" if space.ledger().store else self.agreed_identity(space)
         items = self._blocks(space)
         found = Synced([], [], [], [])
         with space.changing() as (ledger, reservations):
+            is_new = not ledger.store
+            ledger.store = ledger.store or agreed
             restored = self.is_restored(ledger)
             missing = self._compare(items, ledger, found, restored)
-            strays = self._strays(items, ledger, found)
+            held = space.reserved(reservations)
+            strays = self._strays(items, ledger, found, held, is_new and not restored)
             if found.lost:
                 gone = [Prefix.parse(each) for each in found.lost]
-                held = space.reserved(reservations)
                 texts = {str(block) for block in gone for each in held if block.contains(each)}
                 found.conflicts.extend(sorted(texts))
         for text in found.conflicts:
@@ -352,19 +355,29 @@ class Claims(Session):
                     found.lost.append(entry.cidr)
         return missing
 
-    def _strays(self, items: dict[Prefix, Item], ledger: Ledger, found: Synced) -> list[Block]:
-        """Note what is ours and not in the ledger; returns what is to be deleted of it."""
+    def _strays(
+        self,
+        items: dict[Prefix, Item],
+        ledger: Ledger,
+        found: Synced,
+        held: list[bytes],
+        is_new: bool,
+    ) -> list[Block]:
+        """Note what is ours and not in the ledger; returns what is to be deleted of it.
+
+        A block of which a container here has an address (`held`) is never deleted.
+        """
         known = {each.prefix for each in ledger.blocks}
-        is_new = not ledger.store
         strays = []
         for block, item in items.items():
             if block in known or not self.is_mine(item):
                 continue
             seq = number(item.value.get("seq"))
             ledger.seq = max(ledger.seq, seq)
-            entry = Block(str(block), seq, OWN if is_new else RELEASING)
+            keep = is_new or any(map(block.contains, held))
+            entry = Block(str(block), seq, OWN if keep else RELEASING)
             ledger.blocks.append(entry)
-            if is_new:
+            if keep:
                 found.adopted.append(entry.cidr)
             else:
                 strays.append(entry)

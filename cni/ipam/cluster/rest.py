@@ -18,7 +18,8 @@ from ..host_local import reservation
 from .pool import LONGEST_COOLDOWN
 
 _RECORD = struct.Struct("<16sd8s")  # the address, in IPv4 mapped; the time; the boot
-_KEPT, _MOST = 64, 128  # records, besides those that are younger than the longest cooldown
+_KEPT = 64  # records, besides those that are younger than the longest cooldown
+_MOST = 128  # records from one shortening to the next
 _LARGEST = 1 << 22
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -34,7 +35,8 @@ def note(path: str, packed: bytes, now: float) -> None:
             files.write_all(fd, _RECORD.pack(wide, now, _boot()))
         finally:
             os.close(fd)
-        if status.st_size >= _MOST * _RECORD.size:
+        count = status.st_size // _RECORD.size
+        if count and count % _MOST == 0:
             _shorten(path, now)
 
 

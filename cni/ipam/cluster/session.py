@@ -182,6 +182,11 @@ class Session:
         self._believe(space, item.value.get("layout") or {})
         return True
 
+    def agreed_identity(self, space: Space) -> str:
+        """The identity that the store had when the space was agreed on; else what it has."""
+        item = self.ask(self.store.read, f"spaces/{space.name}")
+        return str(item.value.get("store")) if item is not None else self.identity()
+
     def accept(self, space: str) -> None:
         """Say that every node has put back its blocks, after the store was restored."""
 
