@@ -18,7 +18,7 @@ from cni.protocol import config
 from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.request import check_network_name
 
-from . import cache, conflist, errors, formats, gojson, output
+from . import cache, conflist, errors, formats, gojson, ipam_cluster, ipam_split, output
 from .completion import Network, Reserved
 from .ipam_problems import of_files, of_leases
 from .ipam_reconcile import reconcile
@@ -279,6 +279,10 @@ def check(network: str, **options: Any) -> None:
             output.line(text)
     if problems:
         click.get_current_context().exit(1)
+
+
+for command in (*ipam_cluster.COMMANDS, ipam_split.split):
+    ipam.add_command(command)
 
 
 # --- finding out ---

@@ -122,7 +122,7 @@ PLUGIN = Plugin(
                     ),
                     Key(
                         "cooldown",
-                        Number(unit="s"),
+                        Number(0, 1200, unit="s"),
                         "how long an address rests before another container gets it",
                         default=0,
                         example=60,

@@ -180,7 +180,7 @@ class Observing:
 
             libc.die_with_parent(parent)
             self._prepare()
-            _call_oneself(NAME)
+            call_oneself(NAME)
             gc.enable()
             from .. import __version__
             from .observer import Plan, run  # asyncio: no other process of the server needs it
@@ -247,7 +247,7 @@ class Observing:
                 os.unlink(address.path)
 
 
-def _call_oneself(name: str) -> None:
+def call_oneself(name: str) -> None:
     """Give this process a name of its own (proc(5))."""
     with suppress(OSError), open("/proc/self/comm", "w") as comm:
         comm.write(name)

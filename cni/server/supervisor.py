@@ -28,6 +28,7 @@ from .observing import Observing, Wanted
 from .peer import listener_pid
 from .recording import mark_of_node_file
 from .status import describe
+from .tending import Tending
 from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 
 _SIGNALS = (signal.SIGCHLD, *INTERRUPTS)
@@ -74,6 +75,7 @@ class Supervisor:
         self.observing = Observing(
             observe, options.socket, build, self.counts, self.slots, log, self._prepare_observer
         )
+        self.tending = Tending(log, self._prepare_observer)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = [0] * options.workers  # young deaths of each slot, one after the other
@@ -101,6 +103,7 @@ class Supervisor:
             for number in range(len(self.slots)):
                 self._start(number)
             self.observing.keep()
+            self.tending.keep()
             systemd.notify("READY=1")
             self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
             end = self._watch()
@@ -255,6 +258,7 @@ class Supervisor:
             now = time.monotonic()
             self.node_file.set(mark_of_node_file(os.environ))
             self.observing.keep()
+            self.tending.keep()
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
             end = self._check_socket() or self._check_workers(now)
@@ -278,7 +282,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if self.observing.reaped(pid):
+            if self.observing.reaped(pid) or self.tending.reaped(pid):
                 continue
             self.retiring.discard(pid)
             number = self.pids.pop(pid, -1)
@@ -343,6 +347,7 @@ class Supervisor:
             os.waitpid(pid, 0)
         self.pids.clear()
         self.observing.close()
+        self.tending.end()
 
     def _execute_installed(self) -> None:
         """Execute the file that is installed now, with our socket and process id.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cni.ipam.cluster import engines, settings, shortage
-from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster.node import Node, Space, boot_time
 from cni.ipam.cluster.store.directory import DirectoryStore
 from cni.ipam.cluster.store.interface import Unavailable
 
@@ -220,6 +220,40 @@ def test_sticky(cluster: Cluster) -> None:
     assert node.add("c", env_args=pod) == first
 
 
+def test_the_longest_free_address_is_next(cluster: Cluster) -> None:
+    node = cluster.node("n1", ranges=[[{"subnet": "10.64.0.0/29"}]], blockSize=29)
+    got = {cid: node.add(cid)[0] for cid in "abcde"}
+    for cid in "cae":
+        node.delete(cid)
+    assert [node.add(cid)[0] for cid in "xyz"] == [got["c"], got["a"], got["e"]]
+
+
+def test_an_address_rests(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = cluster.node("n1", ranges=[[{"subnet": "10.64.0.0/29"}]], blockSize=29, cooldown=60)
+    got = {cid: node.add(cid)[0] for cid in "abcde"}
+    node.delete("b")
+    with pytest.raises(Failure, match="are taken") as failure:
+        node.add("x")
+    assert "rests for 60 s" in failure.value.details
+
+    clock = boot_time()
+    for module in ("allocation", "plugin"):
+        monkeypatch.setattr(f"cni.ipam.cluster.{module}.boot_time", lambda: clock + 61)
+    assert node.add("x")[0] == got["b"]
+
+
+def test_very_many_releases(cluster: Cluster) -> None:
+    """The file of releases stays small, and what falls out of it is the longest free."""
+    node = cluster.node("n1", ranges=[[{"subnet": "10.64.0.0/24"}]], blockSize=24)
+    used = []
+    for number in range(400):
+        used += node.add(f"c{number}")
+        node.delete(f"c{number}")
+    assert len(set(used[:200])) == 200
+    path = Path(node.conf["ipam"]["dataDir"]) / ".cni/default.freed"
+    assert path.stat().st_size < 32 * 500
+
+
 # --- the store is away, full, or says no ----------------------------------------------------------
 
 
@@ -354,14 +388,17 @@ def test_a_broken_pool_is_named(cluster: Cluster) -> None:
         ({"blockSize": 33}, "invalid blockSize 33"),
         ({"blockSizeV6": 60}, "blockSizeV6 60 does not divide fd00:64::/64"),
         ({"reserve": -1}, "invalid reserve -1"),
+        ({"cooldown": 1201}, "invalid cooldown 1201"),
         ({"space": "../x"}, "invalid space '../x'"),
+        ({"space": "store"}, "invalid space 'store'"),
         ({"pool": "p"}, "ipam.pool p and ipam.ranges exclude each other"),
         ({"ranges": []}, "no IP ranges specified"),
         ({"exclude": ["10.64.0.0/24"]}, "range set 0 has no address to hand out"),
         ({"nodeName": "a b"}, "invalid nodeName 'a b'"),
         ({"nodeTimeout": -1}, "invalid nodeTimeout -1"),
-        ({"store": {"type": "zk"}}, "unknown store.type 'zk'"),
-        ({"store": {"type": "directory"}}, "store.path is missing"),
+        ({"store": {"type": "zk"}}, "store.type: 'zk' is unknown"),
+        ({"store": {"type": "directory", "path": "x"}}, "store.path"),
+        ({"store": {"type": "directory", "pth": "/x"}}, "store.pth: unknown key"),
         ({"dataDir": 7}, "dataDir"),
         ({"store": "etcd"}, "store"),
     ],

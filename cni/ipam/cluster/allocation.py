@@ -8,8 +8,9 @@ from ...protocol.address import Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig
 from ..host_local.allocation import Allocation, Exhausted, Wish, ip_config
-from ..host_local.ranges import RangeSet
-from . import blocks
+from ..host_local.ranges import Range, RangeSet
+from . import blocks, rest
+from .node import boot_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,11 @@ class FromBlocks(Allocation):
         attachment: tuple[str, str],
         netns: str,
         log: Callable[[str], None],
+        cooldown: int = 0,
     ) -> None:
         super().__init__(space.location, attachment, netns, log)
         self._space = space
+        self._cooldown = cooldown  # seconds that an address rests
         self._own: list[Prefix] = []
 
     def reserve(self, wish: Wish) -> list[IPConfig]:
@@ -52,6 +55,27 @@ class FromBlocks(Allocation):
         except NeedBlock:
             # Before a block is claimed the files are read, in case the index is wrong.
             return self._reserve_locked(wish, trust=False)
+
+    def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
+        """Reserve the address that has been free the longest. Raises Exhausted."""
+        freed = rest.recent(self._space.freed)
+        for its_range, low, high in ranges.spans(self._last_reserved(store, index)):
+            at = low
+            while (number := store.first_free(its_range.width, at, high)) is not None:
+                packed = its_range.packed(number)
+                if packed not in freed and self._take(store, format_ip(packed)):
+                    return format_ip(packed), its_range
+                at = number + 1
+        now = boot_time()
+        for packed, when in freed.items():
+            if now - when < self._cooldown:
+                break  # so do all that follow
+            range_of = ranges.range_for(packed)
+            if range_of is None or ranges.is_excluded(packed):
+                continue
+            if self._take(store, format_ip(packed)):
+                return format_ip(packed), range_of
+        raise Exhausted(ranges, index)
 
     def _reserve_all(self, store: Store, wish: Wish) -> list[IPConfig]:
         self._own = self._space.own()

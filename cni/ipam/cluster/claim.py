@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ...protocol.address import InvalidAddress, Prefix
-from . import blocks
-from .node import OWN, PENDING, RELEASING, Block, Ledger, Node, Space
+from . import blocks, rest
+from .node import OWN, PENDING, RELEASING, Block, Ledger, Node, Space, boot_time
 from .pool import Pool
 from .session import Session, number
 from .settings import Settings
@@ -72,6 +72,7 @@ class Claims(Session):
         Raises Full, Taken.
         """
         self.register()
+        self._check_allowed()
         self.settle(space)
         self.agree(space, pool)
         areas = pool.areas[index]
@@ -96,6 +97,16 @@ class Claims(Session):
                 return block
             taken.add(block)
         raise Unavailable(f"{self.store.name}: other nodes take every block first", "try again")
+
+    def _check_allowed(self) -> None:
+        """Raises Refused for a node that was cordoned; whether it still is, the store is asked."""
+        if self.is_cordoned():
+            self.register(force=True)
+        if self.is_cordoned():
+            raise Refused(
+                f"node {self.node.name} is cordoned: it claims no more blocks",
+                f"`cni ipam cordon --undo {self.node.name}` lets it claim again",
+            )
 
     def _claim_of(self, space: Space, areas: blocks.Areas, packed: bytes) -> Prefix:
         block = blocks.block_at(areas, packed)
@@ -178,10 +189,13 @@ class Claims(Session):
 
     def _full(self, space: Space, pool: Pool, areas: blocks.Areas) -> Full:
         what = f"pool {pool.name}" if pool.name else f"the ranges in space {space.name}"
+        resting = ""
+        if pool.conf.cooldown:
+            resting = f"; a released address rests for {pool.conf.cooldown} s (`cooldown`)"
         return Full(
             f"all {blocks.count(areas)} blocks of {what} are taken",
             "nodes with empty blocks are asked for them; `cni ipam blocks` shows who has which. "
-            "Add a range, or make the blocks of a new pool smaller (blockSize)",
+            "Add a range, or make the blocks of a new pool smaller (blockSize)" + resting,
         )
 
     def _want(self, space: Space) -> None:
@@ -230,10 +244,18 @@ class Claims(Session):
 
     # --- releasing ---
 
-    def release(self, space: Space, chosen: Callable[[Block], bool]) -> list[str]:
-        """Give back the `chosen` ones of the own blocks in which no address is reserved."""
+    def release(
+        self, space: Space, chosen: Callable[[Block], bool], cooldown: int = 0
+    ) -> list[str]:
+        """Give back the `chosen` ones of the own blocks in which no address is reserved.
+
+        Addresses that were released within the last `cooldown` seconds count as reserved.
+        """
         with space.changing() as (ledger, reservations):
             reserved = space.reserved(reservations)
+            if cooldown:
+                freed, now = rest.recent(space.freed), boot_time()
+                reserved += [each for each, when in freed.items() if now - when < cooldown]
             given = []
             for entry in ledger.of_state(OWN):
                 block = entry.prefix
@@ -286,15 +308,18 @@ class Claims(Session):
         As long as a restored store is not accepted, what it says of others' blocks is not believed
         either: the other node will delete what it had given back, and then ours is put back.
         """
+        agreed = "" if space.ledger().store else self.agreed_identity(space)
         items = self._blocks(space)
         found = Synced([], [], [], [])
         with space.changing() as (ledger, reservations):
+            is_new = not ledger.store
+            ledger.store = ledger.store or agreed
             restored = self.is_restored(ledger)
             missing = self._compare(items, ledger, found, restored)
-            strays = self._strays(items, ledger, found)
+            held = space.reserved(reservations)
+            strays = self._strays(items, ledger, found, held, is_new and not restored)
             if found.lost:
                 gone = [Prefix.parse(each) for each in found.lost]
-                held = space.reserved(reservations)
                 texts = {str(block) for block in gone for each in held if block.contains(each)}
                 found.conflicts.extend(sorted(texts))
         for text in found.conflicts:
@@ -330,19 +355,29 @@ class Claims(Session):
                     found.lost.append(entry.cidr)
         return missing
 
-    def _strays(self, items: dict[Prefix, Item], ledger: Ledger, found: Synced) -> list[Block]:
-        """Note what is ours and not in the ledger; returns what is to be deleted of it."""
+    def _strays(
+        self,
+        items: dict[Prefix, Item],
+        ledger: Ledger,
+        found: Synced,
+        held: list[bytes],
+        is_new: bool,
+    ) -> list[Block]:
+        """Note what is ours and not in the ledger; returns what is to be deleted of it.
+
+        A block of which a container here has an address (`held`) is never deleted.
+        """
         known = {each.prefix for each in ledger.blocks}
-        is_new = not ledger.store
         strays = []
         for block, item in items.items():
             if block in known or not self.is_mine(item):
                 continue
             seq = number(item.value.get("seq"))
             ledger.seq = max(ledger.seq, seq)
-            entry = Block(str(block), seq, OWN if is_new else RELEASING)
+            keep = is_new or any(map(block.contains, held))
+            entry = Block(str(block), seq, OWN if keep else RELEASING)
             ledger.blocks.append(entry)
-            if is_new:
+            if keep:
                 found.adopted.append(entry.cidr)
             else:
                 strays.append(entry)

@@ -4,6 +4,7 @@
       <space>/                 host-local's directory of reservations: one for each address space;
                                the interface in a file is followed by CR LF and the network
       .cni/<space>.blocks      the node's blocks in that space (`Ledger`)
+      .cni/<space>.freed       when addresses were released last (rest.py)
       .cni/<space>.pools       the networks that needed blocks, for claiming ahead
       .cni/<pool>.pool         the store's definition of a pool
       .cni/claims              the lock of the process that talks to the store
@@ -31,6 +32,7 @@ from ...protocol.address import Prefix, parse_ip
 from ...protocol.errors import CNIError
 from ..host_local import reservation
 from ..host_local.directory import SIDECARS, Location, explain, make_directories
+from .pool import NOT_SPACES
 
 if TYPE_CHECKING:
     from ..host_local.store import Store
@@ -211,7 +213,7 @@ class Node:
             for entry in os.scandir(self.data_dir):
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False):
                     names.add(entry.name)
-        return sorted(names)
+        return sorted(names - NOT_SPACES)
 
 
 class Space:
@@ -240,6 +242,11 @@ class Space:
             yield ledger, store
             if msgspec.json.encode(ledger) != before:
                 write(self.node.path(f"{self.name}.blocks"), ledger, sync=True)
+
+    @property
+    def freed(self) -> str:
+        """The file of releases (rest.py)."""
+        return self.node.path(f"{self.name}.freed")
 
     def own(self) -> list[Prefix]:
         """The blocks from which this node allocates."""

@@ -21,9 +21,9 @@ from ...protocol.result import Result
 from ..host_local.directory import explain, explain_in, scan
 from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, requested
 from ..host_local.reservation import UNREADABLE, is_address
-from . import settings
-from .node import Node, Space
-from .pool import Pool, PoolConf, check_word, convert
+from . import rest, settings
+from .node import Node, Space, boot_time
+from .pool import NOT_SPACES, Pool, PoolConf, check_word, convert
 
 if TYPE_CHECKING:
     from ..host_local.sticky import Memory
@@ -83,7 +83,9 @@ def add(call: Call[Conf]) -> Result:
     if error is not None:
         raise error
     space = Space(node, pool.space)
-    allocation = FromBlocks(space, (call.container_id, _mark(call)), call.netns, call.log)
+    allocation = FromBlocks(
+        space, (call.container_id, _mark(call)), call.netns, call.log, pool.conf.cooldown
+    )
     call.undo.callback(allocation.undo)
     wish = Wish(pool.sets, wanted, _memory(call, its, pool, pairs))
     try:
@@ -239,12 +241,12 @@ def _spaces(node: Node) -> list[Space]:
     """Those that have a directory of reservations. Raises CNIError."""
     try:
         with os.scandir(node.data_dir) as entries:
-            names = [each.name for each in entries if not each.name.startswith(".")]
+            names = [each.name for each in entries if each.name[0] != "."]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise explain("open", node.data_dir, error) from None
-    spaces = [Space(node, name) for name in sorted(names)]
+    spaces = [Space(node, name) for name in sorted(names) if name not in NOT_SPACES]
     return [each for each in spaces if os.path.isdir(each.location.path)]
 
 
@@ -252,7 +254,7 @@ def _release_all(call: Call[Conf], space: Space, steps: Steps) -> None:
     with space.location.open() as store:
         owned = store.releasable(call.container_id, _mark(call))
         for name in owned.names:
-            steps.run(_release, store, name, owned.content)
+            steps.run(_release, space, store, name, owned.content)
         for error in owned.errors:
             steps.run(_raise, explain_in("read", store.path, error))
 
@@ -268,7 +270,7 @@ def _collect(call: Call[Conf], space: Space, keep: frozenset[Attachment], steps:
     with space.location.open() as store:
         for name, content in stale.items():
             if store.content(name) == content:
-                steps.run(_release, store, name, content)
+                steps.run(_release, space, store, name, content)
                 call.note_removed("reservation", 1)
         store.recount()
 
@@ -281,7 +283,9 @@ def _is_stale(network: str, content: bytes, keep: frozenset[Attachment]) -> bool
     return len(parts) == 3 and parts[2] == network and Attachment(*parts[:2]) not in keep
 
 
-def _release(store: Store, name: str, content: bytes) -> None:
+def _release(space: Space, store: Store, name: str, content: bytes) -> None:
+    if is_address(name):
+        rest.note(space.freed, parse_ip(name), boot_time())
     try:
         store.release(name, content)
     except OSError as error:

@@ -16,6 +16,9 @@ from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
 
 DEFAULT_SPACE = "default"
+# In the data directory, and no space: where a store in a directory is by default.
+NOT_SPACES = frozenset({"store"})
+LONGEST_COOLDOWN = 1200  # seconds
 _MOST = {True: 32, False: 128}  # bits, by "is it IPv4"
 _USUAL = {True: 26, False: 122}  # 64 addresses a block
 _LEAST_BLOCKS = 4  # bits: a small subnet is divided into sixteen blocks at least
@@ -52,8 +55,15 @@ class PoolConf(RangeConf):
         for key, value in (("reserve", self.reserve), ("cooldown", self.cooldown)):
             if value < 0:
                 raise CNIError(f"invalid {key} {value} (must not be negative)")
+        if self.cooldown > LONGEST_COOLDOWN:
+            raise CNIError(
+                f"invalid cooldown {self.cooldown} (must be at most {LONGEST_COOLDOWN})",
+                "it is in seconds; a node remembers releases for so long",
+            )
         if self.space:
             check_word(self.space, "space")
+            if self.space in NOT_SPACES:
+                raise CNIError(f"invalid space {self.space!r}", "the node's store is called so")
 
 
 class Pool(NamedTuple):

@@ -54,10 +54,11 @@ class Session:
                 self.disown()
             elif old is not None:
                 self._check_alone(old, before)
+            beat = number(old.value.get("beat")) if old is not None else 0
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                "beat": 1 + number(old.value.get("beat") if old is not None else 0),
+                "beat": beat + (self.timeout > 0),  # else there is nothing to write each time
                 "timeout": self.timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
             }
@@ -180,6 +181,11 @@ class Session:
             return False
         self._believe(space, item.value.get("layout") or {})
         return True
+
+    def agreed_identity(self, space: Space) -> str:
+        """The identity that the store had when the space was agreed on; else what it has."""
+        item = self.ask(self.store.read, f"spaces/{space.name}")
+        return str(item.value.get("store")) if item is not None else self.identity()
 
     def accept(self, space: str) -> None:
         """Say that every node has put back its blocks, after the store was restored."""

@@ -8,6 +8,7 @@ a block, and there is none, or this node is cordoned, all empty ones are given b
 from __future__ import annotations
 
 from ...protocol.address import Prefix
+from ..host_local.ranges import RangeSet
 from . import blocks
 from .claim import Claims, Full, Synced
 from .node import OWN, Block, Space
@@ -19,7 +20,7 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
 
     With `sync` ledger and store are compared.
     """
-    claims.register()
+    claims.register(force=True)
     believed = claims.acknowledge(its)
     claims.settle(its)
     found = claims.sync(its) if sync or not believed else None
@@ -36,19 +37,21 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
 def claim_ahead(claims: Claims, its: Space, pool: Pool) -> None:
     """Claim until `reserve` addresses of each set that is in use are free, or there are no more."""
     for index, ranges in enumerate(pool.sets):
-        while True:
-            with its.changing() as (ledger, store):
-                reserved = its.reserved(store)
-                own = [each.prefix for each in ledger.of_state(OWN)]
-            part = blocks.narrowed(ranges, own)
-            used = sum(map(part.contains, reserved)) if part is not None else 0
-            free = part.size - used if part is not None else 0
-            if not used or free >= pool.conf.reserve:
-                break
+        while lacks(its, ranges, pool.conf.reserve):
             try:
                 claims.claim(its, pool, index)
             except Full:
                 break  # it is wanted now, and nobody waits for it
+
+
+def lacks(its: Space, ranges: RangeSet, reserve: int) -> bool:
+    """Is a range set in use here, with fewer than `reserve` addresses free? Asks no store."""
+    with its.changing() as (ledger, store):
+        reserved = its.reserved(store)
+        own = [each.prefix for each in ledger.of_state(OWN)]
+    part = blocks.narrowed(ranges, own)
+    used = sum(map(part.contains, reserved)) if part is not None else 0
+    return part is not None and used > 0 and part.size - used < reserve
 
 
 def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -> list[str]:
@@ -59,7 +62,8 @@ def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -
     surplus = {each.cidr for each in own} if everything else _surplus(own, reserved, pools)
     if not surplus:
         return []
-    return claims.release(its, lambda entry: entry.cidr in surplus)
+    cooldown = max((pool.conf.cooldown for pool in pools), default=0)
+    return claims.release(its, lambda entry: entry.cidr in surplus, cooldown)
 
 
 def _surplus(own: list[Block], reserved: list[bytes], pools: list[Pool]) -> set[str]:

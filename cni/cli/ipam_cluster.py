@@ -1,0 +1,328 @@
+"""`cni ipam pools`, `blocks`, `show`, …: the addresses of a cluster, as its store has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from cni.ipam.cluster import blocks, engines, rounds, settings
+from cni.ipam.cluster.claim import Claims
+from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, check_word, convert
+from cni.ipam.cluster.store.interface import Item, Store, StoreError
+from cni.ipam.host_local import usage
+from cni.protocol import config
+from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+
+from . import conflist, errors, formats, output
+from .completion import Network
+from .table import Column, Table
+
+F = TypeVar("F", bound=Callable[..., Any])
+_POOLS = (
+    Column("POOL", cut="end"),
+    Column("SPACE", drop=3),
+    Column("RANGES", cut="end", least=18),
+    Column("BLOCK", right=True, drop=2),
+    Column("BLOCKS", right=True),
+    Column("TAKEN", right=True),
+    Column("USE", right=True, drop=1),
+)
+_BLOCKS = (
+    Column("BLOCK"),
+    Column("SPACE", drop=2),
+    Column("NODE", cut="end", least=12),
+    Column("SEQ", right=True, drop=1),
+    Column("USED", right=True, drop=3),
+)
+
+
+class Cluster(NamedTuple):
+    """A store, and how this node finds it."""
+
+    store: Store
+    its: settings.Settings
+
+
+def options(function: F) -> F:
+    for option in (
+        formats.options,
+        click.option(
+            "--network",
+            type=Network(),
+            help="Whose store to ask [that of /etc/cni/cluster.json, or of the first network that "
+            "has one].",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@contextmanager
+def opened(network: str | None) -> Iterator[Cluster]:
+    """The store. Raises CNIError, also for StoreError."""
+    its = _settings(network)
+    try:
+        store = engines.connect(its.store)
+        try:
+            yield Cluster(store, its)
+        finally:
+            store.close()
+    except StoreError as error:
+        raise engines.explain(error) from None
+
+
+def _settings(network: str | None) -> settings.Settings:
+    own = settings.read({}, os.environ)
+    if network is None and own.store is not None:
+        return own
+    directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    names = [network] if network else conflist.known(directory)
+    for name in names:
+        for plugin in conflist.load(directory, name).plugins:
+            ipam = config.lookup(plugin.raw, "ipam")
+            if isinstance(ipam, dict) and config.means(str(config.lookup(ipam, "type")), "cluster"):
+                return settings.read(ipam, os.environ)
+    return own
+
+
+@click.command()
+@options
+def pools(network: str | None) -> None:
+    """Show the pools that are defined in the store, and how much of them is claimed."""
+    with opened(network) as cluster:
+        found = [pool_of(item) for item in cluster.store.list("pools/").items]
+        taken = {name: _blocks(cluster.store, name) for name in {each.space for each in found}}
+    rows, values = [], []
+    for pool in found:
+        for ranges, areas in zip(pool.sets, pool.areas, strict=True):
+            total = blocks.count(areas)
+            used = sum(blocks.contains(areas, block) for block in taken[pool.space])
+            sizes = "/".join(dict.fromkeys(str(area.length) for area in areas))
+            values.append(
+                {
+                    "pool": pool.name,
+                    "space": pool.space,
+                    "ranges": str(ranges),
+                    "blockSize": [area.length for area in areas],
+                    "blocks": total,
+                    "taken": used,
+                }
+            )
+            use = f"{100 * used // total}%"
+            rows.append(
+                (pool.name, pool.space, str(ranges), f"/{sizes}", str(total), str(used), use)
+            )
+    formats.present(values, rows=Table(_POOLS, rows), names=[each.name for each in found])
+
+
+def pool_of(item: Item) -> Pool:
+    name = item.key.removeprefix("pools/")
+    return Pool.of(convert(item.value, name), name, "")
+
+
+def _blocks(store: Store, space: str) -> dict[Prefix, Item]:
+    found = {}
+    for item in store.list(f"blocks/{space}/").items:
+        try:
+            found[blocks.block_of_key(item.key.rpartition("/")[2])] = item
+        except InvalidAddress:
+            output.line(f"cni: {item.key} is no block: left out", err=True)
+    return found
+
+
+@click.command("blocks")
+@options
+@click.option("--space", help="Only of this address space.")
+@click.option("--node", help="Only this node's.")
+def list_blocks(network: str | None, space: str | None, node: str | None) -> None:
+    """Show which node has which block, and of this node's how many addresses are in use."""
+    with opened(network) as cluster:
+        items = cluster.store.list("spaces/").items
+        names = [space] if space else [item.key.removeprefix("spaces/") for item in items]
+        found = [
+            (name, block, item.value)
+            for name in names
+            for block, item in sorted(_blocks(cluster.store, name).items(), key=_order)
+            if node in (None, item.value.get("node"))
+        ]
+        held = {name: _held(cluster.its, name) for name in names}
+    rows, values = [], []
+    for name, block, value in found:
+        used = sum(map(block.contains, held[name]))
+        mine = value.get("node") == cluster.its.node
+        values.append(
+            {"space": name, "block": str(block), **value} | ({"used": used} if mine else {})
+        )
+        cells = str(block), name, str(value.get("node")), str(value.get("seq"))
+        rows.append((*cells, str(used) if mine else "-"))
+    formats.present(values, rows=Table(_BLOCKS, rows), names=[str(block) for _, block, _ in found])
+
+
+def _order(entry: tuple[Prefix, Item]) -> tuple[int, bytes]:
+    return len(entry[0].ip), entry[0].ip
+
+
+def _held(its: settings.Settings, space: str) -> list[bytes]:
+    """The addresses that are reserved on this node."""
+    path = Space(Node(its.data_dir, its.node), space).location.path
+    try:
+        return [parse_ip(name) for name in os.listdir(path) if _is_address(name)]
+    except OSError:
+        return []
+
+
+def _is_address(name: str) -> bool:
+    try:
+        parse_ip(name)
+    except InvalidAddress:
+        return False
+    return True
+
+
+@click.command()
+@options
+@click.argument("address", metavar="IP")
+def show(network: str | None, address: str) -> None:
+    """Show whose an address is: its block, the node that has that, and here the container."""
+    packed = parse_ip(address)
+    found = []
+    with opened(network) as cluster:
+        for item in cluster.store.list("spaces/").items:
+            space = item.key.removeprefix("spaces/")
+            for subnet, length in (item.value.get("layout") or {}).items():
+                if Prefix.parse(subnet).contains(packed):
+                    found.append(_shown(cluster, space, Prefix(packed, length).network, packed))
+    if not found:
+        raise errors.NotFound(
+            f"no address space has {address}", "`cni ipam pools` shows the ranges of pools"
+        )
+    lines = []
+    for each in found:
+        node = f"node {each['node']}" if each["node"] else "no node has it"
+        lines.append(f"{each['address']} in {each['space']}: block {each['block']}, {node}")
+        if each.get("holder"):
+            lines.append(f"  {each['holder']} has it, since {each['since']}")
+        elif each["node"] == cluster.its.node:
+            lines.append("  no container has it")
+        elif each["node"]:
+            lines.append(f"  `cni ipam show {each['address']}` on that node names the container")
+    formats.present(found, lines=lines, names=[str(each["block"]) for each in found])
+
+
+def _shown(cluster: Cluster, space: str, block: Prefix, packed: bytes) -> dict[str, Any]:
+    item = cluster.store.read(f"blocks/{space}/{blocks.key_of(block)}")
+    name = format_ip(packed)
+    value: dict[str, Any] = {
+        "address": name,
+        "space": space,
+        "block": str(block),
+        "node": item.value.get("node") if item is not None else None,
+    }
+    path = os.path.join(
+        Space(Node(cluster.its.data_dir, cluster.its.node), space).location.path, name
+    )
+    try:
+        with open(path, "rb") as file:
+            content = file.read(4096).strip()
+            since = os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return value
+    container_id, *rest = content.decode(errors="replace").split("\r\n")
+    value |= {"containerID": container_id, "since": usage.when(since)}
+    value |= dict(zip(("ifname", "network"), rest, strict=False))
+    return value | {"holder": usage.holder(content)}
+
+
+@click.command()
+@options
+@click.argument("node")
+@click.option("--undo", is_flag=True, help="The node may claim blocks again.")
+def cordon(network: str | None, node: str, undo: bool) -> None:
+    """Let a node claim no more blocks, and give back its empty ones."""
+    with opened(network) as cluster:
+        item = cluster.store.read(f"nodes/{check_word(node, 'node')}")
+        if item is None:
+            raise _no_node(node, cluster)
+        cluster.store.update(item, {**item.value, "cordoned": not undo})
+    said = "may claim blocks again" if undo else "claims no more blocks"
+    formats.done({"node": node, "cordoned": not undo}, f"{node} {said}")
+
+
+def _no_node(node: str, cluster: Cluster) -> errors.NotFound:
+    names = [item.key.removeprefix("nodes/") for item in cluster.store.list("nodes/").items]
+    return errors.NotFound(
+        f"there is no node {node} in {cluster.store.name}",
+        f"there are {', '.join(names[:20]) or 'none'}",
+    )
+
+
+@click.command()
+@options
+@click.argument("node")
+@click.option("--force", is_flag=True, help="The node's containers are gone, or do not matter.")
+def forget(network: str | None, node: str, force: bool) -> None:
+    """Free the blocks of a node that will not come back with its containers.
+
+    A node that is forgotten and comes back begins anew. Its containers keep addresses that others
+    may get: hence --force.
+    """
+    if not force:
+        raise errors.Refused(
+            f"others may get the addresses of containers on {node}",
+            "use --force if they are gone",
+        )
+    with opened(network) as cluster:
+        item = cluster.store.read(f"nodes/{check_word(node, 'node')}")
+        if item is None:
+            raise _no_node(node, cluster)
+        cluster.store.update(item, {**item.value, "lost": True})
+        freed = []
+        for each in cluster.store.list("blocks/").items:
+            if each.value.get("uid") == item.value.get("uid"):
+                cluster.store.delete(each)
+                freed.append(str(blocks.block_of_key(each.key.rpartition("/")[2])))
+    formats.done(
+        {"node": node, "freed": freed}, f"{node} is forgotten, {len(freed)} blocks are free"
+    )
+
+
+@click.command()
+@formats.options
+@click.option("--release", is_flag=True, help="Give back all empty blocks, and claim none.")
+def sync(release: bool) -> None:
+    """Compare this node's blocks with the store's, claim ahead, and give back the rest."""
+    errors.require_root("sync: it changes what ADDs allocate from")
+    report, problems = rounds.once(os.environ, _log, give_back=release)
+    value = {name: found._asdict() for name, found in report.items()}
+    lines = [
+        f"{name}: {what} {', '.join(which)}"
+        for name, found in value.items()
+        for what, which in found.items()
+        if which
+    ]
+    formats.present(value, lines=lines or ["this node and the store agree"], names=list(value))
+    for problem in problems:
+        raise problem
+
+
+def _log(text: str) -> None:
+    output.line(text, err=True)
+
+
+@click.command()
+@options
+@click.argument("space", default=DEFAULT_SPACE)
+def accept(network: str | None, space: str) -> None:
+    """Say that every node has put back its blocks after the store was restored from a backup."""
+    with opened(network) as cluster:
+        node = Node(cluster.its.data_dir, cluster.its.node)
+        Claims(cluster.store, cluster.its, node, _log).accept(check_word(space, "space"))
+    formats.done({"space": space}, f"blocks of {space} are claimed in this store from now on")
+
+
+COMMANDS = (pools, list_blocks, show, cordon, forget, sync, accept)

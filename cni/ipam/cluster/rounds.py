@@ -1,0 +1,151 @@
+"""A round over all that this node has in stores: what the server does now and then."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ...protocol import config
+from ...protocol.errors import CNIError
+from . import engines, settings, tend
+from .claim import Claims, Synced
+from .node import Node, Space
+from .pool import Pool, convert
+from .settings import Settings
+from .store.interface import StoreError
+
+_LOOK = 5.0  # seconds between two looks whether a block is to be claimed
+_ROUND, _COMPARE = 12, 10  # looks until the store is asked anyway; rounds until all is compared
+
+Report = dict[str, Synced]  # by space
+
+
+def once(
+    env: Mapping[str, str],
+    log: Callable[[str], None],
+    *,
+    compare: bool = True,
+    give_back: bool = False,
+    data_dir: str = "",
+) -> tuple[Report, list[CNIError]]:
+    """Tend every space of the node: what was found, and what went wrong. Raises CNIError.
+
+    `compare` ledgers with stores; with `give_back` all empty blocks are released, and none claimed.
+    """
+    base = settings.read({}, env)
+    base = base._replace(data_dir=data_dir or base.data_dir)
+    node = Node(base.data_dir, base.node)
+    report: Report = {}
+    problems = []
+    for name in node.spaces():
+        space = Space(node, name)
+        for its, entries in _by_store(space, base, env):
+            try:
+                found = _tend(space, its, entries, log, compare, give_back)
+            except StoreError as error:
+                problems.append(engines.explain(error))
+            except CNIError as error:
+                problems.append(error)
+            else:
+                if found is not None:
+                    report[name] = found
+    return report, problems
+
+
+def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
+    """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
+    said: list[str] = []
+    for number in itertools.count():
+        try:
+            if number % _ROUND == 0 or _lacks(env):
+                _, problems = once(env, log, compare=number % (_ROUND * _COMPARE) == 0)
+            else:
+                problems = None
+        except CNIError as error:
+            problems = [error]
+        if problems is not None:
+            texts = [str(each) for each in problems]
+            for text in texts:
+                if text not in said:
+                    log(text)
+            said = texts
+        time.sleep(_LOOK)
+
+
+def _lacks(env: Mapping[str, str]) -> bool:
+    """Is there a pool of which too few addresses are free here? Asks no store. Raises CNIError."""
+    node = Node(settings.data_dir({}, env), "")
+    for name in node.spaces():
+        space = Space(node, name)
+        for entry in space.pools().values():
+            pool = _known_pool(node, entry)
+            if pool is not None and pool.space == name:
+                reserve = pool.conf.reserve
+                if any(tend.lacks(space, ranges, reserve) for ranges in pool.sets):
+                    return True
+    return False
+
+
+def _known_pool(node: Node, entry: dict[str, Any]) -> Pool | None:
+    """The pool of a network, as the node knows it."""
+    from .plugin import IpamConf
+
+    conf = config.convert(entry["ipam"], IpamConf)
+    if not conf.pool:
+        return Pool.of(conf, "", entry.get("cniVersion", ""))
+    value = node.pool_definition(conf.pool)
+    return Pool.of(convert(value, conf.pool), conf.pool, "") if value is not None else None
+
+
+def _by_store(
+    space: Space, base: Settings, env: Mapping[str, str]
+) -> list[tuple[Settings, list[dict[str, Any]]]]:
+    """The networks that needed blocks of the space, by the store that they name."""
+    groups: dict[str, tuple[Settings, list[dict[str, Any]]]] = {}
+    for entry in space.pools().values():
+        its = settings.read(entry["ipam"], env)
+        if its.data_dir == base.data_dir:
+            groups.setdefault(its.digest, (its, []))[1].append(entry)
+    if not groups and base.store is not None:
+        groups[base.digest] = (base, [])
+    return list(groups.values())
+
+
+def _tend(
+    space: Space,
+    its: Settings,
+    entries: list[dict[str, Any]],
+    log: Callable[[str], None],
+    compare: bool,
+    give_back: bool,
+) -> Synced | None:
+    node = Node(its.data_dir, its.node)
+    space = Space(node, space.name)
+    with node.claiming():
+        store = engines.connect(its.store)
+        try:
+            claims = Claims(store, its, node, log)
+            pools = [each for entry in entries if (each := _pool(claims, entry)) is not None]
+            pools = [each for each in pools if each.space == space.name]
+            if give_back:
+                claims.register()
+                claims.settle(space)
+                tend.give_back(claims, space, pools, everything=True)
+                return None
+            return tend.space(claims, space, pools, compare)
+        finally:
+            store.close()
+
+
+def _pool(claims: Claims, entry: dict[str, Any]) -> Pool | None:
+    """The pool of a network, by the store's present definition; None if it has none any more."""
+    name = config.lookup(entry["ipam"], "pool")
+    if name:
+        value = claims.read_pool(name)
+        if value is None:
+            return None
+        Pool.of(convert(value, name), name, "")
+        claims.node.set_pool_definition(name, value)
+    return _known_pool(claims.node, entry)

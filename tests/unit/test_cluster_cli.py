@@ -1,0 +1,166 @@
+"""`cni ipam` of a cluster: what it shows, and what it does to the store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from cni.cli import main
+from cni.ipam.cluster import settings
+from cni.ipam.cluster.store.directory import DirectoryStore
+
+from .ipam_node import Failure, Ipam
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+POOL = {"ranges": [[{"subnet": "10.9.0.0/26"}]], "blockSize": 29, "exclude": ["10.9.0.40"]}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with a pool; commands run on node n1."""
+    here = {
+        "store": {"type": "directory", "path": str(tmp_path / "store")},
+        "nodeName": "n1",
+        "dataDir": str(tmp_path / "n1"),
+    }
+    path = tmp_path / "cluster.json"
+    path.write_text(json.dumps(here))
+    monkeypatch.setattr(settings, "NODE_FILE", str(path))
+    monkeypatch.setenv("NETCONFPATH", str(tmp_path / "net.d"))
+    store(tmp_path).create("pools/storage", POOL)
+    return tmp_path
+
+
+def store(directory: Path) -> DirectoryStore:
+    return DirectoryStore(str(directory / "store"), sync=False)
+
+
+def node(directory: Path, name: str = "n1") -> Ipam:
+    ipam = {"type": "cluster", "pool": "storage", "nodeName": name}
+    conf = {**ipam, "dataDir": str(directory / name)}
+    return Ipam("cluster", {"cniVersion": "1.1.0", "name": "net", "ipam": conf})
+
+
+@pytest.fixture
+def shown(capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    def run(*arguments: str, code: int = 0) -> Any:
+        capfd.readouterr()
+        assert main(["ipam", *arguments, "-o", "json"]) == code, capfd.readouterr().err
+        out, err = capfd.readouterr()
+        return json.loads(out) if code == 0 else json.loads(err or out)
+
+    return run
+
+
+def test_pools_and_blocks(cluster: Path, shown: Callable[..., Any]) -> None:
+    node(cluster).add("a")
+    node(cluster, "n2").add("b")
+
+    (pool,) = shown("pools")
+    assert (pool["pool"], pool["blocks"], pool["taken"]) == ("storage", 8, 2)
+    listed = shown("blocks")
+    assert sorted(each["node"] for each in listed) == ["n1", "n2"]
+    assert [each.get("used") for each in listed if each["node"] == "n1"] == [1]
+    assert shown("blocks", "--node", "n2") == [each for each in listed if each["node"] == "n2"]
+
+
+def test_whose_an_address_is(cluster: Path, shown: Callable[..., Any]) -> None:
+    mine = node(cluster).add("a")[0].partition("/")[0]
+    other = node(cluster, "n2").add("b")[0].partition("/")[0]
+
+    (here,) = shown("show", mine)
+    assert (here["node"], here["containerID"], here["ifname"]) == ("n1", "a", "eth0")
+    (there,) = shown("show", other)
+    assert there["node"] == "n2"
+    assert "containerID" not in there
+    assert shown("show", "192.0.2.1", code=3)
+
+
+def test_a_cordoned_node_claims_no_more_and_gives_back(
+    cluster: Path, shown: Callable[..., Any]
+) -> None:
+    its = node(cluster)
+    its.add("a")
+    shown("cordon", "n1")
+    its.delete("a")
+    shown("sync")
+    assert shown("blocks") == []
+    with pytest.raises(Failure, match="is cordoned"):
+        its.add("b")
+
+    shown("cordon", "n1", "--undo")
+    its.add("b")
+    assert shown("cordon", "nowhere", code=3)
+
+
+def test_a_forgotten_node_begins_anew(cluster: Path, shown: Callable[..., Any]) -> None:
+    its = node(cluster)
+    its.add("a")
+    assert shown("forget", "n1", code=5)
+    assert len(shown("forget", "n1", "--force")["freed"]) == 1
+    assert shown("blocks") == []
+    node(cluster, "n2").add("b", env_args="IP=10.9.0.50")
+
+    # It has not noticed, and does so with its next word to the store.
+    shown("sync")
+    blocks = {each["block"]: each["node"] for each in shown("blocks")}
+    assert blocks["10.9.0.48/29"] == "n2"
+    assert set(blocks.values()) == {"n1", "n2"}
+    its.check("a")
+
+
+def test_claiming_ahead_and_giving_back(cluster: Path, shown: Callable[..., Any]) -> None:
+    its = node(cluster)
+    for number in range(3):
+        its.add(f"c{number}")
+    shown("sync")
+    free = 8 * len(shown("blocks")) - 3
+    assert free >= 8
+    for number in range(3):
+        its.delete(f"c{number}")
+    shown("sync", "--release")
+    assert shown("blocks") == []
+    assert os.listdir(cluster / "store" / "items")
+
+
+def test_split(cluster: Path, shown: Callable[..., Any]) -> None:
+    parts = shown("split", "storage", "3", "--write")
+    assert list(parts) == ["storage-1", "storage-2", "storage-3"]
+    pools = {each["pool"]: each["blocks"] for each in shown("pools")}
+    assert pools.pop("storage") == 8
+    assert sum(pools.values()) == 8
+    assert max(pools.values()) - min(pools.values()) <= 1
+
+    whole = set(addresses(cluster, "storage", "n1"))
+    apart = [set(addresses(cluster, name, name)) for name in parts]
+    assert set().union(*apart) == whole
+    assert sum(map(len, apart)) == len(whole)
+    assert shown("split", "storage", "3", "--write", code=5)
+    assert shown("split", "storage", "9", code=5)
+
+
+def addresses(directory: Path, pool: str, name: str) -> list[str]:
+    """All that the pool hands out, in a store of its own."""
+    ipam = store(directory).read(f"pools/{pool}")
+    assert ipam is not None
+    own = {"type": "directory", "path": str(directory / f"store-{name}")}
+    conf = {**ipam.value, "type": "cluster", "store": own, "dataDir": str(directory / f"d-{name}")}
+    plugin = Ipam("cluster", {"cniVersion": "1.1.0", "name": "n", "ipam": conf})
+    found = []
+    while True:
+        try:
+            found += plugin.add(f"c{len(found)}")
+        except Failure as failure:
+            assert "are taken" in failure.msg  # noqa: PT017 the end
+            return found
+
+
+def test_nothing_is_configured(cluster: Path, shown: Callable[..., Any]) -> None:
+    (cluster / "cluster.json").unlink()
+    assert "store" in json.dumps(shown("pools", code=1))
