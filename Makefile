@@ -44,7 +44,7 @@ PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
 	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
-	lint format bench bench-node bench-cluster demo lock clean distclean
+	lint format bench bench-node bench-cluster demo golden lock clean distclean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -134,6 +134,10 @@ test-build: $(TESTED) ## only the tests of the built file and of installing it
 
 test-netns: $(TESTED) ## only the tests in network namespaces
 	$(PYTEST) $(PARALLEL) $(call tests-in,netns) $(PYTEST_ARGS)
+
+golden: $(TESTED) ## write tests/netns/golden anew: what commands show at 80 columns
+	CNI_GOLDEN=write $(PYTEST) $(call tests-in,netns/test_golden.py)
+	git diff --stat -- tests/netns/golden
 
 test-warm: $(TESTED) ## the same, not the slow ones, through a server, as far as that makes a difference
 	CNI_TEST_SERVER=1 $(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)

@@ -44,6 +44,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
+_NO_READER = 141  # exit code of programs that SIGPIPE ends, which Python ignores
+
+
 def main(argv: list[str]) -> int:
     """Run the command line with the arguments after the program's name: the exit code.
 
@@ -68,6 +71,7 @@ def _run(argv: list[str]) -> int:
     from .completion import VARIABLE
     from .group import cli
 
+    stdout = sys.stdout
     try:
         code = cli.main(argv, prog_name="cni", complete_var=VARIABLE, standalone_mode=False)
         if sys.stdout is not None:
@@ -78,13 +82,21 @@ def _run(argv: list[str]) -> int:
     except click.ClickException as error:
         output.click_exception(error, formats.asked_for(argv))
         return error.exit_code
-    except BrokenPipeError:
-        return _discard_stdout()
     except OSError as error:
-        output.line(f"cni: {error}", err=True)
-        return _discard_stdout()
+        return _without_stdout(error)
     except SystemExit as end:  # how click ends completion, and answers a broken pipe
-        return _discard_stdout() if end.code == 1 else int(end.code or 0)
+        if sys.stdout is not stdout:
+            return _discard_stdout(_NO_READER)
+        return _discard_stdout(1) if end.code == 1 else int(end.code or 0)
+
+
+def _without_stdout(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):
+        return _discard_stdout(_NO_READER)
+    from . import errors, output
+
+    output.error(errors.of_stdout(error))
+    return _discard_stdout(1)
 
 
 def _open_standard_files() -> None:
@@ -96,9 +108,9 @@ def _open_standard_files() -> None:
             open_null()  # gets the lowest free number, which is `number`
 
 
-def _discard_stdout() -> int:
-    """Let the interpreter flush the rest of a broken stdout to /dev/null. Returns exit code 1."""
+def _discard_stdout(code: int) -> int:
+    """Let the interpreter flush the rest of a broken stdout to /dev/null. Returns `code`."""
     null = open_null()
     os.dup2(null, 1)
     os.close(null)
-    return 1
+    return code

@@ -99,7 +99,7 @@ def add(network: str, netns: str, ifname: str | None, cache_dir: str) -> None:
             added = runtime(cache_dir, interrupts).add(network_list, what)
         except CNIError as problem:
             hint = hint_for_name(netns) or _hint_if_attached(what, cache_dir)
-            raise errors.Failed(problem, hint) from None
+            raise errors.Failed(_of_missing(problem, path), hint) from None
         output.added(added, what, formats.current())
 
 
@@ -124,9 +124,11 @@ def check(network: str, where: str, container: str, ifname: str | None, cache_di
                 "nothing on this node says that it ever was; `cni ps` shows what is attached",
             )
         executor = runtime(cache_dir, interrupts)
-        hint = "" if what.is_direct else _runtime_hint(what)
-        with hinting(hint), _naming_missing(executor.cache.path(given(what))):
-            executor.check(network_list, given(what))
+        try:
+            with _naming_missing(executor.cache.path(given(what))):
+                executor.check(network_list, given(what))
+        except CNIError as problem:
+            raise errors.Failed(_of_missing(problem, what.netns), _hint(what, live)) from None
     checked = not network_list.disable_check
     switched_off = "" if checked else " (disableCheck: nothing was checked)"
     value = {**what.as_dict(live), "checked": checked}
@@ -175,6 +177,15 @@ def delete(
     elif not found.known:
         text = f"{_described(what)} was not attached to {what.network}"
     formats.done(value, text, [what.name])
+
+
+def _of_missing(problem: CNIError, netns: str) -> CNIError:
+    """The error; as NotFound, if it names the namespace's path and nothing is there."""
+    if netns and netns in problem.msg and not os.path.lexists(netns):
+        found = errors.NotFound(problem.msg, problem.details)
+        found.code = problem.code
+        return found
+    return problem
 
 
 def _hint_if_attached(what: cache.Attachment, cache_dir: str) -> str:
@@ -304,5 +315,10 @@ def _naming_missing(kept: str) -> Iterator[None]:
         raise
 
 
-def _runtime_hint(what: Attached) -> str:
+def _hint(what: Attached, live: Live) -> str:
+    """What to do next after a CHECK that failed."""
+    if what.is_dead(live):
+        return f"its namespace is gone: `cni gc {what.network}` deletes what is left of it"
+    if what.is_direct:
+        return ""
     return f"`cni inspect {what.container_id[:12]}` shows all that it has"

@@ -29,7 +29,7 @@ def dhcp() -> None:
     """Run the DHCP daemon, and look at its leases."""
 
 
-@dhcp.command(context_settings=_ANY)
+@dhcp.command(context_settings=_ANY, short_help="Run the daemon; -h prints its flags.")
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
@@ -39,7 +39,7 @@ def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
     context.exit(main(list(flags)))
 
 
-@dhcp.command()
+@dhcp.command(short_help="Show the leases that the daemon holds.")
 @click.option(
     "--socket",
     "path",

@@ -10,6 +10,7 @@ and 51.
 from __future__ import annotations
 
 import os
+from errno import ENOENT
 
 from cni.protocol.errors import CNIError
 
@@ -28,6 +29,7 @@ EXIT_CODES = {
     51: "STATUS: no new container can be attached now, and those that run may be cut off",
     130: "interrupted (Ctrl-C): the running plugin finished, no other was started. A second "
     "Ctrl-C does not wait",
+    141: "the reader of stdout has ended, as `head` does behind a pipe: nothing is said",
 }
 _KEPT = frozenset({11, 50, 51})
 
@@ -86,14 +88,43 @@ def require_root(what: str) -> None:
 
 def unreadable(path: str, error: OSError) -> CommandError:
     """The error for a file or directory that cannot be read."""
-    reason = (error.strerror or str(error)).lower()
+    return _impossible("read", path, error)
+
+
+def unwritable(path: str, error: OSError) -> CommandError:
+    """The error for a file that cannot be written."""
+    return _impossible("write", path, error)
+
+
+def _impossible(verb: str, path: str, error: OSError) -> CommandError:
+    message = f"cannot {verb} {path}: {(error.strerror or str(error)).lower()}"
     if isinstance(error, PermissionError):
-        return NotPermitted(f"cannot read {path}: {reason}", "run it as root")
-    return CommandError(f"cannot read {path}: {reason}")
+        return NotPermitted(message, "run it as root" if os.geteuid() != 0 else "")
+    return CommandError(message)
+
+
+def is_lost_directory(error: OSError) -> bool:
+    """Did a system call fail because the current directory has been removed?"""
+    if error.errno != ENOENT or error.filename:
+        return False
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
+
+
+def of_stdout(error: OSError) -> CommandError:
+    """The error for a system call that failed, and names no file: usually a write to stdout."""
+    if is_lost_directory(error) or error.filename:
+        return of_system(error)
+    return CommandError(f"cannot write to stdout: {(error.strerror or str(error)).lower()}")
 
 
 def of_system(error: OSError) -> CommandError:
-    """The error for a system call that failed with a file."""
+    """The error for a system call that failed with a file, or in a directory that is gone."""
+    if is_lost_directory(error):
+        return CommandError("the current directory has been removed", "change to another: cd /")
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "a file"
     message = f"{where}: {(error.strerror or str(error)).lower()}"
     if isinstance(error, PermissionError):

@@ -121,8 +121,14 @@ def _confirm(in_use: list[Attached], live: Live) -> None:
             "are deleted, and --yes deletes all",
         )
     for each in in_use:
-        output.line(f"  {target.listed([each], live)}")
-    if not click.confirm(f"{count}: delete them, so that their containers lose the network?"):
+        output.paragraph(f"  {target.listed([each], live)}")
+    output.line(f"{count}: if deleted, containers that run lose the network.")
+    try:
+        wanted = click.confirm("Delete all the same?")
+    except click.Abort:
+        output.line("\nnothing was deleted", err=True)
+        raise
+    if not wanted:
         raise errors.Refused("nothing was deleted", "without --all only dead ones are")
 
 

@@ -32,6 +32,16 @@ class LazyGroup(click.Group):
         _refuse_empty(command)
         return command
 
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, which knows no near names of commands that are loaded when used."""
+        name = args[0]
+        is_known = name.startswith("-") or self.get_command(context, name) is not None
+        if not is_known and not context.resilient_parsing:
+            raise click.UsageError(f"there is no command {name}{_near(name)}", context)
+        return super().resolve_command(context, args)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -42,8 +52,9 @@ class LazyGroup(click.Group):
             output.error(problem, "", formats.current())
             context.exit(errors.exit_code(problem))
         except OSError as error:
-            # Without a file name it is about stdout.
-            if not error.filename or isinstance(error, BrokenPipeError):
+            # Without a file name it is about stdout, or the current directory.
+            is_about_stdout = not error.filename and not errors.is_lost_directory(error)
+            if is_about_stdout or isinstance(error, BrokenPipeError):
                 raise
             failed = errors.of_system(error)
             output.error(failed, "", formats.current())
@@ -71,6 +82,13 @@ class LazyGroup(click.Group):
             if name.startswith(incomplete)
         ]
         return items + click.Command.shell_complete(self, context, incomplete)
+
+
+def _near(name: str) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(name, COMMANDS, 1, 0.6)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 _Callback = Callable[[click.Context, click.Parameter, Any], Any]

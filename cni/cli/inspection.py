@@ -66,7 +66,9 @@ def inspect(what: str, cache_dir: str) -> None:
     if formats.current() == "name":
         formats.present(None, names=[each.attached.name for each in found])
         return
-    for each in found:
+    for at, each in enumerate(found):
+        if at:
+            output.line("")
         _show_attachment(each, live)
 
 
@@ -123,7 +125,6 @@ def _show_attachment(each: Detail, live: Live) -> None:
     ]
     output.facts([fact for fact in facts if fact[1]])
     output.table(Table(_COLUMNS, list(_rows(each))), wide=formats.current() == "wide")
-    output.line("")
 
 
 def _on_one_line(texts: Iterable[str]) -> str:
@@ -173,7 +174,7 @@ def _show_network(network: Network, live: Live) -> None:
             ("range", f"{each.text}  {each.use} used, {each.dead} of these by dead containers")
             for each in network.ranges
         ),
-        *(("link", "  ".join([each.name, each.kind, *each.addresses])) for each in survey.segments),
+        *(("link", "  ".join([each.name, each.kind, *each.addresses])) for each in survey.real),
     ]
     output.facts([fact for fact in facts if fact[1]])
     rows = [

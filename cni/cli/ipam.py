@@ -181,7 +181,7 @@ def _options(needs_network: bool) -> Callable[[F], F]:
     return decorate
 
 
-@ipam.command("list")
+@ipam.command("list", short_help="Show who holds which address, since when.")
 @_options(needs_network=False)
 def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> None:
     """Show who holds which address (of NETWORK) since when, and whether its namespace is there."""
@@ -214,7 +214,7 @@ def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> No
     )
 
 
-@ipam.command()
+@ipam.command(short_help="Release addresses, or all of a container.")
 @_options(needs_network=True)
 @click.argument(
     "what",
@@ -249,12 +249,12 @@ def release(
     verb = "would release" if dry_run else "released"
     formats.present(
         [each.as_dict() for each in chosen],
-        lines=[f"{verb} {each.address}, which {each.holder} held" for each in chosen],
+        lines=[f"{verb} {each.address}, held by {each.holder}" for each in chosen],
         names=[each.address for each in chosen],
     )
 
 
-@ipam.command()
+@ipam.command(short_help="Find reservations that should not be.")
 @_options(needs_network=True)
 def check(network: str, **options: Any) -> None:
     """Look for reservations that should not be, and whether the index agrees with the files.
@@ -272,11 +272,12 @@ def check(network: str, **options: Any) -> None:
             problems += [f"index: {text}" for text in wrong]
     texts = [gojson.text(text) for text in problems]
     formats.done(
-        {"problems": texts, "indexed": wrong == []}, f"{network}: {len(problems) or 'no'} problems"
+        {"problems": texts, "indexed": wrong == []},
+        f"{network}: {len(problems) or 'no'} {'problem' if len(problems) == 1 else 'problems'}",
     )
     if not formats.is_data():
         for text in problems:
-            output.line(text)
+            output.paragraph(text)
     if problems:
         click.get_current_context().exit(1)
 

@@ -37,7 +37,7 @@ def metrics(path: str | None, cache_dir: str) -> None:
         try:
             files.replace(path, text(found).encode(), mode=0o644)
         except OSError as error:
-            raise errors.unreadable(path, error) from None
+            raise errors.unwritable(path, error) from None
     elif not formats.data(as_dict(found)):
         for line in text(found).splitlines():
             output.line(line)

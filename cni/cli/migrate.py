@@ -231,7 +231,7 @@ def _forget(kept: Intent) -> None:
 @STATE_OPTION
 @formats.options
 def migrate(form: str | None, state_dir: str) -> None:
-    r"""Prepare a return to the Go plugins, or undo that.
+    """Prepare a return to the Go plugins, or undo that.
 
     With --to reference, ports that containers publish and traffic that `firewall` accepts stay as
     they are, by rules that the Go plugins remove when the containers are deleted. New containers
@@ -239,7 +239,7 @@ def migrate(form: str | None, state_dir: str) -> None:
 
     \b
     See also: cni uninstall, cni reload
-    """
+    """  # noqa: D301 - click wants the control character
     errors.require_root("look at rules of the packet filter")
     outcomes = rewrite(state_dir, form) if form else []
     left = uncleanable(state_dir) if form != "own" else []
@@ -267,7 +267,7 @@ def _print(outcomes: list[Outcome], left: list[Uncleanable], form: str | None) -
             owner = outcome.intent.owner
             who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
             line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
-            output.line(line, err=outcome.state == "failed")
+            output.paragraph(line, err=outcome.state == "failed")
     if form:
         rewritten = sum(outcome.state == "rewritten" for outcome in outcomes)
         output.line(f"{rewritten} of {len(outcomes)} rewritten")
@@ -286,9 +286,9 @@ def _print(outcomes: list[Outcome], left: list[Uncleanable], form: str | None) -
         columns = [
             Column("PLUGIN"),
             Column("NETWORK", cut="end"),
-            Column("ATTACHMENT", cut="middle"),
-            Column("WHAT", cut="end", least=20),
-            Column("CAN BE REWRITTEN", drop=1),
+            Column("ATTACHMENT", cut="middle", least=12),
+            Column("WHAT", cut="end", least=30),
+            Column("REWRITABLE", drop=1),
         ]
         output.table(Table(columns, rows))
     elif not form:

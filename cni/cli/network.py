@@ -82,7 +82,7 @@ def network() -> None:
 @click.option("--master", default="", help="The link, for macvlan, ipvlan and vlan.")
 @click.option("--vlan", type=click.IntRange(0, 4094), default=0, help="The VLAN, for vlan.")
 @click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="The MTU.")
-@DRY_RUN
+@click.option("--dry-run", is_flag=True, help="Print the configuration, and write nothing.")
 @formats.options
 def create(name: str, texts: tuple[str, ...], ipv6: bool, dry_run: bool, **keys: Any) -> None:
     """Write the configuration of a new network.

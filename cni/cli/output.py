@@ -8,20 +8,19 @@ authors of pods and other users have chosen many of the names in it: a terminal 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 import msgspec
 
 from cni import damage, stderr
-from cni.protocol.errors import CNIError
+from cni.protocol.errors import BadEnvironment, CNIError
 from cni.protocol.result import IPConfig, Result, encode_json
 
 from . import gojson
@@ -38,7 +37,11 @@ _MANY = 20  # items of work that are worth a progress bar
 
 def is_terminal() -> bool:
     """Whether stdout is a terminal, so that a person reads it."""
-    return sys.stdout is not None and sys.stdout.isatty()
+    return _is_terminal(sys.stdout)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
@@ -61,8 +64,20 @@ def _json_escape(char: str) -> str:
 
 
 def line(text: str, *, err: bool = False) -> None:
-    """A line, or several, on stdout or stderr."""
-    click.echo(printable(text), err=err)
+    """A line, or several, on stdout or stderr. Raises OSError for stdout only."""
+    text = printable(text)
+    if err:
+        _to_stderr(text)
+    else:
+        click.echo(text)
+
+
+def _to_stderr(text: str) -> None:
+    """What cannot be said there is said nowhere: the exit code and stdout do not depend on it."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        pass
 
 
 def plugin_stderr(data: bytes) -> None:
@@ -79,14 +94,19 @@ def exception(error: BaseException) -> None:
     line("".join(traceback.format_exception(error)).rstrip(), err=True)
 
 
-def click_exception(error: click.ClickException, form: str = "") -> None:
-    """A wrong usage or a failure, as click words it, on stderr; as data, its object on stdout."""
-    if form in ("json", "yaml"):
-        document({"code": 4 if error.exit_code == 2 else 999, "msg": error.format_message()}, form)
+def click_exception(failure: click.ClickException, form: str = "") -> None:
+    """A failure or a wrong usage, as `error` prints it; for the latter a person gets the usage."""
+    message = failure.format_message()
+    if isinstance(failure, click.exceptions.NoArgsIsHelpError):
+        line(message, err=True)
         return
-    text = io.StringIO()
-    error.show(text)
-    line(text.getvalue().rstrip("\n"), err=True)
+    if not isinstance(failure, click.UsageError):
+        error(CNIError(message), "", form)
+        return
+    context = failure.ctx
+    if context is not None and form not in ("json", "yaml") and _is_terminal(sys.stderr):
+        line(f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n", err=True)
+    error(BadEnvironment(message), "", form)
 
 
 def write(data: bytes) -> None:
@@ -245,28 +265,29 @@ class Whole(str):
     __slots__ = ()
 
 
-def paragraph(text: str) -> None:
-    """A line, or several, on stdout; a terminal gets further lines for what is too long for one.
+def paragraph(text: str, *, err: bool = False) -> None:
+    """A line, or several; a terminal gets further lines for what is too long for one.
 
     Those begin below the text behind a mark (``✓ ``) or a name in the first column.
     """
+    has_width = _is_terminal(sys.stderr) if err else is_terminal()
     for each in printable(text).split("\n"):
         width = terminal_width()
-        if isinstance(text, Whole) or not is_terminal() or cell_width(each) <= width:
-            line(each)
+        if isinstance(text, Whole) or not has_width or cell_width(each) <= width:
+            line(each, err=err)
             continue
         head = _HEAD.match(each)
         start = head[0] if head and len(head[0]) <= _MOST_INDENT else ""
         pieces = wrapped(each[len(start) :], width - cell_width(start))
-        line(start + pieces[0])
+        line(start + pieces[0], err=err)
         for piece in pieces[1:]:
-            line(" " * cell_width(start) + piece)
+            line(" " * cell_width(start) + piece, err=err)
 
 
 def damaged(found: Sequence[Any]) -> None:
     """Damaged files of state (view.damage.Damaged) on stderr: what is left out for them."""
     for each in found[:_MOST_DAMAGED]:
-        line(f"{each.text}; `{each.mend}`", err=True)
+        paragraph(f"{each.text}; `{each.mend}`", err=True)
     if len(found) > _MOST_DAMAGED:
         line(f"… and {len(found) - _MOST_DAMAGED} more: see `cni doctor`", err=True)
 
@@ -301,12 +322,12 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         line("; ".join(filter(None, str(problem).splitlines())), err=True)
         return
-    click.echo(f"{_red('error:')} {_indented(problem.msg, 7)}", err=True)
+    _to_stderr(f"{_red('error:')} {_indented(problem.msg, 7)}")
     if problem.details:
-        click.echo(f"  details  {_indented(problem.details, 11)}", err=True)
+        _to_stderr(f"  details  {_indented(problem.details, 11)}")
     if hint:  # in one line, since there is a command in it to be copied
         text = printable(hint).replace("\n", "\n" + " " * 11)
-        click.echo(f"  next     {text}", err=True)
+        _to_stderr(f"  next     {text}")
 
 
 def _indented(text: str, indent: int) -> str:
@@ -336,8 +357,14 @@ def decode_map(text: str, name: str) -> dict[str, Any] | None:
 
 def _summary(result: Result) -> list[tuple[str, str]]:
     rows = [("address", _address(ip, result)) for ip in result.ips]
+    width = max((cell_width(link.name) for link in result.interfaces), default=0)
     for link in result.interfaces:
-        facts = [link.name, link.mac, f"mtu {link.mtu}" if link.mtu else "", link.sandbox or "host"]
+        facts = [
+            padded(link.name, width, False),
+            link.mac,
+            f"mtu {link.mtu}" if link.mtu else "",
+            link.sandbox or "host",
+        ]
         rows.append(("interface", "  ".join(fact for fact in facts if fact)))
     for route in result.routes:
         rows.append(("route", f"{route.dst} via {route.gw}" if route.gw else route.dst))

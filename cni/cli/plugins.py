@@ -23,9 +23,9 @@ META = frozenset(
 _COLUMNS = (
     Column("NAME"),
     Column("KIND"),
-    Column("VERBS", cut="end", drop=1),
-    Column("SPEC", drop=2),
-    Column("ABOUT", cut="end", least=24),
+    Column("VERBS", drop=2),
+    Column("SPEC", drop=1),
+    Column("ABOUT", cut="end", least=58),  # what a plugin does says more than the others
 )
 
 

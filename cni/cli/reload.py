@@ -84,7 +84,7 @@ def _print(outcomes: list[Outcome], prefix: str = "") -> None:
             owner = outcome.intent.owner
             who = f"{owner.container_id}/{owner.ifname} in {owner.network}"
             line = f"{outcome.intent.plugin}: {who}: {outcome.state}: {outcome.text}"
-            output.line(line, err=outcome.state == "failed")
+            output.paragraph(line, err=outcome.state == "failed")
     restored = sum(outcome.state == "restored" for outcome in outcomes)
     output.line(f"{prefix}{restored} of {len(outcomes)} restored")
 

@@ -34,13 +34,42 @@ def default_workers() -> int:
     help="Where clients connect; not used when systemd hands over a socket.",
 )
 @click.option("--status", is_flag=True, help="Print how the running server does, and exit.")
-@click.option("--workers", type=click.IntRange(1, 256), help="Requests at a time [2 a core].")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Requests at a time [2 a core]."
+)
 @click.option("--metrics", metavar="ADDR:PORT|unix:PATH", help="Where Prometheus scrapes.")
 @click.option("--metrics-file", metavar="FILE", help="Also or only write metrics to a file.")
-@click.option("--idle-exit", type=float, default=0, help="End after so many idle seconds.")
-@click.option("--timeout", type=float, default=300, show_default=True, help="Seconds a request.")
-@click.option("--max-requests", type=int, default=2000, show_default=True, help="Of one worker.")
-@click.option("--max-memory", type=int, default=256, show_default=True, help="MiB of one worker.")
+@click.option(
+    "--idle-exit",
+    type=float,
+    default=0,
+    metavar="SECONDS",
+    help="End after so long without a request [never].",
+)
+@click.option(
+    "--timeout",
+    type=float,
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="A request that takes longer is ended.",
+)
+@click.option(
+    "--max-requests",
+    type=int,
+    default=2000,
+    show_default=True,
+    metavar="N",
+    help="A worker is replaced after so many.",
+)
+@click.option(
+    "--max-memory",
+    type=int,
+    default=256,
+    show_default=True,
+    metavar="MIB",
+    help="A worker that has more is replaced.",
+)
 @click.option(
     "--any-mounts",
     is_flag=True,
@@ -69,6 +98,7 @@ def serve(
             output.line(text)
         return
     errors.require_root("serve: the plugins change the node's network")
+    from cni.server import wrong_settings
     from cni.server.observing import Wanted
     from cni.server.status import describe
     from cni.server.supervisor import Options, Supervisor
@@ -81,6 +111,8 @@ def serve(
         ID = ""  # noqa: N806 the build's own name
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
+    for each in wrong_settings.all_of(os.environ):
+        output.line(f"cni serve: {each}", err=True)
     limits = Limits(max_requests, max_memory << 20, any_mounts)
     observe = Wanted(_address(metrics), metrics_file or "", _collect, _otlp())
     options = Options(path, workers or default_workers(), idle_exit, timeout, limits, observe)
@@ -107,15 +139,14 @@ def _address(text: str | None) -> Address | None:
 
 
 def _otlp() -> Settings | None:
-    """Where spans go, by the environment. What is wrong with it is only told: requests go first."""
+    """Where spans go, by the environment. What is wrong with it was told: requests go first."""
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     from cni.server.otlp import read_settings
 
     try:
         return read_settings(os.environ)
-    except ValueError as error:
-        output.line(f"cni serve: no spans are sent: {error}", err=True)
+    except ValueError:
         return None
 
 
@@ -138,4 +169,7 @@ def _status(path: str) -> str:
         ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise click.ClickException(f"no server answers on {path}: {reason}") from error
+        raise errors.CommandError(
+            f"no server answers on {path}: {str(reason).lower()}",
+            "plugins run by exec then; `systemctl start cni.socket` or `cni serve` starts a server",
+        ) from error

@@ -93,7 +93,20 @@ def validate(targets: tuple[str, ...], strict: bool, offline: bool) -> None:
     The exit code is 1 if there is an error.
     """  # noqa: D301 - click wants the control character
     judgement = judge(files_of(targets), strict=strict, offline=offline)
-    present(judgement.findings(), len(judgement.asked))
+    findings = judgement.findings()
+    if not targets and not offline:  # everything of this node
+        findings += _of_recording(ERROR if strict else WARNING)
+    present(findings, len(judgement.asked))
+
+
+def _of_recording(severity: str) -> list[Finding]:
+    """Settings of the request log and of traces that have no effect."""
+    from cni.server import wrong_settings
+
+    return [
+        Finding(each.where, 0, 0, severity, "recording", "", each.text)
+        for each in wrong_settings.all_of(os.environ)
+    ]
 
 
 def present(findings: list[Finding], count: int) -> None:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import termios
 import time
+from typing import TextIO
 
 COLUMNS = 80
 _DEADLINE = 240  # seconds for one command
@@ -26,12 +27,14 @@ _DEADLINE = 240  # seconds for one command
 Answer = tuple[int, str, str]
 
 
-def run(arguments: list[str], terminal: bool) -> Answer:
+def run(arguments: list[str], terminal: bool, program: str = "cni", typed: bytes = b"") -> Answer:
+    """Run one command, which is called as `program`; `typed` is what a person types."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         if terminal:
             pid, fd = pty.fork()
             if pid == 0:
-                _become(arguments)
+                _become(arguments, program)
+            os.write(fd, typed)
             fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
             shown = _read(fd, pid)
             os.close(fd)
@@ -41,7 +44,7 @@ def run(arguments: list[str], terminal: bool) -> Answer:
             null = os.open(os.devnull, os.O_RDONLY)
             for number, file in enumerate((null, out.fileno(), err.fileno())):
                 os.dup2(file, number)
-            _become(arguments)
+            _become(arguments, program)
         deadline = time.monotonic() + _DEADLINE
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             if time.monotonic() > deadline:
@@ -53,19 +56,61 @@ def run(arguments: list[str], terminal: bool) -> Answer:
         return code, out.read().decode(errors="replace"), err.read().decode(errors="replace")
 
 
-def _become(arguments: list[str]) -> None:
+BROKEN = ("full", "no reader", "read-only", "closed", "no directory")
+
+
+def run_broken(arguments: list[str], how: str) -> Answer:
+    """Run one command whose stdout or current directory is of no use, in one of the ways BROKEN."""
+    with tempfile.TemporaryFile() as err:
+        pid = os.fork()
+        if pid == 0:
+            null = os.open(os.devnull, os.O_RDONLY)
+            if how == "no directory":
+                os.chdir(tempfile.mkdtemp())
+                os.rmdir(os.getcwd())
+            out = _broken_stdout(how)
+            for number, fd in enumerate((null, out, err.fileno())):
+                os.dup2(fd, number)
+            if how == "closed":
+                os.close(1)
+            _become(arguments, "cni")
+        code = _code(pid)
+        err.seek(0)
+        return code, "", err.read().decode(errors="replace")
+
+
+def _broken_stdout(how: str) -> int:
+    if how == "no reader":
+        reader, writer = os.pipe()
+        os.close(reader)
+        return writer
+    paths = {"full": ("/dev/full", os.O_WRONLY), "read-only": (os.devnull, os.O_RDONLY)}
+    return os.open(*paths.get(how, (os.devnull, os.O_WRONLY)))
+
+
+def _become(arguments: list[str], program: str) -> None:
     code = 99
     try:
         from cni.cli import main
 
-        sys.argv = ["cni", *arguments]
+        sys.argv = [program, *arguments]
         for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
-            setattr(sys, name, os.fdopen(os.dup(number), "r" if number == 0 else "w", buffering=1))
+            setattr(sys, name, _stream(number))
         code = main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _stream(number: int) -> TextIO | None:
+    """As the interpreter makes it: None where the caller has closed the file."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return None
+    mode = "r" if number == 0 else "w"
+    return open(number, mode, buffering=1, closefd=False)
 
 
 def _read(fd: int, pid: int) -> bytes:
@@ -90,7 +135,11 @@ def main() -> None:
     import cni.cli.group  # noqa: F401 loaded once for all
 
     json.dump(
-        [run(arguments, terminal) for arguments, terminal in json.load(sys.stdin)], sys.stdout
+        [
+            run_broken(arguments, how) if isinstance(how, str) else run(arguments, how)
+            for arguments, how in json.load(sys.stdin)
+        ],
+        sys.stdout,
     )
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ import click
 import pytest
 import yaml as judge
 
-from cni.cli import COMMANDS, formats
+from cni.cli import COMMANDS, errors, formats
 from cni.cli.group import cli
 from cni.cli.table import cell_width
 from tests.harness import Netns
 from tests.harness.command_line import Node, Pod
-from tests.harness.many_commands import COLUMNS
+from tests.harness.many_commands import BROKEN, COLUMNS
 from tests.harness.netns import PATH
 
 LONG = "n" * 150
@@ -150,7 +150,7 @@ def rename(node: Node, cid: str, pod: str) -> None:
             path.write_text(json.dumps(record))
 
 
-def run_all(node: Node, requests: list[tuple[list[str], bool]], **env: str) -> list[Any]:
+def run_all(node: Node, requests: Sequence[tuple[list[str], bool | str]], **env: str) -> list[Any]:
     done = node.host.exec(
         [sys.executable, "-m", "tests.harness.many_commands"],
         stdin=json.dumps(requests),
@@ -242,6 +242,29 @@ def test_every_format_of_every_command(node: Node, pods: dict[str, str]) -> None
     for name in ("ls", "ps", "ports", "rules", "ipam", "plan", "explain", "schema", "network ls"):
         assert seen[name] == {0}, (name, seen[name])
     assert set(seen) == set(ALL)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_stdout_or_directory_of_no_use(node: Node, pods: dict[str, str], how: str) -> None:
+    """A sentence or nothing, and a documented exit code: never a traceback or a number."""
+    lines = [words for words in lines_of(node, pods) if words[0] not in ("sysdump", "test")]
+    lines += [[*name.split(), "--help"] for name in ALL] + [["--version"]]
+    said = set()
+    for words, (code, _, err) in zip(
+        lines, run_all(node, [(words, how) for words in lines]), strict=True
+    ):
+        assert code in errors.EXIT_CODES, (words, code, err)
+        assert "Traceback" not in err, err
+        assert "[Errno" not in err, (words, err)
+        said.add(code)
+        if how == "no reader" and code == 141:
+            assert err == "", (words, err)
+        if how in ("full", "read-only") and words[-1] == "--help":
+            assert (code, err.partition(":")[0]) == (1, "cannot write to stdout"), (words, err)
+        if how in ("closed", "no directory") and words[-1] == "--help":
+            assert (code, err) == (0, ""), (words, err)
+    assert (141 in said) == (how == "no reader")
 
 
 def _begins(words: list[str], name: str) -> bool:

@@ -113,7 +113,7 @@ def test_release(node: Node) -> None:
         node.add(cid)
     assert node.run("release", "net", "10.0.0.2", "FD00:0::3") == (
         0,
-        "released 10.0.0.2, which a/eth0 held\nreleased fd00::3, which b/eth0 held\n",
+        "released 10.0.0.2, held by a/eth0\nreleased fd00::3, held by b/eth0\n",
     )
     assert node.held() == {"10.0.0.3", "10.0.0.4", "fd00::2", "fd00::4"}
     assert {each["address"] for each in node.json("release", "net", "c")} == {"10.0.0.4", "fd00::4"}

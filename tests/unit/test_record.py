@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cni import record as log
 from cni.record import confined, context, journal, tracing
+from cni.server import wrong_settings
 from tests.harness.record import journal_at, journal_entry, lines
 
 if TYPE_CHECKING:
@@ -390,3 +391,73 @@ def test_every_traced_function_is_there() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --- settings without effect ---------------------------------------------------------------------
+
+
+def _broken_file(path: Path, content: str | None) -> None:
+    path.mkdir() if content is None else path.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("{", "is no JSON"),
+        ("[" * 60_000, "is no JSON"),
+        ("[]", "is no JSON object"),
+        ('{"logLevl": "all"}', "unknown key logLevl; did you mean logLevel?"),
+        ('{"logLevel": "debug"}', 'logLevel is "debug", and must be one of off, errors, all'),
+        ('{"logLevel": ["all"]}', 'logLevel is ["all"]'),
+        ('{"LOGFILE": "x"}', 'logFile is "x", and must be journal or an absolute path'),
+        ('{"logFile": 1}', "logFile is 1"),
+        (None, "cannot be read"),
+        ("x" * 70_000, "cannot be read: is larger than"),
+    ],
+)
+def test_what_is_wrong_with_the_nodes_file_is_said_and_no_request_fails_for_it(
+    tmp_path: Path, content: str | None, text: str
+) -> None:
+    path = tmp_path / "record.json"
+    _broken_file(path, content)
+    env = {"CNI_RECORD_CONF": str(path)}
+    (one,) = wrong_settings.all_of(env)
+    assert one.where == str(path)
+    assert text in one.text
+    assert log.of_request({}, {}, log.of_node(env))[0] == "errors"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("CNI_LOG_LEVEL", "debug", "must be one of off, errors, all"),
+        ("CNI_LOG_FILE", "x.log", "must be journal or an absolute path"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", "no spans are sent"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://h:port", "no spans are sent"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "a whole number above 0"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0", "a whole number above 0"),
+        ("OTEL_TRACES_SAMPLER", "sometimes", "must be one of always_on"),
+        ("OTEL_TRACES_SAMPLER_ARG", "2", "a number from 0 to 1"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,hidden", "1 of its parts"),
+        ("CNI_RECORD_CONF", "/nosuch/record.json", "it is not there"),
+    ],
+)
+def test_what_is_wrong_with_the_environment_is_said(name: str, value: str, text: str) -> None:
+    (one,) = wrong_settings.all_of({"CNI_RECORD_CONF": "", name: value})
+    assert text in str(one)
+    assert "hidden" not in str(one)
+
+
+def test_settings_that_are_right_are_not_mentioned(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    path.write_text('{"logLevel": "all", "LogFile": "/var/log/cni/requests.log"}')
+    env = {
+        "CNI_RECORD_CONF": str(path),
+        "CNI_LOG_LEVEL": "off",
+        "CNI_LOG_FILE": "journal",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318",
+        "OTEL_EXPORTER_OTLP_HEADERS": "a=b,c=d",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.25",
+    }
+    assert wrong_settings.all_of(env) == []

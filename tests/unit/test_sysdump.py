@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import stat
 import tarfile
 import time
@@ -72,6 +73,171 @@ def test_no_secret_is_shown(text: str, mask: Mask) -> None:
     assert HIDDEN not in shown
     assert MASKED in shown
     assert HIDDEN in NOTHING.content(text.encode()).decode()
+
+
+# --- any secret, in any of these forms, wherever the form stands ---
+
+SECRETS_OF_ALL_KINDS = st.text(
+    st.sampled_from("abcdefghijkmnopqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789_.~+/-"),
+    min_size=8,
+    max_size=40,
+).map(lambda text: f"x7{text}9Q")
+KEYS = st.sampled_from(
+    [
+        "password",
+        "pw",
+        "dbPw",
+        "DB_PASSWORD",
+        "api-key",
+        "apiKey",
+        "client_secret",
+        "token",
+        "psk",
+        "PGPASSWORD",
+        "mypassphrase",
+        "X-Api-Key",
+        "MYSQL_PWD",
+        "private-key",
+        "accessKey",
+        "auth",
+    ]
+)
+FORMS = st.sampled_from(
+    [
+        "--{key}={secret}",
+        "run --{key} {secret} --verbose",
+        "--{key}='{secret}'",
+        "{key}={secret}",
+        "{key}: {secret}",
+        "{key} = {secret}; next",
+        'level=error {key}="{secret}" x=1',
+        "{key}:{secret}",
+        "{key}: |\n  {secret}\n  {secret}\nname: x\n",
+        "Authorization: Basic {secret}",
+        "Cookie: a={secret}",
+        "curl -H 'Authorization: Token {secret}'",
+        "Bearer {secret}",
+        "http://x/?{key}={secret}&a=b",
+        "https://admin:{secret}@example/",
+        "//u:{secret}@h/",
+        "curl -u admin:{secret} http://x",
+        "-----BEGIN EC PRIVATE KEY-----\n{secret}\n-----END EC PRIVATE KEY-----",
+        "sshpass -p {secret} ssh x",
+        "Proxy-Authorization: Digest username=a, response={secret}",
+        "PGPASSWORD '{secret}'",
+    ]
+)
+INTO = st.lists(
+    st.sampled_from(["string", "list", "document", "log", "nothing"]), max_size=3
+)  # what the form is put into, from inside to outside
+
+
+def put_into(text: str, ways: list[str]) -> str:
+    for way in ways:
+        if way == "string":
+            text = json.dumps({"args": text, "name": "web-0"})
+        elif way == "list":
+            text = json.dumps({"command": ["x", text]})
+        elif way == "document":
+            text = json.dumps({"plugins": [{"type": "x", "env": text}], "name": "n"}, indent=2)
+        elif way == "log":
+            text = f"Nov 29 host containerd: {text}"
+    return text
+
+
+@given(SECRETS_OF_ALL_KINDS, KEYS, FORMS, INTO, st.integers(0, 30))
+def test_secrets_of_any_kind_are_masked(
+    hidden: str, key: str, form: str, ways: list[str], torn: int
+) -> None:
+    if "@" in form and "/" in hidden:
+        return  # no URL has that
+    torn = 0 if "@" in form else torn  # before @ nothing says that it is a password
+    text = put_into(form.format(key=key, secret=hidden), ways)
+    for end in (len(text), max(len(text) - torn, text.rfind(hidden) + len(hidden))):
+        shown = SECRET.content(text[:end].encode()).decode()
+        assert hidden not in shown
+        assert MASKED in shown
+
+
+@given(SECRETS_OF_ALL_KINDS, KEYS)
+def test_secrets_in_lists_and_pairs(hidden: str, key: str) -> None:
+    for value in (
+        {"args": [f"--{key}", hidden, "--verbose"]},
+        {"headers": ["Authorization", f"Basic {hidden}"]},
+        {"env": [{"name": key, "value": hidden}]},
+        {"env": [{"Key": key, "Value": hidden}]},
+        {"env": [f"{key}={hidden}", "A=b"]},
+    ):
+        assert hidden not in SECRET.content(json.dumps(value).encode()).decode()
+        torn = json.dumps(value).rstrip("]}")
+        assert hidden not in SECRET.content(torn.encode()).decode(), torn
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("AKIAIOSFODNN7EXAMPLE", "id ASIAIOSFODNN7EXAMPLE;", "ghp_" + "a1" * 18),
+        *("glpat-" + "a1" * 10, "xoxb-12345-abcdef", "Basic YWRtaW46aHVudGVyMg=="),
+        *("OTEL_EXPORTER_OTLP_HEADERS=x-a=hunter2-Zk9,y=1", "wpa_psk hunter2-Zk9"),
+        "src 10.0.0.1 enc cbc(aes) 0x00112233445566778899aabbccddeeff",
+        "auth-trunc hmac(sha256) 0x00112233445566778899aabbccddeeff 128",
+    ],
+)
+def test_forms_of_secrets_without_a_key(text: str) -> None:
+    words = [each for each in re.split(r"[\s;=,]", text) if len(each) > 10 and "_" not in each[:5]]
+    shown = SECRET.text(text)
+    assert MASKED in shown
+    assert not [each for each in words if each in shown and "(" not in each and "-" not in each]
+
+
+# --- what must stay ---
+
+ADDRESS = st.one_of(
+    st.ip_addresses(v=4).map(str),
+    st.ip_addresses(v=6).map(str),
+    st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":")),
+    st.binary(min_size=32, max_size=32).map(bytes.hex),
+    st.tuples(st.binary(min_size=8, max_size=8), st.binary(min_size=8, max_size=8)).map(
+        lambda both: f"{both[0].hex()}-{both[1].hex()}"
+    ),
+    st.from_regex(r"(token|auth|secret|key|basic)-[a-z]{3,8}-[0-9a-f]{5}", fullmatch=True),
+    st.from_regex(r"/(var|run|etc)/[a-z]{2,8}/(key|token|pass)[a-z]?/x\.json", fullmatch=True),
+)
+AROUND = st.sampled_from(
+    [
+        "{}",
+        "-d {} -j ACCEPT",
+        "inet {}/24 scope global eth0",
+        "{}:80@eth0",
+        "pod {} started",
+        '{{"address": "{}"}}',
+        '{{"containerID": "{}", "ifname": "eth0"}}',
+        "dev {}: up",
+        "from {}",
+        "tcp dport 80 dnat to {}",
+        "{}@if7",
+        "id: {}",
+        "K8S_POD_NAME={}",
+        "[{}]",
+        "see {}, then go",
+        "--password-file={}",
+        "found by its key {}",
+        "image busybox:{}@sha256:00",
+    ]
+)
+
+
+@given(ADDRESS, AROUND)
+def test_addresses_ids_and_names_are_no_secrets(value: str, around: str) -> None:
+    text = around.format(value)
+    assert SECRET.content(text.encode()).decode() == text
+
+
+def test_a_large_text_takes_time_in_proportion(tmp_path: Path) -> None:
+    """Lines of a log without end, and words without end: nothing is read again and again."""
+    for piece in ("a:b@c d=e ", "password=", "[{'\"\\", "x" * 50, "key: |\n  ", "Cookie: ", "//a:"):
+        text = piece * (20_000 // len(piece))
+        SECRET.text(text)
 
 
 @pytest.mark.parametrize("end", [None, -40])

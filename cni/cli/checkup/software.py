@@ -103,4 +103,12 @@ def programs(situation: Situation) -> Iterator[Finding]:
                     yield Finding(ERROR, AREA, text)
 
 
-CHECKS = (plugins, server, programs)
+def recording(_: Situation) -> Iterator[Finding]:
+    """Settings of the request log and of traces that have no effect."""
+    from cni.server import wrong_settings
+
+    for each in wrong_settings.all_of(os.environ):
+        yield Finding(WARNING, AREA, str(each))
+
+
+CHECKS = (plugins, server, programs, recording)

@@ -1,7 +1,6 @@
 """What a dump does not show: secrets, and (as stand-ins) addresses and names.
 
-    secrets     values of keys named password, token, secret, key …; CNI_ARGS but K8S_POD_*;
-                annotations of pods; PEM blocks; bearer tokens; credentials in URLs
+    secrets     what secret.py finds; CNI_ARGS but K8S_POD_*; annotations of pods
     addresses   IP addresses, MACs, names of hosts, domains, pods and their namespaces: the same
                 original has the same stand-in in the whole dump
 
@@ -22,35 +21,11 @@ from cni.protocol.errors import CNIError
 from cni.protocol.result import encode_json
 
 from .. import gojson
+from . import secret
 from .anonymous import Anonymiser
+from .secret import MASKED
 
 SECRETS, ADDRESSES, ALL = "secrets", "addresses", "all"
-MASKED = "(masked)"
-# Words of a key, of which one makes its value a secret.
-_SECRET_WORDS = frozenset(
-    [
-        "password",
-        "passwd",
-        "passphrase",
-        "pass",
-        "pwd",
-        "psk",
-        "secret",
-        "secrets",
-        "token",
-        "tokens",
-        "key",
-        "keys",
-        "apikey",
-        "privatekey",
-        "accesskey",
-        "credential",
-        "credentials",
-        "authorization",
-        "auth",
-        "certificate",
-    ]
-)
 _POD_KEYS = ("K8S_POD_NAME", "K8S_POD_NAMESPACE")
 _PLAIN_ARGS = ("K8S_POD_", "IgnoreUnknown")
 # Names that every cluster has, or that words of tools are like.
@@ -66,17 +41,6 @@ _COMMON = frozenset(
         "none",
         "unknown",
     ]
-)
-_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
-_PEM = re.compile(r"-----BEGIN [^-]+-----.*?(?:-----END [^-]+-----|\Z)", re.DOTALL)
-_BEARER = re.compile(r"\b(bearer)(\s+|%20)[\w.~+/=-]+", re.IGNORECASE)
-_AUTHORIZATION = re.compile(r"\b(authorization[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+", re.IGNORECASE)
-_JWT = re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.?[\w-]*")
-_CREDENTIALS = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,30}://)[^/\s\"'?#]{0,500}@")
-# Starts at the beginning of a word only, or a long word would be read again from each letter.
-_KEY = re.compile(r"(?P<quote>\\?[\"']?)(?<![\w.-])(?P<key>[A-Za-z_][\w.-]*)(?P=quote)\s*[:=]\s*")
-_VALUE = re.compile(
-    r"\\\"[^\"]*(?:\")?|\"(?:[^\"\\]|\\.)*\"?|'[^'\n]*'?|\[[^\]]*\]?|\{[^}]*\}?|[^\s,;&}\]\"']+"
 )
 _ARGS = re.compile(r"(CNI_ARGS\\?[\"']?\s*[:=]\s*\\?[\"']?)([^\"'\s\\]+)", re.IGNORECASE)
 _BASE64 = re.compile(r"(\"config\"\s*:\s*\")([A-Za-z0-9+/=]{16,})", re.IGNORECASE)
@@ -132,7 +96,7 @@ class Mask:
                 shown = self.value(value)
                 if shown != value:
                     masked = encode_json(shown).decode() + "\n"
-                    masked = _pairs_masked(masked) if self.secrets else masked
+                    masked = secret.pairs(masked) if self.secrets else masked
         return masked.encode("utf-8", "surrogateescape")
 
     # --- data ---
@@ -144,7 +108,7 @@ class Mask:
         if key == "config" and isinstance(value, str) and value != MASKED:
             return self._decoded(value)
         if isinstance(value, dict):
-            return {self.text(name): self.value(each, name) for name, each in value.items()}
+            return self._object(value)
         if isinstance(value, list):
             return self._list(value, key)
         return self._item(value, key)
@@ -152,7 +116,11 @@ class Mask:
     def _without_secret(self, value: Any, key: str) -> Any:
         """The value without what its key says to be secret."""
         lower = key.lower()
-        if value not in (None, "", [], {}) and not isinstance(value, bool) and _is_secret(key):
+        if (
+            value not in (None, "", [], {})
+            and not isinstance(value, bool)
+            and secret.is_secret(key)
+        ):
             return MASKED
         if lower == "cniargs" and isinstance(value, list):
             return [self._argument(each) for each in value]
@@ -160,12 +128,25 @@ class Mask:
             return self._arguments(value)
         return _leaves_masked(value) if "annotation" in lower else value
 
+    def _object(self, value: dict[str, Any]) -> dict[str, Any]:
+        """As {"name": "TOKEN", "value": "…"} it is a pair, too."""
+        masked = {self.text(name): self.value(each, name) for name, each in value.items()}
+        if self.secrets and secret.is_secret(secret.named(value)):
+            hidden = {name for name, each in value.items() if name.lower() == "value" and each}
+            masked |= dict.fromkeys(hidden, MASKED)
+        return masked
+
     def _list(self, value: list[Any], key: str) -> list[Any]:
         if self.addresses and len(value) == 2 and str(value[0]) in _POD_KEYS:
             return [value[0], self._pod(value[0].removeprefix("K8S_POD_"), str(value[1]))]
+        before: list[Any] = [None, *value]
         return [
-            self.value(each) if isinstance(each, dict | list) else self._item(each, key)
-            for each in value
+            MASKED
+            if self.secrets and each and isinstance(each, str) and secret.follows(last)
+            else self.value(each)
+            if isinstance(each, dict | list)
+            else self._item(each, key)
+            for last, each in zip(before, value, strict=False)
         ]
 
     def _item(self, value: Any, key: str) -> Any:
@@ -173,7 +154,18 @@ class Mask:
             return value
         if self.addresses and value and key in ("domain", "search"):
             return self._anonymous.name("domain", value)
-        return self.text(value)
+        return self._document(value) or self.text(value)
+
+    def _document(self, text: str) -> str:
+        """A string that is a JSON document, masked as such; "" if it is none."""
+        if text[:1] not in ("{", "["):
+            return ""
+        try:
+            value = gojson.decode(text.encode("utf-8", "surrogateescape"))
+        except CNIError:
+            return ""
+        masked = self.value(value)
+        return "" if masked == value else encode_json(masked).decode()
 
     def _argument(self, pair: Any) -> Any:
         """[key, value] of CNI_ARGS."""
@@ -209,14 +201,9 @@ class Mask:
         return text
 
     def _without_secrets(self, text: str) -> str:
-        text = _PEM.sub(MASKED, text)
-        text = _CREDENTIALS.sub(rf"\1{MASKED}@", text)
-        text = _AUTHORIZATION.sub(rf"\1{MASKED}", text)
-        text = _BEARER.sub(rf"\1\2{MASKED}", text)
-        text = _JWT.sub(MASKED, text)
         text = _BASE64.sub(rf"\1{MASKED}", text)
         text = _ARGS.sub(lambda found: found[1] + self._arguments(found[2]), text)
-        return _pairs_masked(text)
+        return secret.without_secrets(text)
 
     def _without_addresses(self, text: str) -> str:
         text = _MAC.sub(self._mac, text)
@@ -259,27 +246,6 @@ class Mask:
         if self._names.keys().isdisjoint(pieces) or self._anonymous.text(token) is not None:
             return token  # an address is no name, although its parts may be
         return "".join(self._names.get(piece, piece) for piece in pieces)
-
-
-def _is_secret(key: str) -> bool:
-    return not _SECRET_WORDS.isdisjoint(word.lower() for word in _WORDS.findall(key))
-
-
-def _pairs_masked(text: str) -> str:
-    """``key: value`` and ``key=value``, quoted or not, with the values of secrets masked."""
-    pieces, end = [], 0
-    for found in _KEY.finditer(text):
-        if found.end() <= end or not _is_secret(found["key"]):
-            continue
-        value = _VALUE.match(text, found.end())
-        if value is None or value[0] in ("null", "true", "false", '""', MASKED, f'"{MASKED}"'):
-            continue
-        quote = next((mark for mark in ('\\"', '"', "'") if value[0].startswith(mark)), "")
-        if value[0][0] in "[{":
-            quote = '"'
-        pieces += [text[end : found.end()], quote, MASKED, quote]
-        end = value.end()
-    return "".join([*pieces, text[end:]])
 
 
 def _leaves_masked(value: Any) -> Any:

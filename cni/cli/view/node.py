@@ -60,6 +60,11 @@ class Node(NamedTuple):
     links: dict[int, Link]
     segments: list[Segment]
 
+    @property
+    def real(self) -> list[Segment]:
+        """The segments that are links of the node."""
+        return [each for each in self.segments if each.link is not None]
+
 
 def survey(known: Sequence[Attached], live: Live) -> Node:
     """What `known` attachments hang on. Raises KernelError, OSError."""
