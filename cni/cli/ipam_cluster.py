@@ -93,7 +93,7 @@ def _settings(network: str | None) -> settings.Settings:
 @click.command()
 @options
 def pools(network: str | None) -> None:
-    """Show the pools that are defined in the store, and how much of them is claimed."""
+    """Show the store's pools, and how much of them is claimed."""
     with opened(network) as cluster:
         found = [pool_of(item) for item in cluster.store.list("pools/").items]
         taken = {name: _blocks(cluster.store, name) for name in {each.space for each in found}}
@@ -140,7 +140,10 @@ def _blocks(store: Store, space: str) -> dict[Prefix, Item]:
 @click.option("--space", help="Only of this address space.")
 @click.option("--node", help="Only this node's.")
 def list_blocks(network: str | None, space: str | None, node: str | None) -> None:
-    """Show which node has which block, and of this node's how many addresses are in use."""
+    """Show which node has which block.
+
+    Of this node's, how many addresses are in use.
+    """
     with opened(network) as cluster:
         items = cluster.store.list("spaces/").items
         names = [space] if space else [item.key.removeprefix("spaces/") for item in items]
@@ -188,7 +191,10 @@ def _is_address(name: str) -> bool:
 @options
 @click.argument("address", metavar="IP")
 def show(network: str | None, address: str) -> None:
-    """Show whose an address is: its block, the node that has that, and here the container."""
+    """Show whose an address is.
+
+    Its block, the node that has the block, and on this node the container.
+    """
     packed = parse_ip(address)
     found = []
     with opened(network) as cluster:
@@ -243,7 +249,7 @@ def _shown(cluster: Cluster, space: str, block: Prefix, packed: bytes) -> dict[s
 @click.argument("node")
 @click.option("--undo", is_flag=True, help="The node may claim blocks again.")
 def cordon(network: str | None, node: str, undo: bool) -> None:
-    """Let a node claim no more blocks, and give back its empty ones."""
+    """Let a node claim no more blocks and return empty ones."""
     with opened(network) as cluster:
         item = cluster.store.read(f"nodes/{check_word(node, 'node')}")
         if item is None:
@@ -266,7 +272,7 @@ def _no_node(node: str, cluster: Cluster) -> errors.NotFound:
 @click.argument("node")
 @click.option("--force", is_flag=True, help="The node's containers are gone, or do not matter.")
 def forget(network: str | None, node: str, force: bool) -> None:
-    """Free the blocks of a node that will not come back with its containers.
+    """Free the blocks of a node that is gone for good.
 
     A node that is forgotten and comes back begins anew. Its containers keep addresses that others
     may get: hence --force.
@@ -295,7 +301,10 @@ def forget(network: str | None, node: str, force: bool) -> None:
 @formats.options
 @click.option("--release", is_flag=True, help="Give back all empty blocks, and claim none.")
 def sync(release: bool) -> None:
-    """Compare this node's blocks with the store's, claim ahead, and give back the rest."""
+    """Compare this node's blocks with the store's.
+
+    It claims ahead, and gives back blocks that it does not need.
+    """
     errors.require_root("sync: it changes what ADDs allocate from")
     report, problems = rounds.once(os.environ, _log, give_back=release)
     value = {name: found._asdict() for name, found in report.items()}
@@ -318,7 +327,10 @@ def _log(text: str) -> None:
 @options
 @click.argument("space", default=DEFAULT_SPACE)
 def accept(network: str | None, space: str) -> None:
-    """Say that every node has put back its blocks after the store was restored from a backup."""
+    """Trust a store again that was restored from a backup.
+
+    Only when every node has put back its blocks.
+    """
     with opened(network) as cluster:
         node = Node(cluster.its.data_dir, cluster.its.node)
         Claims(cluster.store, cluster.its, node, _log).accept(check_word(space, "space"))

@@ -24,7 +24,9 @@ from .ipam_cluster import opened, options, pool_of
 @click.argument("parts", type=click.IntRange(2, 256))
 @click.option("--write", is_flag=True, help="Define the parts in the store, as POOL-1, POOL-2, ….")
 def split(network: str | None, pool: str, parts: int, write: bool) -> None:
-    """Divide a pool into PARTS of whole blocks: print their definitions, or write them.
+    """Divide a pool into PARTS of whole blocks.
+
+    Prints the definitions of the parts, or writes them.
 
     The pool itself stays, and so does every address: blocks are claimed once, whatever pool they
     are claimed for.
