@@ -137,13 +137,13 @@ def resetting(after: bytes = b"") -> Any:
 
 
 def dripping(data: bytes) -> Any:
-    """Send a byte every 50 ms."""
+    """Send a byte every half second."""
 
     def behave(server: FaultyServer, sock: socket.socket) -> None:
         server.receive(sock)
         for byte in data:
             sock.sendall(bytes([byte]))
-            if server.over.wait(0.05):
+            if server.over.wait(0.5):
                 return
 
     return behave
