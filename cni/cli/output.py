@@ -218,6 +218,9 @@ def table(content: Table, *, wide: bool = False) -> None:
         for cell, size, column in zip(row, widths, columns, strict=True):
             text += padded(cell, size, column.right).replace(cell, style(cell), 1) + "  "
         _echo(text)
+    left_out = content.left_out(columns)
+    if left_out:
+        paragraph(f"not shown for lack of room: {', '.join(left_out)} (-o wide)")
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:
