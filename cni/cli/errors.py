@@ -27,9 +27,11 @@ EXIT_CODES = {
     11: "try again later: another process holds a lock for too long",
     50: "STATUS: no new container can be attached now",
     51: "STATUS: no new container can be attached now, and those that run may be cut off",
-    130: "interrupted (Ctrl-C): the running plugin finished, no other was started. A second "
-    "Ctrl-C does not wait",
+    129: "interrupted by SIGHUP, as 130",
+    130: "interrupted (Ctrl-C, SIGINT): the running plugin finished, no other was started. A "
+    "second Ctrl-C does not wait",
     141: "the reader of stdout has ended, as `head` does behind a pipe: nothing is said",
+    143: "interrupted by SIGTERM, as 130",
 }
 _KEPT = frozenset({11, 50, 51})
 

@@ -32,6 +32,7 @@ _MOST_DAMAGED = 10
 # What further lines of a paragraph stand below: blanks, a mark or number, a name before two blanks.
 _HEAD = re.compile(r" *(?:[^\w\s](?= )|\d+\.(?= )|\S+ (?= ))? *")
 _MOST_INDENT = 24
+_USUAL_WIDTH = 80  # columns
 _MANY = 20  # items of work that are worth a progress bar
 
 
@@ -218,6 +219,10 @@ def table(content: Table, *, wide: bool = False) -> None:
         for cell, size, column in zip(row, widths, columns, strict=True):
             text += padded(cell, size, column.right).replace(cell, style(cell), 1) + "  "
         _echo(text)
+    left_out = content.left_out(columns)
+    # In 80 columns everything has room but what is meant for -o wide, as the help says.
+    if left_out and width is not None and width < _USUAL_WIDTH:
+        paragraph(f"not shown for lack of room: {', '.join(left_out)} (-o wide)")
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> None:

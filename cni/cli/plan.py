@@ -21,7 +21,7 @@ from cni.kernel.route import show as routes_of
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_ifname
 
-from . import configurations, errors, formats, plan_ipam, validate
+from . import configurations, errors, formats, output, plan_ipam, validate
 from .completion import Network as NetworkName
 
 
@@ -77,7 +77,7 @@ def plan(name: str, ifname: str) -> None:
     wrong = [each for each in findings if validate.stops_add(each)]
     found = judgement.networks[0] if judgement.networks else None
     steps = steps_of(found, ifname) if found is not None else []
-    lines = [f"{name}: an ADD of {ifname} would"]
+    lines = [f"{output.printable(name, keep='')}: an ADD of {ifname} would"]
     width = len(str(len(steps)))
     lines += [f"  {at:>{width}}. {each.plugin}: {each.text}" for at, each in enumerate(steps, 1)]
     lines += _troubles(findings, wrong)
@@ -97,8 +97,9 @@ def plan(name: str, ifname: str) -> None:
 
 
 def _troubles(findings: list[Finding], wrong: list[Finding]) -> list[str]:
-    lines = [f"  it would fail: {each.message} ({each.place})" for each in wrong]
-    lines += [f"  note: {each.message} ({each.place})" for each in findings if each not in wrong]
+    said = [(each, validate.message_of(each)) for each in findings]
+    lines = [f"  it would fail: {text} ({each.place})" for each, text in said if each in wrong]
+    lines += [f"  note: {text} ({each.place})" for each, text in said if each not in wrong]
     return lines
 
 
@@ -113,6 +114,9 @@ def steps_of(found: Network, ifname: str) -> list[Step]:
             situation = Situation(found.name, part, walk.getter(part.node), host, ifname, addresses)
             own, problem = plan_ipam.allocate(situation.network, part, found.version)
             addresses.extend(own)
+            if not part.type:  # what is wrong with it is said below
+                steps.append(Step(part.path or "type", "no plugin can be told from its type"))
+                continue
             steps += [Step(part.type, each) for each in plan_ipam.told(part, own, problem)]
             tell = TELLERS.get(part.plugin, _unknown)
             try:

@@ -13,12 +13,9 @@ keeps its code and details.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from types import FrameType, TracebackType
 from typing import Any
 
 from cni import delegate, dispatch
@@ -34,7 +31,7 @@ from cni.protocol.request import (
 from . import gojson
 from .cache import Attachment, Cache, Outcome, outcome
 from .conflist import NetworkList, PluginConf
-from .errors import Failed
+from .signals import Interrupts
 
 _NO_ATTACHMENT = Attachment("", "", "")
 
@@ -272,56 +269,6 @@ class Runtime:
         program = delegate.find(plugin.type, self.path)
         # Not delegate.run: it drops the version in which the result was printed.
         return delegate.execute(program, request, self._show_stderr)
-
-
-class Interrupts:
-    """Ctrl-C while plugins run: the one that runs may finish, none after it starts.
-
-    An interrupted plugin undoes what it did, which has to be waited for. A second Ctrl-C does not
-    wait.
-    """
-
-    def __init__(self) -> None:
-        self.pending = False
-        self._at_once = False
-        self._before: Any = None
-
-    def __enter__(self) -> Interrupts:
-        on_main = threading.current_thread() is threading.main_thread()
-        if on_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-        if self.pending and isinstance(error, CNIError | Failed):
-            # The plugin was interrupted as well: its error says no more than Ctrl-C does.
-            raise KeyboardInterrupt from error
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.pending or self._at_once:
-            raise KeyboardInterrupt
-        self.pending = True
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """No plugin runs in this block: Ctrl-C ends it."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt if there was one."""
-        if self.pending:
-            raise KeyboardInterrupt
 
 
 def describe(plugin: PluginConf) -> str:

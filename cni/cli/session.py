@@ -14,7 +14,8 @@ from cni.protocol.errors import CNIError
 
 from . import cache, conflist, errors, formats, output, target
 from .completion import Namespace, Network
-from .runtime import Interrupts, Runtime
+from .runtime import Runtime
+from .signals import Interrupts
 from .view.attached import Attached
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,14 +110,14 @@ def capability_args() -> dict[str, Any] | None:
 
 @contextmanager
 def interruptible(hint: str = "") -> Iterator[Interrupts]:
-    """Ctrl-C lets the running plugin finish, and ends with exit code 130."""
+    """A signal lets the running plugin finish; then the exit code says which signal it was."""
     interrupts = Interrupts()
     try:
         with interrupts:
             yield interrupts
     except KeyboardInterrupt:
         output.line(f"interrupted; {hint}" if hint else "interrupted", err=True)
-        click.get_current_context().exit(130)
+        click.get_current_context().exit(interrupts.exit_code)
 
 
 @contextmanager

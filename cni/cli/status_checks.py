@@ -6,6 +6,7 @@ Nothing is changed. What cannot be looked at, for lack of rights, is not reporte
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -84,6 +85,11 @@ def _missing_plugins(facts: Facts, path: list[str]) -> Iterator[Problem]:
     for key in keys:
         name = _text(facts.get(key))
         if not name:
+            continue
+        if catalogue.known_as(name) not in (None, *dispatch.TABLE):
+            message = f"{name} is a plugin of another system than {sys.platform}"
+            advice = "judge the file there, or with --offline, which looks at the text alone"
+            yield Problem(facts.part, key, "missing-plugin", message, advice)
             continue
         try:
             delegate.find(name, path)

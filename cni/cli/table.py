@@ -58,6 +58,11 @@ class Table(NamedTuple):
             shown.remove(last)
         return self._only(shown)._cut(width)
 
+    def left_out(self, shown: Sequence[Column]) -> list[str]:
+        """The titles of the columns that had no room, so that `fitted` gave those of `shown`."""
+        kept = {column.title for column in shown}
+        return [each.title for each in self.columns if not each.wide and each.title not in kept]
+
     def _only(self, shown: Sequence[int]) -> Table:
         return Table(
             [self.columns[at] for at in shown], [[row[at] for at in shown] for row in self.rows]

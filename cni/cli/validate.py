@@ -18,7 +18,7 @@ from cni.protocol import config
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_network_name
 
-from . import conflist, formats
+from . import conflist, formats, output
 from .completion import Network as NetworkName
 from .configurations import STDIN, Files, files_of, read
 from .session import plugin_path
@@ -129,8 +129,16 @@ def present(findings: list[Finding], count: int) -> None:
 
 
 def _lines(finding: Finding) -> list[str]:
-    lines = [f"{finding.place}: {finding.severity}: {finding.message} [{finding.code}]"]
-    return [*lines, f"    {finding.advice}"] if finding.advice else lines
+    lines = [
+        f"{output.printable(finding.place, keep='')}: {finding.severity}: {message_of(finding)} "
+        f"[{finding.code}]"
+    ]
+    return [*lines, f"    {output.printable(finding.advice, keep='')}"] if finding.advice else lines
+
+
+def message_of(finding: Finding) -> str:
+    """The message on one line: a configuration's names may have line breaks."""
+    return output.printable(finding.message, keep="")
 
 
 def _summary(count: int, wrong: int, warnings: int) -> str:

@@ -124,3 +124,15 @@ def test_examples_can_be_told(node: Node, name: str) -> None:
     assert done.returncode == value["fails"]
     assert all("cannot be told" not in each["text"] for each in value["steps"])
     assert len(value["steps"]) >= 2
+
+
+@pytest.mark.parametrize("kind", [5, None, ["bridge"], {}, True])
+def test_a_type_that_names_no_plugin(node: Node, kind: Any) -> None:
+    plugins = [{"type": kind}, {"type": "bridge", "ipam": {"type": "host-local"}}]
+    node.write({"cniVersion": "1.0.0", "name": "net", "plugins": plugins}, "bad")
+    argv = [str(node.bin_dir / "cni"), "plan", "net"]
+    shown = node.host.exec(argv, env=node.env, cwd="/", check=False)
+    assert shown.returncode == 1
+    assert "1. plugins[0]: no plugin can be told from its type" in shown.stdout
+    assert "it would fail: plugins[0].type " in shown.stdout
+    assert "run the plugin ," not in shown.stdout

@@ -128,11 +128,15 @@ def test_a_bridge_that_works(node: Node, family: Family, backend: str) -> None:
 
 def test_what_a_person_sees(node: Node) -> None:
     node.network("net", "10.81.0.0/24", PORTMAP, ipMasq=True, hairpinMode=True)
+    node.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
     code, text = node.person("test", "net")
     for line in text.splitlines():
         assert len(line) <= COLUMNS, line
     assert re.sub(r":\d{4,5} ", ":40000 ", text) == (
         "✓ attach                 bridge, portmap: 10.81.0.2 and 10.81.0.3\n"
+        "✓ before           IPv4  net.ipv4.ip_forward was 0: the first ADD has set it,\n"
+        "                         and it stays (sysctl -w net.ipv4.ip_forward=0 puts it\n"
+        "                         back)\n"
         "✓ loopback         IPv4  127.0.0.1 answers\n"
         "✓ loopback         IPv6  ::1 answers\n"
         "✓ gateway          IPv4  10.81.0.1 answers\n"
@@ -151,7 +155,7 @@ def test_what_a_person_sees(node: Node) -> None:
         "✓ reuse            IPv4  10.81.0.3 of a new container answers: nothing lost\n"
         "✓ detach                 DEL has left nothing (links, reservations, files,\n"
         "                         rules)\n"
-        "net: 15 passed, 0 failed, 2 not tested\n"
+        "net: 16 passed, 0 failed, 2 not tested\n"
     )
     assert code == 0
 
@@ -326,13 +330,37 @@ def test_each_case_is_broken_by_its_sabotage(node: Node) -> None:
     assert states(checks(node, code=0), "failed") == set()
 
 
-def test_a_forward_chain_that_drops(node: Node) -> None:
+@pytest.mark.parametrize("frames_pass_rules", [True, False])
+def test_a_forward_chain_that_drops(node: Node, frames_pass_rules: bool) -> None:
     node.host.exec(["nft", "add table inet own; add chain inet own forwarding "
                     "{ type filter hook forward priority 0; policy drop; }"])  # fmt: skip
+    if BRIDGE_FRAMES_PASS_RULES.exists():
+        node.host.set_sysctl("net/bridge/bridge-nf-call-iptables", int(frames_pass_rules))
+    elif frames_pass_rules:
+        pytest.skip("needs br_netfilter: modprobe br_netfilter")
+    node.network("net", "10.81.0.0/24", PORTMAP, {"type": "firewall"}, hairpinMode=True)
+    rows = checks(node, code=1)
+    wrong = {"way out/4", "neighbour/4"} if frames_pass_rules else {"way out/4"}
+    assert states(rows, "failed") == wrong
+    for each in wrong:
+        assert "the chain forwarding of the table inet own, which is of an" in rows[each]["text"]
+        assert "add the plugin firewall" not in rows[each]["remedy"]
+        assert "nft list chain inet own forwarding" in rows[each]["remedy"]
+    # What depends on it was not measured.
+    assert rows["port: outside/4"]["state"] == "skipped"
+    assert rows["port: node/4"]["state"] == "ok"
+    assert (rows["reuse/4"]["state"] == "skipped") == frames_pass_rules
+
+
+def test_iptables_that_drops(node: Node) -> None:
+    """There the plugin firewall helps."""
+    node.host.exec(["iptables", "-P", "FORWARD", "DROP"])
     node.network("net", "10.81.0.0/24")
     row = checks(node, code=1)["way out/4"]
-    assert "the chain forwarding of the table inet own drops what nothing accepts" in row["text"]
-    assert "firewall" in row["remedy"]
+    assert "the chain FORWARD of the table ip filter drops what nothing accepts" in row["text"]
+    assert "add the plugin firewall" in row["remedy"]
+    node.network("net", "10.81.0.0/24", {"type": "firewall"})
+    checks(node, code=0)
 
 
 def test_a_packet_filter_before_the_uplink(node: Node, outside: Netns) -> None:
@@ -416,7 +444,7 @@ def test_dns_servers(node: Node) -> None:
 def test_an_add_that_fails(node: Node) -> None:
     node.network("net", "10.81.0.0/24", saboteur("echo the disk is on fire >&2; exit 1"))
     rows = checks(node, code=1)
-    assert set(rows) == {"attach", "detach"}
+    assert set(rows) - {"before/4"} == {"attach", "detach"}
     assert 'plugin type="saboteur" failed (add): the disk is on fire' in rows["attach"]["text"]
     assert rows["detach"]["state"] == "ok"
     require_nothing_left(node)
@@ -435,6 +463,55 @@ def test_a_range_that_is_full(node: Node, netns: Callable[..., Netns], taken: in
         assert rows["neighbour/4"]["text"] == "no second container could be attached"
         assert rows["gateway/4"]["state"] == "ok"
     assert sorted(node.leases("net").values()) == sorted(pod.cid for pod in pods)
+
+
+# --- what the test mends by itself ----------------------------------------------------------------
+
+# What is done to the node, and what the test says of it. `BRIDGE` is the network's.
+TAKEN = {
+    "forwarding": (4, "sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward is 0"),
+    "IPv6 forwarding": (
+        6, "sysctl -qw net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.all.forwarding is 0",
+    ),
+    "bridge": (4, "ip link set BRIDGE down", "the bridge BRIDGE is down"),
+    "gateway": (4, "ip address del 10.81.0.1/24 dev BRIDGE", "lacks the address 10.81.0.1/24"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAKEN)
+def test_what_its_own_add_mends_is_said(node: Node, container: Netns, what: str) -> None:
+    """Containers were cut off; since the ADD of the test they are not, and somebody should know."""
+    family, done, words = TAKEN[what]
+    done, words = done.replace("BRIDGE", "br-net"), words.replace("BRIDGE", "br-net")
+    conf = node.network("net", "10.81.0.0/24", ipMasq=True)
+    conf["plugins"][0]["ipam"]["ranges"].append([{"subnet": "fd00:81::/64"}])
+    node.start(node.write(conf), container)
+    assert not [each for each in checks(node, code=0) if each.startswith("before")]
+    node.host.exec(done.split())
+    rows = checks(node, code=1)
+    (row,) = [each for name, each in rows.items() if name == f"before/{family}"]
+    assert row["state"] == "failed"
+    assert words in row["text"]
+    assert "before the test, whose ADD has set it" in row["text"]
+    assert {name.partition("/")[0] for name in states(rows, "failed")} == {"before"}
+    assert not [each for each in checks(node, code=0) if each.startswith("before")]
+
+
+@pytest.mark.parametrize("what", ["forwarding", "bridge"])
+def test_what_its_own_add_sets_where_nobody_is_attached(node: Node, what: str) -> None:
+    """A first ADD switches on what was never on; later nothing should be off."""
+    node.network("net", "10.81.0.0/24", ipMasq=True)
+    node.host.exec(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
+    row = checks(node, code=0)["before/4"]
+    assert row["state"] == "ok"
+    assert "net.ipv4.ip_forward was 0: the first ADD has set it, and it stays" in row["text"]
+    _, done, _ = TAKEN[what]
+    node.host.exec(done.replace("BRIDGE", "br-net").split())
+    rows = checks(node, code=1)
+    (name,) = states(rows, "failed")
+    assert name.startswith("before")
+    expected = "net.ipv4.ip_forward was 0" if what == "forwarding" else "the bridge br-net was down"
+    assert rows[name]["text"] == f"{expected} before the test, whose ADD has set it"
 
 
 # --- harmless -------------------------------------------------------------------------------------
@@ -509,20 +586,46 @@ def test_what_the_runtime_would_give_is_given_to_one(node: Node) -> None:
 
 def start(node: Node, ready: Path) -> Any:
     """The command, once the saboteur of its first container has written the file."""
-    child = node.host.popen(node.argv("test", "net"), env=node.env, cwd="/")
+    # Whoever runs the tests may have had signals ignored, and children inherit that.
+    argv = ["env", "--default-signal", *node.argv("test", "net")]
+    child = node.host.popen(argv, env=node.env, cwd="/")
     wait_until(ready.exists, "the plugin runs")
     return child
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_and_everything_goes(node: Node, tmp_path: Path, number: int) -> None:
+@pytest.mark.parametrize("while_it", ["attaches", "waits for packets", "detaches"])
+def test_a_signal_ends_it_and_everything_goes(
+    node: Node, tmp_path: Path, number: signal.Signals, while_it: str
+) -> None:
+    """The exit code says which signal it was, as for any program that it ends."""
     ready = tmp_path / "ready"
-    node.network("net", "10.81.0.0/24", PORTMAP, saboteur(f"touch {ready}; sleep 0.5"))
+    slow = f"touch {ready}; sleep 0.5"
+    if while_it == "waits for packets":  # the gateway answers nothing
+        lost = f"test -e {ready} || nft add table ip lost; touch {ready}"
+        lost += "; nft 'add chain ip lost in { type filter hook input priority 0; policy drop; }'"
+        plugin = saboteur(lost)
+    else:
+        plugin = saboteur(slow) if while_it == "attaches" else saboteur(delete=slow)
+    node.network("net", "10.81.0.0/24", PORTMAP, plugin)
     child = start(node, ready)
     child.send_signal(number)
-    assert child.wait(60) == 130
+    assert child.wait(60) == 128 + number
+    node.host.exec(["nft", "delete", "table", "ip", "lost"], check=False)
     require_nothing_left(node)
     assert node.leases("net") == {}
+    assert node.results == []
+
+
+def test_a_hangup_that_the_caller_ignores_ends_nothing(node: Node, tmp_path: Path) -> None:
+    """As under nohup(1)."""
+    ready = tmp_path / "ready"
+    node.network("net", "10.81.0.0/24", saboteur(f"touch {ready}; sleep 0.5"))
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", *node.argv("test", "net")]
+    child = node.host.popen(ignoring, env=node.env, cwd="/")
+    wait_until(ready.exists, "the plugin runs")
+    child.send_signal(signal.SIGHUP)
+    assert child.wait(60) == 0
 
 
 def test_after_a_kill_the_next_one_sweeps(node: Node, tmp_path: Path) -> None:
@@ -541,6 +644,7 @@ def test_after_a_kill_the_next_one_sweeps(node: Node, tmp_path: Path) -> None:
     assert states(checks(node, code=0), "failed") == set()
     require_nothing_left(node)
     assert node.leases("net") == {}
+    assert node.results == []
 
 
 def test_after_a_kill_gc_sweeps(node: Node, tmp_path: Path) -> None:
@@ -556,6 +660,7 @@ def test_after_a_kill_gc_sweeps(node: Node, tmp_path: Path) -> None:
     node.ok("gc", "net")
     require_nothing_left(node)
     assert node.leases("net") == {}
+    assert node.results == []
 
 
 def test_another_test_that_runs_is_left_alone(node: Node, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_plugins_of_others(node: Node, go_bin_dir: Path) -> None:
     require_nothing_left(node)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal(node: Node, tmp_path: Path, number: int) -> None:
     ready = tmp_path / "ready"
     slow = tmp_path / "slow"
@@ -200,10 +200,11 @@ def test_a_signal(node: Node, tmp_path: Path, number: int) -> None:
     slow.chmod(0o755)
     node.env["CNI_PATH"] += f":{tmp_path}"
     node.network("net", "10.81.0.0/24", {"type": "slow"})
-    child = node.host.popen(node.argv("trace", "net"), env=node.env, cwd="/")
+    argv = ["env", "--default-signal", *node.argv("trace", "net")]
+    child = node.host.popen(argv, env=node.env, cwd="/")
     wait_until(ready.exists, "the plugin runs")
     child.send_signal(number)
-    assert child.wait(60) == 130
+    assert child.wait(60) == 128 + number
     require_nothing_left(node)
 
 

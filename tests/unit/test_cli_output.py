@@ -101,6 +101,22 @@ def test_a_table_has_a_line_a_row(capfd: pytest.CaptureFixture[str]) -> None:
     assert printed(capfd) == "NAME     X\na\\nb\\tc  1\n"
 
 
+@pytest.mark.parametrize(("width", "note"), [(24, True), (80, False)])
+def test_columns_that_have_no_room_are_named(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, note: bool
+) -> None:
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    monkeypatch.setattr(output, "terminal_width", lambda: width)
+    columns = [Column("ID", cut="end"), Column("ADDRESS"), Column("PORTS", drop=1)]
+    output.table(
+        Table([*columns, Column("PATH", wide=True)], [["a" * 20, "10.1.2.3", "8080", "/"]])
+    )
+    shown = capfd.readouterr().out
+    assert ("8080" in shown) != note
+    assert ("for lack of room: PORTS (-o wide)" in shown.replace("\n", " ")) == note
+    assert "PATH" not in shown
+
+
 @pytest.mark.parametrize("bad", BAD[:-1], ids=ascii)
 @pytest.mark.parametrize("arguments", [["status", "{}"], ["ipam", "list", "{}"], ["{}"]])
 def test_errors_of_commands(

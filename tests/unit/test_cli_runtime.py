@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from cni.cli import cache, gojson, session, target
 from cni.cli.cache import Attachment, Cache, outcome
 from cni.cli.conflist import NetworkList, from_bytes
-from cni.cli.runtime import Interrupts, Runtime
+from cni.cli.runtime import Runtime
+from cni.cli.signals import Interrupts
 from cni.protocol.errors import CNIError
 from tests.harness.wait import wait_for_line, wait_for_lock_waiters
 
@@ -1090,15 +1091,16 @@ def test_concurrent_runs_on_one_container_take_turns(world: World) -> None:
     assert len(world.files) == 3
 
 
-def test_ctrl_c_ends_the_wait_for_another_run(world: World) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_for_another_run(world: World, number: int) -> None:
     world.configure()
     world.cni("add", "net", NETNS)
     with Cache(str(world.root / "cache")).lock(None):
         child = world.start("check", "net", NETNS)
         wait_for_lock_waiters(world.lock)
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, err = child.communicate(timeout=60)
-    assert child.returncode == 130
+    assert child.returncode == 128 + number
     assert err.startswith("interrupted")
     assert world.calls == ["ADD one"]
 
@@ -1117,18 +1119,19 @@ def test_gc_waits_for_everybody(world: World) -> None:
     assert world.calls == ["ADD one", "ADD two", "DEL two", "DEL one"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("answers", ["succeeds", "fails"])
-def test_interrupt_lets_the_running_plugin_finish(world: World, answers: str) -> None:
+def test_interrupt_lets_the_running_plugin_finish(world: World, answers: str, number: int) -> None:
     world.configure("one", "two")
     world.answer("one", "ADD", "", ".hold")
     if answers == "fails":
         world.fail("one", "ADD", "interrupted by SIGINT")
     child = world.start("add", "net", NETNS)
     wait_for_line(world.root / "log" / "calls", child)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     world.let_go()
     out, err = child.communicate(timeout=60)
-    assert (child.returncode, out) == (130, "")
+    assert (child.returncode, out) == (128 + number, "")
     assert err == f"interrupted; what is there is detached by `cni del net {NETNS}`\n"
     assert world.calls == ["ADD one"]
     assert world.files == []

@@ -850,3 +850,31 @@ def test_a_parameter_without_a_name() -> None:
     conf = {"cniVersion": "1.0.0", "name": "net", "plugins": [tuning]}
     found = network.read("x", json.dumps(conf).encode())
     assert [each.code for each in found.findings if "parameter" in each.message] == ["form"]
+
+
+def test_a_line_break_in_a_name_begins_no_line_of_ours(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody may have written a finding into a name."""
+    conf = {"cniVersion": "1.0.0", "name": "a\n1 file: nothing is wrong", "plugins": []}
+    (tmp_path / "10-a.conflist").write_text(json.dumps(conf))
+    assert main(["validate", "--offline", str(tmp_path)]) == 1
+    shown = capfd.readouterr().out
+    assert "\n1 file: nothing is wrong" not in shown
+    assert r"a\n1 file: nothing is wrong" in shown
+
+
+@pytest.mark.parametrize("name", dispatch.WINDOWS)
+def test_a_plugin_of_windows_is_not_taken_for_another(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Its keys are known here, too; that it does not work here is said."""
+    described = catalogue.plugin(name)
+    assert described is not None
+    conf = {"cniVersion": "1.0.0", "name": "net", "plugins": [described.example]}
+    (tmp_path / "10-net.conflist").write_text(json.dumps(conf))
+    assert main(["validate", "--strict", "--offline", str(tmp_path)]) == 0
+    assert main(["validate", str(tmp_path)]) == 1
+    shown = capfd.readouterr().out
+    assert f"{name} is a plugin of another system than linux" in shown
+    assert "did you mean" not in shown

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from cni.cli import conflist, status
 from cni.cli.cache import Cache
-from cni.cli.runtime import Interrupts, Runtime
+from cni.cli.runtime import Runtime
+from cni.cli.signals import Interrupts
 from cni.protocol.errors import CNIError
 
 from .finding import ERROR, NOTE, OK, WARNING, Finding, Situation

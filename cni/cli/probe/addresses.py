@@ -134,7 +134,8 @@ def _neighbour(situation: Situation, family: int, address: str) -> Row:
         assert situation.second is not None
         yield from causes.of_link(situation, situation.second, address)
         if situation.kind == "ptp":
-            yield from causes.of_forwarding(family)
+            yield from causes.of_forwarding(situation, family)
+        yield from causes.of_bridged(situation, family)
 
     cause = causes.best(found_causes(), unknown)
     return failed("neighbour", family, f"{address} does not answer: {cause.text}", cause.remedy)
@@ -227,7 +228,7 @@ def _way_out(situation: Situation, family: int, address: str) -> Row:
     with Server(outside.namespace, family, "tcp", _SERVER_PORT) as server, situation.waiting():
         found = server.asked(container.namespace, address, _SERVER_PORT)
     if not found.arrived:
-        return _no_way_out(family, found)
+        return _no_way_out(situation, family, found)
     masqueraded = found.source != own.address
     if situation.key("ipMasq") is True and not masqueraded:
         rules = causes.of_rules(container, "masquerading")
@@ -241,9 +242,10 @@ def _way_out(situation: Situation, family: int, address: str) -> Row:
     return passed("way out", family, f"forwarded, {how}")
 
 
-def _no_way_out(family: int, found: Answer) -> Row:
+def _no_way_out(situation: Situation, family: int, found: Answer) -> Row:
     unknown = Cause(found.reason, "`nft list ruleset` shows what drops the packets")
-    cause = causes.best(causes.of_forwarding(family), unknown)
+    cause = causes.best(causes.of_forwarding(situation, family), unknown)
+    situation.not_forwarded[family] = cause.text
     text = f"nothing is forwarded to a host behind the node: {cause.text}"
     return failed("way out", family, text, cause.remedy)
 

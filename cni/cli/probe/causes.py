@@ -26,6 +26,10 @@ _NUD_FAILED, _NUD_INCOMPLETE = 0x20, 0x01
 _AF = {4: 2, 16: 10}
 
 
+# Where an accept of the plugin firewall counts: its own table, and that of iptables.
+_OWN_TABLE, _OF_IPTABLES = "cni_firewall", "filter"
+
+
 class Cause(NamedTuple):
     text: str
     remedy: str
@@ -86,7 +90,7 @@ def _far_end(node: Netlink, container: Container) -> link.Link | None:
     return next((each for each in link.list_all(node) if each.peer_nsid == number), None)
 
 
-def of_forwarding(family: int) -> Iterator[Cause]:
+def of_forwarding(situation: Situation, family: int) -> Iterator[Cause]:
     """Of the node, where packets pass through it."""
     name = "net/ipv4/ip_forward" if family == 4 else "net/ipv6/conf/all/forwarding"
     try:
@@ -95,16 +99,53 @@ def of_forwarding(family: int) -> Iterator[Cause]:
             yield Cause(f"{dotted} is 0: the node forwards nothing", f"sysctl -w {dotted}=1")
     except OSError:
         pass
+    yield from of_policies(situation, family)
+
+
+def of_bridged(situation: Situation, family: int) -> Iterator[Cause]:
+    """Of the rules of IP, where frames within a bridge pass them."""
+    if situation.kind == "bridge" and bridge_frames_pass_rules(family):
+        yield from of_policies(situation, family)
+
+
+def bridge_frames_pass_rules(family: int) -> bool:
+    """Do frames within a bridge pass the rules of IP?"""
+    name = "iptables" if family == 4 else "ip6tables"
+    try:
+        return sysctl.read(f"net/bridge/bridge-nf-call-{name}") == "1"
+    except OSError:
+        return False
+
+
+def of_policies(situation: Situation, family: int) -> Iterator[Cause]:
+    """Of forward chains that drop by default.
+
+    Rules of plugins help only in those of iptables: an accept ends the chains of its own table.
+    """
     try:
         dropping = table.drop_policies()
     except (KernelError, OSError):
         return
     for kind, name, chain in dropping:
-        if kind in ("inet", "ip" if family == 4 else "ip6"):
+        if kind not in ("inet", "ip" if family == 4 else "ip6") or name == _OWN_TABLE:
+            continue
+        where = f"the chain {chain} of the table {kind} {name}"
+        if name != _OF_IPTABLES:
             yield Cause(
-                f"the chain {chain} of the table {kind} {name} drops what nothing accepts",
-                "add the plugin firewall to the network, behind the others, "
-                "or have that chain accept the containers' packets",
+                f"{where}, which is of another program, drops what it does not accept itself",
+                "no rule of a plugin changes that: have that program accept containers' packets "
+                f"there; `nft list chain {kind} {name} {chain}` shows what it accepts",
+            )
+        elif situation.has("firewall"):
+            yield Cause(
+                f"{where} drops what nothing accepts, also with the plugin firewall",
+                f"`nft list chain {kind} {name} {chain}` shows what comes before its rules; "
+                "cni reload makes them again, if they are gone",
+            )
+        else:
+            yield Cause(
+                f"{where} drops what nothing accepts",
+                "add the plugin firewall to the network, behind the others",
             )
 
 

@@ -24,6 +24,7 @@ from ..session import CACHE_DIR
 from ..view import attachments
 from ..view.attached import Places
 from . import addresses, containers, lifecycle, outside, ports, row
+from .before import Before
 from .containers import Container
 from .row import FAILED, Row, failed, skipped
 from .signals import Signals
@@ -112,7 +113,7 @@ def test(
                 run.clean_up()
     except KeyboardInterrupt:
         output.line("interrupted; what was made is removed", err=True)
-        click.get_current_context().exit(130)
+        click.get_current_context().exit(signals.exit_code)
     wrong = [each for each in rows if each.state == FAILED]
     formats.present(
         {
@@ -231,18 +232,24 @@ class Run:
         device = _device_of(self.network, node)
         if device is not None and device.up:
             self._stack.callback(_set_up, node, device.name)  # DEL gives it back down
+        before = Before(self.network, self.places, node)
         try:
             situation = self._situation(node)
         except CNIError as error:
             self.signals.check()
             yield failed("attach", 0, error.msg, error.details or "cni status says more")
+            yield from _tried("before", before.rows)
             yield from self._detached(node)
             return
         yield from self._attached(situation)
+        yield from _tried("before", before.rows)
         checks = _CHECKS[:1] if situation.kind == "loopback" else _CHECKS
         for name, check in checks:
             self.say(name)
-            yield from _tried(name, lambda check=check: check(situation))  # type: ignore[misc]
+            for each in _tried(name, lambda check=check: check(situation)):  # type: ignore[misc]
+                if each.state == FAILED:
+                    situation.wrong.add((each.check, each.family))
+                yield each
             self.signals.check()
         if situation.kind != "loopback":
             self.say("an address that is used again")

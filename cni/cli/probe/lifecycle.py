@@ -34,7 +34,13 @@ def reused(situation: Situation, attach: Callable[[NetworkList], Container]) -> 
         for family in situation.families:
             yield skipped("reuse", family, reason)
         return
-    known = {family: second.address(family) for family in situation.families}
+    silent = [family for family in situation.families if ("neighbour", family) in situation.wrong]
+    for family in silent:
+        yield skipped("reuse", family, "not tested, as the neighbour does not answer anyway")
+    families = [family for family in situation.families if family not in silent]
+    if not families:
+        return
+    known = {family: second.address(family) for family in families}
     wanted = {family: each.address for family, each in known.items() if each is not None}
     before = second.link()
     second.detach(situation.runtime, situation.network)

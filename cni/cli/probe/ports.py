@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from cni.kernel import sysctl
 from cni.netns.namespace import Namespace
 
 from . import addresses, causes
 from .causes import Cause
 from .containers import declared
 from .packets import Answer, Server, why
-from .row import Row, failed, passed, skipped
+from .row import FAILED, Row, failed, passed, skipped
 from .situation import Situation
 
 _PROTOCOLS = ("tcp", "udp")
@@ -64,7 +63,7 @@ class _Port:
         if self.family == 6:
             if self.situation.key("backend", "portmap") == "iptables":
                 return skipped(check, 6, "with the backend iptables nothing is published on ::1")
-            if self.situation.kind == "bridge" and _bridge_frames_pass_rules(6):
+            if self.situation.kind == "bridge" and causes.bridge_frames_pass_rules(6):
                 return skipped(check, 6, "net.bridge.bridge-nf-call-ip6tables is 1: no way to ::1")
         return self._asked(check, servers, None, address)
 
@@ -82,13 +81,13 @@ class _Port:
             return skipped(check, self.family, "the container has no way to an address of the node")
         apart = addresses.isolation(self.situation)
         asked = self._asked(check, servers, client, self.address)
-        if asked.state != "failed":
+        if asked.state != FAILED:
             return asked
         if not self.snat:
             return skipped(check, self.family, "not published to containers: snat is false")
         if apart:
             return skipped(check, self.family, f"not published to containers: {apart}")
-        return asked
+        return self._unless_forwarding(asked)
 
     def _from_outside(self, servers: list[Server]) -> Row:
         check, outside = "port: outside", self.situation.outside
@@ -99,7 +98,14 @@ class _Port:
         if not self.situation.stays_here(outside.host[self.family]):
             text = "the container's default route does not lead through this node"
             return skipped(check, self.family, text)
-        return self._asked(check, servers, outside.namespace, address)
+        return self._unless_forwarding(self._asked(check, servers, outside.namespace, address))
+
+    def _unless_forwarding(self, asked: Row) -> Row:
+        """A row that failed says nothing of ports where the node forwards nothing at all."""
+        if asked.state != FAILED or self.family not in self.situation.not_forwarded:
+            return asked
+        text = "not tested, as the node forwards nothing: see way out"
+        return skipped(asked.check, self.family, text)
 
     def _asked(
         self, check: str, servers: list[Server], client: Namespace | None, address: str
@@ -148,7 +154,7 @@ class _Port:
         def found() -> Iterator[Cause]:
             yield from causes.of_rules(self.situation.first, "the published port")
             if check not in ("port: node", "port: localhost"):
-                yield from causes.of_forwarding(self.family)
+                yield from causes.of_forwarding(self.situation, self.family)
 
         if past:
             otherwise = Cause(
@@ -167,12 +173,4 @@ class _Port:
         """Does the bridge have to send frames back where they came from?"""
         if self.situation.kind != "bridge" or self.situation.key("hairpinMode") is True:
             return False
-        return _bridge_frames_pass_rules(self.family)
-
-
-def _bridge_frames_pass_rules(family: int) -> bool:
-    name = "iptables" if family == 4 else "ip6tables"
-    try:
-        return sysctl.read(f"net/bridge/bridge-nf-call-{name}") == "1"
-    except OSError:
-        return False
+        return causes.bridge_frames_pass_rules(self.family)

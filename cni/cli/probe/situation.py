@@ -38,7 +38,8 @@ class Situation:
     """`first` is attached; `second` may be missing, and `alone` then says why.
 
     `beyond` are addresses that the operator wants to be asked, `port` is the published one (0
-    without). `waiting` lets a signal end what is done in its block.
+    without). `waiting` lets a signal end what is done in its block. `wrong` are the checks that
+    have failed so far, and `not_forwarded` says, by family, why the node forwards nothing.
     """
 
     network: NetworkList
@@ -55,6 +56,8 @@ class Situation:
     target: int = 0
     capabilities: dict[str, Any] = field(default_factory=dict)
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    wrong: set[tuple[str, int]] = field(default_factory=set)
+    not_forwarded: dict[int, str] = field(default_factory=dict)
 
     @property
     def main(self) -> PluginConf:

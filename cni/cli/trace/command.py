@@ -72,8 +72,9 @@ def trace(
     _require_sense(where, container, verb or "ADD", keep)
     env = {**os.environ, **({"CNI_SERVER": "off"} if by_exec else {})}
     problem: CNIError | None = None
+    signals = Signals()
     try:
-        with Signals() as signals, _watched(cache_dir, env, signals) as runtime:
+        with signals, _watched(cache_dir, env, signals) as runtime:
             try:
                 if verb is None:
                     netns = _added(runtime, signals, network, where, ifname, cache_dir, keep)
@@ -88,7 +89,7 @@ def trace(
             _print(network, netns, runtime, problem)
     except KeyboardInterrupt:
         output.line("interrupted; what was made is removed", err=True)
-        click.get_current_context().exit(130)
+        click.get_current_context().exit(signals.exit_code)
     if problem is not None:
         if not formats.is_data():
             output.error(problem)

@@ -15,7 +15,8 @@ from cni.protocol.errors import CNIError
 from .. import output
 from ..cache import Attachment, Cache
 from ..conflist import PluginConf
-from ..runtime import Interrupts, Runtime
+from ..runtime import Runtime
+from ..signals import Interrupts
 from .steps import Step, joined, tree
 
 _EXEC, _SERVER, _OTHER = "exec", "server", "unknown"

@@ -24,7 +24,7 @@ from .namespaces import Live
 _DEFAULT_BRIDGE = "cni0"
 # What a person has to do: the bridge had addresses and options that only an ADD makes.
 MEND = "restart these containers, so that they are attached again"
-_PORTS = frozenset({"veth", "netkit"})
+PORTS = frozenset({"veth", "netkit"})  # kinds of links
 
 
 class CutOff(NamedTuple):
@@ -58,7 +58,7 @@ def cut_off(known: Iterable[Attached], live: Live) -> Iterator[CutOff]:
         loose = [
             device
             for device in links_of(each, devices)
-            if device.kind in _PORTS and not device.master
+            if device.kind in PORTS and not device.master
         ]
         if loose:
             yield CutOff(each, loose[0].name, bridge, bridge not in devices)
@@ -106,16 +106,17 @@ def main_conf(each: Attached, configured: Iterable[NetworkList] = ()) -> dict[st
         except CNIError:
             continue
         plugins = conf.get("plugins") if isinstance(conf, dict) else None
-        found = _main_in(plugins if isinstance(plugins, list) else [conf])
+        found = conf_in(plugins if isinstance(plugins, list) else [conf])
         if found:
             return found
     for network in configured:
         if network.name == each.network and not each.config and not each.intents:
-            return _main_in([plugin.raw for plugin in network.plugins])
+            return conf_in([plugin.raw for plugin in network.plugins])
     return {}
 
 
-def _main_in(plugins: Iterable[Any]) -> dict[str, Any]:
+def conf_in(plugins: Iterable[Any]) -> dict[str, Any]:
+    """The first object of bridge or ptp, also one that flannel calls; {} without one."""
     for plugin in plugins:
         one = _delegated(plugin) if isinstance(plugin, dict) else {}
         if plugin_of(one) in ("bridge", "ptp"):

@@ -48,16 +48,17 @@ class Need(NamedTuple):
         return bridges.plugin_of(self.conf) == "bridge"
 
     @property
-    def is_routed(self) -> bool:
-        """Is the node its gateway?"""
-        keys = ("isGateway", "isDefaultGateway")
-        return not self.is_on_bridge or any(config.lookup(self.conf, key) is True for key in keys)
-
-    @property
     def gateway_link(self) -> str:
         """The bridge, or the interface of its VLAN, on which the gateways' addresses are."""
         name, vlan = bridges.name_in(self.conf), config.lookup(self.conf, "vlan")
         return f"{name}.{vlan}" if vlan else name
+
+
+def is_routed(conf: dict[str, Any]) -> bool:
+    """Is the node the gateway of containers by this object of bridge or ptp?"""
+    keys = ("isGateway", "isDefaultGateway")
+    own = bridges.plugin_of(conf)
+    return own == "ptp" or (own != "" and any(config.lookup(conf, key) is True for key in keys))
 
 
 def of_living(
@@ -90,7 +91,7 @@ def forwarding(needs: Iterable[Need]) -> list[Lack]:
 
 
 def _forwarding(need: Need) -> Iterator[tuple[str, str]]:
-    if not need.is_routed:
+    if not is_routed(need.conf):
         return
     for v6 in sorted({":" in each for each in need.attached.addresses}):
         through = need.gateway_link if need.is_on_bridge else ""
@@ -127,7 +128,8 @@ class _Node:
 
     def lacks_of(self, need: Need) -> Iterator[tuple[str, str]]:
         """What is wrong, and what mends it. A bridge that does not exist is another matter."""
-        ports = list(bridges.links_of(need.attached, self._devices))
+        own = bridges.links_of(need.attached, self._devices)
+        ports = [each for each in own if each.kind in bridges.PORTS]  # a result names the bridge
         bridge = None
         if need.is_on_bridge:
             bridge = self._devices.get(bridges.name_in(need.conf))
@@ -138,7 +140,7 @@ class _Node:
         for port in ports:
             yield from _port_lacks(port, bridge)
         holder = self._gateway_holder(need, ports)
-        if need.is_routed and holder is not None:
+        if is_routed(need.conf) and holder is not None:
             yield from self._gateway_lacks(need, holder)
 
     def _gateway_holder(self, need: Need, ports: list[Link]) -> Link | None:
