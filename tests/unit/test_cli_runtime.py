@@ -1264,3 +1264,26 @@ def test_importing_the_package_does_not_load_click() -> None:
 def test_default_directories() -> None:
     assert cache.DEFAULT_DIRECTORY == "/var/lib/cni"
     assert gojson.quote('a"b') == '"a\\"b"'
+
+
+@pytest.mark.parametrize(
+    ("sink", "code", "said"),
+    [
+        (">/dev/full", 1, "cannot write to stdout: no space left on device\n"),
+        ("1</dev/null", 1, "cannot write to stdout: bad file descriptor\n"),
+        (">&-", 0, ""),
+        ("| true", 141, ""),
+        ("2>/dev/full", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["--help", "--version", "plugins", "ls --help"])
+def test_a_stdout_of_no_use(command: str, sink: str, code: int, said: str) -> None:
+    line = f"set -o pipefail; {sys.executable} -m cni {command} {sink}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (code, said)
