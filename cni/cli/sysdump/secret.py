@@ -104,7 +104,7 @@ _OTLP = re.compile(rf"(\b[A-Z_]{{0,60}}HEADERS(?:{_QUOTE})?\s*[:=]\s*(?:{_QUOTE}
 _QUERY = re.compile(r"([?&](?:sig|signature|code)=)[^&\s\"'#]+", re.IGNORECASE)
 # A key begins at the beginning of a word only, or a long word would be read from each letter.
 _KEY = re.compile(r"(?<![\w.-])(?P<dashes>--?)?(?P<key>[A-Za-z_][\w.-]*)")
-_SEPARATOR = re.compile(rf"(?P<close>{_QUOTE})?\s*[:=]\s*")
+_SEPARATOR = re.compile(rf"(?P<close>{_QUOTE})?\s*(?:=|:(?!:))\s*")
 _AFTER_OPTION = re.compile(rf"(?:{_QUOTE}\s*,\s*(?={_QUOTE})|[ \t]+)(?!-)")
 # password "…", psk is x9…: without a separator only what cannot be a word of a sentence
 _AFTER_WORD = re.compile(
