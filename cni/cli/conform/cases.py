@@ -7,6 +7,7 @@ not apply. Sections are those of the specification's text.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from cni.protocol.errors import CNIError
 from .bench import IFNAME, Answer, Bench, Container
 
 AT_ONCE = 4
+_PATIENCE = 15  # seconds
 
 
 class Failed(Exception):
@@ -128,7 +130,10 @@ def no_namespace(bench: Bench, newest: str) -> None:
 
 
 def _require_same(bench: Bench, before: set[str], when: str) -> None:
-    more = sorted(bench.node() - before)
+    """The kernel deletes the links of a namespace that is gone by and by: they have some time."""
+    end = time.monotonic() + _PATIENCE
+    while (more := sorted(bench.node() - before)) and time.monotonic() < end:
+        time.sleep(0.05)
     require(not more, f"left on the node {when}: {', '.join(more)}")
 
 
