@@ -82,7 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
         "type": "bond",
         "mode": "active-backup",
         "miimon": "100",
-        "links": [{"name": "lan0"}, {"name": "lan1"}],
+        "links": [{"name": "lan0"}, {"name": "lan2"}],
     },
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
@@ -211,8 +211,8 @@ class World:
         self.host.ip_batch(
             "link set lo up",
             "link add lan0 type veth peer name lan1",
-            "link set lan0 up",
-            "link set lan1 up",
+            "link add lan2 type veth peer name lan3",
+            *(f"link set lan{number} up" for number in range(4)),
         )
         self.container = Netns("crash-container")
         self._stack.callback(self.container.close)

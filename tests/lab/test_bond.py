@@ -269,6 +269,13 @@ def test_a_port_of_another_master(
         reply.failed(999, "link lb has already a master: br9")
 
 
+def test_both_ends_of_a_pair(runtime: Runtime, container: Netns, data_dir: Path) -> None:
+    runtime.host.ip("link", "add", "la", "type", "veth", "peer", "name", "lb")
+    with unchanged(runtime.host, container):
+        reply = runtime.add("bond", network(data_dir), container)
+        reply.failed(999, "links la and lb cannot be ports of one bond")
+
+
 def test_a_name_that_the_container_has(
     runtime: Runtime, container: Netns, outside: Netns, data_dir: Path
 ) -> None:

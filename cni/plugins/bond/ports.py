@@ -42,7 +42,20 @@ def find(sock: Netlink, names: list[str]) -> list[Link]:
         if device.flags & link.IFF_LOOPBACK:
             raise CNIError(f"link {name} cannot be a port of a bond", "it is the loopback link")
         found.append(device)
+    _require_no_pair(found)
     return found
+
+
+def _require_no_pair(devices: list[Link]) -> None:
+    """Both ends of a pair lead nowhere, and DEL knows an end by the other one, on the node."""
+    by_index = {device.index: device for device in devices}
+    for device in devices:
+        other = by_index.get(device.peer) if device.peer_nsid is None else None
+        if other is not None and other is not device and device.kind == other.kind:
+            raise CNIError(
+                f"links {device.name} and {other.name} cannot be ports of one bond",
+                f"they are the two ends of one {device.kind} pair",
+            )
 
 
 def recover(call: Call[Any], host: Netlink) -> None:
