@@ -6,16 +6,15 @@ complained of, and tried again; an observer that ends is started again, not too 
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import systemd
+from .child import PAUSE, Child
 from .counts import Counts
 from .recording import Spans
 from .slots import Slot
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from ..record.exposition import Family
     from .otlp import Settings
 
-NAME = "cni-observer"  # of the process, for ps(1)
-_PAUSE = 10.0  # seconds until what failed is tried again
-_END_SECONDS = 3.0  # that the observer has to end
 _BACKLOG = 16
 
 
@@ -75,8 +71,11 @@ def parse_address(text: str) -> Address:
     return Address(text, host=str(ip_address(bare)), port=int(port))
 
 
-class Observing:
-    """Keeps the observer running. `prepare` is called in its process, before anything else."""
+class Observing(Child):
+    """Keeps the observer running."""
+
+    name = "cni-observer"
+    what = "the process for metrics"
 
     def __init__(
         self,
@@ -88,16 +87,13 @@ class Observing:
         log: Callable[[str], None],
         prepare: Callable[[], None],
     ) -> None:
+        super().__init__(log, prepare)
         self._wanted = wanted
         self._build = build
         self._counts = counts
         self._slots = slots
-        self._log = log
-        self._prepare = prepare
         self._listener: socket.socket | None = None
         self._identity: tuple[int, int] | None = None  # of the listener's file
-        self._pid = 0
-        self._due = 0.0
         self._problem = ""
         self._inbox: socket.socket | None = None  # of spans
         self.spans: Spans | None = None
@@ -116,9 +112,9 @@ class Observing:
         if wanted.address is not None and self._listener is None:
             if self._listen(wanted.address):
                 self.end()  # the one that runs does not have it
-            self._due = time.monotonic() + _PAUSE
+            self._due = time.monotonic() + PAUSE
         if not self._pid and (self._listener or self._inbox or wanted.file):
-            self._start()
+            self._start(self._complain)
 
     def _listen(self, address: Address) -> bool:
         """Get the address; whether that worked."""
@@ -135,7 +131,7 @@ class Observing:
             said = (error.strerror or str(error)).lower()
             self._complain(
                 f"no metrics on {address.text}: {said}; requests are served all the same, and it "
-                f"is tried again every {_PAUSE:.0f} s"
+                f"is tried again every {PAUSE:.0f} s"
             )
         else:
             self._problem = ""
@@ -161,73 +157,25 @@ class Observing:
             self._problem = problem
             self._log(problem)
 
-    def _start(self) -> None:
-        parent = os.getpid()
-        try:
-            pid = os.fork()
-            if pid == 0:
-                self._become(parent)
-        except OSError as error:
-            self._due = time.monotonic() + _PAUSE
-            self._complain(f"cannot start the process for metrics: {error.strerror}")
-        else:
-            self._pid = pid
+    def run(self) -> None:
+        """Serve metrics, write their file and send spans, until SIGTERM."""
+        from .. import __version__
+        from .observer import Plan, run  # asyncio: no other process of the server needs it
 
-    def _become(self, parent: int) -> NoReturn:
-        code = 1
-        try:
-            from ..netns import libc
-
-            libc.die_with_parent(parent)
-            self._prepare()
-            call_oneself(NAME)
-            gc.enable()
-            from .. import __version__
-            from .observer import Plan, run  # asyncio: no other process of the server needs it
-
-            run(
-                Plan(
-                    self._build,
-                    __version__,
-                    self._counts,
-                    self._slots,
-                    self._listener,
-                    self._wanted.file,
-                    self._wanted.collect,
-                    self._inbox,
-                    self._wanted.otlp,
-                    self._log,
-                )
+        run(
+            Plan(
+                self._build,
+                __version__,
+                self._counts,
+                self._slots,
+                self._listener,
+                self._wanted.file,
+                self._wanted.collect,
+                self._inbox,
+                self._wanted.otlp,
+                self._log,
             )
-            code = 0
-        except BaseException as error:  # noqa: BLE001 it is told, and started again
-            self._log(f"the process for metrics failed: {error!r}")
-        finally:
-            os._exit(code)
-
-    def reaped(self, pid: int) -> bool:
-        """Whether the process that has ended was the observer; then another is started later."""
-        if not pid or pid != self._pid:
-            return False
-        self._pid = 0
-        self._due = time.monotonic() + _PAUSE
-        return True
-
-    def end(self) -> None:
-        """End the observer, within a few seconds."""
-        if not self._pid:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGTERM)
-        deadline = time.monotonic() + _END_SECONDS
-        while time.monotonic() < deadline:
-            if os.waitpid(self._pid, os.WNOHANG)[0]:
-                self._pid = 0
-                return
-            time.sleep(0.02)
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)
-        self._pid = 0
+        )
 
     def close(self) -> None:
         """End the observer, and give back the address."""
@@ -245,9 +193,3 @@ class Observing:
         if address is not None and there is not None and there == self._identity:
             with suppress(OSError):
                 os.unlink(address.path)
-
-
-def call_oneself(name: str) -> None:
-    """Give this process a name of its own (proc(5))."""
-    with suppress(OSError), open("/proc/self/comm", "w") as comm:
-        comm.write(name)

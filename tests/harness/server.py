@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cni.server.observing import NAME
+from cni.server.observing import Observing
 from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
@@ -55,7 +55,7 @@ class Server:
 
     def observers(self) -> list[int]:
         """The process for metrics, if there is one."""
-        return [pid for pid in children(self.pid) if command(pid) == NAME]
+        return [pid for pid in children(self.pid) if command(pid) == Observing.name]
 
     def status(self) -> dict[str, Any]:
         """What `cni serve --status` prints."""

@@ -21,7 +21,7 @@ from ...netns import Namespace
 from ...protocol.errors import NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import checks, device_notes, moved, sublink, unlink
+from ..shared import checks, device_notes, moved, sublink
 from . import ports, settings
 
 Conf = settings.Conf
@@ -77,22 +77,8 @@ def _create(call: Call[Conf], netns: Namespace, devices: list[Link]) -> tuple[Li
 
 
 def delete(call: Call[Conf]) -> None:
-    """Put the links back, delete the bond, then release the address; every step runs.
-
-    Nothing is released while a link may still be connected, as when this process could not look
-    into the container: then DEL fails, and the next one does everything.
-    """
-    ipam = call.conf.ipam.type
-    steps = Steps()
-    opened = steps.run(lambda: [call.find_netns()])
-    if opened and not call.netns_unknown:
-        if unlink.needs_link(ipam):
-            steps.run(call.delegate, ipam)
-        if steps.run(ports.take_apart, call, opened[0]):
-            if ipam and not unlink.needs_link(ipam):
-                steps.run(call.delegate, ipam)
-            steps.run(device_notes.remove, call)
-    steps.finish()
+    """Put the links back, delete the bond, then release the address; every step runs."""
+    sublink.disconnect(call, lambda netns: ports.take_apart(call, netns))
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:

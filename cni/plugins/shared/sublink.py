@@ -180,8 +180,16 @@ def configure(
 def delete(call: Call[Any], kind: str) -> None:
     """Delete the link, which is of this kind, then release the address; no step needs the master.
 
+    As `disconnect`.
+    """
+    disconnect(call, lambda netns: _delete_link(call, netns, kind))
+
+
+def disconnect(call: Call[Any], take_away: Callable[[Namespace | None], bool]) -> None:
+    """`take_away` the link, which says whether it is gone, then release the address.
+
     Nothing is released while the link may still be connected, as when this process could not look
-    into the container: then DEL fails, and the next one does everything.
+    into the container: then DEL fails, and the next one does everything. Raises CNIError.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
@@ -189,7 +197,7 @@ def delete(call: Call[Any], kind: str) -> None:
     if opened and not call.netns_unknown:
         if unlink.needs_link(ipam):
             steps.run(call.delegate, ipam)
-        if steps.run(_delete_link, call, opened[0], kind):
+        if steps.run(take_away, opened[0]):
             if ipam and not unlink.needs_link(ipam):
                 steps.run(call.delegate, ipam)
             steps.run(device_notes.remove, call)
