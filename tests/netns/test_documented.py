@@ -35,6 +35,9 @@ ELSEWHERE = {
     r"(apt|tar|\./cni\S*|skopeo|sed)\b": "needs the files of a release: tests/release",
     r"\S+/cni install\b": "is run before everything else",
     r"(export|source|cni completion fish)\b": "needs a shell of its own: tests/netns/test_cli.py",
+    r"etcdctl\b": "needs users in an etcd: tests/netns/test_cluster_etcd.py",
+    r"(\$ )?kubectl\b|default--": "needs a Kubernetes API: tests/unit/test_deploy_cluster.py",
+    r"cni ipam reconcile\b": "needs a cluster's store: tests/unit/test_cluster_reconcile.py",
     r"cni serve$|cni serve --(metrics|socket)\b": "goes on until it is ended: test_server.py",
 }
 # Not for a shell, although their blocks are indented as if they were.
@@ -266,8 +269,11 @@ def chain(name: str, conf: dict[str, Any], data_dir: Path) -> dict[str, Any]:
     text = json.dumps({"cniVersion": "1.0.0", "name": f"doc-{name}", **conf, "plugins": plugins})
     made: dict[str, Any] = json.loads(text)
     for plugin in made["plugins"]:
-        if plugin.get("ipam", {}).get("type") == "host-local":
-            plugin["ipam"]["dataDir"] = str(data_dir)
+        ipam = plugin.get("ipam", {})
+        if ipam.get("type") in ("host-local", "cluster"):
+            ipam["dataDir"] = str(data_dir)
+        if ipam.get("type") == "cluster":  # with etcd: tests/netns/test_cluster_etcd.py
+            ipam["store"] = {"type": "directory", "path": str(data_dir / "shared")}
     return made
 
 
