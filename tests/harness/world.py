@@ -140,6 +140,8 @@ IN_CONTAINER = frozenset(
 # Kinds of links that a kernel may lack.
 OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
 CHANGE_NOTHING = frozenset({"sample", "static"})
+# What they change is in the container and goes with its interface: their DEL has nothing to do.
+DELETE_NOTHING = frozenset({"route-override"})
 # They change an interface that is there already; only a DEL that can enter the namespace can put it
 # back, also if another ADD was tried before.
 CHANGING_EXISTING = frozenset({"tuning"})

@@ -625,14 +625,17 @@ def test_concurrent(host: Netns, backend: str) -> None:
 
 def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between look and change, another deletes the same rules: looked at again, no error."""
-    real, calls = Table.find_rules, []
+    calls: list[list[Rule]] = []
 
-    def racing(table: Table, chain: str, prefix: str) -> list[Rule]:
-        found = real(table, chain, prefix)
-        calls.append(found)
-        if found and len(calls) == 1:
-            Table("inet", TABLE).delete([("masq_checks", rule.handle) for rule in found])
-        return found
+    def racing(real: Callable[..., list[Rule]]) -> Callable[..., list[Rule]]:
+        def look(table: Table, *args: Any) -> list[Rule]:
+            found = real(table, *args)
+            calls.append(found)
+            if found and len(calls) == 1:
+                Table("inet", TABLE).delete([("masq_checks", rule.handle) for rule in found])
+            return found
+
+        return look
 
     operations: list[Callable[[], None]] = [
         lambda: masquerade.setup(ONE, prefixes("10.0.0.1/24"), "nftables"),
@@ -642,7 +645,8 @@ def test_same_stale_rules_deleted_by_two(host: Netns, monkeypatch: pytest.Monkey
     for operation in operations:
         host.run(masquerade.setup, ONE, prefixes("10.0.0.1/24"), "nftables")
         calls.clear()
-        monkeypatch.setattr(Table, "find_rules", racing)
+        for name in ("find_rules", "_unwanted"):
+            monkeypatch.setattr(Table, name, racing(getattr(Table, name)))
         host.run(operation)
         monkeypatch.undo()
         assert len(calls) > 1
