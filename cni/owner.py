@@ -50,7 +50,7 @@ class Owner(NamedTuple):
     @property
     def key(self) -> str:
         """``<H1>-<H2>``: hashes of the network and of interface and container."""
-        return f"{network_key(self.network)}-{digest(f'{self.ifname}:{self.container_id}')[:16]}"
+        return f"{network_key(self.network)}-{_interface_key(self.container_id, self.ifname)}"
 
     @property
     def number(self) -> int:
@@ -83,6 +83,11 @@ class Owner(NamedTuple):
         return f"veth{digest(seed)[:8]}"
 
 
+def _interface_key(container_id: str, ifname: str) -> str:
+    """H2 of an Owner.key: the hash of interface and container."""
+    return digest(f"{ifname}:{container_id}")[:16]
+
+
 class _Known(Owner):
     """An owner whose key has been computed."""
 
@@ -98,7 +103,7 @@ def all_of(network: str, attachments: Iterable[tuple[str, str]]) -> list[Owner]:
     owners: list[Owner] = []
     for container_id, ifname in attachments:
         owner = _Known(network, container_id, ifname)
-        owner.key = start + digest(f"{ifname}:{container_id}")[:16]
+        owner.key = start + _interface_key(container_id, ifname)
         owners.append(owner)
     return owners
 

@@ -104,7 +104,3 @@ def ensure(features: Sequence[str]) -> None:
         if in_lab():
             pytest.fail(f"{text}, but the lab's kernel must")
         pytest.skip(f"{text}; `make test-lab` runs this test")
-
-
-if __name__ == "__main__":
-    print_features()

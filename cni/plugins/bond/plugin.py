@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...call import Call, Steps
+from ...call import Call
 from ...kernel import bond, link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
@@ -83,10 +83,7 @@ def delete(call: Call[Conf]) -> None:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Call the IPAM plugin's GC, and put right what the kernel gave back as namespaces ended."""
-    steps = Steps()
-    steps.run(_collect, call, keep)
-    steps.run(sublink.status, call)
-    steps.finish()
+    sublink.gc(call, keep, _collect)
 
 
 def _collect(call: Call[Any], keep: frozenset[Attachment]) -> None:

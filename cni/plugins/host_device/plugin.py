@@ -78,10 +78,7 @@ def _in_user_space(conf: Conf) -> bool:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Call the IPAM plugin's GC, and put right what the kernel gave back as namespaces ended."""
-    steps = Steps()
-    steps.run(_collect, call, keep)
-    steps.run(sublink.status, call)
-    steps.finish()
+    sublink.gc(call, keep, _collect)
 
 
 def _collect(call: Call[Conf], keep: frozenset[Attachment]) -> None:

@@ -96,11 +96,10 @@ def set_up(call: Call[Any], netns: Namespace, index: int) -> None:
 
 def router_settings(conf: Any, ifname: str) -> list[tuple[str, str]]:
     """The sysctls of `acceptRA` and `autoconf`, of the main plugins that have these keys."""
-    pairs = (("accept_ra", "accept_ra"), ("autoconf", "autoconf"))
     return [
         (f"net/ipv6/conf/{ifname}/{name}", "1" if wanted else "0")
-        for name, key in pairs
-        if (wanted := getattr(conf, key, None)) is not None
+        for name in ("accept_ra", "autoconf")  # of the sysctl and of the Conf's field
+        if (wanted := getattr(conf, name, None)) is not None
     ]
 
 

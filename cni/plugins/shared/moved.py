@@ -149,7 +149,7 @@ def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -
                 link.change(host, device.index, up=False)
             link.change(host, device.index, **{key: value})
         except NetlinkError as error:
-            call.log(f"host-device: cannot restore {key} of {device.name}: {error}")
+            call.log(f"{call.plugin}: cannot restore {key} of {device.name}: {error}")
 
 
 def _differences(device: Link, note: Note) -> dict[str, Any]:

@@ -241,17 +241,24 @@ def _may_be_ours(call: Call[Any], device: Link, kind: str) -> bool:
     return device.kind == kind and (key == call.owner.alias_key or not key.startswith("cni:"))
 
 
-def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
-    """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces."""
-    steps = Steps()
-    steps.run(_collect_notes, call, keep)
-    steps.run(status, call)
-    steps.finish()
-
-
 def _collect_notes(call: Call[Any], keep: frozenset[Attachment]) -> None:
     for _ in device_notes.collect(call, keep):
         pass
+
+
+def gc(
+    call: Call[Any],
+    keep: frozenset[Attachment],
+    collect: Callable[[Call[Any], frozenset[Attachment]], None] = _collect_notes,
+) -> None:
+    """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces.
+
+    `collect` removes the notes of attachments that are gone.
+    """
+    steps = Steps()
+    steps.run(collect, call, keep)
+    steps.run(status, call)
+    steps.finish()
 
 
 def status(call: Call[Any]) -> None:
