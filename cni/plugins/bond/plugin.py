@@ -83,7 +83,7 @@ def delete(call: Call[Conf]) -> None:
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Call the IPAM plugin's GC, and put right what the kernel gave back as namespaces ended."""
-    sublink.gc(call, keep, _collect)
+    sublink.gc_with(_collect, call, keep)
 
 
 def _collect(call: Call[Any], keep: frozenset[Attachment]) -> None:

@@ -246,15 +246,17 @@ def _collect_notes(call: Call[Any], keep: frozenset[Attachment]) -> None:
         pass
 
 
-def gc(
+def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
+    """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces."""
+    gc_with(_collect_notes, call, keep)
+
+
+def gc_with(
+    collect: Callable[[Call[Any], frozenset[Attachment]], None],
     call: Call[Any],
     keep: frozenset[Attachment],
-    collect: Callable[[Call[Any], frozenset[Attachment]], None] = _collect_notes,
 ) -> None:
-    """Call the IPAM plugin's GC; the kernel deletes the links with their namespaces.
-
-    `collect` removes the notes of attachments that are gone.
-    """
+    """Call `collect`, which removes the notes of attachments that are gone, and the IPAM's GC."""
     steps = Steps()
     steps.run(collect, call, keep)
     steps.run(status, call)
