@@ -386,8 +386,8 @@ def test_a_signal_that_got_another_text_is_told_once(probe: Probe) -> None:
 @pytest.mark.usefixtures("_signals")
 def test_a_signal_ends_a_wait(probe: Probe) -> None:
     def act(_call: Call[Any]) -> None:
-        timer = threading.Timer(0.05, signal.raise_signal, (signal.SIGTERM,))
-        timer.start()
+        waits = threading.get_ident()  # a signal of the timer's thread would not end the wait
+        threading.Timer(0.05, signal.pthread_kill, (waits, signal.SIGTERM)).start()
         with interrupts.waiting():
             threading.Event().wait(60)
 
