@@ -20,6 +20,9 @@ makes the chains of such a network, before the transaction with its elements.
 
 A transaction names the generation of the ruleset that it was computed from. If the ruleset has
 changed since, the kernel refuses, and it is computed again.
+
+Longer than 400 lines: what ADD adds and what DEL and GC take out must name the same elements, which
+is compared most easily in one place. What can be told apart has its module (nft_*.py).
 """
 
 from __future__ import annotations

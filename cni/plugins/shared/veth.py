@@ -1,6 +1,9 @@
 """The veth or netkit pair between host and container, for bridge and ptp (docs/spec/common.md §3).
 
 The name of the host's end is derived from the owner, and its alias names the owner.
+
+Longer than 400 lines: ADD gives a pair its name and mark, by which DEL and GC know it. Who changes
+one of the three has to see the other two.
 """
 
 from __future__ import annotations
