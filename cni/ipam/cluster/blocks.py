@@ -14,6 +14,9 @@ from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..host_local.ranges import Range, RangeSet, Span
 
 _GROUPS = 8  # of an IPv6 address
+_GUESSES = (
+    8  # until the blocks are gone through: then most are taken, and they are no more than few
+)
 
 
 class Area(NamedTuple):
@@ -38,6 +41,16 @@ class Area(NamedTuple):
                 return self._of_number(first + index)
             index -= last - first + 1
         raise IndexError(index)
+
+    def place(self, block: Prefix) -> int:
+        """The place of one of these blocks, from 0 to `size`."""
+        number = int.from_bytes(block.ip, "big") >> self._shift
+        before = 0
+        for first, last in self.spans:
+            if number <= last:
+                return before + number - first
+            before += last - first + 1
+        raise ValueError(block)
 
     def block_of(self, packed: bytes) -> Prefix | None:
         """The block that an address belongs to; None if it is none of these."""
@@ -113,14 +126,15 @@ def count(areas: Areas) -> int:
     return sum(each.size for each in areas)
 
 
-def start(node: str, attempt: int, of: int) -> int:
+def start(node: str, attempt: int, of: int, guess: int = 0) -> int:
     """Where, of so many blocks, a node begins to look: by a hash of its name and the attempt.
 
     Nodes that look at the same time so begin at different places.
     """
     from _blake2 import blake2b  # not hashlib, which loads OpenSSL
 
-    digest = blake2b(f"{attempt}\0{node}".encode("utf-8", "surrogateescape"), digest_size=16)
+    text = f"{attempt}\0{node}\0{guess}" if guess else f"{attempt}\0{node}"
+    digest = blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16)
     return int.from_bytes(digest.digest(), "big") % of
 
 
@@ -128,12 +142,50 @@ def in_order(areas: Areas, first: int) -> Iterator[Prefix]:
     """Every block once, from the place `first` on, and round."""
     total = count(areas)
     for step in range(total):
-        index = (first + step) % total
-        for area in areas:
-            if index < area.size:
-                yield area.block(index)
-                break
-            index -= area.size
+        yield block_in(areas, (first + step) % total)
+
+
+def block_in(areas: Areas, place: int) -> Prefix:
+    """The block at a place, from 0 to `count`. Raises IndexError."""
+    for area in areas:
+        if place < area.size:
+            return area.block(place)
+        place -= area.size
+    raise IndexError(place)
+
+
+def place_of(areas: Areas, block: Prefix) -> int | None:
+    """The place of a block; None if it is none of these."""
+    before = 0
+    for area in areas:
+        if area.length == block.length and area.block_of(block.ip) == block:
+            return before + area.place(block)
+        before += area.size
+    return None
+
+
+def next_free(areas: Areas, taken: Collection[Prefix], before: Prefix) -> Prefix | None:
+    """The block that follows on the block `before`, in the same row; None if it is `taken`."""
+    place = place_of(areas, before)
+    if place is None or place + 1 >= count(areas):
+        return None
+    block = block_in(areas, place + 1)
+    return None if block in taken else block
+
+
+def any_free(areas: Areas, taken: Collection[Prefix], node: str, attempt: int) -> Prefix | None:
+    """A block that is not `taken` (a set), each with the same chance; None if all are taken.
+
+    Not the next one behind a hashed place: most places lead to the one block behind a long row of
+    taken ones, where then all nodes meet.
+    """
+    total = count(areas)
+    for guess in range(_GUESSES):
+        block = block_in(areas, start(node, attempt, total, guess))
+        if block not in taken:
+            return block
+    free = [each for each in in_order(areas, 0) if each not in taken]  # most are taken
+    return free[start(node, attempt, len(free))] if free else None
 
 
 def first_free(areas: Areas, taken: Collection[Prefix], first: int) -> Prefix | None:
@@ -155,7 +207,7 @@ def block_at(areas: Areas, packed: bytes) -> Prefix | None:
 
 def contains(areas: Areas, block: Prefix) -> bool:
     """Is it one of these blocks?"""
-    return any(area.length == block.length and area.block_of(block.ip) == block for area in areas)
+    return place_of(areas, block) is not None
 
 
 # --- what of a range set is in some blocks ---

@@ -10,7 +10,8 @@ from typing import Any
 from ...protocol import config
 from ...protocol.errors import CNIError
 from . import engines, settings, tend
-from .claim import Claims, Synced
+from .claim import Claims
+from .compare import Synced
 from .node import Node, Space
 from .pool import Pool, convert
 from .settings import Settings

@@ -63,7 +63,7 @@ class Session:
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
             }
 
-        item = self.put(key, renewed)
+        item = self.put(key, renewed, is_new=before is None)
         lapsed = before is not None and not self.node.may_allocate(self._settings)
         if lapsed or (before is not None and not was_there):
             self.verify()
@@ -209,13 +209,16 @@ class Session:
             f"and somebody has said so: `cni ipam accept {space.name}`",
         )
 
-    def put(self, key: str, change: Callable[[Item | None], dict[str, Any]]) -> dict[str, Any]:
+    def put(
+        self, key: str, change: Callable[[Item | None], dict[str, Any]], *, is_new: bool = False
+    ) -> dict[str, Any]:
         """Create or update an item, with the value that `change` makes of it; returns that.
 
-        A lost answer is Unavailable; to do it again then is no harm.
+        `is_new`: it is likely that there is none, so it is created before one is read. A lost
+        answer is Unavailable; to do it again then is no harm.
         """
-        for _ in range(_UPDATES):
-            old = self.ask(self.store.read, key)
+        for attempt in range(_UPDATES):
+            old = None if is_new and not attempt else self.ask(self.store.read, key)
             new = change(old)
             if old is not None and old.value == new:
                 return new

@@ -10,7 +10,8 @@ from __future__ import annotations
 from ...protocol.address import Prefix
 from ..host_local.ranges import RangeSet
 from . import blocks
-from .claim import Claims, Full, Synced
+from .claim import Claims, Full
+from .compare import Synced
 from .node import OWN, Block, Space
 from .pool import Pool
 

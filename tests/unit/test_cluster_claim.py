@@ -1,0 +1,150 @@
+"""Which block a node tries, and how many requests it takes when many nodes want some."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cni.ipam.cluster import blocks
+from cni.ipam.cluster.claim import Claims, Full
+from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster.pool import Pool, PoolConf
+from cni.ipam.cluster.settings import Settings
+from cni.ipam.host_local.ranges import RangeConf
+from tests.harness.cluster_store import Memory
+from tests.harness.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cni.ipam.cluster.store.interface import Store
+
+# Two subnets, of which one has a hole of whole blocks.
+AREAS = Pool.of(
+    PoolConf(
+        ranges=[
+            [
+                RangeConf(subnet="10.0.0.0/26", exclude=["10.0.0.16-10.0.0.31"]),
+                RangeConf(subnet="10.9.0.0/27"),
+            ]
+        ],
+        block_size=29,
+    ),
+    "",
+    "1.1.0",
+).areas[0]
+EVERY = list(blocks.in_order(AREAS, 0))
+
+
+def test_each_block_has_a_place() -> None:
+    assert [str(each) for each in EVERY] == [
+        *(f"10.0.0.{number}/29" for number in (0, 8, 32, 40, 48, 56)),
+        *(f"10.9.0.{number}/29" for number in (0, 8, 16, 24)),
+    ]
+    assert [blocks.place_of(AREAS, each) for each in EVERY] == list(range(len(EVERY)))
+    assert [blocks.block_in(AREAS, place) for place in range(len(EVERY))] == EVERY
+    hole, larger = blocks.Prefix.parse("10.0.0.16/29"), blocks.Prefix.parse("10.0.0.0/28")
+    assert blocks.place_of(AREAS, hole) is None
+    assert blocks.place_of(AREAS, larger) is None
+    with pytest.raises(IndexError):
+        blocks.block_in(AREAS, len(EVERY))
+
+
+@given(taken=st.sets(st.sampled_from(EVERY)), attempt=st.integers(0, 99))
+def test_what_is_chosen_is_free(taken: set[blocks.Prefix], attempt: int) -> None:
+    chosen = blocks.any_free(AREAS, taken, "n1", attempt)
+    if taken == set(EVERY):
+        assert chosen is None
+    else:
+        assert chosen in EVERY
+        assert chosen not in taken
+
+
+def test_nodes_choose_different_ones_of_what_is_left() -> None:
+    """Also of the blocks behind a row of taken ones, each has its chance."""
+    taken = set(EVERY[:7])
+    chosen = [blocks.any_free(AREAS, taken, f"n{number}", 1) for number in range(300)]
+    assert all(chosen.count(each) > 50 for each in EVERY[7:])
+
+
+def test_a_huge_pool_is_not_gone_through() -> None:
+    conf = PoolConf(ranges=[[RangeConf(subnet="fd00::/64")]], block_size_v6=122)
+    areas = Pool.of(conf, "", "1.1.0").areas[0]
+    first = blocks.any_free(areas, set(), "n1", 0)
+    assert first is not None
+    assert blocks.any_free(areas, {first}, "n1", 0) not in (None, first)
+    assert blocks.next_free(areas, set(), first) == blocks.block_in(
+        areas, (blocks.place_of(areas, first) or 0) + 1
+    )
+
+
+def test_the_next_block_is_of_the_row_and_free() -> None:
+    assert blocks.next_free(AREAS, set(), EVERY[0]) == EVERY[1]
+    assert blocks.next_free(AREAS, {EVERY[1]}, EVERY[0]) is None
+    assert blocks.next_free(AREAS, set(), EVERY[-1]) is None
+
+
+# --- many nodes ---
+
+
+def competitor(
+    directory: Path, name: str, pool: Pool, each_anew: bool
+) -> Callable[[Store], list[str]]:
+    """What a node does that claims until nothing is free; `each_anew`: as so many ADDs."""
+
+    def claim_all(store: Store) -> list[str]:
+        node = Node(str(directory / name), name)
+        its = Settings(node.data_dir, name, {"type": "memory"}, 0)
+        claims, won = Claims(store, its, node, lambda _: None), []
+        while True:
+            try:
+                won.append(str(claims.claim(Space(node, pool.space), pool, 0)))
+            except Full:
+                return won
+            if each_anew:
+                claims = Claims(store, its, node, lambda _: None)
+
+    return claim_all
+
+
+@pytest.mark.parametrize(("each_anew", "most"), [(False, 2.0), (True, 3.0)])
+def test_nodes_that_compete_for_all_blocks(
+    each_anew: bool, most: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block twice, no node without one, and no more than three requests for each."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    conf = PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/18")]], block_size=26)
+    pool = Pool.of(conf, "", "1.1.0")
+    turns = Turns(Memory(), seed=1)
+    won = turns.run(
+        {name: competitor(tmp_path, name, pool, each_anew) for name in map("n{}".format, range(16))}
+    )
+    every = [block for one in won.values() for block in one]
+    assert len(every) == len(set(every)) == 256
+    assert all(won.values())
+    assert turns.requests.total() <= most * 256, turns.requests
+
+
+def test_a_block_that_was_given_back_is_found_again(tmp_path: Path) -> None:
+    """What a node remembers of others' blocks is old when it finds none: it looks again."""
+    pool = Pool.of(PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/29")]], block_size=30), "", "1.1.0")
+    store = Memory()
+
+    def claims_of(name: str) -> tuple[Claims, Space]:
+        node = Node(str(tmp_path / name), name)
+        its = Settings(node.data_dir, name, {"type": "memory"}, 0)
+        return Claims(store, its, node, lambda _: None), Space(node, pool.space)
+
+    (one, its), (other, its_space) = claims_of("n1"), claims_of("n2")
+    one.claim(its, pool, 0)
+    other.claim(its_space, pool, 0)
+    with pytest.raises(Full):
+        one.claim(its, pool, 0)
+    assert other.release(its_space, lambda _: True)
+    one.claim(its, pool, 0)
+    assert len(its.own()) == 2
