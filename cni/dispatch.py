@@ -123,6 +123,9 @@ TABLE: dict[str, Plugin] = {
         "routes by source address: replies leave by the interface they came in",
         conf_error="failed to parse network configuration: ",
     ),
+    "slaac": Plugin(
+        "cni.ipam.slaac", "reports the addresses that routers advertise", conf_error=""
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tuning": Plugin(

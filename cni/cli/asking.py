@@ -32,7 +32,7 @@ _VERSION = "1.1.0"  # the first with STATUS
 _LOOK_AT_THE_NODE = frozenset(
     {
         *("bandwidth", "bridge", "dummy", "flannel", "host-device", "host-local", "ipvlan"),
-        *("loopback", "macvlan", "ptp", "sbr", "static", "tap", "tuning", "vlan", "vrf"),
+        *("loopback", "macvlan", "ptp", "sbr", "slaac", "static", "tap", "tuning", "vlan", "vrf"),
     }
 )
 

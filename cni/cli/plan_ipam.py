@@ -65,6 +65,8 @@ def told(part: Part, allocated: list[Allocated], problem: str) -> Iterator[str]:
         yield f"{verb} {shown} ({name})"
     elif catalogue.known_as(name) == "dhcp":
         yield f"lease an address from the network's DHCP server ({name})"
+    elif catalogue.known_as(name) == "slaac":
+        yield f"wait for a router's advertisement, which gives the addresses ({name})"
     else:
         yield f"ask {name} for an address"
 

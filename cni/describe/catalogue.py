@@ -40,6 +40,7 @@ NAMES = (
     "route-override",
     "sample",
     "sbr",
+    "slaac",
     "static",
     "tap",
     "tuning",
@@ -48,7 +49,7 @@ NAMES = (
     "win-bridge",
     "win-overlay",
 )
-IPAM_NAMES = ("cluster", "dhcp", "host-local", "static")
+IPAM_NAMES = ("cluster", "dhcp", "host-local", "slaac", "static")
 
 _OPEN = Record((), is_open=True)
 

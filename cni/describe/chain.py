@@ -29,6 +29,7 @@ def judge(parts: list[Part]) -> None:
         if described.place == "chained":
             _judge_chained(part, made_by)
         elif made_by is None:
+            require_master(part)
             made_by = part if part.plugin != "loopback" else None
         elif part.plugin not in _CHAINABLE and made_by.plugin:
             _add(
@@ -37,6 +38,16 @@ def judge(parts: list[Part]) -> None:
                 "a network has one plugin that makes the interface, and it comes first",
             )
         _judge_capabilities(part)
+
+
+def require_master(part: Part) -> None:
+    """Note that vlan lacks a master, unless it comes after a plugin that has made one."""
+    if part.plugin != "vlan" or part.node.get("master") is not None:
+        return
+    if part.node.get("prevResult") is None:
+        where = walk.below(part.path, "master")
+        message = f"{where} is missing: the link whose VLAN it is"
+        part.report.add(part.node, "missing-key", where, message, 'for example "master": "eth0"')
 
 
 def _judge_chained(part: Part, made_by: Part | None) -> None:

@@ -14,7 +14,7 @@ PLUGIN = Plugin(
             "master",
             Text("interface"),
             "the link that carries the interface",
-            absent="the default route's link",
+            absent="the only interface of the prevResult, else the default route's link",
             example="eth0",
         ),
         Key(

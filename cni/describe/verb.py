@@ -14,7 +14,7 @@ from cni.protocol import args
 from cni.protocol.errors import InvalidConfig
 from cni.protocol.request import check_container_id, check_ifname
 
-from . import addresses, catalogue, walk
+from . import addresses, catalogue, chain, walk
 from .document import Document, Node
 from .findings import ERROR, Finding, Report
 from .model import Plugin
@@ -48,6 +48,7 @@ def findings(described: Plugin, stdin: bytes, version: str) -> list[Finding]:
     else:
         walk.plugin_object(report, document.root, "", described, named=True)
     part = Part(report, document.root, "")
+    chain.require_master(part)
     addresses.judge(Network("", "", version, report, [part], is_list=False))
     return sorted(report.findings, key=lambda each: (each.line, each.column))
 

@@ -16,7 +16,7 @@ PLUGIN = Plugin(
             "master",
             Text("interface"),
             "the link whose VLAN it is",
-            required=True,
+            absent="the only interface of the prevResult; required where there is none",
             example="eth0",
         ),
         Key(
@@ -25,6 +25,15 @@ PLUGIN = Plugin(
             "a VLAN of a master can have one interface only",
             default=0,
             example=5,
+        ),
+        Key(
+            "protocol",
+            Text(values=("802.1Q", "802.1ad")),
+            "which tag frames get; with `802.1ad` (QinQ) the containers behind may use VLANs of "
+            "their own",
+            default="802.1Q",
+            example="802.1ad",
+            beyond=True,
         ),
         Key(
             "mtu",

@@ -45,6 +45,13 @@ class Address(NamedTuple):
         """Not waiting for duplicate address detection, nor failed in it."""
         return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
 
+    @property
+    def is_autoconf(self) -> bool:
+        """Made by the kernel of a router's prefix, and no temporary one (RFC 8981)."""
+        made_by_hand = uapi.IFA_F_PERMANENT | uapi.IFA_F_TEMPORARY
+        is_v6 = self.prefix.family == AF_INET6
+        return is_v6 and self.scope == SCOPE_UNIVERSE and not self.flags & made_by_hand
+
 
 def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
     """The addresses of a link (0: of all links), of a family (0: of both)."""

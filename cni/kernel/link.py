@@ -43,6 +43,8 @@ IPVLAN_MODES = {
     "l3s": uapi.IPVLAN_MODE_L3S,
 }
 
+ETH_P_8021Q, ETH_P_8021AD = uapi.ETH_P_8021Q, uapi.ETH_P_8021AD
+
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
@@ -96,6 +98,11 @@ class Link(NamedTuple):
     def vlan_id(self) -> int:
         """Of a vlan."""
         return int.from_bytes(self.data.get(uapi.IFLA_VLAN_ID, b""), sys.byteorder)
+
+    @property
+    def vlan_protocol(self) -> int:
+        """Of a vlan: ETH_P_8021Q or ETH_P_8021AD."""
+        return int.from_bytes(self.data.get(uapi.IFLA_VLAN_PROTOCOL, b""), "big")
 
     @property
     def blocked(self) -> bool:
@@ -345,10 +352,19 @@ def create_ipvlan(
 
 
 def create_vlan(
-    sock: Netlink, name: str, parent: int, *, vid: int, mtu: int = 0, netns: int | None = None
+    sock: Netlink,
+    name: str,
+    parent: int,
+    *,
+    vid: int,
+    protocol: int = ETH_P_8021Q,
+    mtu: int = 0,
+    netns: int | None = None,
 ) -> None:
-    """Make an 802.1Q interface with that id on the link `parent`."""
+    """Make an interface with that VLAN id on the link `parent`; `protocol` is an ETH_P_8021*."""
     data = nl.u16(uapi.IFLA_VLAN_ID, vid)
+    if protocol != ETH_P_8021Q:
+        data += nl.attr(uapi.IFLA_VLAN_PROTOCOL, protocol.to_bytes(2, "big"))
     create(sock, "vlan", name, data=data, mtu=mtu, parent=parent, netns=netns)
 
 

@@ -210,12 +210,12 @@ class Namespace:
             self._netlink = _netlink_of(self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
 
-    def subscribe(self, group: int) -> Netlink:
-        """A new socket that hears the notifications of `group` (RTNLGRP_*) in this namespace.
+    def subscribe(self, *groups: int) -> Netlink:
+        """A new socket that hears the notifications of `groups` (RTNLGRP_*) in this namespace.
 
         Raises OSError.
         """
-        return _netlink_of(self.socket(AF_NETLINK, SOCK_RAW), groups=(group,))
+        return _netlink_of(self.socket(AF_NETLINK, SOCK_RAW), groups=groups)
 
     @property
     def _may_visit(self) -> bool:

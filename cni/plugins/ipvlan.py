@@ -23,7 +23,7 @@ def add(call: Call[Conf]) -> Result:
     mode = _mode(conf)
     sublink.check_unsigned("mtu", conf.mtu)
     previous = call.prev_result()
-    name = conf.master or _chained_master(previous)
+    name = conf.master or _chained_master(call, previous)
     netns = call.open_netns()
     made, entry, _ = sublink.create_on_master(
         call,
@@ -34,10 +34,7 @@ def add(call: Call[Conf]) -> Result:
             sock, call.ifname, master.index, mode=mode, mtu=conf.mtu, netns=netns.fd
         ),
     )
-    if conf.ipam.type or previous is None or not previous.ips:
-        ipam = call.ipam_add(conf.ipam.type)
-    else:
-        ipam = previous
+    ipam = sublink.addresses(call, previous, lambda: call.ipam_add(conf.ipam.type))
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
     sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
     return result
@@ -50,12 +47,11 @@ def _mode(conf: Conf) -> int:
         raise CNIError(f'unknown ipvlan mode: "{conf.mode}"', "mode is l2, l3 or l3s") from None
 
 
-def _chained_master(previous: Result | None) -> str:
+def _chained_master(call: Call[Conf], previous: Result | None) -> str:
     """The name of the prevResult's only interface; empty without a prevResult. Raises CNIError."""
-    if previous is None:
-        return ""
-    if len(previous.interfaces) == 1 and previous.interfaces[0].name:
-        return previous.interfaces[0].name
+    name = sublink.chained_master(call, previous)
+    if name or previous is None:
+        return name
     raise CNIError(
         "chained master failure. PrevResult lacks a single named interface",
         "name the interface to use as `master`",

@@ -1,4 +1,4 @@
-"""vlan: an 802.1Q interface of a host link, in the container (docs/spec/vlan.md)."""
+"""vlan: an 802.1Q or 802.1ad interface of a host link, in the container (docs/spec/vlan.md)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,56 @@ from ..protocol.errors import CNIError, Terminated
 from ..protocol.result import Interface, Result
 from .shared import checks, sublink
 
+PROTOCOLS = {"802.1Q": link.ETH_P_8021Q, "802.1ad": link.ETH_P_8021AD}
+
 
 class Conf(sublink.Conf):
     vlan_id: int = 0
+    protocol: str = "802.1Q"
 
 
 def add(call: Call[Conf]) -> Result:
     """Make the interface; the result lists it alone."""
     conf = call.conf
-    if not conf.master:
+    previous = None if conf.master else call.prev_result()
+    name = conf.master or sublink.chained_master(call, previous)
+    if not name:
         raise CNIError(
             '"master" field is required. It specifies the host interface name to create the '
             "VLAN for"
         )
     if not 0 <= conf.vlan_id <= 4094:
         raise CNIError(f"invalid VLAN ID {conf.vlan_id} (must be between 0 and 4095 inclusive)")
+    protocol = _protocol(conf)
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:
         sublink.check_mtu(conf.mtu, master)
         link.create_vlan(
-            sock, call.ifname, master.index, vid=conf.vlan_id, mtu=conf.mtu, netns=netns.fd
+            sock,
+            call.ifname,
+            master.index,
+            vid=conf.vlan_id,
+            protocol=protocol,
+            mtu=conf.mtu,
+            netns=netns.fd,
         )
 
-    made, entry, _ = sublink.create_on_master(call, netns, "vlan", conf.master, make)
-    ipam = _allocate(call)
+    made, entry, _ = sublink.create_on_master(call, netns, "vlan", name, make)
+    ipam = sublink.addresses(call, previous, lambda: _allocate(call))
     result = Result(interfaces=[entry], ips=ipam.ips, routes=ipam.routes, dns=conf.dns)
     sublink.configure(call, netns, made, result)
     return result
+
+
+def _protocol(conf: Conf) -> int:
+    """The EtherType of the tag. Raises CNIError."""
+    for name, number in PROTOCOLS.items():
+        if name.lower() == conf.protocol.lower():
+            return number
+    raise CNIError(
+        f'unknown VLAN protocol: "{conf.protocol}"', f"protocol is {' or '.join(PROTOCOLS)}"
+    )
 
 
 def _allocate(call: Call[Conf]) -> Result:
@@ -66,21 +88,29 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the interface with prevResult and configuration."""
+    conf = call.conf
+    protocol = _protocol(conf)
     sublink.check(
         call,
         "vlan",
-        lambda device, entry: _differences(call.conf, device, entry),
+        lambda device, entry: _differences(conf, protocol, device, entry),
         prefix="vlan: ",
-        ipam_required=True,
+        ipam_required=bool(conf.master),  # without, addresses may be of the plugin before
     )
 
 
-def _differences(conf: Conf, device: Link, entry: Interface) -> list[str]:
+def _differences(conf: Conf, protocol: int, device: Link, entry: Interface) -> list[str]:
     problems = checks.mac_differs(entry, device, "vlan: Interface")
     if device.vlan_id != conf.vlan_id:
         problems.append(
             f"Error: Tuning link {entry.name} configured promisc is {conf.vlan_id}, current "
             f"value is {device.vlan_id}"
+        )
+    if device.vlan_protocol != protocol:
+        names = {number: name for name, number in PROTOCOLS.items()}
+        problems.append(
+            f"vlan: {entry.name} has protocol "
+            f"{names.get(device.vlan_protocol, hex(device.vlan_protocol))}, not {names[protocol]}"
         )
     if conf.mtu and device.mtu != conf.mtu:
         problems.append(

@@ -100,6 +100,108 @@ def test_id_and_mtu(
     runtime.check("vlan", conf, container, prev_result=result).succeeded()
 
 
+@pytest.mark.parametrize("where", ["host", "container"])
+@pytest.mark.parametrize("protocol", ["802.1Q", "802.1ad", "802.1AD"])
+def test_protocol(
+    runtime: Runtime, container: Netns, outside: Netns, protocol: str, where: str
+) -> None:
+    ns = runtime.host if where == "host" else container
+    plug(ns, outside)
+    conf = network(vlanId=33, protocol=protocol, linkInContainer=where == "container")
+    result = runtime.add("vlan", conf, container).result
+    name = "802.1Q" if protocol == "802.1Q" else "802.1ad"
+    assert vlan(container) == (33, name)
+    runtime.check("vlan", conf, container, prev_result=result).succeeded()
+    other = {**conf, "protocol": "802.1Q" if name == "802.1ad" else "802.1ad"}
+    text = f"vlan: eth0 has protocol {name}, not {other['protocol']}"
+    runtime.check("vlan", other, container, prev_result=result).failed(999, text)
+    for _ in range(2):
+        runtime.delete("vlan", conf, container, prev_result=result).succeeded()
+    assert "eth0" not in links(container)
+
+
+def test_two_tags(runtime: Runtime, container: Netns, outside: Netns, data_dir: Path) -> None:
+    """A container's own VLAN inside of the node's (QinQ): both tags are on the wire."""
+    without_dad(container)
+    plug(runtime.host, outside)
+    outside.ip_batch(
+        "link add outer link peer0 type vlan protocol 802.1ad id 33",
+        "link add inner link outer type vlan id 5",
+        "link set outer up",
+        "link set inner up",
+        "address add 10.55.5.1/24 dev inner",
+    )
+    conf = network(vlanId=33, protocol="802.1ad", ipam=V4.host_local(data_dir))
+    runtime.add("vlan", conf, container).succeeded()
+    container.ip_batch(
+        "link add eth0.5 link eth0 type vlan id 5",
+        "address add 10.55.5.2/24 dev eth0.5",
+        "link set eth0.5 up",
+    )
+    ping(container, "10.55.5.1")
+    outside.ip("link", "set", "outer", "down")
+    ping(container, "10.55.5.1", expect=False)
+
+
+IP = {"address": "10.22.0.7/24", "gateway": "10.22.0.1", "interface": 0}
+
+
+@pytest.mark.parametrize("where", ["host", "container"])
+@pytest.mark.parametrize("own", [False, True])
+def test_chained(
+    runtime: Runtime,
+    container: Netns,
+    outside: Netns,
+    data_dir: Path,
+    where: str,
+    own: bool,
+) -> None:
+    """The master is the interface of the plugin before, where that is; so are the addresses."""
+    ns = runtime.host if where == "host" else container
+    plug(ns, outside, vlan=7)
+    without_dad(container)
+    conf = network(vlanId=7, ipam=V4.host_local(data_dir) if own else {})
+    del conf["master"]
+    sandbox = {"sandbox": container.path} if where == "container" else {}
+    before = {"cniVersion": "1.1.0", "interfaces": [{"name": MASTER, **sandbox}], "ips": [IP]}
+    result = runtime.add("vlan", conf, container, prev_result=before).result
+    wanted = "10.22.0.2/24" if own else "10.22.0.7/24"
+    assert [each["name"] for each in result["interfaces"]] == ["eth0"]
+    assert [each["address"] for each in result["ips"]] == [wanted]
+    assert addresses(container, "eth0") == [wanted]
+    ping(container, "10.22.0.1")
+    runtime.check("vlan", conf, container, prev_result=result).succeeded()
+    for _ in range(2):
+        runtime.delete("vlan", conf, container, prev_result=result).succeeded()
+    assert "eth0" not in links(container)
+    assert not leases(data_dir)
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "text"),
+    [
+        ([], '"master" field is required'),
+        ([{"name": MASTER}, {"name": "b"}], '"master" field is required'),
+        ([{"name": "gone0"}], "Link not found"),
+        ([{"name": "eth0", "sandbox": "NETNS"}], "chained master failure. The prevResult's"),
+    ],
+    ids=["none", "two", "gone", "itself"],
+)
+def test_chained_without_a_master(
+    runtime: Runtime, container: Netns, outside: Netns, interfaces: list[Json], text: str
+) -> None:
+    plug(runtime.host, outside)
+    container.ip("link", "add", "eth0", "type", "veth", "peer", "eth0p")
+    for each in interfaces:
+        if "sandbox" in each:
+            each["sandbox"] = container.path
+    conf = network(vlanId=7)
+    del conf["master"]
+    before = {"cniVersion": "1.1.0", "interfaces": interfaces, "ips": [IP]}
+    with unchanged(runtime.host, container):
+        runtime.add("vlan", conf, container, prev_result=before).failed(999, text)
+
+
 def test_ids_on_one_master(
     runtime: Runtime, container: Netns, container2: Netns, outside: Netns, tmp_path: Path
 ) -> None:
@@ -200,6 +302,7 @@ BAD: list[tuple[Json, str]] = [
     ({"vlanId": 4095}, RANGE.format(4095)),
     ({"vlanId": -1}, RANGE.format(-1)),
     ({"vlanId": 5000, "mtu": 9000}, RANGE.format(5000)),
+    ({"protocol": "802.1x"}, 'unknown VLAN protocol: "802.1x"'),
     ({"vlanId": "7"}, "failed to load netconf: json: cannot unmarshal string into field vlanId"),
     ({"master": "gone0"}, "Link not found"),
     ({"linkInContainer": True}, "Link not found"),

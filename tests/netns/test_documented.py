@@ -241,6 +241,7 @@ FEATURES = {
 # Why a page's configuration is not run here.
 NOT_HERE = {
     "dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
+    "slaac": "needs a router: tests/netns/test_slaac.py",
     "flannel": "needs flanneld's file: tests/netns/test_flannel.py",
     "bond": "names devices of a certain node: tests/lab/test_bond.py",
     "host-device": "names a device of a certain node",

@@ -404,3 +404,56 @@ def test_shim_is_removed_by_hand(
     runtime.delete("macvlan", conf, container).succeeded()
     runtime.add("macvlan", conf, container).succeeded()
     assert shim_routes(runtime.host)
+
+
+IP = {"address": "10.22.0.7/24", "gateway": "10.22.0.1", "interface": 0}
+
+
+@pytest.mark.parametrize("where", ["host", "container"])
+@pytest.mark.parametrize("own", [False, True])
+def test_chained(
+    runtime: Runtime,
+    container: Netns,
+    outside: Netns,
+    data_dir: Path,
+    where: str,
+    own: bool,
+) -> None:
+    """The master is the interface of the plugin before, where that is; so are the addresses."""
+    without_dad(container)
+    plug(runtime.host if where == "host" else container, outside)
+    conf = network(ipam=V4.host_local(data_dir)) if own else network()
+    del conf["master"]
+    sandbox = {"sandbox": container.path} if where == "container" else {}
+    before = {"cniVersion": "1.1.0", "interfaces": [{"name": MASTER, **sandbox}], "ips": [IP]}
+    result = runtime.add("macvlan", conf, container, prev_result=before).result
+    wanted = "10.22.0.2/24" if own else "10.22.0.7/24"
+    assert [each["name"] for each in result["interfaces"]] == ["eth0"]
+    assert [each["address"] for each in result["ips"]] == [wanted]
+    assert addresses(container, "eth0") == [wanted]
+    ping(container, "10.22.0.1")
+    runtime.check("macvlan", conf, container, prev_result=result).succeeded()
+    for _ in range(2):
+        runtime.delete("macvlan", conf, container, prev_result=result).succeeded()
+    assert "eth0" not in links(container)
+    assert not leases(data_dir)
+
+
+def test_a_master_that_is_named_wins(runtime: Runtime, container: Netns, outside: Netns) -> None:
+    """As in the reference: prevResult gives neither master nor addresses then."""
+    plug(runtime.host, outside)
+    before = {"cniVersion": "1.1.0", "interfaces": [{"name": "gone0"}], "ips": [IP]}
+    result = runtime.add("macvlan", network(), container, prev_result=before).result
+    assert "ips" not in result
+    assert addresses(container, "eth0") == []
+
+
+def test_chained_on_itself(runtime: Runtime, container: Netns) -> None:
+    container.ip("link", "add", "eth0", "type", "veth", "peer", "eth0p")
+    conf = network()
+    del conf["master"]
+    interfaces = [{"name": "eth0", "sandbox": container.path}]
+    before = {"cniVersion": "1.1.0", "interfaces": interfaces}
+    with unchanged(runtime.host, container):
+        reply = runtime.add("macvlan", conf, container, prev_result=before)
+        reply.failed(999, "chained master failure. The prevResult's interface is eth0 itself")

@@ -49,7 +49,7 @@ HEADERS = {
     ],
 }
 # In no header that user space gets, or only in those of the latest kernels.
-ELSEWHERE = re.compile(r"NFTNL_|CTA_FILTER_F_|NFT_BITWISE_BOOL|IFLA_NETKIT_|NETKIT_")
+ELSEWHERE = re.compile(r"NFTNL_|CTA_FILTER_F_|NFT_BITWISE_BOOL|IFLA_NETKIT_|NETKIT_|IF_R[AS]_")
 # Ours have the subsystem in the upper byte.
 SUBSYSTEMS = {"NFT_MSG_": "NFNL_SUBSYS_NFTABLES", "IPCTNL_MSG_": "NFNL_SUBSYS_CTNETLINK"}
 

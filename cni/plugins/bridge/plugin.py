@@ -101,6 +101,11 @@ class Settings:
             self.masquerading_backend()
         if conf.no_default_route and conf.is_default_gateway:
             raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
+        if self.gateway and configure.learns(self.ipam):
+            raise CNIError(
+                "cannot set isGateway with slaac",
+                "the gateway is the router that advertises itself, not this node's bridge",
+            )
         veth.check_mtu(conf.mtu)
         veth.check_host_name(conf.host_interface_name)
 

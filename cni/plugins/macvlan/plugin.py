@@ -38,6 +38,8 @@ def add(call: Call[Conf]) -> Result:
     sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
     if conf.host_shim:
         host_shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
+    previous = None if conf.master else call.prev_result()
+    name = conf.master or sublink.chained_master(call, previous)
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:
@@ -53,10 +55,10 @@ def add(call: Call[Conf]) -> Result:
             netns=netns.fd,
         )
 
-    made, entry, master = sublink.create_on_master(call, netns, "macvlan", conf.master, make)
+    made, entry, master = sublink.create_on_master(call, netns, "macvlan", name, make)
     result = Result(interfaces=[entry], dns=conf.dns)
-    if conf.ipam.type:
-        ipam = call.ipam_add(conf.ipam.type)
+    if conf.ipam.type or (name and previous is not None and previous.ips):
+        ipam = sublink.addresses(call, previous, lambda: call.ipam_add(conf.ipam.type))
         result.ips, result.routes = ipam.ips, ipam.routes
         sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
         if conf.host_shim:

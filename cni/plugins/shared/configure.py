@@ -55,6 +55,9 @@ def interface(
     mine = [ip for ip in result.ips if _is_for(ip, name, result)]
     has_v6 = any(not ip.prefix.is_v4 for ip in mine)
     _prepare(call, netns, settings, ipv6=has_v6)
+    routes = result.routes
+    if learns(call.conf.ipam.type):
+        mine, routes = [], []  # the kernel has made them, and keeps their lifetimes
     for ip in mine:
         try:
             address.add(sock, index, ip.prefix, nodad=nodad)
@@ -64,8 +67,13 @@ def interface(
     gateways = _gateways(mine)
     if AF_INET6 in gateways and not nodad:
         _settle(netns, index, name)
-    for several in _by_destination(result.routes):
+    for several in _by_destination(routes):
         add_route(sock, index, name, several, gateways)
+
+
+def learns(ipam: str) -> bool:
+    """Does this IPAM plugin report what the kernel itself has put on the link?"""
+    return config.means(ipam, "slaac")
 
 
 def _prepare(

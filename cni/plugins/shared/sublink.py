@@ -54,6 +54,32 @@ def find_master(sock: Netlink, name: str) -> Link:
         raise CNIError(str(error), f'the master "{name}" does not exist') from None
 
 
+def chained_master(call: Call[Any], previous: Result | None) -> str:
+    """The name of the prevResult's only interface; "" if it has not one alone, or no name.
+
+    One that is in the container makes that the master's namespace. Raises CNIError if it has the
+    name that the new interface is to have.
+    """
+    only = previous.interfaces[0] if previous and len(previous.interfaces) == 1 else None
+    if only is None or not only.name:
+        return ""
+    if only.sandbox:
+        if only.name == call.ifname:
+            raise CNIError(
+                f"chained master failure. The prevResult's interface is {call.ifname} itself",
+                "a container has one interface of a name: the plugin before has to make another",
+            )
+        call.conf.link_in_container = True
+    return only.name
+
+
+def addresses(call: Call[Any], previous: Result | None, allocate: Callable[[], Result]) -> Result:
+    """What `allocate` gives by IPAM; without `ipam`, the addresses of the prevResult, if any."""
+    if call.conf.ipam.type or previous is None or not previous.ips:
+        return allocate()
+    return previous
+
+
 def check_mtu(mtu: int, master: Link) -> None:
     """Refuse an MTU larger than the master's. Raises CNIError."""
     if not 0 <= mtu <= master.mtu:

@@ -16,12 +16,12 @@ from ...protocol.config import means
 
 
 def needs_link(ipam: str) -> bool:
-    """Whether this IPAM plugin sends packets through the interface, also to release an address.
+    """Whether this IPAM plugin needs the interface: dhcp also to release an address.
 
     With all others the link goes first: an address must not be handed out again while a container
     that had it is still connected.
     """
-    return means(ipam, "dhcp")
+    return means(ipam, "dhcp") or means(ipam, "slaac")
 
 
 def delete(netns: Namespace, index: int) -> None:
