@@ -351,9 +351,13 @@ class Call(Generic[C]):
 
         On a node without a place for state the rules do not survive a flush: that is only told.
         """
+        self.undo.callback(self._forget)
+        self.keep_with_handles(result)
+
+    def keep_with_handles(self, result: Result) -> None:
+        """Write what `keep` has kept once more, with the handles of rules that are known now."""
         from . import intent
 
-        self.undo.callback(self._forget)
         try:
             intent.save(self.plugin, self.owner, self.request, result, self.handles)
         except OSError as error:

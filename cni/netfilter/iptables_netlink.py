@@ -21,10 +21,10 @@ from ..kernel import netlink as nl
 from ..kernel.errors import NetlinkError, Unwritable
 from . import nft, uapi
 from .iptables_rules import Encoded, encode
-from .table import Table
+from .table import Table, parse_rule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
 _ACCEPT = uapi.NF_ACCEPT.to_bytes(4, "big")
 
@@ -116,11 +116,14 @@ def _encoded(v6: bool, rule: str) -> Encoded:
 class Rules:
     """The rules of a table, each chain read when it is first needed. Raises OSError.
 
-    `add` fails if any rule has changed since the first read.
+    `add` fails if any rule has changed since the first read. Of the chains in `noted` only the
+    rules with these handles are read, and seen.
     """
 
-    def __init__(self, v6: bool, table: str) -> None:
-        self._v6, self._table = v6, table
+    def __init__(
+        self, v6: bool, table: str, noted: Mapping[str, Sequence[int]] | None = None
+    ) -> None:
+        self._v6, self._table, self._noted = v6, table, noted or {}
         self._handle = Table("ip6" if v6 else "ip", table)
         self._since = b""
         self._seen: dict[str, list[bytes]] = {}
@@ -137,11 +140,17 @@ class Rules:
             messages = [m for m in self._seen[""] if m.startswith(start, nft.GENMSG_SIZE)]
         elif messages is None:
             self._since = self._since or nft.generation()
-            parts = [nl.text(uapi.NFTA_RULE_TABLE, self._table)]
-            parts += [nl.text(uapi.NFTA_RULE_CHAIN, chain)] if chain else []
-            messages = _dump(self._handle.message(*parts))
+            messages = self._read(chain)
         self._seen[chain] = messages
         return messages
+
+    def _read(self, chain: str) -> list[bytes]:
+        if chain in self._noted:
+            rules = [self._handle.rule(chain, handle) for handle in self._noted[chain]]
+            return [rule.raw for rule in rules if rule]
+        parts = [nl.text(uapi.NFTA_RULE_TABLE, self._table)]
+        parts += [nl.text(uapi.NFTA_RULE_CHAIN, chain)] if chain else []
+        return _dump(self._handle.message(*parts))
 
     def have(self, rule: str) -> bool:
         """Is this rule (`-A …`) there, as the tool's -C asks? Raises Unwritable."""
@@ -183,8 +192,10 @@ class Rules:
         lines = [f":{name} " for name in chains if self.has_chain(name)]
         return lines + sorted(there, key=there.__getitem__)
 
-    def add(self, lines: list[str], *, hooks: bool = False) -> None:
-        """Make chains (`-N …`) and rules (`-A …`, `-I …`), all or none.
+    def add(
+        self, lines: list[str], made: Mapping[str, list[int]] | None = None, *, hooks: bool = False
+    ) -> None:
+        """Make chains (`-N …`) and rules (`-A …`, `-I …`), all or none; `made` as in `change`.
 
         With `hooks` also the table, and the chains of the kernel's hooks that rules are for, where
         they are not there, as the tool does. A chain that exists is an error (EEXIST), and so is a
@@ -195,11 +206,19 @@ class Rules:
         for line in lines:
             if hooks:
                 changes += self._hook(line.split()[1])
-            changes.append(self._change(line))
+            change = self._change(line)
+            told = made and not line.startswith("-N ") and line.split()[1] in made
+            changes.append(nft.echoed(change) if told else change)
         if len(changes) > _MOST:
             raise Unwritable("too much for one transaction")
-        if changes:
-            nft.transact(changes, self._since, explain=False)  # if refused, the tool will say why
+        if not changes:
+            return
+        # if refused, the tool will say why
+        for answer in nft.transact(changes, self._since, explain=False):
+            for chain in made or {}:
+                rule = parse_rule(answer, self._table, chain)
+                if rule and made:
+                    made[chain].append(rule.handle)
 
     def _change(self, line: str) -> tuple[int, bytes, int]:
         command, _, rest = line.partition(" ")
@@ -242,25 +261,35 @@ class Rules:
         return [(uapi.NFT_MSG_NEWCHAIN, payload, nl.NLM_F_CREATE)]
 
 
-def present(v6: bool, table: str, rules: list[str]) -> list[str]:
+def present(
+    v6: bool, table: str, rules: list[str], noted: Mapping[str, Sequence[int]] | None = None
+) -> list[str]:
     """Those of the rules that are there, those of a chain in their order: without a fork.
 
     Empty also if that cannot be known here: iptables-save says it then. Only the rules' chains are
-    read, one request each, where the tool reads all of the table, each chain by itself.
+    read, one request each, where the tool reads all of the table, each chain by itself. Of those
+    in `noted` only the rules with these handles are, so others may be there as well.
     """
     if not is_the_tool(v6):
         return []
     try:
-        return [line for line in Rules(v6, table).saved(rules) or [] if line.startswith("-A")]
+        there = Rules(v6, table, noted).saved(rules) or []
+        return [line for line in there if line.startswith("-A")]
     except (OSError, Unwritable):
         return []
 
 
-def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> bool:
+def change(
+    v6: bool,
+    table: str,
+    plan: Callable[[Rules], list[str] | None],
+    made: Mapping[str, list[int]] | None = None,
+) -> bool:
     """Add the lines that `plan` returns; call it again if the rules have changed meanwhile.
 
-    False if nothing was changed and iptables-restore has to do it: `plan` returned None, or one of
-    the reasons at the top of this module applies.
+    The handles of new rules in a chain that is a key of `made` are appended to its list, as far as
+    the kernel tells them. False if nothing was changed and iptables-restore has to do it: `plan`
+    returned None, or one of the reasons at the top of this module applies.
     """
     if not is_the_tool(v6):
         return False
@@ -271,7 +300,7 @@ def change(v6: bool, table: str, plan: Callable[[Rules], list[str] | None]) -> b
             lines = plan(rules)
             if lines is None:
                 return False
-            rules.add(lines, hooks=hooks)
+            rules.add(lines, made, hooks=hooks)
             return True
         except Unwritable:
             return False

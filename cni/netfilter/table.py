@@ -174,6 +174,18 @@ class Table(NamedTuple):
         answers = socket().get_each(uapi.NFT_MSG_GETRULE, payload)
         return parse_rule(answers[0], self.name, chain) if answers else None
 
+    def jumps(self, parent: str, chain: str, handles: Sequence[int] = ()) -> list[Rule]:
+        """All rules of the chain `parent` that lead to `chain`, in their order.
+
+        `handles` are a hint where they are: it is believed if the kernel counts no other reference
+        to the chain, and else `parent`, which may be long, is listed. Raises NetlinkError.
+        """
+        told = [rule for one in dict.fromkeys(handles) if (rule := self.rule(parent, one))]
+        known = [rule for rule in told if rule.leads_to == chain]
+        if known and len(known) + len(self.find_rules_with(chain, b"")) == self.chain_use(chain):
+            return known
+        return self.find_rules_with(parent, f"{chain}\0".encode())
+
     # --- deleting ---
 
     def delete(self, rules: Sequence[tuple[str, int]] = (), chains: Sequence[str] = ()) -> None:

@@ -798,6 +798,20 @@ def test_two_interfaces_that_replace_their_addresses(
         assert rules_of(runtime.host, Owner("masq", cid, ifname)) == []
 
 
+def test_a_jump_that_nobody_noted_goes_with_the_chain(
+    runtime: Runtime, container: Netns, data_dir: Path
+) -> None:
+    """The noted handles are not all that leads to the chain, as the kernel's count says."""
+    conf = {**go_conf(data_dir), **keys("iptables")}
+    runtime.add("bridge", conf, container).succeeded()
+    chain = Owner("masq", container_id(runtime, container), "eth0").chain()
+    more = f"-t nat -A POSTROUTING -s 198.51.100.9 -j {chain}"
+    runtime.host.exec(["iptables", "-w", *more.split()])
+    assert sum(chain in line for line in iptables_save(runtime.host)) > 3
+    runtime.delete("bridge", conf, container).succeeded()
+    assert not any(chain in line for line in iptables_save(runtime.host))
+
+
 # --- the reference's rules ------------------------------------------------------------------------
 
 

@@ -142,7 +142,7 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "bridge-static": {"ADD": 40, "CHECK": 43, "DEL": 43, "STATUS": 39, "GC": 41},
     "bridge-gateway": {"ADD": 49, "CHECK": 51, "DEL": 49, "STATUS": 47, "GC": 48},
     "bridge-masquerade": {"ADD": 56, "CHECK": 57, "DEL": 55, "STATUS": 47, "GC": 53},
-    "bridge-iptables": {"ADD": 58, "CHECK": 59, "DEL": 55, "STATUS": 47, "GC": 53},
+    "bridge-iptables": {"ADD": 58, "CHECK": 60, "DEL": 55, "STATUS": 47, "GC": 53},
     "bridge-spoofcheck": {"ADD": 57, "CHECK": 51, "DEL": 55, "STATUS": 47, "GC": 54},
     "ptp": {"ADD": 48, "CHECK": 48, "DEL": 48, "STATUS": 46, "GC": 47},
     "tuning": {"ADD": 33, "CHECK": 38, "DEL": 33, "STATUS": 32, "GC": 32},

@@ -8,7 +8,7 @@ network, the container's address says which rules are whose.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ...kernel.errors import IptablesError, IptablesMissing, IptablesUnknown, NetlinkError
 from ...netfilter import iptables
@@ -27,10 +27,14 @@ _RETRIES = 5
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
-    """Publish the ports; what is there already is not made again. Raises IptablesError, Taken."""
+def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
+    """Publish the ports; what is there already is not made again. Raises IptablesError, Taken.
+
+    Returns the handles of what leads to the container's chains, as far as they are known.
+    """
+    made: dict[str, list[int]] = {texts.DNAT: []}
     for address in want.addresses:
-        if _setup_over_netlink(want, address, holders):
+        if _setup_over_netlink(want, address, holders, made):
             continue
         for attempt in range(1, _RETRIES + 1):
             try:
@@ -46,9 +50,12 @@ def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
                     raise IptablesError(
                         f"unable to setup DNAT: {error.msg}", error.details
                     ) from None
+    return made[texts.DNAT]
 
 
-def _setup_over_netlink(want: Want, address: Prefix, holders: LoadHolders) -> bool:
+def _setup_over_netlink(
+    want: Want, address: Prefix, holders: LoadHolders, made: dict[str, list[int]]
+) -> bool:
     """Make the rules without a fork in the usual case; False if nothing was done.
 
     The usual case: the rules that containers share are all there or all missing, in the form of
@@ -68,7 +75,7 @@ def _setup_over_netlink(want: Want, address: Prefix, holders: LoadHolders) -> bo
         saved = rules.saved(texts.shared_rules(want))
         return None if saved is None else _additions(want, address, saved, holders)
 
-    return iptables_netlink.change(not address.is_v4, "nat", missing)
+    return iptables_netlink.change(not address.is_v4, "nat", missing, made)
 
 
 def _leads_to(ip: bytes, rule: bytes) -> bool:
@@ -186,7 +193,7 @@ def _taken(port: Port, owner: Owner | None, forward: texts.Forward) -> Taken:
 # --- DEL and GC -----------------------------------------------------------------------------------
 
 
-def teardown(want: Want, *, noted: bool) -> list[Port]:
+def teardown(want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Port]:
     """Remove the owner's rules, also those of the reference. Raises CNIError.
 
     If addresses and ports are known, the rules of another attachment of the container stay.
@@ -196,7 +203,7 @@ def teardown(want: Want, *, noted: bool) -> list[Port]:
     errors: list[CNIError] = []
     for v6 in (False, True):
         try:
-            _remove_chain(v6, want.owner.chain("DN-"), texts.DNAT, known)
+            _remove_chain(v6, want.owner.chain("DN-"), texts.DNAT, known, handles)
             _remove_chain(v6, want.owner.chain("SN-"), _OLD_SNAT, None)
         except IptablesError as error:
             if isinstance(error, IptablesUnknown) or iptables.usable(v6):
@@ -207,12 +214,14 @@ def teardown(want: Want, *, noted: bool) -> list[Port]:
     return want.ports
 
 
-def _remove_chain(v6: bool, chain: str, parent: str, want: Want | None) -> None:
+def _remove_chain(
+    v6: bool, chain: str, parent: str, want: Want | None, handles: Sequence[int] = ()
+) -> None:
     if iptables.has_nft_chain(v6, "nat", chain):
         if want is not None and _is_shared(v6, chain, want):
             _apply(v6, lambda saved: _own_removal(saved, want))
         else:
-            _remove_nft_variant(v6, chain, parent)
+            _remove_nft_variant(v6, chain, parent, handles)
     elif iptables.has_legacy_table(v6, "nat"):
         if want is not None:
             _apply(v6, lambda saved: _own_removal(saved, want))
@@ -227,11 +236,11 @@ def _is_shared(v6: bool, chain: str, want: Want) -> bool:
     return any(not any(ip in rule.raw for ip in ours) for rule in rules)
 
 
-def _remove_nft_variant(v6: bool, chain: str, parent: str) -> None:
+def _remove_nft_variant(v6: bool, chain: str, parent: str, handles: Sequence[int]) -> None:
     """Over netlink: iptables-nft would take 15 ms for the same."""
     family = "ip6" if v6 else "ip"
     for attempt in range(1, _RETRIES + 1):
-        rules = Table(family, "nat").find_rules_with(parent, f"{chain}\0".encode())
+        rules = Table(family, "nat").jumps(parent, chain, handles)
         try:
             return Table(family, "nat").delete([(parent, rule.handle) for rule in rules], [chain])
         except NetlinkError as error:

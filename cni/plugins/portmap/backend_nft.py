@@ -74,8 +74,8 @@ _RETRIES = 50
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
-    """Publish the ports, instead of what the owner had published before.
+def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
+    """Publish the ports, instead of what the owner had published before. No handles are needed.
 
     Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
     """
@@ -88,6 +88,7 @@ def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> None:
         raise CNIError(f"{text}{error}", error.details or nft.UNUSABLE) from None
     except (CNIError, KernelError) as error:
         raise from_exception(error).wrapped(text) from None
+    return []
 
 
 class _Others(NamedTuple):
@@ -262,12 +263,14 @@ def _restless() -> CNIError:
 _Find = Callable[[str], Elements]  # the elements of a family that have to go
 
 
-def teardown(want: Want, *, noted: bool) -> list[Port]:
+def teardown(want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Port]:
     """Remove what the owner published, and the reference's rules of the container.
 
     Raises CNIError.
     """
     from . import nft_reference
+
+    _ = handles
 
     steps = Steps()
     removed: list[Port] = steps.run(lambda: unpublish(want, noted=noted)) or []

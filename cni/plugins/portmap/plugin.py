@@ -25,6 +25,8 @@ from .settings import IPTABLES, NFTABLES, Conf, Settings
 from .want import CONNECTIONLESS, LoadHolders, Port, Taken, Want
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ...netfilter.conntrack import Flow
     from .holders import Holders
     from .want import Backend
@@ -83,10 +85,12 @@ def add(call: Call[Conf]) -> Result:
     if not want.addresses:
         call.log(f"cni: portmap: {call.ifname} has no address: no port is published")
         return previous
-    call.undo.callback(_remove, call, want)
+    call.undo.callback(lambda: _remove(call, want, call.handles))
     earlier = _noted_earlier(call)
     call.remember(previous)  # first: the DEL of an attachment that this one stands by reads it
-    _publish(call, want, asked.backend, earlier)
+    call.handles = _publish(call, want, asked.backend, earlier)
+    if call.handles:
+        call.keep_with_handles(previous)
     return previous
 
 
@@ -112,9 +116,12 @@ def _publish_again(call: Call[Conf], owner: Owner, asked: Settings) -> None:
         _publish(call, want, asked.backend)
 
 
-def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = None) -> None:
-    """Make the rules that are missing, and forget flows that began without them."""
-    used = _setup(call, want, backend, earlier)
+def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = None) -> list[int]:
+    """Make the rules that are missing, and forget flows that began without them.
+
+    Returns the handles of rules, as Backend.setup does.
+    """
+    used, handles = _setup(call, want, backend, earlier)
     for address in want.addresses:
         here = address.ip
 
@@ -129,24 +136,26 @@ def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = 
         # With iptables only localhost of IPv4 is published, as in the reference.
         if want.snat and (address.is_v4 or used != IPTABLES):
             localhost.enable(call, want.owner, address, filtered=used == NFTABLES)
+    return handles
 
 
 def _has_flows(ports: list[Port]) -> bool:
     return any(port.protocol in CONNECTIONLESS for port in ports)
 
 
-def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> str:
-    """Make the rules, and say with which backend.
+def _setup(
+    call: Call[Conf], want: Want, backend: str, earlier: Want | None
+) -> tuple[str, list[int]]:
+    """Make the rules, and say with which backend, and their handles as Backend.setup does.
 
     That is the one asked for; else nftables, or iptables where nftables is unusable. Raises
     CNIError, KernelError.
     """
     holders = judge_of(call, want.owner)
     if backend == IPTABLES:
-        _load(IPTABLES).setup(want, holders, earlier)
-        return IPTABLES
+        return IPTABLES, _load(IPTABLES).setup(want, holders, earlier)
     try:
-        _load(NFTABLES).setup(want, holders, earlier)
+        return NFTABLES, _load(NFTABLES).setup(want, holders, earlier)
     except Taken:
         raise
     except (CNIError, KernelError) as error:
@@ -156,13 +165,11 @@ def _setup(call: Call[Conf], want: Want, backend: str, earlier: Want | None) -> 
         if backend or not iptables.usable(v6=False):
             raise
         try:
-            _load(IPTABLES).setup(want, holders, earlier)
+            return IPTABLES, _load(IPTABLES).setup(want, holders, earlier)
         except Taken:
             raise
         except (CNIError, KernelError) as other:
             raise CNIError(error.msg, f"and with iptables, tried instead: {other}") from None
-        return IPTABLES
-    return NFTABLES
 
 
 def judge_of(call: Call[Conf], owner: Owner) -> LoadHolders:
@@ -186,11 +193,12 @@ def delete(call: Call[Conf]) -> None:
     # What was noted on the host at ADD counts more than what the runtime says now.
     asked = settings.of_noted(call) or asked or settings.read_what_can_be(call)
     want = settings.want_of(call.owner, asked, settings.known_ports(asked))
-    steps.run(_remove, call, want)
+    intents = call.forgotten.intents if call.forgotten is not None else []
+    steps.run(_remove, call, want, [handle for one in intents for handle in one.handles])
     steps.finish()
 
 
-def _remove(call: Call[Conf], want: Want) -> None:
+def _remove(call: Call[Conf], want: Want, handles: Sequence[int]) -> None:
     """Remove everything of the owner; `want` may lack addresses and ports."""
     steps = Steps()
     steps.run(localhost.release, call)  # first: the guard goes with the last rules
@@ -198,7 +206,8 @@ def _remove(call: Call[Conf], want: Want) -> None:
     noted = aside is not None and bool(aside.intents or aside.errors)
     ports = set(want.ports)
     for backend in _load_used(want.owner.chain("DN-"), want.owner.chain("SN-")):
-        ports |= set(steps.run(lambda b=backend: b.teardown(want, noted=noted)) or ())
+        removed = steps.run(lambda b=backend: b.teardown(want, noted=noted, handles=handles))
+        ports |= set(removed or ())
     _forget_flows(call, list(ports), [address.ip for address in want.addresses])
     steps.run(_serve_those_that_stand_by, call, want.owner.key)
     steps.finish()

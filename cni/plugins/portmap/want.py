@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from ...owner import Owner
@@ -113,21 +113,23 @@ class Backend(Protocol):
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, want: Want, holders: LoadHolders, earlier: Want | None) -> None:
+    def setup(self, want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
         """Publish the ports; what is there already is not made again.
 
         Ports of an owner who is dead go over to this one. For ports that another attachment of the
         container has, this one stands by. `earlier` is what an ADD of this owner published before,
         without a DEL in between: it is removed. Raises Taken if another living container has one of
-        the ports; then no packet is treated otherwise than before.
+        the ports; then no packet is treated otherwise than before. Returns the handles by which
+        `teardown` finds rules faster, if the backend needs any.
         """
 
-    def teardown(self, want: Want, *, noted: bool) -> list[Port]:
+    def teardown(self, want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Port]:
         """Remove what the owner published, also what the reference made; gives those ports.
 
         That there is nothing is no error. `want` may lack addresses and ports; if it has them, the
         rules of the container's other attachments stay. `noted`: an ADD of this owner was noted on
-        the host, so there may be something.
+        the host, so there may be something. `handles` are what `setup` returned, as far as that is
+        known.
         """
 
     def gc(self, network: str, keep: list[Owner]) -> list[Port]:

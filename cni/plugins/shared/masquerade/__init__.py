@@ -267,7 +267,7 @@ def missing(
         if rest and _is_nft_used(name):
             rest = _load(name).check(owner, list(rest), [] if name == SET else handles())
     if rest:
-        rest = _load("iptables").check(owner, list(rest), [])
+        rest = _load("iptables").check(owner, list(rest), handles())
     return [_difference(prefix, have) for prefix, have in rest.items()]
 
 

@@ -35,18 +35,22 @@ _Select = Callable[[list[_Source]], list[bool]]
 
 
 def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
-    """Make the rules of these addresses; those that are there stay. Raises IptablesError."""
+    """Make the rules of these addresses; those that are there stay. Raises IptablesError.
+
+    Returns the handles of the jumps, of both families, as far as they are known.
+    """
     _ = first  # they are in a chain of the owner's
     done: list[Prefix] = []
+    handles: list[int] = []
     for v6, family in by_family(prefixes):
         try:
-            _add(owner, v6, family)
+            handles += _add(owner, v6, family)
         except IptablesError:
             if done:
                 _take_back(owner, done)
             raise
         done += family
-    return []
+    return handles
 
 
 def _take_back(owner: Owner, done: list[Prefix]) -> None:
@@ -57,7 +61,8 @@ def _take_back(owner: Owner, done: list[Prefix]) -> None:
     _each_family([(v6, _remove, (owner.chain(), v6, select))])
 
 
-def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
+def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> list[int]:
+    """Make the rules of a family; the handles of the jumps, as far as they are known."""
     from ....netfilter import iptables_netlink
 
     rules = [rules_of(owner, prefix) for prefix in prefixes]
@@ -66,8 +71,9 @@ def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
     masquerade = rules[0].masquerade
     # -N fails when the chain is there, and nothing else of the owner can be there without it.
     everything = [f"-N {owner.chain()}", *accept, masquerade, *jumps]
-    if iptables_netlink.change(v6, "nat", lambda _: everything):
-        return
+    made: dict[str, list[int]] = {_POSTROUTING: []}
+    if iptables_netlink.change(v6, "nat", lambda _: everything, made):
+        return made[_POSTROUTING]
     try:
         iptables.restore(v6, "nat", everything)
     except IptablesError as error:
@@ -82,6 +88,7 @@ def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> None:
         lines += [rule for rule in (masquerade, *jumps) if rule not in saved]
         if lines:
             iptables.restore(v6, "nat", lines)
+    return []
 
 
 class Rules(NamedTuple):
@@ -108,20 +115,26 @@ def check(
     owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
 ) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
-    from ....netfilter import iptables_netlink
-
-    _ = handles
     problems = {}
     for v6, family in by_family(prefixes):
         wanted = list(dict.fromkeys(rule for one in family for rule in rules_of(owner, one)))
-        saved = set(iptables_netlink.present(v6, "nat", wanted))
-        if not saved.issuperset(wanted):
-            saved = set(_saved_if_any(owner, v6))
+        saved = _present(owner, v6, wanted, handles)
         for prefix in family:
             want = rules_of(owner, prefix)
             if not saved.issuperset(want):
                 problems[prefix] = [rule for rule in want if rule in saved]
     return problems
+
+
+def _present(owner: Owner, v6: bool, wanted: list[str], handles: Sequence[int]) -> set[str]:
+    """What there is of the wanted rules; POSTROUTING, which may be long, is read if need be."""
+    from ....netfilter import iptables_netlink
+
+    for noted in ({_POSTROUTING: handles}, None) if handles else (None,):
+        saved = set(iptables_netlink.present(v6, "nat", wanted, noted))
+        if saved.issuperset(wanted):
+            return saved
+    return set(_saved_if_any(owner, v6))
 
 
 def _saved(chain: str, v6: bool) -> list[str]:
@@ -138,7 +151,6 @@ def _saved_if_any(owner: Owner, v6: bool) -> list[str]:
 
 def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: Sequence[int] = ()) -> None:
     """Remove the owner's jumps, and the chain unless others jump to it. Raises CNIError."""
-    _ = handles
 
     def select(sources: list[_Source]) -> list[bool]:
         if all(_is_from(source, mine) for source in sources):
@@ -146,21 +158,21 @@ def teardown(owner: Owner, mine: list[Prefix], others: Others, handles: Sequence
         kept = others()
         return [not _is_from(source, kept) for source in sources]
 
-    _each_family([(v6, _remove, (owner.chain(), v6, select)) for v6 in (False, True)])
+    _each_family([(v6, _remove, (owner.chain(), v6, select, handles)) for v6 in (False, True)])
 
 
-def _remove(chain: str, v6: bool, select: _Select) -> None:
+def _remove(chain: str, v6: bool, select: _Select, handles: Sequence[int] = ()) -> None:
     """Remove the selected jumps to a chain, and the chain itself if no jump is left."""
     if iptables.has_nft_chain(v6, "nat", chain):
-        _retrying(lambda: _remove_nft_variant(chain, v6, select))
+        _retrying(lambda: _remove_nft_variant(chain, v6, select, handles))
     elif iptables.has_legacy_table(v6, "nat"):
         _retrying(lambda: _remove_legacy_variant(chain, v6, select))
 
 
-def _remove_nft_variant(chain: str, v6: bool, select: _Select) -> None:
+def _remove_nft_variant(chain: str, v6: bool, select: _Select, handles: Sequence[int]) -> None:
     """Over netlink: iptables-nft would take 15 ms for the same."""
     family = "ip6" if v6 else "ip"
-    jumps = Table(family, "nat").find_rules_with(_POSTROUTING, f"{chain}\0".encode())
+    jumps = Table(family, "nat").jumps(_POSTROUTING, chain, handles)
     chosen = select([rule.compared[0] if rule.compared else b"" for rule in jumps])
     stale = [rule for rule, goes in zip(jumps, chosen, strict=True) if goes]
     unused = [chain] if len(stale) == len(jumps) else []
