@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
-        items[:] = [item for item in items if item not in set(repeated)]
+        there = set(repeated)
+        items[:] = [item for item in items if item not in there]
         config.hook.pytest_deselected(items=repeated)
 
 

@@ -45,6 +45,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Every worker reads every test. What pytest makes of their assertions is kept, whatever the
+    # environment says ($PYTHONDONTWRITEBYTECODE): making it takes twice as long as all the rest.
+    sys.dont_write_bytecode = False
     # A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A
     # process that ignores a signal hands that down to all programs that it starts; it does not
     # hand down a handler.
