@@ -44,7 +44,9 @@ def _main() -> int:
         if not isinstance(error, OSError) and standins.enabled:
             standins.restart()
         if is_request and isinstance(error, OSError):
-            return _refused(error)
+            from cni.startup_error import refused
+
+            return refused(error)
         if not isinstance(error, ImportError):
             raise
         return _cannot_start(error)
@@ -145,12 +147,6 @@ def _cannot_start(error: ImportError) -> int:
     else:
         advice = f"{remedy()}; Debian's python3-minimal is not enough"
     return complain(f"cannot start: {error}", f"{found}{built}; {advice}")
-
-
-def _refused(error: OSError) -> int:
-    from cni.startup_error import refused
-
-    return refused(error)
 
 
 def _unknown(name: str, known: list[str]) -> int:

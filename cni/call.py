@@ -4,11 +4,13 @@
 
 The contract of a plugin is in cni/contract.py. Nothing here is process-global: a worker of the
 server runs one Call after another.
+
+Longer than most modules: every request needs what is here, and a second module would be one more
+file to load for each.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from errno import EACCES, ENOENT, ENOTDIR, EPERM, EROFS
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
@@ -390,14 +392,9 @@ class Call(Generic[C]):
 
     def log(self, text: str) -> None:
         """A line for the operator, on stderr."""
-        if not text.isprintable():  # else that module need not be loaded
-            from .stderr import printable
+        from . import stderr
 
-            text = printable(text, keep="")
-        try:
-            os.write(2, f"{text}\n".encode())
-        except OSError:
-            pass  # nothing depends on it: cni/stderr.py
+        stderr.line(text)
 
     def close(self) -> None:
         """Close what the request opened."""

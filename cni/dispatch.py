@@ -3,8 +3,8 @@
 What a plugin's module has is drawn in cni/contract.py. A verb that it lacks is a silent success
 once the version gates are passed (docs/spec/protocol.md §1.3).
 
-Longer than most modules: the table is a quarter of it, and a second module would be one more
-file to load for each request.
+Longer than most modules: the table is a fifth of it, and a second module would be one more file to
+load for each request; also for one that fails, perhaps because no file can be opened any more.
 """
 
 from __future__ import annotations
@@ -180,7 +180,9 @@ def main(name: str) -> int:
         interrupts.install(forget=False)
         interrupts.unblock()
     except OSError as error:
-        return _refused(error)
+        from .startup_error import refused
+
+        return refused(error)
     received: list[bytes] = []
     written = 0
 
@@ -220,12 +222,6 @@ def _discard_executors() -> None:
         Executor.discard_idle()
 
 
-def _refused(error: OSError) -> int:
-    from .startup_error import refused
-
-    return refused(error)
-
-
 def is_recorded(code: int, env: Mapping[str, str], stdin: bytes) -> bool:
     """Whether a request may have to be written down, for all that it says (cni.record)."""
     return code != 0 or _LOG_VARIABLE in env or _LOG_KEY in stdin.lower()
@@ -257,7 +253,7 @@ def _begin_trace() -> Trace | None:
     try:
         from . import record
 
-        return record.begin_by_exec(os.environ, sys.modules[__name__])
+        return record.begin_by_exec(os.environ)
     except (Exception, standins.Insufficient):  # noqa: BLE001 the request does not depend on it
         return None
 

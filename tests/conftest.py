@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, file_under_test, install_dist
+from tests.harness.combinations import more_combinations
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
@@ -47,8 +48,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
+    for item in more_combinations(items):
+        item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
-        items[:] = [item for item in items if item not in set(repeated)]
+        there = set(repeated)
+        items[:] = [item for item in items if item not in there]
         config.hook.pytest_deselected(items=repeated)
 
 

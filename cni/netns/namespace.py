@@ -1,4 +1,9 @@
-"""One network namespace, held open by a descriptor (network_namespaces(7))."""
+"""One network namespace, held open by a descriptor (network_namespaces(7)), and what tells it from
+others.
+
+Longer than most modules: nearly every request opens one, notes which it is, and looks at what a
+client has sent of it; a second module would be one more file to load for each.
+"""
 
 from __future__ import annotations
 

@@ -140,15 +140,15 @@ def by_exec(
         Sender(_spans_path(env)).send(traced.finish(entry))
 
 
-def begin_by_exec(env: Mapping[str, str], verbs: Any) -> Trace | None:
+def begin_by_exec(env: Mapping[str, str]) -> Trace | None:
     """Begin the trace of this process's request, if the caller's is recorded and a server takes
-    spans. `verbs` is cni.dispatch. May raise anything.
+    spans. May raise anything.
     """
     if not os.access(_spans_path(env), os.F_OK):
         return None
     from . import tracing
 
-    return tracing.begin(env, tracing.parents_choice, verbs)
+    return tracing.begin(env, tracing.parents_choice)
 
 
 def _spans_path(env: Mapping[str, str]) -> str:

@@ -201,7 +201,7 @@ class _Spans(Watcher):
 _spans = _Spans()
 
 
-def begin(env: Mapping[str, str], sampler: Sampler, _verbs: Any) -> Trace | None:
+def begin(env: Mapping[str, str], sampler: Sampler) -> Trace | None:
     """Begin the trace of a request; None if it is not to be recorded.
 
     TRACESTATE counts only beside a valid TRACEPARENT, as the specification wants.

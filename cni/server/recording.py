@@ -67,7 +67,7 @@ class Recorder:
         if self._spans is not None:
             from ..record import tracing
 
-            self._trace = tracing.begin(request.env, self._spans.sampler, dispatch)
+            self._trace = tracing.begin(request.env, self._spans.sampler)
 
     def record(self, request: wire.Request, seconds: float, code: int, output: bytes) -> None:
         """Write a request down, and count it, as far as that is wanted. Raises nothing."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import os
-import select
 import signal
 import socket
 import sys
@@ -27,6 +26,7 @@ from . import counts, slots, warmup
 from .observing import Observing, Wanted
 from .peer import listener_pid
 from .recording import mark_of_node_file
+from .signals import Signals, manner
 from .status import describe
 from .tending import Tending
 from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
@@ -97,7 +97,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         gc.disable()
-        self.signals = _Signals()
+        self.signals = Signals(_SIGNALS)
         self.slots[0].start_worker(_count_so_far())
         while True:
             for number in range(len(self.slots)):
@@ -293,7 +293,7 @@ class Supervisor:
             if code != 0 and lived < _SHORT_LIFE:
                 pause = self._postpone(number)
                 self.log(
-                    f"a worker ended after {lived:.1f} s {_manner(code)}, "
+                    f"a worker ended after {lived:.1f} s {manner(code)}, "
                     f"the next begins in {pause:.1f} s"
                 )
             else:
@@ -363,49 +363,6 @@ class Supervisor:
             except OSError as error:
                 self.log(f"cannot execute {sys.argv[0]}: {error.strerror}; this build goes on")
         self.listener.setblocking(False)
-
-
-class _Signals:
-    """Signals to the supervisor, as bytes in a pipe: sigtimedwait(2) of Python's library returns
-    what is in uninitialised memory when the process was stopped and continued meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        for number in _SIGNALS:
-            signal.signal(number, _ignore)
-
-    def wait(self, seconds: float) -> set[int]:
-        """The signals that have come, if need be after so many seconds."""
-        ready = select.poll()
-        ready.register(self._read, select.POLLIN)
-        ready.poll(seconds * 1000)
-        try:
-            return set(os.read(self._read, 4096))
-        except BlockingIOError:
-            return set()
-
-    def close(self) -> None:
-        """For a worker, which must not write to the supervisor's pipe."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.close(self._read)
-        os.close(self._write)
-
-
-def _ignore(_number: int, _frame: object) -> None:
-    """A handler, since an ignored signal is not written to the pipe."""
-
-
-def _manner(code: int) -> str:
-    """How a process ended, from os.waitstatus_to_exitcode, for the log."""
-    if code >= 0:
-        return f"with exit code {code}"
-    try:
-        return f"by {signal.Signals(-code).name}"
-    except ValueError:  # a real-time signal
-        return f"by signal {-code}"
 
 
 def _count_so_far() -> int:

@@ -11,8 +11,6 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema
-
 Json = dict[str, Any]
 
 # What a structural schema may have outside of allOf, anyOf, oneOf and not.
@@ -157,6 +155,8 @@ def set_defaults(value: Any, schema: Json) -> None:
 
 def faults(value: Json, schema: Json, old: Json | None = None) -> list[tuple[str, str]]:
     """What is wrong with an object: path and text of each, as `details.causes` has them."""
+    import jsonschema  # takes more than a second, in every worker that collects
+
     validator = jsonschema.Draft4Validator(_json_schema(schema))
     found = []
     for error in sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.path))):

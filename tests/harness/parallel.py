@@ -28,6 +28,7 @@ WORKER = Path(__file__).with_name("worker.sh")
 # What `make test` leaves out, and who runs it.
 LEFT_OUT = (
     ("slow", "kills at every step, load, rates; what others nearly show as well", "make test-all"),
+    ("slow", "combinations of parameters that are each in another test", "make test-all"),
     ("lab", "the kernel must have vlan, ipvlan, vrf, …", "make test-lab"),
     ("runtime", "podman and containerd start containers", "make test-runtime"),
 )
@@ -45,6 +46,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Every worker reads every test. What pytest makes of their assertions is kept, whatever the
+    # environment says ($PYTHONDONTWRITEBYTECODE): making it takes twice as long as all the rest.
+    sys.dont_write_bytecode = False
     # A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A
     # process that ignores a signal hands that down to all programs that it starts; it does not
     # hand down a handler.

@@ -45,6 +45,11 @@ FAULTS = {
 }
 
 
+# Each is a run of all cases.
+slow = pytest.mark.slow
+FIRST, *REST = FAULTS
+
+
 def conform(runtime: Runtime, *argv: str | Path, code: int) -> tuple[dict[str, object], str]:
     env = {"PATH": os.environ["PATH"], "CNI_PATH": str(runtime.bin_dir)}
     command = [str(runtime.bin_dir / "cni"), "conform", "-o", "json", *map(str, argv)]
@@ -55,7 +60,7 @@ def conform(runtime: Runtime, *argv: str | Path, code: int) -> tuple[dict[str, o
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plugins", [["bridge", "portmap"], ["ptp"]], ids="-".join)
+@pytest.mark.parametrize("plugins", [["ptp"], ["bridge", "portmap"]], ids="-".join)
 @pytest.mark.parametrize("whose", ["ours", "go"])
 def test_plugins_conform(runtime: Runtime, tmp_path: Path, plugins: list[str], whose: str) -> None:
     """And nothing happens to the node on which the command runs."""
@@ -74,7 +79,7 @@ def test_plugins_conform(runtime: Runtime, tmp_path: Path, plugins: list[str], w
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.parametrize("case", [FIRST, *(pytest.param(each, marks=slow) for each in REST)])
 def test_faults_are_seen(runtime: Runtime, tmp_path: Path, case: str) -> None:
     """Each by its own case."""
     program = tmp_path / PTP

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import pytest
 
 from cni.describe import schema
@@ -170,6 +169,8 @@ def test_dry_run(node: Node) -> None:
 )
 def test_what_is_written_is_valid(node: Node, args: list[str]) -> None:
     """By the schema, too; a network on a link may have that link's subnet."""
+    import jsonschema  # takes more than a second, in every worker that collects
+
     node.host.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
     node.host.ip("link", "set", "up0", "up")
     node.host.ip("address", "add", "192.168.7.1/24", "dev", "up0")

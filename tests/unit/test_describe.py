@@ -9,7 +9,6 @@ import typing
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import jsonschema
 import msgspec
 import pytest
 
@@ -247,15 +246,21 @@ def conflist(*plugins: dict[str, Any]) -> dict[str, Any]:
     return {"cniVersion": "1.0.0", "name": "mynet", "plugins": list(plugins)}
 
 
+def validator() -> Any:
+    import jsonschema  # takes more than a second, in every worker that collects
+
+    return jsonschema.Draft202012Validator
+
+
 def errors_of(value: Any, schema_: dict[str, Any]) -> list[str]:
-    checked = jsonschema.Draft202012Validator(schema_)
+    checked = validator()(schema_)
     return [f"{error.json_path}: {error.message}" for error in checked.iter_errors(value)]
 
 
 @pytest.mark.parametrize("name", ["", *NAMES])
 def test_schemas_are_schemas(name: str) -> None:
     made = schema.of_plugin(described(name)) if name else schema.of_list()
-    jsonschema.Draft202012Validator.check_schema(made)
+    validator().check_schema(made)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -393,7 +398,7 @@ def test_schema_command(capfd: pytest.CaptureFixture[str]) -> None:
     made = json.loads(capfd.readouterr().out)
     assert made["properties"]["markMasqBit"]["maximum"] == 31
     assert main(["schema"]) == 0
-    jsonschema.Draft202012Validator.check_schema(json.loads(capfd.readouterr().out))
+    validator().check_schema(json.loads(capfd.readouterr().out))
     assert main(["schema", "nothing"]) == 2
     capfd.readouterr()
     assert main(["schema", "-o", "name"]) == 0

@@ -91,8 +91,13 @@ def joined(text: str) -> str:
 FILES = files()
 PAGES = [each for each in FILES if each.suffix == ".md"]
 PAGE_NAMES = {each.name for each in PAGES}
-IDS = [str(each.relative_to(ROOT)) for each in FILES]
+# Two names at most: a test of its own for each file would cost more than reading it.
+FOLDERS = sorted({each.relative_to(ROOT).parent.parts[:2] for each in FILES})
 PAGE_IDS = [str(each.relative_to(ROOT)) for each in PAGES]
+
+
+def files_of(folder: tuple[str, ...]) -> list[Path]:
+    return [each for each in FILES if each.relative_to(ROOT).parent.parts[:2] == folder]
 
 
 def wrong_sections(name: str, where: Page, tail: str) -> list[str]:
@@ -115,8 +120,14 @@ def wrong_sections(name: str, where: Page, tail: str) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_references(path: Path) -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids="/".join)
+def test_references(folder: tuple[str, ...]) -> None:
+    wrong = {str(each): wrong_references(each) for each in files_of(folder)}
+    assert {path: found for path, found in wrong.items() if found} == {}
+
+
+def wrong_references(path: Path) -> list[str]:
+    """Pages, sections and files that a file names and that do not exist."""
     text = joined(path.read_text())
     wrong = [
         each
@@ -128,7 +139,7 @@ def test_references(path: Path) -> None:
         name, tail = found.groups()
         if (ROOT / name).exists():
             wrong += wrong_sections(name, page(ROOT / name), tail)
-    assert not wrong
+    return wrong
 
 
 @pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)
@@ -162,10 +173,11 @@ def test_links(path: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_speaks_of_the_project_alone(path: Path) -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids="/".join)
+def test_speaks_of_the_project_alone(folder: tuple[str, ...]) -> None:
     """A text gives its reason itself: nobody can look up who once wanted something, and where."""
-    assert not ELSEWHERE.findall(joined(path.read_text()))
+    wrong = {str(each): ELSEWHERE.findall(joined(each.read_text())) for each in files_of(folder)}
+    assert {path: found for path, found in wrong.items() if found} == {}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=PAGE_IDS)

@@ -191,6 +191,7 @@ def test_killed_add(tmp_path: Path, tmpfile: bool) -> None:
     assert len(ipam.add("next")) == 2
 
 
+@pytest.mark.slow
 def test_killed_adds_without_delete(tmp_path: Path) -> None:
     """Each leaves at most one address of each set, and GC takes them all."""
     ipam = dual(tmp_path)
@@ -220,6 +221,7 @@ def test_killed_delete(tmp_path: Path) -> None:
     assert names(tmp_path) == REST
 
 
+@pytest.mark.slow
 def test_random_kills(tmp_path: Path) -> None:
     """Real SIGKILLs at random moments."""
     ipam = dual(tmp_path)
@@ -306,6 +308,7 @@ def test_concurrent_with_the_reference(tmp_path: Path) -> None:
     assert len(set(theirs + child.value())) == 240
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GO.exists(), reason="needs Debian's containernetworking-plugins")
 def test_many_with_the_reference(tmp_path: Path) -> None:
     """64 processes, every other one the reference, on one directory."""

@@ -151,8 +151,8 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "portmap": {"ADD": 44, "CHECK": 50, "DEL": 47, "STATUS": 43, "GC": 39},
     "portmap-iptables": {"ADD": 44, "CHECK": 47, "DEL": 43, "STATUS": 42, "GC": 39},
     "firewall": {"ADD": 35, "CHECK": 37, "DEL": 34, "STATUS": 35, "GC": 33},
-    "firewall-isolated": {"ADD": 39, "CHECK": 40, "DEL": 34, "STATUS": 35, "GC": 33},
-    "firewall-nftables": {"ADD": 36, "CHECK": 35, "DEL": 35, "STATUS": 35, "GC": 33},
+    "firewall-isolated": {"ADD": 39, "CHECK": 40, "DEL": 34, "STATUS": 36, "GC": 33},
+    "firewall-nftables": {"ADD": 36, "CHECK": 35, "DEL": 35, "STATUS": 36, "GC": 33},
 }
 
 

@@ -213,6 +213,8 @@ SURROUNDINGS = {
         prefix=("unshare", "--time", "--boottime", "1000000", "--monotonic", "99")
     ),
 }
+# A start of two interpreters each.
+EVERYDAY = {"another process", "variables", "descriptors 0 to 2 closed", "signals"}
 NEED_ROOT = {"network", "no /proc, no /sys, no /dev", "pid", "clock"}
 
 
@@ -248,7 +250,13 @@ def differences(one: dict[str, str], other: dict[str, str]) -> Iterator[str]:
             yield f"{place}: {one.get(place)} | {other.get(place)}"[:300]
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        each if each in EVERYDAY else pytest.param(each, marks=pytest.mark.slow)
+        for each in SURROUNDINGS
+    ],
+)
 def test_the_same_heap(name: str) -> None:
     """With the stand-ins, as a request by exec imports."""
     if name in NEED_ROOT and os.geteuid() != 0:

@@ -386,8 +386,8 @@ def test_every_traced_function_is_there() -> None:
     """What spans are put around is looked up by name: a fresh process does it."""
     code = (
         "from cni import dispatch; from cni.record import tracing;"
-        "t = tracing.begin({}, lambda *_: True, dispatch); assert t is not None;"
-        "assert tracing.begin({'TRACEPARENT': 'x'}, tracing.parents_choice, dispatch) is None"
+        "t = tracing.begin({}, lambda *_: True); assert t is not None;"
+        "assert tracing.begin({'TRACEPARENT': 'x'}, tracing.parents_choice) is None"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -114,7 +114,6 @@ def test_a_file_s_name(tmp_path: Path) -> None:
 # Where something is written to stderr that has no names of others in it, or is escaped there.
 ALLOWED = {
     "cni/stderr.py": 1,
-    "cni/call.py": 1,
     "cni/__main__.py": 1,  # that there is no memory
 }
 

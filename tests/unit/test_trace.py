@@ -142,7 +142,7 @@ def test_spans_are_made_until_a_request_is_not_traced(tmp_path: Path) -> None:
     path = tmp_path / "steps"
     path.touch()
     before = [*originals(), table.transact]
-    trace = tracing.begin({}, lambda *_: True, dispatch)
+    trace = tracing.begin({}, lambda *_: True)
     assert trace is not None
     traced = [*originals(), table.transact]
     assert not [one for one, other in zip(before, traced, strict=True) if one is other]
@@ -159,18 +159,18 @@ def test_spans_are_made_until_a_request_is_not_traced(tmp_path: Path) -> None:
     with Netlink() as sock:
         sock.dump(18, bytes(16))
     assert [span["name"] for span in trace.spans] == ["netlink GETLINK", "nftables"]
-    assert tracing.begin({}, lambda *_: False, dispatch) is None
+    assert tracing.begin({}, lambda *_: False) is None
     assert [*originals(), table.transact] == before
 
 
 def test_a_child_tells_nobody() -> None:
     """An executor outlives the request, and works for others."""
     before = originals()
-    assert tracing.begin({}, lambda *_: True, dispatch) is not None
+    assert tracing.begin({}, lambda *_: True) is not None
     pid = os.fork()
     if pid == 0:
         os._exit(int(originals() != before))
     assert os.waitpid(pid, 0)[1] == 0
     assert originals() != before
-    assert tracing.begin({}, lambda *_: False, dispatch) is None
+    assert tracing.begin({}, lambda *_: False) is None
     assert originals() == before
