@@ -1,4 +1,4 @@
-"""Which combinations of parameters are for every day.
+"""Which parameters, and which combinations of them, are for every day.
 
 A test with several `parametrize` runs once for each combination of their rows: 9 plugins times 12
 faults. Nearly always a defect shows in a row whatever it is combined with, so `make test` has each
@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+import pytest
 
-    import pytest
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+
+def every_day(wanted: Collection[str], values: Iterable[str]) -> list[object]:
+    """The values, for `parametrize`: all that are not wanted every day are slow."""
+    values = list(values)
+    assert set(wanted) <= set(values)
+    return [
+        each if each in wanted else pytest.param(each, marks=pytest.mark.slow) for each in values
+    ]
 
 
 def more_combinations(items: Iterable[pytest.Item]) -> list[pytest.Item]:

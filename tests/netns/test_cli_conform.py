@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Runtime, unchanged
+from tests.harness.combinations import every_day
 
 GO = Path("/usr/lib/cni")
 PTP = "ptp"
@@ -45,11 +46,6 @@ FAULTS = {
 }
 
 
-# Each is a run of all cases.
-slow = pytest.mark.slow
-FIRST, *REST = FAULTS
-
-
 def conform(runtime: Runtime, *argv: str | Path, code: int) -> tuple[dict[str, object], str]:
     env = {"PATH": os.environ["PATH"], "CNI_PATH": str(runtime.bin_dir)}
     command = [str(runtime.bin_dir / "cni"), "conform", "-o", "json", *map(str, argv)]
@@ -79,7 +75,7 @@ def test_plugins_conform(runtime: Runtime, tmp_path: Path, plugins: list[str], w
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("case", [FIRST, *(pytest.param(each, marks=slow) for each in REST)])
+@pytest.mark.parametrize("case", every_day(["life"], FAULTS))  # a run of all cases each
 def test_faults_are_seen(runtime: Runtime, tmp_path: Path, case: str) -> None:
     """Each by its own case."""
     program = tmp_path / PTP

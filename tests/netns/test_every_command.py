@@ -22,6 +22,7 @@ from cni.cli import COMMANDS, errors, formats
 from cni.cli.group import cli
 from cni.cli.table import cell_width
 from tests.harness import Netns
+from tests.harness.combinations import every_day
 from tests.harness.command_line import Node, Pod
 from tests.harness.many_commands import BROKEN, COLUMNS
 from tests.harness.netns import PATH
@@ -213,7 +214,7 @@ def _is_one_word(line: str) -> bool:
     return max(map(len, words)) > COLUMNS - 20
 
 
-@pytest.mark.parametrize("how", ["pipe", "NO_COLOR", "dumb"])
+@pytest.mark.parametrize("how", every_day(["pipe"], ["pipe", "NO_COLOR", "dumb"]))
 def test_no_escapes_where_none_are_wanted(node: Node, pods: dict[str, str], how: str) -> None:
     env = {"NO_COLOR": {"NO_COLOR": "1"}, "dumb": {"TERM": "dumb"}}.get(how, {})
     lines = [words for words in lines_of(node, pods) if words[0] != "sysdump"]
@@ -245,7 +246,7 @@ def test_every_format_of_every_command(node: Node, pods: dict[str, str]) -> None
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.parametrize("how", every_day(["full"], BROKEN))
 def test_a_stdout_or_directory_of_no_use(node: Node, pods: dict[str, str], how: str) -> None:
     """A sentence or nothing, and a documented exit code: never a traceback or a number."""
     lines = [words for words in lines_of(node, pods) if words[0] not in ("sysdump", "test")]

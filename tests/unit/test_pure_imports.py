@@ -25,6 +25,7 @@ import msgspec
 import pytest
 
 from tests.harness.build import ROOT
+from tests.harness.combinations import every_day
 from tests.harness.heap import SEPARATOR, own_modules
 
 PYTHON = "/usr/bin/python3"
@@ -250,13 +251,7 @@ def differences(one: dict[str, str], other: dict[str, str]) -> Iterator[str]:
             yield f"{place}: {one.get(place)} | {other.get(place)}"[:300]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        each if each in EVERYDAY else pytest.param(each, marks=pytest.mark.slow)
-        for each in SURROUNDINGS
-    ],
-)
+@pytest.mark.parametrize("name", every_day(EVERYDAY, SURROUNDINGS))
 def test_the_same_heap(name: str) -> None:
     """With the stand-ins, as a request by exec imports."""
     if name in NEED_ROOT and os.geteuid() != 0:
