@@ -29,7 +29,8 @@ class PoolConf(RangeConf):
 
     `block_size` is the prefix length of IPv4 blocks, `block_size_v6` of IPv6 ones; 0: as usual.
     `reserve` addresses are kept free on each node by claiming blocks ahead; a released address
-    rests for `cooldown` seconds.
+    rests for `cooldown` seconds. With `no_gateway` a subnet without `gateway` has none, and its
+    first address is handed out.
     """
 
     ranges: list[list[RangeConf]] = []
@@ -40,6 +41,7 @@ class PoolConf(RangeConf):
     space: str = ""
     reserve: int = 8
     cooldown: int = 0
+    no_gateway: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +106,8 @@ class Pool(NamedTuple):
                 "no IP ranges specified", "give `ranges`, `subnet` or the name of a pool"
             )
         sets = canonical_sets(configured, version, multiple, conf.exclude)
+        if conf.no_gateway:
+            sets = [_as_given(*each) for each in zip(sets, configured, strict=True)]
         lengths = {each.subnet: _length(conf, each.subnet) for of in sets for each in of.ranges}
         check_apart([(str(subnet), length) for subnet, length in lengths.items()])
         areas = [blocks.areas_of(each, lengths) for each in sets]
@@ -114,6 +118,14 @@ class Pool(NamedTuple):
                     "the gateway and `exclude` take all of it",
                 )
         return cls(name, conf.space or DEFAULT_SPACE, sets, areas, conf)
+
+
+def _as_given(ranges: RangeSet, configured: list[RangeConf]) -> RangeSet:
+    """The range set without gateways that nobody has configured."""
+    pairs = zip(ranges.ranges, configured, strict=True)
+    return RangeSet(
+        tuple(each if given.gateway else each._replace(gateway=b"") for each, given in pairs)
+    )
 
 
 def _length(conf: PoolConf, subnet: Prefix) -> int:
@@ -134,6 +146,8 @@ def _length(conf: PoolConf, subnet: Prefix) -> int:
 def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = None) -> None:
     """Subnets of one space are the same, with blocks of one size, or have no address in common.
 
+    Only where blocks are single addresses they may overlap.
+
     `layout` are subnets with the prefix length of their blocks, `known` those that are there.
     Raises CNIError.
     """
@@ -141,6 +155,8 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
     for text, length in layout:
         subnet = Prefix.parse(text)
         for other, its_length in there:
+            if length == its_length == subnet.bits:
+                continue  # each address is a block, and the same one in both
             if subnet == other:
                 if length == its_length:
                     continue
@@ -153,7 +169,8 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
                 raise CNIError(
                     f"subnet {subnet} overlaps {other} in the same space",
                     f"pools of one space share a whole subnet or nothing: write {other} with "
-                    "rangeStart and rangeEnd, or set another `space`",
+                    "rangeStart and rangeEnd, set another `space`, or claim single addresses "
+                    "(blockSize) in both",
                 )
         there.append((subnet, length))
 
