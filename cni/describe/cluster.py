@@ -56,6 +56,7 @@ PLUGIN = Plugin(
                         "reserve",
                         "cooldown",
                         "sticky",
+                        "conflictCheck",
                         "store",
                         "nodeName",
                         "nodeTimeout",

@@ -186,6 +186,21 @@ _ALL = {
             beyond=True,
         ),
         Key(
+            "conflictCheck",
+            Record(
+                (
+                    Key("probes", Number(1, 10), "how often it asks", default=3),
+                    Key("interval", Number(1, 5000, unit="ms"), "time between", default=100),
+                    Key("gateway", Flag(), "gateways have to answer", default=False),
+                )
+            ),
+            "an ADD asks on the link (ARP, neighbour discovery) whether somebody has the address, "
+            "and then takes another one; `{}`: three times",
+            absent="nobody is asked",
+            example={"probes": 3, "interval": 100, "gateway": True},
+            beyond=True,
+        ),
+        Key(
             "store",
             STORE,
             "where blocks are claimed",

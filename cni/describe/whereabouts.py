@@ -153,6 +153,7 @@ PLUGIN = Plugin(
                             "cooldown",
                             "noGateway",
                             "sticky",
+                            "conflictCheck",
                             "store",
                             "nodeName",
                             "nodeTimeout",

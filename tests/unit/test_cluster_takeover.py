@@ -315,7 +315,7 @@ def test_what_another_node_claims_is_told_and_left(nodes: Nodes, run: Callable[.
     assert nodes.blocks()["10.1.0.1-32"] == before
 
 
-@pytest.mark.parametrize("step", range(1, 12))
+@pytest.mark.parametrize("step", range(1, 11))
 def test_killed_at_any_step_and_repeated(
     nodes: Nodes, run: Callable[..., Any], step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from ..host_local.directory import make_directories
 from ..host_local.plugin import Args, Requested
 from . import plugin, settings, whereabouts
 from .node import Node
-from .pool import DEFAULT_SPACE
+from .pool import DEFAULT_SPACE, ConflictCheck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +86,7 @@ class IpamConf(RangeConf):
     reserve: int = 0
     cooldown: int = 0
     no_gateway: bool = True
+    conflict_check: ConflictCheck | None = None
     sticky: bool = False
     store: dict[str, Any] | None = None
     data_dir: str = ""

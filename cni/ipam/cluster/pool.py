@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...protocol import config
 from ...protocol.address import Prefix
-from ...protocol.config import DNS, Route
+from ...protocol.config import DNS, Folded, Route
 from ...protocol.errors import CNIError
 from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
@@ -22,6 +22,22 @@ LONGEST_COOLDOWN = 1200  # seconds
 _MOST = {True: 32, False: 128}  # bits, by "is it IPv4"
 _USUAL = {True: 26, False: 122}  # 64 addresses a block
 _LEAST_BLOCKS = 4  # bits: a small subnet is divided into sixteen blocks at least
+
+
+class ConflictCheck(Folded):
+    """Whether others on the link have an address: how many probes, and milliseconds after each.
+
+    With `gateway`, gateways must answer.
+    """
+
+    probes: int = 3
+    interval: int = 100
+    gateway: bool = False
+
+    def __post_init__(self) -> None:
+        for key, value, most in (("probes", self.probes, 10), ("interval", self.interval, 5000)):
+            if not 1 <= value <= most:
+                raise CNIError(f"invalid conflictCheck.{key} {value} (must be 1 to {most})")
 
 
 class PoolConf(RangeConf):
@@ -42,6 +58,7 @@ class PoolConf(RangeConf):
     reserve: int = 8
     cooldown: int = 0
     no_gateway: bool = False
+    conflict_check: ConflictCheck | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
