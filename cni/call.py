@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .intent import Dropped
 
 C = TypeVar("C", bound=config.PluginConf)
+D = TypeVar("D", bound=config.PluginConf)
 
 # There is no place for state on this node: an ADD works without.
 _NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
@@ -99,6 +100,15 @@ class Call(Generic[C]):
         self._kept: tuple[frozenset[Attachment], list[Owner]] | None = None
         self._in_process = in_process
         self._namespaces: list[Namespace] = []
+
+    def reread(self, raw: dict[str, Any], conf_type: type[D]) -> Call[D]:
+        """The same request with another configuration, for a plugin that speaks for another one.
+
+        What the one undoes, notes or closes is the other's, too.
+        """
+        other: Call[D] = object.__new__(Call)
+        other.__dict__.update(self.__dict__, raw=raw, _conf_type=conf_type, _conf=None)
+        return other
 
     # --- what was asked ---
 

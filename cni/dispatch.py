@@ -133,6 +133,11 @@ TABLE: dict[str, Plugin] = {
     ),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
     "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
+    "whereabouts": Plugin(
+        "cni.ipam.cluster.as_whereabouts",
+        "is cluster, and takes the keys of the plugin of that name",
+        conf_error="",
+    ),
 }
 
 # The plugins of Windows; those of IPAM are the same.

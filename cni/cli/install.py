@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Below these a directory of plugins is the system's, not a trial or a user's own.
 _SYSTEM = ("/opt", "/usr")
+# What it has given to containers has to be taken over first.
+_SPARED = ("whereabouts",)
 
 
 class _Directory(click.Path):
@@ -83,6 +85,11 @@ _ROOT = click.option(
 )
 @_ROOT
 @click.option(
+    "--replace-whereabouts",
+    is_flag=True,
+    help="Also replace the plugin whereabouts of its own project (docs/from-whereabouts.md).",
+)
+@click.option(
     "--client-only", is_flag=True, help="Without Python: requests go to a server in a container."
 )
 @formats.options
@@ -93,6 +100,7 @@ def install(
     units: Path | None,
     service: bool,
     root: Path | None,
+    replace_whereabouts: bool,
     client_only: bool,
 ) -> None:
     """Install the plugins: this file and one link for each.
@@ -114,6 +122,7 @@ def install(
             client_only=client_only,
             root=root,
             link=_link_directory(place, link, client_only=client_only),
+            spared=() if replace_whereabouts else _SPARED,
         )
     except InstallError as error:
         raise _failed(error) from error

@@ -19,6 +19,7 @@ from cni.protocol.address import InvalidAddress, canonical_ip, parse_ip
 from cni.protocol.request import check_network_name
 
 from . import cache, conflist, errors, formats, gojson, ipam_cluster, ipam_split, output
+from . import ipam_whereabouts as whereabouts
 from .completion import Network, Reserved
 from .ipam_problems import of_files, of_leases
 from .ipam_reconcile import reconcile
@@ -282,7 +283,7 @@ def check(network: str, **options: Any) -> None:
         click.get_current_context().exit(1)
 
 
-for command in (*ipam_cluster.COMMANDS, ipam_split.split):
+for command in (*ipam_cluster.COMMANDS, ipam_split.split, *whereabouts.COMMANDS):
     ipam.add_command(command)
 
 

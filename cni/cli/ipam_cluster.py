@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from cni.ipam.cluster import blocks, engines, rounds, settings
+from cni.ipam.cluster import as_whereabouts, blocks, engines, rounds, settings
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, check_word, convert
@@ -85,8 +85,11 @@ def _settings(network: str | None) -> settings.Settings:
     for name in names:
         for plugin in conflist.load(directory, name).plugins:
             ipam = config.lookup(plugin.raw, "ipam")
-            if isinstance(ipam, dict) and config.means(str(config.lookup(ipam, "type")), "cluster"):
+            kind = str(config.lookup(ipam, "type")) if isinstance(ipam, dict) else ""
+            if config.means(kind, "cluster"):
                 return settings.read(ipam, os.environ)
+            if config.means(kind, "whereabouts"):
+                return settings.read(as_whereabouts.translated(ipam, os.environ).ipam, os.environ)
     return own
 
 

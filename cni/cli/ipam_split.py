@@ -104,7 +104,7 @@ def _ranges_of(
                         "subnet": str(each.subnet),
                         "rangeStart": format_ip(each.packed(begin)),
                         "rangeEnd": format_ip(each.packed(until)),
-                        "gateway": format_ip(each.gateway),
+                        **({"gateway": format_ip(each.gateway)} if each.gateway else {}),
                         "exclude": [_span(each, hole) for hole in each.holes],
                     }
                 )

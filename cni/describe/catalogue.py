@@ -46,10 +46,11 @@ NAMES = (
     "tuning",
     "vlan",
     "vrf",
+    "whereabouts",
     "win-bridge",
     "win-overlay",
 )
-IPAM_NAMES = ("cluster", "dhcp", "host-local", "slaac", "static")
+IPAM_NAMES = ("cluster", "dhcp", "host-local", "slaac", "static", "whereabouts")
 
 _OPEN = Record((), is_open=True)
 

@@ -50,12 +50,14 @@ def install(
     client_only: bool = False,
     root: Path | None = None,
     link: Path | None = None,
+    spared: Collection[str] = (),
 ) -> Report:
     """Install the built file `source` into `bin_dir`, with a link for each of `names`.
 
     With `client_only` there is no tree, and Python is not looked for: then a server has to run,
     perhaps in a container. `units` are systemd units to be written (and, later, removed by
-    `uninstall`). `link` is a directory in which a link called `cni` is made. `root` is the root
+    `uninstall`). A file of somebody else's is not replaced if its name is one of `spared`.
+    `link` is a directory in which a link called `cni` is made. `root` is the root
     directory of the system that all these absolute paths are of. Raises InstallError; until the
     switch nothing visible has changed then.
     """
@@ -77,9 +79,12 @@ def install(
             with _locked(directory):
                 installation = Installation(place, made)
                 installation.units |= set(map(str, units))
-                report = installation.install(launcher, sorted(names), interpreter, link)
+                others = installation.foreign(spared)
+                wanted = sorted(set(names) - set(others))
+                report = installation.install(launcher, wanted, interpreter, link)
                 report.units = install_units.write(units, place)
-                report.warnings[:0] = warnings
+                stay = [f"{directory / name} is another project's, and stays" for name in others]
+                report.warnings[:0] = [*warnings, *stay]
                 return report
         except BaseException:
             _remove_directories(made)  # those that are empty: nothing has been installed

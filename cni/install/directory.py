@@ -201,6 +201,11 @@ class Installation:
         temporary.replace(path)
         self.report.links.append(name)
 
+    def foreign(self, names: Iterable[str]) -> list[str]:
+        """Those of the names that are files of somebody else."""
+        paths = {name: self.dir / name for name in names}
+        return [n for n, path in paths.items() if os.path.lexists(path) and not self._is_ours(path)]
+
     def _is_ours(self, path: Path) -> bool:
         """Whether `path` leads to the installed file, or is a copy of a built file, of any build.
 

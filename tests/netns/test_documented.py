@@ -37,6 +37,7 @@ ELSEWHERE = {
     r"(export|source|cni completion fish)\b": "needs a shell of its own: tests/netns/test_cli.py",
     r"etcdctl\b": "needs users in an etcd: tests/netns/test_cluster_etcd.py",
     r"(\$ )?kubectl\b|default--": "needs a Kubernetes API: tests/unit/test_deploy_cluster.py",
+    r"cni ipam (im|ex)port whereabouts\b": "has its own: tests/unit/test_cluster_takeover.py",
     r"cni conform\b": "takes half a minute: tests/netns/test_cli_conform.py",
     r"cni ipam reconcile\b": "needs a cluster's store: tests/unit/test_cluster_reconcile.py",
     r"cni serve$|cni serve --(metrics|socket)\b": "goes on until it is ended: test_server.py",

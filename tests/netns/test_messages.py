@@ -75,7 +75,7 @@ def test_a_device_that_is_not_there(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("whereabouts", "install the plugin there"),
+        ("spiderpool", "install the plugin there"),
         ("calico-ipam", "install the plugin there"),
         ("host-locl", 'did you mean "host-local"?'),
         ("hostlocal", 'did you mean "host-local"?'),

@@ -57,7 +57,7 @@ def test_nothing_is_missing(node: Node) -> None:
 
 
 def test_missing_plugins(node: Node) -> None:
-    ipam = {"type": "whereabouts", "range": "10.0.0.0/24"}
+    ipam = {"type": "spiderpool", "range": "10.0.0.0/24"}
     assert node.codes({**BRIDGE, "ipam": ipam}, {"type": "cilium"}) == [
         ("missing-plugin", "plugins[0].ipam.type"),
         ("missing-plugin", "plugins[1].type"),

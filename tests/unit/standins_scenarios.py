@@ -343,7 +343,8 @@ def scenario_plugins() -> object:
         documents = [
             d
             for d in DOCUMENTS
-            if d.get("type") == name or name in ("cluster", "host-local", "static", "dhcp")
+            if d.get("type") == name
+            or name in ("cluster", "host-local", "static", "dhcp", "whereabouts")
         ]
         names = {key: value for d in documents for key, value in d.items()}
         names |= dict.fromkeys(kind.__struct_encode_fields__)

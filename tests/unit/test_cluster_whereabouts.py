@@ -19,6 +19,10 @@ Json = dict[str, Any]
 KUBECONFIG = "/etc/cni/net.d/whereabouts.d/whereabouts.kubeconfig"
 
 
+SINGLE = {"blockSize": 32, "blockSizeV6": 128, "reserve": 0}
+ALWAYS = {"type": "cluster", "noGateway": True}
+
+
 def converted(**ipam: Any) -> Json:
     return convert({"type": "whereabouts", **ipam}).ipam
 
@@ -67,7 +71,7 @@ def pool_of(ipam: Json) -> Pool:
 def test_ranges(given: Json, ranges: list[Json]) -> None:
     """`range` comes first; a container gets an address of each."""
     ipam = converted(**given)
-    assert ipam == {"type": "cluster", "ranges": [[each] for each in ranges]}
+    assert ipam == {**ALWAYS, **SINGLE, "ranges": [[each] for each in ranges]}
     assert len(pool_of(ipam).sets) == len(ranges)
 
 
@@ -100,7 +104,7 @@ def test_names_slices_and_the_store() -> None:
         cooldown=5,
     )
     assert ipam == {
-        "type": "cluster",
+        **ALWAYS,
         "ranges": [[{"subnet": "10.1.0.0/16"}]],
         "space": "blue",
         "blockSize": 26,
@@ -130,7 +134,8 @@ def test_what_has_no_meaning_is_said_once() -> None:
     }
     found = convert(silly)
     assert found.ipam == {
-        "type": "cluster",
+        **ALWAYS,
+        **SINGLE,
         "ranges": [[{"subnet": "10.1.0.0/24"}]],
         "store": {"type": "kubernetes", "kubeconfig": "/k"},
     }
@@ -161,7 +166,6 @@ def test_what_has_no_meaning_is_said_once() -> None:
         ({"range": "10.1.0.0/24", "node_slice_size": "/64"}, "too long for IPv4"),
         ({"range": "10.1.0.0/24", "network_name": "a/b"}, "network_name"),
         ({"range": "10.1.0.0/24", "kubernetes": "k"}, "kubernetes is not an object"),
-        ({"range": "10.1.0.0/24", "addresses": [{"address": "10.1.0.9/24"}]}, "addresses"),
     ],
 )
 def test_what_is_wrong_is_named(given: Json, why: str | None) -> None:

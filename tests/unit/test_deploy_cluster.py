@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import yaml
 
+from cni.ipam.cluster import takeover
 from cni.ipam.cluster.pool import PoolConf
 from cni.ipam.host_local.ranges import RangeConf
 from cni.protocol.config import DNS, Route
@@ -120,6 +121,9 @@ def test_rules_name_resources_that_exist_and_nothing_more() -> None:
         assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
         if rule["apiGroups"] == [GROUP]:
             assert set(rule["resources"]) <= plurals
+        elif rule["apiGroups"] == [takeover.GROUP]:
+            assert set(rule["resources"]) == set(takeover.KINDS.values())
+            assert rule["verbs"] == ["list"]
         else:
             assert rule["apiGroups"] == [""]
             assert set(rule["verbs"]) <= {"get", "list"}
@@ -128,7 +132,7 @@ def test_rules_name_resources_that_exist_and_nothing_more() -> None:
 def test_nodes_cannot_change_pools_or_see_other_nodes() -> None:
     node = named("ClusterRole", RBAC)["cni-ipam-node"]["rules"]
     for rule in node:
-        if "ippools" in rule["resources"]:
+        if "ippools" in rule["resources"] and rule["apiGroups"] == [GROUP]:
             assert rule["verbs"] == ["get", "list", "watch"]
         assert not {"nodes", "pods"} & set(rule["resources"])
 

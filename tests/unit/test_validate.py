@@ -160,7 +160,7 @@ def test_a_prefix_is_no_misspelling(judge: Judge, name: str) -> None:
 
 
 def test_plugins_of_others(judge: Judge) -> None:
-    ipam = {"type": "whereabouts", "range": "10.0.0.0/8"}
+    ipam = {"type": "spiderpool", "range": "10.0.0.0/8"}
     value = conflist({"type": "calico", "any": {"thing": 1}}, {"type": "sbr"})
     assert judge.of(value) == []
     assert judge.of(conflist({"type": "macvlan", "master": "eth0", "ipam": ipam})) == []

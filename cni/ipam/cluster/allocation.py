@@ -9,6 +9,7 @@ from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig
 from ..host_local.allocation import Allocation, Exhausted, Wish, ip_config
 from ..host_local.ranges import Range, RangeSet
+from ..host_local.reservation import content_of
 from . import blocks, rest
 from .node import boot_time
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from ..host_local import sticky
     from ..host_local.store import Store
     from .node import Space
+
+
+CONFLICT = "conflict"  # the container of an address that somebody else on the link has
 
 
 class NeedBlock(Exception):
@@ -55,6 +59,21 @@ class FromBlocks(Allocation):
         except NeedBlock:
             # Before a block is claimed the files are read, in case the index is wrong.
             return self._reserve_locked(wish, trust=False)
+
+    def is_new(self, name: str) -> bool:
+        """Was this address reserved by this ADD, and not before?"""
+        return name in self._names
+
+    def set_aside(self, taken: dict[str, str], network: str) -> None:
+        """Keep new addresses, each with the MAC of who has it, from being handed out.
+
+        Raises CNIError.
+        """
+        with self._location.open() as store:
+            for name, mac in taken.items():
+                store.release(name, self._content)
+                store.reserve(name, content_of(CONFLICT, f"{mac}\r\n{network}"))
+                self._names.remove(name)
 
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
         """Reserve the address that has been free the longest. Raises Exhausted."""

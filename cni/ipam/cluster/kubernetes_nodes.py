@@ -15,6 +15,7 @@ from .store.kubernetes_api import Api, message_of, object_of
 
 _PAGE = 500  # objects
 _RESTARTS = 5
+_Objects = list[dict[str, Any]]  # outside of a class that has a method `list`
 
 
 class NodeObject(NamedTuple):
@@ -32,6 +33,9 @@ class Pod(NamedTuple):
     name: str
     node: str
     addresses: tuple[str, ...]
+
+
+_Pods = list[Pod]
 
 
 class Nodes:
@@ -58,18 +62,19 @@ class Nodes:
 
     def all(self) -> dict[str, NodeObject]:
         """Every Node, by name."""
-        found = map(_node, self._list("/api/v1/nodes", {}))
+        found = map(_node, self.list("/api/v1/nodes"))
         return {node.name: node for node in found}
 
-    def pods(self, node: str) -> list[Pod]:
+    def pods(self, node: str) -> _Pods:
         """The pods of a node with addresses of their own, which `hostNetwork` pods have not."""
         selector = f"spec.nodeName={node}"
-        every = map(_pod, self._list("/api/v1/pods", {"fieldSelector": selector}))
+        every = map(_pod, self.list("/api/v1/pods", fieldSelector=selector))
         return [pod for pod in every if pod is not None]
 
-    def _list(self, path: str, query: dict[str, str]) -> list[dict[str, Any]]:
+    def list(self, path: str, **query: str) -> _Objects:
+        """Every object below a path, of one moment."""
         for _ in range(_RESTARTS):
-            found: list[dict[str, Any]] = []
+            found: _Objects = []
             for page in self._pages(path, query):
                 if page is None:
                     break
@@ -78,7 +83,7 @@ class Nodes:
                 return found
         raise Unavailable(f"{self._api.name}: the list of {path} changes faster than it is read")
 
-    def _pages(self, path: str, query: dict[str, str]) -> Iterator[list[dict[str, Any]] | None]:
+    def _pages(self, path: str, query: dict[str, str]) -> Iterator[_Objects | None]:
         """Each page, of one moment all of them; None when that moment is forgotten."""
         token = ""
         while True:

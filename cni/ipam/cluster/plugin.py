@@ -17,7 +17,7 @@ from ...protocol.address import parse_ip
 from ...protocol.config import DNS, PluginConf
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
-from ...protocol.result import Result
+from ...protocol.result import IPConfig, Result
 from ..host_local.directory import explain, explain_in, scan
 from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, requested
 from ..host_local.reservation import UNREADABLE, is_address
@@ -88,14 +88,25 @@ def add(call: Call[Conf]) -> Result:
     )
     call.undo.callback(allocation.undo)
     wish = Wish(pool.sets, wanted, _memory(call, its, pool, pairs))
-    try:
-        if not node.may_allocate(its.digest):
-            raise NeedBlock(0)
-        ips = allocation.reserve(wish)
-    except NeedBlock:
-        from . import shortage
 
-        pool, ips = shortage.reserve(call, allocation, wish, pool, its, node)
+    def reserve() -> list[IPConfig]:
+        nonlocal pool
+        try:
+            if not node.may_allocate(its.digest):
+                raise NeedBlock(0)
+            return allocation.reserve(wish._replace(sets=pool.sets))
+        except NeedBlock:
+            from . import shortage
+
+            pool, found = shortage.reserve(call, allocation, wish, pool, its, node)
+            return found
+
+    ips = reserve()
+    asks = ipam.conflict_check or pool.conf.conflict_check
+    if asks is not None:
+        from . import conflicts
+
+        ips = conflicts.settle(call, allocation, ips, wanted, reserve, asks)
     return Result(ips=ips, routes=pool.conf.routes, dns=pool.conf.dns or ipam.dns or DNS())
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...protocol import config
 from ...protocol.address import Prefix
-from ...protocol.config import DNS, Route
+from ...protocol.config import DNS, Folded, Route
 from ...protocol.errors import CNIError
 from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
@@ -24,12 +24,29 @@ _USUAL = {True: 26, False: 122}  # 64 addresses a block
 _LEAST_BLOCKS = 4  # bits: a small subnet is divided into sixteen blocks at least
 
 
+class ConflictCheck(Folded):
+    """Whether others on the link have an address: how many probes, and milliseconds after each.
+
+    With `gateway`, gateways must answer.
+    """
+
+    probes: int = 3
+    interval: int = 100
+    gateway: bool = False
+
+    def __post_init__(self) -> None:
+        for key, value, most in (("probes", self.probes, 10), ("interval", self.interval, 5000)):
+            if not 1 <= value <= most:
+                raise CNIError(f"invalid conflictCheck.{key} {value} (must be 1 to {most})")
+
+
 class PoolConf(RangeConf):
     """A pool as defined; a subnet and its companions directly in it are a range set of their own.
 
     `block_size` is the prefix length of IPv4 blocks, `block_size_v6` of IPv6 ones; 0: as usual.
     `reserve` addresses are kept free on each node by claiming blocks ahead; a released address
-    rests for `cooldown` seconds.
+    rests for `cooldown` seconds. With `no_gateway` a subnet without `gateway` has none, and its
+    first address is handed out.
     """
 
     ranges: list[list[RangeConf]] = []
@@ -40,6 +57,8 @@ class PoolConf(RangeConf):
     space: str = ""
     reserve: int = 8
     cooldown: int = 0
+    no_gateway: bool = False
+    conflict_check: ConflictCheck | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,6 +123,8 @@ class Pool(NamedTuple):
                 "no IP ranges specified", "give `ranges`, `subnet` or the name of a pool"
             )
         sets = canonical_sets(configured, version, multiple, conf.exclude)
+        if conf.no_gateway:
+            sets = [_as_given(*each) for each in zip(sets, configured, strict=True)]
         lengths = {each.subnet: _length(conf, each.subnet) for of in sets for each in of.ranges}
         check_apart([(str(subnet), length) for subnet, length in lengths.items()])
         areas = [blocks.areas_of(each, lengths) for each in sets]
@@ -114,6 +135,14 @@ class Pool(NamedTuple):
                     "the gateway and `exclude` take all of it",
                 )
         return cls(name, conf.space or DEFAULT_SPACE, sets, areas, conf)
+
+
+def _as_given(ranges: RangeSet, configured: list[RangeConf]) -> RangeSet:
+    """The range set without gateways that nobody has configured."""
+    pairs = zip(ranges.ranges, configured, strict=True)
+    return RangeSet(
+        tuple(each if given.gateway else each._replace(gateway=b"") for each, given in pairs)
+    )
 
 
 def _length(conf: PoolConf, subnet: Prefix) -> int:
@@ -134,6 +163,8 @@ def _length(conf: PoolConf, subnet: Prefix) -> int:
 def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = None) -> None:
     """Subnets of one space are the same, with blocks of one size, or have no address in common.
 
+    Only where blocks are single addresses they may overlap.
+
     `layout` are subnets with the prefix length of their blocks, `known` those that are there.
     Raises CNIError.
     """
@@ -141,6 +172,8 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
     for text, length in layout:
         subnet = Prefix.parse(text)
         for other, its_length in there:
+            if length == its_length == subnet.bits:
+                continue  # each address is a block, and the same one in both
             if subnet == other:
                 if length == its_length:
                     continue
@@ -153,7 +186,8 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
                 raise CNIError(
                     f"subnet {subnet} overlaps {other} in the same space",
                     f"pools of one space share a whole subnet or nothing: write {other} with "
-                    "rangeStart and rangeEnd, or set another `space`",
+                    "rangeStart and rangeEnd, set another `space`, or claim single addresses "
+                    "(blockSize) in both",
                 )
         there.append((subnet, length))
 

@@ -58,7 +58,7 @@ def read(ipam: dict[str, Any], env: Mapping[str, str]) -> Settings:
     Raises CNIError for a wrong type, and for a file that is there and cannot be read.
     """
     path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
-    node = _node_file(path)
+    node = of_node(env)
     sources = [(ipam, "ipam."), (node, f"{path}: ")]
     store = _first(sources, "store", dict)
     data_dir = _first(sources, "dataDir", str) or DATA_DIR
@@ -69,6 +69,11 @@ def read(ipam: dict[str, Any], env: Mapping[str, str]) -> Settings:
     if timeout < 0:
         raise CNIError(f"invalid nodeTimeout {timeout} (must not be negative)")
     return Settings(data_dir, check_word(name, "nodeName"), store, timeout)
+
+
+def of_node(env: Mapping[str, str]) -> dict[str, Any]:
+    """What the node's file says; empty without one. Raises CNIError if it cannot be read."""
+    return _node_file(env.get(NODE_FILE_VARIABLE) or NODE_FILE)
 
 
 def data_dir(ipam: dict[str, Any], env: Mapping[str, str]) -> str:

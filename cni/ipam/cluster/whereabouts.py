@@ -8,8 +8,9 @@
 Keys of `cluster` may stand beside them. What has no meaning here, since there is no leader, no
 reconciler of its own and no second record of an address, is accepted and told of in `notes`.
 
-It differs in one thing: without `gateway`, whereabouts hands out the first address of a range; here
-the first address of the subnet is the gateway's, and is left out.
+Every node may need any address of a small LAN, so blocks are single addresses, and none is kept
+ahead, unless `node_slice_size` or the keys of `cluster` say otherwise. Without `gateway` there is
+none, and the first address of a range is handed out.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _READ = (
     "enable_overlapping_ranges", "node_slice_size", "kubernetes", "configuration_path", "addresses",
 )  # fmt: skip
 _LIST = "is not a list"
+_SINGLE = {"blockSize": 32, "blockSizeV6": 128, "reserve": 0}
 
 
 class Converted(NamedTuple):
@@ -82,12 +84,9 @@ def convert(ipam: Mapping[str, Any], flat: Mapping[str, Any] | None = None) -> C
             "network a network_name of its own if they are to be handed out twice"
         )
     _put_block_size(given, made)
+    if given.get("noGateway") is None:
+        made["noGateway"] = True
     _put_store(given, made, notes)
-    if given.get("addresses"):
-        raise CNIError(
-            "addresses is not supported by whereabouts here",
-            "they would be given out without being recorded: use the plugin static for them",
-        )
     return Converted(made, notes)
 
 
@@ -222,6 +221,7 @@ def _put_gateway(given: _Keys, ranges: list[dict[str, Any]], notes: list[str]) -
 def _put_block_size(given: _Keys, made: dict[str, Any]) -> None:
     text = given.text("node_slice_size")
     if not text:
+        made.update((key, value) for key, value in _SINGLE.items() if given.get(key) is None)
         return
     digits = text.removeprefix("/")
     if not (digits.isascii() and digits.isdigit()) or not 1 <= int(digits) <= 128:

@@ -244,6 +244,5 @@ class Allocation:
 
 def ip_config(name: str, its_range: Range) -> IPConfig:
     """An address of a range, as a result has it."""
-    return IPConfig(
-        address=f"{name}/{its_range.subnet.length}", gateway=format_ip(its_range.gateway)
-    )
+    gateway = format_ip(its_range.gateway) if its_range.gateway else None
+    return IPConfig(address=f"{name}/{its_range.subnet.length}", gateway=gateway)

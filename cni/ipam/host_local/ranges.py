@@ -52,7 +52,7 @@ class RangeConf(Folded):
 
 
 class Range(NamedTuple):
-    """From `start` to `end`, both inclusive, of one subnet."""
+    """From `start` to `end`, both inclusive, of one subnet. `gateway` may be empty."""
 
     subnet: Prefix
     start: int
@@ -112,7 +112,7 @@ class RangeSet(NamedTuple):
     @property
     def gateways(self) -> frozenset[bytes]:
         """Addresses that are never handed out."""
-        return frozenset(each.gateway for each in self.ranges)
+        return frozenset(each.gateway for each in self.ranges if each.gateway)
 
     @property
     def size(self) -> int:

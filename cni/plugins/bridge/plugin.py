@@ -153,7 +153,8 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         ipam = None
-        if want.ipam and not needs_link(want.ipam):
+        late = needs_link(want.ipam) or _asks_on_link(call)
+        if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = _allocate(call, want)
         bridge = _ensure_bridge(call, host, want)
@@ -161,7 +162,7 @@ def add(call: Call[Conf]) -> Result:
             _prepare_spoofcheck(call, host, bridge, mac)
         outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
-        if needs_link(want.ipam):
+        if want.ipam and late:
             ipam = _allocate(call, want)
         result = Result(
             interfaces=[
@@ -190,6 +191,12 @@ def add(call: Call[Conf]) -> Result:
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
     return result
+
+
+def _asks_on_link(call: Call[Conf]) -> bool:
+    """Does IPAM ask through the container's interface whether an address is free?"""
+    ipam = config.lookup(call.raw, "ipam")
+    return isinstance(ipam, dict) and config.lookup(ipam, "conflictCheck") is not None
 
 
 def _allocate(call: Call[Conf], want: Settings) -> Result:

@@ -1,0 +1,243 @@
+"""Keys that cluster and whereabouts have: of a pool, and where the node finds its blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .common import DNS, ROUTE
+from .model import Anything, Flag, Get, Key, Many, Number, Record, Rule, Text
+
+IPS = Key(
+    "ips",
+    Many(Text("request")),
+    "addresses that the container asks for, of the pool's ranges",
+    default=[],
+    example=["10.64.0.7"],
+    beyond=True,
+)
+ARGS = (
+    Key("IP", Text(), "an address that the container asks for", absent="none"),
+    Key("K8S_POD_NAMESPACE", Text(), "with `sticky`: whose address it is", absent="none"),
+    Key("K8S_POD_NAME", Text(), "with `sticky`: whose address it is", absent="none"),
+)
+
+_FILE = "a PEM file"
+_OF = {  # which engine reads what, beside `type` and `timeout`
+    "directory": (Key("path", Text("path"), "where it is", default="/var/lib/cni/cluster/store"),),
+    "etcd": (
+        Key(
+            "endpoints",
+            Many(Text()),
+            "URLs of members, with host and port",
+            absent="required",
+            example=["https://192.0.2.1:2379"],
+        ),
+        Key("caFile", Text("path"), _FILE, absent="the system's authorities"),
+        Key("certFile", Text("path"), f"{_FILE}: this node's certificate", absent="none"),
+        Key("keyFile", Text("path"), f"{_FILE}: its key", absent="none"),
+        Key(
+            "serverName",
+            Text(),
+            "the name in the members' certificates",
+            absent="the endpoint's host",
+        ),
+        Key("username", Text(), "who logs in", absent="nobody"),
+        Key("passwordFile", Text("path"), "holds the password, in one line", absent="none"),
+        Key("prefix", Text("path"), "below which all keys are", default="/cni/v1"),
+        Key(
+            "stateDir",
+            Text("path"),
+            "where this node notes how far the store was",
+            default="/var/lib/cni/cluster",
+        ),
+    ),
+    "kubernetes": (
+        Key("kubeconfig", Text("path"), "how to log in", absent="the service account"),
+        Key("server", Text(), "URL of the API, instead of a kubeconfig", absent="none"),
+        Key("caFile", Text("path"), _FILE, absent="the system's authorities"),
+        Key("tokenFile", Text("path"), "holds the token, with `server`", absent="none"),
+        Key("namespace", Text(), "nothing: the objects belong to the cluster", absent="none"),
+    ),
+}
+
+
+def _readers(name: str) -> list[str]:
+    """The engines that read a key."""
+    return [engine for engine, keys in _OF.items() if any(key.name == name for key in keys)]
+
+
+_BY_NAME = {key.name: key for keys in _OF.values() for key in keys}
+STORE = Record(
+    (
+        Key(
+            "type",
+            Text(values=tuple(_OF)),
+            "the kind of store; which other keys there are depends on it",
+            required=True,
+            example="etcd",
+        ),
+        Key("timeout", Anything(), "seconds for one request", default=10, example=5),
+        *(
+            replace(
+                key, text=f"of {' and '.join(f'`{each}`' for each in _readers(name))}: {key.text}"
+            )
+            for name, key in _BY_NAME.items()
+        ),
+    )
+)
+
+
+def _of_another(name: str) -> Rule:
+    readers = _readers(name)
+
+    def broken(get: Get) -> bool:
+        kind = get("ipam.store.type")
+        return get(f"ipam.store.{name}") is not None and kind in _OF and kind not in readers
+
+    return Rule(
+        (f"ipam.store.{name}",),
+        broken,
+        f"store.{name}: unknown key",
+        f"it is a key of stores of type {' or '.join(readers)}: remove it, or correct `type`",
+    )
+
+
+STORE_RULES = tuple(map(_of_another, _BY_NAME))
+
+
+_ALL = {
+    key.name: key
+    for key in (
+        Key(
+            "exclude",
+            Many(Text("span")),
+            "addresses that are never allocated, in any range: `10.0.0.5`, "
+            "`10.0.0.8/29`, `10.0.0.8-10.0.0.11`",
+            default=[],
+            example=["10.64.0.2-10.64.0.9"],
+            beyond=True,
+        ),
+        Key(
+            "routes",
+            Many(ROUTE),
+            "go into the result",
+            default=[],
+            example=[{"dst": "0.0.0.0/0"}],
+            beyond=True,
+        ),
+        Key("dns", DNS, "goes into the result", absent="none", beyond=True),
+        Key(
+            "blockSize",
+            Number(1, 32, or_zero=True),
+            "prefix length of the blocks of IPv4 subnets; 32: single addresses",
+            default=0,
+            absent="26, and of small subnets four more than the subnet's",
+            example=26,
+            beyond=True,
+        ),
+        Key(
+            "blockSizeV6",
+            Number(1, 128, or_zero=True),
+            "prefix length of the blocks of IPv6 subnets",
+            default=0,
+            absent="122, and of small subnets four more than the subnet's",
+            example=122,
+            beyond=True,
+        ),
+        Key(
+            "noGateway",
+            Flag(),
+            "a subnet without `gateway` has none: its first address is handed out, and the result "
+            "names no gateway",
+            default=False,
+            example=True,
+            beyond=True,
+        ),
+        Key(
+            "space",
+            Text(),
+            "name of the address space: the same addresses may be used once in each",
+            absent="`default`",
+            example="tenant-a",
+            beyond=True,
+        ),
+        Key(
+            "reserve",
+            Number(),
+            "addresses that each node keeps free, by claiming blocks ahead",
+            default=8,
+            example=16,
+            beyond=True,
+        ),
+        Key(
+            "cooldown",
+            Number(0, 1200, unit="s"),
+            "how long an address rests before another container gets it",
+            default=0,
+            example=60,
+            beyond=True,
+        ),
+        Key(
+            "sticky",
+            Flag(),
+            "a pod gets the address that the last pod of its name had on this node, if it is free",
+            default=False,
+            example=True,
+            beyond=True,
+        ),
+        Key(
+            "conflictCheck",
+            Record(
+                (
+                    Key("probes", Number(1, 10), "how often it asks", default=3),
+                    Key("interval", Number(1, 5000, unit="ms"), "time between", default=100),
+                    Key("gateway", Flag(), "gateways have to answer", default=False),
+                )
+            ),
+            "an ADD asks on the link (ARP, neighbour discovery) whether somebody has the address, "
+            "and then takes another one; `{}`: three times",
+            absent="nobody is asked",
+            example={"probes": 3, "interval": 100, "gateway": True},
+            beyond=True,
+        ),
+        Key(
+            "store",
+            STORE,
+            "where blocks are claimed",
+            absent="that of /etc/cni/cluster.json",
+            example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
+            beyond=True,
+        ),
+        Key(
+            "nodeName",
+            Text(),
+            "this node's name in the store",
+            absent="that of /etc/cni/cluster.json, NODENAME in the environment, or the host name",
+            example="node-1",
+            beyond=True,
+        ),
+        Key(
+            "nodeTimeout",
+            Number(unit="s"),
+            "a node that could not reach the store for so long stops allocating; 0: it "
+            "goes on, and its blocks are never taken by time",
+            absent="that of /etc/cni/cluster.json, or 0",
+            default=0,
+            example=3600,
+            beyond=True,
+        ),
+        Key(
+            "dataDir",
+            Text("path"),
+            "where the node keeps its blocks and reservations",
+            absent="that of /etc/cni/cluster.json, or `/var/lib/cni/cluster`",
+            example="/var/lib/cni/cluster",
+            beyond=True,
+        ),
+    )
+}
+
+
+def keys(*names: str) -> tuple[Key, ...]:
+    """The keys of these names, in their order."""
+    return tuple(_ALL[name] for name in names)

@@ -1,0 +1,82 @@
+"""conflictCheck: nobody on the link has the addresses that an ADD was given, and gateways answer.
+
+An address that somebody has is set aside: a reservation of the container `conflict` keeps it from
+being handed out until a GC of the network, or a boot. The ADD takes another one instead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...protocol.address import format_ip, parse_ip
+from ...protocol.errors import CNIError
+from .. import conflict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...call import Call
+    from ...protocol.result import IPConfig
+    from .allocation import FromBlocks
+    from .plugin import Conf
+    from .pool import ConflictCheck
+
+_MOST = 16  # addresses that somebody has, until the ADD gives up
+
+
+def settle(
+    call: Call[Conf],
+    allocation: FromBlocks,
+    ips: list[IPConfig],
+    requested: list[bytes],
+    again: Callable[[], list[IPConfig]],
+    conf: ConflictCheck,
+) -> list[IPConfig]:
+    """Addresses that nobody on the link has: `ips`, or what `again` gives in their place.
+
+    What the attachment had before is not asked for: it has it. Raises CNIError.
+    """
+    netns = call.open_netns()
+    checked: set[str] = set()
+    for _ in range(_MOST):
+        new = [
+            each for each in ips if allocation.is_new(_name(each)) and _name(each) not in checked
+        ]
+        gateways = {parse_ip(ip.gateway) for ip in ips if ip.gateway} if conf.gateway else set()
+        packed = {parse_ip(_name(each)) for each in new}
+        asked = packed | (set() if checked else gateways)
+        if not asked:
+            return ips
+        found = conflict.answers(netns, call.ifname, asked, conf.probes, conf.interval / 1000)
+        missing = [] if checked else sorted(gateways - found.keys())
+        if missing:
+            raise CNIError(
+                f"gateway {format_ip(missing[0])} does not answer on the link of {call.ifname}",
+                "is it up, and in the same LAN? Without `gateway` in conflictCheck it is not asked",
+            )
+        taken = {each: mac for each, mac in found.items() if each in packed}
+        checked |= {format_ip(each) for each in packed - taken.keys()} | {""}
+        if not taken:
+            return ips
+        for each, mac in taken.items():
+            _tell(call, each, mac, requested)
+        allocation.set_aside({format_ip(each): mac for each, mac in taken.items()}, call.network)
+        ips = again()
+    raise CNIError(
+        f"somebody on the link of {call.ifname} has each of {_MOST} addresses that were free",
+        "another program hands out addresses of this range: compare the configurations",
+    )
+
+
+def _tell(call: Call[Conf], packed: bytes, mac: str, requested: list[bytes]) -> None:
+    name = format_ip(packed)
+    if packed in requested:
+        raise CNIError(
+            f"requested IP address {name} is in use on the link: {mac} has it",
+            "end that host's use of the address, or request another one",
+        )
+    call.log(f"cluster: {mac} has {name}, which was free here: it is set aside")
+
+
+def _name(ip: IPConfig) -> str:
+    return ip.address.partition("/")[0]
