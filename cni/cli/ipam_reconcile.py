@@ -1,9 +1,8 @@
-"""`cni ipam reconcile`: blocks of nodes that are gone become free. One round."""
+"""`cni ipam reconcile`: blocks of nodes that are gone become free. One round, or many."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import TYPE_CHECKING
 
 import click
@@ -12,8 +11,7 @@ from . import formats
 from .table import Column, Table
 
 if TYPE_CHECKING:
-    from cni.ipam.cluster.reconcile import Presence, Report
-    from cni.ipam.cluster.store.interface import Store
+    from cni.ipam.cluster.reconcile import Report
 
 _COLUMNS = (
     Column("NODE", cut="end"),
@@ -43,19 +41,28 @@ _NEXT = {
     show_default=True,
     help="Delete so many blocks at most.",
 )
-def reconcile(settle: float, limit: int) -> None:
+@click.option(
+    "--every",
+    type=click.FloatRange(min=1),
+    help="Go on until it is ended, with so many seconds between two rounds.",
+)
+def reconcile(settle: float, limit: int, every: float | None) -> None:
     """Free the blocks of nodes that the cluster has no more. Run it every minute, on one node.
 
     With the store kubernetes a node is gone when its Node object is; NotReady is not gone. With
     another store it is gone when it promised to stop (nodeTimeout) and has not renewed for twice
-    that time. Two rounds have to see it. The store is that of /etc/cni/cluster.json.
+    that time. Two rounds have to see it. The store is that of /etc/cni/cluster.json. With --every
+    it also logs pods whose addresses are of no block of their node.
     """
-    from cni.ipam.cluster import engines, settings
+    from cni.ipam.cluster import engines, reconciling, settings
     from cni.ipam.cluster.store.interface import StoreError
 
     store = engines.connect(settings.read({}, os.environ).store)
     try:
-        report = _round(store, settle, limit)
+        if every is not None:
+            reconciling.forever(store, every, settle, limit, _log)
+            return
+        report = reconciling.Reconciling().round(store, settle=settle, limit=limit).report
     except StoreError as error:
         raise engines.explain(error) from None
     finally:
@@ -66,29 +73,8 @@ def reconcile(settle: float, limit: int) -> None:
     _present(report)
 
 
-def _round(store: Store, settle: float, limit: int) -> Report | None:
-    from cni.ipam.cluster import reconcile as rounds
-
-    clock = store.clock()
-    now = time.time() if clock is None else clock
-    held = rounds.lock(store, now)
-    if held is None:
-        return None
-    try:
-        made = rounds.Reconciler(store, _presence(store), now, settle=settle, limit=limit)
-        return made.run()
-    finally:
-        rounds.unlock(store, held)
-
-
-def _presence(store: Store) -> Presence | None:
-    """Who knows which nodes there are; None: only the nodes themselves."""
-    api = getattr(store, "api", None)
-    if api is None:
-        return None
-    from cni.ipam.cluster.kubernetes_nodes import Nodes
-
-    return Nodes(api)
+def _log(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _present(report: Report) -> None:

@@ -83,7 +83,7 @@ def test_a_node_that_is_gone_in_two_rounds_gives_up_its_blocks(store: Store) -> 
     assert report.gone == ["n2"]
     assert report.freed == ["blocks/default/10.64.2.0-26", "blocks/default/10.64.3.0-26"]
     assert holders(store) == ["n1", "n1"]
-    assert [item.key for item in store.list("").items if "n2" in item.key] == []
+    assert [item.key for item in store.list("").items if "n2" in item.key] == ["lost/id-n2"]
 
 
 def test_not_ready_is_alive(store: Store) -> None:
@@ -192,6 +192,27 @@ def test_a_mark_is_there_before_the_first_block_goes(store: Store) -> None:
     assert item is not None
     assert item.value["lost"] is True
     assert holders(store) == ["n1", "n1"]
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_what_a_lost_node_claims_late_is_freed(store: Store, comes_back: bool) -> None:
+    """Its request was under way; or it came back as another one, and a part was not freed yet."""
+    join(store, "n2")
+    join(store, "n1", timeout=30)
+    round_at(store, None, 1000)
+    assert round_at(store, None, 2000).gone == ["n1"]
+    if comes_back:
+        join(store, "n1", uid="anew", timeout=30)
+    store.create("blocks/default/10.64.99.0-26", {"node": "n1", "uid": "id-n1", "boot": "b"})
+    report = round_at(store, None, 2060)
+    assert report.freed == ["blocks/default/10.64.99.0-26"]
+    assert holders(store) == ["n2", "n2", *(["n1", "n1"] if comes_back else [])]
+    assert (store.read("nodes/n1") is not None) == comes_back
+    # It is not remembered for ever, nor is another node's block of unknown age taken.
+    store.create("blocks/default/10.64.98.0-26", {"node": "n3", "uid": "id-n3", "boot": "b"})
+    round_at(store, None, 2060 + 86400)
+    assert store.read("lost/id-n1") is None
+    assert "n3" in holders(store)
 
 
 def test_without_a_cluster_a_promise_counts(store: Store) -> None:

@@ -13,14 +13,17 @@ and at most `limit` in a round. Every change is conditional, so two at a time wo
 lock saves work.
 
     nodes/<node>     its `lost` mark is ours
+    lost/<uid>       {"node", "since"}: what that node claims late, or left when it came back as
+                     another one, is freed, too; for a day
     seen/<node>      {"object": uid of the Node, "uid", "boot", "beat", "since": first seen so}
-    reconcile/lock   {"holder": random, "until": seconds since 1970}
+    reconcile/lock   {"holder": random, "until": seconds since 1970}, or {"done": when a round was}
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from ...protocol.address import InvalidAddress, Prefix, parse_ip
@@ -29,6 +32,7 @@ from .store.interface import Conflict, Exists, Item, Store
 
 LOCK = "reconcile/lock"
 _LOCKED_FOR = 120.0  # seconds
+_REMEMBERED = 86400.0  # seconds
 _SIGNS = ("uid", "boot", "beat")
 
 
@@ -38,6 +42,8 @@ class Presence(Protocol):
     def find(self, name: str) -> Any: ...
 
     def all(self) -> Mapping[str, Any]: ...
+
+    def pods(self, node: str) -> Iterable[Any]: ...
 
 
 class Report(NamedTuple):
@@ -71,7 +77,7 @@ class Reconciler:
         self.now = now
         self.settle = settle
         self.left = limit
-        self._nodes = presence.all() if presence is not None else {}
+        self.nodes = presence.all() if presence is not None else {}
 
     def run(self) -> Report:
         """Look at every node that has blocks or a record. Raises StoreError."""
@@ -86,6 +92,7 @@ class Reconciler:
             if self.left <= 0:
                 return report._replace(is_complete=False)
             self._free(name, record, seen.get(name), held.get(name, []), report)
+        self._free_left(held, records, report)
         return report
 
     def _blocks(self) -> dict[str, list[Item]]:
@@ -103,7 +110,7 @@ class Reconciler:
         known = seen.value if seen is not None else {}
         if record is not None and record.value.get("lost"):
             return False  # the decision of an earlier round, of which something is left to do
-        node = self._nodes.get(name)
+        node = self.nodes.get(name)
         if node is not None:
             # Without the time of a sighting: nothing is written when all is well.
             self._note(name, seen, {"object": node.uid})
@@ -167,6 +174,7 @@ class Reconciler:
                 return
         uid = record.value.get("uid") if record is not None else None
         mine = [item for item in held if uid is None or item.value.get("uid") == uid]
+        self._remember(name, {uid, *(item.value.get("uid") for item in mine)})
         report.freed.extend(item.key for item in mine[: self.left] if self._delete(item))
         self.left -= len(mine)
         if self.left < 0:
@@ -177,6 +185,31 @@ class Reconciler:
             if item is not None:
                 self._delete(item)
 
+    def _remember(self, name: str, uids: set[Any]) -> None:
+        for uid in uids:
+            if isinstance(uid, str) and uid:
+                with suppress(Exists):
+                    self.store.create(f"lost/{uid}", {"node": name, "since": self.now})
+
+    def _free_left(
+        self, held: dict[str, list[Item]], records: dict[str, Item], report: Report
+    ) -> None:
+        """Delete blocks that were claimed by nodes which were given up before this round."""
+        lost = {_last(item): item for item in self.store.list("lost/").items}
+        present = {record.value.get("uid") for record in records.values()}
+        for item in (each for items in held.values() for each in items):
+            uid = item.value.get("uid")
+            if uid not in lost or uid in present:
+                continue
+            if lost[uid].value.get("since") != self.now and self.left > 0:  # not of this round
+                self.left -= 1
+                if self._delete(item):
+                    report.freed.append(item.key)
+        for item in lost.values():
+            since = item.value.get("since")
+            if not isinstance(since, int | float) or not 0 <= self.now - since < _REMEMBERED:
+                self._delete(item)
+
     def _delete(self, item: Item) -> bool:
         try:
             self.store.delete(item)
@@ -185,31 +218,42 @@ class Reconciler:
         return True
 
 
-def lock(store: Store, now: float) -> Item | None:
-    """Become the one who reconciles; None while somebody else is. Raises StoreError."""
+def lock(store: Store, now: float, every: float = 0.0) -> Item | None:
+    """Become the one who reconciles; None while somebody else is, or was so many seconds ago.
+
+    Raises StoreError.
+    """
     value = {"holder": os.urandom(8).hex(), "until": now + _LOCKED_FOR}
     item = store.read(LOCK)
     try:
         if item is None:
             return store.create(LOCK, value)
-        until = item.value.get("until")
+        until, done = item.value.get("until"), item.value.get("done")
         if isinstance(until, int | float) and now < until <= now + _LOCKED_FOR:
+            return None
+        if isinstance(done, int | float) and now - every < done <= now:
             return None
         return store.update(item, value)
     except (Exists, Conflict):
         return None
 
 
-def unlock(store: Store, item: Item) -> None:
-    """Let the next one begin. Raises StoreError."""
+def unlock(store: Store, item: Item, done: float | None = None) -> None:
+    """Let the next one begin; `done` is when this round was. Raises StoreError."""
     try:
-        store.delete(item)
+        if done is None:
+            store.delete(item)
+        else:
+            store.update(item, {"done": done})
     except Conflict:
         pass  # it took too long, and somebody else has it
 
 
 class Misplaced(NamedTuple):
-    """An address of a pod which is not of a block of its node. `holder`: whose it is, or empty."""
+    """An address of a pod which is not of a block of its node. `holder`: whose it is, or empty.
+
+    Spaces may have the same addresses; if one of them has the block for the node, all is well.
+    """
 
     pod: str
     node: str
@@ -225,36 +269,37 @@ def misplaced(
     `subnets` are those of the space; addresses outside of them are somebody else's business.
     """
     nets = [Prefix.parse(each) for each in subnets]
-    held: dict[Prefix, str] = {}
+    held: dict[Prefix, set[str]] = {}
     for item in items:
         try:
-            held[blocks.block_of_key(_last(item))] = str(item.value.get("node", ""))
+            block = blocks.block_of_key(_last(item))
         except InvalidAddress:
             continue
+        held.setdefault(block, set()).add(str(item.value.get("node", "")))
     lengths = sorted({(block.is_v4, block.length) for block in held})
     found = []
     for pod in pods:
         for address in pod.addresses:
             packed = parse_ip(address)
             if any(net.contains(packed) for net in nets):
-                holder = _holder(packed, held, lengths)
-                if holder != pod.node:
-                    found.append(
-                        Misplaced(f"{pod.namespace}/{pod.name}", pod.node, address, holder)
-                    )
+                holders = _holders(packed, held, lengths)
+                if pod.node not in holders:
+                    name, holder = f"{pod.namespace}/{pod.name}", ", ".join(sorted(holders))
+                    found.append(Misplaced(name, pod.node, address, holder))
     return found
 
 
-def _holder(packed: bytes, held: dict[Prefix, str], lengths: list[tuple[bool, int]]) -> str:
+def _holders(
+    packed: bytes, held: dict[Prefix, set[str]], lengths: list[tuple[bool, int]]
+) -> set[str]:
     bits = len(packed) * 8
     number = int.from_bytes(packed, "big")
+    found: set[str] = set()
     for is_v4, length in lengths:
         if is_v4 == (bits == 32):
             first = number >> (bits - length) << (bits - length)
-            block = Prefix(first.to_bytes(len(packed), "big"), length)
-            if block in held:
-                return held[block]
-    return ""
+            found |= held.get(Prefix(first.to_bytes(len(packed), "big"), length), set())
+    return found
 
 
 def _last(item: Item) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...protocol import config
 from ...protocol.errors import CNIError
-from . import engines, settings, tend
+from . import engines, reconciling, settings, tend
 from .claim import Claims
 from .compare import Synced
 from .node import Node, Space
@@ -58,14 +58,19 @@ def once(
 def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
     """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
     said: list[str] = []
+    memory = reconciling.Reconciling()
     for number in itertools.count():
+        problems = None
         try:
             if number % _ROUND == 0 or _lacks(env):
                 _, problems = once(env, log, compare=number % (_ROUND * _COMPARE) == 0)
-            else:
-                problems = None
         except CNIError as error:
             problems = [error]
+        if number % _ROUND == 0:
+            try:
+                reconciling.attempt(memory, env, log)
+            except CNIError as error:
+                problems = [*(problems or ()), error]
         if problems is not None:
             texts = [str(each) for each in problems]
             for text in texts:

@@ -1,6 +1,7 @@
 """Which store, which node, which directory: of the configuration, or once for the node.
 
-    /etc/cni/cluster.json    {"store": {"type": "etcd", …}, "nodeName": "n1", "dataDir": "…"}
+    /etc/cni/cluster.json    {"store": {"type": "etcd", …}, "nodeName": "n1", "dataDir": "…",
+                              "nodeTimeout": 0, "reconcile": false}
 
 What a network's configuration says comes before that file.
 """
@@ -81,6 +82,26 @@ def data_dir(ipam: dict[str, Any], env: Mapping[str, str]) -> str:
     path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
     own = _first([(ipam, "ipam.")], "dataDir", str)
     return own or _first([(_node_file(path), f"{path}: ")], "dataDir", str) or DATA_DIR
+
+
+def reconciles(env: Mapping[str, str]) -> bool:
+    """Does this node's server free the blocks of nodes that are gone (reconciling.py)?
+
+    As the node's file says with `reconcile`; else where nodes promise to stop (`nodeTimeout`), but
+    not on a Kubernetes API, where a node's account must not change what is others'. Raises
+    CNIError.
+    """
+    path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
+    node = _node_file(path)
+    wanted = config.lookup(node, "reconcile")
+    if wanted is not None and not isinstance(wanted, bool):
+        raise CNIError(f"`{path}: reconcile` is neither true nor false", _EXAMPLE)
+    its = read({}, env)
+    if its.store is None:
+        return False
+    return (
+        wanted if wanted is not None else its.timeout > 0 and its.store.get("type") != "kubernetes"
+    )
 
 
 def _first(sources: list[tuple[dict[str, Any], str]], key: str, kind: type) -> Any:

@@ -1,0 +1,144 @@
+"""Rounds of reconcile.py, again and again: in a node's server, and by `cni ipam reconcile`.
+
+Every server with the setting tries; the lock has one at a time work, and notes when the last round
+was, so that a minute has one round, however many nodes there are. Each other node reads one item.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from . import engines, settings
+from . import reconcile as rounds
+from .reconcile import Misplaced, Presence, Report
+from .store.interface import Store, StoreError, Unavailable
+
+EVERY = 60.0  # seconds between two rounds
+_SETTLE = 60.0  # seconds for which a node has to be seen as gone
+_LIMIT = 100  # blocks that a round frees
+_NODES = 20  # whose pods a round looks at
+
+
+class Outcome(NamedTuple):
+    """What a round has done; `report` is None if another process did it, or does it now."""
+
+    report: Report | None
+    misplaced: list[Misplaced]
+
+
+class Reconciling:
+    """What is remembered from one round to the next."""
+
+    def __init__(self) -> None:
+        self._after = ""  # the node at whose pods was looked last
+        self._seen: set[Misplaced] = set()  # in the round before
+        self._told: set[Misplaced] = set()
+
+    def round(
+        self, store: Store, *, settle: float = _SETTLE, limit: int = _LIMIT, every: float = 0.0
+    ) -> Outcome:
+        """One round, unless another process is at it, or ended one less than `every` seconds ago.
+
+        Raises StoreError.
+        """
+        clock = store.clock()
+        now = time.time() if clock is None else clock
+        held = rounds.lock(store, now, every)
+        if held is None:
+            return Outcome(None, [])
+        done: float | None = None
+        try:
+            presence = presence_of(store)
+            made = rounds.Reconciler(store, presence, now, settle=settle, limit=limit)
+            report = made.run()
+            found = self._misplaced(store, presence, sorted(made.nodes)) if every else []
+            done = now if every else None
+        finally:
+            rounds.unlock(store, held, done)
+        return Outcome(report, found)
+
+    def _misplaced(
+        self, store: Store, presence: Presence | None, nodes: list[str]
+    ) -> list[Misplaced]:
+        """Addresses of pods that are of no block of their node, some nodes a round.
+
+        What was seen in the round before, and still is, and was not told yet.
+        """
+        if presence is None:
+            return []
+        later = [each for each in nodes if each > self._after] or nodes
+        chosen = [*later[:_NODES], *sorted({each.node for each in self._seen})]
+        self._after = chosen[-1] if len(later) > _NODES else ""
+        pods = [pod for name in dict.fromkeys(chosen) for pod in presence.pods(name)]
+        subnets = {
+            subnet
+            for item in store.list("spaces/").items
+            for subnet in item.value.get("layout") or {}
+        }
+        # After the pods: a block that a node claims is there before a pod has an address of it.
+        found = set(rounds.misplaced(pods, store.list("blocks/").items, subnets))
+        news = found & self._seen - self._told
+        self._told = {each for each in self._told if each.node not in chosen or each in found}
+        self._told |= news
+        self._seen = found - self._told
+        return sorted(news)
+
+
+def presence_of(store: Store) -> Presence | None:
+    """Who knows which nodes there are; None: only the nodes themselves."""
+    api = getattr(store, "api", None)
+    if api is None:
+        return None
+    from .kubernetes_nodes import Nodes
+
+    return Nodes(api)
+
+
+def attempt(memory: Reconciling, env: Mapping[str, str], log: Callable[[str], None]) -> None:
+    """A round of this node's server, if it is to reconcile; what is done is logged.
+
+    Raises CNIError, for StoreError, too.
+    """
+    if not settings.reconciles(env):
+        return
+    try:
+        store = engines.connect(settings.read({}, env).store)
+        try:
+            tell(memory.round(store, every=EVERY), log)
+        finally:
+            store.close()
+    except StoreError as error:
+        raise engines.explain(error) from None
+
+
+def forever(
+    store: Store, every: float, settle: float, limit: int, log: Callable[[str], None]
+) -> None:
+    """Rounds until the process is ended. Raises StoreError if the store refuses."""
+    memory, said = Reconciling(), ""
+    while True:
+        try:
+            tell(memory.round(store, settle=settle, limit=limit, every=every), log)
+            said = ""
+        except Unavailable as error:
+            if str(error) != said:
+                log(str(engines.explain(error)))
+            said = str(error)
+        time.sleep(every)
+
+
+def tell(outcome: Outcome, log: Callable[[str], None]) -> None:
+    """Log what an operator wants to know of a round."""
+    if outcome.report is not None:
+        if outcome.report.freed:
+            log(f"cluster: {len(outcome.report.freed)} blocks of nodes that are gone are free")
+        for name in outcome.report.gone:
+            log(f"cluster: node {name} is gone, and has no block any more")
+    for each in outcome.misplaced:
+        holder = f"node {each.holder}'s block" if each.holder else "no node's block"
+        log(
+            f"cluster: pod {each.pod} on node {each.node} has {each.address}, which is of {holder}:"
+            " another pod may have it, too. Delete the pod, so that it is made anew"
+        )
