@@ -66,6 +66,7 @@ def test_the_archive_is_flat_as_the_reference_s(released: Path) -> None:
         links = {each.name.removeprefix("./"): each.linkname for each in members if each.issym()}
         assert {"bridge", "ptp", "host-local", "dhcp", "portmap", "loopback"} <= set(links)
         assert set(links.values()) == {"cni"}
+        assert "whereabouts" not in links, "unpacking would replace a plugin that gives addresses"
         assert set(names) - set(links) == {"cni", *layout.DOCUMENTS, "LICENSES"}
         assert {(each.uid, each.gid) for each in members} == {(0, 0)}
         assert all(each.mode == 0o755 for each in members if each.name == "./cni")
