@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import formats
+from . import formats, output
 from .table import Column, Table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def reconcile(settle: float, limit: int, every: float | None) -> None:
 
 
 def _log(text: str) -> None:
-    click.echo(text, err=True)
+    output.line(text, err=True)
 
 
 def _present(report: Report) -> None:

@@ -11,9 +11,9 @@ when it sets it up.
 from __future__ import annotations
 
 import struct
+from _socket import AF_PACKET, SOCK_DGRAM
 from collections.abc import Collection
 from select import POLLIN, poll
-from socket import AF_PACKET, SOCK_DGRAM
 from time import monotonic
 from typing import TYPE_CHECKING
 

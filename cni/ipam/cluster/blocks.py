@@ -14,9 +14,7 @@ from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..host_local.ranges import Range, RangeSet, Span
 
 _GROUPS = 8  # of an IPv6 address
-_GUESSES = (
-    8  # until the blocks are gone through: then most are taken, and they are no more than few
-)
+_GUESSES = 8  # until the blocks are gone through one by one: most are taken then
 
 
 class Area(NamedTuple):
