@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .combinations import every_day
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -99,8 +101,12 @@ FAMILIES = (V4, V6, DUAL)
 
 
 def each_version(versions: Sequence[str] = ALL_VERSIONS) -> pytest.MarkDecorator:
-    """Run a test for every spec version, as its parameter `cni_version`."""
-    return pytest.mark.parametrize("cni_version", versions)
+    """Run a test for every spec version, as its parameter `cni_version`.
+
+    Every day for one of each layout that results have: the first, the last, and 0.4.0.
+    """
+    layouts = {versions[0], "0.4.0", versions[-1]} & set(versions)
+    return pytest.mark.parametrize("cni_version", every_day(layouts, versions))
 
 
 def each_family(families: Sequence[Family] = FAMILIES) -> pytest.MarkDecorator:

@@ -29,6 +29,7 @@ from tests.harness import (
     Netns,
     Runtime,
     difference,
+    each_version,
     iptables_save,
     kind,
     links,
@@ -414,7 +415,6 @@ def net(cni_version: str = NEWEST, **keys: Any) -> Json:
     return {"cniVersion": cni_version, "name": "net", **keys}
 
 
-each_version = pytest.mark.parametrize("cni_version", VERSIONS)
 # Results in older layouts are made by the same code for all plugins: in everyday runs bridge stands
 # for them.
 older_layouts = pytest.mark.slow
@@ -508,7 +508,7 @@ def test_bridge_layer_3(pair: Pair, family: Family, gateway: str) -> None:
     pair.compare("bridge", conf)
 
 
-@each_version
+@each_version(VERSIONS)
 def test_bridge_in_each_version(pair: Pair, cni_version: str) -> None:
     conf = net(cni_version, isDefaultGateway=True, ipam=local(DUAL, routes=[]))
     pair.compare("bridge", conf)
@@ -615,7 +615,7 @@ def test_ptp(pair: Pair, family: Family) -> None:
     pair.compare("ptp", net(mtu=1400, ipam=local(family)))
 
 
-@each_version
+@each_version(VERSIONS)
 @older_layouts
 def test_ptp_in_each_version(pair: Pair, cni_version: str) -> None:
     pair.compare("ptp", net(cni_version, ipam=local()))
@@ -723,7 +723,7 @@ def test_host_local(pair: Pair, ipam: Json) -> None:
     pair.compare("host-local", net(ipam=ipam), HOST_LOCAL_LIFE)
 
 
-@each_version
+@each_version(VERSIONS)
 @older_layouts
 def test_host_local_in_each_version(pair: Pair, cni_version: str) -> None:
     pair.compare("host-local", net(cni_version, ipam=local(DUAL)), HOST_LOCAL_LIFE)
@@ -812,7 +812,7 @@ def test_static(pair: Pair, ipam: Json) -> None:
     pair.compare("static", net(ipam=ipam))
 
 
-@each_version
+@each_version(VERSIONS)
 @older_layouts
 def test_static_in_each_version(pair: Pair, cni_version: str) -> None:
     pair.compare("static", net(cni_version, ipam=DUAL.static()))
