@@ -13,6 +13,7 @@ def start():
     # type: () -> None
     """Run the plugin or command that sys.argv names; exits the process."""
     if sys.version_info < (3, 11):
+        sys.dont_write_bytecode = True  # nothing of such a Python remains in the installed tree
         from cni.startup_error import too_old
 
         sys.exit(too_old())
