@@ -57,6 +57,7 @@ class Host:
         self.way = Unreliable(simulation.store, lambda: simulation.fate(self))  # type: ignore[arg-type]
         self.boots = 1
         self.up = True
+        self.for_ever = False  # it never comes back
         self.cut = 0.0
         self.pods: dict[str, list[str]] = {}  # with their addresses
 
@@ -120,7 +121,10 @@ class Simulation:
                     self.add(host, self.pods)
             names, weights = list(EVENTS), list(EVENTS.values())
             renewed = reconciled = self.now
-            for _ in range(steps):
+            for number in range(steps):
+                if number == steps // 3:
+                    self.lose(self.hosts[-1])
+                    self.hosts[-1].for_ever = True
                 host = self.random.choice(self.hosts)
                 getattr(self, self.random.choices(names, weights)[0])(host)
                 self.now += self.step
@@ -189,13 +193,14 @@ class Simulation:
         for address in host.pods.pop(pod):
             del self.held[address]
 
-    def tend(self, host: Host) -> None:
-        """What its server does."""
+    def tend(self, host: Host, compare: bool | None = None) -> None:
+        """What its server does; it compares ledger and store in every tenth round."""
         if not host.up:
             return
         self.current = host
         try:
-            tend.space(self.claims(host), host.space, [self.pool])
+            compare = self.random.random() < 0.1 if compare is None else compare
+            tend.space(self.claims(host), host.space, [self.pool], compare)
         except Unavailable:
             self.counts["failed rounds"] += 1
 
@@ -215,7 +220,7 @@ class Simulation:
 
     def back(self, host: Host) -> None:
         """It is booted, with what it had on its disk."""
-        if host.up:
+        if host.up or host.for_ever:
             return
         host.way.deliver()
         host.boots += 1
@@ -252,9 +257,9 @@ class Simulation:
         self.quiet = True
         for host in self.hosts:
             host.way.deliver()  # also what dead machines have sent
-        for _ in range(6):
+        for number in range(6):
             for host in self.hosts:
-                self.tend(host)
+                self.tend(host, compare=not number)
             self.reconcile()
             self.now += self.timeout / 2
 

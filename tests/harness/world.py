@@ -17,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.ipam.cluster import blocks, rounds
+from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster.store.config import open_store
+
 from .kernel import addresses, iptables_save, kind, links, nft, routes, rules, tree
 from .netns import Netns
 from .requires import requires_kernel
@@ -69,7 +73,8 @@ AFTER: dict[str, Any] = {
         "ips": [{"address": "10.88.0.2/24"}, {"address": "fd88::2/64"}],
     }
 }
-# `after` is the plugin before it in the list, which is not killed.
+# `after` is the plugin before it in the list, which is not killed. With `claiming` an ADD begins
+# without blocks, so that it claims some.
 CASES: dict[str, dict[str, Any]] = {
     "bandwidth": {
         "type": "bandwidth",
@@ -84,6 +89,8 @@ CASES: dict[str, dict[str, Any]] = {
         "miimon": "100",
         "links": [{"name": "lan0"}, {"name": "lan2"}],
     },
+    "cluster": {"type": "cluster"},
+    "cluster-claiming": {"type": "cluster", "claiming": True},
     "host-local": {"type": "host-local"},
     "bridge": {"type": "bridge", "bridge": "br88", "isGateway": True},
     "bridge-filtered": {
@@ -206,6 +213,9 @@ class World:
             subnet_file.write_text(SUBNET_ENV)
             notes = str(self.data_dir / "flannel")
             self.conf |= {"subnetFile": str(subnet_file), "dataDir": notes}
+        self.claiming = self.conf.pop("claiming", False)
+        if self.plugin == "cluster":
+            self.conf["ipam"] = self._cluster()
         after = self.conf.pop("after", None)
         self.after = after and {**self.conf, **after}
         self.host = Netns("crash-host")
@@ -238,8 +248,26 @@ class World:
     def close(self) -> None:
         self._stack.close()
 
+    def _cluster(self) -> dict[str, Any]:
+        """The `ipam` of cluster, which needs as many blocks as there are range sets."""
+        store = {"type": "directory", "path": str(self.data_dir / "store")}
+        own = {"type": "cluster", "blockSize": 28, "nodeName": "n1", "store": store}
+        return {**HOST_LOCAL, "dataDir": str(self.data_dir), **own}
+
+    def give_back(self) -> None:
+        """Have the node release its blocks, as its server does when another node wants them."""
+        settings = self.data_dir.with_suffix(".json")
+        settings.write_text(
+            json.dumps({key: self.conf["ipam"][key] for key in ("store", "nodeName", "dataDir")})
+        )
+        env = {"CNI_CLUSTER_CONF": str(settings)}
+        _, problems = self.host.run(rounds.once, env, print, give_back=True)
+        assert not problems, problems
+
     def prepare(self) -> None:
         """What comes before an ADD in the list."""
+        if self.claiming:
+            self.give_back()
         if self.after:
             added = self.runtime.add(self.after["type"], self.after, self.container)
             self.conf["prevResult"] = added.result
@@ -298,7 +326,10 @@ class World:
         """What must be the same again; a bridge's carrier comes and goes with its ports."""
         if self.plugin in WORK_ON_INTERFACE:
             self.interface(False)
+        if self.claiming:
+            self.give_back()
         return {
+            "blocks": self.blocks() if self.plugin == "cluster" else {},
             "host": network(self.host),
             "container": network(self.container),
             "nft": {str(number): item for number, item in enumerate(nft(self.host))},
@@ -310,6 +341,16 @@ class World:
             "tuned": self.tuned() if self.plugin in CHANGING_EXISTING else {},
             "state": dict.fromkeys(tree(self.state_dir, contents=False), ""),
         }
+
+    def blocks(self) -> dict[str, Any]:
+        """Those in the ledger, with their states. That the store has the same is compared."""
+        ipam = self.conf["ipam"]
+        own = Space(Node(ipam["dataDir"], ipam["nodeName"]), "default").ledger().blocks
+        with contextlib.closing(open_store(ipam["store"])) as store:
+            items = self.host.run(store.list, "blocks/").items
+        found = {blocks.block_of_key(item.key.rpartition("/")[2]) for item in items}
+        assert found == {each.prefix for each in own}, (found, own)
+        return {each.cidr: each.state for each in own}
 
     def tuned(self) -> dict[str, Any]:
         """What tuning changes."""

@@ -9,14 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.ipam.cluster import blocks
+from cni.ipam.cluster import blocks, settings
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import Pool, PoolConf
 from cni.ipam.cluster.settings import Settings
 from cni.ipam.host_local.ranges import RangeConf
+from cni.ipam.host_local.store import Store as ReservationStore
 from tests.harness.cluster_store import Memory
 from tests.harness.turns import Turns
+
+from .test_cluster_plugin import Cluster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,3 +151,24 @@ def test_a_block_that_was_given_back_is_found_again(tmp_path: Path) -> None:
     assert other.release(its_space, lambda _: True)
     one.claim(its, pool, 0)
     assert len(its.own()) == 2
+
+
+def test_an_add_asks_the_index_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When every free address of the block was released lately, it asks once for the whole row."""
+    monkeypatch.setattr(settings, "NODE_FILE", str(tmp_path / "none.json"))
+    node = Cluster(tmp_path).node("n1", ranges=[[{"subnet": "10.64.0.0/24"}]], blockSize=26)
+    for number in range(70):
+        node.add(f"c{number}")
+        node.delete(f"c{number}")
+    asked = []
+    first_free = ReservationStore.first_free
+
+    def counted(store: ReservationStore, width: int, low: int, high: int) -> int | None:
+        asked.append((low, high))
+        return first_free(store, width, low, high)
+
+    monkeypatch.setattr(ReservationStore, "first_free", counted)
+    before = node.add("next")
+    assert len(asked) <= 3, asked
+    node.delete("next")
+    assert node.add("other") != before

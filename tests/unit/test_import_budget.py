@@ -67,6 +67,7 @@ class Case:
     ipam: dict[str, Any] = field(default_factory=dict)
     nftables: bool = False
     pair: bool = False  # needs a veth pair: vethbudget on the host, eth0 in the container
+    before: bool = False  # an ADD and a DEL come before: what they made for the node is there
 
 
 HOST_LOCAL = {"type": "host-local", "ranges": [[{"subnet": "10.77.0.0/24"}]]}
@@ -76,6 +77,13 @@ DUAL = {
     "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
 }
 STATIC = {"type": "static", "addresses": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
+CLUSTER = {
+    "type": "cluster",
+    "nodeName": "n1",
+    "ranges": DUAL["ranges"],
+    "blockSize": 28,
+    "store": {"type": "directory"},
+}
 CHAINED = {"cniVersion": "1.1.0", "ips": [{"address": "10.77.0.9/24", "gateway": "10.77.0.1"}]}
 # For plugins that come after another: what that one returned.
 AFTER_BRIDGE: dict[str, Any] = {
@@ -102,6 +110,8 @@ CASES = {
     "loopback": Case("loopback"),
     "host-local": Case("host-local", ipam=HOST_LOCAL),
     "static": Case("static", ipam=STATIC),
+    "cluster": Case("cluster", ipam=CLUSTER, before=True),
+    "cluster-claiming": Case("cluster", ipam=CLUSTER),
     "bridge": Case("bridge", {"bridge": "br77"}, HOST_LOCAL),
     "bridge-static": Case("bridge", {"bridge": "br77"}, STATIC),
     "bridge-gateway": Case("bridge", GATEWAY, DUAL),
@@ -137,6 +147,8 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "bandwidth": {"ADD": 39, "CHECK": 40, "DEL": 39, "STATUS": 38, "GC": 38},
     "loopback": {"ADD": 27, "CHECK": 28, "DEL": 27, "STATUS": 26, "GC": 26, "VERSION": 19},
     "host-local": {"ADD": 31, "CHECK": 31, "DEL": 30, "STATUS": 31, "GC": 31},
+    "cluster": {"ADD": 39, "CHECK": 38, "DEL": 37, "STATUS": 40, "GC": 38},
+    "cluster-claiming": {"ADD": 51, "CHECK": 38, "DEL": 37, "STATUS": 54, "GC": 38},
     "static": {"ADD": 22, "CHECK": 23, "DEL": 22, "STATUS": 23, "GC": 23},
     "bridge": {"ADD": 49, "CHECK": 51, "DEL": 49, "STATUS": 47, "GC": 48},
     "bridge-static": {"ADD": 40, "CHECK": 43, "DEL": 43, "STATUS": 39, "GC": 41},
@@ -189,8 +201,10 @@ def installed_tree(module_bin_dir: Path) -> Path:
 def case_conf(request: pytest.FixtureRequest, data_dir: Path) -> dict[str, Any]:
     case = CASES[request.node.callspec.params["name"]]
     ipam = dict(case.ipam)
-    if ipam.get("type") == "host-local":
+    if ipam.get("type") in ("host-local", "cluster"):
         ipam["dataDir"] = str(data_dir)
+    if ipam.get("type") == "cluster":
+        ipam["store"] = {**ipam["store"], "path": str(data_dir / "store")}
     conf = {"cniVersion": "1.1.0", "name": "budget", "type": case.plugin, **case.conf}
     if case.plugin == "tuning":
         conf["dataDir"] = str(data_dir)
@@ -257,6 +271,9 @@ def test_add_check_delete(
     if CASES[name].pair:
         peer = ["peer", "name", "eth0", "netns", container.name]
         recorder.runtime.host.ip("link", "add", "vethbudget", "type", "veth", *peer)
+    if CASES[name].before:
+        recorder.run("ADD", case_conf, container)
+        recorder.run("DEL", case_conf, container)
     result: dict[str, Any] | None = None
     used: set[str] = set()
     for verb in ("ADD", "CHECK", "DEL"):
@@ -276,8 +293,13 @@ def test_add_check_delete(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_status_and_gc(name: str, case_conf: dict[str, Any], recorder: Recorder) -> None:
-    """Nothing was added, and nothing is valid: both find nothing to do."""
+def test_status_and_gc(
+    name: str, case_conf: dict[str, Any], recorder: Recorder, container: Netns
+) -> None:
+    """Nothing is there, and nothing is valid: both find nothing to do."""
+    if CASES[name].before:
+        recorder.run("ADD", case_conf, container)
+        recorder.run("DEL", case_conf, container)
     for verb in ("STATUS", "GC"):
         conf = {**case_conf, "cni.dev/valid-attachments": []} if verb == "GC" else case_conf
         footprint, _ = recorder.run(verb, conf)

@@ -80,7 +80,13 @@ class FromBlocks(Allocation):
         freed = rest.recent(self._space.freed)
         for its_range, low, high in ranges.spans(self._last_reserved(store, index)):
             at = low
-            while (number := store.first_free(its_range.width, at, high)) is not None:
+            while True:
+                # The index is asked once for a row of such addresses, not once for each.
+                while at <= high and its_range.packed(at) in freed:
+                    at += 1
+                number = store.first_free(its_range.width, at, high) if at <= high else None
+                if number is None:
+                    break
                 packed = its_range.packed(number)
                 if packed not in freed and self._take(store, format_ip(packed)):
                     return format_ip(packed), its_range
