@@ -11,7 +11,7 @@ from cni.ipam.host_local.reservation import is_address
 from cni.protocol.address import parse_ip
 
 if TYPE_CHECKING:
-    from .ipam import Lease, Reservations
+    from .ipam_leases import Lease, Reservations
 
 
 def of_files(held: Reservations) -> list[str]:

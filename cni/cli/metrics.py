@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,7 @@ def of_node(cache_dir: str = cache.DEFAULT_DIRECTORY) -> list[Family]:
             "Addresses of host-local: free, used, and used by containers that are gone.",
             list(_addresses(places, known, live)),
         ),
+        *_of_cluster(),
         Family(
             "cni_portmap_ports",
             "gauge",
@@ -113,6 +115,31 @@ def _addresses(places: Places, known: list[Attached], live: Live) -> Iterator[Sa
                 yield Sample(
                     count, labels({"network": network.name, "range": each.text, "state": state})
                 )
+
+
+def _of_cluster() -> list[Family]:
+    """What this node has of a cluster's addresses; nothing on a node that has none."""
+    from cni.ipam.cluster import settings, survey
+    from cni.ipam.cluster.node import Node
+
+    uses = survey.of_node(Node(settings.data_dir({}, os.environ), ""))
+    addresses, blocks = [], []
+    for use in uses[:_MOST_NETWORKS]:
+        for state, count in (("used", use.used), ("conflict", use.aside), ("free", use.free)):
+            addresses.append(Sample(count, labels({"space": use.space, "state": state})))
+        for state, count in use.blocks.items():
+            blocks.append(Sample(count, labels({"space": use.space, "state": state})))
+    if not uses:
+        return []
+    return [
+        Family(
+            "cni_cluster_addresses",
+            "gauge",
+            "Addresses of this node's blocks: free, used, and those that others on the link have.",
+            addresses,
+        ),
+        Family("cni_cluster_blocks", "gauge", "Blocks of this node, by state.", blocks),
+    ]
 
 
 def _ports(known: list[Attached], live: Live) -> int:

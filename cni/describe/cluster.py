@@ -5,20 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import pool
-from .common import RANGE_KEYS, args, runtime
-from .model import Key, Many, Plugin, Record, Rule, Text
+from .common import args, runtime
+from .model import Key, Plugin, Record, Rule, Text
 
-_RANGE = Record(RANGE_KEYS)
-_SINGLE = tuple(
-    replace(
-        key,
-        required=False,
-        text=f"of a single range: {key.text}",
-        absent=key.absent or "the ranges of `ranges`, or of the pool",
-        beyond=True,
-    )
-    for key in RANGE_KEYS[:4]
-)
 PLUGIN = Plugin(
     name="cluster",
     place="ipam",
@@ -36,15 +25,13 @@ PLUGIN = Plugin(
                         example="storage",
                         beyond=True,
                     ),
-                    Key(
-                        "ranges",
-                        Many(Many(_RANGE)),
-                        "range sets, each a list of ranges: an ADD gets one address of every set",
-                        absent="the single range, or the pool's",
-                        example=[[{"subnet": "10.64.0.0/16"}], [{"subnet": "fd00:64::/64"}]],
+                    pool.ranges(
+                        "the single range, or the pool's",
+                        "10.64.0.0/16",
+                        "fd00:64::/64",
                         beyond=True,
                     ),
-                    *_SINGLE,
+                    *pool.single("", "the ranges of `ranges`, or of the pool", beyond=True),
                     *pool.keys(
                         "exclude",
                         "routes",

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import RANGE_KEYS, ROUTE, args, runtime
+from . import pool
+from .common import args, runtime
 from .model import Flag, Key, Many, Plugin, Record, Rule, Text
 
-_RANGE = Record(RANGE_KEYS)
-_SINGLE = tuple(
-    replace(
-        key,
-        required=False,
-        text=f"of a single range, in the old form: {key.text}",
-        absent=key.absent or "the ranges of `ranges`",
-    )
-    for key in RANGE_KEYS[:4]
-)
 _IPS = Key(
     "ips",
     Many(Text("request")),
@@ -34,30 +25,10 @@ PLUGIN = Plugin(
             "ipam",
             Record(
                 (
-                    Key(
-                        "ranges",
-                        Many(Many(_RANGE)),
-                        "range sets, each a list of ranges: an ADD gets one address of every set",
-                        absent="the single range",
-                        example=[[{"subnet": "10.22.0.0/16"}], [{"subnet": "fd00:22::/64"}]],
-                    ),
-                    *_SINGLE,
-                    Key(
-                        "exclude",
-                        Many(Text("span")),
-                        "addresses that are never allocated, in any range: `10.0.0.5`, "
-                        "`10.0.0.8/29`, `10.0.0.8-10.0.0.11`",
-                        default=[],
-                        example=["10.22.0.2-10.22.0.9"],
-                        beyond=True,
-                    ),
-                    Key(
-                        "routes",
-                        Many(ROUTE),
-                        "go into the result",
-                        default=[],
-                        example=[{"dst": "0.0.0.0/0"}],
-                    ),
+                    pool.ranges("the single range", "10.22.0.0/16", "fd00:22::/64", beyond=False),
+                    *pool.single(", in the old form", "the ranges of `ranges`", beyond=False),
+                    replace(pool.keys("exclude")[0], example=["10.22.0.2-10.22.0.9"]),
+                    replace(pool.keys("routes")[0], beyond=False),
                     Key(
                         "dataDir",
                         Text("path"),
@@ -98,7 +69,7 @@ PLUGIN = Plugin(
             replace(_IPS, capability="ips"),
             Key(
                 "ipRanges",
-                Many(Many(_RANGE)),
+                Many(Many(pool.RANGE)),
                 "range sets, as in `ipam.ranges`, that come before the configured ones",
                 default=[],
                 example=[[{"subnet": "10.22.1.0/24"}]],
@@ -106,11 +77,7 @@ PLUGIN = Plugin(
             ),
         ),
     ),
-    args=(
-        Key("IP", Text(), "an address that the container asks for", absent="none"),
-        Key("K8S_POD_NAMESPACE", Text(), "with `sticky`: whose address it is", absent="none"),
-        Key("K8S_POD_NAME", Text(), "with `sticky`: whose address it is", absent="none"),
-    ),
+    args=pool.ARGS,
     rules=(
         Rule(
             ("ipam.type", "ipam"),

@@ -1,11 +1,40 @@
-"""Keys that cluster and whereabouts have: of a pool, and where the node finds its blocks."""
+"""Keys of a pool, as cluster, whereabouts and host-local have them, and of a store of blocks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import DNS, ROUTE
+from .common import DNS, RANGE_KEYS, ROUTE
 from .model import Anything, Flag, Get, Key, Many, Number, Record, Rule, Text
+
+RANGE = Record(RANGE_KEYS)
+
+
+def single(form: str, absent: str, *, beyond: bool) -> tuple[Key, ...]:
+    """The keys of a range that stand directly in `ipam`, which is what `form` says in words."""
+    return tuple(
+        replace(
+            key,
+            required=False,
+            text=f"of a single range{form}: {key.text}",
+            absent=key.absent or absent,
+            beyond=beyond,
+        )
+        for key in RANGE_KEYS[:4]
+    )
+
+
+def ranges(absent: str, *examples: str, beyond: bool) -> Key:
+    """The key `ranges`; `examples` are subnets, a set each."""
+    return Key(
+        "ranges",
+        Many(Many(RANGE)),
+        "range sets, each a list of ranges: an ADD gets one address of every set",
+        absent=absent,
+        example=[[{"subnet": each}] for each in examples],
+        beyond=beyond,
+    )
+
 
 IPS = Key(
     "ips",

@@ -134,6 +134,22 @@ def test_foreign_files_are_kept_and_come_back(dist: Path, other_dist: Path, tmp_
     assert state(tmp_path) == before
 
 
+def test_another_projects_whereabouts_is_replaced_on_request(dist: Path, tmp_path: Path) -> None:
+    """What it has given to containers has to be taken over first."""
+    theirs = tmp_path / "whereabouts"
+    theirs.write_text("#!/bin/sh\necho another\n")
+    report = install(dist, tmp_path)
+    assert theirs.read_text() == "#!/bin/sh\necho another\n"
+    assert ["whereabouts is another project's" in each for each in report["warnings"]] == [True]
+    assert "whereabouts" not in report["links"] + list(report["kept"])
+    report = install(dist, tmp_path, "--replace-whereabouts")
+    assert report["kept"] == {"whereabouts": ".whereabouts.before-cni"}
+    assert os.readlink(theirs) == "cni"
+    assert "whereabouts" in install(dist, tmp_path)["unchanged"]  # it is no longer another's
+    uninstall(dist, tmp_path)
+    assert theirs.read_text() == "#!/bin/sh\necho another\n"
+
+
 def test_uninstall_leaves_what_others_put_there_since(dist: Path, tmp_path: Path) -> None:
     install(dist, tmp_path / "bin")
     (tmp_path / "bin/bridge").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from .ipam_node import Failure, Ipam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from cni.ipam.cluster.store.interface import Item
 
 POOL = {"ranges": [[{"subnet": "10.9.0.0/26"}]], "blockSize": 29, "exclude": ["10.9.0.40"]}
 
@@ -164,3 +167,75 @@ def addresses(directory: Path, pool: str, name: str) -> list[str]:
 def test_nothing_is_configured(cluster: Path, shown: Callable[..., Any]) -> None:
     (cluster / "cluster.json").unlink()
     assert "store" in json.dumps(shown("pools", code=1))
+
+
+def test_check_finds_what_does_not_fit(cluster: Path, shown: Callable[..., Any]) -> None:
+    its = node(cluster)
+    address = its.add("a")[0].partition("/")[0]
+    assert shown("check", "--cluster") == {"problems": []}
+
+    (block,) = shown("blocks")
+    item = stored(cluster, block["block"])
+    store(cluster).delete(item)
+    assert "lacks this node's block" in failing(shown)
+    shown("sync")
+    item = stored(cluster, block["block"])
+    mine = item.value
+    store(cluster).update(item, {**mine, "node": "n7", "uid": "other"})
+    found = failing(shown)
+    assert f"block {block['block']} is used here, but is of node n7" in found
+    assert "of node n7, which the store does not know" in found
+    item = stored(cluster, block["block"])
+    store(cluster).update(item, mine)
+    # a reservation outside of the node's blocks, and one that another host's use has caused
+    directory = cluster / "n1" / "default"
+    (directory / "10.9.0.62").write_text("x\r\neth0\r\nnet")
+    (directory / "10.9.0.61").write_text("conflict\r\n02:00:00:00:00:01\r\nnet")
+    found = failing(shown)
+    assert "10.9.0.62 of container x (eth0 of net) is of no block" in found
+    assert "10.9.0.61 is set aside: 02:00:00:00:00:01 on the link has it" in found
+    for name in ("10.9.0.62", "10.9.0.61"):
+        (directory / name).unlink()
+    # blocks that share addresses, of no subnet, and what is held for a node
+    value = {"node": "n1", "uid": "whereabouts", "boot": "", "seq": 0}
+    store(cluster).create(f"blocks/default/{address}-32", value)
+    store(cluster).create("blocks/default/10.200.0.0-29", {**mine, "uid": "z"})
+    found = failing(shown)
+    assert f"and {address}/32 of n1 share addresses" in found
+    assert f"block {address}/32 is held for n1" in found
+    assert "block 10.200.0.0/29 of n1 is of no subnet that the space has" in found
+
+
+def stored(cluster: Path, block: str) -> Item:
+    item = store(cluster).read("blocks/default/" + block.replace("/", "-"))
+    assert item is not None
+    return item
+
+
+def failing(shown: Callable[..., Any]) -> str:
+    """What `check --cluster` finds, with exit code 1."""
+    return json.dumps(shown("check", "--cluster", code=1))
+
+
+def test_metrics_of_a_node(
+    cluster: Path, shown: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    its = node(cluster)
+    for name in "ab":
+        its.add(name)
+    (cluster / "n1" / "default" / "10.9.0.61").write_text("conflict\r\n02:00:00:00:00:01\r\nnet")
+    capfd.readouterr()
+    assert main(["metrics"]) == 0
+    out = capfd.readouterr().out
+    own = next(each for each in shown("blocks"))
+    size = 8 - sum(each in _hosts(own["block"]) for each in ("10.9.0.0", "10.9.0.1", "10.9.0.40"))
+    size -= "10.9.0.63" in _hosts(own["block"])
+    assert 'cni_cluster_addresses{space="default",state="used"} 2' in out
+    assert 'cni_cluster_addresses{space="default",state="conflict"} 1' in out
+    aside = int("10.9.0.61" in _hosts(own["block"]))
+    assert f'cni_cluster_addresses{{space="default",state="free"}} {size - 2 - aside}' in out
+    assert 'cni_cluster_blocks{space="default",state="own"} 1' in out
+
+
+def _hosts(block: str) -> set[str]:
+    return {str(each) for each in ip_network(block)}

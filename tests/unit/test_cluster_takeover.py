@@ -19,7 +19,7 @@ from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.store.directory import DirectoryStore
 from cni.protocol.address import parse_ip
 from cni.protocol.errors import CNIError
-from tests.harness.admission import User
+from tests.harness.admission import NODE_CLAIM, User
 from tests.harness.apiserver import ApiServer, serving
 
 from .ipam_node import Failure, Ipam
@@ -441,6 +441,33 @@ def test_no_address_is_given_before_the_allocations_are_taken_over(
     got = {plugin.add(f"new{i}")[0].partition("/")[0] for i in range(5)}
     assert not got & {"10.1.0.1", "10.1.0.2", "10.1.0.3"}
     assert all(ip_address(each) in ip_network(RANGE) for each in got)
+
+
+def test_nodes_that_may_change_their_own_alone(
+    tmp_path: Path, nodes: Nodes, run: Callable[..., Any]
+) -> None:
+    """An administrator holds everything; each node takes over its own by its own account."""
+    (tmp_path / "api").mkdir()
+    with serving(tmp_path / "api", [*MANIFESTS, CLUSTER / "policy.yaml"]) as api:
+        for kind, plural in takeover.KINDS.items():
+            api.cluster.load(CRDS.format(kind=kind, plural=plural, singular=kind.lower()))
+        put(api, *PODS, GIVEN)
+        own = of_api(api, "n1", nodes)
+        (nodes.directory / "n1.json").write_text(json.dumps(own))
+        assert len(run("n1", "import", "whereabouts", "--hold-only")["held"]) == 3
+
+        token = api.directory / "n1-token"
+        token.write_text("n1")
+        account = "system:serviceaccount:kube-system:cni-plugins"
+        api.tokens["n1"] = User(account, extra={NODE_CLAIM: ["n1"]})
+        own["store"]["tokenFile"] = str(token)
+        (nodes.directory / "n1.json").write_text(json.dumps(own))
+        nodes.cached("n1", "ca", "10.1.0.1/28")
+        dump = nodes.file("dump.json", PODS[0], GIVEN)  # by now the pod of n2 is gone
+        found = run("n1", "import", "whereabouts", dump)
+        assert found["node"]["taken"] == ["default/10.1.0.1/32"]
+        assert found["letGo"] == ["default/10.1.0.3/32"]
+        assert nodes.plugin("n1", **own).add("new")
 
 
 def test_the_way_back(nodes: Nodes, run: Callable[..., Any]) -> None:

@@ -166,6 +166,29 @@ def test_plugins_of_others(judge: Judge) -> None:
     assert judge.of(conflist({"type": "macvlan", "master": "eth0", "ipam": ipam})) == []
 
 
+@pytest.mark.parametrize("kind", ["cluster", "whereabouts"])
+@pytest.mark.parametrize(
+    ("store", "found"),
+    [
+        ({"type": "etcd", "endpoints": ["https://e:2379"], "caFile": "/c", "timeout": 2.5}, []),
+        ({"type": "kubernetes", "server": "https://a", "tokenFile": "/t", "namespace": "x"}, []),
+        ({"type": "directory", "path": "/d"}, []),
+        ({"type": "etcd", "kubeconfig": "/k"}, ["ERROR", "kubeconfig"]),
+        ({"type": "kubernetes", "endpoints": ["https://e:2379"]}, ["ERROR", "endpoints"]),
+        ({"type": "etcd", "endpoint": ["https://e:2379"]}, ["ERROR", "endpoint"]),
+        ({"type": "zk"}, ["ERROR", "type"]),
+        ({"path": "/d"}, ["ERROR", "store"]),
+    ],
+)
+def test_keys_of_a_store(judge: Judge, kind: str, store: Any, found: list[str]) -> None:
+    """Each kind of store has keys of its own; those of another one are errors, as for ADD."""
+    ranges = {"subnet": "10.1.0.0/24"} if kind == "cluster" else {"range": "10.1.0.0/24"}
+    ipam = {"type": kind, **ranges, "store": store}
+    said = judge.of(conflist({"type": "macvlan", "master": "eth0", "ipam": ipam}))
+    assert [each.severity.upper() for each in said] == found[:1]
+    assert [each.path.rpartition(".")[2] for each in said] == found[1:]
+
+
 # --- a mutated key is found at its place --------------------------------------------------------
 
 

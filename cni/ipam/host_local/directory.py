@@ -205,8 +205,8 @@ def make_directories(path: str) -> None:
 
 
 _ADVICE = (
-    "host-local keeps its reservations there: it needs a directory that it can write to "
-    "(ipam.dataDir, by default /var/lib/cni/networks)"
+    "reservations are kept there: let it be a directory that can be written to, or name another "
+    "one as ipam.dataDir"
 )
 
 

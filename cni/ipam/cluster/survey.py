@@ -1,0 +1,161 @@
+"""What this node has of a cluster's addresses, how much of it is in use, and what does not fit.
+
+Looks at the node's files, and for `problems` at the store; changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ...protocol import config
+from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+from ...protocol.errors import CNIError
+from ..host_local import usage
+from ..host_local.reservation import is_address
+from . import blocks
+from .allocation import CONFLICT
+from .node import OWN, PENDING, RELEASING, Node, Space
+from .pool import Pool, PoolConf, convert
+from .store.interface import Item, Store
+from .takeover import HELD
+
+
+class Use(NamedTuple):
+    """One space on this node: blocks by state; addresses that are used, set aside and free."""
+
+    space: str
+    blocks: dict[str, int]
+    used: int
+    aside: int
+    free: int
+
+
+def of_node(node: Node) -> list[Use]:
+    """Every space in which this node has blocks or addresses. Asks no store. Raises CNIError."""
+    return [_use(node, Space(node, name)) for name in node.spaces()]
+
+
+def _use(node: Node, space: Space) -> Use:
+    ledger = space.ledger()
+    states = {state: len(ledger.of_state(state)) for state in (OWN, PENDING, RELEASING)}
+    held = reserved(space)
+    aside = sum(content.startswith(CONFLICT.encode() + b"\r") for content in held.values())
+    own = space.own()
+    free = 0
+    for ranges in {str(each): each for pool in _pools(node, space) for each in pool.sets}.values():
+        part = blocks.narrowed(ranges, own)
+        if part is not None:
+            free += max(part.size - sum(map(part.contains, held)), 0)
+    return Use(space.name, states, len(held) - aside, aside, free)
+
+
+def _pools(node: Node, space: Space) -> Iterator[Pool]:
+    """The pools of networks that needed blocks; those that cannot be read any more are left out."""
+    for entry in space.pools().values():
+        ipam = entry.get("ipam") or {}
+        name = str(config.lookup(ipam, "pool") or "")
+        try:
+            value = node.pool_definition(name) if name else ipam
+            if value is not None:
+                conf = convert(value, name) if name else config.convert(value, PoolConf)
+                yield Pool.of(conf, name, entry.get("cniVersion", "") if not name else "")
+        except CNIError:
+            continue
+
+
+def reserved(space: Space) -> dict[bytes, bytes]:
+    """The addresses that have a file, packed, and what is in it."""
+    found = {}
+    try:
+        names = os.listdir(space.location.path)
+    except OSError:
+        return {}
+    for name in filter(is_address, names):
+        try:
+            with open(os.path.join(space.location.path, name), "rb") as file:
+                found[parse_ip(name)] = file.read(4096).strip()
+        except OSError:
+            continue  # just released
+    return found
+
+
+# --- what does not fit ---
+
+
+def problems(store: Store, node: Node) -> list[str]:
+    """What is wrong with the cluster's blocks, and with those of this node. Raises StoreError."""
+    found: list[str] = []
+    uid = node.identity().uid if os.path.lexists(node.path("node")) else ""
+    records = {item.key.rpartition("/")[2] for item in store.list("nodes/").items}
+    spaces = {item.key.partition("/")[2]: item for item in store.list("spaces/").items}
+    for name in sorted({*spaces, *node.spaces()}):
+        items = _blocks(store, name, found)
+        layout: dict[str, Any] = spaces[name].value.get("layout") or {} if name in spaces else {}
+        found += [f"{name}: {text}" for text in _of_space(items, layout, records)]
+        found += [f"{name}: {text}" for text in _of_node(Space(node, name), items, uid)]
+    return found
+
+
+def _blocks(store: Store, space: str, found: list[str]) -> dict[Prefix, Item]:
+    made = {}
+    for item in store.list(f"blocks/{space}/").items:
+        try:
+            made[blocks.block_of_key(item.key.rpartition("/")[2])] = item
+        except InvalidAddress:
+            found.append(f"{item.key} is no block: delete it")
+    return made
+
+
+def _of_space(
+    items: dict[Prefix, Item], layout: dict[str, Any], records: set[str]
+) -> Iterator[str]:
+    before: Prefix | None = None
+    for block in sorted(items, key=lambda each: (len(each.ip), each.ip, each.length)):
+        holder = str(items[block].value.get("node"))
+        if before is not None and before.is_v4 == block.is_v4 and before.overlaps(block):
+            other = items[before].value.get("node")
+            yield f"blocks {before} of {other} and {block} of {holder} share addresses"
+        else:
+            before = block
+        if not any(
+            length == block.length and Prefix.parse(subnet).contains(block.ip)
+            for subnet, length in layout.items()
+        ):
+            yield f"block {block} of {holder} is of no subnet that the space has"
+        if items[block].value.get("uid") == HELD:
+            yield f"block {block} is held for {holder}: `cni ipam import whereabouts` on that node"
+        elif holder not in records:
+            yield (
+                f"block {block} is of node {holder}, which the store does not know: if that is "
+                "gone, `cni ipam reconcile` frees it"
+            )
+
+
+def _of_node(space: Space, items: dict[Prefix, Item], uid: str) -> Iterator[str]:
+    """Compare this node's ledger and reservations with the store."""
+    ledger = space.ledger()
+    for entry in ledger.blocks:
+        item = items.get(entry.prefix)
+        mine = item is not None and item.value.get("uid") == uid
+        if entry.state == OWN and item is None:
+            yield f"the store lacks this node's block {entry.cidr}: `cni ipam sync` puts it back"
+        elif entry.state == OWN and item is not None and not mine:
+            yield (
+                f"block {entry.cidr} is used here, but is of node {item.value.get('node')} in the "
+                "store: `cni ipam sync` gives it up; recreate the containers that have addresses "
+                "of it"
+            )
+    known = {entry.prefix for entry in ledger.blocks}
+    for block, item in items.items():
+        if uid and item.value.get("uid") == uid and block not in known:
+            yield f"this node does not know its block {block}: `cni ipam sync` gives it back"
+    own = space.own()
+    for packed, content in sorted(reserved(space).items()):
+        holder = usage.holder(content)
+        if content.startswith(CONFLICT.encode() + b"\r"):
+            mac = content.split(b"\r\n")[1].decode(errors="replace")
+            yield f"{format_ip(packed)} is set aside: {mac} on the link has it"
+        elif not any(block.contains(packed) for block in own):
+            yield f"{format_ip(packed)} of {holder} is of no block of this node: recreate that"
