@@ -128,6 +128,11 @@ TABLE: dict[str, Plugin] = {
     ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
+    "tc-redirect-tap": Plugin(
+        "cni.plugins.tc_redirect_tap",
+        "gives a virtual machine the place of the container, by a TAP device",
+        versions=config.VERSIONS[2:],
+    ),
     "tuning": Plugin(
         "cni.plugins.tuning.plugin", "changes sysctls, attributes and features of a link"
     ),

@@ -335,6 +335,12 @@ def _destinations(situation: Situation, key: str) -> list[str]:
     return shown
 
 
+def _tc_redirect_tap(situation: Situation) -> Iterator[str]:
+    name = situation.get("tapName") or "of a derived name"
+    yield f"make the TAP device {name} in the container, for a virtual machine"
+    yield f"redirect all that arrives at {situation.ifname} to it, and the other way round"
+
+
 def _vrf(situation: Situation) -> Iterator[str]:
     yield f"make the VRF {situation.text('vrfname')} in the container, if it is missing"
     yield f"put {situation.ifname} into it"
@@ -383,6 +389,7 @@ TELLERS: dict[str, Tell] = {
     "bandwidth": _bandwidth,
     "sbr": _sbr,
     "route-override": _route_override,
+    "tc-redirect-tap": _tc_redirect_tap,
     "vrf": _vrf,
     "flannel": _flannel,
     "sample": _sample,

@@ -234,6 +234,12 @@ CASES = [
         ),
         around=addressed,
     ),
+    Case(
+        "tc-redirect-tap",
+        routed("tc-redirect-tap"),
+        "tc-redirect-tap",
+        around=addressed,
+    ),
     Case("vrf", routed("vrf", vrfname="blue"), "vrf", around=addressed),
     Case("portmap (nftables)", portmap, "nft"),
     Case("portmap (iptables)", portmap_iptables, "iptables"),

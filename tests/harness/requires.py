@@ -53,6 +53,13 @@ PROBES: dict[str, Sequence[str]] = {
     "tbf": [_VETH, "tc qdisc add dev probe0 root tbf rate 1mbit burst 10k latency 50ms"],
     "fq_codel": [_VETH, "tc qdisc add dev probe0 root fq_codel"],
     "netem": [_VETH, "tc qdisc add dev probe0 root netem delay 1ms"],
+    # what tc-redirect-tap needs; under the plugin's name for the tables of tests/harness/world.py
+    "tc-redirect-tap": [
+        _VETH,
+        "ip tuntap add dev probe2 mode tap",
+        "tc qdisc add dev probe0 ingress",
+        "tc filter add dev probe0 parent ffff: matchall action mirred egress redirect dev probe2",
+    ],
     "matchall": [
         _VETH,
         "tc qdisc add dev probe0 ingress",

@@ -119,6 +119,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sbr": {"type": "sbr"},
     "static": {"type": "static", "ipam": STATIC},
     "tap": {"type": "tap"},
+    "tc-redirect-tap": {"type": "tc-redirect-tap"},
     "tuning": {
         "type": "tuning",
         "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
@@ -135,10 +136,12 @@ CASES: dict[str, dict[str, Any]] = {
 # a DEL that can enter it clears up.
 IN_CONTAINER = frozenset(
     {"dummy", "host-device", "ipvlan", "loopback", "macvlan", "sbr", "tap", "vlan", "vrf"}
-    | {"bond", "route-override"}
+    | {"bond", "route-override", "tc-redirect-tap"}
 )
 # Kinds of links that a kernel may lack.
-OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
+OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"}) | {
+    "tc-redirect-tap"
+}
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # What they change is in the container and goes with its interface: their DEL has nothing to do.
 DELETE_NOTHING = frozenset({"route-override"})
@@ -150,6 +153,7 @@ CHANGING_EXISTING = frozenset({"tuning"})
 WORK_ON_INTERFACE = {
     "route-override": ("10.88.0.2/24", "fd88::2/64"),
     "sbr": ("10.88.0.2/24", "fd88::2/64"),
+    "tc-redirect-tap": ("10.88.0.2/24", "fd88::2/64"),
     "vrf": ("10.88.0.2/24", "fd88::2/64"),
 }
 
