@@ -104,6 +104,10 @@ TABLE: dict[str, Plugin] = {
         "makes an interface with a MAC of its own on a host link",
         conf_error="failed to load netConf: ",
     ),
+    "macvtap": Plugin(
+        "cni.plugins.macvlan.macvtap",
+        "makes a macvlan whose packets a virtual machine reads and writes",
+    ),
     "portmap": Plugin(
         "cni.plugins.portmap.plugin",
         "publishes a container's ports on the node",

@@ -232,6 +232,7 @@ def _on_master(situation: Situation) -> Iterator[str]:
     master = situation.text("master") or _default_link(situation)
     details = {
         "macvlan": f"mode {situation.text('mode', 'bridge')}",
+        "macvtap": f"mode {situation.text('mode', 'bridge')}",
         "ipvlan": f"mode {situation.text('mode', 'l2')}",
         "vlan": f"VLAN {situation.get('vlanId') or 0}",
     }[kind]
@@ -377,6 +378,7 @@ TELLERS: dict[str, Tell] = {
     "bridge": _bridge,
     "ptp": _ptp,
     "macvlan": _on_master,
+    "macvtap": _on_master,
     "ipvlan": _on_master,
     "vlan": _on_master,
     "dummy": _made,

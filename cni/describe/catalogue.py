@@ -35,6 +35,7 @@ NAMES = (
     "ipvlan",
     "loopback",
     "macvlan",
+    "macvtap",
     "portmap",
     "ptp",
     "route-override",

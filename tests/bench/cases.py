@@ -205,6 +205,7 @@ CASES = [
     Case("firewall (nftables)", own_firewall),
     Case("ptp", simple("ptp")),
     Case("macvlan", simple("macvlan", master="lan0"), "macvlan"),
+    Case("macvtap", simple("macvtap", master="lan0"), "macvtap"),
     Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),

@@ -29,6 +29,7 @@ PROBES: dict[str, Sequence[str]] = {
     ],
     "vlan": [_VETH, "ip link add probe2 link probe0 type vlan id 100"],
     "macvlan": [_VETH, "ip link add probe2 link probe0 type macvlan mode bridge"],
+    "macvtap": [_VETH, "ip link add probe2 link probe0 type macvtap mode bridge"],
     "ipvlan": [_VETH, "ip link add probe2 link probe0 type ipvlan mode l2"],
     "dummy": ["ip link add probe0 type dummy"],
     "vrf": ["ip link add probe0 type vrf table 1000"],

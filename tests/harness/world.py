@@ -103,6 +103,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "loopback": {"type": "loopback"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
+    "macvtap": {"type": "macvtap", "master": "lan0", "owner": 1000},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
     "portmap": {"type": "portmap", **PORTS},
     "portmap-iptables": {"type": "portmap", "backend": "iptables", **PORTS},
@@ -136,11 +137,12 @@ CASES: dict[str, dict[str, Any]] = {
 # a DEL that can enter it clears up.
 IN_CONTAINER = frozenset(
     {"dummy", "host-device", "ipvlan", "loopback", "macvlan", "sbr", "tap", "vlan", "vrf"}
-    | {"bond", "route-override", "tc-redirect-tap"}
+    | {"bond", "macvtap", "route-override", "tc-redirect-tap"}
 )
 # Kinds of links that a kernel may lack.
 OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"}) | {
-    "tc-redirect-tap"
+    "macvtap",
+    "tc-redirect-tap",
 }
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # What they change is in the container and goes with its interface: their DEL has nothing to do.

@@ -242,6 +242,7 @@ FEATURES = {
     "vrf": "vrf",
     "tc-redirect-tap": "tc-redirect-tap",
     "macvlan": "macvlan",
+    "macvtap": "macvtap",
 }
 # Why a page's configuration is not run here.
 NOT_HERE = {

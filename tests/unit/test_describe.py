@@ -51,6 +51,7 @@ EFFECTIVE = {
     ("firewall", "firewalldZone"): "DEFAULT_ZONE",
     ("firewall", "ingressPolicy"): '"open"',
     ("macvlan", "mode"): '"bridge"',
+    ("macvtap", "mode"): '"bridge"',
     ("ipvlan", "mode"): '"l2"',
     ("portmap", "markMasqBit"): "_MARK_BIT",
     ("bandwidth", "latency"): "LATENCY",
