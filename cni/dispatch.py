@@ -104,6 +104,10 @@ TABLE: dict[str, Plugin] = {
         "makes an interface with a MAC of its own on a host link",
         conf_error="failed to load netConf: ",
     ),
+    "macvtap": Plugin(
+        "cni.plugins.macvlan.macvtap",
+        "makes a macvlan whose packets a virtual machine reads and writes",
+    ),
     "portmap": Plugin(
         "cni.plugins.portmap.plugin",
         "publishes a container's ports on the node",
@@ -128,6 +132,11 @@ TABLE: dict[str, Plugin] = {
     ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
+    "tc-redirect-tap": Plugin(
+        "cni.plugins.tc_redirect_tap",
+        "gives a virtual machine the place of the container, by a TAP device",
+        versions=config.VERSIONS[2:],
+    ),
     "tuning": Plugin(
         "cni.plugins.tuning.plugin", "changes sysctls, attributes and features of a link"
     ),

@@ -232,6 +232,7 @@ def _on_master(situation: Situation) -> Iterator[str]:
     master = situation.text("master") or _default_link(situation)
     details = {
         "macvlan": f"mode {situation.text('mode', 'bridge')}",
+        "macvtap": f"mode {situation.text('mode', 'bridge')}",
         "ipvlan": f"mode {situation.text('mode', 'l2')}",
         "vlan": f"VLAN {situation.get('vlanId') or 0}",
     }[kind]
@@ -335,6 +336,12 @@ def _destinations(situation: Situation, key: str) -> list[str]:
     return shown
 
 
+def _tc_redirect_tap(situation: Situation) -> Iterator[str]:
+    name = situation.get("tapName") or "of a derived name"
+    yield f"make the TAP device {name} in the container, for a virtual machine"
+    yield f"redirect all that arrives at {situation.ifname} to it, and the other way round"
+
+
 def _vrf(situation: Situation) -> Iterator[str]:
     yield f"make the VRF {situation.text('vrfname')} in the container, if it is missing"
     yield f"put {situation.ifname} into it"
@@ -371,6 +378,7 @@ TELLERS: dict[str, Tell] = {
     "bridge": _bridge,
     "ptp": _ptp,
     "macvlan": _on_master,
+    "macvtap": _on_master,
     "ipvlan": _on_master,
     "vlan": _on_master,
     "dummy": _made,
@@ -383,6 +391,7 @@ TELLERS: dict[str, Tell] = {
     "bandwidth": _bandwidth,
     "sbr": _sbr,
     "route-override": _route_override,
+    "tc-redirect-tap": _tc_redirect_tap,
     "vrf": _vrf,
     "flannel": _flannel,
     "sample": _sample,

@@ -16,7 +16,7 @@ VERBS = {"ADD": "add", "DEL": "delete", "CHECK": "check", "GC": "gc", "STATUS": 
 # Plugins that change an interface that another plugin has made.
 META = frozenset(
     {"bandwidth", "firewall", "flannel", "portmap", "route-override", "sample", "sbr"}
-    | {"tuning", "vrf"}
+    | {"tc-redirect-tap", "tuning", "vrf"}
 )
 
 

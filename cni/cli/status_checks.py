@@ -25,7 +25,7 @@ from cni.protocol.errors import CNIError
 
 # Kind of link -> kernel module, where the names differ.
 _MODULES = {"vlan": "8021q"}
-_ON_MASTER = frozenset({"macvlan", "ipvlan", "vlan"})
+_ON_MASTER = frozenset({"macvlan", "macvtap", "ipvlan", "vlan"})
 _MAC_LENGTH = 17  # characters
 _LISTED = 8  # links that are named at most
 

@@ -35,6 +35,7 @@ NAMES = (
     "ipvlan",
     "loopback",
     "macvlan",
+    "macvtap",
     "portmap",
     "ptp",
     "route-override",
@@ -43,6 +44,7 @@ NAMES = (
     "slaac",
     "static",
     "tap",
+    "tc-redirect-tap",
     "tuning",
     "vlan",
     "vrf",
@@ -72,7 +74,7 @@ def known_as(name: str) -> str | None:
     """The plugin that a `type` means, also as BuildKit names it: `buildkit-cni-bridge`.
 
     A file of ours is a plugin whatever prefix its name has (dispatch.find). A `type` does not say
-    whose the file is, and other projects have plugins called `ecs-bridge` or `tc-redirect-tap`.
+    whose the file is, and other projects have plugins called `ecs-bridge` or `my-tap`.
     """
     own = f"-{name}".rpartition("-cni-")[2].removeprefix("-")
     return own if own in NAMES else None

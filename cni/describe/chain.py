@@ -61,12 +61,6 @@ def _judge_chained(part: Part, made_by: Part | None) -> None:
     maker = made_by.plugin
     if not maker:
         return
-    if part.plugin == "bandwidth" and maker not in _PAIRS:
-        _add(
-            part,
-            f"bandwidth needs a veth pair, and {made_by.type} makes none",
-            "it works with bridge and ptp",
-        )
     policy = walk.text_at(part.node, "ingressPolicy")
     if part.plugin == "firewall" and policy not in ("", "open") and maker not in _PAIRS - {"ptp"}:
         _add(

@@ -75,7 +75,7 @@ def _interface(call: Call[Conf], netns: Namespace) -> Link:
         raise CNIError(
             f'slaac: no interface "{call.ifname}": {error}',
             "slaac needs the interface before the address: bridge, macvlan, ipvlan, vlan, bond and "
-            "host-device make it first, ptp does not",
+            "host-device make it first",
         ) from None
 
 

@@ -236,7 +236,7 @@ def index_in(payload: bytes) -> int:
     return int(nl.unpack(_IFINFO, payload)[2])
 
 
-def create(
+def create(  # noqa: PLR0913
     sock: Netlink,
     kind: str,
     name: str,
@@ -250,16 +250,18 @@ def create(
     group: int = 0,
     txqlen: int | None = None,
     up: bool = False,
+    index: int = 0,
 ) -> None:
     """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor.
 
-    Raises NetlinkError (EEXIST when the name is taken).
+    The kernel chooses the index unless one is given. Raises NetlinkError (EEXIST when the name is
+    taken).
     """
     info = [nl.text(uapi.IFLA_INFO_KIND, kind)]
     if data:
         info.append(nl.nest(uapi.IFLA_INFO_DATA, data))
     flags = IFF_UP if up else 0
-    parts = [_IFINFO.pack(0, 0, 0, flags, flags), _common(name, mtu, mac, netns)]
+    parts = [_IFINFO.pack(0, 0, index, flags, flags), _common(name, mtu, mac, netns)]
     if txqlen is not None:
         parts.append(nl.u32(uapi.IFLA_TXQLEN, txqlen))
     for key, value in (
@@ -335,12 +337,14 @@ def create_macvlan(
     mac: bytes = b"",
     bc_queue_len: int = 0,
     netns: int | None = None,
+    kind: str = "macvlan",
+    index: int = 0,
 ) -> None:
-    """Make a macvlan on the link `parent`; `mode` is one of MACVLAN_MODES' values."""
+    """Make a macvlan, or macvtap, on the link `parent`; `mode` is one of MACVLAN_MODES' values."""
     data = nl.u32(uapi.IFLA_MACVLAN_MODE, mode)
     if bc_queue_len:
         data += nl.u32(uapi.IFLA_MACVLAN_BC_QUEUE_LEN, bc_queue_len)
-    create(sock, "macvlan", name, data=data, mtu=mtu, mac=mac, parent=parent, netns=netns)
+    create(sock, kind, name, data=data, mtu=mtu, mac=mac, parent=parent, netns=netns, index=index)
 
 
 def create_ipvlan(

@@ -9,7 +9,7 @@ from .errors import NetlinkError
 NAME_MAX = 15  # IFNAMSIZ less the NUL
 # Kinds whose module has another name.
 _MODULES = {"vlan": "8021q", "bond": "bonding"}
-_EXCLUSIVE = {"macvlan": "ipvlan", "ipvlan": "macvlan"}
+_EXCLUSIVE = {"macvlan": "ipvlan", "macvtap": "ipvlan", "ipvlan": "macvlan"}
 
 
 def of(error: NetlinkError, kind: str, name: str) -> str:

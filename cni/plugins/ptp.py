@@ -25,6 +25,7 @@ from ..protocol.errors import CNIError
 from ..protocol.request import Attachment
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, masquerade, veth
+from .shared.unlink import needs_link
 
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
 
@@ -60,15 +61,23 @@ def add(call: Call[Conf]) -> Result:
     veth.check_mtu(conf.mtu)
     veth.check_host_name(conf.host_interface_name)
     mac = veth.parse_mac(conf.runtime_config.mac or conf.args.cni.mac)
+    if configure.learns(conf.ipam.type):
+        raise CNIError(
+            "cannot use slaac with ptp",
+            "the other end of the link is this node, not a router that advertises itself",
+        )
     netns = call.open_netns()
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
+        ends = None
+        if needs_link(conf.ipam.type):  # a DHCP server of this node, or a relay, is on the link
+            ends = veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
         ipam = call.ipam_add(conf.ipam.type)
         for ip in ipam.ips:
             ip.interface = 1
             _require_gateway(ip)
         configure.enable_forwarding([ip.prefix for ip in ipam.ips])
-        outer, inner = veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
+        outer, inner = ends or veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),

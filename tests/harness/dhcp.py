@@ -275,12 +275,14 @@ SERVER_MAC = "02:00:00:00:55:01"
 class FakeServer:
     """Answers each message on an interface with what `answers(kind, request)` returns.
 
-    `kind` is scapy's name ("discover", "request", …); the answers are frames.
+    Without a name it answers on all interfaces, also those that are made later. `kind` is scapy's
+    name ("discover", "request", …); the answers are frames.
     """
 
     def __init__(self, ns: Netns, ifname: str, answers: Callable[[str, Any], list[bytes]]) -> None:
         self._sock = ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
-        self._sock.bind((ifname, ETH_P_IP))
+        if ifname:
+            self._sock.bind((ifname, ETH_P_IP))
         self._sock.settimeout(0.1)
         self._answers = answers
         self._end = threading.Event()
@@ -301,13 +303,14 @@ class FakeServer:
 
         while not self._end.is_set():
             try:
-                packet = Ether(self._sock.recv(65536))
+                frame, source = self._sock.recvfrom(65536)
+                packet = Ether(frame)
             except TimeoutError:
                 continue
             if DHCP in packet and packet["BOOTP"].op == 1:
                 kind = DHCPTypes[options(packet)["message-type"]]
-                for frame in self._answers(kind, packet):
-                    self._sock.send(frame)
+                for reply in self._answers(kind, packet):
+                    self._sock.sendto(reply, (source[0], 0))
 
 
 def answer(

@@ -29,6 +29,7 @@ PROBES: dict[str, Sequence[str]] = {
     ],
     "vlan": [_VETH, "ip link add probe2 link probe0 type vlan id 100"],
     "macvlan": [_VETH, "ip link add probe2 link probe0 type macvlan mode bridge"],
+    "macvtap": [_VETH, "ip link add probe2 link probe0 type macvtap mode bridge"],
     "ipvlan": [_VETH, "ip link add probe2 link probe0 type ipvlan mode l2"],
     "dummy": ["ip link add probe0 type dummy"],
     "vrf": ["ip link add probe0 type vrf table 1000"],
@@ -53,6 +54,13 @@ PROBES: dict[str, Sequence[str]] = {
     "tbf": [_VETH, "tc qdisc add dev probe0 root tbf rate 1mbit burst 10k latency 50ms"],
     "fq_codel": [_VETH, "tc qdisc add dev probe0 root fq_codel"],
     "netem": [_VETH, "tc qdisc add dev probe0 root netem delay 1ms"],
+    # what tc-redirect-tap needs; under the plugin's name for the tables of tests/harness/world.py
+    "tc-redirect-tap": [
+        _VETH,
+        "ip tuntap add dev probe2 mode tap",
+        "tc qdisc add dev probe0 ingress",
+        "tc filter add dev probe0 parent ffff: matchall action mirred egress redirect dev probe2",
+    ],
     "matchall": [
         _VETH,
         "tc qdisc add dev probe0 ingress",

@@ -110,6 +110,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ipvlan": {"type": "ipvlan", "master": "lan0"},
     "loopback": {"type": "loopback"},
     "macvlan": {"type": "macvlan", "master": "lan0"},
+    "macvtap": {"type": "macvtap", "master": "lan0", "owner": 1000},
     "macvlan-shim": {"type": "macvlan", "master": "lan0", "hostShim": True},
     "portmap": {"type": "portmap", **PORTS},
     "portmap-iptables": {"type": "portmap", "backend": "iptables", **PORTS},
@@ -126,6 +127,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sbr": {"type": "sbr"},
     "static": {"type": "static", "ipam": STATIC},
     "tap": {"type": "tap"},
+    "tc-redirect-tap": {"type": "tc-redirect-tap"},
     "tuning": {
         "type": "tuning",
         "prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0"}]},
@@ -142,10 +144,13 @@ CASES: dict[str, dict[str, Any]] = {
 # a DEL that can enter it clears up.
 IN_CONTAINER = frozenset(
     {"dummy", "host-device", "ipvlan", "loopback", "macvlan", "sbr", "tap", "vlan", "vrf"}
-    | {"bond", "route-override"}
+    | {"bond", "macvtap", "route-override", "tc-redirect-tap"}
 )
 # Kinds of links that a kernel may lack.
-OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"})
+OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"}) | {
+    "macvtap",
+    "tc-redirect-tap",
+}
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # What they change is in the container and goes with its interface: their DEL has nothing to do.
 DELETE_NOTHING = frozenset({"route-override"})
@@ -157,6 +162,7 @@ CHANGING_EXISTING = frozenset({"tuning"})
 WORK_ON_INTERFACE = {
     "route-override": ("10.88.0.2/24", "fd88::2/64"),
     "sbr": ("10.88.0.2/24", "fd88::2/64"),
+    "tc-redirect-tap": ("10.88.0.2/24", "fd88::2/64"),
     "vrf": ("10.88.0.2/24", "fd88::2/64"),
 }
 

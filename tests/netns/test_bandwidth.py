@@ -31,6 +31,7 @@ from tests.harness import (
     link,
     links,
     ping,
+    requires_kernel,
     tc,
     unchanged,
 )
@@ -267,6 +268,71 @@ def test_container_interface_is_not_of_a_pair(plugin: Plugin, host: Netns) -> No
         plugin("ADD", LIMITS, ifname="br0").failed(999, text)
         text = "container interface gone has no veth peer: Link not found"
         plugin("ADD", LIMITS, ifname="gone").failed(999, text)
+
+
+@requires_kernel("macvlan")
+def test_limits_inside(runtime: Runtime, host: Netns, container: Netns, container2: Netns) -> None:
+    """An interface without an end on the node is limited in the container, both ways."""
+    host.ip_batch("link add lan0 type veth peer name lan1", "link set lan0 up", "link set lan1 up")
+    macvlan = {"type": "macvlan", "master": "lan0"}
+    limits = {"ingressRate": 8_000_000, "ingressBurst": 80_000, "egressRate": 4_000_000}
+    limits |= {"egressBurst": 40_000}
+    network = {"cniVersion": "1.1.0", "name": "net1"}
+    plugins = [
+        {**macvlan, "ipam": V4.static()},
+        {"type": "bandwidth", **limits},
+    ]
+    conflist = {**network, "plugins": plugins}
+    before = set(links(host))
+    result = runtime.add_list(conflist, container)
+    assert set(links(host)) == before
+    ifb = result["interfaces"][-1]
+    assert ifb["sandbox"] == container.path
+    assert kind(links(container)[ifb["name"]]) == "ifb"
+    assert (tc.tbf(container, "eth0") or {})["rate"] == 500_000
+    assert (tc.tbf(container, ifb["name"]) or {})["rate"] == 1_000_000
+    runtime.check_list(conflist, container, result)
+
+    other = V4.static() | {"addresses": [{"address": "10.22.0.9/24"}]}
+    peer = {**network, "type": "macvlan", "master": "lan0", "ipam": other}
+    runtime.add("macvlan", peer, container2, container_id="c2").succeeded()
+    ping(container, "10.22.0.9", size=1400, count=3)
+    for dev in ("eth0", ifb["name"]):
+        assert tc.passed(container, dev) >= 3 * 1400, dev
+
+    container.exec(["tc", "qdisc", "delete", "dev", "eth0", "ingress"])
+    bandwidth = {**network, **limits}
+    reply = runtime.check("bandwidth", bandwidth, container, prev_result=result)
+    reply.failed(999, f"Failed to find filter from eth0 to {ifb['name']}")
+    for previous in (result, None):
+        runtime.delete("bandwidth", bandwidth, container, prev_result=previous).succeeded()
+        assert ifb["name"] not in links(container)
+        assert tc.tbf(container, "eth0") is None
+    runtime.delete_list(conflist, container, result)
+    assert set(links(container)) == {"lo"}
+
+
+@requires_kernel("macvlan")
+@pytest.mark.parametrize("limited", ["ingress", "egress"])
+def test_failed_add_inside_leaves_nothing(
+    runtime: Runtime, host: Netns, container: Netns, limited: str
+) -> None:
+    """Another program shapes or filters there already; what was made before is undone."""
+    host.ip_batch("link add lan0 type veth peer name lan1", "link set lan0 up", "link set lan1 up")
+    conf = {"cniVersion": "1.1.0", "name": "net1"}
+    made = runtime.add("macvlan", {**conf, "master": "lan0", "ipam": V4.static()}, container)
+    before = made.result
+    both = {**conf, "ingressRate": 8_000_000, "egressRate": 8_000_000, "latency": 25}
+    where = ["root", "tbf", "rate", "1mbit", "burst", "10k", "latency", "50ms"]
+    taken = ["ingress"] if limited == "ingress" else where
+    container.exec(["tc", "qdisc", "add", "dev", "eth0", *taken])
+    with unchanged(host, container):
+        qdiscs = tc.qdiscs(container)
+        reply = runtime.add("bandwidth", both, container, prev_result=before)
+        reply.failed(999, "file exists")
+        assert tc.qdiscs(container) == qdiscs
+        runtime.delete("bandwidth", both, container, prev_result=before).succeeded()
+        assert tc.qdiscs(container) == qdiscs
 
 
 def test_peer_is_elsewhere(plugin: Plugin, host: Netns, container2: Netns) -> None:

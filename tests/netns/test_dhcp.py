@@ -26,6 +26,7 @@ from tests.harness import (
     each_version,
     has_route,
     link,
+    links,
     ping,
     requires_kernel,
 )
@@ -147,6 +148,36 @@ def test_versions(
     (release,) = messages(wire, "release")
     assert release["BOOTP"].ciaddr == address.partition("/")[0]
     assert options(release)["server_id"] == "10.55.0.1"
+    # to the server alone, from the leased address (RFC 2131 §4.4.4)
+    assert (release["IP"].src, release["IP"].dst) == (address.partition("/")[0], "10.55.0.1")
+    assert release.dst == "02:00:00:00:55:01"
+
+
+def test_client_id_of_the_arguments(
+    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon
+) -> None:
+    """A provided option 61 takes the place of the derived one, in each message of the lease."""
+    sent: dict[str, Any] = {}
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        sent[kind] = options(request)
+        reply = {"discover": "offer", "request": "ack"}.get(kind)
+        return [answer(request, reply, "10.55.0.50")] if reply else []
+
+    provide = [
+        {"option": "dhcp-client-identifier", "value": "nobody", "fromArg": "K8S_POD_UID"},
+        {"option": "12", "value": "fallback", "fromArg": "K8S_POD_NAME"},
+    ]
+    network = conf(daemon, provide=provide)
+    args = "IgnoreUnknown=1;K8S_POD_UID=6f1c"
+    with FakeServer(lan, SWITCH, answers):
+        runtime.add("dhcp", network, container, args=args).succeeded()
+        runtime.delete("dhcp", network, container, args=args).succeeded()
+        wait_until(lambda: "release" in sent, "the lease is released", tell=lambda: sent)
+    assert {kind: each["client_id"] for kind, each in sent.items()} == dict.fromkeys(
+        ("discover", "request", "release"), b"6f1c"
+    )
+    assert sent["request"]["hostname"] == b"fallback"
 
 
 def test_what_the_client_sends(
@@ -784,3 +815,53 @@ def test_as_the_go_plugin(
         result.pop("dns", None)  # Debian's version still prints an empty one
         seen.append((result, kinds))
     assert seen[0] == seen[1]
+
+
+def test_behind_ptp(runtime: Runtime, host: Netns, container: Netns, daemon: Daemon) -> None:
+    """The link is there before the address: a server on the node's end leases it."""
+    without_ipv6(host, container)
+    asked: list[str] = []
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        asked.append(kind)
+        reply = {"discover": "offer", "request": "ack"}.get(kind)
+        more = {"server": "10.55.0.1", "router": "10.55.0.1"}
+        return [answer(request, reply, "10.55.0.50", **more)] if reply else []
+
+    network = conf(daemon)
+    before = set(links(host))
+    with FakeServer(host, "", answers):
+        result = runtime.add("ptp", network, container).result
+        (ip,) = result["ips"]
+        assert ip == {"address": "10.55.0.50/24", "gateway": "10.55.0.1", "interface": 1}
+        assert addresses(container, "eth0") == ["10.55.0.50/24"]
+        ping(container, "10.55.0.1")
+        ping(host, "10.55.0.50")
+        runtime.check("ptp", network, container, prev_result=result).succeeded()
+        for _ in range(2):
+            runtime.delete("ptp", network, container, prev_result=result).succeeded()
+        wait_until(lambda: "release" in asked, "the lease is released", tell=lambda: asked)
+    assert set(links(host)) == before
+    assert "eth0" not in links(container)
+    assert daemon.leases() == []
+
+
+def test_ptp_without_a_gateway(
+    runtime: Runtime, host: Netns, container: Netns, daemon: Daemon
+) -> None:
+    """What was leased is given back, and the link goes."""
+    without_ipv6(host, container)
+    asked: list[str] = []
+
+    def answers(kind: str, request: Any) -> list[bytes]:
+        asked.append(kind)
+        reply = {"discover": "offer", "request": "ack"}.get(kind)
+        return [answer(request, reply, "10.55.0.50", server="10.55.0.1")] if reply else []
+
+    before = set(links(host))
+    with FakeServer(host, "", answers):
+        refused = runtime.add("ptp", conf(daemon), container)
+        refused.failed(999, "failed to add IP addr (10.55.0.50/24) to veth: no gateway")
+    assert "release" in asked
+    assert set(links(host)) == before
+    assert daemon.leases() == []

@@ -234,12 +234,15 @@ def test_configurations_are_valid(host: Netns, bin_dir: Path, tmp_path: Path) ->
 OF_THE_NODE = re.compile(r"no link|not there|overlap|kernel|missing|no such|does not exist")
 
 META = ("portmap", "firewall", "tuning", "bandwidth", "sbr", "vrf", "route-override", "sample")
+META += ("tc-redirect-tap",)
 FEATURES = {
     "vlan": "vlan",
     "ipvlan": "ipvlan",
     "dummy": "dummy",
     "vrf": "vrf",
+    "tc-redirect-tap": "tc-redirect-tap",
     "macvlan": "macvlan",
+    "macvtap": "macvtap",
 }
 # Why a page's configuration is not run here.
 NOT_HERE = {

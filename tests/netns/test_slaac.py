@@ -311,6 +311,8 @@ def test_refused(runtime: Runtime, host: Netns, container: Netns, keys: Json, me
 def test_without_an_interface(runtime: Runtime, host: Netns, container: Netns) -> None:
     with unchanged(host, container):
         reply = runtime.add("ptp", slaac("ptp"), container)
+        reply.failed(999, "cannot use slaac with ptp")
+        reply = runtime.add("slaac", slaac("slaac"), container)
         reply.failed(999, 'slaac: no interface "eth0"')
     runtime.delete("ptp", slaac("ptp"), container).succeeded()
     runtime.status("bridge", slaac("bridge")).succeeded()

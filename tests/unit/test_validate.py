@@ -379,12 +379,6 @@ FAULTS = [
     ([{"type": "portmap", "capabilities": {"portMappings": True}}], "order", "portmap", ""),
     ([BRIDGE, {"type": "macvlan"}], "order", "macvlan", "bridge has made"),
     (
-        [{"type": "macvlan"}, {"type": "bandwidth", "capabilities": {"bandwidth": True}}],
-        "order",
-        "bandwidth",
-        "veth pair",
-    ),
-    (
         [{"type": "macvlan"}, {"type": "firewall", "ingressPolicy": "isolated"}],
         "order",
         "ingressPolicy",

@@ -44,6 +44,7 @@ _NOT_THERE = """
     cni.kernel.bond cni.plugins.bond cni.plugins.shared.moved
     cni.plugins.route_override cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict
+    cni.plugins.tc_redirect_tap cni.plugins.macvlan.macvtap
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
 """
 

@@ -15,6 +15,7 @@ from ...kernel import link, tc, tcfilter, uapi
 from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
+from ...netns import Namespace
 from ...owner import ALIAS_KEY_SIZE, Owner, digest, network_group, network_key
 from ...protocol.errors import CNIError
 from ..shared import unlink, veth
@@ -43,8 +44,10 @@ def names(owner: Owner) -> tuple[str, str]:
     return name_of(network, container_id), name_of(network, container_id, ifname)
 
 
-def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
+def create(call: Call[Any], host: Netlink, outer: Link, path: str) -> Link:
     """Make the attachment's ifb, marked with its owner; it is deleted if the ADD fails.
+
+    `host` is a socket where `outer` is, `path` that namespace's; empty for the node's.
 
     An ifb with our mark is left over from an ADD that was killed, unless `outer` has an ingress
     qdisc, which redirects to it. Raises CNIError ``adding link: …``.
@@ -56,7 +59,7 @@ def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
             if tc.qdisc(host, outer.index, tc.INGRESS) is not None:
                 break
             link.delete(host, stale.index)
-        call.undo.callback(_undo, call.owner, name)
+        call.undo.callback(_undo, call.owner, name, path)
         try:
             link.create_ifb(host, name, mtu=outer.mtu, group=network_group(call.network))
         except NetlinkError as error:
@@ -76,11 +79,19 @@ def create(call: Call[Any], host: Netlink, outer: Link) -> Link:
     )
 
 
-def _undo(owner: Owner, name: str) -> None:
-    with Netlink() as host:  # the verb's own socket is closed by now
-        device = link.find(host, name)
-        if device is not None and device.kind == "ifb" and device.alias in ("", owner.alias):
-            link.delete(host, device.index)
+def _undo(owner: Owner, name: str, path: str) -> None:
+    if path:  # the verb's own sockets are closed by now
+        with Namespace.open(path) as netns:
+            _take_away(netns.netlink(), owner, name)
+        return
+    with Netlink() as host:
+        _take_away(host, owner, name)
+
+
+def _take_away(sock: Netlink, owner: Owner, name: str) -> None:
+    device = link.find(sock, name)
+    if device is not None and device.kind == "ifb" and device.alias in ("", owner.alias):
+        link.delete(sock, device.index)
 
 
 def of(host: Netlink, owner: Owner) -> list[Link]:

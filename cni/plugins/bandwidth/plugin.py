@@ -5,13 +5,16 @@
     eth0 ─────────────────────────▶ veth…  all that arrives is redirected to
                                     bwp…   an ifb, with the limit of `egressRate`, and goes on
 
-A qdisc limits only what a device sends; hence the detour for the container's own packets.
+A qdisc limits only what a device sends; hence the detour for the container's own packets. An
+interface without an end on the node (macvlan, ipvlan, vlan …) is limited in the container, where it
+is the other way round: its qdisc has the limit of `egressRate`, and what it receives goes through
+the ifb.
 """
 
 from __future__ import annotations
 
 from errno import EEXIST
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...call import Call, Steps
 from ...kernel import link, tc, tcfilter
@@ -22,7 +25,7 @@ from ...netns import Namespace
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import checks, veth
+from ..shared import checks, unlink, veth
 from . import ifb, shape
 from .settings import Conf, validated
 from .shape import Limit, Subnets
@@ -42,27 +45,51 @@ def add(call: Call[Conf]) -> Result:
         return result
     netns = call.open_netns()
     with Netlink() as host:
-        outer = _host_interface(call, host, netns, result)
-        if want.ingress:
-            _limit_ingress(call, host, outer, want.ingress, want.subnets)
-        if want.egress:
-            device = _limit_egress(call, host, outer, want.egress, want.subnets)
-            result.interfaces.append(Interface(name=device.name, mac=device.mac))
+        place = _place(call, host, netns, result)
+        direct, detour = (
+            (want.egress, want.ingress) if place.inside else (want.ingress, want.egress)
+        )
+        if direct:
+            _limit_sent(call, place, direct, want.subnets)
+        if detour:
+            device = _limit_received(call, place, detour, want.subnets)
+            sandbox = call.netns if place.inside else ""
+            result.interfaces.append(Interface(name=device.name, mac=device.mac, sandbox=sandbox))
     return result
 
 
-def _host_interface(call: Call[Conf], host: Netlink, netns: Namespace, result: Result) -> Link:
-    """The host's end of the container's veth pair, which prevResult must list. Raises CNIError."""
+class _Place(NamedTuple):
+    """The link that is limited: the node's end of a pair, or (`inside`) the container's own."""
+
+    sock: Netlink
+    device: Link
+    inside: bool
+
+    @property
+    def sent(self) -> str:
+        """What the device sends, in words of the configuration."""
+        return "egress" if self.inside else "ingress"
+
+    @property
+    def received(self) -> str:
+        """What the device receives."""
+        return "ingress" if self.inside else "egress"
+
+
+def _place(call: Call[Conf], host: Netlink, netns: Namespace, result: Result) -> _Place:
+    """Where to limit the interface that prevResult lists. Raises CNIError."""
     if not result.interfaces:
         raise CNIError("no interfaces provided", "prevResult lists none")
     inner = link.find(netns.netlink(), call.ifname)
-    if inner is None or inner.kind not in veth.KINDS or not inner.peer:
+    if inner is None or inner.kind == "bridge" or inner.flags & link.IFF_LOOPBACK:
         reason = "Link not found" if inner is None else f"it is a {inner.kind or 'device'}"
         raise CNIError(
             f"container interface {call.ifname} has no veth peer: {reason}",
-            "only what bridge and ptp make can be limited",
+            "what main plugins make can be limited",
         )
-    outer = link.find(host, inner.peer)
+    if inner.kind not in veth.KINDS:
+        return _Place(netns.netlink(), inner, True)
+    outer = link.find(host, inner.peer) if inner.peer else None
     # The peer may be in a third namespace; then a link of that index here is of another pair.
     if outer is None or outer.kind != inner.kind or outer.peer != inner.index:
         raise CNIError(f"veth peer with index {inner.peer} is not in host ns")
@@ -71,40 +98,43 @@ def _host_interface(call: Call[Conf], host: Netlink, netns: Namespace, result: R
             "no veth peer of container interface found in host ns",
             f"prevResult does not list {outer.name} as an interface of the host",
         )
-    return outer
+    return _Place(host, outer, False)
 
 
-def _limit_ingress(
-    call: Call[Conf], host: Netlink, outer: Link, limit: Limit, subnets: Subnets
-) -> None:
-    """Limit what the host sends to the container. Raises CNIError."""
-    _hint(call, "ingress", limit, outer.mtu)
-    _require_free(host, outer, tc.ROOT, "create qdisc")
-    call.undo.callback(_delete_qdisc, outer.index, tc.ROOT)
+def _limit_sent(call: Call[Conf], place: _Place, limit: Limit, subnets: Subnets) -> None:
+    """Limit what the device sends. Raises CNIError."""
+    device = place.device
+    _hint(call, place.sent, limit, device.mtu)
+    _require_free(place.sock, device, tc.ROOT, "create qdisc")
+    call.undo.callback(_delete_qdisc, _path(call, place), device.index, tc.ROOT)
     try:
-        shape.apply(host, outer, limit, subnets, source=True)
+        shape.apply(place.sock, device, limit, subnets, source=not place.inside)
     except NetlinkError as error:
-        raise _refused("create qdisc", outer, error) from None
+        raise _refused("create qdisc", device, error) from None
 
 
-def _limit_egress(
-    call: Call[Conf], host: Netlink, outer: Link, limit: Limit, subnets: Subnets
-) -> Link:
-    """Limit what the host receives from the container: the ifb. Raises CNIError."""
-    _hint(call, "egress", limit, outer.mtu)
-    device = ifb.create(call, host, outer)
-    _require_free(host, outer, tc.INGRESS, "create ingress qdisc")
-    call.undo.callback(_delete_qdisc, outer.index, tc.INGRESS)
+def _limit_received(call: Call[Conf], place: _Place, limit: Limit, subnets: Subnets) -> Link:
+    """Limit what the device receives, on the ifb, which is returned. Raises CNIError."""
+    sock, device, path = place.sock, place.device, _path(call, place)
+    _hint(call, place.received, limit, device.mtu)
+    detour = ifb.create(call, sock, device, path)
+    _require_free(sock, device, tc.INGRESS, "create ingress qdisc")
+    call.undo.callback(_delete_qdisc, path, device.index, tc.INGRESS)
     what = "create ifb qdisc: create qdisc"
     try:
-        shape.apply(host, device, limit, subnets, source=False)
+        shape.apply(sock, detour, limit, subnets, source=place.inside)
         what = "create ingress qdisc"
-        tc.add_ingress(host, outer.index)
+        tc.add_ingress(sock, device.index)
         what = "add filter"
-        tcfilter.redirect(host, outer.index, tc.INGRESS_HANDLE, device.index)
+        tcfilter.redirect(sock, device.index, tc.INGRESS_HANDLE, detour.index)
     except NetlinkError as error:
-        raise _refused(what, outer, error) from None
-    return device
+        raise _refused(what, device, error) from None
+    return detour
+
+
+def _path(call: Call[Conf], place: _Place) -> str:
+    """The namespace of the place, for undoing; empty for the node's."""
+    return call.netns if place.inside else ""
 
 
 def _require_free(host: Netlink, outer: Link, where: int, what: str) -> None:
@@ -129,8 +159,12 @@ def _hint(call: Call[Conf], direction: str, limit: Limit, mtu: int) -> None:
         )
 
 
-def _delete_qdisc(index: int, where: int) -> None:
-    with Netlink() as host:  # the verb's own socket is closed by now
+def _delete_qdisc(path: str, index: int, where: int) -> None:
+    if path:  # the verb's own sockets are closed by now
+        with Namespace.open(path) as netns:
+            tc.delete_qdisc(netns.netlink(), index, where)
+        return
+    with Netlink() as host:
         tc.delete_qdisc(host, index, where)
 
 
@@ -139,8 +173,41 @@ def _delete_qdisc(index: int, where: int) -> None:
 
 def delete(call: Call[Any]) -> None:
     """Delete the ifb, whatever the configuration says; the veth's qdiscs go with the veth."""
+    steps = Steps()
     with Netlink() as host:
-        ifb.delete(host, call.owner)
+        steps.run(ifb.delete, host, call.owner)
+    steps.run(_delete_inside, call)
+    steps.finish()
+
+
+def _delete_inside(call: Call[Any]) -> None:
+    """Remove the limits of an interface without an end on the node: ifb and qdiscs.
+
+    An interface of the prevResult that is on the node is the end of a pair: then none are inside.
+    """
+    previous = call.prev_result()
+    if previous is not None and any(not entry.sandbox for entry in previous.interfaces):
+        return
+    netns = call.find_netns()
+    if netns is None:
+        return
+    sock = netns.netlink()
+    ifbs = ifb.of(sock, call.owner)
+    inner = link.find(sock, call.ifname)
+    if inner is not None and inner.kind not in veth.KINDS:
+        root, received = (tc.qdisc(sock, inner.index, where) for where in (tc.ROOT, tc.INGRESS))
+        if root is not None and root.handle == shape.ROOT and root.kind in ("tbf", "htb"):
+            tc.delete_qdisc(sock, inner.index, tc.ROOT)
+        targets = {each.index for each in ifbs}
+        if received is not None and targets and _redirections(sock, inner) <= targets:
+            tc.delete_qdisc(sock, inner.index, tc.INGRESS)
+    for device in ifbs:
+        unlink.delete(netns, device.index)
+
+
+def _redirections(sock: Netlink, device: Link) -> set[int]:
+    """Where the filters on what a link receives redirect to; 0 stands for one that does not."""
+    return {each.redirect for each in tcfilter.show(sock, device.index, tc.INGRESS_HANDLE)}
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
@@ -177,25 +244,30 @@ def check(call: Call[Conf]) -> None:
         raise CNIError("must be called as a chained plugin")
     netns = call.open_netns()
     with Netlink() as host:
-        outer = _host_interface(call, host, netns, result)
+        place = _place(call, host, netns, result)
+        direct, detour = (
+            (want.egress, want.ingress) if place.inside else (want.ingress, want.egress)
+        )
         problems = []
-        if want.ingress:
-            problems += shape.differences(host, outer, want.ingress, want.subnets, source=True)
-        if want.egress:
-            problems += _egress_differences(call, host, outer, want.egress, want.subnets)
+        if direct:
+            problems += shape.differences(
+                place.sock, place.device, direct, want.subnets, source=not place.inside
+            )
+        if detour:
+            problems += _detour_differences(call, place, detour, want.subnets)
     checks.fail(problems)
 
 
-def _egress_differences(
-    call: Call[Conf], host: Netlink, outer: Link, limit: Limit, subnets: Subnets
+def _detour_differences(
+    call: Call[Conf], place: _Place, limit: Limit, subnets: Subnets
 ) -> list[str]:
-    ifbs = ifb.of(host, call.owner)
+    sock, limited = place.sock, place.device
+    ifbs = ifb.of(sock, call.owner)
     if not ifbs:
         return ["get ifb device: Link not found"]
     device = ifbs[0]
     problems = [] if device.up else [f"Link {device.name} is down"]
-    problems += shape.differences(host, device, limit, subnets, source=False)
-    filters = tcfilter.show(host, outer.index, tc.INGRESS_HANDLE)
-    if not any(each.redirect == device.index for each in filters):
-        problems.append(f"Failed to find filter from {outer.name} to {device.name}")
+    problems += shape.differences(sock, device, limit, subnets, source=place.inside)
+    if device.index not in _redirections(sock, limited):
+        problems.append(f"Failed to find filter from {limited.name} to {device.name}")
     return problems
