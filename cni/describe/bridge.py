@@ -68,8 +68,9 @@ PLUGIN = Plugin(
         MASQ_SET,
         Key(
             "mtu",
-            Number(68, 65535, or_zero=True),
-            "MTU of the pair, and of a bridge that is made; 0: the kernel's default",
+            Number(68, 65535, or_zero=True, word="auto"),
+            "MTU of the pair, and of a bridge that is made; 0: the kernel's default; `auto`: that "
+            "of the default route's link, the smallest of several",
             default=0,
             example=1400,
         ),

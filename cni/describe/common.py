@@ -139,8 +139,9 @@ MASQ_RULES = (
 
 VETH_MTU = Key(
     "mtu",
-    Number(68, 65535, or_zero=True),
-    "MTU of both ends; 0: the kernel's default",
+    Number(68, 65535, or_zero=True, word="auto"),
+    "MTU of both ends; 0: the kernel's default; `auto`: that of the default route's link, the "
+    "smallest of several",
     default=0,
     example=1400,
 )

@@ -41,7 +41,7 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
-    mtu: int = 0
+    mtu: config.Mtu = config.Mtu(0)
     link_type: str = "veth"
     no_default_route: bool = False
     accept_ra: bool | None = None
@@ -57,7 +57,7 @@ def add(call: Call[Conf]) -> Result:
     backend = _masquerading_backend(conf)
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
-    veth.check_mtu(conf.mtu)
+    mtu = veth.mtu(conf.mtu)
     veth.check_host_name(conf.host_interface_name)
     mac = veth.parse_mac(conf.runtime_config.mac or conf.args.cni.mac)
     netns = call.open_netns()
@@ -68,7 +68,7 @@ def add(call: Call[Conf]) -> Result:
             ip.interface = 1
             _require_gateway(ip)
         configure.enable_forwarding([ip.prefix for ip in ipam.ips])
-        outer, inner = veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
+        outer, inner = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),
@@ -170,6 +170,10 @@ def check(call: Call[Conf]) -> None:
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
     problems = _check_interface(netns, entry) + _check_host_end(call, previous)
+    if call.conf.mtu is config.AUTO:
+        from .shared import uplink
+
+        problems += uplink.too_large(netns, call.ifname)
     rules = masquerade.check(call, previous) if call.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

@@ -55,7 +55,7 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
-    mtu: int = 0
+    mtu: config.Mtu = config.Mtu(0)
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
@@ -88,6 +88,7 @@ class Settings:
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
         pairs = call.parse_args(frozenset({"MAC"}))
+        self.mtu = 0  # known once the combinations are checked
         self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
 
     def check_combinations(self) -> None:
@@ -106,7 +107,7 @@ class Settings:
                 "cannot set isGateway with slaac",
                 "the gateway is the router that advertises itself, not this node's bridge",
             )
-        veth.check_mtu(conf.mtu)
+        self.mtu = veth.mtu(conf.mtu)
         veth.check_host_name(conf.host_interface_name)
 
     def masquerading_backend(self) -> str | None:
@@ -160,7 +161,7 @@ def add(call: Call[Conf]) -> Result:
         bridge = _ensure_bridge(call, host, want)
         if want.conf.macspoofchk:
             _prepare_spoofcheck(call, host, bridge, mac)
-        outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
+        outer, inner = veth.create(call, host, netns, want.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
         if want.ipam and late:
             ipam = _allocate(call, want)
@@ -244,7 +245,7 @@ def _create_bridge(call: Call[Conf], host: Netlink, want: Settings) -> None:
     name, mac = want.bridge, _new_mac()
     call.undo.callback(_remove_bridge, name, link.format_mac(mac))
     try:
-        link.create_bridge(host, name, mtu=want.conf.mtu, mac=mac, vlan_filtering=want.filtering)
+        link.create_bridge(host, name, mtu=want.mtu, mac=mac, vlan_filtering=want.filtering)
         veth.prepare_host_end(name)
     except NetlinkError as error:
         if not link.is_name_taken(error):
@@ -411,6 +412,10 @@ def check(call: Call[Conf]) -> None:
             inner = f"{want.bridge}.{want.conf.vlan}" if want.conf.vlan else want.bridge
             problems += differences.gateways(host, previous, inner, call.ifname)
             problems += checks.forwarding(previous, inner)
+    if want.conf.mtu is config.AUTO:
+        from ..shared import uplink
+
+        problems += uplink.too_large(netns, call.ifname)
     rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 
