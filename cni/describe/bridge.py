@@ -137,6 +137,15 @@ PLUGIN = Plugin(
             default=False,
             example=True,
         ),
+        Key(
+            "removeEmptyBridge",
+            Flag(),
+            "a bridge that was made for a network with this key is removed with its last port, and "
+            "the interface of a VLAN's gateway with the VLAN's last",
+            default=False,
+            example=True,
+            beyond=True,
+        ),
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
         HOST_INTERFACE_NAME,
