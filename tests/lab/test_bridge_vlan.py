@@ -315,7 +315,7 @@ def test_gateways_go_with_their_last_port(
     reference = {**of_vlan(100), "removeEmptyBridge": False}
     runtime.add("bridge", reference, container, container_id="c1").succeeded()
     runtime.delete("bridge", of_vlan(100), container, container_id="c1").succeeded()
-    runtime.gc("bridge", of_vlan(100), []).succeeded()
+    runtime.gc("bridge", {**of_vlan(100), "cniVersion": "1.1.0"}, []).succeeded()
     assert {"br0", "br0.100"} <= set(links(runtime.host))
 
 
