@@ -8,6 +8,7 @@ from .common import (
     HOST_INTERFACE_NAME,
     IP_MASQ,
     IPAM,
+    MASQ_FAMILIES,
     MASQ_RULES,
     MASQ_SET,
     NO_DEFAULT_ROUTE,
@@ -66,6 +67,7 @@ PLUGIN = Plugin(
         IP_MASQ,
         BACKEND,
         MASQ_SET,
+        MASQ_FAMILIES,
         Key(
             "mtu",
             Number(68, 65535, or_zero=True, word="auto"),

@@ -114,7 +114,22 @@ MASQ_SET = Key(
     example=True,
     beyond=True,
 )
+MASQ_FAMILIES = Key(
+    "ipMasqFamilies",
+    Many(Text(values=("ipv4", "ipv6"))),
+    "masquerade the addresses of these families only: the others are routed in the world",
+    absent="both",
+    example=["ipv4"],
+    beyond=True,
+)
 MASQ_RULES = (
+    Rule(
+        ("ipMasqFamilies",),
+        lambda get: get("ipMasqFamilies") and not get("ipMasq"),
+        "ipMasqFamilies has no effect without ipMasq",
+        "set ipMasq to true",
+        is_warning=True,
+    ),
     Rule(
         ("ipMasqBackend",),
         lambda get: get("ipMasqBackend") and not get("ipMasq"),

@@ -41,6 +41,7 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
+    ip_masq_families: list[str] = []
     mtu: config.Mtu = config.Mtu(0)
     link_type: str = "veth"
     no_default_route: bool = False
@@ -95,7 +96,10 @@ def add(call: Call[Conf]) -> Result:
 
 def _masquerading_backend(conf: Conf) -> str | None:
     """How to masquerade. Raises CNIError."""
-    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set) if conf.ip_masq else None
+    if not conf.ip_masq:
+        return None
+    masquerade.check_families(conf.ip_masq_families)
+    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set)
 
 
 def _require_gateway(ip: IPConfig) -> None:

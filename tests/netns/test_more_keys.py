@@ -10,16 +10,21 @@ from tests.harness import (
     DUAL,
     Netns,
     Runtime,
+    connect,
     find_routes,
     has_route,
     link,
     links,
+    nft,
     ping,
+    tcp_exchange,
+    tcp_server,
     unchanged,
 )
 from tests.harness.contract import leases, plug
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 Json = dict[str, Any]
@@ -351,3 +356,62 @@ def test_mtu_that_is_none(
     with unchanged(runtime.host, container, data_dir):
         error = runtime.add("ptp", network("ptp", data_dir, mtu=value), container).failed(999)
     assert "into field mtu of type int" in error["msg"]
+
+
+# -- ipMasqFamilies -------------------------------------------------------------------------------
+
+OUTSIDE = {"ipv4": "198.51.100.2", "ipv6": "2001:db8:ffff::2"}
+NODE = {"ipv4": "198.51.100.1", "ipv6": "2001:db8:ffff::1"}
+
+
+@each_pair
+@pytest.mark.parametrize(
+    ("families", "backend"),
+    [
+        (["ipv4"], {"ipMasqBackend": "iptables"}),
+        (["ipv6"], {"ipMasqBackend": "nftables"}),
+        (["ipv4"], {"ipMasqSet": True}),
+        (["ipv6", "ipv4"], {"ipMasqSet": True}),
+        ([], {"ipMasqBackend": "nftables"}),
+    ],
+)
+def test_masquerading_of_some_families(
+    runtime: Runtime,
+    container: Netns,
+    netns: Callable[..., Netns],
+    data_dir: Path,
+    plugin: str,
+    families: list[str],
+    backend: Json,
+) -> None:
+    """Packets of the other family leave under the container's own address."""
+    outside = netns("outside")
+    connect(runtime.host, outside)
+    for subnet, family in zip(DUAL.subnets, OUTSIDE, strict=True):
+        outside.ip("route", "add", subnet, "via", NODE[family])
+    conf = network(plugin, data_dir, ipMasq=True, ipMasqFamilies=families, **backend)
+    result = runtime.add(plugin, conf, container).result
+    own = {
+        family: ip["address"].partition("/")[0]
+        for family, ip in zip(OUTSIDE, result["ips"], strict=True)
+    }
+    with tcp_server(outside) as server:
+        seen = {each: tcp_exchange(container, OUTSIDE[each], server.port) for each in OUTSIDE}
+    assert seen == {each: (NODE if each in (families or OUTSIDE) else own)[each] for each in own}
+    runtime.check(plugin, conf, container, prev_result=result).succeeded()
+    if len(families) == 1:
+        every = {**conf, "ipMasqFamilies": []}
+        error = runtime.check(plugin, every, container, prev_result=result).failed(999)
+        assert "masquerading of" in error["msg"] + error.get("details", "")
+    runtime.delete(plugin, conf, container).succeeded()
+    rules = str(nft(runtime.host))
+    assert not [address for address in own.values() if address in rules]
+
+
+@each_pair
+def test_masquerading_of_no_family(
+    runtime: Runtime, container: Netns, data_dir: Path, plugin: str
+) -> None:
+    conf = network(plugin, data_dir, ipMasq=True, ipMasqFamilies=["ipv4", "ipx"])
+    with unchanged(runtime.host, container, data_dir):
+        runtime.add(plugin, conf, container).failed(999, 'unknown family of addresses "ipx"')

@@ -54,6 +54,7 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
+    ip_masq_families: list[str] = []
     mtu: config.Mtu = config.Mtu(0)
     hairpin_mode: bool = False
     promisc_mode: bool = False
@@ -112,6 +113,7 @@ class Settings:
 
     def masquerading_backend(self) -> str | None:
         """How to masquerade; see masquerade.setup. Raises CNIError."""
+        masquerade.check_families(self.conf.ip_masq_families)
         return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
 
 
