@@ -139,7 +139,7 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "host-local": {"ADD": 31, "CHECK": 31, "DEL": 30, "STATUS": 31, "GC": 31},
     "static": {"ADD": 22, "CHECK": 23, "DEL": 22, "STATUS": 23, "GC": 23},
     "bridge": {"ADD": 50, "CHECK": 52, "DEL": 50, "STATUS": 48, "GC": 49},
-    "bridge-static": {"ADD": 42, "CHECK": 45, "DEL": 45, "STATUS": 41, "GC": 43},
+    "bridge-static": {"ADD": 42, "CHECK": 45, "DEL": 44, "STATUS": 41, "GC": 43},
     "bridge-gateway": {"ADD": 50, "CHECK": 52, "DEL": 50, "STATUS": 48, "GC": 49},
     "bridge-masquerade": {"ADD": 57, "CHECK": 58, "DEL": 56, "STATUS": 48, "GC": 54},
     "bridge-iptables": {"ADD": 59, "CHECK": 61, "DEL": 56, "STATUS": 48, "GC": 54},
