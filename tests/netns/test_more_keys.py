@@ -21,7 +21,7 @@ from tests.harness import (
     tcp_server,
     unchanged,
 )
-from tests.harness.contract import leases, plug
+from tests.harness.contract import leases, plug, without_dad
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -386,6 +386,7 @@ def test_masquerading_of_some_families(
 ) -> None:
     """Packets of the other family leave under the container's own address."""
     outside = netns("outside")
+    without_dad(runtime.host, outside)  # else the node cannot yet ask for neighbours to forward to
     connect(runtime.host, outside)
     for subnet, family in zip(DUAL.subnets, OUTSIDE, strict=True):
         outside.ip("route", "add", subnet, "via", NODE[family])
