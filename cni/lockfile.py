@@ -12,8 +12,9 @@ from .protocol.errors import CNIError, TryAgainLater
 if sys.platform == "win32":
     import msvcrt
 
-    def _lock(fd: int) -> None:
+    def _lock(fd: int, shared: bool) -> None:
         """The first byte, which may lie beyond the end, as the reference locks it."""
+        _ = shared  # there is no such lock
         os.lseek(fd, 0, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
@@ -27,8 +28,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _lock(fd: int) -> None:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    def _lock(fd: int, shared: bool) -> None:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
     def _unlock(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_UN)
@@ -52,15 +53,16 @@ def pause_after(waited: float, last: float) -> float:
     return max(_LONGEST_PAUSE * _HALVED / (waited + _HALVED), _SHORTEST_OF_OLD)
 
 
-def acquire(fd: int, path: str, deadline: float) -> None:
-    """Lock the open file `fd` exclusively; `release` unlocks it. `path` is for the message.
+def acquire(fd: int, path: str, deadline: float, *, shared: bool = False) -> None:
+    """Lock the open file `fd`, exclusively unless `shared`; `release` unlocks it.
 
-    `deadline` is a time.monotonic(). Raises TryAgainLater (code 11) or Terminated.
+    `path` is for the message, `deadline` is a time.monotonic(). Raises TryAgainLater (code 11) or
+    Terminated.
     """
     began, pause = time.monotonic(), 0.0
     while True:
         try:
-            _lock(fd)
+            _lock(fd, shared)
             return
         except BlockingIOError:
             pass

@@ -168,6 +168,7 @@ def _bridge(situation: Situation) -> Iterator[str]:
     get, name = situation.get, situation.text("bridge", "cni0")
     vlans = get("vlan") or get("vlanTrunk")
     mtu = f", MTU {get('mtu')}" if get("mtu") else ""
+    mtu = ", with the uplink's MTU" if get("mtu") == "auto" else mtu
     if situation.exists(name):
         yield f"use the bridge {name}, which exists"
     else:

@@ -54,8 +54,9 @@ PLUGIN = Plugin(
         ),
         Key(
             "mtu",
-            Number(68, 65535, or_zero=True),
-            "MTU of the bond and its links, at most the links' smallest; 0: 1500, or that",
+            Number(68, 65535, or_zero=True, word="auto"),
+            "MTU of the bond and its links, at most the links' smallest; 0: 1500, or that; `auto`: "
+            "that",
             default=0,
             example=1500,
         ),

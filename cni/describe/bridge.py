@@ -8,6 +8,7 @@ from .common import (
     HOST_INTERFACE_NAME,
     IP_MASQ,
     IPAM,
+    MASQ_FAMILIES,
     MASQ_RULES,
     MASQ_SET,
     NO_DEFAULT_ROUTE,
@@ -66,10 +67,12 @@ PLUGIN = Plugin(
         IP_MASQ,
         BACKEND,
         MASQ_SET,
+        MASQ_FAMILIES,
         Key(
             "mtu",
-            Number(68, 65535, or_zero=True),
-            "MTU of the pair, and of a bridge that is made; 0: the kernel's default",
+            Number(68, 65535, or_zero=True, word="auto"),
+            "MTU of the pair, and of a bridge that is made; 0: the kernel's default; `auto`: that "
+            "of the default route's link, the smallest of several",
             default=0,
             example=1400,
         ),
@@ -135,6 +138,15 @@ PLUGIN = Plugin(
             "leave the container's end down; not together with `ipam`",
             default=False,
             example=True,
+        ),
+        Key(
+            "removeEmptyBridge",
+            Flag(),
+            "a bridge that was made for a network with this key is removed with its last port, and "
+            "the interface of a VLAN's gateway with the VLAN's last",
+            default=False,
+            example=True,
+            beyond=True,
         ),
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,

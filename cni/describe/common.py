@@ -114,7 +114,22 @@ MASQ_SET = Key(
     example=True,
     beyond=True,
 )
+MASQ_FAMILIES = Key(
+    "ipMasqFamilies",
+    Many(Text(values=("ipv4", "ipv6"))),
+    "masquerade the addresses of these families only: the others are routed in the world",
+    absent="both",
+    example=["ipv4"],
+    beyond=True,
+)
 MASQ_RULES = (
+    Rule(
+        ("ipMasqFamilies",),
+        lambda get: get("ipMasqFamilies") and not get("ipMasq"),
+        "ipMasqFamilies has no effect without ipMasq",
+        "set ipMasq to true",
+        is_warning=True,
+    ),
     Rule(
         ("ipMasqBackend",),
         lambda get: get("ipMasqBackend") and not get("ipMasq"),
@@ -139,8 +154,9 @@ MASQ_RULES = (
 
 VETH_MTU = Key(
     "mtu",
-    Number(68, 65535, or_zero=True),
-    "MTU of both ends; 0: the kernel's default",
+    Number(68, 65535, or_zero=True, word="auto"),
+    "MTU of both ends; 0: the kernel's default; `auto`: that of the default route's link, the "
+    "smallest of several",
     default=0,
     example=1400,
 )

@@ -28,8 +28,8 @@ PLUGIN = Plugin(
         ),
         Key(
             "mtu",
-            Number(0, 4294967295),
-            "MTU; 0: the master's",
+            Number(0, 4294967295, word="auto"),
+            "MTU; 0 or `auto`: the master's",
             default=0,
             example=1400,
         ),

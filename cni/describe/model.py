@@ -31,13 +31,15 @@ class Flag(Kind):
 class Number(Kind):
     """An integer from `low` to `high`, both inclusive; None is no bound.
 
-    With `or_zero`, 0 is allowed besides, and means that the key is not given.
+    With `or_zero`, 0 is allowed besides, and means that the key is not given; with `word`, that
+    string, too.
     """
 
     low: int | None = 0
     high: int | None = None
     unit: str = ""
     or_zero: bool = False
+    word: str = ""
 
     def allows(self, value: int) -> bool:
         """Is the number within the bounds?"""

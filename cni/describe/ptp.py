@@ -9,6 +9,7 @@ from .common import (
     HOST_INTERFACE_NAME,
     IP_MASQ,
     IPAM,
+    MASQ_FAMILIES,
     MASQ_RULES,
     MASQ_SET,
     NO_DEFAULT_ROUTE,
@@ -35,6 +36,7 @@ PLUGIN = Plugin(
         IP_MASQ,
         BACKEND,
         MASQ_SET,
+        MASQ_FAMILIES,
         VETH_MTU,
         Key(
             "linkType",

@@ -213,8 +213,10 @@ def _number(kind: Number) -> Schema:
     if kind.high is not None:
         bounds["maximum"] = kind.high
     if kind.or_zero and kind.low:
-        return {"type": "integer", "anyOf": [{"const": 0}, bounds]}
-    return {"type": "integer", **bounds}
+        number: Schema = {"type": "integer", "anyOf": [{"const": 0}, bounds]}
+    else:
+        number = {"type": "integer", **bounds}
+    return {"anyOf": [number, {"const": kind.word}]} if kind.word else number
 
 
 def _text(kind: Text) -> Schema:

@@ -42,7 +42,13 @@ PLUGIN = Plugin(
             absent="random",
             example="02:00:00:00:00:05",
         ),
-        Key("mtu", Number(0, _U32), "MTU; 0: 1500", default=0, example=1400),
+        Key(
+            "mtu",
+            Number(0, _U32, word="auto"),
+            "MTU; 0: 1500; `auto`: that of the default route's link, the smallest of several",
+            default=0,
+            example=1400,
+        ),
         Key(
             "selinuxContext",
             Text(),

@@ -221,13 +221,16 @@ class Walk:
 
     def _number(self, node: Node, kind: Number, path: str) -> None:
         text = node.scalar if node.kind == "string" else ""
+        if kind.word and text == kind.word:
+            return
         plain = text.removeprefix("-")
         advice = f"write {text} without quotes" if plain.isascii() and plain.isdigit() else ""
-        if not self._is(node, "number", path, "an integer", advice):
+        wanted = f'an integer or "{kind.word}"' if kind.word else "an integer"
+        if not self._is(node, "number", path, wanted, advice):
             return
         value = node.scalar
         if not isinstance(value, int):
-            message = f"{path} must be an integer, and is {_shown(node)}"
+            message = f"{path} must be {wanted}, and is {_shown(node)}"
             self._report.add(node, "type", path, message)
         elif not kind.allows(value):
             message = f"{path} is {value}: it must be {_bounds(kind)}"

@@ -59,7 +59,12 @@ def _number(value: Number) -> str:
         text += f", {value.low} to {value.high}"
     elif value.low:
         text += f", at least {value.low}"
-    return f"{text}, or 0" if value.or_zero else text
+    also = [
+        each
+        for each in ("0" if value.or_zero else "", f"`{value.word}`" if value.word else "")
+        if each
+    ]
+    return f"{text}, or {' or '.join(also)}" if also else text
 
 
 def _text(value: Text) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from . import netlink as nl
@@ -24,25 +24,27 @@ class PortVlan(NamedTuple):
 
 def show(sock: Netlink, index: int) -> list[PortVlan]:
     """The VLANs on the port with that link index."""
+    return [vlan for port, vlan in _all(sock) if port == index]
+
+
+def ports_in(sock: Netlink, vid: int) -> set[int]:
+    """The indexes of the ports (of any bridge), and of the bridges, that have this VLAN."""
+    return {port for port, vlan in _all(sock) if vlan.vid == vid}
+
+
+def _all(sock: Netlink) -> Iterator[tuple[int, PortVlan]]:
     request = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
         uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
     )
-    vlans = []
     for data in sock.dump(uapi.RTM_GETLINK, request):
-        if nl.unpack(_IFINFO, data)[2] != index:
-            continue
+        index = nl.unpack(_IFINFO, data)[2]
         spec = nl.attr_map(data, _IFINFO.size).get(uapi.IFLA_AF_SPEC, b"")
         for kind, info in nl.attrs(spec):
             if kind == uapi.IFLA_BRIDGE_VLAN_INFO:
                 flags, vid = nl.unpack(_INFO, info)
-                vlans.append(
-                    PortVlan(
-                        vid,
-                        bool(flags & uapi.BRIDGE_VLAN_INFO_PVID),
-                        bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED),
-                    )
-                )
-    return vlans
+                pvid = bool(flags & uapi.BRIDGE_VLAN_INFO_PVID)
+                untagged = bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED)
+                yield index, PortVlan(vid, pvid, untagged)
 
 
 def add(sock: Netlink, index: int, vids: Iterable[int], *, access: bool = False) -> None:

@@ -320,11 +320,17 @@ def create_netkit(
 
 
 def create_bridge(
-    sock: Netlink, name: str, *, mtu: int = 0, mac: bytes = b"", vlan_filtering: bool = False
+    sock: Netlink,
+    name: str,
+    *,
+    mtu: int = 0,
+    mac: bytes = b"",
+    vlan_filtering: bool = False,
+    group: int = 0,
 ) -> None:
     """Make a bridge; the kernel picks the MAC unless one is given."""
     data = nl.u8(uapi.IFLA_BR_VLAN_FILTERING, 1) if vlan_filtering else b""
-    create(sock, "bridge", name, data=data, mtu=mtu, mac=mac)
+    create(sock, "bridge", name, data=data, mtu=mtu, mac=mac, group=group)
 
 
 def create_macvlan(

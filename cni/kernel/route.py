@@ -281,6 +281,39 @@ def lookup(sock: Netlink, ip: bytes) -> Way:
     return Way(nl.unpack(_RTMSG, answer)[7], nl.get_u32(found.get(uapi.RTA_OIF)), is_direct)
 
 
+def default_links(sock: Netlink) -> list[int]:
+    """The indexes of the links of the default routes, of both families; one a next hop.
+
+    The kernel is asked for the route that it would take to an address that nobody has, so that it
+    costs the same however many routes there are; only if that is another than a default route all
+    of the main table are looked at. Raises NetlinkError.
+    """
+    found: list[int] = []
+    for family, nobody in _NOBODY.items():
+        hops = _matched(sock, family, nobody)
+        if any(hop.dst.length for hop in hops):  # of a VPN, or of a network that uses the range
+            hops = [hop for hop in show(sock, family) if not hop.dst.length]
+            best = min((hop.priority for hop in hops), default=0)
+            hops = [hop for hop in hops if hop.priority == best]
+        found += [hop.index for hop in hops if hop.index]
+    return list(dict.fromkeys(found))
+
+
+# Of 240.0.0.0/4, which is reserved, and of a part of 2000::/3 that no registry has.
+_NOBODY = {AF_INET: b"\xf0\0\0\1", AF_INET6: b"\x3f\xfe" + bytes(13) + b"\1"}
+
+
+def _matched(sock: Netlink, family: int, ip: bytes) -> list[Route]:
+    """The next hops of the unicast route to an address; none if there is no such route."""
+    flags = uapi.RTM_F_FIB_MATCH
+    request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, flags)
+    try:
+        answer = sock.get(uapi.RTM_GETROUTE, request + nl.attr(uapi.RTA_DST, ip))
+    except NetlinkError:
+        return []
+    return _parse(answer, family)
+
+
 def is_local(sock: Netlink, ip: bytes) -> bool:
     """Is it an address of this node, as a packet filter's `fib daddr type local` sees it?"""
     try:

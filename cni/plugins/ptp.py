@@ -42,7 +42,8 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
-    mtu: int = 0
+    ip_masq_families: list[str] = []
+    mtu: config.Mtu = config.Mtu(0)
     link_type: str = "veth"
     no_default_route: bool = False
     accept_ra: bool | None = None
@@ -58,7 +59,7 @@ def add(call: Call[Conf]) -> Result:
     backend = _masquerading_backend(conf)
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
-    veth.check_mtu(conf.mtu)
+    mtu = veth.mtu(conf.mtu)
     veth.check_host_name(conf.host_interface_name)
     mac = veth.parse_mac(conf.runtime_config.mac or conf.args.cni.mac)
     if configure.learns(conf.ipam.type):
@@ -77,7 +78,11 @@ def add(call: Call[Conf]) -> Result:
             ip.interface = 1
             _require_gateway(ip)
         configure.enable_forwarding([ip.prefix for ip in ipam.ips])
+<<<<<<< HEAD
         outer, inner = ends or veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
+=======
+        outer, inner = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
+>>>>>>> 55a8d9d8d8d1d2ae3d04a32c2609ece835d9d07a
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),
@@ -104,7 +109,10 @@ def add(call: Call[Conf]) -> Result:
 
 def _masquerading_backend(conf: Conf) -> str | None:
     """How to masquerade. Raises CNIError."""
-    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set) if conf.ip_masq else None
+    if not conf.ip_masq:
+        return None
+    masquerade.check_families(conf.ip_masq_families)
+    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set)
 
 
 def _require_gateway(ip: IPConfig) -> None:
@@ -179,6 +187,10 @@ def check(call: Call[Conf]) -> None:
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
     problems = _check_interface(netns, entry) + _check_host_end(call, previous)
+    if call.conf.mtu is config.AUTO:
+        from .shared import uplink
+
+        problems += uplink.too_large(netns, call.ifname)
     rules = masquerade.check(call, previous) if call.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

@@ -22,7 +22,7 @@ class Mac(config.Folded):
 
 class Conf(config.NetConf):
     mac: str = ""
-    mtu: int = 0
+    mtu: config.Mtu = config.Mtu(0)
     multi_queue: bool = False
     owner: int | None = None
     group: int | None = None
@@ -36,12 +36,13 @@ def add(call: Call[Conf]) -> Result:
     conf = call.conf
     mac = sublink.mac(call)
     _check_numbers(conf)
+    mtu = _mtu(conf.mtu)
     netns = call.open_netns()
     master = _bridge(netns, conf.bridge)
     made, entry = sublink.create(call, netns, "tap", lambda: _create(call, netns), kind="tun")
     sock = netns.netlink()
     try:
-        link.change(sock, made.index, mac=mac or None, mtu=conf.mtu or None)
+        link.change(sock, made.index, mac=mac or None, mtu=mtu or None)
     except NetlinkError as error:
         raise CNIError(f"failed to create tap: {error}", "see `mac` and `mtu`") from None
     if master:
@@ -95,6 +96,14 @@ def _check_numbers(conf: Conf) -> None:
             sublink.check_unsigned(name, value)
 
 
+def _mtu(wanted: config.Mtu) -> int:
+    if wanted is not config.AUTO:
+        return wanted
+    from .shared import uplink  # few configurations leave it to the uplink
+
+    return uplink.mtu()
+
+
 def _bridge(netns: Namespace, name: str) -> int:
     """The index of the bridge in the container; 0 when none is named."""
     if not name:
@@ -124,4 +133,9 @@ def check(call: Call[Conf]) -> None:
         call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call)
     checks.container_interface(call, previous)
-    checks.compare(call, netns, previous, [])
+    problems: list[str] = []
+    if call.conf.mtu is config.AUTO:
+        from .shared import uplink
+
+        problems = uplink.too_large(netns, call.ifname)
+    checks.compare(call, netns, previous, problems)

@@ -50,6 +50,22 @@ class Folded(msgspec.Struct, rename=fold):
 T = TypeVar("T", bound=Folded)
 
 
+class Mtu(int):
+    """An `mtu`: a number of bytes, where 0 is the kernel's choice, or AUTO."""
+
+
+AUTO = Mtu(0)  # "auto": the uplink's; on a master both mean the master's. Tell them apart by `is`
+
+
+def _convert_mtu(kind: type[Mtu], value: Any) -> Mtu:
+    if value == "auto":
+        return AUTO
+    try:
+        return kind(msgspec.convert(value, int))
+    except msgspec.ValidationError as error:
+        raise TypeError(str(error)) from None  # msgspec adds the path of the key
+
+
 class DNS(Folded):
     """Resolver settings; None means that the key was absent."""
 
@@ -227,7 +243,7 @@ def convert_parts(
 
 def _convert(folded: Any, into: type[T], prefix: str, names: dict[str, str]) -> T:
     try:
-        return msgspec.convert(folded, into)
+        return msgspec.convert(folded, into, dec_hook=_convert_mtu)
     except msgspec.ValidationError as error:
         from .wrong_type import explain  # a correct configuration needs none of it
 

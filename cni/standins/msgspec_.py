@@ -124,7 +124,11 @@ def _recognized(hint: object) -> bool:
         return known and all(_recognized(part) for part in inner if part is not ...)
     if kind is _UNION:
         return all(map(_recognized, inner))
-    return isinstance(hint, _struct) or (isinstance(hint, type | None) and hint in _PLAIN)
+    if isinstance(hint, _struct):
+        return True
+    # a number of a kind of its own, which a dec_hook converts
+    is_number = kind is type and getattr(hint, "__bases__", ()) == (int,)
+    return isinstance(hint, type | None) and (is_number or hint in _PLAIN)
 
 
 def _field(core: object):  # type: ignore[no-untyped-def]

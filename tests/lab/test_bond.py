@@ -170,16 +170,16 @@ def test_keys(
         assert ("UP" in one["flags"]) == inside
 
 
-@pytest.mark.parametrize(("asked", "mtu"), [(0, 1400), (1300, 1300), (1400, 1400)])
+@pytest.mark.parametrize(("asked", "mtu"), [(0, 1400), (1300, 1300), (1400, 1400), ("auto", 9000)])
 def test_mtu(
-    runtime: Runtime, container: Netns, outside: Netns, data_dir: Path, asked: int, mtu: int
+    runtime: Runtime, container: Netns, outside: Netns, data_dir: Path, asked: int | str, mtu: int
 ) -> None:
-    wire(runtime.host, outside, mtu=1400)
+    wire(runtime.host, outside, mtu=max(mtu, 1400))
     conf = network(data_dir, mtu=asked)
     runtime.add("bond", conf, container).succeeded()
     assert {link(container, name)["mtu"] for name in ("eth0", *LINKS)} == {mtu}
     runtime.delete("bond", conf, container).succeeded()
-    assert {link(runtime.host, name)["mtu"] for name in LINKS} == {1400}
+    assert {link(runtime.host, name)["mtu"] for name in LINKS} == {max(mtu, 1400)}
 
 
 def test_links_come_back_under_their_names(

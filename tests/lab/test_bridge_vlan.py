@@ -290,6 +290,35 @@ def test_gateway_is_shared_and_stays(
     assert list(ports(runtime.host, "br0")) == [gateway["link"]]
 
 
+def test_gateways_go_with_their_last_port(
+    runtime: Runtime, container: Netns, container2: Netns
+) -> None:
+    """With `removeEmptyBridge`: each VLAN's by itself, the bridge with the last, others' never."""
+
+    def of_vlan(vlan: int) -> Json:
+        ipam = {"type": "static", "addresses": [{"address": f"10.{vlan}.0.2/24"}]}
+        keys = {"vlan": vlan, "isGateway": True, "removeEmptyBridge": True, "ipam": ipam}
+        return network(name=f"net{vlan}", **keys)
+
+    runtime.add("bridge", of_vlan(100), container, container_id="c1").succeeded()
+    runtime.add("bridge", of_vlan(200), container2, container_id="c2").succeeded()
+    more = {**of_vlan(100), "ipam": {}, "isGateway": False}
+    runtime.add("bridge", more, container2, container_id="c3", ifname="eth1").succeeded()
+    runtime.delete("bridge", of_vlan(100), container, container_id="c1").succeeded()
+    assert {"br0.100", "br0.200"} <= set(links(runtime.host))
+    runtime.delete("bridge", more, container2, container_id="c3", ifname="eth1").succeeded()
+    assert "br0.100" not in links(runtime.host)
+    ping(container2, "10.200.0.1")
+    runtime.delete("bridge", of_vlan(200), container2, container_id="c2").succeeded()
+    assert not {"br0", "br0.100", "br0.200"} & set(links(runtime.host))
+
+    reference = {**of_vlan(100), "removeEmptyBridge": False}
+    runtime.add("bridge", reference, container, container_id="c1").succeeded()
+    runtime.delete("bridge", of_vlan(100), container, container_id="c1").succeeded()
+    runtime.gc("bridge", {**of_vlan(100), "cniVersion": "1.1.0"}, []).succeeded()
+    assert {"br0", "br0.100"} <= set(links(runtime.host))
+
+
 def test_each_vlan_has_its_own_gateway(
     runtime: Runtime, container: Netns, container2: Netns
 ) -> None:

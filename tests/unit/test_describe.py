@@ -111,7 +111,8 @@ def without_none(hint: Any) -> Any:
 def differences(hint: Any, kind: Kind, path: str) -> list[str]:  # noqa: C901, PLR0911
     """Where a description says another type than the Struct."""
     hint = without_none(hint)
-    simple = {Flag: bool, Number: int, Text: str}
+    number = config.Mtu if getattr(kind, "word", "") else int
+    simple = {Flag: bool, Number: number, Text: str}
     for described_kind, python in simple.items():
         if isinstance(kind, described_kind):
             return [] if hint is python else [f"{path}: {hint} is described as {kind}"]

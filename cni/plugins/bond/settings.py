@@ -21,7 +21,7 @@ class Port(config.Folded):
 class Conf(config.NetConf):
     mode: str = ""
     miimon: str = ""
-    mtu: int = 0
+    mtu: config.Mtu = config.Mtu(0)
     fail_over_mac: int = 0
     links_in_container: bool = False
     links: list[Port] = []
@@ -96,4 +96,6 @@ def mtu(conf: Conf, smallest: int, name: str) -> int:
             f"slave link ({name}), slave MTU ({smallest})",
             f"set `mtu` to {smallest} or less, or give {name} a larger one",
         )
+    if conf.mtu is config.AUTO:
+        return smallest
     return conf.mtu or min(_DEFAULT_MTU, smallest)

@@ -18,6 +18,7 @@ from ...protocol.address import Prefix, is_global_unicast, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
 from ..shared import configure, veth
+from . import device
 
 
 class Vlans(NamedTuple):
@@ -182,10 +183,17 @@ def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: 
     """
     name = f"{bridge.name}.{vlans.access}"
     call.undo.callback(_remove_vlan_interface, call, name)
+    group = 0
+    if call.conf.remove_empty_bridge:
+        from . import empty  # few configurations have it removed
+
+        group = empty.group(call.network)
     try:
         try:
-            link.create_veth(host, name, f"veth{digest(name)[:8]}", mtu=bridge.mtu)
+            link.create_veth(host, name, f"veth{digest(name)[:8]}", mtu=bridge.mtu, group=group)
             veth.prepare_host_end(name)
+            if group:
+                empty.mark(host, name)
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
@@ -207,7 +215,7 @@ def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: 
 
 def _remove_vlan_interface(call: Call[Any], name: str) -> None:
     """Undo the creation of a VLAN's interface, unless another container is on the bridge by now."""
-    with Netlink() as host:  # the verb's own socket is closed by now
+    with Netlink() as host, device.Lock(alone=True):  # the verb's own socket is closed by now
         inner = link.find(host, name)
         port = link.find(host, inner.peer) if inner is not None and inner.peer else None
         if inner is None or port is None:

@@ -8,13 +8,12 @@ ADD validates everything first, then changes the kernel; each change pushes its 
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import msgspec
 
 from ...call import Call, Steps
-from ...kernel import link, sysctl
+from ...kernel import link
 from ...kernel.errors import KernelError, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
@@ -26,7 +25,7 @@ from ...protocol.request import Attachment
 from ...protocol.result import Interface, IPConfig, Result
 from ..shared import configure, masquerade, veth
 from ..shared.unlink import needs_link
-from . import gateway
+from . import device, gateway
 
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 
@@ -55,7 +54,8 @@ class Conf(config.NetConf):
     ip_masq: bool = False
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
-    mtu: int = 0
+    ip_masq_families: list[str] = []
+    mtu: config.Mtu = config.Mtu(0)
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
@@ -69,6 +69,7 @@ class Conf(config.NetConf):
     accept_ra: bool | None = None
     autoconf: bool | None = None
     host_interface_name: str = ""
+    remove_empty_bridge: bool = False
     args: Args = msgspec.field(default_factory=Args)
     runtime_config: Mac = msgspec.field(default_factory=Mac)
 
@@ -88,6 +89,7 @@ class Settings:
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
         pairs = call.parse_args(frozenset({"MAC"}))
+        self.mtu = 0  # known once the combinations are checked
         self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
 
     def check_combinations(self) -> None:
@@ -106,11 +108,12 @@ class Settings:
                 "cannot set isGateway with slaac",
                 "the gateway is the router that advertises itself, not this node's bridge",
             )
-        veth.check_mtu(conf.mtu)
+        self.mtu = veth.mtu(conf.mtu)
         veth.check_host_name(conf.host_interface_name)
 
     def masquerading_backend(self) -> str | None:
         """How to masquerade; see masquerade.setup. Raises CNIError."""
+        masquerade.check_families(self.conf.ip_masq_families)
         return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
 
 
@@ -157,10 +160,18 @@ def add(call: Call[Conf]) -> Result:
         if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = _allocate(call, want)
-        bridge = _ensure_bridge(call, host, want)
-        if want.conf.macspoofchk:
-            _prepare_spoofcheck(call, host, bridge, mac)
-        outer, inner = veth.create(call, host, netns, want.conf.mtu, mac, bridge.index)
+        with device.Lock():  # nobody removes the bridge until the port is there
+            bridge = device.ensure(
+                call,
+                host,
+                want.bridge,
+                mtu=want.mtu,
+                filtering=want.filtering,
+                promisc=want.conf.promisc_mode,
+            )
+            if want.conf.macspoofchk:
+                _prepare_spoofcheck(call, host, bridge, mac)
+            outer, inner = veth.create(call, host, netns, want.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
         if want.ipam and late:
             ipam = _allocate(call, want)
@@ -212,64 +223,6 @@ def _allocate(call: Call[Conf], want: Settings) -> Result:
     if want.conf.is_default_gateway:
         gateway.add_default_routes(ipam)
     return ipam
-
-
-def _ensure_bridge(call: Call[Conf], host: Netlink, want: Settings) -> Link:
-    """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError."""
-    name = want.bridge
-    try:
-        bridge = link.find(host, name)
-        if bridge is None:
-            _create_bridge(call, host, want)
-            bridge = link.get(host, name)
-        if bridge.kind != "bridge":
-            raise CNIError(
-                f'failed to create bridge "{name}": "{name}" already exists but is not a bridge',
-                f"it is a {bridge.kind or 'device'}: choose another name for `bridge`",
-            )
-        sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
-        promisc = True if want.conf.promisc_mode else None
-        if promisc or not bridge.up:
-            link.change(host, bridge.index, up=True, promisc=promisc)
-        return bridge
-    except NetlinkError as error:
-        from ...kernel import link_advice
-
-        advice = link_advice.of(error, "bridge", name)
-        raise CNIError(f'failed to create bridge "{name}": {error}', advice) from None
-
-
-def _create_bridge(call: Call[Conf], host: Netlink, want: Settings) -> None:
-    """Make the bridge, unless another ADD has made it by now. Raises NetlinkError."""
-    name, mac = want.bridge, _new_mac()
-    call.undo.callback(_remove_bridge, name, link.format_mac(mac))
-    try:
-        link.create_bridge(host, name, mtu=want.conf.mtu, mac=mac, vlan_filtering=want.filtering)
-        veth.prepare_host_end(name)
-    except NetlinkError as error:
-        if not link.is_name_taken(error):
-            raise
-        call.undo.withdraw()
-
-
-def _remove_bridge(name: str, mac: str) -> None:
-    """Undo the creation of a bridge, known by its random MAC, unless another ADD uses it by now."""
-    with Netlink() as host:  # the verb's own socket is closed by now
-        bridge = link.find(host, name)
-        if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:
-            return
-        if not any(device.master == bridge.index for device in link.list_all(host)):
-            link.delete(host, bridge.index)
-
-
-def _new_mac() -> bytes:
-    """A random unicast, locally administered MAC.
-
-    A bridge that was given none has the lowest MAC of its ports, which changes as ports come and
-    go. The hosts behind it then lose packets until their neighbour caches are corrected.
-    """
-    raw = os.urandom(6)
-    return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]
 
 
 def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
@@ -349,10 +302,25 @@ def _await_port(host: Netlink, events: Netlink, port: Link) -> Link:
 def delete(call: Call[Conf]) -> None:
     """Delete the link, release the address, remove the rules; every step runs."""
     steps = Steps()
+    bridge = steps.run(_bridge_of, call) if call.conf.remove_empty_bridge else 0
     veth.delete(call, steps)
     if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
         _unprotect_mac(call)
+    if bridge:
+        steps.run(_remove_empty, call, bridge)
     steps.finish()
+
+
+def _bridge_of(call: Call[Conf]) -> int:
+    from . import empty
+
+    return empty.bridge_of(call, call.conf.bridge or "cni0")
+
+
+def _remove_empty(call: Call[Conf], bridge: int) -> None:
+    from . import empty
+
+    empty.remove(call, bridge, call.conf.vlan)
 
 
 def _unprotect_mac(call: Call[Any]) -> None:
@@ -376,6 +344,8 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     veth.gc(call, keep, steps)
     if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
         steps.run(_collect_spoofchecks)
+    if call.conf.remove_empty_bridge:
+        steps.run(lambda: _remove_empty(call, _bridge_of(call)))
     steps.finish()
 
 
@@ -411,6 +381,10 @@ def check(call: Call[Conf]) -> None:
             inner = f"{want.bridge}.{want.conf.vlan}" if want.conf.vlan else want.bridge
             problems += differences.gateways(host, previous, inner, call.ifname)
             problems += checks.forwarding(previous, inner)
+    if want.conf.mtu is config.AUTO:
+        from ..shared import uplink
+
+        problems += uplink.too_large(netns, call.ifname)
     rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)
 

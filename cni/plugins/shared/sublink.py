@@ -29,7 +29,7 @@ class Conf(config.NetConf):
     """The keys of plugins whose link has a master: macvlan, ipvlan, vlan."""
 
     master: str = ""
-    mtu: int = 0
+    mtu: config.Mtu = config.Mtu(0)  # AUTO, too, is the master's
     link_in_container: bool = False
     no_default_route: bool = False
     accept_ra: bool | None = None

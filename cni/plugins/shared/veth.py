@@ -53,12 +53,18 @@ def parse_mac(mac: str) -> bytes:
     return raw
 
 
-def check_mtu(mtu: int) -> None:
-    """Refuse an MTU that the kernel would refuse later. Raises CNIError."""
-    if mtu and not MTU_MIN <= mtu <= MTU_MAX:
+def mtu(wanted: config.Mtu) -> int:
+    """The MTU of both ends; 0 is the kernel's. Raises CNIError for one that it would refuse."""
+    if wanted is config.AUTO:
+        from . import uplink  # few configurations leave it to the uplink
+
+        return uplink.mtu()
+    if wanted and not MTU_MIN <= wanted <= MTU_MAX:
         raise CNIError(
-            f"invalid mtu {mtu}", f"mtu is 0 for the kernel's default, or {MTU_MIN} to {MTU_MAX}"
+            f"invalid mtu {wanted}",
+            f'mtu is 0 for the kernel\'s default, or {MTU_MIN} to {MTU_MAX}, or "auto"',
         )
+    return wanted
 
 
 def check_host_name(name: str) -> None:

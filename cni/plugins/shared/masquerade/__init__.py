@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ....protocol.result import Result
 
 BACKENDS = ("iptables", "nftables")
+FAMILIES = ("ipv4", "ipv6")
 SET = "set"  # the third, which is asked for by a key of its own
 # The chains of the other backends, which make them.
 _NFT_CHAINS = {
@@ -119,7 +120,7 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
     """For ADD: masquerade the result's addresses; undone if the ADD fails. Raises CNIError."""
     from .... import intent
 
-    prefixes = [ip.prefix for ip in result.ips]
+    prefixes = _wanted(call, result)
     undo = (call.owner, prefixes, lambda: _addresses_of_others(call))
     call.undo.callback(lambda: teardown(*undo, call.handles))
     earlier = intent.find(call.plugin, call.owner, call.request.env)
@@ -128,14 +129,20 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
     call.handles = setup(call.owner, prefixes, backend, first=earlier is None)
 
 
+def _wanted(call: Call[Any], result: Result) -> list[Prefix]:
+    """The addresses to masquerade: those of `ipMasqFamilies`, which the plugin has checked."""
+    families = call.conf.ip_masq_families or FAMILIES
+    return [ip.prefix for ip in result.ips if FAMILIES[not ip.prefix.is_v4] in families]
+
+
 def reload(call: Call[Any], result: Result, backend: str | None) -> None:
     """For `reload`: masquerade what is not masqueraded any more. Raises CNIError."""
-    setup(call.owner, [ip.prefix for ip in result.ips], backend)
+    setup(call.owner, _wanted(call, result), backend)
 
 
 def check(call: Call[Any], result: Result) -> list[str]:
     """For CHECK: the addresses that are not masqueraded, a line each."""
-    lines = missing(call.owner, [ip.prefix for ip in result.ips], lambda: _noted_handles(call))
+    lines = missing(call.owner, _wanted(call, result), lambda: _noted_handles(call))
     return [f"{line}. Rules are gone: run `cni reload`" for line in lines]
 
 
@@ -193,6 +200,15 @@ def backend_of(backend: str | None, in_set: bool) -> str | None:
             'iptables has no such sets: set ipMasqBackend to "nftables", or leave it out',
         )
     return SET if in_set else backend
+
+
+def check_families(families: list[str]) -> None:
+    """Refuse what is no family of addresses. Raises CNIError."""
+    for family in families:
+        if family not in FAMILIES:
+            raise CNIError(
+                f'unknown family of addresses "{family}"', 'ipMasqFamilies has "ipv4" or "ipv6"'
+            )
 
 
 def setup(

@@ -1,0 +1,101 @@
+"""`removeEmptyBridge`: a bridge that we made goes with its last port, and the interface of a VLAN's
+gateway with the VLAN's last port.
+
+What we made for a network with this key bears a mark, and only what bears it is removed: nothing of
+the reference's, of an administrator's, or of a network without the key. The mark is the alias.
+Between its creation and the mark, a link is in the network's link group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...call import Call
+from ...kernel import bridge_vlan, link
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
+from ...owner import network_group
+from ...protocol.errors import TryAgainLater
+from ..shared import veth
+from . import device
+
+MARK = "cni-bridge: removed with its last port (removeEmptyBridge)"
+
+group = network_group
+
+
+def mark(host: Netlink, name: str) -> None:
+    """Mark a link that was made in the network's group. Raises NetlinkError, LinkNotFound."""
+    made = link.get(host, name)
+    link.change(host, made.index, alias=MARK, group=0)
+
+
+def bridge_of(call: Call[Any], name: str) -> int:
+    """Before DEL removes the port: the index of its bridge, else of the link `name`; 0: none."""
+    with Netlink() as host:
+        ends = veth.ends_of(host, call.owner)
+        if ends and ends[0].master:
+            return ends[0].master
+        found = link.find(host, name)
+    return found.index if found is not None else 0
+
+
+def remove(call: Call[Any], index: int, vlan: int) -> None:
+    """Remove the gateway's interface of `vlan` (0: there is none), and the bridge, if they are
+    unused and marked.
+
+    While ADDs keep the lock for too long the bridge stays, for the next DEL or GC; that is logged.
+    Raises NetlinkError.
+    """
+    with Netlink() as host:
+        if not index or not _unused(call, host, index, vlan):
+            return
+        try:
+            with device.Lock(alone=True):
+                for unused in _unused(call, host, index, vlan):
+                    link.delete(host, unused)
+        except TryAgainLater as error:
+            call.log(f"bridge: an empty bridge stays for the next DEL or GC: {error}")
+
+
+def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
+    """The indexes of the links to delete, in that order."""
+    bridge = link.find(host, index)
+    if bridge is None or bridge.kind != "bridge":
+        return []
+    if not vlan and (bridge.carrier or not _is_marked(call, bridge)):
+        return []  # usual, and known without a list: a port forwards
+    links = link.list_all(host)
+    by_index = {each.index: each for each in links}
+    ports = [each for each in links if each.master == index]
+    inner = {
+        port.index: by_index[port.peer]
+        for port in ports
+        if port.peer_nsid is None and port.peer in by_index
+    }  # by port, the gateways' interfaces; a container's is in another namespace
+    gone = []
+    for port, interface in inner.items():
+        is_of_vlan = interface.name == f"{bridge.name}.{vlan}"
+        if (
+            vlan
+            and is_of_vlan
+            and _is_marked(call, interface)
+            and _is_last(host, ports, port, vlan)
+        ):
+            gone.append(port)
+    is_used = any(port.index not in gone for port in ports)
+    has_upper = any(each.peer == index and each.peer_nsid is None for each in links)
+    unused = [inner[port].index for port in gone]  # the port goes with its peer
+    if not is_used and not has_upper and _is_marked(call, bridge):
+        unused.append(index)
+    return unused
+
+
+def _is_last(host: Netlink, ports: list[Link], own: int, vlan: int) -> bool:
+    """Has no port but the gateway's own this VLAN?"""
+    having = bridge_vlan.ports_in(host, vlan)
+    return not any(port.index in having for port in ports if port.index != own)
+
+
+def _is_marked(call: Call[Any], made: Link) -> bool:
+    return made.alias == MARK or (not made.alias and made.group == group(call.network))

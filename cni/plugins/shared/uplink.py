@@ -1,0 +1,50 @@
+"""`mtu: "auto"`: the MTU of the links by which packets leave the node.
+
+Loaded only for a configuration that says so. What a tunnel between the containers' link and the
+uplink would need is not subtracted: who makes the tunnel gives it a route, or a smaller MTU.
+"""
+
+from __future__ import annotations
+
+from ...kernel import link, route
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
+from ...netns import Namespace
+from ...protocol.errors import CNIError
+
+_LARGEST = 65535  # of a veth or bridge; the loopback interface has more
+
+
+def mtu() -> int:
+    """The smallest MTU of the links of the node's default routes, IPv4 and IPv6.
+
+    Raises CNIError if there is no default route, NetlinkError.
+    """
+    with Netlink() as host:
+        found = _smallest(host)
+    if found is None:
+        raise CNIError(
+            'cannot choose the MTU: mtu is "auto", and this node has no default route',
+            "give the MTU as a number, or repeat the ADD once the node has a default route "
+            "(`ip route show default`)",
+        )
+    return min(found.mtu, _LARGEST)
+
+
+def too_large(netns: Namespace, ifname: str) -> list[str]:
+    """For CHECK: a sentence if the container's MTU is larger than the uplink's by now."""
+    device = link.find(netns.netlink(), ifname)
+    with Netlink() as host:
+        found = _smallest(host)
+    if device is None or found is None or device.mtu <= found.mtu:
+        return []
+    return [
+        f"{ifname} has the MTU {device.mtu}, and the uplink {found.name} only {found.mtu}: large "
+        f"packets may be lost (`ip link set {ifname} mtu {found.mtu}` in the container, or attach "
+        "it again)"
+    ]
+
+
+def _smallest(host: Netlink) -> Link | None:
+    links = [each for index in route.default_links(host) if (each := link.find(host, index))]
+    return min(links, key=lambda each: each.mtu, default=None)
