@@ -72,17 +72,13 @@ def add(call: Call[Conf]) -> Result:
         veth.require_free(call, host, netns)
         ends = None
         if needs_link(conf.ipam.type):  # a DHCP server of this node, or a relay, is on the link
-            ends = veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
+            ends = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
         ipam = call.ipam_add(conf.ipam.type)
         for ip in ipam.ips:
             ip.interface = 1
             _require_gateway(ip)
         configure.enable_forwarding([ip.prefix for ip in ipam.ips])
-<<<<<<< HEAD
-        outer, inner = ends or veth.create(call, host, netns, conf.mtu, mac, kind=conf.link_type)
-=======
-        outer, inner = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
->>>>>>> 55a8d9d8d8d1d2ae3d04a32c2609ece835d9d07a
+        outer, inner = ends or veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
         result = Result(
             interfaces=[
                 Interface(name=outer.name, mac=outer.mac),

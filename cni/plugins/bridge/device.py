@@ -3,17 +3,18 @@
 
 The kernel has no request "delete it if it has no port". So an ADD holds a lock from the moment it
 has looked for the bridge until its own port is there, shared with other ADDs; who removes a bridge
-holds it alone, from the look at the ports to the deletion. It is a lock on the node's network
-namespace, which every process sees that can see the bridge, and which leaves no file.
+holds it alone, from the look at the ports to the deletion. Only root may open the lock's file: who
+may hold it could stop every ADD.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
-from ... import lockfile
+from ... import files, lockfile
 from ...call import Call
 from ...kernel import link, sysctl
 from ...kernel.errors import NetlinkError
@@ -22,31 +23,45 @@ from ...kernel.netlink import Netlink
 from ...protocol.errors import CNIError
 from ..shared import veth
 
-NAMESPACE = "/proc/self/ns/net"
+STATE_DIR = "/run/cni"
 
 
 class Lock:
     """Held within a `with`: shared by ADDs that use bridges, `alone` by who removes one.
 
-    Raises TryAgainLater after ten seconds.
+    `env` is the request's. Nothing is locked on a node without a place for state. Raises
+    TryAgainLater after ten seconds.
     """
 
-    def __init__(self, *, alone: bool = False) -> None:
+    def __init__(self, env: Mapping[str, str], *, alone: bool = False) -> None:
+        self._directory = env.get("CNI_STATE_DIR") or STATE_DIR
         self._alone = alone
         self._fd = -1
 
     def __enter__(self) -> None:
-        fd = os.open(NAMESPACE, os.O_RDONLY | os.O_CLOEXEC)
+        path = f"{self._directory}/bridge.lock"
         try:
-            deadline = monotonic() + lockfile.TIMEOUT
-            lockfile.acquire(fd, NAMESPACE, deadline, shared=not self._alone)
+            fd = self._open(path)
+        except OSError:
+            return  # as on a read-only system
+        try:
+            lockfile.acquire(fd, path, monotonic() + lockfile.TIMEOUT, shared=not self._alone)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
 
+    def _open(self, path: str) -> int:
+        flags = os.O_RDWR | os.O_CREAT
+        try:
+            return files.open_regular(path, flags)
+        except FileNotFoundError:
+            os.makedirs(self._directory, 0o755, exist_ok=True)
+            return files.open_regular(path, flags)
+
     def __exit__(self, *_: object) -> None:
-        lockfile.release(self._fd)
+        if self._fd >= 0:
+            lockfile.release(self._fd)
 
 
 def ensure(
@@ -80,7 +95,7 @@ def ensure(
 def _create(call: Call[Any], host: Netlink, name: str, mtu: int, filtering: bool) -> None:
     """Make the bridge, unless another ADD has made it by now. Raises NetlinkError."""
     mac = _new_mac()
-    call.undo.callback(_remove_made, name, link.format_mac(mac))
+    call.undo.callback(_remove_made, call.request.env, name, link.format_mac(mac))
     group = 0
     if call.conf.remove_empty_bridge:
         from . import empty  # few configurations have the bridge removed
@@ -98,9 +113,9 @@ def _create(call: Call[Any], host: Netlink, name: str, mtu: int, filtering: bool
         empty.mark(host, name)
 
 
-def _remove_made(name: str, mac: str) -> None:
+def _remove_made(env: Mapping[str, str], name: str, mac: str) -> None:
     """Undo the creation of a bridge, known by its random MAC, unless another ADD uses it by now."""
-    with Netlink() as host, Lock(alone=True):  # the verb's own socket is closed by now
+    with Netlink() as host, Lock(env, alone=True):  # the verb's own socket is closed by now
         bridge = link.find(host, name)
         if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:
             return

@@ -51,7 +51,7 @@ def remove(call: Call[Any], index: int, vlan: int) -> None:
         if not index or not _unused(call, host, index, vlan):
             return
         try:
-            with device.Lock(alone=True):
+            with device.Lock(call.request.env, alone=True):
                 for unused in _unused(call, host, index, vlan):
                     link.delete(host, unused)
         except TryAgainLater as error:

@@ -215,7 +215,10 @@ def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: 
 
 def _remove_vlan_interface(call: Call[Any], name: str) -> None:
     """Undo the creation of a VLAN's interface, unless another container is on the bridge by now."""
-    with Netlink() as host, device.Lock(alone=True):  # the verb's own socket is closed by now
+    with (
+        Netlink() as host,
+        device.Lock(call.request.env, alone=True),
+    ):  # the verb's own socket is closed by now
         inner = link.find(host, name)
         port = link.find(host, inner.peer) if inner is not None and inner.peer else None
         if inner is None or port is None:

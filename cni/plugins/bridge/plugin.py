@@ -160,7 +160,7 @@ def add(call: Call[Conf]) -> Result:
         if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = _allocate(call, want)
-        with device.Lock():  # nobody removes the bridge until the port is there
+        with device.Lock(call.request.env):  # nobody removes the bridge until the port is there
             bridge = device.ensure(
                 call,
                 host,
