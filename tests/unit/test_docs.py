@@ -17,7 +17,7 @@ import pytest
 from cni.dispatch import TABLE, WINDOWS
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("cni", "deploy", "docs", "launcher", "tests", "tools")
+ROOMS = ("cni", "deploy", "docs", "examples", "launcher", "tests", "tools")
 SUFFIXES = ("c", "json", "lock", "md", "py", "service", "sh", "socket", "svg", "toml", "yaml")
 # Files that a test writes; below cni/plugins stands the file that the reader writes.
 MADE = ("build/", "dist/", "cni/plugins/label.py")
