@@ -42,7 +42,7 @@ PACKAGES_aarch64 := $(PACKAGES_cross) qemu-system-arm qemu-user-static
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build build-selfcontained build-windows release image man install uninstall test test-unit \
+.PHONY: help setup venv build build-selfcontained build-windows release image docs man install uninstall test test-unit \
 	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
 	lint format bench bench-node bench-cluster demo golden lock clean distclean
 
@@ -93,6 +93,9 @@ image: build-selfcontained .cache/setup-runtime.stamp ## build and push the serv
 # Of a clean tree only; docs/releasing.md.
 release: .cache/env-release/.stamp .cache/setup-release.stamp .cache/setup-interpreter.stamp ## write dist/release
 	.cache/env-release/bin/python -m tools.release $(RELEASE_ARGS)
+
+docs: .cache/env-docs/.stamp ## write the site below dist/site, from the pages of the repository
+	.cache/env-docs/bin/python tools/site/build.py dist/site
 
 man: dist/cni ## write the manual pages below dist/man
 	$(PYTHON) -I tools/release/man.py dist/cni dist/man

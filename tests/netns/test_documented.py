@@ -22,9 +22,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     *(
         str(each.relative_to(ROOT))
-        for each in sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/plugins").glob("*.md")])
+        for each in sorted(
+            path
+            for folder in ("docs", "docs/howto", "docs/plugins", "examples")
+            for path in (ROOT / folder).glob("*.md")
+        )
     ),
 ]
 # What cannot run here, and why. Everything else in a block for a shell is run.
