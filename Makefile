@@ -173,7 +173,7 @@ test-faults: $(TESTED) ## kills, signals and errors at every system call of ever
 test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
-test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp ## what make installs, and what a release consists of
+test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp .cache/env-docs/.stamp ## what make installs, and what a release consists of
 	$(PYTEST) --timeout 600 $(call tests-in,release) $(PYTEST_ARGS)
 
 # The lab's kernel has one processor: beside it runs what is mostly busy with another one.

@@ -41,6 +41,7 @@ NOT_HERE = {
     "flannel": "needs flanneld's file: tests/netns/test_flannel.py",
     "label": "needs the plugin: test_the_example_plugin",
     "lan-dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
+    "slaac": "needs a router that advertises: tests/netns/test_slaac.py",
     "sriov-device": "needs a device with a PCI address: tests/netns/test_host_device.py",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",

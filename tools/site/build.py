@@ -9,17 +9,33 @@ copy, and ends with an error if a link or an anchor leads nowhere.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 _LINK = re.compile(r"(?<!\\)\]\(([^)#\s:]+)(?:#[^)\s]*)?\)|(?:src|srcset)=\"([^\":]+)\"")
+# Sections of the site, and which pages they have: a page belongs to the first pattern that fits it.
+SECTIONS = (
+    ("Start", ("README.md", "docs/README.md", "examples/README.md", "docs/configuration.md")),
+    ("How to", ("docs/howto/*.md", "docs/cluster-*.md", "docs/server.md", "docs/windows.md")),
+    ("Command", ("docs/cli.md", "docs/observability.md")),
+    ("Plugins", ("docs/plugins/*.md",)),
+    (
+        "Reference",
+        ("docs/reference.md", "docs/compatibility.md", "docs/security.md", "SECURITY.md"),
+    ),
+    ("Measured", ("docs/performance.md", "docs/scale.md", "docs/self-contained.md")),
+    ("Develop", ("CONTRIBUTING.md", "docs/design.md", "docs/writing-a-plugin.md", "docs/*.md")),
+    ("Contract", ("docs/spec/INDEX.md", "docs/spec/*.md")),
+    ("Changes", ("*.md",)),
+)
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -41,6 +57,27 @@ def sources(root: Path) -> list[Path]:
     return sorted(each for each in found if "__pycache__" not in each.parts)
 
 
+def navigation(pages: list[str]) -> list[dict[str, list[str]]]:
+    """The sections with their pages, in the form of mkdocs. Each page is in one of them."""
+    left = list(pages)
+    made = []
+    for title, patterns in SECTIONS:
+        inside = []
+        for pattern in patterns:
+            fitting = [each for each in left if _fits(each, pattern)]
+            inside += fitting
+            left = [each for each in left if each not in fitting]
+        if inside:
+            made.append({title: inside})
+    assert not left, left
+    return made
+
+
+def _fits(page: str, pattern: str) -> bool:
+    """Does the whole path fit? PurePath.match looks at the end of a path."""
+    return PurePath(page).match(pattern) and page.count("/") == pattern.count("/")
+
+
 def stage(root: Path, target: Path) -> None:
     """Copy the sources, with their places, below `target`."""
     for path in sources(root):
@@ -49,19 +86,26 @@ def stage(root: Path, target: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def main(arguments: list[str]) -> int:
-    """Build the site: the exit code of mkdocs."""
-    output = Path(arguments[0] if arguments else ROOT / "dist/site").resolve()
+def build(root: Path, output: Path) -> int:
+    """Build the site of the repository at `root`: the exit code of mkdocs."""
     with tempfile.TemporaryDirectory() as scratch:
         pages = Path(scratch, "pages")
-        stage(ROOT, pages)
+        stage(root, pages)
         config = Path(scratch, "mkdocs.yml")
-        shutil.copyfile(HERE / "mkdocs.yml", config)
+        names = sorted(str(each.relative_to(pages)) for each in pages.rglob("*.md"))
+        nav = json.dumps(navigation(names))  # JSON is YAML
+        config.write_text(f"{(HERE / 'mkdocs.yml').read_text()}nav: {nav}\n")
         shutil.copyfile(HERE / "hooks.py", Path(scratch, "hooks.py"))
         mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--clean"]
         command = [*mkdocs, "--config-file", str(config), "--site-dir", str(output)]
         env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}  # advertisement on stderr
-        code = subprocess.run(command, check=False, env=env).returncode
+        return subprocess.run(command, check=False, env=env).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """Build the site into the directory that is named, or into dist/site: the exit code."""
+    output = Path(arguments[0] if arguments else ROOT / "dist/site").resolve()
+    code = build(ROOT, output)
     if not code:
         print(f"site: {output}: {len(list(output.rglob('*.html')))} pages")
     return code
