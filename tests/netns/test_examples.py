@@ -43,6 +43,7 @@ NOT_HERE = {
     "lan-dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
     "slaac": "needs a router that advertises: tests/netns/test_slaac.py",
     "sriov-device": "needs a device with a PCI address: tests/netns/test_host_device.py",
+    "whereabouts": "needs a store: tests/unit/test_cluster_whereabouts.py",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",
 }
