@@ -32,7 +32,7 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	libnftables1 python3-nftables iptables conntrack tcpdump iputils-arping socat strace ethtool \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
-	containernetworking-plugins etcd-server etcd-client openssl curl
+	containernetworking-plugins etcd-server etcd-client openssl curl groff-base
 # cross: the compiler for aarch64, and the headers of its kernel. release: what makes packages, too.
 PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
 PACKAGES_release := git rpm $(PACKAGES_cross)
@@ -42,7 +42,7 @@ PACKAGES_aarch64 := $(PACKAGES_cross) qemu-system-arm qemu-user-static
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup venv build build-selfcontained build-windows release image install uninstall test test-unit \
+.PHONY: help setup venv build build-selfcontained build-windows release image docs man install uninstall test test-unit \
 	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
 	lint format bench bench-node bench-cluster demo golden lock clean distclean
 
@@ -93,6 +93,12 @@ image: build-selfcontained .cache/setup-runtime.stamp ## build and push the serv
 # Of a clean tree only; docs/releasing.md.
 release: .cache/env-release/.stamp .cache/setup-release.stamp .cache/setup-interpreter.stamp ## write dist/release
 	.cache/env-release/bin/python -m tools.release $(RELEASE_ARGS)
+
+docs: .cache/env-docs/.stamp ## write the site below dist/site, from the pages of the repository
+	.cache/env-docs/bin/python tools/site/build.py dist/site
+
+man: dist/cni ## write the manual pages below dist/man
+	$(PYTHON) -I tools/release/man.py dist/cni dist/man
 
 install: dist/cni ## install the plugins into BIN_DIR (/opt/cni/bin)
 	dist/cni install --bin-dir $(BIN_DIR)
@@ -167,7 +173,7 @@ test-faults: $(TESTED) ## kills, signals and errors at every system call of ever
 test-runtime: $(TESTED) .cache/setup-runtime.stamp ## containers started by podman and containerd
 	$(PYTEST) --timeout 600 $(call tests-in,runtime) $(PYTEST_ARGS)
 
-test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp ## what make installs, and what a release consists of
+test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp .cache/env-docs/.stamp ## what make installs, and what a release consists of
 	$(PYTEST) --timeout 600 $(call tests-in,release) $(PYTEST_ARGS)
 
 # The lab's kernel has one processor: beside it runs what is mostly busy with another one.

@@ -423,14 +423,14 @@ def lock() -> None:
 def lock_tools(versions: dict[str, str], constraints: Path) -> None:
     """Write the locks of the tools, with the bundled versions of the dependencies.
 
-    tools/dev.lock is for `make venv`; tools/build.lock and tools/release.lock, for those targets,
-    have the same versions of what they have in common. With the hashes for all interpreters and
-    machines, of which each environment takes its own.
+    tools/dev.lock is for `make venv`; tools/build.lock, tools/release.lock and tools/docs.lock, for
+    those targets, have the same versions of what they have in common. With the hashes for all
+    interpreters and machines, of which each environment takes its own.
     """
     constraints.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
     lock_requirements(TOOLS_LOCK, constraints, "--extra", "dev", "pyproject.toml")
     constraints.write_text("\n".join(PINNED.findall(TOOLS_LOCK.read_text())))
-    for name in ("build", "release"):
+    for name in ("build", "release", "docs"):
         lock_requirements(ROOT / f"tools/{name}.lock", constraints, f"tools/{name}.in")
 
 

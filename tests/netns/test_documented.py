@@ -22,9 +22,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     *(
         str(each.relative_to(ROOT))
-        for each in sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/plugins").glob("*.md")])
+        for each in sorted(
+            path
+            for folder in ("docs", "docs/howto", "docs/plugins", "examples")
+            for path in (ROOT / folder).glob("*.md")
+        )
     ),
 ]
 # What cannot run here, and why. Everything else in a block for a shell is run.
@@ -53,7 +58,8 @@ set -e
 for directory in /etc/cni /var/lib/cni /opt/cni /etc/systemd/system /usr/local/bin; do
     mkdir -p $directory && mount -t tmpfs none $directory
 done
-mkdir -p /run/cni /run/netns && mount -t tmpfs none /run/cni
+mkdir -p /run/cni && mount -t tmpfs none /run/cni
+mkdir -p /run/netns && mount -t tmpfs none /run/netns
 {file} install --bin-dir /opt/cni/bin >/dev/null
 ip link add eth1 type veth peer name eth1peer
 ip link set eth1 up
@@ -81,6 +87,7 @@ for try in $(seq 600); do cni serve --status >/dev/null 2>&1 && break; sleep 0.1
 """
 
 
+@pytest.mark.timeout(900)  # each command starts an interpreter, on a busy machine
 @pytest.mark.parametrize("page", PAGES)
 def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) -> None:
     if not (bin_dir / "cni").exists():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PAGE = (ROOT / "docs" / "writing-a-plugin.md").read_text()
 # (file that is quoted, or a name; code)
 BLOCKS = re.findall(r"^```python (\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+LABEL = ROOT / "examples/label/label"
 ENTRY = '    "label": Plugin("cni.plugins.label", "gives the interface an alias"),\n'
 
 
@@ -30,13 +31,13 @@ def test_every_block_says_what_it_is() -> None:
     assert {where for where, _ in BLOCKS} == {
         "cni/plugins/sample.py",
         "cni/dispatch.py",
-        "label",
+        "examples/label/label",
         "tests/netns/test_writing_a_plugin.py",
     }
     assert len(BLOCKS) == PAGE.count("```python")
 
 
-@pytest.mark.parametrize("where", sorted({where for where, _ in BLOCKS} - {"label"}))
+@pytest.mark.parametrize("where", sorted({where for where, _ in BLOCKS}))
 def test_quotations(where: str) -> None:
     text = (ROOT / where).read_text()
     for code in blocks(where):
@@ -46,6 +47,10 @@ def test_quotations(where: str) -> None:
 def test_the_sample_is_quoted_as_a_whole() -> None:
     text = (ROOT / "cni/plugins/sample.py").read_text()
     assert "\n\n\n".join(blocks("cni/plugins/sample.py")).replace("\n\n\n\n", "\n\n\n") == text
+
+
+def test_the_example_is_quoted_as_a_whole() -> None:
+    assert blocks("examples/label/label") == [LABEL.read_text()]
 
 
 def test_links_lead_somewhere() -> None:
@@ -71,8 +76,7 @@ def label_dir(
     else:
         shutil.copytree(module_bin_dir, target, symlinks=True)
         program = target / "label"
-        program.write_text(blocks("label")[0])
-        program.chmod(0o755)
+        shutil.copy(LABEL, program)
     return target
 
 
@@ -93,7 +97,7 @@ def build_with_label(target: Path) -> Path:
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", target)
     (target / ".cache").symlink_to(ROOT / ".cache")
-    _, _, body = blocks("label")[0].partition("from cni import dispatch\n")
+    _, _, body = LABEL.read_text().partition("from cni import dispatch\n")
     body, _, _ = body.partition('if __name__ == "__main__":')
     module = f"from __future__ import annotations\n\n{body}".replace("from cni.", "from ..")
     (target / "cni/plugins/label.py").write_text(module)

@@ -114,7 +114,8 @@ def root(tmp_path: Path) -> Path:
         pytest.skip("needs root, for chroot")
     root = tmp_path / "root"
     system = ("usr/bin", "usr/lib/systemd/system", "usr/share/doc", "var/lib", "var/tmp")
-    for name in ("bin", "tmp", "opt", *system):
+    manual = (f"usr/share/man/man{section}" for section in (1, 5, 8))
+    for name in ("bin", "tmp", "opt", *system, *manual):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin")
     for name in ("sh", "rm", "ls", "cat"):
@@ -180,6 +181,8 @@ def test_installed_and_removed(manager: Manager, root: Path) -> None:
     assert (root / "usr/bin/cni").resolve() == root / BIN / "cni"
     assert "supportedVersions" in version_of(root / BIN / "bridge")
     assert {each.name for each in root.glob("usr/lib/systemd/system/*")} >= UNITS
+    manual = {str(each.relative_to(root)) for each in root.glob("usr/share/man/*/*")}
+    assert {"usr/share/man/man1/cni.1.gz", "usr/share/man/man8/cni-bridge.8.gz"} <= manual
     assert manager("verify").stdout == ""
     assert state(root) - before != set()
 
@@ -255,7 +258,7 @@ OLD = b'#!/bin/sh\necho \'{"cniVersion":"1.1.0","supportedVersions":["0.3.1"]}\'
 def older(manager: Manager, target: Path) -> Path:
     """A package of version 0.0.1 whose file answers otherwise, with a plugin that is gone now."""
     source = Source("0.0.1", "0" * 40, 1_600_000_000)
-    package = layout.package(OLD, ("bridge", "former"), ROOT, {})
+    package = layout.package(OLD, ("bridge", "former"), ROOT, {}, {})
     if manager.__qualname__.startswith("rpm"):
         target.write_bytes(write_rpm(package, "x86_64", source, "Apache-2.0"))
     else:

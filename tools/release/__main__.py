@@ -68,8 +68,8 @@ def release(state: Source, made: Executables) -> Files:
     documents["LICENSES"] = licences.encode()
     files: Files = {f"cni-{state.version}.pyz": made.zipapp}
     inside: dict[str, list[Component]] = dict.fromkeys(files, small)
-    for machine, executable in made.selfcontained.items():
-        forms = _forms(state, machine, executable, made.plugins, documents)
+    for machine in made.selfcontained:
+        forms = _forms(state, machine, made, documents)
         inside |= dict.fromkeys(forms, large)
         files |= forms
     image = _image(state, made, documents)
@@ -88,13 +88,12 @@ def release(state: Source, made: Executables) -> Files:
     return files | _checksums(files)
 
 
-def _forms(
-    state: Source, machine: str, executable: bytes, plugins: tuple[str, ...], documents: Files
-) -> Files:
+def _forms(state: Source, machine: str, made: Executables, documents: Files) -> Files:
     """The executable of one machine, alone and in archives and packages."""
+    executable, plugins = made.selfcontained[machine], made.plugins
     arch = ARCHITECTURES[machine]
     more = {"LICENSES": documents["LICENSES"].decode()}
-    package = layout.package(executable, plugins, state.root, more)
+    package = layout.package(executable, plugins, state.root, more, made.manual)
     version = state.package_version
     licence = components.expression(components.selfcontained(state.root))
     return {

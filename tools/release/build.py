@@ -26,11 +26,15 @@ _NOT_LINKED = frozenset({"whereabouts"})
 
 @dataclass(frozen=True)
 class Executables:
-    """The small zipapp, the self-contained file of each machine, and the plugins' names."""
+    """The small zipapp, the self-contained file of each machine, and the plugins' names.
+
+    `manual` are the manual pages, compressed: ``man8/cni-bridge.8.gz`` -> content.
+    """
 
     zipapp: bytes
     selfcontained: Mapping[str, bytes]
     plugins: tuple[str, ...]
+    manual: Mapping[str, bytes]
 
 
 def build(source: Source, given: Mapping[str, Path], machines: tuple[str, ...]) -> Executables:
@@ -43,11 +47,12 @@ def build(source: Source, given: Mapping[str, Path], machines: tuple[str, ...]) 
         (tree / ".cache").symlink_to(cache)  # downloads and builds; each is keyed by its content
         zipapp = _zipapp(tree)
         plugins = _plugins(tree / "dist/cni")
+        manual = _manual(tree)
         files = {}
         for machine in machines:
             path = given.get(machine) or _selfcontained(tree, machine)
             files[machine] = _executable(path, machine)
-    return Executables(zipapp, files, plugins)
+    return Executables(zipapp, files, plugins, manual)
 
 
 def _executable(path: Path, machine: str) -> bytes:
@@ -74,6 +79,18 @@ def _plugins(file: Path) -> tuple[str, ...]:
     if done.returncode:
         raise ReleaseError(f"the zipapp does not list its plugins: {done.stderr.strip()}")
     return tuple(sorted({each["name"] for each in json.loads(done.stdout)} - _NOT_LINKED))
+
+
+def _manual(tree: Path) -> dict[str, bytes]:
+    """The manual pages, made of the built file."""
+    target = tree / "dist/man"
+    command: list[str | Path] = [sys.executable, "-I", tree / "tools/release/man.py"]
+    _run([*command, tree / "dist/cni", target, "--compressed"], tree)
+    return {
+        str(each.relative_to(target)): each.read_bytes()
+        for each in sorted(target.rglob("*"))
+        if each.is_file()
+    }
 
 
 def _selfcontained(tree: Path, machine: str) -> Path:

@@ -28,6 +28,7 @@ REFERENCE = "1.9.1"
 SUGGESTS = ("iptables", "nftables", "kmod")
 
 BIN_DIR = "opt/cni/bin"
+MAN_DIR = "usr/share/man"
 UNIT_DIR = "usr/lib/systemd/system"
 DOC_DIR = f"usr/share/doc/{NAME}"
 DOCUMENTS = ("README.md", "CHANGELOG.md", "NOTICE", "LICENSE")
@@ -49,11 +50,16 @@ class Package:
 
 
 def package(
-    executable: bytes, plugins: tuple[str, ...], root: Path, more: Mapping[str, str]
+    executable: bytes,
+    plugins: tuple[str, ...],
+    root: Path,
+    more: Mapping[str, str],
+    manual: Mapping[str, bytes],
 ) -> Package:
     """The package of `executable` with the texts of the repository at `root`.
 
-    `more` are further documents, file name -> text.
+    `more` are further documents, file name -> text; `manual` are manual pages,
+    ``man1/cni.1.gz`` -> content.
     """
     units = _units(root)
     files = [Entry(f"{BIN_DIR}/cni", executable, 0o755)]
@@ -62,6 +68,7 @@ def package(
     files += [Entry(f"{UNIT_DIR}/{name}", text.encode()) for name, text in units.items()]
     files += [Entry(f"{DOC_DIR}/{name}", (root / name).read_bytes()) for name in DOCUMENTS]
     files += [Entry(f"{DOC_DIR}/{name}", text.encode()) for name, text in more.items()]
+    files += [Entry(f"{MAN_DIR}/{name}", data) for name, data in manual.items()]
     names = shlex.join(sorted(units))
     restarted = shlex.join(name for name in RESTARTED if name in units)
     return Package(
