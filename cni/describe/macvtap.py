@@ -28,8 +28,8 @@ PLUGIN = Plugin(
         ),
         Key(
             "mtu",
-            Number(),
-            "MTU, at most the master's; 0: the master's",
+            Number(word="auto"),
+            "MTU, at most the master's; 0 or `auto`: the master's",
             default=0,
             example=1400,
         ),

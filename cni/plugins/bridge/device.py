@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
-from ... import files, lockfile
+from ... import lockfile
 from ...call import Call
 from ...kernel import link, sysctl
 from ...kernel.errors import NetlinkError
@@ -52,12 +52,12 @@ class Lock:
         self._fd = fd
 
     def _open(self, path: str) -> int:
-        flags = os.O_RDWR | os.O_CREAT
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            return files.open_regular(path, flags)
+            return os.open(path, flags, 0o600)
         except FileNotFoundError:
             os.makedirs(self._directory, 0o755, exist_ok=True)
-            return files.open_regular(path, flags)
+            return os.open(path, flags, 0o600)
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
