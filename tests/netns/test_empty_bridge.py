@@ -186,9 +186,11 @@ def has_gateway(host: Netns) -> bool:
 
 
 @contextmanager
-def locked(host: Netns, how: int) -> Iterator[None]:
+def locked(runtime: Runtime, how: int) -> Iterator[None]:
     """The lock, as another plugin has it."""
-    fd = os.open(f"/run/netns/{host.name}", os.O_RDONLY)
+    directory = runtime.env["CNI_STATE_DIR"]
+    os.makedirs(directory, exist_ok=True)
+    fd = os.open(f"{directory}/bridge.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(fd, how)
         yield
@@ -218,7 +220,7 @@ def test_an_undo_leaves_the_bridge_that_another_add_has_found(
     """
     conf = failing(network(data_dir))
     host = runtime.host
-    with locked(host, fcntl.LOCK_SH):
+    with locked(runtime, fcntl.LOCK_SH):
         first = Background(lambda: runtime.add("bridge", conf, container))
         wait_until(lambda: has_gateway(host) and not ports(host, "br0"), "the port goes again")
         index = link(host, "br0")["ifindex"]
@@ -236,7 +238,7 @@ def test_an_add_does_not_use_the_bridge_that_another_removes(
     conf = network(data_dir)
     host = runtime.host
     host.ip("link", "add", "br0", "type", "bridge")
-    with locked(host, fcntl.LOCK_EX):
+    with locked(runtime, fcntl.LOCK_EX):
         add = Background(lambda: runtime.add("bridge", conf, container))
         wait_until(lambda: bool(leases(data_dir)), "the address is allocated, which comes first")
         assert not last_seen(lambda: ports(host, "br0"), timeout=1)
@@ -249,7 +251,7 @@ def test_an_add_does_not_use_the_bridge_that_another_removes(
 def test_adds_do_not_wait_for_each_other(
     runtime: Runtime, container: Netns, data_dir: Path
 ) -> None:
-    with locked(runtime.host, fcntl.LOCK_SH):
+    with locked(runtime, fcntl.LOCK_SH):
         runtime.add("bridge", network(data_dir), container).succeeded()
 
 
