@@ -268,8 +268,8 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     See also: cni ps, cni gc
     """  # noqa: D301 - click wants the control character
     errors.require_root("remove the configuration of a network")
-    directory = subnets.directory()
-    with _locked(directory):
+    configurations.files_of_network(name)  # before the lock, whose directory would be made
+    with _locked(subnets.directory()):
         path = configurations.files_of_network(name).asked[0]
         live = Live()
         known = attachments.gather(Places.of(cache_dir), name)

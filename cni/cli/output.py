@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
 import click
-import msgspec
 
 from cni import damage, stderr
 from cni.protocol.errors import BadEnvironment, CNIError
@@ -350,11 +349,9 @@ def _broken(text: str, width: int) -> list[str]:
 def decode_map(text: str, name: str) -> dict[str, Any] | None:
     """The JSON object in an environment variable. Raises CNIError."""
     try:
-        value = msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
-    except RecursionError:
-        raise CNIError(f"{name}: {gojson.TOO_DEEP}", f"{name} is a JSON object") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise CNIError(f"{name}: {problem}", f"{name} is a JSON object") from None
+        value = gojson.decode(text.encode("utf-8", "surrogateescape"))
+    except CNIError as problem:
+        raise CNIError(f"{name}: {problem.msg}", f"{name} is a JSON object") from None
     if value is not None and not isinstance(value, dict):
         raise CNIError(f"{name} is not a JSON object", 'for example {"mac": "02:00:00:00:00:01"}')
     return value
