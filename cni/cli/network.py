@@ -80,7 +80,7 @@ def network() -> None:
 @click.option(
     "--gateway",
     default="",
-    metavar="ADDRESS",
+    metavar="IP",
     help="The gateway in the first subnet [its first address].",
 )
 @click.option("--range", "ip_range", metavar="FIRST-LAST", help="What containers get of the first.")
