@@ -12,7 +12,7 @@ import click
 
 from cni import dispatch
 from cni.artifact import InstallError
-from cni.install import Report, command, is_installed, put_aside, would_uninstall
+from cni.install import Report, command, is_installed, put_aside
 from cni.install import install as install_file
 from cni.install import uninstall as uninstall_file
 from cni.install import units as install_units
@@ -20,7 +20,7 @@ from cni.install.place import Place
 from cni.protocol.errors import CNIError
 
 from . import errors, formats, output
-from .session import CACHE_DIR, DRY_RUN
+from .session import CACHE_DIR
 
 if TYPE_CHECKING:
     from .remaining import Staying
@@ -187,16 +187,10 @@ def _more(units: Path | None, service: bool) -> Iterator[str]:
 @_UNITS
 @_ROOT
 @click.option("--force", is_flag=True, help="Also while containers are attached.")
-@DRY_RUN
 @CACHE_DIR
 @formats.options
 def uninstall(
-    bin_dir: Path,
-    units: Path | None,
-    root: Path | None,
-    force: bool,
-    dry_run: bool,
-    cache_dir: str,
+    bin_dir: Path, units: Path | None, root: Path | None, force: bool, cache_dir: str
 ) -> None:
     """Remove what `cni install` made, and put back what was there before.
 
@@ -222,8 +216,7 @@ def uninstall(
         names = (*install_units.RULES, *install_units.DHCP, *install_units.SERVER)
         paths = [at / name for name in names]
     try:
-        work = would_uninstall if dry_run else uninstall_file
-        report = work(bin_dir, paths, root=root)
+        report = uninstall_file(bin_dir, paths, root=root)
     except InstallError as error:
         raise _failed(error) from error
     report.warnings += warnings
@@ -231,8 +224,7 @@ def uninstall(
         f"stays: {text}" for text in remaining.shortened([each.text for each in stay])
     ]
     nothing = not report.removed and not report.restored
-    done = "would be uninstalled" if dry_run else "uninstalled"
-    where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else done)
+    where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
     _show(report, where)
 
 

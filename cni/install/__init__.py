@@ -113,22 +113,6 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
     return report
 
 
-def would_uninstall(
-    bin_dir: Path, units: Collection[Path] = (), *, root: Path | None = None
-) -> Report:
-    """What `uninstall` would remove and put back; changes nothing. Raises InstallError."""
-    place = Place.of(bin_dir, root)
-    directory = place.directory()
-    report, remembered = Report(str(place.bin_dir)), []
-    if directory.is_dir():
-        with _errors(directory):
-            installation = Installation(place)
-            report = installation.would_uninstall()
-            remembered = [Path(path) for path in installation.units]
-    report.removed += install_units.present(sorted({*remembered, *units}), place)
-    return report
-
-
 def is_installed(bin_dir: Path) -> bool:
     """Whether the directory has plugins of this project."""
     return Installation(Place.of(bin_dir)).is_present

@@ -39,19 +39,14 @@ def make(place: Place, link: Path) -> str:
 
 def remove(place: Place, link: Path) -> bool:
     """Remove the link, if it leads to the installed file; was it there? Raises OSError."""
-    if not is_present(place, link):
-        return False
-    place.now(link).unlink()
-    return True
-
-
-def is_present(place: Place, link: Path) -> bool:
-    """Would `remove` remove it? Raises OSError."""
     try:
         at = place.now(link)
     except InstallError:
         return False  # it leads out of the root: then `make` has not made it, either
-    return _is_ours(place, at)
+    if not _is_ours(place, at):
+        return False
+    at.unlink()
+    return True
 
 
 def _target(place: Place) -> str:

@@ -127,18 +127,6 @@ class Installation:
         (self.dir / MANIFEST).unlink(missing_ok=True)
         return self.report
 
-    def would_uninstall(self) -> Report:
-        """What `uninstall` would remove and put back; changes nothing."""
-        paths = (
-            path for path in sorted(self.commands) if command.is_present(self.place, Path(path))
-        )
-        self.report.removed += paths
-        names = [name for name in self._names() if self._is_link(name)]
-        for name in [*names, *(["cni"] if self.current_build() is not None else [])]:
-            has_backup = os.path.lexists(self.dir / f".{name}.before-cni")
-            (self.report.restored if has_backup else self.report.removed).append(name)
-        return self.report
-
     def _check_directories(self, names: list[str]) -> None:
         for name in ("cni", *names):
             path = self.dir / name
@@ -249,12 +237,9 @@ class Installation:
         self.report.kept[name] = backup.name
 
     def _retire(self, name: str) -> None:
-        if self._is_link(name):
-            self._restore_or_remove(name)
-
-    def _is_link(self, name: str) -> bool:
         path = self.dir / name
-        return path.is_symlink() and os.readlink(path) == "cni"
+        if path.is_symlink() and os.readlink(path) == "cni":
+            self._restore_or_remove(name)
 
     def _restore_or_remove(self, name: str) -> None:
         path, backup = self.dir / name, self.dir / f".{name}.before-cni"

@@ -102,14 +102,6 @@ def remove(paths: Iterable[Path], place: Place) -> list[str]:
     return removed
 
 
-def present(paths: Iterable[Path], place: Place) -> list[str]:
-    """Those of the paths that `remove` would remove. Raises InstallError."""
-    try:
-        return [str(path) for path in paths if _is_ours(place.now(path))]
-    except OSError as error:
-        raise InstallError(f"cannot read {error.filename}: {error.strerror}") from error
-
-
 def hints(paths: Iterable[str], root: Path | None = None) -> Iterator[str]:
     """The commands that put the units into effect, some with a condition before them."""
     names = {Path(path).name for path in paths}

@@ -638,25 +638,6 @@ def test_a_directory_of_programs_that_leads_out_of_the_root(dist: Path, tmp_path
     assert os.path.lexists(outside / "cni")
 
 
-def test_a_dry_run_says_what_would_go(dist: Path, tmp_path: Path) -> None:
-    """The same as then goes, but for directories that get empty; and nothing goes."""
-    bin_dir = tmp_path / "opt/cni/bin"
-    bin_dir.mkdir(parents=True)
-    (bin_dir / "bridge").write_text("another's")
-    options = ("--bin-dir", str(bin_dir), "--units", str(tmp_path / "units"))
-    assert run(dist, "install", *options).returncode == 0
-    before = sorted(tmp_path.rglob("*"))
-    would = json.loads(run(dist, "uninstall", *options, "--dry-run", "--json").stdout)
-    assert sorted(tmp_path.rglob("*")) == before
-    assert "would be uninstalled" in run(dist, "uninstall", *options, "--dry-run").stdout
-    assert sorted(tmp_path.rglob("*")) == before
-    did = json.loads(run(dist, "uninstall", *options, "--json").stdout)
-    assert would["restored"] == did["restored"] == ["bridge"]
-    assert {"cni", "ptp"} <= set(would["removed"]) <= set(did["removed"])
-    assert str(tmp_path / "units/cni-reload.service") in would["removed"]
-    assert all(str(tmp_path) in each for each in set(did["removed"]) - set(would["removed"]))
-
-
 @pytest.mark.parametrize("option", ["--bin-dir", "--root"])
 @pytest.mark.parametrize("command", ["install", "uninstall"])
 def test_an_empty_path_is_refused(dist: Path, tmp_path: Path, command: str, option: str) -> None:
