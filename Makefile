@@ -141,9 +141,9 @@ test-build: $(TESTED) ## only the tests of the built file and of installing it
 test-netns: $(TESTED) ## only the tests in network namespaces
 	$(PYTEST) $(PARALLEL) $(call tests-in,netns) $(PYTEST_ARGS)
 
-golden: $(TESTED) ## write tests/netns/golden anew: what commands show at 80 columns
-	CNI_GOLDEN=write $(PYTEST) $(call tests-in,netns/test_golden.py)
-	git diff --stat -- tests/netns/golden
+golden: $(TESTED) ## write anew what commands show at 80 columns, and the table of options in docs/cli.md
+	CNI_GOLDEN=write $(PYTEST) $(call tests-in,netns/test_golden.py unit/test_cli_options.py)
+	git diff --stat -- tests/netns/golden docs/cli.md
 
 test-warm: $(TESTED) ## the same, not the slow ones, through a server, as far as that makes a difference
 	CNI_TEST_SERVER=1 $(PYTEST) $(PARALLEL) -m 'not slow' $(call tests-in,netns) $(PYTEST_ARGS)

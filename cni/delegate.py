@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from errno import ETXTBSY
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -156,13 +156,23 @@ def _is_our_build(program: str) -> bool:
 def parse_output(output: bytes, stdin: bytes) -> Result:
     """The Result an ADD printed; a missing version is taken to be the configuration's."""
     try:
-        raw = msgspec.json.decode(output)
-    except msgspec.MsgspecError as error:
+        raw = _json(output)
+    except ValueError as error:
         raise CNIError(f"failed to decode the plugin's result: {error}") from None
     version = version_of(decode_object(stdin))
     if isinstance(raw, dict):
         version = raw.get("cniVersion") or version
     return Result.parse(raw, version)
+
+
+def _json(data: bytes) -> Any:
+    """The document that another program printed. Raises ValueError, with Go's words."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):
+        from .protocol import gojson
+
+        return gojson.decode(data)
 
 
 def pass_on(data: bytes) -> None:
@@ -213,11 +223,15 @@ def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
             return DelegateError(0, f'netplugin failed: "{text}"')
         return DelegateError(0, f"netplugin failed with no error message: {how}")
     try:
-        raw = msgspec.json.decode(stdout)
-        return DelegateError(
-            int(raw.get("code", 0)), str(raw.get("msg", "")), str(raw.get("details", ""))
-        )
-    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
+        raw = _json(stdout)
+        if not isinstance(raw, dict):
+            raise ValueError("it is no JSON object")
+        code = raw.get("code")
+        code = 0 if code is None else code
+        if type(code) not in (int, float):
+            raise ValueError("its code is no number")
+        return DelegateError(int(code), str(raw.get("msg", "")), str(raw.get("details", "")))
+    except (OverflowError, ValueError) as error:
         shown = stdout.decode(errors="replace")
         return DelegateError(
             0, f'netplugin failed but error parsing its diagnostic message "{shown}": {error}'

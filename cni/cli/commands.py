@@ -17,7 +17,8 @@ from cni import intent
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_container_id
 
-from . import cache, conflist, errors, formats, output, target
+from . import added as result
+from . import cache, conflist, errors, formats, target
 from .cache import outcome
 from .completion import Container, Namespace, Network, Where
 from .session import (
@@ -100,7 +101,7 @@ def add(network: str, netns: str, ifname: str | None, cache_dir: str) -> None:
         except CNIError as problem:
             hint = hint_for_name(netns) or _hint_if_attached(what, cache_dir)
             raise errors.Failed(_of_missing(problem, path), hint) from None
-        output.added(added, what, formats.current())
+        result.present(added, what, formats.current())
 
 
 @click.command()
@@ -176,7 +177,7 @@ def delete(
         text = f"{_described(what)} would be detached from {what.network}"
     elif not found.known:
         text = f"{_described(what)} was not attached to {what.network}"
-    formats.done(value, text, [what.name])
+    formats.done(value, text, [what.name], always=dry_run)
 
 
 def _of_missing(problem: CNIError, netns: str) -> CNIError:

@@ -17,6 +17,38 @@ if TYPE_CHECKING:
 
 VARIABLE = "_CNI_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
+# Bash breaks words at the colons of IPv6 addresses and ports, and at =. Those that stand together
+# on the line are put together again; of what is offered, readline replaces only the last part.
+_BASH = r"""_cni_completion() {
+    local IFS=$'\n' rest=$COMP_LINE word current index type value
+    local -a words=()
+    for ((index = 0; index <= COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        if ((index == 0)) || [[ $rest == [[:space:]]* ]]; then
+            rest=${rest#"${rest%%[![:space:]]*}"}
+            words+=("$word")
+        else
+            words[-1]+=$word
+        fi
+        rest=${rest#"$word"}
+    done
+    current=${words[-1]}
+    [[ $current == --*=* ]] && current=${current#*=}
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        case $type in
+        dir) compopt -o dirnames ;;
+        file) compopt -o default ;;
+        plain)
+            [[ $COMP_WORDBREAKS == *:* ]] && value=${value#"${current%"${current##*:}"}"}
+            COMPREPLY+=("$value")
+            ;;
+        esac
+    done < <(COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1)) \
+        _CNI_COMPLETE=bash_complete "$1" 2>/dev/null)
+}
+complete -o nosort -F _cni_completion cni
+"""
 
 
 @click.command()
@@ -31,14 +63,17 @@ def completion(context: click.Context, shell: str) -> None:
     zsh:  source <(cni completion zsh)
     fish: cni completion fish | source
     """  # noqa: D301 - click wants the control character
+    text = _BASH if shell == "bash" else _of_click(context, shell)
+    if not formats.data({"shell": shell, "script": text}):
+        output.line(text)
+
+
+def _of_click(context: click.Context, shell: str) -> str:
     kind = get_completion_class(shell)
     if kind is None:
         raise click.ClickException(f"this build of click does not know {shell}")
     script = kind(context.find_root().command, {}, "cni", VARIABLE)
-    # Not source(): for bash that runs a bash to ask its version.
-    text = script.source_template % script.source_vars()
-    if not formats.data({"shell": shell, "script": text}):
-        output.line(text)
+    return script.source_template % script.source_vars()
 
 
 class Network(click.ParamType[str]):

@@ -17,6 +17,10 @@ from . import conflist, errors
 SUFFIXES = (".conflist", ".conf", ".json")
 STDIN = "-"
 MAX_SIZE = 16 << 20
+_HOW_NAMED = (
+    f"the files of networks end in {', '.join(SUFFIXES)}; `cni network create` writes one, and "
+    "NETCONFPATH names another directory"
+)
 
 
 @dataclass
@@ -35,9 +39,9 @@ def files_of(targets: Sequence[str]) -> Files:
     for target in targets or (directory,):
         if target == STDIN:
             asked.append(STDIN)
-        elif os.path.isdir(target):
+        elif os.path.isdir(target) or not targets:
             directories.append(target)
-            asked += conflist.paths(target)
+            asked += _of_directory(target)
         elif os.path.exists(target) or "/" in target or target.endswith(SUFFIXES):
             if not os.path.exists(target):
                 raise errors.NotFound(f"no such file: {target}")
@@ -47,6 +51,14 @@ def files_of(targets: Sequence[str]) -> Files:
             directories.append(directory)
             asked.append(_of_network(directory, target))
     return _with_context(list(dict.fromkeys(asked)), directories)
+
+
+def _of_directory(directory: str) -> list[str]:
+    """The files of a directory. Raises NotFound: to find nothing wrong in none means nothing."""
+    paths = conflist.paths(directory)
+    if not paths:
+        raise errors.NotFound(f"no network configurations in {directory}", _HOW_NAMED)
+    return paths
 
 
 def files_of_network(name: str) -> Files:
@@ -68,14 +80,18 @@ def _with_context(asked: list[str], directories: list[str]) -> Files:
 
 
 def _of_network(directory: str, name: str) -> str:
-    """The file of a network: the first that has the name. Raises NotFound."""
+    """The file of a network: the first that has the name. Raises NotFound, NotPermitted."""
+    forbidden: CNIError | None = None
     for path in conflist.paths(directory):
         try:
             found = network.read(path, read(path))
-        except CNIError:
+        except CNIError as error:
+            forbidden = error if isinstance(error, errors.NotPermitted) else forbidden
             continue
         if isinstance(found, Network) and found.name == name:
             return path
+    if forbidden is not None:
+        raise forbidden  # the network may be in that file
     known = ", ".join(conflist.known(directory)) or "none"
     raise errors.NotFound(f"no network {name} in {directory}", f"networks there: {known}")
 

@@ -314,8 +314,14 @@ def _read(path: str) -> bytes:
     try:
         return files.read(path, _MAX_SIZE, follow=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CNIError(f"error reading {path}: open {path}: {reason}") from None
+        raise _unusable(f"error reading {path}: open {path}", error) from None
+
+
+def _unusable(what: str, error: OSError, advice: str = "") -> CNIError:
+    text = f"{what}: {(error.strerror or str(error)).lower()}"
+    if isinstance(error, PermissionError):
+        return errors.NotPermitted(text, "run it as root" if os.geteuid() != 0 else "")
+    return errors.CommandError(text, advice)
 
 
 def _files(directory: str, extensions: tuple[str, ...]) -> list[str]:
@@ -326,8 +332,8 @@ def _files(directory: str, extensions: tuple[str, ...]) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise CNIError(f"open {directory}: {reason}") from None
+        advice = "NETCONFPATH names the directory with network configurations"
+        raise _unusable(f"open {directory}", error, advice) from None
     # Not os.path.splitext: Go takes ".conf" for an extension without a name.
     wanted = [name for name in file_names if name[name.rfind(".") :] in extensions and "." in name]
     return [os.path.join(directory, name) for name in sorted(wanted, key=os.fsencode)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from cni import intent
+from cni.protocol.errors import CNIError
 
 from . import conflist, formats, output
 from .checkup import networks, node, packet_filter, software, state
@@ -54,19 +55,24 @@ def doctor(strict: bool, cache_dir: str) -> None:
         raise SystemExit(_NOT_ALL)
 
 
-def situation_of(cache_dir: str, networks: list[conflist.NetworkList] | None = None) -> Situation:
-    """What the environment and the command line say; without `networks` the configured ones are
-    read. Raises CNIError if they cannot be.
-    """
+def situation_of(cache_dir: str) -> Situation:
+    """What the environment and the command line say, and the networks that can be read."""
     net_d = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
     return Situation(
-        networks=conflist.all_of(net_d) if networks is None else networks,
+        networks=_configured(net_d),
         path=plugin_path(os.environ.get("CNI_PATH", "")),
         state_dir=os.environ.get("CNI_STATE_DIR") or intent.STATE_DIR,
         cache_dir=os.path.abspath(cache_dir),
         net_d=net_d,
         socket=os.environ.get("CNI_SERVER_SOCKET") or SOCKET,
     )
+
+
+def _configured(net_d: str) -> list[conflist.NetworkList]:
+    try:
+        return conflist.all_of(net_d)
+    except CNIError:  # of which checkup.networks speaks
+        return []
 
 
 def examine(situation: Situation) -> Iterator[Finding]:

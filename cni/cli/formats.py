@@ -165,12 +165,18 @@ def present(
         output.table(rows, wide=current() == "wide")
 
 
-def done(value: Any, text: str, names: Iterable[str] = ()) -> None:
-    """Print that a command has done its work: data if asked for, else a line on a terminal."""
+def done(value: Any, text: str, names: Iterable[str] = (), *, always: bool = False) -> None:
+    """Print that a command has done its work: data if asked for, else a line on a terminal.
+
+    `always`: also where stdout is none, since the text is what was asked for, as of a dry run.
+    """
     if data(value):
         return
     if current() == "name":
         for name in names:
             output.line(name)
         return
-    output.done(text)
+    if always:
+        output.line(text)
+    else:
+        output.done(text)

@@ -79,10 +79,7 @@ def gc(
     if off:
         lines = [f"{network}: nothing is deleted, because its configuration has disableGC"]
     lines += [f"  {each.container_id} {each.ifname}  {each.state(live)}" for each in chosen]
-    if dry_run and formats.current() in ("", "wide"):
-        output.line("\n".join(lines))
-        return
-    formats.done(value, "\n".join(lines), [each.name for each in chosen])
+    formats.done(value, "\n".join(lines), [each.name for each in chosen], always=dry_run)
 
 
 def _pair(text: str) -> tuple[str, str]:

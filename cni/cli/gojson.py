@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from cni.protocol import gojson
 from cni.protocol.errors import CNIError
 
 _ESCAPES = (
@@ -71,9 +72,20 @@ def decode(data: bytes) -> Any:
         return msgspec.json.decode(data)
     except RecursionError:
         raise CNIError(TOO_DEEP, TOO_DEEP_ADVICE) from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        reason = "unexpected end of JSON input" if not data.strip() else str(error)
-        raise CNIError(reason) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, OverflowError):
+        return _as_go(data)
+
+
+def _as_go(data: bytes) -> Any:
+    """What Go takes for JSON and msgspec does not; for what is none, Go's words and the place."""
+    reader = gojson.Reader(data.decode("utf-8", "replace"))
+    try:
+        return reader.document()
+    except ValueError as error:
+        before = reader.text[: reader.at]
+        column = len(before) - before.rfind("\n")
+        place = f"line {before.count(chr(10)) + 1}, column {column}" if before.strip() else ""
+        raise CNIError(str(error), place) from None
 
 
 def decode_object(data: bytes) -> dict[str, Any]:

@@ -77,9 +77,16 @@ def network() -> None:
 )
 @click.option("--ipv6", is_flag=True, help="Also a free IPv6 subnet (unique local addresses).")
 @click.option("--internal", is_flag=True, help="No way out of the network, and no published ports.")
-@click.option("--gateway", default="", help="The gateway in the first subnet [its first address].")
+@click.option(
+    "--gateway",
+    default="",
+    metavar="IP",
+    help="The gateway in the first subnet [its first address].",
+)
 @click.option("--range", "ip_range", metavar="FIRST-LAST", help="What containers get of the first.")
-@click.option("--master", default="", help="The link, for macvlan, ipvlan and vlan.")
+@click.option(
+    "--master", default="", metavar="LINK", help="The link, for macvlan, ipvlan and vlan."
+)
 @click.option("--vlan", type=click.IntRange(0, 4094), default=0, help="The VLAN, for vlan.")
 @click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="The MTU.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration, and write nothing.")
@@ -268,8 +275,8 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     See also: cni ps, cni gc
     """  # noqa: D301 - click wants the control character
     errors.require_root("remove the configuration of a network")
-    directory = subnets.directory()
-    with _locked(directory):
+    configurations.files_of_network(name)  # before the lock, whose directory would be made
+    with _locked(subnets.directory()):
         path = configurations.files_of_network(name).asked[0]
         live = Live()
         known = attachments.gather(Places.of(cache_dir), name)
@@ -289,7 +296,7 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     verb = "would be removed" if dry_run else "is removed"
     dead = len(known) - len(in_use)
     value = {"network": name, "file": path, "dryRun": dry_run, "attached": len(in_use)}
-    formats.done(value | {"dead": dead}, f"{path} {verb}", [name])
+    formats.done(value | {"dead": dead}, f"{path} {verb}", [name], always=dry_run)
     if dead and not formats.is_data():
         output.line(_left(name, dead), err=True)
 

@@ -17,14 +17,12 @@ from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
 import click
-import msgspec
 
 from cni import damage, stderr
 from cni.protocol.errors import BadEnvironment, CNIError
-from cni.protocol.result import IPConfig, Result, encode_json
+from cni.protocol.result import encode_json
 
 from . import gojson
-from .cache import Attachment, Outcome
 from .table import COLOURS, Table, cell_width, padded, shortened, taken
 
 T = TypeVar("T")
@@ -143,21 +141,6 @@ def _texts(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_texts(item) for item in value]
     return gojson.text(value) if isinstance(value, str) else value
-
-
-def added(outcome: Outcome, attachment: Attachment, form: str = "") -> None:
-    """ADD's result: exactly the JSON object a plugin prints, or lines for a person."""
-    if form == "yaml":
-        document(outcome.as_dict(), form)
-        return
-    if form == "name":
-        line(attachment.name)
-        return
-    if form == "json" or not is_terminal():
-        write(encode_json(outcome.as_dict()))
-        return
-    done(f"{attachment.ifname} in {attachment.netns} is attached to {attachment.network}")
-    paragraph(columns([*_summary(outcome.result), ("container", attachment.container_id)]))
 
 
 def done(text: str) -> None:
@@ -345,51 +328,6 @@ def _indented(text: str, indent: int) -> str:
 def _broken(text: str, width: int) -> list[str]:
     """As `wrapped`, but blanks at the beginning stay, and what fits is left as it is."""
     return [text] if cell_width(text) <= width else wrapped(text, width)
-
-
-def decode_map(text: str, name: str) -> dict[str, Any] | None:
-    """The JSON object in an environment variable. Raises CNIError."""
-    try:
-        value = msgspec.json.decode(text.encode("utf-8", "surrogateescape"))
-    except RecursionError:
-        raise CNIError(f"{name}: {gojson.TOO_DEEP}", f"{name} is a JSON object") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as problem:
-        raise CNIError(f"{name}: {problem}", f"{name} is a JSON object") from None
-    if value is not None and not isinstance(value, dict):
-        raise CNIError(f"{name} is not a JSON object", 'for example {"mac": "02:00:00:00:00:01"}')
-    return value
-
-
-def _summary(result: Result) -> list[tuple[str, str]]:
-    rows = [("address", _address(ip, result)) for ip in result.ips]
-    width = max((cell_width(link.name) for link in result.interfaces), default=0)
-    for link in result.interfaces:
-        facts = [
-            padded(link.name, width, False),
-            link.mac,
-            f"mtu {link.mtu}" if link.mtu else "",
-            link.sandbox or "host",
-        ]
-        rows.append(("interface", "  ".join(fact for fact in facts if fact)))
-    for route in result.routes:
-        rows.append(("route", f"{route.dst} via {route.gw}" if route.gw else route.dst))
-    dns = result.dns
-    for name, values in (
-        ("nameserver", dns.nameservers),
-        ("domain", [dns.domain] if dns.domain else None),
-        ("search", dns.search),
-        ("options", dns.options),
-    ):
-        if values:
-            rows.append((name, " ".join(values)))
-    return rows
-
-
-def _address(ip: IPConfig, result: Result) -> str:
-    text = ip.address
-    if ip.interface is not None and 0 <= ip.interface < len(result.interfaces):
-        text += f" on {result.interfaces[ip.interface].name}"
-    return f"{text}, gateway {ip.gateway}" if ip.gateway else text
 
 
 def has_colour() -> bool:

@@ -106,7 +106,7 @@ def _troubles(findings: list[Finding], wrong: list[Finding]) -> list[str]:
 def steps_of(found: Network, ifname: str) -> list[Step]:
     """What each plugin of a network would do. Raises NotFound for one without plugins."""
     if not found.parts:
-        raise errors.NotFound(f"the network {found.name} has no plugins")
+        raise errors.NotFound(f"the network {found.name} has no plugins", f"in {found.file}")
     steps: list[Step] = []
     addresses: list[plan_ipam.Allocated] = []
     with Netlink() as host:

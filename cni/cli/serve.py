@@ -28,6 +28,7 @@ def default_workers() -> int:
 @click.option(
     "--socket",
     "path",
+    metavar="PATH",
     envvar="CNI_SERVER_SOCKET",
     default=SOCKET,
     show_default=True,

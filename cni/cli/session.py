@@ -12,7 +12,7 @@ import click
 
 from cni.protocol.errors import CNIError
 
-from . import cache, conflist, errors, formats, output, target
+from . import cache, conflist, errors, formats, gojson, output, target
 from .completion import Namespace, Network
 from .runtime import Runtime
 from .signals import Interrupts
@@ -105,7 +105,16 @@ def chosen_ifname(option: str | None) -> str:
 def capability_args() -> dict[str, Any] | None:
     """CAP_ARGS. Raises CNIError."""
     text = os.environ.get("CAP_ARGS")
-    return output.decode_map(text, "CAP_ARGS") if text else None
+    if not text:
+        return None
+    try:
+        value = gojson.decode(text.encode("utf-8", "surrogateescape"))
+    except CNIError as problem:
+        raise CNIError(f"CAP_ARGS: {problem.msg}", "CAP_ARGS is a JSON object") from None
+    if value is not None and not isinstance(value, dict):
+        example = 'for example {"mac": "02:00:00:00:00:01"}'
+        raise CNIError("CAP_ARGS is not a JSON object", example)
+    return value
 
 
 @contextmanager

@@ -78,6 +78,9 @@ def ls(cache_dir: str) -> None:
                 each.path or "-",
             )
         )
+    if not found and formats.current() in ("", "wide"):
+        text = f"no network configurations in {places.net_d}; `cni network create` writes one"
+        output.line(text, err=True)
     formats.present(
         [each.as_dict() for each in found],
         rows=Table(_NETWORKS, rows),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from shlex import quote
 from typing import Any, NamedTuple
 
 from cni import delegate, dispatch
@@ -228,7 +229,7 @@ def _bridge(facts: Facts) -> Iterator[Problem]:
     key = "vlan" if get("vlan") else "vlanTrunk"
     if get(key) and not device.vlan_filtering:
         message = f"the bridge {name} exists, and does not look at VLANs"
-        advice = f"ip link set {name} type bridge vlan_filtering 1"
+        advice = f"ip link set {quote(name)} type bridge vlan_filtering 1"
         yield Problem(part, key, "vlan-filtering", message, advice)
 
 

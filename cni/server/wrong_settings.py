@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cni import files
+from cni.protocol import gojson
 from cni.record import (
     _FILE_KEY,
     _FILE_VARIABLE,
@@ -70,14 +71,22 @@ def _of_node(env: Mapping[str, str]) -> Iterator[Wrong]:
         return
     try:
         value = msgspec.json.decode(data)
-    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        yield Wrong(path, f"is no JSON, so all of it is ignored: {error}")
+    except (ValueError, msgspec.MsgspecError, RecursionError):
+        yield Wrong(path, f"is no JSON, so all of it is ignored: {_why_no_json(data)}")
         return
     if not isinstance(value, dict):
         yield Wrong(path, 'is no JSON object, as {"logLevel": "all"}: all of it is ignored')
         return
     for key, each in value.items():
         yield from _of_key(path, key, each)
+
+
+def _why_no_json(data: bytes) -> str:
+    try:
+        gojson.decode(data)
+    except ValueError as error:
+        return str(error)
+    return "it has bytes that are no UTF-8, a number that is too large, or is nested too deeply"
 
 
 def _of_key(path: str, key: str, value: Any) -> Iterator[Wrong]:

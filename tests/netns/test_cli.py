@@ -171,6 +171,7 @@ def test_completion_in_a_shell(node: Node, shell: str) -> None:
     node.configure()
     script = (
         "source <(cni completion bash); COMP_WORDS=(cni add n); COMP_CWORD=2; "
+        "COMP_LINE='cni add n'; "
         '_cni_completion cni; echo "${COMPREPLY[@]}"'
     )
     env = {**node.env, "PATH": f"{node.bin_dir}:{PATH}"}

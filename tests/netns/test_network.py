@@ -200,8 +200,10 @@ def test_rm(node: Node, container: Netns) -> None:
     assert "1 container is attached" in network(node, "rm", "web", code=5).stderr
     assert path.exists()
     network(node, "rm", "web", "--dry-run", code=5)
+    # What a dry run says is what was asked for: also where stdout is no terminal.
+    assert "would be detached from web" in node.ok("del", "web", container.path, "--dry-run")
     node.ok("del", "web", container.path)
-    network(node, "rm", "web", "--dry-run")
+    assert network(node, "rm", "web", "--dry-run").stdout == f"{path} would be removed\n"
     assert path.exists()
     network(node, "rm", "web")
     assert not path.exists()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import cni.cli
 from cni import startup_error
-from cni.cli import formats, gojson, main, output
+from cni.cli import added, formats, gojson, main, output
 from cni.cli.cache import Attachment, Outcome
 from cni.cli.group import cli
 from cni.cli.table import Column, Table, cell_width
@@ -70,7 +70,7 @@ def test_every_way_to_print(capfd: pytest.CaptureFixture[str], bad: str) -> None
     raw = {"interfaces": [{"name": f"x{bad.encode(errors='replace').decode()}", "sandbox": "/n"}]}
     result = Outcome(Result.parse(raw, "1.0.0"), "1.0.0")
     for form in ("", *formats.FORMATS):
-        output.added(result, Attachment("c", f"n{bad}", f"i{bad}", f"/n{bad}"), form)
+        added.present(result, Attachment("c", f"n{bad}", f"i{bad}", f"/n{bad}"), form)
         output.error(CNIError(f"msg {bad}", f"details {bad}"), f"hint {bad}", form)
         output.click_exception(click.UsageError(bad), form)
     output.done(f"done {bad}")

@@ -126,7 +126,7 @@ def test_a_malformed_file_aborts_the_search_and_is_named(tmp_path: Path) -> None
     put(tmp_path, "20.conflist", network())
     with pytest.raises(CNIError, match=r"^error parsing configuration list: ") as caught:
         conflist.load(str(tmp_path), "net")
-    assert caught.value.details == f"in {bad}"
+    assert caught.value.details == f"line 1, column 2; in {bad}"
 
 
 def test_a_malformed_file_behind_the_network_does_not_matter(tmp_path: Path) -> None:

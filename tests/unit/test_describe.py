@@ -416,7 +416,9 @@ def test_schema_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert made["properties"]["markMasqBit"]["maximum"] == 31
     assert main(["schema"]) == 0
     validator().check_schema(json.loads(capfd.readouterr().out))
-    assert main(["schema", "nothing"]) == 2
+    assert main(["schema", "brige"]) == 3
+    assert "did you mean bridge?" in capfd.readouterr().err
+    assert main(["schema", "bridge.mtu"]) == 3
     capfd.readouterr()
     assert main(["schema", "-o", "name"]) == 0
     assert {"bridge", "portmap"} <= set(capfd.readouterr().out.splitlines())

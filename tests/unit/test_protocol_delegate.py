@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -208,6 +209,16 @@ def test_a_failure_that_prints_nonsense(
     assert error.code == 0
     start = f'netplugin failed but error parsing its diagnostic message "{output}": '
     assert error.msg.startswith(start)
+    reason = error.msg.removeprefix(start)
+    assert not re.search("no attribute|argument|invalid literal|malformed|truncated", reason)
+
+
+@pytest.mark.parametrize("output", [b"nonsense", b"", b"{", b"\xff", b'{"ips": ]}'])
+def test_a_result_that_is_no_json(output: bytes) -> None:
+    with pytest.raises(CNIError, match=r"^failed to decode the plugin's result: ") as raised:
+        delegate.parse_output(output, b'{"cniVersion": "1.0.0"}')
+    reason = raised.value.msg.partition("result: ")[2]
+    assert re.match("invalid character|unexpected end of JSON input", reason)
 
 
 @given(st.binary(max_size=50) | st.recursive(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from shlex import quote
 
 from cni import files, process
 from cni.cli import status
@@ -146,7 +147,7 @@ def flushed(situation: Situation) -> Iterator[Finding]:
             f"{attached.network}; the plugins that attached it noted nothing for `cni reload`: "
             "create the container anew"
         )
-        yield Finding(ERROR, AREA, text, f"cni inspect {name}")
+        yield Finding(ERROR, AREA, text, f"cni inspect {quote(name)}")
     if situation.networks and not missing and not lost:
         yield Finding(OK, AREA, "the rules of attached containers are there")
 

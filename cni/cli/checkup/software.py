@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from cni import __version__, artifact, delegate, files
 from cni.describe import catalogue
@@ -30,7 +31,8 @@ def plugins(situation: Situation) -> Iterator[Finding]:
             continue
         if build:
             builds.setdefault(build, []).append(name)
-    install = f"cni install --bin-dir {situation.path[0] if situation.path else '/opt/cni/bin'}"
+    directory = situation.path[0] if situation.path else "/opt/cni/bin"
+    install = f"cni install --bin-dir {quote(directory)}"
     own = [name for name in missing if catalogue.known_as(name) is not None]
     for names, mend in ((own, install), ([n for n in missing if n not in own], "")):
         if names:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from shlex import quote
 
 from cni.cli.cache import Cache
 from cni.cli.view import attachments, bridges, damage, needs
@@ -73,7 +74,9 @@ def permissions(situation: Situation) -> Iterator[Finding]:
         except OSError:
             continue
         if mode & stat.S_IWOTH:
-            yield Finding(ERROR, AREA, f"{path} can be written by anybody", f"chmod o-w {path}")
+            yield Finding(
+                ERROR, AREA, f"{path} can be written by anybody", f"chmod o-w {quote(path)}"
+            )
 
 
 def leftovers(situation: Situation) -> Iterator[Finding]:
@@ -90,7 +93,7 @@ def leftovers(situation: Situation) -> Iterator[Finding]:
     for network, count in sorted(dead.items()):
         what = "1 attachment" if count == 1 else f"{count} attachments"
         text = f"{network}: {what} of dead containers"
-        yield Finding(WARNING, AREA, text, f"cni gc {network}")
+        yield Finding(WARNING, AREA, text, f"cni gc {quote(network)}")
     if not dead:
         yield Finding(OK, AREA, f"{alive} attached, none of a dead container")
 
@@ -115,7 +118,7 @@ def connected(situation: Situation) -> Iterator[Finding]:
     found = list(bridges.cut_off(known, live))
     for text in bridges.in_words(found):
         network = text.partition(":")[0]
-        yield Finding(ERROR, AREA, f"{text}; {bridges.MEND}", f"cni ps {network}")
+        yield Finding(ERROR, AREA, f"{text}; {bridges.MEND}", f"cni ps {quote(network)}")
     lacks = needs.links(needs.of_living(known, live, situation.networks))
     for each in lacks[:_MOST_LACKS]:
         yield Finding(ERROR, AREA, each.in_words(), each.mend)

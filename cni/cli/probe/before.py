@@ -8,6 +8,7 @@ so would hide what it has just mended.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from shlex import quote
 
 from cni.kernel import address, link, sysctl
 from cni.kernel.netlink import Netlink
@@ -84,7 +85,7 @@ class Before:
         found: dict[str, tuple[int, str, str]] = {}
         bridge = self._bridge()
         if bridge is not None and not bridge.up:
-            switch = f"ip link set {bridge.name}"
+            switch = f"ip link set {quote(bridge.name)}"
             found[f"{switch} up"] = (0, f"the bridge {bridge.name} was down", f"{switch} down")
         if not needs.is_routed(self._conf):
             return found
@@ -96,7 +97,7 @@ class Before:
                     continue
                 if is_off:
                     key = sysctl.shown(name)
-                    switch = f"sysctl -w {key}="
+                    switch = f"sysctl -w {quote(key)}="
                     found[f"{switch}1"] = (family, f"{key} was 0", f"{switch}0")
                     break  # that of the node sets those of its links
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from shlex import quote
 from typing import NamedTuple
 
 from cni.kernel import link, sysctl
@@ -77,10 +78,12 @@ def of_link(situation: Situation, container: Container, address: str) -> Iterato
 
 def _of_port(node: Netlink, far: link.Link) -> Iterator[Cause]:
     if not far.up:
-        yield Cause(f"{far.name}, its end on the node, is down", f"ip link set {far.name} up")
+        yield Cause(
+            f"{far.name}, its end on the node, is down", f"ip link set {quote(far.name)} up"
+        )
     master = link.find(node, far.master) if far.master else None
     if master is not None and not master.up:
-        yield Cause(f"{master.name} is down", f"ip link set {master.name} up")
+        yield Cause(f"{master.name} is down", f"ip link set {quote(master.name)} up")
 
 
 def _far_end(node: Netlink, container: Container) -> link.Link | None:
@@ -96,7 +99,7 @@ def of_forwarding(situation: Situation, family: int) -> Iterator[Cause]:
     try:
         if sysctl.read(name) == "0":
             dotted = name.replace("/", ".")
-            yield Cause(f"{dotted} is 0: the node forwards nothing", f"sysctl -w {dotted}=1")
+            yield Cause(f"{dotted} is 0: the node forwards nothing", f"sysctl -w {quote(dotted)}=1")
     except OSError:
         pass
     yield from of_policies(situation, family)

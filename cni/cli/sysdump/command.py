@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 import click
 
-from cni.protocol.errors import CNIError
 from cni.protocol.result import encode_json
 
 from .. import formats, output
-from ..checkup.finding import Situation
 from ..doctor import situation_of
 from ..session import CACHE_DIR
 from . import parts
@@ -89,7 +87,7 @@ def sysdump(target: str, force: bool, mask: str, timeout: float, cache_dir: str)
     if target == STDOUT:
         _require_room_for_stdout()
     path = target or _default_name(mask)
-    sources = parts.sources_of(_situation(cache_dir), os.path.abspath(cache_dir))
+    sources = parts.sources_of(situation_of(cache_dir), os.path.abspath(cache_dir))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)  # what is half written is removed
     with Archive(path, force=force) as archive:
@@ -119,13 +117,6 @@ def sysdump(target: str, force: bool, mask: str, timeout: float, cache_dir: str)
         lines=[text, *(f"· {each}" for each in missing)],
         names=[path],
     )
-
-
-def _situation(cache_dir: str) -> Situation:
-    try:
-        return situation_of(cache_dir)
-    except CNIError:  # which the commands in the dump will say, too
-        return situation_of(cache_dir, [])
 
 
 def _end(number: int, _frame: object) -> None:

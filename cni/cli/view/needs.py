@@ -7,6 +7,7 @@ later cuts off the containers that run; the next ADD makes most of it again, wit
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from shlex import quote
 from typing import Any, NamedTuple
 
 from cni.kernel import address, link, sysctl
@@ -104,7 +105,7 @@ def _forwarding(need: Need) -> Iterator[tuple[str, str]]:
                 key = sysctl.shown(name)
                 what = "attached containers reach nothing beyond"
                 beyond = "the node" if name.count("/") == 2 or "/all/" in name else who
-                yield f"{key} is 0: {what} {beyond}", f"sysctl -w {key}=1"
+                yield f"{key} is 0: {what} {beyond}", f"sysctl -w {quote(key)}=1"
                 break
 
 
@@ -136,7 +137,7 @@ class _Node:
             if bridge is None:
                 return
             if not bridge.up:
-                yield f"the bridge {bridge.name} is down", f"ip link set {bridge.name} up"
+                yield f"the bridge {bridge.name} is down", f"ip link set {quote(bridge.name)} up"
         for port in ports:
             yield from _port_lacks(port, bridge)
         holder = self._gateway_holder(need, ports)
@@ -154,13 +155,13 @@ class _Node:
             self._addresses[holder.index] = {each.prefix for each in found}
         for wanted in _gateways(need):
             if wanted not in self._addresses[holder.index]:
-                mend = f"ip address add {wanted} dev {holder.name}"
+                mend = f"ip address add {wanted} dev {quote(holder.name)}"
                 yield f"{holder.name} lacks the address {wanted}, {_FIRST}", mend
 
 
 def _port_lacks(port: Link, bridge: Link | None) -> Iterator[tuple[str, str]]:
     if not port.up:
-        yield f"{port.name}, its link on the node, is down", f"ip link set {port.name} up"
+        yield f"{port.name}, its link on the node, is down", f"ip link set {quote(port.name)} up"
     elif bridge is not None and bridge.up and port.master == bridge.index and port.blocked:
         mend = f"bridge link set dev {port.name} state 3"
         yield f"the bridge {bridge.name} forwards nothing through its port {port.name}", mend
