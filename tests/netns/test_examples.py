@@ -46,7 +46,7 @@ NOT_HERE = {
     "sriov-device": "needs a device with a PCI address: tests/netns/test_host_device.py",
     "whereabouts": "needs a store: tests/unit/test_cluster_whereabouts.py",
     "macvtap": "needs a program that opens its device: tests/netns/test_macvtap.py",
-    "tc-redirect-tap": "needs a program that opens its device: tests/netns/test_tc_redirect_tap.py",
+    "tc-redirect-tap": "needs a program that opens its device: tests/lab/test_tc_redirect_tap.py",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",
 }
