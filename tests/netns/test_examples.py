@@ -29,6 +29,7 @@ FEATURES = {
     "dummy": "dummy",
     "ipvlan": "ipvlan",
     "macvlan": "macvlan",
+    "macvtap": "macvtap",
     "tap": "tap",
     "vlan": "vlan",
     "vrf": "vrf",
@@ -44,6 +45,8 @@ NOT_HERE = {
     "slaac": "needs a router that advertises: tests/netns/test_slaac.py",
     "sriov-device": "needs a device with a PCI address: tests/netns/test_host_device.py",
     "whereabouts": "needs a store: tests/unit/test_cluster_whereabouts.py",
+    "macvtap": "needs a program that opens its device: tests/netns/test_macvtap.py",
+    "tc-redirect-tap": "needs a program that opens its device: tests/lab/test_tc_redirect_tap.py",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",
 }
