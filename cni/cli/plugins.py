@@ -25,7 +25,7 @@ _COLUMNS = (
     Column("KIND"),
     Column("VERBS", drop=2),
     Column("SPEC", drop=1),
-    Column("ABOUT", cut="end", least=58),  # what a plugin does says more than the others
+    Column("ABOUT", cut="end", least=57),  # what a plugin does says more than the others
 )
 
 
