@@ -92,7 +92,25 @@ _USER = re.compile(
     r"(?<![^\s\"'=(,])([A-Za-z_][\w.-]{0,63}):([^\s:@/\"']{1,200})@(?!sha\d+:)(?=\w)"
 )
 _LOGIN = re.compile(r"(?<!\S)((?:-u|--(?:proxy-)?user)(?:\s+|=)[\"']?[^\s:\"']+:)([^\s\"']+)")
-_SSHPASS = re.compile(r"\b(sshpass\s+-p\s*)(\S+)")
+# Programs -> their short option with a password; with blanks before that, if the option may.
+_SHORT_OPTIONS = (
+    (r"mysql\w*|mariadb[\w-]*|mycli|xtrabackup", "-p", False),
+    (r"sshpass|mongo\w*|docker\s+login|podman\s+login|nerdctl\s+login", "-p", True),
+    (r"redis-cli|valkey-cli", "-a", True),
+    (r"ldap(?:search|add|modify|delete|passwd|whoami|compare|modrdn)", "-w", True),
+    (r"ipmitool|zip|unzip|sqlcmd", "-P", True),
+)
+_BETWEEN = rf"(?:{_QUOTE}\s*,\s*{_QUOTE}|\s+)"  # words of a command line, or of a list in JSON
+_SHORT = [
+    re.compile(
+        rf"(\b(?:{programs})(?:{_BETWEEN}(?!{option})[^\s\"',|;&]+){{0,24}}?{_BETWEEN}{option}"
+        + (rf"(?:{_BETWEEN})?)" if may_be_apart else ")")
+        + r"(\"[^\"\n]+|'[^'\n]+|[^\s\"',\\]+)"
+    )
+    for programs, option, may_be_apart in _SHORT_OPTIONS
+]
+_PASSIN = re.compile(r"(?<!\S)(-pass(?:in|out)?(?:\s+|=)pass:)(\S+)")
+_PERCENT = re.compile(r"(?<!\S)((?:-U|--user(?:name)?)(?:\s*|=)[\w.\\/-]+%)([^\s\"']+)")
 _KNOWN = re.compile(
     r"\b(?:(?:AKIA|ASIA|ABIA|ACCA|AROA|AIDA|AGPA|ANPA)[A-Z0-9]{16}\b"
     r"|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abeoprs]-[\w-]{10,}"
@@ -184,7 +202,8 @@ def without_secrets(text: str) -> str:
     text = _BASIC.sub(_basic, text)
     text = _USER.sub(_user, text)
     text = _LOGIN.sub(rf"\1{MASKED}", text)
-    text = _SSHPASS.sub(rf"\1{MASKED}", text)
+    for form in (*_SHORT, _PASSIN, _PERCENT):
+        text = form.sub(rf"\1{MASKED}", text)
     text = _IPSEC.sub(rf"\1{MASKED}", text)
     text = _OTLP.sub(rf"\1{MASKED}", text)
     text = _QUERY.sub(rf"\1{MASKED}", text)
