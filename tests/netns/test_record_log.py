@@ -261,7 +261,7 @@ def test_the_node_has_settings_of_its_own(
 
         def write() -> bool:
             runtime.add("loopback", CONF, container).succeeded()
-            return other.exists()
+            return other.exists() and bool(lines(other))  # made, and then written to
 
         wait_until(write, "the server has read the file again")
         assert lines(other)[-1]["via"] == "served"
