@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import settings
+from cni.ipam.cluster import settings, survey
+from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.store.directory import DirectoryStore
 
 from .ipam_node import Failure, Ipam
@@ -239,3 +240,15 @@ def test_metrics_of_a_node(
 
 def _hosts(block: str) -> set[str]:
     return {str(each) for each in ip_network(block)}
+
+
+def test_a_reservation_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    """As for host-local, its address counts as taken."""
+    space = Space(Node(str(tmp_path), "n"), "default")
+    directory = Path(space.location.path)
+    directory.mkdir(parents=True)
+    os.mkfifo(directory / "10.1.0.2")
+    (directory / "10.1.0.3").write_bytes(b"x" * 5000)
+    (directory / "10.1.0.4").write_bytes(b"c1\r\neth0\n")
+    found = survey.reserved(space)
+    assert [found[bytes((10, 1, 0, last))] for last in (2, 3, 4)] == [b"", b"", b"c1\r\neth0"]

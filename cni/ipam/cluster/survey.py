@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ... import files
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
@@ -74,10 +75,12 @@ def reserved(space: Space) -> dict[bytes, bytes]:
         return {}
     for name in filter(is_address, names):
         try:
-            with open(os.path.join(space.location.path, name), "rb") as file:
-                found[parse_ip(name)] = file.read(4096).strip()
+            data = files.read(os.path.join(space.location.path, name), 4096)
+        except files.Unusable:
+            data = b""  # a FIFO, a directory, or too large: the address counts as taken
         except OSError:
             continue  # just released
+        found[parse_ip(name)] = data.strip()
     return found
 
 
