@@ -5,18 +5,42 @@ from __future__ import annotations
 from .common import ARG_MAC, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, RUNTIME_MAC, runtime
 from .model import Flag, Key, Number, Plugin, Rule, Text
 
+# of macvtap, too
+MASTER = Key(
+    "master",
+    Text("interface"),
+    "the link that carries the interface",
+    absent="the only interface of the prevResult, else the default route's link",
+    example="eth0",
+)
+MTU = Key(
+    "mtu",
+    Number(word="auto"),
+    "MTU, at most the master's; 0 or `auto`: the master's",
+    default=0,
+    example=1400,
+)
+MAC = Key(
+    "mac",
+    Text("ownmac"),
+    "MAC address; `runtimeConfig.mac` wins over `MAC` in CNI_ARGS, which wins over this key",
+    absent="random",
+    example="02:00:00:00:00:05",
+)
+LINK_IN_CONTAINER = Key(
+    "linkInContainer",
+    Flag(),
+    "the master is in the container's namespace",
+    default=False,
+    example=True,
+)
+
 PLUGIN = Plugin(
     name="macvlan",
     place="main",
     about="makes an interface with a MAC of its own on a link of the node",
     keys=(
-        Key(
-            "master",
-            Text("interface"),
-            "the link that carries the interface",
-            absent="the only interface of the prevResult, else the default route's link",
-            example="eth0",
-        ),
+        MASTER,
         Key(
             "mode",
             Text(values=("bridge", "private", "vepa", "passthru")),
@@ -24,21 +48,8 @@ PLUGIN = Plugin(
             default="bridge",
             example="private",
         ),
-        Key(
-            "mtu",
-            Number(word="auto"),
-            "MTU, at most the master's; 0 or `auto`: the master's",
-            default=0,
-            example=1400,
-        ),
-        Key(
-            "mac",
-            Text("ownmac"),
-            "MAC address; `runtimeConfig.mac` wins over `MAC` in CNI_ARGS, which wins over this "
-            "key",
-            absent="random",
-            example="02:00:00:00:00:05",
-        ),
+        MTU,
+        MAC,
         Key(
             "bcqueuelen",
             Number(0, 4294967295),
@@ -46,13 +57,7 @@ PLUGIN = Plugin(
             default=0,
             example=1000,
         ),
-        Key(
-            "linkInContainer",
-            Flag(),
-            "the master is in the container's namespace",
-            default=False,
-            example=True,
-        ),
+        LINK_IN_CONTAINER,
         Key(
             "hostShim",
             Flag(),

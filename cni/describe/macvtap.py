@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .common import ARG_MAC, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, RUNTIME_MAC, runtime
-from .model import Flag, Key, Number, Plugin, Text
+from .macvlan import LINK_IN_CONTAINER, MAC, MASTER, MTU
+from .model import Key, Number, Plugin, Text
 
 _U32 = 4294967295
 
@@ -12,13 +13,7 @@ PLUGIN = Plugin(
     place="main",
     about="makes a macvlan whose packets a virtual machine reads and writes, by a device",
     keys=(
-        Key(
-            "master",
-            Text("interface"),
-            "the link that carries the interface",
-            absent="the only interface of the prevResult, else the default route's link",
-            example="eth0",
-        ),
+        MASTER,
         Key(
             "mode",
             Text(values=("bridge", "private", "vepa", "passthru")),
@@ -26,21 +21,8 @@ PLUGIN = Plugin(
             default="bridge",
             example="passthru",
         ),
-        Key(
-            "mtu",
-            Number(word="auto"),
-            "MTU, at most the master's; 0 or `auto`: the master's",
-            default=0,
-            example=1400,
-        ),
-        Key(
-            "mac",
-            Text("ownmac"),
-            "MAC address; `runtimeConfig.mac` wins over `MAC` in CNI_ARGS, which wins over this "
-            "key",
-            absent="random",
-            example="02:00:00:00:00:05",
-        ),
+        MTU,
+        MAC,
         Key(
             "owner",
             Number(0, _U32),
@@ -55,13 +37,7 @@ PLUGIN = Plugin(
             absent="root's, which may not",
             example=1000,
         ),
-        Key(
-            "linkInContainer",
-            Flag(),
-            "the master is in the container's namespace",
-            default=False,
-            example=True,
-        ),
+        LINK_IN_CONTAINER,
         IPAM,
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
