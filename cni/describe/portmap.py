@@ -51,6 +51,15 @@ PLUGIN = Plugin(
             example=True,
         ),
         Key(
+            "checkHostListeners",
+            Flag(),
+            "refuse a port on which a process of the node listens, and name the process; not with "
+            "podman, which itself listens on the ports of its containers",
+            default=False,
+            example=True,
+            beyond=True,
+        ),
+        Key(
             "markMasqBit",
             Number(0, 31),
             'the bit of the packet mark that says "masquerade this"',

@@ -85,6 +85,10 @@ def add(call: Call[Conf]) -> Result:
     if not want.addresses:
         call.log(f"cni: portmap: {call.ifname} has no address: no port is published")
         return previous
+    if asked.conf.check_host_listeners:
+        from . import listeners
+
+        listeners.require_none(want)
     call.undo.callback(lambda: _remove(call, want, call.handles))
     earlier = _noted_earlier(call)
     call.remember(previous)  # first: the DEL of an attachment that this one stands by reads it

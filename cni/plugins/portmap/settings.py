@@ -38,6 +38,7 @@ class Conf(config.NetConf):
     backend: str | None = None
     snat: bool = True
     masq_all: bool = False
+    check_host_listeners: bool = False
     mark_masq_bit: int | None = None
     external_set_mark_chain: str | None = None
     conditions_v4: list[str] = []
