@@ -228,9 +228,14 @@ def _default_link(situation: Situation) -> str:
     return "the default route's link, which is missing"
 
 
+def _default_master(situation: Situation) -> str:
+    device = situation.text("runtimeConfig.deviceID")
+    return f"the link of the device {device}" if device else _default_link(situation)
+
+
 def _on_master(situation: Situation) -> Iterator[str]:
     kind = situation.part.plugin
-    master = situation.text("master") or _default_link(situation)
+    master = situation.text("master") or _default_master(situation)
     details = {
         "macvlan": f"mode {situation.text('mode', 'bridge')}",
         "macvtap": f"mode {situation.text('mode', 'bridge')}",

@@ -137,7 +137,8 @@ def _master(facts: Facts) -> Iterator[Problem]:
         return
     name = _text(get("master"))
     if not name:
-        yield from _default_master(facts)
+        if not get("runtimeConfig.deviceID") and not get("capabilities.deviceID"):
+            yield from _default_master(facts)
         return
     try:
         master = link.get(facts.host, name)

@@ -41,13 +41,23 @@ def judge(parts: list[Part]) -> None:
 
 
 def require_master(part: Part) -> None:
-    """Note that vlan lacks a master, unless it comes after a plugin that has made one."""
-    if part.plugin != "vlan" or part.node.get("master") is not None:
+    """Note that vlan lacks a master, unless a plugin before makes one, or the runtime gives it."""
+    if part.plugin != "vlan" or part.node.get("master") is not None or _gets_device(part):
         return
     if part.node.get("prevResult") is None:
         where = walk.below(part.path, "master")
         message = f"{where} is missing: the link whose VLAN it is"
         part.report.add(part.node, "missing-key", where, message, 'for example "master": "eth0"')
+
+
+def _gets_device(part: Part) -> bool:
+    """Does the runtime say which device is the master?"""
+    declared = part.node.get("capabilities")
+    if declared is not None and declared.node.kind == "object":
+        for member in declared.node.members:
+            if member.key == "deviceID" and member.node.scalar is True:
+                return True
+    return bool(walk.text_at(part.node, "runtimeConfig.deviceID"))
 
 
 def _judge_chained(part: Part, made_by: Part | None) -> None:

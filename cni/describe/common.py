@@ -211,6 +211,18 @@ def runtime(*keys: Key) -> Key:
     )
 
 
+DEVICE_MASTER = Key(
+    "deviceID",
+    Text(),
+    "PCI address, or name of an auxiliary device, whose link is the master where there is no "
+    "`master`",
+    absent="none",
+    example="0000:3b:00.1",
+    beyond=True,
+    capability="deviceID",
+)
+
+
 def args(*keys: Key) -> Key:
     """`args.cni` with these keys; beside `cni` stand objects of runtimes."""
     cni = Key(

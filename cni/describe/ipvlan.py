@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .common import IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS
+from .common import DEVICE_MASTER, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, runtime
 from .model import Flag, Key, Number, Plugin, Text
 
 PLUGIN = Plugin(
@@ -16,7 +16,8 @@ PLUGIN = Plugin(
             "master",
             Text("interface"),
             "the link that carries the interface",
-            absent="the only interface of the prevResult, else the default route's link",
+            absent="the device that the runtime gives, else the only interface of the prevResult, "
+            "else the default route's link",
             example="eth0",
         ),
         Key(
@@ -48,6 +49,7 @@ PLUGIN = Plugin(
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
         RESULT_DNS,
+        runtime(DEVICE_MASTER),
     ),
     example={
         "type": "ipvlan",

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .common import ARG_MAC, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, RUNTIME_MAC, runtime
+from .common import (
+    ARG_MAC,
+    DEVICE_MASTER,
+    IPAM,
+    NO_DEFAULT_ROUTE,
+    RESULT_DNS,
+    ROUTER_KEYS,
+    RUNTIME_MAC,
+    runtime,
+)
 from .model import Flag, Key, Number, Plugin, Rule, Text
 
 # of macvtap, too
@@ -10,7 +19,8 @@ MASTER = Key(
     "master",
     Text("interface"),
     "the link that carries the interface",
-    absent="the only interface of the prevResult, else the default route's link",
+    absent="the device that the runtime gives, else the only interface of the prevResult, else the "
+    "default route's link",
     example="eth0",
 )
 MTU = Key(
@@ -70,7 +80,7 @@ PLUGIN = Plugin(
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
         RESULT_DNS,
-        runtime(RUNTIME_MAC),
+        runtime(RUNTIME_MAC, DEVICE_MASTER),
     ),
     args=(ARG_MAC,),
     rules=(

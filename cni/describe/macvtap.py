@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from .common import ARG_MAC, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, RUNTIME_MAC, runtime
+from .common import (
+    ARG_MAC,
+    DEVICE_MASTER,
+    IPAM,
+    NO_DEFAULT_ROUTE,
+    RESULT_DNS,
+    ROUTER_KEYS,
+    RUNTIME_MAC,
+    runtime,
+)
 from .macvlan import LINK_IN_CONTAINER, MAC, MASTER, MTU
 from .model import Key, Number, Plugin, Text
 
@@ -42,7 +51,7 @@ PLUGIN = Plugin(
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
         RESULT_DNS,
-        runtime(RUNTIME_MAC),
+        runtime(RUNTIME_MAC, DEVICE_MASTER),
     ),
     args=(ARG_MAC,),
     example={"type": "macvtap", "master": "eth0", "owner": 1000, "group": 1000},

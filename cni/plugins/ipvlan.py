@@ -23,7 +23,7 @@ def add(call: Call[Conf]) -> Result:
     mode = _mode(conf)
     sublink.check_unsigned("mtu", conf.mtu)
     previous = call.prev_result()
-    name = conf.master or _chained_master(call, previous)
+    name = sublink.configured_master(conf) or _chained_master(call, previous)
     netns = call.open_netns()
     made, entry, _ = sublink.create_on_master(
         call,

@@ -21,8 +21,9 @@ class Conf(sublink.Conf):
 def add(call: Call[Conf]) -> Result:
     """Make the interface; the result lists it alone."""
     conf = call.conf
-    previous = None if conf.master else call.prev_result()
-    name = conf.master or sublink.chained_master(call, previous)
+    master_name = sublink.configured_master(conf)
+    previous = None if master_name else call.prev_result()
+    name = master_name or sublink.chained_master(call, previous)
     if not name:
         raise CNIError(
             '"master" field is required. It specifies the host interface name to create the '
@@ -95,7 +96,8 @@ def check(call: Call[Conf]) -> None:
         "vlan",
         lambda device, entry: _differences(conf, protocol, device, entry),
         prefix="vlan: ",
-        ipam_required=bool(conf.master),  # without, addresses may be of the plugin before
+        # without either, addresses may be of the plugin before
+        ipam_required=bool(conf.master or conf.runtime_config.device_id),
     )
 
 

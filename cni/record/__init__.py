@@ -19,6 +19,7 @@ the author of a NetworkAttachmentDefinition. So its file has to be in a certain 
     journal      the journal's protocol
     confined     the file of a configuration
     context      the trace that a request belongs to
+    labels       the labels of a request
     tracing      the spans of a request
     exposition   the text format of Prometheus
 
@@ -309,6 +310,7 @@ def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
         "containerID": _text(env.get("CNI_CONTAINERID")),
         "ifname": _text(env.get("CNI_IFNAME")),
         "netns": _text(env.get("CNI_NETNS")),
+        "labels": _labels(conf),
         "ms": round(entry.seconds * 1000, 3),
         "code": 0,
     }
@@ -355,6 +357,15 @@ def _network(conf: Mapping[str, Any]) -> object:
             if key.lower() == "name":
                 found = value
     return found
+
+
+def _labels(conf: Mapping[str, Any]) -> str:
+    args = conf.get("args") or conf.get("Args")
+    if not args:
+        return ""
+    from . import labels
+
+    return _text(labels.of(args))
 
 
 def decoded(data: bytes) -> dict[str, Any]:

@@ -17,6 +17,7 @@ NAMES = {
     "containerID": "CNI_CONTAINERID",
     "ifname": "CNI_IFNAME",
     "netns": "CNI_NETNS",
+    "labels": "CNI_LABELS",
     "ms": "CNI_MS",
     "code": "CNI_CODE",
     "msg": "CNI_MSG",

@@ -55,8 +55,23 @@ def conform(runtime: Runtime, *argv: str | Path, code: int) -> tuple[dict[str, o
     return value, done.stdout
 
 
+# The longer ones are not for every day.
+CHAINS = [
+    ["ptp"],
+    ["bridge", "portmap"],
+    *(
+        pytest.param(chain, marks=pytest.mark.slow)
+        for chain in (
+            ["bridge", "firewall"],
+            ["ptp", "tuning"],
+            ["macvlan"],
+        )
+    ),
+]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("plugins", [["ptp"], ["bridge", "portmap"]], ids="-".join)
+@pytest.mark.parametrize("plugins", CHAINS, ids="-".join)
 @pytest.mark.parametrize("whose", ["ours", "go"])
 def test_plugins_conform(runtime: Runtime, tmp_path: Path, plugins: list[str], whose: str) -> None:
     """And nothing happens to the node on which the command runs."""

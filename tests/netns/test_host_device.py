@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import signal
 import socket
 import subprocess
@@ -23,7 +22,6 @@ from tests.harness import (
     V4,
     Family,
     Netns,
-    Reply,
     Runtime,
     addresses,
     each_family,
@@ -45,6 +43,7 @@ from tests.harness.contract import (
     without_dad,
     without_ipv6,
 )
+from tests.harness.sysfs import Sysfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -582,41 +581,6 @@ def test_gc_releases_leases(runtime: Runtime, container: Netns, data_dir: Path) 
 # -- sysfs ----------------------------------------------------------------------------------------
 
 
-class Sysfs:
-    """Runs plugins with directories of a test in place of parts of /sys."""
-
-    def __init__(self, runtime: Runtime, directory: Path) -> None:
-        self.runtime = runtime
-        self.pci = directory / "pci"
-        self.auxiliary = directory / "auxiliary"
-        self.devices = directory / "devices"
-        for one in (self.pci, self.auxiliary, self.devices):
-            one.mkdir(parents=True)
-
-    def call(self, verb: str, conf: Json, container: Netns, **kwargs: Any) -> Reply:
-        """As Runtime.call, in a mount namespace with a /sys of its own."""
-        runtime = self.runtime
-        real = runtime.bin_dir / "host-device"
-        script = " && ".join(
-            [
-                "mount --make-rprivate /",
-                "mount -t tmpfs none /sys",
-                "mkdir -p /sys/bus/pci/devices /sys/bus/auxiliary/devices /sys/devices",
-                f"mount --bind {shlex.quote(str(self.pci))} /sys/bus/pci/devices",
-                f"mount --bind {shlex.quote(str(self.auxiliary))} /sys/bus/auxiliary/devices",
-                f"mount --bind {shlex.quote(str(self.devices))} /sys/devices",
-                f"exec {shlex.quote(str(real))}",
-            ]
-        )
-        wrapper = self.pci.parent / "bin"
-        wrapper.mkdir(exist_ok=True)
-        program = wrapper / "host-device"
-        program.write_text(f"#!/bin/sh\nexec unshare -m sh -c {shlex.quote(script)}\n")
-        program.chmod(0o755)
-        inner = Runtime(wrapper, runtime.host, cni_path=runtime.cni_path)
-        return inner.call(verb, "host-device", conf, container, **kwargs)
-
-
 @pytest.fixture
 def sysfs(runtime: Runtime, tmp_path: Path) -> Sysfs:
     return Sysfs(runtime, tmp_path / "sys")
@@ -656,13 +620,15 @@ def test_by_sysfs(
     sysfs: Sysfs, host: Netns, container: Netns, conf: Json, make: Callable[[Sysfs], None]
 ) -> None:
     make(sysfs)
+    selects_pci = PCI in str(conf)
     conf = network(ipam=V4.static(), **conf)
-    result = sysfs.call("ADD", conf, container).result
+    result = sysfs.call("ADD", "host-device", conf, container).result
     assert [one["mac"] for one in result["interfaces"]] == [MAC]
+    assert [one.get("pciID") for one in result["interfaces"]] == [PCI if selects_pci else None]
     moved(host, container)
-    sysfs.call("CHECK", conf, container, prev_result=result).succeeded()
+    sysfs.call("CHECK", "host-device", conf, container, prev_result=result).succeeded()
     for _ in range(2):
-        sysfs.call("DEL", conf, container, prev_result=result).succeeded()
+        sysfs.call("DEL", "host-device", conf, container, prev_result=result).succeeded()
         returned(host, container)
 
 
@@ -673,7 +639,7 @@ def test_sysfs_device_renamed_in_the_container(
     """Found again by its mark, although sysfs shows nothing of it by now."""
     pci_device(sysfs, "mlx5_core")
     conf = network(pciBusID=PCI)
-    sysfs.call("ADD", conf, container).succeeded()
+    sysfs.call("ADD", "host-device", conf, container).succeeded()
     container.ip_batch("link set eth0 down", "link set eth0 name wan0")
     runtime.delete("host-device", conf, container).succeeded()
     returned(host, container)
@@ -688,12 +654,12 @@ def test_user_space_driver(
     pci_device(sysfs, driver)
     conf = network(pciBusID=PCI, ipam=V4.host_local(data_dir))
     with unchanged(host, container):
-        result = sysfs.call("ADD", conf, container).result
-        assert result["interfaces"] == [{"name": "eth0", "sandbox": container.path}]
+        result = sysfs.call("ADD", "host-device", conf, container).result
+        assert result["interfaces"] == [{"name": "eth0", "sandbox": container.path, "pciID": PCI}]
         assert [ip["address"] for ip in result["ips"]] == ["10.22.0.2/24"]
         assert result["routes"] == [{"dst": "0.0.0.0/0"}]
-        sysfs.call("CHECK", conf, container, prev_result=result).succeeded()
-        sysfs.call("DEL", conf, container).succeeded()
+        sysfs.call("CHECK", "host-device", conf, container, prev_result=result).succeeded()
+        sysfs.call("DEL", "host-device", conf, container).succeeded()
     assert not leases(data_dir)
 
 
@@ -705,8 +671,8 @@ def test_user_space_driver_beside_a_link_of_that_name(
     container.ip("link", "add", "eth0", "type", "veth", "peer", "name", "other0")
     conf = network(pciBusID=PCI)
     with unchanged(host, container):
-        sysfs.call("ADD", conf, container).succeeded()
-        sysfs.call("DEL", conf, container).succeeded()
+        sysfs.call("ADD", "host-device", conf, container).succeeded()
+        sysfs.call("DEL", "host-device", conf, container).succeeded()
 
 
 @pytest.mark.usefixtures("device")
@@ -741,7 +707,7 @@ def test_bad_sysfs(
 ) -> None:
     make(sysfs)
     with unchanged(host, container):
-        sysfs.call("ADD", network(**keys), container).failed(999, text)
+        sysfs.call("ADD", "host-device", network(**keys), container).failed(999, text)
 
 
 @pytest.mark.usefixtures("device")
@@ -753,9 +719,9 @@ def test_a_selector_is_stronger_than_the_device_id(
     host.ip("link", "add", "dev1", "type", "veth", "peer", "name", "dev1p")
     (sysfs.auxiliary / SF / "net/dev1").mkdir(parents=True)
     conf = network(**keys, runtimeConfig={"deviceID": SF})
-    sysfs.call("ADD", conf, container).succeeded()
+    sysfs.call("ADD", "host-device", conf, container).succeeded()
     moved(host, container)
-    sysfs.call("DEL", conf, container).succeeded()
+    sysfs.call("DEL", "host-device", conf, container).succeeded()
     returned(host, container)
 
 
@@ -772,9 +738,9 @@ def known(sysfs: Sysfs, device: str) -> Sysfs:
 
 def test_selectors_that_agree(known: Sysfs, host: Netns, container: Netns) -> None:
     conf = network(device=DEVICE, hwaddr=MAC, kernelpath=PATH, pciBusID=PCI)
-    known.call("ADD", conf, container).succeeded()
+    known.call("ADD", "host-device", conf, container).succeeded()
     moved(host, container)
-    known.call("DEL", conf, container).succeeded()
+    known.call("DEL", "host-device", conf, container).succeeded()
     returned(host, container)
 
 
@@ -803,7 +769,7 @@ def test_two_selectors_for_one_device(
     first, *_, second = keys
     conf = network(ipam=V4.host_local(data_dir), **keys)
     with unchanged(host, container, data_dir):
-        reply = known.call("ADD", conf, container)
+        reply = known.call("ADD", "host-device", conf, container)
         reply.failed(999, f'"{first}" and "{second}" select different devices', "give one of them")
 
 
@@ -813,7 +779,7 @@ def test_a_selector_beside_a_device_of_user_space(
 ) -> None:
     pci_device(sysfs, "vfio-pci")
     with unchanged(host, container):
-        reply = sysfs.call("ADD", network(device=DEVICE, pciBusID=PCI), container)
+        reply = sysfs.call("ADD", "host-device", network(device=DEVICE, pciBusID=PCI), container)
         reply.failed(999, '"device" and "pciBusID" select different devices', PCI)
 
 

@@ -112,6 +112,35 @@ def test_a_line_has_the_fields(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ({"cni": {"labels": [{"key": "app", "value": "web"}]}}, "app=web"),
+        (
+            {"cni": {"Labels": [{"key": "a", "value": "b"}, {"key": "c", "value": ""}], "ips": []}},
+            "a=b,c=",
+        ),
+        ({"cni": {"labels": [{"key": 1, "value": "b"}, "x", None, {"key": "k"}]}}, None),
+        ({"cni": {"labels": {"app": "web"}}}, None),
+        ({"cni": []}, None),
+        ({}, None),
+        ("text", None),
+    ],
+)
+def test_labels(tmp_path: Path, args: Any, expected: str | None) -> None:
+    line = written(entry({"name": "mynet", "args": args}), tmp_path / "log")
+    assert line.get("labels") == expected
+    fields = log.fields_of(entry({"args": args}), {"args": args})
+    assert journal_entry(journal.message(fields)).get("CNI_LABELS") == expected
+
+
+def test_labels_forge_nothing_and_have_an_end() -> None:
+    args = {"cni": {"labels": [{"key": "a\nPRIORITY=0", "value": "x" * 9999}] * 500}}
+    parsed = journal_entry(journal.message(log.fields_of(entry(), {"args": args})))
+    assert parsed["PRIORITY"] != "0"
+    assert len(parsed["CNI_LABELS"]) < 2000
+
+
 def test_an_error_has_its_texts(tmp_path: Path) -> None:
     output = b'{"code": 7, "msg": "no \\u001b[31mname", "details": "say\\nso"}'
     line = written(entry(code=1, output=output), tmp_path / "log")

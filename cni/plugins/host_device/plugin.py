@@ -8,8 +8,10 @@ alone.
 from __future__ import annotations
 
 from ...call import Call, Steps
-from ...kernel import link
+from ...kernel import hardware, link
+from ...kernel.link import Link
 from ...kernel.netlink import Netlink
+from ...netns import Namespace
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
@@ -35,6 +37,7 @@ def add(call: Call[Conf]) -> Result:
             move.recover(call, host)
             moved = move.into(call, host, netns, selector.find(host), selector.conf.device)
         entry.mac = moved.mac
+    entry.pci_id = selector.pci_id or _pci_address(netns, moved)
     result = Result(interfaces=[entry])
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
@@ -44,6 +47,14 @@ def add(call: Call[Conf]) -> Result:
         if moved is not None:
             sublink.configure(call, netns, moved, result)
     return result
+
+
+def _pci_address(netns: Namespace, device: Link | None) -> str:
+    """The PCI address of a link in the container; "" if none is behind it, or nobody tells."""
+    if device is None:
+        return ""
+    bus, _, address = hardware.describe(netns.netlink(), device.index).parent.partition("/")
+    return address if bus == "pci" else ""
 
 
 # --- DEL ------------------------------------------------------------------------------------------

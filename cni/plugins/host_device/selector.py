@@ -51,6 +51,12 @@ class Selector:
         except ValueError as error:
             raise CNIError(f'failed to parse MAC address "{conf.hwaddr}": {error}') from None
 
+    @property
+    def pci_id(self) -> str:
+        """The PCI address, if it is that of the device which is meant; a deviceID may not count."""
+        given = self._given()
+        return self.pci if given[0] == _DEVICE_ID or "pciBusID" in given else ""
+
     def in_user_space(self) -> bool:
         """Bound to a DPDK driver: then there is no link to move. Raises CNIError."""
         if not self.pci:

@@ -18,7 +18,6 @@ from ...call import Call
 from ...kernel import link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
-from ...protocol import config
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
 from ..shared import checks, configure, sublink
@@ -26,7 +25,7 @@ from ..shared import checks, configure, sublink
 _KIND = "macvtap"
 
 
-class Mac(config.Folded):
+class Mac(sublink.Runtime):
     mac: str = ""
 
 
@@ -46,8 +45,9 @@ def add(call: Call[Conf]) -> Result:
     for name, value in (("owner", conf.owner), ("group", conf.group)):
         if value is not None:
             sublink.check_unsigned(name, value)
-    previous = None if conf.master else call.prev_result()
-    name = conf.master or sublink.chained_master(call, previous)
+    master_name = sublink.configured_master(conf)
+    previous = None if master_name else call.prev_result()
+    name = master_name or sublink.chained_master(call, previous)
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:

@@ -10,7 +10,6 @@ from ...call import Call, Steps
 from ...kernel import link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
-from ...protocol import config
 from ...protocol.errors import CNIError, DelegateError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
@@ -18,7 +17,7 @@ from ..shared import checks, configure, sublink
 from . import host_shim
 
 
-class Mac(config.Folded):
+class Mac(sublink.Runtime):
     mac: str = ""
 
 
@@ -38,8 +37,9 @@ def add(call: Call[Conf]) -> Result:
     sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
     if conf.host_shim:
         host_shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
-    previous = None if conf.master else call.prev_result()
-    name = conf.master or sublink.chained_master(call, previous)
+    master_name = sublink.configured_master(conf)
+    previous = None if master_name else call.prev_result()
+    name = master_name or sublink.chained_master(call, previous)
     netns = call.open_netns()
 
     def make(sock: Netlink, master: Link) -> None:

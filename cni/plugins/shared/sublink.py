@@ -10,6 +10,8 @@ from _socket import AF_INET, AF_INET6
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ...call import Call, Steps
 from ...kernel import link, route
 from ...kernel.errors import LinkNotFound, NetlinkError
@@ -25,6 +27,10 @@ from . import checks, device_notes, unlink
 from . import configure as _configure
 
 
+class Runtime(config.Folded):
+    device_id: str = ""
+
+
 class Conf(config.NetConf):
     """The keys of plugins whose link has a master: macvlan, ipvlan, vlan."""
 
@@ -34,6 +40,20 @@ class Conf(config.NetConf):
     no_default_route: bool = False
     accept_ra: bool | None = None
     autoconf: bool | None = None
+    runtime_config: Runtime = msgspec.field(default_factory=Runtime)
+
+
+def configured_master(conf: Conf) -> str:
+    """The name of `master`, else of the device that the runtime gives; "" where there is neither.
+
+    Raises CNIError if the device has no link.
+    """
+    device = conf.runtime_config.device_id
+    if conf.master or not device:
+        return conf.master
+    from . import device_master
+
+    return device_master.name_of(device, in_container=conf.link_in_container)
 
 
 def default_route_link(sock: Netlink) -> str:
@@ -331,12 +351,16 @@ def check(
 
 
 def _missing_master(conf: Conf, netns: Namespace) -> list[str]:
-    """A sentence if the configured master is gone; none if the configuration names no master."""
-    if not conf.master:
+    """A sentence if the configured master is gone; none if nothing names a master."""
+    try:
+        name = configured_master(conf)
+    except CNIError as error:
+        return [str(error)]
+    if not name:
         return []
     if conf.link_in_container:
-        master = link.find(netns.netlink(), conf.master)
+        master = link.find(netns.netlink(), name)
     else:
         with Netlink() as host:
-            master = link.find(host, conf.master)
-    return [] if master else [f'failed to lookup master "{conf.master}": Link not found']
+            master = link.find(host, name)
+    return [] if master else [f'failed to lookup master "{name}": Link not found']

@@ -1,0 +1,46 @@
+"""`runtimeConfig.deviceID` as master: the link of a device that a device plugin has allocated.
+
+Loaded only for a request that has one. A `master` in the configuration counts more, since the
+reference has no deviceID here, and runtimes may give one for another plugin of the list.
+"""
+
+from __future__ import annotations
+
+from ...kernel import sysfs
+from ...kernel.errors import DeviceError
+from ...protocol.errors import CNIError
+
+
+def name_of(device: str, *, in_container: bool) -> str:
+    """The name of the link of a PCI or auxiliary device of the node. Raises CNIError.
+
+    With `in_container` the configuration looks for the master in the container, where none is.
+    """
+    if in_container:
+        raise CNIError(
+            f"device {device} cannot be the master: linkInContainer is set",
+            "a device that the runtime gives is on the node: remove linkInContainer, or name the "
+            "link in the container as `master`",
+        )
+    try:
+        if sysfs.is_pci(device):
+            return sysfs.link_of_pci(device)
+        if sysfs.is_auxiliary(device):
+            return sysfs.link_of_auxiliary(device)
+    except DeviceError as error:
+        raise CNIError(
+            f"device {device} has no link that could be the master: {error}", _why(device)
+        ) from None
+    raise CNIError(
+        f"runtime config DeviceID {device} not found or unsupported",
+        "it is neither a PCI nor an auxiliary device of this node",
+    )
+
+
+def _why(device: str) -> str:
+    try:
+        if sysfs.is_pci(device) and sysfs.is_user_space(device):
+            return "it is bound to a driver of user space (DPDK): bind it to the kernel's"
+    except DeviceError:
+        return "it is bound to no driver"
+    return "it may be in a container already, or its driver makes no link"

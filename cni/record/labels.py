@@ -1,0 +1,34 @@
+"""`args.cni.labels` of a request, as a field of its line; loaded only where there are `args`.
+
+The convention: a list of objects with `key` and `value`, of the CNI specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MOST = 64  # labels that are looked at
+
+
+def of(args: object) -> str:
+    """The labels as ``key=value,key=value``, in their order; "" where there are none.
+
+    What is not as the convention says is left out.
+    """
+    listed = _get(_get(args, "cni"), "labels")
+    if not isinstance(listed, list):
+        return ""
+    pairs = ((_get(each, "key"), _get(each, "value")) for each in listed[:_MOST])
+    return ",".join(
+        f"{key}={value}" for key, value in pairs if isinstance(key, str) and isinstance(value, str)
+    )
+
+
+def _get(value: object, key: str) -> Any:
+    """The value of a key, whatever its case; None where there is none."""
+    if not isinstance(value, Mapping):
+        return None
+    if key in value:
+        return value[key]
+    return next((each for name, each in value.items() if str(name).lower() == key), None)
