@@ -53,7 +53,7 @@ def test_the_rest_is_slow() -> None:
     assert everyday | rest == collected()
 
 
-SHARED = tuple(f"tests/harness/{name}.py" for name in ("contract", "store_contract", "ways"))
+SHARED = tuple(f"tests/harness/{name}.py" for name in ("contract", "start_cases", "store_contract"))
 
 
 @pytest.mark.parametrize("path", sorted({*LONG, *ONE_ROW}))
