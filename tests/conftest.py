@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, file_under_test, install_dist
 from tests.harness.combinations import more_combinations
+from tests.harness.everyday import long_ones
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
@@ -48,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
-    for item in more_combinations(items):
+    for item in (*more_combinations(items), *long_ones(items)):
         item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
         there = set(repeated)

@@ -6,6 +6,8 @@
 
 shiv gathers the dependencies. Its own bootstrap, which unpacks to the home directory at the first
 run, is left out: launcher/ has ours. The same input gives the same file, byte for byte.
+
+More than 400 lines in one file: it is executed by its path, since tools/ is no package.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ WORKER = Path(__file__).with_name("worker.sh")
 # What `make test` leaves out, and who runs it.
 LEFT_OUT = (
     ("slow", "kills at every step, load, rates; what others nearly show as well", "make test-all"),
+    ("slow", "long ones, whose subject a shorter one has: harness/everyday.py", "make test-all"),
     ("slow", "combinations of parameters that are each in another test", "make test-all"),
     ("lab", "the kernel must have vlan, ipvlan, vrf, …", "make test-lab"),
     ("runtime", "podman and containerd start containers", "make test-runtime"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.combinations import needed, rows_of
+from tests.harness.everyday import LONG, ONE_ROW, long_ones
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,3 +51,31 @@ def test_the_rest_is_slow() -> None:
     everyday, rest = collected("-m", "not slow"), collected("-m", "slow")
     assert len(everyday) == len(rest) == 2
     assert everyday | rest == collected()
+
+
+SHARED = tuple(f"tests/harness/{name}.py" for name in ("contract", "start_cases", "store_contract"))
+
+
+@pytest.mark.parametrize("path", sorted({*LONG, *ONE_ROW}))
+def test_what_is_left_out_exists(path: str) -> None:
+    """A test that has another name now would be run every day, unnoticed."""
+    texts = "".join((ROOT / each).read_text() for each in (path, *SHARED))
+    defined = set(re.findall(r"def (test_\w+)", texts))
+    names = {name.rpartition(":")[2] for name in (*LONG.get(path, ()), *ONE_ROW.get(path, {}))}
+    assert names <= defined
+
+
+class Item:
+    """As much of an item as is looked at."""
+
+    def __init__(self, nodeid: str) -> None:
+        self.nodeid = nodeid
+        self.callspec = type("", (), {"_idlist": [nodeid.partition("[")[2].rstrip("]")]})
+
+
+def test_of_one_row_the_others_are_left_out_only_if_it_is_there() -> None:
+    path, tests = next(iter(ONE_ROW.items()))
+    name, row = next(iter(tests.items()))
+    one, another = Item(f"{path}::{name}[{row}]"), Item(f"{path}::{name}[another]")
+    assert long_ones([one, another]) == [another]  # type: ignore[list-item, comparison-overlap]
+    assert long_ones([another]) == []  # type: ignore[list-item]

@@ -1,0 +1,424 @@
+"""What of long tests is left out of `make test`: CI runs all of them.
+
+The tables name tests that took two seconds or more, or rows that took half a second or more, of an
+idle machine's processors, and whose subject another everyday test has as well. A test that is
+fast, is the only one of its subject, or mostly waits, stays. More than 400 lines, since it is one
+table.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from .combinations import rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pytest
+
+LONG: dict[str, tuple[str, ...]] = {
+    "tests/build/test_build.py": (
+        "test_other_sources_have_another_build_id",
+        "test_carries_pyroute2_for_the_command_line",
+        "test_a_second_build_leaves_the_file_alone",
+    ),
+    "tests/build/test_copies.py": ("test_installing_over_copies",),
+    "tests/build/test_install.py": (
+        "test_a_second_time_changes_nothing",
+        "test_modes_do_not_depend_on_the_umask",
+        "test_another_projects_whereabouts_is_replaced_on_request",
+        "test_two_installs_at_once",
+        "test_reports_for_people",
+        "test_links_that_lead_to_themselves_come_back",
+        "test_the_server_s_units_go_with_the_plugins",
+        "test_a_unit_for_dhcp_that_was_there_stays",
+        "test_a_link_for_a_shell",
+        "test_a_link_that_was_replaced_since_stays",
+        "test_a_link_that_cannot_be_made_is_only_a_warning",
+        "test_says_what_else_it_can_do",
+        "test_out_of_another_root",
+        "test_a_root_with_a_python_of_its_own",
+        "test_a_directory_that_is_a_link_within_the_root",
+        "test_a_directory_of_programs_that_leads_out_of_the_root",
+    ),
+    "tests/build/test_start.py": (
+        "test_a_damaged_tree_gives_an_error_object",
+        "test_client_only",
+    ),
+    "tests/build/test_trust.py": ("test_the_lock_keeps_another_install_out",),
+    "tests/build/test_windows.py": ("test_the_launcher_is_reproducible",),
+    "tests/netns/test_cli_conform.py": ("test_faults_are_seen",),
+    "tests/netns/test_cli_no_networks.py": (
+        "test_nothing_is_there",
+        "test_a_file_in_place_of_the_directory",
+        "test_what_is_no_file_is_not_waited_for",
+    ),
+    "tests/netns/test_cli_owners.py": ("test_what_is_not_there",),
+    "tests/netns/test_cli_show.py": ("test_names_that_a_terminal_would_obey",),
+    "tests/netns/test_cluster_etcd.py": (
+        "TestContract::test_a_large_listing_is_complete_and_of_one_moment",
+        "test_a_partition_between_node_and_store",
+        "test_a_member_that_is_started_again",
+        "test_a_store_that_was_restored_has_another_identity_for_every_node",
+        "test_user_and_password",
+        "test_the_leader_is_killed_while_nodes_claim",
+        "test_a_member_that_is_cut_off_from_the_others_is_not_believed",
+    ),
+    "tests/netns/test_cluster_http.py": (
+        "test_a_read_goes_to_the_next_endpoint_and_a_change_never",
+        "test_a_deadline_holds_for_all_endpoints_together",
+    ),
+    "tests/netns/test_dhcp.py": (
+        "test_expired_and_leased_again",
+        "test_refused_after_a_restart",
+        "test_expired_while_no_daemon_ran",
+        "test_a_lease_of_no_time_does_not_keep_the_daemon_busy",
+    ),
+    "tests/netns/test_differential.py": (
+        "test_bridge_promisc_with_gateway",
+        "test_bridge_routes_and_dns",
+        "test_bridge_delete_without_namespace",
+        "test_ptp_static_routes_and_dns",
+    ),
+    "tests/netns/test_every_command.py": (
+        "test_no_escapes_where_none_are_wanted",
+        "test_every_format_of_every_command",
+        "test_a_stdout_or_directory_of_no_use",
+    ),
+    "tests/netns/test_flat.py": (
+        "test_no_verb_costs_more_with_many_containers",
+        "test_an_interface_costs_no_more_with_many_containers",
+        "test_iptables_is_asked_as_often_with_many_containers",
+        "test_gc_deletes_all_in_one_request",
+        "test_what_a_killed_gc_leaves_the_next_one_removes",
+    ),
+    "tests/netns/test_golden.py": ("test_texts",),
+    "tests/netns/test_migrate.py": ("test_killed_anywhere",),
+    "tests/netns/test_portmap.py": ("test_a_thousand_ports_are_no_more_rules",),
+    "tests/netns/test_portmap_index.py": ("test_an_old_table_keeps_its_promises",),
+    "tests/netns/test_probe.py": (
+        "test_a_failure_that_a_person_sees",
+        "test_macvlan_has_no_way_to_its_node",
+        "test_loopback_only",
+        "test_a_forward_chain_that_drops",
+        "test_iptables_that_drops",
+        "test_a_packet_filter_before_the_uplink",
+        "test_hairpin_mode_that_is_off",
+        "test_ports_that_are_not_for_containers",
+        "test_isolated_containers",
+        "test_nothing_is_sent_beyond_the_node",
+        "test_what_the_runtime_would_give_is_given_to_one",
+        "test_a_hangup_that_the_caller_ignores_ends_nothing",
+        "test_another_test_that_runs_is_left_alone",
+    ),
+    "tests/netns/test_record_metrics.py": (
+        "test_hostile_scrapers_hold_up_nobody",
+        "test_an_address_in_use_is_told_and_tried_again",
+    ),
+    "tests/netns/test_record_traces.py": (
+        "test_a_collector_that_is_not_well_delays_nobody",
+        "test_a_collector_that_hangs_delays_nobody",
+        "test_an_observer_that_is_killed",
+    ),
+    "tests/netns/test_reference_go.py": ("test_masquerade",),
+    "tests/netns/test_sysdump.py": (
+        "test_a_tool_that_hangs_costs_its_part",
+        "test_odd_files_cost_nothing_but_themselves",
+    ),
+    "tests/netns/test_troubleshooting.py": ("test_way_out",),
+    "tests/netns/test_tuning.py": ("test_gc_waits_for_the_lock_of_add_and_del",),
+    "tests/netns/test_uninstall.py": (
+        "test_refused_in_one_line",
+        "test_forced",
+        "test_names_the_published_ports_that_others_do_not_find",
+        "test_names_published_ports_of_a_container_that_has_ended",
+        "test_what_cannot_be_found_out_is_no_obstacle_with_force",
+        "test_what_the_go_plugins_detach_leaves_no_notes",
+        "test_a_device_in_a_container_is_an_attachment",
+        "test_of_a_dead_container_nothing_has_to_be_deleted",
+        "test_what_the_reference_made_is_no_reason",
+        "test_what_the_plugins_of_another_directory_made_is_no_reason",
+        "test_where_nothing_is_installed_nothing_is_refused",
+        "test_an_image_has_no_containers",
+    ),
+}
+
+# The row that is run every day.
+ONE_ROW: dict[str, dict[str, str]] = {
+    "tests/build/test_build.py": {
+        "test_a_cache_that_somebody_changed_is_not_used": "wheel",
+    },
+    "tests/build/test_copies.py": {
+        "test_each_is_the_plugin_of_its_name": "one by one-unpacked-client",
+        "test_a_copy_installs_itself": "client",
+    },
+    "tests/build/test_install.py": {
+        "test_a_full_file_system": "64",
+        "test_no_link_for_a_directory_that_is_not_the_system_s": "options0",
+        "test_a_link_is_never_made_over_something_else": "file",
+        "test_a_link_that_leads_out_of_the_root": "True-opt",
+        "test_a_manifest_of_another_form": "[]",
+    },
+    "tests/build/test_start.py": {
+        "test_with_every_python": "/usr/bin/python3.11",
+    },
+    "tests/build/test_trust.py": {
+        "test_another_user_cannot_hold_the_lock": ".",
+    },
+    "tests/build/test_ways.py": {
+        "TestLimits::test_limits": "installed-ulimit -n-VERSION",
+        "TestLimits::test_a_configuration_that_takes_more_memory_than_there_is": "installed",
+    },
+    "tests/netns/test_bad_input.py": {
+        "test_namespaces": "bridge",
+    },
+    "tests/netns/test_bandwidth.py": {
+        "test_failed_add_inside_leaves_nothing": "ingress",
+        "test_subnets": "unshapedSubnets",
+    },
+    "tests/netns/test_bridge.py": {
+        "test_duplicate_address_detection": "False",
+    },
+    "tests/netns/test_cli.py": {
+        "test_life_of_an_attachment": "dual",
+    },
+    "tests/netns/test_cli_conform.py": {
+        "test_plugins_conform": "go-bridge-portmap",
+    },
+    "tests/netns/test_cli_owners.py": {
+        "test_what_a_runtime_attached": "ours-netns",
+        "test_without_cache_the_reservation_says_who": "ours",
+        "test_gc_deletes_what_is_dead_and_nothing_else": "ours",
+        "test_a_path_that_is_not_seen_is_no_proof": "ours",
+    },
+    "tests/netns/test_cli_show.py": {
+        "test_ports_without_rules_and_of_the_dead": "nftables",
+        "test_a_node_without_anything": "ls",
+        "test_not_root": "ls",
+        "test_completion": "add s",
+    },
+    "tests/netns/test_dhcp.py": {
+        "test_versions": "0.1.0",
+        "test_leases_survive_the_daemon": "kill",
+        "test_a_gone_container_is_forgotten": "link",
+        "test_end_to_end": "bridge",
+    },
+    "tests/netns/test_differential.py": {
+        "test_a_difference_is_found": "mtu-",
+        "test_bridge_layer_2": "layer 2",
+        "test_bridge_layer_3": "isDefaultGateway-dual",
+        "test_bridge_in_each_version": "0.1.0",
+        "test_bridge_two_containers": "dual",
+        "test_bridge_masquerade": "dual",
+        "test_bridge_static": "dual",
+        "test_ptp": "dual",
+        "test_ptp_masquerade": "dual",
+        "test_portmap": "{}-v4",
+        "test_host_local": "dual",
+        "test_tuning": "nothing",
+        "test_bandwidth": "both",
+        "test_bandwidth_refuses": "{'ingressRate': 8000}",
+        "test_firewall": "{}-0.4.0",
+    },
+    "tests/netns/test_doctor.py": {
+        "test_rules_that_were_flushed": "iptables",
+        "test_what_cannot_be_looked_at_is_not_all_right": "no /proc",
+    },
+    "tests/netns/test_executor.py": {
+        "test_large_values": "0",
+    },
+    "tests/netns/test_firewall.py": {
+        "test_again_with_another_address": "iptables",
+        "test_a_changed_policy_replaces_the_bridges_old_one": "iptables",
+        "test_gc": "iptables",
+        "test_switching_over": "ours-go",
+        "test_rules_come_back": "iptables-nft",
+    },
+    "tests/netns/test_firewall_packets.py": {
+        "test_only_with_the_plugin": "iptables",
+        "test_the_administrators_chain_comes_first": "iptables",
+        "test_isolated_without_br_netfilter": "iptables",
+    },
+    "tests/netns/test_flannel.py": {
+        "test_two_containers": "dual",
+    },
+    "tests/netns/test_host_device.py": {
+        "test_with_addresses": "dual",
+        "test_killed": "ADD-eth0",
+    },
+    "tests/netns/test_iptables_netlink.py": {
+        "test_as_the_tool_writes_it": "firewall-ipv4",
+        "test_any_values": "ipv4",
+        "test_without_a_fork": "bridge",
+    },
+    "tests/netns/test_liveness.py": {
+        "test_an_add_without_a_del_before_takes_the_place_of_the_dead_one": "bridge",
+    },
+    "tests/netns/test_loopback.py": {
+        "test_without_a_namespace": "0.2.0",
+    },
+    "tests/netns/test_lost_answers.py": {
+        "test_a_question_that_fails_is_not_answered_no": "EIO",
+        "test_every_answer_lost_once": "bridge-ENOBUFS",
+    },
+    "tests/netns/test_macvlan.py": {
+        "TestContract::test_addresses_and_routes": "dual",
+        "test_two_containers_and_a_peer": "bridge-True-dual",
+        "test_host_shim": "dual",
+    },
+    "tests/netns/test_macvtap.py": {
+        "TestContract::test_addresses_and_routes": "dual",
+    },
+    "tests/netns/test_masked_boot.py": {
+        "test_nothing_is_taken_for_an_earlier_boots": "11111111-2222-3333-4444-555555555555\\n",
+    },
+    "tests/netns/test_masquerade.py": {
+        "test_concurrent": "iptables",
+        "test_packets": "IPv4-iptables",
+        "test_two_interfaces_that_replace_their_addresses": "iptables-bridge",
+    },
+    "tests/netns/test_migrate.py": {
+        "test_the_go_plugin_cleans_up": "{}",
+        "test_our_del_needs_no_way_back": "form0",
+        "test_firewall": "",
+        "test_masquerading_by_sets": "bridge",
+    },
+    "tests/netns/test_more_keys.py": {
+        "test_no_default_route": "bridge",
+        "test_accept_ra_and_autoconf": "False-bridge",
+        "test_mtu_of_no_uplink": "bridge",
+        "test_mtu_that_the_uplink_has_no_longer": "bridge",
+    },
+    "tests/netns/test_multipath.py": {
+        "test_one_route": "False-v4-host-local",
+    },
+    "tests/netns/test_network.py": {
+        "test_containers_of_a_new_network_talk": "bridge",
+        "test_a_master_that_cannot_be_one": "macvlan",
+    },
+    "tests/netns/test_not_blocked.py": {
+        "test_a_stopped_add_is_not_in_the_way_of_another_network": "portmap, nftables-flock",
+    },
+    "tests/netns/test_pairs.py": {
+        "test_del_leaves_another_containers_pair": "bridge",
+        "test_an_add_takes_the_place_of_a_pair_whose_namespace_has_ended": "bridge",
+    },
+    "tests/netns/test_plugin_names.py": {
+        "test_by_exec": "as_links",
+        "test_through_a_server": "as_links",
+    },
+    "tests/netns/test_portmap.py": {
+        "test_published_everywhere": "nftables",
+        "test_only_what_is_for_the_node_is_captured": "nftables",
+        "test_without_snat": "nftables",
+    },
+    "tests/netns/test_portmap_life.py": {
+        "test_a_taken_port_names_its_owner": "nftables",
+        "test_a_container_in_several_networks": "order0-nftables",
+        "test_a_sender_that_never_stops": "198.51.100.1-nftables",
+        "test_check_and_reload": "flushed",
+        "test_gc": "nftables",
+    },
+    "tests/netns/test_portmap_localhost.py": {
+        "test_only_with_guards": "nftables",
+    },
+    "tests/netns/test_probe.py": {
+        "test_a_bridge_that_works": "dual-nftables",
+        "test_ptp_that_works": "dual",
+        "test_what_is_broken_is_found": "DEL fails",
+        "test_a_range_that_is_full": "1",
+        "test_what_its_own_add_mends_is_said": "forwarding",
+        "test_what_its_own_add_sets_where_nobody_is_attached": "forwarding",
+        "test_a_signal_ends_it_and_everything_goes": "waits for packets-15",
+    },
+    "tests/netns/test_ptp.py": {
+        "test_life": "0.1.0",
+        "test_life_of_one_family": "v4",
+        "test_del_cleans_up_without_the_namespace": "empty",
+    },
+    "tests/netns/test_record_broken.py": {
+        "test_the_file_of_the_node": "exec-torn",
+        "test_the_environment": "exec-no URL",
+    },
+    "tests/netns/test_record_log.py": {
+        "test_a_full_disk_fails_nothing": "exec",
+        "test_requests_at_the_same_time_have_whole_lines": "exec",
+        "test_a_rotated_file_is_left": "exec",
+    },
+    "tests/netns/test_record_metrics.py": {
+        "test_only_metrics_are_there": "GET-/metrics?x=1-200",
+    },
+    "tests/netns/test_record_traces.py": {
+        "test_what_the_caller_says": "None-True",
+        "test_samplers": "always_off--0-0",
+    },
+    "tests/netns/test_reference_go.py": {
+        "test_add_check_delete": "dual-bridge",
+    },
+    "tests/netns/test_refusals.py": {
+        "test_all_at_once_while_somebody_flushes": "masquerade",
+    },
+    "tests/netns/test_reload.py": {
+        "test_masquerading_comes_back": "bridge-nftables",
+    },
+    "tests/netns/test_sbr.py": {
+        "test_a_failed_add_is_undone": "plain",
+        "test_replies_leave_where_the_question_came_in": "plain",
+    },
+    "tests/netns/test_served_result.py": {
+        "test_a_result_that_cannot_be_written_is_undone": "full",
+        "test_a_signal_while_the_result_is_written_is_too_late": "15",
+    },
+    "tests/netns/test_slaac.py": {
+        "test_what_was_missing": "None-no router advertisement arrived: a router was asked for",
+    },
+    "tests/netns/test_status.py": {
+        "test_a_full_range": "0.3.1",
+        "test_a_full_range_whichever_build_is_installed": "all of Go",
+        "test_a_bridge_that_containers_have_lost": "deleted",
+        "test_what_attached_containers_lack": "ours-bridge down",
+        "test_what_a_routed_pair_lacks": "ip link set PORT down-PORT, ",
+        "test_rules_that_were_flushed": "iptables",
+    },
+    "tests/netns/test_sysdump.py": {
+        "test_a_signal_leaves_no_half_file": "2",
+    },
+    "tests/netns/test_tap.py": {
+        "TestContract::test_addresses_and_routes": "dual",
+    },
+    "tests/netns/test_trace.py": {
+        "test_a_signal": "2",
+    },
+    "tests/netns/test_troubleshooting.py": {
+        "test_symptom": "no addresses",
+    },
+    "tests/netns/test_tuning.py": {
+        "test_a_shared_sysctl_is_put_back_by_the_last_attachment": "net1 net2 net3",
+    },
+    "tests/netns/test_writing_a_plugin.py": {
+        "test_label": "beside the installed file",
+    },
+}
+
+
+def long_ones(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """The items that are left out of everyday runs.
+
+    Of a test whose row of ONE_ROW is not among its rows, no row is left out.
+    """
+    long: list[pytest.Item] = []
+    rows: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        path, _, rest = item.nodeid.partition("::")
+        name = rest.partition("[")[0]
+        if name in LONG.get(path, ()):
+            long.append(item)
+        elif name in ONE_ROW.get(path, {}):
+            rows[path, name].append(item)
+    for (path, name), alike in rows.items():
+        others = [each for each in alike if "-".join(rows_of(each)) != ONE_ROW[path][name]]
+        if len(others) < len(alike):
+            long += others
+    return long
