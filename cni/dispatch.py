@@ -142,6 +142,9 @@ TABLE: dict[str, Plugin] = {
     ),
     "vlan": Plugin("cni.plugins.vlan", "makes an 802.1Q interface of a host link"),
     "vrf": Plugin("cni.plugins.vrf", "puts the interface into a VRF of the container"),
+    "vxlan": Plugin(
+        "cni.plugins.bridge.vxlan", "connects the containers of several nodes to one Ethernet"
+    ),
     "whereabouts": Plugin(
         "cni.ipam.cluster.as_whereabouts",
         "is cluster, and takes the keys of the plugin of that name",

@@ -217,9 +217,10 @@ def _busy_master(facts: Facts, master: Link) -> Iterator[Problem]:
 
 def _bridge(facts: Facts) -> Iterator[Problem]:
     part, get = facts.part, facts.get
-    if part.plugin != "bridge":
+    if part.plugin not in ("bridge", "vxlan"):
         return
-    name = _text(get("bridge")) or "cni0"
+    default = f"cni-vx{get('vni')}" if part.plugin == "vxlan" else "cni0"
+    name = _text(get("bridge")) or default
     device = link.find(facts.host, name)
     if device is None:
         return  # an ADD makes it

@@ -48,6 +48,7 @@ NAMES = (
     "tuning",
     "vlan",
     "vrf",
+    "vxlan",
     "whereabouts",
     "win-bridge",
     "win-overlay",

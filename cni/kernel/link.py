@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Callable
 from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
 from typing import NamedTuple
@@ -229,6 +230,17 @@ def dump(sock: Netlink) -> list[bytes]:
     """
     payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
     return sock.dump(uapi.RTM_GETLINK, payload)
+
+
+def has_port(bridge: int, wanted: Callable[[bytes], bool]) -> bool:
+    """Has the bridge (or bond) of that index a port whose message is `wanted`?
+
+    The kernel lists the ports alone, and is not asked for more than it takes to find one.
+    """
+    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
+    payload += nl.u32(uapi.IFLA_MASTER, bridge)
+    with Netlink() as sock:
+        return sock.search(uapi.RTM_GETLINK, payload, wanted)
 
 
 def index_in(payload: bytes) -> int:

@@ -265,6 +265,26 @@ class Netlink:
                 break
         return [data for _, data in messages]
 
+    def search(self, kind: int, payload: bytes, wanted: Callable[[bytes], bool]) -> bool:
+        """Is there a payload in a dump that is `wanted`? Reads no further than the first.
+
+        What is unread stays in the socket, which can only be closed then.
+        """
+        sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
+        interrupted = False
+        while True:
+            for answer, flags, seq, data in split(self._receive()):
+                if seq != sequence:
+                    continue
+                interrupted |= bool(flags & NLM_F_DUMP_INTR)
+                if answer == NLMSG_ERROR:
+                    _raise_if_error(flags, data)
+                if answer in (NLMSG_ERROR, NLMSG_DONE):
+                    # of a dump that changes interrupted something may be missing
+                    return interrupted and any(map(wanted, self.dump(kind, payload)))
+                if wanted(data):
+                    return True
+
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
         sequence = self.next_sequence()
         self.sock.send(_HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload)

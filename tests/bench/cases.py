@@ -209,6 +209,7 @@ CASES = [
     Case("ipvlan", simple("ipvlan", master="lan0"), "ipvlan"),
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),
+    Case("vxlan", simple("vxlan", vni=66, peers=["192.0.2.1", "192.0.2.2"]), "vxlan"),
     Case("tap", simple("tap"), "tap"),
     Case("flannel (bridge)", flannel),
     Case(

@@ -139,6 +139,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "vlan": {"type": "vlan", "master": "lan0", "vlanId": 7},
     "vrf": {"type": "vrf", "vrfname": "blue"},
+    "vxlan": {
+        "type": "vxlan",
+        "vni": 88,
+        "peers": ["192.0.2.1", "192.0.2.2"],
+        "isGateway": True,
+    },
 }
 # What they do is in the container alone and ends with its namespace, or comes back from there: only
 # a DEL that can enter it clears up.
@@ -150,6 +156,7 @@ IN_CONTAINER = frozenset(
 OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"}) | {
     "macvtap",
     "tc-redirect-tap",
+    "vxlan",
 }
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # What they change is in the container and goes with its interface: their DEL has nothing to do.

@@ -250,6 +250,7 @@ FEATURES = {
     "tc-redirect-tap": "tc-redirect-tap",
     "macvlan": "macvlan",
     "macvtap": "macvtap",
+    "vxlan": "vxlan",
 }
 # Why a page's configuration is not run here.
 NOT_HERE = {

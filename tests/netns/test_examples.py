@@ -33,6 +33,7 @@ FEATURES = {
     "tap": "tap",
     "vlan": "vlan",
     "vrf": "vrf",
+    "vxlan": "vxlan",
 }
 # Why an ADD is not tried here.
 NOT_HERE = {

@@ -21,7 +21,7 @@ _DNS_WAIT = 2.0  # seconds
 _QUERY = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01"  # NS of the root, recursion desired
 _SERVER_PORT = 7007  # of a throw-away host, which uses no other
 # A bridge or pair of the node has its gateway there.
-_ON_NODE = ("bridge", "ptp")
+_ON_NODE = ("bridge", "ptp", "vxlan")
 
 
 def loopback(situation: Situation) -> Iterator[Row]:

@@ -66,7 +66,7 @@ class Before:
             return lacks  # hidden from this process: not known
 
     def _bridge(self) -> link.Link | None:
-        if bridges.plugin_of(self._conf) != "bridge":
+        if not bridges.is_on_bridge(self._conf):
             return None
         found = link.find(self._node, bridges.name_in(self._conf))
         return found if found is not None and found.kind == "bridge" else None

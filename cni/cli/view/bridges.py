@@ -80,13 +80,22 @@ def links_of(each: Attached, devices: dict[str, Link]) -> Iterator[Link]:
 def bridge_of(each: Attached) -> str:
     """The name of the bridge that the attachment's configuration says; "" if it has none."""
     conf = main_conf(each)
-    return name_in(conf) if plugin_of(conf) == "bridge" else ""
+    return name_in(conf) if is_on_bridge(conf) else ""
+
+
+def is_on_bridge(conf: dict[str, Any]) -> bool:
+    """Is this an object of a plugin that attaches to a bridge?"""
+    return plugin_of(conf) in ("bridge", "vxlan")
 
 
 def name_in(conf: dict[str, Any]) -> str:
-    """The name of the bridge in an object of the plugin bridge."""
+    """The name of the bridge in an object of the plugin bridge or vxlan."""
     name = config.lookup(conf, "bridge")
-    return name if isinstance(name, str) and name else _DEFAULT_BRIDGE
+    if isinstance(name, str) and name:
+        return name
+    if plugin_of(conf) == "vxlan":
+        return f"cni-vx{config.lookup(conf, 'vni')}"
+    return _DEFAULT_BRIDGE
 
 
 def plugin_of(conf: dict[str, Any]) -> str:
@@ -96,7 +105,7 @@ def plugin_of(conf: dict[str, Any]) -> str:
 
 
 def main_conf(each: Attached, configured: Iterable[NetworkList] = ()) -> dict[str, Any]:
-    """The object of the plugin bridge or ptp, by which the container was attached; {} without one.
+    """The object of bridge, vxlan or ptp by which the container was attached; {} without one.
 
     If nothing was noted at its ADD, that of the `configured` network.
     """
@@ -116,10 +125,10 @@ def main_conf(each: Attached, configured: Iterable[NetworkList] = ()) -> dict[st
 
 
 def conf_in(plugins: Iterable[Any]) -> dict[str, Any]:
-    """The first object of bridge or ptp, also one that flannel calls; {} without one."""
+    """The first object of bridge, vxlan or ptp, also one that flannel calls; {} without one."""
     for plugin in plugins:
         one = _delegated(plugin) if isinstance(plugin, dict) else {}
-        if plugin_of(one) in ("bridge", "ptp"):
+        if is_on_bridge(one) or plugin_of(one) == "ptp":
             return one
     return {}
 

@@ -46,7 +46,7 @@ class Need(NamedTuple):
 
     @property
     def is_on_bridge(self) -> bool:
-        return bridges.plugin_of(self.conf) == "bridge"
+        return bridges.is_on_bridge(self.conf)
 
     @property
     def gateway_link(self) -> str:

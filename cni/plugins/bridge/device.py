@@ -65,16 +65,23 @@ class Lock:
 
 
 def ensure(
-    call: Call[Any], host: Netlink, name: str, *, mtu: int, filtering: bool, promisc: bool
+    call: Call[Any],
+    host: Netlink,
+    name: str,
+    *,
+    mtu: int,
+    filtering: bool,
+    promisc: bool,
+    mac: bytes = b"",
 ) -> Link:
     """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError.
 
-    The caller holds the lock until its port is there.
+    It gets a random MAC unless one is given. The caller holds the lock until its port is there.
     """
     try:
         bridge = link.find(host, name)
         if bridge is None:
-            _create(call, host, name, mtu, filtering)
+            _create(call, host, name, mtu, filtering, mac or _new_mac())
             bridge = link.get(host, name)
         if bridge.kind != "bridge":
             raise CNIError(
@@ -92,9 +99,10 @@ def ensure(
         raise CNIError(f'failed to create bridge "{name}": {error}', advice) from None
 
 
-def _create(call: Call[Any], host: Netlink, name: str, mtu: int, filtering: bool) -> None:
+def _create(
+    call: Call[Any], host: Netlink, name: str, mtu: int, filtering: bool, mac: bytes
+) -> None:
     """Make the bridge, unless another ADD has made it by now. Raises NetlinkError."""
-    mac = _new_mac()
     call.undo.callback(_remove_made, call.request.env, name, link.format_mac(mac))
     group = 0
     if call.conf.remove_empty_bridge:
@@ -114,7 +122,7 @@ def _create(call: Call[Any], host: Netlink, name: str, mtu: int, filtering: bool
 
 
 def _remove_made(env: Mapping[str, str], name: str, mac: str) -> None:
-    """Undo the creation of a bridge, known by its random MAC, unless another ADD uses it by now."""
+    """Undo the creation of a bridge, known by its MAC, unless another ADD uses it by now."""
     with Netlink() as host, Lock(env, alone=True):  # the verb's own socket is closed by now
         bridge = link.find(host, name)
         if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:

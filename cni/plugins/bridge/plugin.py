@@ -156,7 +156,7 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         ipam = None
-        late = needs_link(want.ipam) or _asks_on_link(call)
+        late = needs_link(want.ipam) or asks_on_link(call)
         if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = _allocate(call, want)
@@ -192,7 +192,7 @@ def add(call: Call[Conf]) -> Result:
         if want.conf.disable_container_interface:
             outer = link.get(host, outer.index)
         else:
-            outer = _await_port(host, events, outer)
+            outer = await_port(host, events, outer)
             if result.ips:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # The MAC of a bridge that we did not make may change when its first port joins.
@@ -204,7 +204,7 @@ def add(call: Call[Conf]) -> Result:
     return result
 
 
-def _asks_on_link(call: Call[Conf]) -> bool:
+def asks_on_link(call: Call[Any]) -> bool:
     """Does IPAM ask through the container's interface whether an address is free?"""
     ipam = config.lookup(call.raw, "ipam")
     return isinstance(ipam, dict) and config.lookup(ipam, "conflictCheck") is not None
@@ -282,7 +282,7 @@ def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str
     return dad + configure.announce_settings(ifname, ipv6=ipv6)
 
 
-def _await_port(host: Netlink, events: Netlink, port: Link) -> Link:
+def await_port(host: Netlink, events: Netlink, port: Link) -> Link:
     """Wait until the port is up; until then the bridge drops its packets. Raises CNIError.
 
     The port as it is now.

@@ -1,0 +1,133 @@
+"""Keys of vxlan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cni.kernel.vxlan import PORT
+
+from . import bridge
+from .common import ARG_MAC
+from .model import Key, Many, Number, Plugin, Rule, Text
+
+_OF_BRIDGE = {key.name: replace(key, beyond=False) for key in bridge.PLUGIN.keys}
+_GATEWAY = (
+    *("ipam", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend"),
+    *("ipMasqSet", "ipMasqFamilies"),
+)
+_REST = (
+    *("noDefaultRoute", "acceptRA", "autoconf", "hostInterfaceName", "dns", "args"),
+    "runtimeConfig",
+)
+_SHARED = {*_GATEWAY, *_REST}
+_OWN = (
+    Key(
+        "vni",
+        Number(1, (1 << 24) - 1),
+        "number of the network (VNI), the same on all nodes; a node has each once",
+        required=True,
+        example=100,
+    ),
+    Key(
+        "peers",
+        Many(Text("address")),
+        "addresses of the nodes; this node's own may be among them, so that all nodes can have one "
+        "file; not together with `group`",
+        absent="`group` finds them",
+        example=["192.0.2.11", "192.0.2.12", "192.0.2.13"],
+    ),
+    Key(
+        "group",
+        Text("address"),
+        "multicast address by which the nodes find each other; needs `dev`",
+        absent="`peers` lists them",
+        example="239.1.1.1",
+    ),
+    Key(
+        "dev",
+        Text("interface"),
+        "link of the node by which it reaches the others",
+        absent="the routes decide",
+        example="eth0",
+    ),
+    Key(
+        "local",
+        Text("address"),
+        "address of this node from which its packets come",
+        absent="the routes decide",
+        example="192.0.2.11",
+    ),
+    Key(
+        "port",
+        Number(1, 65535),
+        "UDP port, the same on all nodes",
+        default=PORT,
+        example=8472,
+    ),
+    Key(
+        "bridge",
+        Text("interface"),
+        "name of the bridge, which is made if it is missing; a network has one of its own",
+        absent="`cni-vx` and the VNI",
+        example="br-web",
+    ),
+    Key(
+        "mtu",
+        Number(68, 65535, or_zero=True, word="auto"),
+        "MTU of pair, VXLAN link, and of a bridge that is made; 0 or `auto`: that of `dev`, or the "
+        "smallest of the links that lead to the peers, less 50 (70 over IPv6)",
+        default=0,
+        example=1400,
+    ),
+)
+
+PLUGIN = Plugin(
+    name="vxlan",
+    place="main",
+    about="connects the containers of several nodes to one Ethernet, by VXLAN",
+    keys=(
+        *_OWN,
+        *(_OF_BRIDGE[name] for name in _GATEWAY),
+        replace(
+            _OF_BRIDGE["removeEmptyBridge"],
+            text="a bridge that this plugin has made is removed with the network's last container",
+            default=True,
+            example=False,
+        ),
+        *(_OF_BRIDGE[name] for name in _REST),
+    ),
+    args=(ARG_MAC,),
+    rules=(
+        Rule(
+            ("peers", "group"),
+            lambda get: get("peers") and get("group"),
+            "vxlan: peers and group exclude each other",
+            "leave one of them out",
+        ),
+        Rule(
+            ("peers", "group"),
+            lambda get: not get("peers") and not get("group"),
+            "vxlan: needs peers or group",
+            "list the nodes' addresses in `peers`",
+        ),
+        Rule(
+            ("group", "dev"),
+            lambda get: get("group") and not get("dev"),
+            "group needs dev",
+            "name the link by which the node reaches the group",
+        ),
+        *(rule for rule in bridge.PLUGIN.rules if set(rule.keys) <= _SHARED),
+    ),
+    example={
+        "type": "vxlan",
+        "vni": 100,
+        "peers": ["192.0.2.11", "192.0.2.12", "192.0.2.13"],
+        "ipam": {
+            "type": "host-local",
+            "ranges": [
+                [{"subnet": "10.30.0.0/16", "rangeStart": "10.30.1.1", "rangeEnd": "10.30.1.254"}]
+            ],
+        },
+    },
+    link_kind="vxlan",
+)

@@ -1,0 +1,54 @@
+"""Forwarding entries of VXLAN links: which node has a MAC (bridge(8), linux/neighbour.h).
+
+Frames to a MAC that has no entry, and to all, go to each destination of the entry for the MAC of
+zeros. What the link learns by itself are other entries.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from errno import EEXIST, ENOENT
+
+from . import netlink as nl
+from . import uapi
+from .errors import NetlinkError
+from .netlink import Netlink
+
+_NDMSG = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_ALL = nl.attr(uapi.NDA_LLADDR, bytes(6))
+
+
+def flooded(sock: Netlink, index: int) -> set[bytes]:
+    """The addresses (packed) that get a copy of what the VXLAN link `index` does not know a place
+    for. The kernel lists all entries of the link. Raises NetlinkError.
+    """
+    found = set()
+    for data in sock.dump(uapi.RTM_GETNEIGH, _NDMSG.pack(uapi.AF_BRIDGE, index, 0, 0, 0)):
+        if _ALL not in data or nl.unpack(_NDMSG, data)[1] != index:
+            continue
+        attributes = nl.attr_map(data, _NDMSG.size)
+        if attributes.get(uapi.NDA_LLADDR) == bytes(6) and uapi.NDA_DST in attributes:
+            found.add(attributes[uapi.NDA_DST])
+    return found
+
+
+def change(sock: Netlink, index: int, add: Iterable[bytes], remove: Iterable[bytes]) -> None:
+    """Add and remove addresses that get such copies; one that is there, or gone, already is
+    success. Raises NetlinkError, after all have been tried.
+    """
+    requests = [
+        (uapi.RTM_NEWNEIGH, _entry(index, each), nl.NLM_F_CREATE | nl.NLM_F_APPEND) for each in add
+    ]
+    requests += [(uapi.RTM_DELNEIGH, _entry(index, each), 0) for each in remove]
+    if not requests:
+        return
+    for error in sock.batch(requests):
+        if error is not None and error.errno not in (EEXIST, ENOENT):
+            raise NetlinkError(error.errno or 0, error.explanation)
+
+
+def _entry(index: int, address: bytes) -> bytes:
+    state = uapi.NUD_NOARP | uapi.NUD_PERMANENT
+    header = _NDMSG.pack(uapi.AF_BRIDGE, index, state, uapi.NTF_SELF, 0)
+    return header + nl.attr(uapi.NDA_DST, address) + _ALL

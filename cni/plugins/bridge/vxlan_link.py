@@ -1,0 +1,332 @@
+"""vxlan: the node's VXLAN link of a network: made by its first ADD, gone with its last container.
+
+It is a port of the bridge, has a name that is derived from the network, and an alias that names the
+network and the configuration that has made it. Until it has the alias it is in the network's link
+group. Its users are the ports of the bridge that bear the network's key. ADD and removal exclude
+each other by the bridge's lock (device.py).
+
+Forwarding entries for the MAC of zeros on this link are ours: which nodes get a copy of what nobody
+is known for. What the link learns, or a person enters for another MAC, is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...call import Call
+from ...kernel import fdb, link, route, uapi, vxlan
+from ...kernel import netlink as nl
+from ...kernel.errors import LinkNotFound, NetlinkError
+from ...kernel.link import Link
+from ...kernel.netlink import Netlink
+from ...owner import network_group, network_key
+from ...protocol.address import format_ip
+from ...protocol.errors import CNIError, TryAgainLater
+from ..shared import unlink, veth
+from . import device
+from .vxlan_settings import Settings, link_name, mark_of
+
+_MTU_UNKNOWN = 1500  # of an underlay to which there is no route yet
+
+
+def find(host: Netlink, network: str) -> Link | None:
+    """The network's VXLAN link. Raises CNIError if something else has its name."""
+    made = link.find(host, link_name(network))
+    if made is not None and not _is_ours(made, network):
+        raise CNIError(
+            f'failed to make the VXLAN link: "{made.name}" exists and is not of this network',
+            f"its alias is {made.alias!r}: rename or delete it (`ip -d link show {made.name}`)",
+        )
+    return made
+
+
+def _is_ours(made: Link, network: str) -> bool:
+    if made.kind != vxlan.KIND:
+        return False
+    is_unfinished = not made.alias and made.group == network_group(network)
+    return made.alias.startswith(mark_of(network)) or is_unfinished
+
+
+# --- ADD ------------------------------------------------------------------------------------------
+
+
+def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
+    """Make bridge and VXLAN link, or complete them; returns the bridge, and sets `want.mtu`.
+
+    `mac` is that of a bridge that is made; b"" lets it be chosen. The caller holds the lock until
+    its port is there. Raises CNIError.
+    """
+    made = find(host, want.network)
+    is_settled = made is not None and made.alias == want.mark and made.up and bool(made.master)
+    underlay = None if is_settled else Underlay(host, want)
+    if made is not None and underlay is not None:
+        _require_same(made, want, underlay.parent)
+    want.mtu = want.mtu or (made.mtu if underlay is None and made else _fitting(underlay, want))
+    bridge = device.ensure(
+        call, host, want.bridge, mtu=want.mtu, filtering=False, promisc=False, mac=mac
+    )
+    if made is not None and made.master not in (0, bridge.index):
+        raise CNIError(
+            f"{made.name} of this network is a port of another bridge than {bridge.name}",
+            "containers of the network are attached there; `bridge` can be changed when the last "
+            "one is gone",
+        )
+    if underlay is None:
+        return bridge
+    if underlay.parent and want.mtu > _fitting(underlay, want):
+        raise CNIError(
+            f"invalid mtu {want.mtu}: at most {_fitting(underlay, want)} fits",
+            f"{want.conf.dev} has the MTU {underlay.mtu}, and VXLAN needs "
+            f"{underlay.mtu - _fitting(underlay, want)} of it",
+        )
+    try:
+        if made is None:
+            made = _create(call, host, want, underlay, bridge)
+        _complete(host, made, want, underlay, bridge)
+    except (NetlinkError, LinkNotFound) as error:
+        raise CNIError(
+            f"failed to set up the VXLAN link {link_name(want.network)}: {error}"
+        ) from None
+    return bridge
+
+
+class Underlay:
+    """How this node reaches the others. Raises CNIError if `dev` is missing.
+
+    `parent` is the index of `dev`, or 0; `remote` are the peers without this node's own addresses;
+    `mtu` is the smallest of the links that lead to them.
+    """
+
+    def __init__(self, host: Netlink, want: Settings) -> None:
+        self.remote: list[bytes] = []
+        links = set()
+        for each in want.peers:
+            way = _way(host, each)
+            if way is None or way.kind != route.LOCAL:
+                self.remote.append(each)
+            if way is not None and way.kind != route.LOCAL:
+                links.add(way.link)
+        # who is in the list itself has an address already: it does not have to be looked at again
+        self.is_settled = bool(want.group) or len(self.remote) < len(want.peers)
+        self.parent = 0
+        if want.conf.dev:
+            dev = underlay_link(host, want.conf.dev)
+            self.parent, self.mtu = dev.index, dev.mtu
+        else:
+            found = [link.find(host, each) for each in links if each]
+            self.mtu = min((each.mtu for each in found if each), default=_MTU_UNKNOWN)
+
+
+def _way(host: Netlink, address: bytes) -> route.Way | None:
+    try:
+        return route.lookup(host, address)
+    except NetlinkError:
+        return None  # there may be one later
+
+
+def underlay_link(host: Netlink, name: str) -> Link:
+    """The link `dev`. Raises CNIError if it is missing."""
+    try:
+        return link.get(host, name)
+    except LinkNotFound as error:
+        raise CNIError(
+            f"failed to lookup dev {name!r}: {error}",
+            "`dev` is the node's link by which it reaches the others",
+        ) from None
+
+
+def _fitting(underlay: Underlay | None, want: Settings) -> int:
+    """The largest MTU of containers whose frames fit into the underlay's packets."""
+    mtu = underlay.mtu if underlay is not None else _MTU_UNKNOWN
+    overhead = vxlan.OVERHEAD_V6 if want.v6 else vxlan.OVERHEAD_V4
+    return min(max(mtu - overhead, veth.MTU_MIN), veth.MTU_MAX)
+
+
+def _create(
+    call: Call[Any], host: Netlink, want: Settings, underlay: Underlay, bridge: Link
+) -> Link:
+    """Make the link, a port of the bridge, unless another ADD has made it by now."""
+    name = link_name(want.network)
+    _refuse_other(bridge, name)
+    call.undo.callback(remove_unused, call, env=call.request.env)
+    data = vxlan.data(
+        want.conf.vni,
+        port=want.conf.port,
+        v6=want.v6,
+        parent=underlay.parent,
+        group=want.group,
+        local=want.local,
+    )
+    try:
+        link.create(
+            host,
+            vxlan.KIND,
+            name,
+            data=data,
+            mtu=want.mtu,
+            master=bridge.index,
+            group=network_group(want.network),
+        )
+    except NetlinkError as error:
+        if not link.is_name_taken(error):
+            raise _refused(error, name) from None
+        call.undo.withdraw()
+        other = find(host, want.network)
+        if other is None:
+            raise _vni_taken(host, want) from None
+        _require_same(other, want, underlay.parent)
+    return link.get(host, name)
+
+
+def _refused(error: NetlinkError, name: str) -> CNIError:
+    from ...kernel import link_advice
+
+    advice = link_advice.of(error, vxlan.KIND, name)
+    return CNIError(f"failed to make the VXLAN link {name}: {error}", advice)
+
+
+def _vni_taken(host: Netlink, want: Settings) -> CNIError:
+    """The kernel has one VXLAN link for a VNI and a port."""
+    conf = want.conf
+    others = [
+        each.name
+        for each in link.list_all(host)
+        if each.kind == vxlan.KIND and vxlan.vni(each) == conf.vni
+    ]
+    return CNIError(
+        f"failed to make the VXLAN link: VNI {conf.vni} on port {conf.port} is in use",
+        f"by {', '.join(others) or 'another link'}: give this network another `vni` (on all nodes)",
+    )
+
+
+def _refuse_other(bridge: Link, own: str) -> None:
+    """Refuse a bridge with a VXLAN link that is not called `own`: it would join two networks.
+
+    Raises CNIError.
+    """
+    kind, name = nl.text(uapi.IFLA_INFO_KIND, vxlan.KIND), nl.text(uapi.IFLA_IFNAME, own)
+    if link.has_port(bridge.index, lambda data: kind in data and name not in data):
+        raise CNIError(
+            f"the bridge {bridge.name} is of another VXLAN network",
+            "`bridge link show` lists its ports; give this network a `bridge` of its own",
+        )
+
+
+def _require_same(made: Link, want: Settings, parent: int) -> None:
+    """Refuse to go on with a link that sends elsewhere. Raises CNIError."""
+    wrong = _unlike(made, want, parent)
+    if wrong:
+        raise CNIError(
+            f"the VXLAN link {made.name} has been made for another configuration",
+            f"{'; '.join(wrong)}. These keys can be changed when the last container of the network "
+            "is gone from this node",
+        )
+
+
+def _unlike(made: Link, want: Settings, parent: int) -> list[str]:
+    conf = want.conf
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("vni", vxlan.vni(made), conf.vni),
+        ("port", vxlan.port(made), conf.port),
+        ("group", _shown(vxlan.group(made)), _shown(want.group)),
+        ("local", _shown(vxlan.local(made)), _shown(want.local)),
+        ("dev", vxlan.parent(made), parent),
+    )
+    return [
+        f"{made.name} has another dev"
+        if key == "dev"
+        else f"{made.name} has {key} {have}, want {wanted}"
+        for key, have, wanted in pairs
+        if have != wanted
+    ]
+
+
+def _shown(packed: bytes) -> str:
+    return format_ip(packed) if packed else "none"
+
+
+def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link) -> None:
+    """Have the link send to the nodes of the configuration, and nowhere else."""
+    _forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
+    veth.prepare_host_end(made.name)
+    mark = want.mark if underlay.is_settled else mark_of(want.network) + f" {want.network}"
+    link.change(host, made.index, up=True, mtu=want.mtu, master=bridge.index, alias=mark, group=0)
+
+
+def _forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
+    present = fdb.flooded(host, index)
+    fdb.change(host, index, sorted(wanted - present), sorted(present - wanted))
+
+
+# --- DEL, GC --------------------------------------------------------------------------------------
+
+
+def remove_unused(call: Call[Any], env: Mapping[str, str]) -> bool:
+    """Remove the network's VXLAN link if no container uses it; is it unused, or gone?
+
+    While ADDs keep the lock for too long it stays, for the next DEL or GC; that is logged. Raises
+    NetlinkError.
+    """
+    network = call.network
+    with Netlink() as host:
+        if not _is_unused(host, network):
+            return link.find(host, link_name(network)) is None
+        try:
+            with device.Lock(env, alone=True):
+                if not _is_unused(host, network):
+                    return False
+                unlink.delete_here(link.get(host, link_name(network)).index)
+        except LinkNotFound:
+            pass
+        except TryAgainLater as error:
+            call.log(f"vxlan: an unused link stays for the next DEL or GC: {error}")
+            return False
+    return True
+
+
+def _is_unused(host: Netlink, network: str) -> bool:
+    """Is there a link of ours, whose bridge has no port of a container of this network?"""
+    made = link.find(host, link_name(network))
+    if made is None or not _is_ours(made, network):
+        return False
+    mark = f"cni:{network_key(network)}-".encode()
+    member = nl.u32(uapi.IFLA_GROUP, network_group(network))
+
+    def is_user(data: bytes) -> bool:
+        return (mark in data or member in data) and link.index_in(data) != made.index
+
+    return not made.master or not link.has_port(made.master, is_user)
+
+
+# --- CHECK ----------------------------------------------------------------------------------------
+
+
+def differences(host: Netlink, want: Settings) -> list[str]:
+    """Compare the link with the configuration; a sentence for each difference."""
+    name = link_name(want.network)
+    made = link.find(host, name)
+    if made is None or made.kind != vxlan.KIND:
+        return [f"the VXLAN link {name} not found: an ADD of any container makes it again"]
+    underlay = Underlay(host, want)
+    problems = _unlike(made, want, underlay.parent)
+    if not made.up:
+        problems.append(f"{name} is down (`ip link set {name} up`)")
+    bridge = link.find(host, want.bridge)
+    if bridge is not None and made.master != bridge.index:
+        problems.append(
+            f"{name} is no port of the bridge {want.bridge} (`ip link set {name} master "
+            f"{want.bridge}`)"
+        )
+    present = fdb.flooded(host, made.index)
+    for each in sorted(set(underlay.remote) - present):
+        entry = (
+            f"bridge fdb append 00:00:00:00:00:00 dev {name} dst {format_ip(each)} self permanent"
+        )
+        problems.append(f"{name} does not send to the peer {format_ip(each)} (`{entry}`)")
+    if made.mtu > _fitting(underlay, want):
+        problems.append(
+            f"{name} has the MTU {made.mtu}, but only {_fitting(underlay, want)} fits into the "
+            f"packets between nodes ({underlay.mtu}): large packets may be lost"
+        )
+    return problems

@@ -1,0 +1,196 @@
+"""vxlan's configuration, and what of it is wrong (docs/spec/vxlan.md)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ...call import Call
+from ...kernel import vxlan
+from ...owner import digest, network_key
+from ...protocol import config
+from ...protocol.address import format_ip, parse_ip
+from ...protocol.errors import BadEnvironment, CNIError
+from ...protocol.request import check_ifname
+from ..shared import configure, masquerade, veth
+from .plugin import Args, Mac
+
+MARK = "cni-vxlan"
+_VNI_MAX = (1 << 24) - 1
+
+
+class Conf(config.NetConf):
+    vni: int = 0
+    peers: list[str] = []
+    group: str = ""
+    dev: str = ""
+    local: str = ""
+    port: int = vxlan.PORT
+    bridge: str = ""
+    mtu: config.Mtu = config.Mtu(0)  # AUTO, too, is what fits into the underlay
+    is_gateway: bool = False
+    is_default_gateway: bool = False
+    force_address: bool = False
+    ip_masq: bool = False
+    ip_masq_backend: str | None = None
+    ip_masq_set: bool = False
+    ip_masq_families: list[str] = []
+    remove_empty_bridge: bool = True
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
+    host_interface_name: str = ""
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
+
+
+class Settings:
+    """The validated configuration, and the values derived from it. Raises CNIError.
+
+    Addresses are packed. `mtu` is 0 as long as the node has not been asked for what fits.
+    """
+
+    def __init__(self, call: Call[Conf]) -> None:
+        conf = call.conf
+        self.conf = conf
+        self.network = call.network
+        self.ipam = conf.ipam.type
+        self.gateway = conf.is_gateway or conf.is_default_gateway
+        _check_numbers(conf)
+        self.bridge = conf.bridge or f"cni-vx{conf.vni}"
+        self.peers = [_unicast(each, "peers") for each in conf.peers]
+        self.group = _multicast(conf.group) if conf.group else b""
+        self.local = _unicast(conf.local, "local") if conf.local else b""
+        self.v6 = self._one_family()
+        self._check_places()
+        self._check_combinations()
+        pairs = call.parse_args(frozenset({"MAC"}))
+        mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
+        self.mac = veth.parse_mac(mac)
+        self.mtu = 0 if conf.mtu is config.AUTO else veth.mtu(conf.mtu)
+
+    @property
+    def mark(self) -> str:
+        """The alias of the network's VXLAN link; it tells which configuration has made it."""
+        conf = self.conf
+        parts = (
+            conf.vni,
+            conf.port,
+            conf.group,
+            conf.dev,
+            conf.local,
+            conf.mtu,
+            sorted(conf.peers),
+        )
+        return f"{mark_of(self.network)}{digest(repr(parts))[:16]} {self.network}"
+
+    def masquerading_backend(self) -> str | None:
+        """How to masquerade; see masquerade.setup. Raises CNIError."""
+        masquerade.check_families(self.conf.ip_masq_families)
+        return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
+
+    def _one_family(self) -> bool:
+        """Is the underlay IPv6? Raises CNIError if addresses of both families are given."""
+        given = [each for each in (*self.peers, self.group, self.local) if each]
+        v6 = {len(each) == 16 for each in given}
+        if len(v6) > 1:
+            raise CNIError(
+                "peers, group and local are of both families",
+                "nodes send each other packets of one family: IPv4 or IPv6; what containers send "
+                "each other may be of both",
+            )
+        return v6 == {True}
+
+    def _check_places(self) -> None:
+        """Refuse what leaves open where frames go to. Raises CNIError."""
+        conf = self.conf
+        if bool(conf.peers) == bool(conf.group):
+            problem = "peers and group exclude each other" if conf.peers else "needs peers or group"
+            raise CNIError(
+                f"vxlan: {problem}",
+                "`peers` lists the nodes' addresses (this node's may be among them), `group` is a "
+                "multicast address that all of them listen to",
+            )
+        if conf.group and not conf.dev:
+            raise CNIError(
+                "group needs dev", "`dev` names the link by which the node reaches the group"
+            )
+        if not conf.dev:
+            for each in (*self.peers, self.local):
+                if len(each) == 16 and each[0] == 0xFE and each[1] & 0xC0 == 0x80:
+                    raise CNIError(
+                        f"the link-local address {format_ip(each)} needs dev",
+                        "`dev` names the link on which the address is valid",
+                    )
+
+    def _check_combinations(self) -> None:
+        conf = self.conf
+        for key, name in (("bridge", self.bridge), ("dev", conf.dev)):
+            if name:
+                _check_name(key, name)
+        if self.ipam and conf.ip_masq:
+            self.masquerading_backend()
+        if conf.no_default_route and conf.is_default_gateway:
+            raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
+        if self.gateway and configure.learns(self.ipam):
+            raise CNIError(
+                "cannot set isGateway with slaac",
+                "the gateway is the router that advertises itself, not this node's bridge",
+            )
+        veth.check_host_name(conf.host_interface_name)
+
+
+def mark_of(network: str) -> str:
+    """How the alias of a network's VXLAN link begins."""
+    return f"{MARK}:{network_key(network)}:"
+
+
+def link_name(network: str) -> str:
+    """The name of a network's VXLAN link."""
+    return f"cnivx{digest(network)[:8]}"
+
+
+def _check_numbers(conf: Conf) -> None:
+    if not 1 <= conf.vni <= _VNI_MAX:
+        raise CNIError(
+            f"invalid vni {conf.vni} (must be between 1 and {_VNI_MAX})",
+            "all nodes of a network have one VNI, and each network another one",
+        )
+    if not 1 <= conf.port <= 65535:
+        raise CNIError(f"invalid port {conf.port} (must be between 1 and 65535)")
+
+
+def _check_name(key: str, name: str) -> None:
+    try:
+        check_ifname(name)
+    except BadEnvironment as error:
+        raise CNIError(f"invalid {key} {name!r}: {error.msg}") from None
+
+
+def _unicast(text: str, key: str) -> bytes:
+    packed = parse_ip(text)
+    if not any(packed) or _is_multicast(packed):
+        raise CNIError(f"{key}: {text} is no address of a node", "a multicast address is a `group`")
+    return packed
+
+
+def _multicast(text: str) -> bytes:
+    packed = parse_ip(text)
+    if not _is_multicast(packed):
+        raise CNIError(f"group: {text} is no multicast address", "for example 239.1.1.1 or ff05::1")
+    return packed
+
+
+def _is_multicast(packed: bytes) -> bool:
+    return packed[0] == 0xFF if len(packed) == 16 else packed[0] >> 4 == 0xE
+
+
+def gateway_mac(vni: int, gateways: list[Any]) -> bytes:
+    """The MAC of the bridge on each node that has these gateways (packed addresses).
+
+    Nodes with the same gateway address have the same MAC, so that a container finds the gateway of
+    its node, whichever node has answered. Different addresses have different ones.
+    """
+    raw = bytes.fromhex(digest(repr((vni, sorted(gateways))))[:12])
+    return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]
