@@ -302,8 +302,9 @@ INTERFACES = [
     {"type": "ipvlan", "master": MASTER},
     {"type": "vlan", "master": MASTER},
     {"type": "dummy"},
+    {"type": "vxlan", "vni": 99, "peers": ["192.0.2.1", "192.0.2.2"], "isGateway": True},
 ]
-OF_LAB = ("ipvlan", "vlan", "dummy")
+OF_LAB = ("ipvlan", "vlan", "dummy", "vxlan")
 
 
 @pytest.mark.timeout(600)

@@ -35,6 +35,7 @@ CASES: dict[str, Json] = {
     "bridge-nftables": {"type": "bridge", "ipMasq": True, "ipMasqBackend": "nftables"},
     "bridge-iptables": {"type": "bridge", "ipMasq": True, "ipMasqBackend": "iptables"},
     "ptp": {"type": "ptp"},
+    "vxlan": {"type": "vxlan", "vni": 7, "peers": ["192.0.2.1"], "isGateway": True, "ipam": IPAM},
     "portmap-nftables": {"type": "portmap", "runtimeConfig": PORTS, "prevResult": PREV},
     "portmap-iptables": {"type": "portmap", "runtimeConfig": PORTS, "prevResult": PREV},
     "firewall-nftables": {"type": "firewall", "prevResult": PREV},

@@ -8,10 +8,12 @@ container ─ bridge ─ VXLAN ─ node ─┘
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from cni.kernel import link as kernel_link
 from tests.harness import (
     Netns,
     Runtime,
@@ -26,6 +28,7 @@ from tests.harness import (
 )
 from tests.harness.contract import await_carrier
 from tests.harness.requires import requires_kernel
+from tests.harness.server import serving
 from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
@@ -389,6 +392,87 @@ def test_gateways_of_their_own(nodes: list[Node]) -> None:
         for other in (1, 2, 3):
             ping(node.containers[0], f"10.30.{other}.1")
             ping(node.host, f"10.30.{other}.2")
+
+
+def test_many_at_once(nodes: list[Node]) -> None:
+    """From nothing to nothing: all of them find one bridge and one VXLAN link, and the last one
+    removes both.
+    """
+    node, other = nodes[:2]
+    other.add()
+    numbers = range(2, 14)
+    with ThreadPoolExecutor(4) as pool:
+        containers = list(pool.map(node.add, numbers))
+        assert len(ports(node.host, "cni-vx100")) == len(numbers) + 1
+        assert node.sends_to() == {"192.0.2.2", "192.0.2.3"}
+        for container in (containers[0], containers[-1]):
+            ping(container, "10.30.2.2")
+        list(pool.map(node.delete, containers, numbers))
+    nothing_left(node)
+
+
+def test_coming_and_going_at_once(nodes: list[Node]) -> None:
+    """A link that goes with the last container never goes from under the next one."""
+    node, other = nodes[:2]
+    other.add()
+
+    def come_and_go(number: int) -> None:
+        for _ in range(4):
+            container = node.add(number)
+            ping(container, "10.30.2.2")
+            node.delete(container, number)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(come_and_go, (2, 3, 4)))
+    nothing_left(node)
+
+
+def test_through_a_server(nodes: list[Node], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A worker keeps nothing of one network that counts for another one."""
+    path = tmp_path_factory.mktemp("s") / "s"
+    one, other = nodes[:2]
+    other.add()
+    second: Json = {"name": "more", "vni": 200, "ipam": {}}
+    with serving(one.runtime, path, "--workers", "1"):
+        one.add(2)
+        one.add(3, **second)
+        found = [each for each in links(one.host).values() if kind(each) == "vxlan"]
+        assert {each["linkinfo"]["info_data"]["id"] for each in found} == {100, 200}
+        ping(one.containers[0], "10.30.2.2")
+        one.delete(one.containers[0], 2)
+        one.delete(one.containers[1], 3, **second)
+    nothing_left(one)
+
+
+def test_a_port_is_found_without_reading_all(host: Netns) -> None:
+    host.ip_batch(
+        "link add br0 type bridge",
+        "link add br1 type bridge",
+        *(f"link add p{number} type veth peer name q{number}" for number in range(60)),
+        *(f"link set p{number} master br{number % 2}" for number in range(60)),
+    )
+    index = {name: each["ifindex"] for name, each in links(host).items()}
+
+    def look() -> tuple[bool, bool, bool]:
+        seen: list[str] = []
+
+        def is_first(data: bytes) -> bool:
+            seen.append(kernel_link.parse(data).name)
+            return True
+
+        found = kernel_link.has_port(index["br0"], is_first)
+        assert len(seen) == 1
+        every: list[str] = []
+        kernel_link.has_port(index["br1"], lambda data: bool(every.append(_name(data))))
+        assert sorted(every) == sorted(f"p{number}" for number in range(1, 60, 2))
+        last = kernel_link.has_port(index["br1"], lambda data: _name(data) == every[-1])
+        return found, last, kernel_link.has_port(index["p0"], is_first)
+
+    assert host.run(look) == (True, True, False)
+
+
+def _name(data: bytes) -> str:
+    return kernel_link.parse(data).name
 
 
 @pytest.mark.parametrize(

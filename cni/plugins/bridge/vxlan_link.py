@@ -249,9 +249,12 @@ def _shown(packed: bytes) -> str:
 def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link) -> None:
     """Have the link send to the nodes of the configuration, and nowhere else."""
     _forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
-    veth.prepare_host_end(made.name)
-    mark = want.mark if underlay.is_settled else mark_of(want.network) + f" {want.network}"
-    link.change(host, made.index, up=True, mtu=want.mtu, master=bridge.index, alias=mark, group=0)
+    mark = want.mark if underlay.is_settled else want.mark_unsettled
+    if (made.up, made.mtu, made.master, made.alias) != (True, want.mtu, bridge.index, mark):
+        veth.prepare_host_end(made.name)
+        link.change(
+            host, made.index, up=True, mtu=want.mtu, master=bridge.index, alias=mark, group=0
+        )
 
 
 def _forward(host: Netlink, index: int, wanted: set[bytes]) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from ...call import Call
 from ...kernel import vxlan
-from ...owner import digest, network_key
+from ...owner import ALIAS_MAX, cut, digest, network_key
 from ...protocol import config
 from ...protocol.address import format_ip, parse_ip
 from ...protocol.errors import BadEnvironment, CNIError
@@ -16,7 +16,6 @@ from ...protocol.request import check_ifname
 from ..shared import configure, masquerade, veth
 from .plugin import Args, Mac
 
-MARK = "cni-vxlan"
 _VNI_MAX = (1 << 24) - 1
 
 
@@ -74,16 +73,13 @@ class Settings:
     def mark(self) -> str:
         """The alias of the network's VXLAN link; it tells which configuration has made it."""
         conf = self.conf
-        parts = (
-            conf.vni,
-            conf.port,
-            conf.group,
-            conf.dev,
-            conf.local,
-            conf.mtu,
-            sorted(conf.peers),
-        )
-        return f"{mark_of(self.network)}{digest(repr(parts))[:16]} {self.network}"
+        keys = (conf.vni, conf.port, conf.group, conf.dev, conf.local, conf.mtu, sorted(conf.peers))
+        return _alias(self.network, digest(repr(keys))[:16])
+
+    @property
+    def mark_unsettled(self) -> str:
+        """The alias of a link that the next ADD has to look at again."""
+        return _alias(self.network, "")
 
     def masquerading_backend(self) -> str | None:
         """How to masquerade; see masquerade.setup. Raises CNIError."""
@@ -143,7 +139,12 @@ class Settings:
 
 def mark_of(network: str) -> str:
     """How the alias of a network's VXLAN link begins."""
-    return f"{MARK}:{network_key(network)}:"
+    return f"cni-vxlan:{network_key(network)}:"
+
+
+def _alias(network: str, keys: str) -> str:
+    """The alias of the link; `keys` stands for the configuration that has made it."""
+    return cut(f"{mark_of(network)}{keys} {network}", ALIAS_MAX)
 
 
 def link_name(network: str) -> str:
