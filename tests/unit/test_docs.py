@@ -222,7 +222,7 @@ def test_every_page_is_in_an_index() -> None:
 
 
 def test_figures_of_the_readme() -> None:
-    """Each figure of the README's comparison is, rounded, on a page that says how it was measured."""
+    """Each figure of the README's comparison is, rounded, on a page about how it was measured."""
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| .*`make bench` \|$", text, re.MULTILINE)
     figures = {int(each) for row in rows for each in re.findall(r"\d+", row.partition(" | ")[2])}
