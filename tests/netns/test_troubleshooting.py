@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.harness import Netns
+    from tests.harness.firewalld import Firewalld
 
 pytestmark = pytest.mark.timeout(900)  # each command starts an interpreter, on a busy machine
 
@@ -73,6 +74,22 @@ SYMPTOMS = {
         "publish a; publish b; publish b",
         ['container veth name ("eth0") peer provided ("veth', '") already exists'],
     ),
+    "way out": (
+        "cni add shop /run/netns/a; sysctl -qw net.ipv4.ip_forward=0; cni doctor; cni status shop\n"
+        "cni test shop",
+        ["net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1", "before"],
+    ),
+    "another firewall": (
+        "nft add table inet other\n"
+        "nft add chain inet other f '{ type filter hook forward priority 0; policy drop; }'\n"
+        "cni add shop /run/netns/a; cni doctor",
+        ["packet filter: the chain inet other f drops what it does not accept itself"],
+    ),
+    "held lock": (
+        "cni add shop /run/netns/a; exec 9>>/var/lib/cni/networks/shop/lock; flock 9\n"
+        "cni del shop /run/netns/a; exec 9>&-; cni del shop /run/netns/a && echo deleted",
+        ["cannot lock /var/lib/cni/networks/shop/lock: held by pid "],
+    ),
     "slow": (
         "cni trace shop",
         ["the process, until the request is read", "bridge ADD", "by exec"],
@@ -98,16 +115,24 @@ def test_symptom(host: Netns, bin_dir: Path, name: str) -> None:
         assert text in output, output
 
 
-def test_way_out(host: Netns, bin_dir: Path) -> None:
-    """As `cni test` shows it, except for the marks of a terminal's lines."""
+def test_firewalld_reloads(host: Netns, bin_dir: Path, firewalld: Firewalld) -> None:
+    """A real firewalld, which forgets the containers when it reloads."""
     if not (bin_dir / "cni").exists():
         pytest.skip("these are not our plugins")
-    script = "cni add shop /run/netns/a; sysctl -qw net.ipv4.ip_forward=0; cni status shop"
+    script = """
+sed -i 's/"portMappings": true}}/"portMappings": true}}, {"type": "firewall"}/' \\
+    /etc/cni/net.d/10-shop.conflist
+publish a; firewall-cmd --reload; cni doctor; cni check shop /run/netns/a
+cni reload; cni check shop /run/netns/a && echo "check: right"
+"""
     whole = f"{PREPARE.format(bin_dir=bin_dir)}\nexec 2>&1\n{script}\n"
     argv = ["unshare", "--mount", "bash", "-c", whole]
-    output = host.exec(argv, env={"PATH": PATH}, check=False, timeout=600).stdout
-    assert "net.ipv4.ip_forward" in output, output
-    assert "`sysctl -w net.ipv4.ip_forward=1`" in PAGE
+    env = {**firewalld.env, "PATH": PATH}
+    output = host.exec(argv, env=env, check=False, timeout=600).stdout
+    for text in ["rules are gone"]:
+        assert text in PAGE
+        assert text in output, output
+    assert "check: right" in output, output
 
 
 def test_each_section_is_in_the_table() -> None:

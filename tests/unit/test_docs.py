@@ -221,6 +221,19 @@ def test_every_page_is_in_an_index() -> None:
     assert pages - {ROOT / "docs" / "README.md"} <= linked
 
 
+def test_figures_of_the_readme() -> None:
+    """Each figure of the README's comparison is, rounded, on a page about how it was measured."""
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| .*`make bench` \|$", text, re.MULTILINE)
+    figures = {int(each) for row in rows for each in re.findall(r"\d+", row.partition(" | ")[2])}
+    measured = "".join(
+        (ROOT / "docs" / each).read_text() for each in ("performance.md", "plugins/dhcp.md")
+    )
+    known = {round(float(each)) for each in re.findall(r"\d+\.\d+|\d+", measured)}
+    assert len(rows) == 3
+    assert figures <= known
+
+
 # --- that these tests find what they are for --------------------------------------------------
 
 

@@ -91,6 +91,7 @@ def build(root: Path, output: Path) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         pages = Path(scratch, "pages")
         stage(root, pages)
+        shutil.copyfile(HERE / "site.css", pages / "site.css")
         config = Path(scratch, "mkdocs.yml")
         names = sorted(str(each.relative_to(pages)) for each in pages.rglob("*.md"))
         nav = json.dumps(navigation(names))  # JSON is YAML
