@@ -127,7 +127,6 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_a_tool_that_hangs_costs_its_part",
         "test_odd_files_cost_nothing_but_themselves",
     ),
-    "tests/netns/test_troubleshooting.py": ("test_way_out",),
     "tests/netns/test_tuning.py": ("test_gc_waits_for_the_lock_of_add_and_del",),
     "tests/netns/test_uninstall.py": (
         "test_refused_in_one_line",
