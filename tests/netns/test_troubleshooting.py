@@ -77,17 +77,23 @@ SYMPTOMS = {
     "way out": (
         "cni add shop /run/netns/a; sysctl -qw net.ipv4.ip_forward=0; cni doctor; cni status shop\n"
         "cni test shop",
-        ["net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1", "before"],
+        [
+            "✗ kernel: net.ipv4.ip_forward is 0: attached containers reach nothing beyond the node "
+            "(shop)",
+            "    sysctl -w net.ipv4.ip_forward=1",
+            "before",
+        ],
     ),
     "another firewall": (
         "nft add table inet other\n"
         "nft add chain inet other f '{ type filter hook forward priority 0; policy drop; }'\n"
         "cni add shop /run/netns/a; cni doctor",
-        ["packet filter: the chain inet other f drops what it does not accept itself"],
+        ["! packet filter: the chain inet other f drops what it does not accept itself: no rule"],
     ),
     "held lock": (
-        "cni add shop /run/netns/a; exec 9>>/var/lib/cni/networks/shop/lock; flock 9\n"
-        "cni del shop /run/netns/a; exec 9>&-; cni del shop /run/netns/a && echo deleted",
+        "cni add shop /run/netns/a; lock=/var/lib/cni/networks/shop/lock\n"
+        "flock --no-fork $lock sleep 600 & while flock -n $lock true; do sleep 0.1; done\n"
+        "cni del shop /run/netns/a; kill $!; wait; cni del shop /run/netns/a && echo deleted",
         ["cannot lock /var/lib/cni/networks/shop/lock: held by pid "],
     ),
     "slow": (
