@@ -49,7 +49,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
-    for item in (*more_combinations(items), *long_ones(items)):
+    # `make test-warm` is no everyday run: it has the long ones, too
+    long = [] if os.environ.get("CNI_TEST_SERVER") else long_ones(items)
+    for item in (*more_combinations(items), *long):
         item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
         there = set(repeated)
