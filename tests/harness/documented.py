@@ -57,8 +57,9 @@ def _whole(line: str, lines: Iterator[str]) -> str:
 
 
 def is_syntax(command: str) -> bool:
-    """Does it stand for others, so that it cannot be run as it is?"""
-    return "\n" not in command and _SYNTAX.search(command) is not None
+    """Does it stand for others, so that it cannot be run as it is? Quoted JSON does not."""
+    plain = re.sub(r"'\{[^'…]*\}'", "{}", command)
+    return "\n" not in plain and _SYNTAX.search(plain) is not None
 
 
 def cni_words(command: str) -> list[str]:

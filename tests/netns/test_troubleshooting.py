@@ -56,7 +56,11 @@ SYMPTOMS = {
     ),
     "port": (
         "publish a; publish b; cni ports 8080",
-        ["8080/tcp  10.81.0.2:80  shop", "nftables  published"],
+        [
+            "host port 8080/tcp is already published by container ",
+            "8080/tcp  10.81.0.2:80  shop",
+            "nftables  published",
+        ],
     ),
     "rules": (
         "publish a; nft flush ruleset; cni doctor; cni ports; cni reload; cni ports",
@@ -81,14 +85,19 @@ SYMPTOMS = {
             "✗ kernel: net.ipv4.ip_forward is 0: attached containers reach nothing beyond the node "
             "(shop)",
             "    sysctl -w net.ipv4.ip_forward=1",
-            "before",
+            "✗ before           IPv4  1 container had lost this before the test, whose ADD has "
+            "set it: net.ipv4.ip_forward is 0: ",
         ],
     ),
     "another firewall": (
         "nft add table inet other\n"
         "nft add chain inet other f '{ type filter hook forward priority 0; policy drop; }'\n"
-        "cni add shop /run/netns/a; cni doctor",
-        ["! packet filter: the chain inet other f drops what it does not accept itself: no rule"],
+        "cni add shop /run/netns/a; cni doctor; cni test shop",
+        [
+            "! packet filter: the chain inet other f drops what it does not accept itself: no rule",
+            "✗ way out          IPv4  nothing is forwarded to a host behind the node: the chain f "
+            "of the table inet other, ",
+        ],
     ),
     "held lock": (
         "cni add shop /run/netns/a; lock=/var/lib/cni/networks/shop/lock\n"
