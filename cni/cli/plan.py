@@ -25,6 +25,7 @@ from cni.protocol.request import check_ifname
 
 from . import configurations, errors, formats, output, plan_ipam, validate
 from .completion import Network as NetworkName
+from .view import bridges
 
 
 class Step(NamedTuple):
@@ -167,10 +168,8 @@ def _forwarding(situation: Situation) -> Iterator[str]:
 
 
 def _bridge(situation: Situation) -> Iterator[str]:
-    get, default = situation.get, "cni0"
-    if situation.part.plugin == "vxlan":
-        default = f"cni-vx{get('vni')}"
-    name = situation.text("bridge", default)
+    get = situation.get
+    name = situation.text("bridge", bridges.default_name(situation.part.plugin, get("vni")))
     vlans = get("vlan") or get("vlanTrunk")
     mtu = f", MTU {get('mtu')}" if get("mtu") else ""
     mtu = ", with the uplink's MTU" if get("mtu") == "auto" else mtu

@@ -24,6 +24,8 @@ from cni.kernel.route import show as routes_of
 from cni.protocol.address import Prefix
 from cni.protocol.errors import CNIError
 
+from .view import bridges
+
 # Kind of link -> kernel module, where the names differ.
 _MODULES = {"vlan": "8021q"}
 _ON_MASTER = frozenset({"macvlan", "macvtap", "ipvlan", "vlan"})
@@ -219,8 +221,7 @@ def _bridge(facts: Facts) -> Iterator[Problem]:
     part, get = facts.part, facts.get
     if part.plugin not in ("bridge", "vxlan"):
         return
-    default = f"cni-vx{get('vni')}" if part.plugin == "vxlan" else "cni0"
-    name = _text(get("bridge")) or default
+    name = _text(get("bridge")) or bridges.default_name(part.plugin, get("vni"))
     device = link.find(facts.host, name)
     if device is None:
         return  # an ADD makes it

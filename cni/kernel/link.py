@@ -47,6 +47,8 @@ IPVLAN_MODES = {
 ETH_P_8021Q, ETH_P_8021AD = uapi.ETH_P_8021Q, uapi.ETH_P_8021AD
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+# asks for all links, without their counters
+_EVERY_LINK = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
 
@@ -228,8 +230,7 @@ def dump(sock: Netlink) -> list[bytes]:
     To parse one takes as long as twenty searches in it for the bytes of an attribute. So who looks
     for few of a thousand links searches first (`nl.u32(uapi.IFLA_GROUP, …) in data`).
     """
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
-    return sock.dump(uapi.RTM_GETLINK, payload)
+    return sock.dump(uapi.RTM_GETLINK, _EVERY_LINK)
 
 
 def has_port(bridge: int, wanted: Callable[[bytes], bool]) -> bool:
@@ -237,10 +238,8 @@ def has_port(bridge: int, wanted: Callable[[bytes], bool]) -> bool:
 
     The kernel lists the ports alone, and is not asked for more than it takes to find one.
     """
-    payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
-    payload += nl.u32(uapi.IFLA_MASTER, bridge)
     with Netlink() as sock:
-        return sock.search(uapi.RTM_GETLINK, payload, wanted)
+        return sock.search(uapi.RTM_GETLINK, _EVERY_LINK + nl.u32(uapi.IFLA_MASTER, bridge), wanted)
 
 
 def index_in(payload: bytes) -> int:

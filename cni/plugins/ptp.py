@@ -56,7 +56,7 @@ class Conf(config.NetConf):
 def add(call: Call[Conf]) -> Result:
     """Attach the container; the result's interfaces are the host veth and the container veth."""
     conf = call.conf
-    backend = _masquerading_backend(conf)
+    backend = masquerade.configured_backend(conf)
     if conf.link_type not in veth.KINDS:
         raise CNIError(f'unknown linkType "{conf.link_type}"', 'linkType is "veth" or "netkit"')
     mtu = veth.mtu(conf.mtu)
@@ -101,14 +101,6 @@ def add(call: Call[Conf]) -> Result:
         masquerade.add(call, result, backend)
         call.remember()
     return result
-
-
-def _masquerading_backend(conf: Conf) -> str | None:
-    """How to masquerade. Raises CNIError."""
-    if not conf.ip_masq:
-        return None
-    masquerade.check_families(conf.ip_masq_families)
-    return masquerade.backend_of(conf.ip_masq_backend, conf.ip_masq_set)
 
 
 def _require_gateway(ip: IPConfig) -> None:
@@ -195,7 +187,7 @@ def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
-        masquerade.reload(call, result, _masquerading_backend(call.conf))
+        masquerade.reload(call, result, masquerade.configured_backend(call.conf))
 
 
 def _check_host_end(call: Call[Conf], previous: Result) -> list[str]:

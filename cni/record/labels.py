@@ -5,8 +5,9 @@ The convention: a list of objects with `key` and `value`, of the CNI specificati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
+
+from ..protocol import config
 
 _MOST = 64  # labels that are looked at
 
@@ -26,9 +27,5 @@ def of(args: object) -> str:
 
 
 def _get(value: object, key: str) -> Any:
-    """The value of a key, whatever its case; None where there is none."""
-    if not isinstance(value, Mapping):
-        return None
-    if key in value:
-        return value[key]
-    return next((each for name, each in value.items() if str(name).lower() == key), None)
+    """The value of a key, as `config.lookup`; None also where that is no object."""
+    return config.lookup(value, key) if isinstance(value, dict) else None

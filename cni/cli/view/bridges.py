@@ -93,9 +93,12 @@ def name_in(conf: dict[str, Any]) -> str:
     name = config.lookup(conf, "bridge")
     if isinstance(name, str) and name:
         return name
-    if plugin_of(conf) == "vxlan":
-        return f"cni-vx{config.lookup(conf, 'vni')}"
-    return _DEFAULT_BRIDGE
+    return default_name(plugin_of(conf), config.lookup(conf, "vni"))
+
+
+def default_name(plugin: str, vni: Any) -> str:
+    """The name of the bridge that bridge or vxlan makes where the configuration names none."""
+    return f"cni-vx{vni}" if plugin == "vxlan" else _DEFAULT_BRIDGE
 
 
 def plugin_of(conf: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""bridge: the VLANs of its ports, and the gateway addresses on the bridge or a VLAN's interface
-(docs/spec/bridge.md, ADD steps 5 and 8).
+"""bridge and vxlan: what IPAM gives, the VLANs of ports, and the gateway addresses on the bridge or
+on a VLAN's interface (docs/spec/bridge.md, ADD steps 5 and 8).
 """
 
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ...call import Call
 from ...kernel import address, link, route
@@ -14,11 +14,54 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import digest
 from ...protocol import config
-from ...protocol.address import Prefix, is_global_unicast, parse_ip
+from ...protocol.address import Prefix, format_ip, is_global_unicast, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Interface, Result
-from ..shared import configure, veth
+from ..shared import configure, masquerade, veth
 from . import device
+
+
+class Keys(masquerade.Keys, Protocol):
+    """The keys of layer 3, of bridge and of vxlan."""
+
+    ipam: config.IPAM
+    is_gateway: bool
+    is_default_gateway: bool
+    no_default_route: bool
+
+
+def is_wanted(conf: Keys) -> bool:
+    """Does the bridge get addresses?"""
+    return conf.is_gateway or conf.is_default_gateway
+
+
+def check_keys(conf: Keys) -> None:
+    """Refuse combinations that ADD cannot serve. Raises CNIError."""
+    if conf.ipam.type:
+        masquerade.configured_backend(conf)
+    if conf.no_default_route and conf.is_default_gateway:
+        raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
+    if is_wanted(conf) and configure.learns(conf.ipam.type):
+        raise CNIError(
+            "cannot set isGateway with slaac",
+            "the gateway is the router that advertises itself, not this node's bridge",
+        )
+
+
+def allocate(call: Call[Any]) -> Result:
+    """What IPAM gives, with the gateways and default routes that the configuration asks for.
+
+    Raises CNIError.
+    """
+    conf: Keys = call.conf
+    ipam = call.ipam_add(conf.ipam.type)
+    for ip in ipam.ips:
+        ip.interface = 2
+        if is_wanted(conf) and not ip.gateway:
+            ip.gateway = format_ip(ip.prefix.nth(1))
+    if conf.is_default_gateway:
+        _add_default_routes(ipam)
+    return ipam
 
 
 class Vlans(NamedTuple):
@@ -48,7 +91,7 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
         ) from None
 
 
-def add_default_routes(ipam: Result) -> None:
+def _add_default_routes(ipam: Result) -> None:
     """For `isDefaultGateway`: add a default route for each family that has a gateway.
 
     A default route that IPAM gives is enough, if it goes via a gateway of this bridge, or names

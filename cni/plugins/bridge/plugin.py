@@ -19,7 +19,6 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import config
-from ...protocol.address import format_ip
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, IPConfig, Result
@@ -81,7 +80,7 @@ class Settings:
         conf = call.conf
         self.conf = conf
         self.bridge = conf.bridge or "cni0"
-        self.gateway = conf.is_gateway or conf.is_default_gateway
+        self.gateway = gateway.is_wanted(conf)
         self.ipam = conf.ipam.type
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
         trunk = _trunk_vlans(conf.vlan_trunk or [])
@@ -99,22 +98,9 @@ class Settings:
             raise CNIError("cannot set hairpin mode and promiscuous mode at the same time")
         if self.ipam and conf.disable_container_interface:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
-        if self.ipam and conf.ip_masq:
-            self.masquerading_backend()
-        if conf.no_default_route and conf.is_default_gateway:
-            raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
-        if self.gateway and configure.learns(self.ipam):
-            raise CNIError(
-                "cannot set isGateway with slaac",
-                "the gateway is the router that advertises itself, not this node's bridge",
-            )
+        gateway.check_keys(conf)
         self.mtu = veth.mtu(conf.mtu)
         veth.check_host_name(conf.host_interface_name)
-
-    def masquerading_backend(self) -> str | None:
-        """How to masquerade; see masquerade.setup. Raises CNIError."""
-        masquerade.check_families(self.conf.ip_masq_families)
-        return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
 
 
 def _trunk_vlans(items: list[Trunk]) -> list[int]:
@@ -159,7 +145,7 @@ def add(call: Call[Conf]) -> Result:
         late = needs_link(want.ipam) or asks_on_link(call)
         if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
-            ipam = _allocate(call, want)
+            ipam = gateway.allocate(call)
         with device.Lock(call.request.env):  # nobody removes the bridge until the port is there
             bridge = device.ensure(
                 call,
@@ -174,7 +160,7 @@ def add(call: Call[Conf]) -> Result:
             outer, inner = veth.create(call, host, netns, want.mtu, mac, bridge.index)
         _configure_port(host, outer, want)
         if want.ipam and late:
-            ipam = _allocate(call, want)
+            ipam = gateway.allocate(call)
         result = Result(
             interfaces=[
                 Interface(name=bridge.name, mac=bridge.mac),
@@ -208,21 +194,6 @@ def asks_on_link(call: Call[Any]) -> bool:
     """Does IPAM ask through the container's interface whether an address is free?"""
     ipam = config.lookup(call.raw, "ipam")
     return isinstance(ipam, dict) and config.lookup(ipam, "conflictCheck") is not None
-
-
-def _allocate(call: Call[Conf], want: Settings) -> Result:
-    """What IPAM gives, with the gateways and default routes that the configuration asks for.
-
-    Raises CNIError.
-    """
-    ipam = call.ipam_add(want.ipam)
-    for ip in ipam.ips:
-        ip.interface = 2
-        if want.gateway and not ip.gateway:
-            ip.gateway = format_ip(ip.prefix.nth(1))
-    if want.conf.is_default_gateway:
-        gateway.add_default_routes(ipam)
-    return ipam
 
 
 def _configure_port(host: Netlink, port: Link, want: Settings) -> None:
@@ -268,7 +239,7 @@ def _connect_layer3(
     nodad = not want.conf.enabledad
     configure.interface(call, netns, inner.index, result, settings, nodad=nodad)
     if want.conf.ip_masq:
-        masquerade.add(call, result, want.masquerading_backend())
+        masquerade.add(call, result, masquerade.configured_backend(want.conf))
 
 
 def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str, str]]:
@@ -401,4 +372,4 @@ def reload(call: Call[Conf]) -> None:
 
         spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
     if want.conf.ip_masq:
-        masquerade.reload(call, result, want.masquerading_backend())
+        masquerade.reload(call, result, masquerade.configured_backend(want.conf))

@@ -15,7 +15,7 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol import config
-from ...protocol.address import format_ip, parse_ip
+from ...protocol.address import parse_ip
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
@@ -24,7 +24,7 @@ from ..shared.unlink import needs_link
 from . import device, gateway, vxlan_link
 from .plugin import asks_on_link, await_port
 from .vxlan_settings import Conf as _Conf
-from .vxlan_settings import Settings, gateway_mac, link_name
+from .vxlan_settings import Settings, bridge_name, gateway_mac, link_name
 
 Conf = _Conf
 
@@ -41,12 +41,12 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         late = needs_link(want.ipam) or asks_on_link(call)
-        ipam = _allocate(call, want) if want.ipam and not late else None
+        ipam = gateway.allocate(call) if want.ipam and not late else None
         with device.Lock(call.request.env):  # nobody removes the links until the port is there
             bridge = vxlan_link.ensure(call, host, want, _mac(want, ipam))
             outer, inner = veth.create(call, host, netns, want.mtu, want.mac, bridge.index)
         if want.ipam and late:
-            ipam = _allocate(call, want)
+            ipam = gateway.allocate(call)
         result = Result(
             interfaces=[
                 Interface(name=bridge.name, mac=bridge.mac),
@@ -69,18 +69,6 @@ def add(call: Call[Conf]) -> Result:
     if want.conf.ip_masq:
         call.remember()
     return result
-
-
-def _allocate(call: Call[Conf], want: Settings) -> Result:
-    """What IPAM gives, with the gateways and default routes that are asked for. Raises CNIError."""
-    ipam = call.ipam_add(want.ipam)
-    for ip in ipam.ips:
-        ip.interface = 2
-        if want.gateway and not ip.gateway:
-            ip.gateway = format_ip(ip.prefix.nth(1))
-    if want.conf.is_default_gateway:
-        gateway.add_default_routes(ipam)
-    return ipam
 
 
 def _mac(want: Settings, ipam: Result | None) -> bytes:
@@ -110,7 +98,7 @@ def _connect_layer3(
     ]
     configure.interface(call, netns, inner.index, result, settings, nodad=True)
     if conf.ip_masq:
-        masquerade.add(call, result, want.masquerading_backend())
+        masquerade.add(call, result, masquerade.configured_backend(conf))
 
 
 # --- DEL, GC --------------------------------------------------------------------------------------
@@ -143,14 +131,14 @@ def _bridge_of(call: Call[Conf]) -> int:
             return made.master
     from . import empty
 
-    return empty.bridge_of(call, call.conf.bridge or f"cni-vx{call.conf.vni}")
+    return empty.bridge_of(call, bridge_name(call.conf))
 
 
 def _remove_unused(call: Call[Conf], bridge: int) -> None:
     """Remove the VXLAN link after the network's last container, and then the bridge, if it is ours
     and empty.
     """
-    if vxlan_link.remove_unused(call, call.request.env) and bridge:
+    if vxlan_link.remove_unused(call) and bridge:
         from . import empty
 
         empty.remove(call, bridge, 0)
@@ -212,4 +200,4 @@ def reload(call: Call[Conf]) -> None:
     if result is None or len(result.interfaces) < 3:
         raise CNIError("Required prevResult missing")
     if want.conf.ip_masq:
-        masquerade.reload(call, result, want.masquerading_backend())
+        masquerade.reload(call, result, masquerade.configured_backend(want.conf))

@@ -11,7 +11,6 @@ is known for. What the link learns, or a person enters for another MAC, is not t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ...call import Call
@@ -149,7 +148,7 @@ def _create(
     """Make the link, a port of the bridge, unless another ADD has made it by now."""
     name = link_name(want.network)
     _refuse_other(bridge, name)
-    call.undo.callback(remove_unused, call, env=call.request.env)
+    call.undo.callback(remove_unused, call)
     data = vxlan.data(
         want.conf.vni,
         port=want.conf.port,
@@ -265,7 +264,7 @@ def _forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
 # --- DEL, GC --------------------------------------------------------------------------------------
 
 
-def remove_unused(call: Call[Any], env: Mapping[str, str]) -> bool:
+def remove_unused(call: Call[Any]) -> bool:
     """Remove the network's VXLAN link if no container uses it; is it unused, or gone?
 
     While ADDs keep the lock for too long it stays, for the next DEL or GC; that is logged. Raises
@@ -276,7 +275,7 @@ def remove_unused(call: Call[Any], env: Mapping[str, str]) -> bool:
         if not _is_unused(host, network):
             return link.find(host, link_name(network)) is None
         try:
-            with device.Lock(env, alone=True):
+            with device.Lock(call.request.env, alone=True):
                 if not _is_unused(host, network):
                     return False
                 unlink.delete_here(link.get(host, link_name(network)).index)

@@ -13,7 +13,8 @@ from ...protocol import config
 from ...protocol.address import format_ip, parse_ip
 from ...protocol.errors import BadEnvironment, CNIError
 from ...protocol.request import check_ifname
-from ..shared import configure, masquerade, veth
+from ..shared import veth
+from . import gateway
 from .plugin import Args, Mac
 
 _VNI_MAX = (1 << 24) - 1
@@ -55,9 +56,9 @@ class Settings:
         self.conf = conf
         self.network = call.network
         self.ipam = conf.ipam.type
-        self.gateway = conf.is_gateway or conf.is_default_gateway
+        self.gateway = gateway.is_wanted(conf)
         _check_numbers(conf)
-        self.bridge = conf.bridge or f"cni-vx{conf.vni}"
+        self.bridge = bridge_name(conf)
         self.peers = [_unicast(each, "peers") for each in conf.peers]
         self.group = _multicast(conf.group) if conf.group else b""
         self.local = _unicast(conf.local, "local") if conf.local else b""
@@ -80,11 +81,6 @@ class Settings:
     def mark_unsettled(self) -> str:
         """The alias of a link that the next ADD has to look at again."""
         return _alias(self.network, "")
-
-    def masquerading_backend(self) -> str | None:
-        """How to masquerade; see masquerade.setup. Raises CNIError."""
-        masquerade.check_families(self.conf.ip_masq_families)
-        return masquerade.backend_of(self.conf.ip_masq_backend, self.conf.ip_masq_set)
 
     def _one_family(self) -> bool:
         """Is the underlay IPv6? Raises CNIError if addresses of both families are given."""
@@ -125,16 +121,13 @@ class Settings:
         for key, name in (("bridge", self.bridge), ("dev", conf.dev)):
             if name:
                 _check_name(key, name)
-        if self.ipam and conf.ip_masq:
-            self.masquerading_backend()
-        if conf.no_default_route and conf.is_default_gateway:
-            raise CNIError("cannot set noDefaultRoute and isDefaultGateway at the same time")
-        if self.gateway and configure.learns(self.ipam):
-            raise CNIError(
-                "cannot set isGateway with slaac",
-                "the gateway is the router that advertises itself, not this node's bridge",
-            )
+        gateway.check_keys(conf)
         veth.check_host_name(conf.host_interface_name)
+
+
+def bridge_name(conf: Conf) -> str:
+    """The name of the network's bridge."""
+    return conf.bridge or f"cni-vx{conf.vni}"
 
 
 def mark_of(network: str) -> str:

@@ -39,6 +39,15 @@ _NFT_CHAINS = {
 }
 
 
+class Keys(Protocol):
+    """What configurations of plugins that masquerade have in common."""
+
+    ip_masq: bool
+    ip_masq_backend: str | None
+    ip_masq_set: bool
+    ip_masq_families: list[str]
+
+
 class Backend(Protocol):
     """One way to masquerade. All verbs act on the current network namespace.
 
@@ -185,6 +194,17 @@ def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
 # --- by owner -------------------------------------------------------------------------------------
 
 
+def configured_backend(conf: Keys) -> str | None:
+    """The backend that a configuration asks for; None for either, and without `ipMasq`.
+
+    Raises CNIError for values that its keys cannot have.
+    """
+    if not conf.ip_masq:
+        return None
+    _check_families(conf.ip_masq_families)
+    return backend_of(conf.ip_masq_backend, conf.ip_masq_set)
+
+
 def backend_of(backend: str | None, in_set: bool) -> str | None:
     """The backend that the keys `ipMasqBackend` and `ipMasqSet` ask for; None for either.
 
@@ -202,7 +222,7 @@ def backend_of(backend: str | None, in_set: bool) -> str | None:
     return SET if in_set else backend
 
 
-def check_families(families: list[str]) -> None:
+def _check_families(families: list[str]) -> None:
     """Refuse what is no family of addresses. Raises CNIError."""
     for family in families:
         if family not in FAMILIES:
