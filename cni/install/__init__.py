@@ -12,9 +12,9 @@ A file that carries its interpreter needs no tree. The link by which a shell fin
 another directory (cni.install.command).
 
 Every step is one rename, in an order that makes a kill harmless at any point. First the tree gets
-its name, once it is complete. Then the rename of `cni` switches over whatever needs it. Then the
-plugins' files are replaced, of which those of the old build work until then, and at last the trees that nothing runs from are removed. Half-written files
-are called .cni-tmp-*; the next install sweeps them away.
+its name, once it is complete. Then `cni` is replaced, then the plugins' files; until then those of
+the old build work, with the old tree or the new `cni`. At last the trees that nothing runs from are
+removed. Half-written files are called .cni-tmp-*; the next install sweeps them away.
 """
 
 from __future__ import annotations
