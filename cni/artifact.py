@@ -6,12 +6,10 @@ The server and the installer read it, so it imports neither.
 from __future__ import annotations
 
 import binascii
-import io
 import re
 import stat
 import struct
 import sys
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +106,9 @@ def _client_size(data: bytes) -> int:
     place = data.find(_IMAGE_MAGIC, 0, HEAD_SIZE)
     if place >= 0:
         return int(_IMAGE.unpack_from(data, place)[1])
+    import io  # the server needs none of this
+    import zipfile
+
     with zipfile.ZipFile(io.BytesIO(data)) as bundle:
         return min(info.header_offset for info in bundle.infolist())
 
