@@ -59,7 +59,7 @@ def _judge_files(directory: str, found: State, used: set[str]) -> Iterator[Findi
     install = f"cni install --bin-dir {quote(directory)}"
     if found.broken:
         # `cni` of the release: the installed one cannot do it.
-        text = f"no plugin can start: {directory}/cni: {found.broken}"
+        text = f"{directory}/cni, which all plugins need: {found.broken}"
         yield Finding(ERROR, AREA, text, f"./{install}")
     if found.changed:
         text = f"{directory}/cni is not what was installed: {found.changed}"
