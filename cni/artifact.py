@@ -1,4 +1,4 @@
-"""The built file: which build it is, and its bytes with another interpreter written in.
+"""The built file: which build it is, its bytes with another interpreter, and plugins' small files.
 
 The server and the installer read it, so it imports neither.
 """
@@ -25,6 +25,9 @@ _EMBEDDED = b"#!cni\ncni_build="
 # Says where the interpreter is, and the checksum of what is behind the client (launcher/image.c).
 _IMAGE = struct.Struct("<16sQQQII")
 _IMAGE_MAGIC = b"cni-image"
+
+# The mark by which the native client is told that it is a plugin's small file (launcher/beside.h).
+_WHOLE, _STUB = b"cni-stub=0\0", b"cni-stub=1\0"
 
 
 class InstallError(Exception):
@@ -85,6 +88,38 @@ class Launcher:
         if line is None or "'" in python or "\n" in python or len(text) > len(line[0]):
             raise InstallError(f"the path of the interpreter is too long or has quotes: {python}")
         return head.replace(line[0], text.ljust(len(line[0]), b".")) + rest
+
+
+def stub_of(data: bytes) -> bytes | None:
+    """The small file for a plugin's name, of the bytes of a built file: its native client alone.
+
+    It takes everything else from the file `cni` beside it (launcher/beside.h). So a program that
+    writes to a plugin's file changes that plugin only. None if the file starts with the script.
+    """
+    if data.count(_WHOLE, 0, HEAD_SIZE) != 1:
+        return None
+    return data[: _client_size(data)].replace(_WHOLE, _STUB)
+
+
+def _client_size(data: bytes) -> int:
+    """How long the native client at the beginning of a built file is, in bytes."""
+    place = data.find(_IMAGE_MAGIC, 0, HEAD_SIZE)
+    if place >= 0:
+        return int(_IMAGE.unpack_from(data, place)[1])
+    import io  # the server needs none of this
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(data)) as bundle:
+        return min(info.header_offset for info in bundle.infolist())
+
+
+def is_stub(path: Path) -> bool:
+    """Whether this is a plugin's small file, of any build. Raises OSError."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False
+    with path.open("rb") as file:
+        head = file.read(HEAD_SIZE)
+    return _STUB in head and _BUILD.search(head) is not None
 
 
 def embedded() -> bool:

@@ -27,6 +27,7 @@ _BUSY_RUNS = 6
 _NOT_FOUND, _IN_PATH = 'failed to find plugin "', '" in path ['
 _LONG_NAME = 64  # comparing names takes time that grows with their length
 _HEAD_SIZE = 1 << 20  # where a built file has its build id, as in cni.artifact
+_STUB_SIZE = 1 << 18  # the small file of a plugin (cni.artifact.stub_of) has no more
 _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 
 # Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
@@ -129,7 +130,7 @@ def run_program(program: str, request: Request) -> Result | None:
 
 
 def is_ourselves(program: str) -> bool:
-    """Is the file at this path the one that this process was started from, or a copy of it?"""
+    """Is the file at this path the one that this process was started from, or of the same build?"""
     try:
         if sys.platform == "win32":
             from .windows.launcher import is_twin
@@ -138,9 +139,18 @@ def is_ourselves(program: str) -> bool:
         other, own = os.stat(program), os.stat(sys.argv[0])
         if os.path.samestat(other, own):
             return True
-        return other.st_size == own.st_size and _is_our_build(program)
+        is_small, like_ours = other.st_size <= _STUB_SIZE, other.st_size == own.st_size
+        if is_small and like_ours and _content(program) == _content(sys.argv[0]):
+            return True
+        return (is_small or like_ours) and _is_our_build(program)
     except (OSError, ValueError):
         return False
+
+
+def _content(program: str) -> bytes:
+    """The beginning of the file; all of it, if it is a plugin's small one. Raises OSError."""
+    with open(program, "rb", 0) as file:
+        return file.read(_STUB_SIZE)
 
 
 def _is_our_build(program: str) -> bool:

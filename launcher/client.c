@@ -124,6 +124,7 @@ static int open_cloexec(const char *path, int flags)
     return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0);
 }
 
+#include "beside.h"
 #include "steps.h"
 
 /* Whether the kernel names a file like this that was executed by its descriptor (fexecve(3), a memfd,
@@ -281,6 +282,22 @@ static void prepare_exec(void)
         fail("interrupted by a signal", "nothing was done; try again", 999);
 }
 
+/* Go on as the file `cni` beside us. Never returns. */
+static void run_beside(int fd) __attribute__((noreturn));
+static void run_beside(int fd)
+{
+    char details[256];
+    if (fd >= 0) {
+        setenv("CNI_SERVER", "off", 1); /* it has been asked, if there is one */
+        become(fd, self, arguments, environ);
+    }
+    snprintf(details, sizeof details, "%s; or install the release again", beside_problem(errno));
+    if (getenv("CNI_COMMAND"))
+        fail("cannot start: the file cni, to which this plugin belongs, cannot be used", details, 5);
+    dprintf(2, "cni: the file cni, to which this plugin belongs, cannot be used: %s\n", details);
+    _exit(1);
+}
+
 #ifndef CNI_IMAGE
 
 /* Whether `path` is of this kind, and only we and root may change it. In /tmp, for example, another
@@ -347,6 +364,8 @@ static void run_by_exec(void)
         char *const head[] = {python, "-I", "-S", run, (char *)self};
         execute(python, head, sizeof head / sizeof *head);
     }
+    if (is_stub())
+        run_beside(open_beside(file));
     hand_on_file();
     setenv("cni_client", "1", 1); /* the script need not look for what we have not found */
     char *const head[] = {"sh", "-c", (char *)cni_prefix, (char *)self};
@@ -365,6 +384,17 @@ static void run_by_exec(void)
 
 #else
 
+/* Whether the file `fd` is of our build. It has the build id where we have it: the linker lays our file
+ * out as our memory, from __ehdr_start on. */
+static int is_same_build(int fd)
+{
+    extern const char __ehdr_start[];
+    char found[BUILD + 1];
+    const char *build = script_after("\ncni_build=");
+    return build && pread(fd, found, sizeof found, build - __ehdr_start) == (ssize_t)sizeof found
+           && memcmp(found, build, sizeof found) == 0;
+}
+
 /* Have the auxiliary vector, which is behind the environment on the stack, name what we were called
  * by: the interpreter looks there. */
 static void tell_name(void)
@@ -378,15 +408,27 @@ static void tell_name(void)
             entry[1] = (unsigned long)self;
 }
 
+int image_open(const char *path)
+{
+    if (is_stub())
+        return open_beside(path);
+    /* The path may lead to another file since we were started: then /proc has the old one. */
+    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    return fd >= 0 ? fd : open(path, O_RDONLY | O_CLOEXEC);
+}
+
 /* Go on as the interpreter that lies behind us in the file. Never returns. */
 static void run_by_exec(void)
 {
     prepare_exec();
+    int fd = image_open(file);
+    if (is_stub() && (fd < 0 || !is_same_build(fd)))
+        run_beside(fd);
     if (self != file)
         tell_name();
     for (size_t i = 0; watching && i < sizeof interrupting / sizeof *interrupting; i++)
         signal(interrupting[i], SIG_DFL); /* as execve(2) would leave them */
-    image_run(file, arguments);
+    image_run(file, fd, arguments);
 }
 
 #endif

@@ -80,6 +80,7 @@ static const volatile struct touched touched = {.magic = "cni-touched"};
 enum { MAX_SEGMENTS = 8 };
 static const int crashes[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGABRT};
 static const char *program; /* the path that was executed */
+static struct stat mapped;  /* the file that has the image: our own, or the one beside it */
 
 /* --- what is wrong ------------------------------------------------------------------------------ */
 
@@ -107,14 +108,6 @@ static void complain_damaged(const char *what)
     complain("cannot start: this program's file is damaged", details);
 }
 
-/* Our own file; -1 if it cannot be opened. It may have been replaced since we were started: then /proc
- * has the old one. */
-static int open_self(void)
-{
-    int fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    return fd >= 0 ? fd : open(program, O_RDONLY | O_CLOEXEC);
-}
-
 static uint32_t checksum(uint32_t crc, const unsigned char *data, size_t size)
 {
     static uint32_t table[256];
@@ -129,15 +122,20 @@ static uint32_t checksum(uint32_t crc, const unsigned char *data, size_t size)
     return ~crc;
 }
 
-/* Whether the file is as it was built; also if it cannot be read. */
+/* Whether the file is as it was built; also if it cannot be read, or is another one by now. */
 static int is_intact(void)
 {
     unsigned char data[16384];
     uint64_t at = image.start;
     uint32_t crc = 0;
-    int fd = open_self();
+    struct stat status;
+    int fd = image_open(program);
     if (fd < 0)
         return 1;
+    if (fstat(fd, &status) < 0 || status.st_dev != mapped.st_dev || status.st_ino != mapped.st_ino) {
+        close(fd);
+        return 1;
+    }
     while (at < image.end) {
         size_t wanted = image.end - at < sizeof data ? (size_t)(image.end - at) : sizeof data;
         ssize_t n = pread(fd, data, wanted, (off_t)at);
@@ -187,9 +185,8 @@ struct program {
 static void read_program(int fd, struct program *loaded, const struct snapshot *snapshot)
 {
     char text[128];
-    struct stat status;
-    if (fstat(fd, &status) == 0 && (uint64_t)status.st_size < image.end) {
-        snprintf(text, sizeof text, "it has %lld of %llu bytes", (long long)status.st_size,
+    if (fstat(fd, &mapped) == 0 && (uint64_t)mapped.st_size < image.end) {
+        snprintf(text, sizeof text, "it has %lld of %llu bytes", (long long)mapped.st_size,
                  (unsigned long long)image.end);
         complain_damaged(text);
     }
@@ -443,12 +440,11 @@ static void jump(uintptr_t entry, void *stack)
     __builtin_unreachable();
 }
 
-void image_run(const char *self, char **arguments)
+void image_run(const char *self, int fd, char **arguments)
 {
     struct program loaded;
     const struct snapshot snapshot = image.snapshot;
     program = self;
-    int fd = open_self();
     if (fd < 0)
         complain("cannot start: this program's file cannot be opened", strerror(errno));
     read_program(fd, &loaded, &snapshot);

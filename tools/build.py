@@ -64,7 +64,7 @@ LAUNCHER_FLAGS.append("-Wl,--no-insert-timestamp")
 # The native client; musl makes it a tenth of what glibc does, and starts it faster. CNI_CLIENT_CC
 # names another compiler, or `none` for a file that starts with the script and runs on any machine.
 CLIENT = ROOT / "launcher/client.c"
-CLIENT_STEPS = ROOT / "launcher/steps.h"
+CLIENT_PARTS = (CLIENT, ROOT / "launcher/steps.h", ROOT / "launcher/beside.h")
 COMPILERS = ("musl-gcc", "cc")
 CLIENT_FLAGS = (
     "-static",
@@ -111,7 +111,7 @@ def build() -> None:
     started = time.time()
     files = payload()
     template = (ROOT / "launcher/prefix.sh").read_bytes()
-    build_id = content_id(files, template + CLIENT.read_bytes() + CLIENT_STEPS.read_bytes())
+    build_id = content_id(files, b"".join([template, *(p.read_bytes() for p in CLIENT_PARTS)]))
     files["cni/_build.py"] = build_module(build_id, files)
     files.update(bytecode(files))
     start = native_client(prefix(template, build_id))

@@ -103,7 +103,7 @@ def install(
     replace_whereabouts: bool,
     client_only: bool,
 ) -> None:
-    """Install the plugins: this file and one link for each.
+    """Install the plugins: this file and a small one for each.
 
     Containers may start meanwhile. A plugin of the same name that is there already is kept and
     comes back with `cni uninstall`.
@@ -242,8 +242,8 @@ def _show(report: Report, headline: str) -> None:
         return
     output.line(headline)
     lists = {
-        "linked": report.links,
-        "linked before": report.unchanged,
+        "made": report.links,
+        "unchanged": report.unchanged,
         "kept": [f"{name} (as {backup})" for name, backup in report.kept.items()],
         "put back": report.restored,
         "removed": report.removed,

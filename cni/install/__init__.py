@@ -3,7 +3,7 @@
 In the directory of the plugins there is afterwards:
 
     cni                   the file itself, the interpreter written into its first lines
-    bridge -> cni         one link a plugin
+    bridge                one small file a plugin, which needs `cni` (launcher/beside.h)
     .cni-<build>/         the archive, unpacked and compiled; the previous build's is still in use
     .cni-manifest.json    what was made, for `uninstall`
     .bridge.before-cni    what was called bridge before; `uninstall` puts it back
@@ -12,9 +12,9 @@ A file that carries its interpreter needs no tree. The link by which a shell fin
 another directory (cni.install.command).
 
 Every step is one rename, in an order that makes a kill harmless at any point. First the tree gets
-its name, once it is complete. Then the rename of `cni` switches all links over at once. Then
-missing links are made, and at last the trees that nothing runs from are removed. Half-written files
-are called .cni-tmp-*; the next install sweeps them away.
+its name, once it is complete. Then `cni` is replaced, then the plugins' files; until then those of
+the old build work, with the old tree or the new `cni`. At last the trees that nothing runs from are
+removed. Half-written files are called .cni-tmp-*; the next install sweeps them away.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def install(
     link: Path | None = None,
     spared: Collection[str] = (),
 ) -> Report:
-    """Install the built file `source` into `bin_dir`, with a link for each of `names`.
+    """Install the built file `source` into `bin_dir`, with a file for each of `names`.
 
     With `client_only` there is no tree, and Python is not looked for: then a server has to run,
     perhaps in a container. `units` are systemd units to be written (and, later, removed by

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..artifact import InstallError, Launcher, build_of
+from ..artifact import InstallError, Launcher, build_of, is_stub, stub_of
 from . import command, tree
 from .interpreter import Interpreter, compile_tree, probe
 from .place import Place
@@ -36,8 +38,8 @@ class Report:
     build: str = ""
     python: str = ""
     command: str = ""
-    links: list[str] = field(default_factory=list)  # made, or made to point to us
-    unchanged: list[str] = field(default_factory=list)  # links that were right already
+    links: list[str] = field(default_factory=list)  # plugins: made, or made anew
+    unchanged: list[str] = field(default_factory=list)  # plugins that were right already
     kept: dict[str, str] = field(default_factory=dict)  # foreign file -> its name now
     restored: list[str] = field(default_factory=list)  # foreign files that are back
     removed: list[str] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Installation:
         # Paths of the running system.
         self.units: set[str] = set(self.manifest.get("units", []))
         self.commands: set[str] = set(self.manifest.get("commands", []))
+        self.digest = ""
         self._counter = 0
 
     def install(
@@ -100,14 +103,17 @@ class Installation:
             data = launcher.with_python(python.path if python else "")
         if python:
             self._place_tree(launcher, python)
+        self.digest = ""  # of neither file, until it is certain which is there
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
         if current is None:
             self._keep_foreign("cni")
         self.write("cni", data, 0o755)
+        stub = stub_of(data)
         for name in names:
-            self._link(name)
+            self._place(name, stub)
         for name in set(before) - set(names):
             self._retire(name)
+        self.digest = hashlib.sha256(data).hexdigest()
         self._write_manifest(launcher.build, previous, names)
         self._remove_trees({launcher.build, previous})
         self._make_command()
@@ -188,18 +194,47 @@ class Installation:
 
     # Names
 
-    def _link(self, name: str) -> None:
-        """Make `name` a link to `cni`, by one rename: the name never disappears."""
+    def _place(self, name: str, stub: bytes | None) -> None:
+        """Make `name` the file `stub`, by one rename: the name never disappears.
+
+        A link to `cni` where there is none, as the built file starts with the script.
+        """
         path = self.dir / name
-        if path.is_symlink() and os.readlink(path) == "cni":
+        if self._is_in_place(path, stub):
             self.report.unchanged.append(name)
             return
         if not self._is_ours(path):
             self._keep_foreign(name)
-        temporary = self._temporary()
-        temporary.symlink_to("cni")
-        temporary.replace(path)
+        if stub is None:
+            temporary = self._temporary()
+            temporary.symlink_to("cni")
+            temporary.replace(path)
+        else:
+            files.replace(str(path), stub, 0o755, temporary=str(self._temporary()))
         self.report.links.append(name)
+
+    def _is_in_place(self, path: Path, stub: bytes | None) -> bool:
+        if path.is_symlink():
+            return stub is None and os.readlink(path) == "cni"
+        if stub is None:
+            return False
+        try:
+            if not tree.is_safe(path) or not os.access(path, os.X_OK):
+                return False
+            status = path.lstat()
+            like = stat.S_ISREG(status.st_mode) and status.st_size == len(stub)
+            return like and path.read_bytes() == stub
+        except OSError:
+            return False
+
+    def _belongs(self, path: Path) -> bool:
+        """Whether a plugin's name is as `_place` has made it, with this build or another."""
+        if path.is_symlink():
+            return os.readlink(path) == "cni"
+        try:
+            return is_stub(path)
+        except OSError:
+            return False
 
     def foreign(self, names: Iterable[str]) -> list[str]:
         """Those of the names that are files of somebody else."""
@@ -237,8 +272,7 @@ class Installation:
         self.report.kept[name] = backup.name
 
     def _retire(self, name: str) -> None:
-        path = self.dir / name
-        if path.is_symlink() and os.readlink(path) == "cni":
+        if self._belongs(self.dir / name):
             self._restore_or_remove(name)
 
     def _restore_or_remove(self, name: str) -> None:
@@ -271,11 +305,11 @@ class Installation:
         return bool(self.manifest) or self.current_build() is not None
 
     def _names(self) -> list[str]:
-        """The plugins that are installed; without a manifest, all that point to `cni`."""
+        """The plugins that are installed; without a manifest, all that belong to `cni`."""
         names = self.manifest.get("names")
         if names is None:
-            links = (path for path in self.dir.iterdir() if path.is_symlink())
-            names = sorted(path.name for path in links if os.readlink(path) == "cni")
+            paths = (path for path in self.dir.iterdir() if not path.name.startswith("."))
+            names = sorted(path.name for path in paths if self._belongs(path))
         return list(names)
 
     # Files
@@ -293,6 +327,7 @@ class Installation:
     def _write_manifest(self, build: str, previous: str | None, names: list[str]) -> None:
         made = [str(self.place.then(Path(path))) for path in self.made]
         manifest = {"build": build, "previous": previous, "names": names, "made": made}
+        manifest["digest"] = self.digest  # SHA-256 of `cni`, for `cni doctor`
         manifest["units"] = sorted(self.units)
         manifest["commands"] = sorted(self.commands)
         self.write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
@@ -368,8 +403,9 @@ def _is_manifest(read: Any) -> bool:
     """Whether a document has the form that `_write_manifest` gives it."""
     if not isinstance(read, dict):
         return False
+    texts = [read.get(key, "") for key in ("build", "digest")]
     lists = [read.get(key, []) for key in ("names", "made", "units", "commands")]
-    return all(
+    return all(isinstance(each, str) for each in texts) and all(
         isinstance(each, list) and all(isinstance(text, str) for text in each) for each in lists
     )
 

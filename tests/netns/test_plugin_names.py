@@ -1,4 +1,4 @@
-"""Plugins under other names, and as copies without `cni` beside them, with and without a server."""
+"""Plugins under other names, and as copies, with and without a server."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def as_links(installed: Path, target: Path) -> None:
 def as_copies(installed: Path, target: Path) -> None:
     for name in CHAIN:
         shutil.copy(installed / name, target / f"{PREFIX}{name}")
+    shutil.copy(installed / "cni", target)  # which the small files need
 
 
 def as_copies_of_the_built_file(_installed: Path, target: Path) -> None:

@@ -204,12 +204,13 @@ def test_a_client_of_another_build(
     server: Server, runtime: Runtime, container: Netns, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    copy = install_dist(other) / "cni"
-    data = copy.read_bytes()
-    line = re.search(rb"\ncni_build=([0-9a-f]{12})\n", data)
-    assert line is not None
-    build, other_build = line[1], b"0" * 12
-    copy.write_bytes(data.replace(line[0], line[0].replace(build, other_build), 1))
+    install_dist(other)
+    for name in ("cni", "loopback"):
+        data = (other / name).read_bytes()
+        line = re.search(rb"\ncni_build=([0-9a-f]{12})\n", data)
+        assert line is not None
+        build, other_build = line[1], b"0" * 12
+        (other / name).write_bytes(data.replace(line[0], line[0].replace(build, other_build), 1))
     if (tree := other / f".cni-{build.decode()}").exists():  # not beside a self-contained file
         tree.rename(other / f".cni-{other_build.decode()}")
     client = Runtime(other, runtime.host, env=runtime.env)

@@ -110,9 +110,14 @@ SYMPTOMS = {
         ["the process, until the request is read", "bridge ADD", "by exec"],
     ),
     "overwritten": (
-        "echo 'echo overwritten' >/etc/cni/new; cp -f /etc/cni/new /opt/cni/bin/bridge\n"
-        "cat /opt/cni/bin/cni; cni --version",
-        ["overwritten"],
+        "cp -L /opt/cni/bin/cni /etc/cni/release; rm -rf /opt/cni/bin/.cni-*[0-9a-f]\n"
+        "echo 'echo theirs' >/etc/cni/new; cp -f /etc/cni/new /opt/cni/bin/cni\n"
+        "CNI_COMMAND=VERSION CNI_SERVER=off /opt/cni/bin/bridge; /etc/cni/release doctor",
+        [
+            "the file cni, to which this plugin belongs, cannot be used",
+            "✗ software: /opt/cni/bin/cni, which all plugins need: it was overwritten by another ",
+            "    ./cni install --bin-dir /opt/cni/bin",
+        ],
     ),
 }
 

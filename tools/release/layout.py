@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cni.artifact import stub_of
+
 from .archive import Entry
 
 NAME = "cni-plugins-python"
 SUMMARY = "Container networking (CNI) plugins in one self-contained file"
 DESCRIPTION = """\
 Drop-in replacement for the CNI reference plugins: bridge, ptp, macvlan, host-local, dhcp, portmap,
-firewall and others, as links in /opt/cni/bin to one executable, which needs neither Python nor
-other libraries. Its systemd units are installed, but not enabled."""
+firewall and others, in /opt/cni/bin, with one executable behind them, which needs neither Python
+nor other libraries. Its systemd units are installed, but not enabled."""
 MAINTAINER = "cni-plugins maintainers <maintainers@cni-plugins.invalid>"
 # Its place is taken: same files, and kubelet depends on it. The level is the reference's.
 REPLACES = "kubernetes-cni"
@@ -63,7 +65,7 @@ def package(
     """
     units = _units(root)
     files = [Entry(f"{BIN_DIR}/cni", executable, 0o755)]
-    files += [Entry(f"{BIN_DIR}/{name}", link="cni") for name in plugins]
+    files += [plugin(f"{BIN_DIR}/{name}", executable) for name in plugins]
     files.append(Entry("usr/bin/cni", link=f"../../{BIN_DIR}/cni"))
     files += [Entry(f"{UNIT_DIR}/{name}", text.encode()) for name, text in units.items()]
     files += [Entry(f"{DOC_DIR}/{name}", (root / name).read_bytes()) for name in DOCUMENTS]
@@ -78,6 +80,12 @@ def package(
         before_remove=_BEFORE_REMOVE.format(units=names),
         after_remove=_AFTER_REMOVE,
     )
+
+
+def plugin(path: str, executable: bytes) -> Entry:
+    """The file of a plugin: a small one, or a link if `executable` begins with a script."""
+    stub = stub_of(executable)
+    return Entry(path, link="cni") if stub is None else Entry(path, stub, 0o755)
 
 
 def _units(root: Path) -> dict[str, str]:

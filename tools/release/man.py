@@ -229,7 +229,7 @@ def _command_page() -> str:
 
 _FILES = (
     ("/etc/cni/net.d", "network configurations"),
-    ("/opt/cni/bin", "the plugins, which are links to `cni`"),
+    ("/opt/cni/bin", "the plugins, and `cni`, which they need"),
     ("/var/lib/cni/results", "results of ADD, in the format of libcni"),
     ("/var/lib/cni/networks", "reservations of `host-local`"),
     ("/run/cni", "what ADDs have asked for, until the next boot; the server's socket"),

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
-from cni import __version__, artifact, delegate, files
+from cni import __version__, artifact, delegate, dispatch, files
 from cni.describe import catalogue
+from cni.install.state import State, state_of
 from cni.protocol.errors import CNIError
 from cni.server import status as server_status
 
@@ -42,6 +43,40 @@ def plugins(situation: Situation) -> Iterator[Finding]:
         shown = "; ".join(f"{build}: {', '.join(names)}" for build, names in builds.items())
         yield Finding(WARNING, AREA, f"the plugins are of several builds ({shown})", install)
     yield from _own_build(builds)
+
+
+def files_of(situation: Situation) -> Iterator[Finding]:
+    """Whether the plugins' files are as installed: other projects copy theirs to that place."""
+    for directory in situation.path:
+        if not os.path.isdir(directory):
+            continue
+        found = state_of(Path(directory), dispatch.TABLE)
+        if found is not None:
+            yield from _judge_files(directory, found, situation.types())
+
+
+def _judge_files(directory: str, found: State, used: set[str]) -> Iterator[Finding]:
+    install = f"cni install --bin-dir {quote(directory)}"
+    if found.broken:
+        # `cni` of the release: the installed one cannot do it.
+        text = f"{directory}/cni, which all plugins need: {found.broken}"
+        yield Finding(ERROR, AREA, text, f"./{install}")
+    if found.changed:
+        text = f"{directory}/cni is not what was installed: {found.changed}"
+        yield Finding(WARNING, AREA, text, install)
+    for names, level in (
+        ([name for name in found.foreign if name in used], WARNING),
+        ([name for name in found.foreign if name not in used], NOTE),
+    ):
+        if names:
+            text = f"another project's programs in {directory}: {', '.join(names)}"
+            yield Finding(level, AREA, text, install)
+    if found.links:
+        text = (
+            f"{directory}: {', '.join(found.links)}: links to cni, so a program that overwrites "
+            "one of them, as by cp -f, overwrites all plugins"
+        )
+        yield Finding(NOTE, AREA, text, install)
 
 
 def _build_of(program: str) -> str:
@@ -113,4 +148,4 @@ def recording(_: Situation) -> Iterator[Finding]:
         yield Finding(WARNING, AREA, str(each))
 
 
-CHECKS = (plugins, server, programs, recording)
+CHECKS = (plugins, files_of, server, programs, recording)
