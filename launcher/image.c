@@ -352,7 +352,7 @@ static int is_in(const struct snapshot *snapshot, uint64_t start, uint64_t size)
 {
     for (uint32_t i = 0; i < snapshot->count; i++) {
         const struct part *part = &snapshot->parts[i];
-        if (start >= part->address && start + size <= part->address + part->filled)
+        if (start >= part->address && start + size <= part->address + part->size)
             return 1;
     }
     return 0;

@@ -481,3 +481,121 @@ def test_a_pointer_to_what_is_not_in_it(tmp_path: Path, points_to: str) -> None:
     else:
         assert done.returncode == 1
         assert done.stderr.count("which is not in it") == 1
+
+
+ROOM = """
+#include "Python.h"
+#include "snapshot.h"
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+void PyObject_SetArenaAllocator(PyObjectArenaAllocator *given) { (void)given; }
+
+char *cni_data[4096 / sizeof(char *)] __attribute__((aligned(4096)));
+__asm__(".globl cni_snapshot_start\\n.set cni_snapshot_start, cni_data\\n"
+        ".globl cni_snapshot_end\\n.set cni_snapshot_end, cni_data + 4096\\n");
+
+enum { PIECES = 300, ROUNDS = 200000, LARGEST = 6000 };
+static unsigned char *pieces[PIECES];
+static size_t sizes[PIECES];
+
+static void need(int condition, const char *what)
+{
+    if (condition)
+        return;
+    fprintf(stderr, "%s\\n", what);
+    exit(1);
+}
+
+static void compare(int i)
+{
+    for (size_t at = 0; at < sizes[i]; at++)
+        need(pieces[i][at] == (unsigned char)i, "memory is given away twice");
+}
+
+int main(int argc, char **argv)
+{
+    (void)argc;
+    snapshot_begin();
+    char *before = malloc(100);
+    snapshot_make_room();
+    need(snapshot_write(argv[1]) == 0, "no snapshot");
+    free(before); /* stays */
+    int inside = 0, outside = 0;
+    srand(1);
+    for (int round = 0; round < ROUNDS; round++) {
+        int i = rand() % PIECES;
+        size_t size = 1 + (size_t)(rand() % LARGEST), had = sizes[i];
+        compare(i);
+        if (pieces[i] && rand() % 2) {
+            pieces[i] = realloc(pieces[i], size);
+            sizes[i] = had < size ? had : size;
+            compare(i);
+        } else {
+            free(pieces[i]);
+            pieces[i] = rand() % 2 ? malloc(size) : calloc(1, size);
+        }
+        need(pieces[i] != NULL && (uintptr_t)pieces[i] % 16 == 0, "no memory");
+        need((char *)pieces[i] != before, "the snapshot's memory is given away");
+        *(snapshot_has(pieces[i]) ? &inside : &outside) += 1;
+        memset(pieces[i], i, sizes[i] = size);
+    }
+    need(inside > ROUNDS / 10 && outside > ROUNDS / 10, "the room is not used, or has no end");
+    unsigned char *zeros = calloc(300, 10);
+    for (int i = 0; i < 3000; i++)
+        need(!zeros[i], "calloc gives what was used");
+    need(calloc(SIZE_MAX / 4, 16) == NULL && malloc(SIZE_MAX / 2) == NULL, "too much is given");
+    for (int i = 0; i < PIECES; i++)
+        free(pieces[i]);
+    free(zeros);
+    char *large = malloc(500 << 10);
+    need(snapshot_has(large), "what is given back does not become one again");
+    return 0;
+}
+"""
+
+
+def test_the_room_behind_it(tmp_path: Path) -> None:
+    """What a process that goes on allocates first: each byte is one piece's, and all comes back."""
+    sources = ROOT / "tools/interpreter/src"
+    (tmp_path / "Python.h").write_text(PYTHON_H)
+    (tmp_path / "main.c").write_text(ROOM)
+    wraps = [f"-Wl,--wrap={name}" for name in ("malloc", "calloc", "realloc", "free")]
+    flags = [
+        "-no-pie",
+        "-fno-pie",
+        "-O1",
+        "-fno-builtin",
+        "-DCNI_PAGE=4096",
+        "-DCNI_AREA=0x50000000",
+    ]
+    command = ["gcc", *flags, *wraps, f"-I{tmp_path}", f"-I{sources}", "-o", tmp_path / "room"]
+    subprocess.run([*command, tmp_path / "main.c", sources / "snapshot.c"], check=True)
+    done = subprocess.run(
+        [tmp_path / "room", tmp_path / "snapshot"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_request_that_goes_on_for_long(bin_dir: Path) -> None:
+    """More than goes unnoted (UNNOTED_STEPS of main.c): what it executes is then specialized."""
+    addresses = [
+        {"address": f"10.{a}.{b}.1/16", "gateway": f"10.{a}.0.1"}
+        for a in range(8)
+        for b in range(256)
+    ]
+    conf = {"cniVersion": "1.1.0", "name": "n", "type": "static"}
+    stdin = json.dumps({**conf, "ipam": {"type": "static", "addresses": addresses}})
+    env = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c", "CNI_NETNS": "/x", "CNI_IFNAME": "eth0"}
+    answers = []
+    for choice in ("on", "off"):
+        done = run(
+            bin_dir / "static", env={**env, "CNI_PATH": "/x", "CNI_SNAPSHOT": choice}, stdin=stdin
+        )
+        assert done.returncode == 0, done.stdout
+        assert done.stderr.startswith((WITH if choice == "on" else WITHOUT).strip())
+        answers.append(done.stdout)
+    assert answers[0] == answers[1]
+    assert len(json.loads(answers[0])["ips"]) == len(addresses)

@@ -77,7 +77,8 @@ def test_the_table_is_what_requests_write_to(program: Path) -> None:
     for file in (without, without[: parts(data)[2]]):
         found = touched.find(file, snapshot_of(data))
         assert (found.always, list(found.runs)) == (always, runs)
-    assert sum(count for _, count in runs) > 100
+    written = sum(count for _, count in runs)
+    assert 20 < written <= 90  # it was 217 before what a request writes to lay together
 
 
 def test_each_verb_copies_its_pages(static: Path, program: Path) -> None:

@@ -25,7 +25,7 @@ PAGE = {"x86_64": 4096, "aarch64": 65536}  # the largest of the architecture's k
 _LINK = ("-static", "-no-pie", "-s")
 # Between the kernel's heap and the image: what the snapshot has that was allocated (snapshot.c).
 AREA = 0x50000000
-_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c", "immortal.c")
+_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c", "immortal.c", "pools.c")
 _LINKER = (
     f"-Ttext-segment={ADDRESS:#x}",
     "--build-id=none",

@@ -143,7 +143,7 @@ def _written(pid: int, snapshot: Snapshot) -> Iterator[int]:
     """The pages of this process that are of the snapshot no more. Raises OSError."""
     with Path(f"/proc/{pid}/pagemap").open("rb") as pagemap:
         for part in snapshot.parts:
-            first, count = part.address // snapshot.page, len(part.content) // snapshot.page
+            first, count = part.address // snapshot.page, part.size // snapshot.page
             pagemap.seek(8 * first)
             for number, (entry,) in enumerate(struct.iter_unpack("=Q", pagemap.read(8 * count))):
                 if entry & _PRESENT and not entry & _IS_FILES:

@@ -12,6 +12,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include "Python.h"
+#include "internal/pycore_code.h"
 #include "internal/pycore_pystate.h"
 #include "internal/pycore_runtime.h"
 #include "snapshot.h"
@@ -115,6 +116,10 @@ static void check(PyStatus status)
 }
 
 enum { HASH_SEED = 1 };
+
+/* So much is executed unnoted (patches/unnoted.diff): more than most requests do, and a few milliseconds of
+ * one that goes on for long. */
+enum { UNNOTED_STEPS = 1 << 15 };
 
 /* The path that was executed, made absolute: what a restart executes. */
 static const char *absolute(const char *path, char *room, size_t size)
@@ -244,7 +249,10 @@ static int record(const char *path, char **names)
     PyThreadState *tstate = PyThreadState_Get();
     tstate->thread_id = tstate->native_thread_id = _PyRuntime.main_thread = 0;
     _PyRuntime.gilstate.autoTSSkey = (Py_tss_t)Py_tss_NEEDS_INIT;
+    _Py_UnnotedSteps = UNNOTED_STEPS;
     immortal_begin();
+    pools_use_up();
+    snapshot_make_room();
     return snapshot_write(path) < 0;
 }
 

@@ -9,6 +9,10 @@
  * So while the snapshot is recorded, memory comes from an area with a fixed address; afterwards malloc is
  * the C library's again, and what is in the area stays there for good when it is freed.
  *
+ * A process that goes on from the snapshot is mostly short. What it writes to shall lie together, on pages that
+ * can be had at once (launcher/image.c), and not here and there in the snapshot: so behind both areas there is
+ * room, from which it gets memory first, by malloc as well as for small objects.
+ *
  * A pointer in the snapshot to memory that is not in it (the stack, the C library's heap) would be a
  * defect that shows anywhere, any time. snapshot_write looks at every word, and refuses to write one.
  */
@@ -31,6 +35,7 @@
 
 enum { PAGE = CNI_PAGE, ALIGNMENT = 16, MAPPINGS = 64 };
 enum { BLOCKS = CNI_AREA, BLOCKS_SIZE = 32 << 20, ARENAS = BLOCKS + BLOCKS_SIZE, ARENAS_SIZE = 64 << 20 };
+enum { ROOM = 512 << 10, ARENA = 1 << 20 };
 
 extern char __executable_start[], _end[];           /* the image, */
 extern char cni_snapshot_start[], cni_snapshot_end[]; /* and what is the interpreter's of it */
@@ -45,7 +50,10 @@ struct block {
 
 static int recording, resumed;
 static char *blocks_end = (char *)(uintptr_t)BLOCKS, *arenas_end = (char *)(uintptr_t)ARENAS;
-static struct block *unused; /* by address */
+static char *room;           /* what a later process has for malloc: ROOM bytes */
+static char *arena;          /* and its first arena */
+static char in_use;          /* the room is, by a thread */
+static struct block *unused; /* by address; in a later process those of the room */
 
 int snapshot_is_resumed(void)
 {
@@ -59,23 +67,38 @@ static int is_recorded(const void *address)
     return (uintptr_t)address - BLOCKS < BLOCKS_SIZE + ARENAS_SIZE;
 }
 
-/* `size` bytes of zeros, from the first unused block in which there is room. */
-static void *take(size_t size)
+static size_t rounded(size_t size)
+{
+    return size ? (size + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1) : ALIGNMENT;
+}
+
+/* The first unused block in which there is room for `size` bytes, a multiple of ALIGNMENT; NULL if none. */
+static struct block *take_unused(size_t size)
 {
     struct block **link = &unused, *found;
-    if (size > BLOCKS_SIZE)
-        return NULL;
-    size = size ? (size + ALIGNMENT - 1) & ~(size_t)(ALIGNMENT - 1) : ALIGNMENT;
     while ((found = *link) && found->size < size)
         link = &found->next;
-    if (found && found->size < size + sizeof *found + ALIGNMENT) {
+    if (!found)
+        return NULL;
+    if (found->size < size + sizeof *found + ALIGNMENT) {
         *link = found->next;
-    } else if (found) {
+    } else {
         struct block *rest = (struct block *)((char *)(found + 1) + size);
         *rest = (struct block){found->size - size - sizeof *rest, found->next};
         *link = rest;
         found->size = size;
-    } else {
+    }
+    return found;
+}
+
+/* `size` bytes of zeros. */
+static void *take(size_t size)
+{
+    if (size > BLOCKS_SIZE)
+        return NULL;
+    size = rounded(size);
+    struct block *found = take_unused(size);
+    if (!found) {
         if (size > (uintptr_t)BLOCKS + BLOCKS_SIZE - (uintptr_t)blocks_end - sizeof *found)
             return NULL;
         found = (struct block *)blocks_end;
@@ -97,11 +120,10 @@ static void join(struct block *first)
     memset(second, 0, sizeof *second);
 }
 
-/* Have it for later. Zeros do not point anywhere. */
+/* Have it for later. */
 static void put_back(void *start)
 {
     struct block *block = (struct block *)start - 1, **link = &unused, *before = NULL;
-    memset(start, 0, block->size);
     while (*link && *link < block) {
         before = *link;
         link = &before->next;
@@ -113,24 +135,64 @@ static void put_back(void *start)
         join(before);
 }
 
+/* --- the room of a process that goes on ---------------------------------------------------------- */
+
+/* A thread that finds it in use does without: it takes memory from the C library, and what it frees stays.
+ * So nobody waits, and a child after fork(2) neither. */
+static int enter_room(void)
+{
+    return !__atomic_test_and_set(&in_use, __ATOMIC_ACQUIRE);
+}
+
+static void leave_room(void)
+{
+    __atomic_clear(&in_use, __ATOMIC_RELEASE);
+}
+
+static int is_in_room(const void *start)
+{
+    return resumed && (uintptr_t)start - (uintptr_t)room < ROOM;
+}
+
+static void *take_from_room(size_t size)
+{
+    if (!resumed || !unused || size > ROOM || !enter_room())
+        return NULL;
+    struct block *found = take_unused(rounded(size));
+    leave_room();
+    return found ? found + 1 : NULL;
+}
+
+/* --- the allocator ------------------------------------------------------------------------------- */
+
 void *__wrap_malloc(size_t size)
 {
-    return recording ? take(size) : __real_malloc(size);
+    if (recording)
+        return take(size);
+    void *got = take_from_room(size);
+    return got ? got : __real_malloc(size);
 }
 
 void *__wrap_calloc(size_t count, size_t size)
 {
-    if (!recording)
-        return __real_calloc(count, size);
-    return size && count > SIZE_MAX / 2 / size ? NULL : take(count * size);
+    int is_too_much = size && count > SIZE_MAX / 2 / size;
+    if (recording)
+        return is_too_much ? NULL : take(count * size);
+    void *got = is_too_much ? NULL : take_from_room(count * size);
+    return got ? memset(got, 0, count * size) : __real_calloc(count, size);
 }
 
 void __wrap_free(void *start)
 {
-    if (!is_recorded(start))
+    if (!is_recorded(start)) {
         __real_free(start);
-    else if (recording)
+    } else if (recording) {
+        memset(start, 0, ((struct block *)start - 1)->size); /* zeros do not point anywhere */
         put_back(start);
+    } else if (is_in_room(start) && enter_room()) {
+        put_back(start);
+        leave_room();
+    }
 }
 
 void *__wrap_realloc(void *start, size_t size)
@@ -140,7 +202,7 @@ void *__wrap_realloc(void *start, size_t size)
     if (!is_recorded(start))
         return __real_realloc(start, size);
     size_t have = ((struct block *)start - 1)->size;
-    if (recording && size <= have && size > have / 2)
+    if ((recording || is_in_room(start)) && size <= have && size > have / 2)
         return start;
     void *moved = __wrap_malloc(size);
     if (moved) {
@@ -155,7 +217,12 @@ static void *arena_alloc(void *context, size_t size)
 {
     (void)context;
     if (!recording) {
-        void *got = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        void *got = arena;
+        if (got && size == ARENA) {
+            arena = NULL;
+            return got;
+        }
+        got = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         return got == MAP_FAILED ? NULL : got;
     }
     if (size > (uintptr_t)ARENAS + ARENAS_SIZE - (uintptr_t)arenas_end)
@@ -192,6 +259,14 @@ void snapshot_begin(void)
     PyObjectArenaAllocator allocator = {NULL, arena_alloc, arena_free};
     PyObject_SetArenaAllocator(&allocator);
     recording = 1;
+}
+
+void snapshot_make_room(void)
+{
+    room = (char *)(((uintptr_t)blocks_end + PAGE - 1) & -(uintptr_t)PAGE);
+    blocks_end = room + ROOM;
+    arena = arenas_end;
+    arenas_end += ARENA;
 }
 
 /* --- writing ------------------------------------------------------------------------------------ */
@@ -274,9 +349,11 @@ int snapshot_write(const char *path)
     struct mapping foreign[MAPPINGS];
     int problems = 0, fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     recording = 0;
+    int count = find_foreign(foreign); /* what it reads must not get into the room */
     resumed = 1;
-    unused = NULL;
-    int count = find_foreign(foreign);
+    unused = (struct block *)room;
+    if (unused)
+        *unused = (struct block){ROOM - sizeof *unused, NULL};
     struct head head = {"snapsht", (uint64_t)sysconf(_SC_PAGESIZE), {
         range_of(cni_snapshot_start, cni_snapshot_end),
         range_of((char *)(uintptr_t)BLOCKS, blocks_end),

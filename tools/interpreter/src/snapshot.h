@@ -13,6 +13,12 @@ int snapshot_has(const void *address);
 /* Have the objects that exist live for ever, without counting who uses them: immortal.c. */
 void immortal_begin(void);
 
+/* Have later objects lie in pools of their own: pools.c. The last one of each size is begun here. */
+void pools_use_up(void);
+
+/* Leave room for what later processes allocate. Called last, before the writing. */
+void snapshot_make_room(void);
+
 /* Write what was recorded to the file `path`. Returns 0, or -1 after it has said why on stderr. */
 int snapshot_write(const char *path);
 
