@@ -9,11 +9,12 @@ import socket
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from cni.authorities import BUNDLES
-from tests.harness.admission import User
+from tests.harness.admission import NODE_CLAIM, User
 from tests.harness.apiserver import serving as serving_api
 from tests.harness.build import ROOT
 from tests.harness.certificates import Authority
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 RANGES = [[{"subnet": "10.88.0.0/24"}]]
 NODE_FILE = "etc/cni/cluster.json"
+ACCOUNT = "system:serviceaccount:kube-system"
 MANIFESTS = [ROOT / f"deploy/cluster/{name}.yaml" for name in ("crds", "rbac", "policy")]
 
 
@@ -173,6 +175,33 @@ def test_the_api_of_kubernetes(node: Node, host: Netns, tmp_path: Path) -> None:
         assert node.address().startswith("10.88.0.")
         listed = node.command("ipam", "blocks", "-o", "json")
         assert "10.88.0." in listed.stdout, listed.stderr
+
+
+def test_in_a_pod(node: Node, host: Netns) -> None:
+    """The account that the kubelet mounts; reconciling as deploy/cluster/reconcile.yaml has it."""
+    listener = host.run(socket.create_server, ("127.0.0.1", 0))
+    with serving_api(node.directory, MANIFESTS, listener) as api:
+        api.tokens["n1"] = User(f"{ACCOUNT}:cni-plugins", extra={NODE_CLAIM: ["n1"]})
+        api.tokens["reconcile"] = User(f"{ACCOUNT}:cni-ipam-reconcile")
+        account = node.chroot.outside("/var/run/secrets/kubernetes.io/serviceaccount")
+        account.mkdir(parents=True)
+        shutil.copy(api.ca, account / "ca.crt")
+        (account / "token").write_text("n1")
+        node.use(type="kubernetes")
+        server = urlsplit(api.url)
+        pod = {"KUBERNETES_SERVICE_HOST": str(server.hostname)}
+        pod["KUBERNETES_SERVICE_PORT"] = str(server.port)
+        assert node.address(**pod).startswith("10.88.0.")
+
+        (account / "token").write_text("reconcile")
+        *enter, root = node.chroot.prefix
+        words = [f"{BIN_DIR}/cni", "ipam", "reconcile", "-o", "json"]
+        done = host.exec(
+            [*enter, "--userspec=65532:65532", root, *words],
+            env={**BARE_ENV, **pod},
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def test_certificates_that_are_not_accepted(node: Node, https: Any) -> None:
