@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.interpreter import openssl
-from tools.interpreter.cpython import Build, environment
+from tools.interpreter.cpython import COUNT, Build, environment
 from tools.interpreter.sources import BuildError, run
 
 _MODULES = ("_ssl", "unicodedata")
@@ -45,7 +45,7 @@ class Annex:
 
     built: Build
     folder: Path
-    flags: tuple[str, ...]  # of the linker: what is wrapped in the image is wrapped here, too
+    wrapped: tuple[str, ...]  # options of the linker: as in the image
     page: int
 
     @property
@@ -54,12 +54,14 @@ class Annex:
         return self.folder / "annex.all.o"
 
 
-def compile_modules(built: Build, folder: Path, flags: tuple[str, ...], page: int) -> Annex:
+def compile_modules(built: Build, folder: Path, wrapped: tuple[str, ...], page: int) -> Annex:
     """Compile the annex in `folder`, which has its sources. Raises BuildError."""
     library = openssl.build(built)
-    annex, log = Annex(built, folder, flags, page), folder / "log"
+    annex, log = Annex(built, folder, wrapped, page), folder / "log"
     include = built.source / "Include"
-    compiler: list[str | Path] = [built.compiler, *built.flags, "-fwrapv", "-DNDEBUG", "-fno-pie"]
+    # Nothing is counted here, also in an interpreter that counts: it has no part in requests.
+    flags = [flag for flag in built.flags if flag not in COUNT]
+    compiler: list[str | Path] = [built.compiler, *flags, "-fwrapv", "-DNDEBUG", "-fno-pie"]
     compiler += ["-DPy_BUILD_CORE_BUILTIN", f"-I{library / 'include'}", f"-I{include / 'internal'}"]
     compiler += [f"-I{include}", f"-I{built.source}", f"-I{built.source / 'Modules'}"]
     compiler += ["-ffunction-sections", "-fdata-sections", f"-ffile-prefix-map={folder}=."]
@@ -90,7 +92,7 @@ def link(annex: Annex, image: Path) -> bytes:
     output = annex.folder / "annex"
     options = ["--gc-sections", "--build-id=none", "-z,noexecstack", f"--just-symbols={image}"]
     options += [f"--defsym=CNI_ANNEX={ADDRESS:#x}", f"--defsym=CNI_PAGE={annex.page}"]
-    options += ["-T,annex.ld", "--fatal-warnings", *annex.flags]
+    options += ["-T,annex.ld", "--fatal-warnings", *annex.wrapped]
     command: list[str | Path] = [annex.built.compiler, "-nostdlib", "-static", "-no-pie"]
     command += [f"-Wl,{option}" for option in options]
     log = annex.folder / "log"
