@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from tests.harness.certificates import Authority
 from tests.harness.etcd import EtcdCluster, client_options
 from tests.harness.http_faults import FaultyServer, answer, saying
 from tests.harness.netns import BARE_ENV
+from tests.harness.server import Server, served
 from tests.harness.wait import wait_until
 from tests.unit.ipam_node import environment
 
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from tests.harness.netns import Netns
 
 RANGES = [[{"subnet": "10.88.0.0/24"}]]
+SOCKET = "/run/cni/s"
+WARM = {"CNI_SERVER": "", "CNI_SERVER_SOCKET": SOCKET}
 NODE_FILE = "etc/cni/cluster.json"
 ACCOUNT = "system:serviceaccount:kube-system"
 MANIFESTS = [ROOT / f"deploy/cluster/{name}.yaml" for name in ("crds", "rbac", "policy")]
@@ -131,20 +135,13 @@ def test_etcd_with_client_certificates(
         assert node.plugin("STATUS") == {}
         assert node.plugin("DEL") == {}
 
-        socket_path = f"{node.chroot.root}/run/cni/s"
-        serve = [f"{BIN_DIR}/cni", "serve", "--socket", "/run/cni/s", "--workers", "1"]
-        words = [*node.chroot.prefix, *serve]
-        server = etcd.node.popen(words, env={**BARE_ENV}, stderr=subprocess.PIPE)
-        try:
-            wait_until(lambda: _answers(socket_path), "the server", process=server)
+        with serve(node) as server:
+            names = [f"c{number}" for number in range(20)]
             addresses = {
-                node.address(container=f"c{n}", CNI_SERVER="/run/cni/s") for n in range(20)
+                served(server, lambda name=name: node.address(container=name, **WARM))
+                for name in names
             }
-            assert len(addresses) == 20
-        finally:
-            server.terminate()
-            _, said = server.communicate(timeout=60)
-        assert b"TLS" not in said
+            assert len(addresses) == len(names)
 
         node.use(**{**store, "certFile": "", "keyFile": ""})
         shutil.rmtree(node.chroot.outside("/var/lib/cni"))
@@ -153,13 +150,48 @@ def test_etcd_with_client_certificates(
         etcd.close()
 
 
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as sock:
-        try:
-            sock.connect(path)
-        except OSError:
-            return False
-        return True
+@contextlib.contextmanager
+def serve(node: Node, **env: str) -> Iterator[Server]:
+    """A server on the node, which plugins with the variables WARM find."""
+    words = [*node.chroot.prefix, f"{BIN_DIR}/cni", "serve", "--socket", SOCKET, "--workers", "1"]
+    child = node.chroot.host.popen(words, env={**BARE_ENV, **env}, stderr=subprocess.PIPE)
+    server = Server(child, node.chroot.root / SOCKET.lstrip("/"), node.chroot.host)
+    try:
+        wait_until(lambda: _answers(server), "the server", process=child)
+        yield server
+    finally:
+        child.terminate()
+        server.said = child.communicate(timeout=60)[1].decode()
+
+
+def _answers(server: Server) -> bool:
+    try:
+        return bool(server.status())
+    except OSError:
+        return False
+
+
+def test_spans_to_a_collector(node: Node, https: Any) -> None:
+    """Over https, also from here; one whose certificate is not signed by an authority gets none."""
+    authority, other = Authority(node.directory / "ca"), Authority(node.directory / "other")
+    collector = https(authority.issue("good", "IP:127.0.0.1"))
+    spans = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    node.use(type="directory", path="/var/lib/cni/cluster/store")
+
+    def is_counted() -> bool:
+        return node.chroot.outside(f"{SOCKET}.spans").exists()
+
+    with serve(node, **spans, SSL_CERT_FILE=other.cert) as server:
+        wait_until(is_counted, "spans are taken")
+        served(server, lambda: node.address(**WARM))
+        wait_until(lambda: collector.connections, "a connection")
+    assert not collector.requests
+    assert "certificate" in server.said
+    with serve(node, **spans, SSL_CERT_FILE=authority.cert) as server:
+        wait_until(is_counted, "spans are taken")
+        served(server, lambda: node.address(container="c2", **WARM))
+        wait_until(lambda: collector.requests, "spans")
+    assert collector.requests[0].startswith(b"POST /v1/traces")
 
 
 def test_the_api_of_kubernetes(node: Node, host: Netns, tmp_path: Path) -> None:
