@@ -23,7 +23,7 @@ SELF_CONTAINED := dist/cni-linux-$(ARCH)
 # build: Python, and a compiler for the native client. interpreter: what CPython is compiled with, too.
 # demo: what it shows the network with.
 PACKAGES_build := python3 python3-venv gcc musl-tools
-PACKAGES_interpreter := make patch xz-utils bzip2 linux-libc-dev
+PACKAGES_interpreter := make patch perl xz-utils bzip2 linux-libc-dev
 PACKAGES_demo := iproute2 iputils-ping nftables
 PACKAGES_windows := gcc-mingw-w64-x86-64
 # test: the programs that are judges (nft, iptables, ip, conntrack, tcpdump …), the Go plugins, and

@@ -8,7 +8,6 @@ out, the least important first. Anything else gets everything.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -117,6 +116,8 @@ def cell_width(text: str) -> int:
 
 
 def _char_width(char: str) -> int:
+    import unicodedata  # which the self-contained file has to unpack
+
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

@@ -10,13 +10,17 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from .. import authorities
 from ..record.context import Parent
 from ..record.tracing import Sampler, attribute
+
+if TYPE_CHECKING:
+    import ssl
 
 _RETRIED = frozenset({429, 502, 503, 504})  # as the protocol says; others are final
 _ATTEMPTS = 5
@@ -76,11 +80,19 @@ def read_settings(env: Mapping[str, str]) -> Settings | None:
 def _import_ssl() -> None:
     try:
         __import__("ssl")
-    except ImportError:
+    except ImportError as error:
         raise ValueError(
-            "this file has no TLS: send to a collector on this node over http, or use the file "
-            "that runs on the node's Python"
+            f"TLS cannot be used ({error}): send to a collector on this node over http, or use "
+            "the self-contained file"
         ) from None
+
+
+def _context() -> ssl.SSLContext:
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authorities.trust(context)
+    return context
 
 
 def _number(env: Mapping[str, str], name: str, default: float) -> float:
@@ -236,7 +248,7 @@ class Exporter:
         reader, writer = await asyncio.open_connection(
             parts.hostname,
             parts.port or _PORTS[parts.scheme],
-            ssl=True if parts.scheme == "https" else None,
+            ssl=_context() if parts.scheme == "https" else None,
             limit=_MAX_ANSWER,
         )
         try:

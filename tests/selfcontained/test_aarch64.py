@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,14 @@ import pytest
 
 from cni import dispatch
 from tests.harness.build import ROOT
+from tests.harness.certificates import Authority
+from tests.harness.http_faults import FaultyServer, answer, saying
 from tests.harness.netns import PATH
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.harness.netns import Netns
 
 QEMU = "qemu-aarch64-static"
 FILE = ROOT / "dist/cni-linux-aarch64"
@@ -79,3 +84,34 @@ def test_the_command_line(bin_dir: Path) -> None:
     assert "Usage: cni" in run(bin_dir / "cni", "--help")
     assert "aarch64" in run(bin_dir / "cni", "--version")
     assert "host-local" in run(bin_dir / "cni", "plugins")
+
+
+def test_tls(bin_dir: Path, host: Netns, tmp_path: Path) -> None:
+    """A server whose certificate is accepted is asked, and is no etcd; another is not asked."""
+    authority, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
+    pair = authority.issue("server", "IP:127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    server = FaultyServer(host, saying(answer(b"{}")), context=context)
+
+    def problem(trusted: Authority) -> str:
+        store = {"type": "etcd", "endpoints": [server.url], "stateDir": "", "timeout": 60}
+        ipam = {"type": "cluster", "ranges": [[{"subnet": "10.1.2.0/24"}]], "nodeName": "n1"}
+        ipam |= {"store": {**store, "caFile": trusted.cert}, "dataDir": str(tmp_path / "data")}
+        conf = {"cniVersion": "1.1.0", "name": "net", "type": "cluster", "ipam": ipam}
+        env = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0"}
+        env |= {"CNI_NETNS": "/nonexistent", "CNI_PATH": str(bin_dir)}
+        done = host.exec(
+            [QEMU, str(bin_dir / "cluster")],
+            env={"PATH": PATH, "CNI_SERVER": "off", **env},
+            stdin=json.dumps(conf),
+            check=False,
+        )
+        return str(json.loads(done.stdout))
+
+    try:
+        assert "no answer of etcd" in problem(authority)
+        assert f"not signed by store.caFile {other.cert}" in problem(other)
+        assert len(server.requests) >= 1
+    finally:
+        server.close()

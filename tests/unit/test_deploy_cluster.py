@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 import yaml
 
-from cni.ipam.cluster import takeover
+from cni.cli.group import cli
+from cni.ipam.cluster import settings, takeover
 from cni.ipam.cluster.pool import PoolConf
 from cni.ipam.host_local.ranges import RangeConf
 from cni.protocol.config import DNS, Route
@@ -194,3 +197,30 @@ def test_a_pool_has_the_keys_that_the_plugin_reads(kind: type, path: str) -> Non
     assert schema is not None
     keys = {field.encode_name for field in msgspec.structs.fields(kind)}
     assert {key.lower() for key in schema["properties"]} == {key.lower() for key in keys}
+
+
+def test_the_deployment_that_reconciles() -> None:
+    """Its account may do it; its words are a command; its file is one that the command reads."""
+    made = manifests("reconcile.yaml")
+    [deployment] = named("Deployment", made).values()
+    spec = deployment["spec"]
+    template = spec["template"]
+    assert spec["selector"]["matchLabels"] == template["metadata"]["labels"]
+    pod = template["spec"]
+    bound = named("ClusterRoleBinding", RBAC)["cni-ipam-reconcile"]
+    assert pod["serviceAccountName"] == bound["subjects"][0]["name"]
+    assert pod["automountServiceAccountToken"] is True
+    [container] = pod["containers"]
+    group: Any = cli
+    words = list(container["args"])
+    while isinstance(group, click.Group):
+        name = words.pop(0)
+        group = group.get_command(click.Context(group), name)
+        assert group is not None, name
+    group.make_context(name, words)
+    [volume] = pod["volumes"]
+    config = named("ConfigMap", made)[volume["configMap"]["name"]]
+    [mount] = container["volumeMounts"]
+    [file] = config["data"]
+    assert f"{mount['mountPath']}/{file}" == settings.NODE_FILE
+    assert json.loads(config["data"][file]) == {"store": {"type": "kubernetes"}}

@@ -31,6 +31,7 @@ _OPTIONS = (
     "ac_cv_file__dev_ptmx=yes",
     "ac_cv_file__dev_ptc=no",
 )
+_TOOLS = ("ar", "ranlib", "readelf", "nm", "objcopy", "strip")
 _SERIES = "debian/patches/series"
 _COMPAT = ("-fno-semantic-interposition", "-fno-asynchronous-unwind-tables", "-g0")
 _NATIVE = os.uname().machine
@@ -59,7 +60,7 @@ class Target:
     def tools(self) -> dict[str, str]:
         """The variables that name the programs for object files."""
         prefix = "" if self.is_native else f"{self.arch}-linux-gnu-"
-        return {name.upper(): f"{prefix}{name}" for name in ("ar", "ranlib", "readelf")}
+        return {name.upper(): f"{prefix}{name}" for name in _TOOLS}
 
     @property
     def headers(self) -> tuple[str, ...]:
@@ -81,8 +82,7 @@ class Build:
     @property
     def libraries(self) -> tuple[Path, ...]:
         """What an interpreter is linked with."""
-        decimal = self.source / "Modules/_decimal/libmpdec/libmpdec.a"
-        return self.source / "libpython3.11.a", decimal, self.zlib / "libz.a"
+        return self.source / "libpython3.11.a", self.zlib / "libz.a"
 
     @property
     def compiler(self) -> Path:
@@ -149,12 +149,18 @@ def _key(target: Target, trained_by: str) -> str:
     """Stands for everything that the build depends on."""
     flags = (_COMPAT, _OPTIONS, target.headers, EPOCH)
     profile = (COUNT, _USE_COUNTS, trained_by) if target.profile else ()
-    digest = hashlib.sha256(repr((PINS, target, flags, profile)).encode())
+    pins = {name: pin for name, pin in PINS.items() if name != "openssl"}
+    digest = hashlib.sha256(repr((pins, target, flags, profile)).encode())
     for path in sorted([HERE / "src/Setup.local", *HERE.glob("patches/*.diff")]):
         digest.update(path.read_bytes())
-    version = subprocess.run([target.compiler, "--version"], check=False, capture_output=True)
-    digest.update(version.stdout)
+    digest.update(compiler_version(target))
     return digest.hexdigest()[:12]
+
+
+def compiler_version(target: Target) -> bytes:
+    """What the compiler says of itself."""
+    command = [target.compiler, "--version"]
+    return subprocess.run(command, check=False, capture_output=True).stdout
 
 
 def _flags(folder: Path, target: Target) -> tuple[str, ...]:
@@ -197,17 +203,22 @@ def _unpack_cpython(folder: Path, log: Path) -> None:
     upstream, debian = fetch("python")
     unpack(upstream, folder / "cpython")
     unpack(debian, folder / "cpython/debian")
-    for name in (folder / "cpython" / _SERIES).read_text().split("\n"):
-        if name.strip() and not name.startswith("#"):
-            _patch(folder / "cpython", folder / "cpython/debian/patches" / name.split()[0], log)
+    apply_series(folder / "cpython", log)
     for path in sorted(HERE.glob("patches/*.diff")):
-        _patch(folder / "cpython", path, log)
+        patch(folder / "cpython", path, log)
 
 
-def _patch(tree: Path, patch: Path, log: Path) -> None:
+def apply_series(tree: Path, log: Path) -> None:
+    """Apply Debian's patches to its source package's `tree`. Raises BuildError."""
+    for name in (tree / _SERIES).read_text().split("\n"):
+        if name.strip() and not name.startswith("#"):
+            patch(tree, tree / "debian/patches" / name.split()[0], log)
+
+
+def patch(tree: Path, change: Path, log: Path) -> None:
     """Apply one patch; one that the tree has already is left out, as Debian's tools do it."""
     command: list[str | Path] = ["patch", "--strip=1", "--force", "--no-backup-if-mismatch"]
-    command += ["--silent", f"--input={patch}"]
+    command += ["--silent", f"--input={change}"]
     try:
         run([*command, "--dry-run", "--reverse"], cwd=tree)
     except BuildError:
@@ -241,7 +252,6 @@ def _compile(built: Build, log: Path) -> None:
     flags = " ".join(built.flags)
     more = [f"CONFIGURE_CFLAGS={flags}", f"LDFLAGS=-static -L{built.zlib} {flags}"]
     wanted = ["libpython3.11.a", *["python"] * built.target.is_native]
-    wanted += ["Modules/_decimal/libmpdec/libmpdec.a"]
     command: list[str | Path] = ["make", _JOBS, *more, *wanted]
     run(command, log, cwd=built.source, env=environment())
     core = built.msgspec.with_name("src") / "msgspec/_core.c"

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from tools.interpreter import annex
 from tools.interpreter.cpython import Build, environment
 from tools.interpreter.modules import BOOTSTRAP, Module
 from tools.interpreter.snapshot import MAX_PARTS, Snapshot, is_made_for
@@ -22,19 +23,21 @@ from tools.interpreter.touched import MAX_RUNS, NOTHING, Touched
 # 1 GB behind it. Below 2 GB, where code may have addresses of 32 bits.
 ADDRESS = 0x60000000
 PAGE = {"x86_64": 4096, "aarch64": 65536}  # the largest of the architecture's kernels
-_LINK = ("-static", "-no-pie", "-s")
+_LINK = ("-static", "-no-pie")
 # Between the kernel's heap and the image: what the snapshot has that was allocated (snapshot.c).
 AREA = 0x50000000
-_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c", "immortal.c", "pools.c")
+_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c", "immortal.c", "pools.c", "annex.c")
+_WRAPPED = tuple(
+    f"--wrap={name}"
+    for name in (
+        *("strerror", "write", "malloc", "calloc", "realloc", "free"),
+        *("Py_ExitStatusException", "_Py_FatalErrorFunc", "_Py_DumpPathConfig", "_PyErr_Print"),
+    )
+)
 _LINKER = (
     f"-Ttext-segment={ADDRESS:#x}",
     "--build-id=none",
-    "--wrap=strerror",
-    "--wrap=write",
-    *(f"--wrap={name}" for name in ("Py_ExitStatusException", "_Py_FatalErrorFunc")),
-    "--wrap=_Py_DumpPathConfig",
-    "--wrap=_PyErr_Print",
-    *(f"--wrap={name}" for name in ("malloc", "calloc", "realloc", "free")),
+    *_WRAPPED,
     "-z,noseparate-code",
     "-z,norelro",
     "-z,noexecstack",
@@ -62,25 +65,47 @@ def link(built: Build, modules: dict[str, Module], folder: Path, *flags: str) ->
     folder.mkdir(parents=True)
     log = folder / "log"
     _freeze(built, modules, folder, log)
-    for name in (*_SOURCES, "snapshot.h", "snapshot.ld"):
+    for name in (*_SOURCES, "snapshot.h", "snapshot.ld", *annex.FILES):
         shutil.copy(HERE / "src" / name, folder)
-    sources = [*_SOURCES, "frozen.c", "marshalled.s"]
     page = PAGE[built.target.arch]
     compiler: list[str | Path] = [built.compiler, *built.flags, *flags, "-fwrapv", "-DNDEBUG"]
     compiler += ["-DPy_BUILD_CORE", f"-DCNI_PAGE={page}", f"-DCNI_AREA={AREA:#x}"]
+    compiler += [f"-DCNI_ANNEX={annex.ADDRESS:#x}"]
     compiler += [f"-I{built.source}/Include/internal"]
     compiler += [f"-I{built.source}/Include", f"-I{built.source}", f"-I{built.zlib}"]
     compiler += [f"-ffile-prefix-map={folder}=."]
     compiler += [f"-I{HERE.parents[1] / 'launcher'}"]  # steps.h
+    sources = [*_SOURCES, "frozen.c", "marshalled.s"]
     for source in sources:
         run([*compiler, "-c", source], log, cwd=folder, env=environment())
+    return _link_both(built, folder, sources, compiler, flags)
+
+
+def _link_both(
+    built: Build,
+    folder: Path,
+    sources: list[str],
+    compiler: list[str | Path],
+    flags: tuple[str, ...],
+) -> bytes:
+    """Link the image and its annex, which each need the other: the image without room first."""
+    page, log = PAGE[built.target.arch], folder / "log"
+    attached = annex.compile_modules(built, folder, _WRAPPED, page)
     more = (f"-z,max-page-size={page}", "-T,snapshot.ld")
-    linker = [f"-Wl,{option}" for option in (*_LINKER, *more)]
+    wanted = [f"--undefined={name}" for name in annex.needs(attached)]
+    linker = [f"-Wl,{option}" for option in (*_LINKER, *more, *wanted)]
     objects: list[str | Path] = [Path(source).with_suffix(".o") for source in sources]
-    objects += [built.msgspec, *built.libraries, "-lm"]
+    objects += ["annex_room.o", built.msgspec, *built.libraries, "-lm"]
     command: list[str | Path] = [built.compiler, *_LINK, *flags, *linker, "-o", "image", *objects]
-    run(command, log, cwd=folder, env=environment())
-    return (folder / "image").read_bytes()
+    image, size = folder / "image", 0
+    for _ in ("without room", "with room"):
+        run([*compiler, "-c", annex.room(folder, size)], log, cwd=folder, env=environment())
+        run(command, log, cwd=folder, env=environment())
+        packed = annex.link(attached, image)
+        size, before = len(packed), size
+    run([built.target.tools["STRIP"], "--strip-all", image], log)
+    image.write_bytes(annex.put(image.read_bytes(), packed, before))
+    return image.read_bytes()
 
 
 def _freeze(built: Build, modules: dict[str, Module], folder: Path, log: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.interpreter.sources import BuildError
+from tools.interpreter.sources import HERE, BuildError
 
 # Modules of the interpreter itself, which imports them before any of ours.
 _START = """
@@ -29,6 +29,8 @@ BOOTSTRAP = {
     "_frozen_importlib_external": "importlib._bootstrap_external",
 }
 
+# Modules that take the place of the standard library's.
+_INSTEAD = HERE / "lib"
 # Our own modules that no Linux node runs.
 _NOT_OURS = (
     "cni.windows",
@@ -43,7 +45,7 @@ _LEFT_OUT = """
     click._winconsole bdb bz2 cgi cmd code codeop ctypes curses dbm distutils doctest
     ensurepip fractions ftplib getpass gzip idlelib lib2to3 lzma mailbox mimetypes multiprocessing
     netrc nntplib nturl2path optparse pdb pickletools plistlib poplib pty py_compile pydoc
-    pydoc_data readline rlcompleter runpy site smtplib sqlite3 ssl statistics sysconfig tarfile
+    pydoc_data readline rlcompleter runpy site smtplib sqlite3 statistics sysconfig tarfile
     telnetlib test tkinter tracemalloc turtle unittest venv webbrowser xml xmlrpc
     asyncio.windows_events asyncio.windows_utils asyncio.proactor_events asyncio.__main__
     concurrent.futures.process
@@ -102,8 +104,9 @@ class Sources:
         for file, is_package in ((f"{path}/__init__.py", True), (f"{path}.py", False)):
             if file in self._archive:
                 return Module(name, self._archive[file], is_package)
-            if (self._library / file).is_file():
-                return Module(name, (self._library / file).read_bytes(), is_package)
+            for library in (_INSTEAD, self._library):
+                if (library / file).is_file():
+                    return Module(name, (library / file).read_bytes(), is_package)
         return None
 
     def below(self, package: str) -> Iterator[str]:

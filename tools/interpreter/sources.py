@@ -24,7 +24,8 @@ ROOT = HERE.parent.parent
 CACHE = (ROOT / ".cache").resolve() / "interpreter"
 PINS = tomllib.loads((HERE / "pins.toml").read_text())
 
-_PACKAGES = {"python": "python3.11", "zlib": "zlib", "musl": "musl"}  # Debian's names
+# Debian's names
+_PACKAGES = {"python": "python3.11", "zlib": "zlib", "musl": "musl", "openssl": "openssl"}
 _RELEASE = "bookworm"
 _ADVICE = (
     "if Debian has replaced it by a newer version, `make lock` pins that one; or put the files of "

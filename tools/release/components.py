@@ -18,6 +18,7 @@ LICENCES = {
     "pyroute2": "Apache-2.0",
     "python": "PSF-2.0",
     "zlib": "Zlib",
+    "openssl": "Apache-2.0",
     "musl": "MIT",
 }
 # The programs of the image and their libraries; each package's copyright file is in the image.
@@ -44,7 +45,7 @@ DEBIAN = {
     "nftables": "GPL-2.0-only",
 }
 # The texts that no wheel brings along, in tools/release/licences.
-TEXTS = ("python", "zlib", "musl")
+TEXTS = ("python", "zlib", "musl", "openssl")
 HERE = Path(__file__).parent
 
 _LOCKED = re.compile(

@@ -15,6 +15,7 @@
 #include "internal/pycore_code.h"
 #include "internal/pycore_pystate.h"
 #include "internal/pycore_runtime.h"
+#include "annex.h"
 #include "snapshot.h"
 #include <limits.h>
 #include <signal.h>
@@ -159,7 +160,9 @@ static void initialize(int argc, char **argv, const char *self, int is_same_each
     PyConfig config;
     char room[PATH_MAX + 1];
     if (PyImport_AppendInittab("_cni_embedded", PyInit__cni_embedded) < 0
-        || PyImport_AppendInittab("msgspec._core", PyInit__core) < 0)
+        || PyImport_AppendInittab("msgspec._core", PyInit__core) < 0
+        || PyImport_AppendInittab("_ssl", annex_ssl) < 0
+        || PyImport_AppendInittab("unicodedata", annex_unicodedata) < 0)
         check(PyStatus_NoMemory());
     PyPreConfig_InitIsolatedConfig(&before);
     before.utf8_mode = 1;

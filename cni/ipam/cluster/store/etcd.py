@@ -18,8 +18,7 @@ notices by its own items, which are gone or have other versions.
 from __future__ import annotations
 
 import os
-from binascii import Error as Base64Error
-from binascii import a2b_base64, b2a_base64, crc32
+from binascii import crc32
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -113,14 +112,18 @@ class EtcdStore:
         items: list[Item] = []
         revision = "0"
         while True:
-            request = {"key": _b64(start), "range_end": _b64(end), "limit": str(_PAGE)}
+            request = {
+                "key": messages.base64(start),
+                "range_end": messages.base64(end),
+                "limit": str(_PAGE),
+            }
             answer = self._range({**request, "revision": revision})
             if revision == "0":
                 revision = answer.header.revision
             items += map(self._item, answer.kvs)
             if not answer.more or not answer.kvs:
                 return Listing(items, revision)
-            start = _raw(answer.kvs[-1].key) + b"\0"
+            start = messages.raw(answer.kvs[-1].key) + b"\0"
 
     def watch(self, prefix: str, revision: str, seconds: float) -> Iterator[Change]:
         """Each change after `revision`, for so many seconds. Raises Expired, StoreError."""
@@ -130,8 +133,8 @@ class EtcdStore:
         start, end = self._bounds(prefix)
         request = {
             "create_request": {
-                "key": _b64(start),
-                "range_end": _b64(end),
+                "key": messages.base64(start),
+                "range_end": messages.base64(end),
                 "start_revision": str(int(revision) + 1),
                 "progress_notify": True,
             }
@@ -205,7 +208,7 @@ class EtcdStore:
         compare: dict[str, str] = {"key": key, "target": "CREATE", "create_revision": "0"}
         if answer.kvs:
             compare = {"key": key, "target": "MOD", "mod_revision": answer.kvs[0].mod_revision}
-        put = {"request_put": {"key": key, "value": _b64(marker.encode())}}
+        put = {"request_put": {"key": key, "value": messages.base64(marker.encode())}}
         if self._change(compare, put) is not None:
             return marker
         present = self._range({"key": key})
@@ -214,7 +217,7 @@ class EtcdStore:
         return self._marker(present.kvs[0])
 
     def _marker(self, kv: messages.KeyValue) -> str:
-        return _raw(kv.value)[:64].decode("ascii", "replace")
+        return messages.raw(kv.value)[:64].decode("ascii", "replace")
 
     def close(self) -> None:
         """Close the connection, and note how far the store was."""
@@ -250,7 +253,7 @@ class EtcdStore:
     # --- requests ---
 
     def _key(self, key: str) -> str:
-        return _b64(f"{self._prefix}{key}".encode())
+        return messages.base64(f"{self._prefix}{key}".encode())
 
     def _bounds(self, prefix: str) -> tuple[bytes, bytes]:
         """First key and the one behind the last. Words begin with `-`, or what comes after it."""
@@ -258,7 +261,9 @@ class EtcdStore:
         return below + b"-", below[:-1] + b"0"  # which follows on `/`
 
     def _put(self, key: str, value: Value) -> dict[str, Any]:
-        return {"request_put": {"key": self._key(key), "value": _b64(encode(key, value))}}
+        return {
+            "request_put": {"key": self._key(key), "value": messages.base64(encode(key, value))}
+        }
 
     def _same(self, item: Item) -> dict[str, str]:
         if not item.version.isdecimal():
@@ -269,12 +274,12 @@ class EtcdStore:
         return Conflict(f"{item.key} in {self.name} has been changed or deleted by somebody else")
 
     def _name(self, kv: messages.KeyValue) -> str:
-        return _raw(kv.key).decode("utf-8", "replace").removeprefix(self._prefix)
+        return messages.raw(kv.key).decode("utf-8", "replace").removeprefix(self._prefix)
 
     def _item(self, kv: messages.KeyValue) -> Item:
         name = self._name(kv)
         try:
-            value = messages.decode_value(_raw(kv.value))
+            value = messages.decode_value(messages.raw(kv.value))
         except msgspec.MsgspecError:
             raise Refused(
                 f"{self._prefix}{name} in {self.name} is no JSON object",
@@ -389,14 +394,3 @@ def connect(options: Mapping[str, Any]) -> EtcdStore:
 def _is_of_a_working_member(response: Response) -> bool:
     """Whether another member would say the same."""
     return response.status < 500
-
-
-def _b64(data: bytes) -> str:
-    return b2a_base64(data, newline=False).decode("ascii")
-
-
-def _raw(text: str) -> bytes:
-    try:
-        return a2b_base64(text)
-    except Base64Error:
-        return b""

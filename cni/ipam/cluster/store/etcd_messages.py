@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +12,19 @@ from .http import Response
 from .interface import Unavailable
 
 T = TypeVar("T")
+
+
+def base64(data: bytes) -> str:
+    """As keys and values are sent."""
+    return b2a_base64(data, newline=False).decode("ascii")
+
+
+def raw(text: str) -> bytes:
+    """The bytes of base64; none, if it is not that."""
+    try:
+        return a2b_base64(text)
+    except Base64Error:
+        return b""
 
 
 def _check_numbers(*texts: str) -> None:

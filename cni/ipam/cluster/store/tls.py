@@ -1,12 +1,14 @@
 """TLS to a store: certificates from files, read again when they change; errors for an operator.
 
-`ssl` is imported when the first connection needs it. The self-contained file has none.
+`ssl` is imported when the first connection needs it. The self-contained file then unpacks its own.
 """
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, NamedTuple
+
+from cni import authorities
 
 from .interface import Refused
 
@@ -65,11 +67,11 @@ def _identity(path: str) -> tuple[int, int, int]:
 def _make(trust: Trust) -> ssl.SSLContext:
     try:
         import ssl
-    except ImportError:
+    except ImportError as error:
         raise Refused(
-            "this file has no TLS: the interpreter in it was built without",
-            "use the file without an interpreter (dist/cni) and the node's Python, or an http:// "
-            "endpoint of this node that a proxy encrypts",
+            f"TLS cannot be used: Python's module ssl cannot be imported: {error}",
+            "install it, if it is a package of its own on this node; or use the self-contained "
+            "file, which has its own",
         ) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -81,8 +83,12 @@ def _make(trust: Trust) -> ssl.SSLContext:
             context.load_verify_locations(trust.ca_file)
         elif trust.ca_data:
             context.load_verify_locations(cadata=trust.ca_data)
-        else:
-            context.load_default_certs()
+        elif trust.verify and not authorities.trust(context):
+            raise Refused(
+                "this node has no certificates of authorities (no ca-certificates)",
+                f"install the package ca-certificates, or set {ca_field} to the certificate of "
+                "the authority that signed the store's",
+            )
     except OSError:
         raise Refused(
             f"{ca_field} {trust.ca_file} holds no certificate in PEM form",

@@ -278,7 +278,8 @@ def _left(deadline: float) -> float:
 
 def _connect(address: Address, deadline: float) -> socket.socket:
     """To the first of the host's addresses that answers. Raises OSError: that of the last one."""
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    host = address.host.encode("ascii")  # as bytes: for a text Python loads tables of Unicode
+    found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
     for number, (family, kind, protocol, _, where) in enumerate(found):
         left = _left(deadline)
         sock = socket.socket(family, kind, protocol)
