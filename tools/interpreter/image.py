@@ -26,7 +26,10 @@ PAGE = {"x86_64": 4096, "aarch64": 65536}  # the largest of the architecture's k
 _LINK = ("-static", "-no-pie")
 # Between the kernel's heap and the image: what the snapshot has that was allocated (snapshot.c).
 AREA = 0x50000000
-_SOURCES = ("main.c", "paths.c", "native.c", "errors.c", "snapshot.c", "immortal.c", "pools.c", "annex.c")
+_SOURCES = (
+    *("main.c", "paths.c", "native.c", "errors.c"),
+    *("snapshot.c", "immortal.c", "pools.c", "annex.c"),
+)
 _WRAPPED = tuple(
     f"--wrap={name}"
     for name in (
