@@ -5,7 +5,7 @@ from __future__ import annotations
 from cni.ipam.cluster import reconcile, survey
 from cni.ipam.cluster.kubernetes_nodes import Nodes
 from cni.ipam.cluster.node import Node
-from cni.ipam.cluster.store.interface import Refused, Store
+from cni.store.interface import Refused, Store
 
 from . import ipam_cluster, output
 

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from cni.ipam.cluster import as_whereabouts, blocks, engines, rounds, settings
+from cni.ipam.cluster import as_whereabouts, blocks, rounds
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, check_word, convert
-from cni.ipam.cluster.store.interface import Item, Store, StoreError
+from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, convert
 from cni.ipam.host_local import usage
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+from cni.store import engines, settings
+from cni.store.interface import Item, Store, StoreError
+from cni.store.settings import check_word
 
 from . import conflist, errors, formats, output
 from .completion import Network

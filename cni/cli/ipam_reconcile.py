@@ -54,8 +54,9 @@ def reconcile(settle: float, limit: int, every: float | None) -> None:
     that time. Two rounds have to see it. The store is that of /etc/cni/cluster.json. With --every
     it also logs pods whose addresses are of no block of their node.
     """
-    from cni.ipam.cluster import engines, reconciling, settings
-    from cni.ipam.cluster.store.interface import StoreError
+    from cni.ipam.cluster import reconciling
+    from cni.store import engines, settings
+    from cni.store.interface import StoreError
 
     store = engines.connect(settings.read({}, os.environ).store)
     try:

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from cni.ipam.cluster import blocks
-from cni.ipam.cluster.pool import Pool, check_word
-from cni.ipam.cluster.store.interface import Exists
+from cni.ipam.cluster.pool import Pool
 from cni.ipam.host_local.ranges import Range, RangeSet
 from cni.protocol import config
 from cni.protocol.address import format_ip
+from cni.store.interface import Exists
+from cni.store.settings import check_word
 
 from . import errors, formats
 from .ipam_cluster import opened, options, pool_of

@@ -13,11 +13,11 @@ from cni.ipam.cluster import adopt, takeover
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import DEFAULT_SPACE
-from cni.ipam.cluster.store import kubeconfig_yaml
 from cni.ipam.host_local.reservation import is_address
 from cni.protocol import config
 from cni.protocol.address import Prefix, format_ip, parse_ip
 from cni.protocol.errors import CNIError
+from cni.store import kubeconfig_yaml
 
 from . import cache, errors, formats, ipam_cluster, output
 

@@ -119,8 +119,9 @@ def _addresses(places: Places, known: list[Attached], live: Live) -> Iterator[Sa
 
 def _of_cluster() -> list[Family]:
     """What this node has of a cluster's addresses; nothing on a node that has none."""
-    from cni.ipam.cluster import settings, survey
+    from cni.ipam.cluster import survey
     from cni.ipam.cluster.node import Node
+    from cni.store import settings
 
     uses = survey.of_node(Node(settings.data_dir({}, os.environ), ""))
     addresses, blocks = [], []

@@ -159,7 +159,9 @@ def _masquerade(situation: Situation) -> Iterator[str]:
     if situation.get("ipMasq") is True and situation.addresses:
         backend = situation.text("ipMasqBackend", "iptables (nftables, if iptables is unusable)")
         subnets = ", ".join(dict.fromkeys(each.subnet for each in situation.addresses))
-        yield f"masquerade packets that leave {subnets}, with {backend}"
+        fixed = situation.get("outboundAddr")
+        under = f" under {' and '.join(map(str, fixed))}" if isinstance(fixed, list) else ""
+        yield f"masquerade packets that leave {subnets}{under}, with {backend}"
 
 
 def _forwarding(situation: Situation) -> Iterator[str]:

@@ -12,6 +12,7 @@ from .common import (
     MASQ_RULES,
     MASQ_SET,
     NO_DEFAULT_ROUTE,
+    OUTBOUND_ADDR,
     OVERRIDING_DNS,
     ROUTER_KEYS,
     RUNTIME_MAC,
@@ -68,6 +69,7 @@ PLUGIN = Plugin(
         BACKEND,
         MASQ_SET,
         MASQ_FAMILIES,
+        OUTBOUND_ADDR,
         Key(
             "mtu",
             Number(68, 65535, or_zero=True, word="auto"),

@@ -6,6 +6,12 @@ from cni.protocol.config import VERSIONS
 
 from .model import Anything, Flag, IpamRecord, Key, Many, Number, Record, Rule, Table, Text
 
+
+def _families(addresses: list[str] | None) -> set[str]:
+    """Of which families these addresses are, as `ipMasqFamilies` says it."""
+    return {"ipv6" if ":" in each else "ipv4" for each in addresses or ()}
+
+
 _MAC_MEANING = "MAC address of the container's interface"
 
 DNS = Record(
@@ -122,7 +128,37 @@ MASQ_FAMILIES = Key(
     example=["ipv4"],
     beyond=True,
 )
+OUTBOUND_ADDR = Key(
+    "outboundAddr",
+    Many(Text("address"), most=2),
+    "addresses of the node, one a family, under which packets that are masqueraded leave",
+    absent="that of the link which a packet leaves through",
+    example=["192.0.2.7"],
+    beyond=True,
+)
 MASQ_RULES = (
+    Rule(
+        ("outboundAddr",),
+        lambda get: get("outboundAddr") and not get("ipMasq"),
+        "outboundAddr has no effect without ipMasq",
+        "set ipMasq to true",
+        is_warning=True,
+    ),
+    Rule(
+        ("outboundAddr",),
+        lambda get: len(_families(get("outboundAddr"))) < len(get("outboundAddr") or ()),
+        "outboundAddr has two addresses of one family",
+        "give one IPv4 and one IPv6 address at most",
+    ),
+    Rule(
+        ("outboundAddr", "ipMasqFamilies"),
+        lambda get: (
+            get("ipMasqFamilies") and _families(get("outboundAddr")) - set(get("ipMasqFamilies"))
+        ),
+        "outboundAddr has an address of a family that ipMasqFamilies leaves out",
+        "leave out the address, or add the family to ipMasqFamilies",
+        is_warning=True,
+    ),
     Rule(
         ("ipMasqFamilies",),
         lambda get: get("ipMasqFamilies") and not get("ipMasq"),

@@ -13,6 +13,7 @@ from .common import (
     MASQ_RULES,
     MASQ_SET,
     NO_DEFAULT_ROUTE,
+    OUTBOUND_ADDR,
     OVERRIDING_DNS,
     ROUTER_KEYS,
     RUNTIME_MAC,
@@ -37,6 +38,7 @@ PLUGIN = Plugin(
         BACKEND,
         MASQ_SET,
         MASQ_FAMILIES,
+        OUTBOUND_ADDR,
         VETH_MTU,
         Key(
             "linkType",

@@ -13,7 +13,7 @@ from .model import Key, Many, Number, Plugin, Rule, Text
 _OF_BRIDGE = {key.name: replace(key, beyond=False) for key in bridge.PLUGIN.keys}
 _GATEWAY = (
     *("ipam", "isGateway", "isDefaultGateway", "forceAddress", "ipMasq", "ipMasqBackend"),
-    *("ipMasqSet", "ipMasqFamilies"),
+    *("ipMasqSet", "ipMasqFamilies", "outboundAddr"),
 )
 _REST = (
     *("noDefaultRoute", "acceptRA", "autoconf", "hostInterfaceName", "dns", "args"),

@@ -139,6 +139,22 @@ def masquerade() -> bytes:
     return _expression("masq")
 
 
+def load(value: bytes) -> bytes:
+    """Load these bytes."""
+    register = _number(uapi.NFTA_IMMEDIATE_DREG, uapi.NFT_REG_1)
+    return _expression("immediate", register, _data(uapi.NFTA_IMMEDIATE_DATA, value))
+
+
+def snat(is_v4: bool) -> bytes:
+    """Translate the source to the address in the register."""
+    return _expression(
+        "nat",
+        _number(uapi.NFTA_NAT_TYPE, uapi.NFT_NAT_SNAT),
+        _number(uapi.NFTA_NAT_FAMILY, uapi.NFPROTO_IPV4 if is_v4 else uapi.NFPROTO_IPV6),
+        _number(uapi.NFTA_NAT_REG_ADDR_MIN, uapi.NFT_REG_1),
+    )
+
+
 def dnat(family: str, address: int, port: int) -> bytes:
     """Translate the destination to the address and port in these registers."""
     return _expression(

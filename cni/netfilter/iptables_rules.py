@@ -356,6 +356,7 @@ def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
     option, revision, make = _TARGETS[name]
     if option and next(words) != option:
         raise Unwritable(name)
+    revision = int(v6) if revision < 0 else revision
     return "", _extension("target", name, revision, make(v6, next(words) if option else ""))
 
 
@@ -379,9 +380,18 @@ def _destination(v6: bool, text: str) -> bytes:
     return struct.pack("=I16s16s2s2sH", 3, address_union, address_union, number, number, 0)
 
 
+def _source(v6: bool, text: str) -> bytes:
+    """struct nf_nat_range; for IPv4 nf_nat_ipv4_multi_range_compat: NF_NAT_RANGE_MAP_IPS."""
+    ip = parse_ip(text)
+    if (len(ip) == 16) != v6:
+        raise Unwritable(text)
+    return struct.pack("=I16s16s4x", 1, ip, ip) if v6 else struct.pack("=II4s4s4x", 1, 1, ip, ip)
+
+
 # With the one option that we use, or none, and the revision.
 _TARGETS: dict[str, tuple[str, int, Callable[[bool, str], bytes]]] = {
     "DNAT": ("--to-destination", 2, _destination),
     "MARK": ("--set-xmark", 2, _set_mark),
     "MASQUERADE": ("", 0, _masquerade),
+    "SNAT": ("--to-source", -1, _source),  # the revision goes by the family
 }

@@ -59,6 +59,15 @@ class Rule(NamedTuple):
         ]
 
     @property
+    def loaded(self) -> bytes:
+        """The value that the rule loads into a register; empty if it loads none."""
+        for name, data in self.expressions:
+            if name == "immediate":
+                value = nl.attr_map(data.get(uapi.NFTA_IMMEDIATE_DATA, b""))
+                return value.get(uapi.NFTA_DATA_VALUE, b"")
+        return b""
+
+    @property
     def accepts(self) -> bool:
         """Does it end with the verdict accept?"""
         return self._verdict.get(uapi.NFTA_VERDICT_CODE) == uapi.NF_ACCEPT.to_bytes(4, "big")

@@ -43,6 +43,7 @@ class Conf(config.NetConf):
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
     ip_masq_families: list[str] = []
+    outbound_addr: list[str] = []
     mtu: config.Mtu = config.Mtu(0)
     link_type: str = "veth"
     no_default_route: bool = False

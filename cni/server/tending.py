@@ -35,8 +35,8 @@ class Tending(Child):
 
 def _has_blocks() -> bool:
     """Does this node have blocks in the directory that its settings name?"""
-    from ..ipam.cluster import settings
     from ..protocol.errors import CNIError
+    from ..store import settings
 
     try:
         directory = os.path.join(settings.data_dir({}, os.environ), ".cni")

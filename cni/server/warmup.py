@@ -11,7 +11,7 @@ from .. import dispatch
 from ..kernel import syscalls
 
 # Modules that no verb imports: they start, install or serve the program.
-_NOT_NEEDED = ("cli", "install", "ipam.cluster.store", "ipam.dhcp", "server", "standins", "windows")
+_NOT_NEEDED = ("cli", "install", "ipam.dhcp", "server", "standins", "store", "windows")
 _LEFT_OUT = frozenset(f"cni.{name}" for name in (*_NOT_NEEDED, "__main__"))
 _LARGE = 2 << 20  # bytes; of x86-64, and of the usual kernels of other machines
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2)

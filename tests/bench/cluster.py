@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import Pool, PoolConf
-from cni.ipam.cluster.settings import Settings
-from cni.ipam.cluster.store.config import open_store
-from cni.ipam.cluster.store.http import Client
 from cni.ipam.host_local.ranges import RangeConf
+from cni.store.config import open_store
+from cni.store.http import Client
+from cni.store.settings import Settings
 from tests.bench import cluster_adds
 from tests.conftest import making_netns
 from tests.harness.etcd import EtcdCluster

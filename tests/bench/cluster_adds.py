@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni.ipam.cluster.pool import Pool, PoolConf
-from cni.ipam.cluster.store.directory import DirectoryStore
 from cni.ipam.host_local.ranges import RangeConf
+from cni.store.directory import DirectoryStore
 from tests.harness.cluster_simulation import Simulation
 from tests.unit.ipam_node import Ipam, environment
 

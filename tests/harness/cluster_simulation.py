@@ -22,11 +22,11 @@ from cni.ipam.cluster.allocation import FromBlocks, NeedBlock
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import OWN, Node, Space
 from cni.ipam.cluster.reconcile import Reconciler
-from cni.ipam.cluster.settings import Settings
-from cni.ipam.cluster.store.interface import Unavailable
 from cni.ipam.host_local import reservation
 from cni.ipam.host_local.allocation import Wish
 from cni.protocol.address import parse_ip
+from cni.store.interface import Unavailable
+from cni.store.settings import Settings
 
 from .cluster_store import FATES, OK, Unreliable
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cni.ipam.cluster.pool import Pool
-    from cni.ipam.cluster.store.interface import Store
+    from cni.store.interface import Store
 
 SETTLE = 60.0  # seconds
 MARK = "eth0\r\nnet"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cni.ipam.cluster.store.interface import (
+from cni.store.interface import (
     Change,
     Conflict,
     Exists,
@@ -25,7 +25,7 @@ from cni.ipam.cluster.store.interface import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni.ipam.cluster.store.interface import Value
+    from cni.store.interface import Value
 
 OK, LOST_BEFORE, LOST_AFTER, LATE = "ok", "lost before", "lost after", "late"
 FATES = (OK, LOST_BEFORE, LOST_AFTER, LATE)

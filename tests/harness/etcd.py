@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from cni.ipam.cluster.store.config import open_store
+from cni.store.config import open_store
 
 from .certificates import Authority, Pair
 from .netns import BARE_ENV
@@ -29,7 +29,7 @@ from .wait import wait_until
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cni.ipam.cluster.store.interface import Change, Item, Listing, Store, Value
+    from cni.store.interface import Change, Item, Listing, Store, Value
 
     from .netns import Netns
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.ipam.cluster.store.interface import (
+from cni.store.interface import (
     Change,
     Conflict,
     Exists,

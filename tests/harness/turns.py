@@ -12,12 +12,12 @@ import random
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cni.ipam.cluster.store.interface import StoreError
+from cni.store.interface import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from cni.ipam.cluster.store.interface import Change, Item, Listing, Store, Value
+    from cni.store.interface import Change, Item, Listing, Store, Value
 
 T = TypeVar("T")
 

@@ -19,7 +19,7 @@ import pytest
 
 from cni.ipam.cluster import blocks, rounds
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.store.config import open_store
+from cni.store.config import open_store
 
 from .kernel import addresses, iptables_save, kind, links, nft, routes, rules, tree
 from .netns import Netns

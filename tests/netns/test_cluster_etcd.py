@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from cni.ipam.cluster.store.config import open_store
-from cni.ipam.cluster.store.http import parse_endpoint
-from cni.ipam.cluster.store.interface import Conflict, Exists, Expired, Refused, Unavailable
+from cni.store.config import open_store
+from cni.store.http import parse_endpoint
+from cni.store.interface import Conflict, Exists, Expired, Refused, Unavailable
 from tests.conftest import making_netns
 from tests.harness.certificates import Authority
 from tests.harness.etcd import CHAINS, NETWORK, EtcdCluster, NetnsStore, client_options
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from cni.ipam.cluster.store.interface import Item, Store
+    from cni.store.interface import Item, Store
     from tests.harness.netns import Netns
 
 T = TypeVar("T")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.ipam.cluster.store.http import Client, http_date, parse_endpoint, seconds_of
-from cni.ipam.cluster.store.interface import Refused, StoreError, Unavailable
-from cni.ipam.cluster.store.tls import Trust
+from cni.store.http import Client, http_date, parse_endpoint, seconds_of
+from cni.store.interface import Refused, StoreError, Unavailable
+from cni.store.tls import Trust
 from tests.harness.certificates import Authority
 from tests.harness.http_faults import (
     FaultyServer,

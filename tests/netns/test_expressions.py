@@ -152,12 +152,13 @@ flush chain inet cni_firewall forward
 )
 
 
-def masquerading_rule(owner: Owner, cidr: str) -> str:
+def masquerading_rule(owner: Owner, cidr: str, fixed: str = "") -> str:
     prefix = Prefix.parse(cidr)
     family, address = "ip" if prefix.is_v4 else "ip6", cidr.partition("/")[0]
+    target = f"snat {family} to {fixed}" if fixed else "masquerade"
     return (
         f"add rule inet cni_plugins_masquerade masq_checks {family} saddr == {address} "
-        f'{family} daddr != {prefix.network} masquerade comment "{owner.comment}"\n'
+        f'{family} daddr != {prefix.network} {target} comment "{owner.comment}"\n'
     )
 
 
@@ -224,6 +225,21 @@ def test_masquerade(host: Netns, container: Netns, cidr: str) -> None:
         masquerade.setup(OWNER, [Prefix.parse(cidr)])
 
     assert_same(host, container, lambda: libnftables.apply(MASQUERADE + script), ours)
+
+
+@pytest.mark.parametrize(
+    ("cidr", "fixed"), [("10.0.0.9/24", "192.0.2.7"), ("fd00::9/64", "2001:db8::7")]
+)
+def test_masquerade_under_a_fixed_address(
+    host: Netns, container: Netns, cidr: str, fixed: str
+) -> None:
+    prefix, address = Prefix.parse(cidr), parse_ip(fixed)
+    script = MASQUERADE + masquerading_rule(OWNER, cidr, fixed)
+
+    def ours() -> None:
+        masquerade.setup(OWNER, [prefix], outbound={prefix.is_v4: address})
+
+    assert_same(host, container, lambda: libnftables.apply(script), ours)
 
 
 def firewall_want(owner: Owner, policy: str) -> FirewallWant:

@@ -70,9 +70,10 @@ def masquerade_rules(v6: bool) -> list[str]:
     texts = ("fd00::2/64", "fd00:1::2/61", "fd00::7/0", "fd00::1/128", "fd00::1/1", "fd00::1/127")
     if not v6:
         texts = ("10.0.0.2/24", "10.9.9.9/19", "10.0.0.7/0", "10.0.0.1/32", "10.0.0.1/1")
-    return [
-        rule for text in texts for rule in masquerade_iptables.rules_of(OWNER, Prefix.parse(text))
-    ]
+    prefixes = [Prefix.parse(text) for text in texts]
+    fixed = {True: parse_ip("192.0.2.7"), False: parse_ip("2001:db8::7")}
+    rules = [rule for each in prefixes for rule in masquerade_iptables.rules_of(OWNER, each)]
+    return [*rules, masquerade_iptables.rules_of(OWNER, prefixes[0], fixed).masquerade]
 
 
 def portmap_rules(v6: bool) -> list[str]:
@@ -106,7 +107,7 @@ FORMS: dict[str, tuple[str, Callable[[bool], list[str]]]] = {
 def prepare(host: Netns, v6: bool, table: str, rules: list[str]) -> None:
     """The chains that the rules need, by the tool."""
     hooks = HOOKS[table]
-    targets = ("ACCEPT", "DROP", "RETURN", "MASQUERADE", "MARK", "DNAT")
+    targets = ("ACCEPT", "DROP", "RETURN", "MASQUERADE", "MARK", "DNAT", "SNAT")
     names = dict.fromkeys(rule.split()[1] for rule in rules)
     names |= dict.fromkeys(rule.split(" -j ")[1].split()[0] for rule in rules)
     chains = [name for name in names if name not in (*hooks, *targets)]

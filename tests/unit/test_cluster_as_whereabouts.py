@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from cni.ipam.cluster import settings, whereabouts
-from cni.ipam.cluster.store.directory import DirectoryStore
+from cni.ipam.cluster import whereabouts
+from cni.store import settings
+from cni.store.directory import DirectoryStore
 
 from .ipam_node import Failure, Ipam
 

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.ipam.cluster import blocks, settings
+from cni.ipam.cluster import blocks
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import Pool, PoolConf
-from cni.ipam.cluster.settings import Settings
 from cni.ipam.host_local.ranges import RangeConf
 from cni.ipam.host_local.store import Store as ReservationStore
+from cni.store import settings
+from cni.store.settings import Settings
 from tests.harness.cluster_store import Memory
 from tests.harness.turns import Turns
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from cni.ipam.cluster.store.interface import Store
+    from cni.store.interface import Store
 
 # Two subnets, of which one has a hole of whole blocks.
 AREAS = Pool.of(

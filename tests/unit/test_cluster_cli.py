@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import settings, survey
+from cni.ipam.cluster import survey
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.store.directory import DirectoryStore
+from cni.store import settings
+from cni.store.directory import DirectoryStore
 
 from .ipam_node import Failure, Ipam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cni.ipam.cluster.store.interface import Item
+    from cni.store.interface import Item
 
 POOL = {"ranges": [[{"subnet": "10.9.0.0/26"}]], "blockSize": 29, "exclude": ["10.9.0.40"]}
 

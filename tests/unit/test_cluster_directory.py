@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.ipam.cluster.store import history
-from cni.ipam.cluster.store.directory import DirectoryStore, name_of
-from cni.ipam.cluster.store.interface import (
+from cni.store import history
+from cni.store.directory import DirectoryStore, name_of
+from cni.store.interface import (
     Conflict,
     Exists,
     Expired,
@@ -53,7 +53,7 @@ def test_no_two_keys_have_the_same_file() -> None:
 
 CHANGES = """
 import os, sys
-from cni.ipam.cluster.store.directory import DirectoryStore
+from cni.store.directory import DirectoryStore
 store = DirectoryStore(sys.argv[1], timeout=60)
 made = store.create("k/made", {"n": 1})
 item = store.read("k/there")
@@ -153,8 +153,8 @@ def test_a_fault_at_any_call_leaves_each_change_whole_or_not_made(
 
 FULL = """
 import os, sys
-from cni.ipam.cluster.store.directory import DirectoryStore
-from cni.ipam.cluster.store.interface import Unavailable
+from cni.store.directory import DirectoryStore
+from cni.store.interface import Unavailable
 store = DirectoryStore(sys.argv[1] + "/store", timeout=60)
 items = [store.create(f"k/{n}", {"n": n}) for n in range(8)]
 revision = store.list("").revision

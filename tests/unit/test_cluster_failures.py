@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.ipam.cluster import allocation, engines, holding, node, plugin, rounds, session, settings
+from cni.ipam.cluster import allocation, holding, node, plugin, rounds, session
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import OWN, RELEASING, Node, Space
 from cni.ipam.cluster.reconcile import Reconciler
+from cni.store import engines, settings
 
 from .ipam_node import Failure
 from .test_cluster_plugin import Cluster, plain
 
 if TYPE_CHECKING:
-    from cni.ipam.cluster.store.interface import Item
+    from cni.store.interface import Item
 
 ONE_SET = [[{"subnet": "10.64.0.0/27"}]]  # four blocks of /29
 
@@ -201,7 +202,7 @@ def env_of(cluster: Cluster, name: str) -> dict[str, str]:
 FULL = """
 import os, sys
 from pathlib import Path
-from cni.ipam.cluster import settings
+from cni.store import settings
 from cni.ipam.cluster.blocks import block_of_key
 from cni.ipam.cluster.node import Node, Space
 from tests.unit.ipam_node import Failure

@@ -23,12 +23,12 @@ from cni.ipam.cluster.allocation import FromBlocks, NeedBlock
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import OWN, Node, Space
 from cni.ipam.cluster.pool import Pool, PoolConf
-from cni.ipam.cluster.settings import Settings
-from cni.ipam.cluster.store.interface import StoreError
 from cni.ipam.host_local import reservation
 from cni.ipam.host_local.allocation import Wish
 from cni.ipam.host_local.ranges import RangeConf
 from cni.protocol.address import Prefix
+from cni.store.interface import StoreError
+from cni.store.settings import Settings
 from tests.harness.cluster_store import FATES, OK, Memory, Unreliable
 
 NODES = ("n1", "n2", "n3")

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cni.ipam.cluster import settings
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.kubernetes_nodes import Nodes
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.pool import Pool, convert
 from cni.ipam.cluster.reconcile import Reconciler
-from cni.ipam.cluster.store import kubernetes
-from cni.ipam.cluster.store.interface import Refused, Unavailable
+from cni.store import kubernetes, settings
+from cni.store.interface import Refused, Unavailable
 from tests.harness.admission import NODE_CLAIM, User
 from tests.harness.apiserver import ApiServer, Fault, serving
 

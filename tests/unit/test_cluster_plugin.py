@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from cni.ipam.cluster import engines, settings, shortage
+from cni.ipam.cluster import shortage
 from cni.ipam.cluster.node import Node, Space, boot_time
-from cni.ipam.cluster.store.directory import DirectoryStore
-from cni.ipam.cluster.store.interface import Unavailable
+from cni.store import engines, settings
+from cni.store.directory import DirectoryStore
+from cni.store.interface import Unavailable
 
 from .ipam_node import Failure, Ipam
 

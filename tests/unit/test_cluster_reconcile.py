@@ -13,9 +13,9 @@ from cni.cli import main
 from cni.ipam.cluster import reconcile
 from cni.ipam.cluster.kubernetes_nodes import NodeObject, Nodes, Pod
 from cni.ipam.cluster.reconcile import Misplaced, Reconciler, Report
-from cni.ipam.cluster.store import kubernetes
-from cni.ipam.cluster.store.directory import DirectoryStore
-from cni.ipam.cluster.store.interface import Item, Refused, Store
+from cni.store import kubernetes
+from cni.store.directory import DirectoryStore
+from cni.store.interface import Item, Refused, Store
 from tests.harness.admission import User
 from tests.harness.apiserver import ApiServer, serving
 

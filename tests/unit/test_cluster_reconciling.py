@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import reconcile, reconciling, rounds, settings
+from cni.ipam.cluster import reconcile, reconciling, rounds
 from cni.ipam.cluster.kubernetes_nodes import NodeObject, Pod
 from cni.ipam.cluster.reconciling import EVERY, Reconciling
-from cni.ipam.cluster.store.directory import DirectoryStore
-from cni.ipam.cluster.store.interface import Unavailable
 from cni.protocol.errors import CNIError
+from cni.store import settings
+from cni.store.directory import DirectoryStore
+from cni.store.interface import Unavailable
 from tests.harness.cluster_store import Memory
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cni.ipam.cluster.store.config import open_store
-from cni.ipam.cluster.store.interface import Refused
+from cni.store.config import open_store
+from cni.store.interface import Refused
 
 ETCD = {"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]}
 
@@ -59,7 +59,7 @@ def test_an_etcd_is_opened_without_connecting() -> None:
 def test_only_what_an_engine_needs_is_loaded() -> None:
     """A directory needs no sockets, and an endpoint without TLS no `ssl`."""
     script = (
-        "import sys; from cni.ipam.cluster.store.config import open_store\n"
+        "import sys; from cni.store.config import open_store\n"
         "open_store({'type': 'directory', 'path': '/nowhere'}).read('a')\n"
         "print({'ssl', 'socket', 'http.client', 'email'} & set(sys.modules))"
     )

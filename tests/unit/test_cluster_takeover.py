@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import adopt, settings, takeover
+from cni.ipam.cluster import adopt, takeover
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.store.directory import DirectoryStore
 from cni.protocol.address import parse_ip
 from cni.protocol.errors import CNIError
+from cni.store import settings
+from cni.store.directory import DirectoryStore
 from tests.harness.admission import NODE_CLAIM, User
 from tests.harness.apiserver import ApiServer, serving
 

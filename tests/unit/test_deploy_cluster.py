@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 from cni.cli.group import cli
-from cni.ipam.cluster import settings, takeover
+from cni.ipam.cluster import takeover
 from cni.ipam.cluster.pool import PoolConf
 from cni.ipam.host_local.ranges import RangeConf
 from cni.protocol.config import DNS, Route
+from cni.store import settings
 from tests.harness.openapi import structural_faults
 
 Json = dict[str, Any]

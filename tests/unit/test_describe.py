@@ -31,10 +31,10 @@ from cni.describe.model import (
     Text,
 )
 from cni.dispatch import TABLE, WINDOWS
-from cni.ipam.cluster.store.config import DirectoryOptions, EtcdOptions
-from cni.ipam.cluster.store.kubernetes import KubernetesOptions
 from cni.protocol import config, version
 from cni.protocol.config import NetConf, PluginConf
+from cni.store.config import DirectoryOptions, EtcdOptions
+from cni.store.kubernetes import KubernetesOptions
 
 ROOT = Path(__file__).parents[2]
 ALL = {**TABLE, **WINDOWS}

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.ipam.cluster.store import kubeconfig, kubeconfig_yaml
-from cni.ipam.cluster.store.interface import Refused
+from cni.store import kubeconfig, kubeconfig_yaml
+from cni.store.interface import Refused
 
 KUBEADM = """\
 apiVersion: v1

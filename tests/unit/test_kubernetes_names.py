@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cni.ipam.cluster.store.kubernetes_names import (
+from cni.store.kubernetes_names import (
     TYPES,
     block_of,
     key_of,

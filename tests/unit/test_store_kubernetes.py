@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cni.ipam.cluster.store import kubernetes
-from cni.ipam.cluster.store.interface import (
+from cni.store import kubernetes
+from cni.store.interface import (
     Conflict,
     Exists,
     Expired,
@@ -238,9 +238,7 @@ def test_the_account_of_a_pod_on_ipv6(tmp_path: Path, monkeypatch: pytest.Monkey
         host, _, port = api.url.removeprefix("https://").rpartition(":")
         monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host.strip("[]"))
         monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
-        monkeypatch.setattr(
-            "cni.ipam.cluster.store.kubeconfig.in_cluster.__defaults__", (str(tmp_path),)
-        )
+        monkeypatch.setattr("cni.store.kubeconfig.in_cluster.__defaults__", (str(tmp_path),))
         store = kubernetes.connect({"type": "kubernetes", "namespace": "kube-system"})
         assert store.list("").items == []
         assert store.identity() == store.identity()

@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ...protocol.address import InvalidAddress, Prefix, parse_ip
+from ...store.interface import Conflict, Exists, Item, Refused
 from ..host_local.reservation import content_of, namespace_note
 from . import blocks
 from .claim import Claims
 from .node import OWN, PENDING, Block, Space
 from .pool import check_apart
-from .store.interface import Conflict, Exists, Item, Refused
 from .takeover import HELD, Allocation, Found
 
 

@@ -19,9 +19,10 @@ from ...protocol.address import InvalidAddress, Prefix, canonical_ip
 from ...protocol.config import DNS, Folded, PluginConf, Route
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig, Result
+from ...store import settings
 from ..host_local.directory import make_directories
 from ..host_local.plugin import Args, Requested
-from . import plugin, settings, whereabouts
+from . import plugin, whereabouts
 from .node import Node
 from .pool import DEFAULT_SPACE, ConflictCheck
 

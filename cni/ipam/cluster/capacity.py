@@ -11,9 +11,9 @@ from .node import Node, Space
 
 if TYPE_CHECKING:
     from ...call import Call
+    from ...store.settings import Settings
     from ..host_local.ranges import RangeSet
     from .pool import Pool
-    from .settings import Settings
 
 
 def check_free(call: Call[Any], its: Settings, node: Node) -> None:

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 from ...protocol.address import Prefix
+from ...store.interface import Conflict, Item, Refused, Store, StoreError, Unavailable
+from ...store.settings import Settings
 from . import blocks
 from .compare import Comparing
 from .holding import key_of
 from .node import Block, Node, Space
 from .pool import Pool
 from .session import number
-from .settings import Settings
-from .store.interface import Conflict, Item, Refused, Store, StoreError, Unavailable
 
 _ATTEMPTS = 32  # blocks that others took between our look and our claim
 _LOOK_AGAIN = 4  # attempts

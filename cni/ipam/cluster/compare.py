@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...protocol.address import Prefix
+from ...store.interface import Item, Refused
 from .holding import Holding
 from .node import OWN, PENDING, RELEASING, Block, Ledger, Space
 from .session import number
-from .store.interface import Item, Refused
 
 
 class Synced(NamedTuple):

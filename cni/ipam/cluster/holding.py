@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...protocol.address import InvalidAddress, Prefix
+from ...store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
+from ...store.settings import Settings
 from . import blocks, rest
 from .node import OWN, PENDING, RELEASING, Block, Node, Space, boot_time
 from .session import Session
-from .settings import Settings
-from .store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
 
 
 class Holding(Session):

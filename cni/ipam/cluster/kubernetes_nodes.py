@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
-from .store.interface import Refused, Unavailable
-from .store.kubernetes_api import Api, message_of, object_of
+from ...store.interface import Refused, Unavailable
+from ...store.kubernetes_api import Api, message_of, object_of
 
 _PAGE = 500  # objects
 _RESTARTS = 5

@@ -18,17 +18,19 @@ from ...protocol.config import DNS, PluginConf
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import IPConfig, Result
+from ...store import settings
+from ...store.settings import check_word
 from ..host_local.directory import explain, explain_in, scan
 from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, requested
 from ..host_local.reservation import UNREADABLE, is_address
-from . import rest, settings
+from . import rest
 from .node import Node, Space, boot_time
-from .pool import NOT_SPACES, Pool, PoolConf, check_word, convert
+from .pool import NOT_SPACES, Pool, PoolConf, convert
 
 if TYPE_CHECKING:
+    from ...store.settings import Settings
     from ..host_local.sticky import Memory
     from ..host_local.store import Store
-    from .settings import Settings
 
 _EXAMPLE = 'cluster reads "ipam": {"type": "cluster", "pool": "…"}, or "ranges" instead of "pool"'
 

@@ -12,6 +12,7 @@ from ...protocol import config
 from ...protocol.address import Prefix
 from ...protocol.config import DNS, Folded, Route
 from ...protocol.errors import CNIError
+from ...store.settings import check_word
 from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
 
@@ -190,17 +191,6 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
                     "(blockSize) in both",
                 )
         there.append((subnet, length))
-
-
-def check_word(text: str, key: str) -> str:
-    """A name that becomes a part of a key of the store and of a file's name. Raises CNIError."""
-    plain = text.replace(".", "").replace("-", "").replace("_", "")
-    if not (plain.isascii() and plain.isalnum()) or not text[0].isalnum() or len(text) > 200:
-        raise CNIError(
-            f"invalid {key} {text!r}",
-            "a name is of letters, digits, '.', '_' and '-', and begins with a letter or digit",
-        )
-    return text
 
 
 def convert(value: Any, name: str) -> PoolConf:

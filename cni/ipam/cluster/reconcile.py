@@ -27,8 +27,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from ...protocol.address import InvalidAddress, Prefix, parse_ip
+from ...store.interface import Conflict, Exists, Item, Store
 from . import blocks
-from .store.interface import Conflict, Exists, Item, Store
 
 LOCK = "reconcile/lock"
 _LOCKED_FOR = 120.0  # seconds

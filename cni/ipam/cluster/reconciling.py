@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from . import engines, settings
+from ...store import engines, settings
+from ...store.interface import Store, StoreError, Unavailable
 from . import reconcile as rounds
 from .reconcile import Misplaced, Presence, Report
-from .store.interface import Store, StoreError, Unavailable
 
 EVERY = 60.0  # seconds between two rounds
 _SETTLE = 60.0  # seconds for which a node has to be seen as gone

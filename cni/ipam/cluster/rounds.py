@@ -9,13 +9,14 @@ from typing import Any
 
 from ...protocol import config
 from ...protocol.errors import CNIError
-from . import engines, reconciling, settings, tend
+from ...store import engines, settings
+from ...store.interface import StoreError
+from ...store.settings import Settings
+from . import reconciling, tend
 from .claim import Claims
 from .compare import Synced
 from .node import Node, Space
 from .pool import Pool, convert
-from .settings import Settings
-from .store.interface import StoreError
 
 _LOOK = 5.0  # seconds between two looks whether a block is to be claimed
 _ROUND, _COMPARE = 12, 10  # looks until the store is asked anyway; rounds until all is compared

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ... import interrupts
+from ...store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
+from ...store.settings import Settings
 from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space, boot_time
 from .pool import Pool, check_apart
-from .settings import Settings
-from .store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
 
 T = TypeVar("T")
 _UPDATES = 8  # of one item that others change, too

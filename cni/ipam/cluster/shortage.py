@@ -11,18 +11,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ...protocol.errors import CNIError
-from . import engines
+from ...store import engines
+from ...store.interface import StoreError
 from .allocation import FromBlocks, NeedBlock
 from .claim import Claims, Full
 from .node import Node, Space
 from .pool import Pool, convert
-from .store.interface import StoreError
 
 if TYPE_CHECKING:
     from ...call import Call
     from ...protocol.result import IPConfig
+    from ...store.settings import Settings
     from ..host_local.allocation import Wish
-    from .settings import Settings
 
 _LOCK_TIMEOUT = 60.0  # seconds: others may wait for a store that does not answer
 _MOST_CLAIMS = 64  # an ADD needs one for each range set; others may take what it has claimed

@@ -13,13 +13,13 @@ from ... import files
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
+from ...store.interface import Item, Store
 from ..host_local import usage
 from ..host_local.reservation import is_address
 from . import blocks
 from .allocation import CONFLICT
 from .node import OWN, PENDING, RELEASING, Node, Space
 from .pool import Pool, PoolConf, convert
-from .store.interface import Item, Store
 from .takeover import HELD
 
 

@@ -24,9 +24,9 @@ from .pool import DEFAULT_SPACE
 
 if TYPE_CHECKING:
     from ...call import Call
+    from ...store.kubernetes_api import Api
+    from ...store.settings import Settings
     from .node import Node
-    from .settings import Settings
-    from .store.kubernetes_api import Api
 
 GROUP = "whereabouts.cni.cncf.io"
 API = f"/apis/{GROUP}/v1alpha1"
@@ -225,8 +225,8 @@ def read_api(api: Api, *, pods: bool = True) -> list[Json]:
 
     Raises StoreError.
     """
+    from ...store.kubernetes_api import object_of
     from .kubernetes_nodes import Nodes
-    from .store.kubernetes_api import object_of
 
     found: list[Json] = []
     for kind, plural in KINDS.items():

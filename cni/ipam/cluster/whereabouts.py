@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, parse_ip
 from ...protocol.errors import CNIError
-from .pool import check_word
+from ...store.settings import check_word
 
 FLAT_FILES = (
     "/etc/kubernetes/cni/net.d/whereabouts.d/whereabouts.conf",

@@ -54,6 +54,7 @@ class Conf(config.NetConf):
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
     ip_masq_families: list[str] = []
+    outbound_addr: list[str] = []
     mtu: config.Mtu = config.Mtu(0)
     hairpin_mode: bool = False
     promisc_mode: bool = False

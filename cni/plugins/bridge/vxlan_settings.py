@@ -36,6 +36,7 @@ class Conf(config.NetConf):
     ip_masq_backend: str | None = None
     ip_masq_set: bool = False
     ip_masq_families: list[str] = []
+    outbound_addr: list[str] = []
     remove_empty_bridge: bool = True
     no_default_route: bool = False
     accept_ra: bool | None = None

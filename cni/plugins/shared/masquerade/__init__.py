@@ -19,16 +19,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ....call import Steps
 from ....kernel.errors import IptablesError, KernelError
 from ....owner import Owner
-from ....protocol.address import Prefix
+from ....protocol.address import InvalidAddress, Prefix, format_ip, is_global_unicast, parse_ip
 from ....protocol.errors import CNIError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ....call import Call
     from ....protocol.request import Attachment
     from ....protocol.result import Result
 
+    # By "is IPv4": the packed address under which packets of that family leave (`outboundAddr`).
+    # Those of a family that is not in it leave under the address of the link that they go through.
+    Outbound = Mapping[bool, bytes]
+
+ANY: Outbound = {}
 BACKENDS = ("iptables", "nftables")
 FAMILIES = ("ipv4", "ipv6")
 SET = "set"  # the third, which is asked for by a key of its own
@@ -46,6 +51,7 @@ class Keys(Protocol):
     ip_masq_backend: str | None
     ip_masq_set: bool
     ip_masq_families: list[str]
+    outbound_addr: list[str]
 
 
 class Backend(Protocol):
@@ -54,7 +60,14 @@ class Backend(Protocol):
     What fails raises CNIError or KernelError.
     """
 
-    def setup(self, owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+    def setup(
+        self,
+        owner: Owner,
+        prefixes: list[Prefix],
+        *,
+        first: bool = False,
+        outbound: Outbound = ANY,
+    ) -> list[int]:
         """Make the rules of these addresses (with their subnets' prefix lengths).
 
         Rules that are there stay. If that fails, none of the rules is left. `first`: no ADD of the
@@ -81,7 +94,11 @@ class Backend(Protocol):
         """Remove the rules of the network's attachments that are not in `keep`."""
 
     def check(
-        self, owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+        self,
+        owner: Owner,
+        prefixes: list[Prefix],
+        handles: Sequence[int] = (),
+        outbound: Outbound = ANY,
     ) -> dict[Prefix, list[str]]:
         """The addresses that lack rules, each with the rules that it has. Never fails."""
 
@@ -129,16 +146,16 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
     """For ADD: masquerade the result's addresses; undone if the ADD fails. Raises CNIError."""
     from .... import intent
 
-    prefixes = _wanted(call, result)
+    prefixes, outbound = wanted(call, result), outbound_of(call.conf)
     undo = (call.owner, prefixes, lambda: _addresses_of_others(call))
     call.undo.callback(lambda: teardown(*undo, call.handles))
     earlier = intent.find(call.plugin, call.owner, call.request.env)
     if earlier is not None and set(earlier.addresses) - {prefix.host for prefix in prefixes}:
         teardown(*undo)  # it had other addresses, and no DEL came in between
-    call.handles = setup(call.owner, prefixes, backend, first=earlier is None)
+    call.handles = setup(call.owner, prefixes, backend, first=earlier is None, outbound=outbound)
 
 
-def _wanted(call: Call[Any], result: Result) -> list[Prefix]:
+def wanted(call: Call[Any], result: Result) -> list[Prefix]:
     """The addresses to masquerade: those of `ipMasqFamilies`, which the plugin has checked."""
     families = call.conf.ip_masq_families or FAMILIES
     return [ip.prefix for ip in result.ips if FAMILIES[not ip.prefix.is_v4] in families]
@@ -146,12 +163,15 @@ def _wanted(call: Call[Any], result: Result) -> list[Prefix]:
 
 def reload(call: Call[Any], result: Result, backend: str | None) -> None:
     """For `reload`: masquerade what is not masqueraded any more. Raises CNIError."""
-    setup(call.owner, _wanted(call, result), backend)
+    setup(call.owner, wanted(call, result), backend, outbound=outbound_of(call.conf))
 
 
 def check(call: Call[Any], result: Result) -> list[str]:
     """For CHECK: the addresses that are not masqueraded, a line each."""
-    lines = missing(call.owner, _wanted(call, result), lambda: _noted_handles(call))
+    outbound = outbound_of(call.conf)
+    lines = missing(
+        call.owner, wanted(call, result), lambda: _noted_handles(call), outbound=outbound
+    )
     return [f"{line}. Rules are gone: run `cni reload`" for line in lines]
 
 
@@ -202,6 +222,7 @@ def configured_backend(conf: Keys) -> str | None:
     if not conf.ip_masq:
         return None
     _check_families(conf.ip_masq_families)
+    outbound_of(conf)
     return backend_of(conf.ip_masq_backend, conf.ip_masq_set)
 
 
@@ -231,8 +252,39 @@ def _check_families(families: list[str]) -> None:
             )
 
 
+def outbound_of(conf: Keys) -> Outbound:
+    """The addresses that packets leave under, as `outboundAddr` lists them: one a family at most.
+
+    Raises CNIError for what no packet can leave under.
+    """
+    outbound: dict[bool, bytes] = {}
+    for text in conf.outbound_addr:
+        try:
+            ip = parse_ip(text)
+        except InvalidAddress:
+            ip = b""
+        if not ip or not is_global_unicast(ip):
+            raise CNIError(
+                f'invalid outboundAddr "{text}"',
+                "it is a list of addresses of this node, such as 192.0.2.7: no prefix, and neither "
+                "loopback, link-local nor multicast",
+            )
+        if (len(ip) == 4) in outbound:
+            raise CNIError(
+                f"outboundAddr has two addresses of one family: {', '.join(conf.outbound_addr)}",
+                "give one IPv4 and one IPv6 address at most",
+            )
+        outbound[len(ip) == 4] = ip
+    return outbound
+
+
 def setup(
-    owner: Owner, prefixes: list[Prefix], backend: str | None, *, first: bool = False
+    owner: Owner,
+    prefixes: list[Prefix],
+    backend: str | None,
+    *,
+    first: bool = False,
+    outbound: Outbound = ANY,
 ) -> list[int]:
     """Masquerade the traffic from these addresses to outside their subnets; again is no error.
 
@@ -245,22 +297,24 @@ def setup(
     if not prefixes:
         return []
     if backend:
-        return _load(backend).setup(owner, prefixes, first=first)
-    return _setup_with_either(owner, prefixes, first)
+        return _load(backend).setup(owner, prefixes, first=first, outbound=outbound)
+    return _setup_with_either(owner, prefixes, first, outbound)
 
 
-def _setup_with_either(owner: Owner, prefixes: list[Prefix], first: bool) -> list[int]:
+def _setup_with_either(
+    owner: Owner, prefixes: list[Prefix], first: bool, outbound: Outbound
+) -> list[int]:
     from ....netfilter import iptables
 
     try:
         iptables.require()  # where the tool is not installed, its backend is not worth loading
-        return _load("iptables").setup(owner, prefixes, first=first)
+        return _load("iptables").setup(owner, prefixes, first=first, outbound=outbound)
     except IptablesError as error:
         # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
         if iptables.usable(v6=False):
             raise
         try:
-            return _load("nftables").setup(owner, prefixes, first=first)
+            return _load("nftables").setup(owner, prefixes, first=first, outbound=outbound)
         except (CNIError, KernelError) as other:
             raise CNIError(
                 error.msg, f"and nftables, tried instead: {other}; {error.details}".rstrip("; ")
@@ -292,7 +346,11 @@ def collect(network: str, keep: list[Owner]) -> None:
 
 
 def missing(
-    owner: Owner, prefixes: list[Prefix], handles: Callable[[], list[int]] = list
+    owner: Owner,
+    prefixes: list[Prefix],
+    handles: Callable[[], list[int]] = list,
+    *,
+    outbound: Outbound = ANY,
 ) -> list[str]:
     """The addresses without their rules, a line each; the rules of any backend will do.
 
@@ -301,16 +359,20 @@ def missing(
     rest: dict[Prefix, list[str]] = {prefix: [] for prefix in prefixes}
     for name in (SET, "nftables"):  # the first needs no list of all rules
         if rest and _is_nft_used(name):
-            rest = _load(name).check(owner, list(rest), [] if name == SET else handles())
+            noted = [] if name == SET else handles()
+            rest = _load(name).check(owner, list(rest), noted, outbound)
     if rest:
-        rest = _load("iptables").check(owner, list(rest), handles())
-    return [_difference(prefix, have) for prefix, have in rest.items()]
+        rest = _load("iptables").check(owner, list(rest), handles(), outbound)
+    return [_difference(prefix, have, outbound) for prefix, have in rest.items()]
 
 
-def _difference(prefix: Prefix, have: list[str]) -> str:
+def _difference(prefix: Prefix, have: list[str], outbound: Outbound) -> str:
     there = f"only {'; '.join(have)}" if have else "none"
+    address = outbound.get(prefix.is_v4)
+    under = f" under {format_ip(address)}" if address else ""
+    chain = " ".join(_NFT_CHAINS["nftables"])
     return (
-        f"masquerading of {prefix}: want its rule in {' '.join(_NFT_CHAINS['nftables'])}, or its "
-        f"address in the sets of inet cni_masquerade, or the chain and the POSTROUTING rule in "
-        f"iptables' nat table; have {there}"
+        f"masquerading of {prefix}{under}: want its rule in {chain}, or its address in the sets of "
+        f"inet cni_masquerade, or the chain and the POSTROUTING rule in iptables' nat table; have "
+        f"{there}"
     )

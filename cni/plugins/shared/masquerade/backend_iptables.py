@@ -1,6 +1,7 @@
 """Masquerading with iptables: the reference's chain a container (docs/spec/common.md §6.1).
 
     CNI-<hash>    of network and container: accept what stays in the subnet, masquerade the rest
+                  (or give it the source that `outboundAddr` says)
     POSTROUTING   a jump to that chain from each of the container's addresses
 
 ADD is one transaction a family: over netlink where the node's tool is iptables-nft
@@ -15,14 +16,18 @@ no longer those of its ADD; here they go with the chain.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ....kernel.errors import IptablesError, IptablesUnknown, NetlinkError
 from ....netfilter import iptables
 from ....netfilter.table import Table
 from ....owner import Owner
-from ....protocol.address import InvalidAddress, Prefix, by_family
+from ....protocol.address import InvalidAddress, Prefix, by_family, format_ip
 from ....protocol.errors import CNIError, join
+from . import ANY
+
+if TYPE_CHECKING:
+    from . import Outbound
 
 _POSTROUTING = "POSTROUTING"
 _RETRIES = 5
@@ -34,7 +39,9 @@ _Source = bytes
 _Select = Callable[[list[_Source]], list[bool]]
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+def setup(
+    owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
+) -> list[int]:
     """Make the rules of these addresses; those that are there stay. Raises IptablesError.
 
     Returns the handles of the jumps, of both families, as far as they are known.
@@ -44,7 +51,7 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[
     handles: list[int] = []
     for v6, family in by_family(prefixes):
         try:
-            handles += _add(owner, v6, family)
+            handles += _add(owner, v6, family, outbound)
         except IptablesError:
             if done:
                 _take_back(owner, done)
@@ -61,11 +68,11 @@ def _take_back(owner: Owner, done: list[Prefix]) -> None:
     _each_family([(v6, _remove, (owner.chain(), v6, select))])
 
 
-def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> list[int]:
+def _add(owner: Owner, v6: bool, prefixes: list[Prefix], outbound: Outbound) -> list[int]:
     """Make the rules of a family; the handles of the jumps, as far as they are known."""
     from ....netfilter import iptables_netlink
 
-    rules = [rules_of(owner, prefix) for prefix in prefixes]
+    rules = [rules_of(owner, prefix, outbound) for prefix in prefixes]
     accept = list(dict.fromkeys(rule.accept for rule in rules))  # two addresses, one subnet
     jumps = [rule.jump for rule in rules]
     masquerade = rules[0].masquerade
@@ -86,9 +93,20 @@ def _add(owner: Owner, v6: bool, prefixes: list[Prefix]) -> list[int]:
         # accepted before the rule that masquerades the rest: these go to the front.
         lines = [f"-I{rule[2:]}" for rule in accept if rule not in saved]
         lines += [rule for rule in (masquerade, *jumps) if rule not in saved]
+        lines += [_delete(rule) for rule in saved if _is_stale(owner, rule, masquerade)]
         if lines:
             iptables.restore(v6, "nat", lines)
     return []
+
+
+def _is_stale(owner: Owner, rule: str, masquerade: str) -> bool:
+    """Does a saved rule of the owner's chain translate to another source than `masquerade`?"""
+    target = rule.rpartition(" -j ")[2].partition(" ")[0]
+    return (
+        rule.startswith(f"-A {owner.chain()} ")
+        and target in ("MASQUERADE", "SNAT")
+        and rule != masquerade
+    )
 
 
 class Rules(NamedTuple):
@@ -99,28 +117,34 @@ class Rules(NamedTuple):
     jump: str
 
 
-def rules_of(owner: Owner, prefix: Prefix) -> Rules:
+def rules_of(owner: Owner, prefix: Prefix, outbound: Outbound = ANY) -> Rules:
     """The rules that masquerade an address (with its subnet's prefix length)."""
     chain, comment = owner.chain(), iptables.comment(owner.iptables_comment)
     subnet = f"-d {prefix.network} " if prefix.length else ""
     multicast = "224.0.0.0/4" if prefix.is_v4 else "ff00::/8"
+    fixed = outbound.get(prefix.is_v4)
+    target = f"SNAT --to-source {format_ip(fixed)}" if fixed else "MASQUERADE"
     return Rules(
         f"-A {chain} {subnet}{comment} -j ACCEPT",
-        f"-A {chain} ! -d {multicast} {comment} -j MASQUERADE",
+        f"-A {chain} ! -d {multicast} {comment} -j {target}",
         f"-A {_POSTROUTING} -s {prefix.host} {comment} -j {chain}",
     )
 
 
 def check(
-    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+    owner: Owner,
+    prefixes: list[Prefix],
+    handles: Sequence[int] = (),
+    outbound: Outbound = ANY,
 ) -> dict[Prefix, list[str]]:
     """The addresses that lack one of their three rules, each with those that it has."""
     problems = {}
     for v6, family in by_family(prefixes):
-        wanted = list(dict.fromkeys(rule for one in family for rule in rules_of(owner, one)))
+        rules = (rule for one in family for rule in rules_of(owner, one, outbound))
+        wanted = list(dict.fromkeys(rules))
         saved = _present(owner, v6, wanted, handles)
         for prefix in family:
-            want = rules_of(owner, prefix)
+            want = rules_of(owner, prefix, outbound)
             if not saved.issuperset(want):
                 problems[prefix] = [rule for rule in want if rule in saved]
     return problems

@@ -2,7 +2,8 @@
 
     table inet cni_plugins_masquerade
       chain postrouting   hook: not for multicast; to masq_checks
-      chain masq_checks   from one address to outside its subnet: masquerade; the owner as comment
+      chain masq_checks   from one address to outside its subnet: masquerade, or the source that
+                          `outboundAddr` says; the owner as comment
 
 One transaction makes an attachment's rules and, where that is not as it should be, all that is
 shared, whatever was there before. What is removed is found by the owner's key in the comment: of
@@ -20,11 +21,13 @@ from ....netfilter.table import Rule, Table, parse_rule
 from ....owner import Owner, network_key
 from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
+from . import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ....netfilter.nft import Change
+    from . import Outbound
 
 TABLE, CHECKS = "cni_plugins_masquerade", "masq_checks"
 _HOOK = "postrouting"
@@ -37,7 +40,9 @@ _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
 _POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+def setup(
+    owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
+) -> list[int]:
     """Make the rules of these addresses, instead of all that the owner had; returns their handles.
 
     Raises CNIError.
@@ -49,10 +54,8 @@ def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[
     from ....netfilter import expressions
 
     table = Table("inet", TABLE)
-    new = [
-        nft.echoed(expressions.new_rule(table, CHECKS, _expressions(prefix), owner.comment))
-        for prefix in prefixes
-    ]
+    rules = [_expressions(prefix, outbound.get(prefix.is_v4)) for prefix in prefixes]
+    new = [nft.echoed(expressions.new_rule(table, CHECKS, rule, owner.comment)) for rule in rules]
 
     def plan() -> list[Change]:
         shared = [] if _is_complete() else _skeleton()
@@ -97,15 +100,15 @@ def _skeleton() -> list[Change]:
     ]
 
 
-def _expressions(prefix: Prefix) -> list[bytes]:
-    """From the address to outside its subnet: masquerade."""
+def _expressions(prefix: Prefix, fixed: bytes | None) -> list[bytes]:
+    """From the address to outside its subnet: masquerade, or leave under the `fixed` address."""
     from ....netfilter import expressions as kernel
 
     return [
         kernel.nfproto(prefix.is_v4),
         kernel.source(prefix.host),
         kernel.destination(prefix.network, kernel.NEQ),
-        kernel.masquerade(),
+        *([kernel.load(fixed), kernel.snat(prefix.is_v4)] if fixed else [kernel.masquerade()]),
     ]
 
 
@@ -157,18 +160,22 @@ def _delete(prefix: str, keep: set[str]) -> None:
 
 
 def check(
-    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+    owner: Owner,
+    prefixes: list[Prefix],
+    handles: Sequence[int] = (),
+    outbound: Outbound = ANY,
 ) -> dict[Prefix, list[str]]:
     """The addresses without a rule, each with nothing: an address has one rule or none."""
     try:
-        missing = _without_rule(prefixes, _noted(owner, handles))
+        missing = _without_rule(prefixes, _noted(owner, handles), outbound)
         if missing:
-            missing = _without_rule(prefixes, _rules(owner))
+            missing = _without_rule(prefixes, _rules(owner), outbound)
     except NetlinkError:
         missing = prefixes  # of a kernel without nftables, or one that cannot be asked now
     return {prefix: [] for prefix in missing}
 
 
-def _without_rule(prefixes: list[Prefix], rules: list[Rule]) -> list[Prefix]:
-    sources = {value for rule in rules for value in rule.compared}
-    return [prefix for prefix in prefixes if prefix.ip not in sources]
+def _without_rule(prefixes: list[Prefix], rules: list[Rule], outbound: Outbound) -> list[Prefix]:
+    have = {(value, rule.loaded) for rule in rules for value in rule.compared}
+    wanted = {prefix: (prefix.ip, outbound.get(prefix.is_v4, b"")) for prefix in prefixes}
+    return [prefix for prefix in prefixes if wanted[prefix] not in have]

@@ -5,12 +5,14 @@ one (docs/plugins/bridge.md).
       map by_owner       owner's key . number : address . prefix length
       set addresses4     the containers' addresses, each with its owner as comment
       set inside4_16     address . its subnet, for each prefix length (here 16) a set; the same
+      map outbound4      instead of addresses4, for `outboundAddr`: address : the one to leave under
       chain postrouting  hook: not for multicast, not inside of the subnet; else, from one of the
-                         addresses: masquerade
+                         addresses: the source that outbound4 has for it, or masquerade
 
-and the same for IPv6. All elements of an attachment are added, and go, in one transaction. So
-by_owner says for certain what an owner has, also after a kill, and nothing is listed. IPv4
-addresses in it are mapped to IPv6 (::ffff:10.1.2.3).
+and the same for IPv6; the maps outbound… with the first that wants them. All elements of an
+attachment are added, and go, in one transaction. So by_owner says for certain what an owner has,
+also after a kill, and nothing is listed. IPv4 addresses in it are mapped to IPv6
+(::ffff:10.1.2.3), and 256 is added to the prefix length of those in a map outbound….
 
 An address has one owner, the last that asked for it.
 """
@@ -27,11 +29,13 @@ from ....netfilter.table import Table
 from ....owner import Owner, network_key
 from ....protocol.address import Prefix
 from ....protocol.errors import CNIError
+from . import ANY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from ....netfilter.nft import Change
+    from . import Outbound
 
 TABLE = Table("inet", "cni_masquerade")
 BY_OWNER, CHAIN = "by_owner", "postrouting"
@@ -40,19 +44,25 @@ _KEY = "mark . mark . mark . mark . mark"
 _VALUE = "ipv6_addr . mark"
 _MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address begins with as an IPv6 one
 _NUMBER = 4  # bytes: of the number in a key of by_owner, and of a prefix length
+_FIXED = 256  # is added to a prefix length in by_owner, for an address in a map outbound…
 _RUN = 15  # an owner's addresses asked for at once
 _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
 
 
 class _Kind(NamedTuple):
-    """The addresses of a family with one prefix length."""
+    """The addresses of a family with one prefix length; with _FIXED as length, those in its map."""
 
     is_v4: bool
     length: int
 
     @property
     def inside(self) -> str:
-        """The set of addresses with their subnets; its rule has the same name as comment."""
+        """The set of addresses with their subnets, or the map of fixed sources.
+
+        Its rule has the same name as comment.
+        """
+        if self.length == _FIXED:
+            return _outbound(self.is_v4)
         return f"inside{4 if self.is_v4 else 6}_{self.length}"
 
 
@@ -60,21 +70,32 @@ def _addresses(is_v4: bool) -> str:
     return "addresses4" if is_v4 else "addresses6"
 
 
+def _outbound(is_v4: bool) -> str:
+    return "outbound4" if is_v4 else "outbound6"
+
+
 # --- the verbs ------------------------------------------------------------------------------------
 
 
-def setup(owner: Owner, prefixes: list[Prefix], *, first: bool = False) -> list[int]:
+def setup(
+    owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
+) -> list[int]:
     """Masquerade these addresses, instead of all that the owner had. Raises CNIError."""
     _ = first  # what there is of the owner is known without a list
 
     def plan() -> list[Change]:
-        missing = _missing_kinds(prefixes)
+        comments = _rules()
+        missing = _missing_kinds(comments, prefixes, outbound)
         shared = [] if missing is None else _skeleton(missing)
         had = _listed(owner)
         changes = [*shared, *_removals(owner.key, [element.value for element in had])]
         changes += elements.remove(TABLE, BY_OWNER, had)
-        for name, items in _elements(owner, prefixes).items():
-            how = elements.insert if name == BY_OWNER else elements.put
+        for is_v4 in (True, False):
+            if _outbound(is_v4) in comments:
+                changes += _superseded(owner, is_v4, prefixes)
+        for name, items in _elements(owner, prefixes, outbound).items():
+            is_map = name == BY_OWNER or items[0].value
+            how = elements.insert if is_map else elements.put
             changes += how(TABLE, name, items)
         return changes
 
@@ -105,16 +126,20 @@ def gc(network: str, keep: list[Owner]) -> None:
 
 
 def check(
-    owner: Owner, prefixes: list[Prefix], handles: Sequence[int] = ()
+    owner: Owner,
+    prefixes: list[Prefix],
+    handles: Sequence[int] = (),
+    outbound: Outbound = ANY,
 ) -> dict[Prefix, list[str]]:
     """The addresses that are not masqueraded, each with the sets that it is in. Never fails."""
     _ = handles
     try:
-        if _missing_kinds(prefixes) is not None:
+        if _missing_kinds(_rules(), prefixes, outbound) is not None:
             return {prefix: [] for prefix in prefixes}
+        items = {each: _items(owner, each, outbound.get(each.is_v4, b"")) for each in prefixes}
         have = {
-            prefix: [name for name, item in _items(owner, prefix) if _has(owner, name, item)]
-            for prefix in prefixes
+            prefix: [name for name, item in wanted if _has(owner, name, item)]
+            for prefix, wanted in items.items()
         }
     except NetlinkError:
         return {prefix: [] for prefix in prefixes}
@@ -123,28 +148,37 @@ def check(
 
 def _has(owner: Owner, name: str, wanted: Element) -> bool:
     element = elements.find(TABLE, name, wanted.key)
-    return element is not None and element.comment.startswith(owner.key)
+    return (
+        element is not None
+        and element.comment.startswith(owner.key)
+        and element.value == wanted.value
+    )
 
 
 # --- elements -------------------------------------------------------------------------------------
 
 
-def _elements(owner: Owner, prefixes: Iterable[Prefix]) -> dict[str, list[Element]]:
+def _elements(
+    owner: Owner, prefixes: Iterable[Prefix], outbound: Outbound
+) -> dict[str, list[Element]]:
     """The elements of an owner's addresses, by the name of their map or set."""
     wanted: dict[str, list[Element]] = {BY_OWNER: []}
     for number, prefix in enumerate(dict.fromkeys(prefixes)):
-        value = _as_v6(prefix.ip) + _native(prefix.length)
+        fixed = outbound.get(prefix.is_v4, b"")
+        value = _as_v6(prefix.ip) + _native(prefix.length + (_FIXED if fixed else 0))
         key = _words(owner.key) + _native(number)
         wanted[BY_OWNER].append(Element(key, value, "", owner.comment))
-        for name, item in _items(owner, prefix):
+        for name, item in _items(owner, prefix, fixed):
             wanted.setdefault(name, []).append(item)
     return {name: list(dict.fromkeys(items)) for name, items in wanted.items()}
 
 
-def _items(owner: Owner, prefix: Prefix) -> list[tuple[str, Element]]:
+def _items(owner: Owner, prefix: Prefix, fixed: bytes) -> list[tuple[str, Element]]:
+    """The elements of an address; `fixed` is the one that it leaves under, if that is fixed."""
     kind = _Kind(prefix.is_v4, prefix.length)
+    name = _outbound(prefix.is_v4) if fixed else _addresses(prefix.is_v4)
     return [
-        (_addresses(prefix.is_v4), Element(prefix.ip, b"", "", owner.comment)),
+        (name, Element(prefix.ip, fixed, "", owner.comment)),
         (kind.inside, Element(prefix.ip + prefix.network.ip, b"", "", owner.comment)),
     ]
 
@@ -191,7 +225,9 @@ def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
     wanted: dict[str, dict[bytes, str]] = {}
     for owner, values in owned.items():
         for value in values:
-            for name, item in _items(Owner("", "", ""), prefix_of(value)):
+            is_fixed = _from_native(value[-_NUMBER:]) >= _FIXED
+            prefix = prefix_of(value)
+            for name, item in _items(Owner("", "", ""), prefix, prefix.ip if is_fixed else b""):
                 wanted.setdefault(name, {})[item.key] = owner
     changes: list[Change] = []
     for name, owners in wanted.items():
@@ -204,11 +240,19 @@ def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
     return changes
 
 
+def _superseded(owner: Owner, is_v4: bool, prefixes: list[Prefix]) -> list[Change]:
+    """What takes others' elements out of the map of fixed sources, which the kernel asks first."""
+    keys = sorted({prefix.ip for prefix in prefixes if prefix.is_v4 == is_v4})
+    have = elements.find_all(TABLE, _outbound(is_v4), keys)
+    theirs = [element for element in have if not element.comment.startswith(owner.key)]
+    return [*elements.remove(TABLE, _outbound(is_v4), theirs)]
+
+
 def prefix_of(value: bytes) -> Prefix:
     """The address in a value of by_owner."""
     packed, length = value[:-_NUMBER], value[-_NUMBER:]
     is_v4 = packed.startswith(_MAPPED)
-    return Prefix(packed[len(_MAPPED) :] if is_v4 else packed, _from_native(length))
+    return Prefix(packed[len(_MAPPED) :] if is_v4 else packed, _from_native(length) % _FIXED)
 
 
 def _as_v6(ip: bytes) -> bytes:
@@ -241,17 +285,26 @@ def _from_native(data: bytes) -> int:
 # --- what all share -------------------------------------------------------------------------------
 
 
-def _missing_kinds(prefixes: list[Prefix]) -> list[_Kind] | None:
+def _rules() -> list[str]:
+    """The comments of the chain's rules. Raises NetlinkError."""
+    return [rule.comment for rule in TABLE.find_rules_with(CHAIN, b"")]
+
+
+def _missing_kinds(
+    comments: list[str], prefixes: list[Prefix], outbound: Outbound
+) -> list[_Kind] | None:
     """None if the chain has the rules for these addresses; else the kinds that it has to have."""
     wanted = {_Kind(prefix.is_v4, prefix.length) for prefix in prefixes}
-    rules = TABLE.find_rules_with(CHAIN, b"")
-    comments = [rule.comment for rule in rules]
+    wanted |= {_Kind(prefix.is_v4, _FIXED) for prefix in prefixes if prefix.is_v4 in outbound}
     there = {kind for comment in comments if (kind := _kind_named(comment)) is not None}
     kinds = sorted(wanted | there, reverse=True)
     return None if wanted <= there and comments == _comments(kinds) else kinds
 
 
 def _kind_named(comment: str) -> _Kind | None:
+    for is_v4 in (True, False):
+        if comment == _outbound(is_v4):
+            return _Kind(is_v4, _FIXED)
     head, _, length = comment.partition("_")
     if head not in ("inside4", "inside6") or not length.isdecimal():
         return None
@@ -260,8 +313,17 @@ def _kind_named(comment: str) -> _Kind | None:
 
 def _comments(kinds: list[_Kind]) -> list[str]:
     """The comments of the chain's rules, in their order."""
-    inside = [kind.inside for kind in kinds]
-    return ["multicast", "multicast", *inside, _addresses(True), _addresses(False)]
+    inside = [kind.inside for kind in _inside(kinds)]
+    fixed = [kind.inside for kind in _fixed(kinds)]
+    return ["multicast", "multicast", *inside, *fixed, _addresses(True), _addresses(False)]
+
+
+def _inside(kinds: list[_Kind]) -> list[_Kind]:
+    return [kind for kind in kinds if kind.length != _FIXED]
+
+
+def _fixed(kinds: list[_Kind]) -> list[_Kind]:
+    return [kind for kind in kinds if kind.length == _FIXED]
 
 
 def _skeleton(kinds: list[_Kind]) -> list[Change]:
@@ -272,7 +334,15 @@ def _skeleton(kinds: list[_Kind]) -> list[Change]:
     rules = [
         [kernel.nfproto(prefix.is_v4), kernel.destination(prefix), accept] for prefix in _MULTICAST
     ]
-    rules += [[*_load_pair(kind), kernel.lookup(kind.inside), accept] for kind in kinds]
+    rules += [[*_load_pair(kind), kernel.lookup(kind.inside), accept] for kind in _inside(kinds)]
+    rules += [
+        [
+            _load_source(kind.is_v4),
+            kernel.lookup(kind.inside, into=uapi.NFT_REG_1),
+            kernel.snat(kind.is_v4),
+        ]
+        for kind in _fixed(kinds)
+    ]
     rules += [
         [_load_source(is_v4), kernel.lookup(_addresses(is_v4)), kernel.masquerade()]
         for is_v4 in (True, False)
@@ -280,7 +350,9 @@ def _skeleton(kinds: list[_Kind]) -> list[Change]:
     sets: list[tuple[str, str, str | None]] = [(BY_OWNER, _KEY, _VALUE)]
     for is_v4 in (True, False):
         sets.append((_addresses(is_v4), _type(is_v4), None))
-    for kind in kinds:
+    for kind in _fixed(kinds):
+        sets.append((kind.inside, _type(kind.is_v4), _type(kind.is_v4)))
+    for kind in _inside(kinds):
         sets.append((kind.inside, f"{_type(kind.is_v4)} . {_type(kind.is_v4)}", None))
     return [
         kernel.new_table(TABLE, _COMMENT),

@@ -13,7 +13,7 @@ from ....netfilter.elements import Element
 from ....owner import Owner
 from ....protocol import config
 from ....protocol.address import Prefix
-from . import SET, backend_iptables, backend_nft, backend_set, setup
+from . import SET, backend_iptables, backend_nft, backend_set, outbound_of, setup, wanted
 
 if TYPE_CHECKING:
     from ....call import Call
@@ -32,14 +32,15 @@ def concerns(conf: dict[str, Any]) -> bool:
 
 def to_reference(call: Call[Any]) -> None:
     """Masquerade as the reference does. Raises CNIError, KernelError."""
-    setup(call.owner, _prefixes(call), call.conf.ip_masq_backend or None)
+    outbound = outbound_of(call.conf)
+    setup(call.owner, _prefixes(call), call.conf.ip_masq_backend or None, outbound=outbound)
     forget(call.owner)
 
 
 def to_own(call: Call[Any]) -> None:
     """Masquerade with sets again; the reference's rules go. Raises CNIError, KernelError."""
     prefixes = _prefixes(call)
-    setup(call.owner, prefixes, SET)
+    setup(call.owner, prefixes, SET, outbound=outbound_of(call.conf))
     backend_nft.teardown(call.owner, prefixes, list, [])
     backend_iptables.teardown(call.owner, prefixes, list, [])
 
@@ -51,4 +52,4 @@ def forget(owner: Owner) -> None:
 
 def _prefixes(call: Call[Any]) -> list[Prefix]:
     result = call.prev_result()
-    return [ip.prefix for ip in result.ips] if result is not None else []
+    return wanted(call, result) if result is not None else []

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .... import files
+from .. import files
 from . import kubeconfig_yaml
 from .interface import Refused, Unavailable
 from .tls import Trust

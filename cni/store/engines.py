@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...protocol.errors import CNIError, TryAgainLater
-from .store.config import open_store
-from .store.interface import Store, StoreError, Unavailable
+from ..protocol.errors import CNIError, TryAgainLater
+from .config import open_store
+from .interface import Store, StoreError, Unavailable
 
 
 def connect(options: dict[str, Any] | None) -> Store:

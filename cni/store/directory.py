@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .... import files, interrupts, lockfile
-from ....protocol.errors import CNIError, Terminated
+from .. import files, interrupts, lockfile
+from ..protocol.errors import CNIError, Terminated
 from .config import DirectoryOptions, check_path, decode
 from .history import History, Line, read_since
 from .interface import (

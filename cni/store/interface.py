@@ -1,4 +1,4 @@
-"""What a store of blocks does: the interface of its engines, and its errors.
+"""What a store does: the interface of its engines, and its errors.
 
 A store holds items, each a key with a JSON object. Keys are paths of words with `/` between them,
 such as `blocks/default/10.64.3.0-26`; a word consists of letters, digits, `.`, `_` and `-`. Every

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from .... import files
+from .. import files
 from . import etcd_messages as messages
 from .config import EtcdOptions, check_path, decode
 from .etcd_errors import AuthNeeded, Compacted, explain, explain_text

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ... import files
-from ...protocol import config
-from ...protocol.errors import CNIError
-from .pool import check_word
+from .. import files
+from ..protocol import config
+from ..protocol.errors import CNIError
 
 NODE_FILE = "/etc/cni/cluster.json"
 NODE_FILE_VARIABLE = "CNI_CLUSTER_CONF"
@@ -130,3 +129,14 @@ def _node_file(path: str) -> dict[str, Any]:
         return config.decode_object(data)
     except CNIError as error:
         raise error.wrapped(f"{path}: ") from None
+
+
+def check_word(text: str, key: str) -> str:
+    """A name that becomes a part of a key of the store and of a file's name. Raises CNIError."""
+    plain = text.replace(".", "").replace("-", "").replace("_", "")
+    if not (plain.isascii() and plain.isalnum()) or not text[0].isalnum() or len(text) > 200:
+        raise CNIError(
+            f"invalid {key} {text!r}",
+            "a name is of letters, digits, '.', '_' and '-', and begins with a letter or digit",
+        )
+    return text

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from .... import files
+from .. import files
 from .interface import Expired, Value
 
 LIMIT = 4 << 20  # bytes, after which a new epoch begins

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from ....protocol.address import InvalidAddress, Prefix
+from ..protocol.address import InvalidAddress, Prefix
 
 GROUP = "ipam.cni-plugins.internal"
 VERSION = "v1"

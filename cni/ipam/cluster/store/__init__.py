@@ -1,1 +1,0 @@
-"""The stores in which nodes claim blocks: interface.py says what each engine does."""

@@ -1,0 +1,1 @@
+"""The stores that the nodes of a cluster share: interface.py says what each engine does."""
