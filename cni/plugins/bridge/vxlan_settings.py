@@ -1,4 +1,4 @@
-"""vxlan's configuration, and what of it is wrong (docs/spec/vxlan.md)."""
+"""vxlan's configuration and its validation (docs/spec/vxlan.md)."""
 
 from __future__ import annotations
 
