@@ -1,4 +1,4 @@
-"""What we ask of Linux, one module a subsystem, each usable alone in a REPL.
+"""Requests to Linux, a module for each subsystem; each module can be used alone in a REPL.
 
 >>> from cni.kernel import link, netlink
 >>> link.get(netlink.Netlink(), "lo").mtu

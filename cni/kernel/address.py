@@ -30,7 +30,7 @@ _FAMILIES = (bytes((AF_INET,)), bytes((AF_INET6,)))
 class Address(NamedTuple):
     """An address as the kernel holds it: `flags` are IFA_F_*, `lifetimes` an ifa_cacheinfo.
 
-    `peer` is the address at the other end, packed, where it is not the address itself.
+    `peer` is the address of the other end (packed); empty if that equals the address itself.
     """
 
     prefix: Prefix
@@ -42,12 +42,12 @@ class Address(NamedTuple):
 
     @property
     def usable(self) -> bool:
-        """Not waiting for duplicate address detection, nor failed in it."""
+        """Is it neither tentative nor refused by duplicate address detection?"""
         return not self.flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED)
 
     @property
     def is_autoconf(self) -> bool:
-        """Made by the kernel of a router's prefix, and no temporary one (RFC 8981)."""
+        """Did the kernel derive it from a router's prefix? False for temporary ones (RFC 8981)."""
         made_by_hand = uapi.IFA_F_PERMANENT | uapi.IFA_F_TEMPORARY
         is_v6 = self.prefix.family == AF_INET6
         return is_v6 and self.scope == SCOPE_UNIVERSE and not self.flags & made_by_hand
@@ -58,7 +58,7 @@ def show(sock: Netlink, index: int = 0, family: int = 0) -> list[Address]:
     entries = []
     for data in sock.dump(uapi.RTM_GETADDR, _IFADDR.pack(family, 0, 0, 0, index)):
         if data[:1] not in _FAMILIES:
-            continue  # other protocols answer, too, if no family is named
+            continue  # without a family the kernel also lists those of other protocols
         entry = _parse(data)
         if index in (0, entry.index):
             entries.append(entry)
@@ -101,8 +101,8 @@ def put_back(sock: Netlink, entry: Address) -> None:
 def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
     """Take an address off a link; one that is gone already is success. Raises NetlinkError.
 
-    The kernel looks for the address with its peer, which is mostly the address itself: where it
-    finds none, the link's addresses are looked at for one with another peer.
+    The kernel identifies an address by itself and its peer. The peer mostly equals the address;
+    if the link has none such, the one with another peer is looked up and deleted.
     """
     if _is_deleted(sock, index, prefix):
         return
@@ -112,12 +112,12 @@ def delete(sock: Netlink, index: int, prefix: Prefix) -> None:
 
 
 def _is_deleted(sock: Netlink, index: int, prefix: Prefix, peer: bytes = b"") -> bool:
-    """Delete an address; false if there is none such."""
+    """Delete an address; False if the link has none with this peer."""
     try:
         sock.request(uapi.RTM_DELADDR, _message(index, prefix, peer=peer))
     except NetlinkError as error:
         if error.errno == ENODEV:
-            return True  # the link took its addresses along
+            return True  # the link is gone, and its addresses with it
         if error.errno != EADDRNOTAVAIL:
             raise
         return False
@@ -137,8 +137,8 @@ def _message(
 def settle(sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout: float) -> bool:
     """Wait until no IPv6 address of the link is tentative; False when time ran out first.
 
-    `subscribe` gives a socket that hears RTNLGRP_IPV6_IFADDR; it is asked for only if there is
-    something to wait for, and the wait ends with the kernel's notification, not with a next poll.
+    `subscribe` opens a socket that is subscribed to RTNLGRP_IPV6_IFADDR; it is called only if an
+    address is tentative. The kernel's notification ends the wait; nothing is polled.
     Raises DuplicateAddress or Terminated.
     """
     if not _tentative(sock, index):

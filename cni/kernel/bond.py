@@ -1,4 +1,4 @@
-"""Bonds: links that are joined to one (linux/Documentation/networking/bonding.rst)."""
+"""Bonds: one link made of several (linux/Documentation/networking/bonding.rst)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(
     tlb_dynamic_lb: int | None = None,
 ) -> bytes:
     """The attributes of a new bond, for link.create; `miimon` is in milliseconds."""
-    # The kernel applies them in the order of their numbers, and the mode decides what is allowed.
+    # The kernel applies attributes in the order of their numbers; the mode decides which it allows.
     parts = [
         nl.u8(uapi.IFLA_BOND_MODE, MODES.index(mode)),
         nl.u32(uapi.IFLA_BOND_MIIMON, miimon),
@@ -43,13 +43,13 @@ def data(
 
 
 def mode(device: Link) -> str:
-    """The mode of a bond; "" if it is none that is known here."""
+    """The mode of a bond; "" if this module does not know it."""
     number = nl.get_byte(device.data.get(uapi.IFLA_BOND_MODE))
     return MODES[number] if number < len(MODES) else ""
 
 
 def miimon(device: Link) -> int:
-    """How often a bond looks whether its ports have a carrier, in milliseconds."""
+    """The interval at which a bond checks its ports' carrier, in milliseconds."""
     return nl.get_u32(device.data.get(uapi.IFLA_BOND_MIIMON))
 
 

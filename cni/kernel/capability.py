@@ -10,7 +10,7 @@ _NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 def missing() -> list[str]:
     """The names of the capabilities that plugins need and this process lacks.
 
-    Empty also if that cannot be found out.
+    Also empty if the kernel does not tell.
     """
     effective = _effective()
     if effective is None:
@@ -19,12 +19,12 @@ def missing() -> list[str]:
 
 
 def is_effective(name: str) -> bool:
-    """Has this process that capability, which plugins need? False also if that is not known."""
+    """Has this process the capability `name`? Also False if the kernel does not tell."""
     return bool((_effective() or 0) >> _NEEDED[name] & 1)
 
 
 def _effective() -> int | None:
-    """The effective capabilities, a bit each; None if that cannot be found out."""
+    """The effective capabilities, one bit each; None if the kernel does not tell."""
     try:
         with open("/proc/self/status", "rb") as file:
             lines = dict(line.split(b":", 1) for line in file if b":" in line)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from ..protocol.address import Prefix
 
 
-# Errors of this process, of memory or of the disk: they say nothing of what was asked for, and the
-# same request may succeed when it is repeated.
+# Errors of this process, of memory or of the disk. They say nothing about the object of a request:
+# the same request may succeed when it is repeated.
 TRANSIENT = frozenset({EAGAIN, EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
@@ -59,7 +59,7 @@ class KernelError(Exception):
 
 
 class NetlinkError(KernelError, OSError):
-    """The kernel refused a request: `errno`, and in `explanation` its own words, if it gave any."""
+    """The kernel refused a request: `errno` says why, `explanation` in the kernel's words or ""."""
 
     def __init__(self, errno: int, explanation: str = "") -> None:
         text = os.strerror(errno).lower() + (f" ({explanation})" if explanation else "")
@@ -93,7 +93,7 @@ class Unusable(NetlinkError):
 
 
 class LinkNotFound(KernelError):
-    """No link of that name or index in this namespace. As a part of a text: `msg` alone."""
+    """No link of that name or index in this namespace. str() gives `msg` alone, for other texts."""
 
     def __init__(self, msg: str) -> None:
         Exception.__init__(self, msg)
@@ -134,11 +134,11 @@ class IptablesMissing(IptablesError):
 
 
 class IptablesUnknown(IptablesError):
-    """The kernel could not be asked; that says nothing of the tool."""
+    """The kernel could not be asked what a tool has made; the tool itself may be well."""
 
 
 class Unwritable(KernelError, ValueError):
-    """A rule has something that netfilter/iptables_rules.py does not know."""
+    """A rule has a word that netfilter/iptables_rules.py cannot translate."""
 
     def __init__(self, msg: str = "", details: str = "") -> None:
         super().__init__(msg, details)
@@ -161,7 +161,7 @@ class ExecutorDied(KernelError):
 
 
 class RemoteTraceback(Exception):
-    """The text of the traceback in the process where an exception was raised, as its cause."""
+    """The cause of an exception from another process: the text of the traceback there."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

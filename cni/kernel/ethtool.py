@@ -34,7 +34,7 @@ _SHORT = {
 
 
 class Feature(NamedTuple):
-    """A feature: does the link use it, has it been requested, and is it impossible to change?"""
+    """A feature: does the link use it, was it requested, and is it fixed (cannot be changed)?"""
 
     active: bool
     wanted: bool
@@ -77,7 +77,7 @@ class Ethtool:
         }
 
     def set_features(self, link: str, wanted: dict[str, bool]) -> None:
-        """Ask for features on or off; what depends on others may not become active."""
+        """Request features on or off; one that depends on others may stay inactive."""
         bits = [
             nl.nest(
                 uapi.ETHTOOL_A_BITSET_BITS_BIT,
@@ -111,8 +111,8 @@ def _bits(bitset: bytes) -> dict[str, bool]:
 def select(features: dict[str, Feature], name: str) -> list[str]:
     """The kernel's names of the features that `name` stands for.
 
-    `name` is the kernel's, or one of ethtool(8)'s short names; such a one stands for all features
-    of its group that can be changed.
+    `name` is the kernel's, or one of ethtool(8)'s short names. A short name stands for all
+    features of its group that can be changed.
 
     Raises KeyError for a feature that this kernel does not know.
     """

@@ -1,7 +1,7 @@
 """Forwarding entries of VXLAN links: which node has a MAC (bridge(8), linux/neighbour.h).
 
-Frames to a MAC that has no entry, and to all, go to each destination of the entry for the MAC of
-zeros. What the link learns by itself are other entries.
+Frames to a MAC without an entry, and broadcasts, go to each destination of the entry for
+00:00:00:00:00:00. Entries that the link learns by itself are not among them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _ALL = nl.attr(uapi.NDA_LLADDR, bytes(6))
 
 
 def flooded(sock: Netlink, index: int) -> set[bytes]:
-    """The addresses (packed) that get a copy of what the VXLAN link `index` does not know a place
-    for. The kernel lists all entries of the link. Raises NetlinkError.
+    """The addresses (packed) that get a copy of each frame whose destination the VXLAN link `index`
+    does not know. The kernel lists all entries of the link. Raises NetlinkError.
     """
     found = set()
     for data in sock.dump(uapi.RTM_GETNEIGH, _NDMSG.pack(uapi.AF_BRIDGE, index, 0, 0, 0)):
@@ -34,7 +34,7 @@ def flooded(sock: Netlink, index: int) -> set[bytes]:
 
 
 def change(sock: Netlink, index: int, add: Iterable[bytes], remove: Iterable[bytes]) -> None:
-    """Add and remove addresses that get such copies; one that is there, or gone, already is
+    """Add and remove addresses of `flooded`. To add one that exists, or remove one that is gone, is
     success. Raises NetlinkError, after all have been tried.
     """
     requests = [

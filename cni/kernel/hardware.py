@@ -1,4 +1,4 @@
-"""What a link says of the device behind it, which no namespace can change (linux/if_link.h)."""
+"""The hardware behind a link: facts that no namespace can change (linux/if_link.h)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 class Hardware(NamedTuple):
     """The MAC that the device was made with, and ``<bus>/<device>`` as below /sys/bus.
 
-    Both are empty for a software link. The kernel tells the MAC from Linux 5.6 on, the device from
-    5.14 on.
+    Both are empty for a software link. The MAC is known since Linux 5.6, the device since 5.14.
     """
 
     permanent_mac: str

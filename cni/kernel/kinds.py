@@ -14,9 +14,9 @@ _IMPOSSIBLE = "no/link"
 
 
 def supported(sock: Netlink, kind: str) -> bool | None:
-    """Has the kernel links of this kind? None if it does not say (without CAP_NET_ADMIN).
+    """Can the kernel make links of this kind? None if it does not say (without CAP_NET_ADMIN).
 
-    For kinds that make one link, not a pair.
+    Only for kinds that make one link, not a pair.
     """
     try:
         link.create(sock, kind, _IMPOSSIBLE)

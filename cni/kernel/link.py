@@ -1,7 +1,7 @@
 """Links (network interfaces): get, create, change, delete (rtnetlink(7), linux/if_link.h).
 
-Longer than most modules, because each kind of link has a function that makes it; they share the
-form of their request, and callers know them as `link.create_…`.
+Longer than most modules: each kind of link has a function that makes it. These functions share the
+form of their request, and callers find them side by side as `link.create_…`.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Link(NamedTuple):
 
     @property
     def carrier(self) -> bool:
-        """Is the other end there, and up? Of a bridge: does any port forward?"""
+        """Does the other end exist, and is it up? For a bridge: does any port forward?"""
         return bool(self.flags & uapi.IFF_LOWER_UP)
 
     @property
@@ -89,41 +89,41 @@ class Link(NamedTuple):
 
     @property
     def vlan_filtering(self) -> bool:
-        """Of a bridge: does it look at VLAN tags?"""
+        """For a bridge: does it filter by VLAN tags?"""
         return nl.get_byte(self.data.get(uapi.IFLA_BR_VLAN_FILTERING)) != 0
 
     @property
     def mode(self) -> int:
-        """Of a macvlan or ipvlan: the kernel's number."""
+        """The mode of a macvlan or ipvlan, as the kernel's number."""
         return int.from_bytes(self.data.get(uapi.IFLA_MACVLAN_MODE, b""), sys.byteorder)
 
     @property
     def vlan_id(self) -> int:
-        """Of a vlan."""
+        """The VLAN id of a vlan link."""
         return int.from_bytes(self.data.get(uapi.IFLA_VLAN_ID, b""), sys.byteorder)
 
     @property
     def vlan_protocol(self) -> int:
-        """Of a vlan: ETH_P_8021Q or ETH_P_8021AD."""
+        """The protocol of a vlan link: ETH_P_8021Q or ETH_P_8021AD."""
         return int.from_bytes(self.data.get(uapi.IFLA_VLAN_PROTOCOL, b""), "big")
 
     @property
     def blocked(self) -> bool:
-        """Of a bridge port that has a carrier: does it forward nothing, and will not by itself?
+        """Has this bridge port a carrier, but will not forward frames by itself?
 
-        Unlike one that the spanning tree protocol has listening or learning.
+        Not while it is listening or learning (spanning tree protocol): then it will forward.
         """
         state = nl.get_byte(self.port.get(uapi.IFLA_BRPORT_STATE, b"\3"))
         return self.carrier and state in (uapi.BR_STATE_DISABLED, uapi.BR_STATE_BLOCKING)
 
     @property
     def hairpin(self) -> bool:
-        """Of a bridge port."""
+        """Does this bridge port send frames back to where they came from?"""
         return nl.get_byte(self.port.get(uapi.IFLA_BRPORT_MODE)) != 0
 
     @property
     def isolated(self) -> bool:
-        """Of a bridge port."""
+        """Is this bridge port kept from other isolated ports?"""
         return nl.get_byte(self.port.get(uapi.IFLA_BRPORT_ISOLATED)) != 0
 
 
@@ -189,7 +189,7 @@ def _get(sock: Netlink, name: str | int) -> bytes:
     )
     if isinstance(name, str):
         size = len(name.encode("utf-8", "surrogateescape"))
-        # a name of 16 bytes or more can only be an alternative one
+        # a name of 16 bytes or more can only be an alternative name
         payload += nl.text(uapi.IFLA_IFNAME if size < uapi.IFNAMSIZ else uapi.IFLA_ALT_IFNAME, name)
     try:
         return sock.get(uapi.RTM_GETLINK, payload)
@@ -227,8 +227,9 @@ def list_all(sock: Netlink) -> list[Link]:
 def dump(sock: Netlink) -> list[bytes]:
     """The payload of a message about every link, for `parse`.
 
-    To parse one takes as long as twenty searches in it for the bytes of an attribute. So who looks
-    for few of a thousand links searches first (`nl.u32(uapi.IFLA_GROUP, …) in data`).
+    To parse a payload takes as long as twenty searches in it for the bytes of an attribute. So a
+    caller that wants few of a thousand links searches first
+    (`nl.u32(uapi.IFLA_GROUP, …) in data`).
     """
     return sock.dump(uapi.RTM_GETLINK, _EVERY_LINK)
 
@@ -236,7 +237,7 @@ def dump(sock: Netlink) -> list[bytes]:
 def has_port(bridge: int, wanted: Callable[[bytes], bool]) -> bool:
     """Has the bridge (or bond) of that index a port whose message is `wanted`?
 
-    The kernel lists the ports alone, and is not asked for more than it takes to find one.
+    The kernel lists the ports alone, and the list is read no further than to the first such port.
     """
     with Netlink() as sock:
         return sock.search(uapi.RTM_GETLINK, _EVERY_LINK + nl.u32(uapi.IFLA_MASTER, bridge), wanted)
@@ -390,17 +391,17 @@ def create_vlan(
 
 
 def create_ifb(sock: Netlink, name: str, *, mtu: int, group: int = 0) -> None:
-    """Make an intermediate functional block, up and without a queue of its own.
+    """Make an intermediate functional block (ifb), up and without a queue of its own.
 
-    Packets that are redirected to it get its qdisc, and then go on where they were taken.
+    Packets that are redirected to it pass its qdisc, and then go on from where they were taken.
     """
     create(sock, "ifb", name, mtu=mtu, group=group, txqlen=0, up=True)
 
 
 def has_kind(sock: Netlink, kind: str) -> bool:
-    """Does the kernel have this kind of link? Loads its module, as making one would.
+    """Does the kernel have this kind of link? Loads the kind's module, as making a link would.
 
-    The kernel looks the kind up and then refuses the name.
+    No link is made: the kernel looks the kind up, and then refuses the name.
     """
     try:
         create(sock, kind, ".")
@@ -410,9 +411,9 @@ def has_kind(sock: Netlink, kind: str) -> bool:
 
 
 def check_literal(name: str) -> None:
-    """Refuse to give a name that the kernel would not take as it is. Raises NetlinkError (EINVAL).
+    """Refuse a name that the kernel would change. Raises NetlinkError (EINVAL).
 
-    Of a ``%`` it makes a pattern (``eth%d``), and at a NUL the name ends.
+    The kernel takes a name with ``%`` for a pattern (``eth%d``), and ends a name at a NUL.
     """
     if "%" in name:
         raise NetlinkError(EINVAL, f"{name!r} is a pattern to the kernel, not a name")
@@ -474,12 +475,12 @@ def change(  # noqa: PLR0913
 
 
 def add_altname(sock: Netlink, index: int, name: str) -> None:
-    """Give a link another name by which it can be looked up; a kernel before 5.5 goes without."""
+    """Give a link an alternative name; does nothing before Linux 5.5."""
     _change_altname(sock, uapi.RTM_NEWLINKPROP, index, name, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
 def remove_altname(sock: Netlink, index: int, name: str) -> None:
-    """Take a link's other name away; one it does not have is success."""
+    """Remove an alternative name of a link; one that it does not have is success."""
     _change_altname(sock, uapi.RTM_DELLINKPROP, index, name, 0)
 
 
@@ -493,7 +494,7 @@ def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int)
 
 
 def find_altname(sock: Netlink, name: str) -> Link | None:
-    """The link with that other name; None when there is none."""
+    """The link with that alternative name; None when there is none."""
     payload = _IFINFO.pack(0, 0, 0, 0, 0) + nl.text(uapi.IFLA_ALT_IFNAME, name)
     try:
         return parse(sock.get(uapi.RTM_GETLINK, payload))
@@ -504,7 +505,7 @@ def find_altname(sock: Netlink, name: str) -> Link | None:
 
 
 def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> None:
-    """Set both flags of a bridge port."""
+    """Set hairpin and isolation of a bridge port. Raises NetlinkError."""
     port = nl.nest(
         uapi.IFLA_PROTINFO,
         nl.u8(uapi.IFLA_BRPORT_MODE, hairpin),
@@ -514,7 +515,7 @@ def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> Non
 
 
 def delete(sock: Netlink, index: int) -> None:
-    """Delete a link; one that is gone already is success."""
+    """Delete a link; one that is gone already is success. Raises NetlinkError."""
     try:
         sock.request(*deletion(index))
     except NetlinkError as error:
@@ -528,7 +529,7 @@ def deletion(index: int) -> tuple[int, bytes]:
 
 
 def says_gone(kind: int, payload: bytes, index: int) -> bool:
-    """Is this notification (of RTNLGRP_LINK) that of the link's deletion?"""
+    """Does this notification (of RTNLGRP_LINK) announce that the link `index` was deleted?"""
     if kind != uapi.RTM_DELLINK:
         return False
     family, _, deleted, _, _ = nl.unpack(_IFINFO, payload)
@@ -536,7 +537,7 @@ def says_gone(kind: int, payload: bytes, index: int) -> bool:
 
 
 def delete_name(sock: Netlink, name: str) -> bool:
-    """Delete the link of that name; was there one?"""
+    """Delete the link of that name; False if there is none. Raises NetlinkError."""
     device = find(sock, name)
     if device is None:
         return False
@@ -545,9 +546,9 @@ def delete_name(sock: Netlink, name: str) -> bool:
 
 
 def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float) -> Link:
-    """Wait until the link's operstate is UP, at most `timeout` seconds; its last state.
+    """Wait until the link's operstate is UP, at most `timeout` seconds; return its last state.
 
-    `events` is a socket subscribed to RTNLGRP_LINK before the change that is waited for.
+    `events` is a socket that was subscribed to RTNLGRP_LINK before the link was changed.
     """
     deadline = monotonic() + timeout
     while True:
@@ -559,5 +560,5 @@ def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float)
 
 
 def is_name_taken(error: NetlinkError) -> bool:
-    """Did a create() fail because the name exists?"""
+    """Did create() fail because the name is taken?"""
     return error.errno == EEXIST

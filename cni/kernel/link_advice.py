@@ -1,4 +1,4 @@
-"""Why the kernel refused to make a link, and what to do: loaded when it has."""
+"""Why the kernel refused to make a link, and what to do; loaded only after a refusal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXCLUSIVE = {"macvlan": "ipvlan", "macvtap": "ipvlan", "ipvlan": "macvlan"}
 
 
 def of(error: NetlinkError, kind: str, name: str) -> str:
-    """The details of an error for a link of that kind and name; "" if nothing more is known."""
+    """The error's `details` for a link of that kind and name; "" if nothing more is known."""
     size = len(name.encode("utf-8", "surrogateescape"))
     if error.errno == ERANGE and size > NAME_MAX:
         return f"an interface's name has at most {NAME_MAX} bytes, and this one {size}"

@@ -25,13 +25,13 @@ _IFINFO = struct.Struct("=BxHiII")  # family, kind, index, flags, flags that are
 def delete(sock: Netlink, links: Sequence[Link], listed: Sequence[bytes]) -> None:
     """Delete these links; those that are gone already are success.
 
-    An index may be that of another link by now. Membership of a group is the link's own, and not
-    its index's: so once they are in the group, each is compared by name and alias with what was
-    listed, and another's link is put back into the default group before the rest is deleted.
+    By now another link may have an index of the list. So the links are first put into a group:
+    the link is a member, not its index. Then each member is compared with the list by name and
+    alias, and a stranger goes back into the default group before the group is deleted.
 
-    `listed` is what link.dump() gave. The links come into a group of a random number, in which none
-    of those is. A process that is killed in between leaves links that are as they were but for that
-    number. Raises NetlinkError.
+    `listed` is what link.dump() gave. The group has a random number that none of those links has.
+    A process that is killed in between leaves links of which only that number has changed. Raises
+    NetlinkError.
     """
     if not links:
         return
@@ -40,7 +40,7 @@ def delete(sock: Netlink, links: Sequence[Link], listed: Sequence[bytes]) -> Non
     strangers = _strangers(sock, links, group)
     for failed in sock.batch([_move(index, _DEFAULT_GROUP) for index in strangers]):
         if failed is not None and failed.errno != ENODEV:
-            raise failed  # with the group nothing may be deleted
+            raise failed  # a stranger is still in the group, so it must not be deleted
     try:
         sock.request(uapi.RTM_DELLINK, _message(0, group))
     except NetlinkError as error:
@@ -52,7 +52,7 @@ def delete(sock: Netlink, links: Sequence[Link], listed: Sequence[bytes]) -> Non
 
 
 def _strangers(sock: Netlink, links: Sequence[Link], group: int) -> list[int]:
-    """The indexes of those in the group that are none of the links, by name and alias."""
+    """The indexes of the group's members that none of `links` is, by name and alias."""
     known = {
         each.index: (nl.text(uapi.IFLA_IFNAME, each.name), nl.text(uapi.IFLA_IFALIAS, each.alias))
         for each in links
@@ -77,7 +77,7 @@ def _message(index: int, group: int) -> bytes:
 
 
 def _free_group(listed: Sequence[bytes]) -> int:
-    """The number of a group in which no link is; not 0, which is that of every new link."""
+    """The number of a group without a link; never 0, the group of every new link."""
     while True:
         group = int.from_bytes(os.urandom(4), sys.byteorder)
         member = nl.u32(uapi.IFLA_GROUP, group)

@@ -52,7 +52,8 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTR = struct.Struct("=HH")  # length, type
 _U16, _U32, _S32 = struct.Struct("=H"), struct.Struct("=I"), struct.Struct("=i")
 
-# What `Netlink` wants of a socket; an older kernel: longer acknowledgements, less explanation.
+# Options that `Netlink` sets; without them (older kernels) acknowledgements are longer, and the
+# kernel does not explain errors.
 OPTIONS = tuple(
     (_SOL_NETLINK, option, 1)
     for option in (NETLINK_CAP_ACK, NETLINK_EXT_ACK, NETLINK_GET_STRICT_CHK)
@@ -62,8 +63,8 @@ Message = tuple[int, bytes, int]  # type, payload, flags
 
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
 _DUMP_RETRIES = 5
-_READ_AGAIN = 3  # times, after an error of reading an answer
-_BATCH = 64  # their acknowledgements wait in the socket's buffer
+_READ_AGAIN = 3  # how often an answer is read again after an error
+_BATCH = 64  # messages: their acknowledgements have to fit into the socket's buffer
 
 
 # --- attributes -----------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def nest(kind: int, *parts: bytes) -> bytes:
 def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
     """The (type, payload) pairs in `data` from `offset` on.
 
-    Only this and `attr_map` walk attributes; a length that runs over the end ends the walk.
+    Only this function and `attr_map` walk attributes. A length beyond the end of `data` ends it.
     """
     end = len(data)
     while offset + 4 <= end:
@@ -112,8 +113,8 @@ def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def attr_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """The attributes by type; of several of one type the last."""
-    # as attrs(), without its generator: the most frequent of all that we do
+    """The attributes (type → payload); of several of one type the last."""
+    # as attrs(), without its generator: no other function is called as often
     attributes: dict[int, bytes] = {}
     end = len(data)
     head = _ATTR.unpack_from
@@ -185,14 +186,14 @@ class Netlink:
         self.sock.close()
 
     def request(self, kind: int, payload: bytes, flags: int = 0) -> list[tuple[int, bytes]]:
-        """Send a message and wait for its acknowledgement; the (type, payload) pairs before it."""
+        """Send a message, wait for its acknowledgement; return (type, payload) of each reply."""
         sequence = self._send(kind, payload, flags | NLM_F_REQUEST | NLM_F_ACK)
         return self._replies(sequence)[0]
 
     def batch(self, requests: list[Message]) -> list[NetlinkError | None]:
-        """Send several at once, and wait for all: what went wrong with each.
+        """Send several messages at once, and wait; return the error of each, or None.
 
-        The kernel takes them in their order, also after one that it refuses.
+        The kernel handles them in their order, and goes on after one that it refuses.
         """
         errors: list[NetlinkError | None] = []
         for start in range(0, len(requests), _BATCH):
@@ -200,7 +201,7 @@ class Netlink:
         return errors
 
     def _batch(self, requests: list[Message]) -> list[NetlinkError | None]:
-        """An error is always told; that all is done, by the acknowledgement of the last."""
+        """The kernel reports each error; of success only the last message asks for a report."""
         parts, places = [], {}
         final = len(requests) - 1
         for place, (kind, payload, flags) in enumerate(requests):
@@ -233,7 +234,7 @@ class Netlink:
         return replies[0][1]
 
     def get_each(self, kind: int, payload: bytes) -> list[bytes]:
-        """What answers a get request about several things, up to the first that is not there."""
+        """The replies to a get request about several objects, up to the first that is missing."""
         sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_ACK)
         answers: list[bytes] = []
         while True:
@@ -251,7 +252,7 @@ class Netlink:
                 return answers
 
     def dump(self, kind: int, payload: bytes) -> list[bytes]:
-        """All payloads of a dump. One that changes interrupted is repeated, up to five times."""
+        """All payloads of a dump; repeated, up to five times, if changes interrupted it."""
         messages: list[tuple[int, bytes]] = []
         for _ in range(_DUMP_RETRIES):
             sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
@@ -266,9 +267,9 @@ class Netlink:
         return [data for _, data in messages]
 
     def search(self, kind: int, payload: bytes, wanted: Callable[[bytes], bool]) -> bool:
-        """Is there a payload in a dump that is `wanted`? Reads no further than the first.
+        """Is there a payload in a dump that is `wanted`? Reads no further than to the first.
 
-        What is unread stays in the socket, which can only be closed then.
+        The unread rest stays in the socket: afterwards it can only be closed.
         """
         sequence = self._send(kind, payload, NLM_F_REQUEST | NLM_F_DUMP)
         interrupted = False
@@ -280,7 +281,7 @@ class Netlink:
                 if answer == NLMSG_ERROR:
                     _raise_if_error(flags, data)
                 if answer in (NLMSG_ERROR, NLMSG_DONE):
-                    # of a dump that changes interrupted something may be missing
+                    # changes interrupted the dump: it may lack an object
                     return interrupted and any(map(wanted, self.dump(kind, payload)))
                 if wanted(data):
                     return True
@@ -295,16 +296,16 @@ class Netlink:
         return _HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload
 
     def next_sequence(self) -> int:
-        """A number for the messages of a request, by which its answers are known."""
+        """A sequence number for a request's messages, which its answers repeat."""
         self._sequence = self._sequence + 1 & 0xFFFFFFFF
         return self._sequence
 
     def _receive(self) -> bytes:
-        """Some of what the kernel answers.
+        """One datagram of the kernel's answer.
 
-        It has done what was asked when the request has been sent, and its answer waits here: an
-        error of reading it (ENOBUFS, ENOMEM) says nothing of the request. So it is read again, or
-        a change that was made would be taken for one that was refused.
+        When send() returns, the kernel has handled the request, and the answer waits here. An
+        error of reading it (ENOBUFS, ENOMEM) says nothing about the request. So it is read again:
+        else a change that was made would be taken for a refused one.
         """
         try:
             return self.sock.recv(_BUFFER)
@@ -320,7 +321,7 @@ class Netlink:
         )
 
     def _replies(self, sequence: int, single: bool = False) -> tuple[list[tuple[int, bytes]], bool]:
-        """What answers `sequence`, and whether a dump was interrupted by a change."""
+        """The replies to `sequence`, and whether a change interrupted the dump."""
         messages: list[tuple[int, bytes]] = []
         interrupted = False
         while True:
@@ -342,8 +343,8 @@ class Netlink:
     def events(self, timeout: float) -> list[tuple[int, bytes]]:
         """Notifications that arrive within `timeout` seconds (at least one, else empty).
 
-        An overrun of the buffer, and a shortage of memory, also give an empty list: the caller
-        looks again anyway.
+        Also empty after a buffer overrun or a shortage of memory, when notifications are lost:
+        callers look at the state again after each call.
         """
         self.sock.settimeout(max(timeout, 0.001))
         try:
@@ -357,7 +358,7 @@ class Netlink:
 
 
 def set_options(sock: socket, options: Collection[tuple[int, int, int]]) -> None:
-    """Set those (level, option, value) that the kernel knows."""
+    """Set socket options (level, option, value), without those that the kernel lacks."""
     for option in options:
         try:
             sock.setsockopt(*option)
@@ -388,7 +389,7 @@ def explanation_of(flags: int, data: bytes) -> str:
 
 
 def acknowledged(flags: int, data: bytes) -> dict[int, bytes]:
-    """What an acknowledgement says beyond the error's number (NLMSGERR_ATTR_*)."""
+    """The attributes of an acknowledgement (NLMSGERR_ATTR_*), which explain its errno."""
     if not flags & NLM_F_ACK_TLVS:
         return {}
     # error, the request's header, and the request itself unless it was capped

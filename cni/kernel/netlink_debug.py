@@ -70,7 +70,8 @@ _INSIDE = {
 }
 # In a list every element has the same number; what is inside depends on the list.
 _ELEMENTS = {"NFTA_LIST_": "NFTA_EXPR_", "NFTA_SET_ELEM_LIST_": "NFTA_SET_ELEM_"}
-# Names that begin as others do, and belong to something inside of those or are no attributes.
+# Names that share a prefix with attributes of the level above, but belong inside of those, or
+# are no attributes.
 _DEEPER = (
     *("IFLA_INFO_", "IFLA_BR_", "IFLA_BRPORT_", "IFLA_BRIDGE_", "IFLA_IPVLAN_", "IFLA_MACVLAN_"),
     *("IFLA_NETKIT_", "IFLA_VLAN_", "IFLA_VRF_", "IFA_F_", "TCA_TBF_", "TCA_HTB_", "TCA_U32_"),
@@ -92,7 +93,7 @@ def watched(sock: socket) -> socket:
 
 
 def install(wanted: bool) -> None:
-    """Have the sockets watched that are made from now on, or not any more."""
+    """Watch the netlink sockets that are made from now on (`wanted`), or stop watching new ones."""
     nl.watch = watched if wanted else None
 
 

@@ -1,7 +1,7 @@
 """The other end of a link, in another namespace (rtnetlink(7), IFLA_TARGET_NETNSID).
 
-The kernel numbers the namespaces that a namespace has to do with, and answers about their links by
-that number. So the other end of a pair is seen without its namespace being opened.
+In each namespace the kernel numbers the other namespaces that its links lead to. Requests about
+links there use that number, so nobody has to open the other namespace.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 def find(sock: Netlink, index: int, nsid: int | None) -> Link | None:
     """The link with that index in the namespace `nsid`, a number of the socket's namespace.
 
-    So `peer` and `peer_nsid` of a link lead to its other end; None as the number stands for the
-    socket's own namespace. Returns None if there is no such link, or the namespace is being
+    With `peer` and `peer_nsid` of a link it returns the link's other end. `nsid` None is the
+    socket's own namespace. Returns None if there is no such link, or its namespace is being
     deleted. Raises NetlinkError.
     """
     if not index:

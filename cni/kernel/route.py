@@ -1,7 +1,7 @@
 """Routes (rtnetlink(7), linux/rtnetlink.h).
 
-More than 400 lines: what reads and what writes a route shares the layout of one message, and a
-request would have to load a second module.
+More than 400 lines: reading and writing a route share the layout of one message, and a second
+module would be one more file for each request to load.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _KEPT = frozenset(
         uapi.RTA_ENCAP,
     }
 )
-# Of those, what a multipath route has once, and not for each of its hops.
+# Those of them that a multipath route has once, and not for each hop.
 _COMMON = frozenset({uapi.RTA_METRICS, uapi.RTA_PREF})
 _BESIDE = nl.NLM_F_CREATE | nl.NLM_F_APPEND
 # family, dst len, src len, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _FAMILIES = (AF_INET, AF_INET6)
-# Of a table in the header: the number is in an attribute.
+# The header's table when its number is in an attribute.
 _NO_NUMBER = (uapi.RT_TABLE_UNSPEC, uapi.RT_TABLE_COMPAT)
 _NEXTHOP = struct.Struct("=HBBi")
 
@@ -58,9 +58,9 @@ _NEXTHOP = struct.Struct("=HBBi")
 class Route(NamedTuple):
     """A route; `gateway` and `source` are packed or empty, `index` the output link's.
 
-    `extra` are further attributes as the kernel told them, so that a copy has them, too. `weight`
-    is that of a next hop of a multipath route, from 1; 0: the route has no other hop. `shared`: it
-    is a hop of a multipath route that also goes through other links.
+    `extra` are further attributes in the kernel's form, for copies of the route. `weight` is that
+    of a multipath route's next hop, from 1; 0 if the route has one hop only. `shared`: the route
+    is a hop of a multipath route with hops on other links.
     """
 
     dst: Prefix
@@ -79,7 +79,7 @@ class Route(NamedTuple):
 
     @property
     def movable(self) -> bool:
-        """Can it be moved without the hops on other links? Hops of IPv6 are routes of their own."""
+        """Can it be moved without hops on other links? Yes for IPv6, whose hops are routes."""
         return not (self.shared and self.dst.is_v4)
 
     def __str__(self) -> str:
@@ -91,7 +91,7 @@ class Route(NamedTuple):
         return " ".join(parts)
 
 
-Change = tuple[Route, nl.Message]  # what Netlink.batch sends for a route
+Change = tuple[Route, nl.Message]  # a route, and the message for Netlink.batch that changes it
 
 
 class RouteError(NetlinkError):
@@ -108,8 +108,8 @@ class RouteError(NetlinkError):
 def add(sock: Netlink, route: Route, *, exist_ok: bool = False, kind: int = UNICAST) -> None:
     """Add a route beside others to the same destination. Raises NetlinkError.
 
-    CREATE without EXCL and APPEND, as the reference: a second gateway for one destination is
-    accepted, an identical route is EEXIST.
+    With the flag CREATE, without EXCL and APPEND, as in the reference: the kernel accepts a second
+    gateway for a destination, and refuses an identical route (EEXIST).
     """
     try:
         sock.request(uapi.RTM_NEWROUTE, _message(route, kind), nl.NLM_F_CREATE)
@@ -133,18 +133,18 @@ def add_multipath(sock: Netlink, hops: list[Route]) -> None:
 
 
 def metrics(mtu: int, advmss: int) -> bytes:
-    """A route's `extra` that gives it an MTU and a TCP segment size to advertise; 0: none."""
+    """`extra` of a route with this MTU and advertised TCP segment size, in bytes (0: without)."""
     pairs = ((uapi.RTAX_MTU, mtu), (uapi.RTAX_ADVMSS, advmss))
     parts = [nl.u32(kind, value) for kind, value in pairs if value]
     return nl.nest(uapi.RTA_METRICS, *parts) if parts else b""
 
 
 def additions(routes: Iterable[Route], table: int, there: Iterable[Route] = ()) -> list[Change]:
-    """Put a link's routes into a table with all their attributes, beside those of other links.
+    """Changes that add a link's routes, with all attributes, to a table beside other links' routes.
 
-    What of `there`, the link's routes in it, has the same destination gives way. Routes without a
-    gateway come first: through them the gateways are reached. Hops of an IPv4 multipath route stay
-    one route; those of IPv6 are put together by the kernel.
+    `there` are the link's routes that the table has: those with the same destination are replaced.
+    Routes without a gateway come first, since gateways are reached through them. The hops of an
+    IPv4 multipath route stay one route; the kernel joins those of IPv6 itself.
     """
     present: dict[tuple[object, ...], list[Route]] = {}
     for old in there:
@@ -162,7 +162,7 @@ def additions(routes: Iterable[Route], table: int, there: Iterable[Route] = ()) 
 
 
 def _together(routes: Iterable[Route]) -> Iterable[list[Route]]:
-    """Each route alone, but the hops of an IPv4 multipath route together, where the first was."""
+    """The routes one by one; hops of an IPv4 multipath route together, in the first one's place."""
     groups: dict[object, list[Route]] = {}
     for at, entry in enumerate(routes):
         is_hop = entry.weight and entry.dst.is_v4
@@ -176,7 +176,7 @@ def _deletion(entry: Route) -> Change:
 
 
 def copy(sock: Netlink, routes: Iterable[Route], table: int, index: int) -> None:
-    """As `additions`, with what the link has there. Raises RouteError, after the last was tried."""
+    """Make `additions` to the link's routes in that table. Raises RouteError, after the last."""
     there = [old for family in _FAMILIES for old in show(sock, family, index, table)]
     _change(sock, additions(routes, table, there))
 
@@ -191,7 +191,7 @@ def _change(sock: Netlink, changes: list[Change]) -> None:
 
 
 def require_made(changes: list[Change], failures: Iterable[NetlinkError | None]) -> None:
-    """Raises RouteError for the first that was not made; what is there, or gone, already is."""
+    """Raise RouteError for the first refused change, unless its route is there or gone already."""
     for (entry, (kind, _, _)), error in zip(changes, failures, strict=True):
         if error is not None and error.errno != (ESRCH if kind == uapi.RTM_DELROUTE else EEXIST):
             raise RouteError(entry, error.errno or 0, error.explanation)
@@ -205,9 +205,9 @@ def delete(sock: Netlink, route: Route) -> None:
 def show(
     sock: Netlink, family: int, index: int = 0, table: int = TABLE_MAIN, kind: int = UNICAST
 ) -> list[Route]:
-    """The routes of a table (0: of all), of a link (0: of all); multipath ones one a next hop.
+    """The routes of a table (0: of all) and a link (0: of all); a multipath route as its next hops.
 
-    The kernel leaves out the others (since 4.20). Raises NetlinkError.
+    Since Linux 4.20 the kernel filters; before, all routes are read. Raises NetlinkError.
     """
     routes: list[Route] = []
     for data in _dump(sock, family, index, table, kind):
@@ -218,10 +218,9 @@ def show(
 
 
 def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
-    """The unicast routes to exactly these networks, in whichever table. Raises NetlinkError.
+    """The unicast routes to exactly these networks, in any table. Raises NetlinkError.
 
-    There is one dump for each family, whatever the number of destinations, and only the routes to
-    them are parsed.
+    One dump for each family, however many destinations; only the routes to them are parsed.
     """
     routes: list[Route] = []
     for family in {destination.family for destination in destinations}:
@@ -236,7 +235,7 @@ def show_to(sock: Netlink, destinations: Collection[Prefix]) -> list[Route]:
 
 
 def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list[bytes]:
-    """The messages about a family's routes; where the kernel can, without those of others."""
+    """The messages about a family's routes; filtered if the kernel can (since 4.20)."""
     request = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, kind, 0)
     request += nl.u32(uapi.RTA_TABLE, table) if table else b""
     request += nl.u32(uapi.RTA_OIF, index) if index else b""
@@ -249,12 +248,12 @@ def _dump(sock: Netlink, family: int, index: int, table: int, kind: int) -> list
 
 
 def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
-    """The unicast routes of the main table, and the tables that have a route; of both families."""
+    """The unicast routes of the main table, and the numbers of all tables that have a route."""
     routes: list[Route] = []
     tables = set()
     for data in sock.dump(uapi.RTM_GETROUTE, _RTMSG.pack(AF_UNSPEC, 0, 0, 0, 0, 0, 0, 0, 0)):
         family, _, _, _, table, _, _, kind, _ = nl.unpack(_RTMSG, data)
-        if family not in _FAMILIES:  # multicast routing and MPLS answer, too
+        if family not in _FAMILIES:  # the kernel also lists those of multicast routing and MPLS
             continue
         if table in _NO_NUMBER:
             table = nl.get_u32(nl.attr_map(data, _RTMSG.size).get(uapi.RTA_TABLE), table)
@@ -265,9 +264,9 @@ def survey(sock: Netlink) -> tuple[list[Route], set[int]]:
 
 
 class Way(NamedTuple):
-    """Where a packet would go. The `kind` of this node's own addresses is LOCAL.
+    """Where a packet would go. `kind` is LOCAL if that is this node.
 
-    `link` is the index of the output link, `is_direct` says that there is no gateway.
+    `link` is the index of the output link, `is_direct` says that no gateway is between.
     """
 
     kind: int
@@ -276,7 +275,7 @@ class Way(NamedTuple):
 
 
 def lookup(sock: Netlink, ip: bytes) -> Way:
-    """Where a packet to `ip` would go. Raises NetlinkError when there is no way."""
+    """Where a packet to `ip` would go. Raises NetlinkError (ENETUNREACH …) if there is no route."""
     family = AF_INET6 if len(ip) == 16 else AF_INET
     request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(uapi.RTA_DST, ip)
     answer = sock.get(uapi.RTM_GETROUTE, request)
@@ -286,16 +285,16 @@ def lookup(sock: Netlink, ip: bytes) -> Way:
 
 
 def default_links(sock: Netlink) -> list[int]:
-    """The indexes of the links of the default routes, of both families; one a next hop.
+    """The indexes of the default routes' links, of both families; one for each next hop.
 
-    The kernel is asked for the route that it would take to an address that nobody has, so that it
-    costs the same however many routes there are; only if that is another than a default route all
-    of the main table are looked at. Raises NetlinkError.
+    The kernel is asked for its route to an address that nobody has, which costs the same however
+    many routes there are. Only if that is no default route the whole main table is read. Raises
+    NetlinkError.
     """
     found: list[int] = []
     for family, nobody in _NOBODY.items():
         hops = _matched(sock, family, nobody)
-        if any(hop.dst.length for hop in hops):  # of a VPN, or of a network that uses the range
+        if any(hop.dst.length for hop in hops):  # a VPN's route, or a network's
             hops = [hop for hop in show(sock, family) if not hop.dst.length]
             best = min((hop.priority for hop in hops), default=0)
             hops = [hop for hop in hops if hop.priority == best]
@@ -303,7 +302,8 @@ def default_links(sock: Netlink) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-# Of 240.0.0.0/4, which is reserved, and of a part of 2000::/3 that no registry has.
+# Addresses that nobody has: one of 240.0.0.0/4, which is reserved, and one of a part of 2000::/3
+# that no registry has.
 _NOBODY = {AF_INET: b"\xf0\0\0\1", AF_INET6: b"\x3f\xfe" + bytes(13) + b"\1"}
 
 
@@ -419,7 +419,7 @@ def _multipath_message(hops: list[Route]) -> bytes:
 
 
 def _divided(extra: bytes) -> tuple[bytes, bytes]:
-    """What of a route's further attributes belongs to the whole, and what to the hop."""
+    """A route's `extra` in two parts: attributes of the whole multipath route, and of the hop."""
     common, own = b"", b""
     for kind, value in nl.attrs(extra):
         if kind in _COMMON:

@@ -1,7 +1,7 @@
 """Router advertisements that the kernel has processed (RFC 4861, RFC 8106, linux/rtnetlink.h).
 
-The kernel makes addresses and routes of an advertisement itself; the options that it leaves to
-others, such as DNS servers, it hands on as RTM_NEWNDUSEROPT to RTNLGRP_ND_USEROPT.
+The kernel itself makes addresses and routes of an advertisement. Options that it does not use, such
+as DNS servers, it announces to RTNLGRP_ND_USEROPT (RTM_NEWNDUSEROPT).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SOLICITATION = bytes((133, 0, 0, 0, 0, 0, 0, 0))  # the kernel fills in the chec
 
 
 class Names:
-    """What routers said of DNS: addresses of servers, and domains to search, in their order."""
+    """What routers advertised of DNS: addresses of servers and search domains, in their order."""
 
     def __init__(self) -> None:
         self.servers: list[str] = []
         self.search: list[str] = []
 
     def note(self, kind: int, payload: bytes, index: int) -> None:
-        """Take in a notification; what is none of the link `index`, or torn, is left out."""
+        """Take in a notification; one of another link than `index`, or a torn one, is ignored."""
         if kind != uapi.RTM_NEWNDUSEROPT or len(payload) < _USEROPT.size:
             return
         family, size, device, *_ = nl.unpack(_USEROPT, payload)
@@ -54,7 +54,7 @@ class Names:
             known, found = self.search, _domains(values)
         else:
             return
-        alive = any(body[2:6])  # a lifetime of 0 takes back what was said
+        alive = any(body[2:6])  # a lifetime of 0 withdraws what was advertised
         for each in found:
             if alive and each not in known:
                 known.append(each)
@@ -63,7 +63,7 @@ class Names:
 
 
 def _domains(data: bytes) -> list[str]:
-    """The names of a search list, which is padded with zeros; none of one that is torn."""
+    """The names of a search list, which is padded with zeros; empty if the list is torn."""
     names: list[str] = []
     labels: list[str] = []
     while data:
@@ -79,7 +79,7 @@ def _domains(data: bytes) -> list[str]:
 
 
 def state(sock: Netlink, index: int) -> int:
-    """SOLICITED, ADVERTISED, MANAGED: what has happened on the link. Raises NetlinkError."""
+    """The link's state as flags: SOLICITED, ADVERTISED, MANAGED. Raises NetlinkError."""
     request = _IFINFO.pack(0, 0, index, 0, 0)
     there = nl.attr_map(sock.get(uapi.RTM_GETLINK, request), _IFINFO.size)
     families = nl.attr_map(there.get(uapi.IFLA_AF_SPEC, b""))

@@ -1,7 +1,7 @@
-"""Policy routing rules: which table is asked for a packet (ip-rule(8), linux/fib_rules.h).
+"""Policy routing rules: which table routes a packet (ip-rule(8), linux/fib_rules.h).
 
-A rule has no room for a comment, but a firewall mark has: a rule with the mask 0 matches packets of
-any mark, so that the mark itself may say whose the rule is (`owner`). `ip rule` shows it as
+A rule has no comment, but it has a firewall mark. With the mask 0 a rule matches packets of any
+mark, so the mark itself can name the rule's owner (`owner`). `ip rule` shows it as
 ``fwmark 0x1a2b3c4d/0``.
 """
 
@@ -34,10 +34,10 @@ _UNDERSTOOD = _NO_SELECTOR | {uapi.FRA_SRC, uapi.FRA_FWMARK, uapi.FRA_FWMASK}
 
 
 class Rule(NamedTuple):
-    """A rule; `source` has length 0 when it does not matter, `owner` is 0 when there is none.
+    """A rule. `source` has length 0 if the rule matches any, `owner` is 0 if it names none.
 
-    `plain`: it looks at nothing but the source. `raw` is what the kernel said. `of_vrfs`: it asks
-    the table of the packet's VRF, and comes with the first VRF of a namespace (l3mdev).
+    `plain`: the rule has no condition but the source. `raw` is the kernel's message. `of_vrfs`: the
+    rule selects the table of the packet's VRF (l3mdev); the kernel adds it with the first VRF.
     """
 
     priority: int
@@ -59,9 +59,10 @@ def show(sock: Netlink) -> list[Rule]:
 
 
 def addition(source: Prefix, table: int, owner: int) -> nl.Message:
-    """What Netlink.batch sends to have packets from `source` (its address alone) ask `table`.
+    """The message for Netlink.batch that adds a rule: packets from `source` (its address alone) use
+    `table`.
 
-    That comes before all earlier rules: the kernel gives it a priority below those that were there.
+    The kernel gives it a lower priority number than all earlier rules have, so it is the first.
     `owner` is a number above 0.
     """
     host = source.host

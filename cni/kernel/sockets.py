@@ -1,7 +1,7 @@
 """Sockets of this namespace on which somebody waits for packets (NETLINK_SOCK_DIAG, sock_diag(7)).
 
-As `ss -ltun` shows them. One question is about one port, and the kernel answers with what is bound
-to it: nothing is read of the node's other sockets, as /proc/net/tcp would have it.
+As `ss -ltun` shows them. A request names one port, and the kernel lists the sockets bound to it, so
+the node's other sockets need not be read, as they would from /proc/net/tcp.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"  # ::ffff:0:0/96
 
 
 class Listener(NamedTuple):
-    """A socket on `port`. `address` is packed, `::` and 0.0.0.0 are every address of the family.
+    """A socket on `port`. `address` is packed; `::` and 0.0.0.0 mean every address of the family.
 
-    An IPv6 socket that also takes IPv4 `is_dual`. `user` is its owner's number; `inode` is what the
-    links in /proc/PID/fd name.
+    `is_dual`: an IPv6 socket that also takes IPv4. `user` is the owner's uid; `inode` is the number
+    in the links of /proc/PID/fd.
     """
 
     address: bytes
@@ -43,8 +43,8 @@ class Listener(NamedTuple):
     inode: int
 
     def takes(self, address: bytes, size: int) -> bool:
-        """Does it get packets for this address, which is of `size` bytes; or, if it is empty, for
-        any address of that size?
+        """Does the socket get packets to `address`, which has `size` bytes? An empty `address`
+        means any one of that size.
         """
         if len(self.address) != size:
             return self.is_dual and size == 4
@@ -88,7 +88,7 @@ def _parse(data: bytes) -> Listener:
 
 
 def processes_of(inode: int, processes: list[str]) -> list[str]:
-    """Those of these processes (names in /proc) that have the socket open and can be seen."""
+    """Which of these processes (names in /proc) have the socket open, as far as we may see that."""
     wanted = f"socket:[{inode}]"
     return [pid for pid in processes if _has_open(pid, wanted)]
 
@@ -98,7 +98,7 @@ def _has_open(pid: str, wanted: str) -> bool:
     try:
         names = os.listdir(directory)
     except OSError:
-        return False  # it has ended, or is none of ours to look into
+        return False  # it has ended, or we may not look into it
     for name in names:
         try:
             if os.readlink(f"{directory}/{name}") == wanted:

@@ -1,5 +1,5 @@
-"""System calls that few requests make, or only the server and the dhcp daemon, and for which Python
-has no function.
+"""System calls for which Python has no function, and which few requests make, or only the server
+and the dhcp daemon.
 
 Through ctypes; the interpreter of the self-contained file, which cannot load a C library, has a
 module of its own for them (tools/interpreter/src/native.c). Each raises OSError.

@@ -34,7 +34,7 @@ _U64 = struct.Struct("=Q")
 
 
 class Bucket(NamedTuple):
-    """A limit: bytes a second, the bytes that may go at once, and those that may wait or go."""
+    """A limit: bytes a second, bytes that may go at once (burst), and bytes that may wait or go."""
 
     rate: int
     burst: int
@@ -51,7 +51,7 @@ class Qdisc(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the kernel keeps of a bucket; `buffer` is the burst in ticks, HTB has no limit."""
+    """A bucket in the kernel's form: `buffer` is the burst in ticks; HTB has no `limit`."""
 
     rate: int
     limit: int
@@ -92,12 +92,12 @@ def ticks_per_us() -> float:
 
 
 def buffer_ticks(rate: int, burst: int) -> int:
-    """How long `burst` bytes take at `rate`, in ticks; at most what 32 bits can say (4.5 min)."""
+    """How long `burst` bytes take at `rate`, in ticks; at most 2³² - 1 (4.5 minutes)."""
     return min(int(_microseconds(rate, burst) * ticks_per_us()), _U32_MAX)
 
 
 def wrapped_ticks(rate: int, burst: int) -> int:
-    """As buffer_ticks(), but too large a number loses its upper bits: what the reference sets."""
+    """As buffer_ticks(), but a larger number loses its upper bits, as in the reference."""
     return int((_microseconds(rate, burst) & _U32_MAX) * ticks_per_us()) & _U32_MAX
 
 
@@ -158,9 +158,9 @@ def add_fifo(sock: Netlink, index: int, limit: int, *, parent: int) -> None:
 
 
 def add_fq_codel(sock: Netlink, index: int, target: int, memory: int, *, parent: int) -> bool:
-    """Add a queue a flow, each kept short; False when the kernel has none.
+    """Add fq_codel, a short queue for each flow; False when the kernel lacks it.
 
-    A packet should wait `target` microseconds at most; all take `memory` bytes at most.
+    A packet should wait `target` microseconds at most; the queues take `memory` bytes at most.
     """
     options = nl.u32(uapi.TCA_FQ_CODEL_TARGET, target)
     options += nl.u32(uapi.TCA_FQ_CODEL_MEMORY_LIMIT, min(memory, _U32_MAX))
@@ -174,12 +174,12 @@ def add_fq_codel(sock: Netlink, index: int, target: int, memory: int, *, parent:
 
 
 def add_ingress(sock: Netlink, index: int) -> None:
-    """Add what filters on received packets hang on. Raises NetlinkError."""
+    """Add the ingress qdisc, which holds filters for received packets. Raises NetlinkError."""
     add_qdisc(sock, index, "ingress", own=INGRESS_HANDLE, parent=INGRESS)
 
 
 def delete_qdisc(sock: Netlink, index: int, parent: int = ROOT) -> None:
-    """Delete a qdisc with all below it; one that is gone already is success."""
+    """Delete a qdisc with its classes and filters; one that is gone already is success."""
     try:
         sock.request(uapi.RTM_DELQDISC, message(index, 0, parent))
     except NetlinkError as error:
@@ -214,7 +214,7 @@ def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
 
 
 def qdiscs(sock: Netlink, index: int) -> list[Qdisc]:
-    """All qdiscs of an interface; the kernel lists those of all. Raises NetlinkError."""
+    """All qdiscs of an interface; the kernel lists every interface's. Raises NetlinkError."""
     found = []
     for payload in sock.dump(uapi.RTM_GETQDISC, message(index, 0, 0)):
         its_link, own, above, _, attributes = unpack(payload)
@@ -225,7 +225,7 @@ def qdiscs(sock: Netlink, index: int) -> list[Qdisc]:
 
 
 def tbf_shape(entry: Qdisc) -> Shape:
-    """What a TBF qdisc lets through."""
+    """The rates and the burst of a TBF qdisc."""
     options = nl.attr_map(entry.options)
     fields = nl.unpack(_TBF, options.get(uapi.TCA_TBF_PARMS, b""))
     return Shape(_wide(options.get(uapi.TCA_TBF_RATE64), fields[5]), fields[12], fields[13])
@@ -254,10 +254,10 @@ def _wide(wide: bytes | None, narrow: int) -> int:
 
 
 def has_qdisc(sock: Netlink, kind: str) -> bool:
-    """Does the kernel have this kind of qdisc? Loads its module, as using it would.
+    """Does the kernel have this kind of qdisc? Loads the kind's module, as adding one would.
 
-    Only for kinds that cannot be without options, as tbf and htb: the kernel looks the kind up
-    and then refuses the request.
+    Only for kinds that need options, such as tbf and htb: the kernel looks the kind up, and then
+    refuses the request, which has none.
     """
     loopback = 1
     try:

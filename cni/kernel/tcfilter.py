@@ -49,7 +49,7 @@ class Filter(NamedTuple):
 
 
 def redirect(sock: Netlink, index: int, parent: int, device: int, *, priority: int = 1) -> None:
-    """Send all that comes to `parent` out through another device instead. Raises NetlinkError."""
+    """Redirect every packet that comes to `parent` to another device. Raises NetlinkError."""
     parms = nl.attr(
         uapi.TCA_MIRRED_PARMS,
         _MIRRED.pack(0, 0, uapi.TC_ACT_STOLEN, 0, 0, uapi.TCA_EGRESS_REDIR, device),
@@ -74,7 +74,7 @@ def classify(
 ) -> None:
     """Send packets from (`source`) or to a subnet to the class `target`. Raises NetlinkError.
 
-    IPv6 comes with priority 15, IPv4 with 16: the kernel wants one for each protocol.
+    IPv6 has priority 15, IPv4 has 16: the kernel wants another priority for each protocol.
     """
     protocol, priority = (uapi.ETH_P_IP, 16) if subnet.is_v4 else (uapi.ETH_P_IPV6, 15)
     try:
@@ -99,7 +99,7 @@ def matching(kind: str, subnet: Prefix, *, source: bool) -> bytes:
             uapi.TCA_FLOWER_KEY_ETH_TYPE, htons(uapi.ETH_P_IP if subnet.is_v4 else uapi.ETH_P_IPV6)
         )
         if subnet.length == 0:
-            return ether  # the kernel does not keep a mask without bits
+            return ether  # the kernel drops a mask without bits
         address = _FLOWER_ADDRESS[size, source]
         return ether + nl.attr(address, value) + nl.attr(address + 1, mask)
     words = range(0, max((subnet.length + 31) // 32, 1) * 4, 4)
@@ -152,7 +152,7 @@ def _match(kind: str, options: dict[int, bytes]) -> bytes:
 
 
 def _redirect(actions: bytes) -> int:
-    """The device to which the first of the actions that redirects does so."""
+    """The index of the device to which the actions redirect a packet; 0 if none does."""
     for _, action in nl.attrs(actions):
         fields = nl.attr_map(action)
         if nl.get_text(fields.get(uapi.TCA_ACT_KIND)) == "mirred":

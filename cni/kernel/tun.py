@@ -16,8 +16,8 @@ _IFREQ = struct.Struct("16sH22x")
 def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | None) -> None:
     """Make a persistent TAP device with vnet headers; `owner` and `group` may open it.
 
-    Raises OSError: EBUSY when the name is taken, EINVAL when it has a ``%``. Killed before the end,
-    nothing stays.
+    Raises OSError: EBUSY when the name is taken, EINVAL when it has a ``%``. A process that is
+    killed before the end leaves nothing.
     """
     link.check_literal(name)
     flags = uapi.IFF_TAP | uapi.IFF_VNET_HDR | uapi.IFF_TUN_EXCL
@@ -33,7 +33,7 @@ def create_tap(name: str, multi_queue: bool, owner: int | None, group: int | Non
         try:
             ioctl(fd, uapi.TUNSETPERSIST, 1)
         except OSError:
-            ioctl(fd, uapi.TUNSETPERSIST, 0)  # it may have been done all the same
+            ioctl(fd, uapi.TUNSETPERSIST, 0)  # the failed call may have set it all the same
             raise
     finally:
         os.close(fd)
@@ -47,9 +47,9 @@ def _signed(number: int) -> int:
 def create_labelled_tap(
     name: str, multi_queue: bool, owner: int | None, group: int | None, context: str
 ) -> None:
-    """The same by the `ip` tool under an SELinux context, which the device inherits.
+    """As create_tap, by the program `ip` under an SELinux context, which the device inherits.
 
-    The label takes effect on exec, so a program of its own has to make the device. Raises OSError.
+    A context takes effect on exec, so this process cannot make the device. Raises OSError.
     """
     from .. import files, process  # other devices are made without a program
 

@@ -1,6 +1,6 @@
 """Numbers of the kernel's networking, under the kernel's own names, from the headers named.
 
-Plain constants, so that importing this costs 0.1 ms, and only those that this package uses. Those
+Plain constants, so that the import takes 0.1 ms; only those that this package uses. The constants
 of netlink itself are in netlink.py.
 """
 

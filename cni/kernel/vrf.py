@@ -29,7 +29,7 @@ def create(sock: Netlink, name: str, number: int) -> None:
 
 
 def supported(sock: Netlink) -> bool:
-    """Does the kernel have VRFs? Asks it for one without a table, which it never makes."""
+    """Does the kernel have VRFs? The request has no table, so the kernel never makes one."""
     try:
         link.create(sock, KIND, "")
     except NetlinkError as error:

@@ -8,7 +8,7 @@ from .link import Link
 
 KIND = "vxlan"
 PORT = 4789  # assigned by IANA
-# What a frame grows by: inner Ethernet header 14, VXLAN 8, UDP 8, and IP 20 or 40.
+# Bytes added to a frame: inner Ethernet header 14, VXLAN 8, UDP 8, and IP 20 or 40.
 OVERHEAD_V4, OVERHEAD_V6 = 50, 70
 
 _ANY_V6 = bytes(16)
@@ -19,14 +19,14 @@ def data(
 ) -> bytes:
     """The attributes of a new VXLAN link, for link.create.
 
-    `parent` is the index of the link by which packets leave, 0: the routes decide. `group` is the
-    multicast group that gets frames for unknown places, `local` the source address, packed.
+    `parent` is the index of the link by which packets leave; 0: the routes decide. `group` is the
+    multicast group that gets frames to unknown MACs, `local` the source address, both packed.
     """
     parts = [nl.u32(uapi.IFLA_VXLAN_ID, vni)]
     if parent:
         parts.append(nl.u32(uapi.IFLA_VXLAN_LINK, parent))
     if v6 and not local:
-        local = _ANY_V6  # the kernel takes a link without any address for one of IPv4
+        local = _ANY_V6  # without any address the kernel makes an IPv4 link
     for packed, of_v4, of_v6 in (
         (group, uapi.IFLA_VXLAN_GROUP, uapi.IFLA_VXLAN_GROUP6),
         (local, uapi.IFLA_VXLAN_LOCAL, uapi.IFLA_VXLAN_LOCAL6),

@@ -1,8 +1,8 @@
 """Policies for what may reach the node's own sockets (NETLINK_XFRM, linux/xfrm.h).
 
-IPsec's policies are asked when a packet is given to a socket, behind all address translation; one
-with the action `block` drops it. A flush of the packet filter does not touch them. `ip xfrm policy`
-shows them.
+The kernel consults IPsec policies when it gives a packet to a socket, after all address
+translation; a policy with the action `block` drops the packet. Flushing the packet filter does not
+touch policies. `ip xfrm policy` shows them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ID = struct.Struct("=IB3x")
 
 
 class Policy(NamedTuple):
-    """What comes in from `src` for `dst`, of one family; a lower `priority` counts first."""
+    """A policy for packets from `src` to `dst`, of one family; a lower `priority` number wins."""
 
     src: Prefix
     dst: Prefix
@@ -48,7 +48,7 @@ class Policy(NamedTuple):
         )
 
     def have(self, sock: Netlink) -> None:
-        """Have the policy; one with these addresses that is there stays. Raises NetlinkError."""
+        """Add the policy, unless there is one with these addresses. Raises NetlinkError."""
         action = XFRM_POLICY_BLOCK if self.block else XFRM_POLICY_ALLOW
         end = _POLICY.pack(self.priority, 0, XFRM_POLICY_IN, action, 0, 0)
         try:
@@ -58,7 +58,7 @@ class Policy(NamedTuple):
                 raise
 
     def delete(self, sock: Netlink) -> None:
-        """Delete the policy of these addresses; that there is none is no error.
+        """Delete the policy with these addresses; if there is none, that is success.
 
         Raises NetlinkError.
         """

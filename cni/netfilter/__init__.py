@@ -1,1 +1,1 @@
-"""What we ask of the kernel's packet filter: nf_tables, iptables, connection tracking."""
+"""Requests to the kernel's packet filter: nf_tables, iptables, connection tracking."""

@@ -1,4 +1,4 @@
-"""nft(8), the program: for rules that users write in its language; nothing else here needs it."""
+"""The program nft(8): compiles rules that users write in its language, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .. import files, process
 from ..kernel.errors import NftError, NftMissing
 
 _PROGRAM = "nft"
-# Besides PATH, what decides how the program works; messages are in English.
+# The environment that the program gets besides PATH; its messages are in English.
 _ENVIRONMENT = {"LC_ALL": "C"}
 _PASSED_ON = ("PATH",)
 
 
 def require() -> str:
-    """The program's path; costs no fork. Raises NftMissing."""
+    """The program's path; runs nothing. Raises NftMissing."""
     program = files.find_program(_PROGRAM)
     if program is None:
         raise NftMissing(f"the program {_PROGRAM} is not installed", "install the package nftables")
@@ -37,6 +37,6 @@ def run(script: str) -> None:
 
 
 def clean(text: str) -> str:
-    """The program's error on one line: without places in its input, and carets that point there."""
+    """The program's error on one line: without line numbers and carets, which mean its input."""
     lines = [line.rpartition("Error: ")[2].strip() for line in text.splitlines()]
     return "; ".join(line for line in lines if line and line.strip("^~ "))

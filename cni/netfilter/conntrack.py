@@ -17,14 +17,14 @@ from ..kernel.errors import NetlinkError
 from ..kernel.netlink import Netlink
 from . import nft, uapi
 
-_PORTS_ASKED = 16  # a dump for each of so many ports; for more, one dump of all ports
+_PORTS_ASKED = 16  # up to so many ports: one dump for each; beyond: one dump of all ports
 
 
 class Flow(NamedTuple):
     """A tracked flow; addresses are packed.
 
-    `dst` and `dst_port` are those of its first packet, `answered_by` is the source address of the
-    answers, `raw` the kernel's message.
+    `dst` and `dst_port` are the destination of its first packet, `answered_by` is the source
+    address of the replies, `raw` the kernel's message.
     """
 
     protocol: int
@@ -37,8 +37,8 @@ class Flow(NamedTuple):
 def flows(sock: Netlink, v6: bool, protocol: int, ports: Collection[int]) -> Iterator[Flow]:
     """The flows of a family and protocol whose first packet went to one of these ports.
 
-    The kernel (since 5.8) leaves out what is of another protocol or, if they are few, of another
-    port; an older one lists everything. Raises NetlinkError.
+    Since Linux 5.8 the kernel filters by protocol and, for few ports, by port; an older one lists
+    all flows, which are filtered here. Raises NetlinkError.
     """
     family = AF_INET6 if v6 else AF_INET
     few = 0 < len(ports) <= _PORTS_ASKED
@@ -67,9 +67,9 @@ def _filter(family: int, protocol: int, port: int | None = None) -> bytes:
 def forget_all(sock: Netlink, protocol: int, port: int, dst: bytes, answered_by: bytes) -> bool:
     """End the tracking of all flows to a port that this address answers, in one request.
 
-    `dst` is the address that the first packets went to; b"" for any. False, and nothing is done, if
-    the kernel cannot (before 6.8): it then takes the filter for an incomplete tuple. Nor can it
-    with IPv6, where Linux 6.18 matches each address but the one that is asked for
+    `dst` is the destination of the first packets; b"" for any. Returns False, and does nothing, if
+    the kernel cannot delete by filter: before 6.8 it takes the filter for an incomplete tuple. Nor
+    does IPv6 work: Linux 6.18 matches every address but the given one
     (ctnetlink_filter_match_tuple). Raises NetlinkError.
     """
     if len(answered_by) != 4:
@@ -84,7 +84,7 @@ def forget_all(sock: Netlink, protocol: int, port: int, dst: bytes, answered_by:
     reply = nl.nest(uapi.CTA_TUPLE_IP, nl.attr(uapi.CTA_IP_V4_SRC, answered_by))
     flags = nl.u32(uapi.CTA_FILTER_ORIG_FLAGS, wanted)
     flags += nl.u32(uapi.CTA_FILTER_REPLY_FLAGS, uapi.CTA_FILTER_F_CTA_IP_SRC)
-    # without a tuple, a kernel that knows no filter here would end all flows of the node
+    # without a tuple, a kernel that ignores the filter would end all flows of the node
     message = bytes((AF_INET, 0, 0, 0)) + nl.nest(uapi.CTA_TUPLE_ORIG, orig)
     message += nl.nest(uapi.CTA_TUPLE_REPLY, reply) + nl.nest(uapi.CTA_FILTER, flags)
     try:
@@ -105,7 +105,7 @@ def parse(data: bytes) -> Flow:
             orig = value
         elif kind == uapi.CTA_TUPLE_REPLY:
             reply = value
-            break  # the kernel puts the tuples first; what follows is not looked at
+            break  # the kernel writes the tuples first; the rest is not needed
     sides = nl.attr_map(orig)
     proto = nl.attr_map(sides.get(uapi.CTA_TUPLE_PROTO, b""))
     addresses = nl.attr_map(sides.get(uapi.CTA_TUPLE_IP, b""))
@@ -120,9 +120,9 @@ def parse(data: bytes) -> Flow:
 
 
 def forget(sock: Netlink, stale: Iterable[Flow]) -> None:
-    """End the tracking of flows, many a message; those that are gone are success.
+    """End the tracking of flows, many in one datagram; those that are gone already are success.
 
-    Raises NetlinkError, after the last was tried: of the first that was refused.
+    Raises NetlinkError of the first that was refused, after the last was tried.
     """
     failures = sock.batch([(uapi.IPCTNL_MSG_CT_DELETE, _itself(flow), 0) for flow in stale])
     for error in failures:
@@ -131,7 +131,7 @@ def forget(sock: Netlink, stale: Iterable[Flow]) -> None:
 
 
 def _itself(flow: Flow) -> bytes:
-    """What names this very flow: its tuple and zone, and an id that a later flow does not have."""
+    """The attributes that identify this flow: tuple, zone, and an id that no later flow has."""
     kept = (uapi.CTA_TUPLE_ORIG, uapi.CTA_ZONE, uapi.CTA_ID)
     parts = [
         nl.attr(kind | nl.NLA_F_NESTED if kind == uapi.CTA_TUPLE_ORIG else kind, value)

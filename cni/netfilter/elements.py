@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .table import Table
 
 _JUMP = uapi.NFT_JUMP.to_bytes(4, "big", signed=True)
-_KEYS_A_REQUEST = 16  # each is answered by a message, and all have to fit the socket's buffer
-_ELEMENTS_A_MESSAGE = 200  # their list is one attribute, which has 64 KiB at most
+_KEYS_A_REQUEST = 16  # the kernel answers each with a message; all have to fit into the buffer
+_ELEMENTS_A_MESSAGE = 200  # they are one attribute, whose limit is 64 KiB
 
 
 class Element(NamedTuple):
@@ -41,7 +41,7 @@ class Element(NamedTuple):
 
 
 def dump(table: Table, name: str) -> list[bytes]:
-    """The kernel's messages about all elements of a set or map, for `matching`; none without it.
+    """The kernel's messages about the elements of a set or map, for `matching`; [] without it.
 
     Raises NetlinkError: Unusable if the kernel has no nf_tables.
     """
@@ -54,9 +54,9 @@ def dump(table: Table, name: str) -> list[bytes]:
 
 
 def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
-    """The elements of a dump that contain one of these byte strings anywhere.
+    """The elements of a dump whose message contains one of these byte strings.
 
-    Only those are parsed: of a large map few belong to one attachment.
+    Only those are parsed, since few elements of a large map belong to one attachment.
     """
     matches: list[Element] = []
     for data in messages:
@@ -71,10 +71,10 @@ def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
 
 
 def unwanted(messages: list[bytes], prefix: str, keep: Collection[str]) -> list[Element]:
-    """The elements of a dump whose comment begins with `prefix`, and with none of `keep`.
+    """The elements of a dump whose comment begins with `prefix`, but with none of `keep`.
 
-    All of `keep` are of one length, and begin with `prefix`. A message in which nothing but them
-    begins so is not taken apart.
+    All of `keep` have one length, and begin with `prefix`. A message is not parsed if each
+    `prefix` in it begins one of `keep`.
     """
     mark = prefix.encode()
     size = max(map(len, keep), default=0)
@@ -110,12 +110,12 @@ def parse(raw: bytes) -> Element:
 
 
 def elements(table: Table, name: str) -> list[Element]:
-    """All elements of a set or map; none without it. Raises as `dump`."""
+    """All elements of a set or map; [] if it is missing. Raises as `dump`."""
     return [parse(raw) for data in dump(table, name) for raw in _listed(data)]
 
 
 def find(table: Table, name: str, key: bytes) -> Element | None:
-    """The element with that key; None without it. Raises NetlinkError."""
+    """The element with that key; None if there is none. Raises NetlinkError."""
     return next(iter(find_run(table, name, [key])), None)
 
 
@@ -153,8 +153,8 @@ def insert(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change
 def put(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
     """Changes for `nft.transact`: create elements, or replace those with the same keys."""
     head = _set(table, name)
-    # adding an element that exists leaves its comment as it was; so it is deleted in between, and
-    # added first, since deleting one that does not exist fails
+    # Add, delete, add: adding an element that exists keeps its old comment, so it is deleted
+    # before; and deleting one that does not exist fails, so it is added before that.
     yield from _changes(
         uapi.NFT_MSG_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE
     )
@@ -169,9 +169,9 @@ def remove(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change
 
 
 def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] = ()) -> None:
-    """Afterwards there is no element that is `unwanted`.
+    """Delete the elements that are `unwanted`.
 
-    Looks again when another process has deleted one of them in between. Raises NetlinkError.
+    Repeats the dump if another process has deleted one of them meanwhile. Raises NetlinkError.
     """
     for last in (False, False, False, True):
         stale = unwanted(dump(table, name), prefix, keep)

@@ -1,4 +1,4 @@
-"""What makes tables, chains, sets and rules of nftables: changes for `nft.transact`.
+"""Making tables, chains, sets and rules of nftables: changes for `nft.transact`.
 
 Compiling nft(8)'s language costs more than everything else: libnftables takes 3 ms to load and
 reads all tables and links first (0.6 ms). These functions write what libnftables 1.0.6 writes, byte
@@ -27,7 +27,7 @@ _ANONYMOUS_SET = "__set%d"  # the kernel fills in the number
 _U32 = Struct("!I")
 _NATIVE32 = Struct("=I")
 
-# What `compare` and the like ask of the register.
+# Operators: how `compare` and others test the register.
 EQ = uapi.NFT_CMP_EQ
 NEQ = uapi.NFT_CMP_NEQ
 HOOKS = {
@@ -72,7 +72,7 @@ def payload(header: int, offset: int, size: int, register: int = uapi.NFT_REG_1)
 
 
 def meta(key: int, register: int = uapi.NFT_REG_1) -> bytes:
-    """Load what the kernel knows of the packet: `key` is NFT_META_*."""
+    """Load what the kernel knows of the packet; `key` is an NFT_META_*."""
     numbers = _number(uapi.NFTA_META_KEY, key), _number(uapi.NFTA_META_DREG, register)
     return _expression("meta", *numbers)
 
@@ -83,13 +83,13 @@ def set_meta(key: int) -> bytes:
 
 
 def ct(key: int) -> bytes:
-    """Load what is tracked of the packet's flow: `key` is NFT_CT_*."""
+    """Load a property of the packet's tracked flow; `key` is an NFT_CT_*."""
     numbers = _number(uapi.NFTA_CT_KEY, key), _number(uapi.NFTA_CT_DREG, uapi.NFT_REG_1)
     return _expression("ct", *numbers)
 
 
 def fib(flags: int, result: int) -> bytes:
-    """Look the packet up in the routing tables and load the result (NFT_FIB_RESULT_*)."""
+    """Look the packet up in the routing tables, and load the result (NFT_FIB_RESULT_*)."""
     return _expression(
         "fib",
         _number(uapi.NFTA_FIB_FLAGS, flags),
@@ -105,7 +105,7 @@ def compare(value: bytes, operator: int = uapi.NFT_CMP_EQ) -> bytes:
 
 
 def bitwise(mask: bytes, xor: bytes, register: int = uapi.NFT_REG_1) -> bytes:
-    """Keep the bits of the mask, then turn those of `xor`; both as long as the register's value."""
+    """Keep the bits of the mask, then flip those of `xor`; both as long as the register's value."""
     return _expression(
         "bitwise",
         _number(uapi.NFTA_BITWISE_SREG, register),
@@ -171,7 +171,7 @@ def jump(chain: str) -> bytes:
 
 
 def goto(chain: str) -> bytes:
-    """As `jump`, but the chain's end is the end of this one, too."""
+    """As `jump`, but packets do not return from `chain` to this one."""
     return _verdict(uapi.NFT_GOTO, nl.text(uapi.NFTA_VERDICT_CHAIN, chain))
 
 
@@ -223,7 +223,7 @@ def _address(offset: int, prefix: Prefix, operator: int) -> bytes:
     )
 
 
-# --- what a transaction makes ---------------------------------------------------------------------
+# --- changes of a transaction ---------------------------------------------------------------------
 
 
 def new_table(table: Table, comment: str = "") -> Change:
@@ -234,7 +234,7 @@ def new_table(table: Table, comment: str = "") -> Change:
 
 
 def new_chain(table: Table, chain: str, comment: str = "") -> Change:
-    """Create a chain that is jumped to, or leave it as it is."""
+    """Create a chain without a hook, for jumps, or leave it as it is."""
     noted = nl.attr(uapi.NFTA_CHAIN_USERDATA, nft.userdata(comment)) if comment else b""
     return uapi.NFT_MSG_NEWCHAIN, table.message(*_chain(table, chain), noted), nl.NLM_F_CREATE
 
@@ -244,8 +244,8 @@ def new_base_chain(
 ) -> Change:
     """Create the chain that the kernel enters at this hook, or leave it as it is.
 
-    A `policy` (NF_ACCEPT or NF_DROP) is set also if the chain is there. Fails with EEXIST or
-    EOPNOTSUPP if there is a chain of that name with another hook, type or priority.
+    A `policy` (NF_ACCEPT or NF_DROP) is also set on a chain that exists. Fails with EEXIST or
+    EOPNOTSUPP if a chain of that name has another hook, type or priority.
     """
     numbers = (
         _number(uapi.NFTA_HOOK_HOOKNUM, HOOKS[hook]),
@@ -271,8 +271,8 @@ def new_rule(table: Table, chain: str, expressions: Iterable[bytes], comment: st
     return uapi.NFT_MSG_NEWRULE, table.message(*parts), nl.NLM_F_CREATE | nl.NLM_F_APPEND
 
 
-# Types of keys and values as libnftables numbers them, how many bytes each takes, and in which
-# order these are (2 is the network's; a concatenation has none).
+# Types of keys and values: the number in libnftables, the size in bytes, and the byte order (2 is
+# the network's; a concatenation has none).
 _TYPES = {
     "ipv4_addr": (7, 4, 2),
     "ipv6_addr": (8, 16, 2),
@@ -282,8 +282,8 @@ _TYPES = {
     "ifname": (41, uapi.IFNAMSIZ, 1),
     "verdict": (0xFFFFFF00, 0, 0),
 }
-# What libnftables notes with a set, to show it as it was written (libnftnl/udata.h): the byte order
-# of keys and values, where types leave it open, and what they are made of.
+# User data of a set, by which libnftables lists it as it was written (libnftnl/udata.h): the byte
+# order of keys and values where their types leave it open, and the parts that they consist of.
 _KEY_ORDER = bytes((uapi.NFTNL_UDATA_SET_KEYBYTEORDER, 4))
 _VALUE_ORDER = bytes((uapi.NFTNL_UDATA_SET_DATABYTEORDER, 4))
 _VALUE_INTERVAL = bytes((uapi.NFTNL_UDATA_SET_DATA_INTERVAL, 4))
@@ -299,8 +299,8 @@ _L4PROTO = (
 def new_set(table: Table, name: str, number: int, key: str, value: str | None = None) -> Change:
     """Create a set, or a map if there is a `value`; or leave it as it is.
 
-    Types are as nft(8) writes them (``inet_proto . inet_service``). `number` is any that no other
-    set of the transaction has. Fails with EEXIST if the set has other types.
+    Types are as nft(8) writes them (``inet_proto . inet_service``). `number` is one that no other
+    set of the transaction has. Fails with EEXIST if the set exists with other types.
     """
     key_type, key_size, order = _kind(key)
     flags, parts, noted = 0, b"", _KEY_ORDER + native(order)
@@ -325,7 +325,7 @@ def new_set(table: Table, name: str, number: int, key: str, value: str | None = 
 
 
 def protocol_set(table: Table, number: int, protocols: Sequence[int]) -> list[Change]:
-    """Create an anonymous set of layer 4 protocols; `protocols(number)` looks into it."""
+    """Create an anonymous set of layer 4 protocols, for `protocols(number)`."""
     kind, size, _ = _kind("inet_proto")
     head = _set_head(table, _ANONYMOUS_SET, number, uapi.NFT_SET_ANONYMOUS | uapi.NFT_SET_CONSTANT)
     noted = _KEY_ORDER + native(_HOST_ORDER) + _L4PROTO
@@ -360,7 +360,7 @@ def _set_head(table: Table, name: str, number: int, flags: int) -> bytes:
 
 
 def _kind(text: str) -> tuple[int, int, int]:
-    """The number, size and byte order of a type; of several, each takes whole words."""
+    """Number, size and byte order of a type; in a concatenation each part fills whole words."""
     parts: Sequence[tuple[int, int, int]] = [_TYPES[name] for name in text.split(" . ")]
     if len(parts) == 1:
         return parts[0]

@@ -1,7 +1,7 @@
-"""iptables and ip6tables: whole changes through one iptables-restore, not a fork per rule.
+"""iptables and ip6tables: each change is one iptables-restore, not one process for each rule.
 
-Works with either variant (nf_tables or legacy), whichever the administrator made the default:
-rules belong where the other tools of the node put theirs (docs/spec/common.md §11).
+Uses the variant (nf_tables or legacy) that the administrator has made the default: rules belong
+where the node's other tools put theirs (docs/spec/common.md §11).
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from .. import files
 from ..kernel.errors import IptablesError, IptablesMissing, IptablesUnknown
 from .table import Table
 
-# Besides PATH, what decides how iptables works; the rest of a runtime's environment does not.
+# The variables, besides PATH, that the tools read; the rest of a runtime's environment stays out.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
-# What says nothing of the rules.
+# Lines of iptables-save that are no rules.
 _TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
 def restore(v6: bool, table: str, lines: list[str]) -> None:
     """Apply `lines` (`-A …`, `-N …`) to a table, all or none. Raises IptablesError.
 
-    A control character in a line is refused: the tool would take what follows a newline for
-    another line, which could do anything to the node's rules.
+    Refuses a line with a control character: the tool would take the text behind a newline for a
+    line of its own, which could change any rule of the node.
     """
     for line in lines:
         if has_control_characters(line):
@@ -34,7 +34,7 @@ def restore(v6: bool, table: str, lines: list[str]) -> None:
 
 
 def has_control_characters(text: str) -> bool:
-    """Is there any of ASCII's, a newline among them? (Those of Latin-1 are bytes of UTF-8.)"""
+    """Has `text` a control character of ASCII? (The codes of Latin-1's are bytes of UTF-8.)"""
     return any(character < " " or character == "\x7f" for character in text)
 
 
@@ -54,9 +54,9 @@ def usable(v6: bool) -> bool:
 
 
 def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
-    """Has iptables-nft this chain? Its chains are ordinary nftables chains; costs no fork.
+    """Has iptables-nft this chain? Its chains are ordinary nftables chains; runs no program.
 
-    Raises IptablesError when the kernel could not be asked: that is not the same as no.
+    Raises IptablesError if the kernel could not be asked: then nobody knows.
     """
     try:
         return Table("ip6" if v6 else "ip", table).has_chain(chain)
@@ -65,25 +65,25 @@ def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
             reason = (error.strerror or str(error)).lower()
             text = f"cannot look for chain {chain} in table {table}: {reason}"
             raise IptablesUnknown(text, "the kernel could not be asked: try again") from None
-        return False  # a kernel without nftables has none
+        return False  # no chain without nftables in the kernel
 
 
 def may_be_used(v6: bool, table: str, *chains: str) -> bool:
-    """May either variant have one of these chains? Costs no fork; yes if nobody can tell."""
+    """May either variant have one of these chains? True if unknown; runs no program."""
     try:
         found = any(has_nft_chain(v6, table, chain) for chain in chains)
     except IptablesError:
-        return True  # who removes them finds out why the kernel does not say
+        return True  # removing them will show why the kernel does not answer
     return found or has_legacy_table(v6, table)
 
 
 def has_legacy_table(v6: bool, table: str) -> bool:
-    """False only if iptables-legacy certainly has no such table here; costs no fork."""
+    """False only if iptables-legacy certainly has no such table here; runs no program."""
     try:
         with open(f"/proc/thread-self/net/ip{'6' if v6 else ''}_tables_names") as names:
             return table in names.read().split()
     except FileNotFoundError:
-        # No legacy iptables in this kernel, unless there is no /proc to tell it.
+        # The kernel has no legacy iptables, unless /proc is missing.
         return not os.path.isdir("/proc/thread-self/net")
     except OSError:
         return True
@@ -96,7 +96,7 @@ def comment(text: str) -> str:
 
 
 def require() -> None:
-    """Raises IptablesMissing if iptables-restore is not installed; costs no fork."""
+    """Raise IptablesMissing if iptables-restore is not installed; runs no program."""
     _find("iptables-restore")
 
 

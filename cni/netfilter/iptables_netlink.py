@@ -1,13 +1,13 @@
-"""What iptables-nft would do, done over netlink: 0.4 ms where the tool takes 2 and more.
+"""Rules of iptables-nft, read and written over netlink: 0.4 ms where the tool takes 2 or more.
 
-The rules are the very ones that the tool would write (netfilter/iptables_rules.py), so
-iptables-save, `iptables -C`, `iptables -D` and nft treat them alike.
+The rules are identical to the tool's (netfilter/iptables_rules.py), so iptables-save,
+`iptables -C`, `iptables -D` and nft treat them alike.
 
-All of it is optional: `change` returns False, and nothing has happened, when the node's iptables
-is not this variant (`is_the_tool`), when a rule has a part that is not known here, or when the
-kernel refuses. Then the caller uses iptables-restore, which does it or explains why not. This
-variant of iptables does not use the lock of xtables: like the tool, a change names the generation
-of the ruleset that it is based on, and the kernel refuses it if the ruleset has changed.
+All of this is optional. `change` returns False, and has changed nothing, if the node's iptables is
+another variant (`is_the_tool`), if a rule has a word that iptables_rules.py does not know, or if
+the kernel refuses. Then the caller runs iptables-restore, which makes the change or explains why
+not. iptables-nft does not take the lock of xtables: as in the tool, a change names the generation
+of the ruleset that it was planned on, and the kernel refuses it if the ruleset has changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ACCEPT = uapi.NF_ACCEPT.to_bytes(4, "big")
 
-_MOST = 100  # changes in a transaction of nft.py
+_MOST = 100  # changes in a transaction
 _TRIES = 20
 # iptables-nft makes these when the first rule needs them: hook and priority (iptables/nft.c).
 _HOOKS = {
@@ -41,14 +41,14 @@ _HOOKS = {
 
 # --- is it this variant? --------------------------------------------------------------------------
 
-# Older ones take a port of ours for none: they know that only as a match of their own (before
-# 1.8.8; https://github.com/kubernetes/kubernetes/issues/112477 is the same with marks).
+# Versions before 1.8.8 list our rules without the port, which they know only as an xtables match
+# (https://github.com/kubernetes/kubernetes/issues/112477 is that defect with marks).
 _OLDEST = (1, 8, 9)
 _seen: dict[tuple[int, ...], bool] = {}
 
 
 def is_the_tool(v6: bool) -> bool:
-    """Is iptables-restore, as we would run it, iptables-nft of a known version? Costs no fork."""
+    """Is iptables-restore on PATH iptables-nft of a known version? Runs no program."""
     program = files.find_program(f"ip{'6' if v6 else ''}tables-restore")
     if program is None:
         return False
@@ -65,7 +65,7 @@ def is_the_tool(v6: bool) -> bool:
 def _is_known(program: str) -> bool:
     fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        # all links followed: one program is every tool of the variant
+        # with all links followed: one program is all tools of the variant
         name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
         return name == "xtables-nft-multi" and version(_content(fd)) >= _OLDEST
     finally:
@@ -77,7 +77,7 @@ def _content(fd: int) -> bytes:
 
 
 def version(program: bytes) -> tuple[int, ...]:
-    """The version that a program of iptables names in its strings; empty if it does not."""
+    """The version in the strings of an iptables program; () if there is none."""
     start = program.find(b"\x001.")
     while start >= 0:
         text = program[start + 1 : start + 20].partition(b"\0")[0]
@@ -88,7 +88,7 @@ def version(program: bytes) -> tuple[int, ...]:
     return ()
 
 
-# --- looking and changing -------------------------------------------------------------------------
+# --- reading and changing -------------------------------------------------------------------------
 
 
 def _dump(payload: bytes) -> list[bytes]:
@@ -104,7 +104,7 @@ _known: dict[tuple[bool, str], Encoded] = {}
 
 
 def _encoded(v6: bool, rule: str) -> Encoded:
-    """`encode`, remembered for those rules that every container asks for."""
+    """`encode`, cached for the rules that every container needs."""
     encoded = _known.get((v6, rule))
     if encoded is None:
         if len(_known) >= 100:
@@ -114,10 +114,10 @@ def _encoded(v6: bool, rule: str) -> Encoded:
 
 
 class Rules:
-    """The rules of a table, each chain read when it is first needed. Raises OSError.
+    """The rules of a table; each chain is read when it is first needed. Raises OSError.
 
-    `add` fails if any rule has changed since the first read. Of the chains in `noted` only the
-    rules with these handles are read, and seen.
+    `add` fails if any rule has changed since the first read. Of a chain in `noted` only the rules
+    with these handles are read; others are invisible.
     """
 
     def __init__(
@@ -130,10 +130,10 @@ class Rules:
         self._chains: dict[str, bool] = {}
 
     def of(self, chain: str = "") -> list[bytes]:
-        """The kernel's messages about a chain's rules, or about all of the table."""
+        """The kernel's messages about a chain's rules; without `chain`, about all of the table."""
         messages = self._seen.get(chain)
         if messages is None and chain and "" in self._seen:
-            # the table and the chain are the first attributes
+            # a message begins with the table and the chain
             start = nl.text(uapi.NFTA_RULE_TABLE, self._table) + nl.text(
                 uapi.NFTA_RULE_CHAIN, chain
             )
@@ -153,11 +153,11 @@ class Rules:
         return _dump(self._handle.message(*parts))
 
     def have(self, rule: str) -> bool:
-        """Is this rule (`-A …`) there, as the tool's -C asks? Raises Unwritable."""
+        """Does this rule (`-A …`) exist, as `iptables -C` asks? Raises Unwritable."""
         return self._place(encode(self._v6, rule)) is not None
 
     def _place(self, rule: Encoded) -> int | None:
-        """Which of its chain's rules it is, the first if there are several."""
+        """The first index among its chain's rules; None if it is not there."""
         for number, data in enumerate(self.of(rule.chain)):
             if rule.tail in data and rule.is_in(data):
                 return number
@@ -171,10 +171,10 @@ class Rules:
         return self._chains[name]
 
     def saved(self, rules: list[str]) -> list[str] | None:
-        """What there is of these rules and of their chains, in iptables-save's words.
+        """Those of `rules`, and of their chains, that exist, in iptables-save's words.
 
-        Rules of a chain are in their order. None if one could be there in another version's form:
-        where it is not seen, but its chain is there and so is the one it leads to.
+        A chain's rules are in their order. None if a rule may exist in the form of another version:
+        it is not found, but its chain exists, and so does the chain it jumps to.
         Raises Unwritable.
         """
         chains: dict[str, None] = {}
@@ -197,9 +197,9 @@ class Rules:
     ) -> None:
         """Make chains (`-N …`) and rules (`-A …`, `-I …`), all or none; `made` as in `change`.
 
-        With `hooks` also the table, and the chains of the kernel's hooks that rules are for, where
-        they are not there, as the tool does. A chain that exists is an error (EEXIST), and so is a
-        change by others since we looked (ERESTART). Raises NetlinkError, Unwritable.
+        With `hooks` it also makes the table and the built-in chains of the rules where they are
+        missing, as the tool does. Raises NetlinkError (EEXIST if a chain exists, ERESTART if others
+        have changed the ruleset since the first read), Unwritable.
         """
         table = self._handle.message(nl.text(uapi.NFTA_CHAIN_TABLE, self._table))
         changes = [(uapi.NFT_MSG_NEWTABLE, table, nl.NLM_F_CREATE)] if hooks else []
@@ -213,7 +213,7 @@ class Rules:
             raise Unwritable("too much for one transaction")
         if not changes:
             return
-        # if refused, the tool will say why
+        # after a refusal the tool runs, and says why
         for answer in nft.transact(changes, self._since, explain=False):
             for chain in made or {}:
                 rule = parse_rule(answer, self._table, chain)
@@ -241,7 +241,7 @@ class Rules:
         return uapi.NFT_MSG_NEWRULE, payload, flags
 
     def _hook(self, name: str) -> list[tuple[int, bytes, int]]:
-        """What makes a chain of a hook, if it is one and missing."""
+        """The change that makes the built-in chain `name`; [] if it exists, or is not built in."""
         place = _HOOKS.get((self._table, name))
         if place is None or self.has_chain(name):
             return []
@@ -264,11 +264,11 @@ class Rules:
 def present(
     v6: bool, table: str, rules: list[str], noted: Mapping[str, Sequence[int]] | None = None
 ) -> list[str]:
-    """Those of the rules that are there, those of a chain in their order: without a fork.
+    """Those of `rules` that exist, a chain's rules in their order. Runs no program.
 
-    Empty also if that cannot be known here: iptables-save says it then. Only the rules' chains are
-    read, one request each, where the tool reads all of the table, each chain by itself. Of those
-    in `noted` only the rules with these handles are, so others may be there as well.
+    Also [] if that cannot be known here: then iptables-save tells. Only the chains of `rules` are
+    read, one request each, where the tool reads every chain of the table. Of a chain in `noted`
+    only the rules with these handles are read: it may have others.
     """
     if not is_the_tool(v6):
         return []
@@ -287,9 +287,9 @@ def change(
 ) -> bool:
     """Add the lines that `plan` returns; call it again if the rules have changed meanwhile.
 
-    The handles of new rules in a chain that is a key of `made` are appended to its list, as far as
-    the kernel tells them. False if nothing was changed and iptables-restore has to do it: `plan`
-    returned None, or one of the reasons at the top of this module applies.
+    `made` maps chains to lists, to which the handles of the chain's new rules are appended, as far
+    as the kernel tells them. Returns False if nothing was changed, and iptables-restore has to do
+    it: `plan` returned None, or one of the reasons in this module's docstring applies.
     """
     if not is_the_tool(v6):
         return False

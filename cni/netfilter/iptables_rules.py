@@ -1,11 +1,11 @@
 """A rule of iptables as nftables expressions, as iptables-nft 1.8.9 writes it.
 
-iptables-nft keeps its rules as expressions, and what those cannot say as the structures of the old
-matches and targets (`match`, `target`: the kernel's nft_compat). This module makes both from a rule
-in iptables-save's words (after iptables/nft.c, nft-shared.c, nft-ipv4.c, nft-ipv6.c), in the form
-and order of the kernel's dump. So a rule that exists can be recognised as well.
+iptables-nft writes rules as expressions. What expressions cannot say it writes as the structures of
+xtables' matches and targets (`match`, `target`: the kernel's nft_compat). This module makes both
+from a rule in iptables-save's words (after iptables/nft.c, nft-shared.c, nft-ipv4.c, nft-ipv6.c),
+in the form and order of the kernel's dump, so existing rules can be compared with it.
 
-Only the words that this package uses in its rules are known; others raise Unwritable.
+It knows only the words that this package uses in its rules; others raise Unwritable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _PROTOCOLS = {"tcp": uapi.IPPROTO_TCP, "udp": uapi.IPPROTO_UDP, "sctp": uapi.IPPROTO_SCTP}
-# Where the addresses are in the header, by "is IPv6".
+# Offsets of source and destination in the IP header; the key says whether it is IPv6.
 _SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
 
 
@@ -36,7 +36,7 @@ _UNKNOWN = (ValueError, KeyError, StopIteration, OverflowError, struct.error, In
 class Encoded(NamedTuple):
     """A rule's expressions before and after its counter, as the kernel shows them.
 
-    `leads_to` is the chain that it jumps to, if it does.
+    `leads_to` is the chain to which the rule jumps; "" if it does not jump.
     """
 
     chain: str
@@ -47,7 +47,7 @@ class Encoded(NamedTuple):
 
     @property
     def attributes(self) -> bytes:
-        """For NFT_MSG_NEWRULE, beside table and chain."""
+        """The attributes of NFT_MSG_NEWRULE, without table and chain."""
         compat = _number(uapi.NFTA_RULE_COMPAT_PROTO, self.protocol) + _number(
             uapi.NFTA_RULE_COMPAT_FLAGS, 0
         )
@@ -67,7 +67,7 @@ class Encoded(NamedTuple):
 
 
 class _Parts:
-    """What a rule consists of, in the order in which iptables-nft writes it."""
+    """The parts of a rule, in the order in which iptables-nft writes them."""
 
     def __init__(self) -> None:
         self.interfaces = self.layer4 = self.addresses = self.matches = self.target = b""
@@ -102,7 +102,7 @@ def encode(v6: bool, rule: str) -> Encoded:
 def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: bool) -> None:
     value = next(words)
     if parts.target:
-        raise Unwritable(word)  # it is always the last
+        raise Unwritable(word)  # the comment is always the last match
     if word in ("-i", "-o"):
         parts.interfaces += _interface(word, value, negated)
     elif word == "-s":
@@ -127,9 +127,9 @@ def _option(v6: bool, parts: _Parts, word: str, words: Iterator[str], negated: b
 
 
 def _words(rule: str) -> Iterator[str]:
-    """The words of a line, as iptables-restore takes it apart. Raises Unwritable."""
+    """The words of a line, split as by iptables-restore. Raises Unwritable."""
     if any(character < " " for character in rule):
-        raise Unwritable(rule)  # a newline would be the end of the line, not the end of a word
+        raise Unwritable(rule)  # a newline would end the line, not a word
     if '"' not in rule:
         return iter(rule.split())
     pieces = rule.replace("\\\\", "\0").replace('\\"', "\1").split('"')
@@ -152,7 +152,7 @@ def _be32(value: int) -> bytes:
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    # without the flag for nested attributes: so the kernel shows it, and takes it, too
+    # without NLA_F_NESTED: so the kernel dumps it, and it also accepts it
     data = nl.attr(uapi.NFTA_EXPR_DATA, b"".join(attributes))
     return nl.attr(uapi.NFTA_LIST_ELEM, nl.text(uapi.NFTA_EXPR_NAME, name) + data)
 
@@ -217,13 +217,13 @@ def _verdict(code: int, chain: str = "") -> bytes:
 def _interface(option: str, name: str, negated: bool) -> bytes:
     raw = name.encode("utf-8", "surrogateescape") + b"\0"
     if name.endswith("+") or len(raw) > 16:
-        raise Unwritable(name)  # the plus means any that begins so
+        raise Unwritable(name)  # "eth+" means any name that begins with eth
     key = uapi.NFT_META_IIFNAME if option == "-i" else uapi.NFT_META_OIFNAME
     return _meta(key) + _compare(raw, negated)
 
 
 def _address(offset: int, v6: bool, text: str, negated: bool) -> bytes:
-    """As many bytes as the prefix has, or all under a mask if its last byte is not whole."""
+    """Compare the prefix's bytes; if its length is no multiple of 8, all bytes under a mask."""
     prefix = Prefix.parse(text).network
     if prefix.is_v4 == v6 or not prefix.length:
         raise Unwritable(text)
@@ -244,7 +244,7 @@ _ALIGN = struct.calcsize("@cQ") - 8  # XT_ALIGN
 
 
 def _extension(kind: str, name: str, revision: int, info: bytes) -> bytes:
-    """A match or target of the old kind: `info` is its structure."""
+    """A match or target of xtables; `info` is its structure."""
     aligned = info + bytes(-len(info) % _ALIGN)
     named = nl.text(uapi.NFTA_MATCH_NAME, name), _number(uapi.NFTA_MATCH_REV, revision)
     return _expression(kind, *named, nl.attr(uapi.NFTA_MATCH_INFO, aligned))
@@ -283,9 +283,9 @@ _PORTS_HEAD = (
 
 
 def ports_of(data: bytes) -> list[int] | None:
-    """The ports that a rule's multiport match names, in a message of the kernel; None if unclear.
+    """The ports of a rule's multiport match, in a message of the kernel.
 
-    That is without such a match, with ranges, and if it is for all but these.
+    None if the rule has no such match, or the match is negated or has ranges.
     """
     start = data.find(_PORTS_HEAD) + len(_PORTS_HEAD)
     info = data[start : start + _PORTS.size] if start >= len(_PORTS_HEAD) else b""
@@ -329,7 +329,7 @@ def _mark(text: str) -> tuple[bytes, bytes]:
     return packed, packed
 
 
-# Each with the one option that we use.
+# Matches, each with the one option that this package uses.
 _MATCHES: dict[str, tuple[str, Callable[[str], bytes]]] = {
     "addrtype": ("--dst-type", _destination_type),
     "comment": ("--comment", _comment),
@@ -348,7 +348,7 @@ _VERDICTS = {"ACCEPT": uapi.NF_ACCEPT, "DROP": uapi.NF_DROP, "RETURN": uapi.NFT_
 
 
 def _target(v6: bool, name: str, words: Iterator[str]) -> tuple[str, bytes]:
-    """A verdict, a target of the old kind, or else a jump to the chain of that name."""
+    """A verdict, a target of xtables, or else a jump to the chain of that name."""
     if name in _VERDICTS:
         return "", _verdict(_VERDICTS[name])
     if name not in _TARGETS:
@@ -388,7 +388,7 @@ def _source(v6: bool, text: str) -> bytes:
     return struct.pack("=I16s16s4x", 1, ip, ip) if v6 else struct.pack("=II4s4s4x", 1, 1, ip, ip)
 
 
-# With the one option that we use, or none, and the revision.
+# Targets, each with the one option that this package uses, or "", and the revision.
 _TARGETS: dict[str, tuple[str, int, Callable[[bool, str], bytes]]] = {
     "DNAT": ("--to-destination", 2, _destination),
     "MARK": ("--set-xmark", 2, _set_mark),

@@ -1,14 +1,13 @@
-"""Transactions of nf_tables over netlink, and what is kept for the next one.
+"""Transactions of nf_tables over netlink, and the socket that is kept between them.
 
 Everything acts on the caller's current network namespace. The socket is kept for the next call in
-the same namespace (`socket`), not only to save making it: after a change is committed (0.1-0.7 ms),
-closing a netfilter socket waits for the kernel to have freed what was replaced, an RCU grace period
-of 5-20 ms. Kept, that passes while we do other things. It keeps the namespace alive, so a process
-that stays must not do this in a container's without `forget`.
+the same namespace (`socket`). That saves more than making it: after a change is committed
+(0.1-0.7 ms), closing a netfilter socket waits until the kernel has freed what was replaced, an RCU
+grace period of 5-20 ms. With an open socket that time passes while we work. The socket keeps the
+namespace alive: a process that lives on must call `forget` after using a container's namespace.
 
-What is in a table, and what deletes it: netfilter/table.py. What makes tables, chains and rules:
-expressions.py; what says why the kernel refused: refusal.py. Rules in nft(8)'s language, which
-users write, go to that program: compiler.py.
+Listing and deleting: netfilter/table.py. Making tables, chains and rules: expressions.py. Why the
+kernel refused: refusal.py. Rules that users write in nft(8)'s language: compiler.py.
 """
 
 from __future__ import annotations
@@ -50,28 +49,28 @@ _SOL_SOCKET, _SO_SNDBUF, _SO_SNDBUFFORCE, _SMALL = 1, 7, 32, 100_000
 _GUARDED, _UNGUARDED = 20, 5  # attempts of `settle`
 _READ_AGAIN = 3  # times, after errors of reading answers
 
-UNUSABLE = "is nftables in this kernel, and are we root?"  # where the error says nothing more
-# What the kernel answers that has no nf_tables, or none for us; other errors do not say that there
-# are no rules.
+UNUSABLE = "is nftables in this kernel, and are we root?"  # for errors without an explanation
+# Errors of a kernel that has no nf_tables, or none for us. Other errors do not mean that there are
+# no rules.
 _UNUSABLE = frozenset({EINVAL, EPERM, EOPNOTSUPP, EAFNOSUPPORT, EPROTONOSUPPORT})
-# What `transact` fails with if the ruleset has changed since it was looked at.
+# The error of `transact` if the ruleset has changed since it was read.
 ERESTART = 85
 
 
-# --- what is kept ---------------------------------------------------------------------------------
+# --- the kept sockets -----------------------------------------------------------------------------
 
 _Place = tuple[int, int, int]  # a namespace, and the process: a forked child has its own
 _kept: dict[int, tuple[_Place, Netlink]] = {}  # by thread
 
 
 def forget() -> None:
-    """Close the kept sockets; may wait for the kernel (see above)."""
+    """Close the kept sockets; may wait for an RCU grace period (see above)."""
     while _kept:
         _kept.popitem()[1][1].close()
 
 
 def judged(error: OSError) -> OSError:
-    """The error of a look: Unusable if it says that the kernel has no nf_tables for us."""
+    """The error of a reading request; Unusable if it means that there is no nf_tables for us."""
     if error.errno in _UNUSABLE:
         return Unusable(error.errno, getattr(error, "explanation", ""))
     return error
@@ -85,9 +84,9 @@ def socket() -> Netlink:
     try:
         namespace = os.stat("/proc/thread-self/ns/net")
     except OSError:
-        # without /proc nothing tells which namespace a kept one belongs to
+        # without /proc the namespace of a kept socket is not known
         return _make_socket()
-    # a kept socket keeps its namespace alive, so no other one can have the same inode
+    # a kept socket keeps its namespace alive, so no other namespace can have that inode
     here = (namespace.st_dev, namespace.st_ino, os.getpid())
     slot = get_ident()
     kept = _kept.get(slot)
@@ -115,17 +114,17 @@ Change = tuple[int, bytes, int]  # a message of a transaction: type, payload, fl
 def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = True) -> list[bytes]:
     """Make changes in one transaction, all or none.
 
-    Returns what the kernel tells of changes with NLM_F_ECHO, such as the handle of a new rule:
-    payloads in their order, or fewer if they were too many to be read.
+    Returns the kernel's echoes of changes with NLM_F_ECHO, such as the handle of a new rule:
+    payloads in their order, or fewer if the socket's buffer could not hold all of them.
 
-    Raises NetlinkError: Refused, about the first change that the kernel did not take; its text
-    says which one that is, and why, unless `explain` is false. With `since`, a number from
-    `generation`, the kernel refuses (ERESTART) if any rule has changed since then: what the caller
-    has read in between still holds.
+    Raises NetlinkError: Refused, about the first change that the kernel refused. Unless `explain`
+    is false its text says which change that is, and why. With `since`, a number from `generation`,
+    the kernel refuses (ERESTART) if any rule has changed since then. So after a success, what the
+    caller has read in between held.
     """
     begin = _GENMSG.pack(0, 0, uapi.NFNL_SUBSYS_NFTABLES)
     first = begin + (nl.attr(uapi.NFNL_BATCH_GENID, since) if since else b"")
-    # errors are answered in any case, and of what is done only the last has to be
+    # the kernel answers errors in any case; of successes only the last has to be answered
     last = [(kind, payload, flags | nl.NLM_F_ACK) for kind, payload, flags in changes[-1:]]
     batch = [
         (uapi.NFNL_MSG_BATCH_BEGIN, first, 0),
@@ -165,7 +164,7 @@ def _send(sock: Netlink, data: bytes) -> None:
                 sock.sock.setsockopt(_SOL_SOCKET, option, 2 * len(data))
                 break
             except PermissionError:
-                pass  # root of another user namespace may only do the second
+                pass  # root of another user namespace may only use the second
     try:
         sock.sock.send(data)
     except OSError as error:
@@ -177,10 +176,10 @@ def _answers(
 ) -> list[tuple[int, int, bytes]]:
     """The acknowledgements of messages with these numbers: (number, flags, payload).
 
-    What else answers them is appended to `echoes`.
+    The payloads of other replies to them are appended to `echoes`.
 
-    The kernel works while we send: all its answers are here now, also if it refused the batch as a
-    whole. An error of reading them (ENOBUFS: there were too many) says nothing of the changes.
+    The kernel works while we send, so all its answers are here now, also if it refused the batch as
+    a whole. An error of reading them (ENOBUFS: there were too many) says nothing of the changes.
     """
     answers: list[tuple[int, int, bytes]] = []
     failures = 0
@@ -203,13 +202,13 @@ def _answers(
 
 
 def echoed(change: Change) -> Change:
-    """The change, of which the kernel tells what came of it: see `transact`."""
+    """The change with NLM_F_ECHO: `transact` returns what the kernel has made of it."""
     kind, payload, flags = change
     return kind, payload, flags | nl.NLM_F_ECHO
 
 
 def generation() -> bytes:
-    """The number of the ruleset as it is now, for `transact`. Raises NetlinkError."""
+    """The generation number of the ruleset now, for `transact`. Raises NetlinkError."""
     answer = socket().get(uapi.NFT_MSG_GETGEN, _GENMSG.pack(0, 0, 0))
     return nl.attr_map(answer, _GENMSG.size).get(uapi.NFTA_GEN_ID, b"")
 
@@ -217,8 +216,8 @@ def generation() -> bytes:
 def settle(plan: Callable[[], Sequence[Change]]) -> list[bytes]:
     """Make the changes that `plan` returns; call it again if the rules have changed meanwhile.
 
-    Returns what `transact` does. Where they change all the time, the last attempts take that risk:
-    what `plan` has read may not hold any more. Raises NetlinkError.
+    Returns what `transact` returns. If the rules change all the time, the last attempts are made
+    unguarded: what `plan` has read may be outdated then. Raises NetlinkError.
     """
     last = _GUARDED + _UNGUARDED - 1
     for number in range(last + 1):
@@ -227,7 +226,7 @@ def settle(plan: Callable[[], Sequence[Change]]) -> list[bytes]:
         try:
             return transact(plan(), since)
         except NetlinkError as error:
-            # unguarded, what another process has just deleted is no reason to give up either
+            # another process may have deleted what an unguarded plan has read
             if error.errno != (ERESTART if guarded else ENOENT) or number == last:
                 raise
     return []
@@ -239,12 +238,12 @@ def message(family: str, *attributes: bytes) -> bytes:
 
 
 def link_name(ifname: str) -> bytes:
-    """A link's name as registers and keys of sets hold it."""
+    """A link's name in the form of registers and of sets' keys."""
     return ifname.encode("utf-8", "surrogateescape").ljust(uapi.IFNAMSIZ, b"\0")
 
 
 def userdata(comment: str) -> bytes:
-    """A comment as nft(8) keeps it, of anything that can have one."""
+    """A comment in the form of nft(8), for the user data of a rule, chain, set or element."""
     text = comment.encode("utf-8", "surrogateescape") + b"\0"
     return bytes((uapi.NFTNL_UDATA_RULE_COMMENT, len(text))) + text
 

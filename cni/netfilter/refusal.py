@@ -1,7 +1,7 @@
-"""Why nf_tables refused a change, in words; loaded when it has.
+"""Why nf_tables refused a change, in words; loaded only after a refusal.
 
 The kernel's acknowledgement names the message, an errno and, since Linux 4.12, the attribute that
-it does not like (NLMSGERR_ATTR_OFFS). Which errno means what: net/netfilter/nf_tables_api.c.
+it rejects (NLMSGERR_ATTR_OFFS). Which errno means what: net/netfilter/nf_tables_api.c.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NAME = 2  # the attribute of a rule's chain, of a set and of the set of elements; a chain has 3
 _TABLE = 1  # the attribute that names the table, of every kind of message
 
-# What is there already and differs: EEXIST, which Linux before 5.8 calls EBUSY.
+# The object exists and differs: EEXIST, or EBUSY before Linux 5.8.
 _CLASHING = (uapi.NFT_MSG_NEWCHAIN, uapi.NFT_MSG_NEWSETELEM)
 _TABLES = (uapi.NFT_MSG_NEWTABLE, uapi.NFT_MSG_DELTABLE)
 _CHAINS = (uapi.NFT_MSG_NEWCHAIN, uapi.NFT_MSG_DELCHAIN)
@@ -50,7 +50,7 @@ _DOING = {
 
 
 class _Failure(NamedTuple):
-    """A refused message: its kind and family, what it names, what of it the kernel blames.
+    """A refused message: its kind and family, the names in it, and the part that the kernel blames.
 
     `attribute` is the number of the blamed attribute (0 if it is not known), `expression` the name
     of the blamed expression and `operand` the set or chain that this expression names.
@@ -73,7 +73,7 @@ def refused(change: Change, errno: int, flags: int, answer: bytes) -> Refused:
         errno = EEXIST
     said = nl.acknowledged(flags, answer)
     words = nl.get_text(said.get(nl.NLMSGERR_ATTR_MSG))
-    if kind not in _DOING:  # the transaction as a whole
+    if kind not in _DOING:  # not one change, but the transaction as a whole
         return Refused(errno, words, nft.UNUSABLE)
     failure = _look_at(kind, payload, nl.get_u32(said.get(nl.NLMSGERR_ATTR_OFFS)))
     reason = words or _reason(failure, errno)
@@ -83,7 +83,7 @@ def refused(change: Change, errno: int, flags: int, answer: bytes) -> Refused:
 
 
 def _look_at(kind: int, payload: bytes, offset: int) -> _Failure:
-    """`offset` is that of the blamed attribute, counted from the message's header; 0 for none."""
+    """Find the blamed attribute by its `offset` from the message's header; 0 if there is none."""
     attributes = nl.attr_map(payload, nft.GENMSG_SIZE)
     family = next((name for name, number in nft.FAMILIES.items() if number == payload[0]), "?")
     number = uapi.NFTA_CHAIN_NAME if kind in _CHAINS else _NAME
@@ -100,7 +100,10 @@ _NLMSGHDR = 16
 
 
 def _at(data: bytes, start: int, offset: int) -> tuple[int, int]:
-    """The attribute at `offset` of `data`, and the place within its payload; (0, 0) for none."""
+    """The type of the attribute at `offset` of `data`, and the offset within its payload.
+
+    (0, 0) if there is none.
+    """
     end = start
     for kind, value in nl.attrs(data, start):
         begin, end = end, end + (4 + len(value) + 3 & ~3)
@@ -130,7 +133,7 @@ def _at_expression(failure: _Failure, expressions: bytes, offset: int) -> _Failu
 
 
 def _reason(failure: _Failure, errno: int) -> str:
-    """Empty if the errno says all that there is to say."""
+    """Why the kernel refused it; "" if the errno says everything."""
     if failure.kind == uapi.NFT_MSG_NEWCHAIN and errno in (EEXIST, EOPNOTSUPP):
         return _other_chain(failure)
     if errno in (ELOOP, EMLINK):
@@ -185,7 +188,7 @@ def _other_chain(failure: _Failure) -> str:
 
 
 def _chain(failure: _Failure) -> str:
-    """What the chain of that name is now; empty if there is none, or it cannot be read."""
+    """The form of the chain that has this name now; "" if there is none, or it cannot be read."""
     names = (
         nl.text(uapi.NFTA_CHAIN_TABLE, failure.table),
         nl.text(uapi.NFTA_CHAIN_NAME, failure.name),
@@ -198,7 +201,7 @@ def _chain(failure: _Failure) -> str:
 
 
 def _is_asleep(failure: _Failure, errno: int) -> bool:
-    """Is it a chain that does not come into a table which is dormant until this transaction?"""
+    """Was a chain refused because its table was dormant until this transaction?"""
     if failure.kind != uapi.NFT_MSG_NEWCHAIN or errno != EINVAL:
         return False
     name = nl.text(uapi.NFTA_TABLE_NAME, failure.table)

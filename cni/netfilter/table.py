@@ -1,4 +1,4 @@
-"""Tables of nf_tables: what they contain, and how it is deleted, over netlink.
+"""Tables of nf_tables: listing and deleting what they contain, over netlink.
 
 libnftables takes 120 ms to list a chain of 1,000 rules. Here rules are found by their comment in
 the kernel's dump (2 ms), and deleted by their handle. Functions that make tables, chains and rules
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .nft import Change
 
-_BATCH_SIZE = 1000  # rules and chains; 100 KB, and the kernel waits for RCU once
+_BATCH_SIZE = 1000  # rules and chains in a batch: 100 KB, for one RCU grace period
 
 
 class Rule(NamedTuple):
@@ -32,7 +32,7 @@ class Rule(NamedTuple):
 
     @property
     def expressions(self) -> list[tuple[str, dict[int, bytes]]]:
-        """What the rule consists of, in order: the name and the attributes of each expression."""
+        """The rule's expressions in order: the name and the attributes of each."""
         listed = nl.attr_map(self.raw, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
         items = [nl.attr_map(element) for _, element in nl.attrs(listed)]
         return [
@@ -45,7 +45,7 @@ class Rule(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Of how many expressions the rule consists."""
+        """The number of the rule's expressions."""
         listed = nl.attr_map(self.raw, GENMSG_SIZE).get(uapi.NFTA_RULE_EXPRESSIONS, b"")
         return sum(1 for _ in nl.attrs(listed))
 
@@ -74,7 +74,7 @@ class Rule(NamedTuple):
 
     @property
     def leads_to(self) -> str:
-        """The chain that the rule ends with a jump to; empty if it ends otherwise."""
+        """The chain to which the rule jumps at its end; "" if it ends otherwise."""
         return nl.get_text(self._verdict.get(uapi.NFTA_VERDICT_CHAIN))
 
     @property
@@ -86,7 +86,7 @@ class Rule(NamedTuple):
 
     @property
     def offsets(self) -> list[int]:
-        """Where in the packet's header the rule looks, in bytes, in order."""
+        """The offsets in the packet's header that the rule loads, in bytes, in order."""
         return [
             int.from_bytes(data.get(uapi.NFTA_PAYLOAD_OFFSET, b""), "big")
             for name, data in self.expressions
@@ -97,14 +97,14 @@ class Rule(NamedTuple):
 class Table(NamedTuple):
     """A table by its family, as nft(8) calls it, and its name; it need not exist.
 
-    Methods that look raise NetlinkError: Unusable when the kernel has no nf_tables for us. Those
-    that are named `without_…` make nothing: they are changes for `transact`.
+    Methods that read raise NetlinkError: Unusable if the kernel has no nf_tables for us. Methods
+    `without_…` do nothing themselves: they return changes for `transact`.
     """
 
     family: str
     name: str
 
-    # --- looking ---
+    # --- reading ---
 
     def exists(self) -> bool:
         """Is there such a table? Raises NetlinkError."""
@@ -122,7 +122,7 @@ class Table(NamedTuple):
         return True
 
     def chain_use(self, chain: str) -> int:
-        """How many things a chain has or is referred to by: rules, jumps, elements of a map.
+        """The kernel's reference count of a chain: its rules, and the jumps and map elements to it.
 
         0 without the chain. Raises NetlinkError.
         """
@@ -131,7 +131,7 @@ class Table(NamedTuple):
         return int.from_bytes(attributes.get(uapi.NFTA_CHAIN_USE, b""), "big")
 
     def chain_uses(self) -> dict[str, int]:
-        """`chain_use` of all chains: all of the family are listed, in one request.
+        """`chain_use` of all chains of the table; one request, which lists the whole family.
 
         Raises NetlinkError.
         """
@@ -146,7 +146,7 @@ class Table(NamedTuple):
         return uses
 
     def rule_counts(self) -> dict[str, int]:
-        """How many rules each chain has, of those that have any; empty without the table."""
+        """The number of rules of each chain that has any; {} if the table is missing."""
         counts: dict[str, int] = {}
         for data in _dump_rules(self.message(nl.text(uapi.NFTA_RULE_TABLE, self.name))):
             attributes = nl.attr_map(data, GENMSG_SIZE)
@@ -158,15 +158,15 @@ class Table(NamedTuple):
     def find_rules(self, chain: str, prefix: str) -> list[Rule]:
         """The chain's rules whose comment starts with `prefix` (not empty), in their order.
 
-        None without the chain.
+        [] if the chain is missing. Raises NetlinkError.
         """
         rules = self.find_rules_with(chain, prefix.encode())
         return [rule for rule in rules if rule.comment.startswith(prefix)]
 
     def find_rules_with(self, chain: str, mark: bytes) -> list[Rule]:
-        """The chain's rules with these bytes anywhere in the kernel's message; none without it.
+        """The chain's rules whose message contains these bytes; [] if the chain is missing.
 
-        Of a long chain few rules are ours: only those are taken apart.
+        Only those are parsed, since few rules of a long chain belong to a caller.
         """
         payload = self.message(*self._rule_of(chain))
         rules = [
@@ -175,7 +175,7 @@ class Table(NamedTuple):
         return [rule for rule in rules if rule]
 
     def rule(self, chain: str, handle: int) -> Rule | None:
-        """The chain's rule with this handle, without a list of all; None if there is none.
+        """The chain's rule with this handle, without listing the chain; None if there is none.
 
         A handle is never given again while the table exists. Raises NetlinkError.
         """
@@ -186,8 +186,8 @@ class Table(NamedTuple):
     def jumps(self, parent: str, chain: str, handles: Sequence[int] = ()) -> list[Rule]:
         """All rules of the chain `parent` that lead to `chain`, in their order.
 
-        `handles` are a hint where they are: it is believed if the kernel counts no other reference
-        to the chain, and else `parent`, which may be long, is listed. Raises NetlinkError.
+        `handles` may name them. They are believed if the kernel counts no other reference to
+        `chain`; else `parent`, which may be long, is listed. Raises NetlinkError.
         """
         told = [rule for one in dict.fromkeys(handles) if (rule := self.rule(parent, one))]
         known = [rule for rule in told if rule.leads_to == chain]
@@ -200,8 +200,8 @@ class Table(NamedTuple):
     def delete(self, rules: Sequence[tuple[str, int]] = (), chains: Sequence[str] = ()) -> None:
         """Delete rules (chain, handle), then whole chains, in this order.
 
-        All or none, of each thousand. Raises NetlinkError: ENOENT when one of them is gone already,
-        EBUSY when something still refers to a chain.
+        Each thousand is one transaction, all or none. Raises NetlinkError: ENOENT if one of them is
+        gone already, EBUSY if something still refers to a chain.
         """
         changes = [self.without_rule(chain, handle) for chain, handle in rules]
         changes += [self.without_chain(chain) for chain in chains]
@@ -209,10 +209,10 @@ class Table(NamedTuple):
             transact(changes[start : start + _BATCH_SIZE])
 
     def delete_matching(self, chain: str, prefix: str, keep: Collection[str]) -> None:
-        """Afterwards no rule of the chain has a comment that begins with `prefix`, but with `keep`.
+        """Delete the chain's rules whose comment begins with `prefix`, but with none of `keep`.
 
-        All of `keep` are of one length, and begin with `prefix`. Also while others delete the same
-        rules; it is no error if there is none, or no chain. Raises NetlinkError.
+        All of `keep` have one length, and begin with `prefix`. Other processes may delete the same
+        rules meanwhile. No rule, and no chain, is success. Raises NetlinkError.
         """
         for last in (False, False, False, True):
             rules = self._unwanted(chain, prefix, keep)
@@ -225,7 +225,7 @@ class Table(NamedTuple):
         return None
 
     def _unwanted(self, chain: str, prefix: str, keep: Collection[str]) -> list[Rule]:
-        """See `delete_matching`; the rules that are kept are not taken apart."""
+        """The rules that `delete_matching` deletes; those that stay are not parsed."""
         mark, size = prefix.encode(), max(map(len, keep), default=0)
         kept = {each.encode() for each in keep}
 
@@ -238,24 +238,24 @@ class Table(NamedTuple):
         return [rule for rule in rules if rule and rule.comment.startswith(prefix)]
 
     def without_rule(self, chain: str, handle: int) -> Change:
-        """Delete a rule; fails with ENOENT if it is gone."""
+        """A change that deletes a rule; fails with ENOENT if it is gone."""
         return uapi.NFT_MSG_DELRULE, self._rule_at(chain, handle), 0
 
     def without_rules(self, chain: str) -> Change:
-        """Delete all rules of the chain; fails with ENOENT without the chain."""
+        """A change that deletes the chain's rules; fails with ENOENT if the chain is missing."""
         return uapi.NFT_MSG_DELRULE, self.message(*self._rule_of(chain)), 0
 
     def without_chain(self, chain: str) -> Change:
-        """Delete a chain; fails with ENOENT if it is gone, with EBUSY if something refers to it."""
+        """A change that deletes a chain; fails with ENOENT if it is gone, EBUSY if it is used."""
         return uapi.NFT_MSG_DELCHAIN, self._chain(chain), 0
 
     def without_set(self, name: str) -> Change:
-        """Delete a set or map with its elements; fails with EBUSY if a rule refers to it."""
+        """A change that deletes a set or map with its elements; fails with EBUSY if it is used."""
         names = nl.text(uapi.NFTA_SET_TABLE, self.name), nl.text(uapi.NFTA_SET_NAME, name)
         return uapi.NFT_MSG_DELSET, self.message(*names), 0
 
     def without_table(self) -> Change:
-        """Delete the table with all that is in it; fails with ENOENT if it is gone."""
+        """A change that deletes the table with its contents; fails with ENOENT if it is gone."""
         payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))
         return uapi.NFT_MSG_DELTABLE, payload, 0
 
@@ -278,9 +278,9 @@ class Table(NamedTuple):
 
 
 def drop_policies() -> list[tuple[str, str, str]]:
-    """The chains of the forward hook that drop what nothing accepts: (family, table, chain).
+    """The chains of the forward hook with the policy drop: (family, table, chain).
 
-    Those of ip, ip6 and inet, the tables of iptables-nft among them. Raises NetlinkError.
+    Chains of ip, ip6 and inet, also those of iptables-nft. Raises NetlinkError.
     """
     try:
         dump = socket().dump(uapi.NFT_MSG_GETCHAIN, bytes(GENMSG_SIZE))
@@ -313,7 +313,7 @@ def _dump_rules(payload: bytes) -> list[bytes]:
 
 
 def parse_rule(data: bytes, table: str, chain: str) -> Rule | None:
-    """The rule in a dump's message; None when it is of another chain (kernels before 4.12)."""
+    """The rule in a dump's message; None if it is another chain's (before 4.12 all are listed)."""
     attributes = nl.attr_map(data, GENMSG_SIZE)
     if (
         nl.get_text(attributes.get(uapi.NFTA_RULE_TABLE)) != table

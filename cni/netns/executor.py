@@ -9,8 +9,8 @@ A frame is a length, a tag, and a marshalled (fast) or pickled value. The child 
 jobs, in other namespaces too, as long as it proves after every job that it is back in its first
 namespace, and has no thread and no child. It dies with the parent (PR_SET_PDEATHSIG, end of file).
 
-Both ends are in this module, longer than most: the child is a fork that must not import anything
-while the parent waits, and each end can only be read beside the other.
+This module, longer than most, has both ends: the forked child must not import anything while the
+parent waits, and neither end can be understood without the other.
 """
 
 from __future__ import annotations
@@ -43,13 +43,14 @@ from . import libc
 
 _HEAD = struct.Struct("=Ic")  # length of the payload, tag
 _FD_NUMBER = struct.Struct("i")
-_MOST_KEPT = 4  # executors between requests, those that still finish a job (`begin`) included
+_MOST_KEPT = 4  # executors between requests, including those that still finish a job (`begin`)
 _MOST_FREE = 2  # of those, the ones without a job
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
 _ONE_SUBDIRECTORY = 3
 
-# Tags of a frame, the second line the child's. SPENT: the outcome counts, the child is done.
+# Tags of a frame; those of the second line are the child's. SPENT: the outcome is valid, but the
+# child must not get another job.
 _MARSHAL, _PICKLE = b"m", b"p"
 _RAISED, _FD, _SPENT = b"x", b"f", b"!"
 
@@ -59,7 +60,7 @@ T = TypeVar("T")
 class Executor:
     """A child process that runs one job at a time in a namespace given by its descriptor."""
 
-    # released, to be borrowed again: a worker of the server keeps them between requests
+    # released executors, to be borrowed again: a server's worker keeps them between requests
     _idle: list[Executor] = []
 
     def __init__(self) -> None:
@@ -97,7 +98,7 @@ class Executor:
         return self._unanswered and self._owner == os.getpid()
 
     def _is_busy(self) -> bool:
-        """Has it not yet finished the job that was begun?"""
+        """Is the job that was begun still unfinished?"""
         if not self._has_begun():
             return False
         try:
@@ -105,7 +106,7 @@ class Executor:
         except BlockingIOError:
             return True
         except OSError:
-            pass  # sending the next job fails then
+            pass  # then sending the next job fails
         return False
 
     def _is_running(self) -> bool:
@@ -121,7 +122,7 @@ class Executor:
     def release(self) -> None:
         """Keep the child for the next `borrow` if it is healthy, else end it.
 
-        The one that was released last is borrowed first: its memory is still in the caches.
+        The last one to be released is borrowed first: its memory is still in the caches.
         """
         idle = Executor._idle
         wanted = self._is_busy() or sum(not each._is_busy() for each in idle) < _MOST_FREE
@@ -132,7 +133,7 @@ class Executor:
 
     @classmethod
     def provide(cls) -> None:
-        """Fork one ahead if none is free, so that the next `borrow` need not wait for it."""
+        """Fork a child ahead if none is free, so that the next `borrow` need not wait."""
         if len(cls._idle) < _MOST_KEPT and all(each._is_busy() for each in cls._idle):
             cls().release()
 
@@ -153,7 +154,7 @@ class Executor:
                 os.kill(pid, signal.SIGKILL)
                 busy = False
             except OSError:
-                pass  # refused (seccomp): it ends when its job has, since the socket is closed
+                pass  # refused (seccomp): the child ends after its job, since the socket is closed
             try:
                 os.waitpid(pid, os.WNOHANG if busy else 0)
             except ChildProcessError:
@@ -184,7 +185,7 @@ class Executor:
             try:
                 self._reply()
             except ExecutorDied:
-                pass  # `healthy` says so
+                pass  # then `healthy` is false
 
     def fileno(self) -> int:
         """Readable when `finish` need not wait."""
@@ -226,7 +227,7 @@ class Executor:
         except (OSError, EOFError) as error:
             raise _lost(error) from None
         finally:
-            # also at an interrupt: the rest of the answer would come to the next job
+            # also after an interrupt: the rest of the answer would be taken for the next job's
             if not finished:
                 self.discard()
         return tag, payload, fd
@@ -244,7 +245,7 @@ def _lost(error: Exception) -> ExecutorDied:
 def _pack(value: Any) -> tuple[bytes, bytes]:
     try:
         return _MARSHAL, marshal.dumps(value)
-    except ValueError:  # an object of a class
+    except ValueError:  # an object of a class cannot be marshalled
         import pickle
 
         return _PICKLE, pickle.dumps(value)
@@ -302,14 +303,14 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
         try:
             libc.die_with_parent(parent)
         except OSError:
-            pass  # refused (seccomp): the end of the socket says it, too
+            pass  # refused (seccomp): the end of the socket also tells that the parent died
         parents.close()
         _close_others(sock.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the parent's business: a job is done whole
+            signal.signal(number, signal.SIG_IGN)  # the parent answers signals; a job is completed
         null = _open_null()
         os.dup2(null, 0)
-        os.dup2(null, 1)  # the runtime waits for the end of these pipes; the child lives longer
+        os.dup2(null, 1)  # the runtime waits until these pipes close; the child lives longer
         os.dup2(null, 2)
         os.close(null)
         _serve(sock)
@@ -324,7 +325,7 @@ def _open_null() -> int:
     try:
         return os.open(os.devnull, os.O_RDWR)
     except OSError:
-        from ..files import open_null  # a root directory without devices
+        from ..files import open_null  # the root directory may have no /dev/null
 
         return open_null()
 
@@ -341,7 +342,7 @@ def _close_others(keep: int) -> None:
         if fd > 2 and fd != keep:
             try:
                 os.close(fd)
-            except OSError:  # the one that listed the directory
+            except OSError:  # the descriptor by which the directory was listed
                 pass
 
 
@@ -370,8 +371,8 @@ def _perform(tag: bytes, payload: bytes, netns: int) -> tuple[bytes, bytes, int 
             function = _resolve(module, name)
             _enter(netns)
         finally:
-            # before the job: it may go on when the request has been answered (Namespace.run_until),
-            # and the descriptor would keep the runtime from unmounting the namespace
+            # close before the job, which may outlast the request (Namespace.run_until): the
+            # descriptor would keep the runtime from unmounting the namespace
             os.close(netns)
         value = function(*args)
         if function is _make_socket:
@@ -409,14 +410,14 @@ def _make_socket(
 
 
 def _is_clean(home: int, identity: tuple[int, int]) -> bool:
-    """Back in the first namespace, without children or threads?"""
+    """Is this process back in its first namespace, without children or other threads?"""
     try:
         libc.setns(home)
         if _identity() != identity or not is_single_threaded():
             return False
         os.waitpid(-1, os.WNOHANG)
     except ChildProcessError:
-        return True  # no child: as it should be
+        return True  # there is no child, as required
     except OSError:
         return False
     return False
@@ -433,7 +434,7 @@ def _identity() -> tuple[int, int]:
 
 
 def _describe(error: BaseException) -> bytes:
-    """The exception for the parent: pickled, or what can be said of one that cannot be."""
+    """The exception for the parent, pickled; its text if it cannot be pickled."""
     import pickle
     import traceback
 

@@ -1,9 +1,9 @@
-"""Opening a namespace by the number that was noted of it: open_by_handle_at(2), Linux 6.18.
+"""Opening a namespace by its noted number: open_by_handle_at(2), Linux 6.18.
 
-The kernel finds it whatever holds it: a process, a mount in whatever mount namespace, or a mere
-descriptor. So it also says for certain when a namespace is gone, to a caller that may open all: to
-others it says the same of those that they may not open (do_handle_to_path in fs/fhandle.c, and
-may_see_all_namespaces in kernel/nscommon.c).
+The kernel finds the namespace, whether a process, a mount of any mount namespace, or only a
+descriptor holds it. So its refusal means that the namespace is gone, if the caller may open every
+namespace. To other callers it gives the same error for namespaces that they may not open
+(do_handle_to_path in fs/fhandle.c, may_see_all_namespaces in kernel/nscommon.c).
 linux/nsfs.h has the layout of the handle.
 """
 
@@ -25,18 +25,18 @@ _FIRST = {"user": 0xEFFFFFFD, "pid": 0xEFFFFFFC}
 
 
 class Unknown(Exception):
-    """This kernel cannot tell, or not this process."""
+    """This kernel cannot tell, or it does not tell this process."""
 
 
 def reopen(noted: Identity) -> int | None:
     """A descriptor of the noted namespace; None if that has ceased to exist.
 
-    Raises Unknown; OSError where this process is short of something.
+    Raises Unknown; OSError if this process lacks descriptors or memory.
     """
     if not noted.number:
         raise Unknown
     handle = _HANDLE.pack(_SIZE, _FILEID_NSFS, noted.number, _CLONE_NEWNET, noted.inode)
-    from ..kernel import syscalls  # few requests ask for a namespace that is not at its path
+    from ..kernel import syscalls  # few requests look for a namespace that is not at its path
 
     try:
         return int(syscalls.open_by_handle(_FD_NSFS_ROOT, handle, os.O_RDONLY | os.O_CLOEXEC))
@@ -51,7 +51,7 @@ def reopen(noted: Identity) -> int | None:
 def may_open_all() -> bool:
     """Has this process CAP_SYS_ADMIN over every namespace, and is it in the first PID namespace?
 
-    In a container with a PID namespace of its own Linux 6.19 and later open only the caller's own.
+    In another PID namespace Linux 6.19 and later open only the caller's own namespaces.
     """
     from ..kernel import capability
 

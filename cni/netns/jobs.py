@@ -18,23 +18,23 @@ from collections.abc import Sequence
 from ..kernel import sysctl
 from ..kernel.sysctl import Outcome, Step
 
-# As launcher/client.c has it.
+# The same values as in launcher/client.c.
 _MAX_PACKET = 1 << 16
 _OUTCOME = struct.Struct("=iI")  # errno, size of what was read
 _NOTHING = 0xFFFFFFFF
 _DONE = b"s"
-_MOST_STEPS = 15  # their answers fit into a packet, whatever was read
+_MOST_STEPS = 15  # so the answer fits into a packet, whatever was read
 
 
 class ClientJobs:
     """The worker's end of the connection to a client that does jobs.
 
-    It is closed as soon as anything goes wrong: then an executor does the work.
+    After any failure it is closed, and an executor does the work.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._asked: tuple[int, bool] | None = None  # how many steps, and may there be fewer
+        self._asked: tuple[int, bool] | None = None  # steps of the job, and: stop early?
 
     def close(self) -> None:
         """Ask for no more jobs; may be repeated."""
@@ -48,7 +48,7 @@ class ClientJobs:
         `answer` has to be called next. Raises ValueError for a name that is no parameter.
         """
         if self._asked is not None:
-            self.answer()  # of the job before, which its caller gave up
+            self.answer()  # that of an earlier job, which its caller gave up
         data = packed(steps, stop) if self._fd >= 0 else None
         if data is None:
             return False
@@ -70,13 +70,13 @@ class ClientJobs:
         except OSError:
             pass
         finally:
-            if done is None:  # also at an interrupt: the answer would come to the next job
+            if done is None:  # also after an interrupt: the next job must not get this answer
                 self.close()
         return done
 
 
 def packed(steps: Sequence[Step], stop: bool) -> bytes | None:
-    """The job of taking these steps; None if it, or its answer, does not fit into a packet.
+    """The packet of a job with these steps; None if it, or its answer, is too large for one.
 
     Raises ValueError for a name that is no parameter.
     """

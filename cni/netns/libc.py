@@ -68,11 +68,11 @@ def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent `parent` (a pid) dies."""
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
     if os.getppid() != parent:
-        os._exit(1)  # it died before we asked
+        os._exit(1)  # it died before the prctl
 
 
 def filesystem_magic(fd: int) -> int:
-    """The magic number of the file system that `fd` is on (statfs(2)); 0 when it cannot be told."""
+    """The magic number of the file system that `fd` is on (statfs(2)); 0 if that is not known."""
     try:
         return int(_fstatfs(fd))
     except OSError:

@@ -1,14 +1,14 @@
 """Does a namespace that was noted earlier still exist?
 
-Decided by its identity, never by its path alone: a path may name another namespace by now, or a
-plain file (what is left of a bind mount after its namespace is gone), and a namespace may have
-another path. Since Linux 6.18 the kernel finds a namespace by its number (`handle`), and says for
-certain that one is gone. Otherwise all processes and mounts are looked at, of each mount namespace
-(proc(5), mountinfo). That takes time in proportion to the node's processes, and is only done where
+The namespace's identity decides, never its path alone: by now the path may name another namespace,
+or a plain file (left of a bind mount after its namespace is gone), and the namespace may have
+another path. Since Linux 6.18 the kernel finds a namespace by its number (`handle`), and tells for
+certain that it is gone. Before, all processes, and the mounts of each mount namespace, are searched
+(proc(5), mountinfo). That takes time in proportion to the node's processes. It is only done if
 something is in the way of an ADD, and in a DEL whose path is gone.
 
-A namespace that nothing but a descriptor holds has nobody in it. So it does not exist for those who
-want its ports, but `reopen` finds it for a DEL, since the links in it are still connected.
+A namespace that only a descriptor holds has no process in it. For `exists` it is gone, so that
+others may have its ports; but `reopen` finds it for a DEL, since its links are still connected.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Look = Callable[[str], Iterable[str]]  # name ``net:[<inode>]`` -> paths
 
 
 def is_gone(noted: Identity | None, path: str, seen_from: str = "") -> bool:
-    """Has the namespace certainly ceased to exist? As `exists`; False in any doubt."""
+    """Has the namespace certainly ceased to exist? False if in doubt; parameters as `exists`."""
     return exists(noted, path, seen_from) is False
 
 
@@ -33,10 +33,10 @@ def exists(
 ) -> bool | None:
     """Does the namespace still exist that `path` named when `noted` was taken?
 
-    If nothing was noted, it does if the path names any namespace. None if that cannot be known; so
-    also if `seen_from`, the CNI_NETNS of the request that asks, is another file to this process
-    than to the client (a server in a container): then nothing can be known of paths. `look` says
-    where namespaces can be found, to those who ask for many: it is made of `places`.
+    If nothing was noted: does the path name any namespace? Returns None if that cannot be known.
+    One such case: `seen_from`, the CNI_NETNS of the request, is another file to this process than
+    to the client (a server in a container), so paths say nothing. `look` finds the places of a
+    namespace; a caller with many questions makes it once, of `places`.
     """
     if not sees(seen_from):
         return None
@@ -55,10 +55,10 @@ def exists(
 def reopen(noted: Identity, number: int) -> Namespace | None:
     """Open the namespace if it still exists.
 
-    Before Linux 6.18: where it is held by a mount, or by a process in it.
+    Before Linux 6.18 it is found only if a mount, or a process in it, holds it.
 
-    `number` is its cookie (namespace.cookie), 0 if that is not known: then the inode alone decides.
-    None if it is held nowhere, or only where this process may not look; never the node's own.
+    `number` is its cookie (namespace.cookie); 0 if that is not known: then the inode alone decides.
+    Returns None if it is not found, and for the node's own namespace.
     Raises NetnsUnknown, OSError when this process could not look.
     """
     try:
@@ -81,7 +81,7 @@ def _reopen_where_held(noted: Identity, number: int) -> Namespace | None:
         except NetnsUnknown:
             raise
         except NetnsError:
-            continue  # the process has just ended, or another mount hides this one
+            continue  # the process has just ended, or a later mount hides this one
         try:
             if _is_noted(found, noted, number):
                 return found
@@ -93,7 +93,7 @@ def _reopen_where_held(noted: Identity, number: int) -> Namespace | None:
 
 
 def _is_noted(found: Namespace, noted: Identity, number: int) -> bool:
-    """Is it the noted namespace? Its inode has no other number as long as it is open."""
+    """Is it the noted namespace? As long as it is open, no other namespace gets its inode."""
     if found.identity != (noted.device, noted.inode) or found.is_own:
         return False
     return not number or cookie(found.netlink().sock) == number
@@ -113,7 +113,7 @@ def _names_one(path: str) -> bool | None:
 def _exists(noted: Identity, look: Look) -> bool:
     """Is the namespace mounted anywhere, or any process in it? Raises OSError.
 
-    A thread may be in another namespace than its process; those of a server of ours never are.
+    Threads in another namespace than their process are not searched; our server has none.
     """
     try:
         fd = handle.reopen(noted)
@@ -126,30 +126,30 @@ def _exists(noted: Identity, look: Look) -> bool:
         now = identify(path)
         if now is None and path.startswith("/proc/") and not _is_hidden(path):
             continue  # the process has just ended
-        # Another namespace may have the inode's number by now; a mount may be hidden by another.
+        # By now another namespace may have that inode; a later mount may hide this one.
         if now is None or now.inode != noted.inode or not now.differs(noted):
             return True
     return False
 
 
 def _is_hidden(path: str) -> bool:
-    """Of a path that names no namespace: is it a mount that a process has, under another one?"""
+    """Does a later mount hide the namespace at this path, which names none, in a process's view?"""
     process, root, _ = path.partition("/root/")
     return bool(root) and os.path.exists(f"{process}/root")
 
 
 def _paths_of(name: str) -> Iterator[str]:
-    """Where a namespace ``net:[<inode>]`` is mounted, and links to it of processes in it.
+    """Paths of the namespace ``net:[<inode>]``: its mounts, and /proc/PID/ns/net of its processes.
 
-    Raises OSError when this process is short of something.
+    Raises OSError if this process lacks descriptors or memory.
     """
     return (path for found, path in places() if found == name)
 
 
 def places() -> Iterator[tuple[str, str]]:
-    """The name ``net:[<inode>]`` of each network namespace, and a path, as of `_paths_of`.
+    """The name ``net:[<inode>]`` of each network namespace with each of its paths (`_paths_of`).
 
-    Raises OSError when this process is short of something.
+    Raises OSError if this process lacks descriptors or memory.
     """
     yield from _mounts_of("/proc/self")
     others: dict[str, str] = {}  # mount namespace -> a process in it
@@ -166,9 +166,9 @@ def places() -> Iterator[tuple[str, str]]:
 
 
 def _link(path: str) -> str:
-    """What a link in /proc leads to; empty if the process has ended, or may not be looked at.
+    """The target of a link in /proc; "" if the process has ended, or we may not look at it.
 
-    One that is more capable than this process is in no container of ours.
+    A process with more capabilities than this one is in no container of ours.
     """
     try:
         return os.readlink(path)
@@ -192,7 +192,7 @@ def _mounts_of(process: str) -> list[tuple[str, str]]:
 
 
 def _unescaped(path: str) -> str:
-    """A path of mountinfo, where some characters are octal numbers (proc_pid_mountinfo(5))."""
+    """A path of mountinfo with its octal escapes replaced (proc_pid_mountinfo(5))."""
     for number, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
         path = path.replace(f"\\{number}", character)
     return path

@@ -1,8 +1,7 @@
-"""One network namespace, held open by a descriptor (network_namespaces(7)), and what tells it from
-others.
+"""A network namespace, held open by a descriptor (network_namespaces(7)), and its identity.
 
-Longer than most modules: nearly every request opens one, notes which it is, and looks at what a
-client has sent of it; a second module would be one more file to load for each.
+Longer than most modules: nearly every request opens a namespace, notes its identity, and uses the
+descriptors that a client has sent; a second module would be one more file for each to load.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class Namespace:
             from . import libc
 
             magic = libc.filesystem_magic(fd)
-            if magic == _NSFS:  # it is one, and only the question has failed
+            if magic == _NSFS:  # it is a namespace; only the question which one has failed
                 os.close(fd)
                 raise NetnsUnknown(f'failed to look at "{path}": {_reason(error)}') from None
             problem = f'unknown FS magic on "{path}": {magic:x}'
@@ -107,7 +106,7 @@ class Namespace:
     def identity(self) -> tuple[int, int]:
         """Device and inode: equal for two descriptors of one namespace, whatever their paths.
 
-        What can be noted, and compared after this one is gone: `identify`.
+        To be compared only while both are open; `identify` gives what may be noted for later.
         """
         status = os.fstat(self.fd)
         return status.st_dev, status.st_ino
@@ -126,7 +125,7 @@ class Namespace:
         return self._borrowed().run(self.fd, function, *args)
 
     def start(self, function: Callable[..., T], *args: Any) -> Callable[[], T]:
-        """As `run`, but do not wait: the function that is returned waits, and gives the value."""
+        """As `run`, but without waiting: the returned function waits, and returns the value."""
         executor = self._borrowed()
         executor.begin(self.fd, function, *args)
         return executor.finish
@@ -138,7 +137,7 @@ class Namespace:
     def start_sysctls(
         self, steps: Sequence[Step], *, stop: bool = False
     ) -> Callable[[], list[Outcome]]:
-        """As `sysctls`, but do not wait: the function that is returned waits, and gives them."""
+        """As `sysctls`, but without waiting: the returned function waits, and returns outcomes."""
         client_jobs = self._client_jobs
         if client_jobs is None or not client_jobs.ask(steps, stop=stop):
             return self._start_sysctls(steps, stop)
@@ -149,7 +148,7 @@ class Namespace:
                 return outcomes
             from ..kernel import sysctl
 
-            # steps may be repeated, so an executor does all of them if the client did not
+            # steps may be repeated, so an executor takes all of them if the client has not
             return self.run(sysctl.perform, steps, stop)
 
         return finish
@@ -161,7 +160,7 @@ class Namespace:
             outcomes = visit.sysctls(self.fd, steps, stop)
             if outcomes is not None:
                 return lambda: outcomes
-        from ..kernel import sysctl  # loaded already: the steps come from there
+        from ..kernel import sysctl  # the caller has loaded it, for the steps
 
         return self.start(sysctl.perform, steps, stop)
 
@@ -174,9 +173,9 @@ class Namespace:
     ) -> None:
         """As `run`, but return as soon as the kernel announces the result of the function.
 
-        `events` is a socket that hears the notifications, `seen` (type, payload) recognises the one
-        that is waited for. The function goes on meanwhile, and how it ends is not looked at.
-        Without the notification this returns, or raises, when the function ends.
+        `events` is a socket that gets the notifications; `seen` (type, payload) recognises the
+        awaited one. The function goes on after that, and its outcome is ignored. If no such
+        notification comes, this returns, or raises, when the function ends.
         """
         from select import POLLIN, poll
 
@@ -193,7 +192,7 @@ class Namespace:
                 if any(seen(*event) for event in news):
                     return
                 waiting = executor.fileno() not in ready
-        except BaseException:  # an interrupt: its answer would come to the next job
+        except BaseException:  # an interrupt: its answer would be taken for the next job's
             executor.discard()
             raise
         executor.finish()
@@ -224,13 +223,13 @@ class Namespace:
         return socket(family, kind, protocol, fd)
 
     def netlink(self) -> Netlink:
-        """The routing netlink socket of this namespace: always the same one. Raises OSError."""
+        """The routing netlink socket of this namespace; made at the first call. Raises OSError."""
         if self._netlink is None:
             self._netlink = _netlink_of(self.socket(AF_NETLINK, SOCK_RAW))
         return self._netlink
 
     def subscribe(self, *groups: int) -> Netlink:
-        """A new socket that hears the notifications of `groups` (RTNLGRP_*) in this namespace.
+        """A new socket subscribed to the notifications of `groups` (RTNLGRP_*) in this namespace.
 
         Raises OSError.
         """
@@ -238,7 +237,7 @@ class Namespace:
 
     @property
     def _may_visit(self) -> bool:
-        """Not while an executor may be at work, nor in a worker of the server, which keeps some."""
+        """May netns/visit.py be used? Not with an executor at work, nor in a server's worker."""
         return _EMBEDDED and self._executor is None and _home is None
 
     def _borrowed(self) -> Executor:
@@ -265,7 +264,7 @@ def _identity_of(path: str) -> tuple[int, int]:
 
 
 def _stat(path: str) -> os.stat_result:
-    """As os.stat; of what was handed over it is asked once."""
+    """As os.stat; cached for a namespace that was handed over."""
     if path not in _handed:
         return os.stat(path)
     if not _handed_status:
@@ -278,19 +277,19 @@ def _reason(error: OSError) -> str:
 
 
 def _kind(error: OSError) -> type[NetnsError]:
-    """What an error of opening or looking at a path says of the namespace there."""
+    """The class of NetnsError for an error of opening, or of stat of, a path."""
     if error.errno in TRANSIENT:
         return NetnsUnknown
     return NetnsMissing if error.errno in (ENOENT, ENOTDIR) else NetnsError
 
 
 class Identity(NamedTuple):
-    """What tells a network namespace from others, to be noted and compared later in this boot.
+    """A network namespace's identity, to be noted and compared later in this boot.
 
-    The kernel reuses inode numbers. `number` is its own number of the namespace, which it never
-    uses again (NS_GET_ID of nsfs.h, Linux 6.18; 0 before). Where that is missing, `pinned` helps:
-    the time (ns) from which the path has been a bind mount of the namespace. It is 0 if the path is
-    none, and where there is a number.
+    The kernel reuses inode numbers. `number` is the kernel's number of the namespace, which it
+    never reuses (NS_GET_ID of nsfs.h, Linux 6.18; 0 before). Without it `pinned` helps: the time
+    (ns) since which the path has been a bind mount of the namespace. It is 0 if the path is no bind
+    mount, and if `number` is known.
     """
 
     device: int
@@ -303,7 +302,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Identity | None:
-        """What str() gave; None if it is anything else."""
+        """The identity that str() wrote as `text`; None if the text is not one."""
         try:
             device, inode, pinned, number = map(int, text.split(":"))
         except ValueError:
@@ -377,9 +376,9 @@ def own_identity() -> tuple[int, int]:
 
 
 def stay() -> tuple[int, int]:
-    """Promise that this process never leaves its namespace; gives its device and inode.
+    """Promise that this process never leaves its namespace; return its device and inode.
 
-    From then on they are not looked up again. Raises OSError.
+    Both are cached from then on. Raises OSError.
     """
     global _home  # noqa: PLW0603 a fact of the process
     _home = own_identity()
@@ -387,7 +386,7 @@ def stay() -> tuple[int, int]:
 
 
 def cookie(sock: socket) -> int:
-    """The number of a socket's namespace, of no other in this boot; 0 before Linux 5.14."""
+    """The cookie of a socket's namespace, unique in this boot; 0 before Linux 5.14."""
     try:
         return int.from_bytes(sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
     except OSError:
@@ -399,13 +398,13 @@ _home: tuple[int, int] | None = None
 # In a worker of the server: CNI_NETNS of the request, and the descriptor that the client sent for
 # it. The client may see other mounts than the server does, so the path is not opened again.
 _handed: dict[str, int] = {}
-_handed_status: list[os.stat_result] = []  # of that descriptor, when it was asked for
+_handed_status: list[os.stat_result] = []  # stat of that descriptor, once it was needed
 # What the client sent with it, until the namespace is opened: a socket, and its offer of jobs.
 _extras: list[tuple[socket | None, ClientJobs | None]] = []
 
 
 def leave_mounts() -> None:
-    """Opening the path that was handed over gives the path itself again; nothing is closed."""
+    """From now on, opening the handed-over path opens the path itself again; closes nothing."""
     _handed.clear()
     _handed_status.clear()
 
@@ -413,7 +412,7 @@ def leave_mounts() -> None:
 def hand_over(
     path: str, fd: int | None, routing: socket | None = None, client_jobs: ClientJobs | None = None
 ) -> None:
-    """From now on, opening `path` gives the namespace behind `fd`; with None, `path` itself again.
+    """From now on, opening `path` opens the namespace behind `fd`; with None, the path itself.
 
     The caller keeps `fd` open. `routing` is a routing netlink socket of that namespace, on which
     kernel.netlink.OPTIONS are set; through `client_jobs` the client does small jobs there. The
@@ -455,5 +454,5 @@ _netlink_type: type[Netlink] | None = None  # many requests need none
 
 def _open(path: str) -> int:
     if path in _handed:
-        return os.dup(_handed[path])  # dup() of Python's os: children do not inherit it
+        return os.dup(_handed[path])  # os.dup() gives a descriptor that children do not inherit
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

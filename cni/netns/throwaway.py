@@ -1,8 +1,8 @@
-"""A new network namespace that nothing outlives: for commands that try something out.
+"""A new network namespace that dies with this process: for commands that try something out.
 
-A child process is in it and does nothing else, so its path is /proc/PID/ns/net. The child dies with
-this process, whatever ends that, and the kernel then removes the namespace with the links in it.
-Nothing is mounted, so a SIGKILL leaves nothing behind.
+A child process is in the namespace and only waits; the namespace's path is /proc/PID/ns/net.
+However this process ends, the child dies with it, and the kernel removes the namespace with its
+links. Nothing is mounted, so a SIGKILL leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from .namespace import Namespace
 
 
 class ThrowAway:
-    """The namespace, until `close`. `path` names it, `namespace` has it open.
+    """A namespace that exists until `close`: its `path`, and `namespace`, which has it open.
 
-    Raises NetnsError when the kernel makes none.
+    Raises NetnsError if the kernel refuses to make one.
     """
 
     def __init__(self) -> None:
@@ -69,15 +69,15 @@ class ThrowAway:
 
 
 def _hold(parent: int, sending: int) -> NoReturn:
-    """The child: make the namespace, tell the errno (0: it is made), and wait for the end."""
+    """The child: make the namespace, send the errno (0: success), and wait for its end."""
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # the parent's business, which ends this process
+            signal.signal(number, signal.SIG_IGN)  # the parent answers signals, and ends this child
         libc.die_with_parent(parent)
         errno = _unshare()
         os.write(sending, str(errno).encode())
         if errno == 0:
-            _close_all()  # what is inherited keeps pipes and namespaces open
+            _close_all()  # inherited descriptors would keep pipes and namespaces open
             while True:
                 signal.pause()
     finally:
@@ -104,4 +104,4 @@ def _close_all() -> None:
             try:
                 os.close(int(name))
             except OSError:
-                pass  # the one that listed the directory
+                pass  # the descriptor by which the directory was listed

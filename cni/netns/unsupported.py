@@ -1,4 +1,4 @@
-"""In place of namespaces where there are none: on Windows, CNI_NETNS is a name or a GUID."""
+"""Stands in for netns/namespace.py on Windows, where CNI_NETNS is a name or a GUID."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ..kernel.errors import NetnsError
 
 
 class Namespace:
-    """Cannot be opened, so that everything else of it has no need to be here."""
+    """A namespace that can only be closed: none is ever opened, so it needs no other method."""
 
     @classmethod
     def open(cls, path: str) -> Any:
         raise NetnsError(f'"{path}": Windows has no network namespaces of this kind')
 
     def close(self) -> None:
-        """Nothing was opened."""
+        """Do nothing: nothing was opened."""
 
 
 def same_namespace(_path: str) -> bool:
-    """A container is never in our own namespace."""
+    """False: a container is never in our own namespace."""
     return False
 
 
 def identify(_path: str) -> None:
-    """A container's namespace has no identity that could be noted."""
+    """None: a container's namespace has no identity that could be noted."""

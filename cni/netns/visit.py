@@ -1,12 +1,13 @@
 """Short visits of another network namespace, in the self-contained file without a server.
 
-A child that shares this process's memory makes a socket there, or takes steps with kernel
-parameters, and ends; this process stands still meanwhile, and never leaves its own namespace. It is
-what vfork(2) does, so nothing is copied, where the executor's fork(2) copies the page tables of the
-interpreter. The child runs no Python: tools/interpreter/src/native.c. What it cannot do gives None,
-and the executor does it, whose errors say why.
+A child made as by vfork(2) shares this process's memory. It makes a socket in the other namespace,
+or reads and writes kernel parameters there, and ends; meanwhile this process stands still, in its
+own namespace. Nothing is copied, where the executor's fork(2) copies the interpreter's page tables.
+The child runs no Python (tools/interpreter/src/native.c). If it cannot do the work, the result is
+None: then the executor does it, whose errors say why.
 
-A child of this kind also sends a request whose sender sleeps for long; this process goes on.
+Another child of this kind sends a request whose sender has to sleep for long, while this process
+goes on.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One module a plugin; each reads from top to bottom like its documentation."""
+"""A module, or a folder, for each plugin; its code has the order of its documentation."""

@@ -33,7 +33,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _addresses(sock: Netlink, index: int) -> list[IPConfig]:
-    first: dict[int, IPConfig] = {}  # by family; the kernel tells the IPv4 addresses first
+    first: dict[int, IPConfig] = {}  # by family; the kernel lists IPv4 addresses first
     for entry in address.show(sock, index):
         prefix = entry.prefix
         if not is_loopback(prefix.ip):
@@ -49,7 +49,7 @@ def delete(call: Call[Conf]) -> None:
     namespace = call.find_netns()
     if namespace is not None:
         with namespace.netlink() as sock:
-            link.change(sock, _INDEX, up=False)  # not by its name, which the container may change
+            link.change(sock, _INDEX, up=False)  # by index: the container may change the name
 
 
 def check(call: Call[Conf]) -> None:

@@ -27,7 +27,7 @@ from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, configure, masquerade, veth
 from .shared.unlink import needs_link
 
-LINK_TIMEOUT = 1.0  # seconds to wait for the link; one that is not up by then is no error
+LINK_TIMEOUT = 1.0  # seconds to wait for the link; if it is not up by then, ADD goes on
 
 
 class Mac(config.Folded):
@@ -72,7 +72,7 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         ends = None
-        if needs_link(conf.ipam.type):  # a DHCP server of this node, or a relay, is on the link
+        if needs_link(conf.ipam.type):  # DHCP uses the link
             ends = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
         ipam = call.ipam_add(conf.ipam.type)
         for ip in ipam.ips:
@@ -89,7 +89,7 @@ def add(call: Call[Conf]) -> Result:
             routes=ipam.routes,
             dns=configure.dns(conf.dns, ipam.dns),
         )
-        # No other host is on this link, so that duplicate address detection is needless.
+        # No other host is on this link, so duplicate address detection is not needed.
         settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
         settings += configure.announce_settings(call.ifname)
         configure.interface(call, netns, inner.index, result, settings, nodad=True)
@@ -192,7 +192,7 @@ def reload(call: Call[Conf]) -> None:
 
 
 def _check_host_end(call: Call[Conf], previous: Result) -> list[str]:
-    """Compare the end of the pair on the node: up, with the gateways and a way to the container."""
+    """Differences of the pair's end on the node: up, gateways, routes to the container."""
     entry = next((each for each in previous.interfaces if not each.sandbox), None)
     own = [ip for ip in previous.ips if checks.is_of(ip, call.ifname, previous)]
     with Netlink() as host:

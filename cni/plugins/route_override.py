@@ -1,10 +1,10 @@
-"""route-override: changes the routes of the interface that the plugins before it made
+"""route-override: changes the routes that the plugins before it made for the interface
 (docs/spec/route-override.md).
 
     prevResult ── flushroutes, or delroutes ── flushgateway ── addroutes ──▶ routes of the result
 
-The same is done to the routes in the container and to those of the result, so that CHECK of the
-plugins before, and what reads the result, see what is there. Everything ends with the interface.
+The routes in the container and those of the result are changed alike, so that the result, and CHECK
+of the plugins before, match the kernel. All routes end with the interface.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Ecmp(config.Folded):
 
 
 class Requested(config.Folded):
-    """`args.cni`: each key that is there replaces that of the configuration."""
+    """`args.cni`: each key in it replaces that of the configuration."""
 
     flushroutes: bool | None = None
     flushgateway: bool | None = None
@@ -67,7 +67,7 @@ class Conf(config.NetConf):
 
 
 class Wanted(NamedTuple):
-    """What is asked for, of configuration and arguments, validated."""
+    """The validated wishes of configuration and arguments."""
 
     flush: bool
     flush_gateway: bool
@@ -77,9 +77,9 @@ class Wanted(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What ADD does. `removed` and `added` are routes in the container, of the latter a list for
-    each route, of its next hops; `rest` are the hops that stay of routes in `removed`; `routes` are
-    those of the result.
+    """The changes of an ADD. `removed` and `added` are routes in the container; `added` has a list
+    of next hops for each route. `rest` are hops of `removed` routes that stay; `routes` are those
+    of the result.
     """
 
     removed: list[Route]
@@ -88,7 +88,7 @@ class Change(NamedTuple):
     routes: list[config.Route]
 
 
-# --- what is wanted -------------------------------------------------------------------------------
+# --- the wanted routes ----------------------------------------------------------------------------
 
 
 def _wanted(conf: Conf) -> Wanted:
@@ -154,11 +154,11 @@ def _indexes(call: Call[Conf], sock: Netlink, previous: Result) -> list[int]:
     return [device.index for device in devices if device is not None]
 
 
-# --- what is done ---------------------------------------------------------------------------------
+# --- the changes ----------------------------------------------------------------------------------
 
 
 def plan(wanted: Wanted, previous: Result, present: list[Route], index: int) -> Change:
-    """What there is to do, given the interface's routes; new routes go through the link `index`.
+    """The changes, given the interface's `present` routes; new routes use the link `index`.
 
     Raises CNIError when a route cannot be added beside one that stays.
     """
@@ -175,12 +175,12 @@ def plan(wanted: Wanted, previous: Result, present: list[Route], index: int) -> 
 
 
 def _identity(entry: Route) -> tuple[Prefix, int, int, int]:
-    """Two routes cannot have the same one."""
+    """The key that the kernel keeps unique among routes: destination, table, priority, TOS."""
     return entry.dst, entry.table, entry.tos, entry.priority
 
 
 def _goes(entry: Route, wanted: Wanted, named: set[Prefix]) -> bool:
-    """Is it to be removed from the container? What the kernel made by itself is not."""
+    """Has the route to be removed from the container? Never one that the kernel made itself."""
     if not entry.movable:
         return False
     is_default = entry.dst.length == 0
@@ -200,7 +200,7 @@ def _goes(entry: Route, wanted: Wanted, named: set[Prefix]) -> bool:
 
 
 def _leaves(entry: config.Route, wanted: Wanted) -> bool:
-    """Is it to be removed from the result?"""
+    """Has the route to be removed from the result?"""
     dst = Prefix.parse(entry.dst).network
     if wanted.flush or (wanted.flush_gateway and dst.length == 0):
         return True
@@ -232,7 +232,7 @@ def _additions(add_: list[config.Route], stays: list[Route], index: int) -> list
                 f'there is a route "{there[0]}": list its destination in `delroutes`, or give one '
                 "of them another `priority`",
             )
-    # those on the link come first: through them gateways are reached
+    # routes without a gateway come first: through them gateways are reached
     return sorted(added, key=lambda hops: bool(hops[0].gateway))
 
 
@@ -240,7 +240,7 @@ def _kernel_route(wanted: config.Route, index: int) -> Route:
     dst = Prefix.parse(wanted.dst).network
     gateway = parse_ip(wanted.gw) if wanted.gw else b""
     if not any(gateway):
-        gateway = b""  # 0.0.0.0 stands for a route on the link
+        gateway = b""  # 0.0.0.0 means no gateway
     scope = route.SCOPE_UNIVERSE if gateway or not dst.is_v4 else route.SCOPE_LINK
     return Route(
         dst,
@@ -254,7 +254,7 @@ def _kernel_route(wanted: config.Route, index: int) -> Route:
 
 
 def _present(sock: Netlink, indexes: list[int], wanted: Wanted) -> list[Route]:
-    """The unicast routes through these links, in the main table and in those that are named."""
+    """The unicast routes through these links, in the main table and in the tables of `wanted`."""
     tables = {each.table or route.TABLE_MAIN for each in (*wanted.remove, *wanted.add)}
     return [
         entry
@@ -323,7 +323,7 @@ def _advice(error: NetlinkError) -> str:
 
 
 def _revert(netns: Namespace, change: Change) -> None:
-    """Take back what an ADD did that fails. Raises RouteError."""
+    """Undo the changes of an ADD that fails. Raises RouteError."""
     sock = netns.netlink()
     for hops in (*change.added, change.rest):
         route.delete_all(sock, hops)
@@ -331,7 +331,7 @@ def _revert(netns: Namespace, change: Change) -> None:
 
 
 def _put_back(sock: Netlink, routes: list[Route]) -> None:
-    """Make routes anew that were deleted; what is there already is success. Raises RouteError."""
+    """Restore deleted routes; one that exists already is success. Raises RouteError."""
     for table in {entry.table for entry in routes}:
         changes = route.additions([entry for entry in routes if entry.table == table], table)
         route.require_made(changes, sock.batch([message for _, message in changes]))
@@ -364,7 +364,7 @@ def check(call: Call[Conf]) -> None:
 
 
 def _is_given(entry: Route, given: list[config.Route]) -> bool:
-    """Is it a route of the result? A later plugin may have added it."""
+    """Is the route in the result? A later plugin may have added it there."""
     return any(
         Prefix.parse(one.dst).network == entry.dst
         and (not one.gw or not entry.gateway or parse_ip(one.gw) == entry.gateway)

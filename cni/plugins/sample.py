@@ -1,7 +1,7 @@
 """sample: the plugin that docs/writing-a-plugin.md walks through (docs/spec/sample.md).
 
-A chained plugin that does nothing but pass on what the plugins before it made. To write your own,
-copy this file and change it.
+A chained plugin that only passes on the result of the plugins before it. To write a plugin, copy
+this file and change it.
 """
 
 from __future__ import annotations

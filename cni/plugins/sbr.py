@@ -42,9 +42,9 @@ class Conf(config.NetConf):
 
 
 class Source(NamedTuple):
-    """An address of the interface with its subnet, and the packed gateway of its table, or b"".
+    """An address of the interface with its subnet, and its table's gateway, packed, or b"".
 
-    A `configured` gateway replaces a default route that the interface has already.
+    A `configured` gateway replaces a default route that the interface already has.
     """
 
     prefix: Prefix
@@ -153,9 +153,9 @@ def _add_tables(
 def plan(source: Source, sources: list[Source], device: Link, main: Iterable[Route]) -> list[Route]:
     """The routes for the table of `source`: a default route, and those of `main` that concern it.
 
-    A route concerns an address whose subnet contains its source or its gateway. Routes that concern
-    no address go into every table, or they would be lost. A default route in `main` is taken as it
-    is, unless a gateway is configured.
+    A route concerns an address if the address's subnet contains the route's source or gateway.
+    Routes that concern no address go into every table: they would be lost otherwise. A default
+    route of `main` is copied unchanged, unless a gateway is configured.
     """
     subnet = source.prefix
     wanted = [
@@ -283,7 +283,7 @@ def _remove_all(call: Call[Conf], steps: Steps, netns: Namespace, previous: Resu
 
 
 def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
-    """The rules of these addresses that have no owner, and look as the reference makes them."""
+    """The rules of these addresses without an owner, in the reference's form."""
     plain = (each for each in rules if each.plain and not each.owner)
     hosts = (each for each in plain if each.source.length == each.source.bits)
     return [each for each in hosts if each.source.ip in addresses]
@@ -292,7 +292,7 @@ def _unowned(rules: list[Rule], addresses: set[bytes]) -> list[Rule]:
 def _known_addresses(
     sock: Netlink, device: Link | None, ifname: str, previous: Result | None
 ) -> set[bytes]:
-    """The interface's addresses, of now and of the prevResult."""
+    """The interface's present addresses, and those of the prevResult."""
     known = set()
     if device is not None:
         known |= {entry.prefix.ip for entry in address.show(sock, device.index)}

@@ -68,7 +68,7 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
         result.ips, result.routes = ipam.ips, ipam.routes
         result.dns = configure.dns(conf.dns, ipam.dns)
         settings = [(f"net/ipv4/conf/{call.ifname}/arp_notify", "1")]
-        # No program has opened the device yet, so duplicate address detection would find nobody.
+        # No program has opened the device yet, so duplicate address detection could get no answer.
         sublink.configure(call, netns, made, result, settings, nodad=True)
     return result
 
@@ -76,7 +76,7 @@ def _configured(call: Call[Conf], netns: Namespace, entry: Interface, made: link
 def _create(call: Call[Conf], netns: Namespace) -> None:
     conf = call.conf
     if link.find(netns.netlink(), call.ifname) is not None:
-        raise NetlinkError(EEXIST)  # /dev/net/tun would open the device that is there
+        raise NetlinkError(EEXIST)  # /dev/net/tun would open the existing device
     try:
         common = (call.ifname, conf.multi_queue, conf.owner, conf.group)
         if conf.selinux_context:
@@ -99,7 +99,7 @@ def _check_numbers(conf: Conf) -> None:
 def _mtu(wanted: config.Mtu) -> int:
     if wanted is not config.AUTO:
         return wanted
-    from .shared import uplink  # few configurations leave it to the uplink
+    from .shared import uplink  # few configurations have "auto"
 
     return uplink.mtu()
 

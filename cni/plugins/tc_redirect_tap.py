@@ -5,9 +5,9 @@
     eth0 ── all that arrives ──▶ tap1a2b3c4d ──▶ the virtual machine
     eth0 ◀── all that it sends ── tap1a2b3c4d ◀──
 
-Filters at the ingress of both devices redirect to the other one. So the machine has the place of
-the container on the network: MAC, addresses and MTU of eth0. The result says so in an interface
-whose sandbox is the container id.
+Filters at the ingress of each device redirect to the other one. So the machine takes the
+container's place on the network, with MAC, addresses and MTU of eth0. The result lists it as an
+interface whose sandbox is the container id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ..protocol.request import check_ifname
 from ..protocol.result import Interface, IPConfig, Result
 from .shared import checks, unlink
 
-_KIND = "tun"  # of a TAP device, too
+_KIND = "tun"  # the kind of a TAP device, too
 _NAME, _UID, _GID = "TC_REDIRECT_TAP_NAME", "TC_REDIRECT_TAP_UID", "TC_REDIRECT_TAP_GID"
 _MAX = (1 << 32) - 1
 
@@ -59,7 +59,7 @@ def add(call: Call[Conf]) -> Result:
     _create(call, netns, name, uid, gid)
     tap = link.get(sock, name)
     link.change(sock, tap.index, alias=call.owner.alias)
-    # else the container's kernel would speak to the machine, as if it were another node
+    # else the container's own kernel would talk to the machine
     netns.sysctls([(sysctl.WRITE, f"net/ipv6/conf/{name}/disable_ipv6", "1")])
     link.change(sock, tap.index, mtu=outer.mtu, up=True)
     _connect(sock, outer, tap)
@@ -68,7 +68,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _name(call: Call[Conf]) -> str:
-    """The device's name: of CNI_ARGS, else of the configuration, else derived from the owner."""
+    """The device's name: from CNI_ARGS, else the configuration, else derived from the owner."""
     text = _arguments(call).get(_NAME) or call.conf.tap_name
     text = text or config.lookup(call.raw, "tap_name") or ""
     if not text:
@@ -86,7 +86,7 @@ def _name(call: Call[Conf]) -> str:
 
 
 def _number(call: Call[Conf], key: str, configured: int | None) -> int:
-    """A uid or gid: of CNI_ARGS, else of the configuration, else this process's (root)."""
+    """A uid or gid: from CNI_ARGS, else from the configuration, else this process's (root)."""
     text = _arguments(call).get(key)
     if text is not None:
         if not (text.isascii() and text.isdigit()):
@@ -100,7 +100,7 @@ def _number(call: Call[Conf], key: str, configured: int | None) -> int:
 
 
 def _arguments(call: Call[Conf]) -> dict[str, str]:
-    """CNI_ARGS; other plugins' keys may stand there, too."""
+    """The keys of CNI_ARGS, which may also have keys of other plugins."""
     pairs = (piece.partition("=") for piece in call.args.split(";"))
     return {key: value for key, equals, value in pairs if equals}
 
@@ -126,7 +126,7 @@ def _redirected(call: Call[Conf], sock: Netlink) -> Link:
 
 
 def _require_free(sock: Netlink, outer: Link) -> None:
-    """Refuse an interface whose ingress is in use: the filters there would come first."""
+    """Refuse an interface whose ingress has filters already: they would come before ours."""
     if tc.qdisc(sock, outer.index, tc.INGRESS) is not None:
         raise CNIError(
             f"{outer.name} has an ingress qdisc already",
@@ -151,7 +151,7 @@ def _create(call: Call[Conf], netns: Namespace, name: str, uid: int, gid: int) -
 
 
 def _connect(sock: Netlink, outer: Link, tap: Link) -> None:
-    """Redirect what arrives at each of the two to the other. Raises CNIError."""
+    """Redirect packets that arrive at either device to the other one. Raises CNIError."""
     for source, target in ((tap, outer), (outer, tap)):
         try:
             tc.add_ingress(sock, source.index)
@@ -214,7 +214,7 @@ def _taps(call: Call[Any], sock: Netlink) -> list[Link]:
     try:
         names.add(_name(call))
     except CNIError:
-        pass  # no ADD has made a device with such a name
+        pass  # no ADD can have made a device with this name
     marked = call.owner.alias_key
     return [
         device
@@ -224,21 +224,21 @@ def _taps(call: Call[Any], sock: Netlink) -> list[Link]:
 
 
 def _noted(call: Call[Any]) -> list[str]:
-    """The names of machines' interfaces in the prevResult, as also the known plugin writes them."""
+    """The names of the machine's interfaces in the prevResult, also of the original plugin's."""
     previous = call.prev_result()
     entries = previous.interfaces if previous is not None else []
     return [entry.name for entry in entries if entry.sandbox == call.container_id]
 
 
 def _is_ours(call: Call[Any], device: Link) -> bool:
-    """A device of this owner, or one without a mark: made just before a kill, or by another."""
+    """Is it marked with this owner, or unmarked: by an ADD that was killed, or another plugin's?"""
     return device.kind == _KIND and device.alias.partition(" ")[0] in ("", call.owner.alias_key)
 
 
 def _disconnect(sock: Netlink, ifname: str, *taps: Link) -> None:
-    """Remove the interface's ingress qdisc if it redirects to one of these, and to nothing else.
+    """Remove the interface's ingress qdisc if all of its filters redirect to one of these.
 
-    One without filters is of an ADD that was killed in between.
+    A qdisc without filters was left by an ADD that was killed.
     """
     outer = link.find(sock, ifname)
     indexes = {tap.index for tap in taps}
@@ -281,7 +281,7 @@ def check(call: Call[Conf]) -> None:
 
 
 def _redirections(sock: Netlink, source: Link) -> set[int]:
-    """Where the filters of a link's ingress redirect to; 0 stands for what does not redirect."""
+    """The indexes to which a link's ingress filters redirect; 0 for one that does not redirect."""
     if tc.qdisc(sock, source.index, tc.INGRESS) is None:
         return set()
     return {each.redirect for each in tcfilter.show(sock, source.index, tc.INGRESS_HANDLE)}

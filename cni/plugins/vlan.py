@@ -96,7 +96,7 @@ def check(call: Call[Conf]) -> None:
         "vlan",
         lambda device, entry: _differences(conf, protocol, device, entry),
         prefix="vlan: ",
-        # without either, addresses may be of the plugin before
+        # without both, the addresses may be the previous plugin's
         ipam_required=bool(conf.master or conf.runtime_config.device_id),
     )
 

@@ -123,7 +123,7 @@ def _enslave(call: Call[Conf], netns: Namespace, conf: Conf) -> None:
         ) from None
     table = vrf.table(device)
     for entry in kept.routes:
-        if entry.shared:  # the kernel keeps the hop beside those of other links
+        if entry.shared:  # the kernel keeps this hop of a route with hops on other links
             route.delete(sock, entry)
     _restore(netns, inner, kept, table, table)
 

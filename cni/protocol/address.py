@@ -16,7 +16,7 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
 class InvalidAddress(CNIError):
-    """A text that is no IP address or prefix."""
+    """The text is no IP address or prefix."""
 
 
 def parse_ip(text: str) -> bytes:
@@ -55,7 +55,7 @@ def family(packed: bytes) -> int:
 
 
 def is_global_unicast(packed: bytes) -> bool:
-    """Neither unspecified, loopback, multicast, link-local nor the IPv4 broadcast (Go's sense)."""
+    """Go's IsGlobalUnicast: not unspecified, loopback, multicast, link-local or 255.255.255.255."""
     if len(packed) == 4:
         return not (
             packed in (b"\0\0\0\0", b"\xff\xff\xff\xff")
@@ -135,7 +135,7 @@ class Prefix(NamedTuple):
         return self.contains(other.network.ip) or other.contains(self.network.ip)
 
     def nth(self, offset: int) -> bytes:
-        """The network address plus `offset` (packed); the caller keeps to the address space."""
+        """The network address plus `offset` (packed); the sum must lie in the address space."""
         value = int.from_bytes(self.network.ip, "big") + offset
         return value.to_bytes(len(self.ip), "big")
 
@@ -146,7 +146,7 @@ class Prefix(NamedTuple):
 
 
 def by_family(prefixes: list[Prefix]) -> list[tuple[bool, list[Prefix]]]:
-    """The prefixes by family, (is IPv6, those), IPv4 first; a family without any is left out."""
+    """The prefixes by family: (is IPv6, prefixes), IPv4 first; without families that have none."""
     both = ((v6, [p for p in prefixes if p.is_v4 != v6]) for v6 in (False, True))
     return [(v6, family) for v6, family in both if family]
 

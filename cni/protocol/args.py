@@ -10,7 +10,7 @@ _TRUE, _FALSE = ("1", "true"), ("0", "false")
 def parse(text: str, known: frozenset[str]) -> dict[str, str]:
     """The pairs whose key is in `known`; an empty `text` gives none.
 
-    Keys are case-sensitive. Others are an error unless IgnoreUnknown is true. Raises CNIError.
+    Keys are case-sensitive. An unknown key is an error (CNIError) unless IgnoreUnknown is true.
     """
     if not text:
         return {}

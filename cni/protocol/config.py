@@ -1,8 +1,8 @@
 """Network configurations: JSON on stdin -> typed Structs (docs/spec/protocol.md §6).
 
-A key matches whatever its case, as in Go. Of several values the last one counts, but objects are
-merged; null means absent; unknown keys are ignored. Struct fields are the key in snake case:
-``isGateway`` is ``is_gateway``.
+As in Go: keys match in any case; if a key is given several times, its last value counts, and
+objects are merged; null means absent; unknown keys are ignored. A Struct's field is the key in
+snake case: ``isGateway`` is ``is_gateway``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .errors import CNIError, DecodeFailure, InvalidConfig
 if TYPE_CHECKING:
     from .partial import Partial
 
-# Large enough for any real chain; a bound, so that a runaway runtime cannot exhaust memory.
+# Larger than any real chain; a limit, so that a runaway runtime cannot exhaust memory.
 MAX_STDIN = 16 << 20
 
-# The versions of the specification, the oldest first; a configuration without one means that.
+# The versions of the specification, oldest first; a configuration without version has the oldest.
 VERSIONS = ("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 DEFAULT_VERSION = VERSIONS[0]
 
-# Maps, whose keys keep their spelling: no plugin's key is below them. With each the zero value of
-# its values, for which null stands there.
+# Maps: their keys are the user's, and keep their spelling. Each has the zero value of its values,
+# which null stands for.
 VERBATIM: dict[str, Any] = {
     "prevresult": None,
     "sysctl": "",
     "labels": "",
     "capabilities": False,
-    # no maps, but in no plugin's Conf either, and long
+    # no maps, but long, and in no plugin's Conf
     "cni.dev/valid-attachments": None,
     "cni.dev/attachments": None,
 }
@@ -54,7 +54,7 @@ class Mtu(int):
     """An `mtu`: a number of bytes, where 0 is the kernel's choice, or AUTO."""
 
 
-AUTO = Mtu(0)  # "auto": the uplink's; on a master both mean the master's. Tell them apart by `is`
+AUTO = Mtu(0)  # "auto": the uplink's MTU; on a master the same as 0. Compare with `is`
 
 
 def _convert_mtu(kind: type[Mtu], value: Any) -> Mtu:
@@ -75,7 +75,7 @@ class DNS(Folded):
     options: list[str] | None = None
 
     def given(self) -> bool:
-        """Does it replace what IPAM said? A list that is present counts, even an empty one."""
+        """Does it replace IPAM's `dns`? Yes with a domain, or with any list, even an empty one."""
         lists = (self.nameservers, self.search, self.options)
         return bool(self.domain) or any(x is not None for x in lists)
 
@@ -100,7 +100,7 @@ class Route(Folded):
     priority: int = 0
     table: int | None = None
     scope: int | None = None
-    metric: int = 0  # another word for `priority`, which wins
+    metric: int = 0  # another name of `priority`, which wins
 
     def __post_init__(self) -> None:
         self.priority = self.priority or self.metric
@@ -133,7 +133,7 @@ class IPAM(Folded):
 
 
 class PluginConf(Folded):
-    """The keys that every plugin reads."""
+    """The keys that all plugins read."""
 
     cni_version: str = ""
     name: str = ""
@@ -141,7 +141,7 @@ class PluginConf(Folded):
 
 
 class NetConf(PluginConf):
-    """The keys that every plugin reads which is no IPAM plugin."""
+    """The keys that all plugins read, except IPAM plugins."""
 
     ipam: IPAM = msgspec.field(default_factory=IPAM)
     dns: DNS = msgspec.field(default_factory=DNS)
@@ -162,8 +162,9 @@ def decode_object(data: bytes) -> dict[str, Any]:
 def _decode(data: bytes) -> Any:
     """The JSON document in `data`. Raises DecodeFailure.
 
-    A document in which a key is given twice has more colons than what becomes of it (each escape
-    sequence may be one, too); then, and when it is no strict JSON, it is read as Go would.
+    A document that is no strict JSON, or may give a key twice, is read as Go would. With such a key
+    the document has more colons than the decoded value, or, where escape sequences may be colons,
+    its compact form is longer.
     """
     try:
         value = msgspec.json.decode(data)
@@ -186,7 +187,7 @@ def _decode(data: bytes) -> Any:
 
 
 def lookup(raw: dict[str, Any], key: str) -> Any:
-    """The value of `key` in `raw` whatever the key's case (the last of several); None if absent."""
+    """The value of `key` in `raw`, in any case (the last of several); None if absent."""
     wanted, size = key.lower(), len(key)
     value_of_key = None
     for name, value in raw.items():
@@ -196,7 +197,7 @@ def lookup(raw: dict[str, Any], key: str) -> Any:
 
 
 def is_at_least(version: str, minimum: str) -> bool:
-    """Is one of VERSIONS (empty: the oldest) the same as `minimum`, another of them, or later?"""
+    """Is `version` `minimum` or later? Both are of VERSIONS; an empty `version` is the oldest."""
     return (version or DEFAULT_VERSION) in VERSIONS[VERSIONS.index(minimum) :]
 
 
@@ -215,7 +216,7 @@ def version_of(raw: dict[str, Any]) -> str:
 
 
 def convert(value: Any, into: type[T], prefix: str = "") -> T:
-    """`value` (decoded JSON) as the Struct `into`; case of keys ignored.
+    """`value` (decoded JSON) as the Struct `into`; keys match in any case.
 
     Raises CNIError ``<prefix>json: cannot unmarshal <what> into field <path> of type <type>``.
     """
@@ -226,9 +227,9 @@ def convert(value: Any, into: type[T], prefix: str = "") -> T:
 def convert_parts(
     value: Any, into: type[T], prefix: str, note: Callable[[CNIError], None]
 ) -> T | Partial:
-    """`value` as the Struct `into`; a key that is wrong has its default.
+    """`value` as the Struct `into`; a field whose value is wrong has its default.
 
-    `note` is called with its error when that field is read.
+    When such a field is read, `note` is called with the error.
     """
     names: dict[str, str] = {}
     folded = fold_keys(value, names)
@@ -245,7 +246,7 @@ def _convert(folded: Any, into: type[T], prefix: str, names: dict[str, str]) -> 
     try:
         return msgspec.convert(folded, into, dec_hook=_convert_mtu)
     except msgspec.ValidationError as error:
-        from .wrong_type import explain  # a correct configuration needs none of it
+        from .wrong_type import explain  # correct configurations do not load it
 
         text, advice = explain(str(error), folded, names)
         raise CNIError(prefix + text, advice) from None
@@ -265,17 +266,18 @@ def require_name(raw: dict[str, Any]) -> str:
 
 
 def means(plugin_type: str, name: str) -> bool:
-    """Whether a configuration's `type` means the plugin `name`, with or without a prefix.
+    """Does a configuration's `type` mean the plugin `name`, with or without a prefix?
 
-    A prefix ends in `-`. For names that no other plugin's name ends in, as `win-bridge` does.
+    A prefix ends in `-`. Only for names in which no other plugin's name ends: `bridge` is not one,
+    since `win-bridge` exists.
     """
     return plugin_type == name or plugin_type.endswith(f"-{name}")
 
 
 def fold_keys(value: Any, names: dict[str, str]) -> Any:
-    """Decoded JSON with its keys in lower case; `names` gets the spelling of each.
+    """Decoded JSON with keys in lower case; `names` gets the spelling of each (lower → written).
 
-    In a list null is left out, but in one of interfaces, whose places count.
+    Drops null in lists, except in a list of interfaces, which others refer to by index.
     """
     if isinstance(value, dict):
         out: dict[str, Any] = {}
@@ -302,14 +304,14 @@ def fold_keys(value: Any, names: dict[str, str]) -> Any:
 
 
 def _merged(old: Any, new: Any) -> Any:
-    """What two values of one key come to: objects are merged, of others the last one counts."""
+    """The value of a key that is given twice: objects are merged, else the last value counts."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, **{key: _merged(old.get(key), item) for key, item in new.items()}}
     return new
 
 
 def _without_nulls(value: Any, zero: Any) -> Any:
-    """A map of Go, where null is the zero value of its values."""
+    """A map as Go decodes it: null becomes `zero`, the zero value of the map's values."""
     if zero is None or not isinstance(value, dict) or None not in value.values():
         return value
     return {key: zero if item is None else item for key, item in value.items()}

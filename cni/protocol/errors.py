@@ -81,7 +81,7 @@ class LimitedConnectivity(CNIError):
 
 
 class DelegateError(CNIError):
-    """What a delegated plugin said, verbatim (its own code, msg and details)."""
+    """The error of a delegated plugin, unchanged (its own code, msg and details)."""
 
     def __init__(self, code: int, msg: str, details: str = "") -> None:
         super().__init__(msg, details)
@@ -89,13 +89,13 @@ class DelegateError(CNIError):
 
 
 class Terminated(CNIError):
-    """A signal told us to stop."""
+    """A signal told this process to stop."""
 
 
 def from_exception(error: Exception) -> CNIError:
-    """The JSON error that says what `error` says: itself, or 999.
+    """`error` as a CNIError: itself, or one with code 999, its `msg` and its `details`.
 
-    The message of an error without text is the name of its class.
+    If an error has no text, the name of its class is the message.
     """
     if isinstance(error, CNIError):
         return error
@@ -105,7 +105,7 @@ def from_exception(error: Exception) -> CNIError:
     return CNIError(msg, getattr(error, "details", ""))
 
 
-# Here and not in a module of its own: where too few files can be opened none can be imported.
+# In this module: a process that cannot open another file could not import a further one.
 _ADVICE = {
     errno.EMFILE: "this process may open too few files: raise its limit (ulimit -n, LimitNOFILE=)",
     errno.ENFILE: "too many files are open on this node: raise the sysctl fs.file-max",
@@ -116,12 +116,12 @@ _ADVICE = {
 
 
 def advice_for(error: OSError) -> str:
-    """What helps against an error that is not about a certain file; empty if none is known."""
+    """What to do about an error that is not about a certain file; "" if nothing is known."""
     return _ADVICE.get(error.errno or 0, "")
 
 
 def _of_system(error: OSError) -> CNIError:
-    """What the operating system refused, with what helps, if that is known."""
+    """An error of the operating system; `details` say what to do, if that is known."""
     text, path = (error.strerror or "").lower(), error.filename or ""
     name = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else str(path)
     advice = advice_for(error)
@@ -133,8 +133,8 @@ def _of_system(error: OSError) -> CNIError:
 def join(errors: list[CNIError]) -> CNIError:
     """One error for all of `errors` (at least one): what DEL and GC raise after every step ran.
 
-    A single error stays itself, also when repeated; several keep the first one's code, with
-    messages joined by ``; ``.
+    One error, even a repeated one, is returned as it is. Of several, the first one gives the code,
+    and the messages are joined by ``; ``.
     """
     if len({(error.msg, error.details) for error in errors}) == 1:
         return errors[0]

@@ -1,17 +1,17 @@
-"""JSON as Go's encoding/json reads it, where that is more than msgspec takes.
+"""JSON as Go's encoding/json reads it, for documents that msgspec refuses or reads differently.
 
-Loaded only for documents that need it: a runtime hands over what people wrote, and keys that no
-plugin reads may hold anything. Different from msgspec's decoder (RFC 8259, strictly):
+Loaded only for such documents: a runtime passes on what people wrote, and keys that no plugin reads
+may hold anything. The differences from msgspec's decoder, which follows RFC 8259 strictly:
 
-- Bytes that are no UTF-8, and escapes of a lone surrogate, are U+FFFD, inside of strings.
+- In strings, bytes that are no UTF-8, and escapes of a lone surrogate, become U+FFFD.
 - A number out of the range of int64 is a float, and one out of the range of a float is infinite. A
   key that wants an integer refuses both.
-- An object that is given twice is merged with what is there, as Go does when it decodes into a
-  struct; of other values the last one counts; null changes nothing but a list, which it empties.
-- Nesting ends at 10,000 levels, as in Go. What is below DEPTH is null here: no key that any plugin
-  reads lies there, and what comes after us walks the value recursively.
+- An object that is given twice is merged with the first one, as Go does when it decodes into a
+  struct; of other values the last one counts; null changes nothing, but empties a list.
+- Nesting ends at 10,000 levels, as in Go. Values below DEPTH become null: no plugin's key lies
+  there, and later code walks the value recursively.
 
-encoding/json/decode.go and scanner.go are the source for all of it.
+Source: Go's encoding/json/decode.go and scanner.go.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _INT64 = 1 << 63
 
 
 def decode(data: bytes) -> Any:
-    """The document in `data`. Raises ValueError with the words of Go for what is no JSON."""
+    """The document in `data`. Raises ValueError with Go's text if it is no JSON."""
     return Reader(data.decode("utf-8", "replace")).document()
 
 
 def repeated(data: bytes) -> list[tuple[str, str]]:
-    """The keys that an object directly below the document's gives twice, each with its object's.
+    """Repeated keys of the objects one level below the document: (key of the object, repeated key).
 
     ``{"a": {"b": 1, "b": 2}}`` gives ``("a", "b")``. Raises ValueError, as decode.
     """
@@ -53,10 +53,10 @@ def repeated(data: bytes) -> list[tuple[str, str]]:
 
 
 class Reader:
-    """One document; `at` is the position in its text, `repeated` as the function says.
+    """A document that is being read; `at` is the position in its text, `repeated` as in repeated().
 
-    The methods that read a token are for other readers, too: each begins at `at`, moves it behind
-    the token, and raises ValueError at what Go refuses.
+    Each method that reads a token begins at `at`, moves it behind the token, and raises ValueError
+    for what Go refuses. Other readers use these methods, too.
     """
 
     def __init__(self, text: str) -> None:
@@ -72,7 +72,7 @@ class Reader:
         return value
 
     def _value(self) -> Any:
-        """A value with all that is below it; the objects and lists that are open are a stack."""
+        """A value with everything below it; a stack holds the open objects and lists."""
         stack: list[_Open] = []
         while True:
             self.skip_space()
@@ -89,7 +89,7 @@ class Reader:
                     continue
             else:
                 value = self.scalar()
-            while True:  # until something is left to be read, or the whole is complete
+            while True:  # until the next value has to be read, or the document is complete
                 if not stack:
                     return value
                 opened = stack[-1]
@@ -101,7 +101,7 @@ class Reader:
                 value = stack.pop().value
 
     def _closes(self, opened: _Open) -> bool:
-        """Is an object or list empty? Then its end is read."""
+        """Is the object or list empty? If so, its end has been read."""
         self.skip_space()
         if self.peek() != opened.end:
             return False
@@ -109,7 +109,7 @@ class Reader:
         return True
 
     def _continues(self, opened: _Open) -> bool:
-        """Read the comma, and an object's next key; or the end."""
+        """Read the comma, and in an object the next key; or the end: then False."""
         self.skip_space()
         mark = self.peek()
         if mark not in (",", opened.end):
@@ -163,7 +163,7 @@ class Reader:
                 self.at += 1
             self._digits()
         text = self.text[start : self.at]
-        if self.at == whole and len(text) <= 20:  # int64: a sign and 19 digits
+        if self.at == whole and len(text) <= 20:  # int64 has at most a sign and 19 digits
             number = int(text)
             if -_INT64 <= number < _INT64:
                 return number
@@ -238,7 +238,7 @@ class _Open:
 
 
 def merge(into: dict[str, Any], key: str, value: Any) -> None:
-    """Set `key`, or merge with the value that it has, as Go decodes into the same field again."""
+    """Set `key`, or merge with its old value, as Go does when it decodes into a field again."""
     old = into.get(key)
     if isinstance(old, dict) and isinstance(value, dict):
         for name, item in value.items():

@@ -1,8 +1,8 @@
-"""Converting what can be converted: for DEL and GC, which a broken key must not stop.
+"""Converting a configuration without its wrong keys: for DEL and GC, which those must not stop.
 
-Loaded only when the whole cannot be converted. `pick` leaves out the keys that are wrong. `Partial`
-reports the error of such a key when the verb reads its field; one that the verb does not read is no
-error.
+Loaded only if the whole cannot be converted. `pick` leaves the wrong keys out. `Partial` reports
+the error of such a key when the verb reads its field; keys that the verb does not read are no
+errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Convert = Callable[[Any], Any]
 
 
 class Broken(NamedTuple):
-    """A value that was left out: the keys that lead to it, and why."""
+    """A value that was left out: the path of keys to it, and the error."""
 
     path: tuple[str, ...]
     error: CNIError
@@ -28,10 +28,10 @@ _NOTHING = object()
 
 
 def pick(value: Any, convert: Convert) -> tuple[Any, list[Broken]]:
-    """(what `convert` makes of the parts of `value` that it takes, what was left out).
+    """(the Struct that `convert` makes of `value` without its wrong parts, those parts).
 
-    `value` has folded keys. Objects that are fields are taken key by key, lists element by element;
-    an object in a list is taken as a whole or not at all. `convert` raises CNIError.
+    `value` has folded keys. An object that is a field loses single keys, a list single elements; an
+    object in a list is kept or dropped as a whole. `convert` raises CNIError.
     """
     broken: list[Broken] = []
     kept = _pick(value, (), convert, lambda part: part, broken)
@@ -45,7 +45,7 @@ def _pick(
     place: Callable[[Any], Any],
     broken: list[Broken],
 ) -> Any:
-    """The part of `value` that converts where `place` puts it; _NOTHING if none does."""
+    """The part of `value` that converts in the document that `place` makes of it, or _NOTHING."""
     try:
         convert(place(value))
         return value
@@ -70,7 +70,7 @@ def _pick(
 
 
 def _under(key: str, place: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Puts a value under `key` of an object, which `place` puts where it belongs."""
+    """A function that puts a value under `key` of an object, and that object where `place` does."""
     return lambda value: place({key: value})
 
 
@@ -83,9 +83,9 @@ def _takes(convert: Convert, value: Any) -> bool:
 
 
 class Partial:
-    """Stands for a Struct some of whose keys were left out: those have their defaults.
+    """Stands for a Struct from which wrong keys were left out.
 
-    Reading such a field has `note` called with the error, and gives the default.
+    Reading the field of such a key calls `note` with the error, and returns the default.
     """
 
     def __init__(

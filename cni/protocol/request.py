@@ -15,7 +15,7 @@ IFNAME_MAX = 15  # bytes; IFNAMSIZ less the terminating NUL
 
 
 def check_container_id(value: str) -> None:
-    """Raises UnknownContainer (3) when empty, BadEnvironment (4) for other characters."""
+    """Raise UnknownContainer (3) if it is empty, BadEnvironment (4) for wrong characters."""
     if not value:
         raise UnknownContainer("missing containerID")
     if not _is_name(value):
@@ -42,7 +42,7 @@ def check_ifname(value: str) -> None:
 
 
 def check_ifname_characters(value: str) -> None:
-    """As check_ifname, of any length: alternative names are longer. Raises BadEnvironment."""
+    """As check_ifname, but of any length, for alternative names. Raises BadEnvironment."""
     if value in (".", ".."):
         raise BadEnvironment("interface name is . or ..")
     if any(c in "/:" or c.isspace() for c in value):
@@ -59,7 +59,7 @@ def _is_name(value: str) -> bool:
 
 
 _ATTACHMENT_VERBS = frozenset({"ADD", "CHECK", "DEL"})
-# In the order in which they are looked at and named: verbs that need it, validator.
+# In the order in which they are checked and named in errors: the verbs that need it, its check.
 _VARIABLES: tuple[tuple[str, frozenset[str], Callable[[str], None] | None], ...] = (
     ("CNI_CONTAINERID", _ATTACHMENT_VERBS, check_container_id),
     ("CNI_NETNS", frozenset({"ADD", "CHECK"}), None),
@@ -76,7 +76,7 @@ class Attachment(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One CNI request. Nothing of it is taken from the process once it has been read.
+    """One CNI request. After `read` nothing of it is taken from the process's environment.
 
     `path` is CNI_PATH split; `stdin` the configuration's bytes; `env` the whole environment, which
     delegated plugins inherit.
@@ -93,12 +93,12 @@ class Request(NamedTuple):
 
     @property
     def netns_override(self) -> bool:
-        """May the container's namespace be our own?"""
+        """May the container's namespace be this process's own?"""
         value = self.env.get("CNI_NETNS_OVERRIDE", "")
         return value == "1" or value.upper() == "TRUE"
 
     def of(self, container_id: str, ifname: str) -> Request:
-        """The same of an attachment whose namespace is not known."""
+        """This request for another attachment, whose namespace is not known."""
         env = {**self.env, "CNI_CONTAINERID": container_id, "CNI_IFNAME": ifname, "CNI_NETNS": ""}
         return self._replace(container_id=container_id, ifname=ifname, netns="", env=env)
 
@@ -165,7 +165,7 @@ def _read_some() -> bytes:
 
 
 def write_some(data: bytes | memoryview) -> int:
-    """Write the beginning of `data` to stdout; how many bytes. Raises OSError."""
+    """Write the beginning of `data` to stdout; return the number of bytes. Raises OSError."""
     while True:
         try:
             return os.write(1, data)
@@ -175,7 +175,7 @@ def write_some(data: bytes | memoryview) -> int:
 
 def _await_ready(fd: int, *, writing: bool = False) -> None:
     """Wait until a descriptor that the caller made non-blocking can be read or written."""
-    import select  # hardly ever
+    import select  # rarely needed
 
     ready = select.poll()
     ready.register(fd, select.POLLOUT if writing else select.POLLIN)
@@ -209,7 +209,7 @@ def _attachment(entry: Any) -> Attachment | None:
     if not isinstance(entry, dict):
         return None
     container_id, ifname = entry.get("containerID"), entry.get("ifname")
-    if container_id is None or ifname is None or len(entry) > 2:  # in another case, or twice
+    if container_id is None or ifname is None or len(entry) > 2:  # keys in another case
         container_id, ifname = lookup(entry, "containerID"), lookup(entry, "ifname")
     if isinstance(container_id, str) and isinstance(ifname, str) and container_id and ifname:
         return Attachment(container_id, ifname)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
 _FAMILIES = (("0.1.0", "0.2.0"), ("0.3.0", "0.3.1", "0.4.0"), ("1.0.0", "1.1.0"))
-# As the reference prints them; the blank in the oldest family's list is its own.
+# As the reference prints them, with its blank in the list of the oldest family.
 _FAMILY_TEXT = ("[ 0.1.0 0.2.0]", "[0.3.0 0.3.1 0.4.0]", "[1.0.0 1.1.0]")
 
 
@@ -72,7 +72,7 @@ class Result(Folded):
     def parse(cls, raw: Any, config_version: str) -> Result:
         """A result object as a plugin printed it, or a prevResult; ``None`` is the empty result.
 
-        Its family of versions is `config_version`'s; its own cniVersion must be of that family.
+        It is read in the format of `config_version`; its own cniVersion must have that format, too.
         Raises CNIError.
         """
         if raw is None:
@@ -92,7 +92,7 @@ class Result(Folded):
 
     @classmethod
     def salvage(cls, raw: Any, config_version: str) -> Result:
-        """What can be read of a prevResult, for DEL: any version, and wrong in parts.
+        """The readable parts of a prevResult, for DEL: of any version, without wrong parts.
 
         Raises nothing.
         """
@@ -113,7 +113,7 @@ class Result(Folded):
         return result
 
     def checked(self) -> Result:
-        """This result, if what it calls interfaces may be names of some. Raises CNIError.
+        """This result, unless a name in it cannot be that of an interface. Raises CNIError.
 
         The names in a prevResult reach rules, paths and the input of other programs.
         """
@@ -156,7 +156,7 @@ class Result(Folded):
         return encode_json(out, "sorted" if is_sorted else None)
 
     def through(self, version: str) -> Result:
-        """This result as a caller that speaks `version` gets it: what that cannot say is lost."""
+        """This result printed in `version` and parsed again, without what that cannot say."""
         if _family(version or DEFAULT_VERSION) == 2:
             return self
         return Result.parse(self.as_dict(version), version)
@@ -179,7 +179,7 @@ class Result(Folded):
 
 
 def _wrong_name(name: str) -> str:
-    """Why this is no name of an interface; empty if it may be one. Alternative names are longer."""
+    """Why this is no name of an interface; "" if it may be one, also an alternative one."""
     try:
         check_ifname_characters(name)
     except BadEnvironment as error:
@@ -188,7 +188,7 @@ def _wrong_name(name: str) -> str:
 
 
 def _convert(raw: Any, into: type[T]) -> T:
-    """As convert, but an integer may be written as 1.0: Go's parser has only one kind of number."""
+    """As convert, but 1.0 is also an integer: Go's parser has one kind of number only."""
     try:
         return convert(raw, into)
     except CNIError:
@@ -230,7 +230,7 @@ def encode_json(value: Any, order: Literal["sorted"] | None = None) -> bytes:
 
 
 def _replace_invalid(value: Any) -> Any:
-    """What is no UTF-8 (a variable or path may hold any bytes) as U+FFFD, as in Go."""
+    """`value` with U+FFFD for bytes that are no UTF-8, as in Go: variables may have any."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ ALL = VERSIONS
 CURRENT = ALL[-1]
 DEFAULT = ALL[0]
 
-# The first version that has each verb.
+# The first version of the specification that has the verb.
 _SINCE = {"CHECK": (0, 4, 0), "GC": (1, 1, 0), "STATUS": (1, 1, 0)}
 
 
@@ -37,7 +37,7 @@ def at_least(text: str, minimum: str) -> bool:
 def gate(verb: str, version: str, supported: tuple[str, ...]) -> None:
     """Raise unless a plugin supporting `supported` may run `verb` for a config of `version`.
 
-    The texts are the reference's, which has no details for the first two: its suites compare them.
+    The texts are the reference's: its suites compare them. The first two have no details there.
     Raises IncompatibleVersion (code 1) or, for a version that cannot be parsed, DecodeFailure (6).
     """
     since = _SINCE.get(verb)

@@ -1,4 +1,4 @@
-"""The text for a value of the wrong type in a configuration: loaded when there is one."""
+"""The text for a value of the wrong type in a configuration; loaded only for such a value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PYTHON_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "a
 def explain(text: str, value: Any, names: dict[str, str]) -> tuple[str, str]:
     """msgspec's "Expected `int`, got `str` - at `$.mtu`" in the words of the reference, and advice.
 
-    `value` is what was converted, with folded keys; `names` has the keys as they were written.
+    `value` is the configuration with folded keys; `names` has each key as it was written.
     """
     parts = text.split("`")
     if not text.startswith("Expected `") or len(parts) < 5:
@@ -41,9 +41,9 @@ def explain(text: str, value: Any, names: dict[str, str]) -> tuple[str, str]:
 def _followed(
     steps: list[str], value: Any, wanted: str, names: dict[str, str]
 ) -> tuple[list[str], Any]:
-    """The steps as they were written, and the value that they lead to.
+    """The steps with keys as they were written, and the value at their end.
 
-    Of a map msgspec says ``[...]`` instead of the key: the first value that is wrong is meant.
+    In a map msgspec writes ``[...]`` for the key: that means the first wrong value.
     """
     spelled = []
     for step in steps:

@@ -122,7 +122,7 @@ def _duration(name: str, value: str) -> float:
     return sum(float(amount) * _UNITS[unit] for amount, unit in parts)
 
 
-# --- running -------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def _run(flags: Flags) -> int:

@@ -119,7 +119,7 @@ def _read_options(data: bytes, into: dict[int, bytes]) -> None:
         offset += 1 + size
 
 
-# --- routes --------------------------------------------------------------------------------------
+# --- routes ---------------------------------------------------------------------------------------
 
 
 def classless_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
@@ -218,7 +218,7 @@ def text(value: bytes) -> str:
     return value.decode("ascii")
 
 
-# --- packets -------------------------------------------------------------------------------------
+# --- packets --------------------------------------------------------------------------------------
 
 
 def wrap(payload: bytes, source: bytes, destination: bytes) -> bytes:

@@ -161,7 +161,7 @@ def domains(value: bytes) -> list[str]:
     return names
 
 
-# --- router advertisements -----------------------------------------------------------------------
+# --- router advertisements ------------------------------------------------------------------------
 
 
 class Advertisement(NamedTuple):

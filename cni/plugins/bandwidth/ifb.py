@@ -1,6 +1,6 @@
 """bandwidth's ifb, the device that limits what a container sends (docs/spec/bandwidth.md).
 
-Its name is derived from network and container as the reference's is, its alias names the owner. So
+Its name is derived from network and container as in the reference; its alias names the owner. So
 DEL and GC find it without prevResult and without the container's namespace.
 """
 
@@ -29,10 +29,10 @@ _LENGTH = 15
 
 
 def name_of(network: str, container_id: str, ifname: str = "") -> str:
-    """The reference's name of the ifb; with `ifname` that of a container's further interfaces.
+    """The ifb's name as in the reference; with `ifname`, that for a container's other interfaces.
 
-    The reference has one name for all interfaces of a container in a network, so only the first of
-    them can have it (docs/spec/bandwidth.md, "IFB name").
+    The reference's name does not depend on the interface, so in each network only one interface of
+    a container can have it (docs/spec/bandwidth.md, "IFB name").
     """
     seed = f"{network}{container_id}" + (f"\0{ifname}" if ifname else "")
     return (_PREFIX + digest(seed))[:_LENGTH]
@@ -47,10 +47,10 @@ def names(owner: Owner) -> tuple[str, str]:
 def create(call: Call[Any], host: Netlink, outer: Link, path: str) -> Link:
     """Make the attachment's ifb, marked with its owner; it is deleted if the ADD fails.
 
-    `host` is a socket where `outer` is, `path` that namespace's; empty for the node's.
+    `host` is a socket in the namespace of `outer`, `path` that namespace's path, "" for the node's.
 
-    An ifb with our mark is left over from an ADD that was killed, unless `outer` has an ingress
-    qdisc, which redirects to it. Raises CNIError ``adding link: …``.
+    An ifb with our mark was left by an ADD that was killed, unless `outer` has an ingress qdisc,
+    which redirects to it. Raises CNIError ``adding link: …``.
     """
     problem = NetlinkError(EEXIST)
     for name in names(call.owner):
@@ -95,11 +95,11 @@ def _take_away(sock: Netlink, owner: Owner, name: str) -> None:
 
 
 def of(host: Netlink, owner: Owner) -> list[Link]:
-    """The ifbs under the owner's names that are its own, the one with its alias first.
+    """The owner's ifbs under its two names; the one with its alias comes first.
 
-    An ifb without an alias is the reference's, or left over from an ADD that was killed. It is the
-    owner's, unless the owner has one with its alias: then the other one is that of another
-    interface of the container, under the name that they share.
+    An ifb without an alias is the reference's, or was left by an ADD that was killed. It is the
+    owner's, unless the owner has an ifb with its alias: then the one without belongs to another
+    interface of the container, since both interfaces share a name.
     """
     ifbs = [device for name in names(owner) if (device := link.find(host, name)) is not None]
     marked = [device for device in ifbs if device.alias == owner.alias]
@@ -143,7 +143,7 @@ def collect(host: Netlink, network: str, owners: list[Owner], steps: Steps) -> N
 def _suspects(listed: list[bytes], mark: bytes, kept: set[bytes]) -> Iterator[Link]:
     """The ifbs of bandwidth that have none of these alias keys, each of which begins with `mark`.
 
-    Of a thousand links most are told by their bytes, without being parsed.
+    Most links are recognised by searching their bytes, without parsing them.
     """
     for data in listed:
         if _NAME not in data:
@@ -159,9 +159,8 @@ def _suspects(listed: list[bytes], mark: bytes, kept: set[bytes]) -> Iterator[Li
 def _delete_if_dead(host: Netlink, ifb: Link, listed: list[bytes]) -> None:
     """Delete an ifb of the reference, of any network, if the veth that fed it is gone.
 
-    Its name does not tell the network. But an ifb that has sent packets belongs to an ADD that was
-    complete, and one to which no link redirects packets has lost its container's interface: so
-    nothing can use it again.
+    Its name does not tell the network. But if it has sent packets, its ADD was complete; and if no
+    link redirects packets to it, its container's interface is gone. Then nothing can use it again.
     """
     if len(ifb.name) != _LENGTH or not link.packets_sent(host, ifb.index):
         return

@@ -6,9 +6,9 @@
                                     bwp…   an ifb, with the limit of `egressRate`, and goes on
 
 A qdisc limits only what a device sends; hence the detour for the container's own packets. An
-interface without an end on the node (macvlan, ipvlan, vlan …) is limited in the container, where it
-is the other way round: its qdisc has the limit of `egressRate`, and what it receives goes through
-the ifb.
+interface without an end on the node (macvlan, ipvlan, vlan …) is limited in the container, with the
+directions exchanged: its qdisc has the limit of `egressRate`, and what it receives goes through the
+ifb.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _place(call: Call[Conf], host: Netlink, netns: Namespace, result: Result) ->
     if inner.kind not in veth.KINDS:
         return _Place(netns.netlink(), inner, True)
     outer = link.find(host, inner.peer) if inner.peer else None
-    # The peer may be in a third namespace; then a link of that index here is of another pair.
+    # If the peer is in a third namespace, the link of that index here belongs to another pair.
     if outer is None or outer.kind != inner.kind or outer.peer != inner.index:
         raise CNIError(f"veth peer with index {inner.peer} is not in host ns")
     if not any(one.name == outer.name and not one.sandbox for one in result.interfaces):
@@ -183,7 +183,7 @@ def delete(call: Call[Any]) -> None:
 def _delete_inside(call: Call[Any]) -> None:
     """Remove the limits of an interface without an end on the node: ifb and qdiscs.
 
-    An interface of the prevResult that is on the node is the end of a pair: then none are inside.
+    If the prevResult has an interface on the node, the limits are there, and none in the container.
     """
     previous = call.prev_result()
     if previous is not None and any(not entry.sandbox for entry in previous.interfaces):
@@ -206,7 +206,7 @@ def _delete_inside(call: Call[Any]) -> None:
 
 
 def _redirections(sock: Netlink, device: Link) -> set[int]:
-    """Where the filters on what a link receives redirect to; 0 stands for one that does not."""
+    """The indexes to which a link's ingress filters redirect; 0 for one that does not redirect."""
     return {each.redirect for each in tcfilter.show(sock, device.index, tc.INGRESS_HANDLE)}
 
 
@@ -222,7 +222,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the kernel can do what the configuration, or a runtime, may ask for."""
+    """Ready if the kernel has what the configuration, or a runtime, may request."""
     want = validated(call.conf)
     kinds = ["tbf", "htb"] if want.subnets.prefixes else ["tbf"]
     with Netlink() as host:

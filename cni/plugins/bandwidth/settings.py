@@ -12,12 +12,12 @@ from .shape import Limit, Subnets
 
 LATENCY_MAX = 10_000  # ms
 BURST_MAX = 0xFFFFFFFF  # bytes
-# What runtimes send that know only a rate: "no limit", as the largest numbers of 32 bits. In bits.
+# "No limit", in bits: runtimes that know only a rate send the largest numbers of 32 bits for it.
 NO_BURST = (0x7FFFFFFF, 0xFFFFFFFF)
 
 
 class Keys(config.NetConf):
-    """What may stand in the configuration or in runtimeConfig.bandwidth: bits, bits a second."""
+    """Keys of the configuration and of runtimeConfig.bandwidth, in bits and bits a second."""
 
     ingress_rate: int | None = None
     ingress_burst: int | None = None
@@ -28,7 +28,7 @@ class Keys(config.NetConf):
     latency: int | None = None
 
     def limits(self) -> dict[str, int | None]:
-        """The four keys that make limits, as they are spelled."""
+        """The four keys that set limits, in the configuration's spelling, with their values."""
         return {
             "ingressRate": self.ingress_rate,
             "ingressBurst": self.ingress_burst,
@@ -54,9 +54,9 @@ class Settings(NamedTuple):
 
 
 def validated(conf: Conf) -> Settings:
-    """What is to be limited. Raises CNIError.
+    """The limits to set. Raises CNIError.
 
-    As soon as one of the four keys is in the configuration, runtimeConfig's are ignored.
+    If the configuration has any of the four keys, runtimeConfig's are ignored.
     """
     runtime = (conf.runtime_config and conf.runtime_config.bandwidth) or Keys()
     given = any(value is not None for value in conf.limits().values())

@@ -1,4 +1,4 @@
-"""bond: links that are joined to one, which outlives the failure of some of them
+"""bond: joins links to one link, which survives the failure of some of them
 (docs/spec/bond.md).
 
     node          ens1f0 ─┐ moved (or, with linksInContainer, there already)
@@ -6,7 +6,7 @@
     container             └─▶ ports of eth0 (bond) ── addresses, routes
 
 The bond is made in the container, under its final name and without ports. Then the links are noted,
-moved and joined one by one, so that whatever ends the ADD, DEL finds what is where (ports.py).
+moved and joined one by one, so that DEL finds all of them however the ADD ends (ports.py).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Call the IPAM plugin's GC, and put right what the kernel gave back as namespaces ended."""
+    """Call the IPAM plugin's GC, and restore devices whose namespace has ended."""
     sublink.gc_with(_collect, call, keep)
 
 
@@ -113,7 +113,7 @@ def check(call: Call[Conf]) -> None:
 
 def _differences(call: Call[Conf], device: Link, entry: Interface) -> list[str]:
     conf = call.conf
-    # with failOverMac 1 the bond's MAC is that of its active port
+    # with failOverMac 1 the bond has the MAC of its active port
     problems = [] if conf.fail_over_mac == 1 else checks.mac_differs(entry, device)
     if not device.up:
         problems.append(f"Interface {entry.name} is down")

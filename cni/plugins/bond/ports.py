@@ -1,8 +1,8 @@
-"""bond's ports: into the container, and back as they were.
+"""bond's ports: moving them into the container, and back with their old settings.
 
 Links of the node are noted before they are moved (shared/device_notes.py, the `links` of the bond's
-note), so that DEL finds them by index and hardware, whatever they are called by then, and GC finds
-those that the kernel gave back as their namespace ended. Links of the container stay there.
+note). So DEL finds them by index and hardware, even under other names, and GC finds those that the
+kernel returned to the node when their namespace ended. Links of the container stay there.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def find(sock: Netlink, names: list[str]) -> list[Link]:
 
 
 def _require_no_pair(devices: list[Link]) -> None:
-    """Both ends of a pair lead nowhere, and DEL knows an end by the other one, on the node."""
+    """Refuse both ends of one pair: they lead nowhere, and DEL recognises a moved end by the other
+    one, on the node. Raises CNIError.
+    """
     by_index = {device.index: device for device in devices}
     for device in devices:
         other = by_index.get(device.peer) if device.peer_nsid is None else None
@@ -59,18 +61,18 @@ def _require_no_pair(devices: list[Link]) -> None:
 
 
 def recover(call: Call[Any], host: Netlink) -> None:
-    """Put right the links of an earlier ADD of this attachment whose namespace has ended."""
+    """Restore the links of an earlier ADD of this attachment whose namespace has ended."""
     note = device_notes.load(call)
     for each in note.links if note is not None else ():
         moved.put_right(call, host, each)
 
 
 def join(call: Call[Any], sock: Netlink, master: Link, devices: list[Link]) -> None:
-    """Make links of the container ports of the bond; undone, they are as they were."""
+    """Make links of the container ports of the bond; the undo restores them."""
     for device in devices:
         call.undo.callback(_release, call, device.index, device.up)
         try:
-            # the driver takes no link that is up, and sets it up itself
+            # the driver refuses a link that is up, and sets its ports up itself
             link.change(sock, device.index, up=False)
             link.change(sock, device.index, master=master.index)
         except NetlinkError as error:
@@ -89,9 +91,9 @@ def _release(call: Call[Any], index: int, up: bool) -> None:
 
 
 def move_in(call: Call[Any], host: Netlink, netns: Namespace, devices: list[Link]) -> list[Link]:
-    """Move links of the node into the container, under their names; undone, they are back.
+    """Move links of the node into the container, under their names; the undo moves them back.
 
-    The bond's note must have been made. Returns the links as they are in the container.
+    The bond's note must be written before. Returns the links as they are in the container.
     """
     sock = netns.netlink()
     for device in devices:
@@ -132,7 +134,7 @@ def _undo_move(call: Call[Any], note: Note, up: list[str]) -> None:
 
 
 def take_apart(call: Call[Any], netns: Namespace | None) -> bool:
-    """Move the node's links back, and delete the bond; True, also if all is so already.
+    """Move the node's links back, and delete the bond; True if that is done, or was before.
 
     Raises CNIError, KernelError, after every step.
     """
@@ -168,7 +170,7 @@ def _bond(call: Call[Any], sock: Netlink, note: Note | None) -> Link | None:
 
 
 def _unnoted(call: Call[Any], ports: list[Link]) -> list[Note]:
-    """The ports of a bond without a note, as of the other plugin, that belong to the node."""
+    """The node's links among the ports of a bond without a note (the other bond plugin's)."""
     if call.conf.links_in_container:
         return []
     names = {port.name for port in call.conf.links}
@@ -180,7 +182,7 @@ def _unnoted(call: Call[Any], ports: list[Link]) -> list[Note]:
 
 
 def _move_back(call: Call[Any], host: Netlink, netns: Namespace | None, note: Note) -> None:
-    """Move a link out of the container, if it is there, and make it what it was before ADD."""
+    """Move a link out of the container, if it is there, and restore its former settings."""
     inner = None
     if netns is not None:
         sock = netns.netlink()

@@ -1,4 +1,4 @@
-"""bond's configuration, and what of it is wrong."""
+"""bond's configuration and its validation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Conf(config.NetConf):
 
 
 def validate(conf: Conf) -> None:
-    """Raises CNIError."""
+    """Refuse wrong values and combinations. Raises CNIError."""
     if means(conf.ipam.type, "bond"):
         raise CNIError("Bond is not a suitable IPAM type", "`ipam.type` is an IPAM plugin's name")
     if conf.mode not in bond.MODES:
@@ -86,7 +86,7 @@ def _validate_links(conf: Conf) -> None:
 
 
 def mtu(conf: Conf, smallest: int, name: str) -> int:
-    """The bond's MTU, which its ports get; `smallest` is that of its port `name`, the smallest.
+    """The MTU of the bond and its ports; `smallest` is the smallest of the ports, that of `name`.
 
     Raises CNIError.
     """

@@ -1,10 +1,10 @@
 """The bridge itself: made by the first ADD that needs it, removed by the undo of that ADD, and with
 `removeEmptyBridge` after its last port.
 
-The kernel has no request "delete it if it has no port". So an ADD holds a lock from the moment it
-has looked for the bridge until its own port is there, shared with other ADDs; who removes a bridge
-holds it alone, from the look at the ports to the deletion. Only root may open the lock's file: who
-may hold it could stop every ADD.
+The kernel has no request "delete the bridge if it has no port". So an ADD holds a lock, shared with
+other ADDs, from its look for the bridge until its own port is there. A process that removes a
+bridge holds the lock alone, from its look at the ports to the deletion. Only root may open the
+lock's file, because a process that holds the lock stops every ADD.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ STATE_DIR = "/run/cni"
 
 
 class Lock:
-    """Held within a `with`: shared by ADDs that use bridges, `alone` by who removes one.
+    """A lock for a `with` statement: shared by ADDs that use bridges, `alone` for removing one.
 
-    `env` is the request's. Nothing is locked on a node without a place for state. Raises
+    `env` is the request's. On a node without a place for state nothing is locked. Raises
     TryAgainLater after ten seconds.
     """
 
@@ -43,7 +43,7 @@ class Lock:
         try:
             fd = self._open(path)
         except OSError:
-            return  # as on a read-only system
+            return  # no place for state, as on a read-only system
         try:
             lockfile.acquire(fd, path, monotonic() + lockfile.TIMEOUT, shared=not self._alone)
         except BaseException:
@@ -76,7 +76,8 @@ def ensure(
 ) -> Link:
     """Make the bridge if it is missing; one that exists keeps its settings. Raises CNIError.
 
-    It gets a random MAC unless one is given. The caller holds the lock until its port is there.
+    A new bridge gets a random MAC unless one is given. The caller holds the lock until its port
+    is there.
     """
     try:
         bridge = link.find(host, name)
@@ -106,7 +107,7 @@ def _create(
     call.undo.callback(_remove_made, call.request.env, name, link.format_mac(mac))
     group = 0
     if call.conf.remove_empty_bridge:
-        from . import empty  # few configurations have the bridge removed
+        from . import empty  # few configurations have `removeEmptyBridge`
 
         group = empty.group(call.network)
     try:
@@ -122,7 +123,7 @@ def _create(
 
 
 def _remove_made(env: Mapping[str, str], name: str, mac: str) -> None:
-    """Undo the creation of a bridge, known by its MAC, unless another ADD uses it by now."""
+    """Undo the creation of the bridge with this MAC, unless another ADD uses it by now."""
     with Netlink() as host, Lock(env, alone=True):  # the verb's own socket is closed by now
         bridge = link.find(host, name)
         if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:
@@ -134,8 +135,8 @@ def _remove_made(env: Mapping[str, str], name: str, mac: str) -> None:
 def _new_mac() -> bytes:
     """A random unicast, locally administered MAC.
 
-    A bridge that was given none has the lowest MAC of its ports, which changes as ports come and
-    go. The hosts behind it then lose packets until their neighbour caches are corrected.
+    A bridge without a MAC of its own has the lowest MAC of its ports, which changes as ports come
+    and go. Then the hosts on it lose packets until their neighbour caches are corrected.
     """
     raw = os.urandom(6)
     return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]

@@ -34,7 +34,7 @@ def bridge(host: Netlink, previous: Result, name: str, promiscuous: bool) -> lis
         problems.append(
             f"Bridge interface {entry.name} Mac {entry.mac} doesn't match current Mac: {device.mac}"
         )
-    promisc = bool(device.flags & link.IFF_PROMISC)  # a packet capture does not set it
+    promisc = bool(device.flags & link.IFF_PROMISC)  # a packet capture does not set this flag
     if promisc != promiscuous:
         problems.append(
             f"Bridge interface {entry.name} configured Promisc Mode "
@@ -78,7 +78,7 @@ def _port(host: Netlink, inner: Link, previous: Result, bridge_name: str) -> lis
 
 
 def _blocked(master: Link | None, outer: Link) -> list[str]:
-    """Does the port forward? Those of a bridge that is down do not, and need no further words."""
+    """A difference if the port does not forward; none if the bridge is down, which explains it."""
     if master is None or not master.up or not outer.blocked:
         return []
     return [

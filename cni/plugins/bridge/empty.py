@@ -1,9 +1,9 @@
-"""`removeEmptyBridge`: a bridge that we made goes with its last port, and the interface of a VLAN's
-gateway with the VLAN's last port.
+"""`removeEmptyBridge`: removes a bridge of this plugin after its last port, and the interface of a
+VLAN's gateway after the VLAN's last port.
 
-What we made for a network with this key bears a mark, and only what bears it is removed: nothing of
-the reference's, of an administrator's, or of a network without the key. The mark is the alias.
-Between its creation and the mark, a link is in the network's link group.
+Links that this plugin makes for a network with this key bear a mark, their alias. Only links with
+the mark are removed: none of the reference's, an administrator's, or a network's without the key.
+Until a new link has its mark, it is in the network's link group.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def mark(host: Netlink, name: str) -> None:
 
 
 def bridge_of(call: Call[Any], name: str) -> int:
-    """Before DEL removes the port: the index of its bridge, else of the link `name`; 0: none."""
+    """The index of the bridge, while its port exists; else of the link `name`; else 0."""
     with Netlink() as host:
         ends = veth.ends_of(host, call.owner)
         if ends and ends[0].master:
@@ -44,7 +44,7 @@ def remove(call: Call[Any], index: int, vlan: int) -> None:
     """Remove the gateway's interface of `vlan` (0: there is none), and the bridge, if they are
     unused and marked.
 
-    While ADDs keep the lock for too long the bridge stays, for the next DEL or GC; that is logged.
+    If ADDs hold the lock for too long, the bridge stays until the next DEL or GC, which is logged.
     Raises NetlinkError.
     """
     with Netlink() as host:
@@ -64,7 +64,7 @@ def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
     if bridge is None or bridge.kind != "bridge":
         return []
     if not vlan and (bridge.carrier or not _is_marked(call, bridge)):
-        return []  # usual, and known without a list: a port forwards
+        return []  # the usual case, known without a list of ports: one of them forwards
     links = link.list_all(host)
     by_index = {each.index: each for each in links}
     ports = [each for each in links if each.master == index]
@@ -72,7 +72,7 @@ def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
         port.index: by_index[port.peer]
         for port in ports
         if port.peer_nsid is None and port.peer in by_index
-    }  # by port, the gateways' interfaces; a container's is in another namespace
+    }  # port → gateway's interface; a container's end is in another namespace
     gone = []
     for port, interface in inner.items():
         is_of_vlan = interface.name == f"{bridge.name}.{vlan}"
@@ -85,14 +85,14 @@ def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
             gone.append(port)
     is_used = any(port.index not in gone for port in ports)
     has_upper = any(each.peer == index and each.peer_nsid is None for each in links)
-    unused = [inner[port].index for port in gone]  # the port goes with its peer
+    unused = [inner[port].index for port in gone]  # a port goes with its peer
     if not is_used and not has_upper and _is_marked(call, bridge):
         unused.append(index)
     return unused
 
 
 def _is_last(host: Netlink, ports: list[Link], own: int, vlan: int) -> bool:
-    """Has no port but the gateway's own this VLAN?"""
+    """Is the gateway's own port the only one with this VLAN?"""
     having = bridge_vlan.ports_in(host, vlan)
     return not any(port.index in having for port in ports if port.index != own)
 

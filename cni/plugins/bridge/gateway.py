@@ -1,4 +1,4 @@
-"""bridge and vxlan: what IPAM gives, the VLANs of ports, and the gateway addresses on the bridge or
+"""bridge and vxlan: IPAM's result, the VLANs of ports, and the gateway addresses on the bridge or
 on a VLAN's interface (docs/spec/bridge.md, ADD steps 5 and 8).
 """
 
@@ -22,7 +22,7 @@ from . import device
 
 
 class Keys(masquerade.Keys, Protocol):
-    """The keys of layer 3, of bridge and of vxlan."""
+    """The keys of layer 3 that bridge and vxlan share."""
 
     ipam: config.IPAM
     is_gateway: bool
@@ -49,7 +49,7 @@ def check_keys(conf: Keys) -> None:
 
 
 def allocate(call: Call[Any]) -> Result:
-    """What IPAM gives, with the gateways and default routes that the configuration asks for.
+    """IPAM's result, with the gateways and default routes of the configuration added.
 
     Raises CNIError.
     """
@@ -94,8 +94,8 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
 def _add_default_routes(ipam: Result) -> None:
     """For `isDefaultGateway`: add a default route for each family that has a gateway.
 
-    A default route that IPAM gives is enough, if it goes via a gateway of this bridge, or names
-    none. Raises CNIError for one via another gateway: only one of the two can be wanted.
+    IPAM's own default route is enough if its gateway is one of this bridge, or not named. Raises
+    CNIError if it has another gateway: the configuration contradicts itself.
     """
     for family in (AF_INET, AF_INET6):
         gateways = [ip.gateway for ip in ipam.ips if ip.gateway and ip.prefix.family == family]
@@ -112,7 +112,7 @@ def _add_default_routes(ipam: Result) -> None:
 
 
 def _is_default(entry: config.Route, default: Prefix) -> bool:
-    """Is this `default` in the main routing table?"""
+    """Is this route the `default` of the main routing table?"""
     return entry.table in (None, 0, route.TABLE_MAIN) and Prefix.parse(entry.dst) == default
 
 
@@ -136,9 +136,9 @@ def set_up(
 ) -> None:
     """Put the gateway addresses on the bridge or the VLAN's interface; switch on IP forwarding.
 
-    `force` replaces addresses that conflict. `offered` gateways are what a DHCP server has sent:
-    they are checked, since anybody on the wire can be one. The VLAN's interface is added to the
-    result. Raises CNIError.
+    `force` replaces addresses that conflict. `offered`: a DHCP server has sent the gateways. They
+    are checked, since any host on the network can be such a server. The VLAN's interface is added
+    to the result. Raises CNIError.
     """
     target, prefix = bridge, "failed to set bridge addr: "
     if vlans.access:
@@ -159,14 +159,14 @@ def set_up(
     configure.enable_forwarding([ip.prefix for ip in result.ips])
 
 
-# The shortest prefixes of a subnet that a DHCP server may make the node a router of.
+# The shortest prefix of a subnet for which a DHCP server may make this node the router.
 _SHORTEST_V4, _SHORTEST_V6 = 8, 32
 
 
 def _check_offer(host: Netlink, target: Link, wanted: Prefix, leased: Prefix) -> None:
-    """Refuse a gateway from a DHCP server that would take over addresses which the node reaches.
+    """Refuse a gateway from a DHCP server that would divert addresses which the node uses.
 
-    It becomes an address of the node, with a route to its subnet. Raises CNIError.
+    The gateway becomes an address of the node, with a route to its subnet. Raises CNIError.
     """
     shortest = _SHORTEST_V4 if leased.is_v4 else _SHORTEST_V6
     problem = ""
@@ -215,7 +215,7 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
     except NetlinkError as error:
         if not link.is_name_taken(error):
             raise
-    # A bridge whose MAC was never set takes that of a port; setting it pins it.
+    # A bridge whose MAC was never set takes that of a port; so set it to its present value.
     link.change(host, target.index, mac=link.parse_mac(target.mac))
 
 
@@ -228,7 +228,7 @@ def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: 
     call.undo.callback(_remove_vlan_interface, call, name)
     group = 0
     if call.conf.remove_empty_bridge:
-        from . import empty  # few configurations have it removed
+        from . import empty  # few configurations have `removeEmptyBridge`
 
         group = empty.group(call.network)
     try:

@@ -89,7 +89,7 @@ class Settings:
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
         pairs = call.parse_args(frozenset({"MAC"}))
-        self.mtu = 0  # known once the combinations are checked
+        self.mtu = 0  # set after the combinations are checked
         self.mac = conf.runtime_config.mac or conf.args.cni.mac or pairs.get("MAC", "")
 
     def check_combinations(self) -> None:
@@ -184,7 +184,7 @@ def add(call: Call[Conf]) -> Result:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # The MAC of a bridge that we did not make may change when its first port joins.
         result.interfaces[0].mac = link.get(host, bridge.index).mac
-        result.interfaces[1].mac = outer.mac  # udev may have given it another one
+        result.interfaces[1].mac = outer.mac  # udev may have changed it
     result.dns = configure.dns(want.conf.dns, result.dns)
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
@@ -192,7 +192,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def asks_on_link(call: Call[Any]) -> bool:
-    """Does IPAM ask through the container's interface whether an address is free?"""
+    """Does the IPAM plugin probe on the container's link whether an address is free?"""
     ipam = config.lookup(call.raw, "ipam")
     return isinstance(ipam, dict) and config.lookup(ipam, "conflictCheck") is not None
 
@@ -249,15 +249,15 @@ def _sysctls(ifname: str, want: Settings, ips: list[IPConfig]) -> list[tuple[str
         dad = [(f"{conf}/enhanced_dad", "1"), (f"{conf}/accept_dad", "1")]
     else:
         dad = [(f"{conf}/accept_dad", "0")]
-    # a bridge gives each announcement to every container
+    # a bridge floods each announcement to every container
     ipv6 = any(not ip.prefix.is_v4 for ip in ips)
     return dad + configure.announce_settings(ifname, ipv6=ipv6)
 
 
 def await_port(host: Netlink, events: Netlink, port: Link) -> Link:
-    """Wait until the port is up; until then the bridge drops its packets. Raises CNIError.
+    """Wait until the port is up, and return it; until then the bridge drops its packets.
 
-    The port as it is now.
+    Raises CNIError.
     """
     state = link.wait_operational(host, events, port.index, PORT_TIMEOUT)
     if state.operstate != link.IF_OPER_UP:
@@ -306,7 +306,7 @@ def _unprotect_mac(call: Call[Any]) -> None:
 
 
 def _spoof_ref(call: Call[Any]) -> str:
-    """What the spoof check's rules are known by: the reference leaves the network out."""
+    """The reference that the comments of the spoof check's rules contain, without the network."""
     return f"{call.container_id}-{call.ifname}"
 
 

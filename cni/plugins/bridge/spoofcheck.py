@@ -28,8 +28,8 @@ _TABLE, _BASE = Table("bridge", "nat"), "PREROUTING"
 _COMMENT = "macspoofchk-"
 _SOURCE_MAC = (6, 6)  # offset and size in the frame's header
 
-# A chain's name may have 127 characters, a comment 128. Names and comments add up to 17 to the
-# reference; those of container ids with 64 digits are never cut.
+# A chain's name may have 127 characters, a comment 128. Names and comments are up to 17 longer than
+# the reference string; with container ids of 64 digits nothing is ever cut.
 _MAX_REF = 110
 _HASH = 16
 
@@ -51,8 +51,8 @@ def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
 def require_unused(host: Netlink, bridge: Link, mac: bytes) -> None:
     """Refuse a MAC that the bridge or a container on it has. Raises CNIError, NetlinkError.
 
-    The check lets a container send with its own MAC, so that must not be a neighbour's: it would
-    draw the neighbour's traffic. b"" is the kernel's choice, which is random.
+    The check lets a container send with its own MAC. If that were a neighbour's, the container
+    would draw the neighbour's traffic. b"" stands for the random MAC that the kernel chooses.
     """
     if not mac:
         return
@@ -74,9 +74,9 @@ def _in_use(mac: str, where: str) -> CNIError:
 
 
 def guard_learning(call: Call[Any], host: Netlink, bridge: Link) -> None:
-    """Keep the bridge from learning MACs from frames that no rule of ours sees.
+    """Keep the bridge from learning MACs from link-local frames, which pass no rule.
 
-    Before Linux 5.0 a bridge has no such option; that is logged.
+    Before Linux 5.0 a bridge has no such option, which is logged.
     """
     try:
         bridge_option.forget_link_local(host, bridge)
@@ -94,7 +94,7 @@ def teardown(owner_ref: str) -> None:
     try:
         rules = [(_BASE, handle) for handle in _jumps(ref)]
     except Unusable:
-        return  # without nftables in the kernel ADD cannot have made any
+        return  # without nftables in the kernel ADD cannot have made rules
     chains = [chain for chain in _chains(ref) if _TABLE.has_chain(chain)]
     if not rules and not chains:
         return
@@ -102,7 +102,7 @@ def teardown(owner_ref: str) -> None:
         _TABLE.delete(rules, chains)
         return
     except NetlinkError:
-        pass  # one transaction failed: delete as much as possible one by one
+        pass  # the whole transaction failed: delete as much as possible, one by one
     for rule in rules:
         _attempt(errors, f"rule in {_BASE}", [rule], [])
     for chain in chains:
@@ -117,9 +117,9 @@ def teardown(owner_ref: str) -> None:
 def gc(list_links: Callable[[], set[str]]) -> None:
     """Remove the rules of host links that are gone.
 
-    `list_links` gives the names of all links. It is called after the rules were read: an ADD makes
-    the link first. A rule does not say to which network it belongs, so those of other links must
-    stay. Raises CNIError.
+    `list_links` returns the names of all links. It is called after the rules were read, because an
+    ADD makes its link before its rules. Rules do not name their network, so all rules of links that
+    exist stay. Raises CNIError.
     """
     try:
         rules = _TABLE.find_rules(_BASE, _COMMENT)
@@ -149,13 +149,13 @@ def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains:
 
 
 def _jumps(ref: str) -> list[int]:
-    """The handles of the rules in the base chain whose comment is that of `ref`."""
+    """The handles of the rules in the base chain whose comment is made of `ref`."""
     comment = f"{_COMMENT}{ref}"
     return [rule.handle for rule in _TABLE.find_rules(_BASE, comment) if rule.comment == comment]
 
 
 def _short(owner_ref: str) -> str:
-    """`owner_ref`; one too long for a chain's name is cut, and a hash of all of it appended."""
+    """`owner_ref`; if it is too long for a chain's name, its beginning and a hash of all of it."""
     if len(owner_ref.encode()) <= _MAX_REF:
         return owner_ref
     start = owner_ref.encode()[: _MAX_REF - _HASH - 1].decode(errors="ignore")
@@ -163,16 +163,16 @@ def _short(owner_ref: str) -> str:
 
 
 def _chains(ref: str) -> tuple[str, str]:
-    """The chain that PREROUTING jumps to, and the one that compares: the order of deletion."""
+    """The chain to which PREROUTING jumps, and the one that compares; deleted in this order."""
     return f"cni-br-iface-{ref}", f"cni-br-iface-{ref}-mac"
 
 
 def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
-    """What replaces the attachment's rules, and makes the table and the base chain if need be."""
+    """Changes that replace the attachment's rules, and make table and base chain if missing."""
     from ...netfilter import expressions as kernel
 
     iface, mac_chain = _chains(ref)
-    # a rule keeps the chain that it jumps to, so without the chain there is none to replace
+    # a jump keeps its chain from being deleted, so without the chain no jump has to be replaced
     stale = _jumps(ref) if _TABLE.has_chain(iface) else []
     from_link = [kernel.meta(uapi.NFT_META_IIFNAME), kernel.compare(nft.link_name(host_ifname))]
     from_mac = [
@@ -187,7 +187,7 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
     ]
     return [
         kernel.new_table(_TABLE),
-        # without a policy, which is that of whoever made the chain; the kernel's default is accept
+        # no policy: that of an existing chain stays; the kernel's default is accept
         kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300),
         *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain)),
         *(_TABLE.without_rules(name) for name in (iface, mac_chain)),

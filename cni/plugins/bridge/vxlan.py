@@ -3,8 +3,8 @@
     container netns            node                                        other nodes
     eth0 ──── veth ──── veth1a2b3c4d ── port of ── cni-vx100 ── port of ── cnivx1a2b3c4d ═══ UDP ═══
 
-What bridge does for a container is done here, too, by the same rooms: pair, gateway, masquerading.
-What is more is the VXLAN link: vxlan_link.py.
+Pair, gateway and masquerading are those of bridge, in the same modules. The VXLAN link is added in
+vxlan_link.py.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _mac(want: Settings, ipam: Result | None) -> bytes:
-    """The MAC of a bridge that is made; b"" if it is any node's own."""
+    """The MAC for a new bridge; b"" if each node may have its own."""
     gateways = [parse_ip(ip.gateway) for ip in ipam.ips if ip.gateway] if ipam else []
     return gateway_mac(want.conf.vni, gateways) if want.gateway and gateways else b""
 
@@ -135,8 +135,8 @@ def _bridge_of(call: Call[Conf]) -> int:
 
 
 def _remove_unused(call: Call[Conf], bridge: int) -> None:
-    """Remove the VXLAN link after the network's last container, and then the bridge, if it is ours
-    and empty.
+    """Remove the VXLAN link after the network's last container, and then the bridge, if this plugin
+    made it and it is empty.
     """
     if vxlan_link.remove_unused(call) and bridge:
         from . import empty

@@ -1,12 +1,12 @@
-"""vxlan: the node's VXLAN link of a network: made by its first ADD, gone with its last container.
+"""vxlan: a node's VXLAN link of a network: made by the first ADD, removed after the last container.
 
-It is a port of the bridge, has a name that is derived from the network, and an alias that names the
-network and the configuration that has made it. Until it has the alias it is in the network's link
-group. Its users are the ports of the bridge that bear the network's key. ADD and removal exclude
-each other by the bridge's lock (device.py).
+The link is a port of the bridge. Its name is derived from the network; its alias names the network
+and the configuration that has made it. Until it has the alias it is in the network's link group.
+Its users are the bridge's ports that bear the network's key. The bridge's lock keeps ADD and
+removal apart (device.py).
 
-Forwarding entries for the MAC of zeros on this link are ours: which nodes get a copy of what nobody
-is known for. What the link learns, or a person enters for another MAC, is not touched.
+Forwarding entries for 00:00:00:00:00:00 on this link are ours: they name the nodes that get a copy
+of frames to unknown MACs. Entries that the link learns, or a person adds for other MACs, stay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..shared import unlink, veth
 from . import device
 from .vxlan_settings import Settings, link_name, mark_of
 
-_MTU_UNKNOWN = 1500  # of an underlay to which there is no route yet
+_MTU_UNKNOWN = 1500  # while there is no route to the underlay
 
 
 def find(host: Netlink, network: str) -> Link | None:
@@ -91,7 +91,7 @@ def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
 
 
 class Underlay:
-    """How this node reaches the others. Raises CNIError if `dev` is missing.
+    """The links and addresses by which this node reaches others. Raises CNIError without `dev`.
 
     `parent` is the index of `dev`, or 0; `remote` are the peers without this node's own addresses;
     `mtu` is the smallest of the links that lead to them.
@@ -106,7 +106,7 @@ class Underlay:
                 self.remote.append(each)
             if way is not None and way.kind != route.LOCAL:
                 links.add(way.link)
-        # who is in the list itself has an address already: it does not have to be looked at again
+        # this node has its address, which is in the list: later ADDs need not look again
         self.is_settled = bool(want.group) or len(self.remote) < len(want.peers)
         self.parent = 0
         if want.conf.dev:
@@ -121,7 +121,7 @@ def _way(host: Netlink, address: bytes) -> route.Way | None:
     try:
         return route.lookup(host, address)
     except NetlinkError:
-        return None  # there may be one later
+        return None  # no route yet; there may be one later
 
 
 def underlay_link(host: Netlink, name: str) -> Link:
@@ -213,7 +213,7 @@ def _refuse_other(bridge: Link, own: str) -> None:
 
 
 def _require_same(made: Link, want: Settings, parent: int) -> None:
-    """Refuse to go on with a link that sends elsewhere. Raises CNIError."""
+    """Refuse a link that sends to other places than configured. Raises CNIError."""
     wrong = _unlike(made, want, parent)
     if wrong:
         raise CNIError(
@@ -246,7 +246,7 @@ def _shown(packed: bytes) -> str:
 
 
 def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link) -> None:
-    """Have the link send to the nodes of the configuration, and nowhere else."""
+    """Set the link's destinations to the nodes of the configuration."""
     _forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
     mark = want.mark if underlay.is_settled else want.mark_unsettled
     if (made.up, made.mtu, made.master, made.alias) != (True, want.mtu, bridge.index, mark):
@@ -265,10 +265,10 @@ def _forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
 
 
 def remove_unused(call: Call[Any]) -> bool:
-    """Remove the network's VXLAN link if no container uses it; is it unused, or gone?
+    """Remove the network's VXLAN link if no container uses it; True if it is unused or gone.
 
-    While ADDs keep the lock for too long it stays, for the next DEL or GC; that is logged. Raises
-    NetlinkError.
+    If ADDs hold the lock for too long, the link stays until the next DEL or GC, which is logged.
+    Raises NetlinkError.
     """
     network = call.network
     with Netlink() as host:

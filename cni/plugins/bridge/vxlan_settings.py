@@ -1,4 +1,4 @@
-"""vxlan's configuration, and what of it is wrong (docs/spec/vxlan.md)."""
+"""vxlan's configuration and its validation (docs/spec/vxlan.md)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Conf(config.NetConf):
     local: str = ""
     port: int = vxlan.PORT
     bridge: str = ""
-    mtu: config.Mtu = config.Mtu(0)  # AUTO, too, is what fits into the underlay
+    mtu: config.Mtu = config.Mtu(0)  # AUTO also means: as large as the underlay allows
     is_gateway: bool = False
     is_default_gateway: bool = False
     force_address: bool = False
@@ -49,7 +49,7 @@ class Conf(config.NetConf):
 class Settings:
     """The validated configuration, and the values derived from it. Raises CNIError.
 
-    Addresses are packed. `mtu` is 0 as long as the node has not been asked for what fits.
+    Addresses are packed. `mtu` is 0 until the underlay's MTU has been looked up.
     """
 
     def __init__(self, call: Call[Conf]) -> None:
@@ -96,7 +96,7 @@ class Settings:
         return v6 == {True}
 
     def _check_places(self) -> None:
-        """Refuse what leaves open where frames go to. Raises CNIError."""
+        """Refuse keys that do not determine where frames are sent. Raises CNIError."""
         conf = self.conf
         if bool(conf.peers) == bool(conf.group):
             problem = "peers and group exclude each other" if conf.peers else "needs peers or group"
@@ -132,7 +132,7 @@ def bridge_name(conf: Conf) -> str:
 
 
 def mark_of(network: str) -> str:
-    """How the alias of a network's VXLAN link begins."""
+    """The prefix of the alias of a network's VXLAN link."""
     return f"cni-vxlan:{network_key(network)}:"
 
 

@@ -21,7 +21,7 @@ TIMEOUT = 30.0  # seconds; firewalld takes one request after the other, and a re
 
 
 class FirewalldError(CNIError):
-    """firewalld refused, or cannot be reached; the message is its own."""
+    """firewalld refused a call (the message is firewalld's), or cannot be reached."""
 
 
 class Connection:
@@ -48,7 +48,7 @@ class Connection:
         self._bus.close()
 
     def call(self, method: str, zone: str, address: Prefix) -> Any:
-        """Call a method with a zone and a source; gives its value."""
+        """Call a method with a zone and a source; return its value."""
         from jeepney import DBusAddress, new_method_call
         from jeepney.wrappers import unwrap_msg
 
@@ -70,13 +70,13 @@ def _text(error: Any) -> str:
 
 
 def setup(want: Want, *, accept: bool = True) -> None:
-    """Have the addresses in the zone; those that are there stay. Raises CNIError."""
+    """Add the addresses to the zone; those that are there already stay. Raises CNIError."""
     with Connection() as firewalld:
         for address in want.addresses if accept else ():
             try:
                 firewalld.call("addSource", want.zone, address)
             except FirewalldError as error:
-                # Older versions say so also of a source of another zone.
+                # Older versions give this error also for a source of another zone.
                 if _ALREADY in error.msg and firewalld.call("querySource", want.zone, address):
                     continue
                 raise CNIError(
@@ -87,7 +87,7 @@ def setup(want: Want, *, accept: bool = True) -> None:
 
 
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
-    """Take the addresses out of the zone; whatever firewalld says to that is no error."""
+    """Remove the addresses from the zone; a refusal of firewalld is no error."""
     _ = owner  # a source has no comment
     if not addresses or not dbus.firewalld_runs()[0]:
         return
@@ -96,7 +96,7 @@ def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
             for address in addresses:
                 _try(firewalld, "removeSource", zone, address)
     except FirewalldError:
-        return  # it has just ended, and its sources with it
+        return  # firewalld has just ended, and its sources are gone
 
 
 def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:

@@ -1,4 +1,4 @@
-"""The firewall plugin's iptables rules, to the letter those of the reference
+"""The firewall plugin's iptables rules, identical to those of the reference
 (docs/spec/firewall.md).
 
     FORWARD                 -> CNI-ISOLATION-STAGE-1 (with an ingress policy), then CNI-FORWARD
@@ -6,11 +6,11 @@
     CNI-ISOLATION-STAGE-1   from an isolated bridge to elsewhere -> CNI-ISOLATION-STAGE-2
     CNI-ISOLATION-STAGE-2   to any isolated bridge: drop
 
-ADD is one transaction a family: it verifies what all containers share and appends what is the
-container's; when something shared is missing, and only then, the table is read and completed.
-Where the node's iptables is iptables-nft, the transaction is one over netlink, without a fork
-(netfilter/iptables_netlink.py), else one iptables-restore (-C, -A), and DEL removes over netlink
-what is there. For iptables-legacy, the table is read.
+ADD is one transaction for each family: it checks that the shared rules exist, and appends the
+container's. Only if a shared rule is missing, the table is read and completed. If the node's
+iptables is iptables-nft, ADD and DEL use netlink, without a child process
+(netfilter/iptables_netlink.py); else ADD runs one iptables-restore (-C, -A), and DEL reads the
+table.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _ANY_POLICY = (
     '-m comment --comment "CNI firewall plugin rules (ingressPolicy: same-bridge|isolated)"'
 )
 _ISOLATION = f"-A FORWARD {_ANY_POLICY} -j {_STAGE1}"
-# The source's and the destination's place in the IP header, by "is IPv6".
+# The offsets of source and destination in the IP header; the key says whether it is IPv6.
 _SOURCE, _DESTINATION = {False: 12, True: 8}, {False: 16, True: 24}
 
 
 class Shared(NamedTuple):
-    """A rule that all containers share, in iptables-save's words; `first`: goes to the front."""
+    """A rule that all containers share, in iptables-save's words; `first`: at its chain's front."""
 
     rule: str
     first: bool
 
 
 def setup(want: Want, *, accept: bool = True) -> None:
-    """Have the rules; those that are there stay. Without `accept` only the ingress policy's.
+    """Make the missing rules. Without `accept`, only those of the ingress policy.
 
-    Raises IptablesError; a family's rules are then as they were.
+    Raises IptablesError; then the rules of that family are unchanged.
     """
     for v6, addresses in want.families:
         shared = _shared(want, accept)
@@ -63,7 +63,7 @@ def setup(want: Want, *, accept: bool = True) -> None:
 
 
 def _shared(want: Want, accept: bool) -> list[Shared]:
-    """The shared rules in the order of making: FORWARD gets isolation's jump in front at last."""
+    """The shared rules in the order of creation; isolation's jump goes to FORWARD's front last."""
     rules = []
     if accept:
         overrides = '-m comment --comment "CNI firewall plugin admin overrides"'
@@ -101,7 +101,7 @@ def _same_bridge_drop(bridge: str) -> str:
 
 
 def _outdated(ingress: Ingress) -> list[str]:
-    """The bridge's rules of the other policy, which an earlier configuration may have left."""
+    """The bridge's rules of the other policy, which an earlier configuration may have made."""
     bridge = ingress.bridge
     other = _policy("same-bridge" if ingress.isolated else "isolated")
     rules = [f"-A {_STAGE1} -i {bridge} ! -o {bridge} {other} -j {_STAGE2}"]
@@ -139,7 +139,7 @@ def _add_family(
         except IptablesMissing:
             raise
         except IptablesError:
-            pass  # one of the shared rules is missing: read the table
+            pass  # a shared rule is missing: read the table
     return _complete(v6, shared, own, ingress)
 
 
@@ -163,7 +163,7 @@ def _write(
 
 
 def _option(own_rule: str) -> str:
-    """Whether a rule of `_own_rules` is for the destination (-d) or the source (-s)."""
+    """The option of a rule of `_own_rules`: -d (destination) or -s (source)."""
     return own_rule.split()[2]
 
 
@@ -179,7 +179,7 @@ def _present(v6: bool, addresses: list[Prefix]) -> set[str]:
 
 
 def _complete(v6: bool, shared: list[Shared], own: list[str], ingress: Ingress | None) -> None:
-    """Read the table and add what it lacks, again if others changed it meanwhile."""
+    """Read the table and add the missing rules; repeat if others changed it meanwhile."""
     for attempt in range(1, _TRIES + 1):
         lines = _missing(iptables.save(v6, "filter"), shared, own, ingress)
         if not lines:
@@ -195,7 +195,7 @@ def _complete(v6: bool, shared: list[Shared], own: list[str], ingress: Ingress |
 def _missing(
     saved: list[str], shared: list[Shared], own: list[str], ingress: Ingress | None
 ) -> list[str]:
-    """iptables-restore's lines that make the table complete."""
+    """The lines for iptables-restore that complete the table."""
     chains = {line[1:].partition(" ")[0] for line in saved if line.startswith(":")}
     rules = [item.rule for item in shared]
     wanted = dict.fromkeys(name for rule in rules for name in _chains(rule))
@@ -211,7 +211,7 @@ def _missing(
 
 
 def _chains(rule: str) -> list[str]:
-    """The chains that a rule needs and that are not built in: its own and its target."""
+    """The chains that a rule needs, its own and its target, without the built-in ones."""
     words = rule.split()
     builtin = ("FORWARD", "RETURN", "DROP", "ACCEPT")
     return [name for name in (words[1], words[-1]) if name not in builtin]
@@ -231,7 +231,7 @@ def _edit(command: str, rule: str) -> str:
 def check(want: Want, *, accept: bool = True) -> list[str]:
     """What is missing, a line each.
 
-    Comments are not compared: older versions of the reference gave isolation's rules others.
+    Comments are not compared: isolation's rules had others in older versions of the reference.
     """
     problems = []
     for v6, addresses in want.families:
@@ -253,7 +253,7 @@ def check(want: Want, *, accept: bool = True) -> list[str]:
 
 
 def _saved(v6: bool, rules: list[str]) -> list[str]:
-    """These rules, if all are there; else all of the table. Raises IptablesError."""
+    """These rules, if all of them exist; else the whole table. Raises IptablesError."""
     from ...netfilter import iptables_netlink
 
     present = iptables_netlink.present(v6, "filter", rules)
@@ -274,7 +274,7 @@ def _difference(rule: str, tool: str) -> str:
 
 
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
-    """Remove the addresses' rules of either variant; the chains stay. Raises CNIError."""
+    """Remove the addresses' rules from both variants of iptables; chains stay. Raises CNIError."""
     _ = owner, zone  # as in the reference, no rule names its owner
     errors: list[CNIError] = []
     for v6, family in by_family(addresses):
@@ -292,7 +292,7 @@ def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
 
 
 def may_have(addresses: list[Prefix]) -> bool:
-    """May there be rules of any of these addresses? Costs no fork; yes if nobody can tell."""
+    """May there be rules for one of these addresses? True if unknown; runs no program."""
     return any(
         iptables.has_legacy_table(v6, "filter") or bool(_nft_rules(v6, family))
         for v6, family in by_family(addresses)
@@ -306,7 +306,7 @@ def gc(network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> N
 
 
 def status() -> None:
-    """Raises CNIError if the tool is missing or fails."""
+    """Raise CNIError if the tool is missing or fails."""
     if not iptables.usable(v6=False):
         raise CNIError(
             "iptables is unusable: `iptables --wait -t filter -S INPUT` fails",
@@ -338,8 +338,8 @@ def _remove_nft(v6: bool, addresses: list[Prefix]) -> None:
 def _nft_rules(v6: bool, addresses: list[Prefix]) -> list[tuple[bytes, str, Rule]]:
     """The addresses' rules in iptables-nft's chain: (address, "-d" or "-s", rule).
 
-    The chain is listed once, however many addresses there are. For one address, only the rules that
-    have it somewhere are taken apart.
+    The chain is listed once, however many addresses there are. For a single address, only rules
+    whose message contains it are parsed.
     """
     if not addresses:
         return []
@@ -348,7 +348,7 @@ def _nft_rules(v6: bool, addresses: list[Prefix]) -> list[tuple[bytes, str, Rule
     try:
         rules = Table("ip6" if v6 else "ip", "filter").find_rules_with(_FORWARD, mark)
     except NetlinkError:
-        return []  # a kernel without nftables has none
+        return []  # no rules without nftables in the kernel
     theirs = []
     for rule in rules:
         address = next(iter(rule.compared), b"")
@@ -359,13 +359,13 @@ def _nft_rules(v6: bool, addresses: list[Prefix]) -> list[tuple[bytes, str, Rule
 
 
 def _kind(rule: Rule, v6: bool, address: bytes) -> str:
-    """Which of the address's two rules this is; empty for any other (an administrator's)."""
+    """Which of the address's two rules this is ("-d", "-s"); "" for an administrator's rule."""
     names = [name for name, _ in rule.expressions if name != "counter"]
     if names[:2] != ["payload", "cmp"] or rule.compared[0] != address or not rule.accepts:
         return ""
     if names == ["payload", "cmp", "immediate"] and rule.offsets == [_SOURCE[v6]]:
         return "-s"
-    # conntrack is a match of its own, or what newer versions of iptables write instead of it
+    # the state is compared by xtables' conntrack, or by expressions of newer versions of iptables
     state = names[2:] in (["match", "immediate"], ["ct", "bitwise", "cmp", "immediate"])
     if state and rule.offsets == [_DESTINATION[v6]] and _is_state(rule, names[2]):
         return "-d"

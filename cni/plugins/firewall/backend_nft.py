@@ -7,10 +7,10 @@
       chain forward            priority filter: isolation, the administrators' chains, the sets
       chain admin              a jump to each administrator's chain
 
-One transaction makes an attachment's part and, where that is not as it should be, all that is
-shared, whatever was there before. The policy of the chain is left alone: the administrator may make
-it `drop`. A packet costs the same lookups however many containers there are. What is removed
-is found by its owner.
+One transaction makes an attachment's elements. If the shared part is incomplete, the transaction
+makes that anew, too. The chain's policy stays as it is: the administrator may make it `drop`. A
+packet takes the same number of lookups however many containers there are. DEL and GC find elements
+by their owner.
 
 An accept ends only our own chain: what another table drops stays dropped
 (docs/plugins/firewall.md).
@@ -35,12 +35,12 @@ _TABLE = Table("inet", TABLE)
 _ALLOWED = {False: "allowed4", True: "allowed6"}
 SETS = tuple(_ALLOWED.values())
 _MARK = "CNI firewall plugin rules"
-# How the forward chain's rules look in the kernel: the comment, the number of expressions of each.
+# How the kernel lists the forward chain's rules: their comment, and each one's expression count.
 _SHAPE = [(_MARK, expressions) for expressions in (8, 1, 8, 8, 5, 5)]
 
 
 def setup(want: Want, *, accept: bool = True) -> None:
-    """Have the rules; those that are there stay. Without `accept` only the ingress policy's.
+    """Make the missing rules. Without `accept`, only those of the ingress policy.
 
     Raises CNIError; then nothing was changed.
     """
@@ -62,9 +62,9 @@ def setup(want: Want, *, accept: bool = True) -> None:
 
 
 def _shared() -> list[Change]:
-    """All that attachments share, if the forward chain's rules are not as they should be.
+    """Changes that make the shared part; [] if the forward chain's rules are complete.
 
-    If they are, what they refer to is there, too.
+    Complete rules imply that the sets and chains exist to which they refer.
     """
     rules = _TABLE.find_rules_with("forward", b"")
     if [(rule.comment, rule.size) for rule in rules] == _SHAPE:
@@ -75,7 +75,7 @@ def _shared() -> list[Change]:
 
 
 def _admin(chain: str) -> list[Change]:
-    """The administrator's chain and the jump to it, as far as they are not there."""
+    """Changes that make the administrator's chain and the jump to it, if they are missing."""
     if not chain or _has_jump(chain):
         return []
     from . import nft_chains
@@ -89,7 +89,7 @@ def _has_jump(chain: str) -> bool:
 
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:
-    """Have the element with this comment instead of any other, or not have the element."""
+    """Changes after which the set has the element with this comment, or lacks it (not `wanted`)."""
     changes = [*elements.put(_TABLE, name, [element])]
     return changes if wanted else changes[:2]
 
@@ -110,7 +110,7 @@ def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
 
 
 def _network_comment(network: str) -> str:
-    """The comment of what all containers of a network share, cut to the kernel's limit."""
+    """The comment of elements that a network's containers share, cut to the kernel's limit."""
     return f"{network_key(network)}, net: {network.replace(chr(34), '')}"[:128]
 
 
@@ -163,8 +163,8 @@ def _isolation_differences(ingress: Ingress) -> list[str]:
 def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
     """Remove the attachment's elements; the bridge's policy stays. Raises CNIError.
 
-    The ADD has noted its addresses before it made anything. If all of them are there, nothing else
-    is, and the sets need not be listed.
+    ADD notes its addresses before it makes elements. If all of them are in the sets, the owner has
+    no others, and the sets need not be listed.
     """
     _ = zone
     if not _delete_known(owner, addresses):
@@ -172,7 +172,7 @@ def teardown(owner: Owner, addresses: list[Prefix], zone: str) -> None:
 
 
 def _delete_known(owner: Owner, addresses: list[Prefix]) -> bool:
-    """Delete the elements of these addresses, if all are there and the owner's; were they?"""
+    """Delete these addresses' elements if all exist and are the owner's; else False."""
     changes: list[Change] = []
     try:
         for v6, name in _ALLOWED.items():
@@ -183,7 +183,7 @@ def _delete_known(owner: Owner, addresses: list[Prefix]) -> bool:
             changes += elements.remove(_TABLE, name, have)
         nft.transact(changes)
     except NetlinkError:
-        return False  # the lists say what is left
+        return False  # the caller lists the sets
     return bool(changes)
 
 
@@ -209,7 +209,7 @@ def _delete(names: tuple[str, ...], prefix: str, keep: Collection[str]) -> None:
 
 
 def status() -> None:
-    """Raises CNIError if the kernel has no nftables for us."""
+    """Raise CNIError if the kernel has no nftables for us."""
     try:
         _TABLE.has_chain("forward")
     except NetlinkError as error:

@@ -1,9 +1,8 @@
-"""Is a service on the D-Bus system bus? Asked with as little as that takes.
+"""Is a service on the D-Bus system bus? A minimal client for this one question.
 
-Most nodes have a bus, few a firewalld, and every run of the firewall plugin has to know: jeepney
-would cost each of them 7 ms only to be imported. So this one question (authenticate, Hello,
-NameHasOwner; D-Bus specification, "Message Protocol") is asked by hand; what then talks to the
-service uses jeepney.
+Most nodes have a bus, few have firewalld, and every run of the firewall plugin has to know.
+Importing jeepney takes 7 ms. So this question (authenticate, Hello, NameHasOwner; D-Bus
+specification, "Message Protocol") has code of its own; calls to the service itself use jeepney.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ _MAX_MESSAGE = 1 << 20
 
 
 class DBusError(OSError):
-    """The bus cannot be asked; the text says why."""
+    """The bus cannot be reached, or does not answer; the text says why."""
 
 
 def bus_address() -> str:
-    """What DBUS_SYSTEM_BUS_ADDRESS says, or the system's default."""
+    """The address of the system bus: DBUS_SYSTEM_BUS_ADDRESS, or the default."""
     return os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or DEFAULT_ADDRESS
 
 
 def firewalld_runs() -> tuple[bool, str]:
-    """Is firewalld on the system bus? With the reason why (not), for the operator."""
+    """Is firewalld on the system bus, and the reason for the answer, for the operator."""
     try:
         if name_has_owner(FIREWALLD):
             return True, "firewalld is running"
@@ -132,7 +131,7 @@ def _pad(data: bytes) -> bytes:
 
 
 def _reply(sock: socket, serial: int) -> bool:
-    """The boolean that answers our call `serial`; signals and other replies are passed over."""
+    """The boolean in the reply to the call `serial`; signals and other replies are skipped."""
     mark = bytes((_REPLY_SERIAL, 1)) + b"u\0" + _U32.pack(serial)
     while True:
         fixed = _exactly(sock, 16)

@@ -1,8 +1,8 @@
 """`isolated` between containers of one bridge, where the packet filter does not see them.
 
-Frames that a bridge forwards pass its rules only with br_netfilter. Without, the kernel's own port
-isolation does the same: isolated ports reach the node and the rest of the world, not each other.
-The reference leaves its containers unprotected there.
+Frames that a bridge forwards pass the packet filter only with br_netfilter. Without it, the
+kernel's port isolation does the same: isolated ports reach the node and other networks, but not
+each other. The reference does not isolate containers in that case.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .want import Want
 
 
 def isolate(want: Want, result: Result) -> None:
-    """Isolate the container's ports, if the packet filter would not.
+    """Isolate the container's ports if the packet filter does not see their frames.
 
-    For the policy `isolated` alone. Raises CNIError.
+    Does nothing unless the policy is `isolated`. Raises CNIError.
     """
     if not _needed(want):
         return

@@ -1,7 +1,7 @@
-"""From our nftables sets to rules that the reference's firewall cleans up.
+"""Replacing our nftables sets by rules that the reference's firewall can remove.
 
 The reference has iptables and firewalld only. Rules are made there first, and the elements of the
-sets go afterwards, so that traffic is accepted all the time. The way back is a reload.
+sets are removed afterwards, so that traffic is accepted all the time. `reload` is the way back.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def accepted() -> list[Element]:
 
 
 def to_reference(call: Call[Conf]) -> None:
-    """Have the attachment's rules in iptables, and not in our sets any more. Raises CNIError."""
+    """Move the attachment's rules from our sets to iptables. Raises CNIError."""
     if any(element.comment.startswith(call.owner.key) for element in accepted()):
         backend_iptables.setup(want_of(call, previous_result(call)))
     forget(call.owner)
 
 
 def forget(owner: Owner) -> None:
-    """Take an attachment out of the sets, and with a network's last one its policy.
+    """Remove an attachment from the sets; with a network's last one, also the network's policy.
 
     Raises CNIError, NetlinkError.
     """

@@ -1,4 +1,4 @@
-"""What all attachments share in the table of backend_nft; loaded only to make it."""
+"""The shared chains and sets of backend_nft's table; loaded only to make them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TRACKED = uapi.NF_CT_STATE_BIT_ESTABLISHED | uapi.NF_CT_STATE_BIT_RELATED
 
 
 def skeleton(table: Table, allowed: Mapping[bool, str], comment: str) -> list[Change]:
-    """For `nft.transact`: table, sets and chains; the forward chain is filled anew.
+    """Changes that make table, sets and chains, and fill the forward chain anew.
 
-    `allowed` are the sets of addresses, by whether they are of IPv6; `comment` is that of the table
-    and of the forward chain's rules.
+    `allowed` maps "is IPv6" to the set of addresses; `comment` is that of the table and of the
+    forward chain's rules.
     """
     kinds = {
         allowed[False]: "ipv4_addr",
@@ -69,6 +69,6 @@ def _rules(allowed: Mapping[bool, str]) -> list[list[bytes]]:
 
 
 def admin(table: Table, chain: str) -> list[Change]:
-    """For `nft.transact`: an administrator's chain, and the jump to it."""
+    """Changes that make an administrator's chain, and the jump to it."""
     jump = kernel.new_rule(table, "admin", [kernel.jump(chain)])
     return [kernel.new_chain(table, chain), jump]

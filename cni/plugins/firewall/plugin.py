@@ -1,9 +1,9 @@
 """firewall: lets containers' traffic through a node that forwards nothing (docs/spec/firewall.md).
 
-Chained after the plugin that makes the interface. What comes from the container's addresses is
-accepted, and what answers it; `ingressPolicy` keeps bridges, or all containers, from each other.
-Three backends: firewalld when it runs, iptables as in the reference, and nftables where iptables is
-unusable or when it is asked for.
+Chained after the plugin that makes the interface. It accepts packets from the container's addresses
+and the replies to them; `ingressPolicy` separates bridges, or all containers, from each other.
+There are three backends: firewalld if it runs, iptables as in the reference, and nftables if
+iptables is unusable, or if the configuration names nftables.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from .want import Backend
 
 BACKENDS = ("firewalld", "iptables", "nftables")
-# The table whose forward chain a backend decides in; a drop in another table is final.
+# The table of a backend's forward chain; a drop in another table is final.
 _TABLES = {"firewalld": "firewalld", "iptables": "filter", "nftables": "cni_firewall"}
 
 
 class Choice(NamedTuple):
-    """A backend, why it is that one, and whether the configuration says so."""
+    """A backend, the reason for the choice, and whether the configuration names it."""
 
     backend: str
     why: str
@@ -58,7 +58,7 @@ def add(call: Call[Conf]) -> Result:
     result = previous_result(call)
     want = want_of(call, result)
     earlier = intent.find("firewall", call.owner, call.request.env)
-    call.remember(result)  # first: so DEL finds what a killed ADD had begun
+    call.remember(result)  # first, so that DEL finds the rules of an ADD that was killed
     call.undo.callback(_take_back, call, want)
     _claim(call, want.addresses)
     if earlier is not None:
@@ -70,7 +70,7 @@ def add(call: Call[Conf]) -> Result:
 def _replace(call: Call[Conf], want: Want, earlier: intent.Intent) -> None:
     """Remove what an earlier ADD of this attachment made, if it had other addresses.
 
-    No DEL came in between; the runtime may have lost it with the container.
+    That ADD had no DEL: the runtime may have lost it with the container.
     """
     stale = _not_in_use(call, [a for a in earlier.addresses if a not in want.addresses])
     if stale:
@@ -94,7 +94,7 @@ def delete(call: Call[Conf]) -> None:
     previous = steps.run(_previous_addresses, call) or []
     unknown = [address for address in previous if address not in noted]
     addresses = _release(call, call.owner.key, noted, steps)
-    if _may_have_rules(conf, unknown):  # else nobody's rules can be taken for ours
+    if _may_have_rules(conf, unknown):  # else no rule can be mistaken for ours
         addresses += steps.run(_not_in_use, call, unknown) or []
     zone = next(map(_noted_zone, _forgotten(call)), zone_of(conf))
     for backend in _load_used(conf, addresses):
@@ -135,9 +135,9 @@ def check(call: Call[Conf]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Ready if the backend is. Chains of others that drop by default are named on stderr.
+    """Ready if the backend is ready. Names other tables' chains that drop by default, on stderr.
 
-    They are no error: such a chain may accept the containers' traffic by rules of its own.
+    Those are no error: their own rules may accept the containers' traffic.
     """
     check_policy(call.conf)
     choice = _usable_choice(call.conf)
@@ -146,7 +146,7 @@ def status(call: Call[Conf]) -> None:
     except (CNIError, KernelError) as error:
         raise NotAvailable(error.msg, f"{choice}; {error.details}".rstrip("; ")) from None
     if choice.backend != "iptables" or choice.asked_for or _has_bus():
-        # Else nothing is to be said, and runtimes ask often.
+        # Otherwise load nothing: runtimes call STATUS often.
         call.log(f"firewall: {choice}")
     for chain in _foreign_drops(_TABLES[choice.backend]):
         call.log(
@@ -182,16 +182,16 @@ def _load(name: str) -> Backend:
 
 
 def _load_used(conf: Conf, addresses: list[Prefix]) -> list[Backend]:
-    """The backends that may have rules: two or three questions to the kernel, one to the bus.
+    """The backends that may have rules; takes two or three requests to the kernel, one to the bus.
 
-    In iptables and firewalld rules name no owner: without addresses, nothing of theirs is known.
+    Rules in iptables and firewalld name no owner: without addresses they cannot be found.
     """
     used = ["nftables"] if _is_nft_used() else []
     return [_load(name) for name in used + _used_without_owners(conf, addresses)]
 
 
 def _used_without_owners(conf: Conf, addresses: list[Prefix]) -> list[str]:
-    """The backends that may have rules of these addresses, whoever has them."""
+    """The backends without owners that may have rules for these addresses, of any attachment."""
     used = []
     families = {not address.is_v4 for address in addresses}
     if any(_is_iptables_used(v6) for v6 in families):
@@ -202,9 +202,9 @@ def _used_without_owners(conf: Conf, addresses: list[Prefix]) -> list[str]:
 
 
 def _may_have_rules(conf: Conf, addresses: list[Prefix]) -> bool:
-    """May there be rules of these addresses, whoever has them, that do not name their owner?
+    """May there be rules without owner for these addresses, of any attachment?
 
-    Of a DEL that is repeated mostly none: then the notes of all attachments need not be read.
+    In a repeated DEL mostly not: then the notes of all attachments need not be read.
     """
     used = _used_without_owners(conf, addresses)
     if used != ["iptables"]:
@@ -218,7 +218,7 @@ def _is_nft_used() -> bool:
     try:
         return Table("inet", _TABLES["nftables"]).exists()
     except OSError:
-        return True  # the backend finds out why the kernel does not say
+        return True  # the backend will show why the kernel does not answer
 
 
 def _is_iptables_used(v6: bool) -> bool:
@@ -230,7 +230,7 @@ def _has_bus() -> bool:
 
 
 def _firewalld_runs() -> tuple[bool, str]:
-    """Is firewalld on the system bus, and why (not)? A node without a bus is not asked further."""
+    """Is firewalld on the system bus, and the reason. Loads dbus.py only if there is a bus."""
     if not _has_bus():
         return False, f"firewalld is not running: no bus at {SYSTEM_BUS}: {os.strerror(ENOENT)}"
     from . import dbus
@@ -247,10 +247,9 @@ def _choose(conf: Conf) -> Choice:
 
 
 def _usable_choice(conf: Conf) -> Choice:
-    """As `_choose`, but nftables instead of iptables where iptables is unusable.
+    """As `_choose`, but nftables if iptables is unusable and the configuration does not name it.
 
-    Unless the configuration names iptables. It costs a fork, so it is for CHECK and STATUS; ADD
-    tries iptables first.
+    It starts a program, so only CHECK and STATUS use it; ADD tries iptables first.
     """
     choice = _choose(conf)
     if choice.backend == "iptables" and not choice.asked_for and not iptables.usable(v6=False):
@@ -277,12 +276,12 @@ def _apply(call: Call[Conf], want: Want, result: Result) -> None:
 
 
 def _add_with_either(want: Want, *, accept: bool) -> None:
-    """With iptables, or with nftables where iptables is unusable."""
+    """Make the rules with iptables, or, if iptables is unusable, with nftables."""
     try:
-        iptables.require()  # where the tool is not installed, its backend is not worth loading
+        iptables.require()  # without the tool its backend need not be loaded
         _load("iptables").setup(want, accept=accept)
     except IptablesError as error:
-        # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
+        # Whether iptables is usable takes a program to find out, so look only after a failure.
         if iptables.usable(v6=False):
             raise
         try:
@@ -309,7 +308,7 @@ def _claims(call: Call[Conf]) -> str:
 
 
 def _claim(call: Call[Conf], addresses: list[Prefix]) -> None:
-    """Note that the addresses are this attachment's from now on. What fails is only logged."""
+    """Note that the addresses are this attachment's from now on; failures are only logged."""
     where = _claims(call)
     try:
         os.makedirs(where, 0o755, exist_ok=True)
@@ -325,10 +324,10 @@ def _claim(call: Call[Conf], addresses: list[Prefix]) -> None:
 
 
 def _release(call: Call[Conf], owner: str, addresses: list[Prefix], steps: Steps) -> list[Prefix]:
-    """The addresses that no ADD of another attachment has claimed since; their claims go.
+    """Remove the owner's claims; return the addresses that no other attachment has claimed since.
 
-    `owner` is the Owner.key of the attachment that has them no more. A claim that cannot be read
-    now may be another's: the address is none of those, and that is an error of `steps`.
+    `owner` is the Owner.key of the attachment that gives them up. A claim that cannot be read may
+    be another's: its address is not returned, and the failure is an error of `steps`.
     """
     free: list[Prefix] = []
     for address in addresses:
@@ -342,14 +341,14 @@ def _release_one(call: Call[Conf], owner: str, address: Prefix) -> bool:
     path = f"{_claims(call)}/{format_ip(address.ip)}"
     try:
         with suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(f"{path}~{owner}")  # what a killed ADD left
+            os.unlink(f"{path}~{owner}")  # left by an ADD that was killed
         key = ""
         with suppress(FileNotFoundError, NotADirectoryError):
             key = os.readlink(path)
         if key == owner:
             os.unlink(path)
     except OSError as error:
-        if error.errno not in TRANSIENT:  # it is no claim
+        if error.errno not in TRANSIENT:  # a file that is not a claim
             return True
         raise CNIError(
             f"cannot read or remove {path}: {(error.strerror or str(error)).lower()}",
@@ -359,7 +358,7 @@ def _release_one(call: Call[Conf], owner: str, address: Prefix) -> bool:
 
 
 def _previous_addresses(call: Call[Conf]) -> list[Prefix]:
-    """The addresses of prevResult, for containers of which nothing was noted (the Go plugin's)."""
+    """The addresses of prevResult, for containers without a note (started by the Go plugin)."""
     previous = call.prev_result()
     return [ip.prefix.host for ip in previous.ips] if previous is not None else []
 
@@ -367,7 +366,7 @@ def _previous_addresses(call: Call[Conf]) -> list[Prefix]:
 def _not_in_use(call: Call[Conf], addresses: list[Prefix]) -> list[Prefix]:
     """The addresses that no other attachment has.
 
-    A DEL that is repeated late must not take the address from the container that has it by then.
+    A late DEL must not remove the rules of the container that has got the address since.
     """
     if not addresses:
         return []

@@ -1,4 +1,4 @@
-"""What the firewall plugin is asked for, and what each of its backends does with it."""
+"""The rules that the firewall plugin has to make (Want), and the Protocol of its backends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_ZONE = "trusted"
 # Where the system bus is, unless DBUS_SYSTEM_BUS_ADDRESS says otherwise.
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 _POLICIES = ("same-bridge", "isolated")
-# An iptables chain's name has at most 28 characters; what is not among these would need quoting.
+# The name of an iptables chain: at most 28 characters, of those that need no quoting.
 _CHAIN_MAX = 28
 _CHAIN_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-/")
 
@@ -39,7 +39,7 @@ class Ingress(NamedTuple):
 
     @property
     def isolated(self) -> bool:
-        """Not even containers on the same bridge."""
+        """May not even containers on the same bridge reach each other?"""
         return self.policy == "isolated"
 
 
@@ -54,7 +54,7 @@ class Want(NamedTuple):
 
     @property
     def families(self) -> list[tuple[bool, list[Prefix]]]:
-        """The addresses by family, (is IPv6, those), families without any left out."""
+        """The addresses by family: (is IPv6, addresses); without families that have none."""
         return by_family(self.addresses)
 
 
@@ -69,7 +69,7 @@ def previous_result(call: Call[Conf]) -> Result:
 
 
 def want_of(call: Call[Conf], result: Result) -> Want:
-    """What to make; all checks are done here, before anything is changed. Raises CNIError."""
+    """The rules to make. Does all checks, before anything is changed. Raises CNIError."""
     conf = call.conf
     addresses = [ip.prefix.host for ip in result.ips]
     admin_chain = conf.iptables_admin_chain_name or "CNI-ADMIN"
@@ -116,7 +116,7 @@ def _ingress(conf: Conf, result: Result) -> Ingress | None:
     bridge = result.interfaces[0].name
     if not bridge:
         raise CNIError("got empty bridge name", "prevResult's first interface is the bridge")
-    # With these, iptables or nft would mean other interfaces, too.
+    # With one of these characters a name would match other interfaces, too.
     try:
         check_ifname(bridge)
     except BadEnvironment as error:
@@ -130,9 +130,9 @@ def _ingress(conf: Conf, result: Result) -> Ingress | None:
 
 
 class Backend(Protocol):
-    """One way to let containers through. All verbs act on the current network namespace.
+    """A packet filter that accepts containers' traffic, in the current network namespace.
 
-    What fails raises CNIError or KernelError.
+    Methods raise CNIError or KernelError.
     """
 
     def setup(self, want: Want, *, accept: bool = True) -> None:
@@ -142,22 +142,22 @@ class Backend(Protocol):
         """The rules that are missing, a line each."""
 
     def teardown(self, owner: Owner, addresses: list[Prefix], zone: str) -> None:
-        """Remove the attachment's rules; that there are none is no error.
+        """Remove the attachment's rules; no rules are no error.
 
-        A backend whose rules do not name their owner removes those of the addresses; `zone` is
-        firewalld's.
+        A backend whose rules do not name their owner removes the rules for `addresses`; `zone`
+        is firewalld's.
         """
 
     def gc(self, network: str, keep: list[Owner], addresses: list[Prefix], zone: str) -> None:
         """Remove the rules of the network's attachments that are not in `keep`.
 
-        `addresses` are theirs, as far as known; otherwise as `teardown`.
+        `addresses` are those of the removed attachments, as far as known, for `teardown`.
         """
 
     def status(self) -> None:
-        """Raises CNIError or KernelError if the backend cannot be used here."""
+        """Raise CNIError or KernelError if the backend cannot be used here."""
 
 
 def gone(text: str) -> str:
-    """CHECK's line for something that is missing."""
+    """CHECK's line for a missing object."""
     return f"{text}: rules are gone: {RELOAD}"

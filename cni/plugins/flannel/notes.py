@@ -1,8 +1,8 @@
 """flannel's notes: the configuration with which each attachment's delegate was called, for DEL.
 
     <dataDir>/<container id>:<ifname>   JSON, one file an attachment
-    <dataDir>/<container id>            a link to the newest of them, where the reference looks; or
-                                        the reference's own note, of whichever attachment was last
+    <dataDir>/<container id>            a link to the newest of them, for the reference; or the
+                                        reference's own note, that of the last attachment
 
 Neither a container id nor an interface name can contain a colon. A note is written as
 ``:<network's hash>:<container id>:<ifname>`` and then renamed, so that no note is ever torn.
@@ -45,7 +45,7 @@ class Note:
     def _link(self) -> None:
         """Make the link by which the reference finds the note.
 
-        The reference's own note stays: it may be that of the container's other interface.
+        A note of the reference stays: it may be that of the container's other interface.
         """
         if _target(self.shared) is not None:
             _unlink(self.shared)
@@ -55,7 +55,7 @@ class Note:
             pass
 
     def load(self) -> bytes | None:
-        """The contents of the note, or else of the reference's, or None. Raises CNIError."""
+        """The contents of the note, else of the reference's note, else None. Raises CNIError."""
         data = _read(self.path)
         if data is None and _target(self.shared) is None:
             data = _read(self.shared)
@@ -81,8 +81,8 @@ def _making(network: str, container_id: str, ifname: str) -> str:
 def notes(data_dir: str, keep: frozenset[Attachment]) -> Iterator[tuple[Attachment, str, bytes]]:
     """The notes of all attachments but those in `keep`, each as (attachment, path, contents).
 
-    The reference's notes do not say of which interface they are, nor do those of container ids that
-    are too long for a file's name: `ifname` is empty there. Raises CNIError.
+    `ifname` is "" where the note does not name it: in the reference's notes, and in those of
+    container ids that are too long for a file's name. Raises CNIError.
     """
     kept = {_name(*attachment) for attachment in keep}
     kept |= {file_name(attachment.container_id) for attachment in keep}
@@ -126,7 +126,7 @@ def _names(data_dir: str) -> list[str]:
 
 
 def _target(path: str) -> str | None:
-    """Where a link leads; None if the path is none. Raises CNIError if that cannot be seen."""
+    """The target of a symbolic link; None if the path is not one. Raises CNIError."""
     try:
         return os.readlink(path)
     except (OSError, ValueError) as error:

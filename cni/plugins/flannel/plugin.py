@@ -73,7 +73,7 @@ def _delegate_conf(call: Call[Conf], subnet: SubnetEnv) -> Json:
         out["runtimeConfig"] = runtime
     out["name"] = call.network
     out.setdefault("type", "bridge")
-    out.setdefault("ipMasq", not subnet.ip_masq)  # one of delegate and flanneld must masquerade
+    out.setdefault("ipMasq", not subnet.ip_masq)  # either the delegate or flanneld must masquerade
     out.setdefault("mtu", subnet.mtu)
     if out["type"] == "bridge":
         out.setdefault("isGateway", True)
@@ -136,7 +136,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _put_back(note: Note, before: bytes | None) -> None:
-    """The note is that of an earlier ADD again, or gone."""
+    """Restore the note of an earlier ADD; without one, remove the note."""
     if before is None:
         note.remove()
     else:
@@ -153,7 +153,7 @@ def delete(call: Call[Conf]) -> None:
             call.log(f"flannel: {note.path} or {note.shared} is not a JSON object: ignored")
             return
         if document.get("name", call.network) != call.network:
-            return  # a note of the reference, for another network that the container is in
+            return  # the reference's note for another network of the container
         call.delegate(str(document.get("type", "")), "DEL", data)
     note.remove()
 
@@ -185,7 +185,7 @@ def _collect_notes(call: Call[Conf], keep: frozenset[Attachment], steps: Steps) 
         if attachment.ifname:
             steps.run(_delete_gone, call, attachment, document, data)
         else:
-            # DEL needs an interface, and the note names none: the delegate's GC must do.
+            # DEL needs an interface, which this note does not name: the delegate's GC must do.
             steps.run(notes.remove, path)
 
 

@@ -1,12 +1,12 @@
-"""host-device: moving a device into the container, and back as it was (docs/spec/host-device.md).
+"""host-device: moving a device into the container and back (docs/spec/host-device.md).
 
 Before the move, ADD notes on the host how it found the device: index and kind, hardware, name, MAC,
 MTU, flags, alternative names (shared/device_notes.py). DEL moves back the device of the note,
-whatever it is called by now, and restores all that; so alias and names in the container decide
+under whatever name it has, and restores all that; so alias and names in the container decide
 nothing. Without a note the reference or an older build moved the device: its alias is its old name.
 
-In the container the device has two alternative names: the owner's key, and its old name, by which
-another ADD finds it when the kernel has given it back from a namespace that ended.
+In the container the device has two alternative names: the owner's key, and its old name. By that
+one a later ADD finds it after its namespace has ended, when the kernel has returned it to the node.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def into(call: Call[Any], host: Netlink, netns: Namespace, device: Link, wanted:
 def _describe(call: Call[Any], host: Netlink, device: Link, wanted: str) -> Note:
     """The note for a device on the host. Raises NetlinkError."""
     note = moved.describe(host, device, call.netns)
-    # The kernel gave it back from a namespace that ended: it has another name, and our alias.
+    # The kernel returned it when its namespace ended: it has another name, and our alias.
     if device.alias != "" and device.alias == wanted:
         note.name, note.alias = device.alias, ""
         note.altnames = [name for name in device.altnames if not name.startswith(moved.MARK)]
@@ -71,7 +71,7 @@ def _describe(call: Call[Any], host: Netlink, device: Link, wanted: str) -> Note
 
 
 def recover(call: Call[Any], host: Netlink) -> None:
-    """Put right the device of an earlier ADD of this attachment whose namespace has ended."""
+    """Restore the device of an earlier ADD of this attachment whose namespace has ended."""
     note = device_notes.load(call)
     if note is not None and (note.returned or moved.put_right(call, host, note)):
         device_notes.remove(call)
@@ -88,8 +88,8 @@ def _undo(call: Call[Any], up: bool) -> None:
 def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
     """Move the attachment's device to the host; True, also if it is there or gone already.
 
-    `netns` is what CNI_NETNS names; another path to the container is looked for if that is gone.
-    `up` also sets it up. Raises CNIError, KernelError when it is in the container still.
+    `netns` is the namespace at CNI_NETNS; if that is gone, another path to the container is looked
+    for. `up` also sets the device up. Raises CNIError, KernelError if it is still in the container.
     """
     note = device_notes.load(call)
     with Netlink() as host:
@@ -103,7 +103,7 @@ def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
         if up:
             link.change(host, link.get(host, note.name).index, up=True)
     if inside is not None and _find_unnoted(call, inside) is not None:
-        # A repeated DEL must not take this link for one that the reference moved: keep the note.
+        # Keep the note: a repeated DEL must not take this link for one that the reference moved.
         note.returned = True
         device_notes.write(call, note)
     else:
@@ -112,7 +112,7 @@ def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
 
 
 def _move_noted(call: Call[Any], host: Netlink, netns: Namespace | None, note: Note) -> None:
-    """Move the device of the note out of the namespace, or find it on the host; put it right."""
+    """Move the device of the note out of the namespace, or find it on the host; restore it."""
     if netns is None:
         moved.put_right(call, host, note)
         return
@@ -125,7 +125,7 @@ def _move_noted(call: Call[Any], host: Netlink, netns: Namespace | None, note: N
 
 
 def _require_gone(netns: Namespace, host: Netlink, note: Note) -> None:
-    """Refuse to end when the device exists, but is neither here nor in the container.
+    """Refuse to end while the device exists, but is neither on the host nor in the container.
 
     Hardware is looked for in sysfs; a pair exists as long as its other end. Raises CNIError,
     NetlinkError.

@@ -50,7 +50,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _pci_address(netns: Namespace, device: Link | None) -> str:
-    """The PCI address of a link in the container; "" if none is behind it, or nobody tells."""
+    """The PCI address of a link in the container; "" if it has none, or none is known."""
     if device is None:
         return ""
     bus, _, address = hardware.describe(netns.netlink(), device.index).parent.partition("/")
@@ -61,10 +61,10 @@ def _pci_address(netns: Namespace, device: Link | None) -> str:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Put the device back, down and as it was, then release the address; every step runs.
+    """Move the device back, restore it, then release the address; every step runs.
 
-    Only if the device is in the container still, or this process could not look, the address stays
-    reserved, and the next DEL does everything.
+    The address stays reserved only if the device is still in the container, or this process could
+    not look; then the next DEL does everything.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
@@ -88,7 +88,7 @@ def _in_user_space(conf: Conf) -> bool:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Call the IPAM plugin's GC, and put right what the kernel gave back as namespaces ended."""
+    """Call the IPAM plugin's GC, and restore devices whose namespace has ended."""
     sublink.gc_with(_collect, call, keep)
 
 

@@ -53,12 +53,12 @@ class Selector:
 
     @property
     def pci_id(self) -> str:
-        """The PCI address, if it is that of the device which is meant; a deviceID may not count."""
+        """The PCI address of the selected device; "" if another selector outranks it."""
         given = self._given()
         return self.pci if given[0] == _DEVICE_ID or "pciBusID" in given else ""
 
     def in_user_space(self) -> bool:
-        """Bound to a DPDK driver: then there is no link to move. Raises CNIError."""
+        """Is the device bound to a DPDK driver, so that it has no link to move? Raises CNIError."""
         if not self.pci:
             return self.conf.dpdk_mode
         try:
@@ -69,8 +69,8 @@ class Selector:
     def find(self, host: Netlink) -> Link:
         """The link that the strongest selector names, in the reference's order. Raises CNIError.
 
-        The runtime's deviceID may stand beside another selector. But two in the configuration must
-        mean the same link: one of them is a mistake, and the link might be the node's own.
+        The runtime's deviceID may accompany another selector. But two selectors in the
+        configuration must select one link: else one is a mistake, and might hit the node's uplink.
         """
         first, *others = self._given()
         device = self._find_by(host, first)
@@ -80,13 +80,13 @@ class Selector:
         return device
 
     def require_alone(self) -> None:
-        """A device of user space has no link that another selector could mean. Raises CNIError."""
+        """Refuse other selectors beside a user-space device, which has no link. Raises CNIError."""
         first, *others = self._given()
         if "pciBusID" in others:
             raise _contradiction(first, "pciBusID", f"{self.pci} is bound to a user space driver")
 
     def _selects(self, host: Netlink, key: str, device: Link) -> bool:
-        if key == "hwaddr":  # which several links may have
+        if key == "hwaddr":  # several links may have one MAC
             return device.mac == link.format_mac(self.mac)
         try:
             return self._find_by(host, key).index == device.index
@@ -113,7 +113,7 @@ class Selector:
             raise CNIError(f"failed to find host device: {error}", self._named(key)) from None
 
     def _named(self, key: str) -> str:
-        """Which device the configuration names, for an error."""
+        """The selector as an error text."""
         named = {
             "device": self.conf.device,
             "hwaddr": link.format_mac(self.mac) if self.mac else "",

@@ -2,7 +2,7 @@
 
 A macvlan never hands packets to its master, so without it the host cannot reach the containers on
 that master. The shim is another macvlan on the same master, with a route to each container. The
-metric of a route is a hash of its owner, so that DEL and GC know whose it is. GC also deletes the
+metric of a route is a hash of its owner, by which DEL and GC recognise it. GC also deletes the
 shim when no route is left.
 """
 
@@ -101,7 +101,7 @@ def _remove(host: Netlink, shim: Link, unwanted: Callable[[int], bool]) -> int:
     for family in (AF_INET, AF_INET6):
         for entry in route.show(host, family, shim.index):
             if entry.dst.length < entry.dst.bits:
-                continue  # a prefix: the kernel made these routes for link-local and multicast
+                continue  # not a host: routes of the kernel for link-local and multicast
             if unwanted(entry.priority):
                 route.delete(host, entry)
             else:
@@ -110,5 +110,5 @@ def _remove(host: Netlink, shim: Link, unwanted: Callable[[int], bool]) -> int:
 
 
 def shim_name(network: str) -> str:
-    """The shim's name, of which each network has one."""
+    """The name of the network's shim."""
     return f"cnishim{digest(network)[:8]}"

@@ -2,7 +2,7 @@
 (docs/spec/macvtap.md).
 
 The kernel names the device by the interface's index, which counts anew in each namespace, while the
-node has one /dev. So the index is a hash of the owner: two containers never mean one device.
+node has one /dev. So the index is a hash of the owner, and two containers never share a device.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _differences(conf: Conf, mode: int, device: Link, entry: Interface) -> list[
 
 
 def _device_differs(conf: Conf, path: str) -> list[str]:
-    """Is the device there, and of owner and group? Without either nobody but root opens it."""
+    """Differences of the device: missing, or of another owner or group than configured (root)."""
     if conf.owner is None and conf.group is None:
         return []
     try:

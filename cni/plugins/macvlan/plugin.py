@@ -81,7 +81,7 @@ def _mode(conf: Conf) -> int:
 def delete(call: Call[Conf]) -> None:
     """Delete the interface, then release the address; every step runs without the master."""
     steps = Steps()
-    steps.run(host_shim.disconnect, call)  # whatever hostShim says now: it was asked for by the ADD
+    steps.run(host_shim.disconnect, call)  # even if hostShim is off now: the ADD may have had it
     steps.run(sublink.delete, call, "macvlan")
     steps.finish()
 

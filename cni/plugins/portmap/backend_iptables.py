@@ -1,9 +1,9 @@
-"""portmap with iptables: the reference's chains and rules to the letter (iptables_rules.py).
+"""portmap with iptables: chains and rules identical to the reference's (iptables_rules.py).
 
-One iptables-save and one iptables-restore a family, so that what is there is neither made twice nor
-half; or, where the node has iptables-nft and it is clear what there is, one netlink transaction.
-The rules name network and container, not the interface: of two attachments of a container to one
-network, the container's address says which rules are whose.
+ADD takes one iptables-save and one iptables-restore for each family, so that existing rules are not
+made twice, and none is made halfway. On a node with iptables-nft it takes one netlink transaction,
+if the existing rules are known exactly. The rules name network and container, not the interface: if
+a container is attached to a network twice, its addresses tell the rules of both apart.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _RETRIES = 5
 
 
 def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
-    """Publish the ports; what is there already is not made again. Raises IptablesError, Taken.
+    """Publish the ports; rules that exist are not made again. Raises IptablesError, Taken.
 
-    Returns the handles of what leads to the container's chains, as far as they are known.
+    Returns the handles of the jumps to the container's chains, as far as they are known.
     """
     made: dict[str, list[int]] = {texts.DNAT: []}
     for address in want.addresses:
@@ -56,16 +56,16 @@ def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
 def _setup_over_netlink(
     want: Want, address: Prefix, holders: LoadHolders, made: dict[str, list[int]]
 ) -> bool:
-    """Make the rules without a fork in the usual case; False if nothing was done.
+    """Make the rules over netlink in the usual case; False if nothing was done.
 
-    The usual case: the rules that containers share are all there or all missing, in the form of
-    this version; the container's chain is not there; no other container is in the way. Otherwise
-    `setup` reads iptables-save.
+    In the usual case the shared rules all exist, in this version's form, or are all missing; the
+    container's chain does not exist; no other container has the ports. Otherwise `setup` reads
+    iptables-save.
     """
     from ...netfilter import iptables_netlink
 
     if want.conditions_of(address):
-        return False  # conditions are words for the tool, which this plugin does not understand
+        return False  # conditions are in the tool's words, which this plugin does not parse
 
     def missing(rules: iptables_netlink.Rules) -> list[str] | None:
         if any(_leads_to(address.ip, rule) for rule in rules.of()):
@@ -79,7 +79,7 @@ def _setup_over_netlink(
 
 
 def _leads_to(ip: bytes, rule: bytes) -> bool:
-    """May the rule be that of a container which had this address? True if in doubt."""
+    """May the rule belong to a container that had this address? True if in doubt."""
     return b"DNAT\0" in rule and b"CNI-DN-" in rule and ip in rule
 
 
@@ -94,7 +94,7 @@ def _is_of_others(want: Want, entry: bytes) -> bool:
 def _changes(
     want: Want, address: Prefix, saved: list[str], holders: LoadHolders, earlier: Want | None
 ) -> list[str]:
-    """As `_additions`, and before them the lines that remove what the owner had published."""
+    """The lines that remove what the owner published before, then those of `_additions`."""
     rules = texts.container_rules(want, address)
     former = [a for a in earlier.addresses if a.is_v4 == address.is_v4] if earlier else []
     stale = [
@@ -133,7 +133,7 @@ def _additions(want: Want, address: Prefix, saved: list[str], holders: LoadHolde
 
 
 def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
-    """The container's rules that are missing. Marks go to the front: DNAT ends the chain."""
+    """The container's missing rules. Marks go to the front, because DNAT ends the chain."""
     new = [rule for rule in rules if rule not in saved]
     if len(new) == len(rules):
         return new
@@ -141,17 +141,17 @@ def _container_additions(rules: list[str], saved: list[str]) -> list[str]:
     return [f"-I{rule[2:]}" for rule in reversed(marks)] + [r for r in new if r not in marks]
 
 
-# --- whose port it is -----------------------------------------------------------------------------
+# --- the holder of a port -------------------------------------------------------------------------
 
 
 def _free_ports(want: Want, address: Prefix, saved: list[str], holders: LoadHolders) -> list[str]:
     """The lines that remove the rules of dead containers which are in the way. Raises Taken.
 
-    In the way are containers that have one of the ports, and containers of the network that had
-    this address: the ports that they published would lead here. A holder of which nothing was noted
-    is taken for dead in the second case, since IPAM gives an address only once. With conditions a
-    port may be divided between containers, so then no container is in the way. Another attachment
-    of the same container never is: the first rule counts, and after it is gone the next one.
+    Two kinds of containers are in the way: those that have one of the ports, and those of the
+    network that had this address, since the ports that they published would lead here. A holder of
+    the second kind without a note is taken for dead, because IPAM gives an address only once. With
+    conditions no container is in the way: a port may be divided between containers. Another
+    attachment of the same container never is: the first rule applies, and later the next one.
     """
     ip = format_ip(address.ip)
     mine = want.owner.chain("DN-")
@@ -230,14 +230,14 @@ def _remove_chain(
 
 
 def _is_shared(v6: bool, chain: str, want: Want) -> bool:
-    """Does the chain also lead to addresses that are not of this attachment?"""
+    """Does the chain also lead to addresses of other attachments?"""
     ours = [a.ip for a in want.addresses if a.is_v4 != v6]
     rules = Table("ip6" if v6 else "ip", "nat").find_rules_with(chain, b"DNAT\0")
     return any(not any(ip in rule.raw for ip in ours) for rule in rules)
 
 
 def _remove_nft_variant(v6: bool, chain: str, parent: str, handles: Sequence[int]) -> None:
-    """Over netlink: iptables-nft would take 15 ms for the same."""
+    """Remove the chain and its jumps over netlink; the tool would take 15 ms."""
     family = "ip6" if v6 else "ip"
     for attempt in range(1, _RETRIES + 1):
         rules = Table(family, "nat").jumps(parent, chain, handles)
@@ -245,7 +245,7 @@ def _remove_nft_variant(v6: bool, chain: str, parent: str, handles: Sequence[int
             return Table(family, "nat").delete([(parent, rule.handle) for rule in rules], [chain])
         except NetlinkError as error:
             if not Table(family, "nat").has_chain(chain):
-                return None  # another process did it
+                return None  # another process has removed it
             if attempt == _RETRIES:
                 raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
     return None
@@ -263,7 +263,7 @@ def _apply(v6: bool, changes: Callable[[list[str]], list[str]]) -> None:
 
 
 def _own_removal(saved: list[str], want: Want) -> list[str]:
-    """The lines that remove the attachment's rules, and the chain if no other has rules in it."""
+    """The lines that remove the attachment's rules, and the chain if it is empty then."""
     chain = want.owner.chain("DN-")
     there = [line for line in saved if line.startswith(f"-A {chain} ")]
     ours = {rule for address in want.addresses for rule in texts.container_rules(want, address)}
@@ -273,7 +273,7 @@ def _own_removal(saved: list[str], want: Want) -> list[str]:
     kept = {(texts.word_after(line, "-p"), texts.word_after(line, "--dport")) for line in others}
 
     def is_shared(line: str) -> bool:
-        """A mark that another attachment's DNAT of the port needs, too."""
+        """Is it a mark that another attachment's DNAT of that port also needs?"""
         port = texts.word_after(line, "-p"), texts.word_after(line, "--dport")
         return " -j DNAT " not in line and port in kept
 
@@ -292,7 +292,7 @@ def _own_removal(saved: list[str], want: Want) -> list[str]:
 def gc(network: str, keep: list[Owner]) -> list[Port]:
     """Remove the chains of the network's containers that are not in `keep`. Raises CNIError.
 
-    Gives no ports, since these rules do not say which flows to forget.
+    Returns no ports, since these rules do not tell which flows to end.
     """
     kept = {owner.container_id for owner in keep}
     errors: list[CNIError] = []
@@ -320,7 +320,7 @@ def check(want: Want, holders: LoadHolders) -> list[str]:
     """What is missing, a line each. Raises IptablesError."""
     from ...netfilter import iptables_netlink
 
-    _ = holders  # every attachment of a container has its rules here
+    _ = holders  # with iptables every attachment of a container has rules
     problems = []
     for address in want.addresses:
         rules = [*texts.shared_rules(want), *texts.container_rules(want, address)]
@@ -349,7 +349,7 @@ def _missing(want: Want, address: Prefix, saved: list[str]) -> list[str]:
 
 
 def status(*, conditions: bool) -> None:
-    """Raises CNIError if the tool is missing or fails."""
+    """Raise CNIError if the tool is missing or fails."""
     _ = conditions
     if not iptables.usable(v6=False):
         raise CNIError("iptables is not usable", "install the package iptables; are we root?")

@@ -1,7 +1,7 @@
 """portmap with nftables: maps, so that a packet costs few lookups however many ports there are.
 
 In the reference's tables (`ip` and `ip6`, `cni_hostport`), beside its chains, so that containers
-started by either coexist:
+started by either plugin coexist:
 
     published_prerouting, published_output   what is for an address of the node: to published_lookup
     published_lookup                         host IP, protocol and port: vmap @published_at; or
@@ -11,18 +11,18 @@ started by either coexist:
     masquerade_<mark>                        masquerades what is marked
     published_guard                          drops what is not the node's own and for 127.0.0.0/8
 
-A net- chain is shared by all containers of the same subnet and options, so that the options of a
-network (conditions, masqAll, the mark) apply to its containers only. Each container has elements of
-the maps, with its owner in the comment, and nothing else: so the kernel answers EEXIST for a port
-that is taken, and one more container is one small transaction. An index says which elements a
-container has (nft_index.py). A network's conditions are in the language of nft(8): that program
-makes the chains of such a network, before the transaction with its elements.
+All containers with the same subnet and options share a net- chain, so that a network's options
+(conditions, masqAll, the mark) apply to its containers only. A container itself has only elements
+of the maps, with its owner in the comment: so the kernel answers EEXIST for a port that is taken,
+and each further container takes one small transaction. An index tells which elements a container
+has (nft_index.py). A network's conditions are in the language of nft(8): that program makes the
+chains of such a network, before the transaction with the elements.
 
 A transaction names the generation of the ruleset that it was computed from. If the ruleset has
 changed since, the kernel refuses, and it is computed again.
 
-Longer than 400 lines: what ADD adds and what DEL and GC take out must name the same elements, which
-is compared most easily in one place. What can be told apart has its module (nft_*.py).
+Longer than 400 lines: ADD, DEL and GC must name the same elements, which is easiest to verify in
+one place. Everything separable has a module of its own (nft_*.py).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _RETRIES = 50
 
 
 def setup(want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
-    """Publish the ports, instead of what the owner had published before. No handles are needed.
+    """Publish the ports, in place of those that the owner published before. Returns no handles.
 
     Raises CNIError ``unable to set up nftables rules for port mappings: …`` or Taken.
     """
@@ -101,7 +101,7 @@ class _Others(NamedTuple):
 
 
 def _setup_or_undo(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
-    """As `_setup`; if that fails, the chains that nft made for it go, too."""
+    """Run `_setup`; if it fails, also remove the chains that nft made for it."""
     made: list[Chain] = []
     try:
         _setup(want, holders, made, thorough=thorough)
@@ -116,7 +116,7 @@ def _setup_or_undo(want: Want, holders: LoadHolders, *, thorough: bool) -> None:
 def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: bool) -> None:
     """As `setup`. `thorough` reads all elements, since earlier builds kept no index.
 
-    Notes in `made` the chains that a transaction of their own makes, before it does.
+    Chains that need a transaction of their own are appended to `made` before that is sent.
     """
     others = _Others()
     for _ in range(_RETRIES):
@@ -145,9 +145,9 @@ def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: boo
             if seen != others:
                 others = seen
             elif error.errno == EEXIST and not thorough:
-                thorough = True  # the element is the owner's or a dead one's, and not in the index
+                thorough = True  # this owner's or a dead one's element, not in the index
             elif nft.generation() == since:
-                raise  # nothing has changed, so it would fail again
+                raise  # nothing has changed meanwhile, so it would fail again
     raise _restless()
 
 
@@ -161,7 +161,7 @@ def _judge(want: Want, holders: LoadHolders, others: _Others) -> _Others:
 def _plan(
     want: Want, holders: LoadHolders, others: _Others, thorough: bool
 ) -> tuple[list[Chain], list[Change]]:
-    """The chains that are missing or differ, and the changes that make all that is wanted."""
+    """The chains that are missing or differ, and the changes that make everything wanted."""
     missing: list[Chain] = []
     changes: list[Change] = []
     for address in want.addresses:
@@ -186,7 +186,7 @@ def _changes(
     is_new: bool,
     thorough: bool,
 ) -> list[Change]:
-    """The changes that replace the elements that are there by those that are wanted."""
+    """The changes that replace the existing elements by the wanted ones."""
     family = family_of(address)
     wanted = wanted | index.of(family, wanted)
     have = None if is_new or thorough else _held(want, address, dead, wanted, holders)
@@ -211,10 +211,10 @@ def _changes(
 def _held(
     want: Want, address: Prefix, dead: frozenset[str], wanted: Elements, holders: LoadHolders
 ) -> Elements | None:
-    """The elements that have to go or are there already; None if the index is not complete.
+    """The existing elements, to be deleted or kept; None if the index is incomplete.
 
     If another living attachment of the network has the address, the index keeps it for that one:
-    then it is taken out of `wanted`.
+    then the address is removed from `wanted`.
     """
     family, own = family_of(address), want.owner.key
     listed = index.ports_of(family, own)
@@ -260,11 +260,11 @@ def _restless() -> CNIError:
 
 # --- DEL and GC -----------------------------------------------------------------------------------
 
-_Find = Callable[[str], Elements]  # the elements of a family that have to go
+_Find = Callable[[str], Elements]  # family → the elements to delete
 
 
 def teardown(want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Port]:
-    """Remove what the owner published, and the reference's rules of the container.
+    """Remove the owner's elements, and the reference's rules of the container.
 
     Raises CNIError.
     """
@@ -280,10 +280,10 @@ def teardown(want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Po
 
 
 def unpublish(want: Want, *, noted: bool) -> list[Port]:
-    """Remove what the owner published from the maps.
+    """Remove the owner's elements from the maps.
 
-    If the owner may have published something, and the index has nothing of it, all elements are
-    read. Raises CNIError.
+    If the owner may have elements that are not in the index, all elements are read. Raises
+    CNIError.
     """
     owner = want.owner
 
@@ -304,7 +304,7 @@ def unpublish(want: Want, *, noted: bool) -> list[Port]:
 
 
 def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bool) -> bool:
-    """May the owner have elements that are not in the index? Earlier builds kept none."""
+    """May the owner have elements that are not in the index? Earlier builds kept no index."""
     if not ports:
         return published
     for at, names in MAPS.items():
@@ -318,7 +318,7 @@ def _is_doubtful(family: str, owner: Owner, ports: Sequence[Port], published: bo
 
 
 def gc(network: str, keep: list[Owner]) -> list[Port]:
-    """Remove what the network's owners published that are not in `keep`. Raises CNIError."""
+    """Remove the elements of the network's owners that are not in `keep`. Raises CNIError."""
     kept = {owner.key for owner in keep}
     return _remove_everywhere(
         lambda family: index.unwanted(family, network_key(network), kept), sweep=True
@@ -337,9 +337,9 @@ def _remove_everywhere(find: _Find, *, sweep: bool = False) -> list[Port]:
 def _remove(family: str, find: _Find, sweep: bool) -> list[Port]:
     """Remove the elements, and with the last ones also the table.
 
-    With `sweep` also all networks' chains that nothing leads to, which killed ADDs have left: they
-    say of no container, so any network's GC may. An ADD that has seen such a chain is refused for
-    the generation that it names, and makes it again.
+    With `sweep` also remove chains of any network that nothing refers to: ADDs that were killed
+    have left them. An ADD that relies on such a chain names the old generation, so the kernel
+    refuses it, and it makes the chain again.
     """
     for _ in range(_RETRIES):
         try:
@@ -362,7 +362,7 @@ def _remove(family: str, find: _Find, sweep: bool) -> list[Port]:
 
 
 def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
-    """The elements, then the networks' chains that no other element leads to; or the table."""
+    """Changes that delete the elements, then chains that nothing else refers to; or the table."""
     counts = Table(family, TABLE).rule_counts()
     uses = Table(family, TABLE).chain_uses() if sweep else {}
     leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
@@ -388,7 +388,7 @@ def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
 
 
 def _is_empty_without(family: str, gone: Elements) -> bool:
-    """Are these the only elements of the table, and is nothing of the reference in it?"""
+    """Has the table no other elements than these, and nothing of the reference?"""
     dumps = {name: nft_elements.dump(Table(family, TABLE), name) for name in NAMES}
     if any(nft_elements.has_more_than(dumps[name], len(gone[name])) for name in NAMES):
         return False
@@ -406,7 +406,7 @@ def check(want: Want, holders: LoadHolders) -> list[str]:
 
 
 def status(*, conditions: bool) -> None:
-    """Raises CNIError or KernelError if ports cannot be published with nftables."""
+    """Raise CNIError or KernelError if ports cannot be published with nftables."""
     if conditions:
         from . import nft_conditions
 

@@ -1,4 +1,4 @@
-"""Ending the UDP and SCTP flows that go where a published port does not lead (any more)."""
+"""Ending UDP and SCTP flows whose tracked destination is not that of the published port."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...netfilter import conntrack, nft
 from ...netfilter.conntrack import Flow
 from .want import CONNECTIONLESS, PROTOCOLS, Port
 
-_AT_ONCE = 16  # ports whose flows are ended by a request each
+_AT_ONCE = 16  # ports whose flows are ended with one request for each port
 
 
 def forget(
     call: Call[Any], v6: bool, ports: Collection[Port], stale: Callable[[Flow], bool]
 ) -> None:
-    """End the tracking of stale flows to these ports of the node. What fails is only logged."""
+    """End the tracking of stale flows to these ports of the node; failures are only logged."""
     for protocol in CONNECTIONLESS:
         numbers = {port.host_port for port in ports if port.protocol == protocol}
         if not numbers:
@@ -43,7 +43,7 @@ def forget(
 
 
 class _Local(dict[bytes, bool]):
-    """Is an address local to this node? The kernel is asked once for each address."""
+    """Whether an address is local to this node; looked up once for each address."""
 
     def __init__(self, host: Netlink) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Local(dict[bytes, bool]):
 
 
 def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection[bytes]) -> None:
-    """Forget flows to these ports that lead to a container: one of `ours`, or any if unknown."""
+    """End flows to these ports that a container answers: one of `ours`; any, if `ours` is empty."""
 
     def gone(flow: Flow) -> bool:
         return flow.answered_by in ours if ours else flow.answered_by != flow.dst
@@ -68,13 +68,13 @@ def forget_translated(call: Call[Any], ports: Collection[Port], ours: Collection
 
 
 def _are_forgotten(ports: Collection[Port], ours: Collection[bytes]) -> bool:
-    """End all flows to these ports that one of `ours` answers, without looking at them.
+    """End all flows to these ports that one of `ours` answers, without reading them.
 
-    False if the kernel cannot: then `forget` does it, and says what fails.
+    False if the kernel cannot: then `forget` does it, and logs failures.
     """
     flowing = [port for port in ports if port.protocol in CONNECTIONLESS]
     if len(flowing) * len(ours) > _AT_ONCE:
-        return False  # each request looks at all flows of the node
+        return False  # for each request the kernel walks all flows of the node
     try:
         return all(
             conntrack.forget_all(

@@ -1,8 +1,9 @@
-"""Who has a port that an ADD wants: another living container, one that is gone, or the same one.
+"""The holder of a port that an ADD wants: another living container, a dead one, or the same one.
 
 A holder lives if the namespace of its ADD still exists (cni.intent). A container may publish the
-same ports through several networks, as podman and compose have it do. Then the first attachment
-has the ports, and the others stand by: the last step of its DEL publishes them through these.
+same ports through several networks, as with podman and compose. Then its first attachment has the
+ports, and the others stand by: the last step of the first one's DEL publishes the ports through
+them.
 
     <state>/portmap-standby/<holder's key>+<key of the one that stands by>
 """
@@ -31,7 +32,7 @@ class Holders:
         self._directory = standby_directory(call)
 
     def by_key(self, key: str, named: Owner | None) -> Holder:
-        """The attachment of an Owner.key; `named` is what its comment says, where that is whole."""
+        """The holder with this Owner.key; `named` is the owner in its comment, unless cut."""
         try:
             kept = intent.find_by_key("portmap", key, self._call.request.env)
         except OSError:
@@ -39,9 +40,9 @@ class Holders:
         return self._judge(named or (kept.owner if kept else None), [kept] if kept else [])
 
     def by_chain(self, chain: str, named: Owner | None) -> Holder:
-        """The container of an iptables chain (Owner.chain); `named` is what a comment says.
+        """The holder of an iptables chain (Owner.chain); `named` is the owner in its comment.
 
-        Reads all that is noted of the network, or of all networks where the comment was cut.
+        Reads the notes of the network, or of all networks if the comment was cut.
         """
         network = named.network if named is not None else None
         try:
@@ -59,10 +60,10 @@ class Holders:
         return Holder(owner, ALIVE if kept else UNKNOWN)
 
     def stand_by(self, key: str) -> None:
-        """Note that this attachment stands by the holder of that key. Raises OSError.
+        """Note that this attachment stands by the holder with that key. Raises OSError.
 
-        To be called before the holder is looked at for the last time: its DEL takes its ports away
-        first and then looks for those that stand by.
+        Call it before the last look at the holder: the holder's DEL first removes the ports, and
+        then looks for attachments that stand by.
         """
         os.makedirs(self._directory, 0o755, exist_ok=True)
         path = f"{self._directory}/{key}+{self._mine.key}"
@@ -70,14 +71,14 @@ class Holders:
 
 
 def standby_directory(call: Call[Any]) -> str:
-    """Where it is noted who stands by whom."""
+    """The directory of the notes about attachments that stand by."""
     return f"{os.path.dirname(intent.directory(call.request.env))}/portmap-standby"
 
 
 def standing_by(call: Call[Any], key: str) -> Iterator[str]:
-    """The keys of those that stand by this holder, each forgotten once it was dealt with.
+    """The keys of attachments that stand by this holder; each note is removed after its turn.
 
-    Notes that say that the holder itself stands by another are removed.
+    Notes that the holder itself stands by another are removed, too.
     """
     directory = standby_directory(call)
     try:

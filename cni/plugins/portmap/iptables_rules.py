@@ -24,7 +24,7 @@ _COMMENT_MAX = 255
 
 
 class Forward(NamedTuple):
-    """A container's DNAT rule: what it takes (host IP, protocol, port), and the target address."""
+    """A container's DNAT rule: the packets it matches (host IP, protocol, port), and its target."""
 
     chain: str
     key: tuple[str, str, str]
@@ -50,7 +50,7 @@ def shared_rules(want: Want) -> list[str]:
 
 
 def entry_rules(want: Want) -> list[str]:
-    """What leads to the container's chain; without conditions, for those have no fixed form."""
+    """The jumps to the container's chain, without conditions, which have no fixed form."""
     chain = want.owner.chain("DN-")
     opening = _comment(want.owner)
     rules = []
@@ -72,7 +72,7 @@ def _comment(owner: Owner) -> str:
 
 
 def container_rules(want: Want, address: Prefix) -> list[str]:
-    """The container's chain."""
+    """The rules of the container's chain."""
     chain, mark = want.owner.chain("DN-"), want.mark_chain or _SETMARK
     ip = format_ip(address.ip)
     target = ip if address.is_v4 else f"[{ip}]"
@@ -171,7 +171,7 @@ def owner_of(entry: str) -> Owner | None:
 
 
 def removal(saved: list[str], chain: str, parent: str = DNAT) -> list[str]:
-    """The lines that remove a chain and the rules that lead to it; none without the chain."""
+    """The lines that remove a chain and the jumps to it; [] without the chain."""
     if not any(line.startswith(f":{chain} ") for line in saved):
         return []
     jumps = [i for i in saved if i.startswith(f"-A {parent} ") and i.endswith(f" -j {chain}")]

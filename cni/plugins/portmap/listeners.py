@@ -1,8 +1,8 @@
-"""checkHostListeners: no port is published on which a process of the node listens.
+"""checkHostListeners: refuses to publish a port on which a process of the node listens.
 
-Without the key such a process gets no packet any more, and nobody is told. Loaded only for a
-configuration with the key. The kernel is asked for the wanted ports alone; only an ADD that fails
-looks at all processes, to find out which one it is.
+Without the key such a process silently gets no more packets. Loaded only for a configuration with
+the key. The kernel is asked for the wanted ports alone; only an ADD that fails searches all
+processes, to name the one that listens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _AT_ONCE = 64  # processes
 
 
 def require_none(want: Want) -> None:
-    """Raises CNIError if a process of this namespace listens on one of the ports."""
+    """Raise CNIError if a process of this namespace listens on one of the ports."""
     with sockets.open_socket() as sock:
         for address in want.addresses:
             for port in want.ports_of(address):
@@ -58,7 +58,7 @@ def _in_use(port: Port, listener: Listener) -> CNIError:
 
 
 def _who(listener: Listener) -> Iterator[str]:
-    """The processes that have the socket open, as far as they are found in a second."""
+    """The processes that have the socket open, as far as a second suffices to find them."""
     processes = sorted(filter(str.isdigit, os.listdir("/proc")), key=int)
     end = time.monotonic() + _LONGEST_LOOK
     for start in range(0, len(processes), _AT_ONCE):

@@ -1,27 +1,27 @@
-"""What published ports need, beyond rules, so that the node reaches them at 127.0.0.1 and ::1.
+"""Sysctls, routes and guards with which the node reaches published ports at 127.0.0.1 and ::1.
 
 The rules send such packets to the container and masquerade them. The kernel lets packets from
 127.0.0.1 leave, and the answers in, if the link has `route_localnet`. That alone would let the
 containers on the link reach everything that listens on the node's 127.0.0.1. So there are guards,
 from before the sysctl is set until after it is put back:
 
-- The packet filter drops what comes for 127.0.0.0/8 before any translation (nft_chains.py). A flush
-  of the ruleset takes that away.
-- Policies (kernel/xfrm.py) block what is for 127.0.0.0/8 behind all translation, where an answer
-  comes from 127.0.0.1 and nothing else does. They are for the containers' subnets only: others may
-  have translated their own traffic to 127.0.0.1. The kernel asks no policy for what is on `lo`.
+- The packet filter drops packets to 127.0.0.0/8 before any translation (nft_chains.py). Flushing
+  the ruleset removes this guard.
+- IPsec policies (kernel/xfrm.py) block packets to 127.0.0.0/8 after all translation, where only a
+  genuine answer has the source 127.0.0.1. They are limited to the containers' subnets: others may
+  translate their own traffic to 127.0.0.1. The kernel applies no policy to packets on `lo`.
 
-Both the sysctl of a link and the policy of a subnet are counted by owner, in files; the last owner
-takes them back:
+The owners that need the sysctl of a link, or the policy of a subnet, are noted in files; the last
+owner's DEL restores both:
 
     <state>/localhost/link/<ifindex>@<node's namespace>/<owner's key>
     <state>/localhost/subnet/<address>-<length>/<owner's key>
-    <state>/localhost/of/<owner's key>    a symbolic link to the first two, with a blank between
+    <state>/localhost/of/<owner's key>   a symbolic link whose target is the first two, with a blank
 
-From ::1 packets may leave, but for the answer, whose destination the kernel translates back to ::1,
-it wants a route on the very link that it came in by. That route is of no use to anybody else: what
-arrives with ::1 in it is dropped before any rule. It stays with the link. (With br_netfilter also
-the answers through a bridge are dropped, where they are translated too early.)
+IPv6: packets from ::1 may leave. The kernel translates the answer's destination back to ::1, and
+then needs a route to ::1 on the link on which the answer came in. Nobody else can use that route,
+since packets that arrive with ::1 are dropped before any rule. The route stays until the link goes.
+(With br_netfilter, answers through a bridge are dropped, too: they are translated too early.)
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ if TYPE_CHECKING:
     from ...kernel import xfrm
 
 _LOOPBACK6 = Prefix.parse("::1/128")
-_METRIC = 4096  # lo's own route to ::1 has 0 and is preferred by everybody else
+_METRIC = 4096  # lo's own route to ::1 has metric 0, and is preferred
 _LOOPBACK4 = Prefix.parse("127.0.0.0/8")
 _FILTER_TABLE = ("ip", "cni_localhost")  # for the iptables backend, which has no table of its own
 
 
 def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) -> None:
-    """For a container with this address: the guards first, then the sysctl or route.
+    """Make a container with this address reachable: the guards first, then the sysctl or route.
 
-    `filtered`: the packet filter's guard is there already. Raises CNIError.
+    `filtered`: the packet filter's guard exists already. Raises CNIError.
     """
     with Netlink() as host:
         index = _link_to(host, address)
         if not index:
-            return None  # no way to the container, no packets
+            return None  # no route to the container, so no packets
         if not address.is_v4:
             return _add_route(host, index, call.log)
     try:
@@ -84,7 +84,7 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
 
 
 def release(call: Call[Any], keys: list[str] | None = None) -> None:
-    """Take back what these owners needed alone (default: the request's). Raises OSError."""
+    """Undo what only these owners needed (default: the request's owner). Raises OSError."""
     state = _state(call)
     present = [key for key in keys or [call.owner.key] if _target(state, key)]
     if not present:
@@ -128,7 +128,8 @@ def missing(address: Prefix) -> list[str]:
 def _link_to(host: Netlink, address: Prefix) -> int:
     """The index of the link that leads to the container; 0 if there is none.
 
-    A gateway is none: while a bridge is down, the default route would have the uplink changed.
+    0 also for a route via a gateway: while a bridge is down, that is the default route, and the
+    uplink must not be changed.
     """
     try:
         way = route.lookup(host, address.ip)
@@ -158,7 +159,7 @@ def _route_localnet(index: int) -> str:
 
 
 def _guard(address: Prefix, *, filtered: bool) -> bool:
-    """Have the guards; False if this kernel has none."""
+    """Make the guards; False if this kernel can have none."""
     from ...kernel import xfrm
 
     try:
@@ -174,7 +175,7 @@ def _guard(address: Prefix, *, filtered: bool) -> bool:
 
 
 def _policies(subnet: Prefix) -> list[xfrm.Policy]:
-    """What comes from 127.0.0.1 behind all translation is the answer to a packet from there."""
+    """The policies for a subnet: one lets answers (from 127.0.0.1) through, the last one blocks."""
     from ...kernel import xfrm
 
     return [
@@ -184,7 +185,7 @@ def _policies(subnet: Prefix) -> list[xfrm.Policy]:
 
 
 def _filter() -> bool:
-    """Have the packet filter's guard in a table of its own; False without nf_tables."""
+    """Make the packet filter's guard in a table of its own; False without nf_tables."""
     from ...netfilter import nft
     from ...netfilter.table import Table
 
@@ -199,7 +200,7 @@ def _filter() -> bool:
     return True
 
 
-# --- who needs what -------------------------------------------------------------------------------
+# --- which owner needs what -----------------------------------------------------------------------
 
 
 def _state(call: Call[Any]) -> str:
@@ -223,14 +224,14 @@ def _locked(state: str) -> Iterator[None]:
 
 
 def _note(state: str, key: str, index: int, address: Prefix) -> None:
-    """Note who needs the link's sysctl and the guards, before they are changed.
+    """Note that this owner needs the link's sysctl and the guards, before they are changed.
 
-    A sysctl that was set before, not by this plugin, stays in the end, and so does the policy.
+    A sysctl or policy that others had set before stays in the end.
     """
     subnet = address.network if address.length else address.host
     target = f"{index}@{_own_namespace()} {format_ip(subnet.ip)}-{subnet.length}"
     if _target(state, key) not in ("", target):
-        _leave(state, key)  # an earlier ADD of the same owner, on another link
+        _leave(state, key)  # that of an earlier ADD of this owner, on another link
     link, named = target.split()
     if sysctl.read(_route_localnet(index)) == "1" and not os.path.isdir(f"{state}/link/{link}"):
         return
@@ -249,7 +250,7 @@ def _own_namespace() -> int:
 
 
 def _leave(state: str, key: str) -> None:
-    """One owner less; the last one of a link or subnet takes back what was done for it."""
+    """Remove an owner; after the last one of a link or subnet, undo what was done for it."""
     link, _, named = _target(state, key).partition(" ")
     index, _, namespace = link.partition("@")
     here = namespace == str(_own_namespace())
@@ -259,7 +260,7 @@ def _leave(state: str, key: str) -> None:
         _remove_policy(Prefix.parse(named.replace("-", "/")))
     if named and _is_last(f"{state}/link", "") and here:
         _remove_filter()
-    os.unlink(f"{state}/of/{key}")  # only now: a DEL that was killed before finds all of it again
+    os.unlink(f"{state}/of/{key}")  # last: after a kill the next DEL finds everything by it
 
 
 def _reset(index: int) -> None:
@@ -271,7 +272,7 @@ def _reset(index: int) -> None:
 
 
 def _target(state: str, key: str) -> str:
-    """What the owner needs, as _note() wrote it; empty if it needs nothing. Raises OSError."""
+    """The owner's needs, as _note() wrote them; "" if it has none. Raises OSError."""
     try:
         return os.readlink(f"{state}/of/{key}")
     except OSError as error:
@@ -299,12 +300,12 @@ def _is_last(directory: str, key: str) -> bool:
 
 
 def _remove_policy(subnet: Prefix) -> None:
-    """Nothing to do where the kernel has no IPsec. Raises OSError."""
+    """Remove the subnet's blocking policy; does nothing without IPsec. Raises OSError."""
     try:
         from ...kernel import xfrm
 
         with xfrm.open_socket() as sock:
-            _policies(subnet)[-1].delete(sock)  # the first one lets through what would pass anyway
+            _policies(subnet)[-1].delete(sock)  # the first one only allows what passes anyway
     except OSError as error:
         if error.errno in TRANSIENT:
             raise
@@ -315,7 +316,7 @@ def _remove_filter() -> None:
     from ...netfilter.table import Table
 
     table = Table(*_FILTER_TABLE)
-    if not table.exists():  # mostly; a transaction that fails waits 13 ms for RCU
+    if not table.exists():  # the usual case; a transaction that fails waits 13 ms for RCU
         return
     try:
         nft.transact([table.without_table()])

@@ -1,9 +1,9 @@
-"""From our nftables maps to rules that the reference's portmap cleans up, and back.
+"""Replacing our nftables maps by rules that the reference's portmap can remove, and back.
 
-The reference removes the iptables chain of a container, or nftables rules with the container's id
-as comment, by what its configuration says; of maps it knows nothing. So an attachment's rules are
-made in its form first, and the elements of the maps go afterwards: there is always one of both, and
-after a kill another run, or a DEL by this plugin, deals with the rest.
+According to its configuration the reference removes a container's iptables chain, or the nftables
+rules with the container's id as comment; it does not know maps. So the reference's rules are made
+first, and the elements of the maps are removed afterwards: ports are published all the time, and
+after a kill another run, or a DEL by this plugin, removes the rest.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
 
 class Published(NamedTuple):
-    """What one attachment has in the maps: `key` is its Owner.key, `owner` what the comment says.
+    """An attachment's elements in the maps: `key` is its Owner.key, `owner` the one in the comment.
 
-    `owner` is None where the comment was cut. `ports` are (port, address and port it leads to).
+    `owner` is None if the comment was cut. `ports` are (port, its target's address and port).
     """
 
     key: str
@@ -52,7 +52,7 @@ class Published(NamedTuple):
 
 
 def published() -> list[Published]:
-    """What is in the maps, by attachment. Raises NetlinkError."""
+    """The contents of the maps, by attachment. Raises NetlinkError."""
     by_key: dict[str, Published] = {}
     for family in FAMILIES:
         for _, targets in MAPS.values():
@@ -70,11 +70,11 @@ def _elements(family: str, name: str) -> list[nft_elements.Element]:
     try:
         return nft_elements.elements(Table(family, TABLE), name)
     except Unusable:
-        return []  # without nf_tables there is nothing
+        return []  # without nf_tables there are no maps
 
 
 def to_reference(call: Call[Conf]) -> None:
-    """Publish the attachment's ports as the reference does, and not in the maps any more.
+    """Move the attachment's ports from the maps to the reference's rules.
 
     `call` is that of a reload. A port on localhost keeps its guards: the reference sets
     `route_localnet` without any, and never puts it back. Raises CNIError, KernelError.
@@ -97,7 +97,7 @@ def to_reference(call: Call[Conf]) -> None:
 
 
 def _is_reference_there(family: str) -> bool:
-    """Does the reference use the table? If not, it has gone with the last element."""
+    """Does the reference use the table? If not, the table was deleted with the last element."""
     try:
         return Table(family, TABLE).has_chain(REFERENCE_CHAIN)
     except NetlinkError as error:
@@ -107,7 +107,7 @@ def _is_reference_there(family: str) -> bool:
 
 
 def _leavings(family: str) -> list[Change]:
-    """What removes our chains and maps, once they are empty, from a table of the reference."""
+    """Changes that remove our empty chains and maps from a table of the reference."""
     table = Table(family, TABLE)
     chains = [chain for chain in table.rule_counts() if chain.startswith(OWN_CHAINS)]
     if not chains or any(_elements(family, name) for name in NAMES):
@@ -122,14 +122,14 @@ def _leavings(family: str) -> list[Change]:
 
 
 def _form(asked: str) -> str:
-    """The backend that the reference takes (docs/spec/portmap.md, `backend`)."""
+    """The backend that the reference uses (docs/spec/portmap.md, `backend`)."""
     if asked:
         return asked
     return IPTABLES if iptables.usable(v6=False) else NFTABLES
 
 
 def to_own(call: Call[Conf]) -> None:
-    """Publish the attachment's ports as this plugin does; the reference's rules go if those differ.
+    """Publish the attachment's ports in this plugin's form; remove the reference's if it differs.
 
     Raises CNIError, KernelError.
     """
@@ -142,7 +142,7 @@ def to_own(call: Call[Conf]) -> None:
 
 
 def _lacks(want: Want) -> bool:
-    """Is not all of it in the maps? Then iptables was taken, where nftables is unusable."""
+    """Do the maps lack any of the ports? They do if ADD fell back to iptables."""
     there = {port.key for one in published() if one.key == want.owner.key for port, _ in one.ports}
     return any(
         port.key not in there for address in want.addresses for port in want.ports_of(address)
@@ -150,7 +150,7 @@ def _lacks(want: Want) -> bool:
 
 
 def forget(owner: Owner) -> None:
-    """Take an attachment out of the maps whose namespace is gone. Raises CNIError."""
+    """Remove an attachment whose namespace is gone from the maps. Raises CNIError."""
     want = settings.want_of(owner, settings.Settings(Conf(), "", None, []), [])
     try:
         backend_nft.unpublish(want, noted=True)

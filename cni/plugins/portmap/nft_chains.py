@@ -1,7 +1,7 @@
 """How published ports look in nftables: the chains and maps that backend_nft keeps.
 
-Each rule is here twice: in nft(8)'s language, and as the kernel has it. The first is for the
-program nft where a network has conditions, which are in that language; a test compares both.
+Each rule is written twice: in nft(8)'s language, and as the kernel's expressions. The first form is
+for the program nft, if a network has conditions, which are in that language. A test compares both.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from ...protocol.address import Prefix, format_ip
 from .want import PROTOCOLS, Port, Want
 
 TABLE = "cni_hostport"
-FAMILIES = {"ip": 4, "ip6": 16}  # with the size of an address in bytes
-REFERENCE_CHAIN = "hostports"  # in every table that the reference has been at
+FAMILIES = {"ip": 4, "ip6": 16}  # family → size of an address in bytes
+REFERENCE_CHAIN = "hostports"  # in every table that the reference has used
 _COMMENT = "CNI portmap plugin"
 # After iptables-nft, kube-proxy and the reference (-100), before firewalld (-90).
 PRIORITY = -99
-KEY = 33  # of a comment, what identifies the owner (owner.py)
-# By whether the host IP is part of the key: the map of verdicts, and the map of targets.
+KEY = 33  # characters at a comment's beginning that identify the owner (owner.py)
+# "Is the host IP part of the key" → the map of verdicts, and the map of targets.
 MAPS = {False: ("published", "targets"), True: ("published_at", "targets_at")}
 NAMES = ("published", "targets", "published_at", "targets_at")
 BY_OWNER, BY_ADDRESS = INDEX = ("by_owner", "by_address")  # see nft_index.py
 NETWORK_CHAIN = "net-"
-OWN_CHAINS = (NETWORK_CHAIN, "published_", "masquerade_")  # how the names begin
+OWN_CHAINS = (NETWORK_CHAIN, "published_", "masquerade_")  # prefixes of the names
 _NUMBERS = {number: name for name, number in PROTOCOLS.items()}
 _LOOPBACK = {
     True: ("127.0.0.0/8", Prefix.parse("127.0.0.0/8")),
@@ -56,7 +56,7 @@ class Hook(NamedTuple):
 class Rule(NamedTuple):
     """A rule in both languages; one that only nft can compile has no expressions.
 
-    The expressions are a function, since they are rarely needed: mostly the chain is there.
+    The expressions are a function, since they are rarely needed: mostly the chain exists.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Rule(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain as it has to be; one that is jumped to has no hook.
+    """A chain as it has to be; without `hook`, other chains jump to it.
 
     `protocols` is the number of the anonymous set in the last rule, if it has one.
     """
@@ -77,7 +77,7 @@ class Chain(NamedTuple):
 
 
 def chains(want: Want, address: Prefix) -> list[Chain]:
-    """The chains that publishing an address's ports takes."""
+    """The chains that are needed to publish an address's ports."""
     family = family_of(address)
     at = {bool(port.host_ip) for port in want.ports_of(address)}
     needed = [network_chain(want, address, host_ip) for host_ip in sorted(at)]
@@ -127,9 +127,9 @@ def _masquerade_chain(family: str, number: int) -> Chain:
 
 
 def _guard_chain(family: str) -> Chain:
-    """Drops what comes for 127.0.0.0/8 by any link but `lo`.
+    """The chain that drops packets to 127.0.0.0/8 from any link but `lo`.
 
-    With `route_localnet`, which ports on localhost need, the kernel would deliver it.
+    With `route_localnet`, which ports on localhost need, the kernel would deliver them.
     """
     drop = Rule(
         'iif != "lo" ip daddr 127.0.0.0/8 drop',
@@ -170,7 +170,7 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
         for text, source in (own, _LOOPBACK[address.is_v4]):
             rules.append(_marking_rule(f"{family} saddr {text} {mark}", source, want.mark))
     number = _set_number(family, len(NAMES + INDEX) + host_ip)
-    # The protocols are in the key already; nft allows `th dport` only where they are named.
+    # The key has the protocol already, but nft allows `th dport` only behind a match for it.
     text = f"meta l4proto {{ 6, 17, 132 }} dnat to {_key_text(family, host_ip)} map @{targets}"
     port = uapi.NFT_REG32_01 if address.is_v4 else uapi.NFT_REG_2
     translate = Rule(
@@ -209,7 +209,7 @@ def _key_text(family: str, host_ip: bool) -> str:
 
 
 def _load_key(address: Prefix, host_ip: bool) -> list[bytes]:
-    """As `_key_text`, in expressions: each part goes into the next free words of the registers."""
+    """`_key_text` as expressions: each part is loaded into the next free words of the registers."""
     registers = [uapi.NFT_REG_1, uapi.NFT_REG32_01]
     loads = []
     if host_ip and address.is_v4:
@@ -247,7 +247,7 @@ def _set_number(family: str, number: int) -> int:
 
 
 def script(wanted: Sequence[Chain]) -> str:
-    """The script for nft(8) that makes these chains: chains before rules, which refer to chains."""
+    """The script for nft(8) that makes these chains; chains come before rules, which name them."""
     lines = []
     for family in dict.fromkeys(chain.family for chain in wanted):
         table = f"{family} {TABLE}"
@@ -303,7 +303,7 @@ def _new(table: Table, chain: Chain) -> Change:
 
 
 def sets(family: str, names: Sequence[str]) -> list[Change]:
-    """For `nft.transact`: have these maps and sets."""
+    """Changes that make these maps and sets, or leave them as they are."""
     kinds = _sets(family)
     return [
         kernel.new_set(Table(family, TABLE), name, _set_number(family, number), *kinds[name])
@@ -338,7 +338,7 @@ def elements(want: Want, address: Prefix) -> dict[str, list[Element]]:
 def without(
     wanted: dict[str, list[Element]], family: str, aside: Collection[tuple[str, bytes]]
 ) -> dict[str, list[Element]]:
-    """The elements but those under a (family, key) that is `aside`."""
+    """The elements without those whose (family, key) is in `aside`."""
     if not aside:
         return wanted
     return {

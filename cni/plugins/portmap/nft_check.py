@@ -1,4 +1,4 @@
-"""CHECK of the ports that backend_nft publishes: every difference between wanted and there."""
+"""CHECK of the ports that backend_nft publishes: differences of wanted and existing elements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _GONE = "the nftables rules are not there; something flushed them. Rules are gon
 
 
 def differences(want: Want, holders: Holders) -> list[str]:
-    """What is not as it should be, a line each. Raises NetlinkError.
+    """The differences, a line each. Raises NetlinkError.
 
-    What another attachment of the same container has need not be there.
+    Ports that another attachment of the same container publishes are no difference.
     """
     problems = []
     aside = nft_holders.still_aside(want, holders)

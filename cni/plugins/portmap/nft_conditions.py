@@ -1,6 +1,6 @@
 """The chains of networks with conditions, which users write in the language of nft(8).
 
-Only chains are made here, so an ADD that finds them does without the program, and so do DEL, GC and
+Only chains are made here. So an ADD that finds them does not need the program, nor do DEL, GC and
 CHECK.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def require() -> None:
-    """Raises CNIError if the program is missing."""
+    """Raise CNIError if the program is missing."""
     try:
         compiler.require()
     except NftMissing as error:
@@ -46,19 +46,19 @@ def make(chains: Sequence[Chain]) -> None:
 
 
 def _check(text: str) -> None:
-    """Raises CNIError for a rule that nft would take for something else than one whole rule."""
+    """Raise CNIError for a text that nft would not read as exactly one rule."""
     parts = text.split('"')
-    if not len(parts) % 2:  # it would go on to the next quote, which is in another rule
+    if not len(parts) % 2:  # an open quote would end at the next quote, in another rule
         raise CNIError("a condition has a quote without its end", 'add or remove a `"`')
-    if "#" in "".join(parts[::2]):  # outside of quotes; it would hide the rule's end
+    if "#" in "".join(parts[::2]):  # a comment would hide the rule's end
         raise CNIError("a condition cannot have a comment", "remove the `#`, or quote it")
 
 
 def unmake(chains: Sequence[Chain]) -> None:
-    """Remove the networks' chains among these, but those that something refers to by now.
+    """Remove the networks' chains among these that nothing refers to.
 
-    An ADD that has seen such a chain, and not used it yet, is refused for the generation that it
-    names, and makes the chain again.
+    An ADD that has read such a chain, and not used it yet, names the old generation: the kernel
+    refuses it, and it makes the chain again.
     """
     for chain in chains:
         if chain.name.startswith(NETWORK_CHAIN):
@@ -76,7 +76,7 @@ def sweep(want: Want) -> None:
         for host_ip in (False, True)
     ]
     try:
-        # looked at first: a transaction that fails waits 13 ms for RCU
+        # read first: a transaction that fails waits 13 ms for RCU
         unmake([c for c in chains if Table(c.family, TABLE).chain_use(c.name) == len(c.rules)])
     except NetlinkError:
-        pass  # they do no harm
+        pass  # unused chains do no harm

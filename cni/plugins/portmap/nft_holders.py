@@ -1,4 +1,4 @@
-"""Whose elements are in the way of an ADD, and what becomes of them (backend_nft)."""
+"""The owners of elements that are in the way of an ADD, and what to do with them (backend_nft)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
 
 
 def judge(want: Want, holders: Holders) -> Verdict:
-    """What is to be done about those who have what is wanted. Raises Taken if one of them lives."""
+    """The verdict on other owners of wanted elements. Raises Taken if such a container lives."""
     verdict = Verdict(set(), set())
     for address, element, there in _in_the_way(want):
         key = there.comment[:KEY]
@@ -40,7 +40,7 @@ def judge(want: Want, holders: Holders) -> Verdict:
 
 
 def still_aside(want: Want, holders: Holders) -> set[tuple[str, bytes]]:
-    """What another attachment of the same container has now."""
+    """The (family, key) of wanted elements that another attachment of this container has now."""
     return {
         (family_of(address), element.key)
         for address, element, there in _in_the_way(want)
@@ -56,7 +56,7 @@ def judge_one(there: Element, holders: Holders) -> Holder:
 def former_holders(
     owner: Owner, address: Prefix, have: Mapping[str, list[Element]], holders: Holders
 ) -> set[str]:
-    """The keys of those in our network who had this address before us, and may be replaced."""
+    """The keys of the network's owners that had this address before, and may be replaced."""
     network = network_key(owner.network)
     former = {
         element.comment[:KEY]: element
@@ -72,15 +72,15 @@ def former_holders(
 
 
 def may_be_replaced(former: Element, holders: Holders) -> bool:
-    """May the ADD that has an address now take away what its former holder published?
+    """May the ADD that has an address now remove the ports that its former holder published?
 
-    IPAM gives an address only once: of a holder that nothing was noted of, that has to do.
+    Yes also for a holder without a note, since IPAM gives an address only once.
     """
     return judge_one(former, holders).fate not in (ALIVE, SAME)
 
 
 def _in_the_way(want: Want) -> Iterator[tuple[Prefix, Element, Element]]:
-    """What others have of what is wanted: the address, the element that is wanted, and theirs."""
+    """Wanted keys that others have: the address, the wanted element, and the other's element."""
     for address in want.addresses:
         table = Table(family_of(address), TABLE)
         for name, wanted in elements(want, address).items():

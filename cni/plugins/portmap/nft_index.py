@@ -1,14 +1,14 @@
-"""Finding a container's elements by key, so that one of a thousand costs what the first does.
+"""Finding a container's elements by key, so that one of a thousand takes no longer than the first.
 
-Two more sets in the table, changed in the same transactions as the elements they lead to:
+Two more sets in the table, changed in the same transactions as the elements that they index:
 
     map by_owner     owner's key . number : host IP . protocol . port   (0.0.0.0, ::: every address)
     set by_address   network's key . address; the comment names the owner
 
-An owner's ports are numbered from 0 without gaps, so that they can be asked for one after the
-other. The keys are those at the beginning of every comment (owner.py). Under the key of
-zeros by_owner has an element that says that nothing is missing: tables of earlier builds, which
-have no index, get theirs with the next ADD. Without it everything is read, as then.
+An owner's ports are numbered from 0 without gaps, so that they can be read one after the other. The
+keys are those at the beginning of every comment (owner.py). An element of by_owner under the key of
+zeros marks the index as complete. Tables of earlier builds have no index until the next ADD;
+without the mark all elements are read.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .nft_chains import BY_ADDRESS, BY_OWNER, INDEX, KEY, MAPS, NAMES, TABLE, fa
 
 Elements = dict[str, list[Element]]  # by the name of their map or set
 
-_WORDS = 4  # of an owner's key; half of them are the network's
+_WORDS = 4  # in an owner's key; the first half is the network's key
 _NOBODY = bytes(4 * (_WORDS + 1))
 _RUN = 15  # an owner's ports asked for at once
 
 
-# --- what it has to be ----------------------------------------------------------------------------
+# --- the index as it has to be --------------------------------------------------------------------
 
 
 def complete(family: str) -> Element:
@@ -77,7 +77,7 @@ def _address_size(family: str) -> int:
     return 4 if family == "ip" else 16
 
 
-# --- what is there --------------------------------------------------------------------------------
+# --- the index as it is ---------------------------------------------------------------------------
 
 
 def ports_of(family: str, owner: str) -> list[Element] | None:
@@ -96,7 +96,7 @@ def ports_of(family: str, owner: str) -> list[Element] | None:
 
 
 def held(family: str, owner: str, listed: list[Element], keys: Collection[bytes] = ()) -> Elements:
-    """All elements of an owner that `listed` leads to (those of by_owner), or one of `keys`.
+    """All elements of an owner, found through `listed` (its elements of by_owner) or `keys`.
 
     Keys are as in by_owner: with the host IP.
     """
@@ -145,7 +145,7 @@ def unwanted(family: str, network: str, keep: Collection[str]) -> Elements:
 
 
 def merged(parts: Iterable[Elements]) -> Elements:
-    """All of these together, each element once."""
+    """The union of these, each element once."""
     together: dict[str, dict[Element, None]] = {name: {} for name in (*NAMES, *INDEX)}
     for part in parts:
         for name, items in part.items():

@@ -19,7 +19,7 @@ _CHAINS = (REFERENCE_CHAIN, "hostip_hostports", "masquerading")
 def remove(container_id: str, addresses: Sequence[Prefix] | None) -> None:
     """Remove the reference's rules of a container: only those for its addresses, if they are known.
 
-    They name the container, not the network: without addresses, those of another network go, too.
+    They name the container, not the network: without addresses, other networks' rules go, too.
     Raises CNIError.
     """
     try:
@@ -67,10 +67,10 @@ _RETRIES = 5
 
 
 def publish(want: Want) -> None:
-    """Publish the ports as the reference does with nftables, instead of its rules that are there.
+    """Publish the ports by the reference's nftables rules, in place of its existing ones.
 
-    The network's conditions are in the container's own rules, where the reference has them for all
-    containers. Needs nft(8), as the reference does. Raises CNIError, NftError, NetlinkError.
+    The network's conditions are put into the container's own rules; the reference applies them to
+    all containers. Needs nft(8), as the reference does. Raises CNIError, NftError, NetlinkError.
     """
     from ...netfilter import compiler
 
@@ -85,7 +85,7 @@ def publish(want: Want) -> None:
                 compiler.run(_script(want, address))
                 break
             except NftError:
-                if attempt == _RETRIES:  # else the reference has deleted the same rules meanwhile
+                if attempt == _RETRIES:  # before: the reference may have deleted the same rules
                     raise
 
 

@@ -1,11 +1,12 @@
 """portmap: publishes a container's ports on the node (docs/spec/portmap.md).
 
 A chained plugin: the addresses come from prevResult, the ports from the runtime
-(runtimeConfig.portMappings). With nftables unless iptables is asked for, by name or by its syntax.
+(runtimeConfig.portMappings). It uses nftables, unless the configuration names iptables or has
+options in its syntax.
 
-Beyond the reference: a host port has one owner, and an ADD that wants another's port is told whose
-it is; DEL finds what there is without the ports, in both backends, and GC, STATUS and `cni reload`
-exist.
+Beyond the reference: a host port has one owner, and the error of an ADD that wants another's port
+names that owner; DEL finds the rules of both backends without knowing the ports; and there are GC,
+STATUS and `cni reload`.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def _load(name: str) -> Backend:
 
 
 def _load_used(*chains: str) -> list[Backend]:
-    """The backends that may have rules; iptables if one of these chains is in its nat table."""
+    """The backends that may have rules; iptables if its nat table has one of these chains."""
     from ...netfilter import iptables
 
     used = []
@@ -65,7 +66,7 @@ def _is_nft_used() -> bool:
     try:
         return any(Table(family, "cni_hostport").exists() for family in ("ip", "ip6"))
     except OSError:
-        return True  # the backend finds out why the kernel does not say
+        return True  # the backend will show why the kernel does not answer
 
 
 # --- ADD ------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def add(call: Call[Conf]) -> Result:
         listeners.require_none(want)
     call.undo.callback(lambda: _remove(call, want, call.handles))
     earlier = _noted_earlier(call)
-    call.remember(previous)  # first: the DEL of an attachment that this one stands by reads it
+    call.remember(previous)  # first, because the DEL of a holder that this one stands by reads it
     call.handles = _publish(call, want, asked.backend, earlier)
     if call.handles:
         call.keep_with_handles(previous)
@@ -99,7 +100,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def _noted_earlier(call: Call[Conf]) -> Want | None:
-    """What this attachment published before, if no DEL came in between."""
+    """What an earlier ADD of this attachment published, if that had no DEL."""
     one = intent.find("portmap", call.owner, call.request.env)
     if one is None:
         return None
@@ -121,9 +122,9 @@ def _publish_again(call: Call[Conf], owner: Owner, asked: Settings) -> None:
 
 
 def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = None) -> list[int]:
-    """Make the rules that are missing, and forget flows that began without them.
+    """Make the missing rules, and end flows that began without them.
 
-    Returns the handles of rules, as Backend.setup does.
+    Returns the handles of rules, as Backend.setup.
     """
     used, handles = _setup(call, want, backend, earlier)
     for address in want.addresses:
@@ -137,7 +138,7 @@ def _publish(call: Call[Conf], want: Want, backend: str, earlier: Want | None = 
             from . import flows
 
             flows.forget(call, not address.is_v4, ports, strays)
-        # With iptables only localhost of IPv4 is published, as in the reference.
+        # With iptables only 127.0.0.1 is supported, not ::1, as in the reference.
         if want.snat and (address.is_v4 or used != IPTABLES):
             localhost.enable(call, want.owner, address, filtered=used == NFTABLES)
     return handles
@@ -150,9 +151,9 @@ def _has_flows(ports: list[Port]) -> bool:
 def _setup(
     call: Call[Conf], want: Want, backend: str, earlier: Want | None
 ) -> tuple[str, list[int]]:
-    """Make the rules, and say with which backend, and their handles as Backend.setup does.
+    """Make the rules; return the name of the backend, and the handles of Backend.setup.
 
-    That is the one asked for; else nftables, or iptables where nftables is unusable. Raises
+    The backend is the configured one; else nftables, or iptables if nftables is unusable. Raises
     CNIError, KernelError.
     """
     holders = judge_of(call, want.owner)
@@ -165,7 +166,7 @@ def _setup(
     except (CNIError, KernelError) as error:
         from ...netfilter import iptables
 
-        # To ask beforehand whether nftables is usable would cost each ADD; so ask after a failure.
+        # To test nftables beforehand would cost each ADD a request, so test it after a failure.
         if backend or not iptables.usable(v6=False):
             raise
         try:
@@ -177,7 +178,7 @@ def _setup(
 
 
 def judge_of(call: Call[Conf], owner: Owner) -> LoadHolders:
-    """What judges other owners for `owner`, loaded when it is needed."""
+    """A function that loads the judge of other owners, for `owner`."""
 
     def load() -> Holders:
         from .holders import Holders
@@ -194,7 +195,7 @@ def delete(call: Call[Conf]) -> None:
     """Remove what was published, with either backend, by us or by the reference."""
     steps = Steps()
     asked: Settings | None = steps.run(settings.read, call)
-    # What was noted on the host at ADD counts more than what the runtime says now.
+    # The note that ADD wrote on the host outranks what the runtime says now.
     asked = settings.of_noted(call) or asked or settings.read_what_can_be(call)
     want = settings.want_of(call.owner, asked, settings.known_ports(asked))
     intents = call.forgotten.intents if call.forgotten is not None else []
@@ -205,7 +206,7 @@ def delete(call: Call[Conf]) -> None:
 def _remove(call: Call[Conf], want: Want, handles: Sequence[int]) -> None:
     """Remove everything of the owner; `want` may lack addresses and ports."""
     steps = Steps()
-    steps.run(localhost.release, call)  # first: the guard goes with the last rules
+    steps.run(localhost.release, call)  # first, because the guard goes with the last rules
     aside = call.forgotten
     noted = aside is not None and bool(aside.intents or aside.errors)
     ports = set(want.ports)
@@ -218,7 +219,7 @@ def _remove(call: Call[Conf], want: Want, handles: Sequence[int]) -> None:
 
 
 def _serve_those_that_stand_by(call: Call[Conf], key: str) -> None:
-    """Publish the ports that are free now through the container's other networks."""
+    """Publish the ports, which are free now, through the container's other networks."""
     from .holders import standing_by
 
     for other in standing_by(call, key):
@@ -239,7 +240,7 @@ def _forget_flows(call: Call[Conf], ports: list[Port], addresses: list[bytes]) -
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Remove what this network's attachments published that are not kept."""
+    """Remove the ports of this network's attachments that are not in `keep`."""
     steps = Steps()
     steps.run(localhost.gc, call, call.owners(keep))
     ports: list[Port] = []
@@ -252,7 +253,7 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """Everything must be there as ADD made it."""
+    """Require all rules that ADD made. Raises CNIError with every difference."""
     from ..shared import checks
 
     asked = settings.read(call, prefix="")
@@ -274,7 +275,7 @@ def _missing_rules(want: Want, backend: str, holders: LoadHolders) -> list[str]:
         problems = [f"could not list rules in table cni_hostport: {error}"]
     problems += _missing_localhost(want, v6=True)
     if problems and not backend and _has_iptables_chain(want.owner.chain("DN-")):
-        return _load(IPTABLES).check(want, holders)  # it was started by the reference
+        return _load(IPTABLES).check(want, holders)  # the reference started it
     return problems
 
 

@@ -1,4 +1,4 @@
-"""portmap's configuration, and what it asks the backends for (docs/spec/portmap.md)."""
+"""portmap's configuration, its validation, and the Want made of it (docs/spec/portmap.md)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Conf(config.NetConf):
 
 
 class Settings(NamedTuple):
-    """A valid configuration. `backend` is empty where either will do; then nftables comes first."""
+    """A valid configuration. `backend` is "" if it names none; then nftables is tried first."""
 
     conf: Conf
     backend: str
@@ -77,7 +77,7 @@ def read(call: Call[Conf], prefix: str = "failed to parse config: ") -> Settings
 
 
 def of_intent(one: Intent) -> Settings | None:
-    """The settings of an earlier ADD, as it was noted; None if that cannot be read."""
+    """The settings of an earlier ADD, from its note; None if that cannot be read."""
     try:
         conf = config.convert(one.config, Conf, "")
         previous = Result.parse(one.result, VERSION)
@@ -87,14 +87,14 @@ def of_intent(one: Intent) -> Settings | None:
 
 
 def of_noted(call: Call[Conf]) -> Settings | None:
-    """For a DEL: what the last ADD of this attachment noted; None if nothing was."""
+    """For a DEL: the settings that the last ADD of this attachment noted; None without a note."""
     intents = call.forgotten.intents if call.forgotten is not None else []
     noted = [settings for one in intents if (settings := of_intent(one)) is not None]
     return noted[-1] if noted else None
 
 
 def read_what_can_be(call: Call[Conf]) -> Settings:
-    """For a DEL with a broken configuration or prevResult: what of them can be read."""
+    """For a DEL with a broken configuration or prevResult: their readable parts."""
     try:
         conf = call.conf
     except CNIError:
@@ -121,7 +121,7 @@ def _check_mark(conf: Conf) -> None:
 
 
 def _backend(conf: Conf) -> str:
-    """The backend that is asked for, by name or by options that only one of them understands."""
+    """The backend that the configuration names, or whose options it has; "" for neither."""
     if conf.backend not in (None, IPTABLES, NFTABLES):
         raise CNIError(f'unrecognized backend "{conf.backend}"')
     options: dict[str, list[str]] = {IPTABLES: [], NFTABLES: []}
@@ -159,10 +159,10 @@ def _addresses(ifname: str, previous: Result | None) -> list[Prefix]:
 
 
 def want_of(owner: Owner, settings: Settings, ports: list[Port]) -> Want:
-    """What the backends are asked for: these ports of the container's addresses."""
+    """The Want that publishes these ports of the container's addresses."""
     conf = settings.conf
     bit = conf.mark_masq_bit
-    if bit is None or not 0 <= bit <= 31:  # one that ADD refuses: a DEL does not need the mark
+    if bit is None or not 0 <= bit <= 31:  # ADD refuses it; a DEL does not need the mark
         bit = _MARK_BIT
     return Want(
         owner=owner,
@@ -180,7 +180,7 @@ def want_of(owner: Owner, settings: Settings, ports: list[Port]) -> Want:
 
 
 def _port(mapping: Mapping) -> Port:
-    """Raises CNIError for what no packet could be for."""
+    """A mapping as a Port. Raises CNIError if no packet could ever match it."""
     for what, number in (("container", mapping.container_port), ("host", mapping.host_port)):
         if number > 65535:
             raise CNIError(f"Invalid {what} port number: {number}", "the highest is 65535")
@@ -199,9 +199,9 @@ def _port(mapping: Mapping) -> Port:
 
 
 def ports_to_publish(call: Call[Conf], settings: Settings) -> list[Port]:
-    """The ports as asked for; of those that nothing can reach now, a line is logged.
+    """The ports of the mappings; logs a line for each that no packet can reach at present.
 
-    Raises CNIError for a port, protocol or hostIP that cannot be.
+    Raises CNIError for an invalid port, protocol or hostIP.
     """
     try:
         wanted = [_port(mapping) for mapping in settings.mappings]
@@ -222,7 +222,7 @@ def ports_to_publish(call: Call[Conf], settings: Settings) -> list[Port]:
 
 
 def known_ports(settings: Settings) -> list[Port]:
-    """For a DEL: the ports that an ADD may have published, those that it refuses left out."""
+    """For a DEL: the ports that an ADD may have published, without those that ADD refuses."""
     ports = []
     for mapping in settings.mappings:
         try:
@@ -235,10 +235,10 @@ def known_ports(settings: Settings) -> list[Port]:
 def _warn_of_host_ips(
     call: Call[Conf], specific: dict[bytes, Port], addresses: list[Prefix]
 ) -> None:
-    """Say which mappings wait for an address of the node, and which can never work.
+    """Log which mappings wait for an address of the node, and which can never work.
 
-    The node may be the standby of a virtual IP: rules are only for what is local to the node, so
-    they take effect when the address comes, and leave alone what goes to it elsewhere.
+    The node may be the standby of a virtual IP: rules match only addresses local to the node. So
+    they take effect when the node gets the address, and ignore packets to it on another node.
     """
     with Netlink() as host:
         for ip, port in specific.items():

@@ -1,4 +1,4 @@
-"""What portmap is asked for, and what each of its backends does with it."""
+"""The ports that portmap has to publish (Want), and the Protocol of its backends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError
 
 PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
-# Those whose conntrack entries outlive what made them: nothing like TCP's RST ends them.
+# Protocols whose conntrack entries outlive a connection: nothing like TCP's RST ends them.
 CONNECTIONLESS = ("udp", "sctp")
 
 
 class Taken(CNIError):
-    """Another container has published the host port. No other backend must be tried then."""
+    """Another container has published the host port; no other backend must be tried."""
 
 
 class Port(NamedTuple):
@@ -31,7 +31,7 @@ class Port(NamedTuple):
 
     @property
     def key(self) -> tuple[bytes, str, int]:
-        """What two owners cannot both have."""
+        """The part that is unique among owners: two cannot both have it."""
         return self.host_ip, self.protocol, self.host_port
 
     def __str__(self) -> str:
@@ -64,10 +64,10 @@ class Want(NamedTuple):
     conditions: tuple[list[str], list[str]]
 
     def ports_of(self, address: Prefix) -> list[Port]:
-        """The ports to be published for an address: not those with a host IP of another family.
+        """The ports to publish for an address: those whose host IP is of its family, or of none.
 
-        Here an unspecified host IP is an empty one, and of several mappings of one host port only
-        the first is left.
+        An unspecified host IP becomes b"". Of several mappings of one host port only the first is
+        returned.
         """
         ports: dict[tuple[bytes, str, int], Port] = {}
         for port in plain(self.ports, len(address.ip)):
@@ -82,9 +82,9 @@ SAME, DEAD, ALIVE, UNKNOWN = "same container", "dead", "alive", "unknown"
 
 
 class Holder(NamedTuple):
-    """An owner that has something which is wanted, as far as known, and its fate: a word of these.
+    """The owner of a wanted port or address, as far as known, and its state: one of these words.
 
-    UNKNOWN: nothing was noted of it on this node, as of containers that the Go plugin started.
+    UNKNOWN: this node has no note about it, as for containers that the Go plugin started.
     """
 
     owner: Owner | None
@@ -92,7 +92,7 @@ class Holder(NamedTuple):
 
 
 class Holders(Protocol):
-    """Finds the holder of something, and judges it (holders.py)."""
+    """Finds the holder of a port or chain, and whether it lives (holders.py)."""
 
     def by_key(self, key: str, named: Owner | None) -> Holder: ...
 
@@ -102,41 +102,41 @@ class Holders(Protocol):
 
 
 class LoadHolders(Protocol):
-    """Loads what judges holders; most ADDs meet none."""
+    """Loads the judge of holders, which most ADDs do not need."""
 
     def __call__(self) -> Holders: ...
 
 
 class Backend(Protocol):
-    """One way to publish ports. All verbs act on the current network namespace.
+    """A packet filter that publishes ports, in the current network namespace.
 
-    What fails raises CNIError or KernelError.
+    Methods raise CNIError or KernelError.
     """
 
     def setup(self, want: Want, holders: LoadHolders, earlier: Want | None) -> list[int]:
-        """Publish the ports; what is there already is not made again.
+        """Publish the ports; what exists already is not made again.
 
-        Ports of an owner who is dead go over to this one. For ports that another attachment of the
-        container has, this one stands by. `earlier` is what an ADD of this owner published before,
-        without a DEL in between: it is removed. Raises Taken if another living container has one of
-        the ports; then no packet is treated otherwise than before. Returns the handles by which
-        `teardown` finds rules faster, if the backend needs any.
+        This owner takes over ports of dead owners. For ports of another attachment of the same
+        container it stands by. `earlier` is what an ADD of this owner published that had no DEL: it
+        is removed. Raises Taken if another living container has one of the ports; then packets are
+        treated as before. Returns the handles by which `teardown` finds rules faster, if the
+        backend needs any.
         """
 
     def teardown(self, want: Want, *, noted: bool, handles: Sequence[int] = ()) -> list[Port]:
-        """Remove what the owner published, also what the reference made; gives those ports.
+        """Remove what the owner published, also the reference's rules; return those ports.
 
-        That there is nothing is no error. `want` may lack addresses and ports; if it has them, the
-        rules of the container's other attachments stay. `noted`: an ADD of this owner was noted on
-        the host, so there may be something. `handles` are what `setup` returned, as far as that is
+        Nothing to remove is no error. `want` may lack addresses and ports; if it has them, the
+        rules of the container's other attachments stay. `noted`: the host has a note of an ADD of
+        this owner, so there may be rules. `handles` are those that `setup` returned, as far as
         known.
         """
 
     def gc(self, network: str, keep: list[Owner]) -> list[Port]:
-        """Remove what the network's owners published that are not in `keep`; gives those ports."""
+        """Remove what the network's owners not in `keep` published; return those ports."""
 
     def check(self, want: Want, holders: LoadHolders) -> list[str]:
-        """What is missing of that, a line each."""
+        """The missing parts of `want`, a line each."""
 
     def status(self, *, conditions: bool) -> None:
-        """Raises CNIError or KernelError if ports (with `conditions`) cannot be published here."""
+        """Raise CNIError or KernelError if ports (with `conditions`) cannot be published here."""

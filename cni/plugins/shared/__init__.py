@@ -1,1 +1,1 @@
-"""What several plugins share. Nothing here knows a plugin."""
+"""Code that several plugins share. No module here depends on a plugin."""

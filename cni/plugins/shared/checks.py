@@ -47,8 +47,8 @@ def compare(
 ) -> None:
     """Compare CNI_IFNAME's addresses and the routes, then raise all differences. Raises CNIError.
 
-    `problems` are the differences that the plugin knows already, named first; `rules` those of the
-    packet filter, named last.
+    `problems` are the plugin's own differences, which come first; `rules` are those of the packet
+    filter, which come last.
     """
     sock = netns.netlink()
     have = routed(sock, previous)
@@ -57,11 +57,11 @@ def compare(
 
 
 def forwarding(previous: Result, through: str = "") -> list[str]:
-    """Does the node forward packets of the families that the prevResult has addresses of?
+    """Differences if the node does not forward packets of the families of prevResult's addresses.
 
-    `through` is the node's link on which the container's packets come in.
+    `through` is the node's link on which the container's packets arrive.
     """
-    from ...kernel import sysctl  # not all that compare need it
+    from ...kernel import sysctl  # not every CHECK needs it
 
     problems = []
     for v6 in sorted({not ip.prefix.is_v4 for ip in previous.ips}):
@@ -69,7 +69,7 @@ def forwarding(previous: Result, through: str = "") -> list[str]:
         for name, who in sysctl.forwarding(v6, through):
             try:
                 value = sysctl.read(name)
-            except OSError:  # hidden from this process: not known
+            except OSError:  # this process cannot see it, so it is not known
                 continue
             if value == "0":
                 key = sysctl.shown(name)
@@ -81,7 +81,7 @@ def forwarding(previous: Result, through: str = "") -> list[str]:
 
 
 def gateways(host: Netlink, name: str, wanted: list[Prefix]) -> list[str]:
-    """Has the node's link the addresses that are the container's gateways?"""
+    """Differences if the node's link lacks addresses that are the container's gateways."""
     device = link.find(host, name) if wanted else None
     if device is None:
         return [f"the gateway's interface {name} not found"] if wanted else []
@@ -94,7 +94,7 @@ def gateways(host: Netlink, name: str, wanted: list[Prefix]) -> list[str]:
 
 
 def host_end(outer: Link) -> list[str]:
-    """Is the node's end of the pair up?"""
+    """A difference if the node's end of the pair is down."""
     if outer.up:
         return []
     return [
@@ -124,15 +124,15 @@ def mac_differs(entry: Interface, device: Link, prefix: str = "Interface") -> li
 
 
 def is_of(ip: IPConfig, ifname: str, previous: Result) -> bool:
-    """Does the address belong to `ifname`? One that names no interface of the prevResult does."""
+    """Does the address belong to `ifname`? Also True if it names no interface of the prevResult."""
     links, index = previous.interfaces, ip.interface
     return index is None or not 0 <= index < len(links) or links[index].name == ifname
 
 
 def routed(sock: Netlink, previous: Result) -> list[Route]:
-    """The routes to what the prevResult names, for `addresses` and `routes`.
+    """The kernel's routes to destinations of the prevResult, for `addresses` and `routes`.
 
-    A container can have very many others: all of its routes are read once.
+    Reads the container's routes once, since it can have very many.
     """
     destinations = {ip.prefix.network for ip in previous.ips}
     destinations |= {Prefix.parse(wanted.dst).network for wanted in previous.routes}
@@ -142,7 +142,7 @@ def routed(sock: Netlink, previous: Result) -> list[Route]:
 def addresses(sock: Netlink, ifname: str, ips: list[IPConfig], have: list[Route]) -> list[str]:
     """Compare addresses of the prevResult with those of `ifname`.
 
-    The subnet of each address must be routed, in whichever table.
+    The subnet of each address must have a route, in any table.
     """
     device = link.find(sock, ifname)
     if device is None:
@@ -174,7 +174,7 @@ def routes(previous: Result, have: list[Route]) -> list[str]:
         exact = dst.length or defaults.count(wanted.dst) > 1
         gateway = parse_ip(wanted.gw) if wanted.gw and exact else b""
         if not any(gateway):
-            gateway = b""  # 0.0.0.0 stands for a route on the link
+            gateway = b""  # 0.0.0.0 means no gateway
         in_table = (r for r in have if wanted.table in (None, 0, r.table))
         if not any(r.dst == dst and gateway in (b"", r.gateway) for r in in_table):
             text = f"{wanted.dst} via {wanted.gw}" if wanted.gw else wanted.dst

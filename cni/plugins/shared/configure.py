@@ -25,8 +25,7 @@ from ...protocol.config import DNS
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig, Result
 
-# Seconds that duplicate address detection may take, and after which a link that is not up is not
-# waited for.
+# Seconds: the limit for duplicate address detection, and for a link to come up.
 DAD_TIMEOUT, _DAD_STEP = 60, 5
 
 
@@ -43,13 +42,13 @@ def interface(
 
     `settings` are pairs (name below /proc/sys, value), which may fail silently. An entry of
     `result.ips` names its interface by index into `result.interfaces`; entries of other interfaces,
-    or of none, are skipped. `nodad` leaves out duplicate address detection; then there is nothing
-    to wait for, however long the kernel takes to get to the link-local address. Raises CNIError.
+    or of none, are skipped. `nodad` leaves out duplicate address detection: then nothing is waited
+    for, not even the link-local address. Raises CNIError.
     """
     name = call.ifname
     if not result.interfaces:
         raise CNIError("no interfaces to configure")
-    if getattr(call.conf, "no_default_route", False):  # a key of some main plugins
+    if getattr(call.conf, "no_default_route", False):  # some main plugins have this key
         result.routes = [each for each in result.routes if Prefix.parse(each.dst).length]
     sock = netns.netlink()
     mine = [ip for ip in result.ips if _is_for(ip, name, result)]
@@ -57,7 +56,7 @@ def interface(
     _prepare(call, netns, settings, ipv6=has_v6)
     routes = result.routes
     if learns(call.conf.ipam.type):
-        mine, routes = [], []  # the kernel has made them, and keeps their lifetimes
+        mine, routes = [], []  # the kernel has made both, and maintains their lifetimes
     for ip in mine:
         try:
             address.add(sock, index, ip.prefix, nodad=nodad)
@@ -72,7 +71,7 @@ def interface(
 
 
 def learns(ipam: str) -> bool:
-    """Does this IPAM plugin report what the kernel itself has put on the link?"""
+    """Does this IPAM plugin report addresses that the kernel itself has made (slaac)?"""
     return config.means(ipam, "slaac")
 
 
@@ -132,7 +131,7 @@ def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
 def _settle(netns: Namespace, index: int, name: str) -> None:
     """Wait until duplicate address detection has ended, or the link is not up. Raises CNIError.
 
-    It takes two seconds; on a machine whose processors all have other work, many more.
+    Duplicate address detection takes two seconds; on a busy machine, many more.
     """
     sock = netns.netlink()
     waited = 0
@@ -156,9 +155,9 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
 
 
 def _by_destination(routes: list[config.Route]) -> list[list[config.Route]]:
-    """The routes, those that differ in their gateway alone together: they are one, to the kernel.
+    """The routes, grouped: routes that differ only in their gateway are one multipath route.
 
-    A route that is there twice, with the same gateway, stays alone, and the kernel refuses it.
+    A repeated route with the same gateway stays alone, and the kernel refuses it.
     """
     groups: list[list[config.Route]] = []
     known: dict[object, list[config.Route]] = {}
@@ -177,9 +176,9 @@ def _by_destination(routes: list[config.Route]) -> list[list[config.Route]]:
 def add_route(
     sock: Netlink, index: int, name: str, wanted: list[config.Route], gateways: dict[int, bytes]
 ) -> None:
-    """Add a route of a result; several are one route, with their gateways as next hops.
+    """Add a route of a result; several `wanted` are the next hops of one route.
 
-    Without `gw` it goes via its family's entry in `gateways`, if any. Raises CNIError.
+    A route without `gw` gets its family's entry in `gateways`, if any. Raises CNIError.
     """
     hops = [_entry(index, each, gateways) for each in wanted]
     entry = hops[0]
@@ -203,7 +202,7 @@ def _entry(index: int, wanted: config.Route, gateways: dict[int, bytes]) -> rout
     dst = Prefix.parse(wanted.dst)
     gateway = parse_ip(wanted.gw) if wanted.gw else gateways.get(dst.family, b"")
     if gateway == bytes(4) or gateway == bytes(16):
-        gateway = b""  # as in the reference, 0.0.0.0 stands for a route without a gateway
+        gateway = b""  # as in the reference, 0.0.0.0 means no gateway
     return route.Route(
         dst,
         index,
@@ -237,9 +236,9 @@ def enable_forwarding(prefixes: list[Prefix]) -> None:
 
 
 def announce_settings(ifname: str, *, ipv6: bool = True) -> list[tuple[str, str]]:
-    """The sysctls that make the kernel announce the addresses of a link; those of IPv6 on request.
+    """The sysctls that make the kernel announce a link's addresses; `ipv6`: also those of IPv6.
 
-    Over IPv6 it also announces the link-local address, which nobody else had before.
+    The IPv6 one also announces the link-local address, which no other host had before.
     """
     settings = [(f"net/ipv4/conf/{ifname}/arp_notify", "1")]
     if ipv6:
@@ -248,8 +247,8 @@ def announce_settings(ifname: str, *, ipv6: bool = True) -> list[tuple[str, str]
 
 
 def announce_again(sock: Netlink, index: int, mac: str) -> None:
-    """Announce once more, for when the bridge port did not forward yet as the link came up."""
+    """Announce again: the bridge port may not have forwarded yet when the link came up."""
     try:
         link.change(sock, index, mac=link.parse_mac(mac))
     except NetlinkError:
-        pass  # no reason to fail: the link answers, only neighbours learn of it later
+        pass  # no reason to fail: the link works, only neighbours learn its address later

@@ -1,7 +1,7 @@
 """`runtimeConfig.deviceID` as master: the link of a device that a device plugin has allocated.
 
-Loaded only for a request that has one. A `master` in the configuration counts more, since the
-reference has no deviceID here, and runtimes may give one for another plugin of the list.
+Loaded only for a request with a deviceID. A `master` in the configuration outranks it: the
+reference ignores deviceID here, and the runtime may mean it for another plugin of the list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...protocol.errors import CNIError
 def name_of(device: str, *, in_container: bool) -> str:
     """The name of the link of a PCI or auxiliary device of the node. Raises CNIError.
 
-    With `in_container` the configuration looks for the master in the container, where none is.
+    With `in_container` the master has to be in the container, where no such device is: an error.
     """
     if in_container:
         raise CNIError(

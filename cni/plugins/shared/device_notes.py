@@ -2,11 +2,11 @@
 
     <state>/devices/<owner's key>.<plugin>    JSON, see `Note`
 
-A container may rename its devices, and change their aliases, alternative names and MACs. What it
-cannot change is a file on the host. So DEL finds the device by the index that it has in the
-namespace of its ADD, and nothing that the container says decides what is deleted or moved.
+A container may rename its devices, and change their aliases, alternative names and MACs. It cannot
+change a file on the host. So DEL finds the device by its noted index in the namespace of its ADD,
+and no property that the container can set decides what is deleted or moved.
 
-State is `/run/cni`, which a boot empties as it does the kernel; or what CNI_STATE_DIR names.
+<state> is `/run/cni`, which a reboot empties, as it resets devices; or CNI_STATE_DIR.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from ...protocol.request import Attachment
 STATE_DIR = "/run/cni"
 
 _MAX_SIZE = 1 << 16
-_NO_PLACE = frozenset({EACCES, EPERM, EROFS})  # a node that has no place for state
+_NO_PLACE = frozenset({EACCES, EPERM, EROFS})  # errors of a node without a place for state
 
 
 class Note(msgspec.Struct, omit_defaults=True):
     """A device in the namespace `netns` (an Identity's text), where it has this index and kind.
 
-    `cookie` is that namespace's number, of no other in this boot; 0 before Linux 5.14. The rest is
-    how host-device or bond found it on the host; docs/spec/host-device.md, "Note".
+    `cookie` is that namespace's cookie, unique in this boot; 0 before Linux 5.14. The other fields
+    are the device's settings on the host, noted by host-device or bond; docs/spec/host-device.md,
+    "Note".
     """
 
     netns: str
@@ -55,12 +56,12 @@ class Note(msgspec.Struct, omit_defaults=True):
     parent: str = ""
     peer: int = 0
     peer_nsid: int | None = None
-    moved: bool = False  # only then the device is known to be in `netns`
+    moved: bool = False  # the device is known to be in `netns`
     returned: bool = False  # DEL has moved it back, and left a link that looks like it
-    links: list[Note] = []  # of a bond: the devices that were moved with it
+    links: list[Note] = []  # for a bond: the devices that were moved to be its ports
 
     def is_of(self, path: str) -> bool:
-        """Does `path` name the namespace of this note, as far as can be told?"""
+        """Does `path` name the namespace of this note, as far as is known?"""
         noted, now = Identity.parse(self.netns), identify(path)
         return noted is None or now is None or not noted.differs(now)
 
@@ -68,10 +69,10 @@ class Note(msgspec.Struct, omit_defaults=True):
 def namespace_of(call: Call[Any], note: Note, netns: Namespace | None) -> Namespace | None:
     """The namespace in which ADD has put the device of the note; None if it has ended.
 
-    `netns` is what CNI_NETNS names, if anything. The path may be gone, or name another namespace,
-    while a process or another mount still holds the one of the note. Without the cookie nothing
-    tells it from a later one of the same inode, so before Linux 5.14 it counts as ended then.
-    Raises NetnsUnknown, OSError when this process could not look.
+    `netns` is the namespace at CNI_NETNS, if any. That path may be gone, or name another namespace,
+    while a process or another mount still holds the noted one. Without the cookie (before Linux
+    5.14) a later namespace with the same inode cannot be told apart: then the noted one counts as
+    ended. Raises NetnsUnknown, OSError if this process could not look.
     """
     if netns is not None and note.is_of(call.netns):
         return netns
@@ -106,7 +107,7 @@ def save(call: Call[Any], note: Note) -> None:
 def write(call: Call[Any], note: Note) -> None:
     """Write the note of this attachment in place of an older one.
 
-    A node without a place for state goes without, which is logged. Raises CNIError.
+    On a node without a place for state nothing is written, which is logged. Raises CNIError.
     """
     path = _path(call)
     data = msgspec.json.encode(note)
@@ -132,13 +133,13 @@ def remove(call: Call[Any]) -> None:
     """Remove the note of this attachment; success if there is none. Raises CNIError."""
     path = _path(call)
     _unlink(path)
-    _unlink(f"{path}~")  # files.replace was killed
+    _unlink(f"{path}~")  # left if files.replace was killed
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
     """Remove the notes of this plugin's and network's attachments not in `keep`, and yield them.
 
-    One that cannot be read or removed is a problem of the call, and the others are yielded.
+    A note that cannot be read or removed becomes a problem of the call; the others are yielded.
     """
     directory = _directory(call)
     kept = {f"{owner.key}.{call.plugin}" for owner in call.owners(keep)}
@@ -187,14 +188,14 @@ def _read(call: Call[Any], path: str) -> Note | None:
         ) from None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         reason = "has no note in it"  # files.replace never leaves a torn file
-    # A DEL that failed for it would fail until somebody removed the file.
+    # No error: a DEL would fail until somebody removed the file.
     call.log(f"{call.plugin}: ignoring {path}, which is not ours: {reason}")
     return None
 
 
 def _unlink(path: str) -> None:
     try:
-        with suppress(FileNotFoundError, IsADirectoryError):  # a directory is none of ours
+        with suppress(FileNotFoundError, IsADirectoryError):  # a directory is not a note
             os.unlink(path)
     except OSError as error:
         raise CNIError(f"cannot remove {path}: {(error.strerror or '').lower()}") from None

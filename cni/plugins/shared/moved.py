@@ -1,7 +1,8 @@
-"""A device of the host that ADD has moved into a container: finding it again, and putting it back.
+"""A device of the host that ADD has moved into a container: finding it, and restoring it.
 
-What is compared is what a namespace cannot change: the hardware, the other end of a pair, an index.
-So alias and names in the container decide nothing. Nothing here says which device is moved.
+Only properties that a namespace cannot change are compared: the hardware, the other end of a pair,
+an index. So alias and names in the container decide nothing. Which device to move is not decided
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ...protocol.errors import CNIError
 from . import device_notes, veth
 from .device_notes import Note
 
-MARK = "cni:"  # what the owner's key begins with
+MARK = "cni:"  # prefix of the owner's key
 
 
 def describe(host: Netlink, device: Link, netns: str) -> Note:
@@ -73,13 +74,13 @@ def _is_noted(host: Netlink, sock: Netlink, note: Note, device: Link) -> bool:
         other = peer.find(host, note.peer, note.peer_nsid)
         if other is None or other.kind != note.kind or other.peer != device.index:
             return False
-        if note.peer_nsid is None:  # the other end is on the host: is this one, too?
+        if note.peer_nsid is None:  # the other end is on the host: is this end there, too?
             return (other.peer_nsid is None) == (sock is host)
     return device.index == note.index and (note.moved or device.alias == note.name)
 
 
 def has_hardware(note: Note) -> bool:
-    """Is it a device by itself, which no other link can be taken for?"""
+    """Is it hardware, so that no other link can be mistaken for it?"""
     return bool(note.permanent_mac or note.parent)
 
 
@@ -103,10 +104,10 @@ def move_out(host: Netlink, netns: Namespace, inner: Link, note: Note) -> None:
 def _give_old_name(sock: Netlink, inner: Link, note: Note) -> None:
     """Rename the device before it moves, so that the host never sees the container's names.
 
-    udev and the like act on the first name they see. Only where something else in the container
+    udev and others act on the first name that they see. Only if another link in the container
     has the old name, the kernel renames the device as it arrives.
     """
-    link.change(sock, inner.index, up=False)  # what is up cannot be renamed before Linux 6.2
+    link.change(sock, inner.index, up=False)  # before Linux 6.2 a link that is up cannot be renamed
     for name in inner.altnames:
         if name not in note.altnames:
             link.remove_altname(sock, inner.index, name)
@@ -124,9 +125,9 @@ def _restore(sock: Netlink, inner: Link) -> None:
 
 
 def put_right(call: Call[Any], host: Netlink, note: Note) -> bool:
-    """Restore what the note says if its device is on the host, as when its namespace has ended.
+    """If the note's device is on the host, as after the end of its namespace, restore it.
 
-    Returns whether it is. Software links end with their namespace. Raises NetlinkError.
+    Returns whether it is there. Software links end with their namespace. Raises NetlinkError.
     """
     device = find(host, host, note) if has_hardware(note) or note.kind in veth.KINDS else None
     if device is not None:
@@ -135,9 +136,9 @@ def put_right(call: Call[Any], host: Netlink, note: Note) -> bool:
 
 
 def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -> None:
-    """Make the device on the host what it was before ADD. Raises NetlinkError.
+    """Restore the settings that the device had before ADD. Raises NetlinkError.
 
-    What the driver refuses is logged: the device is back all the same.
+    A setting that the driver refuses is only logged: the device itself is back.
     """
     for name in device.altnames:
         if name not in note.altnames and name != note.name:
@@ -153,7 +154,7 @@ def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -
 
 
 def _differences(device: Link, note: Note) -> dict[str, Any]:
-    """What has to change for the device to be as noted, as keywords of link.change."""
+    """The settings that differ from the note, as keywords of link.change."""
     todo: dict[str, Any] = {}
     if device.name != note.name:
         todo["name"] = note.name

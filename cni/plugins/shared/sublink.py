@@ -1,4 +1,4 @@
-"""A single link in the container: what macvlan, ipvlan, vlan, dummy and tap have in common.
+"""A single link in the container: the common code of macvlan, ipvlan, vlan, dummy and tap.
 
 The kernel makes such a link in the container's namespace under its final name, in one request. So
 there is no temporary name, and a kill leaves either the whole link or none.
@@ -35,7 +35,7 @@ class Conf(config.NetConf):
     """The keys of plugins whose link has a master: macvlan, ipvlan, vlan."""
 
     master: str = ""
-    mtu: config.Mtu = config.Mtu(0)  # AUTO, too, is the master's
+    mtu: config.Mtu = config.Mtu(0)  # AUTO is also the master's MTU
     link_in_container: bool = False
     no_default_route: bool = False
     accept_ra: bool | None = None
@@ -44,7 +44,7 @@ class Conf(config.NetConf):
 
 
 def configured_master(conf: Conf) -> str:
-    """The name of `master`, else of the device that the runtime gives; "" where there is neither.
+    """The name of `master`, else of the link of the runtime's deviceID; "" without either.
 
     Raises CNIError if the device has no link.
     """
@@ -75,10 +75,10 @@ def find_master(sock: Netlink, name: str) -> Link:
 
 
 def chained_master(call: Call[Any], previous: Result | None) -> str:
-    """The name of the prevResult's only interface; "" if it has not one alone, or no name.
+    """The name of the prevResult's only interface; "" if it has none, several, or one without name.
 
-    One that is in the container makes that the master's namespace. Raises CNIError if it has the
-    name that the new interface is to have.
+    If that interface is in the container, the master's namespace is the container's. Raises
+    CNIError if it has the name of the new interface.
     """
     only = previous.interfaces[0] if previous and len(previous.interfaces) == 1 else None
     if only is None or not only.name:
@@ -94,7 +94,7 @@ def chained_master(call: Call[Any], previous: Result | None) -> str:
 
 
 def addresses(call: Call[Any], previous: Result | None, allocate: Callable[[], Result]) -> Result:
-    """What `allocate` gives by IPAM; without `ipam`, the addresses of the prevResult, if any."""
+    """The result of `allocate` (IPAM); without `ipam`, the addresses of the prevResult, if any."""
     if call.conf.ipam.type or previous is None or not previous.ips:
         return allocate()
     return previous
@@ -148,8 +148,8 @@ def create(
 ) -> tuple[Link, Interface]:
     """Run `make`, which creates CNI_IFNAME in `netns`: (link, its entry for the result).
 
-    `kind` is the kernel's word for `what`, if that is another. The link is marked with its owner,
-    and its index is noted on the host, so that DEL finds it. It is deleted if the ADD fails later.
+    `kind` is the kernel's name of `what`, if it differs. The link is marked with its owner, and its
+    index is noted on the host, so that DEL finds it. It is deleted if the ADD fails later.
     Raises CNIError ``failed to create <what>: …``.
     """
     _require_free(call, what)
@@ -174,10 +174,10 @@ def create(
 
 
 def _require_free(call: Call[Any], what: str) -> None:
-    """Refuse an ADD while an earlier one's link is in another namespace that exists.
+    """Refuse an ADD while the link of an earlier ADD is in another namespace that exists.
 
-    Both would be connected under the address of the earlier ADD. A namespace that nothing but a
-    descriptor holds is about to end: the link in it makes way. Raises CNIError.
+    Both links would be connected, with the address of the earlier ADD. A namespace that only a
+    descriptor holds is about to end: the link in it is deleted. Raises CNIError.
     """
     note = device_notes.load(call)
     if note is None or note.is_of(call.netns):
@@ -193,7 +193,7 @@ def _require_free(call: Call[Any], what: str) -> None:
             f"failed to create {what}: an earlier ADD of {call.ifname} made {device.name}",
             "it is in another namespace, which still exists: a DEL removes it",
         )
-    # not unlink.delete: its executor would be in the namespace for a while, which then looks used
+    # not unlink.delete: its executor stays in the namespace for a while, which then looks used
     link.delete(earlier.netlink(), device.index)
 
 
@@ -224,18 +224,18 @@ def configure(
 
 
 def delete(call: Call[Any], kind: str) -> None:
-    """Delete the link, which is of this kind, then release the address; no step needs the master.
+    """Delete the link, which has this kind, then release the address; no step needs the master.
 
-    As `disconnect`.
+    Raises as `disconnect`.
     """
     disconnect(call, lambda netns: _delete_link(call, netns, kind))
 
 
 def disconnect(call: Call[Any], take_away: Callable[[Namespace | None], bool]) -> None:
-    """`take_away` the link, which says whether it is gone, then release the address.
+    """Call `take_away`, which returns whether the link is gone, then release the address.
 
-    Nothing is released while the link may still be connected, as when this process could not look
-    into the container: then DEL fails, and the next one does everything. Raises CNIError.
+    The address stays reserved while the link may still be connected, as when this process could not
+    look into the container: then DEL fails, and the next DEL does everything. Raises CNIError.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
@@ -251,7 +251,7 @@ def disconnect(call: Call[Any], take_away: Callable[[Namespace | None], bool]) -
 
 
 def _delete_link(call: Call[Any], netns: Namespace | None, kind: str) -> bool:
-    """Delete the attachment's link in the container; True, also if it is gone already.
+    """Delete the attachment's link in the container; True, even if it is gone already.
 
     Raises CNIError, KernelError, OSError.
     """
@@ -259,7 +259,7 @@ def _delete_link(call: Call[Any], netns: Namespace | None, kind: str) -> bool:
     if note is not None:
         netns = device_notes.namespace_of(call, note, netns)
     if netns is None:
-        return True  # the link went with its namespace
+        return True  # the kernel has deleted the link with its namespace
     sock = netns.netlink()
     device = find_unnoted(call, sock, kind) if note is None else link.find(sock, note.index)
     if device is not None and device.kind == kind:
@@ -268,9 +268,9 @@ def _delete_link(call: Call[Any], netns: Namespace | None, kind: str) -> bool:
 
 
 def find_unnoted(call: Call[Any], sock: Netlink, kind: str) -> Link | None:
-    """The link of an ADD without a note, as of the reference or one that was killed.
+    """The link of an ADD that left no note: the reference's, or one that was killed.
 
-    That is CNI_IFNAME, unless it is of another kind or another owner; or the link with our alias.
+    It is CNI_IFNAME, unless that has another kind or owner; or else the link with our alias.
     """
     device = link.find(sock, call.ifname)
     if device is not None and _may_be_ours(call, device, kind):
@@ -282,7 +282,7 @@ def find_unnoted(call: Call[Any], sock: Netlink, kind: str) -> Link | None:
 
 
 def _may_be_ours(call: Call[Any], device: Link, kind: str) -> bool:
-    """Is the link of this kind, and has it our alias, or none that an ADD of ours has set?"""
+    """Has the link this kind, and either this owner's alias or no alias of these plugins?"""
     key = device.alias.partition(" ")[0]
     return device.kind == kind and (key == call.owner.alias_key or not key.startswith("cni:"))
 
@@ -302,7 +302,7 @@ def gc_with(
     call: Call[Any],
     keep: frozenset[Attachment],
 ) -> None:
-    """Call `collect`, which removes the notes of attachments that are gone, and the IPAM's GC."""
+    """Call `collect`, which removes the notes of attachments that are gone, and IPAM's GC."""
     steps = Steps()
     steps.run(collect, call, keep)
     steps.run(status, call)
@@ -351,7 +351,7 @@ def check(
 
 
 def _missing_master(conf: Conf, netns: Namespace) -> list[str]:
-    """A sentence if the configured master is gone; none if nothing names a master."""
+    """A sentence if the configured master is gone; [] if no master is configured."""
     try:
         name = configured_master(conf)
     except CNIError as error:

@@ -1,6 +1,6 @@
 """Choosing a free routing table in a container, for sbr and vrf.
 
-Two requests at once would choose the same table, hence the lock.
+A lock keeps two simultaneous requests from choosing the same table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ RESERVED = frozenset({253, 254, 255})  # default, main, local
 def lock(netns: Namespace) -> None:
     """Lock the routing tables of this namespace until the request ends.
 
-    The lock is one on the namespace's file, as the reference's sbr takes it. Raises TryAgainLater
-    when another request holds it too long.
+    It locks the namespace's file, as the reference's sbr does. Raises TryAgainLater if another
+    request holds the lock too long.
     """
     lockfile.acquire(netns.fd, netns.path, monotonic() + lockfile.TIMEOUT)
 
@@ -36,7 +36,7 @@ class Survey(NamedTuple):
 
     `main` are the unicast routes of the main table; `used` are the tables that a rule, a route or a
     VRF refers to, and the kernel's own. `link` is the link of the given name, or None. VRFs are
-    looked for only if the rule that leads packets to their tables is there.
+    listed only if the rule exists that leads packets to their tables.
     """
 
     link: Link | None

@@ -16,10 +16,10 @@ from ...protocol.config import means
 
 
 def needs_link(ipam: str) -> bool:
-    """Whether this IPAM plugin needs the interface: dhcp also to release an address.
+    """Does this IPAM plugin need the interface? dhcp does, also to release an address.
 
-    With all others the link goes first: an address must not be handed out again while a container
-    that had it is still connected.
+    With all others DEL removes the link first: an address must not be given out again while the
+    container that had it is still connected.
     """
     return means(ipam, "dhcp") or means(ipam, "slaac")
 
@@ -42,7 +42,7 @@ def delete_here(index: int) -> None:
         with Namespace.current() as here:
             delete(here, index)
     except ExecutorDied:
-        _delete(index)  # the link is of this process's namespace: only the time is lost
+        _delete(index)  # the link is in this process's namespace: this only takes longer
 
 
 def _delete(index: int) -> None:

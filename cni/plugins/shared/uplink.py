@@ -1,7 +1,7 @@
 """`mtu: "auto"`: the MTU of the links by which packets leave the node.
 
-Loaded only for a configuration that says so. What a tunnel between the containers' link and the
-uplink would need is not subtracted: who makes the tunnel gives it a route, or a smaller MTU.
+Loaded only for a configuration with that value. The overhead of a tunnel between the containers'
+link and the uplink is not subtracted: the tunnel needs a route with a smaller MTU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ...kernel.netlink import Netlink
 from ...netns import Namespace
 from ...protocol.errors import CNIError
 
-_LARGEST = 65535  # of a veth or bridge; the loopback interface has more
+_LARGEST = 65535  # the limit of a veth or bridge; the loopback interface has more
 
 
 def mtu() -> int:

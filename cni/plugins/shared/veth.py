@@ -2,8 +2,8 @@
 
 The name of the host's end is derived from the owner, and its alias names the owner.
 
-Longer than 400 lines: ADD gives a pair its name and mark, by which DEL and GC know it. Who changes
-one of the three has to see the other two.
+Longer than 400 lines: ADD gives a pair its name and mark, by which DEL and GC recognise it. A
+change of one of the three needs the other two in view.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .unlink import needs_link
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-# How many names are tried for the host's end when the first one is taken.
+# How many names are tried for the host's end if the first one is taken.
 ATTEMPTS = 10
 MTU_MIN, MTU_MAX = 68, 65535  # the kernel's limits for veth and bridge
 
@@ -56,7 +56,7 @@ def parse_mac(mac: str) -> bytes:
 def mtu(wanted: config.Mtu) -> int:
     """The MTU of both ends; 0 is the kernel's. Raises CNIError for one that it would refuse."""
     if wanted is config.AUTO:
-        from . import uplink  # few configurations leave it to the uplink
+        from . import uplink  # few configurations have "auto"
 
         return uplink.mtu()
     if wanted and not MTU_MIN <= wanted <= MTU_MAX:
@@ -99,7 +99,7 @@ def require_free(call: Call[Any], host: Netlink, netns: Namespace) -> None:
 
 def _has_living_peer(host: Netlink, outer: Link) -> bool:
     """Is the other end of the pair in a namespace that is not being deleted?"""
-    from ...kernel import peer  # needed only after a DEL that never came
+    from ...kernel import peer  # needed only if an earlier ADD had no DEL
 
     return peer.find(host, outer.peer, outer.peer_nsid) is not None
 
@@ -130,7 +130,7 @@ def create(
     outer = link.get(host, name)
     wanted = call.conf.host_interface_name
     if wanted and wanted != name:
-        # before the name: DEL finds the link by the mark, wherever a kill leaves it
+        # before the name: DEL finds the link by the mark, whenever the ADD is killed
         link.change(host, outer.index, alias=call.owner.alias)
         call.undo.callback(_undo_renamed, call.owner, wanted)
         _rename(host, outer, wanted)
@@ -138,14 +138,14 @@ def create(
     prepare_host_end(name)
     link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
     inner = link.get(netns.netlink(), call.ifname)
-    if mac and inner.mac != link.format_mac(mac):  # a netkit is made without
+    if mac and inner.mac != link.format_mac(mac):  # a netkit is made without a MAC
         link.change(netns.netlink(), inner.index, mac=mac)
         inner = inner._replace(mac=link.format_mac(mac))
     return outer, inner
 
 
 def _rename(host: Netlink, outer: Link, wanted: str) -> None:
-    """Give the host's end its configured name; by the derived one it is found, too.
+    """Give the host's end its configured name; the derived one becomes its alternative name.
 
     Raises CNIError.
     """
@@ -258,7 +258,7 @@ def _netkit_or_veth(call: Call[Any], host: Netlink, netns: Namespace, name: str,
 def delete(call: Call[Any], steps: Steps, *, ipam_required: bool = False) -> None:
     """Delete the pair, release the address, stop masquerading: the steps of a DEL.
 
-    Only if the pair cannot be deleted the address stays reserved, until the next DEL.
+    The address stays reserved only if the pair cannot be deleted; then the next DEL releases it.
     """
     ipam = call.conf.ipam.type
     if needs_link(ipam):
@@ -267,25 +267,25 @@ def delete(call: Call[Any], steps: Steps, *, ipam_required: bool = False) -> Non
     if gone and (ipam or ipam_required) and not needs_link(ipam):
         steps.run(call.delegate, ipam)
     if asked_for(call, "ipMasq", call.conf.ip_masq):
-        from . import masquerade  # bandwidth, which uses this module too, needs none
+        from . import masquerade  # bandwidth also uses this module, and needs no masquerading
 
         steps.run(masquerade.delete, call)
 
 
 def asked_for(call: Call[Any], key: str, now: bool) -> bool:
-    """In DEL and GC: is this key set (`now`), or was it for an ADD whose rules have to go?
+    """In DEL and GC: is the key set (`now`), or was it set for an ADD whose rules have to go?
 
-    The configuration may be another one by now, or broken.
+    The configuration may have changed since, or be broken.
     """
     kept = call.forgotten.intents if call.forgotten is not None else []
     return now or any(config.lookup(intent.config, key) for intent in kept)
 
 
 def _delete_pair(call: Call[Any], steps: Steps) -> bool:
-    """Delete the attachment's pair; False if it is known to be there still.
+    """Delete the attachment's pair; False if it is known to exist still.
 
-    The pair goes by the name and the alias of its host end, which the container cannot change: for
-    that the container's namespace is not needed. A pair of the reference bears no mark.
+    The pair is found by name and alias of its host end, which the container cannot change, so its
+    namespace is not needed. Only a pair of the reference has no mark.
     """
     deleted = steps.run(_delete_on_host, call)
     if deleted is None:
@@ -295,7 +295,7 @@ def _delete_pair(call: Call[Any], steps: Steps) -> bool:
 
 
 def _delete_on_host(call: Call[Any]) -> bool:
-    """Delete the pair that has our mark, or whose host end the prevResult names; was there one?"""
+    """Delete the pair with our mark, or whose host end the prevResult names; False without one."""
     with Netlink() as host:
         ends = ends_of(host, call.owner) or _renamed(host, call)
         ends = ends or _named(host, _host_interfaces(call))
@@ -305,17 +305,17 @@ def _delete_on_host(call: Call[Any]) -> bool:
 
 
 def _renamed(host: Netlink, call: Call[Any]) -> list[Link]:
-    """The host end with a configured name, where the kernel has no alternative names."""
+    """The host end with a configured name, on a kernel without alternative names."""
     name = call.conf.host_interface_name
     outer = link.find(host, name) if name else None
     return [outer] if outer is not None and _is_marked(outer, call.owner) else []
 
 
 def ends_of(host: Netlink, owner: Owner) -> list[Link]:
-    """The host ends that bear a name of the owner, and its alias or none.
+    """The host ends with a name of the owner, and with its alias or none.
 
-    An ADD that was killed before it set the alias leaves none. Usually there is one end, under the
-    first name. The other names are looked at too, since what had the first name may be gone by now.
+    There is no alias if the ADD was killed before it set one. Usually there is one end, under the
+    first name. The other names are looked up, too: another link may have had the first name then.
     """
     ends: list[Link] = []
     for attempt in range(ATTEMPTS):
@@ -336,7 +336,7 @@ def _is_marked(outer: Link, owner: Owner) -> bool:
 
 
 def _named(host: Netlink, entries: list[Interface]) -> list[Link]:
-    """The host ends that the prevResult names, with their MAC, and that have no mark of ours."""
+    """The host ends that the prevResult names, with its MAC, and without a mark of ours."""
     ends = []
     for entry in entries:
         outer = link.find(host, entry.name)
@@ -348,9 +348,9 @@ def _named(host: Netlink, entries: list[Interface]) -> list[Link]:
 
 
 def _delete_in_container(call: Call[Any], netns: Namespace) -> bool:
-    """Delete the pair of CNI_IFNAME if its other end is here, and not marked as another's.
+    """Delete the pair of CNI_IFNAME if its other end is on the host, without another owner's mark.
 
-    So does the reference, which marks nothing. Always True. Raises KernelError.
+    The reference does that, too, without marks. Returns True. Raises KernelError.
     """
     inner = link.find(netns.netlink(), call.ifname)
     if inner is None or not inner.peer:
@@ -362,12 +362,12 @@ def _delete_in_container(call: Call[Any], netns: Namespace) -> bool:
     named = [entry.name for entry in _host_interfaces(call)]
     others = outer.alias.startswith("cni:") and not _is_marked(outer, call.owner)
     if not others and (not named or outer.name in named):
-        unlink.delete(netns, inner.index)  # not `outer`: a container can choose indexes that fit it
+        unlink.delete(netns, inner.index)  # not `outer`: a container can choose its indexes
     return True
 
 
 def _host_interfaces(call: Call[Any]) -> list[Interface]:
-    """The prevResult's interfaces on the host; none if there is no prevResult that can be read."""
+    """The prevResult's interfaces on the host; [] without a readable prevResult."""
     try:
         previous = call.prev_result()
     except CNIError:
@@ -404,8 +404,8 @@ def gc(call: Call[Any], keep: frozenset[Attachment], steps: Steps) -> None:
 def collect(host: Netlink, network: str, keep: Collection[str]) -> int:
     """Delete the network's host ends whose alias key is not in `keep`; returns how many.
 
-    An ADD that was killed may leave one without an alias, but in the network's group: only by that
-    a GC finds it, so it is deleted by itself. Raises NetlinkError.
+    An ADD that was killed may leave an end without alias, in the network's group. GC finds it only
+    by that group, so it is deleted separately. Raises NetlinkError.
     """
     group = network_group(network)
     listed = link.dump(host)
@@ -423,7 +423,7 @@ def collect(host: Netlink, network: str, keep: Collection[str]) -> int:
 
 def _suspects(listed: list[bytes], network: str, keep: Collection[str]) -> Iterator[Link]:
     """The links whose alias begins with a key of the network that is not in `keep`, and those in
-    the network's group: of a thousand links most are told by their bytes, without being parsed.
+    the network's group. Most links are recognised by searching their bytes, without parsing.
     """
     prefix, member = f"cni:{network_key(network)}-", nl.u32(uapi.IFLA_GROUP, network_group(network))
     mark = prefix.encode()

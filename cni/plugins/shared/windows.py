@@ -68,7 +68,7 @@ def policies(call: Call[Any]) -> Policies:
 
 
 def dns(conf: SharedConf) -> DNS:
-    """The configured DNS, with the lists that the runtime gives in place of the configured ones."""
+    """The configured DNS; lists from the runtime replace the configured ones."""
     given = conf.runtime_config.dns
     return DNS(
         nameservers=given.servers or conf.dns.nameservers,
@@ -211,7 +211,7 @@ def _unless_elsewhere(
 def _remove_by_name(
     find: Callable[[str], Endpoint | None], delete: Callable[[Endpoint], None], name: str
 ) -> None:
-    """Undo the creation of an endpoint, also one whose answer was lost."""
+    """Undo the creation of an endpoint, also if the answer to the creation was lost."""
     endpoint = find(name)
     if endpoint is not None:
         delete(endpoint)

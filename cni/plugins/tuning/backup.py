@@ -5,10 +5,10 @@
       {"mac": …, "promisc": …, "mtu": …, "allmulti": …, "txQLen": …,  the reference's keys
        "sysctl": …, "shared": …, "ethtool": …, "owner": …}            ours, which it ignores
 
-Either implementation restores from the other's file. The file is written before the first change,
-and holds the values from before *any* change: a second ADD for the same interface (another tuning
-in the chain, or a retry after a kill) adds to it and overwrites nothing. A new file is renamed into
-place, so ours is never torn. A torn one is of the reference, killed before its first change.
+Each implementation restores from the other's file. The file is written before the first change, and
+has the values from before *any* change: a second ADD for the same interface (another tuning in the
+chain, or a retry after a kill) adds values and overwrites none. A new file is renamed into place,
+so ours is never torn. A torn one is the reference's, which was killed before its first change.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
         return {key: value for key, value in known.items() if value is not None}
 
     def over(self, newer: Backup) -> Backup:
-        """This backup with the values of a later one that it lacks; this one's are older."""
+        """This backup, with values of a `newer` one added where it has none."""
         values = dict(self.sysctl)
         for name, (before, ours) in newer.sysctl.items():
             values[name] = (self.sysctl.get(name, (before,))[0], ours)
@@ -79,16 +79,16 @@ class Backup(msgspec.Struct, omit_defaults=True):
 
     @property
     def empty(self) -> bool:
-        """Is there nothing to put back?"""
+        """Has it no value to restore?"""
         return not (self.sysctl or self.shared or self.ethtool or self.link)
 
     def is_of(self, netns: Namespace) -> bool:
-        """Are the values of this namespace? The reference's files do not say, and count as such."""
+        """Are these values of this namespace? True for the reference's files, which do not tell."""
         return self.owner is None or self.owner.netns == identity(netns)
 
 
 def identity(netns: Namespace) -> str:
-    """A text that no other namespace of this boot has; before Linux 5.14, none that exists now."""
+    """A text, unique among this boot's namespaces; before Linux 5.14, among existing ones."""
     number = cookie(netns.netlink().sock)
     return f"cookie {number:x}" if number else "inode {}:{}".format(*netns.identity)
 
@@ -130,7 +130,7 @@ class File:
             raise _explain("write", self._path, error) from None
 
     def remove(self) -> None:
-        """Remove the file, and a half-written one; success if they are missing. Raises CNIError."""
+        """Remove the file and a half-written one; missing ones are success. Raises CNIError."""
         for path in (self._path, self._new):
             try:
                 os.unlink(path)
@@ -178,7 +178,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
 
 
 def _network(path: str) -> str | None:
-    """The network that a file names; None for one of the reference. Raises OSError."""
+    """The network that a file names; None for the reference's files. Raises OSError."""
     try:
         saved = _read(path)
     except files.Unusable:
@@ -187,7 +187,7 @@ def _network(path: str) -> str | None:
 
 
 def _read(path: str) -> Backup | None:
-    """None for a torn file. Raises OSError."""
+    """The backup in a file; None if the file is torn. Raises OSError."""
     try:
         return msgspec.json.decode(files.read(path, _MAX_SIZE), type=Backup)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

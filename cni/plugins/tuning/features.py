@@ -16,9 +16,9 @@ from ...protocol.errors import CNIError
 
 
 def look(netns: Namespace, ifname: str, wanted: dict[str, bool]) -> dict[str, bool]:
-    """The values to which DEL has to set the features that are going to change. Raises CNIError.
+    """The values to which DEL restores the features that are going to change. Raises CNIError.
 
-    That is what was last asked for (ethtool's "wanted"), whether or not the driver could do it. A
+    They are the last requested ones (ethtool's "wanted"), whether or not the driver could comply. A
     feature that is unknown, or fixed at the other value, is an error.
     """
     with _session(netns, ifname) as session:

@@ -56,7 +56,7 @@ def add(call: Call[Conf]) -> Result:
 def _read_sysctls(netns: Namespace, want: Settings) -> dict[str, tuple[str, str]]:
     """The sysctls that are going to be set: name -> (value now, value to set). Raises CNIError.
 
-    If some belong to the namespace, it is locked: another attachment may restore them just now.
+    If some belong to the namespace, it is locked, since another attachment may be restoring them.
     """
     names = list(want.sysctl)
     if not names:
@@ -67,7 +67,7 @@ def _read_sysctls(netns: Namespace, want: Settings) -> dict[str, tuple[str, str]
     for name, (value, errno) in zip(names, netns.sysctls(_reading(names)), strict=True):
         if errno in _NO_PARAMETER:
             raise _refused("open", name, errno)
-        if value is not None:  # some sysctls can only be written; those cannot be restored
+        if value is not None:  # a sysctl that can only be written cannot be restored
             present[name] = (value, want.sysctl[name])
     return present
 
@@ -120,7 +120,7 @@ def _keep(call: Call[Conf], before: Backup) -> None:
     """Write the values that are going to change to the backup file. Raises CNIError."""
     file = backup.File(call.conf.data_dir, call.owner)
     kept = file.read()
-    # Values of another namespace, whose DEL never came, say nothing about this one.
+    # Values of another namespace, which had no DEL, say nothing about this one.
     if kept is not None and kept.owner is not None and kept.owner != before.owner:
         kept = None
     merged = kept.over(before) if kept is not None else before
@@ -172,7 +172,7 @@ def _set_link(netns: Namespace, ifname: str, attributes: dict[str, Any]) -> list
     """Set attributes in one request, or one by one if that fails; a sentence for each failure."""
     sock = netns.netlink()
     try:
-        link.change(sock, 0, name=ifname, **attributes)  # index 0: the one of that name
+        link.change(sock, 0, name=ifname, **attributes)  # index 0: the link is found by its name
     except NetlinkError:
         pass
     else:
@@ -195,9 +195,9 @@ def _undo(netns: Namespace, ifname: str, before: Backup) -> None:
 
 
 class Problems:
-    """What could not be put back: `refused` by the kernel, or because it was `short` of something.
+    """Values that could not be restored: `refused` by the kernel, or for lack of memory (`short`).
 
-    What was short may succeed when it is repeated.
+    The latter may succeed when DEL is repeated.
     """
 
     def __init__(self) -> None:
@@ -209,9 +209,9 @@ class Problems:
         return self.refused + self.short
 
     def run(self, step: Callable[..., list[str] | list[tuple[str, int]]], *args: Any) -> None:
-        """Run a step, which returns what the kernel has refused.
+        """Run a step, which returns the kernel's refusals.
 
-        That is a sentence each, or the (name, errno) of a sysctl.
+        Each is a sentence, or the (name, errno) of a sysctl.
         """
         try:
             for problem in step(*args):
@@ -269,10 +269,10 @@ def _put_back_features(netns: Namespace, ifname: str, before: Backup) -> list[st
 def delete(call: Call[Conf]) -> None:
     """Restore the values of the backup file; every step runs.
 
-    What the kernel refuses is logged, not raised, as in the reference: mostly the interface is
-    going to be deleted anyway. Raises CNIError for a file that cannot be read or removed now, and
-    when this process was short of something: then DEL can be repeated. Nothing of the configuration
-    is needed but `dataDir`.
+    A refusal of the kernel is logged, not raised, as in the reference: mostly the interface is
+    about to be deleted anyway. Raises CNIError if a file cannot be read or removed, and if this
+    process lacked memory or descriptors: then DEL can be repeated. Of the configuration only
+    `dataDir` is needed.
     """
     file = backup.File(call.conf.data_dir, call.owner)
     kept = file.read()
@@ -290,7 +290,7 @@ def delete(call: Call[Conf]) -> None:
 def _restore(call: Call[Conf], kept: Backup, problems: Problems) -> None:
     netns = call.find_netns()
     if call.netns_unknown:
-        return  # DEL fails in the end, and finds the backup when it is repeated
+        return  # DEL fails at its end, and a repeated one finds the backup
     users = None
     if kept.shared and kept.owner is not None:
         users = shared.File(backup.directory_of(call.conf.data_dir), kept.owner.netns)
@@ -307,7 +307,7 @@ def _restore(call: Call[Conf], kept: Backup, problems: Problems) -> None:
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     """Remove the backup files of this network's attachments that are not in `keep`.
 
-    A sysctl of a namespace that still exists is put back when the last attachment goes, as by DEL.
+    As in DEL, a sysctl of an existing namespace is restored after its last attachment.
     """
     owners = call.owners(keep)
     directory = backup.directory_of(call.conf.data_dir)

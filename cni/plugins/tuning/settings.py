@@ -68,7 +68,7 @@ class Settings:
         conf, over = call.conf, call.conf.args.cni
         pairs = call.parse_args(ARGS)
         self.keys = [*conf.sysctl, *over.sysctl]
-        ifname = call.ifname or "IFNAME"  # STATUS has none
+        ifname = call.ifname or "IFNAME"  # STATUS has no interface
         self.sysctl = {**_names(conf.sysctl, ifname), **_names(over.sysctl, ifname)}
         mac = over.mac or conf.runtime_config.mac or pairs.get("MAC", "") or conf.mac
         self.link: dict[str, Any] = {}
@@ -101,13 +101,13 @@ class Settings:
 
 
 def _seen_once(stdin: bytes, keys: Iterable[str]) -> bool:
-    """Does each key occur once in the text? A quick test, which may say no wrongly."""
+    """Does each key occur once in the text? A quick test, whose False may be wrong."""
     return b"\\" not in stdin and all(stdin.count(f'"{key}"'.encode()) == 1 for key in keys)
 
 
 def _refuse_duplicates(stdin: bytes) -> None:
     """Refuse a key that occurs twice in `sysctl`: a decoder would drop one. Raises CNIError."""
-    from ...protocol import gojson  # the quick test is enough for nearly all
+    from ...protocol import gojson  # rarely needed: the quick test suffices
 
     found = {key for name, key in gojson.repeated(stdin) if name.lower() == "sysctl"}
     if found:
@@ -118,8 +118,8 @@ def _refuse_duplicates(stdin: bytes) -> None:
 def _names(settings: dict[str, str | None], ifname: str) -> dict[str, str]:
     """The sysctls as a map from names below /proc/sys to values. Raises CNIError.
 
-    White space around a value, as the newline of a YAML block, does not belong to it. An empty
-    value or null, which a template without a value leaves, sets nothing.
+    White space around a value, such as the newline of a YAML block, is removed. An empty value or
+    null, as a template without a value leaves it, sets nothing.
     """
     values: dict[str, str] = {}
     for key, text in settings.items():
@@ -162,10 +162,10 @@ def _number(key: str, value: int) -> int:
 
 
 def require_allowed(keys: list[str]) -> None:
-    """Each key must match a line of the allow-list, if there is one, as a whole. Raises CNIError.
+    """Require that each key as a whole matches a line of the allow-list, if there is one.
 
-    The reference is content with a match anywhere in the key: `net.ipv4.ip_forward` would admit
-    `net.ipv4.ip_forward_use_pmtu`.
+    Raises CNIError. The reference accepts a match anywhere in the key: `net.ipv4.ip_forward` would
+    admit `net.ipv4.ip_forward_use_pmtu`.
     """
     try:
         with open(ALLOWLIST, encoding="utf-8") as file:
@@ -189,7 +189,7 @@ def _compile(line: str) -> re.Pattern[str]:
     import re  # expensive, and few nodes have such a file
 
     try:
-        if "[:" in line:  # a character class to Go, but to Python a set with other members
+        if "[:" in line:  # in Go a character class, in Python a set with other members
             raise re.error("[:class:] is not supported")
         return re.compile(line)
     except re.error as error:

@@ -1,13 +1,13 @@
-"""tuning's sysctls that all attachments of a namespace share, and who has set them.
+"""tuning's sysctls that all attachments of a namespace share, and which attachments have set them.
 
     <dataDir>/:<namespace>    JSON: {sysctl: {"before": value, "users": {owner's key: value set},
                                               "netns": Identity of the namespace, for GC}}
 
 `net.core.somaxconn` or `net.ipv4.conf.all.arp_announce` belong to the namespace, not to a link. The
-last attachment that set one restores the value from before the first. Each change of the file, with
-the reading or restoring of values that belongs to it, is done under a lock on the namespace. GC may
-not find the namespace, and nobody can lock one that is gone. So each change of the file is also
-done under a lock on dataDir, which is taken second.
+last attachment that set one restores the value from before the first. A lock on the namespace
+covers each change of the file together with the reading or restoring of values. But GC may not find
+the namespace, and one that is gone cannot be locked. So each change of the file also takes a lock
+on dataDir, as the second one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_SIZE = 1 << 20
 
 
 class Unreadable(CNIError):
-    """The file may be there, but cannot be read: who uses the sysctls is not known."""
+    """The file cannot be read, so the users of the sysctls are not known."""
 
 
 class Use(msgspec.Struct):
@@ -67,9 +67,10 @@ class File:
     def add(
         self, owner: Owner, values: dict[str, tuple[str, str]], netns: Identity | None = None
     ) -> bool:
-        """Note that the owner sets sysctls: name -> (value now, value to set); was it noted before?
+        """Note that the owner sets sysctls: name -> (value now, value to set).
 
-        `netns` is what GC finds the namespace by. The caller has locked the namespace.
+        Returns whether it was noted before. `netns` lets GC find the namespace. The caller has
+        locked the namespace.
         """
         lock = self._lock()
         try:
@@ -85,19 +86,19 @@ class File:
         return known
 
     def release(self, netns: Namespace, owner: Owner) -> list[tuple[str, int]]:
-        """Restore what the owner has set, as far as nobody else has; (name, errno) of failures.
+        """Restore the owner's sysctls that no other has set; return (name, errno) of failures.
 
-        Where others have, the latest of them gets its value back. A value that neither tuning has
-        set stays. The caller has locked the namespace.
+        A sysctl that others have set gets the value of the latest of them. A value that no tuning
+        has set stays. The caller has locked the namespace.
         """
         return self._drop(netns, lambda user: user == owner.key)
 
     def forget(self, owner: Owner) -> None:
-        """Drop the owner, whose namespace is gone."""
+        """Remove the owner, whose namespace is gone, from the file."""
         self._drop(None, lambda user: user == owner.key)
 
     def collect(self, is_gone: Callable[[str], bool]) -> list[tuple[str, int]]:
-        """Drop the users (keys of owners) that are gone, as `release` where the namespace exists.
+        """Remove users (keys of owners) that are gone; if the namespace exists, as `release`.
 
         Raises CNIError, NetnsUnknown, OSError.
         """
@@ -118,7 +119,7 @@ class File:
     def _drop(
         self, netns: Namespace | None, is_gone: Callable[[str], bool]
     ) -> list[tuple[str, int]]:
-        """Drop users one after another, each as if it were alone; (name, errno) of failures."""
+        """Remove users one by one, each as if it were alone; return (name, errno) of failures."""
         failed = []
         lock = self._lock()
         try:
@@ -133,7 +134,7 @@ class File:
         return failed
 
     def _reopen(self, uses: Uses) -> Namespace | None:
-        """The namespace of the file; None if it is nowhere to be found."""
+        """The namespace of the file; None if it is not found."""
         from ...netns import liveness  # only GC needs it
 
         noted = next((one for use in uses.values() if (one := Identity.parse(use.netns))), None)
@@ -163,7 +164,7 @@ class File:
             explained = _explain("read", self._path, error)
             raise Unreadable(explained.msg, explained.details) from None
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return {}  # none of ours: files.replace leaves no torn file
+            return {}  # not ours: files.replace leaves no torn file
 
     def _write(self, uses: Uses) -> None:
         used = {name: use for name, use in uses.items() if use.users}
@@ -182,7 +183,7 @@ class File:
 
 
 def _without(uses: Uses, user: str) -> list[tuple[str, str, str]]:
-    """Take out one user: (name, value to restore, value that the user set) of its sysctls."""
+    """Remove a user; return (name, value to restore, value that the user set) of its sysctls."""
     todo = []
     for name, use in uses.items():
         mine = use.users.pop(user, None)
@@ -192,9 +193,9 @@ def _without(uses: Uses, user: str) -> list[tuple[str, str, str]]:
 
 
 def collect(directory: str, network: str, keep: Iterable[Owner], steps: Steps) -> list[str]:
-    """Drop the attachments of this network that are not in `keep`; names that stay as they were.
+    """Remove the attachments of this network that are not in `keep`; each file is one of `steps`.
 
-    Those are sysctls that could not be restored. Each file is one of `steps`.
+    Returns the names of sysctls that could not be restored.
     """
     kept = {owner.key for owner in keep}
     prefix = f"{network_key(network)}-"

@@ -1,15 +1,14 @@
 """Masquerading what containers send outside their subnet (docs/spec/common.md §6).
 
-Plugins call this facade. The rules are in `backend_nft` and `backend_iptables`, with the
-reference's names and texts, so that either implementation removes what the other made; and in
-`backend_set`, which the reference does not have. An ADD loads the one backend that it makes rules
-with; DEL, CHECK and GC load those that may have some: three or four questions to the kernel say
-which.
+Plugins call this facade. `backend_nft` and `backend_iptables` have the reference's names and texts,
+so that each implementation can remove the other's rules; `backend_set` has no counterpart in the
+reference. An ADD loads only the backend with which it makes rules. DEL, CHECK and GC load those
+that may have rules, which three or four requests to the kernel tell.
 
-Rules go by owner: whatever addresses the container has by now, all rules of the attachment go.
-An iptables chain is named after network and container, not after the interface. So the rules for
-another interface of the container in the same network are known by that interface's addresses, as
-its own ADD noted them on the host (cni.intent).
+Rules are removed by owner: all rules of the attachment, whatever addresses the container has now.
+But an iptables chain is named after network and container, not after the interface. So the rules of
+another interface of the container in that network are recognised by that interface's addresses,
+which its own ADD noted on the host (cni.intent).
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 ANY: Outbound = {}
 BACKENDS = ("iptables", "nftables")
 FAMILIES = ("ipv4", "ipv6")
-SET = "set"  # the third, which is asked for by a key of its own
-# The chains of the other backends, which make them.
+SET = "set"  # the third backend, which a key of its own selects
+# Chains by which the other backends are recognised; those modules make them.
 _NFT_CHAINS = {
     "nftables": ("inet", "cni_plugins_masquerade", "masq_checks"),
     SET: ("inet", "cni_masquerade", "postrouting"),
@@ -45,7 +44,7 @@ _NFT_CHAINS = {
 
 
 class Keys(Protocol):
-    """What configurations of plugins that masquerade have in common."""
+    """The keys that all plugins with masquerading have."""
 
     ip_masq: bool
     ip_masq_backend: str | None
@@ -55,9 +54,9 @@ class Keys(Protocol):
 
 
 class Backend(Protocol):
-    """One way to masquerade. All verbs act on the current network namespace.
+    """A packet filter that masquerades, in the current network namespace.
 
-    What fails raises CNIError or KernelError.
+    Methods raise CNIError or KernelError.
     """
 
     def setup(
@@ -70,9 +69,9 @@ class Backend(Protocol):
     ) -> list[int]:
         """Make the rules of these addresses (with their subnets' prefix lengths).
 
-        Rules that are there stay. If that fails, none of the rules is left. `first`: no ADD of the
-        owner is known that its DEL did not follow, so its rules need not be looked for. Returns the
-        handles by which `teardown` and `check` find the rules faster, if the backend needs any.
+        Rules that exist stay. After a failure none of the rules is left. `first`: every known ADD
+        of the owner had its DEL, so there is no need to look for its old rules. Returns the handles
+        by which `teardown` and `check` find the rules faster, if the backend needs any.
         """
 
     def teardown(
@@ -82,12 +81,12 @@ class Backend(Protocol):
         others: Callable[[], list[Prefix]],
         handles: Sequence[int] = (),
     ) -> None:
-        """Remove the owner's rules; that there are none is no error.
+        """Remove the owner's rules; no rules are no error.
 
-        `others` gives the addresses of the container's other interfaces in the network, whose rules
-        stay. It takes long, and is called only if the backend cannot tell the interfaces apart, and
-        there are rules for more than the addresses known as the owner's (`mine`). `handles` are
-        what `setup` returned, as far as that is known.
+        `others` returns the addresses of the container's other interfaces in the network, whose
+        rules stay. It is slow, so it is called only if the backend cannot tell the interfaces
+        apart, and there are rules for addresses beyond `mine`, the owner's known ones. `handles`
+        are those that `setup` returned, as far as known.
         """
 
     def gc(self, network: str, keep: list[Owner]) -> None:
@@ -100,7 +99,7 @@ class Backend(Protocol):
         handles: Sequence[int] = (),
         outbound: Outbound = ANY,
     ) -> dict[Prefix, list[str]]:
-        """The addresses that lack rules, each with the rules that it has. Never fails."""
+        """The addresses that lack rules, each with the rules that it has. Raises nothing."""
 
 
 def _load(name: str) -> Backend:
@@ -136,7 +135,7 @@ def _is_nft_used(backend: str) -> bool:
     try:
         return Table(family, table).has_chain(chain)
     except OSError:
-        return True  # the backend finds out why the kernel does not say
+        return True  # the backend will show why the kernel does not answer
 
 
 # --- a plugin's verbs -----------------------------------------------------------------------------
@@ -151,7 +150,7 @@ def add(call: Call[Any], result: Result, backend: str | None) -> None:
     call.undo.callback(lambda: teardown(*undo, call.handles))
     earlier = intent.find(call.plugin, call.owner, call.request.env)
     if earlier is not None and set(earlier.addresses) - {prefix.host for prefix in prefixes}:
-        teardown(*undo)  # it had other addresses, and no DEL came in between
+        teardown(*undo)  # an earlier ADD, which had no DEL, had other addresses
     call.handles = setup(call.owner, prefixes, backend, first=earlier is None, outbound=outbound)
 
 
@@ -162,7 +161,7 @@ def wanted(call: Call[Any], result: Result) -> list[Prefix]:
 
 
 def reload(call: Call[Any], result: Result, backend: str | None) -> None:
-    """For `reload`: masquerade what is not masqueraded any more. Raises CNIError."""
+    """For `reload`: make the missing rules for the result's addresses. Raises CNIError."""
     setup(call.owner, wanted(call, result), backend, outbound=outbound_of(call.conf))
 
 
@@ -189,7 +188,7 @@ def gc(call: Call[Any], keep: frozenset[Attachment]) -> None:
 
 
 def _noted_handles(call: Call[Any]) -> list[int]:
-    """The handles of the attachment's rules, as its ADD noted them; none if that is not known."""
+    """The handles of the attachment's rules that its ADD noted; [] if unknown."""
     from .... import intent
 
     try:
@@ -200,7 +199,7 @@ def _noted_handles(call: Call[Any]) -> list[int]:
 
 
 def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
-    """Of the container's other interfaces in this network, as their ADDs noted them."""
+    """The noted addresses of the container's other interfaces in this network."""
     from .... import intent
 
     return [
@@ -211,11 +210,11 @@ def _addresses_of_others(call: Call[Any]) -> list[Prefix]:
     ]
 
 
-# --- by owner -------------------------------------------------------------------------------------
+# --- functions that take an owner -----------------------------------------------------------------
 
 
 def configured_backend(conf: Keys) -> str | None:
-    """The backend that a configuration asks for; None for either, and without `ipMasq`.
+    """The backend that a configuration names; None if it names none, and without `ipMasq`.
 
     Raises CNIError for values that its keys cannot have.
     """
@@ -227,7 +226,7 @@ def configured_backend(conf: Keys) -> str | None:
 
 
 def backend_of(backend: str | None, in_set: bool) -> str | None:
-    """The backend that the keys `ipMasqBackend` and `ipMasqSet` ask for; None for either.
+    """The backend that the keys `ipMasqBackend` and `ipMasqSet` select; None if neither is set.
 
     Raises CNIError ``unknown ipmasq backend "x"``.
     """
@@ -244,7 +243,7 @@ def backend_of(backend: str | None, in_set: bool) -> str | None:
 
 
 def _check_families(families: list[str]) -> None:
-    """Refuse what is no family of addresses. Raises CNIError."""
+    """Refuse a word that is no address family. Raises CNIError."""
     for family in families:
         if family not in FAMILIES:
             raise CNIError(
@@ -286,11 +285,11 @@ def setup(
     first: bool = False,
     outbound: Outbound = ANY,
 ) -> list[int]:
-    """Masquerade the traffic from these addresses to outside their subnets; again is no error.
+    """Masquerade traffic from these addresses to outside their subnets; may be repeated.
 
-    The backend is one of BACKENDS or SET; without: iptables, or nftables where iptables is
-    unusable. `first`, and what is returned, as in Backend. Raises CNIError; then none of the rules
-    is left.
+    `backend` is one of BACKENDS, SET, or None: iptables, or nftables if iptables is unusable.
+    `first` and the returned handles are those of Backend.setup. Raises CNIError; then none of the
+    rules is left.
     """
     if backend != SET:
         backend_of(backend, in_set=False)
@@ -307,10 +306,10 @@ def _setup_with_either(
     from ....netfilter import iptables
 
     try:
-        iptables.require()  # where the tool is not installed, its backend is not worth loading
+        iptables.require()  # without the tool its backend need not be loaded
         return _load("iptables").setup(owner, prefixes, first=first, outbound=outbound)
     except IptablesError as error:
-        # To ask beforehand whether iptables is usable would cost a fork; so ask after a failure.
+        # Whether iptables is usable takes a program to find out, so look only after a failure.
         if iptables.usable(v6=False):
             raise
         try:
@@ -352,12 +351,12 @@ def missing(
     *,
     outbound: Outbound = ANY,
 ) -> list[str]:
-    """The addresses without their rules, a line each; the rules of any backend will do.
+    """The addresses without their rules, a line each; the rules of any backend suffice.
 
-    `handles` gives what `setup` returned, as far as that is known.
+    `handles` returns those that `setup` returned, as far as known.
     """
     rest: dict[Prefix, list[str]] = {prefix: [] for prefix in prefixes}
-    for name in (SET, "nftables"):  # the first needs no list of all rules
+    for name in (SET, "nftables"):  # the set first: it needs no list of all rules
         if rest and _is_nft_used(name):
             noted = [] if name == SET else handles()
             rest = _load(name).check(owner, list(rest), noted, outbound)

@@ -1,16 +1,17 @@
-"""Masquerading with iptables: the reference's chain a container (docs/spec/common.md §6.1).
+"""Masquerading with iptables: a chain for each container, as in the reference
+(docs/spec/common.md §6.1).
 
     CNI-<hash>    of network and container: accept what stays in the subnet, masquerade the rest
                   (or give it the source that `outboundAddr` says)
     POSTROUTING   a jump to that chain from each of the container's addresses
 
-ADD is one transaction a family: over netlink where the node's tool is iptables-nft
-(netfilter/iptables_netlink.py), else one iptables-restore. It creates everything and fails as a
-whole if the chain is there already; only then is the table read and the difference applied. What
-iptables-nft has is removed over netlink, too, without a fork.
+ADD is one transaction for each family: over netlink if the node's tool is iptables-nft
+(netfilter/iptables_netlink.py), else one iptables-restore. It creates everything, and fails as a
+whole if the chain exists already; only then the table is read and the difference applied. Rules of
+iptables-nft are also removed over netlink, without a child process.
 
-QUIRK: the reference leaves rules behind when a container's addresses are no longer known, or are
-no longer those of its ADD; here they go with the chain.
+QUIRK: the reference leaves rules behind if a container's addresses are no longer known, or have
+changed since its ADD; here they are removed with the chain.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ _POSTROUTING = "POSTROUTING"
 _RETRIES = 5
 
 Others = Callable[[], list[Prefix]]
-# What a jump compares the source address with: the address, or the bytes of a subnet's prefix.
+# The source that a jump compares: the address, or the bytes of a subnet's prefix.
 _Source = bytes
-# Given the sources of all jumps to a chain: does each of them go?
+# Sources of all jumps to a chain → for each: has this jump to be deleted?
 _Select = Callable[[list[_Source]], list[bool]]
 
 
 def setup(
     owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
 ) -> list[int]:
-    """Make the rules of these addresses; those that are there stay. Raises IptablesError.
+    """Make the missing rules of these addresses. Raises IptablesError.
 
     Returns the handles of the jumps, of both families, as far as they are known.
     """
-    _ = first  # they are in a chain of the owner's
+    _ = first  # the rules are in a chain of the owner's own
     done: list[Prefix] = []
     handles: list[int] = []
     for v6, family in by_family(prefixes):
@@ -76,7 +77,7 @@ def _add(owner: Owner, v6: bool, prefixes: list[Prefix], outbound: Outbound) -> 
     accept = list(dict.fromkeys(rule.accept for rule in rules))  # two addresses, one subnet
     jumps = [rule.jump for rule in rules]
     masquerade = rules[0].masquerade
-    # -N fails when the chain is there, and nothing else of the owner can be there without it.
+    # -N fails if the chain exists, and without its chain the owner has no rules.
     everything = [f"-N {owner.chain()}", *accept, masquerade, *jumps]
     made: dict[str, list[int]] = {_POSTROUTING: []}
     if iptables_netlink.change(v6, "nat", lambda _: everything, made):
@@ -89,8 +90,8 @@ def _add(owner: Owner, v6: bool, prefixes: list[Prefix], outbound: Outbound) -> 
             raise IptablesError(
                 f"failed to set up masquerading with iptables: {error.msg}", error.details
             ) from None
-        # Another interface of the container, or a repeated ADD. What stays in the subnet has to be
-        # accepted before the rule that masquerades the rest: these go to the front.
+        # Another interface of the container, or a repeated ADD. Accept rules go to the front:
+        # traffic within the subnet must not reach the rule that masquerades the rest.
         lines = [f"-I{rule[2:]}" for rule in accept if rule not in saved]
         lines += [rule for rule in (masquerade, *jumps) if rule not in saved]
         lines += [_delete(rule) for rule in saved if _is_stale(owner, rule, masquerade)]
@@ -151,7 +152,7 @@ def check(
 
 
 def _present(owner: Owner, v6: bool, wanted: list[str], handles: Sequence[int]) -> set[str]:
-    """What there is of the wanted rules; POSTROUTING, which may be long, is read if need be."""
+    """The wanted rules that exist; POSTROUTING, which may be long, is read only if needed."""
     from ....netfilter import iptables_netlink
 
     for noted in ({_POSTROUTING: handles}, None) if handles else (None,):
@@ -194,7 +195,7 @@ def _remove(chain: str, v6: bool, select: _Select, handles: Sequence[int] = ()) 
 
 
 def _remove_nft_variant(chain: str, v6: bool, select: _Select, handles: Sequence[int]) -> None:
-    """Over netlink: iptables-nft would take 15 ms for the same."""
+    """Remove the jumps, and the chain, over netlink; the tool would take 15 ms."""
     family = "ip6" if v6 else "ip"
     jumps = Table(family, "nat").jumps(_POSTROUTING, chain, handles)
     chosen = select([rule.compared[0] if rule.compared else b"" for rule in jumps])
@@ -204,7 +205,7 @@ def _remove_nft_variant(chain: str, v6: bool, select: _Select, handles: Sequence
         Table(family, "nat").delete([(_POSTROUTING, rule.handle) for rule in stale], unused)
     except NetlinkError as error:
         if unused and not Table(family, "nat").has_chain(chain):
-            return  # another process did it
+            return  # another process has removed it
         raise IptablesError(f"deleting chain {chain} in table nat: {error}") from None
 
 
@@ -287,7 +288,7 @@ def _each_family(jobs: list[tuple[bool, Callable[..., None], tuple[object, ...]]
         try:
             function(*args)
         except IptablesError as error:
-            # a question that failed says nothing of iptables, and its tool nothing of the question
+            # a failed request says nothing about iptables, and the tool nothing about the request
             if isinstance(error, IptablesUnknown) or iptables.usable(v6):
                 text = f"failed to remove masquerading with iptables: {error.msg}"
                 errors.append(CNIError(text, error.details))

@@ -1,14 +1,15 @@
-"""Masquerading with nftables: the reference's table, a rule an address (docs/spec/common.md §6.2).
+"""Masquerading with nftables: a rule for each address in the reference's table
+(docs/spec/common.md §6.2).
 
     table inet cni_plugins_masquerade
       chain postrouting   hook: not for multicast; to masq_checks
       chain masq_checks   from one address to outside its subnet: masquerade, or the source that
                           `outboundAddr` says; the owner as comment
 
-One transaction makes an attachment's rules and, where that is not as it should be, all that is
-shared, whatever was there before. What is removed is found by the owner's key in the comment: of
-the rules whose handles the ADD has noted, or, if one of those is not there or another's (after
-`cni reload`, or for a container that the reference started), of all that the chain has.
+One transaction makes an attachment's rules; if the shared part is incomplete, the transaction makes
+that anew, too. DEL finds rules by the owner's key in their comment. It reads the rules with the
+handles that the ADD has noted; if one of them is missing or another's (after `cni reload`, or for a
+container that the reference started), it reads the whole chain.
 """
 
 from __future__ import annotations
@@ -36,20 +37,19 @@ _CHECKS_COMMENT = (
     "Masquerade traffic from certain IPs to any (non-multicast) IP outside their subnet"
 )
 _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
-# What the postrouting chain's rules compare with: the family and the beginning of the address.
+# Values that the postrouting chain's rules compare: the family, and an address's first bytes.
 _POSTROUTING_RULES = [[b"\2", b"\xe0\0\0\0"], [b"\x0a", b"\xff"], []]
 
 
 def setup(
     owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
 ) -> list[int]:
-    """Make the rules of these addresses, instead of all that the owner had; returns their handles.
+    """Make the rules of these addresses in place of the owner's old ones; return their handles.
 
     Raises CNIError.
 
-    To find those the kernel has to list the rules of all containers, which is left out for the
-    `first`. After an ADD that was killed before it was noted, its rule is there twice; DEL removes
-    both.
+    To find the old ones the kernel lists the rules of all containers, so `first` skips that. If an
+    earlier ADD was killed before it wrote its note, its rule then exists twice; DEL removes both.
     """
     from ....netfilter import expressions
 
@@ -59,7 +59,7 @@ def setup(
 
     def plan() -> list[Change]:
         shared = [] if _is_complete() else _skeleton()
-        # of an earlier attachment under this name that was never removed
+        # rules of an earlier attachment of this name that had no DEL
         old = [] if first else _rules(owner)
         stale = [table.without_rule(CHECKS, rule.handle) for rule in old]
         return [*shared, *stale, *new]
@@ -78,7 +78,7 @@ def _is_complete() -> bool:
     rules = Table("inet", TABLE).find_rules_with(_HOOK, b"")
     return (
         [rule.compared for rule in rules] == _POSTROUTING_RULES
-        and rules[-1].leads_to == CHECKS  # so this chain exists, too
+        and rules[-1].leads_to == CHECKS  # so that chain exists, too
     )
 
 
@@ -129,13 +129,13 @@ def teardown(
 
 
 def _delete_noted(owner: Owner, handles: Sequence[int]) -> bool:
-    """Delete the rules with these handles, if all are there and the owner's; were they?"""
+    """Delete the rules with these handles if all exist and are the owner's; else False."""
     try:
         if not handles or len(_noted(owner, handles)) != len(handles):
             return False
         Table("inet", TABLE).delete([(CHECKS, handle) for handle in handles])
     except NetlinkError:
-        return False  # the list says what is left
+        return False  # the caller lists the chain
     return True
 
 
@@ -165,13 +165,13 @@ def check(
     handles: Sequence[int] = (),
     outbound: Outbound = ANY,
 ) -> dict[Prefix, list[str]]:
-    """The addresses without a rule, each with nothing: an address has one rule or none."""
+    """The addresses without their rule, each with []: an address has one rule or none."""
     try:
         missing = _without_rule(prefixes, _noted(owner, handles), outbound)
         if missing:
             missing = _without_rule(prefixes, _rules(owner), outbound)
     except NetlinkError:
-        missing = prefixes  # of a kernel without nftables, or one that cannot be asked now
+        missing = prefixes  # the kernel has no nftables, or cannot be asked now
     return {prefix: [] for prefix in missing}
 
 

@@ -1,4 +1,4 @@
-"""Masquerading with sets of nftables (`ipMasqSet`): as many rules for a thousand containers as for
+"""Masquerading with sets of nftables (`ipMasqSet`): a thousand containers need no more rules than
 one (docs/plugins/bridge.md).
 
     table inet cni_masquerade
@@ -9,12 +9,13 @@ one (docs/plugins/bridge.md).
       chain postrouting  hook: not for multicast, not inside of the subnet; else, from one of the
                          addresses: the source that outbound4 has for it, or masquerade
 
-and the same for IPv6; the maps outbound… with the first that wants them. All elements of an
-attachment are added, and go, in one transaction. So by_owner says for certain what an owner has,
-also after a kill, and nothing is listed. IPv4 addresses in it are mapped to IPv6
-(::ffff:10.1.2.3), and 256 is added to the prefix length of those in a map outbound….
+and the same for IPv6. The maps outbound… are made for the first attachment that needs them. One
+transaction adds all elements of an attachment, and one deletes them. So by_owner always tells all
+elements of an owner, also after a kill, and no set has to be listed. In by_owner IPv4 addresses are
+mapped to IPv6 (::ffff:10.1.2.3), and the prefix length of addresses in a map outbound… is increased
+by 256.
 
-An address has one owner, the last that asked for it.
+An address has one owner: the last one whose ADD had it.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ BY_OWNER, CHAIN = "by_owner", "postrouting"
 _COMMENT = "CNI masquerading"
 _KEY = "mark . mark . mark . mark . mark"
 _VALUE = "ipv6_addr . mark"
-_MAPPED = bytes(10) + b"\xff\xff"  # what an IPv4 address begins with as an IPv6 one
-_NUMBER = 4  # bytes: of the number in a key of by_owner, and of a prefix length
+_MAPPED = bytes(10) + b"\xff\xff"  # prefix of an IPv4-mapped IPv6 address
+_NUMBER = 4  # bytes of the number in a key of by_owner, and of a prefix length
 _FIXED = 256  # is added to a prefix length in by_owner, for an address in a map outbound…
 _RUN = 15  # an owner's addresses asked for at once
 _MULTICAST = Prefix.parse("224.0.0.0/4"), Prefix.parse("ff00::/8")
@@ -80,8 +81,8 @@ def _outbound(is_v4: bool) -> str:
 def setup(
     owner: Owner, prefixes: list[Prefix], *, first: bool = False, outbound: Outbound = ANY
 ) -> list[int]:
-    """Masquerade these addresses, instead of all that the owner had. Raises CNIError."""
-    _ = first  # what there is of the owner is known without a list
+    """Masquerade these addresses, in place of the owner's old ones. Raises CNIError."""
+    _ = first  # the owner's old elements are found without a list
 
     def plan() -> list[Change]:
         comments = _rules()
@@ -184,7 +185,7 @@ def _items(owner: Owner, prefix: Prefix, fixed: bytes) -> list[tuple[str, Elemen
 
 
 def _listed(owner: Owner) -> list[Element]:
-    """What by_owner has of an owner."""
+    """The elements of by_owner for an owner."""
     listed: list[Element] = []
     words = _words(owner.key)
     while True:
@@ -196,7 +197,7 @@ def _listed(owner: Owner) -> list[Element]:
 
 
 def _remove(find: Callable[[], list[Element]]) -> None:
-    """Remove elements of by_owner and all that they lead to, in one transaction."""
+    """Remove elements of by_owner, and the elements that they index, in one transaction."""
 
     def plan() -> list[Change]:
         gone = find()
@@ -218,9 +219,9 @@ def _removals(owner: str, values: list[bytes]) -> list[Change]:
 
 
 def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
-    """What removes the elements that these values of by_owner lead to, if they are the owner's.
+    """Changes that remove the elements that these values of by_owner index.
 
-    `owned` has the values of each owner's key. What is another's by now stays.
+    `owned` maps each owner's key to its values. Elements that have another owner by now stay.
     """
     wanted: dict[str, dict[bytes, str]] = {}
     for owner, values in owned.items():
@@ -282,7 +283,7 @@ def _from_native(data: bytes) -> int:
     return int.from_bytes(data, sys.byteorder)
 
 
-# --- what all share -------------------------------------------------------------------------------
+# --- the shared part ------------------------------------------------------------------------------
 
 
 def _rules() -> list[str]:
@@ -293,7 +294,7 @@ def _rules() -> list[str]:
 def _missing_kinds(
     comments: list[str], prefixes: list[Prefix], outbound: Outbound
 ) -> list[_Kind] | None:
-    """None if the chain has the rules for these addresses; else the kinds that it has to have."""
+    """None if the chain has the rules for these addresses; else all kinds that it needs."""
     wanted = {_Kind(prefix.is_v4, prefix.length) for prefix in prefixes}
     wanted |= {_Kind(prefix.is_v4, _FIXED) for prefix in prefixes if prefix.is_v4 in outbound}
     there = {kind for comment in comments if (kind := _kind_named(comment)) is not None}
@@ -327,7 +328,7 @@ def _fixed(kinds: list[_Kind]) -> list[_Kind]:
 
 
 def _skeleton(kinds: list[_Kind]) -> list[Change]:
-    """The table with all that attachments share; the chain is filled anew."""
+    """Changes that make the table and its shared parts, and fill the chain anew."""
     from ....netfilter import expressions as kernel
 
     accept = kernel.verdict(uapi.NFT_RETURN)

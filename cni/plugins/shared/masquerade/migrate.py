@@ -1,7 +1,7 @@
-"""From our sets to masquerading that the reference cleans up, and back.
+"""Replacing our sets by rules that the reference can remove, and back.
 
-The new rules are made first, and the others go afterwards: traffic is masqueraded all the time, and
-after a kill another run, or a DEL by these plugins, deals with the rest.
+The new rules are made first, and the old ones are removed afterwards: traffic is masqueraded all
+the time, and after a kill another run, or a DEL by these plugins, removes the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def masqueraded() -> list[tuple[Element, Prefix]]:
-    """What the sets have: elements that name the owner, and its address. Raises NetlinkError."""
+    """The sets' contents: (element that names the owner, its address). Raises NetlinkError."""
     listed = elements.elements(backend_set.TABLE, backend_set.BY_OWNER)
     return [(element, backend_set.prefix_of(element.value)) for element in listed]
 
@@ -46,7 +46,7 @@ def to_own(call: Call[Any]) -> None:
 
 
 def forget(owner: Owner) -> None:
-    """Take an attachment out of the sets. Raises CNIError."""
+    """Remove an attachment from the sets. Raises CNIError."""
     backend_set.teardown(owner, [], list, [])
 
 
