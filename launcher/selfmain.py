@@ -6,4 +6,4 @@ import sys
 try:
     os.execv(sys.argv[0], sys.argv)
 except OSError as error:
-    sys.exit("cni: %s cannot be executed: %s" % (sys.argv[0], error.strerror))
+    sys.exit(f"cni: {sys.argv[0]} cannot be executed: {error.strerror}")

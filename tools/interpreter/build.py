@@ -76,8 +76,9 @@ def make(target: Target) -> tuple[bytes, str]:
     if recorded:
         draft = image.assemble(client, linked, recorded, lambda _: b"", page)
         known = touched.find(draft, recorded)
+    beside = _beside_the_image(files)
     data = image.assemble(
-        client, linked, recorded, lambda start: zipapp.archive(_beside_the_image(files), start), page, known
+        client, linked, recorded, lambda start: zipapp.archive(beside, start), page, known
     )
     return data, build
 
