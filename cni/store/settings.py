@@ -75,7 +75,7 @@ def named(env: Mapping[str, str]) -> str:
     """NODENAME: of the environment, else of the server's that takes the request; empty if none."""
     if name := env.get("NODENAME"):
         return name
-    from ...environment import with_own  # of few requests
+    from ..environment import with_own  # of few requests
 
     return with_own(env).get("NODENAME", "")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.store.directory import DirectoryStore
+from cni.store.directory import DirectoryStore
 from tests.harness.server import served, serving
 from tests.harness.wait import wait_until
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.ipam.cluster import engines, rounds, settings
+from cni.ipam.cluster import rounds
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
 from cni.ipam.cluster.rounds import Pace
+from cni.store import engines, settings
 from tests.harness.cluster_store import Memory
 
 from .ipam_node import Ipam
@@ -77,7 +78,7 @@ def test_a_comparison_says_what_it_costs_all_nodes(tmp_path: Path) -> None:
 def test_the_server_says_on_which_node_it_is() -> None:
     """A request has its client's environment; that of the pod's container is the server's."""
     code = (
-        "import os; from cni.ipam.cluster import settings; "
+        "import os; from cni.store import settings; "
         "own = {'dataDir': '/x'}; client = {'CNI_CLUSTER_CONF': '/none'}; "
         "print(settings.read(own, client).node, "
         "settings.read(own, {**client, 'NODENAME': 'theirs'}).node, "
