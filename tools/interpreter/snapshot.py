@@ -28,7 +28,7 @@ _RECORDING = "record the snapshot"
 # takes four in the snapshot. A request that needs one of these imports it.
 _NOT_THERE = """
     cni.netns.unsupported cni.ipam.host_local.store_windows
-    cni.ipam.cluster cni.store
+    cni.ipam.cluster cni.store cni.environment
     cni.ipam.dhcp cni.kernel.netlink_debug cni.kernel.syscalls cni.kernel.tc cni.kernel.tcfilter
     cni.kernel.tun cni.kernel.xfrm cni.plugins.bandwidth cni.plugins.dummy
     cni.plugins.firewall.backend_firewalld cni.plugins.firewall.dbus
