@@ -1,4 +1,4 @@
-"""A round over all that this node has in stores: what the server does now and then."""
+"""A round over all of this node's blocks in stores, which the server repeats."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .compare import Synced
 from .node import Node, Space
 from .pool import Pool, convert
 
-_LOOK = 5.0  # seconds between two looks whether a block is to be claimed
-_ROUND, _COMPARE = 12, 10  # looks until the store is asked anyway; rounds until all is compared
+_LOOK = 5.0  # seconds between two checks whether a block is needed
+_ROUND, _COMPARE = 12, 10  # checks until the store is asked anyway; rounds until all is compared
 
 Report = dict[str, Synced]  # by space
 
@@ -32,7 +32,7 @@ def once(
     give_back: bool = False,
     data_dir: str = "",
 ) -> tuple[Report, list[CNIError]]:
-    """Tend every space of the node: what was found, and what went wrong. Raises CNIError.
+    """Tend every space of the node; return the findings and the errors. Raises CNIError.
 
     `compare` ledgers with stores; with `give_back` all empty blocks are released, and none claimed.
     """
@@ -57,7 +57,7 @@ def once(
 
 
 def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
-    """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
+    """Rounds, as long as the process lives. A lasting problem is logged once."""
     said: list[str] = []
     memory = reconciling.Reconciling()
     for number in itertools.count():
@@ -82,7 +82,7 @@ def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
 
 
 def _lacks(env: Mapping[str, str]) -> bool:
-    """Is there a pool of which too few addresses are free here? Asks no store. Raises CNIError."""
+    """Has this node too few free addresses of a pool? Asks no store. Raises CNIError."""
     node = Node(settings.data_dir({}, env), "")
     for name in node.spaces():
         space = Space(node, name)
@@ -96,7 +96,7 @@ def _lacks(env: Mapping[str, str]) -> bool:
 
 
 def _known_pool(node: Node, entry: dict[str, Any]) -> Pool | None:
-    """The pool of a network, as the node knows it."""
+    """The pool of a network, by the node's notes."""
     from .plugin import IpamConf
 
     conf = config.convert(entry["ipam"], IpamConf)
