@@ -65,7 +65,7 @@ def once(
     """Tend every space of the node; return the findings and the errors. Raises CNIError.
 
     `compare` ledgers with stores; with `give_back` all empty blocks are released, and none claimed.
-    `pace` is of who makes rounds again and again.
+    A process that makes rounds repeatedly gives its `pace`.
     """
     base = settings.read({}, env)
     base = base._replace(data_dir=data_dir or base.data_dir)
