@@ -20,6 +20,7 @@ from .running import (
     PYTHON,
     VERSION,
     build_id,
+    everything_below,
     in_mounts,
     install,
     need,
@@ -522,8 +523,14 @@ def in_root(dist: Path, root: Path, *options: str) -> dict[str, object]:
 
 
 def uninstall_of(dist: Path, root: Path) -> None:
-    done = run(dist, "uninstall", "--root", root)
-    assert done.returncode == 0, done.stdout + done.stderr
+    removed = []
+    for more in (["--dry-run"], []):
+        before = everything_below(root)
+        done = run(dist, "uninstall", "--root", root, "--json", *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not more or everything_below(root) == before
+        removed.append(sorted(json.loads(done.stdout)["removed"]))
+    assert removed[0] == removed[1]
 
 
 def test_into_another_root(dist: Path, tmp_path: Path) -> None:
