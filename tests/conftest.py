@@ -31,10 +31,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
+settings.register_profile("everyday", settings.get_profile("patient"), max_examples=40)
 settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        settings.load_profile("everyday")
     config.addinivalue_line("markers", "netns: makes network namespaces (root)")
     config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
     config.addinivalue_line("markers", "each_kernel: shows more on the lab's kernel, an older one")
