@@ -149,15 +149,15 @@ class Installation:
             self._discard(final)  # another user may have put files there
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
+            compile_tree(python, launcher.path, final, self.place.then(final))
             probe(python, final)
-            compile_tree(python, final, self.place.then(final))
             return
         partial = self._temporary()
         partial.mkdir()
         try:
             tree.unpack(launcher.path, partial, self._temporary)
+            compile_tree(python, launcher.path, partial, self.place.then(final))
             probe(python, partial)
-            compile_tree(python, partial, self.place.then(final))
             tree.sync(partial)
             partial.rename(final)
         finally:
