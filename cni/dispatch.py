@@ -233,6 +233,10 @@ def main(name: str) -> int:
 
 
 def _discard_executors() -> None:
+    if "cni.netns.visit" in sys.modules:
+        from .netns import visit
+
+        visit.settle()
     if "cni.netns.executor" in sys.modules:
         from .netns.executor import Executor
 

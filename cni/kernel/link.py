@@ -517,10 +517,15 @@ def set_port(sock: Netlink, index: int, *, hairpin: bool, isolated: bool) -> Non
 def delete(sock: Netlink, index: int) -> None:
     """Delete a link; one that is gone already is success. Raises NetlinkError."""
     try:
-        sock.request(uapi.RTM_DELLINK, _IFINFO.pack(0, 0, index, 0, 0))
+        sock.request(*deletion(index))
     except NetlinkError as error:
         if error.errno != ENODEV:
             raise
+
+
+def deletion(index: int) -> tuple[int, bytes]:
+    """Type and payload of the request that deletes a link."""
+    return uapi.RTM_DELLINK, _IFINFO.pack(0, 0, index, 0, 0)
 
 
 def says_gone(kind: int, payload: bytes, index: int) -> bool:

@@ -287,9 +287,13 @@ class Netlink:
                     return True
 
     def _send(self, kind: int, payload: bytes, flags: int) -> int:
+        self.sock.send(self.message(kind, payload, flags))
+        return self._sequence
+
+    def message(self, kind: int, payload: bytes, flags: int = NLM_F_REQUEST) -> bytes:
+        """The bytes of a request with the next sequence number, to be sent by somebody else."""
         sequence = self.next_sequence()
-        self.sock.send(_HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload)
-        return sequence
+        return _HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload
 
     def next_sequence(self) -> int:
         """A sequence number for a request's messages, which its answers repeat."""

@@ -197,6 +197,20 @@ class Namespace:
             raise
         executor.finish()
 
+    def send_until(
+        self, events: Netlink, seen: Callable[[int, bytes], bool], kind: int, payload: bytes
+    ) -> bool:
+        """Send a request on `events`; True as soon as `seen` recognises the kernel's announcement.
+
+        As `run_until` for what is one request, without an executor. False if that is not possible
+        here, or the announcement did not come: do it in another way then, once more.
+        """
+        if not self._may_visit:
+            return False
+        from . import visit
+
+        return visit.send_until(events, seen, events.message(kind, payload))
+
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket:
         """A socket that lives in this namespace and is used from here. Raises OSError."""
         fd = None

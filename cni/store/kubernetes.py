@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ..environment import with_own
 from . import kubeconfig
 from .config import Options, check_path, decode
 from .http import Response, http_date
@@ -92,25 +93,11 @@ def _access(given: KubernetesOptions) -> kubeconfig.Access:
             raise Refused("store.server: there is a kubeconfig, too", "give one of them")
         return kubeconfig.read(given.kubeconfig)
     if not given.server:
-        return kubeconfig.in_cluster(_environment())
+        return kubeconfig.in_cluster(with_own(os.environ))
     if not given.token_file:
         raise Refused("store.tokenFile: not given", "store.server needs it; or give a kubeconfig")
     trust = Trust(ca_file=given.ca_file, fields=("caFile", "certFile", "keyFile"))
     return kubeconfig.Access(given.server, trust, token_file=given.token_file)
-
-
-def _environment() -> dict[str, str]:
-    """The environment, and what this process began with: a server's worker has its client's."""
-    found: dict[str, str] = {}
-    try:
-        with open("/proc/self/environ", "rb") as file:
-            entries = file.read().decode("utf-8", "surrogateescape").split("\0")
-    except OSError:
-        entries = []
-    for entry in entries:
-        name, _, value = entry.partition("=")
-        found[name] = value
-    return {**found, **os.environ}
 
 
 class KubernetesStore:

@@ -64,11 +64,20 @@ def read(ipam: dict[str, Any], env: Mapping[str, str]) -> Settings:
     data_dir = _first(sources, "dataDir", str) or DATA_DIR
     if "\0" in data_dir:
         raise CNIError("invalid dataDir", f"{data_dir!r} is not a path")
-    name = _first(sources, "nodeName", str) or env.get("NODENAME") or os.uname().nodename.lower()
+    name = _first(sources, "nodeName", str) or named(env) or os.uname().nodename.lower()
     timeout = _first(sources, "nodeTimeout", int) or 0
     if timeout < 0:
         raise CNIError(f"invalid nodeTimeout {timeout} (must not be negative)")
     return Settings(data_dir, check_word(name, "nodeName"), store, timeout)
+
+
+def named(env: Mapping[str, str]) -> str:
+    """NODENAME: of the environment, else of the server's that takes the request; empty if none."""
+    if name := env.get("NODENAME"):
+        return name
+    from ..environment import with_own  # of few requests
+
+    return with_own(env).get("NODENAME", "")
 
 
 def of_node(env: Mapping[str, str]) -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Simulation:
         self.current = host
         try:
             compare = self.random.random() < 0.1 if compare is None else compare
-            tend.space(self.claims(host), host.space, [self.pool], compare)
+            tend.space(self.claims(host, renews=True), host.space, [self.pool], compare)
         except Unavailable:
             self.counts["failed rounds"] += 1
 
@@ -238,7 +238,7 @@ class Simulation:
             self.current = host
             for _ in range(20 if host.up and self.now >= host.cut else 0):
                 with suppress(Unavailable):
-                    self.claims(host).register()
+                    self.claims(host, renews=True).register()
                     break
 
     def reconcile(self) -> None:
@@ -247,8 +247,11 @@ class Simulation:
         self.counts["lost nodes"] += len(report.gone)
         self.counts["freed blocks"] += len(report.freed)
 
-    def claims(self, host: Host) -> Claims:
-        return Claims(host.way, host.settings, host.node, lambda _: None)
+    def claims(self, host: Host, *, renews: bool = False) -> Claims:
+        """Those of an ADD; `renews`: of the node's server."""
+        made = Claims(host.way, host.settings, host.node, lambda _: None)
+        made.renews = renews
+        return made
 
     # --- the end ---
 

@@ -45,7 +45,7 @@ class Traced:
         self.runtime, self.log = runtime, log
 
     def run(self, verb: str, container: Netns, *inject: str) -> subprocess.CompletedProcess[str]:
-        calls = "trace=clone,fork,vfork,setns,socketpair,execve"
+        calls = "trace=clone,fork,vfork,setns,socketpair,execve,write,poll"
         options = [word for each in inject for word in ("-e", f"inject={each}")]
         command = ["strace", "-f", "-qq", "-o", str(self.log), "-e", calls, *options]
         return self.runtime.host.run(
@@ -73,7 +73,7 @@ def announces(container: Netns) -> list[str]:
 
 def copies(traced: Traced) -> int:
     """How many children were made by copying the process."""
-    clones = [text for _, text in traced.calls("clone") if "CLONE_VFORK" not in text]
+    clones = [text for _, text in traced.calls("clone") if "CLONE_VM" not in text]
     return len(clones) + len(traced.calls("fork"))
 
 
@@ -113,3 +113,45 @@ def test_errors_are_the_executors(traced: Traced, container: Netns, fault: str, 
     assert done.returncode == 1, done.stdout + done.stderr
     assert said in json.loads(done.stdout)["msg"]
     assert copies(traced) >= 1
+
+
+def test_del(traced: Traced, container: Netns) -> None:
+    """The link is gone when the plugin ends, its lease as well, and nothing was copied."""
+    assert traced.run("ADD", container).returncode == 0
+    done = traced.run("DEL", container)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eth0" not in container.exec(["ip", "-br", "link"]).stdout
+    assert traced.runtime.host.exec(["ip", "-br", "link", "show", "type", "veth"]).stdout == ""
+    plugin = traced.calls("execve")[0][0]
+    assert plugin not in [process for process, _ in traced.calls("setns")]
+    clones = [text for _, text in traced.calls("clone")]
+    assert all("CLONE_VM" in text for text in clones)
+    assert not traced.calls("fork")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "clone:error=EPERM:when=2",  # the child that is to send the request
+        "write:error=EPERM:when=1",  # what it sends
+        "write:signal=KILL:when=1",
+    ],
+)
+def test_without_a_sender_the_executor_deletes(
+    traced: Traced, container: Netns, fault: str
+) -> None:
+    assert traced.run("ADD", container).returncode == 0
+    done = traced.run("DEL", container, fault)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eth0" not in container.exec(["ip", "-br", "link"]).stdout
+    assert copies(traced) >= 1
+
+
+def test_killed_while_the_link_goes(traced: Traced, container: Netns) -> None:
+    """The next DEL does the rest, and nothing is left."""
+    assert traced.run("ADD", container).returncode == 0
+    assert traced.run("DEL", container, "poll:signal=KILL:when=2").returncode != 0
+    done = traced.run("DEL", container)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "eth0" not in container.exec(["ip", "-br", "link"]).stdout
+    assert traced.runtime.host.exec(["ip", "-br", "link", "show", "type", "veth"]).stdout == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,41 @@ def test_nodes_that_compete_for_all_blocks(
     assert len(every) == len(set(every)) == 256
     assert all(won.values())
     assert turns.requests.total() <= most * 256, turns.requests
+
+
+def test_a_claim_in_a_large_space_does_not_list_it(tmp_path: Path) -> None:
+    """Half of 16,384 blocks are taken: a few questions for one are less than a list of 8,192."""
+    conf = PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/12")]], block_size=26)
+    pool, store = Pool.of(conf, "", "1.1.0"), Memory()
+    store.create("spaces/default", {"layout": {"10.0.0.0/12": 26}, "store": store.identity()})
+    for number in range(0, 1 << 14, 2):
+        block = blocks.block_in(pool.areas[0], number)
+        store.create(f"blocks/default/{blocks.key_of(block)}", {"node": "other", "uid": "other"})
+    store.requests.clear()
+    for number in range(40):
+        node = Node(str(tmp_path / f"n{number}"), f"n{number}")
+        its = Settings(node.data_dir, node.name, {"type": "memory"}, 0)
+        Claims(store, its, node, lambda _: None).claim(Space(node, pool.space), pool, 0)
+    asked = Counter(each.partition("/")[0] for each in store.requests)
+    assert asked["list blocks"] <= 4, asked  # one in 32 finds five taken ones
+    assert 40 < asked["create blocks"] < 120, asked
+
+
+def test_a_full_space_is_found_to_be_full(tmp_path: Path) -> None:
+    """Also a large one, in which the first blocks that are tried are not looked for."""
+    conf = PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/16")]], block_size=29)
+    pool, store = Pool.of(conf, "", "1.1.0"), Memory()
+    store.create("spaces/default", {"layout": {"10.0.0.0/16": 29}, "store": store.identity()})
+    every = list(blocks.in_order(pool.areas[0], 0))
+    for block in every[1:]:
+        store.create(f"blocks/default/{blocks.key_of(block)}", {"node": "other", "uid": "other"})
+    node = Node(str(tmp_path / "n1"), "n1")
+    its = Settings(node.data_dir, "n1", {"type": "memory"}, 0)
+    claims = Claims(store, its, node, lambda _: None)
+    assert claims.claim(Space(node, pool.space), pool, 0) == every[0]
+    with pytest.raises(Full):
+        claims.claim(Space(node, pool.space), pool, 0)
+    assert store.items["wanted/default/n1"]
 
 
 def test_a_block_that_was_given_back_is_found_again(tmp_path: Path) -> None:

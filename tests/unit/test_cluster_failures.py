@@ -47,6 +47,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
+def serve(cluster: Cluster, name: str) -> None:
+    """A round of the node's server."""
+    _, problems = rounds.once(env_of(cluster, name), print, pace=rounds.Pace())
+    assert not problems
+
+
 def reconcile(cluster: Cluster, now: float) -> list[str]:
     return Reconciler(cluster.store, None, now, settle=60).run().gone
 
@@ -61,6 +67,7 @@ def test_the_time_of_day_decides_nothing_on_a_node(
     """A node that promised to stop goes by the boot's clock, whatever the time of day is."""
     one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
     one.add("a")
+    serve(cluster, "n1")
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     with monkeypatch.context() as away:
@@ -82,6 +89,7 @@ def test_a_node_that_comes_back_after_its_blocks_were_taken(
     """It was cut off and went on running: it stops allocating before others get its blocks."""
     one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
     (lost,) = plain(one.add("old"))
+    serve(cluster, "n1")
     assert reconcile(cluster, 1000) == []
     with monkeypatch.context() as away:
         cluster.away(away)
@@ -103,6 +111,65 @@ def test_a_node_that_comes_back_after_its_blocks_were_taken(
         one.check("old")
     one.delete("old")
     assert plain(two.add("c0")) == [lost]
+
+
+def test_a_node_without_a_server_is_never_taken_for_lost(
+    cluster: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody renews for it while no container is started: that says nothing about those it has."""
+    one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
+    one.add("a")
+    for hours in range(4):
+        assert reconcile(cluster, 1000 + hours * 3600) == []
+    assert cluster.blocks("n1")
+    clock.now += 4 * 3600
+    cluster.away(monkeypatch)
+    one.add("b")  # it promised nobody to stop
+
+
+def test_an_add_keeps_the_promise_of_the_server(cluster: Cluster, clock: Clock) -> None:
+    one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
+    one.add("a")
+    serve(cluster, "n1")
+    clock.now += 61
+    one.add("b")  # asks the store
+    record = cluster.store.read("nodes/n1")
+    assert record is not None
+    assert record.value["timeout"] == 60
+
+
+class Stopped(BaseException):
+    """The end of a loop without one."""
+
+
+@pytest.mark.parametrize("timeout", [7, 20, 31, 45, 59, 60, 90, 300])
+def test_a_server_renews_in_time(
+    timeout: int, cluster: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However short the promise is, nobody takes a node for lost that reaches the store."""
+    one = cluster.node("n1", nodeTimeout=timeout, ranges=ONE_SET)
+    one.add("a")
+    end, lapsed = clock.now + 900, []
+    own = Node(str(cluster.directory / "n1"), "n1")
+    digest = settings.read(one.conf["ipam"], {}).digest
+
+    def sleep(seconds: float) -> None:
+        assert reconcile(cluster, clock.now) == []
+        clock.now += seconds + 0.5
+        if not own.may_allocate(digest):
+            lapsed.append(clock.now)
+        if clock.now > end:
+            raise Stopped
+
+    monkeypatch.setattr(rounds.time, "sleep", sleep)
+    monkeypatch.setattr(rounds, "boot_time", lambda: clock.now)
+    with pytest.raises(Stopped):
+        rounds.forever(env_of(cluster, "n1"), print)
+    record = cluster.store.read("nodes/n1")
+    assert record is not None
+    assert record.value["timeout"] == timeout
+    assert record.value["beat"] > 900 / max(timeout, 60) - 2
+    assert not lapsed or timeout < 12, "it stopped allocating"
 
 
 # --- the store is away ---

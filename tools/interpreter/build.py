@@ -3,7 +3,7 @@
     build.py --arch x86_64 [--pgo] [--output PATH]
 
 The file is the native client, behind it the image of an interpreter in which our modules and those
-of the standard library are frozen code, and behind that the zip of dist/cni, for `python3 FILE`. It
+of the standard library are frozen code, and behind that a zip of what is not code. It
 needs a Linux kernel and nothing else. docs/self-contained.md says what is in it.
 
 The first build takes minutes; CPython and the libraries stay in .cache/interpreter. The same input
@@ -27,6 +27,7 @@ from tools.interpreter.cpython import Target  # noqa: E402
 from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError, spent  # noqa: E402
 
 IMAGE = zipapp.CLIENT.with_name("image.c")
+MAIN = IMAGE.with_name("selfmain.py")
 # What the native client has instead of a script: there is nothing to start but the image.
 _SETTINGS = "#!cni\ncni_build={build}\ncni_python=''\n"
 
@@ -57,7 +58,7 @@ def make(target: Target) -> tuple[bytes, str]:
     pinned = PINS["msgspec"]["version"]
     if cpython.msgspec_version() != pinned:
         raise BuildError(f"pins.toml has msgspec {pinned}, tools/bundle.lock another version")
-    files = payload(target)
+    files = payload()
     trained_by = zipapp.content_id(files, Path(training.__file__).read_bytes())
     built = cpython.build(target, lambda counting: training.train(counting, files), trained_by)
     build = zipapp.content_id(files, _ingredients(built))
@@ -75,21 +76,30 @@ def make(target: Target) -> tuple[bytes, str]:
     if recorded:
         draft = image.assemble(client, linked, recorded, lambda _: b"", page)
         known = touched.find(draft, recorded)
+    beside = _beside_the_image(files)
     data = image.assemble(
-        client, linked, recorded, lambda start: zipapp.archive(files, start), page, known
+        client, linked, recorded, lambda start: zipapp.archive(beside, start), page, known
     )
     return data, build
 
 
-def payload(target: Target) -> dict[str, bytes]:
-    """Path in the zip -> content, but for cni/_build.py, and for other machines' modules."""
-    files = zipapp.payload()
+def payload() -> dict[str, bytes]:
+    """Path in the zip of dist/cni -> content, but for cni/_build.py, and for what is not used here.
+
+    That is extension modules, which are linked into the image, and pyroute2, which only scripts of
+    people import.
+    """
     return {
         name: data
-        for name, data in files.items()
-        if not (name.endswith(".so") and f"-{target.arch}-" not in name)
-        and not name.startswith("pyroute2")  # which only scripts of people import, from dist/cni
+        for name, data in zipapp.payload().items()
+        if not name.endswith(".so") and not name.startswith("pyroute2")
     }
+
+
+def _beside_the_image(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What the zip of the file has: no code, for that is in the image."""
+    kept = {name: data for name, data in files.items() if not name.endswith(".py")}
+    return {**kept, "__main__.py": MAIN.read_bytes()}
 
 
 def _ingredients(built: cpython.Build) -> bytes:

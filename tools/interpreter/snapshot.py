@@ -28,7 +28,7 @@ _RECORDING = "record the snapshot"
 # takes four in the snapshot. A request that needs one of these imports it.
 _NOT_THERE = """
     cni.netns.unsupported cni.ipam.host_local.store_windows
-    cni.ipam.cluster cni.store
+    cni.ipam.cluster cni.store cni.environment
     cni.ipam.dhcp cni.kernel.netlink_debug cni.kernel.syscalls cni.kernel.tc cni.kernel.tcfilter
     cni.kernel.tun cni.kernel.xfrm cni.plugins.bandwidth cni.plugins.dummy
     cni.plugins.firewall.backend_firewalld cni.plugins.firewall.dbus
@@ -36,10 +36,7 @@ _NOT_THERE = """
     cni.plugins.portmap.migrate cni.plugins.tap cni.plugins.vrf cni.protocol.wrong_type cni.record
     cni.plugins.ipvlan cni.plugins.macvlan.host_shim cni.plugins.portmap.localhost
     cni.plugins.portmap.nft_conditions cni.plugins.portmap.nft_reference
-    cni.netfilter.iptables cni.netfilter.iptables_netlink cni.netfilter.iptables_rules
-    cni.plugins.firewall.backend_iptables cni.plugins.portmap.backend_iptables
-    cni.plugins.portmap.iptables_rules cni.plugins.shared.masquerade.backend_iptables cni.rehearsal
-    cni.netns.executor cni.ipam.host_local.usage cni.ipam.host_local.sticky
+    cni.rehearsal cni.ipam.host_local.usage cni.ipam.host_local.sticky
     cni.plugins.shared.device_notes cni.plugins.tuning.backup cni.plugins.tuning.features
     cni.kernel.bond cni.plugins.bond cni.plugins.shared.moved cni.plugins.shared.uplink
     cni.plugins.bridge.empty cni.plugins.portmap.listeners cni.kernel.sockets

@@ -196,7 +196,7 @@ def _read(path: str) -> bytes | None:
 
 def _node_name(flat_path: str, env: Mapping[str, str]) -> str:
     """What whereabouts' file `nodename` says, beside the flat file; empty without one."""
-    if not flat_path or env.get("NODENAME"):
+    if not flat_path or settings.named(env):
         return ""
     data = _read(os.path.join(os.path.dirname(flat_path), "nodename"))
     return (data or b"").decode("utf-8", "replace").strip()

@@ -26,6 +26,8 @@ from .session import number
 
 _ATTEMPTS = 32  # blocks that others took between our look and our claim
 _LOOK_AGAIN = 4  # attempts
+_PAGE = 4096  # blocks: of so many more a claim tries another one before it lists all
+_MOST_BLIND = 8  # attempts: when so many blocks of a large pool are taken, most are
 _WANTED_FOR = 3600  # seconds that a mark counts: its node may be gone
 
 
@@ -63,8 +65,10 @@ class Claims(Comparing):
         areas = pool.areas[index]
         if packed is not None:
             return self._claim_of(space, areas, packed)
+        blind, looked = min(1 + blocks.count(areas) // _PAGE, _MOST_BLIND), False
         for attempt in range(_ATTEMPTS):
-            if attempt % _LOOK_AGAIN == 1:
+            if attempt >= blind and (attempt - blind) % _LOOK_AGAIN == 0:
+                looked = True
                 before = set(space.own())
                 self._others[space.name] = self.taken(space)
                 for own in space.own():
@@ -72,8 +76,9 @@ class Claims(Comparing):
                         return own  # an earlier claim that was given up, and came through
             block = self._choose(space, areas, attempt)
             if block is None:
-                if not attempt:
-                    continue  # what was seen before is old: look
+                if not looked:
+                    blind = attempt + 1  # what was seen before is old: look
+                    continue
                 self._want(space)
                 raise self._full(space, pool, areas)
             if self.create(space, block):

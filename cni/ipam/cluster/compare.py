@@ -26,6 +26,8 @@ class Comparing(Holding):
     Methods raise StoreError, CNIError.
     """
 
+    listed = 0  # blocks that all nodes list when each of them compares once, as this one did
+
     def verify(self) -> None:
         """Compare every space whose blocks were claimed in this store, or before its restore."""
         for name in self.node.spaces():
@@ -52,6 +54,7 @@ class Comparing(Holding):
         """
         agreed = "" if space.ledger().store else self.agreed_identity(space)
         items = self.items_of(space)
+        self.listed = len(items) * len({str(item.value.get("node")) for item in items.values()})
         found = Synced([], [], [], [])
         with space.changing() as (ledger, reservations):
             is_new = not ledger.store

@@ -100,6 +100,10 @@ class Registration(msgspec.Struct):
     until: float = 0.0
     cordoned: bool = False
 
+    def is_due(self, now: float) -> bool:
+        """Has half of a promise passed, so that it is to be renewed? `now`: the boot's clock."""
+        return self.timeout > 0 and self.until - now <= self.timeout / 2
+
 
 class Node:
     """This node below a data directory. Methods raise CNIError for what is wrong with its files."""

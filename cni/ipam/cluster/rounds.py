@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,13 +16,41 @@ from ...store.settings import Settings
 from . import reconciling, tend
 from .claim import Claims
 from .compare import Synced
-from .node import Node, Space
+from .node import Node, Space, boot_time
 from .pool import Pool, convert
 
 _LOOK = 5.0  # seconds between two looks whether a block is to be claimed
-_ROUND, _COMPARE = 12, 10  # looks until the store is asked anyway; rounds until all is compared
+_ROUND = 12  # looks until the store is asked anyway
+_COMPARE = 600.0  # seconds until ledger and store are compared, which lists all blocks
+_LISTED = 10_000  # blocks a second that all nodes of a cluster together may list
 
 Report = dict[str, Synced]  # by space
+
+
+class Pace:
+    """When ledgers and store are compared again: the more seldom, the more blocks and nodes.
+
+    A comparison lists the blocks of all nodes, and every node makes one. Nodes wait longer in a
+    larger cluster, so that the store has not to send more there, and not all equally long.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def is_due(self) -> bool:
+        """Is it time? Then the next one comes later."""
+        if time.monotonic() < self._due:
+            return False
+        self._wait(_COMPARE)
+        return True
+
+    def note(self, listed: int) -> None:
+        """A comparison was made; all nodes together list so many blocks when each makes one."""
+        self._wait(listed / _LISTED)
+
+    def _wait(self, seconds: float) -> None:
+        spread = 0.8 + 0.4 * int.from_bytes(os.urandom(2), "big") / (1 << 16)
+        self._due = max(self._due, time.monotonic() + seconds * spread)
 
 
 def once(
@@ -31,10 +60,12 @@ def once(
     compare: bool = True,
     give_back: bool = False,
     data_dir: str = "",
+    pace: Pace | None = None,
 ) -> tuple[Report, list[CNIError]]:
     """Tend every space of the node: what was found, and what went wrong. Raises CNIError.
 
     `compare` ledgers with stores; with `give_back` all empty blocks are released, and none claimed.
+    `pace` is of who makes rounds again and again.
     """
     base = settings.read({}, env)
     base = base._replace(data_dir=data_dir or base.data_dir)
@@ -45,7 +76,7 @@ def once(
         space = Space(node, name)
         for its, entries in _by_store(space, base, env):
             try:
-                found = _tend(space, its, entries, log, compare, give_back)
+                found = _tend(space, its, entries, log, compare, give_back, pace)
             except StoreError as error:
                 problems.append(engines.explain(error))
             except CNIError as error:
@@ -59,12 +90,12 @@ def once(
 def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
     """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
     said: list[str] = []
-    memory = reconciling.Reconciling()
+    memory, pace = reconciling.Reconciling(), Pace()
     for number in itertools.count():
         problems = None
         try:
-            if number % _ROUND == 0 or _lacks(env):
-                _, problems = once(env, log, compare=number % (_ROUND * _COMPARE) == 0)
+            if number % _ROUND == 0 or _lacks(env) or _is_due(env):
+                _, problems = once(env, log, compare=pace.is_due(), pace=pace)
         except CNIError as error:
             problems = [error]
         if number % _ROUND == 0:
@@ -93,6 +124,18 @@ def _lacks(env: Mapping[str, str]) -> bool:
                 if any(tend.lacks(space, ranges, reserve) for ranges in pool.sets):
                     return True
     return False
+
+
+def _is_due(env: Mapping[str, str]) -> bool:
+    """Is a promise to be renewed before the next round? Asks no store. Raises CNIError."""
+    base = settings.read({}, env)
+    node = Node(base.data_dir, base.node)
+    found = [
+        node.registration(its.digest)
+        for name in node.spaces()
+        for its, _ in _by_store(Space(node, name), base, env)
+    ]
+    return any(each is not None and each.is_due(boot_time()) for each in found)
 
 
 def _known_pool(node: Node, entry: dict[str, Any]) -> Pool | None:
@@ -127,6 +170,7 @@ def _tend(
     log: Callable[[str], None],
     compare: bool,
     give_back: bool,
+    pace: Pace | None,
 ) -> Synced | None:
     node = Node(its.data_dir, its.node)
     space = Space(node, space.name)
@@ -134,6 +178,7 @@ def _tend(
         store = engines.connect(its.store)
         try:
             claims = Claims(store, its, node, log)
+            claims.renews = pace is not None
             pools = [each for entry in entries if (each := _pool(claims, entry)) is not None]
             pools = [each for each in pools if each.space == space.name]
             if give_back:
@@ -141,7 +186,10 @@ def _tend(
                 claims.settle(space)
                 tend.give_back(claims, space, pools, everything=True)
                 return None
-            return tend.space(claims, space, pools, compare)
+            found = tend.space(claims, space, pools, compare)
+            if pace is not None:
+                pace.note(claims.listed)
+            return found
         finally:
             store.close()
 

@@ -16,7 +16,14 @@ _UPDATES = 8  # of one item that others change, too
 
 
 class Session:
-    """Used under `Node.claiming`. Methods raise StoreError, CNIError."""
+    """Used under `Node.claiming`. Methods raise StoreError, CNIError.
+
+    `renews` is set by who goes on renewing, as the server does, and nobody else: only then the node
+    may promise to stop (`nodeTimeout`), after which others take the blocks of a silent one. An ADD
+    keeps the promise that there is.
+    """
+
+    renews = False
 
     def __init__(
         self, store: Store, settings: Settings, node: Node, log: Callable[[str], None]
@@ -55,11 +62,12 @@ class Session:
             elif old is not None:
                 self._check_alone(old, before)
             beat = number(old.value.get("beat")) if old is not None else 0
+            timeout = self._promise(old)
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                "beat": beat + (self.timeout > 0),  # else there is nothing to write each time
-                "timeout": self.timeout,
+                "beat": beat + (timeout > 0),  # else there is nothing to write each time
+                "timeout": timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
             }
 
@@ -67,18 +75,26 @@ class Session:
         lapsed = before is not None and not self.node.may_allocate(self._settings)
         if lapsed or (before is not None and not was_there):
             self.verify()
-        cordoned, until = bool(item.get("cordoned")), now + self.timeout
+        cordoned, timeout = bool(item.get("cordoned")), number(item.get("timeout"))
         made = Registration(
-            self.node.name, self.node.boot, self.identity(), self.timeout, until, cordoned
+            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned
         )
         self.node.set_registration(self._settings, made)
 
+    def _promise(self, old: Item | None) -> int:
+        """The seconds after which the node stops, if it cannot renew; 0: it does not."""
+        if self.renews or old is None:
+            return self.timeout if self.renews else 0
+        ours = (old.value.get("uid"), old.value.get("boot")) == (self.uid, self.node.boot)
+        return min(number(old.value.get("timeout")), self.timeout) if ours else 0
+
     def _is_fresh(self, before: Registration, now: float) -> bool:
         """Is there no need to renew yet?"""
-        same = (before.boot, before.name, before.timeout)
-        if same != (self.node.boot, self.node.name, self.timeout):
+        if (before.boot, before.name) != (self.node.boot, self.node.name):
             return False
-        return not self.timeout or before.until - now > before.timeout / 2
+        if before.timeout != self.timeout and (self.renews or before.timeout > self.timeout):
+            return False
+        return not before.is_due(now)
 
     def disown(self) -> None:
         """The store gave up this node: others may have its blocks. Become another one.

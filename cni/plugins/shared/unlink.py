@@ -2,7 +2,7 @@
 
 A link is gone once the kernel has removed it from its lists and notified RTNLGRP_LINK: it has no
 name, no address and carries no packet. That takes 1 ms. The deleting process then waits another 10
-to 20 ms for an RCU grace period. So the executor deletes the link, and we only wait for the
+to 20 ms for an RCU grace period. So a child deletes the link, and this process only waits for the
 notification.
 """
 
@@ -31,6 +31,8 @@ def delete(netns: Namespace, index: int) -> None:
         return link.says_gone(kind, payload, index)
 
     with netns.subscribe(link.RTNLGRP_LINK) as events:
+        if netns.send_until(events, seen, *link.deletion(index)):
+            return
         netns.run_until(events, seen, _delete, index)
 
 
