@@ -1,20 +1,20 @@
 """Installing the built file, so that no request ever unpacks or compiles anything.
 
-In the directory of the plugins there is afterwards:
+Afterwards the directory of the plugins has:
 
     cni                   the file itself, the interpreter written into its first lines
-    bridge                one small file a plugin, which needs `cni` (launcher/beside.h)
+    bridge                a small file for each plugin, which needs `cni` (launcher/beside.h)
     .cni-<build>/         the archive, unpacked and compiled; the previous build's is still in use
-    .cni-manifest.json    what was made, for `uninstall`
-    .bridge.before-cni    what was called bridge before; `uninstall` puts it back
+    .cni-manifest.json    the list of everything that was made, for `uninstall`
+    .bridge.before-cni    another project's `bridge`; `uninstall` restores it
 
 A file that carries its interpreter needs no tree. The link by which a shell finds `cni` is in
 another directory (cni.install.command).
 
-Every step is one rename, in an order that makes a kill harmless at any point. First the tree gets
-its name, once it is complete. Then `cni` is replaced, then the plugins' files; until then those of
-the old build work, with the old tree or the new `cni`. At last the trees that nothing runs from are
-removed. Half-written files are called .cni-tmp-*; the next install sweeps them away.
+Every step is one rename, in an order that makes a kill harmless at any point. First the complete
+tree gets its name. Then `cni` is replaced, then the plugins' files; until then those of the old
+build work, with the old tree or the new `cni`. Last, trees that no process runs from are removed.
+Half-written files are called .cni-tmp-*; the next install removes them.
 """
 
 from __future__ import annotations
@@ -54,12 +54,11 @@ def install(
 ) -> Report:
     """Install the built file `source` into `bin_dir`, with a file for each of `names`.
 
-    With `client_only` there is no tree, and Python is not looked for: then a server has to run,
-    perhaps in a container. `units` are systemd units to be written (and, later, removed by
-    `uninstall`). A file of somebody else's is not replaced if its name is one of `spared`.
-    `link` is a directory in which a link called `cni` is made. `root` is the root
-    directory of the system that all these absolute paths are of. Raises InstallError; until the
-    switch nothing visible has changed then.
+    With `client_only` no tree is made, and no Python is looked for: then a server has to run,
+    perhaps in a container. `units` are systemd units to write (`uninstall` removes them). Another
+    project's file is not replaced if its name is in `spared`. `link` is a directory in which a link
+    called `cni` is made. All these absolute paths are below `root`, the root directory of the
+    installed system. Raises InstallError; before `cni` is replaced nothing visible has changed.
     """
     launcher = Launcher.read(source)
     if client_only and not launcher.is_native:
@@ -87,15 +86,15 @@ def install(
                 report.warnings[:0] = [*warnings, *stay]
                 return report
         except BaseException:
-            _remove_directories(made)  # those that are empty: nothing has been installed
+            _remove_directories(made)  # removes only empty ones: nothing has been installed
             raise
 
 
 def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None = None) -> Report:
-    """Remove what `install` made in `bin_dir` and put back what was there before.
+    """Remove everything that `install` made in `bin_dir`, and restore the files from before.
 
-    `units` are systemd units to remove beside those that it remembers. `root` as for `install`.
-    Raises InstallError. A directory without an installation gives an empty report.
+    `units` are systemd units to remove in addition to those in the manifest. `root` as for
+    `install`. Raises InstallError. A directory without an installation gives an empty report.
     """
     place = Place.of(bin_dir, root)
     directory = place.directory()
@@ -104,7 +103,7 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
     with _errors(directory), _locked(directory):
         installation = Installation(place)
         paths = sorted({*map(Path, installation.units), *units})
-        install_units.disable(paths, place)  # systemd must not start what is about to be removed
+        install_units.disable(paths, place)  # systemd must not start units that are being removed
         removed = install_units.remove(paths, place)
         report = installation.uninstall()
         report.removed += removed
@@ -114,12 +113,12 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
 
 
 def is_installed(bin_dir: Path) -> bool:
-    """Whether the directory has plugins of this project."""
+    """Has the directory plugins of this project?"""
     return Installation(Place.of(bin_dir)).is_present
 
 
 def put_aside(bin_dir: Path) -> frozenset[str]:
-    """The names of the foreign plugins that `uninstall` would put back."""
+    """The names of the other projects' plugins that `uninstall` would restore."""
     return Installation(Place.of(bin_dir)).backups()
 
 
@@ -131,7 +130,7 @@ def _make_directories(path: Path) -> list[str]:
     try:
         path.mkdir()
     except FileExistsError:
-        if path.is_dir():  # another install was quicker, and will remember it
+        if path.is_dir():  # another install has made it, and will remember that
             return above
         _remove_directories(above)
         raise InstallError(_in_the_way(path)) from None
@@ -142,7 +141,7 @@ def _make_directories(path: Path) -> list[str]:
 
 
 def _in_the_way(path: Path) -> str:
-    """What is to be said of a path where a directory should be, and something else is."""
+    """The error text for a path that should be a directory, and is something else."""
     if path.is_symlink():
         what = f"is a symbolic link to {os.readlink(path)}, which is no directory"
     else:
@@ -151,12 +150,12 @@ def _in_the_way(path: Path) -> str:
 
 
 def _remove_directories(paths: Iterable[str]) -> list[str]:
-    """Remove directories, the innermost first, until one is not empty; those that are gone."""
+    """Remove directories, the innermost first, until one is not empty; return the removed ones."""
     removed = []
     for directory in paths:
         try:
             os.rmdir(directory)
-        except OSError:  # it holds files that are not ours
+        except OSError:  # it has files that are not ours
             break
         removed.append(directory)
     return removed
@@ -164,10 +163,10 @@ def _remove_directories(paths: Iterable[str]) -> list[str]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of `directory`, which leaves no file behind; InstallError after a minute.
+    """Hold the lock of `directory`, and leave no file behind. Raises InstallError after a minute.
 
-    The lock is a file that no other user can open. The directory itself would do as well, but every
-    user who may read it could hold its lock.
+    The lock is a file that no other user can open. A lock on the directory itself would not do:
+    every user who may read the directory could hold it.
     """
     path = directory / LOCK
     deadline = time.monotonic() + LOCK_SECONDS
@@ -195,11 +194,11 @@ def _take_lock(path: Path) -> int | None:
     try:
         status = os.fstat(fd)
         if status.st_uid != os.geteuid() or not stat.S_ISREG(status.st_mode):
-            path.unlink()  # another user has made it, to hold it
+            path.unlink()  # another user's file, made to hold the lock
             return None
         os.fchmod(fd, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The process that had the lock before has removed the file, perhaps after we opened it.
+        # The previous holder has removed the file, perhaps after we opened it.
         taken = os.path.exists(path) and os.path.samestat(status, os.lstat(path))
     except (BlockingIOError, FileNotFoundError):
         pass
@@ -211,7 +210,7 @@ def _take_lock(path: Path) -> int | None:
 
 @contextmanager
 def _umask(mask: int) -> Iterator[None]:
-    """Use this umask, in child processes too: plugins must be readable for everybody."""
+    """Use this umask, also in child processes: every user must be able to read plugins."""
     before = os.umask(mask)
     try:
         yield
@@ -221,7 +220,7 @@ def _umask(mask: int) -> Iterator[None]:
 
 @contextmanager
 def _errors(bin_dir: Path) -> Iterator[None]:
-    """Turn an OSError into an InstallError that says what helps."""
+    """Turn an OSError into an InstallError that says what to do."""
     remedies = {
         errno.EACCES: "run as root, or choose another directory with --bin-dir",
         errno.EPERM: "run as root, or choose another directory with --bin-dir",

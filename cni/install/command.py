@@ -12,14 +12,14 @@ DIRECTORY = Path("/usr/local/bin")
 
 
 def path_in(place: Place, directory: Path) -> Path | None:
-    """The link that belongs into `directory`; None if `cni` itself is there."""
+    """The path of the link in `directory`; None if `cni` itself is in that directory."""
     return None if directory == place.bin_dir else directory / "cni"
 
 
 def make(place: Place, link: Path) -> str:
-    """Make the absolute path `link` lead to the installed file; why that cannot be, or "".
+    """Make the link at the absolute path `link`; return "", or the reason why it cannot be made.
 
-    What is there already stays, and directories that are missing are made.
+    An existing file stays; missing directories are made.
     """
     try:
         at = place.now(link)
@@ -38,11 +38,11 @@ def make(place: Place, link: Path) -> str:
 
 
 def remove(place: Place, link: Path) -> bool:
-    """Remove the link, if it leads to the installed file; was it there? Raises OSError."""
+    """Remove the link if it leads to the installed file; False if there is none. Raises OSError."""
     try:
         at = place.now(link)
     except InstallError:
-        return False  # it leads out of the root: then `make` has not made it, either
+        return False  # it leads out of the root, so `make` has not made it
     if not _is_ours(place, at):
         return False
     at.unlink()

@@ -1,4 +1,4 @@
-"""The directory with the installed plugins: its names, its manifest, and the change of builds."""
+"""The directory with the installed plugins: its files, its manifest, and replacing a build."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ _TREE = re.compile(r"\.cni-[0-9a-f]{12}")
 
 @dataclass
 class Report:
-    """What was done. Names are file names in `bin_dir`; all paths are of the running system.
+    """What an install or uninstall has done.
 
-    `python` is the interpreter's path, "embedded", or empty without one. `command` is the link by
+    Names are file names in `bin_dir`; paths are those on the installed system.
+
+    `python` is the interpreter's path, "embedded", or "" without one. `command` is the link by
     which a shell finds `cni`.
     """
 
@@ -38,10 +40,10 @@ class Report:
     build: str = ""
     python: str = ""
     command: str = ""
-    links: list[str] = field(default_factory=list)  # plugins: made, or made anew
-    unchanged: list[str] = field(default_factory=list)  # plugins that were right already
-    kept: dict[str, str] = field(default_factory=dict)  # foreign file -> its name now
-    restored: list[str] = field(default_factory=list)  # foreign files that are back
+    links: list[str] = field(default_factory=list)  # plugins that were made or replaced
+    unchanged: list[str] = field(default_factory=list)  # plugins that were up to date
+    kept: dict[str, str] = field(default_factory=dict)  # another project's file -> its new name
+    restored: list[str] = field(default_factory=list)  # other projects' files that were restored
     removed: list[str] = field(default_factory=list)
     units: list[str] = field(default_factory=list)  # systemd units, with their paths
     warnings: list[str] = field(default_factory=list)
@@ -55,14 +57,14 @@ class Installation:
     """The installation in one directory, whose lock the caller holds (`cni.install`)."""
 
     def __init__(self, place: Place, made: Iterable[str] = ()) -> None:
-        """`made` are directories that exist because of us, the innermost first."""
+        """`made` are the directories that this install has made, the innermost first."""
         self.place = place
         self.dir = place.directory()
         self.report = Report(str(place.bin_dir))
         self.manifest = self._read_manifest()
         before = [str(place.now(Path(path))) for path in self.manifest.get("made", [])]
         self.made: list[str] = [*made, *before]
-        # Paths of the running system.
+        # Paths on the installed system.
         self.units: set[str] = set(self.manifest.get("units", []))
         self.commands: set[str] = set(self.manifest.get("commands", []))
         self.digest = ""
@@ -77,8 +79,8 @@ class Installation:
     ) -> Report:
         """Replace what is installed by `launcher`.
 
-        Without the interpreter `python` nothing is unpacked: the file is the client alone, or
-        carries its interpreter. `link` is a directory in which a shell looks for programs.
+        Without `python` nothing is unpacked: the file is only the client, or carries its
+        interpreter. `link` is a directory in which a shell looks for programs.
         """
         self._check_directories(names)
         self.sweep()
@@ -103,7 +105,7 @@ class Installation:
             data = launcher.with_python(python.path if python else "")
         if python:
             self._place_tree(launcher, python)
-        self.digest = ""  # of neither file, until it is certain which is there
+        self.digest = ""  # unknown, until it is certain which file is there
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
         if current is None:
             self._keep_foreign("cni")
@@ -148,7 +150,7 @@ class Installation:
             self.commands.add(str(path))
 
     def _make_command(self) -> None:
-        """Make the link, last: nothing depends on it, and if there is none, `warnings` say why."""
+        """Make the link, last: nothing depends on it. `warnings` say why there is none."""
         if not self.report.command:
             return
         problem = command.make(self.place, Path(self.report.command))
@@ -159,10 +161,10 @@ class Installation:
     # The tree
 
     def _place_tree(self, launcher: Launcher, python: Interpreter) -> None:
-        """Have .cni-<build> complete, compiled for `python`, and tried with it."""
+        """Make .cni-<build> complete, compiled for `python`, and tried with it."""
         final = self.dir / f".cni-{launcher.build}"
         if os.path.lexists(final) and not tree.is_safe(final):
-            self._discard(final)  # another user may have put anything there
+            self._discard(final)  # another user may have put files there
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
             probe(python, final)
@@ -187,7 +189,7 @@ class Installation:
                 self.report.removed.append(path.name)
 
     def _discard(self, path: Path) -> None:
-        """Remove a tree. If this is killed halfway, the next install sweeps away what is left."""
+        """Remove a tree. After a kill the next install removes the rest."""
         doomed = self._temporary()
         path.rename(doomed)
         _remove(doomed)
@@ -195,9 +197,9 @@ class Installation:
     # Names
 
     def _place(self, name: str, stub: bytes | None) -> None:
-        """Make `name` the file `stub`, by one rename: the name never disappears.
+        """Replace `name` by the file `stub`, with one rename: the name never disappears.
 
-        A link to `cni` where there is none, as the built file starts with the script.
+        Without a `stub` (the built file starts with the script) it is a link to `cni`.
         """
         path = self.dir / name
         if self._is_in_place(path, stub):
@@ -228,7 +230,7 @@ class Installation:
             return False
 
     def _belongs(self, path: Path) -> bool:
-        """Whether a plugin's name is as `_place` has made it, with this build or another."""
+        """Has `_place` made this plugin's file, of this build or another?"""
         if path.is_symlink():
             return os.readlink(path) == "cni"
         try:
@@ -237,14 +239,14 @@ class Installation:
             return False
 
     def foreign(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are files of somebody else."""
+        """Those of the names that are other projects' files."""
         paths = {name: self.dir / name for name in names}
         return [n for n, path in paths.items() if os.path.lexists(path) and not self._is_ours(path)]
 
     def _is_ours(self, path: Path) -> bool:
-        """Whether `path` leads to the installed file, or is a copy of a built file, of any build.
+        """Does `path` lead to the installed file, or is it a copy of a built file, of any build?
 
-        There are copies where the files were copied one by one, or unpacked without links.
+        Copies come from copying files one by one, or from unpacking without links.
         """
         if path.is_symlink():
             return os.readlink(path) == "cni" or self._leads_to_us(path)
@@ -254,11 +256,11 @@ class Installation:
             return False
 
     def _leads_to_us(self, path: Path) -> bool:
-        # realpath, since Path.resolve() fails for links that lead to themselves.
+        # realpath, since Path.resolve() fails for circular links.
         return os.path.realpath(path) == os.path.realpath(self.dir / "cni")
 
     def _keep_foreign(self, name: str) -> None:
-        """Give a file that is not ours a second name, for `_restore_or_remove`."""
+        """Give another project's file a second name, for `_restore_or_remove`."""
         path, backup = self.dir / name, self.dir / f".{name}.before-cni"
         if not os.path.lexists(path):
             return
@@ -268,7 +270,7 @@ class Installation:
         except OSError:  # a file system without hard links
             shutil.copy2(path, temporary, follow_symlinks=False)
         temporary.replace(backup)
-        temporary.unlink(missing_ok=True)  # still there if both names already were one file
+        temporary.unlink(missing_ok=True)  # rename(2) leaves it if both names are one file
         self.report.kept[name] = backup.name
 
     def _retire(self, name: str) -> None:
@@ -287,7 +289,7 @@ class Installation:
     def current_build(self) -> str | None:
         """The build of the installed file.
 
-        The manifest does not tell: it is written before the file is replaced.
+        The manifest cannot tell: it is written before the file is replaced.
         """
         try:
             return build_of(self.dir / "cni")
@@ -295,17 +297,17 @@ class Installation:
             return None
 
     def backups(self) -> frozenset[str]:
-        """The names of the foreign files that were kept."""
+        """The names of the other projects' files that were kept."""
         names = self._names() if self.is_present else []
         return frozenset(n for n in names if os.path.lexists(self.dir / f".{n}.before-cni"))
 
     @property
     def is_present(self) -> bool:
-        """Whether there is anything to uninstall."""
+        """Is there anything to uninstall?"""
         return bool(self.manifest) or self.current_build() is not None
 
     def _names(self) -> list[str]:
-        """The plugins that are installed; without a manifest, all that belong to `cni`."""
+        """The installed plugins; without a manifest, all files that belong to `cni`."""
         names = self.manifest.get("names")
         if names is None:
             paths = (path for path in self.dir.iterdir() if not path.name.startswith("."))
@@ -333,7 +335,7 @@ class Installation:
         self.write(MANIFEST, json.dumps(manifest, indent=4).encode() + b"\n", 0o644)
 
     def write(self, name: str, data: bytes, mode: int) -> None:
-        """Make the file `name` contain `data`, whole or not at all. Raises OSError."""
+        """Replace the file `name` by `data`, whole or not at all. Raises OSError."""
         temporary = self._temporary()
         files.replace(str(self.dir / name), data, mode, temporary=str(temporary))
         tree.sync_file(self.dir)
@@ -343,13 +345,13 @@ class Installation:
         return self.dir / f"{TEMPORARY}{os.getpid()}-{self._counter}"
 
     def sweep(self) -> None:
-        """Remove what a killed install left. Nobody uses it: the caller holds the lock."""
+        """Remove what a killed install left. It is not in use, since the caller holds the lock."""
         for path in self.dir.glob(f"{TEMPORARY}*"):
             _remove(path)
 
 
 class Undo:
-    """What an install that failed takes back, so that the directory is as it was before it."""
+    """Undoes a failed install, so that the directory is as before."""
 
     def __init__(self, installation: Installation, build: str) -> None:
         self._of = installation
@@ -363,9 +365,10 @@ class Undo:
             self._manifest = None
 
     def undo(self) -> None:
-        """Take back what was made; what cannot be removed, the next install removes.
+        """Remove the new files; the next install removes those that cannot be removed now.
 
-        Once `cni` is of the new build, the links to it work, and stay if there was one before.
+        If `cni` is of the new build already, the links to it work, and stay if there was a `cni`
+        before.
         """
         if self._was_there and self._of.current_build() == self._build:
             return
@@ -376,7 +379,7 @@ class Undo:
                 pass
 
     def _names(self) -> None:
-        """Remove the links, then `cni`; what was there before comes back."""
+        """Remove the links, then `cni`, and restore the files from before."""
         if self._was_there:
             return
         for name in [*self._of.report.links, "cni"]:
@@ -386,7 +389,7 @@ class Undo:
         for name, backup in self._of.report.kept.items():
             path = self._of.dir / backup
             path.replace(self._of.dir / name)
-            path.unlink(missing_ok=True)  # still there if both names are one file
+            path.unlink(missing_ok=True)  # rename(2) leaves it if both are one file
 
     def _manifest_again(self) -> None:
         if self._manifest is None:
@@ -400,7 +403,7 @@ class Undo:
 
 
 def _is_manifest(read: Any) -> bool:
-    """Whether a document has the form that `_write_manifest` gives it."""
+    """Has a document the form that `_write_manifest` writes?"""
     if not isinstance(read, dict):
         return False
     texts = [read.get(key, "") for key in ("build", "digest")]
@@ -411,7 +414,7 @@ def _is_manifest(read: Any) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a directory with all that is in it."""
+    """Remove a file, or a directory with its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,4 @@
-"""The Python that installed plugins run with: choosing, trying and compiling for it."""
+"""The Python that runs installed plugins: choosing it, trying it, compiling for it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ import msgspec, cni.dispatch
 
 
 class Interpreter(NamedTuple):
-    """A Python: its path on the running system, and the root directory that it is run in.
+    """A Python: its path on the installed system, and the root directory in which it is run.
 
-    Without a root it is this system's, which may stand for that of a system which has none yet.
+    Without a root it is this system's, which may stand for one that the other system will get.
     """
 
     path: str
@@ -54,11 +54,11 @@ class Interpreter(NamedTuple):
             )
         except subprocess.TimeoutExpired:
             raise
-        except subprocess.SubprocessError as error:  # of `enter`
+        except subprocess.SubprocessError as error:  # a failure of `enter`
             raise OSError(0, str(error)) from None
 
     def sees(self, path: Path) -> str:
-        """Where the interpreter has what is at `path` for us."""
+        """The path by which the interpreter sees our `path`."""
         return str(path if self.root is None else Path("/", path.relative_to(self.root)))
 
     @property
@@ -75,8 +75,9 @@ class Interpreter(NamedTuple):
 def choose(wanted: str | None, root: Path | None = None) -> tuple[Interpreter, list[str]]:
     """A Python that is new enough, and warnings: `wanted`, or else the distribution's.
 
-    That of the system whose root directory is `root`; if it has none yet, as in a package's staging
-    directory, this system's stands for it. Raises InstallError, which says what to install.
+    It belongs to the system with the root directory `root`. If that has no Python yet, as in a
+    package's staging directory, this system's stands for it. Raises InstallError, which says what
+    to install.
     """
     candidates = [wanted] if wanted else ["/usr/bin/python3", "/usr/local/bin/python3"]
     if root is not None:
@@ -110,7 +111,7 @@ def _first(candidates: list[str], root: Path | None) -> Interpreter:
 
 
 def probe(python: Interpreter, tree: Path) -> None:
-    """Raises InstallError if `python` cannot run the build in `tree`."""
+    """Raise InstallError if `python` cannot run the build in `tree`."""
     done = python.run("-B", "-c", _PROBE, python.sees(tree))
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
@@ -121,10 +122,10 @@ def probe(python: Interpreter, tree: Path) -> None:
 
 
 def compile_tree(python: Interpreter, tree: Path, final: Path) -> None:
-    """Compile the modules of `tree`, which will be `final` when it is used: tracebacks name that.
+    """Compile the modules of `tree`, whose later path is `final`: tracebacks name that one.
 
-    The bytecode is not checked against the sources when it is loaded: they do not change, and that
-    saves a stat(2) each. Raises InstallError.
+    Loading does not compare the bytecode with the sources, which do not change: that saves a
+    stat(2) for each module. Raises InstallError.
     """
     place = python.sees(tree)
     options = ["-m", "compileall", "-f", "-q"]
@@ -135,6 +136,6 @@ def compile_tree(python: Interpreter, tree: Path, final: Path) -> None:
     if done.returncode:
         words = done.stdout + done.stderr
         for number in (errno.ENOSPC, errno.EDQUOT):
-            if f"[Errno {number}]" in words:  # compileall names a file that nobody knows
+            if f"[Errno {number}]" in words:  # compileall's own text names a temporary file
                 raise OSError(number, os.strerror(number))
         raise InstallError(f"{python.path} cannot compile the plugins: {words[-500:]}")

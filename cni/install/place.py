@@ -1,4 +1,4 @@
-"""Where an installation goes: into this system, or below the root directory of another one."""
+"""The place of an installation: this system, or another one's root directory."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..artifact import InstallError
 class Place(NamedTuple):
     """The directory of the plugins, as an absolute path of the system on which they will run.
 
-    `root` is where that system's root directory is now: an image, or a package's staging directory.
-    None: it is this system.
+    `root` is the present path of that system's root directory: an image, or a package's staging
+    directory. None means this system.
     """
 
     bin_dir: Path
@@ -21,14 +21,14 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, bin_dir: Path, root: Path | None = None) -> Place:
-        """Makes both absolute. The root directory itself stands for this system."""
+        """A Place with absolute paths; "/" as `root` means this system."""
         if root is not None:
             root = Path(os.path.realpath(root))
             bin_dir = Path("/", bin_dir)
         return cls(bin_dir.absolute(), None if root == Path("/") else root)
 
     def now(self, path: Path) -> Path:
-        """Where the absolute `path` of that system is at present: a file's, or a link's own.
+        """The present path of that system's absolute `path`; a link at its end is not followed.
 
         Raises InstallError if a link in the root leads out of it, to a file of this system.
         """
@@ -41,12 +41,12 @@ class Place(NamedTuple):
         return found
 
     def directory(self) -> Path:
-        """Where the directory of the plugins is at present; it may itself be a link in the root.
+        """The present path of the plugins' directory, with links in the root followed.
 
         Raises InstallError as `now`.
         """
         return self.now(self.bin_dir / "cni").parent
 
     def then(self, path: Path) -> Path:
-        """What will be the absolute path of what is at `path` at present; the reverse of `now`."""
+        """The later absolute path of the file that is now at `path`; the reverse of `now`."""
         return path if self.root is None else Path("/", path.relative_to(self.root))

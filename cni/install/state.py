@@ -1,6 +1,6 @@
-"""Whether a directory of plugins still is as it was installed: for `cni doctor`.
+"""Changes of a directory of plugins since it was installed, for `cni doctor`.
 
-Other projects copy plugins into the same directory. What they overwrite is theirs from then on.
+Other projects copy plugins into the same directory. Files that they overwrite are theirs.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .place import Place
 
 @dataclass
 class State:
-    """What is not as `cni install`, or a package, has left it. Names are file names."""
+    """Changes since `cni install`, or a package, has written the files. Names are file names."""
 
-    broken: str = ""  # why no plugin can start: what is wrong with the file `cni`
-    changed: str = ""  # `cni` works, and is not what was installed
-    foreign: list[str] = field(default_factory=list)  # plugins that are another project's by now
-    links: list[str] = field(default_factory=list)  # to `cni`: who writes to them writes to it
+    broken: str = ""  # the defect of the file `cni` because of which no plugin can start
+    changed: str = ""  # how `cni`, which works, differs from the installed file
+    foreign: list[str] = field(default_factory=list)  # plugins that another project has overwritten
+    links: list[str] = field(default_factory=list)  # links to `cni`: writing to one overwrites it
 
 
 def state_of(directory: Path, names: Iterable[str]) -> State | None:
-    """Look at `directory`, where plugins of these `names` would be; None if none of ours is there.
+    """The state of `directory`, with plugins of these `names`; None if it has none of ours.
 
     Raises OSError.
     """

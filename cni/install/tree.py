@@ -1,4 +1,4 @@
-"""Unpacking the archive: files appear whole, and reach the disk before the tree gets its name."""
+"""Unpacking the archive: files appear whole, and are on the disk before the tree gets its name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .. import files
 def unpack(archive: Path, tree: Path, temporary: Callable[[], Path]) -> None:
     """Unpack the built file `archive` into the directory `tree`. Raises OSError.
 
-    Files whose content is right stay as they are, the others are replaced by a rename. So a damaged
-    tree can be repaired while plugins run from it. `temporary` gives names for half-written files,
-    on the same file system.
+    Files with the right content stay; others are replaced by a rename. So a damaged tree can be
+    repaired while plugins run from it. `temporary` returns names for half-written files, on the
+    same file system.
     """
     with zipfile.ZipFile(archive) as bundle:
         for info in bundle.infolist():
@@ -30,7 +30,7 @@ def unpack(archive: Path, tree: Path, temporary: Callable[[], Path]) -> None:
 
 
 def is_safe(path: Path) -> bool:
-    """Whether only this user and root may change the file or directory, and all that is in it.
+    """May only this user and root change the file, or the directory and its contents?
 
     Raises OSError.
     """
@@ -50,9 +50,9 @@ def _is_ours(path: Path) -> bool:
 
 
 def sync(tree: Path) -> None:
-    """Have all of the directory `tree` on the disk. Raises OSError.
+    """Write the whole directory `tree` to the disk (fsync). Raises OSError.
 
-    To be called before the directory gets its name: a power failure must not leave empty files.
+    Call it before the directory gets its name: a power failure must not leave empty files.
     """
     for directory, _, names in os.walk(tree):
         for name in names:
@@ -61,7 +61,7 @@ def sync(tree: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Have the file or directory `path` on the disk. Raises OSError."""
+    """Write the file or directory `path` to the disk (fsync). Raises OSError."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

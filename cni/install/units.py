@@ -2,8 +2,8 @@
 
 RULES make rules again after a restart or reload of the node's firewall, and DHCP runs the daemon of
 the plugin dhcp (`--units`); SERVER starts the server with the first request (`--service`). The
-administrator enables them with `systemctl`; `remove` is preceded by `disable`. Paths are those of
-the system on which the units will run.
+administrator enables them with `systemctl`; call `disable` before `remove`. Paths are those of the
+system on which the units will run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RULES = ("cni-reload.service", "cni-reload-watch.service")
 SERVER = ("cni.socket", "cni.service")
 DHCP = ("cni-dhcp.socket", "cni-dhcp.service")
 DIRECTORY = Path("/etc/systemd/system")
-# Units to enable of each group, and when; a socket starts its service.
+# Units of each group to enable, and the condition; a socket starts its service.
 ENABLED = {
     RULES: (RULES, ""),
     SERVER: (SERVER[:1], ""),
@@ -36,14 +36,14 @@ _QUOTED = frozenset(" \t\n\"'\\$;")  # characters that systemd would interpret i
 
 
 def foreign(paths: Iterable[Path], place: Place) -> list[Path]:
-    """Those of the units that are there already and were not written by us. Raises InstallError."""
+    """Those of the units that exist and were not written by `install`. Raises InstallError."""
     return [
         path for path in paths if os.path.lexists(place.now(path)) and not _is_ours(place.now(path))
     ]
 
 
 def check(paths: Iterable[Path], place: Place) -> None:
-    """Check that the units can be written. Raises InstallError."""
+    """Raise InstallError if the units cannot be written."""
     paths = list(paths)
     if paths and _QUOTED & set(str(place.bin_dir)):
         raise InstallError(f"systemd would not understand the path {place.bin_dir}: choose another")
@@ -52,7 +52,7 @@ def check(paths: Iterable[Path], place: Place) -> None:
 
 
 def write(paths: Iterable[Path], place: Place) -> list[str]:
-    """Write the units with these absolute paths, which it returns. Raises InstallError."""
+    """Write the units with these absolute paths; return the paths. Raises InstallError."""
     program = str(place.bin_dir).replace("%", "%%")
     try:
         for path in paths:
@@ -70,7 +70,7 @@ def _write(path: Path, program: str) -> None:
 
 
 def _template(name: str) -> bytes:
-    """The unit as the file has it. Modules of an embedded interpreter have no data beside them."""
+    """The unit's text in the package. An embedded interpreter has no data files beside modules."""
     text = pkgutil.get_data("cni", f"units/{name}")
     if text is None:
         from zipimport import zipimporter
@@ -88,7 +88,7 @@ def disable(paths: Iterable[Path], place: Place) -> None:
 
 
 def remove(paths: Iterable[Path], place: Place) -> list[str]:
-    """Remove the units that `write` made; their paths. Raises InstallError."""
+    """Remove the units that `write` made; return their paths. Raises InstallError."""
     removed = []
     try:
         for path in paths:
@@ -119,7 +119,7 @@ def _enabling(names: Iterable[str], root: Path | None) -> str:
 
 
 def _runs_here(place: Place) -> bool:
-    """Whether systemd runs, and the units are for this system."""
+    """Does systemd run, and are the units for this system?"""
     return place.root is None and _RUNNING.is_dir()
 
 

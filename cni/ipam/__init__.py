@@ -1,1 +1,1 @@
-"""Plugins that hand out addresses and leave the network alone."""
+"""Plugins that allocate addresses, and do not change the network."""

@@ -1,11 +1,11 @@
-"""Does anybody on the link have an address already? Asked from the container's interface.
+"""Does another host on the link have an address? Probes from the container's interface.
 
     IPv4   ARP probes (RFC 5227 §2.1.1): sender address 0, so that nobody's cache is changed
     IPv6   neighbour solicitations of duplicate address detection (RFC 4862 §5.4): from ::
 
-An answer, or the same question of another host, means that the address is taken. A gateway is
-looked for in the same way. The link is up only meanwhile: whoever made it announces its addresses
-when it sets it up.
+An answer, or the same probe of another host, means that the address is taken. A gateway is searched
+in the same way. The link is set down afterwards: the plugin that made it sets it up, and announces
+its addresses then.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _CARRIER = 5.0  # seconds until a link that is set up carries packets
 def answers(
     netns: Namespace, ifname: str, addresses: Collection[bytes], probes: int, interval: float
 ) -> dict[bytes, str]:
-    """Who of the link has one of the addresses (packed): address → MAC.
+    """Hosts on the link that have one of the addresses: address (packed) → MAC.
 
-    Asks `probes` times, every `interval` seconds, and waits so long after the last one; less if all
-    are answered. Raises CNIError if the link is not there, or carries no packets.
+    Sends `probes` probes, one every `interval` seconds, and waits as long after the last one; stops
+    early if all addresses are answered. Raises CNIError if the link is missing or has no carrier.
     """
     try:
         sock = netns.netlink()
@@ -118,7 +118,7 @@ def _listen(
     found: dict[bytes, str],
     seconds: float,
 ) -> None:
-    """Take what comes in so many seconds, or until all addresses are found."""
+    """Read packets for so many seconds, or until all addresses are found."""
     watch = poll()
     for each in sockets.values():
         watch.register(each, POLLIN)
@@ -127,7 +127,7 @@ def _listen(
         with interrupts.waiting():
             watch.poll(left * 1000)
         for width, sock in sockets.items():
-            for _ in range(256):  # a busy link must not keep us
+            for _ in range(256):  # so that a busy link cannot hold this loop
                 try:
                     data, source = sock.recvfrom(2048)
                 except BlockingIOError:
@@ -144,7 +144,7 @@ def _protocol(packed: bytes) -> int:
 
 
 def _question(mac: bytes, packed: bytes) -> tuple[bytes, bytes]:
-    """Where to send the question for an address, and the packet without its Ethernet header."""
+    """The probe for an address: its destination MAC, and the packet without Ethernet header."""
     if len(packed) == 4:
         fields = (1, _ETH_P_IP, 6, 4, _REQUEST, mac, bytes(4), bytes(6), packed)
         return _BROADCAST, _ARP.pack(*fields)
@@ -157,7 +157,7 @@ def _question(mac: bytes, packed: bytes) -> tuple[bytes, bytes]:
 
 
 def _checksum(data: bytes) -> int:
-    """Of the Internet (RFC 1071); the length is even."""
+    """The Internet checksum (RFC 1071) of data of even length."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
@@ -167,7 +167,7 @@ def _checksum(data: bytes) -> int:
 def claimed_arp(data: bytes, mac: bytes) -> bytes | None:
     """The address that an ARP packet shows to be taken; None if it shows none.
 
-    `mac` is this host's own: some switch may return its probes.
+    `mac` is this host's own: a switch may send its probes back.
     """
     if len(data) < _ARP.size:
         return None
@@ -180,7 +180,7 @@ def claimed_arp(data: bytes, mac: bytes) -> bytes | None:
 
 
 def claimed_ndp(data: bytes, source: bytes, mac: bytes) -> bytes | None:
-    """The same of an IPv6 packet, that came from the MAC `source`."""
+    """As claimed_arp, for an IPv6 packet that came from the MAC `source`."""
     if len(data) < 64 or data[0] >> 4 != 6 or data[6] != _ICMPV6 or data[7] != 255:
         return None
     kind, sender, target = data[40], data[8:24], data[48:64]

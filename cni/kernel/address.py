@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from _socket import AF_INET, AF_INET6
 from collections.abc import Callable
 from errno import EADDRNOTAVAIL, ENODEV
@@ -24,6 +25,7 @@ IFA_F_DADFAILED = uapi.IFA_F_DADFAILED
 IFA_F_TENTATIVE = uapi.IFA_F_TENTATIVE
 
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _FAMILIES = (bytes((AF_INET,)), bytes((AF_INET6,)))
 
 
@@ -152,6 +154,20 @@ def settle(sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout:
             interrupts.check()
             events.events(min(left, 0.25))
     return True
+
+
+def detection(sock: Netlink, index: int) -> tuple[int, int]:
+    """How far duplicate address detection is on a link: as it goes on, one of two numbers changes.
+
+    They are the tentative addresses, and the ICMPv6 messages that the link has sent: each probe is
+    one (RFC 4862 §5.4.2). Raises NetlinkError.
+    """
+    tentative = sum(bool(e.flags & IFA_F_TENTATIVE) for e in show(sock, index, AF_INET6))
+    data = sock.get(uapi.RTM_GETLINK, _IFINFO.pack(0, 0, index, 0, 0))
+    families = nl.attr_map(nl.attr_map(data, _IFINFO.size).get(uapi.IFLA_AF_SPEC, b""))
+    counts = nl.attr_map(families.get(AF_INET6, b"")).get(uapi.IFLA_INET6_ICMP6STATS, b"")
+    start = 8 * uapi.ICMP6_MIB_OUTMSGS
+    return tentative, int.from_bytes(counts[start : start + 8], sys.byteorder)
 
 
 def _tentative(sock: Netlink, index: int) -> bool:

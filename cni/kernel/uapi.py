@@ -84,6 +84,8 @@ IFLA_PARENT_DEV_NAME = 56
 IFLA_PARENT_DEV_BUS_NAME = 57
 
 IFLA_INET6_FLAGS = 1
+IFLA_INET6_ICMP6STATS = 6
+ICMP6_MIB_OUTMSGS = 3
 # of IPv6 on a link: net/if_inet6.h in the kernel's sources
 IF_RS_SENT = 0x10
 IF_RA_RCVD = 0x20

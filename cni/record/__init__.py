@@ -1,20 +1,20 @@
-"""What is written down of requests: docs/observability.md.
+"""Records of requests: docs/observability.md.
 
-A request that is written down is a line of JSON in a file, or an entry of systemd's journal. A line
-is appended by one write(2) to a file opened with O_APPEND, so lines of several processes do not
-mix. Nothing waits for a reader: what is no regular file is refused, and a journal that is busy goes
-without the entry. What containers and others have chosen is cut to a length, and escaped by JSON.
+The record of a request is a line of JSON in a file, or an entry of systemd's journal. A line is
+appended by one write(2) to a file opened with O_APPEND, so lines of several processes do not mix.
+Recording never waits for a reader: only regular files are written to, and a busy journal does not
+get the entry. Values that containers and others have chosen are cut, and escaped by JSON.
 
-Which requests, and where to: the first that is set counts. Level and file are looked up each by
-itself.
+Which requests are recorded, and where: the first source that sets a level counts, and likewise,
+independently, the first that sets a file.
 
     CNI_LOG_LEVEL, CNI_LOG_FILE          of the runtime's environment
     logLevel, logFile                    keys of the plugin's configuration
     /etc/cni/record.json                 the same two keys, for all plugins of the node
                                          errors, in the journal
 
-A configuration may come from somebody who must not choose where root writes, as in Kubernetes from
-the author of a NetworkAttachmentDefinition. So its file has to be in a certain directory.
+The author of a configuration may not be allowed to choose where root writes, as in Kubernetes the
+author of a NetworkAttachmentDefinition. So its log file has to be in a certain directory.
 
     journal      the journal's protocol
     confined     the file of a configuration
@@ -23,9 +23,9 @@ the author of a NetworkAttachmentDefinition. So its file has to be in a certain 
     tracing      the spans of a request
     exposition   the text format of Prometheus
 
-Nothing here is loaded for a request that is not recorded, and nothing raises: what cannot be
-recorded is left out. By exec a module more costs more than the line, so what every line needs is
-here and not in modules of its own, and a file is not opened by cni.files.
+A request that is not recorded loads none of this. Nothing here raises: a record that cannot be
+written is dropped. By exec a further module takes longer than the line itself, so everything that
+each line needs is in this module, and files are not opened by cni.files.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from .tracing import Trace
 
 OFF, ERRORS, ALL = LEVELS = ("off", "errors", "all")
-JOURNAL = "journal"  # instead of a file
+JOURNAL = "journal"  # in place of a file
 NODE_FILE = "/etc/cni/record.json"
-NODE_VARIABLE = "CNI_RECORD_CONF"  # another file instead of that
+NODE_VARIABLE = "CNI_RECORD_CONF"  # names another file in place of that one
 _LEVEL_VARIABLE, _FILE_VARIABLE = "CNI_LOG_LEVEL", "CNI_LOG_FILE"
 _LEVEL_KEY, _FILE_KEY = "loglevel", "logfile"
 _MAX_NODE_FILE = 1 << 16
@@ -53,11 +53,11 @@ _MAX_NODE_FILE = 1 << 16
 _MODE = 0o640
 _LONGEST = 1024  # characters of a value that others have chosen
 _LONGEST_MESSAGE = 8192
-# Windows has none of these; there, nothing is written.
+# Windows has none of these; nothing is written there.
 _FLAGS = ("O_APPEND", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC")
 _APPEND = os.O_WRONLY | sum(getattr(os, name, 0) for name in _FLAGS)
-_KIND, _REGULAR = 0o170000, 0o100000  # of st_mode (inode(7))
-_CHECK_SECONDS = 1.0  # how long an open file is taken for the one at its path
+_KIND, _REGULAR = 0o170000, 0o100000  # bits of st_mode (inode(7))
+_CHECK_SECONDS = 1.0  # how often it is checked that the open file is still at its path
 
 
 Settings = tuple[str, str, bool]  # level, file, whether a configuration has chosen the file
@@ -66,9 +66,9 @@ Settings = tuple[str, str, bool]  # level, file, whether a configuration has cho
 def of_request(
     env: Mapping[str, str], conf: Mapping[str, Any], node: Mapping[str, str]
 ) -> Settings:
-    """What holds for a request; `node` is what `of_node` gave. Values of another kind are ignored.
+    """The settings for a request; `node` is the value of `of_node`. Ignores values of a wrong type.
 
-    Where only a file is named, errors are written.
+    If only a file is named, errors are written.
     """
     own = _chosen(conf)
     level = _level(env.get(_LEVEL_VARIABLE)) or own.get(_LEVEL_KEY) or node.get(_LEVEL_KEY)
@@ -79,7 +79,7 @@ def of_request(
 
 
 def of_node(env: Mapping[str, str]) -> dict[str, str]:
-    """What the node's own file says; nothing, if it cannot be read."""
+    """The settings in the node's own file; {} if it cannot be read."""
     from .. import files
 
     try:
@@ -95,7 +95,7 @@ def node_file(env: Mapping[str, str]) -> str:
 
 
 def _chosen(raw: Mapping[str, Any]) -> dict[str, str]:
-    """The usable values of the two keys, whose case does not matter."""
+    """The usable values of the two keys, which may have any case."""
     found = {}
     for key, value in raw.items():
         folded = key.lower()
@@ -131,7 +131,7 @@ def by_exec(
     traced: Trace | None,
     has_node_file: bool,
 ) -> None:
-    """Write down the request that this process has answered. May raise anything."""
+    """Record the request that this process has answered. May raise anything."""
     env = dict(os.environ)
     entry = Entry(plugin, env, stdin, time.time() - seconds, seconds, code, output, "exec")
     Log().write(entry, of_node(env) if has_node_file else {})
@@ -142,8 +142,8 @@ def by_exec(
 
 
 def begin_by_exec(env: Mapping[str, str]) -> Trace | None:
-    """Begin the trace of this process's request, if the caller's is recorded and a server takes
-    spans. May raise anything.
+    """Begin the trace of this process's request, if the caller's trace is recorded and a server
+    takes spans. May raise anything.
     """
     if not os.access(_spans_path(env), os.F_OK):
         return None
@@ -153,7 +153,7 @@ def begin_by_exec(env: Mapping[str, str]) -> Trace | None:
 
 
 def _spans_path(env: Mapping[str, str]) -> str:
-    """Where the server's observer takes spans (cni.server.observing)."""
+    """The path of the socket on which the server's observer takes spans (cni.server.observing)."""
     return f"{env.get('CNI_SERVER_SOCKET') or '/run/cni/cni.sock'}.spans"
 
 
@@ -161,7 +161,7 @@ def _spans_path(env: Mapping[str, str]) -> str:
 
 
 class Entry(NamedTuple):
-    """A request that has been answered.
+    """The record of an answered request.
 
     `output` is the error object if `code` is not 0. `began` is time.time(). `via` is ``served`` or
     ``exec``.
@@ -178,7 +178,7 @@ class Entry(NamedTuple):
 
 
 class Log:
-    """Writes entries; a process that lives on keeps its file and its socket open.
+    """Writes entries; keeps its file and its socket open for later ones.
 
     `dropped` counts the entries that could not be written.
     """
@@ -193,7 +193,7 @@ class Log:
         self.dropped = 0
 
     def write(self, entry: Entry, node: Mapping[str, str]) -> None:
-        """Write the entry down, if that is wanted; `node` is of_node. Raises nothing."""
+        """Write the entry if the settings want it; `node` is that of of_node. Raises nothing."""
         conf = decoded(entry.stdin)
         wanted = of_request(entry.env, conf, node)
         if wanted[0] == OFF or (wanted[0] == ERRORS and not entry.code):
@@ -214,7 +214,7 @@ class Log:
         fd = self._opened(wanted)
         try:
             if os.write(fd, line) < len(line):
-                self.dropped += 1  # the disk has got full; a second write could mix with others
+                self.dropped += 1  # the disk is full; a second write could mix with other lines
         finally:
             if not self._keep_open:
                 self._close_file()
@@ -236,7 +236,7 @@ class Log:
         return self._fd
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is still the one at its path: it may have been rotated."""
+        """Is the open file still the one at its path? It may have been rotated."""
         try:
             status = os.lstat(self._wanted[1])
         except OSError:
@@ -244,7 +244,7 @@ class Log:
         return (status.st_dev, status.st_ino) == self._identity
 
     def close(self) -> None:
-        """Close what is kept open; harmless when repeated."""
+        """Close file and socket; may be repeated."""
         self._close_file()
         if self._journal is not None:
             self._journal.close()
@@ -290,9 +290,9 @@ def _open(path: str, dir_fd: int | None = None) -> int:
 def _make(path: str, dir_fd: int | None) -> int:
     try:
         fd = os.open(path, _APPEND | os.O_CREAT | os.O_EXCL, _MODE, dir_fd=dir_fd)
-    except FileExistsError:  # another request was quicker, or there is a link that leads nowhere
+    except FileExistsError:  # another request has made it, or there is a dangling link
         return os.open(path, _APPEND, dir_fd=dir_fd)
-    os.fchmod(fd, _MODE)  # whatever the umask is
+    os.fchmod(fd, _MODE)  # independent of the umask
     return fd
 
 
@@ -300,7 +300,7 @@ def _make(path: str, dir_fd: int | None) -> int:
 
 
 def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an entry in their order; what is not known of a request is left out."""
+    """The fields of an entry in their order, without those that are not known."""
     env = entry.env
     out: dict[str, Any] = {
         "time": timestamp(entry.began),
@@ -331,14 +331,14 @@ def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def timestamp(seconds: float) -> str:
-    """time.time() as RFC 3339 has it, in UTC with microseconds."""
+    """time.time() in the form of RFC 3339, in UTC with microseconds."""
     whole = int(seconds)
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
     return f"{text}.{int((seconds - whole) * 1e6):06d}Z"
 
 
 def _text(value: object, longest: int = _LONGEST) -> str:
-    """A value that others have chosen, as text of bounded length; what is no UTF-8 is replaced."""
+    """A value that others have chosen, as text: cut, with bytes that are no UTF-8 replaced."""
     if not isinstance(value, str):
         return ""
     if len(value) > longest:
@@ -369,7 +369,7 @@ def _labels(conf: Mapping[str, Any]) -> str:
 
 
 def decoded(data: bytes) -> dict[str, Any]:
-    """The JSON object; an empty one where there is none."""
+    """The JSON object; {} for anything else."""
     try:
         value = msgspec.json.decode(data)
     except (ValueError, msgspec.MsgspecError, RecursionError):

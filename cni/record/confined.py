@@ -1,4 +1,4 @@
-"""A log file that a configuration names: one in DIRECTORY, where nobody else may put a link."""
+"""A log file that a configuration names, in DIRECTORY, where others cannot put a link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIRECTORY = "/var/log/cni"
 def opened(path: str, open_in: Callable[[str, int], int]) -> int:
     """A descriptor of the file, which `open_in` opens by its name and its directory's descriptor.
 
-    The directory is made if need be, and must be one that nobody but root, or our user, may change.
+    The directory is made if it is missing. Only root, or our user, may be able to change it.
     Raises OSError.
     """
     directory, _, name = path.rpartition("/")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 _HEX = frozenset("0123456789abcdef")
-_SAMPLED = 1  # of the flags
-_LONGEST = 512  # characters: of a later version, which may be longer than ours
+_SAMPLED = 1  # a bit of the flags
+_LONGEST = 512  # characters: later versions may be longer
 
 
 class Parent(NamedTuple):
@@ -20,7 +20,7 @@ class Parent(NamedTuple):
 def parse(text: str) -> Parent | None:
     """The caller's span; None for anything that the specification does not allow.
 
-    Of a later version than ours the first four fields are read, as the specification wants.
+    In later versions only the first four fields are read, as the specification demands.
     """
     if len(text) > _LONGEST:
         return None
@@ -38,7 +38,7 @@ def parse(text: str) -> Parent | None:
 
 
 def traceparent(trace_id: str, span_id: str, *, is_sampled: bool) -> str:
-    """What a program that is called gets as TRACEPARENT."""
+    """The value of TRACEPARENT for a program that is called."""
     return f"00-{trace_id}-{span_id}-{'01' if is_sampled else '00'}"
 
 

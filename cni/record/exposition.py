@@ -1,7 +1,7 @@
 """Metrics in the text format of Prometheus (version 0.0.4).
 
-Own lines instead of a package: the format is three kinds of lines, and prometheus_client would add
-0.3 MB and a registry with locks to a file in which every counter is a number in shared memory.
+No package is used: the format has three kinds of lines, and prometheus_client would add 0.3 MB and
+a registry with locks, while every counter here is a number in shared memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
 
 def labels(values: Mapping[str, object]) -> Labels:
-    """Labels of bounded length; what is no UTF-8 is replaced."""
+    """Labels of bounded length; replaces bytes that are no UTF-8."""
     out = []
     for key, value in values.items():
         text = str(value)[:_LONGEST_LABEL]
@@ -46,7 +46,7 @@ def histogram(
 ) -> list[Sample]:
     """The samples of one histogram: `counts` has one number more than `bounds`.
 
-    The last number counts what is above all bounds.
+    The last number counts the values above all bounds.
     """
     out, so_far = [], 0
     for count, bound in zip(counts, (*map(_number, bounds), "+Inf"), strict=True):
@@ -56,7 +56,7 @@ def histogram(
 
 
 def text(families: Iterable[Family]) -> str:
-    """What a scrape gets."""
+    """The metrics as a scrape gets them."""
     return "".join(line for family in families for line in _lines(family))
 
 

@@ -46,21 +46,21 @@ def message(fields: Mapping[str, Any]) -> bytes:
 
 def _field(name: str, value: object) -> bytes:
     data = str(value).encode(errors="replace")
-    if b"\n" in data:  # then its length goes before it
+    if b"\n" in data:  # such a value is preceded by its length
         return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
     return f"{name}=".encode() + data + b"\n"
 
 
 class Journal:
-    """A connection to the journal, which is never waited for."""
+    """A connection to the journal; sending never waits."""
 
     def __init__(self) -> None:
         self._socket = Socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC)
 
     def send(self, fields: Mapping[str, Any]) -> None:
-        """Send an entry. Raises OSError; where no journal runs there is nobody to tell.
+        """Send an entry. Raises OSError, but not if no journal runs.
 
-        The path is looked up each time: a journal that was started anew has another socket there.
+        The path is looked up each time: a restarted journal has another socket there.
         """
         try:
             self._socket.sendto(message(fields), MSG_DONTWAIT | MSG_NOSIGNAL, SOCKET)

@@ -13,9 +13,9 @@ _MOST = 64  # labels that are looked at
 
 
 def of(args: object) -> str:
-    """The labels as ``key=value,key=value``, in their order; "" where there are none.
+    """The labels as ``key=value,key=value``, in their order; "" without labels.
 
-    What is not as the convention says is left out.
+    Entries that do not follow the convention are left out.
     """
     listed = _get(_get(args, "cni"), "labels")
     if not isinstance(listed, list):
@@ -27,5 +27,5 @@ def of(args: object) -> str:
 
 
 def _get(value: object, key: str) -> Any:
-    """The value of a key, as `config.lookup`; None also where that is no object."""
+    """The value of a key, as `config.lookup`; None also if `value` is no object."""
     return config.lookup(value, key) if isinstance(value, dict) else None

@@ -8,8 +8,8 @@
     ├── run /usr/sbin/iptables-restore   another program
     └── call /opt/cni/bin/other          a delegate that is another program, which gets our context
 
-cni.stopwatch has the table of the steps, and tells of them while a request is traced; the next one
-that is not ends that. Spans are objects of OTLP's JSON form from the beginning
+cni.stopwatch has the table of the steps, and reports them while a request is traced; the next
+request that is not traced ends that. Spans are objects of OTLP's JSON form from the beginning
 (opentelemetry.io/docs/specs/otlp, "JSON Protobuf Encoding").
 """
 
@@ -54,7 +54,7 @@ Sampler = Callable[[Parent | None, str], bool]
 
 
 class Trace:
-    """The spans of one request, which is a span of the caller's trace or the first of a new one."""
+    """The spans of one request. The first belongs to the caller's trace, or begins a new one."""
 
     def __init__(self, parent: Parent | None, trace_id: str, state: str) -> None:
         self.trace_id = trace_id
@@ -70,13 +70,13 @@ class Trace:
         self._open.append(self.root)
 
     def is_within(self) -> bool:
-        """Whether the plugin's own verb has begun; the first call says no, and notes that."""
+        """Has the plugin's own verb begun? The first call notes that, and returns False."""
         began, self._is_within = self._is_within, True
         return began
 
     @property
     def context(self) -> dict[str, str]:
-        """TRACEPARENT and TRACESTATE for a program that is called now."""
+        """TRACEPARENT and TRACESTATE for a program that this step calls."""
         span = self._open[-1]
         return {
             "TRACEPARENT": traceparent(self.trace_id, span, is_sampled=True),
@@ -86,7 +86,7 @@ class Trace:
     def step(
         self, name: str, kind: int, function: Callable[..., Any], *args: Any, **kw: Any
     ) -> Any:
-        """Call the function as a step of the one that is running; raises what it raises."""
+        """Call the function as a child of the current step; raises what the function raises."""
         if len(self.spans) >= _MAX_SPANS:
             self.left_out += 1
             return function(*args, **kw)
@@ -103,7 +103,7 @@ class Trace:
             self._add(span, parent, name, kind, began, {}, problem)
 
     def finish(self, entry: Entry) -> list[dict[str, Any]]:
-        """All spans, now that the request is answered."""
+        """End the trace: all spans of the answered request."""
         fields = fields_of(entry, decoded(entry.stdin))
         verb = fields.get("verb")
         name = f"{entry.plugin} {verb if verb in _VERBS else 'other'}"
@@ -158,12 +158,12 @@ def attribute(key: str, value: object) -> dict[str, Any]:
 
 
 def text(value: str) -> str:
-    """A text of bounded length; what is no UTF-8 is replaced."""
+    """A text of bounded length; replaces bytes that are no UTF-8."""
     return value[:_LONGEST].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class Sender:
-    """Hands spans to the observer of a server, which is never waited for (cni.server.observer)."""
+    """Sends spans to the observer of a server, without waiting (cni.server.observer)."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -182,7 +182,7 @@ class Sender:
 
 
 class _Spans(Watcher):
-    """Has each step of the request that is traced be a span."""
+    """Makes each step of the traced request a span."""
 
     trace: Trace | None = None  # a process runs one request at a time
 
@@ -190,7 +190,7 @@ class _Spans(Watcher):
         trace, label = self.trace, step.span
         if trace is None or label is None:
             return function(*args, **kw)
-        if step.name == VERB and not trace.is_within():  # the plugin's own, which is the request
+        if step.name == VERB and not trace.is_within():  # the request itself, not a delegate
             return function(*args, **kw)
         name, kind = _labelled(label, function, args), INTERNAL
         if step.name == DELEGATE:
@@ -204,7 +204,7 @@ _spans = _Spans()
 def begin(env: Mapping[str, str], sampler: Sampler) -> Trace | None:
     """Begin the trace of a request; None if it is not to be recorded.
 
-    TRACESTATE counts only beside a valid TRACEPARENT, as the specification wants.
+    TRACESTATE counts only with a valid TRACEPARENT, as the specification demands.
     """
     parent = parse(env.get("TRACEPARENT", ""))
     trace_id = parent.trace_id if parent is not None else os.urandom(16).hex()
@@ -217,22 +217,22 @@ def begin(env: Mapping[str, str], sampler: Sampler) -> Trace | None:
 
 
 def end() -> None:
-    """The request is answered."""
+    """End the trace: the request is answered."""
     _spans.trace = None
 
 
 def parents_choice(parent: Parent | None, _trace_id: str) -> bool:
-    """Record what the caller records: a Sampler."""
+    """A Sampler that records exactly the requests that the caller records."""
     return parent is not None and parent.is_sampled
 
 
 def _labelled(label: Label, function: Callable[..., Any], args: Any) -> str:
-    """The name of a step; one that is called in another way than usual has the function's."""
+    """The name of a step; the function's name if the call has unusual arguments."""
     return stopwatch.said(label, args, function.__qualname__)
 
 
 def _in_context(trace: Trace, execute: Callable[..., bytes]) -> Callable[..., bytes]:
-    """A delegate that is another program gets its span as the parent of its own."""
+    """`execute` with the current span as the parent, for a delegate that is another program."""
 
     def in_context(program: str, request: Request, *args: Any, **kw: Any) -> bytes:
         env = {**request.env, **trace.context}

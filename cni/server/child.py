@@ -1,6 +1,6 @@
 """A child of the supervisor that does other work than requests, and is kept running.
 
-If it ends it is started again, not too often; requests are served whatever becomes of it.
+A child that ends is started again after a pause; requests do not depend on it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-PAUSE = 10.0  # seconds until what failed is tried again
-_END_SECONDS = 3.0  # that it has to end
+PAUSE = 10.0  # seconds until a failed attempt is repeated
+_END_SECONDS = 3.0  # the time that the child has to end
 
 
 class Child:
-    """One such process; `keep`, which decides when it is wanted, is the subclass's.
+    """Such a process. A subclass has `keep`, which decides when the process has to run.
 
     `name` is the process's name for ps(1), `what` what the log calls it, such as "the process for
     metrics". `prepare` is called in the child, before anything else.
@@ -67,7 +67,7 @@ class Child:
             os._exit(code)
 
     def reaped(self, pid: int) -> bool:
-        """Whether the process that has ended was this one; then another is started later."""
+        """Was the process that has ended this child? If so, another is started later."""
         if not pid or pid != self._pid:
             return False
         self._pid = 0
@@ -75,7 +75,7 @@ class Child:
         return True
 
     def end(self) -> None:
-        """End it, within a few seconds."""
+        """End the process, within a few seconds."""
         if not self._pid:
             return
         with suppress(ProcessLookupError):

@@ -1,8 +1,8 @@
-"""What workers have done, counted in memory that they share with the supervisor's other processes.
+"""Counters of the workers' requests, in memory shared with the supervisor's other processes.
 
-Each worker writes its own numbers, one instruction each; who reads them takes the sum. They outlive
-the worker, since its slot goes to the next one. There is a number for each plugin, verb and code
-that there may be, so the memory and the number of time series are bounded, whatever is asked.
+Each worker writes its own numbers, with one instruction each; a reader takes the sum over all
+workers. The numbers outlive the worker: its slot goes to the next one. There is one number for each
+possible plugin, verb and code, so memory and time series are bounded, whatever clients request.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from ..record.exposition import Family, Sample, histogram, labels
 
 PLUGINS = tuple(sorted(dispatch.TABLE))
 VERBS = ("ADD", "CHECK", "DEL", "GC", "STATUS", "VALIDATE", "VERSION", "other")
-CODES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 999)  # and one for all others
+CODES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 50, 51, 999)  # and one number for all other codes
 BOUNDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
-REMOVED = ("link", "reservation", "intent")  # what a GC removes
-LOST = ("log line", "span")  # what could not be recorded
+REMOVED = ("link", "reservation", "intent")  # kinds of objects that GCs remove
+LOST = ("log line", "span")  # kinds of records that could not be written
 
 _PLUGIN = {name: number for number, name in enumerate(PLUGINS)}
 _VERB = {name: number for number, name in enumerate(VERBS)}
@@ -57,11 +57,11 @@ class Counts:
         self._sums[pair] += seconds
 
     def removed(self, kind: str, count: int) -> None:
-        """Count what a GC has removed, of one of the kinds REMOVED."""
+        """Count objects that a GC has removed; `kind` is one of REMOVED."""
         self._counts[_REMOVED + REMOVED.index(kind)] += count
 
     def lost(self, what: str) -> None:
-        """Count what could not be recorded, one of LOST."""
+        """Count a record that could not be written; `what` is one of LOST."""
         self._counts[_LOST + LOST.index(what)] += 1
 
     def read(self) -> tuple[list[int], list[float]]:
@@ -76,7 +76,7 @@ def allocate(count: int) -> list[Counts]:
 
 
 def families(every: Sequence[Counts]) -> list[Family]:
-    """The metrics that the numbers of all workers are. What never happened is left out."""
+    """All workers' numbers as metrics. Requests that never happened are left out."""
     reads = [each.read() for each in every]
     counts = [sum(column) for column in zip(*(each[0] for each in reads), strict=True)]
     sums = [sum(column) for column in zip(*(each[1] for each in reads), strict=True)]

@@ -1,7 +1,7 @@
-"""The process that tells others how the server does: scrapes, a file of metrics, spans.
+"""The process that publishes the server's metrics and spans: scrapes, a file of metrics, OTLP.
 
-It is a child of the supervisor's, so nobody who scrapes, however slowly, delays a request or the
-supervisor. It reads the memory that workers count in, and never talks to them.
+It is a child of the supervisor, so that a slow scraper delays neither a request nor the supervisor.
+It reads the memory in which workers count, and never talks to workers.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from .otlp import Exporter, Settings
 from .slots import Slot
 
 _MAX_SCRAPES = 8  # at the same time; others are closed
-_SCRAPE_SECONDS = 15.0  # that a scrape may take, from its first byte to its last
-_MAX_DATAGRAMS = 64  # that are read before anything else happens
+_SCRAPE_SECONDS = 15.0  # the limit for a scrape, from its first byte to its last
+_MAX_DATAGRAMS = 64  # that are read in one go, before other work
 _MAX_DATAGRAM = 1 << 20
 _MAX_HEAD = 8192  # bytes of a request
 _FILE_SECONDS = 15.0  # between two writings of the file
-_STATE_SECONDS = 10.0  # how long what the node's state says holds
+_STATE_SECONDS = 10.0  # how long a reading of the node's state is used
 _STATE_PATIENCE = 5.0  # seconds; a disk may hang
 
 Collect = Callable[[], list[Family]]
 
 
 class Plan(NamedTuple):
-    """What the process is to do. `collect` reads the node's state; `file` is "" for none."""
+    """The tasks of the process. `collect` reads the node's state; `file` is "" for none."""
 
     build: str
     version: str
@@ -77,13 +77,13 @@ async def _run(plan: Plan) -> None:
         await exporter.flush()
     if plan.file:
         try:
-            os.unlink(plan.file)  # what it says would be of a server that has ended
+            os.unlink(plan.file)  # its metrics would be those of a server that has ended
         except OSError:
             pass
 
 
 async def _keep_file(plan: Plan, page: Page) -> None:
-    """Write the file again and again. A problem is logged once."""
+    """Write the file at intervals. A lasting problem is logged once."""
     problem = ""
     while True:
         try:
@@ -130,7 +130,7 @@ class Page:
         return found
 
     async def _of_node(self) -> list[Family]:
-        """What the node's state says; the last known while it cannot be read."""
+        """The metrics of the node's state; the last known ones while it cannot be read."""
         now = time.monotonic()
         if self._reading is None and now - self._read_at >= _STATE_SECONDS:
             loop = asyncio.get_running_loop()
@@ -144,13 +144,13 @@ class Page:
 
 
 def build_info(build: str, version: str) -> Family:
-    """Which build this is."""
+    """A metric whose labels name this build."""
     of = labels({"version": version, "build": build})
     return Family("cni_build_info", "gauge", "The build that runs; always 1.", [Sample(1, of)])
 
 
 class Scrapes:
-    """Answers GET /metrics, each on a connection of its own that may not last."""
+    """Answers GET /metrics, one request for each connection, which then ends."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
@@ -167,7 +167,7 @@ class Scrapes:
                     writer.close()
                     await writer.wait_closed()
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass  # it is gone, too slow, or sends something else
+            pass  # the client is gone, too slow, or sends no such request
         finally:
             self._open -= 1
             writer.transport.abort()
@@ -206,9 +206,9 @@ class Inbox:
             try:
                 data = self._inbox.recv(_MAX_DATAGRAM)
             except OSError:
-                return  # nothing more is there
+                return  # no more datagrams
             try:
                 spans = msgspec.json.decode(data, type=list[dict[str, Any]])
             except (ValueError, msgspec.MsgspecError):
-                continue  # from none of our processes
+                continue  # not from one of our processes
             self._exporter.offer(spans)

@@ -1,7 +1,7 @@
 """The supervisor's side of the observer (cni.server.observer): its sockets and its process.
 
-The server serves requests whatever becomes of the observer. An address that cannot be had is
-complained of, and tried again; an observer that ends is started again, not too often.
+Requests do not depend on the observer. If an address cannot be used, that is logged, and tried
+again; an observer that ends is started again after a pause.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BACKLOG = 16
 
 
 class Address(NamedTuple):
-    """Where scrapes come to: a path, or an address and a port."""
+    """The address for scrapes: a path, or an IP address and a port."""
 
     text: str
     path: str = ""
@@ -36,7 +36,7 @@ class Address(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the observer is to do. `collect` reads the node's state, `otlp` is where spans go."""
+    """The observer's tasks. `collect` reads the node's state, `otlp` is where spans are sent."""
 
     address: Address | None = None
     file: str = ""
@@ -45,7 +45,7 @@ class Wanted(NamedTuple):
 
     @property
     def is_anything(self) -> bool:
-        """Whether there is anything to do."""
+        """Has the observer any task?"""
         return bool(self.address or self.file or self.otlp)
 
 
@@ -93,9 +93,9 @@ class Observing(Child):
         self._counts = counts
         self._slots = slots
         self._listener: socket.socket | None = None
-        self._identity: tuple[int, int] | None = None  # of the listener's file
+        self._identity: tuple[int, int] | None = None  # device and inode of the listener's file
         self._problem = ""
-        self._inbox: socket.socket | None = None  # of spans
+        self._inbox: socket.socket | None = None  # the socket for spans
         self.spans: Spans | None = None
         if wanted.otlp is not None:
             from .otlp import sampler
@@ -103,7 +103,7 @@ class Observing(Child):
             self.spans = Spans(f"{server}.spans", sampler(wanted.otlp))
 
     def keep(self) -> None:
-        """Start what is missing and due. Raises nothing."""
+        """Open sockets and start the process, if they are missing and due. Raises nothing."""
         wanted = self._wanted
         if time.monotonic() < self._due or not wanted.is_anything:
             return
@@ -111,13 +111,13 @@ class Observing(Child):
             self._open_inbox(self.spans.path)
         if wanted.address is not None and self._listener is None:
             if self._listen(wanted.address):
-                self.end()  # the one that runs does not have it
+                self.end()  # the process that runs does not have the new listener
             self._due = time.monotonic() + PAUSE
         if not self._pid and (self._listener or self._inbox or wanted.file):
             self._start(self._complain)
 
     def _listen(self, address: Address) -> bool:
-        """Get the address; whether that worked."""
+        """Listen on the address; False if that failed."""
         try:
             if address.path:
                 self._listener = systemd.listen_unix(address.path, _BACKLOG)
@@ -139,12 +139,12 @@ class Observing(Child):
         return self._listener is not None
 
     def _open_inbox(self, path: str) -> None:
-        """Make the socket for spans, to which only our user may send."""
+        """Make the socket for spans, to which only this user may send."""
         self._inbox = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         umask = os.umask(0o177)
         try:
             with suppress(FileNotFoundError):
-                os.unlink(path)  # of a server that was here before: two do not share a socket
+                os.unlink(path)  # an earlier server's: two servers do not share a socket
             self._inbox.bind(path)
         except OSError as error:
             self._complain(f"no spans on {path}: {error.strerror or error}")
@@ -160,7 +160,7 @@ class Observing(Child):
     def run(self) -> None:
         """Serve metrics, write their file and send spans, until SIGTERM."""
         from .. import __version__
-        from .observer import Plan, run  # asyncio: no other process of the server needs it
+        from .observer import Plan, run  # asyncio: only this process needs it
 
         run(
             Plan(
@@ -178,7 +178,7 @@ class Observing(Child):
         )
 
     def close(self) -> None:
-        """End the observer, and give back the address."""
+        """End the observer, and stop listening."""
         self.end()
         if self._inbox is not None and self.spans is not None:
             self._inbox.close()

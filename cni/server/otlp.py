@@ -1,8 +1,8 @@
 """Sends spans to an OpenTelemetry collector: OTLP over HTTP, with JSON.
 
 The variables of its environment are the standard ones (opentelemetry.io/docs/specs/otel/protocol/
-exporter). Spans wait in a queue of bounded length; what does not fit, and what a collector does not
-take, is dropped and counted. Nobody ever waits for a collector but this exporter.
+exporter). Spans wait in a queue of bounded length. Spans that do not fit, or that a
+collector refuses, are dropped and counted. Only this exporter ever waits for a collector.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ..record.tracing import Sampler, attribute
 if TYPE_CHECKING:
     import ssl
 
-_RETRIED = frozenset({429, 502, 503, 504})  # as the protocol says; others are final
+_RETRIED = frozenset({429, 502, 503, 504})  # as the protocol says; other errors are final
 _ATTEMPTS = 5
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts
 _MAX_ANSWER = 1 << 16
-_LAST_SECONDS = 2.0  # for what is left when the server ends
+_LAST_SECONDS = 2.0  # to send the rest when the server ends
 _PORTS = {"http": 80, "https": 443}
 
 
 class Settings(NamedTuple):
-    """Where spans go, and how. `sampler` is the name of a standard one."""
+    """Where and how spans are sent. `sampler` is the name of a standard sampler."""
 
     endpoint: str
     headers: tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ class Settings(NamedTuple):
 
 
 def read_settings(env: Mapping[str, str]) -> Settings | None:
-    """What the environment says; None if no spans are to be sent. Raises ValueError."""
+    """The settings in the environment; None if no spans are to be sent. Raises ValueError."""
     given = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
     base = env.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     off = env.get("OTEL_SDK_DISABLED", "").lower() == "true"
@@ -109,7 +109,7 @@ def _ratio(text: str) -> float:
 
 
 def _pairs(env: Mapping[str, str], *names: str) -> tuple[tuple[str, str], ...]:
-    """``k=v,k2=v2``, percent-encoded; later variables win. What breaks a header is left out."""
+    """``k=v,k2=v2``, percent-encoded; later variables win. Drops values that break a header."""
     found: dict[str, str] = {}
     for name in names:
         for piece in env.get(name, "").split(","):
@@ -160,7 +160,7 @@ class Exporter:
         self._scope = {"name": "cni", "version": version}
 
     def offer(self, spans: list[dict[str, Any]]) -> None:
-        """Take spans, as far as there is room."""
+        """Queue spans, as far as there is room; the others are dropped and counted."""
         room = max(self._settings.queue - len(self._waiting), 0)
         self._waiting.extend(spans[:room])
         self.dropped += len(spans[room:])
@@ -168,7 +168,7 @@ class Exporter:
             self._wake.set()
 
     async def run(self) -> None:
-        """Send what waits, for ever."""
+        """Send queued spans, for ever."""
         while True:
             try:
                 await asyncio.wait_for(self._wake.wait(), self._settings.delay)
@@ -181,7 +181,7 @@ class Exporter:
                     break
 
     async def flush(self) -> None:
-        """Send what is left, in a short time, each batch once."""
+        """Send the rest of the queue in a short time, each batch once."""
         try:
             async with asyncio.timeout(_LAST_SECONDS):
                 while self._waiting:
@@ -214,7 +214,7 @@ class Exporter:
         self.dropped += len(batch)
 
     async def _try(self, body: bytes, count: int) -> float | None:
-        """Send once. None if that is final, else the least seconds until another attempt."""
+        """Send a batch once. Returns None if that is final, else the seconds until a retry."""
         try:
             async with asyncio.timeout(self._settings.timeout):
                 status, headers, answer = await self._post(body)
@@ -283,7 +283,7 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
 
 
 def _rejected(answer: bytes) -> int:
-    """How many spans a collector has taken no part of, though it took the request."""
+    """How many spans the collector has rejected in a request that it accepted."""
     try:
         return int(msgspec.json.decode(answer)["partialSuccess"]["rejectedSpans"])
     except (ValueError, TypeError, KeyError, msgspec.MsgspecError):

@@ -1,17 +1,17 @@
-"""Whether a client may be served: it must have what it would borrow from the server.
+"""May a client be served? Only if it has itself all powers that it would borrow from the server.
 
 A worker runs plugins, and programs that a configuration names, with its own user, capabilities and
 namespaces. So a client is served only if the kernel says that it has all of these itself:
 
     user                SO_PEERCRED
-    network namespace   the one of the connection, which is the connecting process's
+    network namespace   that of the connection, which is the connecting process's
     capabilities        those of the connecting process (capget(2)); and since a process id may be
                         used again, credentials that name the server's process, which sendmsg(2)
                         allows to CAP_SYS_ADMIN only (unix(7), "SCM_CREDENTIALS")
     mounts              a descriptor of the client's root directory: no two mount namespaces have a
                         mount in common, and a changed root is another directory
 
-Everything else is run by the client itself, as if there were no server.
+Any other client runs the plugin itself, as if there were no server.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Root(NamedTuple):
 class Gate:
     """Compares clients with this process, which must not change its namespaces.
 
-    `server_pids` are the processes that a client may take for the server: those that called
+    `server_pids` are the processes that a client may name as the server: those that called
     listen(2) on the socket. Raises OSError.
     """
 
@@ -59,24 +59,24 @@ class Gate:
         self._netns = namespace.own_identity()
 
     def connected(self, conn: Socket) -> int | None:
-        """The process id of a client of our user; None for another user's. Raises OSError.
+        """The process id of a client of this user; None for another user's. Raises OSError.
 
-        0 is a process outside of our PID namespace.
+        0 means a process outside of our PID namespace.
 
-        From now on the client's credentials are received with its messages.
+        After this call the kernel adds the client's credentials to its messages.
         """
-        # Of the listening socket this could be inherited, but not by clients that came before.
+        # Set on the listening socket, it would miss clients that have connected before.
         conn.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         pid, user, _ = _UCRED.unpack(conn.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
         return int(pid) if user == self._user else None
 
     def admits(self, conn: Socket, pid: int, named_pid: int, root: int) -> bool:
-        """Whether a client that has sent its go has all that it would borrow from this process.
+        """Has a client that has sent its go all powers that it would borrow from this process?
 
-        `pid` is what `connected` gave, `named_pid` the process that its credentials name, `root` a
-        descriptor of its root directory. Nothing is known of a process outside of our PID namespace
-        (`pid` is 0). Only one of a namespace above sees the server's process, which it has to name
-        with CAP_SYS_ADMIN there.
+        `pid` is the value of `connected`, `named_pid` the process in its credentials, `root` a
+        descriptor of its root directory. A process outside of our PID namespace (`pid` is 0) cannot
+        be looked up. If it names the server's process, it is in a namespace above, and has
+        CAP_SYS_ADMIN there.
         """
         try:
             return (
@@ -86,7 +86,7 @@ class Gate:
                 and (self._root is None or root_of_descriptor(root) == self._root)
             )
         except OSError:
-            return False  # it is gone, or cannot be looked at
+            return False  # the client is gone, or cannot be looked up
 
     def _has_our_netns(self, conn: Socket) -> bool:
         if self._cookie:
@@ -132,7 +132,7 @@ def _fdinfo_root(fd: int) -> Root:
 
 
 def _cookie(sock: Socket) -> bytes:
-    """The number of a socket's network namespace; empty before Linux 5.14."""
+    """The cookie of a socket's network namespace; b"" before Linux 5.14."""
     try:
         return sock.getsockopt(SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError:

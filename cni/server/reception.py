@@ -1,9 +1,9 @@
-"""Clients from accept(2) to go: none of them keeps a worker from the others.
+"""Clients from accept(2) to their go: no client keeps a worker from serving others.
 
-A client is expected to send its request at once and its go soon after the hello. One that does not
-is put aside: the worker waits for all of them together with the listening socket, and serves the
-first that is complete. One that has waited too long is sent away, and when a worker begins a
-request, it declines those that it has greeted, which then need not wait for its end.
+A client should send its request at once, and its go soon after the hello. A slower client is put
+aside: the worker waits for all such clients together with the listening socket, and serves the
+first one that is complete. A client that takes too long is dismissed. When a worker begins a
+request, it declines the clients that it has greeted, so that they need not wait for its end.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _LIFETIME = 10.0  # seconds that a client may take
 _MAX_WAITING = 256  # clients that are put aside
 _MAX_BUFFERED = 64 << 20  # bytes of their requests
 # How long a worker waits for one client alone, in seconds: as long as a busy machine needs to let
-# it run, shorter while others do not keep to it, and not at all while more than a few do not: what
-# connections that say nothing cost the others must not grow with their number.
+# the client run. Shorter while other clients are put aside, and 0 while more than a few are: the
+# delay by silent connections must not grow with their number.
 _REQUEST_WAIT, _GO_WAIT, _SHORT_WAIT = 0.02, 0.25, 0.002
 _FEW = 4  # clients
 _TIMEVAL = struct.Struct("@ll")  # seconds, microseconds
 
 
 class Client(Generic[T]):
-    """A connection and what has come so far.
+    """A connection and the data received so far.
 
-    `prepared` is what `prepare` made of its request, `descriptors` what came with its go.
+    `prepared` is the value of `prepare` for its request, `descriptors` are those of its go.
     `deadline` is 0 until the client is put aside.
     """
 
@@ -59,7 +59,7 @@ class Client(Generic[T]):
         self.deadline = 0.0
 
     def decline(self) -> None:
-        """Have the client run the plugin itself, and close the connection. Raises nothing."""
+        """Tell the client to run the plugin itself, and close the connection. Raises nothing."""
         try:
             if self.greeted:
                 self.conn.send(wire.DECLINED, MSG_DONTWAIT)
@@ -69,9 +69,9 @@ class Client(Generic[T]):
 
 
 class Reception(Generic[T]):
-    """Accepts connections on `listener`, which must not block, and returns complete requests.
+    """Accepts connections on `listener`, which must be non-blocking, and returns complete requests.
 
-    `prepare` is called with each request while its client wakes up; `status` gives the answer to
+    `prepare` is called with each request while its client wakes up; `status` returns the answer to
     STATUS; `on_leave` is called when a client leaves after the hello.
     """
 
@@ -91,25 +91,25 @@ class Reception(Generic[T]):
         self._status = status
         self._on_leave = on_leave
         self._waiting: dict[int, Client[T]] = {}  # by descriptor
-        # Blocked in accept(2) the workers would take turns, and each find its caches cold and its
-        # pages still to be copied. With EPOLLEXCLUSIVE the kernel wakes the first that waits, in
-        # the order in which they registered (epoll_ctl(2)).
+        # accept(2) would wake the workers in turn, each with cold caches and pages still to be
+        # copied. With EPOLLEXCLUSIVE the kernel wakes the first waiting one, in the order in which
+        # they registered (epoll_ctl(2)).
         self._poll = select.epoll()
         self._poll.register(listener.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def __len__(self) -> int:
-        """How many clients are put aside."""
+        """The number of clients that are put aside."""
         return len(self._waiting)
 
     def wait(self) -> list[int]:
-        """Wait until something happens: descriptors for `receive`. The worker is idle meanwhile."""
+        """Wait, idle, for the listener or clients; return the descriptors for `receive`."""
         if not self._waiting:
             return [fd for fd, _ in self._poll.poll()]
         deadline = min(client.deadline for client in self._waiting.values())
         return [fd for fd, _ in self._poll.poll(max(deadline - monotonic(), 0))]
 
     def receive(self, fd: int) -> Client[T] | None:
-        """Go on with the client on `fd`, or accept one; the client if it is ready to be served."""
+        """Continue with the client on `fd`, or accept one; return the client if it is ready."""
         client = self._waiting.pop(fd, None)
         if client is None:
             client = self._accept()
@@ -125,13 +125,13 @@ class Reception(Generic[T]):
         return client
 
     def expire(self) -> None:
-        """Send those away that have taken too long."""
+        """Dismiss the clients that have taken too long."""
         now = monotonic()
         for client in [each for each in self._waiting.values() if each.deadline <= now]:
             self._forget(client)
 
     def close(self) -> None:
-        """Send everybody away."""
+        """Dismiss all clients."""
         for client in list(self._waiting.values()):
             self._forget(client)
         self._poll.close()
@@ -150,7 +150,7 @@ class Reception(Generic[T]):
         return None
 
     def _advance(self, client: Client[T]) -> bool:
-        """Read what is there; true if the client is ready. Otherwise it waits or is gone."""
+        """Read the available data; True if the client is ready, else it waits or is gone."""
         try:
             seconds = 0.0
             if not client.greeted:
@@ -177,7 +177,7 @@ class Reception(Generic[T]):
         return False
 
     def _read_request(self, client: Client[T]) -> bool:
-        """Whether the request is complete. Raises wire.BadRequest, StatusRequested, OSError."""
+        """Read; is the request complete? Raises wire.BadRequest, StatusRequested, OSError."""
         data = client.data
         missing = 1
         end = 0.0
@@ -205,7 +205,7 @@ class Reception(Generic[T]):
         return True
 
     def _greet(self, client: Client[T]) -> None:
-        """Say hello, and use the time until the client wakes up. Raises BadRequest, OSError."""
+        """Send the hello, then prepare the request meanwhile. Raises BadRequest, OSError."""
         client.request = wire.parse(client.data)
         client.data = b""
         client.conn.send(self._hello)
@@ -213,7 +213,7 @@ class Reception(Generic[T]):
         client.prepared = self._prepare(client.request)
 
     def _read_go(self, client: Client[T], seconds: float) -> int | None:
-        """The process that a go names, 0 if none; None if it does not come within `seconds`.
+        """The process that the go names, 0 for none; None if no go comes within `seconds`.
 
         Raises wire.BadRequest, OSError.
         """
@@ -264,7 +264,7 @@ def _patience(alone: float, others: int) -> float:
 
 
 def _is_readable(conn: Socket, seconds: float) -> bool:
-    """Wait so long for something to read, or for the end. Raises OSError."""
+    """Is there data, or the end of the connection, within `seconds`? Raises OSError."""
     waiting = select.poll()
     waiting.register(conn.fileno(), select.POLLIN)
     return bool(waiting.poll(seconds * 1000))

@@ -1,4 +1,4 @@
-"""What a worker writes down of a request, once the client has the reply (cni.record)."""
+"""A worker's record of a request, written after the client has the reply (cni.record)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def mark_of_node_file(env: Mapping[str, str]) -> int:
-    """A number that says which node's own file there is (record.NODE_FILE); 0 if there is none.
+    """A number that changes with the node's own file (record.NODE_FILE); 0 without a file.
 
-    The supervisor looks, so that workers need not.
+    The supervisor computes it, so that workers need not look.
     """
     try:
         status = os.stat(record.node_file(env))
@@ -30,17 +30,17 @@ def mark_of_node_file(env: Mapping[str, str]) -> int:
 
 
 class Spans(NamedTuple):
-    """Where spans of requests go, and of which requests."""
+    """Where spans are sent, and of which requests."""
 
     path: str
     sampler: Sampler
 
 
 class Recorder:
-    """Writes down and counts the requests of one worker.
+    """Records and counts the requests of one worker.
 
-    `node_file` is the supervisor's mark of the node's file, `counts` is None if nobody asks, as is
-    `spans` if no traces are wanted.
+    `node_file` is the supervisor's mark of the node's file. `counts` is None without metrics,
+    `spans` is None without traces.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class Recorder:
         self._log = record.Log(keep_open=True)
 
     def begin(self, request: wire.Request) -> None:
-        """A request begins. Raises nothing."""
+        """Begin the record of a request. Raises nothing."""
         if self._spans is not None:
             from ..record import tracing
 
             self._trace = tracing.begin(request.env, self._spans.sampler)
 
     def record(self, request: wire.Request, seconds: float, code: int, output: bytes) -> None:
-        """Write a request down, and count it, as far as that is wanted. Raises nothing."""
+        """Record and count a request, as far as the settings say so. Raises nothing."""
         counts, is_recorded = self._counts, self._is_recorded(request, code)
         trace, self._trace = self._trace, None
         if counts is None and trace is None and not is_recorded:

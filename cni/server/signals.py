@@ -1,4 +1,4 @@
-"""Signals to the supervisor, and those by which its workers ended."""
+"""Signals to the supervisor, and the signals that ended its workers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 
 class Signals:
-    """Signals to the supervisor, as bytes in a pipe: sigtimedwait(2) of Python's library returns
-    what is in uninitialised memory when the process was stopped and continued meanwhile.
+    """Signals to the supervisor, as bytes in a pipe. Python's sigtimedwait(2) would not do: it
+    returns uninitialised memory if the process was stopped and continued meanwhile.
     """
 
     def __init__(self, numbers: Collection[int]) -> None:
@@ -20,7 +20,7 @@ class Signals:
             signal.signal(number, _ignore)
 
     def wait(self, seconds: float) -> set[int]:
-        """The signals that have come; waits for one at most `seconds`."""
+        """The signals that have arrived; waits for one at most `seconds`."""
         ready = select.poll()
         ready.register(self._read, select.POLLIN)
         ready.poll(seconds * 1000)
@@ -30,7 +30,7 @@ class Signals:
             return set()
 
     def close(self) -> None:
-        """For a worker, which must not write to the supervisor's pipe."""
+        """Close the pipe in a worker, which must not write to the supervisor's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._read)
@@ -42,7 +42,7 @@ def _ignore(_number: int, _frame: object) -> None:
 
 
 def manner(code: int) -> str:
-    """How a process ended, from os.waitstatus_to_exitcode, for the log."""
+    """How a process ended, in words for the log; `code` is from os.waitstatus_to_exitcode."""
     if code >= 0:
         return f"with exit code {code}"
     try:

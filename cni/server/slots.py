@@ -10,19 +10,19 @@ _FIELDS = 5  # of eight bytes, in the order of SlotState
 
 
 class SlotState(NamedTuple):
-    """What a slot says of its worker. Times are time.monotonic() seconds."""
+    """The state of a slot's worker. Times are seconds of time.monotonic()."""
 
     last_active: float
     busy_since: float  # 0 if the worker is idle
     started: float
-    served: int  # requests, also those of earlier workers in this slot
+    served: int  # requests, including those of earlier workers in this slot
     declined: int  # clients that left before the request began
 
 
 class Slot:
     """The shared memory of one worker, which writes it; the others read.
 
-    Each field is written by one instruction, so that nobody reads half a number. (struct.pack_into
+    One instruction writes each field, so that a reader never sees half a number. (struct.pack_into
     would not do: it clears the memory first.)
     """
 
@@ -33,7 +33,7 @@ class Slot:
         self._counts = fields[24:].cast("Q")
 
     def start_worker(self, served: int | None = None) -> None:
-        """Note that a new worker has the slot. `served` is the count so far, if not the slot's."""
+        """Note that a new worker has the slot. `served` sets the count; None keeps the old one."""
         now = time.monotonic()
         self._times[0], self._times[1], self._times[2] = now, 0.0, now
         if served is not None:
@@ -55,7 +55,7 @@ class Slot:
         self._counts[1] += 1
 
     def read(self) -> SlotState:
-        """What the slot says now."""
+        """The slot's present state."""
         last_active, busy_since, started = self._times
         served, declined = self._counts
         return SlotState(last_active, busy_since, started, served, declined)

@@ -1,4 +1,4 @@
-"""Asking a running server for its state (`cni serve --status`), and which process it is."""
+"""Asking a running server for its state (`cni serve --status`), and finding its process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ask(path: str, timeout: float) -> str:
         answer = b""
         while len(answer) <= _LIMIT and (more := sock.recv(1 << 12)):
             answer += more
-    # The hello before it is longer or shorter in other builds; the object has no object in it.
+    # The hello before the object has another length in other builds; the object is flat.
     text = answer[answer.rindex(b"{") :].decode()
     json.loads(text)
     return text

@@ -1,10 +1,11 @@
 """The supervisor: preloads the plugins, keeps the workers, and serves nothing itself.
 
 Workers are forked ahead and rehearsed, so that a request finds its pages copied, its executor
-running and the packet filter's library loaded. One that ends is replaced at once, and more slowly
-each time if it dies young. The supervisor ends when it is told to, or has been idle for long; first
-every worker finishes its request. A client of another build means that `cni install` was here: then
-the supervisor runs the new file, with the same listening socket.
+running and its sockets open. A worker that ends is replaced at once; if workers of a slot die soon
+after their start, the next one starts after a growing pause. The supervisor ends after a signal, or
+after a long idle time; before that, every worker finishes its request. A client of another build
+means that `cni install` has replaced the file: then the supervisor executes the new file, with the
+same listening socket.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 _SIGNALS = (signal.SIGCHLD, *INTERRUPTS)
 _TICK = 1.0  # seconds between checks of workers and socket
 _DRAIN_SECONDS = 30.0
-_SHORT_LIFE = 2.0  # a worker that dies sooner than that is replaced more slowly each time
+_SHORT_LIFE = 2.0  # seconds; the pause before a worker's successor grows if it lived shorter
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 10.0
 _BACKLOG = 4096
-_SUCCESSOR = "cni-again"  # the name under which a server hands its socket to the next build
-_SERVED = "CNI_SERVE_COUNT"  # tells the next build how many requests have been served
+_SUCCESSOR = "cni-again"  # the name of the socket that a server passes to the next build
+_SERVED = "CNI_SERVE_COUNT"  # passes the number of served requests to the next build
 
 
 class Options(NamedTuple):
@@ -53,7 +54,7 @@ class Options(NamedTuple):
 
 
 class End(NamedTuple):
-    """Why the server ends. With `upgrade` the installed file takes over its socket."""
+    """The reason for the server's end. With `upgrade` the installed file takes over its socket."""
 
     reason: str
     code: int = 0
@@ -78,18 +79,18 @@ class Supervisor:
         self.tending = Tending(log, self._prepare_observer)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
-        self.failures = [0] * options.workers  # young deaths of each slot, one after the other
-        self.retiring: set[int] = set()  # workers that serve a socket which is gone
-        self.activated = False  # the socket is systemd's
-        self._identity: tuple[int, int] | None = None  # of the socket's file
+        self.failures = [0] * options.workers  # successive early deaths of each slot's workers
+        self.retiring: set[int] = set()  # workers that serve a socket whose file is gone
+        self.activated = False  # does the socket come from systemd?
+        self._identity: tuple[int, int] | None = None  # device and inode of the socket's file
         self._server_pids: set[int] = {os.getpid()}
         self._declined = 0
         self._socket_problem = ""
 
     def run(self) -> int:
-        """Serve until told to end; the exit code.
+        """Serve until the end; return the exit code.
 
-        Raises systemd.AddressInUse, OSError if the socket cannot be had.
+        Raises systemd.AddressInUse, OSError if the socket cannot be opened.
         """
         self._use(self._listen())
         self.node_file.set(mark_of_node_file(os.environ))
@@ -117,7 +118,7 @@ class Supervisor:
     # --- the socket ---
 
     def _listen(self) -> socket.socket:
-        """systemd's socket or our predecessor's, else a new one. Raises OSError."""
+        """The socket of systemd, or of the build before, else a new one. Raises OSError."""
         handed = systemd.listen_fds()
         if len(handed) > 1:
             raise OSError(EINVAL, f"systemd handed over {len(handed)} sockets instead of one")
@@ -131,20 +132,20 @@ class Supervisor:
             raise OSError(EINVAL, "systemd handed over something that is no listening Unix socket")
         if not self.activated:
             self._identity = systemd.identity(self.options.socket)
-        # Clients that have connected already take systemd for the server; it is process 1.
+        # Clients that connected before name systemd as the server: process 1.
         self._server_pids |= {listener_pid(listener)} & {1}
         return listener
 
     def _use(self, listener: socket.socket) -> None:
         """Prepare the socket that workers accept from."""
-        listener.listen(_BACKLOG)  # makes this process the one that clients take for the server
+        listener.listen(_BACKLOG)  # from now on, clients name this process as the server
         listener.setblocking(False)
         self.listener = listener
 
     def _check_socket(self) -> End | None:
         """Listen again if the socket's file was removed; end if it is another server's now."""
         if self.activated:
-            return None  # the file is systemd's business
+            return None  # systemd takes care of the file
         path = self.options.socket
         there = systemd.identity(path)
         if there == self._identity:
@@ -153,7 +154,7 @@ class Supervisor:
             try:
                 listener = systemd.listen_unix(path, _BACKLOG)
             except systemd.AddressInUse:
-                pass  # another server was quicker
+                pass  # another server has taken the path
             except OSError as error:
                 self._complain(f"{path} was removed, and cannot be made again: {error}")
                 return None
@@ -182,11 +183,11 @@ class Supervisor:
     # --- the workers ---
 
     def _start(self, number: int) -> None:
-        """Fork the worker of a slot; if that fails, it is tried again later."""
+        """Fork the worker of a slot; after a failure, try again later."""
         self.due.pop(number, None)
         self.slots[number].start_worker()
         parent = os.getpid()
-        # Nothing may come between the fork and the change of handlers in the child.
+        # No signal may arrive between the fork and the change of handlers in the child.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
@@ -206,7 +207,7 @@ class Supervisor:
             from ..netns import libc
 
             libc.die_with_parent(parent)
-            os.setpgid(0, 0)  # a ^C on the supervisor's terminal is not for us
+            os.setpgid(0, 0)  # ^C on the supervisor's terminal is not meant for workers
             null = open_null()
             for target in (0, 1, 2):
                 os.dup2(null, target)
@@ -238,18 +239,18 @@ class Supervisor:
             os._exit(code)
 
     def _prepare_observer(self) -> None:
-        """For that child: it has nothing to do with requests."""
+        """In the observer's process: close what belongs to requests."""
         self._forget_signals()
         self.listener.close()
 
     def _forget_signals(self) -> None:
-        """For a child: the supervisor's signals are not for it."""
+        """In a child: stop handling the supervisor's signals."""
         self.signals.close()
         for interrupt in INTERRUPTS:
             signal.signal(interrupt, signal.SIG_DFL)
 
     def _watch(self) -> End:
-        """Replace workers until there is a reason to end."""
+        """Replace workers until there is a reason to end; return it."""
         while True:
             for number in self.signals.wait(self._pause()):
                 if number != signal.SIGCHLD:
@@ -271,7 +272,7 @@ class Supervisor:
         return min(max(next_start, 0.0), _TICK)
 
     def _reap(self) -> None:
-        """Note which workers have ended, and when others take their slots."""
+        """Note which workers have ended, and when to fill their slots."""
         while self.pids:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -301,7 +302,7 @@ class Supervisor:
                 self.due[number] = 0.0
 
     def _postpone(self, number: int) -> float:
-        """Have the slot filled later, each time in a row later still; in how many seconds."""
+        """Fill the slot later, after a pause that grows with each failure; return its seconds."""
         doublings = min(self.failures[number], 10)  # more would be longer than the longest pause
         self.failures[number] += 1
         pause: float = min(_FIRST_PAUSE * 2**doublings, _LONGEST_PAUSE)
@@ -309,7 +310,7 @@ class Supervisor:
         return pause
 
     def _check_workers(self, now: float) -> End | None:
-        """Kill workers that take too long; a reason to end, if there is one."""
+        """Kill workers that take too long; return a reason to end, if there is one."""
         for pid in self.retiring & self.pids.keys():
             os.kill(pid, DRAIN)  # again: one that came just before it was idle is lost
         states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
@@ -332,7 +333,7 @@ class Supervisor:
     # --- the end ---
 
     def _drain(self, *, keep_socket: bool) -> None:
-        """Let every worker finish its request, and have none begin another."""
+        """Let every worker finish its request, and begin no other."""
         if not keep_socket:
             self._unlink()
             self.listener.close()
@@ -350,13 +351,13 @@ class Supervisor:
         self.tending.end()
 
     def _execute_installed(self) -> None:
-        """Execute the file that is installed now, with our socket and process id.
+        """Execute the installed file in this process, with its socket.
 
-        Returns if that fails; then this build goes on.
+        Returns if that fails; then this build continues to serve.
         """
         name = "" if self.activated else _SUCCESSOR
         served = sum(slot.read().served for slot in self.slots)
-        self.listener.setblocking(True)  # as it was, for builds that expect it
+        self.listener.setblocking(True)  # its original state, for builds that expect it
         with systemd.hand_on(self.listener.fileno(), name) as variables:
             try:
                 os.execve(sys.argv[0], sys.argv, {**os.environ, **variables, _SERVED: str(served)})
@@ -366,13 +367,13 @@ class Supervisor:
 
 
 def _count_so_far() -> int:
-    """The requests that an earlier build has served in this process."""
+    """The number of requests that earlier builds have served in this process."""
     text = os.environ.pop(_SERVED, "")
     return int(text) if text.isdecimal() else 0
 
 
 def _installed_build() -> str:
-    """The build of the file we were started from, as it is now; empty if there is none."""
+    """The build of the file now at the path that this process was started from; "" without one."""
     from pathlib import Path
 
     from ..artifact import build_of

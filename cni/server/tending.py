@@ -1,7 +1,7 @@
 """The process that looks after this node's blocks of a cluster (cni.ipam.cluster.rounds).
 
-It runs only on a node that has such blocks, and is a child of the supervisor, so that no request
-waits for a store. It may be ended at any moment: the ledger says what was under way.
+It runs only on a node with such blocks. It is a child of the supervisor, so that no request waits
+for a store. It may end at any moment: the ledger records unfinished changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Tending(Child):
     what = "the process for blocks of addresses"
 
     def keep(self) -> None:
-        """Start it, if there are blocks; looks for them every ten seconds. Raises nothing."""
+        """Start the process if there are blocks; looks every ten seconds. Raises nothing."""
         if self._pid or time.monotonic() < self._due:
             return
         self._due = time.monotonic() + PAUSE
@@ -27,7 +27,7 @@ class Tending(Child):
             self._start(self._log)
 
     def run(self) -> None:
-        """Claim ahead, compare and give back, until it is ended."""
+        """Claim blocks ahead, compare them with the store, give blocks back; until a signal."""
         from ..ipam.cluster import rounds
 
         rounds.forever(os.environ, self._log)

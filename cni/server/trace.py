@@ -11,7 +11,7 @@ verb and plugin, and the times of
     encoded    the output is ready
     replied    the reply is sent
 
-in seconds of CLOCK_MONOTONIC. Switched off, it costs nothing but the calls of `mark`.
+in seconds of CLOCK_MONOTONIC. Switched off, it costs only the calls of `mark`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Trace:
 
     def _around(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def traced(*args: Any) -> Any:
-            # the verb of a delegate is a part of the plugin's
+            # a delegate's verb is part of its caller's
             self._depth += 1
             try:
                 return verb(*args)
@@ -68,6 +68,6 @@ class _Off:
 
 
 def make() -> Trace | _Off:
-    """A trace, if CNI_SERVER_TRACE asks for one."""
+    """A trace if CNI_SERVER_TRACE is set, else one that does nothing."""
     path = os.environ.get(VARIABLE)
     return Trace(path) if path else _Off()

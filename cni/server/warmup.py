@@ -1,4 +1,4 @@
-"""What a worker does before its first request: imports, first uses, page faults."""
+"""A worker's preparation before its first request: imports, first uses, page faults."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..kernel import syscalls
 # Modules that no verb imports: they start, install or serve the program.
 _NOT_NEEDED = ("cli", "install", "ipam.dhcp", "server", "standins", "store", "windows")
 _LEFT_OUT = frozenset(f"cni.{name}" for name in (*_NOT_NEEDED, "__main__"))
-_LARGE = 2 << 20  # bytes; of x86-64, and of the usual kernels of other machines
+_LARGE = 2 << 20  # bytes of a large page: of x86-64, and of most kernels of other machines
 _HUGEPAGE, _COLLAPSE = 14, 25  # madvise(2)
-# Modules of the standard library that are imported at rare moments only.
+# Modules of the standard library that plugins import only in rare cases.
 _LIBRARY = ("errno", "fcntl", "json", "pickle", "select", "struct", "traceback", "ctypes.util")
 
 
@@ -42,7 +42,7 @@ def _import_below(package: str) -> None:
 
 
 def _import_frozen() -> None:
-    """As _import_below, where packages have no directory."""
+    """As _import_below, for frozen packages, which have no directory."""
     for name in _imp._frozen_module_names():  # type: ignore[attr-defined]
         if name.startswith("cni.") and not any(f"{name}.".startswith(f"{n}.") for n in _LEFT_OUT):
             _import(name)
@@ -52,11 +52,11 @@ def _import(name: str) -> None:
     try:
         import_module(name)
     except ImportError:
-        pass  # a verb that needs the module reports it
+        pass  # a verb that needs the module will report the error
 
 
 def rehearse() -> None:
-    """Do once what requests do: start an executor, open netlink sockets."""
+    """Do the first steps of requests once: start an executor, open netlink sockets."""
     from ..kernel import link
     from ..kernel.netlink import Netlink
     from ..netfilter import nft
@@ -70,7 +70,7 @@ def rehearse() -> None:
     try:
         nft.socket()
     except OSError:
-        pass  # no netfilter in this kernel; a verb that needs it reports that
+        pass  # no netfilter in this kernel; a verb that needs it will report that
     env = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/"}
     conf = b'{"cniVersion":"1.1.0","name":"rehearsal","type":"loopback"}'
     for name in ("loopback", "bridge"):
@@ -78,11 +78,11 @@ def rehearse() -> None:
 
 
 def use_large_pages() -> None:
-    """Have this process's heap in large pages, as far as the kernel lets us (madvise(2)).
+    """Put this process's heap into large pages, as far as the kernel permits (madvise(2)).
 
-    A request begins with cold caches, also those for addresses, and large pages need fewer of
-    their entries. The pages are copies, so a worker takes some megabytes more. Linux 6.1 or later
-    makes them at once; earlier ones make them later or not at all.
+    A request begins with cold caches, also of address translations, of which large pages need
+    fewer. The pages are copies, so a worker takes some megabytes more. Linux 6.1 or later makes
+    them at once; earlier kernels make them later or not at all.
     """
     for start, end in _heap():
         first, last = -(-start // _LARGE) * _LARGE, end // _LARGE * _LARGE

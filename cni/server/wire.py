@@ -1,4 +1,4 @@
-"""What travels between the client (launcher/client.c) and a worker.
+"""The messages between the client (launcher/client.c) and a worker.
 
     request   header: magic, size of the strings, size of stdin, umask;
               strings, NUL-terminated: path that the client was called by, environment; stdin
@@ -12,9 +12,9 @@
     report    after a 'W': 'w' and 0, if stdout has the result; else 'f' and the errno (both bytes),
               then the ADD is undone, and an 'X' follows with the error
 
-A client leaves after the hello if the worker is of another build. Until the go nothing has happened
-that the client's own run of the plugin would not do; the same holds after an 'N'.
-Instead of a request, STATUS asks how the server does; the answer is a hello and a JSON object.
+A client leaves after the hello if the worker is of another build. Before the go, and before an 'N',
+the worker changes nothing, so the client can run the plugin itself.
+Instead of a request, STATUS asks for the server's state; the answer is a hello and a JSON object.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import NamedTuple
 from ..netns.jobs import ClientJobs
 from ..protocol.config import MAX_STDIN
 
-# As launcher/client.c has it.
+# The same values as in launcher/client.c.
 _HEADER = struct.Struct("=IIII")
 _HELLO = struct.Struct("=I12s")
 _MAGIC = 0x31494E43
@@ -49,7 +49,7 @@ ANCILLARY_SIZE = CMSG_SPACE(16 * _FD_SIZE) + CMSG_SPACE(12)
 
 
 class BadRequest(Exception):
-    """The client sends what no client does; the connection is closed."""
+    """The peer does not follow the protocol; the connection is closed."""
 
 
 class StatusRequested(Exception):
@@ -57,7 +57,7 @@ class StatusRequested(Exception):
 
 
 class Request(NamedTuple):
-    """What a client wants to have run."""
+    """A client's request: the plugin's path, environment, stdin and umask."""
 
     called_as: str
     env: dict[str, str]
@@ -72,7 +72,7 @@ class Descriptors:
     """
 
     def __init__(self, which: int, fds: list[int]) -> None:
-        """Raises BadRequest, and closes them, if they are not those that `which` says."""
+        """Raise BadRequest, and close them, if they are not those that `which` announces."""
         self._fds = fds
         if which not in _OPTIONAL or len(fds) != _ALWAYS + which.bit_count():
             self.close()
@@ -83,7 +83,8 @@ class Descriptors:
 
     def take(self) -> tuple[Socket | None, ClientJobs | None]:
         """The routing netlink socket of `netns`, with kernel.netlink.OPTIONS, and the connection
-        for jobs there, as far as they came. The caller closes them. Raises OSError, and takes none.
+        for jobs there; None for one that did not come. The caller closes them. Raises OSError; then
+        it has taken none.
         """
         at = _ALWAYS + 1
         routing = None
@@ -94,39 +95,39 @@ class Descriptors:
         return routing, jobs
 
     def close_mounts(self) -> None:
-        """Close those that keep a mount busy: all but stderr."""
+        """Close the descriptors that keep a mount busy: all but stderr."""
         while len(self._fds) > 1:
             os.close(self._fds.pop())
 
     def close(self) -> None:
-        """Close what is left; harmless when repeated."""
+        """Close the remaining descriptors; may be repeated."""
         while self._fds:
             os.close(self._fds.pop())
 
 
 def hello(build: str) -> bytes:
-    """What a worker says that has read a request."""
+    """The message of a worker that has read a request."""
     return _HELLO.pack(_MAGIC, build.encode())
 
 
 def reply(code: int, output: bytes) -> bytes:
-    """A verb's exit code and its output."""
+    """The reply with a verb's exit code and output."""
     return _REPLY.pack(b"X", code, len(output)) + output
 
 
 def result(output: bytes) -> bytes:
-    """An ADD's result, about which the client reports."""
+    """The reply with an ADD's result, which the client answers with a report."""
     return _REPLY.pack(b"W", 0, len(output)) + output
 
 
 def report(data: bytes) -> int | None:
-    """0 or the errno of a report; None while it is incomplete, as `data` may begin with signals."""
+    """0 or the errno in a report; None while it is incomplete. `data` may begin with signals."""
     at = next((i for i, byte in enumerate(data) if byte in (_WRITTEN, _FAILED)), len(data))
     return data[at + 1] if at + 1 < len(data) else None
 
 
 def missing(data: bytes | bytearray) -> int:
-    """How many bytes of a request have to be read at least before `parse` can take it.
+    """The least number of bytes still to be read before `parse` can take the request.
 
     Raises BadRequest, StatusRequested.
     """
@@ -157,10 +158,10 @@ def parse(data: bytes | bytearray) -> Request:
 
 
 def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[Descriptors, int]:
-    """What came with a go, which was received with ANCILLARY_SIZE. Raises BadRequest.
+    """The contents of a go, which was received with ANCILLARY_SIZE. Raises BadRequest.
 
-    The descriptors; and the process that the credentials name, 0 if there are none, or if that
-    process is not visible here.
+    Returns the descriptors, and the process that the credentials name: 0 without credentials, or
+    if that process is not visible here.
     """
     fds: list[int] = []
     named_pid = 0
@@ -171,5 +172,5 @@ def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[Desc
             fds += array.array("i", content[: len(content) // _FD_SIZE * _FD_SIZE])
         elif kind == SCM_CREDENTIALS:
             (named_pid,) = _PID.unpack_from(content)
-    # without data the client is gone: no number of descriptors is right then
+    # without data the client is gone: then no number of descriptors is right
     return Descriptors(data[0] if data else -1, fds), named_pid

@@ -1,10 +1,9 @@
 """A worker: accepts connections, and serves one request at a time as the plugin's process would.
 
-For the length of a request the worker takes on what the client's process has: environment, working
-directory, umask, stderr. A signal to the client arrives here as a byte on the connection;
-if the client dies, the worker ends at once, like the plugin's process that it stands for. A
-worker is used again only if the request left nothing behind (docs/design.md,
-"The warm path").
+During a request the worker adopts the client's environment, working directory, umask and stderr. A
+signal to the client arrives here as a byte on the connection; if the client dies, the worker ends
+at once, as the plugin's own process would. A worker serves another request only if this one left
+nothing behind (docs/design.md, "The warm path").
 """
 
 from __future__ import annotations
@@ -36,20 +35,20 @@ from .recording import Recorder, Spans
 from .slots import Mark, Slot
 
 DRAIN = signal.SIGUSR1
-# As numbers: the signal module, which makes enums of what it is given, takes ten times as long.
+# As numbers: the signal module, which makes enums of its arguments, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 _CHECK_INTERVAL = 32  # requests between checks of memory and descriptors
 _REPORT_TIMEOUT = 10  # seconds for a client to write a result
-_SPARE_FDS = 8  # what a library may keep open
+_SPARE_FDS = 8  # descriptors that a library may keep open
 
-# What runs a decoded request; None if there is no such plugin here.
+# A function that runs the decoded request; None if there is no such plugin here.
 Run = Callable[[], dispatch.Answer] | None
 
 
 class Limits(NamedTuple):
-    """When a worker has done enough (requests served, resident memory in bytes), and for whom.
+    """When a worker ends (requests served, resident memory in bytes), and whom it serves.
 
-    A path may name another file for a client with other mounts: `any_mounts` serves such a client,
+    For a client with other mounts a path may name another file: `any_mounts` serves such clients,
     too.
     """
 
@@ -59,12 +58,12 @@ class Limits(NamedTuple):
 
 
 class Server(NamedTuple):
-    """What a worker knows of its server: build id, supervisor's pid, slots of all workers.
+    """A worker's view of its server: build id, supervisor's pid, slots of all workers.
 
-    `pids` are the processes that clients may take for the server (`peer.Gate`), `env` is its
-    environment, `node_file` the mark of the node's settings for the request log, `counts` where
-    this worker counts its requests, and `spans` where to it sends their spans, if anybody wants
-    to know.
+    `pids` are the processes that clients may name as the server (`peer.Gate`), `env` is the
+    server's environment, `node_file` the mark of the node's settings for the request log.
+    `counts` and `spans` are where this worker counts requests and sends their spans; None if that
+    is switched off.
     """
 
     build: str
@@ -101,8 +100,8 @@ class Worker:
         self.null = open_null()
         self.pid = os.getpid()
         self.environment = _Environment()
-        self.conn: Socket | None = None  # the client's connection, until it is sent the reply
-        self.watched: Socket | None = None  # the same, while it may tell of a signal
+        self.conn: Socket | None = None  # the client's connection, until the reply is sent
+        self.watched: Socket | None = None  # the same connection, while it may announce a signal
         self.draining = False
         self.idle = False
         self.served = 0
@@ -111,7 +110,7 @@ class Worker:
         self.recorder = Recorder(server.node_file, server.env, server.counts, server.spans)
 
     def run(self) -> None:
-        """Serve until the supervisor drains this worker, or it is worn out or not as it was."""
+        """Serve until the supervisor drains this worker, or it reaches a limit, or is not clean."""
         signal.signal(DRAIN, self._on_drain)
         signal.signal(signal.SIGIO, self._on_io)
         interrupts.install()
@@ -192,10 +191,10 @@ class Worker:
             self.slot.end_request()
 
     def _answer(self, client: Client[Run], run: Callable[[], dispatch.Answer]) -> bool:
-        """Be the plugin's process until the verb has ended; whether it left nothing behind."""
+        """Run the verb as the plugin's process would; did it leave nothing behind?"""
         request, descriptors = client.request, client.descriptors
         began = monotonic()
-        interrupts.install()  # anew: signals to an idle worker are for no request
+        interrupts.install()  # again, to forget signals that an idle worker has got
         self.conn = client.conn
         self._watch(client.conn)
         try:
@@ -213,7 +212,7 @@ class Worker:
                 self.watched = None
                 self._leave_mounts(descriptors)
             if self.conn is not None:
-                client.conn.sendall(wire.reply(code, output))  # it need not wait for the rest
+                client.conn.sendall(wire.reply(code, output))  # before cleaning up
             self.trace.mark("replied")
         finally:
             self.conn = None
@@ -223,10 +222,10 @@ class Worker:
         return clean
 
     def _deliver(self, output: bytes) -> None:
-        """Have the client write an ADD's result to its stdout. Raises IOFailure if it cannot.
+        """Let the client write an ADD's result to its stdout. Raises IOFailure if it cannot.
 
-        Once the client has the result, that stands, unless the client reports that it could not
-        write it. One that could not be sent, or not whole, ends the connection.
+        The result stands as soon as the client has it, unless the client reports that it could not
+        write it. If the result could not be sent as a whole, the connection ends.
         """
         conn, self.conn, self.watched = self.conn, None, None  # signals do not count any more
         assert conn is not None
@@ -238,11 +237,11 @@ class Worker:
             raise IOFailure(f"cannot send the result to the client: {text}") from None
         error = _reported(conn)
         if error:
-            self.conn = conn  # it waits for the reply
+            self.conn = conn  # the client waits for the reply
             raise IOFailure(f"cannot write to stdout: {os.strerror(error).lower()}")
 
     def _adopt(self, request: wire.Request, descriptors: wire.Descriptors) -> bool:
-        """Take on what the client's process has; false if a descriptor is of the wrong kind."""
+        """Adopt the client's process state; False if a descriptor is of the wrong kind."""
         netns = request.env.get("CNI_NETNS", "")
         try:
             os.fchdir(descriptors.cwd)
@@ -252,29 +251,29 @@ class Worker:
         except OSError:
             return False
         sys.argv[:] = [request.called_as]
-        self.environment.become(request)  # another client may have been greeted since
+        self.environment.become(request)  # meanwhile it may have become another greeted client's
         return True
 
     def _leave_mounts(self, descriptors: wire.Descriptors) -> None:
-        """Give back what keeps a mount busy: once it has the reply, the runtime may unmount it."""
+        """Close what keeps a mount busy: after the reply the runtime may unmount it."""
         namespace.leave_mounts()
         os.chdir("/")
         descriptors.close_mounts()
 
     def _release(self, descriptors: wire.Descriptors) -> None:
-        """Give back the rest of what was the client's."""
+        """Give up the rest of the client's process state."""
         namespace.hand_over("", None)
         os.dup2(self.null, 2)
         os.umask(0o022)
         descriptors.close()
 
     def _watch(self, conn: Socket) -> None:
-        """Have SIGIO come when the client dies or forwards a signal."""
+        """Request SIGIO for the client's death, and for signals that it forwards."""
         self.watched = conn
         fd = conn.fileno()
         fcntl.fcntl(fd, fcntl.F_SETOWN, self.pid)
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
-        self._on_io()  # what came before
+        self._on_io()  # for what arrived before
 
     def _on_io(self, *_: object) -> None:
         if self.watched is None:
@@ -286,14 +285,14 @@ class Worker:
         except OSError:
             data = b""
         if not data:
-            os._exit(1)  # the runtime has killed the plugin, which must do nothing more
+            os._exit(1)  # the runtime has killed the plugin: do nothing more
         if data[-1] in INTERRUPTS:
             signal.raise_signal(data[-1])
 
     # --- between requests ---
 
     def _is_reusable(self) -> bool:
-        """Whether this process is as it was before the request, and not worn out."""
+        """Is this process as clean as before the request, and below its limits?"""
         self.served += 1
         if self.served >= self.limits.requests or namespace.own_identity() != self.home:
             return False
@@ -308,7 +307,7 @@ class Worker:
 
 
 def _reported(conn: Socket) -> int:
-    """What the client reports: 0 or an errno; 0 without a report in time.
+    """The client's report: 0 or an errno; 0 if none comes in time.
 
     Ends this process if the client is dead, as Worker._on_io does.
     """
@@ -332,10 +331,10 @@ def _reported(conn: Socket) -> int:
 
 
 class _Environment:
-    """What os.environ contains, kept here because reading it decodes every variable.
+    """A copy of os.environ's content, because reading os.environ decodes every variable.
 
-    Clients of one runtime differ in the variables of the protocol only. Those are left out: plugins
-    read them from the request, and programs that plugins run are given them.
+    Clients of one runtime differ only in the variables of the protocol. Those are left out: plugins
+    read them from the request, and programs that plugins run get them explicitly.
     """
 
     def __init__(self) -> None:

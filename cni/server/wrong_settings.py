@@ -1,6 +1,6 @@
-"""What of the settings of recording has no effect: said by `cni doctor`, `validate` and `serve`.
+"""Settings of recording that have no effect, for `cni doctor`, `validate` and `serve`.
 
-Requests never say it, and never fail for it: they go on as if the setting were not there.
+Requests do not report such a setting, and do not fail because of it: they ignore it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Wrong(NamedTuple):
 
 
 def all_of(env: Mapping[str, str]) -> list[Wrong]:
-    """What is wrong with the node's file, and with the variables in `env`. Raises nothing."""
+    """The wrong settings of the node's file, and of the variables in `env`. Raises nothing."""
     return [*_of_node(env), *_of_log(env), *_of_traces(env)]
 
 
@@ -141,7 +141,7 @@ def _of_traces(env: Mapping[str, str]) -> Iterator[Wrong]:
     if ratio and not _is_ratio(ratio):
         yield Wrong("OTEL_TRACES_SAMPLER_ARG", f"is {ratio!r}, and must be a number from 0 to 1")
     for name in _PAIRS:
-        # What is in a header is a secret; how many are wrong is none.
+        # A header's content is a secret; the number of wrong headers is not.
         wrong = [each for each in env.get(name, "").split(",") if each.strip() and "=" not in each]
         if wrong:
             yield Wrong(name, f"{len(wrong)} of its parts are not of the form KEY=VALUE")

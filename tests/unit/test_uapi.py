@@ -24,6 +24,7 @@ HEADERS = {
         "linux/netlink.h",
         "linux/rtnetlink.h",
         "linux/if_link.h",
+        "linux/snmp.h",
         "linux/veth.h",
         "linux/if_bridge.h",
         "linux/if_addr.h",

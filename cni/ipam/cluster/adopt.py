@@ -1,11 +1,12 @@
-"""Takes over what whereabouts has given to containers, while they run.
+"""Takes over the addresses that whereabouts has given to containers, while they run.
 
-    1  hold       anywhere, once: an item for each allocation, of its pod's node: nobody claims it
+    1  hold       anywhere, once: an item for each allocation, in the name of its pod's node, so
+                  that nobody claims it
     2  take over  on each node: its held items become its blocks, with a reservation for each
                   container that the result cache knows
 
-Both may be repeated, and ended at any moment. What is held and whose pod is gone is let go. Between
-the two nobody can get the address; after them it is released by the container's DEL.
+Both steps may be repeated, and interrupted at any moment. Held items whose pod is gone are removed.
+Between the steps nobody can get the address; after them the container's DEL releases it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .takeover import HELD, Allocation, Found
 
 
 class Attachment(NamedTuple):
-    """What the node knows of a container: `addresses` are packed."""
+    """A container of this node and its `addresses` (packed), from the result cache."""
 
     container_id: str
     network: str
@@ -34,7 +35,7 @@ class Attachment(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What `hold` did: blocks and addresses as texts, with their spaces.
+    """The report of `hold`: blocks and addresses as texts, with their spaces.
 
     `others` are claimed by another node than the pod's; `orphans` are of pods that are gone.
     """
@@ -47,7 +48,7 @@ class Held(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What `take_over` did. `unknown`: no cached result names the container."""
+    """The report of `take_over`. `unknown`: no cached result names the container."""
 
     taken: list[str]
     already: list[str]
@@ -58,7 +59,7 @@ class Taken(NamedTuple):
 
 
 def hold(claims: Claims, found: Found, dry_run: bool = False) -> Held:
-    """Have an item for each block with an allocation of a pod that is there. Raises StoreError."""
+    """Make an item for each block with an allocation of an existing pod. Raises StoreError."""
     report = Held([], [], [], [], [])
     for each in found.allocations:
         if not each.node:
@@ -71,7 +72,7 @@ def hold(claims: Claims, found: Found, dry_run: bool = False) -> Held:
 
 
 def _wanted(found: Found, space: str) -> dict[Prefix, str]:
-    """Block → node: slices, and what pods have."""
+    """Block → node, for slices, and for blocks with addresses of pods."""
     wanted = dict(found.slices.get(space, {}))
     for each in found.allocations:
         if each.space == space and each.node:
@@ -125,7 +126,7 @@ def _let_go(claims: Claims, item: Item) -> bool:
     try:
         claims.ask(claims.store.delete, item)
     except (Conflict, Refused):
-        return False  # a policy lets a node delete its own only: an administrator's run does it
+        return False  # a policy lets nodes delete only their own: an administrator's run does it
     return True
 
 
@@ -135,9 +136,9 @@ def _let_go(claims: Claims, item: Item) -> bool:
 def take_over(
     claims: Claims, found: Found, attachments: Iterable[Attachment], dry_run: bool = False
 ) -> Taken:
-    """Make this node's held blocks its own, and reserve what its containers have.
+    """Make this node's held blocks its own, and reserve its containers' addresses.
 
-    Under `Node.claiming`. Raises StoreError, CNIError.
+    Call it under `Node.claiming`. Raises StoreError, CNIError.
     """
     me = claims.node.name
     report = Taken([], [], [])
@@ -155,7 +156,7 @@ def take_over(
         unknown = [a for a in allocations if (a.container_id, a.packed) not in known]
         report.unknown.extend(f"{space}/{each.address}" for each in unknown)
         if unknown and block.length == block.bits:
-            continue  # it stays held: no DEL would find a reservation
+            continue  # the item stays held: no DEL would find a reservation
         files = {each.address: _file(each, known.get((each.container_id, each.packed)))
                  for each in allocations}  # fmt: skip
         done = _take(claims, Space(claims.node, space), block, files, dry_run)
@@ -164,7 +165,7 @@ def take_over(
 
 
 def _file(each: Allocation, of: Attachment | None) -> tuple[bytes, bytes]:
-    """Content and namespace of a reservation. Without an attachment, so that nobody gets it."""
+    """Content and namespace of a reservation. Without an attachment it only blocks the address."""
     if of is None:
         return content_of(each.container_id or each.pod, f"{each.ifname}\r\n"), b""
     mark = f"{of.ifname}\r\n{of.network}"
@@ -180,8 +181,9 @@ def _take(
 ) -> bool:
     """Make a held block this node's, with reservations (address → content and namespace).
 
-    False if it was before, or is another's. As in every claim the ledger names the block before the
-    store does; and the addresses are reserved by then, so whatever ends this, none is handed out.
+    False if it was this node's before, or is another's. As in every claim the ledger names the
+    block before the store does. Addresses are reserved before that, so none is given out, however
+    this ends.
     """
     with space.changing() as (ledger, store):
         entry = ledger.find(block)
@@ -205,7 +207,7 @@ def _take(
 
 
 def _own(claims: Claims, key: str, entry: Block) -> bool:
-    """Write this node into a held item; False if it is another's."""
+    """Write this node into a held item; False if the item is another node's."""
     item = claims.ask(claims.store.read, key)
     if item is None or item.value.get("uid") != HELD:
         return item is not None and claims.is_mine(item)
@@ -213,7 +215,7 @@ def _own(claims: Claims, key: str, entry: Block) -> bool:
 
 
 def addresses_of(result: dict[str, Any] | None) -> frozenset[bytes]:
-    """The addresses (packed) of an ADD's result, of any version; what is none is left out."""
+    """The addresses (packed) of an ADD's result, of any version; ignores texts that are none."""
     texts: list[Any] = []
     for each in (result or {}).get("ips") or ():
         texts.append(each.get("address") if isinstance(each, dict) else None)

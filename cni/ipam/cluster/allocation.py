@@ -1,4 +1,4 @@
-"""What an ADD of cluster does: host-local's allocation, out of the blocks that the node has."""
+"""cluster's ADD: host-local's allocation from the node's own blocks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .node import Space
 
 
-CONFLICT = "conflict"  # the container of an address that somebody else on the link has
+CONFLICT = "conflict"  # container of a reservation for an address that another host on the link has
 
 
 class NeedBlock(Exception):
@@ -34,7 +34,7 @@ class NeedBlock(Exception):
 
 
 class FromBlocks(Allocation):
-    """The addresses that one ADD reserves. An attachment that has some gets the same again."""
+    """The addresses that one ADD reserves. An attachment that has addresses gets the same again."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class FromBlocks(Allocation):
     ) -> None:
         super().__init__(space.location, attachment, netns, log)
         self._space = space
-        self._cooldown = cooldown  # seconds that an address rests
+        self._cooldown = cooldown  # seconds before a released address is given out again
         self._own: list[Prefix] = []
 
     def reserve(self, wish: Wish) -> list[IPConfig]:
@@ -57,15 +57,15 @@ class FromBlocks(Allocation):
         try:
             return self._reserve_locked(wish, trust=True)
         except NeedBlock:
-            # Before a block is claimed the files are read, in case the index is wrong.
+            # Read the files before a block is claimed: the index may be wrong.
             return self._reserve_locked(wish, trust=False)
 
     def is_new(self, name: str) -> bool:
-        """Was this address reserved by this ADD, and not before?"""
+        """Has this ADD reserved the address, which was not reserved before?"""
         return name in self._names
 
     def set_aside(self, taken: dict[str, str], network: str) -> None:
-        """Keep new addresses, each with the MAC of who has it, from being handed out.
+        """Reserve new addresses that others have (address → MAC), so that nobody gets them.
 
         Raises CNIError.
         """
@@ -76,12 +76,12 @@ class FromBlocks(Allocation):
                 self._names.remove(name)
 
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
-        """Reserve the address that has been free the longest. Raises Exhausted."""
+        """Reserve the address that has been free for the longest time. Raises Exhausted."""
         freed = rest.recent(self._space.freed)
         for its_range, low, high in ranges.spans(self._last_reserved(store, index)):
             at = low
             while True:
-                # The index is asked once for a row of such addresses, not once for each.
+                # One look-up in the index serves a whole row of such addresses.
                 while at <= high and its_range.packed(at) in freed:
                     at += 1
                 number = store.first_free(its_range.width, at, high) if at <= high else None
@@ -94,7 +94,7 @@ class FromBlocks(Allocation):
         now = boot_time()
         for packed, when in freed.items():
             if now - when < self._cooldown:
-                break  # so do all that follow
+                break  # all following addresses were released later
             range_of = ranges.range_for(packed)
             if range_of is None or ranges.is_excluded(packed):
                 continue

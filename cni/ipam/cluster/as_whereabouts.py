@@ -2,8 +2,8 @@
 
     request ─► the flat file is read ─► keys of cluster ─► the verbs of plugin.py
 
-Objects that whereabouts itself has left are not looked at, but in one case: no address is handed
-out in a space that is new to the store, while whereabouts has allocations that were not taken over.
+Objects of whereabouts itself are read in one case only: no address is given out in a space that is
+new to the store, while whereabouts has allocations that were not taken over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ...protocol.request import Attachment
 
 _MOST = 1 << 20
-_SAID = "whereabouts.said"  # beside the ledger: what was said of the configuration already
+_SAID = "whereabouts.said"  # beside the ledger: the notes that were logged already
 
 
 class RangeConf(Folded):
@@ -46,7 +46,7 @@ class RangeConf(Folded):
 
 
 class Address(Folded):
-    """An address that is added to the result, and recorded nowhere."""
+    """An address that is only added to the result, without a reservation."""
 
     address: str = ""
     gateway: str | None = None
@@ -68,7 +68,7 @@ class Kubernetes(Folded):
 class IpamConf(RangeConf):
     """The `ipam` object, or the flat file: whereabouts' keys, and some of cluster's.
 
-    What has no meaning here is not decoded: a wrong type there is no error.
+    Keys without a meaning here are not decoded: a wrong type there is no error.
     """
 
     type: str = ""
@@ -102,7 +102,7 @@ class Conf(PluginConf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """As cluster's; the configured `addresses` are added to the result. Raises CNIError."""
+    """As cluster's ADD; adds the configured `addresses` to the result. Raises CNIError."""
     _ = call.conf
     itself, notes = _as_cluster(call)
     its = settings.read(plugin.raw_ipam(itself), call.request.env)
@@ -112,7 +112,7 @@ def add(call: Call[Conf]) -> Result:
     assert ipam is not None
     space = ipam.space or DEFAULT_SPACE
     if not os.path.lexists(node.path(f"{space}.blocks")):
-        from . import takeover  # the first ADD alone
+        from . import takeover  # only the first ADD in a space
 
         takeover.check_taken_over(itself, node, its, space)
     result = plugin.add(itself)
@@ -122,7 +122,7 @@ def add(call: Call[Conf]) -> Result:
 
 
 def delete(call: Call[Conf]) -> None:
-    """As cluster's: it needs nothing but the data directory."""
+    """As cluster's DEL; needs only the data directory of the configuration."""
     plugin.delete(_for_release(call))
 
 
@@ -146,19 +146,19 @@ def status(call: Call[Conf]) -> None:
 
 
 def _as_cluster(call: Call[Conf]) -> tuple[Call[plugin.Conf], list[str]]:
-    """The request as cluster's, and what is to be said of it. Raises CNIError."""
+    """The request with cluster's keys, and notes about its configuration. Raises CNIError."""
     made, notes = translated(plugin.raw_ipam(call), call.request.env)
     return _with(call, made), notes
 
 
 def translated(ipam: dict[str, Any], env: Mapping[str, str]) -> whereabouts.Converted:
-    """The `ipam` object as cluster's, with what the node's files say. Raises CNIError."""
+    """The `ipam` object with cluster's keys, completed by the node's files. Raises CNIError."""
     path, flat = whereabouts.flat_file(ipam, _read)
     made, notes = whereabouts.convert(ipam, flat)
     made.pop("addresses", None)
     own = settings.of_node(env)
     if config.lookup(own, "store") and not any(config.lookup(x, "store") for x in (ipam, flat)):
-        made.pop("store", None)  # a kubeconfig is always there: whereabouts needs it
+        made.pop("store", None)  # says nothing: whereabouts always needs a kubeconfig
     if not any(config.lookup(each, "nodeName") for each in (made, own)):
         name = _node_name(path, env)
         made |= {"nodeName": name} if name else {}
@@ -166,7 +166,7 @@ def translated(ipam: dict[str, Any], env: Mapping[str, str]) -> whereabouts.Conv
 
 
 def _for_release(call: Call[Conf]) -> Call[plugin.Conf]:
-    """The request with what DEL and GC need, however wrong the rest is."""
+    """The request with only those keys that DEL and GC need, even if others are wrong."""
     ipam = plugin.raw_ipam(call)
     try:
         _, flat = whereabouts.flat_file(ipam, _read)
@@ -195,7 +195,7 @@ def _read(path: str) -> bytes | None:
 
 
 def _node_name(flat_path: str, env: Mapping[str, str]) -> str:
-    """What whereabouts' file `nodename` says, beside the flat file; empty without one."""
+    """The name in whereabouts' file `nodename`, beside the flat file; "" without one."""
     if not flat_path or settings.named(env):
         return ""
     data = _read(os.path.join(os.path.dirname(flat_path), "nodename"))
@@ -203,7 +203,7 @@ def _node_name(flat_path: str, env: Mapping[str, str]) -> str:
 
 
 def _tell(call: Call[Conf], node: Node, notes: list[str]) -> None:
-    """Log what is to be said of the configuration, each line once on this node."""
+    """Log the notes about the configuration, each line once on this node."""
     if not notes:
         return
     path = node.path(_SAID)
@@ -220,4 +220,4 @@ def _tell(call: Call[Conf], node: Node, notes: list[str]) -> None:
         make_directories(os.path.dirname(path))
         files.replace(path, "\n".join([*said, *new, ""]).encode())
     except (OSError, CNIError):
-        pass  # it is said again
+        pass  # then it is logged again

@@ -1,8 +1,8 @@
-"""Blocks of addresses: pure arithmetic. Which there are, their names, who tries which first.
+"""Blocks of addresses: pure arithmetic. Their names, and the order in which nodes try them.
 
-A subnet is divided into blocks of one prefix length. Those without an address to hand out, since
-the ranges leave them out or `exclude` takes all of it, do not count. Nothing here enumerates
-blocks: a /64 of /122 blocks costs what a /24 costs.
+A subnet is divided into blocks of one prefix length. Blocks without an address to give out (outside
+of the ranges, or wholly excluded) do not count. Nothing here enumerates blocks: a /64 of /122
+blocks takes no longer than a /24.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ..host_local.ranges import Range, RangeSet, Span
 
-_GROUPS = 8  # of an IPv6 address
-_GUESSES = 8  # until the blocks are gone through one by one: most are taken then
+_GROUPS = 8  # groups of an IPv6 address
+_GUESSES = 8  # random attempts before all blocks are searched: then most are taken
 
 
 class Area(NamedTuple):
@@ -51,7 +51,7 @@ class Area(NamedTuple):
         raise ValueError(block)
 
     def block_of(self, packed: bytes) -> Prefix | None:
-        """The block that an address belongs to; None if it is none of these."""
+        """The block with the address; None if it is in none of these."""
         if not self.subnet.contains(packed):
             return None
         number = int.from_bytes(packed, "big") >> self._shift
@@ -81,7 +81,7 @@ def areas_of(ranges: RangeSet, length_of: dict[Prefix, int]) -> Areas:
 
 
 def _joined(spans: list[Span]) -> tuple[Span, ...]:
-    """The spans in order, those that touch or overlap as one."""
+    """The spans in order; spans that touch or overlap are joined."""
     joined: list[Span] = []
     for low, high in sorted(spans):
         if joined and low <= joined[-1][1] + 1:
@@ -97,7 +97,7 @@ def _joined(spans: list[Span]) -> tuple[Span, ...]:
 def key_of(block: Prefix) -> str:
     """A block as a word of a key: ``10.64.3.0-26``; of IPv6 all groups: ``fd00-0022-…-0040-122``.
 
-    Each block has one such name, so two claims of the same addresses meet in it.
+    Each block has only this name, so two claims of the same addresses conflict in the store.
     """
     if block.is_v4:
         return f"{format_ip(block.ip)}-{block.length}"
@@ -125,9 +125,9 @@ def count(areas: Areas) -> int:
 
 
 def start(node: str, attempt: int, of: int, guess: int = 0) -> int:
-    """Where, of so many blocks, a node begins to look: by a hash of its name and the attempt.
+    """The place, of `of` blocks, at which a node begins to look: a hash of name and attempt.
 
-    Nodes that look at the same time so begin at different places.
+    So nodes that look at the same time begin at different places.
     """
     from _blake2 import blake2b  # not hashlib, which loads OpenSSL
 
@@ -137,7 +137,7 @@ def start(node: str, attempt: int, of: int, guess: int = 0) -> int:
 
 
 def in_order(areas: Areas, first: int) -> Iterator[Prefix]:
-    """Every block once, from the place `first` on, and round."""
+    """Every block once, from the place `first` to the end, then from the beginning."""
     total = count(areas)
     for step in range(total):
         yield block_in(areas, (first + step) % total)
@@ -163,7 +163,7 @@ def place_of(areas: Areas, block: Prefix) -> int | None:
 
 
 def next_free(areas: Areas, taken: Collection[Prefix], before: Prefix) -> Prefix | None:
-    """The block that follows on the block `before`, in the same row; None if it is `taken`."""
+    """The block behind the block `before`, in the same row; None if it is `taken`."""
     place = place_of(areas, before)
     if place is None or place + 1 >= count(areas):
         return None
@@ -172,10 +172,10 @@ def next_free(areas: Areas, taken: Collection[Prefix], before: Prefix) -> Prefix
 
 
 def any_free(areas: Areas, taken: Collection[Prefix], node: str, attempt: int) -> Prefix | None:
-    """A block that is not `taken` (a set), each with the same chance; None if all are taken.
+    """A block that is not `taken` (a set), all with the same chance; None if all are taken.
 
-    Not the next one behind a hashed place: most places lead to the one block behind a long row of
-    taken ones, where then all nodes meet.
+    It is not the next free one behind a hashed place: behind a long row of taken blocks most places
+    would lead to the same block, and all nodes would try that one.
     """
     total = count(areas)
     for guess in range(_GUESSES):
@@ -208,13 +208,13 @@ def contains(areas: Areas, block: Prefix) -> bool:
     return place_of(areas, block) is not None
 
 
-# --- what of a range set is in some blocks ---
+# --- the part of a range set in some blocks ---
 
 
 def narrowed(ranges: RangeSet, blocks: Sequence[Prefix]) -> RangeSet | None:
     """The part of a range set that lies in these blocks, in their order; None if there is none.
 
-    Gateways of the whole set are never handed out; blocks in a row are one range.
+    Excludes the gateways of the whole set; adjacent blocks become one range.
     """
     holes = ranges.holes()
     parts: list[Range] = []
@@ -245,7 +245,7 @@ def _bounds(block: Prefix) -> Span:
 
 
 def has_inside(block: Prefix, address: str) -> bool:
-    """Is the address (a text) in the block? False for what is no address."""
+    """Is the address (a text) in the block? False if the text is no address."""
     try:
         return block.contains(parse_ip(address))
     except InvalidAddress:

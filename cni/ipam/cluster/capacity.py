@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_free(call: Call[Any], its: Settings, node: Node) -> None:
-    """Each range set must have a free address here, or a block that nobody has.
+    """Require for each range set a free address on this node, or a block that nobody has.
 
     Raises NotAvailable (code 50).
     """

@@ -1,4 +1,4 @@
-"""Claiming blocks in the store: which one to try, and what to say when there is none.
+"""Claiming blocks in the store: which one to try, and the error when none is free.
 
 Keys and values:
 
@@ -24,11 +24,11 @@ from .node import Block, Node, Space
 from .pool import Pool
 from .session import number
 
-_ATTEMPTS = 32  # blocks that others took between our look and our claim
-_LOOK_AGAIN = 4  # attempts
-_PAGE = 4096  # blocks: of so many more a claim tries another one before it lists all
-_MOST_BLIND = 8  # attempts: when so many blocks of a large pool are taken, most are
-_WANTED_FOR = 3600  # seconds that a mark counts: its node may be gone
+_ATTEMPTS = 32  # claims that fail because others took the block since our look
+_LOOK_AGAIN = 4  # attempts before the store is read again
+_PAGE = 4096  # for so many blocks in a pool, a claim tries one more block before it lists all
+_MOST_BLIND = 8  # attempts without a list: after so many refusals most blocks are taken
+_WANTED_FOR = 3600  # seconds for which a mark counts: its node may be gone
 
 
 class Full(StoreError):
@@ -40,7 +40,7 @@ class Taken(StoreError):
 
 
 class Claims(Comparing):
-    """What a node asks of a store for its blocks. Used under `Node.claiming`.
+    """A node's requests to a store about its blocks. Used under `Node.claiming`.
 
     Methods raise StoreError, CNIError.
     """
@@ -49,7 +49,7 @@ class Claims(Comparing):
         self, store: Store, settings: Settings, node: Node, log: Callable[[str], None]
     ) -> None:
         super().__init__(store, settings, node, log)
-        self._others: dict[str, set[Prefix]] = {}  # by space: blocks that were taken a while ago
+        self._others: dict[str, set[Prefix]] = {}  # by space: other nodes' blocks at the last look
 
     # --- claiming ---
 
@@ -73,11 +73,11 @@ class Claims(Comparing):
                 self._others[space.name] = self.taken(space)
                 for own in space.own():
                     if own not in before and blocks.contains(areas, own):
-                        return own  # an earlier claim that was given up, and came through
+                        return own  # an earlier claim of ours succeeded, though its answer was lost
             block = self._choose(space, areas, attempt)
             if block is None:
                 if not looked:
-                    blind = attempt + 1  # what was seen before is old: look
+                    blind = attempt + 1  # the last look is outdated: read the store
                     continue
                 self._want(space)
                 raise self._full(space, pool, areas)
@@ -88,13 +88,14 @@ class Claims(Comparing):
         raise Unavailable(f"{self.store.name}: other nodes take every block first", "try again")
 
     def _choose(self, space: Space, areas: blocks.Areas, attempt: int) -> Prefix | None:
-        """A block that is free as far as is known; None if none is."""
+        """A block that was free at the last look; None if there is none."""
         ledger = space.ledger()
         others = self._others.get(space.name, set())
         taken = others | {each.prefix for each in ledger.blocks}
         name, choice = self.node.name, ledger.seq * _ATTEMPTS + attempt
         if not attempt:
-            # Blocks in a row are one range to an ADD, and two nodes' rows seldom meet.
+            # First the block behind our last one: adjacent blocks are one range for ADDs, and the
+            # rows of two nodes seldom meet.
             latest = next((e for e in reversed(ledger.blocks) if _is_of(areas, e)), None)
             block = blocks.next_free(areas, taken, latest.prefix) if latest is not None else None
             if block is not None:
@@ -102,7 +103,7 @@ class Claims(Comparing):
         return blocks.any_free(areas, taken, name, choice)
 
     def _check_allowed(self) -> None:
-        """Raises Refused for a node that was cordoned; whether it still is, the store is asked."""
+        """Raise Refused if the node is cordoned; if it was, ask the store whether it still is."""
         if self.is_cordoned():
             self.register(force=True)
         if self.is_cordoned():
@@ -125,7 +126,7 @@ class Claims(Comparing):
         return block
 
     def taken(self, space: Space) -> set[Prefix]:
-        """The blocks that any node has; ours that are not in the ledger are dealt with."""
+        """All nodes' blocks. Puts our own blocks in order that are not in the ledger."""
         items = self.items_of(space)
         mine = {block for block, item in items.items() if self.is_mine(item)}
         if not mine <= {each.prefix for each in space.ledger().blocks}:
@@ -156,7 +157,7 @@ class Claims(Comparing):
         try:
             self.put(f"wanted/{space.name}/{self.node.name}", renewed, is_new=is_new)
         except (Unavailable, Refused):
-            pass  # the next attempt makes it
+            pass  # the next attempt will make it
         self._set_wanting(space, True)
 
     def _unwant(self, space: Space) -> None:
@@ -169,7 +170,7 @@ class Claims(Comparing):
         except Conflict:
             pass
         except StoreError:
-            return  # next time
+            return  # a later ADD repeats it
         self._set_wanting(space, False)
 
     def is_wanted(self, space: Space) -> bool:

@@ -1,7 +1,7 @@
-"""conflictCheck: nobody on the link has the addresses that an ADD was given, and gateways answer.
+"""conflictCheck: no host on the link has the addresses that an ADD has got, and gateways answer.
 
-An address that somebody has is set aside: a reservation of the container `conflict` keeps it from
-being handed out until a GC of the network, or a boot. The ADD takes another one instead.
+An address that another host has is set aside: a reservation of the container `conflict` keeps it
+from being given out until a GC of the network, or a reboot. The ADD takes another address.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .plugin import Conf
     from .pool import ConflictCheck
 
-_MOST = 16  # addresses that somebody has, until the ADD gives up
+_MOST = 16  # conflicting addresses after which the ADD gives up
 
 
 def settle(
@@ -32,9 +32,9 @@ def settle(
     again: Callable[[], list[IPConfig]],
     conf: ConflictCheck,
 ) -> list[IPConfig]:
-    """Addresses that nobody on the link has: `ips`, or what `again` gives in their place.
+    """Addresses that no other host on the link has: `ips`, or those of `again` in their place.
 
-    What the attachment had before is not asked for: it has it. Raises CNIError.
+    Addresses that the attachment had before are not probed. Raises CNIError.
     """
     netns = call.open_netns()
     checked: set[str] = set()

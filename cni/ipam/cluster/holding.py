@@ -1,14 +1,14 @@
-"""One block in the ledger and in the store: made, given back, put in order after a lost answer.
+"""One block in the ledger and in the store: claiming, releasing, and recovery after a lost answer.
 
-Every change in the store is of one item and conditional. Whatever becomes of a request, the ledger
-(node.py) names the block before it is sent:
+Every change in the store is of one item, and conditional. The ledger (node.py) names the block
+before the request is sent, so it knows the block whatever happens to the request:
 
     pending    → create → own                an answer that was lost: read who made the item
     own, empty → releasing → delete → gone   only the version that was read, so no block that
                                              somebody has claimed meanwhile (no ABA)
 
-A create that arrives after its sender gave up makes a block that is in no ledger, and names its
-author: compare.py finds it.
+A create request that arrives after its sender gave up makes an item that is in no ledger. The item
+names its author, so compare.py finds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .session import Session
 
 
 class Holding(Session):
-    """What a node does with single blocks. Used under `Node.claiming`.
+    """Operations on single blocks. Used under `Node.claiming`.
 
     Methods raise StoreError, CNIError.
     """
@@ -33,10 +33,10 @@ class Holding(Session):
         self, store: Store, settings: Settings, node: Node, log: Callable[[str], None]
     ) -> None:
         super().__init__(store, settings, node, log)
-        self.unsettled: frozenset[str] = frozenset()  # claims of which nothing is known
+        self.unsettled: frozenset[str] = frozenset()  # claims whose outcome is not known
 
     def create(self, space: Space, block: Prefix) -> bool:
-        """Claim one block; False if somebody has it."""
+        """Claim one block; False if another node has it."""
         with space.changing() as (ledger, _):
             entry = ledger.find(block)
             if entry is not None and entry.state != PENDING:
@@ -57,9 +57,9 @@ class Holding(Session):
         return owned
 
     def make_item(self, space: Space, entry: Block) -> bool:
-        """Make the block's item; False if it is somebody else's.
+        """Make the block's item; False if another node has it.
 
-        Raises Unavailable if it may be made or not.
+        Raises Unavailable if it is not known whether the item was made.
         """
         key = key_of(space, entry.prefix)
         for attempt in range(2):
@@ -79,11 +79,11 @@ class Holding(Session):
         raise Unavailable(f"{self.store.name} does not say whether {entry.cidr} is claimed")
 
     def _may_have_asked(self, entry: Block) -> bool:
-        """Was an earlier request for this block sent, of which nothing is known?"""
+        """Was an earlier request for this block sent whose outcome is not known?"""
         return entry.cidr in self.unsettled
 
     def settle(self, space: Space) -> None:
-        """Find out about claims whose answers were lost, and finish releases, in their order."""
+        """Settle claims whose answers were lost, and finish releases, in their order."""
         ledger = space.ledger()
         unsettled = [] if self.is_restored(ledger) else ledger.of_state(PENDING)
         self.unsettled = frozenset(each.cidr for each in unsettled)
@@ -98,7 +98,7 @@ class Holding(Session):
     def release(
         self, space: Space, chosen: Callable[[Block], bool], cooldown: int = 0
     ) -> list[str]:
-        """Give back the `chosen` ones of the own blocks in which no address is reserved.
+        """Release those of this node's blocks that are `chosen` and have no reserved address.
 
         Addresses that were released within the last `cooldown` seconds count as reserved.
         """
@@ -118,7 +118,7 @@ class Holding(Session):
         return [each.cidr for each in given]
 
     def give_back(self, space: Space, entry: Block) -> None:
-        """Delete the item of a block that is being released; it stays so if this raises."""
+        """Delete the item of a block that is being released; on an error it stays in that state."""
         key = key_of(space, entry.prefix)
         for _ in range(2):
             item = self.ask(self.store.read, key)
@@ -133,7 +133,7 @@ class Holding(Session):
             raise Unavailable(f"{self.store.name}: {key} changes all the time", "try again")
         self.forget(space, entry)
 
-    # --- what there is ---
+    # --- reading ---
 
     def items_of(self, space: Space) -> dict[Prefix, Item]:
         """All blocks of the space in the store."""

@@ -1,6 +1,6 @@
-"""Nodes and pods of a Kubernetes cluster: what tells that a node is gone, and who has an address.
+"""Nodes and pods of a Kubernetes cluster: whether a node is gone, and which pod has an address.
 
-A Node that is NotReady may run all of its containers; only one without an object is gone.
+A node that is NotReady may still run all of its containers; it is gone only without a Node object.
 (kubernetes.io, "Nodes", and "API Concepts" on lists in pages.)
 """
 
@@ -15,11 +15,11 @@ from ...store.kubernetes_api import Api, message_of, object_of
 
 _PAGE = 500  # objects
 _RESTARTS = 5
-_Objects = list[dict[str, Any]]  # outside of a class that has a method `list`
+_Objects = list[dict[str, Any]]  # defined here, because the class below has a method `list`
 
 
 class NodeObject(NamedTuple):
-    """A Node. `is_ready` is None while nobody knows (the kubelet says nothing)."""
+    """A Node. `is_ready` is None while it is unknown (the kubelet does not report)."""
 
     name: str
     uid: str
@@ -27,7 +27,7 @@ class NodeObject(NamedTuple):
 
 
 class Pod(NamedTuple):
-    """A pod that has addresses; one that has ended has none any more."""
+    """A pod with addresses; a pod that has ended has none."""
 
     namespace: str
     name: str
@@ -45,7 +45,7 @@ class Nodes:
         self._api = api
 
     def find(self, name: str) -> NodeObject | None:
-        """The Node as it is now; None only if the server says that there is none of this name."""
+        """The Node at present; None only if the server answers that no such Node exists."""
         answer = self._api.request("GET", f"/api/v1/nodes/{quote(name, safe='')}")
         value = object_of(answer.body) or {}
         if answer.status == 404:
@@ -66,13 +66,13 @@ class Nodes:
         return {node.name: node for node in found}
 
     def pods(self, node: str) -> _Pods:
-        """The pods of a node with addresses of their own, which `hostNetwork` pods have not."""
+        """The pods of a node that have addresses of their own, so without `hostNetwork` pods."""
         selector = f"spec.nodeName={node}"
         every = map(_pod, self.list("/api/v1/pods", fieldSelector=selector))
         return [pod for pod in every if pod is not None]
 
     def list(self, path: str, **query: str) -> _Objects:
-        """Every object below a path, of one moment."""
+        """Every object below a path, as of one moment."""
         for _ in range(_RESTARTS):
             found: _Objects = []
             for page in self._pages(path, query):
@@ -84,7 +84,7 @@ class Nodes:
         raise Unavailable(f"{self._api.name}: the list of {path} changes faster than it is read")
 
     def _pages(self, path: str, query: dict[str, str]) -> Iterator[_Objects | None]:
-        """Each page, of one moment all of them; None when that moment is forgotten."""
+        """The pages of a list as of one moment; None when the server has forgotten that moment."""
         token = ""
         while True:
             words = {**query, "limit": str(_PAGE), **({"continue": token} if token else {})}

@@ -12,9 +12,9 @@
       .cni/registered          until when the node may allocate (`Registration` of each store)
       .cni/wanting             the spaces in which it has asked for blocks
 
-A block is in the ledger before the store is asked for it ("pending"), and until the store has
-confirmed that it is gone ("releasing"). So whatever ends a process, the ledger knows every block
-that may be this node's. It is changed under the lock of the space's directory; ADD reads it there.
+A block is in the ledger before it is requested from the store ("pending"), and until the store has
+confirmed its removal ("releasing"). So the ledger knows every block that may be this node's,
+however a process ends. The ledger is changed and read under the lock of the space's directory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MOST = 16 << 20
 
 
 class Block(msgspec.Struct):
-    """A block of the ledger. `seq` is the number of its claim, of all of this node in the space."""
+    """A block of the ledger. `seq` is the number of its claim among this node's in the space."""
 
     cidr: str
     seq: int
@@ -75,19 +75,19 @@ class Ledger(msgspec.Struct):
         return [each for each in self.blocks if each.state in states]
 
     def remove(self, block: Block) -> None:
-        """Take out an entry, which may be gone."""
+        """Remove an entry; success if it is gone already."""
         self.blocks = [each for each in self.blocks if each != block]
 
 
 class Identity(msgspec.Struct):
-    """Who this node is: a name, and a random id that it gave itself once."""
+    """The node's name, and a random id that it has chosen once."""
 
     name: str
     uid: str
 
 
 class Registration(msgspec.Struct):
-    """The node's entry in a store, as it was renewed last, in the boot `boot` (hex).
+    """The last renewal of the node's entry in a store, in the boot `boot` (hex).
 
     With a `timeout` (seconds) the node may allocate until `until`, a time of the boot's clock.
     `store` is the store's identity then.
@@ -106,7 +106,7 @@ class Registration(msgspec.Struct):
 
 
 class Node:
-    """This node below a data directory. Methods raise CNIError for what is wrong with its files."""
+    """This node's files below a data directory. Methods raise CNIError for wrong files."""
 
     def __init__(self, data_dir: str, name: str) -> None:
         self.data_dir = data_dir
@@ -122,9 +122,9 @@ class Node:
         return reservation.this_boot().hex()
 
     def identity(self) -> Identity:
-        """Who this node is; it gives itself an id when there is none. Under `claiming`.
+        """The node's identity; chooses an id if there is none. Call it under `claiming`.
 
-        Raises CNIError if it had another name before: its blocks are under that.
+        Raises CNIError if the node had another name before, which its blocks have.
         """
         path = self.path("node")
         known: Identity | None = _read(path, Identity)
@@ -145,9 +145,9 @@ class Node:
         write(self.path("node"), Identity(self.name, os.urandom(16).hex()), sync=True)
 
     def registration(self, store: str) -> Registration | None:
-        """The last registration, of whatever boot; None if there was none.
+        """The last registration, of any boot; None if there was none.
 
-        `store` is a digest of the settings by which the store is found.
+        `store` is a digest of the settings that select the store.
         """
         return self._registrations().get(store)
 
@@ -159,10 +159,10 @@ class Node:
         return _read(self.path("registered"), dict[str, Registration]) or {}
 
     def may_allocate(self, store: str) -> bool:
-        """Is it certain that nobody takes this node's blocks now?
+        """Is it certain that nobody else may take this node's blocks now?
 
-        A node that promised to stop when it cannot renew keeps to it by the boot's clock, which no
-        change of the time of day moves, and which goes on in suspend.
+        A node that has promised to stop when it cannot renew measures that with the boot's clock:
+        setting the time of day does not change it, and it runs during suspend.
         """
         found = self.registration(store)
         if found is None or not found.timeout:
@@ -174,22 +174,25 @@ class Node:
         return _read(self.path("wanting"), list[str]) or []
 
     def set_wanting(self, spaces: list[str]) -> None:
-        """Note them. Under `claiming`."""
+        """Set those spaces. Call it under `claiming`."""
         if spaces != self.wanting():
             write(self.path("wanting"), spaces)
 
     def pool_definition(self, name: str) -> dict[str, Any] | None:
-        """The store's definition of a pool, as it was read last; None if it never was."""
+        """The store's definition of a pool when it was read last; None if it never was."""
         found: dict[str, Any] | None = _read(self.path(f"{name}.pool"), dict[str, Any])
         return found
 
     def set_pool_definition(self, name: str, value: dict[str, Any]) -> None:
-        """Note it. Under `claiming`."""
+        """Set that definition. Call it under `claiming`."""
         write(self.path(f"{name}.pool"), value)
 
     @contextmanager
     def claiming(self, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
-        """One process of the node at a time talks to a store. Raises TryAgainLater."""
+        """Hold the lock of the one process of the node that may talk to a store.
+
+        Raises TryAgainLater.
+        """
         path = self.path("claims")
         try:
             make_directories(os.path.dirname(path))
@@ -229,16 +232,16 @@ class Space:
         self.location = Location.of(node.data_dir, name, reclaim=True)
 
     def ledger(self) -> Ledger:
-        """The node's blocks. Under the directory's lock, if it is to be changed."""
+        """The node's blocks. To change them, hold the directory's lock."""
         return _read(self.node.path(f"{self.name}.blocks"), Ledger) or Ledger()
 
     @contextmanager
     def changing(self) -> Iterator[tuple[Ledger, Store]]:
         """The ledger and the reservations, under the directory's lock.
 
-        The ledger is written at the end, if it was changed, unless an exception ends the block. It
-        is on the disk before anybody acts on it: after a power failure the store must not know of
-        a release of which the node does not.
+        The ledger is written at the end, if it was changed, unless an exception ends the `with`
+        block. It is on the disk before the store is told: after a power failure the store must not
+        know of a release that the node has forgotten.
         """
         with self.location.open() as store:
             ledger = self.ledger()
@@ -258,7 +261,7 @@ class Space:
 
     def reserved(self, store: Store) -> list[bytes]:
         """The addresses (packed) that have a file in the open directory."""
-        _ = store.file_count  # reads the directory, if need be: what is of an earlier boot goes
+        _ = store.file_count  # reads the directory if needed, and removes files of an earlier boot
         names = filter(reservation.is_address, os.listdir(self.location.path))
         return [parse_ip(name) for name in names]
 
@@ -272,7 +275,7 @@ class Space:
             write(self.node.path(f"{self.name}.pools"), {**pools, network: entry})
 
     def pools(self) -> dict[str, dict[str, Any]]:
-        """What was noted: by network, its object `ipam` and cniVersion."""
+        """The noted networks: by network, its `ipam` object and cniVersion."""
         return _read(self.node.path(f"{self.name}.pools"), dict[str, dict[str, Any]]) or {}
 
 
@@ -300,7 +303,7 @@ def _read(path: str, kind: Any) -> Any:
 
 
 def write(path: str, value: Any, sync: bool = False) -> None:
-    """Replace a file. With `sync` it is on the disk then, its name too. Raises CNIError."""
+    """Replace a file. With `sync`, content and name are on the disk afterwards. Raises CNIError."""
     try:
         make_directories(os.path.dirname(path))
         files.replace(path, msgspec.json.encode(value), sync=sync)

@@ -1,9 +1,10 @@
-"""cluster: hands out addresses that are unique in a cluster, from blocks that this node has.
+"""cluster: allocates addresses that are unique in a cluster, from this node's blocks.
 
-An ADD takes addresses out of the node's own blocks, by host-local's files and code, without any
-request to the store (allocation.py). Only when a block lacks, one is claimed (shortage.py). DEL, GC
-and CHECK never ask the store. They need nothing of the configuration but where the files are, and
-look at every address space: whatever has become of the pool, an address is released by its owner.
+An ADD takes addresses from the node's own blocks, with host-local's files and code, without a
+request to the store (allocation.py). It claims a block only if one is missing (shortage.py). DEL,
+GC and CHECK never use the store. They need only the configured directory of the files, and search
+every address space: so an owner's DEL releases its address, even if the pool has changed or is
+gone.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ class Conf(PluginConf):
 
 
 def add(call: Call[Conf]) -> Result:
-    """Reserve one address of each range set; an attachment that has some gets the same.
+    """Reserve one address of each range set; an attachment that has addresses gets the same.
 
-    Nothing stays reserved if it fails. Raises CNIError.
+    After a failure nothing stays reserved. Raises CNIError.
     """
     ipam, its = _ipam(call), _settings(call)
     pairs = _cni_args(call)
@@ -122,7 +123,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """The attachment must hold an address of each range set, out of blocks that the node has."""
+    """Require that the attachment has an address of each range set, from this node's blocks."""
     its = _settings(call)
     node = Node(its.data_dir, its.node)
     pool = pool_of(call, node, its)
@@ -151,7 +152,7 @@ def check(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Release what attachments of this network that are not in `keep` hold. Raises CNIError."""
+    """Release the addresses of this network's attachments not in `keep`. Raises CNIError."""
     steps = Steps()
     for space in _spaces(Node(_data_dir(call), "")):
         steps.run(_collect, call, space, keep, steps)
@@ -159,9 +160,9 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """There must be a free address of each range set here, or a block that can be claimed.
+    """Require for each range set a free address on this node, or a block that can be claimed.
 
-    Asks the store only if nothing is free here. Raises NotAvailable (code 50).
+    Asks the store only if this node has no free address. Raises NotAvailable (code 50).
     """
     ipam, its = _ipam(call), _settings(call)
     existing = its.data_dir
@@ -189,7 +190,7 @@ def _ipam(call: Call[Conf]) -> IpamConf:
 
 
 def raw_ipam(call: Call[Any]) -> dict[str, Any]:
-    """The `ipam` object as it was given. Raises CNIError if it is none."""
+    """The `ipam` object as given. Raises CNIError if it is no object."""
     ipam = config.lookup(call.raw, "ipam")
     if ipam is None:
         raise CNIError("IPAM config missing 'ipam' key", _EXAMPLE)
@@ -207,7 +208,7 @@ def _data_dir(call: Call[Conf]) -> str:
 
 
 def pool_of(call: Call[Conf], node: Node, its: Settings) -> Pool:
-    """The pool of the configuration; one with a name as the node knows it, or the store.
+    """The configuration's pool; a named one as the node has noted it, else as the store has it.
 
     Raises CNIError.
     """
@@ -233,7 +234,7 @@ def _cni_args(call: Call[Conf]) -> dict[str, str]:
 
 
 def _memory(call: Call[Conf], its: Settings, pool: Pool, pairs: dict[str, str]) -> Memory | None:
-    """What addresses this pod had; None without `sticky`, or if the runtime names no pod."""
+    """The memory of this pod's addresses; None without `sticky`, or if the runtime names no pod."""
     if not _ipam(call).sticky or not pairs.get(POD_NAME):
         return None
     from ..host_local import sticky
@@ -246,12 +247,12 @@ def _memory(call: Call[Conf], its: Settings, pool: Pool, pairs: dict[str, str]) 
 
 
 def _mark(call: Call[Conf]) -> str:
-    """What a reservation has in the place of the interface: networks share a space's directory."""
+    """The text in place of the interface in a reservation: networks share a space's directory."""
     return f"{call.ifname}\r\n{call.network}"
 
 
 def _spaces(node: Node) -> list[Space]:
-    """Those that have a directory of reservations. Raises CNIError."""
+    """The spaces that have a directory of reservations. Raises CNIError."""
     try:
         with os.scandir(node.data_dir) as entries:
             names = [each.name for each in entries if each.name[0] != "."]
@@ -273,7 +274,7 @@ def _release_all(call: Call[Conf], space: Space, steps: Steps) -> None:
 
 
 def _collect(call: Call[Conf], space: Space, keep: frozenset[Attachment], steps: Steps) -> None:
-    # All files are read before the lock is taken, which others may be waiting for.
+    # Read all files before taking the lock, since others may wait for it.
     found = scan(space.location.path, lambda error: steps.run(_raise, error))
     stale = {
         name: content
@@ -289,7 +290,7 @@ def _collect(call: Call[Conf], space: Space, keep: frozenset[Attachment], steps:
 
 
 def _is_stale(network: str, content: bytes, keep: frozenset[Attachment]) -> bool:
-    """Is a file of this network, and of an attachment that is not in `keep`?"""
+    """Does a file belong to this network, and to an attachment that is not in `keep`?"""
     if content == UNREADABLE:
         return False
     parts = content.decode("utf-8", "surrogateescape").split("\r\n")

@@ -1,6 +1,6 @@
-"""A pool: which addresses there are, and how they are divided into blocks.
+"""A pool: its addresses, and their division into blocks.
 
-Its definition is in the configuration itself, or in the store under a name; the keys are the same.
+Its definition is in the configuration itself, or in the store under a name, with the same keys.
 Every error names the pool, if it has a name, and the field.
 """
 
@@ -17,16 +17,16 @@ from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
 from . import blocks
 
 DEFAULT_SPACE = "default"
-# In the data directory, and no space: where a store in a directory is by default.
+# A directory in the data directory that is no space: a directory store's default place.
 NOT_SPACES = frozenset({"store"})
 LONGEST_COOLDOWN = 1200  # seconds
 _MOST = {True: 32, False: 128}  # bits, by "is it IPv4"
-_USUAL = {True: 26, False: 122}  # 64 addresses a block
-_LEAST_BLOCKS = 4  # bits: a small subnet is divided into sixteen blocks at least
+_USUAL = {True: 26, False: 122}  # default prefix lengths: 64 addresses a block
+_LEAST_BLOCKS = 4  # bits: even a small subnet is divided into at least sixteen blocks
 
 
 class ConflictCheck(Folded):
-    """Whether others on the link have an address: how many probes, and milliseconds after each.
+    """Probing whether other hosts on the link have an address: probes, and milliseconds after each.
 
     With `gateway`, gateways must answer.
     """
@@ -45,9 +45,9 @@ class PoolConf(RangeConf):
     """A pool as defined; a subnet and its companions directly in it are a range set of their own.
 
     `block_size` is the prefix length of IPv4 blocks, `block_size_v6` of IPv6 ones; 0: as usual.
-    `reserve` addresses are kept free on each node by claiming blocks ahead; a released address
-    rests for `cooldown` seconds. With `no_gateway` a subnet without `gateway` has none, and its
-    first address is handed out.
+    `reserve` addresses are kept free on each node by claiming blocks ahead. A released address is
+    not given out for `cooldown` seconds. With `no_gateway` a subnet without `gateway` has none, and
+    its first address may be given out.
     """
 
     ranges: list[list[RangeConf]] = []
@@ -102,7 +102,7 @@ class Pool(NamedTuple):
 
     @classmethod
     def of(cls, conf: PoolConf, name: str, version: str) -> Pool:
-        """`name` is empty for one that the configuration of cniVersion `version` defines.
+        """The pool of a definition; `name` is "" if the configuration (of `version`) defines it.
 
         Raises CNIError, NoRoom.
         """
@@ -139,7 +139,7 @@ class Pool(NamedTuple):
 
 
 def _as_given(ranges: RangeSet, configured: list[RangeConf]) -> RangeSet:
-    """The range set without gateways that nobody has configured."""
+    """The range set without gateways that are not configured."""
     pairs = zip(ranges.ranges, configured, strict=True)
     return RangeSet(
         tuple(each if given.gateway else each._replace(gateway=b"") for each, given in pairs)
@@ -162,11 +162,11 @@ def _length(conf: PoolConf, subnet: Prefix) -> int:
 
 
 def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = None) -> None:
-    """Subnets of one space are the same, with blocks of one size, or have no address in common.
+    """Require that subnets of one space are equal, with blocks of one size, or do not overlap.
 
-    Only where blocks are single addresses they may overlap.
+    They may overlap only if blocks are single addresses.
 
-    `layout` are subnets with the prefix length of their blocks, `known` those that are there.
+    `layout` are subnets with the prefix length of their blocks, `known` the space's earlier ones.
     Raises CNIError.
     """
     there = [(Prefix.parse(subnet), length) for subnet, length in (known or {}).items()]
@@ -174,7 +174,7 @@ def check_apart(layout: list[tuple[str, int]], known: dict[str, int] | None = No
         subnet = Prefix.parse(text)
         for other, its_length in there:
             if length == its_length == subnet.bits:
-                continue  # each address is a block, and the same one in both
+                continue  # each address is a block, the same one in both subnets
             if subnet == other:
                 if length == its_length:
                     continue

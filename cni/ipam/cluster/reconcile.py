@@ -1,16 +1,16 @@
-"""Blocks of nodes that are gone become free: one round of looking, by whoever holds the lock.
+"""Freeing the blocks of nodes that are gone: one round, by the process that holds the lock.
 
-What a node has is valid until it is proven that the node is gone:
+A node's blocks are valid until it is proven that the node is gone:
 
     Kubernetes   there was a Node object of the name, and now there is none. NotReady is alive.
     otherwise    the node promised to stop when it cannot renew (`timeout`), and has not renewed
                  for twice that time. A node that promised nothing is never gone.
 
-Two rounds have to see it, `settle` seconds apart at least, and a last look just before. Then the
-node's record is marked `lost`: should the node come back, it takes itself for another one, and
-gives up what it had. Only after that its blocks are deleted, each in the version that was seen,
-and at most `limit` in a round. Every change is conditional, so two at a time would do no harm; the
-lock saves work.
+Two rounds have to see the node gone, at least `settle` seconds apart, and a last look just before
+the decision. Then the node's record is marked `lost`: if the node comes back, it becomes another
+node, and gives up its blocks. Only after that its blocks are deleted, each in the version that was
+read, at most `limit` in a round. Every change is conditional, so two simultaneous rounds would do
+no harm; the lock saves work.
 
     nodes/<node>     its `lost` mark is ours
     lost/<uid>       {"node", "since"}: what that node claims late, or left when it came back as
@@ -37,7 +37,7 @@ _SIGNS = ("uid", "boot", "beat")
 
 
 class Presence(Protocol):
-    """Who knows of nodes: kubernetes_nodes.Nodes."""
+    """A source of the existing nodes, such as kubernetes_nodes.Nodes."""
 
     def find(self, name: str) -> Any: ...
 
@@ -47,10 +47,10 @@ class Presence(Protocol):
 
 
 class Report(NamedTuple):
-    """What a round has done: names of nodes, and keys of blocks.
+    """The report of a round: names of nodes, and keys of blocks.
 
-    `suspects` are seen as gone for the first time, or not long enough. `unknown` have blocks, but
-    no Node of that name was ever seen: their nodeName may be another than the Node's name.
+    `suspects` were seen gone for the first time, or not for long enough. `unknown` have blocks, but
+    no Node of that name was ever seen: their nodeName may differ from the Node's name.
     """
 
     freed: list[str]
@@ -103,16 +103,16 @@ class Reconciler:
                 held.setdefault(name, []).append(item)
         return held
 
-    # --- is it gone? ---
+    # --- is a node gone? ---
 
     def _is_alive(self, name: str, record: Item | None, seen: Item | None, report: Report) -> bool:
-        """Alive, or not yet proven to be gone; notes what was seen."""
+        """Is the node alive, or not yet proven to be gone? Notes the sighting."""
         known = seen.value if seen is not None else {}
         if record is not None and record.value.get("lost"):
-            return False  # the decision of an earlier round, of which something is left to do
+            return False  # decided by an earlier round, which has left blocks to free
         node = self.nodes.get(name)
         if node is not None:
-            # Without the time of a sighting: nothing is written when all is well.
+            # The sighting of a living node has no time, so that nothing has to be written.
             self._note(name, seen, {"object": node.uid})
             return True
         if self.presence is not None and not known.get("object"):
@@ -128,9 +128,9 @@ class Reconciler:
     def _was_gone_before(
         self, name: str, record: Item | None, seen: Item | None, wait: float
     ) -> bool:
-        """Is this what was seen `wait` seconds ago? Else it is noted now.
+        """Was the node in the same state `wait` seconds ago? Otherwise note its state now.
 
-        A node that talks to the store meanwhile is not gone, whatever else there is to see.
+        A node that has talked to the store meanwhile is not gone, whatever other signs say.
         """
         known = seen.value if seen is not None else {}
         signs = _signs(record)
@@ -140,7 +140,7 @@ class Reconciler:
         return False
 
     def _wait(self, record: Item | None) -> float | None:
-        """For how long a node has to be seen as gone; None: for ever."""
+        """The seconds for which a node has to be seen gone; None: no time is enough."""
         if self.presence is not None:
             return self.settle
         timeout = record.value.get("timeout") if record is not None else 0
@@ -157,18 +157,18 @@ class Reconciler:
             else:
                 self.store.update(seen, value)
         except (Exists, Conflict):
-            pass  # somebody else's round; the next one goes on from there
+            pass  # another process works, too; the next round continues from there
 
-    # --- it is ---
+    # --- a node is gone ---
 
     def _free(
         self, name: str, record: Item | None, seen: Item | None, held: list[Item], report: Report
     ) -> None:
         if self.presence is not None and self.presence.find(name) is not None:
-            return  # the last look: it has come back
+            return  # the last look: the node has come back
         if record is not None and not record.value.get("lost"):
             try:
-                # In the version from before the last look: a node that renewed since is alive.
+                # In the version from before the last look: a node that has renewed since is alive.
                 record = self.store.update(record, {**record.value, "lost": True})
             except Conflict:
                 return
@@ -201,7 +201,7 @@ class Reconciler:
             uid = item.value.get("uid")
             if uid not in lost or uid in present:
                 continue
-            if lost[uid].value.get("since") != self.now and self.left > 0:  # not of this round
+            if lost[uid].value.get("since") != self.now and self.left > 0:  # lost before
                 self.left -= 1
                 if self._delete(item):
                     report.freed.append(item.key)
@@ -214,12 +214,12 @@ class Reconciler:
         try:
             self.store.delete(item)
         except Conflict:
-            return False  # it is somebody's by now, or gone
+            return False  # another node has it by now, or it is gone
         return True
 
 
 def lock(store: Store, now: float, every: float = 0.0) -> Item | None:
-    """Become the one who reconciles; None while somebody else is, or was so many seconds ago.
+    """Take the lock; None while another process has it, or has worked within `every` seconds.
 
     Raises StoreError.
     """
@@ -239,20 +239,20 @@ def lock(store: Store, now: float, every: float = 0.0) -> Item | None:
 
 
 def unlock(store: Store, item: Item, done: float | None = None) -> None:
-    """Let the next one begin; `done` is when this round was. Raises StoreError."""
+    """Release the lock; `done` is the time of this round. Raises StoreError."""
     try:
         if done is None:
             store.delete(item)
         else:
             store.update(item, {"done": done})
     except Conflict:
-        pass  # it took too long, and somebody else has it
+        pass  # the round took too long, and another process has the lock
 
 
 class Misplaced(NamedTuple):
-    """An address of a pod which is not of a block of its node. `holder`: whose it is, or empty.
+    """A pod's address outside of its node's blocks. `holder` is the node that has the block, or "".
 
-    Spaces may have the same addresses; if one of them has the block for the node, all is well.
+    Spaces may have the same addresses; it suffices if the node has the block in one of them.
     """
 
     pod: str
@@ -266,7 +266,7 @@ def misplaced(
 ) -> list[Misplaced]:
     """Compare pods (kubernetes_nodes.Pod) with all blocks of a space.
 
-    `subnets` are those of the space; addresses outside of them are somebody else's business.
+    `subnets` are those of the space; addresses outside of them are ignored.
     """
     nets = [Prefix.parse(each) for each in subnets]
     held: dict[Prefix, set[str]] = {}

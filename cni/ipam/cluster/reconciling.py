@@ -1,7 +1,7 @@
 """Rounds of reconcile.py, again and again: in a node's server, and by `cni ipam reconcile`.
 
-Every server with the setting tries; the lock has one at a time work, and notes when the last round
-was, so that a minute has one round, however many nodes there are. Each other node reads one item.
+Every server with the setting tries. The lock admits one at a time, and notes when the last round
+was. So there is one round a minute, however many nodes there are; the other nodes read one item.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from . import reconcile as rounds
 from .reconcile import Misplaced, Presence, Report
 
 EVERY = 60.0  # seconds between two rounds
-_SETTLE = 60.0  # seconds for which a node has to be seen as gone
+_SETTLE = 60.0  # seconds for which a node has to be seen gone
 _LIMIT = 100  # blocks that a round frees
-_NODES = 20  # whose pods a round looks at
+_NODES = 20  # nodes whose pods a round checks
 
 
 class Outcome(NamedTuple):
-    """What a round has done; `report` is None if another process did it, or does it now."""
+    """The outcome of a round; `report` is None if another process has done it, or is doing it."""
 
     report: Report | None
     misplaced: list[Misplaced]
 
 
 class Reconciling:
-    """What is remembered from one round to the next."""
+    """The state that is kept from one round to the next."""
 
     def __init__(self) -> None:
-        self._after = ""  # the node at whose pods was looked last
-        self._seen: set[Misplaced] = set()  # in the round before
+        self._after = ""  # the last node whose pods were checked
+        self._seen: set[Misplaced] = set()  # those of the round before
         self._told: set[Misplaced] = set()
 
     def round(
         self, store: Store, *, settle: float = _SETTLE, limit: int = _LIMIT, every: float = 0.0
     ) -> Outcome:
-        """One round, unless another process is at it, or ended one less than `every` seconds ago.
+        """One round, unless another process works, or has ended one less than `every` seconds ago.
 
         Raises StoreError.
         """
@@ -62,9 +62,9 @@ class Reconciling:
     def _misplaced(
         self, store: Store, presence: Presence | None, nodes: list[str]
     ) -> list[Misplaced]:
-        """Addresses of pods that are of no block of their node, some nodes a round.
+        """Addresses of pods outside of their node's blocks; checks some nodes in each round.
 
-        What was seen in the round before, and still is, and was not told yet.
+        Returns those that the round before has seen, too, and that were not reported yet.
         """
         if presence is None:
             return []
@@ -77,7 +77,7 @@ class Reconciling:
             for item in store.list("spaces/").items
             for subnet in item.value.get("layout") or {}
         }
-        # After the pods: a block that a node claims is there before a pod has an address of it.
+        # Read after the pods: a node claims a block before a pod gets an address of it.
         found = set(rounds.misplaced(pods, store.list("blocks/").items, subnets))
         news = found & self._seen - self._told
         self._told = {each for each in self._told if each.node not in chosen or each in found}
@@ -87,7 +87,7 @@ class Reconciling:
 
 
 def presence_of(store: Store) -> Presence | None:
-    """Who knows which nodes there are; None: only the nodes themselves."""
+    """The source of existing nodes; None if only the nodes themselves tell."""
     api = getattr(store, "api", None)
     if api is None:
         return None
@@ -97,7 +97,7 @@ def presence_of(store: Store) -> Presence | None:
 
 
 def attempt(memory: Reconciling, env: Mapping[str, str], log: Callable[[str], None]) -> None:
-    """A round of this node's server, if it is to reconcile; what is done is logged.
+    """A round of this node's server, if the settings say so; logs what it does.
 
     Raises CNIError, for StoreError, too.
     """
@@ -130,7 +130,7 @@ def forever(
 
 
 def tell(outcome: Outcome, log: Callable[[str], None]) -> None:
-    """Log what an operator wants to know of a round."""
+    """Log the parts of an outcome that concern the operator."""
     if outcome.report is not None:
         if outcome.report.freed:
             log(f"cluster: {len(outcome.report.freed)} blocks of nodes that are gone are free")

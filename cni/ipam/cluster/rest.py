@@ -1,10 +1,10 @@
-"""When addresses were released last: so that the one that is free the longest is handed out first.
+"""The times of releases, so that the address that has been free for the longest is given out first.
 
     <dataDir>/.cni/<space>.freed    a record for each release, the oldest first
 
-The newest ones are kept, and those that may still have to rest: what is in no record has been free
+The newest records are kept, and those within a cooldown: addresses without a record have been free
 for longer. A record is written before the address is released, under the lock of the space, and
-ignored as long as the address is taken. Times are of the boot's clock; at a boot all begins anew.
+ignored while the address is taken, and after a reboot. Times are of the boot's clock.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from ... import files
 from ..host_local import reservation
 from .pool import LONGEST_COOLDOWN
 
-_RECORD = struct.Struct("<16sd8s")  # the address, in IPv4 mapped; the time; the boot
-_KEPT = 64  # records, besides those that are younger than the longest cooldown
-_MOST = 128  # records from one shortening to the next
+_RECORD = struct.Struct("<16sd8s")  # address (IPv4 is mapped to IPv6), time, boot
+_KEPT = 64  # records that are kept, besides those within the longest cooldown
+_MOST = 128  # records at which the file is shortened
 _LARGEST = 1 << 22
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -30,7 +30,7 @@ def note(path: str, packed: bytes, now: float) -> None:
     with suppress(OSError):
         fd, status = files.open_and_stat(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            if status.st_size % _RECORD.size:  # a part of a record: the disk was full
+            if status.st_size % _RECORD.size:  # half a record: the disk was full
                 os.ftruncate(fd, status.st_size - status.st_size % _RECORD.size)
             files.write_all(fd, _RECORD.pack(wide, now, _boot()))
         finally:
@@ -41,7 +41,7 @@ def note(path: str, packed: bytes, now: float) -> None:
 
 
 def recent(path: str) -> dict[bytes, float]:
-    """When each address was released, of those that are noted: packed, the oldest first."""
+    """Address (packed) → time of its release, of the noted ones; the oldest first."""
     try:
         data = files.read(path, _LARGEST)
     except OSError:

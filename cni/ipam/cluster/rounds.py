@@ -1,4 +1,4 @@
-"""A round over all that this node has in stores: what the server does now and then."""
+"""A round over all of this node's blocks in stores, which the server repeats."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .compare import Synced
 from .node import Node, Space, boot_time
 from .pool import Pool, convert
 
-_LOOK = 5.0  # seconds between two looks whether a block is to be claimed
-_ROUND = 12  # looks until the store is asked anyway
+_LOOK = 5.0  # seconds between two checks whether a block is needed
+_ROUND = 12  # checks until the store is asked anyway
 _COMPARE = 600.0  # seconds until ledger and store are compared, which lists all blocks
 _LISTED = 10_000  # blocks a second that all nodes of a cluster together may list
 
@@ -62,10 +62,10 @@ def once(
     data_dir: str = "",
     pace: Pace | None = None,
 ) -> tuple[Report, list[CNIError]]:
-    """Tend every space of the node: what was found, and what went wrong. Raises CNIError.
+    """Tend every space of the node; return the findings and the errors. Raises CNIError.
 
     `compare` ledgers with stores; with `give_back` all empty blocks are released, and none claimed.
-    `pace` is of who makes rounds again and again.
+    A process that makes rounds repeatedly gives its `pace`.
     """
     base = settings.read({}, env)
     base = base._replace(data_dir=data_dir or base.data_dir)
@@ -88,7 +88,7 @@ def once(
 
 
 def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
-    """Rounds, as long as the process lives. What goes wrong is logged once, as long as it lasts."""
+    """Rounds, as long as the process lives. A lasting problem is logged once."""
     said: list[str] = []
     memory, pace = reconciling.Reconciling(), Pace()
     for number in itertools.count():
@@ -113,7 +113,7 @@ def forever(env: Mapping[str, str], log: Callable[[str], None]) -> None:
 
 
 def _lacks(env: Mapping[str, str]) -> bool:
-    """Is there a pool of which too few addresses are free here? Asks no store. Raises CNIError."""
+    """Has this node too few free addresses of a pool? Asks no store. Raises CNIError."""
     node = Node(settings.data_dir({}, env), "")
     for name in node.spaces():
         space = Space(node, name)
@@ -139,7 +139,7 @@ def _is_due(env: Mapping[str, str]) -> bool:
 
 
 def _known_pool(node: Node, entry: dict[str, Any]) -> Pool | None:
-    """The pool of a network, as the node knows it."""
+    """The pool of a network, by the node's notes."""
     from .plugin import IpamConf
 
     conf = config.convert(entry["ipam"], IpamConf)

@@ -1,4 +1,4 @@
-"""A node's talk with a store: who the node is, and whether the store is the one it knows."""
+"""A node's session with a store: the node's registration, and the store's identity."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space, boot_t
 from .pool import Pool, check_apart
 
 T = TypeVar("T")
-_UPDATES = 8  # of one item that others change, too
+_UPDATES = 8  # attempts to update an item that others change, too
 
 
 class Session:
-    """Used under `Node.claiming`. Methods raise StoreError, CNIError.
+    """A session with one store, used under `Node.claiming`. Methods raise StoreError, CNIError.
 
-    `renews` is set by who goes on renewing, as the server does, and nobody else: only then the node
-    may promise to stop (`nodeTimeout`), after which others take the blocks of a silent one. An ADD
-    keeps the promise that there is.
+    `renews` is set by a process that keeps renewing, that is, by the server. Only then may the node
+    promise to stop (`nodeTimeout`), after which others take the blocks of a silent node. An ADD
+    keeps the promise that exists.
     """
 
     renews = False
@@ -42,7 +42,7 @@ class Session:
     # --- the node ---
 
     def register(self, force: bool = False) -> None:
-        """Tell the store of this node, once a boot, and again before its promise runs out.
+        """Register this node in the store: once a boot, and again before its promise expires.
 
         Raises Refused if another node has this name.
         """
@@ -50,7 +50,7 @@ class Session:
         now = boot_time()
         if before is not None and not force and self._is_fresh(before, now):
             return
-        self.node.identity()  # or another name's
+        self.node.identity()  # raises if the node had another name
         key, was_there = f"nodes/{self.node.name}", True
 
         def renewed(old: Item | None) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Session:
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                "beat": beat + (timeout > 0),  # else there is nothing to write each time
+                "beat": beat + (timeout > 0),  # no timeout, no change to write
                 "timeout": timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
             }
@@ -97,11 +97,11 @@ class Session:
         return not before.is_due(now)
 
     def disown(self) -> None:
-        """The store gave up this node: others may have its blocks. Become another one.
+        """The store has given up this node, so others may have its blocks: become another node.
 
-        Under a new uid nothing in the store is ours, whoever clears up after the old one. What we
-        thought ours is claimed again, where it is free. The order matters: whatever ends this,
-        nothing is allocated from a block that is not claimed.
+        With a new uid nothing in the store is ours, and others may remove the old node's items. The
+        blocks in our ledger are claimed again, if they are free. The order matters: however this
+        ends, no address is allocated from a block that is not claimed.
         """
         for name in self.node.spaces():
             space = Space(self.node, name)
@@ -113,11 +113,11 @@ class Session:
         self.log(f"cluster: {self.store.name} gave up node {self.node.name}: it begins anew")
 
     def verify(self) -> None:
-        """Compare the node's blocks with the store's. Overridden by who can."""
+        """Compare the node's blocks with the store's. Subclasses override this."""
         raise NotImplementedError
 
     def _check_alone(self, old: Item, before: Registration | None) -> None:
-        """Raises Refused if another machine has our name or identity."""
+        """Raise Refused if another machine has this node's name or identity."""
         key = old.key
         if old.value.get("uid") != self.uid:
             raise self._namesake(old, key)
@@ -127,7 +127,7 @@ class Session:
             raise self._twin(old, key)
 
     def is_cordoned(self) -> bool:
-        """Was it said that this node gets no more blocks?"""
+        """Has an administrator decided that this node gets no more blocks?"""
         found = self.node.registration(self._settings)
         return found is not None and found.cordoned
 
@@ -150,22 +150,22 @@ class Session:
     # --- the store ---
 
     def identity(self) -> str:
-        """The store's identity, asked for once."""
+        """The store's identity; read once."""
         if not self._identity:
             self._identity = self.ask(self.store.identity)
         return self._identity
 
     def read_pool(self, name: str) -> dict[str, Any] | None:
-        """The definition of a pool; None if the store has none of that name."""
+        """The definition of a pool; None if the store has no pool of that name."""
         item = self.ask(self.store.read, f"pools/{name}")
         return item.value if item is not None else None
 
     def is_restored(self, ledger: Ledger) -> bool:
-        """Is the store another one than that in which the node's blocks were claimed?"""
+        """Is this not the store, or not its state, in which the node's blocks were claimed?"""
         return ledger.store not in ("", self.identity())
 
     def agree(self, space: Space, pool: Pool) -> None:
-        """See to it that the space in the store has the pool's subnets, and is the one we know.
+        """Make sure that the space in the store has the pool's subnets, and is the one we know.
 
         Raises Refused.
         """
@@ -174,7 +174,7 @@ class Session:
         if not restored and ledger.store and pool.layout.items() <= ledger.layout.items():
             return
         if restored:
-            self.verify()  # our own blocks are put back first, whatever is decided
+            self.verify()  # in any case, our own blocks are put back first
 
         def joined(old: Item | None) -> dict[str, Any]:
             if old is None and not restored:
@@ -189,7 +189,7 @@ class Session:
         self._believe(space, value["layout"])
 
     def acknowledge(self, space: Space) -> bool:
-        """Believe a restored store if somebody has accepted it; is it believed?"""
+        """Trust a restored store if an administrator has accepted it; return whether it is so."""
         if not self.is_restored(space.ledger()):
             return True
         item = self.ask(self.store.read, f"spaces/{space.name}")
@@ -199,12 +199,12 @@ class Session:
         return True
 
     def agreed_identity(self, space: Space) -> str:
-        """The identity that the store had when the space was agreed on; else what it has."""
+        """The store's identity when the space was agreed on; else its present one."""
         item = self.ask(self.store.read, f"spaces/{space.name}")
         return str(item.value.get("store")) if item is not None else self.identity()
 
     def accept(self, space: str) -> None:
-        """Say that every node has put back its blocks, after the store was restored."""
+        """Declare that every node has put its blocks back, after the store was restored."""
 
         def accepted(old: Item | None) -> dict[str, Any]:
             before = old.value if old is not None else {"layout": {}}
@@ -228,10 +228,10 @@ class Session:
     def put(
         self, key: str, change: Callable[[Item | None], dict[str, Any]], *, is_new: bool = False
     ) -> dict[str, Any]:
-        """Create or update an item, with the value that `change` makes of it; returns that.
+        """Create or update an item with the value of `change(old item)`; return that value.
 
-        `is_new`: it is likely that there is none, so it is created before one is read. A lost
-        answer is Unavailable; to do it again then is no harm.
+        `is_new`: the item probably does not exist, so create it without reading first. Raises
+        Unavailable for a lost answer; then the call may be repeated.
         """
         for attempt in range(_UPDATES):
             old = None if is_new and not attempt else self.ask(self.store.read, key)
@@ -261,7 +261,7 @@ class Session:
         return item.value.get("uid") == self.uid
 
     def ask(self, function: Callable[..., T], *args: Any) -> T:
-        """Send a request, in which a signal ends the wait."""
+        """Send a request; a signal ends the wait for its answer."""
         with interrupts.waiting():
             return function(*args)
 

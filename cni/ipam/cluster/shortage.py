@@ -1,7 +1,7 @@
-"""What an ADD does when the node lacks a block, the definition of a pool, or its permission.
+"""An ADD on a node that lacks a block, the definition of a pool, or a valid registration.
 
-Only here a verb talks to the store. It holds the node's lock for that (`Node.claiming`), so
-several ADDs that find nothing claim one block after the other, each only if it still needs one.
+Only here a verb talks to the store. For that it holds the node's lock (`Node.claiming`), so several
+ADDs without a free address claim one block after the other, each only if it still needs one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from ..host_local.allocation import Wish
 
 _LOCK_TIMEOUT = 60.0  # seconds: others may wait for a store that does not answer
-_MOST_CLAIMS = 64  # an ADD needs one for each range set; others may take what it has claimed
+_MOST_CLAIMS = 64  # an ADD needs one for each range set; others may use up its blocks
 
 
 @contextmanager
 def opened(
     call: Call[Any], node: Node, its: Settings, timeout: float = _LOCK_TIMEOUT
 ) -> Iterator[Claims]:
-    """The store, for one process of the node at a time. Raises CNIError, for StoreError, too."""
+    """The store, for one process of the node at a time. Raises CNIError, also for StoreError."""
     with node.claiming(timeout):
         try:
             store = engines.connect(its.store)
@@ -52,9 +52,9 @@ def reserve(
     its: Settings,
     node: Node,
 ) -> tuple[Pool, list[IPConfig]]:
-    """Claim blocks until the allocation succeeds. The pool may have another definition by then.
+    """Claim blocks until the allocation succeeds. Returns the pool, perhaps by a newer definition.
 
-    Raises CNIError; what was claimed stays the node's, nothing stays reserved.
+    Raises CNIError; then claimed blocks stay the node's, and nothing stays reserved.
     """
     index = 0
     try:
@@ -90,7 +90,7 @@ def _entry(call: Call[Any]) -> dict[str, Any]:
 
 
 def _newer(claims: Claims, pool: Pool, version: str) -> Pool | None:
-    """The pool by the store's definition, if that is another than the node's; None if not."""
+    """The pool by the store's definition, if that differs from the node's; else None."""
     if not pool.name:
         return None
     value = claims.read_pool(pool.name)

@@ -1,6 +1,6 @@
-"""What this node has of a cluster's addresses, how much of it is in use, and what does not fit.
+"""This node's part of a cluster's addresses, its use, and inconsistencies.
 
-Looks at the node's files, and for `problems` at the store; changes nothing.
+Reads the node's files, and for `problems` the store; changes nothing.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _use(node: Node, space: Space) -> Use:
 
 
 def _pools(node: Node, space: Space) -> Iterator[Pool]:
-    """The pools of networks that needed blocks; those that cannot be read any more are left out."""
+    """The pools of networks that needed blocks, without those that cannot be read any more."""
     for entry in space.pools().values():
         ipam = entry.get("ipam") or {}
         name = str(config.lookup(ipam, "pool") or "")
@@ -67,7 +67,7 @@ def _pools(node: Node, space: Space) -> Iterator[Pool]:
 
 
 def reserved(space: Space) -> dict[bytes, bytes]:
-    """The addresses that have a file, packed, and what is in it."""
+    """The addresses (packed) that have a file, and its content."""
     found = {}
     try:
         names = os.listdir(space.location.path)
@@ -79,16 +79,16 @@ def reserved(space: Space) -> dict[bytes, bytes]:
         except files.Unusable:
             data = b""  # a FIFO, a directory, or too large: the address counts as taken
         except OSError:
-            continue  # just released
+            continue  # released meanwhile
         found[parse_ip(name)] = data.strip()
     return found
 
 
-# --- what does not fit ---
+# --- inconsistencies ---
 
 
 def problems(store: Store, node: Node) -> list[str]:
-    """What is wrong with the cluster's blocks, and with those of this node. Raises StoreError."""
+    """Problems of the cluster's blocks, and of this node's. Raises StoreError."""
     found: list[str] = []
     uid = node.identity().uid if os.path.lexists(node.path("node")) else ""
     records = {item.key.rpartition("/")[2] for item in store.list("nodes/").items}

@@ -1,4 +1,4 @@
-"""Allocations of whereabouts itself: what its objects say, and whether they were taken over.
+"""Allocations of whereabouts itself: reading its objects, and whether they were taken over.
 
 Its objects (whereabouts.cni.cncf.io/v1alpha1, of a namespace):
 
@@ -10,7 +10,7 @@ Its objects (whereabouts.cni.cncf.io/v1alpha1, of a namespace):
                                    status.allocations [{nodeName, sliceRange}];
                                    called [<network_name>-]<range>
 
-An offset counts from the address that `range` is written with.
+An offset counts from the address in the text of `range`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Json = dict[str, Any]
 
 
 class Allocation(NamedTuple):
-    """An address that whereabouts has given. `node` is empty if no pod of the name is there."""
+    """An address that whereabouts has given. `node` is "" if its pod does not exist."""
 
     space: str
     packed: bytes
@@ -57,9 +57,9 @@ class Allocation(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What objects say. `layouts`: of each space the subnets, with the length of their blocks.
+    """The contents of the objects. `layouts`: for each space its subnets, with their block length.
 
-    `slices`: of each space the blocks that nodes have been given; `pods`: "namespace/name" → node.
+    `slices`: for each space the blocks that nodes have been given; `pods`: "namespace/name" → node.
     """
 
     allocations: list[Allocation]
@@ -69,7 +69,7 @@ class Found(NamedTuple):
 
 
 def interpret(objects: Iterable[Json]) -> Found:
-    """What a list of objects says: whereabouts', and pods. Raises CNIError for one that is odd."""
+    """Read a list of objects: whereabouts' and pods. Raises CNIError for a malformed one."""
     by_kind: dict[str, list[Json]] = {}
     for each in objects:
         by_kind.setdefault(str(each.get("kind")), []).append(each)
@@ -122,7 +122,7 @@ class _Reader:
                 raise _odd(value, f"its allocation {offset!r} is no number")
             number = first + int(offset)
             if number >> subnet.bits:
-                continue  # a defect of whereabouts: no address has that number
+                continue  # a defect of whereabouts: no address has this offset
             packed = number.to_bytes(len(subnet.ip), "big")
             if not subnet.contains(packed):
                 continue
@@ -166,7 +166,7 @@ class _Reader:
                 yield text
 
     def _place(self, before: str) -> tuple[str, str]:
-        """Space and node of a pool, by what stands in front of the range in its name."""
+        """Space and node of a pool, from the part of its name before the range."""
         for node in sorted(self.nodes, key=len, reverse=True):
             if before == node:
                 return DEFAULT_SPACE, node
@@ -182,7 +182,7 @@ def _pod(value: Json) -> tuple[str, str]:
 
 
 def _before(value: Json, *ranges: str) -> str:
-    """What stands in an object's name before its range. Raises CNIError."""
+    """The part of an object's name before its range. Raises CNIError."""
     name = str((value.get("metadata") or {}).get("name"))
     for text in ranges:
         for written in (text, text.replace(":/", ":0/")):
@@ -195,7 +195,7 @@ def _before(value: Json, *ranges: str) -> str:
 
 
 def _unwritten(text: str) -> bytes | None:
-    """The address that a name stands for."""
+    """The address that a name encodes; None if it encodes none."""
     try:
         return parse_ip(text.replace("-", ":"))
     except InvalidAddress:
@@ -221,7 +221,7 @@ def _odd(value: Json, why: str) -> CNIError:
 
 
 def read_api(api: Api, *, pods: bool = True) -> list[Json]:
-    """The objects of whereabouts, and every pod; none of a type that is not defined.
+    """The objects of whereabouts, and every pod; skips types that the API does not define.
 
     Raises StoreError.
     """
@@ -240,9 +240,9 @@ def read_api(api: Api, *, pods: bool = True) -> list[Json]:
 
 
 def check_taken_over(call: Call[Any], node: Node, its: Settings, space: str) -> None:
-    """Whereabouts must have no allocations in a space that the store does not know yet.
+    """Require that whereabouts has no allocations in a space that the store does not know yet.
 
-    Raises CNIError. A store that is no Kubernetes API knows nothing of whereabouts.
+    Raises CNIError. Does nothing if the store is not a Kubernetes API, which has no such objects.
     """
     if (its.store or {}).get("type") != "kubernetes":
         return

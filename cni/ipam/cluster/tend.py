@@ -1,8 +1,8 @@
-"""What a node does for its blocks apart from requests: claims ahead, gives back, compares.
+"""Tending a node's blocks outside of requests: claiming ahead, giving back, comparing.
 
-The server does it in the background, `cni ipam sync` once. Blocks are claimed until `reserve`
-addresses are free; empty ones are given back as long as as many stay free. When another node wants
-a block, and there is none, or this node is cordoned, all empty ones are given back.
+The server does this in the background, `cni ipam sync` does it once. Blocks are claimed until
+`reserve` addresses are free; empty blocks are given back as long as that many stay free. All empty
+blocks are given back if another node needs a block and none is free, or if this node is cordoned.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
 
 
 def claim_ahead(claims: Claims, its: Space, pool: Pool) -> None:
-    """Claim until `reserve` addresses of each set that is in use are free, or there are no more."""
+    """Claim until `reserve` addresses of each used range set are free, or no block is left."""
     for index, ranges in enumerate(pool.sets):
         while lacks(its, ranges, pool.conf.reserve):
             try:
                 claims.claim(its, pool, index)
             except Full:
-                break  # it is wanted now, and nobody waits for it
+                break  # other nodes need blocks now, and no ADD waits for this one
 
 
 def lacks(its: Space, ranges: RangeSet, reserve: int) -> bool:
-    """Is a range set in use here, with fewer than `reserve` addresses free? Asks no store."""
+    """Is the range set in use, with fewer than `reserve` addresses free here? Asks no store."""
     with its.changing() as (ledger, store):
         reserved = its.reserved(store)
         own = [each.prefix for each in ledger.of_state(OWN)]
@@ -56,7 +56,7 @@ def lacks(its: Space, ranges: RangeSet, reserve: int) -> bool:
 
 
 def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -> list[str]:
-    """Release empty blocks: all, or those without which `reserve` addresses stay free."""
+    """Release empty blocks: all, or those that are not needed to keep `reserve` addresses free."""
     with its.changing() as (ledger, store):
         reserved = its.reserved(store)
         own = ledger.of_state(OWN)
@@ -68,7 +68,7 @@ def give_back(claims: Claims, its: Space, pools: list[Pool], everything: bool) -
 
 
 def _surplus(own: list[Block], reserved: list[bytes], pools: list[Pool]) -> set[str]:
-    """The empty blocks that no pool needs, the youngest first; those of no pool, too."""
+    """The empty blocks that no pool needs, the youngest first; also blocks of no pool."""
     needed: set[Prefix] = set()
     for pool in pools:
         for ranges in pool.sets:

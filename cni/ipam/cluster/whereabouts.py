@@ -5,8 +5,8 @@
     → {"type": "cluster", "ranges": [[{"subnet": "10.1.0.0/24", "exclude": ["10.1.0.0/28"]}]],
        "store": {"type": "kubernetes", "kubeconfig": "…"}}
 
-Keys of `cluster` may stand beside them. What has no meaning here, since there is no leader, no
-reconciler of its own and no second record of an address, is accepted and told of in `notes`.
+Keys of `cluster` may be given, too. Keys without a meaning here (there is no leader, no separate
+reconciler, and no second record of an address) are accepted, and mentioned in `notes`.
 
 Every node may need any address of a small LAN, so blocks are single addresses, and none is kept
 ahead, unless `node_slice_size` or the keys of `cluster` say otherwise. Without `gateway` there is
@@ -29,7 +29,7 @@ FLAT_FILES = (
     "/host/etc/cni/net.d/whereabouts.d/whereabouts.conf",
 )
 _OTHER = "set logFile and logLevel of the network (docs/observability.md)"
-# Keys without a meaning, and why.
+# Keys without a meaning here, and the reason.
 _MEANINGLESS = {
     "leader_lease_duration": "there is no leader",
     "leader_renew_deadline": "there is no leader",
@@ -56,14 +56,14 @@ _SINGLE = {"blockSize": 32, "blockSizeV6": 128, "reserve": 0}
 
 
 class Converted(NamedTuple):
-    """The `ipam` object of `cluster`, and what there is to say to the operator, a line each."""
+    """The `ipam` object of `cluster`, and notes for the operator, a line each."""
 
     ipam: dict[str, Any]
     notes: list[str]
 
 
 def convert(ipam: Mapping[str, Any], flat: Mapping[str, Any] | None = None) -> Converted:
-    """Read an `ipam` object; what it does not say is taken from the flat file's object `flat`.
+    """Read an `ipam` object; missing keys are taken from the flat file's object `flat`.
 
     Raises CNIError, which names the key.
     """
@@ -93,7 +93,7 @@ def convert(ipam: Mapping[str, Any], flat: Mapping[str, Any] | None = None) -> C
 def flat_file(
     ipam: Mapping[str, Any], read: Callable[[str], bytes | None]
 ) -> tuple[str, dict[str, Any]]:
-    """The flat file that counts: its path, and what is in it; empty if there is none.
+    """The flat file that applies: its path and its object; ("", {}) without one.
 
     `read` returns None for a file that does not exist. Raises CNIError.
     """
@@ -105,7 +105,7 @@ def flat_file(
                 found = config.decode_object(data)
             except CNIError as error:
                 raise error.wrapped(f"{path}: ") from None
-            # The file has the keys of `ipam`, or an object `ipam` as a network has.
+            # The file has the keys of `ipam` at its top level, or in an object `ipam`.
             inner = config.lookup(found, "ipam")
             return path, inner if isinstance(inner, dict) else found
     if own:
@@ -114,7 +114,7 @@ def flat_file(
 
 
 class _Keys:
-    """Values by key, whatever its case, as Go reads JSON."""
+    """Values by key, in any case, as Go reads JSON."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = {key.lower(): (key, value) for key, value in values.items()}
@@ -131,7 +131,7 @@ class _Keys:
         return value
 
     def others(self, notes: list[str]) -> dict[str, Any]:
-        """What is neither read here nor without meaning: the keys of `cluster`."""
+        """The keys of `cluster`: those that are neither read here nor without a meaning."""
         read = {key.lower() for key in _READ}
         found = {}
         for low, (key, value) in self.values.items():
@@ -148,7 +148,7 @@ def _merged(ipam: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ranges(given: _Keys, notes: list[str]) -> list[dict[str, Any]]:
-    """The ranges, each a set of its own: a container gets an address of each."""
+    """The ranges, each as a range set: a container gets an address of each."""
     found = []
     if given.text("range"):
         found.append(_range(given, "range"))
@@ -203,7 +203,7 @@ def _inside(subnet: Prefix, text: str, where: str) -> str:
 
 
 def _put_gateway(given: _Keys, ranges: list[dict[str, Any]], notes: list[str]) -> None:
-    """whereabouts puts it on every address, of another family too; here where it belongs."""
+    """Set `gateway` on its own range; whereabouts puts it on each address of either family."""
     gateway = given.text("gateway")
     if not gateway:
         return

@@ -42,9 +42,9 @@ class Binding(Protocol):
 
 
 class Environment:
-    """What all attachments share.
+    """The daemon's settings and tools that all attachments share.
 
-    `gate` bounds the number of exchanges at a time, because each has files open.
+    `gate` limits the number of simultaneous exchanges, because each has open files.
     """
 
     def __init__(self, settings: Settings, directory: Directory) -> None:
@@ -55,9 +55,9 @@ class Environment:
 
 
 class Attachment:
-    """The leases of one interface, and the task that cares for them.
+    """The leases of one interface, and the task that maintains them.
 
-    `ready` is done when the addresses are there, or has the error why they are not.
+    `ready` is done when the addresses are leased, or has the error of the attempt.
     """
 
     __slots__ = ("_env", "_four", "_six", "_task", "ready", "record", "states", "waiters")
@@ -84,7 +84,7 @@ class Attachment:
     # --- from outside ---
 
     def start(self, ended: Callable[[Attachment], None], *, again: bool = False) -> None:
-        """Begin the task: acquire leases, or with `again` take up those of the record.
+        """Begin the task: acquire leases, or with `again` resume those of the record.
 
         `ended` is called when the task ends.
         """
@@ -121,13 +121,13 @@ class Attachment:
     def serves(self, interface: Interface) -> bool:
         """Can an ADD for this interface be answered with these leases?
 
-        Not if they are lost, or for another interface: the container was made anew without a DEL.
+        Not if they are lost, or for another interface: the container was recreated without a DEL.
         """
         lost = self.ready.done() and self.problems()
         return self.record.interface == interface and not lost
 
     def problems(self) -> list[str]:
-        """What is wrong with the leases, for CHECK."""
+        """Problems of the leases, for CHECK."""
         return [
             f"the {binding.family} lease is {self.states.get(binding.family)}"
             for binding in self._bindings()
@@ -176,7 +176,7 @@ class Attachment:
     def _fail(self, error: CNIError) -> None:
         if not self.ready.done():
             self.ready.set_exception(error)
-            self.ready.exception()  # else asyncio complains if no request waits for it
+            self.ready.exception()  # mark it as seen: asyncio complains if no request waits for it
 
     async def _acquire_all(self) -> None:
         """Acquire a lease of each family, or none. Raises CNIError."""
@@ -220,14 +220,14 @@ class Attachment:
         )
 
     async def _maintain(self, binding: Binding, again: bool) -> None:
-        """Keep a lease for as long as there is the interface. Raises Gone."""
+        """Keep a lease as long as the interface exists. Raises Gone."""
         if again:
             await self._take_up(binding)
         while True:
             if binding.lease is None or now() >= binding.lease.times.expires:
                 await self._regain(binding)
                 continue
-            # The pause bounds the work for a server that grants leases of a few seconds.
+            # The pause limits the work if a server grants leases of a few seconds.
             await sleep_until(max(binding.lease.times.t1, now() + _SHORTEST_PAUSE))
             await self._look()
             try:
@@ -358,10 +358,10 @@ class Attachment:
             await step(until)
 
     async def _look(self) -> None:
-        """Make sure that the interface is still there. Raises Gone.
+        """Require that the interface still exists. Raises Gone.
 
-        While the daemon cannot look, because it is short of descriptors or memory, it tries again:
-        a container that cannot be seen is not gone.
+        While the daemon cannot look, for lack of descriptors or memory, it tries again: a container
+        that cannot be seen is not gone.
         """
         pause = _SHORTEST_PAUSE
         while True:

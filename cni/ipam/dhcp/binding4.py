@@ -25,7 +25,7 @@ from .interface import Interface
 
 _ETH_P_IP = 0x0800
 _ETHER_BROADCAST = b"\xff" * 6
-_LEASE_TIME = 3600  # seconds, where the server says nothing
+_LEASE_TIME = 3600  # seconds, if the server names none
 _MAX_SIZE = (1500).to_bytes(2, "big")
 _SMALLEST_MTU = 576
 _SHORTEST_PREFIX = 8  # no subnet is larger; 0.0.0.0 as the mask would lead all traffic to the link
@@ -60,10 +60,10 @@ class Binding4:
             CLIENT_ID: b"\0" + client_id,
             **options.provided,
         }
-        # A server may send routes that were not asked for; other such options are ignored.
+        # Routes are accepted even if they were not requested; other such options are ignored.
         self._wanted = frozenset((*options.requested, ROUTER, STATIC_ROUTES, CLASSLESS_ROUTES))
 
-    # --- what is done with a lease ---
+    # --- the life of a lease ---
 
     async def acquire(self, until: float) -> None:
         """DISCOVER, OFFER, REQUEST, ACK: one attempt. Raises NoAnswer, Refused, CNIError, Gone."""
@@ -86,40 +86,40 @@ class Binding4:
                 raise
 
     async def confirm(self, until: float) -> None:
-        """INIT-REBOOT: is the address still ours? Raises NoAnswer, Refused, Gone."""
+        """INIT-REBOOT: is the leased address still valid? Raises NoAnswer, Refused, Gone."""
         assert self.lease is not None
         async with self._port(until) as port:
             await self._extend(port, {m.REQUESTED_IP: self.lease.address}, m.ANY)
 
     async def renew(self, until: float) -> None:
-        """Ask the server that granted it, directly. Raises NoAnswer, Refused, Gone."""
+        """Renew at the granting server, by unicast. Raises NoAnswer, Refused, Gone."""
         assert self.lease is not None
         async with self._port(until) as port:
             port.direct = (self.lease.address, self.lease.server, self.lease.server_mac)
             await self._extend(port, {}, self.lease.address, self.lease.server)
 
     async def rebind(self, until: float) -> None:
-        """Ask any server. Raises NoAnswer, Refused, Gone."""
+        """Renew at any server. Raises NoAnswer, Refused, Gone."""
         assert self.lease is not None
         async with self._port(until) as port:
             port.direct = (self.lease.address, m.BROADCAST, _ETHER_BROADCAST)
             await self._extend(port, {}, self.lease.address)
 
     async def release(self) -> None:
-        """Give the address back; nobody answers that. Raises Gone, OSError."""
+        """Release the address; servers do not answer that. Raises Gone, OSError."""
         lease = self.lease
         if lease is not None:
             async with self._port(now()) as port:
                 self._send_release(port, lease.address, lease.server, lease.server_mac)
 
-    # --- how ---
+    # --- exchanges ---
 
     @asynccontextmanager
     async def _port(self, until: float) -> AsyncIterator[_Port]:
         with self.interface.visit() as inside:
             inside.set_up()
             sock = inside.packet_socket()
-            # the links of an ipvlan share a MAC: only a broadcast reaches one without an address
+            # ipvlan links share a MAC: without an address only a broadcast reaches the right one
             broadcast = self._settings.broadcast or inside.link.kind == "ipvlan"
         try:
             flags = m.BROADCAST_FLAG if broadcast else 0
@@ -142,7 +142,7 @@ class Binding4:
         self._keep(ack, mac)
 
     def _keep(self, ack: m.Message, mac: bytes) -> None:
-        """Note the lease of an ACK; what a renewal leaves out stays as it was. Raises CNIError."""
+        """Note the lease of an ACK; values that a renewal omits are kept. Raises CNIError."""
         old = self.lease if self.lease and self.lease.address == ack.yiaddr else None
         granted = ack.seconds(m.LEASE_TIME)
         duration = _LEASE_TIME if granted is None else granted
@@ -177,7 +177,7 @@ class Binding4:
         self._limit_mtu()
 
     def _report_routers(self, old: Lease4 | None) -> None:
-        """Tell which routers are ignored, once."""
+        """Log once which routers are ignored."""
         assert self.lease is not None
         offered = self.lease.options.get(ROUTER, b"")
         if old is None or offered != old.options.get(ROUTER, b""):
@@ -212,7 +212,7 @@ class _Port:
         until: float,
         settings: Settings,
     ) -> None:
-        self.direct = (m.ANY, m.BROADCAST, _ETHER_BROADCAST)  # from, to, to which MAC
+        self.direct = (m.ANY, m.BROADCAST, _ETHER_BROADCAST)  # source, destination, destination MAC
         self._sock = sock
         self._interface = interface
         self._options = options
@@ -231,7 +231,7 @@ class _Port:
         ciaddr: bytes = m.ANY,
         address: bytes = b"",
     ) -> tuple[m.Message, bytes]:
-        """Send a message; the answer and its sender's MAC. Raises NoAnswer, Refused (NAK)."""
+        """Send a message; return the answer and its source MAC. Raises NoAnswer, Refused (NAK)."""
         mac = self._interface.hardware
         data = m.encode(
             kind, self._xid, mac, {**self._options, **extra}, ciaddr=ciaddr, flags=self._flags
@@ -259,7 +259,7 @@ class _Port:
         return answer, sender
 
     def send(self, data: bytes) -> None:
-        """Raises OSError."""
+        """Send a DHCP message in an IP packet. Raises OSError."""
         source, destination, mac = self.direct
         packet = m.wrap(data, source, destination)
         self._sock.sendto(packet, (self._interface.ifname, _ETH_P_IP, 0, 0, mac))

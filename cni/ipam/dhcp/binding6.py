@@ -1,8 +1,8 @@
 """One address from a DHCPv6 server (RFC 8415), and routes from router advertisements.
 
-DHCPv6 knows no routes and no prefix length: both come from the routers (RFC 4861, 4191), whose
-advertisements are read here because the kernel's own reading would add addresses that the result of
-the ADD does not have.
+DHCPv6 has neither routes nor prefix lengths: both come from routers (RFC 4861, 4191). Their
+advertisements are read here, because the kernel would also add addresses that the result of the ADD
+does not have.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own
 _LOOK = 0.05
 _ROUTER_WAIT = 4.0  # seconds for a router's answer (RFC 4861: at most 0.5, unless it is lost)
 _RELEASE_WAIT = 1.0
-_IDENTITY = 1  # of the one IA; the DUID is per attachment
-_LIFETIME_SHARE = (0.5, 0.8)  # T1 and T2 of the preferred lifetime
+_IDENTITY = 1  # id of the one IA; each attachment has a DUID
+_LIFETIME_SHARE = (0.5, 0.8)  # T1 and T2 as shares of the preferred lifetime
 
 
 class Router(msgspec.Struct):
@@ -57,11 +57,11 @@ class Binding6:
         self.lease: Lease6 | None = None
         self._settings = settings
         self._closer = closer
-        # type 4: a UUID (RFC 6355), the same whenever this attachment comes back
+        # type 4: a UUID (RFC 6355), always the same for this attachment
         name = client_id.decode("utf-8", "surrogateescape")
         self._duid = b"\0\x04" + bytes.fromhex(digest(name)[:32])
 
-    # --- what is done with a lease ---
+    # --- the life of a lease ---
 
     async def acquire(self, until: float) -> None:
         """SOLICIT, and REQUEST unless the server commits at once: one attempt.
@@ -92,16 +92,16 @@ class Binding6:
         )
 
     async def confirm(self, until: float) -> None:
-        """After a restart: a renewal, which the server answers if the address is ours."""
+        """After a restart: a renewal, which the server answers if the address is still leased."""
         await self.renew(until)
 
     async def renew(self, until: float) -> None:
-        """Ask the server that granted it. Raises NoAnswer, Refused, Gone."""
+        """Renew at the server that granted the lease. Raises NoAnswer, Refused, Gone."""
         assert self.lease is not None
         await self._extend(m.RENEW, until, self.lease.server)
 
     async def rebind(self, until: float) -> None:
-        """Ask any server. Raises NoAnswer, Refused, Gone."""
+        """Renew at any server. Raises NoAnswer, Refused, Gone."""
         await self._extend(m.REBIND, until, b"")
 
     async def _extend(self, kind: int, until: float, server: bytes) -> None:
@@ -115,7 +115,7 @@ class Binding6:
             self._keep(reply, self.lease.length, self.lease.routers)
 
     async def release(self) -> None:
-        """Give the address back. Raises Gone, OSError."""
+        """Release the address. Raises Gone, OSError."""
         lease = self.lease
         if lease is None:
             return
@@ -126,7 +126,7 @@ class Binding6:
             except (NoAnswer, Refused):
                 pass  # it was sent
 
-    # --- how ---
+    # --- exchanges ---
 
     def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease6:
         grant = reply.grants[0]
@@ -163,7 +163,7 @@ class Binding6:
             self._closer.close(sock)
 
     async def _socket(self) -> socket.socket:
-        """A socket on the link-local address, which may have to be waited for. Raises OSError."""
+        """A socket on the link-local address, once the link has one. Raises OSError."""
         deadline = now() + _ADDRESS_WAIT
         while True:
             with self.interface.visit() as inside:
@@ -175,9 +175,9 @@ class Binding6:
             await asyncio.sleep(_LOOK)
 
     async def _routers(self) -> tuple[list[Router], list[Prefix]]:
-        """The router that answers, and the prefixes that it says are on the link.
+        """The router that answers, and the prefixes that it advertises as on the link.
 
-        Both are empty if none answers.
+        Both are empty if no router answers.
         """
         with self.interface.visit() as inside:
             sock = inside.icmp6_socket((m.ROUTER_ADVERTISEMENT,))
@@ -195,7 +195,7 @@ async def _ask_router(
 ) -> tuple[list[Router], list[Prefix]]:
     def accept(packet: bytes, source: tuple[str, int]) -> tuple[bytes, m.Advertisement] | None:
         packed = socket.inet_pton(socket.AF_INET6, source[0].partition("%")[0])
-        # no router forwards a packet from a link-local address: it comes from this very link
+        # routers do not forward packets from link-local addresses: it comes from this link
         if packed[0] != 0xFE or packed[1] & 0xC0 != 0x80:
             return None
         try:
@@ -225,7 +225,7 @@ class _Port:
     async def ask(
         self, kind: int, *options: bytes, server: bytes = b"", address: bytes = b""
     ) -> m.Message:
-        """Send a message; the answer. Raises NoAnswer, Refused."""
+        """Send a message; return the answer. Raises NoAnswer, Refused."""
         xid = os.urandom(3)
         begun = now()
         wanted = struct.pack("!3H", m.DNS_SERVERS, m.DOMAINS, m.SOL_MAX_RT)
@@ -272,6 +272,6 @@ def _is_answer(kind: int, message: m.Message, address: bytes) -> bool:
         return False
     if kind == m.RELEASE:
         return True
-    if address:  # a renewal: of this address, or a refusal
+    if address:  # a renewal's answer is for this address, or refuses
         return any(g.address == address for g in message.grants) or message.status == m.NO_BINDING
     return bool(message.status) or any(is_global_unicast(g.address) for g in message.grants)

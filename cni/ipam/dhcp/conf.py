@@ -10,7 +10,7 @@ from ...protocol.errors import CNIError
 SUBNET_MASK, ROUTER, DNS_SERVERS, HOST_NAME, DOMAIN_NAME = 1, 3, 6, 12, 15
 MTU, STATIC_ROUTES, CLIENT_ID, DOMAIN_SEARCH, CLASSLESS_ROUTES = 26, 33, 61, 119, 121
 
-# The reference's names; any other option is given by its number.
+# The reference's names of options; all others are given by number.
 _NAMES = {
     "dhcp-client-identifier": CLIENT_ID,
     "subnet-mask": SUBNET_MASK,
@@ -22,7 +22,7 @@ _NAMES = {
 _DEFAULT_REQUEST = (ROUTER, SUBNET_MASK)
 _LIBRARY_REQUEST = (SUBNET_MASK, ROUTER, DOMAIN_NAME, DNS_SERVERS)
 _MAX_VALUE = 255
-# What carries the exchange itself cannot be set by a configuration.
+# Options of the exchange itself, which a configuration cannot set.
 _RESERVED = frozenset({0, 50, 52, 53, 54, 255})
 
 
@@ -47,7 +47,7 @@ class IpamConf(Folded):
     request: list[RequestOption] = []
     provide: list[ProvideOption] = []
     priority: int = 0
-    # Ours: which protocols to speak. `ipv6` is DHCPv6 with routes from router advertisements.
+    # Beyond the reference: the protocols. `ipv6` is DHCPv6 with routes from router advertisements.
     ipv4: bool = True
     ipv6: bool = False
 
@@ -57,7 +57,7 @@ class Conf(PluginConf):
 
 
 class Options(msgspec.Struct):
-    """What the messages to a DHCPv4 server carry: codes asked for, options sent."""
+    """Options in messages to a DHCPv4 server: requested codes, and options sent."""
 
     requested: bytes
     provided: dict[int, bytes]
@@ -111,7 +111,7 @@ def _value(text: str, what: str) -> bytes:
 
 
 def _arguments(text: str) -> dict[str, str]:
-    """CNI_ARGS, read leniently: what is no pair is ignored."""
+    """The pairs of CNI_ARGS; ignores parts that are no pair."""
     pairs = {}
     for piece in text.split(";"):
         key, equals, value = piece.partition("=")

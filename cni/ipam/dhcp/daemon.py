@@ -1,4 +1,4 @@
-"""The daemon: serves the plugin's requests and holds the attachments, in one event loop."""
+"""The daemon: answers the plugin's requests and maintains attachments, in one event loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _Request(msgspec.Struct):
 
 
 class _Attachment(msgspec.Struct):
-    """What ADD, CHECK and DEL say."""
+    """The parameters of ADD, CHECK and DEL."""
 
     container_id: str
     network: str
@@ -53,14 +53,14 @@ class _Attachment(msgspec.Struct):
 
 
 class _Keep(msgspec.Struct):
-    """What GC says: a network, and the (container id, ifname) that remain."""
+    """The parameters of GC: a network, and the (container id, ifname) that remain."""
 
     network: str
     keep: list[tuple[str, str]]
 
 
 class Daemon:
-    """Answers requests. `host_prefix` is where the host's file system is mounted."""
+    """Answers requests. `host_prefix` is the path at which the host's file system is mounted."""
 
     def __init__(self, settings: Settings, directory: Directory, host_prefix: str = "") -> None:
         self._env = Environment(settings, directory)
@@ -77,14 +77,14 @@ class Daemon:
         }
 
     def restore(self) -> None:
-        """Take up the leases on disk."""
+        """Resume the leases on disk."""
         for record in self._env.directory.load():
             self._start(record, again=True)
         if self._held:
             log(f"{len(self._held)} leases taken up")
 
     async def finish(self) -> None:
-        """Stop without releasing anything: the next daemon takes the leases up."""
+        """Stop without releasing leases: the next daemon resumes them."""
         await asyncio.gather(*(held.stop(release=False) for held in self._held.values()))
         if self._ending:
             await asyncio.wait(self._ending.values(), timeout=2)
@@ -113,7 +113,7 @@ class Daemon:
     async def _answer_unless_gone(
         self, line: bytes, reader: asyncio.StreamReader
     ) -> dict[str, Any]:
-        """The answer; given up when the plugin is killed, since nobody would use the lease."""
+        """The answer; abandoned if the plugin is killed, since nobody would use the lease."""
         work = asyncio.create_task(self._answer(line))
         gone = asyncio.create_task(reader.read(1))
         try:
@@ -179,7 +179,7 @@ class Daemon:
             await asyncio.wait((self._ending[asked.key],))
 
     def _unread(self, key: str) -> Attachment | None:
-        """What the daemon could not read when it began. Raises CNIError if it still cannot."""
+        """An attachment that could not be read at the start. Raises CNIError if it still cannot."""
         try:
             record = self._env.directory.find(key)
         except OSError as error:
@@ -259,7 +259,7 @@ class Daemon:
             del self._held[held.record.key]
 
     def _end(self, held: Attachment) -> asyncio.Task[None]:
-        """Release in a task of its own, which a second request for the same lease waits for."""
+        """Start a task that releases the leases; a second request for them waits for that task."""
         key = held.record.key
         if self._held.get(key) is held:
             del self._held[key]
@@ -270,7 +270,7 @@ class Daemon:
 
 
 def _is_allowed(sock: socket.socket) -> bool:
-    """Only root, or who runs the daemon, may ask; the socket's mode says so too."""
+    """Is the client root, or the daemon's user? The socket's mode also admits only those."""
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
     pid, uid, _ = struct.unpack("3i", credentials)
     if uid in (0, os.geteuid()):

@@ -1,4 +1,4 @@
-"""Asking a server on the network: send, wait, send again; and what both DHCP versions share."""
+"""An exchange with a server: send, wait, repeat; and the code that both DHCP versions share."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _FOREVER = float("inf")
 
 
 class NoAnswer(Exception):
-    """No server answered in time; the text says what was seen."""
+    """No server answered in time; the text says which packets were received."""
 
 
 class Refused(Exception):
-    """A server says that the address is not ours (NAK, NoBinding)."""
+    """A server says that the address is not leased to us (NAK, NoBinding)."""
 
 
 class Settings(NamedTuple):
-    """The daemon's flags: seconds, and whether servers shall answer by broadcast."""
+    """The daemon's flags: times in seconds, and whether servers shall answer by broadcast."""
 
     timeout: float = 10.0
     resend_max: float = 62.0
@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
     @property
     def patience(self) -> float:
-        """For how long one message is repeated: the reference tries for 1, 2 and 4 timeouts."""
+        """The seconds for which a message is repeated: as in the reference, 1 + 2 + 4 timeouts."""
         return 7 * self.timeout
 
 
@@ -76,25 +76,25 @@ class Lease(msgspec.Struct):
         return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
 
     def end(self) -> None:
-        """Let it have expired."""
+        """Make the lease expired."""
         self.t1 = self.t2 = self.expires = 0.0
 
 
 def now() -> float:
-    """Seconds since boot, those in which the machine slept included.
+    """Seconds since boot, including those in which the machine slept.
 
-    Neither a step of the clock nor a restart of the daemon changes it.
+    Neither setting the clock nor restarting the daemon changes it.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def jitter(value: float, spread: float) -> float:
-    """`value` plus or minus `spread`: many clients must not move in step."""
+    """`value` plus or minus up to `spread`, so that many clients do not send at the same time."""
     return value + random.uniform(-spread, spread)  # noqa: S311
 
 
 class Closer:
-    """Closes sockets in threads: the kernel takes up to 40 ms for a packet socket."""
+    """Closes sockets in threads: closing a packet socket takes up to 40 ms."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(4, "close")
@@ -113,10 +113,10 @@ async def ask(
     until: float,
     pause: float = FIRST_PAUSE,
 ) -> T:
-    """Send, and return what `accept(data, source)` makes of the first packet that it accepts.
+    """Send, and return the first value of `accept(data, source)` for a packet that is not None.
 
-    `accept` returns None for others. `send` is called again after `pause` seconds, then after twice
-    that, and so on. Raises NoAnswer at `until`, a time of `now()`.
+    `send` is called again after `pause` seconds, then after twice that, and so on. Raises NoAnswer
+    at `until`, a time of `now()`.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
@@ -126,7 +126,7 @@ async def ask(
         for _ in range(_BURST):
             try:
                 accepted = accept(*sock.recvfrom(_PACKET))
-            except OSError:  # nothing (more) to read; or the link is down for a moment
+            except OSError:  # no (more) packets; or the link is down for a moment
                 return
             if accepted is not None and not answer.done():
                 answer.set_result(accepted)
@@ -136,7 +136,7 @@ async def ask(
         while True:
             try:
                 send()
-            except OSError as error:  # the link is down, the queue is full: like a lost packet
+            except OSError as error:  # the link is down, or the queue full: a lost packet
                 problem = f": {error.strerror}"
             wait = min(jitter(pause, pause / 10), until - now())
             if wait <= 0:

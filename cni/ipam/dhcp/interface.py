@@ -1,8 +1,8 @@
-"""The interface that a lease is for, in a container's namespace, and what the daemon does there.
+"""The interface of a lease, in a container's namespace, and the daemon's operations on it.
 
 No descriptor of the namespace is kept between two visits: it would keep a dead container's
-namespace, and the links in it, alive. A visit opens the path and proves that it is the same
-interface in the same namespace.
+namespace, and its links, alive. A visit opens the path, and verifies that it is the same interface
+in the same namespace.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Interface(msgspec.Struct, frozen=True):
 
     @contextmanager
     def visit(self) -> Iterator[Inside]:
-        """Open the namespace for the length of the block.
+        """Open the namespace during a `with` block.
 
-        Raises Gone, or OSError for what may pass: this process is short of something.
+        Raises Gone, or OSError for a passing problem: this process lacks descriptors or memory.
         """
         try:
             with Namespace.open(self.path) as namespace:
@@ -127,7 +127,7 @@ class Inside:
         address.delete(self.sock, self.link.index, prefix)
 
     def give(self, prefix: Prefix, gateway: str | None, routes: list[Route]) -> list[str]:
-        """Put an address and its routes on the link, set up; what could not be done."""
+        """Set the link up, and add an address and its routes; return the failures."""
         problems = []
         try:
             address.add(self.sock, self.link.index, prefix)
@@ -153,7 +153,7 @@ class Inside:
         return problems
 
     def packet_socket(self) -> socket.socket:
-        """A socket for IP packets on the link, which hears only UDP to port 68. Raises OSError."""
+        """A socket for IP packets on the link that receives only UDP to port 68. Raises OSError."""
         sock = self._socket(socket.AF_PACKET, socket.SOCK_DGRAM)
         try:
             _attach(sock)
@@ -191,7 +191,7 @@ class Inside:
         return sock
 
     def icmp6_socket(self, kinds: tuple[int, ...]) -> socket.socket:
-        """An ICMPv6 socket on the link that hears only these types. Raises OSError."""
+        """An ICMPv6 socket on the link that receives only these types. Raises OSError."""
         sock = self._socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         try:
             blocked = [0xFFFFFFFF] * 8

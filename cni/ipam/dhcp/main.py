@@ -20,7 +20,7 @@ from .exchange import Settings
 from .rpc import DEFAULT_SOCKET, MAX_MESSAGE
 from .state import Directory
 
-_BACKLOG = 1024  # requests that may wait: a node that boots starts all its containers at once
+_BACKLOG = 1024  # waiting requests: a booting node starts all of its containers at once
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 USAGE = """Usage of dhcp daemon:
@@ -155,7 +155,7 @@ def _run(flags: Flags) -> int:
 
 
 def _inherited() -> socket.socket | None:
-    """The socket that systemd made for this daemon, if it did. Raises CNIError."""
+    """The socket that systemd has made for this daemon, or None. Raises CNIError."""
     handed = systemd.listen_fds()
     if len(handed) > 1:
         raise CNIError(f"Too many ({len(handed)}) FDs passed through socket activation")
@@ -166,7 +166,7 @@ def _inherited() -> socket.socket | None:
         if systemd.is_listening(listener):
             return listener
     except OSError:
-        pass  # the descriptor is closed, or no socket
+        pass  # the descriptor is closed, or is no socket
     raise CNIError("LISTEN_FDS=1 but no FD found")
 
 

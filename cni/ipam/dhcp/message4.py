@@ -1,7 +1,7 @@
 """DHCPv4 messages and the IP packets that carry them (RFC 2131, 2132, 3396, 3442).
 
-pyroute2.dhcp has a codec too; it knows no option beyond its table (33, 121), neither long options
-nor overloaded ones, and costs 200 ms and 15 MB to import.
+pyroute2.dhcp has a codec, too. It does not know options outside of its table (33, 121), long
+options, or overloaded ones, and its import takes 200 ms and 15 MB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEAD = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE = b"\x63\x82\x53\x63"
 _REQUEST_OP, _REPLY_OP, _ETHERNET = 1, 2, 1
 _PAD, _END = 0, 255
-_MINIMUM = 300  # BOOTP's size: some relays drop less
+_MINIMUM = 300  # bytes of a BOOTP message: some relays drop shorter ones
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _UDP = struct.Struct("!HHHH")
 _UDP_PROTOCOL, _TTL = 17, 64
@@ -37,7 +37,7 @@ class Malformed(ValueError):
 
 
 class Message(NamedTuple):
-    """What we read of a server's message; addresses are packed."""
+    """The parts of a server's message that are used; addresses are packed."""
 
     xid: int
     yiaddr: bytes
@@ -103,7 +103,7 @@ def decode(data: bytes) -> Message:
 
 
 def _read_options(data: bytes, into: dict[int, bytes]) -> None:
-    """The parts of one option, wherever they are, belong together (RFC 3396)."""
+    """Add options to `into`; parts of one option are joined, wherever they are (RFC 3396)."""
     offset, end = 0, len(data)
     while offset < end:
         code = data[offset]
@@ -149,7 +149,7 @@ def static_routes(value: bytes) -> list[tuple[Prefix, bytes]]:
 
 
 def addresses(value: bytes) -> list[bytes]:
-    """The addresses an option lists; a rest that is none is ignored."""
+    """The addresses that an option lists; ignores an incomplete one at the end."""
     return [value[i : i + 4] for i in range(0, len(value) - 3, 4)]
 
 
@@ -163,7 +163,7 @@ def mask_length(value: bytes) -> int:
 
 
 def is_router(packed: bytes, leased: Prefix) -> bool:
-    """Can this be a router for the leased address? Anybody on the wire may be the DHCP server.
+    """Can this be a router for the leased address? Any host on the network may be the DHCP server.
 
     False for the unspecified, loopback, multicast and broadcast addresses, for the leased address
     itself, and for the first and last address of its subnet.
@@ -237,7 +237,7 @@ def wrap(payload: bytes, source: bytes, destination: bytes) -> bytes:
 def unwrap(packet: bytes) -> bytes:
     """The payload of a UDP datagram from a server to the client's port. Raises Malformed.
 
-    Its checksum is not looked at: between two links of one machine nobody computes it.
+    The checksum is not verified: between two links of one machine it is not computed.
     """
     if len(packet) < _IP.size:
         raise Malformed("truncated")

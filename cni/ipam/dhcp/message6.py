@@ -30,7 +30,7 @@ _MAX_DUID = 130
 
 
 class Grant(NamedTuple):
-    """An address a server grants or offers; seconds, T1 and T2 may be 0."""
+    """An address that a server grants or offers; times in seconds, T1 and T2 may be 0."""
 
     address: bytes
     preferred: int
@@ -40,7 +40,7 @@ class Grant(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What we read of a server's message."""
+    """The parts of a server's message that are used."""
 
     kind: int
     xid: bytes
@@ -62,7 +62,7 @@ def encode(kind: int, xid: bytes, *options: bytes) -> bytes:
 
 
 def ia(identity: int, address: bytes = b"") -> bytes:
-    """IA_NA, with the address that is asked for, if any."""
+    """An IA_NA option, with the requested address, if any."""
     inner = option(IA_ADDRESS, _ADDRESS.pack(address, 0, 0)) if address else b""
     return option(IA_NA, _IA.pack(identity, 0, 0) + inner)
 
@@ -193,7 +193,7 @@ def advertisement(data: bytes) -> Advertisement:
         if value[0] == _PREFIX and size == 32:
             _add(on_link, value[16:32], value[2], value[3] & _ON_LINK and value[4:8] != bytes(4))
         elif value[0] == _ROUTE and size <= 24:
-            # prefix length, preference, lifetime, and as much of the prefix as is needed
+            # prefix length, preference, lifetime, and the significant bytes of the prefix
             _add(routes, value[8:].ljust(16, b"\0"), value[2], value[4:8] != bytes(4))
     return Advertisement(data[6:8] != b"\0\0", on_link, routes)
 

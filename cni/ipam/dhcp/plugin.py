@@ -1,4 +1,4 @@
-"""The plugin's side of dhcp: asks the daemon, and prints what it says (docs/spec/dhcp.md)."""
+"""The plugin's side of dhcp: calls the daemon, and prints its answer (docs/spec/dhcp.md)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .conf import Conf
 
 __all__ = ["Conf", "add", "check", "delete", "gc", "status"]
 
-_QUICK = 5.0  # seconds for what needs no packet
+_QUICK = 5.0  # seconds for calls that need no exchange with a server
 
 
 def add(call: Call[Conf]) -> Result:
     """Lease the addresses. Raises CNIError ``error calling DHCP.Allocate: …``."""
     try:
         reply = _ask(call, "DHCP.Allocate", _attachment(call))
-    except Terminated:  # the daemon may have finished just then
+    except Terminated:  # the daemon may have leased the address just then
         call.undo.callback(delete, call)
         raise
     call.undo.callback(delete, call)
@@ -39,9 +39,9 @@ def check(call: Call[Conf]) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Release the lease. Without a daemon nobody can: the lease then runs out by itself.
+    """Release the lease. Without a daemon it is not released, and expires.
 
-    When the daemon starts again, it finds the interface gone and forgets the lease.
+    A daemon that starts later finds the interface gone, and forgets the lease.
     """
     try:
         _ask(call, "DHCP.Release", _attachment(call))
@@ -50,7 +50,7 @@ def delete(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Release what the network's gone attachments still hold."""
+    """Release the leases of the network's attachments that are not in `keep`."""
     params = {"network": call.network, "keep": [list(entry) for entry in sorted(keep)]}
     _ask(call, "DHCP.GC", params)
 
@@ -77,7 +77,7 @@ def _attachment(call: Call[Conf]) -> dict[str, Any]:
 def _ask(
     call: Call[Conf], method: str, params: dict[str, Any], timeout: float | None = None
 ) -> Any:
-    """The daemon's answer. Of the configuration only the socket's path is needed here."""
+    """The daemon's answer; needs only the socket's path of the configuration."""
     if call.request.command in ("DEL", "GC"):
         ipam = config.lookup(call.raw, "ipam")
         path = config.lookup(ipam, "daemonSocketPath") if isinstance(ipam, dict) else None

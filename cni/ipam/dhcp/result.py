@@ -1,4 +1,4 @@
-"""What the plugin prints: leases as a CNI result (docs/spec/dhcp.md, "Daemon: Allocate")."""
+"""Leases as a CNI result (docs/spec/dhcp.md, "Daemon: Allocate")."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def add4(result: Result, lease: binding4.Lease4, priority: int) -> None:
 def gateway4(lease: binding4.Lease4) -> str | None:
     """The first usable router, also where classless routes replace the default route.
 
-    It has to be in the leased subnet, unless the leased address has none, or one of the routes
-    leads to the router. A bridge makes it an address of the node.
+    It has to be in the leased subnet, unless the leased address has no subnet, or a route leads to
+    the router. (A bridge makes it an address of the node.)
     """
     on_link = [prefix for prefix, router in _classless(lease) if not any(router)]
     for router in _routers(lease):
@@ -54,7 +54,7 @@ def _classless(lease: binding4.Lease4) -> list[tuple[Prefix, bytes]]:
 
 
 def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
-    """Option 121 alone; without it option 33 and a default route by option 3."""
+    """The routes of option 121; without it those of option 33, and a default route by option 3."""
     classless = _classless(lease)
     pairs = classless
     if not classless:
@@ -73,7 +73,7 @@ def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
 
 
 def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
-    """Only what the configuration asked for is among the options."""
+    """Add the DNS settings of the options, which are those that the configuration requested."""
     servers = [format_ip(packed) for packed in m.addresses(options.get(DNS_SERVERS, b""))]
     if servers:
         dns.nameservers = [*(dns.nameservers or ()), *servers]

@@ -1,9 +1,9 @@
-"""The wire between plugin and daemon: a line of JSON each way on a Unix socket.
+"""The protocol between plugin and daemon: a line of JSON each way on a Unix socket.
 
     {"method": "DHCP.Allocate", "params": {…}}  ->  {"result": …}  or
                                                     {"error": {"code", "msg", "details"}}
 
-Not Go's net/rpc with gob, which the reference speaks; each side recognizes the other's and says so.
+It is not the reference's Go net/rpc with gob; each side recognises that one, and reports it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ START = (
 
 
 class Unreachable(CNIError):
-    """Nobody listens on the socket."""
+    """No process listens on the socket."""
 
 
 class _Error(msgspec.Struct):
@@ -42,7 +42,7 @@ class _Reply(msgspec.Struct):
 
 
 def call(path: str, method: str, params: dict[str, Any], timeout: float | None = None) -> Any:
-    """The daemon's answer; `timeout` in seconds is for each step.
+    """The daemon's answer; `timeout` (seconds) applies to each step.
 
     Raises Unreachable (``error dialing DHCP daemon: …``), CNIError ``error calling <method>: …``
     and Terminated.

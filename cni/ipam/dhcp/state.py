@@ -1,6 +1,6 @@
-"""Leases on disk, so that they survive the daemon: one file each, replaced atomically.
+"""Leases on disk, so that they survive the daemon: a file for each, replaced atomically.
 
-They belong to one boot, like the namespaces; the directory is on a tmpfs next to the socket.
+Like namespaces they belong to one boot; the directory is on a tmpfs next to the socket.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATIENCE = 1.0  # seconds for another daemon to end
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """One attachment: who it is for, where, what to ask for, and its leases."""
+    """An attachment: its ids, interface and options, and its leases."""
 
     boot: str
     container_id: str
@@ -66,7 +66,7 @@ class Directory:
         lockfile.release(self._lock)
 
     def save(self, record: Record) -> None:
-        """Write or replace a lease. A full disk is said, and costs only the next restart."""
+        """Write or replace a lease. A full disk is only logged: the lease is lost at a restart."""
         path = self._file(record.key)
         try:
             files.replace(path, msgspec.json.encode(record), temporary=f"{path}.new")
@@ -82,7 +82,7 @@ class Directory:
             log(f"{key}: {error}")
 
     def load(self) -> list[Record]:
-        """The leases of this boot; those of an earlier one, and torn files, are removed.
+        """The leases of this boot; removes those of an earlier boot, and torn files.
 
         A file that cannot be read now stays, and DEL of its attachment tries again.
         """
@@ -110,7 +110,7 @@ class Directory:
             return None
 
     def _read(self, path: str) -> Record | None:
-        """None if the file is torn, of an earlier boot or misplaced. Raises OSError."""
+        """A file's record; None if torn, of an earlier boot or misplaced. Raises OSError."""
         try:
             record = msgspec.json.decode(files.read(path, _MAX_SIZE), type=Record)
         except (msgspec.MsgspecError, UnicodeDecodeError):

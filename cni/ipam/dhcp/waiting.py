@@ -1,4 +1,4 @@
-"""How the daemon waits: for several steps at once, until a moment, and between attempts."""
+"""The daemon's waits: for several steps at once, until a time, and between attempts."""
 
 from __future__ import annotations
 

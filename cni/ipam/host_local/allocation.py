@@ -1,7 +1,7 @@
-"""What an ADD of host-local does: reserve one address of each range set, or none at all.
+"""host-local's ADD: reserves one address of each range set, or none at all.
 
-The requested addresses come first, then what the attachment or its pod had before, then the next
-free address (docs/spec/host-local.md, "ADD" and "Iterator").
+Requested addresses come first, then addresses that the attachment or its pod had before, then the
+next free one (docs/spec/host-local.md, "ADD" and "Iterator").
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class Wish(NamedTuple):
-    """Which addresses an attachment may have: packed `requested` ones, and the range sets.
+    """The addresses that an attachment may have: `requested` ones (packed), and the range sets.
 
-    `memory` knows what the pod had before, if that is wanted.
+    `memory` knows the pod's earlier addresses, if `sticky` is set.
     """
 
     sets: list[RangeSet]
@@ -60,17 +60,17 @@ class Allocation:
         self._netns = netns
         self._namespace = namespace_note(netns)
         self._log = log
-        self._names: list[str] = []  # of the files that were made, or are about to be
-        self._earlier: list[bytes] = []  # what the attachment had in a namespace that is gone
-        self._held: list[str] = []  # names of what it has in one that may exist
+        self._names: list[str] = []  # names of files that were made, or are about to be made
+        self._earlier: list[bytes] = []  # addresses of the attachment in a namespace that is gone
+        self._held: list[str] = []  # names of its addresses in a namespace that may exist
 
     def reserve(self, wish: Wish) -> list[IPConfig]:
         """Reserve one address of each set, and return them in the order of the sets.
 
-        Raises CNIError; then nothing of this stays reserved.
+        Raises CNIError; then nothing stays reserved.
 
-        Before a range is called full, its files are counted, without the lock. If there are too
-        few, somebody has just released some, or the index is wrong and the files are read instead.
+        Before a range counts as full, its files are counted, without the lock. If there are too
+        few, addresses were just released, or the index is wrong, and the files are read instead.
         """
         for trust in (True, True, False):
             try:
@@ -89,7 +89,7 @@ class Allocation:
         raise AssertionError  # the last round raises
 
     def undo(self) -> None:
-        """Release what `reserve` reserved, however far it came."""
+        """Release all addresses that `reserve` has reserved, even after a failure."""
         if self._names:
             with self._location.open() as store:
                 self._release(store)
@@ -115,7 +115,7 @@ class Allocation:
                 raise
 
     def _reserve_all(self, store: Store, wish: Wish) -> list[IPConfig]:
-        """Raises CNIError, Exhausted."""
+        """Reserve one address of each set. Raises CNIError, Exhausted."""
         left = list(wish.requested)
         addresses = []
         for index, ranges in enumerate(wish.sets):
@@ -142,10 +142,10 @@ class Allocation:
         return addresses
 
     def _release_earlier(self, store: Store) -> None:
-        """Release what the attachment held in a namespace that is gone, without a DEL in between.
+        """Release the attachment's addresses in a namespace that is gone, without a DEL before.
 
-        A runtime that makes a sandbox anew under the same id gets the same addresses again. What it
-        holds in a namespace that still exists is left alone, and stops this ADD later.
+        A runtime that recreates a sandbox with the same id gets the same addresses again. Addresses
+        in a namespace that still exists stay, and make this ADD fail later.
         """
         self._held = []
         for name in filter(is_address, store.owned_by(*self._attachment)):
@@ -166,7 +166,7 @@ class Allocation:
                 f"requested ip {name} is subnet's gateway", f"request another address of {ranges}"
             )
         why = "`exclude` of the configuration has it"
-        # The reference hands out another range's gateway when it is asked for it.
+        # The reference gives out another range's gateway if it is requested.
         if packed in ranges.gateways or not ranges.is_excluded(packed):
             if self._take(store, name):
                 store.set_last_reserved(index, name)
@@ -181,9 +181,9 @@ class Allocation:
     def _take_free(
         self, store: Store, ranges: RangeSet, index: int, memory: sticky.Memory | None
     ) -> IPConfig:
-        """What the attachment or its pod had before, or the next free address.
+        """Reserve the earlier address of the attachment or its pod, or the next free one.
 
-        Raises CNIError if the attachment has an address of this set, Exhausted if nobody can.
+        Raises CNIError if the attachment has an address of this set, Exhausted if none is free.
         """
         for name in self._held:
             if ranges.contains(parse_ip(name)):
@@ -200,7 +200,7 @@ class Allocation:
                 and not ranges.is_excluded(packed)
                 and self._take(store, format_ip(packed))
             ):
-                return ip_config(format_ip(packed), its_range)  # round robin goes on where it was
+                return ip_config(format_ip(packed), its_range)  # round robin continues where it was
         name, its_range = self._take_next(store, ranges, index)
         store.set_last_reserved(index, name)
         if memory is not None:
@@ -220,12 +220,12 @@ class Allocation:
             name = format_ip(its_range.packed(number))
             if self._take(store, name):
                 return name, its_range
-            store.distrust()  # somebody made this file without the lock
+            store.distrust()  # another program has made this file without the lock
 
     def _take(self, store: Store, name: str) -> bool:
         """Reserve an address; False if it is taken.
 
-        It is noted before it is done, so that a signal in between leaves nothing behind.
+        The address is noted before, so that a signal in between leaves nothing behind.
         """
         self._names.append(name)
         if store.reserve(name, self._content, self._namespace):
@@ -236,7 +236,7 @@ class Allocation:
     def _last_reserved(self, store: Store, index: int) -> bytes | None:
         try:
             return store.last_reserved(index)
-        except OSError as error:  # costs round robin, once
+        except OSError as error:  # only round robin suffers, once
             text = f"{LAST_RESERVED}{index}: {error.strerror}"
             self._log(f"Error retrieving last reserved ip: {text}")
             return None

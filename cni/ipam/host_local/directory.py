@@ -10,9 +10,9 @@
       <network>.spare      a file of the last reservation released, for the next one
       <network>.sticky     which address a pod had (sticky.py)
 
-The reference can work on the same directory at the same time. A reservation appears completely or
-not at all (reservation.py). An empty file (the reference was killed, or the disk was full) is a
-free address.
+The reference can use the same directory at the same time. A reservation appears completely or not
+at all (reservation.py). An empty file (the reference was killed, or the disk was full) is a free
+address.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIDECARS = ".cni"  # a network's name cannot begin with a dot
 
 
 class Location(NamedTuple):
-    """Where the reservations of a network are: its directory and its index.
+    """The place of a network's reservations: its directory and its index.
 
     With `reclaim`, reservations of an earlier boot count as free, and are released.
     """
@@ -45,7 +45,7 @@ class Location(NamedTuple):
 
     @classmethod
     def of(cls, data_dir: str, network: str, reclaim: bool = False) -> Location:
-        """That of a network below `data_dir`. Raises CNIError for what is no path."""
+        """The location of a network below `data_dir`. Raises CNIError if it cannot be a path."""
         if not network or "/" in network or "\0" in network or network in (".", ".."):
             raise CNIError("invalid network name", f"{network!r} is not the name of a directory")
         if "\0" in data_dir:
@@ -67,7 +67,7 @@ class Location(NamedTuple):
 def scan(
     path: str, unreadable: Callable[[CNIError], None] | None = None
 ) -> Iterator[tuple[str, bytes]]:
-    """Name and content of what may be reservations, without the lock and changing nothing.
+    """Name and content of files that may be reservations; takes no lock, changes nothing.
 
     `path` is the network's directory; contents are as of Store.leases. A file that cannot be read
     is left out and its error given to `unreadable`; without that, it is raised. Raises CNIError.
@@ -127,7 +127,7 @@ def _opened(location: Location, timeout: float | None) -> Iterator[Store]:
 
 
 def _lock_on_windows(path: str, deadline: float) -> int:
-    """A descriptor of the locked lock file; a directory has none there."""
+    """A descriptor of the locked lock file; on Windows a directory has no descriptor."""
     make_directories(path)
     what = os.path.join(path, LOCK)
     try:
@@ -154,7 +154,7 @@ def _open_locked(path: str, deadline: float) -> list[int]:
             lock, status = files.open_and_stat(LOCK, flags, 0o750, dir_fd=fds[0])
             fds.append(lock)
             lockfile.acquire(lock, what, deadline)
-            # Somebody may have removed and remade the directory while we waited.
+            # The directory may have been removed and recreated while we waited.
             if _is_at(status, what):
                 return fds
             _close(fds)
@@ -211,13 +211,13 @@ _ADVICE = (
 
 
 def explain(operation: str, path: str, error: OSError) -> CNIError:
-    """``open <path>: permission denied``, as the reference would say."""
+    """The error ``open <path>: permission denied``, in the reference's form."""
     reason = error.strerror or str(error)
     return CNIError(f"{operation} {path}: {reason.lower()}", advice_for(error) or _ADVICE)
 
 
 def explain_in(operation: str, directory: str, error: OSError) -> CNIError:
-    """As `explain`, of the file in `directory` that the error names, or else of the directory."""
+    """As `explain`, for the file in `directory` that the error names, or else the directory."""
     name = error.filename2 or error.filename
     known = isinstance(name, str) and name not in ("", ".")
     return explain(operation, os.path.join(directory, name) if known else directory, error)

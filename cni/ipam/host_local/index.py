@@ -1,4 +1,4 @@
-"""An index of a directory of reservations, of which each look-up reads a few hundred bytes.
+"""An index of a directory of reservations; a look-up reads a few hundred bytes.
 
     <dataDir>/.cni/<network>.index
       header    boot, identity and times of the directory, sizes
@@ -6,19 +6,20 @@
                 entries (hash, page) for "where is the bitmap of these 4096 addresses?"
       pages     bitmaps of the addresses that are taken
 
-It lies outside of the network's directory, all files of which the reference reads as reservations.
+It lies outside of the network's directory, because the reference takes all files there for
+reservations.
 
-**When it is believed.** Adding or removing a file changes the directory's mtime. After our own
-changes we set that mtime to a moment of our choice, the seal, and note it here. As long as the
-directory still has it, nobody has added or removed a file; else the index is built anew from the
-files. (A file that is rewritten in place changes nothing: `addresses` gives candidates, and the
-store compares their contents.)
+**When it is valid.** Adding or removing a file changes the directory's mtime. After our own changes
+we set that mtime to a chosen time, the seal, and note it in the index. While the directory has this
+mtime, no file was added or removed; otherwise the index is built anew from the files. (Rewriting a
+file in place does not change the mtime: so `addresses` returns candidates, and the store compares
+their contents.)
 
-The kernel's clock ticks every few milliseconds, so an mtime that the kernel sets tells nothing of
-a second change in the same tick. The seal lies in the past and ends in random digits: no clock
-gives it a second time. Each change of the directory breaks the seal before the index is touched; so
-a process that dies halfway leaves an index that nobody believes. An index of an earlier boot is not
-believed either: a power failure may have lost a part of it.
+The kernel's clock ticks every few milliseconds, so an mtime set by the kernel does not reveal a
+second change in the same tick. The seal lies in the past and ends in random digits, so no clock
+repeats it. Each change of the directory breaks the seal before the index is changed; so a process
+that dies halfway leaves an invalid index. An index of an earlier boot is invalid, too: a power
+failure may have lost a part of it.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ _BUCKETS_AT = 512
 # hash, address or first address of a page, number of the page
 _ENTRY = struct.Struct("<I16sI")
 _OWNER, _MANY = 0xFFFFFFFF, 0xFFFFFFFE  # in place of a page's number
-_MOST = 8  # addresses of one owner; somebody may have blocked hundreds by files of one content
+_MOST = 8  # addresses of one owner; an administrator may have blocked hundreds by equal files
 _EMPTY = bytes(_ENTRY.size)
 _BUCKET = _ENTRY.size * 20
-_SPARSE = 4  # entries a bucket when an index is made: it may grow threefold
+_SPARSE = 4  # entries per bucket of a new index, which may grow threefold
 _FEWEST_BUCKETS = 16
 
 _PAGE_BITS = 12
@@ -52,29 +53,29 @@ _PAGE_BYTES = _PAGE_SIZE // 8
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _V4 = 0xFFFF << 32
 
-_BEGINNING = 1 << 14  # what is read at once: of a small network, all
+_BEGINNING = 1 << 14  # bytes that are read at once: all of a small network's index
 
 
 class Full(OSError):
     """A bucket has no room: a larger index has to be built."""
 
 
-# What an index may raise that is torn or wrong: it must not be used any more.
+# The errors of a torn or wrong index, which must not be used any more.
 BROKEN = (OSError, struct.error, IndexError, ZeroDivisionError)
 
 
 class Many(Exception):
-    """So many addresses have this content that only the files tell which."""
+    """Too many addresses have this content for the index: the files have to be read."""
 
 
-# Which directory, and in which state: device, inode, mtime, ctime (ns).
+# A directory and its state: device, inode, mtime, ctime (ns).
 Stamp = tuple[int, int, int, int]
 
 
 class Index:
     """An open index. Every method may raise one of BROKEN.
 
-    Addresses are packed: 4 or 16 bytes. Only one that was opened with `writable` may be changed.
+    Addresses are packed: 4 or 16 bytes. Only an index opened with `writable` may be changed.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Index:
         beginning: bytes = b"",
     ) -> None:
         self._fd = fd
-        self._beginning = bytearray(beginning)  # of the file; nobody else writes meanwhile
+        self._beginning = bytearray(beginning)  # of the file; no other process writes it
         self._boot = boot
         self._stamp = stamp
         self._buckets, self._pages, self.files = sizes  # `files`: names in the directory
@@ -95,7 +96,7 @@ class Index:
 
     @classmethod
     def open(cls, path: str, directory: int, boot: bytes, writable: bool) -> Index | None:
-        """The index of the open directory; None if there is none that can be believed."""
+        """The index of the open directory; None if there is no valid one."""
         try:
             fd, status = files.open_and_stat(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError:
@@ -115,9 +116,9 @@ class Index:
 
     @classmethod
     def build(cls, path: str, boot: bytes, leases: dict[str, bytes]) -> Index:
-        """A new one of name -> content, in the place of the old one; not yet sealed.
+        """A new index of name -> content, which replaces the old one; not yet sealed.
 
-        Names are canonical addresses; a content that is b"" is of a free one. Raises OSError.
+        Names are canonical addresses; those with the content b"" are free. Raises OSError.
         """
         owners: dict[int, list[bytes]] = {}
         pages: dict[int, bytearray] = {}
@@ -135,7 +136,7 @@ class Index:
             many = [_ENTRY.pack(hashed, bytes(16), _MANY)]
             entries += same if len(same) <= _MOST else many
         table = _distribute(entries)
-        temporary = f"{path}.new"  # one name is enough: its maker holds the directory's lock
+        temporary = f"{path}.new"  # one name suffices: the caller holds the directory's lock
         fd = files.open_regular(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             sizes = len(table), len(pages), len(leases)
@@ -147,15 +148,15 @@ class Index:
         return cls(fd, boot, (0, 0, 0, 0), sizes)
 
     def close(self) -> None:
-        """Close the file. Without `seal` it is not believed any more if the directory changed."""
+        """Close the file. Without `seal` the index becomes invalid if the directory has changed."""
         os.close(self._fd)
 
     def seal(self, directory: int) -> None:
-        """Note that the index is what the open directory contains now."""
+        """Note that the index matches the present content of the open directory."""
         past = time.time_ns() - 1_000_000_000 - int.from_bytes(os.urandom(4), "big") % 1_000_000_000
         os.utime(directory, ns=(os.fstat(directory).st_atime_ns, past))
         stamp = _stamp(directory)
-        if stamp[2] == past:  # else the file system keeps no nanoseconds: never believed
+        if stamp[2] == past:  # else the file system keeps no nanoseconds: never valid
             sizes = self._buckets, self._pages, self.files
             header = _HEADER.pack(_MAGIC, self._boot, *stamp, *sizes)
             self._write(header, 0)
@@ -168,9 +169,9 @@ class Index:
     # --- looking ---
 
     def addresses(self, content: bytes) -> list[bytes]:
-        """Candidates: every address whose file has this content, and perhaps others.
+        """Candidates: all addresses whose files have this content, and perhaps others.
 
-        Their contents have to be compared. Raises Many.
+        The caller has to compare their contents. Raises Many.
         """
         entries = self._find(crc32(content))
         if any(number == _MANY for _, number in entries):
@@ -187,7 +188,7 @@ class Index:
             if number is None:
                 return at - base
             bitmap = self._read(_PAGE_BYTES, self._page_at(number))
-            free = ~int.from_bytes(bitmap, "little") >> bit  # with endless ones above it
+            free = ~int.from_bytes(bitmap, "little") >> bit  # ~ sets all higher bits
             step = (free & -free).bit_length() - 1
             if bit + step < _PAGE_SIZE:
                 at += step
@@ -220,7 +221,7 @@ class Index:
     # --- changing ---
 
     def add(self, packed: bytes, content: bytes) -> None:
-        """Note that an address, free so far, has an owner. The caller counts in `files`."""
+        """Note that an address, free before, has an owner. The caller updates `files`."""
         self._mark(packed, taken=True)
         same = [number for _, number in self._find(crc32(content)) if number >= _MANY]
         if _MANY not in same:
@@ -302,7 +303,7 @@ class Index:
 
 
 def is_indexable(leases: dict[str, bytes]) -> bool:
-    """Is every file with a content named by a canonical address? An index has no others."""
+    """Are all files with content named by canonical addresses? An index can have no others."""
     try:
         return all(format_ip(parse_ip(name)) == name for name, text in leases.items() if text)
     except InvalidAddress:
@@ -310,7 +311,7 @@ def is_indexable(leases: dict[str, bytes]) -> bool:
 
 
 def is_same_hash(one: bytes, other: bytes) -> bool:
-    """Could `addresses` give the address of one content for the other, too?"""
+    """Does `addresses` return the addresses of both contents for either of them?"""
     return crc32(one) == crc32(other)
 
 
@@ -320,7 +321,7 @@ def _stamp(directory: int) -> Stamp:
 
 
 def _distribute(entries: list[bytes]) -> list[bytes]:
-    """The buckets: enough that none overflows, a power of two."""
+    """The entries in buckets: a power of two, enough that no bucket overflows."""
     count = _FEWEST_BUCKETS
     while count * _SPARSE < len(entries):
         count *= 2

@@ -1,11 +1,11 @@
-"""host-local: hands out addresses from ranges, recorded in files on this node
+"""host-local: allocates addresses from ranges, recorded in files on this node
 (docs/spec/host-local.md).
 
 An ADD reserves all of its addresses under one lock, and releases them under the same lock if it
-fails (allocation.py). After a kill at any instruction, DEL releases what the attachment holds.
+fails (allocation.py). After a kill at any instruction, DEL releases the attachment's addresses.
 
-Beyond the reference: time that does not depend on the number of reservations (index.py), those of
-an earlier boot are released (reservation.py), `exclude` (ranges.py), `sticky` (sticky.py), GC and
+Beyond the reference: time does not depend on the number of reservations (index.py), reservations of
+an earlier boot are released (reservation.py); `exclude` (ranges.py), `sticky` (sticky.py), GC and
 STATUS.
 """
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 DATA_DIR = "/var/lib/cni/networks"
 _EXAMPLE = 'host-local reads "ipam": {"type": "host-local", …}'
-_FEW = 128  # files, which take less than a millisecond to read
+_FEW = 128  # files: reading them takes less than a millisecond
 POD_NAMESPACE, POD_NAME = "K8S_POD_NAMESPACE", "K8S_POD_NAME"
 
 
@@ -67,7 +67,7 @@ class _RuntimeConfig(Requested):
 
 
 class Args(Folded):
-    """The key `args`, which runtimes fill."""
+    """The key `args`, which runtimes fill in."""
 
     cni: Requested | None = None
 
@@ -84,18 +84,18 @@ class Conf(PluginConf):
 def add(call: Call[Conf]) -> Result:
     """Reserve one address of each range set: the requested ones, or the next free one.
 
-    Nothing of this stays reserved if it fails. Raises CNIError.
+    After a failure nothing stays reserved. Raises CNIError.
     """
     ipam = _ipam(call)
     wanted = _requested(call)
     sets = _range_sets(call)
     dns = DNS()
     if ipam.resolv_conf:
-        from . import resolvconf  # few use it
+        from . import resolvconf  # few configurations have `resolvConf`
 
         dns = resolvconf.read(ipam.resolv_conf)
-    if not _allocating:  # an import statement takes long even of what is loaded
-        from .allocation import Allocation, Wish  # DEL does without
+    if not _allocating:  # even for a loaded module an import statement takes long
+        from .allocation import Allocation, Wish  # DEL does not need it
 
         _allocating.append((Allocation, Wish))
     allocation_type, wish_type = _allocating[0]
@@ -106,20 +106,20 @@ def add(call: Call[Conf]) -> Result:
     return Result(ips=ips, routes=ipam.routes, dns=dns)
 
 
-_allocating: list[tuple[type[Allocation], type[Wish]]] = []  # what ADD needs, once it is loaded
+_allocating: list[tuple[type[Allocation], type[Wish]]] = []  # ADD's classes, once loaded
 
 
 def delete(call: Call[Conf]) -> None:
     """Release every address of the attachment; having none is success.
 
-    What is wrong with the configuration is only logged, since nothing can be left of it. Raises
+    Errors of the configuration are only logged, since no ADD can have succeeded with them. Raises
     CNIError for a reservation that may be the attachment's and cannot be read or removed: then DEL
-    can be repeated. As the reference, raises NoRoom, after the addresses are released.
+    can be repeated. As in the reference, raises NoRoom, after the addresses are released.
     """
     location = _location(call)
     steps = Steps()
     is_valid = steps.run(_validate_for_delete, call)
-    if is_valid or os.path.lexists(location.path):  # what a broken configuration names is not made
+    if is_valid or os.path.lexists(location.path):  # else the directory would be made
         steps.run(_release_all, call, location, steps)
     steps.finish()
 
@@ -144,7 +144,7 @@ def _release_all(call: Call[Conf], location: Location, steps: Steps) -> None:
 
 
 def check(call: Call[Conf]) -> None:
-    """The attachment must hold an address."""
+    """Require that the attachment has an address."""
     _validate(call)
     with _opened_for(call, _location(call)) as (store, _):
         if not store.owned_by(call.container_id, call.ifname):
@@ -157,9 +157,9 @@ def check(call: Call[Conf]) -> None:
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
-    """Release what attachments that are not in `keep` hold in this network.
+    """Release the addresses of this network's attachments that are not in `keep`.
 
-    What can be released is released first, then what cannot be read or removed raises CNIError.
+    Releases all that it can, then raises CNIError for files that cannot be read or removed.
     """
     location = _location(call)
     try:
@@ -169,13 +169,13 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     except OSError as error:
         raise explain("open", location.path, error) from None
     ids = frozenset(each.container_id for each in keep)
-    kept = {content_of(*each) for each in keep}  # of nearly all, which need no closer look
+    kept = {content_of(*each) for each in keep}  # nearly all files: no closer look needed
     steps = Steps()
 
     def unreadable(error: CNIError) -> None:
         steps.run(_raise, error)
 
-    # All files are read before the lock is taken, which others may be waiting for.
+    # Read all files before taking the lock, since others may wait for it.
     stale = {
         name: content
         for name, content in scan(location.path, unreadable)
@@ -191,10 +191,10 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 
 
 def status(call: Call[Conf]) -> None:
-    """Every range set must have a free address, and the directory must be writable.
+    """Require a free address in each range set, and a writable directory.
 
-    Raises NotAvailable (code 50). Takes no lock and changes nothing. Ranges that only come with a
-    request are not known here.
+    Raises NotAvailable (code 50). Takes no lock and changes nothing. Ranges that only an ADD's
+    request has are not known here.
     """
     ipam = _ipam(call)
     location = _location(call)
@@ -218,7 +218,7 @@ def status(call: Call[Conf]) -> None:
 def _validate(call: Call[Conf]) -> bool:
     """True if ADD would accept the configuration. Raises CNIError, as the reference does."""
     conf: object = call.conf
-    if not isinstance(conf, Conf):  # DEL gets the parts of one that cannot be converted
+    if not isinstance(conf, Conf):  # in DEL: the valid parts of a broken one
         config.convert(call.raw, Conf)
     _requested(call)
     _range_sets(call)
@@ -236,9 +236,9 @@ def _no_ipam() -> CNIError:
 
 
 def _location(call: Call[Conf]) -> Location:
-    """Where the network's reservations are; nothing else of the configuration is looked at.
+    """The place of the network's reservations; uses no other key of the configuration.
 
-    Raises CNIError if `ipam` or its `dataDir` is of another type than expected.
+    Raises CNIError if `ipam` or its `dataDir` has a wrong type.
     """
     ipam = config.lookup(call.raw, "ipam")
     if ipam is None:
@@ -275,7 +275,7 @@ def _requested(call: Call[Conf]) -> list[bytes]:
 
 
 def requested(of_cni_args: str, sources: Iterable[Requested | None]) -> list[bytes]:
-    """Requested addresses (packed), each once: of CNI_ARGS' IP, then of these objects.
+    """Requested addresses (packed), each once: from IP of CNI_ARGS, then from these objects.
 
     Raises CNIError.
     """
@@ -296,7 +296,7 @@ def requested(of_cni_args: str, sources: Iterable[Requested | None]) -> list[byt
 
 
 def _cni_args(call: Call[Conf]) -> dict[str, str]:
-    """What of CNI_ARGS is read. Raises CNIError."""
+    """The keys of CNI_ARGS that are used. Raises CNIError."""
     if not call.args:
         return {}
     from ...protocol import args
@@ -316,7 +316,7 @@ def _requested_ip(text: str) -> bytes:
 
 
 def _memory(call: Call[Conf]) -> sticky.Memory | None:
-    """What addresses this pod had; None without `sticky`, or if the runtime names no pod."""
+    """The memory of this pod's addresses; None without `sticky`, or if the runtime names no pod."""
     ipam, pairs = _ipam(call), _cni_args(call)
     if not ipam.sticky or not pairs.get(POD_NAME) or sys.platform == "win32":
         return None
@@ -331,14 +331,14 @@ def _memory(call: Call[Conf]) -> sticky.Memory | None:
 
 @contextmanager
 def _opened_for(call: Call[Conf], location: Location) -> Iterator[tuple[Store, Owned]]:
-    """The store, and what a DEL releases.
+    """The store, and the files that a DEL releases.
 
-    They go by the files if the index may be wrong about the attachment.
+    Both use the files themselves if the index may be wrong about the attachment.
 
-    A file that another program has rewritten in place escapes the index, as its directory does not
-    change. Where the index knows nothing of the attachment, the files of prevResult's addresses are
-    read, and in a small directory all of them, without the lock. In a large one a DEL of what was
-    released already, which is common, would take too long; there GC finds such a file.
+    If another program rewrites a file in place, the directory does not change, and the index does
+    not notice. So if the index knows nothing of the attachment, the files of prevResult's addresses
+    are read, and in a small directory all files, without the lock. In a large one that would take
+    too long for repeated DELs, which are common; there GC finds such a file.
     """
     contents = content_of(call.container_id, call.ifname), content_of(call.container_id)
     with location.open() as store:
@@ -360,7 +360,7 @@ def _opened_for(call: Call[Conf], location: Location) -> Iterator[tuple[Store, O
 
 
 def _previous(call: Call[Conf]) -> list[str]:
-    """The names of the files of prevResult's addresses; none of what cannot be read."""
+    """The names of the files of prevResult's addresses, as far as it can be read."""
     result = config.lookup(call.raw, "prevResult")
     ips = config.lookup(result, "ips") if isinstance(result, dict) else None
     names = []
@@ -388,12 +388,12 @@ def _raise(error: CNIError) -> None:
 def _is_kept(
     call: Call[Conf], name: str, content: bytes, keep: frozenset[Attachment], ids: frozenset[str]
 ) -> bool:
-    """Does a file stay: is it of an attachment in `keep`, or no reservation of host-local?"""
+    """Does a file stay, because it belongs to an attachment in `keep`, or is no reservation?"""
     if content == UNREADABLE:
         return True
     parts = content.decode("utf-8", "surrogateescape").split("\r\n")
     if len(parts) == 1:
-        return parts[0] in ids  # of an old version, without the interface; or an empty file
+        return parts[0] in ids  # an old version's file, without the interface; or an empty file
     if len(parts) == 2:
         return Attachment(*parts) in keep
     call.log(f"host-local: {name} is not a reservation of host-local: left alone")

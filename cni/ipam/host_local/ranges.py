@@ -1,11 +1,11 @@
 """Ranges of addresses: canonical form, errors, and the order in which they are tried.
 
-Beyond the reference: `exclude`, a list of addresses that are never handed out, in a range or in
-`ipam`; each entry is an address, a prefix, or two addresses with a hyphen.
+Beyond the reference: `exclude`, in a range or in `ipam`, a list of addresses that are never
+allocated; each entry is an address, a prefix, or two addresses with a hyphen.
 
-Contract: docs/spec/host-local.md, "Range canonicalisation" and "Iterator". Nothing here
-enumerates a range: an IPv6 /64 costs what a /24 costs. Addresses are packed bytes, bounds of spans
-are ints.
+Contract: docs/spec/host-local.md, "Range canonicalisation" and "Iterator". Nothing here enumerates
+a range: an IPv6 /64 takes no longer than a /24. Addresses are packed bytes, bounds of spans are
+ints.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ...protocol.errors import CNIError
 
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 
-# The first and the last of some addresses in a row, as numbers.
+# A span of adjacent addresses: the first and the last, as numbers.
 Span = tuple[int, int]
 
 
 class RangeConf(Folded):
-    """A range as configured. Decoding it fails for texts that are no addresses, as in Go."""
+    """A range as configured. As in Go, decoding fails for texts that are no addresses."""
 
     subnet: str | None = None
     range_start: str | None = None
@@ -52,7 +52,7 @@ class RangeConf(Folded):
 
 
 class Range(NamedTuple):
-    """From `start` to `end`, both inclusive, of one subnet. `gateway` may be empty."""
+    """The addresses from `start` to `end`, inclusive, of one subnet. `gateway` may be b""."""
 
     subnet: Prefix
     start: int
@@ -111,12 +111,12 @@ class RangeSet(NamedTuple):
 
     @property
     def gateways(self) -> frozenset[bytes]:
-        """Addresses that are never handed out."""
+        """The gateways, which are never allocated."""
         return frozenset(each.gateway for each in self.ranges if each.gateway)
 
     @property
     def size(self) -> int:
-        """How many addresses can be handed out."""
+        """The number of addresses that can be allocated."""
         return sum(high - low + 1 for _, low, high in self.spans())
 
     def is_excluded(self, packed: bytes) -> bool:
@@ -125,10 +125,10 @@ class RangeSet(NamedTuple):
         return any(low <= number <= high for low, high in self.holes())
 
     def spans(self, last: bytes | None = None) -> Iterator[tuple[Range, int, int]]:
-        """What can be handed out, in the order in which it is tried: round robin, after `last`.
+        """The spans that can be allocated, in the order of trial: round robin, after `last`.
 
-        So an address that was just released is tried last. Without a `last` that is in the set,
-        from the start of the first range. A span is from and to a number, both inclusive.
+        So an address that was just released is tried last. If `last` is not in the set, it begins
+        at the first range. A span is (range, first number, last number).
         """
         holes = self.holes()
         for each, start, high in self._rotated(last):
@@ -154,7 +154,7 @@ class RangeSet(NamedTuple):
         return full_ranges
 
     def holes(self) -> list[Span]:
-        """What is never handed out, sorted: gateways, and what is excluded; they may overlap."""
+        """The spans that are never allocated, sorted: gateways and excluded ones; may overlap."""
         width = self.ranges[0].width
         gateways = [_number(each) for each in self.gateways if len(each) == width]
         holes = [(number, number) for number in gateways]
@@ -172,8 +172,8 @@ def canonical_sets(
 ) -> list[RangeSet]:
     """The range sets, checked, in the given order: the index of a set is its id on disk.
 
-    `exclude` is of all of them. `multiple` tells whether cniVersion `version` allows more than one
-    address of a family. Raises CNIError in the reference's words; NoRoom if it does not.
+    `exclude` applies to all of them. `multiple`: does cniVersion `version` allow more than one
+    address of a family? Raises CNIError in the reference's words; NoRoom if it does not.
     """
     if not configured:
         raise CNIError(
@@ -224,8 +224,8 @@ def canonical(conf: RangeConf, exclude: Sequence[str] = ()) -> Range:
     subnet = _subnet(conf.subnet)
     gateway = parse_ip(conf.gateway) if conf.gateway else subnet.nth(1)
     end = parse_ip(conf.range_end) if conf.range_end else None
-    # The reference checks a start only against an end that was given, and so hands out the
-    # broadcast address when the range starts there.
+    # The reference checks a start only against a given end, and so allocates the broadcast
+    # address if the range starts there.
     last = _default_end(subnet) if end is None else end
     start = subnet.nth(1)
     if conf.range_start:
@@ -289,7 +289,7 @@ def _subnet(text: str | None) -> Prefix:
 
 
 def _default_end(subnet: Prefix) -> bytes:
-    """The last address but, in IPv4, the broadcast address."""
+    """The last address of the subnet; in IPv4 the one before the broadcast address."""
     size = 1 << (subnet.bits - subnet.length)
     return subnet.nth(size - 2 if subnet.is_v4 else size - 1)
 

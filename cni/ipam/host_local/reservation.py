@@ -1,10 +1,10 @@
 """One reservation: the name, content and extended attributes of its file.
 
-A reader sees all of a file or none. Everything is relative to the descriptor of a directory in
-which nobody else makes files at the same time (its lock is held); so one fixed name is enough for a
-file that is being made, and none pile up.
+A reader sees a whole file or none. All paths are relative to the descriptor of a directory whose
+lock the caller holds, so no other process makes files there; one fixed name suffices for a file
+that is being made, and such files do not pile up.
 
-The reference does not look at extended attributes, of which there are two:
+There are two extended attributes, which the reference ignores:
 
     user.cni.boot   the id that the kernel gave this boot. A file without one (the reference's) gets
                     it when we first see it. One with another id is of an earlier boot, whose
@@ -49,29 +49,29 @@ LAST_RESERVED = "last_reserved_ip."
 BOOT, NAMESPACE = "user.cni.boot", "user.cni.ns"
 _NAMESPACE = struct.Struct("<IIQQ")  # the fields of netns.namespace.Identity
 
-# No address, so that the reference does not take it for a reservation.
+# Not an address, so that the reference does not take the file for a reservation.
 IN_MAKING = ".new"
 
 _MODE = 0o600
 # Bytes of a content. A container id comes from an environment variable, which has at most 32 pages
 # of up to 64 KB.
 _USUAL_CONTENT, _MAX_CONTENT = 4096, 2 << 20
-# The content of what is no small regular file (a directory, a FIFO): the address counts as taken,
-# but no attachment holds it.
+# Stands for the content of anything but a small regular file (a directory, a FIFO): the address
+# counts as taken, but no attachment has it.
 UNREADABLE = b"\0"
-# What a kernel or a file system without O_TMPFILE, hard links or /proc says.
+# Errors of a kernel or file system without O_TMPFILE, hard links or /proc.
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 _NO_LINK = frozenset({ENOENT, EPERM, EACCES, EOPNOTSUPP, EXDEV, ENOSYS, EMLINK, ELOOP})
 
 
 def content_of(container_id: str, ifname: str | None = None) -> bytes:
-    """What the file of an attachment's reservation contains; of old versions without ifname."""
+    """The content of an attachment's reservation; without ifname, the form of old versions."""
     text = container_id.strip() if ifname is None else f"{container_id.strip()}\r\n{ifname}"
     return text.encode("utf-8", "surrogateescape")
 
 
 def is_address(name: str) -> bool:
-    """Is it a text of an IP address, as names of reservations are?"""
+    """Is it the text of an IP address, as the name of a reservation is?"""
     try:
         parse_ip(name)
     except InvalidAddress:
@@ -85,13 +85,13 @@ def may_be_reservation(name: str) -> bool:
 
 
 def name_of_file(file: str) -> str:
-    """The name that a file of the directory stands for: on Windows ``_`` is written for ``:``."""
+    """The name of the reservation in a file: on Windows files have ``_`` for ``:``."""
     address = file.replace("_", ":") if sys.platform == "win32" else file
     return address if is_address(address) else file
 
 
 def content(directory: int | None, name: str) -> bytes | None:
-    """What a file contains, without surrounding white space; None if there is none.
+    """The content of a file, without surrounding white space; None if there is no file.
 
     UNREADABLE if it is no regular file, or a large one. Raises OSError if it cannot be read now.
     Without a directory's descriptor, which Windows has not, `name` is a path.
@@ -109,10 +109,10 @@ def content(directory: int | None, name: str) -> bytes | None:
 
 
 def content_of_open(fd: int, name: str) -> bytes:
-    """The same of an open file; `name` is for the error. Raises OSError."""
+    """As `content`, for an open file; `name` is for the error. Raises OSError."""
     try:
         data = os.read(fd, _USUAL_CONTENT)
-        if len(data) == _USUAL_CONTENT:  # room for the largest costs more than the rest of this
+        if len(data) == _USUAL_CONTENT:  # a larger buffer would cost more than the rest
             data += os.read(fd, _MAX_CONTENT + 1 - len(data))
     except OSError as error:
         error.filename = name
@@ -139,10 +139,11 @@ def create(
 
 
 def remove(directory: int, name: str, spare: str) -> None:
-    """Remove a file, and keep it as the `spare` one (a path) unless there is one.
+    """Remove a file; keep it as the `spare` file (a path) unless that exists.
 
-    To make a file takes ext4 up to a millisecond where files come and go: what was deleted within
-    the last minutes is not used again, and passed over one by one. Raises OSError.
+    Where files come and go, making a file takes ext4 up to a millisecond: it does not reuse the
+    inodes of files that were deleted within the last minutes, and skips them one by one. Raises
+    OSError.
     """
     with suppress(OSError):
         os.link(name, spare, src_dir_fd=directory, follow_symlinks=False)
@@ -150,13 +151,13 @@ def remove(directory: int, name: str, spare: str) -> None:
 
 
 def _create_of(spare: str, directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
-    """Fill the spare file and give it the name; False where that does not work."""
+    """Fill the spare file, and give it the name; False if that does not work."""
     try:
         fd, status = files.open_and_stat(spare, os.O_RDWR)
     except OSError:
         return False
     try:
-        # one with two names may still be a reservation: somebody was killed
+        # with two names it may still be a reservation: a process was killed
         fit = status.st_mode == stat.S_IFREG | _MODE and status.st_nlink == 1
         if fit:
             for key in (BOOT, NAMESPACE):
@@ -189,7 +190,7 @@ def _change(fd: int, key: str, value: bytes | None) -> None:
 
 
 def _create_unnamed(directory: int, name: str, data: bytes, attributes: Attributes) -> bool:
-    """Make a file that gets its name last (O_TMPFILE); False where that does not work."""
+    """Make a file that gets its name last (O_TMPFILE); False if that does not work."""
     try:
         flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
         fd = os.open(".", flags, _MODE, dir_fd=directory)
@@ -222,10 +223,10 @@ def replace(directory: int, name: str, data: bytes, attributes: Attributes) -> N
 
 
 def overwrite(directory: int, name: str, data: bytes) -> None:
-    """Write a file in place, which is only for hints: a reader may see a part of the old content.
+    """Write a file in place. Only for hints: a reader may see a part of the old content.
 
-    A file that takes another's name, or was emptied first, is written to the disk at once by ext4
-    and others (auto_da_alloc), which takes longer than all the rest of an ADD. Raises OSError.
+    ext4 and others write a file that replaces another, or was truncated, to the disk at once
+    (auto_da_alloc), which takes longer than the rest of an ADD. Raises OSError.
     """
     try:
         flags = os.O_WRONLY | os.O_CREAT
@@ -241,7 +242,7 @@ def overwrite(directory: int, name: str, data: bytes) -> None:
     return None
 
 
-# --- of which boot, for which namespace ---
+# --- notes of the boot and of the namespace ---
 
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -249,16 +250,16 @@ _told: list[tuple[bytes, bool]] = []  # no process outlives a boot
 
 
 def told_boot() -> bytes:
-    """The boot's id that /proc tells, 16 bytes; b"" if it tells none."""
+    """The id of the boot in /proc, 16 bytes; b"" if there is none."""
     return _boot()[0]
 
 
 def this_boot() -> bytes:
     """The id that the kernel gave this boot, 16 bytes; b"" where that is not known.
 
-    Container managers (systemd-nspawn, LXC) mount a file of their own over the kernel's, with an id
-    for the container. With a data directory of the host in it, the host would take reservations
-    with that id for an earlier boot's, and the container those of the host.
+    Container managers (systemd-nspawn, LXC) mount a file with an id of the container over the
+    kernel's file. If host and container shared a data directory, each would take the other's
+    reservations for those of an earlier boot.
     """
     told, is_kernels = _boot()
     return told if is_kernels else b""
@@ -277,25 +278,25 @@ def _read_boot() -> tuple[bytes, bool]:
             data = files.read_open(fd, 64, _BOOT_ID)
         finally:
             os.close(fd)
-        # of a file of proc(5), stat(2) tells no size
+        # stat(2) does not tell the size of files in /proc
         return bytes.fromhex(data.decode().strip().replace("-", "")), status.st_size == 0
     except (OSError, ValueError):
         return b"", False
 
 
 def note_boot(fd: int, boot_id: bytes) -> None:
-    """Note it in an open file, where the file system can."""
+    """Note the boot in an open file, if the file system has extended attributes."""
     with suppress(OSError):
         os.setxattr(fd, BOOT, boot_id)
 
 
 def boot_of(file: int | str) -> bytes | None:
-    """The boot that is noted in a file; None if there is none, or no such file."""
+    """The boot that is noted in a file; None without a note, or without the file."""
     return _attribute(file, BOOT)
 
 
 def namespace_note(path: str) -> bytes:
-    """What to note of the network namespace that `path` (CNI_NETNS) names; b"" if it is none."""
+    """The note for the network namespace at `path` (CNI_NETNS); b"" if there is none."""
     identity = identify(path) if path else None
     try:
         return _NAMESPACE.pack(*identity) if identity is not None else b""
@@ -304,7 +305,7 @@ def namespace_note(path: str) -> bytes:
 
 
 def namespace_of(directory: int | None, name: str) -> Identity | None:
-    """What is noted of the namespace that a reservation is for; None if nothing is, or no file.
+    """The noted namespace of a reservation; None without a note, or without the file.
 
     Without a directory's descriptor `name` is a path.
     """

@@ -1,10 +1,11 @@
-"""Which address a pod had: with `sticky`, a new pod of that name gets it back if it is free.
+"""The addresses that pods had: with `sticky`, a new pod of that name gets its address back if free.
 
     <dataDir>/.cni/<network>.sticky
 
-A file of fixed size: a pod's name leads to a bucket of entries, the most recent one first, and the
-oldest one falls out. So its size is bounded, however many pods come and go: it remembers some
-65,000 names. It is a hint: a wrong or lost entry costs a pod its old address, nothing else.
+A file of fixed size: the hash of a pod's name selects a bucket of entries, the most recent one
+first; a new entry replaces the oldest one. So the size is bounded, however many pods come and go:
+it has room for some 65,000 names. It is a hint: with a wrong or lost entry a pod only gets another
+address.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BUCKET = _ENTRY * 16
 
 
 class Memory:
-    """What addresses one pod had in one network. Used under the network's lock. Raises nothing."""
+    """The addresses that a pod had in a network. Used under the network's lock. Raises nothing."""
 
     def __init__(self, data_dir: str, network: str, pod: tuple[str, ...]) -> None:
         self._directory = os.path.join(data_dir, SIDECARS)
@@ -30,7 +31,7 @@ class Memory:
         self._pod = "\0".join(pod)
 
     def recall(self, range_id: int) -> bytes | None:
-        """The address (packed) that the pod had of a range set; None if that is not known."""
+        """The address (packed) that the pod had from a range set; None if that is not known."""
         key, at = self._position(range_id)
         with suppress(OSError):
             fd = files.open_regular(self._path)
@@ -44,7 +45,7 @@ class Memory:
         return None
 
     def keep(self, range_id: int, packed: bytes) -> None:
-        """Note the address (packed) that the pod has of a range set now."""
+        """Note the address (packed) that the pod has from a range set now."""
         key, at = self._position(range_id)
         with suppress(OSError):
             with suppress(FileExistsError):

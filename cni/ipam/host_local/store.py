@@ -1,7 +1,7 @@
-"""The reservations of one network: looking, reserving and releasing under the directory's lock.
+"""The reservations of a network: reading, reserving and releasing under the directory's lock.
 
-The files are the truth (reservation.py). The index (index.py) only spares reading them all: without
-one everything works, and every doubt about it ends with reading the files.
+The files are the truth (reservation.py). The index (index.py) only saves reading all of them:
+everything works without it, and in any doubt about it the files are read.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ INDEX_SUFFIX = ".index"
 
 
 class Owned(NamedTuple):
-    """The names of an attachment's files, and errors of files that may be the attachment's too.
+    """The names of an attachment's files, and the errors of files that may be its files, too.
 
-    `content` is what the files contain.
+    `content` is the content of the files.
     """
 
     content: bytes
@@ -37,17 +37,17 @@ class Owned(NamedTuple):
     errors: list[OSError]
 
     def or_raise(self) -> list[str]:
-        """The names, if they are all. Raises OSError."""
+        """The names. Raises OSError if a file could not be read, so that names may be missing."""
         for error in self.errors:
             raise error
         return self.names
 
 
 class Store:
-    """An open, locked directory. Methods raise OSError; `Location.open` makes CNIErrors of them.
+    """An open, locked directory. Methods raise OSError; `Location.open` converts it to CNIError.
 
-    `reclaim` removes reservations of an earlier boot when all files are read, which is the case
-    once a boot at least.
+    With `reclaim`, reservations of an earlier boot are removed whenever all files are read, which
+    happens at least once a boot.
     """
 
     def __init__(self, path: str, fd: int, index_path: str, reclaim: bool) -> None:
@@ -58,14 +58,14 @@ class Store:
         self._reclaim = reclaim
         self._boot, self._told_boot = reservation.this_boot(), reservation.told_boot()
         self._leases: dict[str, bytes] | None = None
-        self._errors: dict[str, OSError] = {}  # of the files that `leases` could not read
+        self._errors: dict[str, OSError] = {}  # name → error, of files that could not be read
         self._index: Index | None = None
         self._looked = False
-        self._changed = False  # the directory, since the index was sealed
-        self._halfway = False  # the directory has been changed, and the index not yet
+        self._changed = False  # has the directory changed since the index was sealed?
+        self._halfway = False  # is the directory changed, and the index not yet?
 
     def close(self) -> None:
-        """Seal the index if it is right, so that whatever opens the directory next believes it."""
+        """Seal the index if it is right, so that the next user of the directory can use it."""
         if self._index is None:
             return
         with suppress(*BROKEN):
@@ -74,24 +74,24 @@ class Store:
         self._index.close()
         self._index = None
 
-    # --- looking ---
+    # --- reading ---
 
     @property
     def has_read_all(self) -> bool:
-        """Were all files read, so that no index has to be believed?"""
+        """Were all files read, so that the index is not needed?"""
         return self._leases is not None
 
     @property
     def file_count(self) -> int:
-        """How many reservations there are, empty files included."""
+        """The number of reservations, including empty files."""
         index = self._ready()
         return index.files if index is not None else len(self.leases())
 
     def leases(self) -> dict[str, bytes]:
         """Name -> content without surrounding white space, of all reservations; b"" if torn.
 
-        Reads every file, once. UNREADABLE stands for what is no small file, and for what cannot be
-        read now.
+        Reads every file, once. UNREADABLE stands for anything but a small regular file, and for
+        files that cannot be read now.
         """
         if self._leases is None:
             leases: dict[str, bytes] = {}
@@ -120,14 +120,14 @@ class Store:
         return full + self._holding(content_of(container_id)).or_raise()
 
     def releasable(self, container_id: str, ifname: str) -> Owned:
-        """What a DEL releases: files with an ID only count if there are no others."""
+        """The files that a DEL releases; files with the ID alone only if there are no others."""
         full = self._holding(content_of(container_id, ifname))
-        if full.names or full.errors:  # what cannot be read may be one with the interface
+        if full.names or full.errors:  # an unreadable file may be one with the interface
             return full
         return self._holding(content_of(container_id))
 
     def first_free(self, width: int, low: int, high: int) -> int | None:
-        """The first address of `width` bytes (4 or 16) from `low` to `high` that nobody has."""
+        """The first free address of `width` bytes (4 or 16) from `low` to `high`, or None."""
         index = self._ready()
         if index is not None:
             try:
@@ -141,11 +141,11 @@ class Store:
         return None
 
     def content(self, name: str) -> bytes | None:
-        """What `leases` says of one name, without reading the others; None if there is no file."""
+        """The value of one name in `leases`, without reading other files; None without the file."""
         return reservation.content(self._fd, name)
 
     def name_of(self, packed: bytes) -> str | None:
-        """The name under which an address is taken: the same address has several spellings."""
+        """The file name under which an address, in any spelling, is taken; None if it is free."""
         return self._taken().get(packed)
 
     def is_of_gone_namespace(self, name: str, seen_from: str) -> bool:
@@ -162,7 +162,7 @@ class Store:
         return liveness.is_gone(noted, "", seen_from)
 
     def last_reserved(self, range_id: int) -> bytes | None:
-        """What the range set handed out last (packed); None if that is unknown."""
+        """The address (packed) that the range set gave out last; None if that is unknown."""
         try:
             text = files.read(f"{LAST_RESERVED}{range_id}", 128, dir_fd=self._fd)
             return parse_ip(text.decode("ascii", "replace"))
@@ -188,7 +188,7 @@ class Store:
         return Owned(content, names, list(self._errors.values()))
 
     def _holding_by_index(self, index: Index, content: bytes) -> Owned:
-        """Raises one of BROKEN if a file is not as the index says, Many."""
+        """As `_holding`, by the index. Raises one of BROKEN if a file contradicts it, Many."""
         names: list[str] = []
         errors: list[OSError] = []
         for name in map(format_ip, index.addresses(content)):
@@ -204,7 +204,7 @@ class Store:
         return Owned(content, names, errors)
 
     def _examine(self, name: str) -> bytes | None:
-        """A file's content; None if it is gone, because it was of an earlier boot."""
+        """A file's content; None if the file was an earlier boot's, and is removed."""
         try:
             fd = files.open_regular(name, dir_fd=self._fd)
         except FileNotFoundError:
@@ -230,9 +230,9 @@ class Store:
     # --- the index ---
 
     def _ready(self) -> Index | None:
-        """The index, built anew unless it can be believed; None where there can be none.
+        """The index, built anew unless it is valid; None if no index is possible.
 
-        It has to be opened before the directory is changed: afterwards it would not match.
+        Open it before the directory is changed: afterwards it would not match.
         """
         if not self._looked:
             self._looked = True
@@ -254,9 +254,9 @@ class Store:
         return None
 
     def distrust(self) -> None:
-        """Go by the files, and remove the index, which is built anew next time.
+        """Use the files, and remove the index; the next process builds a new one.
 
-        It is wrong if another program changed the directory without the lock while this one had it.
+        The index is wrong if another program has changed the directory without the lock.
         """
         self._looked = True
         if self._index is not None:
@@ -267,13 +267,13 @@ class Store:
         self._leases = None
 
     def recount(self) -> None:
-        """Do not use the index any more if it knows of more or fewer files than there are."""
+        """Stop using the index if its number of files differs from the directory's."""
         index = self._ready()
         if index is not None and sum(map(may_be_reservation, os.listdir(self._fd))) != index.files:
             self.distrust()
 
     def index_differences(self) -> list[str] | None:
-        """How the index disagrees with the files; None if there is no index to believe."""
+        """How the index differs from the files; None if there is no valid index."""
         index = Index.open(self._index_path, self._fd, self._told_boot, writable=False)
         if index is None:
             return None
@@ -289,10 +289,10 @@ class Store:
     def reserve(self, name: str, content: bytes, namespace: bytes = b"") -> bool:
         """Reserve an address, by its canonical name; False if it is taken.
 
-        `namespace` is what reservation.namespace_note gave of the container's.
+        `namespace` is the reservation.namespace_note of the container's namespace.
         """
         if self._ready() is None and self.name_of(parse_ip(name)) not in (None, name):
-            return False  # under another spelling, which an index never has
+            return False  # taken under another spelling, which an index never has
         self._begin()
         notes = ((reservation.BOOT, self._boot), (reservation.NAMESPACE, namespace))
         attributes = {key: value for key, value in notes if value}
@@ -310,7 +310,7 @@ class Store:
         return True
 
     def release(self, name: str, content: bytes | None = None) -> None:
-        """Remove a reservation; none is no error. `content`: what it contains, if that is known."""
+        """Remove a reservation; a missing one is no error. `content` is its content, if known."""
         if content is None:
             content = self.content(name)
         if content is not None:
@@ -320,7 +320,7 @@ class Store:
             self._end(name, content, b"", -1)
 
     def set_last_reserved(self, range_id: int, name: str) -> None:
-        """Note which address the range set has handed out last."""
+        """Note the address that the range set has given out last."""
         self._ready()
         self._changed = True
         reservation.overwrite(self._fd, f"{LAST_RESERVED}{range_id}", name.encode())
@@ -333,7 +333,7 @@ class Store:
         self._changed = self._halfway = True
 
     def _end(self, name: str, before: bytes, after: bytes, more: int) -> None:
-        """Note in the index that a file had one content and has another, and `more` new files."""
+        """Update the index: a file's content `before` and `after`, and the number of new files."""
         if self._leases is not None:
             self._leases.pop(name, None)
             if after:

@@ -70,7 +70,7 @@ def _setup_over_netlink(
     def missing(rules: iptables_netlink.Rules) -> list[str] | None:
         if any(_leads_to(address.ip, rule) for rule in rules.of()):
             return None
-        if not all(_is_of_others(want, entry) for entry in rules.of(texts.DNAT)):
+        if not _are_of_others(want, rules.of(texts.DNAT)):
             return None
         saved = rules.saved(texts.shared_rules(want))
         return None if saved is None else _additions(want, address, saved, holders)
@@ -80,15 +80,18 @@ def _setup_over_netlink(
 
 def _leads_to(ip: bytes, rule: bytes) -> bool:
     """May the rule belong to a container that had this address? True if in doubt."""
-    return b"DNAT\0" in rule and b"CNI-DN-" in rule and ip in rule
+    # the address first: it is in hardly any of the table's rules, the rest is in a third of them
+    return ip in rule and b"DNAT\0" in rule and b"CNI-DN-" in rule
 
 
-def _is_of_others(want: Want, entry: bytes) -> bool:
-    """Is an entry certainly for other ports than these, whatever the protocol?"""
+def _are_of_others(want: Want, entries: list[bytes]) -> bool:
+    """Is each entry certainly for other ports than these, whatever the protocol?"""
     from ...netfilter.iptables_rules import ports_of
 
-    ports = ports_of(entry)
-    return ports is not None and all(port.host_port not in ports for port in want.ports)
+    wanted = {port.host_port for port in want.ports}
+    return all(
+        (ports := ports_of(entry)) is not None and wanted.isdisjoint(ports) for entry in entries
+    )
 
 
 def _changes(

@@ -25,7 +25,7 @@ from ...protocol.config import DNS
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig, Result
 
-# Seconds: the limit for duplicate address detection, and for a link to come up.
+# Seconds: the limit for duplicate address detection that does not go on, and for a link to come up.
 DAD_TIMEOUT, _DAD_STEP = 60, 5
 
 
@@ -131,10 +131,12 @@ def _gateways(ips: list[IPConfig]) -> dict[int, bytes]:
 def _settle(netns: Namespace, index: int, name: str) -> None:
     """Wait until duplicate address detection has ended, or the link is not up. Raises CNIError.
 
-    Duplicate address detection takes two seconds; on a busy machine, many more.
+    Detection takes two seconds, more with a higher `dad_transmits`, or where the processors are
+    busy. So this waits as long as the kernel goes on with it.
     """
     sock = netns.netlink()
-    waited = 0
+    waited = idle = 0
+    before = (0, 0)
     try:
         while not address.settle(
             sock, lambda: netns.subscribe(address.RTNLGRP_IPV6_IFADDR), index, _DAD_STEP
@@ -142,10 +144,14 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
             waited += _DAD_STEP
             if link.get(sock, index).operstate != link.IF_OPER_UP:
                 return
-            if waited >= DAD_TIMEOUT:
+            now = address.detection(sock, index)
+            idle = idle + _DAD_STEP if now == before else 0
+            before = now
+            if idle >= DAD_TIMEOUT:
                 raise CNIError(
                     f"link {name} still has tentative addresses after {waited} seconds",
-                    "duplicate address detection takes two; are the processors overloaded?",
+                    f"for {idle} seconds the kernel has sent no probe of duplicate address detection, "
+                    "where it normally sends one every second: are the processors overloaded?",
                 )
     except DuplicateAddress as error:
         raise CNIError(
