@@ -14,7 +14,7 @@ def of_cluster(network: str | None) -> list[str]:
     """What is wrong, a line each; `network` is whose store to ask. Raises CNIError."""
     with ipam_cluster.opened(network) as cluster:
         node = Node(cluster.its.data_dir, cluster.its.node)
-        found = survey.problems(cluster.store, node)
+        found = survey.silence(node, cluster.its) + survey.problems(cluster.store, node)
         if getattr(cluster.store, "api", None) is not None:
             found += _of_pods(cluster.store, node.name)
     return found

@@ -397,6 +397,9 @@ def serving(
     directory: Path, manifests: list[Path], listener: socket.socket | None = None, host: str = ""
 ) -> Iterator[ApiServer]:
     """A server on `listener` (for one in another namespace), else on `host` or 127.0.0.1."""
+    # On a busy machine it takes longer than a request may.
+    import jsonschema  # noqa: F401
+
     cluster = Cluster()
     for manifest in manifests:
         cluster.load(manifest.read_text())

@@ -261,10 +261,28 @@ class Simulation:
         for host in self.hosts:
             host.way.deliver()  # also what dead machines have sent
         for number in range(6):
+            differing = set() if number else self.differing()
             for host in self.hosts:
-                self.tend(host, compare=not number)
+                self.tend(host, compare=host.name in differing)
             self.reconcile()
             self.now += self.timeout / 2
+
+    def differing(self) -> set[str]:
+        """The nodes for which a comparison finds something, and some others.
+
+        Each node compares in the end; what one lists, all list, and it takes a fifth of a second
+        with 10,000 blocks.
+        """
+        there: dict[str, set[str]] = {}
+        for item in self.store.list(f"blocks/{self.pool.space}/").items:
+            block = str(blocks.block_of_key(item.key.rpartition("/")[2]))
+            there.setdefault(item.value["uid"], set()).add(block)
+        found = {host.name for host in self.random.sample(self.hosts, min(len(self.hosts), 100))}
+        for host in self.hosts:
+            uid, ledger = host.node.identity().uid, host.space.ledger()
+            if {each.cidr for each in ledger.blocks} != there.get(uid, set()):
+                found.add(host.name)
+        return found
 
     def check(self) -> None:
         """Raises AssertionError."""

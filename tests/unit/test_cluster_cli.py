@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import survey
-from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster import rounds, survey
+from cni.ipam.cluster.node import Node, Space, boot_time
 from cni.store import settings
 from cni.store.directory import DirectoryStore
 
@@ -206,6 +206,22 @@ def test_check_finds_what_does_not_fit(cluster: Path, shown: Callable[..., Any])
     assert f"and {address}/32 of n1 share addresses" in found
     assert f"block {address}/32 is held for n1" in found
     assert "block 10.200.0.0/29 of n1 is of no subnet that the space has" in found
+
+
+def test_check_says_whether_a_server_renews(
+    cluster: Path, shown: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = cluster / "cluster.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "nodeTimeout": 60}))
+    node(cluster).add("a")
+    assert "no server renews for n1" in failing(shown)
+    env = {"CNI_CLUSTER_CONF": str(path)}
+    _, problems = rounds.once(env, print, pace=rounds.Pace())
+    assert not problems
+    assert shown("check", "--cluster") == {"problems": []}
+    now = boot_time()
+    monkeypatch.setattr("cni.ipam.cluster.node.boot_time", lambda: now + 61)
+    assert "n1 was not renewed in the store for 60 s" in failing(shown)
 
 
 def stored(cluster: Path, block: str) -> Item:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,6 +17,7 @@ from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import OWN, RELEASING, Node, Space
 from cni.ipam.cluster.reconcile import Reconciler
 from cni.store import engines, settings
+from cni.store.directory import DirectoryStore
 
 from .ipam_node import Failure
 from .test_cluster_plugin import Cluster, plain
@@ -136,6 +137,33 @@ def test_an_add_keeps_the_promise_of_the_server(cluster: Cluster, clock: Clock) 
     record = cluster.store.read("nodes/n1")
     assert record is not None
     assert record.value["timeout"] == 60
+
+
+def test_a_promise_whose_answer_is_lost_is_kept(
+    cluster: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may take the blocks then, so the node asks before it allocates."""
+    one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
+    one.add("a")
+    update = DirectoryStore.update
+
+    def lost(store: DirectoryStore, item: Item, value: dict[str, Any]) -> Item:
+        update(store, item, value)
+        raise engines.Unavailable("the answer was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectoryStore, "update", lost)
+        _, problems = rounds.once(env_of(cluster, "n1"), print, pace=rounds.Pace())
+        assert "the answer was lost" in str(problems)
+    record = cluster.store.read("nodes/n1")
+    assert record is not None
+    assert record.value["timeout"] == 60
+    with monkeypatch.context() as away:
+        cluster.away(away)
+        clock.now += 200
+        with pytest.raises(Failure, match="does not answer"):
+            one.add("b")
+    one.add("b")
 
 
 class Stopped(BaseException):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from ... import interrupts
 from ...store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
 from ...store.settings import Settings
@@ -63,6 +65,7 @@ class Session:
                 self._check_alone(old, before)
             beat = number(old.value.get("beat")) if old is not None else 0
             timeout = self._promise(old)
+            self._expect(before, timeout)
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
@@ -80,6 +83,16 @@ class Session:
             self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned
         )
         self.node.set_registration(self._settings, made)
+
+    def _expect(self, before: Registration | None, timeout: int) -> None:
+        """Note that a new promise is about to be made, whatever becomes of us and of the answer.
+
+        Until it is known that it was made, and when, nothing is allocated without the store.
+        """
+        known = before or Registration(self.node.name, "")
+        if timeout and (known.boot != self.node.boot or known.timeout < timeout):
+            unknown = msgspec.structs.replace(known, boot="", timeout=timeout, until=0.0)
+            self.node.set_registration(self._settings, unknown)
 
     def _promise(self, old: Item | None) -> int:
         """The seconds after which the node stops, if it cannot renew; 0: it does not."""

@@ -14,6 +14,7 @@ from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
 from ...store.interface import Item, Store
+from ...store.settings import Settings
 from ..host_local import usage
 from ..host_local.reservation import is_address
 from . import blocks
@@ -85,6 +86,24 @@ def reserved(space: Space) -> dict[bytes, bytes]:
 
 
 # --- inconsistencies ---
+
+
+def silence(node: Node, its: Settings) -> list[str]:
+    """What is wrong with the node's promise to stop (`nodeTimeout`), which a server renews."""
+    made = node.registration(its.digest)
+    if not its.timeout or made is None:
+        return []
+    if made.boot == node.boot and not made.timeout:
+        return [
+            f"nodeTimeout is {its.timeout}, and no server renews for {node.name}: should this node "
+            "be lost, its blocks stay its own. Start `cni serve`"
+        ]
+    if not node.may_allocate(its.digest):
+        return [
+            f"{node.name} was not renewed in the store for {made.timeout} s (nodeTimeout): others "
+            "may get its blocks. Is `cni serve` running, and does it reach the store?"
+        ]
+    return []
 
 
 def problems(store: Store, node: Node) -> list[str]:

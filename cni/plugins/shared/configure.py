@@ -150,9 +150,8 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
             if idle >= DAD_TIMEOUT:
                 raise CNIError(
                     f"link {name} still has tentative addresses after {waited} seconds",
-                    f"for {idle} seconds the kernel has sent no probe of duplicate address "
-                    "detection, where it normally sends one every second: are the processors "
-                    "overloaded?",
+                    f"for {idle} seconds the kernel has sent no probe of duplicate address"
+                    " detection; normally it sends one every second: are the processors overloaded?",
                 )
     except DuplicateAddress as error:
         raise CNIError(
