@@ -32,7 +32,7 @@ PACKAGES_test := $(PACKAGES_demo) $(PACKAGES_windows) wine64 wine \
 	libnftables1 python3-nftables iptables conntrack tcpdump iputils-arping socat strace ethtool \
 	busybox-static util-linux procps kmod git systemd libc6-dev \
 	firewalld dbus-daemon ipset iperf3 dnsmasq-base kea-dhcp4-server kea-dhcp6-server radvd \
-	containernetworking-plugins etcd-server etcd-client openssl curl groff-base
+	containernetworking-plugins etcd-server etcd-client openssl curl groff-base zsh fish
 # cross: the compiler for aarch64, and the headers of its kernel. release: what makes packages, too.
 PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
 PACKAGES_release := git rpm $(PACKAGES_cross)

@@ -127,6 +127,38 @@ def embedded() -> bool:
     return "_cni_embedded" in sys.builtin_module_names
 
 
+class OwnFile:
+    """The file that this process was started from, and what becomes of it meanwhile.
+
+    `cni install` replaces it by another build; programs that copy plugins may overwrite it.
+    """
+
+    def __init__(self, path: Path, build: str) -> None:
+        self.path, self._build = path, build
+        self._seen = self._last = self._mark()
+
+    def change(self) -> str | None:
+        """What is there since the last call: the id of another build, "" if it is no built file
+        any more; None if nothing has changed, or it is still being written.
+        """
+        before, self._last = self._last, self._mark()
+        if self._last == self._seen or self._last != before:
+            return None
+        self._seen = self._last
+        try:
+            found = build_of(self.path) or ""
+        except OSError:
+            found = ""
+        return None if found == self._build else found
+
+    def _mark(self) -> tuple[int, ...]:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return ()
+        return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def build_of(path: Path) -> str | None:
     """The build id of the built file `path`; None for any other file. Raises OSError."""
     if not stat.S_ISREG(path.stat().st_mode):

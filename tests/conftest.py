@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.harness import Netns, Runtime, in_lab
 from tests.harness.build import GO_BIN_DIR, file_under_test, install_dist
 from tests.harness.combinations import more_combinations
-from tests.harness.everyday import long_ones
+from tests.harness.everyday import long_ones, many_rows
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
 from tests.harness.requires import ensure
@@ -31,10 +31,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
     derandomize=bool(os.environ.get("CI")),
 )
+settings.register_profile("everyday", settings.get_profile("patient"), max_examples=40)
 settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        settings.load_profile("everyday")
     config.addinivalue_line("markers", "netns: makes network namespaces (root)")
     config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
     config.addinivalue_line("markers", "each_kernel: shows more on the lab's kernel, an older one")
@@ -50,8 +53,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
     # `make test-warm` is no everyday run: it has the long ones, too
-    long = [] if os.environ.get("CNI_TEST_SERVER") else long_ones(items)
-    for item in (*more_combinations(items), *long):
+    is_everyday = not os.environ.get("CNI_TEST_SERVER")
+    for item in (*more_combinations(items), *(long_ones(items) if is_everyday else ())):
+        item.add_marker(pytest.mark.slow)
+    rest = [item for item in items if not item.get_closest_marker("slow")]
+    for item in many_rows(rest) if is_everyday else ():
         item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
         there = set(repeated)

@@ -49,6 +49,17 @@ _BASH = r"""_cni_completion() {
 }
 complete -o nosort -F _cni_completion cni
 """
+# What is offered takes the place of the whole word, so behind `--option=` it begins with that.
+_VALUES_OF_OPTIONS = {
+    "zsh": (
+        ("() {\n", "() {\n    local option=${(M)words[CURRENT]#--*=}\n"),
+        ('completions+=("$key")', 'completions+=("$option$key")'),
+    ),
+    "fish": (
+        (";\n", ";\n    set -l option (string match -r -- '^--[^=]*=' (commandline -t));\n"),
+        ("echo $metadata[2]", 'echo "$option"$metadata[2]'),
+    ),
+}
 
 
 @click.command()
@@ -73,7 +84,10 @@ def _of_click(context: click.Context, shell: str) -> str:
     if kind is None:
         raise click.ClickException(f"this build of click does not know {shell}")
     script = kind(context.find_root().command, {}, "cni", VARIABLE)
-    return script.source_template % script.source_vars()
+    text = script.source_template % script.source_vars()
+    for old, new in _VALUES_OF_OPTIONS[shell]:
+        text = text.replace(old, new, 1)
+    return text
 
 
 class Network(click.ParamType[str]):

@@ -79,6 +79,8 @@ def graph(network: str | None, path: str | None, cache_dir: str) -> None:
     if form in PICTURES or path:
         drawing = {"dot": dot, "svg": svg}.get(form, text)(picture.root)
         _write(drawing, path)
+        if path:
+            formats.done({"file": path, **picture.data}, f"{path} is written", [path])
         return
     if form in ("", "wide"):
         for line in text(picture.root).splitlines():

@@ -20,7 +20,7 @@ from cni.install.place import Place
 from cni.protocol.errors import CNIError
 
 from . import errors, formats, output
-from .session import CACHE_DIR
+from .session import CACHE_DIR, DRY_RUN
 
 if TYPE_CHECKING:
     from .remaining import Staying
@@ -188,9 +188,15 @@ def _more(units: Path | None, service: bool) -> Iterator[str]:
 @_ROOT
 @click.option("--force", is_flag=True, help="Also while containers are attached.")
 @CACHE_DIR
+@DRY_RUN
 @formats.options
 def uninstall(
-    bin_dir: Path, units: Path | None, root: Path | None, force: bool, cache_dir: str
+    bin_dir: Path,
+    units: Path | None,
+    root: Path | None,
+    force: bool,
+    cache_dir: str,
+    dry_run: bool,
 ) -> None:
     """Remove what `cni install` made, and put back what was there before.
 
@@ -216,7 +222,7 @@ def uninstall(
         names = (*install_units.RULES, *install_units.DHCP, *install_units.SERVER)
         paths = [at / name for name in names]
     try:
-        report = uninstall_file(bin_dir, paths, root=root)
+        report = uninstall_file(bin_dir, paths, root=root, dry_run=dry_run)
     except InstallError as error:
         raise _failed(error) from error
     report.warnings += warnings
@@ -224,8 +230,9 @@ def uninstall(
         f"stays: {text}" for text in remaining.shortened([each.text for each in stay])
     ]
     nothing = not report.removed and not report.restored
-    where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else "uninstalled")
-    _show(report, where)
+    verb = "this would go" if dry_run else "uninstalled"
+    where = f"{report.bin_dir}: " + ("nothing was installed" if nothing else verb)
+    _show(report, where, dryRun=dry_run)
 
 
 def _staying(place: Place, cache_dir: str) -> list[Staying]:
@@ -237,8 +244,8 @@ def _staying(place: Place, cache_dir: str) -> list[Staying]:
     return list(staying(place.bin_dir, cache_dir, put_aside(place.bin_dir)))
 
 
-def _show(report: Report, headline: str) -> None:
-    if formats.data(report.as_dict()):
+def _show(report: Report, headline: str, **more: Any) -> None:
+    if formats.data({**report.as_dict(), **more}):
         return
     output.line(headline)
     lists = {

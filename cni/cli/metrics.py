@@ -39,6 +39,7 @@ def metrics(path: str | None, cache_dir: str) -> None:
             files.replace(path, text(found).encode(), mode=0o644)
         except OSError as error:
             raise errors.unwritable(path, error) from None
+        formats.done({"file": path, **as_dict(found)}, f"{path} is written", [path])
     elif not formats.data(as_dict(found)):
         for line in text(found).splitlines():
             output.line(line)

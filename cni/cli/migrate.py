@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from cni import dispatch, intent
+from cni.describe import pairs
 from cni.intent import Intent
 from cni.kernel.errors import KernelError
 from cni.owner import Owner, named_in
@@ -25,7 +26,7 @@ from .reload import STATE_OPTION
 from .table import Column, Table
 
 _PLUGINS = ("portmap", "firewall")
-_MASQUERADING = ("bridge", "ptp")
+_MASQUERADING = ("bridge", "ptp")  # of the reference; vxlan masquerades, too, and is not
 
 
 # --- what there is --------------------------------------------------------------------------------
@@ -115,11 +116,11 @@ def _masqueraded(state_dir: str) -> list[Uncleanable]:
     listed = []
     for element, prefix in migrate.masqueraded():
         key = element.comment.partition(",")[0]
-        noted = [name for name in _MASQUERADING if _is_noted(name, key, state_dir)]
+        noted = [name for name in sorted(pairs.ALL) if _is_noted(name, key, state_dir)]
         plugin = noted[0] if noted else " or ".join(_MASQUERADING)
         owner = named_in(element.comment) or _noted_owner(plugin, key, state_dir)
         what, where = f"masquerading of {prefix}", "nftables sets in table inet cni_masquerade"
-        listed.append(Uncleanable(plugin, key, owner, what, where, bool(noted)))
+        listed.append(Uncleanable(plugin, key, owner, what, where, plugin in _MASQUERADING))
     return listed
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from cni.describe import walk
+from cni.describe import pairs, walk
 from cni.describe.findings import Finding
 from cni.describe.network import Network, Part
 from cni.kernel import link
@@ -25,7 +25,6 @@ from cni.protocol.request import check_ifname
 
 from . import configurations, errors, formats, output, plan_ipam, validate
 from .completion import Network as NetworkName
-from .view import bridges
 
 
 class Step(NamedTuple):
@@ -171,7 +170,7 @@ def _forwarding(situation: Situation) -> Iterator[str]:
 
 def _bridge(situation: Situation) -> Iterator[str]:
     get = situation.get
-    name = situation.text("bridge", bridges.default_name(situation.part.plugin, get("vni")))
+    name = pairs.bridge_name(situation.part.plugin, get("bridge"), get("vni"))
     vlans = get("vlan") or get("vlanTrunk")
     mtu = f", MTU {get('mtu')}" if get("mtu") else ""
     mtu = ", with the uplink's MTU" if get("mtu") == "auto" else mtu

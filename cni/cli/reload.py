@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from cni import dispatch, intent
+from cni.artifact import OwnFile
 from cni.intent import Intent
 from cni.protocol.errors import CNIError
 
@@ -69,13 +72,36 @@ def reload(state_dir: str, watching: bool) -> None:
 
 def _watch(state_dir: str) -> NoReturn:
     """Reload at each change until the bus ends, which is an error: systemd restarts the unit."""
+    from cni._build import ID
+
     from .watch import watch
 
+    own = OwnFile(Path(sys.argv[0]), ID)
     try:
-        watch(lambda reason: _print(reload_all(state_dir), f"{reason}: "))
+        watch(lambda reason: _print(reload_all(state_dir), f"{reason}: "), lambda: _follow(own))
     except CNIError as error:
         raise click.ClickException(str(error)) from None
     raise click.ClickException("the system bus has ended")
+
+
+def _follow(own: OwnFile) -> None:
+    """Go on with the build that was installed meanwhile; say once that there is none any more."""
+    found = own.change()
+    if found is None:
+        return
+    if not found:
+        output.line(
+            f"{own.path} is not of this project any more: this process goes on, but plugins fail "
+            "and it could not be started again; `cni doctor`, of the release's file, says more",
+            err=True,
+        )
+        return
+    output.line(f"build {found} is installed: going on with that")
+    sys.stdout.flush()
+    try:
+        os.execv(own.path, sys.argv)
+    except OSError as error:
+        output.line(f"cannot execute {own.path}: {error.strerror}; this build goes on", err=True)
 
 
 def _print(outcomes: list[Outcome], prefix: str = "") -> None:

@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any, NamedTuple
 
 from cni import delegate, dispatch
-from cni.describe import addresses, catalogue, walk
+from cni.describe import addresses, catalogue, pairs, walk
 from cni.describe.network import Network, Part
 from cni.kernel import kinds, link, uapi
 from cni.kernel.address import show as addresses_of
@@ -23,8 +23,6 @@ from cni.kernel.route import Route
 from cni.kernel.route import show as routes_of
 from cni.protocol.address import Prefix
 from cni.protocol.errors import CNIError
-
-from .view import bridges
 
 # Kind of link -> kernel module, where the names differ.
 _MODULES = {"vlan": "8021q"}
@@ -219,9 +217,9 @@ def _busy_master(facts: Facts, master: Link) -> Iterator[Problem]:
 
 def _bridge(facts: Facts) -> Iterator[Problem]:
     part, get = facts.part, facts.get
-    if part.plugin not in ("bridge", "vxlan"):
+    if part.plugin not in pairs.ON_BRIDGE:
         return
-    name = _text(get("bridge")) or bridges.default_name(part.plugin, get("vni"))
+    name = pairs.bridge_name(part.plugin, get("bridge"), get("vni"))
     device = link.find(facts.host, name)
     if device is None:
         return  # an ADD makes it

@@ -22,12 +22,14 @@ _RULES = (
 )
 _SETTLE = 0.1  # seconds without a further signal after which rules are made again …
 _LONGEST_SETTLE = 2.0  # … at the latest after these
+_QUIET = 30.0  # seconds without a signal after which `idle` is called
 
 
-def watch(changed: Callable[[str], None]) -> None:
+def watch(changed: Callable[[str], None], idle: Callable[[], None] = lambda: None) -> None:
     """Call `changed` with the reason, now and after each change, until the bus ends.
 
-    Raises CNIError: there is no bus, or no more.
+    `idle` is called before each of them, and now and then between them. Raises CNIError: there is
+    no bus, or no more.
     """
     from jeepney.io.blocking import open_dbus_connection
     from jeepney.wrappers import DBusErrorResponse
@@ -38,7 +40,10 @@ def watch(changed: Callable[[str], None]) -> None:
             signals = _Signals(bus)
             changed("started")  # what happened before is not known
             while True:
-                changed(signals.wait())
+                reason = signals.wait(_QUIET)
+                idle()
+                if reason:
+                    changed(reason)
     except (OSError, EOFError, RuntimeError, ValueError, DBusErrorResponse) as error:
         raise CNIError(
             f"cannot listen on the system bus {address}: {error or type(error).__name__}",
@@ -63,11 +68,14 @@ class _Signals:
         if self._ask("NameHasOwner", SERVICE):
             self._firewalld = self._ask("GetNameOwner", SERVICE)
 
-    def wait(self) -> str:
-        """Wait until rules may be gone, and until it is quiet; the reason."""
-        reason = ""
+    def wait(self, seconds: float) -> str:
+        """Wait until rules may be gone, and until it is quiet; the reason. "" after `seconds`."""
+        reason, deadline = "", monotonic() + seconds
         while not reason:
-            reason = self._reason(self._bus.receive())
+            try:
+                reason = self._reason(self._bus.receive(timeout=max(deadline - monotonic(), 0)))
+            except TimeoutError:
+                return ""
         end = monotonic() + _LONGEST_SETTLE
         quiet = monotonic() + _SETTLE
         while (left := min(quiet, end) - monotonic()) > 0:

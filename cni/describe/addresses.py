@@ -15,13 +15,10 @@ from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from cni.protocol.config import fold_keys
 from cni.protocol.errors import CNIError
 
-from . import catalogue, walk
+from . import catalogue, pairs, walk
 from .document import Node
 from .findings import ERROR, WARNING
 from .network import Network, Part
-
-# Plugins that put the subnet onto the node, where a subnet can be once only.
-_ROUTED = frozenset({"bridge", "ptp"})
 
 
 @dataclass
@@ -38,17 +35,17 @@ class Place:
     @property
     def link(self) -> str:
         """The link that carries the network: a bridge or a master; empty if that is not known."""
-        if self.part.plugin == "bridge":
-            return walk.text_at(self.part.node, "bridge") or "cni0"
-        return walk.text_at(self.part.node, "master")
+        plugin, node = self.part.plugin, self.part.node
+        if plugin in pairs.ON_BRIDGE:
+            get = walk.getter(node)
+            return pairs.bridge_name(plugin, get("bridge"), get("vni"))
+        return walk.text_at(node, "master")
 
     @property
     def is_on_node(self) -> bool:
         """Is the subnet on a link of the node, so that routes lead there?"""
-        if self.part.plugin == "bridge":
-            value = fold_keys(self.part.value(), {})
-            return bool(value.get("isgateway") or value.get("isdefaultgateway"))
-        return self.part.plugin in _ROUTED
+        get = walk.getter(self.part.node)
+        return pairs.is_gateway(self.part.plugin, get("isGateway"), get("isDefaultGateway"))
 
     def shown(self) -> str:
         """The range, or the subnet."""
@@ -158,7 +155,7 @@ def _wrong_range(part: Part, node: Node, path: str, error: CNIError) -> None:
 
 def _judge_gateway(part: Part, node: Node, path: str, subnet: Prefix) -> None:
     member = node.get("gateway")
-    if member is None or part.plugin == "ptp":  # which has a route to the gateway
+    if member is None or part.plugin in pairs.ALONE:  # which has a route to the gateway
         return
     try:
         packed = parse_ip(member.node.scalar or "")
@@ -237,7 +234,7 @@ def _addresses(part: Part, ipam: Node, path: str) -> None:
             continue
         where = f"{path}.addresses[{index}]"
         _judge_gateway(part, node, where, subnet)
-        without = part.plugin == "ptp" and not walk.text_at(node, "gateway")
+        without = part.plugin in pairs.ALONE and not walk.text_at(node, "gateway")
         if without and not _may_be_replaced(part):
             message = f"{where}.gateway is missing: ptp puts it on the node's end"
             advice = f'for example "gateway": "{format_ip(subnet.nth(1))}"'

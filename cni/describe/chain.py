@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import catalogue, walk
+from . import catalogue, pairs, walk
 from .findings import WARNING
 
 if TYPE_CHECKING:
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 # Main plugins that may follow another: ipvlan is made on the interface before it.
 _CHAINABLE = frozenset({"ipvlan", "loopback"})
-# Plugins whose interface has an end on the node.
-_PAIRS = frozenset({"bridge", "ptp", "flannel"})
 # Standard capabilities that runtimes give, and that plugins of other projects read.
 _OTHERS = frozenset({"aliases", "infinibandGUID", "cgroupPath"})
 
@@ -72,13 +70,17 @@ def _judge_chained(part: Part, made_by: Part | None) -> None:
     if not maker:
         return
     policy = walk.text_at(part.node, "ingressPolicy")
-    if part.plugin == "firewall" and policy not in ("", "open") and maker not in _PAIRS - {"ptp"}:
+    if part.plugin == "firewall" and policy not in ("", "open") and not _has_bridge(maker):
         _add(
             part,
             f"ingressPolicy needs a bridge, and {made_by.type} has none",
-            "it works with the plugin bridge",
+            "it works with the plugins bridge and vxlan",
             key="ingressPolicy",
         )
+
+
+def _has_bridge(maker: str) -> bool:
+    return maker in pairs.ON_BRIDGE or maker == "flannel"  # which calls bridge
 
 
 def _judge_capabilities(part: Part) -> None:

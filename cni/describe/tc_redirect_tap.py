@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .model import Key, Number, Plugin, Text
+from .model import Key, Number, Plugin, Rule, Text
 
 _U32 = 4294967295
 _NAME = "name of the TAP device"
@@ -16,8 +16,15 @@ PLUGIN = Plugin(
         Key(
             "tapName",
             Text(),
-            f"{_NAME}; `tap_name` is the same",
+            _NAME,
             absent="derived from the attachment",
+            example="tap0",
+        ),
+        Key(
+            "tap_name",
+            Text(),
+            "the same as `tapName`, as the plugin of that name spells it",
+            absent="`tapName`",
             example="tap0",
         ),
         Key("uid", Number(0, _U32), _UID, absent="root", example=1000),
@@ -27,6 +34,15 @@ PLUGIN = Plugin(
         Key("TC_REDIRECT_TAP_NAME", Text(), _NAME, absent="`tapName`", example="tap0"),
         Key("TC_REDIRECT_TAP_UID", Text(), _UID, absent="`uid`", example="1000"),
         Key("TC_REDIRECT_TAP_GID", Text(), _GID, absent="`gid`", example="1000"),
+    ),
+    rules=(
+        Rule(
+            ("tap_name",),
+            lambda get: get("tapName") and get("tap_name"),
+            "tap_name has no effect beside tapName, which is the same",
+            "leave one of them out",
+            is_warning=True,
+        ),
     ),
     example={"type": "tc-redirect-tap", "uid": 1000, "gid": 1000},
 )

@@ -30,9 +30,10 @@ from pathlib import Path
 
 from ..artifact import InstallError, Launcher
 from . import units as install_units
-from .directory import Installation, Report
+from .directory import Installation
 from .interpreter import choose
 from .place import Place
+from .report import Report
 
 __all__ = ["Report", "install", "is_installed", "put_aside", "uninstall"]
 
@@ -90,14 +91,23 @@ def install(
             raise
 
 
-def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None = None) -> Report:
+def uninstall(
+    bin_dir: Path,
+    units: Collection[Path] = (),
+    *,
+    root: Path | None = None,
+    dry_run: bool = False,
+) -> Report:
     """Remove everything that `install` made in `bin_dir`, and restore the files from before.
 
     `units` are systemd units to remove in addition to those in the manifest. `root` as for
-    `install`. Raises InstallError. A directory without an installation gives an empty report.
+    `install`. Raises InstallError. A directory without an installation gives an empty report. With
+    `dry_run` nothing is changed, and the report is the same.
     """
     place = Place.of(bin_dir, root)
     directory = place.directory()
+    if dry_run:
+        return _preview(place, directory, units)
     if not directory.is_dir():
         return Report(str(place.bin_dir), removed=install_units.remove(units, place))
     with _errors(directory), _locked(directory):
@@ -110,6 +120,37 @@ def uninstall(bin_dir: Path, units: Collection[Path] = (), *, root: Path | None 
     gone = _remove_directories(installation.made)
     report.removed += [str(place.then(Path(path))) for path in gone]
     return report
+
+
+def _preview(place: Place, directory: Path, units: Collection[Path]) -> Report:
+    """What `uninstall` would report."""
+    if not directory.is_dir():
+        return Report(str(place.bin_dir), removed=install_units.present(units, place))
+    with _errors(directory):
+        installation = Installation(place, dry_run=True)
+        paths = sorted({*map(Path, installation.units), *units})
+        removed = install_units.present(paths, place)
+        report = installation.uninstall()
+        names = (LOCK, *filter(installation.is_passing, os.listdir(directory)), *report.removed)
+        gone = {str(directory / name) for name in names}  # a path that is absolute stays one
+        gone |= {str(place.now(Path(path))) for path in removed}
+        emptied = _emptied(installation.made, gone)
+        report.removed += [*removed, *(str(place.then(Path(path))) for path in emptied)]
+        return report
+
+
+def _emptied(directories: Iterable[str], gone: set[str]) -> list[str]:
+    """Those of the directories, the innermost first, in which nothing is left but what is gone."""
+    emptied: list[str] = []
+    for directory in directories:
+        try:
+            names = os.listdir(directory)
+        except OSError:
+            break
+        if {os.path.join(directory, name) for name in names} - gone - set(emptied):
+            break
+        emptied.append(directory)
+    return emptied
 
 
 def is_installed(bin_dir: Path) -> bool:

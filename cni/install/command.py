@@ -37,15 +37,19 @@ def make(place: Place, link: Path) -> str:
     return ""
 
 
-def remove(place: Place, link: Path) -> bool:
-    """Remove the link if it leads to the installed file; False if there is none. Raises OSError."""
+def remove(place: Place, link: Path, *, dry_run: bool = False) -> bool:
+    """Remove the link if it leads to the installed file; False if there is none. Raises OSError.
+
+    With `dry_run` the link stays.
+    """
     try:
         at = place.now(link)
     except InstallError:
         return False  # it leads out of the root, so `make` has not made it
     if not _is_ours(place, at):
         return False
-    at.unlink()
+    if not dry_run:
+        at.unlink()
     return True
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..artifact import InstallError, Launcher, build_of, is_stub, stub_of
 from . import command, tree
 from .interpreter import Interpreter, compile_tree, probe
 from .place import Place
+from .report import Report
 
 MANIFEST = ".cni-manifest.json"
 MANIFEST_MAX = 1 << 20  # bytes
@@ -26,39 +26,15 @@ TEMPORARY = ".cni-tmp-"
 _TREE = re.compile(r"\.cni-[0-9a-f]{12}")
 
 
-@dataclass
-class Report:
-    """What an install or uninstall has done.
-
-    Names are file names in `bin_dir`; paths are those on the installed system.
-
-    `python` is the interpreter's path, "embedded", or "" without one. `command` is the link by
-    which a shell finds `cni`.
-    """
-
-    bin_dir: str
-    build: str = ""
-    python: str = ""
-    command: str = ""
-    links: list[str] = field(default_factory=list)  # plugins that were made or replaced
-    unchanged: list[str] = field(default_factory=list)  # plugins that were up to date
-    kept: dict[str, str] = field(default_factory=dict)  # another project's file -> its new name
-    restored: list[str] = field(default_factory=list)  # other projects' files that were restored
-    removed: list[str] = field(default_factory=list)
-    units: list[str] = field(default_factory=list)  # systemd units, with their paths
-    warnings: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
-
-
 class Installation:
     """The installation in one directory, whose lock the caller holds (`cni.install`)."""
 
-    def __init__(self, place: Place, made: Iterable[str] = ()) -> None:
-        """`made` are the directories that this install has made, the innermost first."""
-        self.place = place
+    def __init__(self, place: Place, made: Iterable[str] = (), *, dry_run: bool = False) -> None:
+        """`made` are the directories that this install has made, the innermost first.
+
+        With `dry_run` `uninstall` only reports, and needs no lock.
+        """
+        self.place, self._dry_run = place, dry_run
         self.dir = place.directory()
         self.report = Report(str(place.bin_dir))
         self.manifest = self._read_manifest()
@@ -122,18 +98,24 @@ class Installation:
         return self.report
 
     def uninstall(self) -> Report:
-        """Remove the links first, then `cni`, which they point to, then everything else."""
-        self.sweep()
+        """Remove the plugins' files first, then `cni`, which they need, then everything else."""
+        if not self._dry_run:
+            self.sweep()
         for path in sorted(self.commands):
-            if command.remove(self.place, Path(path)):
+            if command.remove(self.place, Path(path), dry_run=self._dry_run):
                 self.report.removed.append(path)
         for name in self._names():
             self._retire(name)
         if self.current_build() is not None:
             self._restore_or_remove("cni")
         self._remove_trees(set())
-        (self.dir / MANIFEST).unlink(missing_ok=True)
+        if not self._dry_run:
+            (self.dir / MANIFEST).unlink(missing_ok=True)
         return self.report
+
+    def is_passing(self, name: str) -> bool:
+        """Whether a file of the directory goes with any uninstall, and no report names it."""
+        return name == MANIFEST or name.startswith(TEMPORARY)
 
     def _check_directories(self, names: list[str]) -> None:
         for name in ("cni", *names):
@@ -167,15 +149,15 @@ class Installation:
             self._discard(final)  # another user may have put files there
         if final.is_dir():
             tree.unpack(launcher.path, final, self._temporary)
+            compile_tree(python, launcher.path, final, self.place.then(final))
             probe(python, final)
-            compile_tree(python, final, self.place.then(final))
             return
         partial = self._temporary()
         partial.mkdir()
         try:
             tree.unpack(launcher.path, partial, self._temporary)
+            compile_tree(python, launcher.path, partial, self.place.then(final))
             probe(python, partial)
-            compile_tree(python, partial, self.place.then(final))
             tree.sync(partial)
             partial.rename(final)
         finally:
@@ -190,6 +172,8 @@ class Installation:
 
     def _discard(self, path: Path) -> None:
         """Remove a tree. After a kill the next install removes the rest."""
+        if self._dry_run:
+            return
         doomed = self._temporary()
         path.rename(doomed)
         _remove(doomed)
@@ -280,11 +264,13 @@ class Installation:
     def _restore_or_remove(self, name: str) -> None:
         path, backup = self.dir / name, self.dir / f".{name}.before-cni"
         if os.path.lexists(backup):
-            backup.replace(path)
             self.report.restored.append(name)
+            if not self._dry_run:
+                backup.replace(path)
         else:
-            path.unlink()
             self.report.removed.append(name)
+            if not self._dry_run:
+                path.unlink()
 
     def current_build(self) -> str | None:
         """The build of the installed file.

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from ..artifact import InstallError, embedded
 from ..startup_error import remedy
+from .bytecode import ANOTHER_PYTHON
 
 MINIMUM = (3, 11)
 
@@ -32,7 +33,9 @@ class Interpreter(NamedTuple):
     path: str
     root: Path | None = None
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL
+    ) -> subprocess.CompletedProcess[str]:
         """Run it without site packages. Raises OSError, TimeoutExpired."""
         command = [self.path, "-I", "-S", *arguments]
         root = self.root
@@ -48,7 +51,7 @@ class Interpreter(NamedTuple):
                 check=False,
                 capture_output=True,
                 text=True,
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 timeout=300,
                 preexec_fn=enter if root is not None else None,
             )
@@ -121,21 +124,32 @@ def probe(python: Interpreter, tree: Path) -> None:
         )
 
 
-def compile_tree(python: Interpreter, tree: Path, final: Path) -> None:
-    """Compile the modules of `tree`, whose later path is `final`: tracebacks name that one.
+def compile_tree(python: Interpreter, archive: Path, tree: Path, final: Path) -> None:
+    """Give the modules of `tree` bytecode: that of the built file `archive`, if `python` reads it.
 
-    Loading does not compare the bytecode with the sources, which do not change: that saves a
-    stat(2) for each module. Raises InstallError.
+    The later path of `tree` is `final`: tracebacks name that one. Loading does not compare the
+    bytecode with the sources, which do not change: that saves a stat(2) for each module. Raises
+    InstallError.
     """
     place = python.sees(tree)
-    options = ["-m", "compileall", "-f", "-q"]
-    if python.root is None:
-        options += ["-j", "0"]  # a root directory without /dev/shm has no semaphores for this
-    options += ["--invalidation-mode", "unchecked-hash", "-s", place, "-p", str(final)]
-    done = python.run(*options, place)
+    program = f"{place}/cni/install/bytecode.py"
+    with archive.open("rb") as stdin:
+        done = python.run(program, place, str(final), stdin=stdin)
+    if done.returncode == ANOTHER_PYTHON:
+        done = _compile_all(python, place, final)
     if done.returncode:
         words = done.stdout + done.stderr
         for number in (errno.ENOSPC, errno.EDQUOT):
             if f"[Errno {number}]" in words:  # compileall's own text names a temporary file
                 raise OSError(number, os.strerror(number))
+        probe(python, tree)  # which says what such a Python lacks
         raise InstallError(f"{python.path} cannot compile the plugins: {words[-500:]}")
+
+
+def _compile_all(python: Interpreter, place: str, final: Path) -> subprocess.CompletedProcess[str]:
+    """Compile the sources below `place` in the interpreter's view."""
+    options = ["-m", "compileall", "-f", "-q"]
+    if python.root is None:
+        options += ["-j", "0"]  # a root directory without /dev/shm has no semaphores for this
+    options += ["--invalidation-mode", "unchecked-hash", "-s", place, "-p", str(final)]
+    return python.run(*options, place)

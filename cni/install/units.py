@@ -87,6 +87,11 @@ def disable(paths: Iterable[Path], place: Place) -> None:
         _systemctl("disable", "--now", *names)
 
 
+def present(paths: Iterable[Path], place: Place) -> list[str]:
+    """Those of the units that `write` has made."""
+    return [str(path) for path in paths if _is_ours(place.now(path))]
+
+
 def remove(paths: Iterable[Path], place: Place) -> list[str]:
     """Remove the units that `write` made; return their paths. Raises InstallError."""
     removed = []

@@ -16,6 +16,8 @@ import os
 from errno import EEXIST
 from typing import Any
 
+import msgspec
+
 from ..call import Call, Steps
 from ..kernel import link, sysctl, tc, tcfilter, tun
 from ..kernel.errors import LinkNotFound, NetlinkError
@@ -36,6 +38,7 @@ _MAX = (1 << 32) - 1
 
 class Conf(config.PluginConf):
     tap_name: str = ""
+    other_tap_name: str = msgspec.field(default="", name="tap_name")
     uid: int | None = None
     gid: int | None = None
 
@@ -69,11 +72,9 @@ def add(call: Call[Conf]) -> Result:
 
 def _name(call: Call[Conf]) -> str:
     """The device's name: from CNI_ARGS, else the configuration, else derived from the owner."""
-    text = _arguments(call).get(_NAME) or call.conf.tap_name
-    text = text or config.lookup(call.raw, "tap_name") or ""
+    text = _arguments(call).get(_NAME) or call.conf.tap_name or call.conf.other_tap_name
     if not text:
         return f"tap{digest(call.owner.key)[:8]}"
-    text = str(text)
     try:
         check_ifname(text)
         if "\0" in text:

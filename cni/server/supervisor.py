@@ -19,9 +19,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from errno import EINVAL
+from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from .. import systemd
+from ..artifact import OwnFile, build_of
 from ..files import open_null
 from . import counts, slots, warmup
 from .observing import Observing, Wanted
@@ -77,6 +79,7 @@ class Supervisor:
             observe, options.socket, build, self.counts, self.slots, log, self._prepare_observer
         )
         self.tending = Tending(log, self._prepare_observer)
+        self.own_file = OwnFile(Path(sys.argv[0]), build)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
         self.failures = [0] * options.workers  # successive early deaths of each slot's workers
@@ -166,6 +169,11 @@ class Supervisor:
                 self.retiring |= self.pids.keys()
                 return None
         return End(f"{path} is no longer this server's: there is {describe(path)}", code=1)
+
+    def _check_file(self) -> None:
+        """Say if our file was overwritten: requests go on, but plugins by exec fail without it."""
+        if self.own_file.change() == "":
+            self.log(f"{self.own_file.path} is not of this project any more: `cni install` again")
 
     def _complain(self, problem: str) -> None:
         """Log a lasting problem once."""
@@ -260,6 +268,7 @@ class Supervisor:
             self.node_file.set(mark_of_node_file(os.environ))
             self.observing.keep()
             self.tending.keep()
+            self._check_file()
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
             end = self._check_socket() or self._check_workers(now)
@@ -374,10 +383,6 @@ def _count_so_far() -> int:
 
 def _installed_build() -> str:
     """The build of the file now at the path that this process was started from; "" without one."""
-    from pathlib import Path
-
-    from ..artifact import build_of
-
     try:
         return build_of(Path(sys.argv[0])) or ""
     except OSError:

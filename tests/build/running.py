@@ -70,10 +70,27 @@ def install(dist: Path, bin_dir: Path, *options: str) -> dict[str, Any]:
 
 
 def uninstall(dist: Path, bin_dir: Path, *options: str) -> dict[str, Any]:
-    """`dist uninstall`; its report."""
-    done = run(dist, "uninstall", "--bin-dir", bin_dir, "--json", *options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads(done.stdout))
+    """`dist uninstall`; its report. Before it `--dry-run` says the same, and changes nothing."""
+    reports = []
+    for more in (["--dry-run"], []):
+        before = everything_below(bin_dir)
+        done = run(dist, "uninstall", "--bin-dir", bin_dir, "--json", *options, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not more or everything_below(bin_dir) == before
+        report = dict(json.loads(done.stdout))
+        assert report.pop("dryRun") is bool(more)
+        reports.append({**report, "removed": sorted(report["removed"])})
+    assert reports[0] == reports[1]
+    return reports[1]
+
+
+def everything_below(directory: Path) -> dict[str, tuple[int, int, int]]:
+    """Inode, size and time of the last change of all that is in a directory, and of itself."""
+    if not directory.exists():
+        return {}
+    paths = [directory, *directory.rglob("*")]
+    found = [(str(path), path.lstat()) for path in paths]
+    return {path: (status.st_ino, status.st_size, status.st_mtime_ns) for path, status in found}
 
 
 def build_id(dist: Path) -> str:

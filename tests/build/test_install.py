@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import re
 import shutil
 import stat
 import subprocess
+import zipfile
+from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from pathlib import Path
 from signal import SIGKILL
+from types import CodeType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +25,7 @@ from .running import (
     PYTHON,
     VERSION,
     build_id,
+    everything_below,
     in_mounts,
     install,
     need,
@@ -28,6 +34,9 @@ from .running import (
     supported,
     uninstall,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PLUGINS = {"bridge", "host-local", "loopback", "ptp", "static"}
 
@@ -71,13 +80,54 @@ def test_makes_the_file_a_tree_and_plugins(dist: Path, tmp_path: Path) -> None:
     assert len(after) == len(before)
 
 
-def test_compiles_for_the_interpreter(dist: Path, installed: Path) -> None:
+def test_modules_have_their_bytecode(dist: Path, installed: Path) -> None:
     tree = installed / f".cni-{build_id(dist)}"
-    compiled = list((tree / "cni").rglob("*.pyc"))
-    assert len(compiled) >= len(list((tree / "cni").rglob("*.py")))
-    for path in compiled:
-        assert path.read_bytes()[4:8] == b"\x01\x00\x00\x00", f"{path}: not an unchecked hash"
-        assert b"/.cni-tmp-" not in path.read_bytes(), "tracebacks would name the temporary tree"
+    sources = [path for path in tree.rglob("*.py") if "pyroute2" not in path.parts]
+    assert len(sources) > 300
+    for source in sources:
+        data = Path(cache_from_source(str(source))).read_bytes()
+        assert data[:4] == MAGIC_NUMBER
+        assert data[4:8] == b"\x01\x00\x00\x00", f"{source}: not an unchecked hash"
+        assert data[8:16] == source_hash(source.read_bytes())
+        code = marshal.loads(data[16:])
+        assert set(files_named(code)) == {str(source)}, "what tracebacks name"
+        assert same_code(code, compile(source.read_bytes(), source, "exec", dont_inherit=True))
+    assert not list(tree.glob("pyroute2/**/*.pyc")), "only scripts of people import it"
+
+
+def files_named(code: CodeType) -> Iterator[str]:
+    yield code.co_filename
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield from files_named(each)
+
+
+def same_code(one: CodeType, other: CodeType) -> bool:
+    """Whether they do the same, and say the same lines in tracebacks."""
+    inner = zip(one.co_consts, other.co_consts, strict=True)
+    return (one.co_code, one.co_linetable) == (other.co_code, other.co_linetable) and all(
+        same_code(a, b) for a, b in inner if isinstance(a, CodeType)
+    )
+
+
+def test_an_archive_that_another_python_compiled(dist: Path, tmp_path: Path) -> None:
+    """Its bytecode is of no use: the sources are compiled."""
+    other = tmp_path / "cni"
+    with zipfile.ZipFile(dist) as archive:
+        infos = archive.infolist()
+        other.write_bytes(dist.read_bytes()[: min(info.header_offset for info in infos)])
+        with zipfile.ZipFile(other, "a") as copy:
+            for info in infos:
+                data = archive.read(info)
+                is_compiled = info.filename.endswith(".pyc")
+                copy.writestr(info, b"\0\0\r\n" + data[4:] if is_compiled else data)
+    other.chmod(0o755)
+    install(other, tmp_path / "bin")
+    tree = tmp_path / f"bin/.cni-{build_id(dist)}"
+    for source in tree.rglob("*.py"):
+        data = Path(cache_from_source(str(source))).read_bytes()
+        assert data[:8] == MAGIC_NUMBER + b"\x01\x00\x00\x00", source
+    supported(run(tmp_path / "bin/bridge", env=VERSION))
 
 
 def test_a_second_time_changes_nothing(dist: Path, tmp_path: Path) -> None:
@@ -522,8 +572,14 @@ def in_root(dist: Path, root: Path, *options: str) -> dict[str, object]:
 
 
 def uninstall_of(dist: Path, root: Path) -> None:
-    done = run(dist, "uninstall", "--root", root)
-    assert done.returncode == 0, done.stdout + done.stderr
+    removed = []
+    for more in (["--dry-run"], []):
+        before = everything_below(root)
+        done = run(dist, "uninstall", "--root", root, "--json", *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not more or everything_below(root) == before
+        removed.append(sorted(json.loads(done.stdout)["removed"]))
+    assert removed[0] == removed[1]
 
 
 def test_into_another_root(dist: Path, tmp_path: Path) -> None:

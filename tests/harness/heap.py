@@ -192,6 +192,9 @@ def main(output: str, standins: str, used: str, *libraries: str) -> None:
         rehearse()
     elif used == "requests":
         use()
+    # What was in a directory when a module was looked for there: anybody may make a file meanwhile,
+    # and what a snapshot is made of is looked for in none.
+    sys.path_importer_cache.clear()
     gc.collect()
     found = Walk().everything()
     with open(output, "w", errors="backslashreplace") as file:

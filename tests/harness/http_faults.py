@@ -7,6 +7,8 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Any
 
+from .wait import wait_until
+
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 class FaultyServer:
     """Serves each connection by the next of `behaviours`, the last one again and again.
 
-    `requests` are those that arrived. `address` is where it listens: 127.0.0.1, or as given.
+    `requests` are those that arrived; `connections` and `closed` count connections.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class FaultyServer:
     ) -> None:
         self.requests: list[bytes] = []
         self.connections = 0
+        self.closed = 0
         self.over = threading.Event()
         self._behaviours = list(behaviours)
         self._context = context
@@ -76,6 +79,11 @@ class FaultyServer:
                 sock.close()
             except OSError:
                 pass
+            self.closed += 1
+
+    def await_closed(self) -> None:
+        """Wait until all connections are closed: no request is sent into one that just closes."""
+        wait_until(lambda: self.closed == self.connections, "the connections are closed")
 
     def receive(self, sock: socket.socket) -> bytes:
         """A whole request; empty at the connection's end."""

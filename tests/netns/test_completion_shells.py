@@ -1,19 +1,15 @@
-"""Tab in the shells themselves, with the script that `cni completion` prints.
-
-bash does it on a terminal, as a person's; zsh and fish, where they are installed, at least take
-their scripts.
-"""
+"""Tab in bash, zsh and fish themselves, on a terminal, with the script of `cni completion`."""
 
 from __future__ import annotations
 
 import os
 import pty
-import re
 import select
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -64,41 +60,51 @@ def node(host: Netns, bin_dir: Path, tmp_path: Path, netns: Callable[..., Netns]
 
 
 class Shell:
-    """An interactive bash on a terminal."""
+    """An interactive shell on a terminal, whose line a key writes into a file."""
 
-    def __init__(self, node: Node, argv: list[str]) -> None:
+    def __init__(self, node: Node, kind: Kind, directory: Path) -> None:
         self._fd, terminal = pty.openpty()
+        self._line = directory / "line"
         env = {
             **node.env,
             "PATH": f"{node.bin_dir}:{PATH}",
             "TERM": "dumb",
             "COLUMNS": "500",
-            "PS1": "ready> ",
-            "HOME": "/nosuch",
+            "HOME": str(directory),
             "LC_ALL": "C.UTF-8",
+            "LINE": str(self._line),
         }
         self.child = node.host.popen(
-            argv,
+            ["setsid", "--ctty", *kind.argv],
             env=env,
             cwd="/",
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
-            start_new_session=True,
         )
         os.close(terminal)
+        self._shown = ""
+        self.send(f"{kind.setup}; echo loa''ded\n")
+        self._read_until(lambda: "loaded\r" in self._shown)
 
     def send(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def until(self, form: str) -> str:
-        """What the terminal shows until a pattern is there; a deadline that is long enough."""
-        shown, deadline = "", time.monotonic() + 120
-        while not re.search(form, shown):
-            ready, _, _ = select.select([self._fd], [], [], max(deadline - time.monotonic(), 0))
-            assert ready, f"waited for {form!r}: {shown!r}"
-            shown += os.read(self._fd, 65536).decode()
-        return shown
+    def completed(self, typed: str) -> str:
+        """The line after this was typed, and Tab."""
+        self._line.unlink(missing_ok=True)
+        self.send(f"{typed}\t{_SHOW}")
+        self._read_until(self._line.exists)
+        self.send(_FORGET)
+        return self._line.read_text().removesuffix("\n")
+
+    def _read_until(self, condition: Callable[[], bool]) -> None:
+        """Read what the terminal shows, for as long as the slowest machine takes."""
+        deadline = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < deadline, self._shown
+            if select.select([self._fd], [], [], 0.02)[0]:
+                self._shown += os.read(self._fd, 65536).decode()
 
     def close(self) -> None:
         self.child.kill()
@@ -106,34 +112,43 @@ class Shell:
         os.close(self._fd)
 
 
-@pytest.fixture
-def bash(node: Node) -> Iterator[Shell]:
-    shell = Shell(node, ["bash", "--norc", "--noprofile", "-i"])
-    shell.send("bind 'set bell-style none'; source <(cni completion bash); echo loa''ded\n")
-    shell.until("loaded[^$]*ready> ")
-    yield shell
-    shell.close()
+class Kind(NamedTuple):
+    """How a shell is started, and what makes it complete and tell its line."""
+
+    argv: list[str]
+    setup: str
 
 
-def test_tab(bash: Shell) -> None:
-    wrong = {}
-    for number, (typed, wanted) in enumerate(COMPLETED.items()):
-        # A mark behind the cursor ends what Tab made; then the line is given up for another.
-        bash.send(f"{typed}\t#")
-        shown = bash.until("#")
-        bash.send(f"\x15echo ne''xt{number}\n")
-        bash.until(f"next{number}[^$]*ready> ")
-        line = re.sub(r"[\x07\r]", "", shown).removesuffix("#")
-        if line != wanted:
-            wrong[typed] = line
-    assert not wrong
+_SHOW, _FORGET = "\x02", "\x15"  # ^B writes the line into $LINE, ^U forgets it
+_INTO_FILE = ">$LINE.new; mv $LINE.new $LINE"
+KINDS = {
+    "bash": Kind(
+        ["bash", "--norc", "--noprofile", "-i"],
+        "bind 'set bell-style none'; source <(cni completion bash); "
+        f"""bind -x '"\\C-b": printf %s "$READLINE_LINE" {_INTO_FILE}'""",
+    ),
+    "zsh": Kind(
+        ["zsh", "-f", "-i"],
+        "autoload -U compinit; compinit -u -D; source <(cni completion zsh); "
+        f'show() {{ print -rn -- "$BUFFER" {_INTO_FILE} }}; zle -N show; bindkey "^B" show',
+    ),
+    "fish": Kind(
+        ["fish", "--no-config", "--interactive"],
+        f"cni completion fish | source; bind \\cb 'commandline {_INTO_FILE}'",
+    ),
+}
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_a_script_that_a_shell_takes(node: Node, shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed (package {shell})")
-    script = node.host.exec([str(node.bin_dir / "cni"), "completion", shell], env=node.env).stdout
-    load = "autoload -U compinit; compinit -u\n" if shell == "zsh" else ""
-    done = node.host.exec([shell], stdin=f"{load}{script}\necho loaded\n", check=False)
-    assert (done.returncode, done.stdout.split()[-1:], done.stderr) == (0, ["loaded"], "")
+@pytest.fixture(params=KINDS)
+def shell(node: Node, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    name = str(request.param)
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not installed (package {name})")
+    running = Shell(node, KINDS[name], tmp_path)
+    yield running
+    running.close()
+
+
+def test_tab(shell: Shell) -> None:
+    lines = {typed: shell.completed(typed) for typed in COMPLETED}
+    assert lines == COMPLETED

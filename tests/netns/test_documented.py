@@ -14,6 +14,7 @@ import pytest
 from cni.cli import COMMANDS
 from cni.cli.group import cli
 from tests.harness import Netns, Runtime
+from tests.harness.build import build_dist, install_dist
 from tests.harness.documented import cni_words, commands, configurations, is_syntax
 from tests.harness.netns import PATH
 from tests.harness.requires import ensure
@@ -60,7 +61,7 @@ for directory in /etc/cni /var/lib/cni /opt/cni /etc/systemd/system /usr/local/b
 done
 mkdir -p /run/cni && mount -t tmpfs none /run/cni
 mkdir -p /run/netns && mount -t tmpfs none /run/netns
-{file} install --bin-dir /opt/cni/bin >/dev/null
+cp -a {installed} /opt/cni/bin
 ip link add eth1 type veth peer name eth1peer
 ip link set eth1 up
 mkdir -p /etc/cni/net.d
@@ -87,9 +88,19 @@ for try in $(seq 600); do cni serve --status >/dev/null 2>&1 && break; sleep 0.1
 """
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dist/cni as it is installed, which each page's node gets a copy of."""
+    directory = tmp_path_factory.mktemp("pages") / "bin"
+    directory.mkdir()
+    return install_dist(directory, build_dist())
+
+
 @pytest.mark.timeout(900)  # each command starts an interpreter, on a busy machine
 @pytest.mark.parametrize("page", PAGES)
-def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) -> None:
+def test_command_lines(
+    host: Netns, bin_dir: Path, installed: Path, tmp_path: Path, page: str
+) -> None:
     if not (bin_dir / "cni").exists():
         pytest.skip("these are not our plugins")
     wanted = [each for each in commands(page) if each.strip() and not is_syntax(each)]
@@ -100,7 +111,7 @@ def test_command_lines(host: Netns, bin_dir: Path, tmp_path: Path, page: str) ->
         return
     here = tmp_path / "here"  # for files that commands write
     here.mkdir()
-    script = PREPARE.format(file=ROOT / "dist/cni")
+    script = PREPARE.format(installed=installed)
     script += "cp /etc/cni/net.d/20-mynet.conflist 10-mynet.conflist\n"
     if page in NEEDS_SERVER:
         script += SERVE

@@ -245,6 +245,59 @@ def test_every_format_of_every_command(node: Node, pods: dict[str, str]) -> None
     assert set(seen) == set(ALL)
 
 
+# What succeeds, of each command; {new} is a network that an earlier line has made.
+SUCCESS: dict[str, list[str]] = {
+    **{name: [] for name in ("ls", "ps", "ports", "plugins", "ipam", "ipam list", "network ls")},
+    **{name: [LONG] for name in ("plan", "status", "trace", "gc", "ipam check")},
+    "rules": [CID],
+    "inspect": [CID],
+    "validate": [LONG],
+    "explain": ["bridge"],
+    "schema": ["bridge"],
+    "completion": ["fish"],
+    "graph": ["--to", "{tmp}/graph.txt"],
+    "metrics": ["--to", "{tmp}/metrics.prom"],
+    "reload": [],
+    "migrate": ["--to", "own"],
+    "sysdump": ["-o", "{tmp}/dump.tar.gz", "--force"],
+    "conform": ["{bin}/loopback"],
+    "network create": ["new"],
+    "network rm": ["new"],
+    "add": [LONG, "{netns}"],
+    "check": [LONG, "--id", CID],
+    "del": [LONG, "{netns}"],
+    "ipam release": [LONG, CID, "--force"],
+    "doctor": [],
+    "test": [LONG],
+}
+# They tell of what is wrong on this node, or of a packet filter that this kernel lacks.
+JUDGES = ("doctor", "test", "ipam check")
+# What these need, other tests have: a store of blocks, a daemon, a server, the built file.
+ELSEWHERE = {
+    **{name: "tests/unit/test_cluster_cli.py" for name in ALL if name.startswith("ipam ")},
+    "ipam reconcile": "tests/unit/test_cluster_reconciling.py",
+    "dhcp leases": "tests/netns/test_dhcp.py",
+    "serve": "tests/netns/test_server.py",
+    "install": "tests/build/running.py",
+    "uninstall": "tests/build/running.py",
+}
+
+
+@pytest.mark.timeout(600)
+def test_success_is_a_document(node: Node, pods: dict[str, str]) -> None:
+    """Also of a command that only does something, or writes a file."""
+    assert set(SUCCESS) | set(ELSEWHERE) == set(ALL)
+    order = [*SUCCESS]
+    requests = []
+    for name in order:
+        words = [*name.split(), *(each.format(**pods) for each in SUCCESS[name])]
+        cached = ["--cache-dir", str(node.cache)] if "--cache-dir" in options(name) else []
+        requests.append(([*words, *cached, "--json"], False))
+    for name, (code, out, err) in zip(order, run_all(node, requests), strict=True):
+        assert code in ((0, 1) if name in JUDGES else (0,)), (name, out, err)
+        assert isinstance(json.loads(out), dict | list), name
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", every_day(["full"], BROKEN))
 def test_a_stdout_or_directory_of_no_use(node: Node, pods: dict[str, str], how: str) -> None:

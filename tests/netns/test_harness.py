@@ -104,6 +104,8 @@ def start_test_run(
     (directory / "test_inner.py").write_text(text)
     (directory / "pytest.ini").write_text("[pytest]")
     plugins = ["-p", "tests.harness.parallel", "-p", "no:cacheprovider"]
+    # Else it would first remove what earlier test runs left in their temporary directory.
+    options = (*options, f"--basetemp={directory / 'inner'}")
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *plugins, *options, f"--rootdir={directory}", directory],
         cwd=ROOT,

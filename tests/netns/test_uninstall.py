@@ -80,6 +80,7 @@ def test_refused_while_a_container_is_attached(node: Node, container: Netns) -> 
         f"eth0 of c1 in {NET}",
         "delete these containers first, or repeat it with --force",
     ]
+    assert node.uninstall("--dry-run").returncode == 5
     node.runtime.delete("bridge", conf, container).succeeded()
     done = node.uninstall()
     assert done.returncode == 0, done.stderr

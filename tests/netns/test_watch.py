@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import watch as module
+from cni.protocol.errors import CNIError
+from tests.harness.build import install_dist
 from tests.harness.firewalld import Bus
+from tests.harness.netns import PATH as PROGRAMS
+from tests.harness.netns import stop
 from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
@@ -218,3 +224,68 @@ def test_the_end_of_the_bus_is_an_error(bus: Bus) -> None:
     watching = Watching()
     bus.stop()
     watching.wait_for(lambda: watching.reasons[-1].startswith("ended: cannot listen"))
+
+
+def test_between_signals_there_is_something_to_look_at(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_QUIET", 0.01)
+    looked = threading.Event()
+    thread = threading.Thread(target=_watch_until_it_ends, args=(looked.set,), daemon=True)
+    thread.start()
+    assert looked.wait(20)
+    bus.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def _watch_until_it_ends(idle: Callable[[], None]) -> None:
+    with contextlib.suppress(CNIError):
+        module.watch(lambda _: None, idle)
+
+
+@pytest.mark.parametrize("by", ["another build", "another project"])
+def test_what_becomes_of_its_file(bus: Bus, tmp_path: Path, by: str) -> None:
+    """The build that is installed meanwhile goes on; a file of others is named, once."""
+    program = install_dist(tmp_path / "bin") / "cni"
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [program, "reload", "--watch"],
+            env={"PATH": PROGRAMS, "CNI_STATE_DIR": str(tmp_path / "state"), **bus.env},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for(log, "started: 0 of 0 restored", process)
+        mark = "cni_build=ba9876543210\n" if by == "another build" else ""
+        new = tmp_path / "new"
+        new.write_text(f"#!/bin/sh\n{mark}echo executed: $*\nexec sleep 300\n")
+        new.chmod(0o755)
+        new.replace(program)
+        expected = "is not of this project any more"
+        if by == "another build":
+            expected = "executed: reload --watch"
+
+        def noticed() -> bool:
+            """Each time the bus says something, it looks."""
+            peer = Peer(bus)
+            peer.own(SERVICE)
+            peer.connection.close()
+            return expected in log.read_text()
+
+        wait_until(noticed, expected, process=process)
+        if by == "another build":
+            return
+        peer = Peer(bus)
+        peer.own(SERVICE)
+        peer.signal("Reloaded")
+        _wait_for(log, "firewalld has reloaded: 0 of 0 restored", process)
+        assert log.read_text().count(expected) == 1
+    finally:
+        stop(process)
+
+
+def _wait_for(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    wait_until(lambda: text in log.read_text(), text, process=process)

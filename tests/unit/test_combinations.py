@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.combinations import needed, rows_of
-from tests.harness.everyday import LONG, ONE_ROW, long_ones
+from tests.harness.everyday import FEW_ROWS, LONG, MOST_ROWS, ONE_ROW, long_ones, many_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,21 +48,24 @@ def collected(*args: str) -> set[str]:
 
 
 def test_the_rest_is_slow() -> None:
-    everyday, rest = collected("-m", "not slow"), collected("-m", "slow")
-    assert len(everyday) == len(rest) == 2
-    assert everyday | rest == collected()
+    everyday, every = collected("-m", "not slow"), collected()
+    assert len(everyday) == 2
+    assert len(every) == 4
+    assert everyday < every
 
 
 SHARED = tuple(f"tests/harness/{name}.py" for name in ("contract", "start_cases", "store_contract"))
 
 
-@pytest.mark.parametrize("path", sorted({*LONG, *ONE_ROW}))
+@pytest.mark.parametrize("path", sorted({*LONG, *ONE_ROW, *FEW_ROWS}))
 def test_what_is_left_out_exists(path: str) -> None:
     """A test that has another name now would be run every day, unnoticed."""
     texts = "".join((ROOT / each).read_text() for each in (path, *SHARED))
     defined = set(re.findall(r"def (test_\w+)", texts))
-    names = {name.rpartition(":")[2] for name in (*LONG.get(path, ()), *ONE_ROW.get(path, {}))}
-    assert names <= defined
+    tables = (LONG.get(path, ()), ONE_ROW.get(path, {}), FEW_ROWS.get(path, ()))
+    names = [name.rpartition(":")[2] for table in tables for name in table]
+    assert set(names) <= defined
+    assert len(names) == len(set(names)), "a test is in one table"
 
 
 class Item:
@@ -79,3 +82,14 @@ def test_of_one_row_the_others_are_left_out_only_if_it_is_there() -> None:
     one, another = Item(f"{path}::{name}[{row}]"), Item(f"{path}::{name}[another]")
     assert long_ones([one, another]) == [another]  # type: ignore[list-item, comparison-overlap]
     assert long_ones([another]) == []  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 6, 7, 30])
+def test_of_many_rows_four_are_run(count: int) -> None:
+    path, (name, *_) = next(iter(FEW_ROWS.items()))
+    items = [Item(f"{path}::{name}[{number}]") for number in range(count)]
+    left_out = many_rows(items)  # type: ignore[arg-type]
+    taken = [item for item in items if item not in left_out]
+    assert len(taken) == min(count, MOST_ROWS)
+    assert {items[0], items[-1]} <= set(taken)
+    assert many_rows([Item(f"{path}::another[{number}]") for number in range(count)]) == []  # type: ignore[list-item]

@@ -14,7 +14,7 @@ import pytest
 
 from cni import __version__
 from cni.cli import main
-from cni.describe import catalogue, forms, schema, tables
+from cni.describe import catalogue, forms, pairs, schema, tables
 from cni.describe.common import COMMON, DNS, ROUTE
 from cni.describe.model import (
     Anything,
@@ -31,6 +31,7 @@ from cni.describe.model import (
     Text,
 )
 from cni.dispatch import TABLE, WINDOWS
+from cni.plugins.bridge import vxlan_settings
 from cni.protocol import config, version
 from cni.protocol.config import NetConf, PluginConf
 from cni.store.config import DirectoryOptions, EtcdOptions
@@ -248,6 +249,28 @@ def test_forms_take_their_examples() -> None:
 
 def test_common_keys_have_words() -> None:
     assert all(key.text for key in COMMON)
+
+
+def test_plugins_that_make_a_pair() -> None:
+    """Those of describe.pairs are those whose node's end can be named; some are on a bridge."""
+
+    def with_key(name: str) -> set[str]:
+        return {each.name for each in catalogue.plugins() if catalogue.own_key(each, name)}
+
+    assert with_key("hostInterfaceName") == pairs.ALL
+    assert with_key("bridge") & pairs.ALL == pairs.ON_BRIDGE  # tap has no end on the node
+    key = catalogue.own_key(described("bridge"), "bridge")
+    assert key is not None
+    assert pairs.bridge_name("bridge", None, None) == key.default
+    conf = config.convert({"type": "vxlan", "vni": 7}, vxlan_settings.Conf)
+    assert pairs.bridge_name("vxlan", "", 7) == vxlan_settings.bridge_name(conf)
+    for name in pairs.ON_BRIDGE:
+        assert pairs.bridge_name(name, "br0", 7) == "br0"
+        assert pairs.is_gateway(name, None, True)
+        assert pairs.is_gateway(name, True, None)
+        assert not pairs.is_gateway(name, None, False)
+    assert pairs.is_gateway("ptp", None, None)
+    assert not pairs.is_gateway("macvlan", True, True)
 
 
 # --- what is made of the descriptions --------------------------------------------------------

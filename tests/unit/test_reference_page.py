@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ OTHERS = {
 NOT_HERE = {"PATH", "TERM", "COLUMNS", "BAGGAGE"}
 
 
+@cache  # to parse all modules takes a second
 def texts(path: Path) -> set[str]:
     if path.suffix != ".py":
         return set(re.findall(r'"([A-Z][A-Z0-9_]+)"', path.read_text()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.harness.admission import NODE_CLAIM, User
 from tests.harness.apiobjects import Answer
 from tests.harness.apiserver import ApiServer, Fault, serving
 from tests.harness.store_contract import StoreContract
+from tests.harness.wait import TIMEOUT
 
 CLUSTER = Path(__file__).resolve().parents[2] / "deploy" / "cluster"
 MANIFESTS = [CLUSTER / name for name in ("crds.yaml", "rbac.yaml", "policy.yaml")]
@@ -48,7 +48,7 @@ def api(served: ApiServer) -> ApiServer:
 
 
 def opened(
-    api: ApiServer, token: str = "admin", timeout: float = 10.0
+    api: ApiServer, token: str = "admin", timeout: float = TIMEOUT
 ) -> kubernetes.KubernetesStore:
     path = api.directory / f"token-{token}"
     if not path.exists():
@@ -192,7 +192,7 @@ def test_a_token_that_was_renewed_is_read_again(api: ApiServer, tmp_path: Path) 
     token.write_text("one")
     api.tokens["one"] = api.tokens["admin"]
     options = {"server": api.url, "caFile": str(api.ca), "tokenFile": str(token)}
-    store = kubernetes.connect({"type": "kubernetes", **options})
+    store = kubernetes.connect({"type": "kubernetes", "timeout": TIMEOUT, **options})
     store.list("pools/")
     del api.tokens["one"]
     api.tokens["two"] = api.tokens["admin"]
@@ -360,24 +360,25 @@ def test_a_watch_from_forgotten_history_is_expired(
     api.cluster.compact()
     api.gone_as_event = as_event
     with pytest.raises(Expired):
-        list(store.watch("nodes/", revision, 5))
+        list(store.watch("nodes/", revision, TIMEOUT))
     with pytest.raises(Expired):
-        list(store.watch("", "1", 5))
+        list(store.watch("", "1", TIMEOUT))
 
 
 def test_a_bookmark_moves_the_revision(api: ApiServer, store: Store) -> None:
     revision = store.list("nodes/").revision
-    threading.Timer(0.2, api.cluster.bump).start()
-    told = list(store.watch("nodes/", revision, 1.5))
-    assert [(change.key, change.item) for change in told] == [("", None)]
-    assert told[0].revision == str(api.cluster.version)
+    api.cluster.bump()
+    told = next(iter(store.watch("nodes/", revision, TIMEOUT)))
+    assert (told.key, told.item, told.revision) == ("", None, str(api.cluster.version))
+    # Nothing has changed since: there is no other.
+    assert list(store.watch("nodes/", told.revision, 0.5)) == []
 
 
 def test_a_watch_that_breaks_is_unavailable(api: ApiServer, store: Store) -> None:
     revision = store.list("nodes/").revision
     store.create("nodes/n1", {})
     api.faults.append(Fault("after", applies=lambda _, path: "watch=1" in path))
-    watch = store.watch("nodes/", revision, 5)
+    watch = store.watch("nodes/", revision, TIMEOUT)
     assert next(watch).key == "nodes/n1"
     with pytest.raises(Unavailable):
         next(watch)

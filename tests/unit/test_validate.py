@@ -577,6 +577,27 @@ def test_subnets_of_two_networks(judge: Judge) -> None:
     assert [each.file for each in judge.findings(first)] == [str(first)]
 
 
+def vxlan(vni: int, **keys: Any) -> dict[str, Any]:
+    ipam = {"type": "host-local", "subnet": "10.22.0.0/16"}
+    return {"type": "vxlan", "vni": vni, "peers": ["192.0.2.1"], "ipam": ipam, **keys}
+
+
+def test_subnets_of_vxlan(judge: Judge) -> None:
+    """Its node's end is a port of a bridge, as that of the plugin bridge."""
+    judge.write("1.conflist", {**conflist(vxlan(7, isGateway=True)), "name": "one"})
+    judge.write("2.conflist", net("two", "10.22.3.0/24", "br2"))
+    assert [(each.code, each.severity) for each in judge.findings()] == [("overlap", "error")]
+    judge.write("2.conflist", net("two", "10.22.3.0/24", "cni-vx7"))
+    [found] = judge.findings()
+    assert "both are on cni-vx7" in found.advice
+
+
+def test_what_needs_a_bridge_has_one(judge: Judge) -> None:
+    isolating = {"type": "firewall", "ingressPolicy": "isolated"}
+    judge.write("1.conflist", conflist(vxlan(7), isolating))
+    assert judge.findings() == []
+
+
 def test_subnets_that_may_be_apart(judge: Judge) -> None:
     for at in (1, 2):
         plugin = {

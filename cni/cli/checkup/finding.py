@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cni.cli.conflist import NetworkList
+from cni.cli.view import bridges
 
 OK, NOTE, UNKNOWN, WARNING, ERROR = "ok", "note", "unknown", "warning", "error"
 
@@ -57,5 +58,17 @@ class Situation:
         return [
             network.name
             for network in self.networks
-            if any(plugin.type in names for plugin in network.plugins)
+            if any(bridges.plugin_of(plugin.raw) in names for plugin in network.plugins)
+        ]
+
+    def paired(self, *, on_bridge: bool = False) -> list[str]:
+        """The networks that connect containers to the node by a pair, or by a port of a bridge."""
+        confs = {
+            network.name: bridges.conf_in(plugin.raw for plugin in network.plugins)
+            for network in self.networks
+        }
+        return [
+            name
+            for name, conf in confs.items()
+            if (bridges.is_on_bridge(conf) if on_bridge else conf)
         ]

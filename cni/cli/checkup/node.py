@@ -88,7 +88,7 @@ def _number(name: str) -> int | None:
 
 def forwarding(situation: Situation) -> Iterator[Finding]:
     """A node whose containers have a gateway has to forward."""
-    if not situation.networks_with("bridge", "ptp", "flannel"):
+    if not situation.paired():
         return
     known = attachments.gather(Places.of(situation.cache_dir))
     living = needs.of_living(known, Live(), situation.networks)
@@ -115,7 +115,7 @@ def _by_mend(lacks: list[needs.Lack]) -> dict[str, str]:
 
 def bridge_frames(situation: Situation) -> Iterator[Finding]:
     """Do frames within a bridge pass the rules of IP?"""
-    if not situation.networks_with("bridge", "flannel"):
+    if not situation.paired(on_bridge=True):
         return
     value = _value("net/bridge/bridge-nf-call-iptables")
     if value == "1":

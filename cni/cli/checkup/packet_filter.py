@@ -96,7 +96,7 @@ def drops(situation: Situation) -> Iterator[Finding]:
         chains = drop_policies()
     except NetlinkError:
         return
-    routed = set(situation.networks_with("bridge", "ptp", "flannel"))
+    routed = set(situation.paired())
     guarded = set(situation.networks_with("firewall"))
     for family, table, name in chains:
         chain = f"{family} {table} {name}"
@@ -128,7 +128,7 @@ def firewalld(situation: Situation) -> Iterator[Finding]:
     from cni.plugins.firewall import dbus
 
     runs, _ = dbus.firewalld_runs()
-    routed = set(situation.networks_with("bridge", "ptp", "flannel"))
+    routed = set(situation.paired())
     bare = sorted(routed - set(situation.networks_with("firewall")))
     if runs and bare:
         text = f"firewalld runs, and {', '.join(bare)} lack the plugin firewall"

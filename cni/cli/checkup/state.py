@@ -39,7 +39,7 @@ def _room_of(path: str, found: os.statvfs_result) -> Iterator[Finding]:
     least = min(space, inodes)
     text = f"{path}: {space} % of the space and {inodes} % of the inodes are free"
     if least < _LOW:
-        mend = f"df -h {path}" if space <= inodes else f"df -i {path}"
+        mend = f"df -{'h' if space <= inodes else 'i'} {quote(path)}"
         yield Finding(ERROR if least < _LOWEST else WARNING, AREA, text, mend)
     else:
         yield Finding(OK, AREA, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+from cni.describe import pairs
 from cni.kernel.errors import KernelError
 from cni.kernel.route import show as routes_of
 from cni.netns.namespace import Namespace
@@ -20,8 +21,6 @@ _DNS_PORT = 53
 _DNS_WAIT = 2.0  # seconds
 _QUERY = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01"  # NS of the root, recursion desired
 _SERVER_PORT = 7007  # of a throw-away host, which uses no other
-# A bridge or pair of the node has its gateway there.
-_ON_NODE = ("bridge", "ptp", "vxlan")
 
 
 def loopback(situation: Situation) -> Iterator[Row]:
@@ -47,7 +46,7 @@ def gateway(situation: Situation) -> Iterator[Row]:
             yield skipped("gateway", family, text)
         elif situation.may_ask(address):
             yield _gateway(situation, family, address)
-        elif situation.kind in _ON_NODE and _should_be_on_node(situation):
+        elif _should_be_on_node(situation):
             yield failed(
                 "gateway",
                 family,
@@ -60,9 +59,8 @@ def gateway(situation: Situation) -> Iterator[Row]:
 
 
 def _should_be_on_node(situation: Situation) -> bool:
-    if situation.kind == "ptp":
-        return True
-    return bool(situation.key("isGateway") or situation.key("isDefaultGateway"))
+    keys = (situation.key(name) for name in ("isGateway", "isDefaultGateway"))
+    return pairs.is_gateway(situation.kind, *keys)
 
 
 def _name(situation: Situation) -> str:
@@ -133,7 +131,7 @@ def _neighbour(situation: Situation, family: int, address: str) -> Row:
         yield from causes.of_link(situation, situation.first, address)
         assert situation.second is not None
         yield from causes.of_link(situation, situation.second, address)
-        if situation.kind == "ptp":
+        if situation.kind in pairs.ALONE:
             yield from causes.of_forwarding(situation, family)
         yield from causes.of_bridged(situation, family)
 

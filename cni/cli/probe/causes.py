@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from shlex import quote
 from typing import NamedTuple
 
+from cni.describe import pairs
 from cni.kernel import link, sysctl
 from cni.kernel import netlink as nl
 from cni.kernel.errors import KernelError
@@ -107,7 +108,7 @@ def of_forwarding(situation: Situation, family: int) -> Iterator[Cause]:
 
 def of_bridged(situation: Situation, family: int) -> Iterator[Cause]:
     """Of the rules of IP, where frames within a bridge pass them."""
-    if situation.kind == "bridge" and bridge_frames_pass_rules(family):
+    if situation.kind in pairs.ON_BRIDGE and bridge_frames_pass_rules(family):
         yield from of_policies(situation, family)
 
 

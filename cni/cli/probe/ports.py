@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from cni.describe import pairs
 from cni.netns.namespace import Namespace
 
 from . import addresses, causes
@@ -38,6 +39,10 @@ class _Port:
         self.address = situation.node_address(family)
         self.snat = situation.key("snat", "portmap") is not False
 
+    @property
+    def _is_on_bridge(self) -> bool:
+        return self.situation.kind in pairs.ON_BRIDGE
+
     def rows(self) -> Iterator[Row]:
         with ExitStack() as stack:
             first = self.situation.first.namespace
@@ -63,7 +68,7 @@ class _Port:
         if self.family == 6:
             if self.situation.key("backend", "portmap") == "iptables":
                 return skipped(check, 6, "with the backend iptables nothing is published on ::1")
-            if self.situation.kind == "bridge" and causes.bridge_frames_pass_rules(6):
+            if self._is_on_bridge and causes.bridge_frames_pass_rules(6):
                 return skipped(check, 6, "net.bridge.bridge-nf-call-ip6tables is 1: no way to ::1")
         return self._asked(check, servers, None, address)
 
@@ -171,6 +176,6 @@ class _Port:
 
     def _needs_hairpin(self) -> bool:
         """Does the bridge have to send frames back where they came from?"""
-        if self.situation.kind != "bridge" or self.situation.key("hairpinMode") is True:
+        if not self._is_on_bridge or self.situation.key("hairpinMode") is True:
             return False
         return causes.bridge_frames_pass_rules(self.family)

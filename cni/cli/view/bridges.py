@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from cni.describe import catalogue
+from cni.describe import catalogue, pairs
 from cni.kernel import link
 from cni.kernel.link import Link
 from cni.kernel.netlink import Netlink
@@ -21,7 +21,6 @@ from ..conflist import NetworkList
 from .attached import Attached
 from .namespaces import Live
 
-_DEFAULT_BRIDGE = "cni0"
 # What a person has to do: the bridge had addresses and options that only an ADD makes.
 MEND = "restart these containers, so that they are attached again"
 PORTS = frozenset({"veth", "netkit"})  # kinds of links
@@ -85,20 +84,13 @@ def bridge_of(each: Attached) -> str:
 
 def is_on_bridge(conf: dict[str, Any]) -> bool:
     """Is this an object of a plugin that attaches to a bridge?"""
-    return plugin_of(conf) in ("bridge", "vxlan")
+    return plugin_of(conf) in pairs.ON_BRIDGE
 
 
 def name_in(conf: dict[str, Any]) -> str:
     """The name of the bridge in an object of the plugin bridge or vxlan."""
-    name = config.lookup(conf, "bridge")
-    if isinstance(name, str) and name:
-        return name
-    return default_name(plugin_of(conf), config.lookup(conf, "vni"))
-
-
-def default_name(plugin: str, vni: Any) -> str:
-    """The name of the bridge that bridge or vxlan makes where the configuration names none."""
-    return f"cni-vx{vni}" if plugin == "vxlan" else _DEFAULT_BRIDGE
+    keys = (config.lookup(conf, key) for key in ("bridge", "vni"))
+    return pairs.bridge_name(plugin_of(conf), *keys)
 
 
 def plugin_of(conf: dict[str, Any]) -> str:
@@ -131,7 +123,7 @@ def conf_in(plugins: Iterable[Any]) -> dict[str, Any]:
     """The first object of bridge, vxlan or ptp, also one that flannel calls; {} without one."""
     for plugin in plugins:
         one = _delegated(plugin) if isinstance(plugin, dict) else {}
-        if is_on_bridge(one) or plugin_of(one) == "ptp":
+        if plugin_of(one) in pairs.ALL:
             return one
     return {}
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from shlex import quote
 from typing import Any, NamedTuple
 
+from cni.describe import pairs
 from cni.kernel import address, link, sysctl
 from cni.kernel.link import Link
 from cni.kernel.netlink import Netlink
@@ -57,9 +58,8 @@ class Need(NamedTuple):
 
 def is_routed(conf: dict[str, Any]) -> bool:
     """Is the node the gateway of containers by this object of bridge or ptp?"""
-    keys = ("isGateway", "isDefaultGateway")
-    own = bridges.plugin_of(conf)
-    return own == "ptp" or (own != "" and any(config.lookup(conf, key) is True for key in keys))
+    keys = (config.lookup(conf, key) for key in ("isGateway", "isDefaultGateway"))
+    return pairs.is_gateway(bridges.plugin_of(conf), *keys)
 
 
 def of_living(

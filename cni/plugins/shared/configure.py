@@ -151,7 +151,7 @@ def _settle(netns: Namespace, index: int, name: str) -> None:
                 raise CNIError(
                     f"link {name} still has tentative addresses after {waited} seconds",
                     f"for {idle} seconds the kernel has sent no probe of duplicate address"
-                    " detection; normally it sends one every second: are the processors overloaded?",
+                    " detection (normally one a second): are the processors overloaded?",
                 )
     except DuplicateAddress as error:
         raise CNIError(
