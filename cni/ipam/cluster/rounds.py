@@ -31,11 +31,12 @@ class Pace:
     """When ledgers and store are compared again: the more seldom, the more blocks and nodes.
 
     A comparison lists the blocks of all nodes, and every node makes one. Nodes wait longer in a
-    larger cluster, so that the store has not to send more there, and not all equally long.
+    larger cluster, so that the store has not to send more there, and not all equally long: also
+    the first time, since all of them may have been started at once.
     """
 
     def __init__(self) -> None:
-        self._due = 0.0
+        self._due = time.monotonic() + _COMPARE * _chance()
 
     def is_due(self) -> bool:
         """Is it time? Then the next one comes later."""
@@ -49,8 +50,12 @@ class Pace:
         self._wait(listed / _LISTED)
 
     def _wait(self, seconds: float) -> None:
-        spread = 0.8 + 0.4 * int.from_bytes(os.urandom(2), "big") / (1 << 16)
-        self._due = max(self._due, time.monotonic() + seconds * spread)
+        self._due = max(self._due, time.monotonic() + seconds * (0.8 + 0.4 * _chance()))
+
+
+def _chance() -> float:
+    """Between 0 and 1, without the module random, which takes long to load."""
+    return int.from_bytes(os.urandom(2), "big") / (1 << 16)
 
 
 def once(
