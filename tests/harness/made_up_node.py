@@ -15,6 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cni import _build
+from cni.artifact import build_of
+
 from .build import install_dist
 from .command_line import Node
 from .many_commands import run
@@ -74,6 +77,7 @@ def prepare(file: Path) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", directory], check=True)
     subprocess.run(["hostname", "node-1"], check=True)
     install_dist(BIN_DIR, file)
+    _build.ID = build_of(BIN_DIR / "cni") or ""  # commands run from the sources, as if from that
     node = MadeUp()
     node.net_d.mkdir(parents=True)
     node.host.ip_batch(
