@@ -72,7 +72,9 @@ class Following(Child):
         with node.claiming():
             store = engines.connect(its.store)
             try:
-                Claims(store, its, node, self._log).register()
+                claims = Claims(store, its, node, self._log)
+                claims.renews = True
+                claims.register()
             finally:
                 store.close()
 

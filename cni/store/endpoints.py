@@ -1,6 +1,7 @@
 """Endpoints: the addresses by which the nodes of an overlay network reach each other.
 
-    endpoints/<network>/<node>   {"uid", "vni", "port", "addresses": ["192.0.2.11", "fd00::11"]}
+    endpoints/<network>/<node>   {"node", "uid", "vni", "port",
+                                  "addresses": ["192.0.2.11", "fd00::11"]}
 
 Each node writes its own, and reads those of all. One with another node's `uid` is replaced only if
 the store says that this node is gone: an item of the same name may be that of a machine that lives.
@@ -22,6 +23,7 @@ _MOST_ADDRESSES = 8  # of a node; what it says beyond is not read
 class Endpoint(NamedTuple):
     """How a node is reached in a network; `addresses` are texts, one or two."""
 
+    node: str
     uid: str
     vni: int
     port: int
@@ -44,12 +46,13 @@ def place_of(key: str) -> tuple[str, str]:
     return (parts[1], parts[2]) if len(parts) == 3 else ("", "")
 
 
-def addresses_of(value: dict[str, Any], vni: int, port: int) -> list[str]:
-    """The addresses of an item's value, if it is of this network, and can be used.
+def addresses_of(value: dict[str, Any], node: str, vni: int, port: int) -> list[str]:
+    """The addresses of the value of `node`'s item, if it is of this network, and can be used.
 
-    Others have written it: what is no unicast address, or of another VNI or port, is left out.
+    Others have written it: what is no unicast address, or of another VNI or port, is left out; and
+    an item of another node than its key says, which policies of a store may not have prevented.
     """
-    if (value.get("vni"), value.get("port")) != (vni, port):
+    if (value.get("node"), value.get("vni"), value.get("port")) != (node, vni, port):
         return []
     texts = value.get("addresses")
     if not isinstance(texts, list):
@@ -69,18 +72,18 @@ def _is_usable(text: str) -> bool:
     return not is_mapped and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] >= 0x80)
 
 
-def publish(store: Store, network: str, node: str, own: Endpoint, present: Item | None) -> None:
+def publish(store: Store, network: str, own: Endpoint, present: Item | None) -> None:
     """Have the store say `own` of this node. `present` is the item as it was read last, or None.
 
     Raises Refused if the item is another node's, StoreError.
     """
-    key = key_of(network, node)
+    key = key_of(network, own.node)
     for _ in range(_ATTEMPTS):
         if present is not None:
             if present.value == own.value:
                 return
             if present.value.get("uid") != own.uid:
-                _require_gone(store, node, own.uid, present)
+                _require_gone(store, own, present)
         try:
             if present is None:
                 store.create(key, own.value)
@@ -93,8 +96,9 @@ def publish(store: Store, network: str, node: str, own: Endpoint, present: Item 
     raise Unavailable(f"{store.name}: {key} changes all the time", "try again")
 
 
-def _require_gone(store: Store, node: str, uid: str, present: Item) -> None:
-    """Raises Refused unless whoever wrote `present` was given up."""
+def _require_gone(store: Store, own: Endpoint, present: Item) -> None:
+    """Raises Refused unless the node that wrote `present` was given up."""
+    node, uid = own.node, own.uid
     old = str(present.value.get("uid", ""))
     if not old or store.read(f"lost/{old}") is not None:
         return
@@ -120,6 +124,11 @@ def withdraw(store: Store, network: str, node: str, uid: str) -> None:
             store.delete(item)
         except Conflict:
             pass
+
+
+def of_node(items: Iterable[Item], node: str) -> list[Item]:
+    """A node's items, of all networks."""
+    return [item for item in items if place_of(item.key)[1] == node]
 
 
 def of_network(items: Iterable[Item], network: str) -> dict[str, Item]:

@@ -8,14 +8,15 @@ container ─ bridge ─ VXLAN ─ node ─┘
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cni.server.tending import Following
 from cni.store.config import open_store
-from tests.harness import Netns, Runtime, link, links, ping
+from tests.harness import Netns, Runtime, addresses, link, links, ping
+from tests.harness.etcd import EtcdCluster
 from tests.harness.requires import requires_kernel
 from tests.harness.server import children, command, serving
 from tests.harness.wait import wait_until
@@ -50,6 +51,10 @@ class Cluster:
         if address:
             host.ip("address", "del", f"192.0.2.{number}/24", "dev", "eth0")
             host.ip("address", "add", f"192.0.2.{address}/24", "dev", "eth0")
+        return self.prepared(host, number, address)
+
+    def prepared(self, host: Netns, number: int, address: int = 0) -> Peer:
+        """The node that the namespace `host` is."""
         state = self.directory / f"run{number}{address}"
         disk = self.directory / f"disk{number}"
         settings = self.directory / f"cluster{number}.json"
@@ -248,7 +253,7 @@ def test_a_new_node_without_a_store(cluster: Cluster, tmp_path: Path) -> None:
 def test_another_node_of_the_name(cluster: Cluster) -> None:
     """It is refused, and the other's endpoint stays; once it was forgotten the name is free."""
     node = cluster.node(1)
-    value: Json = {"uid": "ff", "vni": 100, "port": 4789, "addresses": ["192.0.2.9"]}
+    value: Json = {"node": "n1", "uid": "ff", "vni": 100, "port": 4789, "addresses": ["192.0.2.9"]}
     cluster.store.create("endpoints/over/n1", value)
     container = Netns("container")
     node.containers.append(container)
@@ -263,7 +268,7 @@ def test_another_node_of_the_name(cluster: Cluster) -> None:
 
 def test_what_others_write_is_not_believed(cluster: Cluster) -> None:
     """Only addresses that a node can have, and those of this network."""
-    for number, (vni, addresses) in enumerate(
+    for number, (vni, texts) in enumerate(
         [
             (
                 100,
@@ -274,14 +279,15 @@ def test_what_others_write_is_not_believed(cluster: Cluster) -> None:
             (100, [7, None]),
         ]
     ):
-        value: Json = {"uid": "x", "vni": vni, "port": 4789, "addresses": addresses}
-        cluster.store.create(f"endpoints/over/x{number}", value)
-    cluster.store.create(
-        "endpoints/other/x", {"uid": "x", "vni": 100, "port": 4789, "addresses": ["192.0.2.5"]}
-    )
-    node = cluster.node(1)
-    node.add()
-    assert node.sends_to() == {"192.0.2.8"}
+        node = f"x{number}"
+        value: Json = {"node": node, "uid": "x", "vni": vni, "port": 4789, "addresses": texts}
+        cluster.store.create(f"endpoints/over/{node}", value)
+    value = {"node": "x", "uid": "x", "vni": 100, "port": 4789, "addresses": ["192.0.2.5"]}
+    cluster.store.create("endpoints/other/x", value)
+    cluster.store.create("endpoints/over/y", {**value, "node": "z"})
+    first = cluster.node(1)
+    first.add()
+    assert first.sends_to() == {"192.0.2.8"}
 
 
 def test_the_address_follows_the_node(
@@ -309,6 +315,48 @@ def test_over_ipv6(cluster: Cluster) -> None:
     assert first.sends_to() == {"fd00:2::2"}
     assert link(first.containers[0], "eth0")["mtu"] == 1430
     ping(first.containers[0], "10.30.2.2", size=1430 - 28)
+
+
+def test_etcd(
+    netns: Callable[..., Netns],
+    bin_dir: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A watch of etcd: nodes come while one is served, and also after etcd was away."""
+    with closing(EtcdCluster(netns, tmp_path)) as etcd, ExitStack() as stack:
+        cluster = Cluster(netns, bin_dir, tmp_path)
+        stack.callback(cluster.close)
+        cluster.options = etcd.options(timeout=2, stateDir="")
+        found = [(etcd.another_node(), number) for number in (1, 2, 3)]
+        first, second, third = (cluster.prepared(host, number) for host, number in found)
+        places = {
+            node.number: next(
+                each for each in addresses(node.host, "eth0") if "10.99." in each
+            ).partition("/")[0]
+            for node in (first, second, third)
+        }
+        first.add()
+        stack.enter_context(first.serving(tmp_path_factory.mktemp("s") / "s"))
+        second.add()
+        wait_until(lambda: first.sends_to() == {places[2]}, "the second node is seen")
+        ping(first.containers[0], "10.30.2.2")
+
+        etcd.members[0].kill()
+        second.add(3)
+        first.add(3)
+        assert first.sends_to() == {places[2]}
+        conf = first.conf(ipam=first.ipam(4))
+        wait_until(lambda: first.runtime.status("vxlan", conf).rc, "STATUS says it")
+        first.runtime.status("vxlan", conf).failed(51, "vxlan: etcd")
+        etcd.members[0].start()
+        wait_until(
+            lambda: not first.runtime.status("vxlan", conf).rc, "the store is followed again"
+        )
+        third.add()
+        both = {places[2], places[3]}
+        wait_until(lambda: first.sends_to() == both, "the third node is seen")
+        ping(third.containers[0], "10.30.1.2")
 
 
 @pytest.mark.parametrize(

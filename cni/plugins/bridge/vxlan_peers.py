@@ -218,16 +218,16 @@ def agree(
     Raises StoreError.
     """
     if own:
-        endpoint = Endpoint(uid, note.vni, note.port, tuple(own))
+        endpoint = Endpoint(note.node, uid, note.vni, note.port, tuple(own))
         present = items.get(note.node)
         if present is None or present.value != endpoint.value:
-            endpoints.publish(store, network, note.node, endpoint, present)
+            endpoints.publish(store, network, endpoint, present)
         note.published = own
     note.peers = {
         node: addresses
         for node, item in items.items()
         if node != note.node
-        and (addresses := endpoints.addresses_of(item.value, note.vni, note.port))
+        and (addresses := endpoints.addresses_of(item.value, node, note.vni, note.port))
     }
     note.problem, note.remedy, note.since = "", "", 0.0
 

@@ -204,7 +204,7 @@ class Follower:
                 return
             before = set(note.addresses())
             value = item.value if item is not None else {}
-            addresses = endpoints.addresses_of(value, note.vni, note.port)
+            addresses = endpoints.addresses_of(value, node, note.vni, note.port)
             if addresses == note.peers.pop(node, []):
                 return  # an ADD has seen it first
             if addresses:
