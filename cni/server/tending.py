@@ -2,7 +2,7 @@
 for the peers of its overlay networks (cni.plugins.bridge.vxlan_watch).
 
 Each runs only on a node with such blocks or networks. They are children of the supervisor, so that
-no request waits for a store. They may end at any moment: ledger and notes record unfinished changes.
+no request waits for a store. They may end at any moment: ledger and notes have what is unfinished.
 """
 
 from __future__ import annotations
