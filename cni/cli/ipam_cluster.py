@@ -16,7 +16,7 @@ from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, convert
 from cni.ipam.host_local import usage
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
-from cni.store import engines, settings
+from cni.store import endpoints, engines, settings
 from cni.store.interface import Item, Store, StoreError
 from cni.store.settings import check_word
 
@@ -279,8 +279,8 @@ def _no_node(node: str, cluster: Cluster) -> errors.NotFound:
 def forget(network: str | None, node: str, force: bool) -> None:
     """Free the blocks of a node that is gone for good.
 
-    A node that is forgotten and comes back begins anew. Its containers keep addresses that others
-    may get: hence --force.
+    Overlay networks send no more packets to it. A node that is forgotten and comes back begins
+    anew. Its containers keep addresses that others may get: hence --force.
     """
     if not force:
         raise errors.Refused(
@@ -289,12 +289,16 @@ def forget(network: str | None, node: str, force: bool) -> None:
         )
     with opened(network) as cluster:
         item = cluster.store.read(f"nodes/{check_word(node, 'node')}")
-        if item is None:
+        places = endpoints.of_node(cluster.store.list(endpoints.PREFIX).items, node)
+        if item is None and not places:
             raise _no_node(node, cluster)
-        cluster.store.update(item, {**item.value, "lost": True})
+        if item is not None:
+            cluster.store.update(item, {**item.value, "lost": True})
+        for each in places:
+            cluster.store.delete(each)
         freed = []
-        for each in cluster.store.list("blocks/").items:
-            if each.value.get("uid") == item.value.get("uid"):
+        for each in cluster.store.list("blocks/").items if item is not None else ():
+            if item is not None and each.value.get("uid") == item.value.get("uid"):
                 cluster.store.delete(each)
                 freed.append(str(blocks.block_of_key(each.key.rpartition("/")[2])))
     formats.done(

@@ -205,6 +205,9 @@ def _bridge(situation: Situation) -> Iterator[str]:
 def _vxlan(situation: Situation) -> Iterator[str]:
     peers = situation.get("peers")
     others = situation.text("group") or ", ".join(peers if isinstance(peers, list) else ())
+    if situation.text("peersFrom"):
+        yield "publish this node's address in the cluster's store, and read those of the others"
+        others = "the nodes that are in the store"
     yield from _bridge(situation)
     yield f"make a VXLAN link (VNI {situation.get('vni')}) from the bridge to {others}"
 

@@ -116,22 +116,27 @@ STORE = Record(
 )
 
 
-def _of_another(name: str) -> Rule:
+def _of_another(name: str, path: str) -> Rule:
     readers = _readers(name)
 
     def broken(get: Get) -> bool:
-        kind = get("ipam.store.type")
-        return get(f"ipam.store.{name}") is not None and kind in _OF and kind not in readers
+        kind = get(f"{path}.type")
+        return get(f"{path}.{name}") is not None and kind in _OF and kind not in readers
 
     return Rule(
-        (f"ipam.store.{name}",),
+        (f"{path}.{name}",),
         broken,
         f"store.{name}: unknown key",
         f"it is a key of stores of type {' or '.join(readers)}: remove it, or correct `type`",
     )
 
 
-STORE_RULES = tuple(map(_of_another, _BY_NAME))
+def store_rules(path: str) -> tuple[Rule, ...]:
+    """What the keys of the store at `path` have to do with each other."""
+    return tuple(_of_another(name, path) for name in _BY_NAME)
+
+
+STORE_RULES = store_rules("ipam.store")
 
 
 _ALL = {

@@ -8,7 +8,8 @@ from cni.kernel.vxlan import PORT
 
 from . import bridge
 from .common import ARG_MAC
-from .model import Key, Many, Number, Plugin, Rule, Text
+from .model import Get, Key, Many, Number, Plugin, Rule, Text
+from .pool import STORE, store_rules
 
 _OF_BRIDGE = {key.name: replace(key, beyond=False) for key in bridge.PLUGIN.keys}
 _GATEWAY = (
@@ -32,16 +33,32 @@ _OWN = (
         "peers",
         Many(Text("address")),
         "addresses of the nodes; this node's own may be among them, so that all nodes can have one "
-        "file; not together with `group`",
-        absent="`group` finds them",
+        "file; not together with `group` or `peersFrom`",
+        absent="`group` or `peersFrom` finds them",
         example=["192.0.2.11", "192.0.2.12", "192.0.2.13"],
     ),
     Key(
         "group",
         Text("address"),
         "multicast address by which the nodes find each other; needs `dev`",
-        absent="`peers` lists them",
+        absent="`peers` or `peersFrom` names them",
         example="239.1.1.1",
+    ),
+    Key(
+        "peersFrom",
+        Text(values=("cluster",)),
+        "`cluster`: each node publishes its addresses in the cluster's store, and takes those of "
+        "the others from there",
+        absent="`peers` lists them, or `group` finds them",
+        example="cluster",
+    ),
+    Key(
+        "store",
+        STORE,
+        "the store of `peersFrom`",
+        absent="that of `ipam`, if its type is cluster or whereabouts; else that of "
+        "/etc/cni/cluster.json",
+        example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
     ),
     Key(
         "dev",
@@ -81,6 +98,12 @@ _OWN = (
     ),
 )
 
+
+def _places(get: Get) -> int:
+    """How many keys say where frames go to?"""
+    return sum(bool(get(key)) for key in ("peers", "group", "peersFrom"))
+
+
 PLUGIN = Plugin(
     name="vxlan",
     place="main",
@@ -99,17 +122,24 @@ PLUGIN = Plugin(
     args=(ARG_MAC,),
     rules=(
         Rule(
-            ("peers", "group"),
-            lambda get: get("peers") and get("group"),
-            "vxlan: peers and group exclude each other",
-            "leave one of them out",
+            ("peersFrom", "group", "peers"),
+            lambda get: _places(get) > 1,
+            "vxlan: peers, group and peersFrom exclude each other",
+            "leave all but one of them out",
         ),
         Rule(
-            ("peers", "group"),
-            lambda get: not get("peers") and not get("group"),
-            "vxlan: needs peers or group",
+            ("peers", "group", "peersFrom"),
+            lambda get: not _places(get),
+            "vxlan: needs peers, group or peersFrom",
             "list the nodes' addresses in `peers`",
         ),
+        Rule(
+            ("store", "peersFrom"),
+            lambda get: get("store") is not None and not get("peersFrom"),
+            "store needs peersFrom",
+            'write `"peersFrom": "cluster"`, or remove `store`',
+        ),
+        *store_rules("store"),
         Rule(
             ("group", "dev"),
             lambda get: get("group") and not get("dev"),

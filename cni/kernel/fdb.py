@@ -33,6 +33,30 @@ def flooded(sock: Netlink, index: int) -> set[bytes]:
     return found
 
 
+def forget(sock: Netlink, index: int, addresses: set[bytes]) -> None:
+    """Remove what the VXLAN link has learned to be at these addresses (packed).
+
+    What was entered by hand, permanent or static, stays. Raises NetlinkError.
+    """
+    requests: list[nl.Message] = []
+    for data in sock.dump(uapi.RTM_GETNEIGH, _NDMSG.pack(uapi.AF_BRIDGE, index, 0, 0, 0)):
+        _, its, state, _, _ = nl.unpack(_NDMSG, data)
+        attributes = nl.attr_map(data, _NDMSG.size)
+        if its != index or attributes.get(uapi.NDA_DST) not in addresses:
+            continue
+        if state & (uapi.NUD_PERMANENT | uapi.NUD_NOARP):
+            continue
+        header = _NDMSG.pack(uapi.AF_BRIDGE, index, state, uapi.NTF_SELF, 0)
+        kept = (uapi.NDA_LLADDR, uapi.NDA_DST)
+        parts = [nl.attr(kind, attributes[kind]) for kind in kept if kind in attributes]
+        requests.append((uapi.RTM_DELNEIGH, header + b"".join(parts), 0))
+    if not requests:
+        return
+    for error in sock.batch(requests):
+        if error is not None and error.errno != ENOENT:  # it may have aged in the meantime
+            raise NetlinkError(error.errno or 0, error.explanation)
+
+
 def change(sock: Netlink, index: int, add: Iterable[bytes], remove: Iterable[bytes]) -> None:
     """Add and remove addresses of `flooded`. To add one that exists, or remove one that is gone, is
     success. Raises NetlinkError, after all have been tried.

@@ -31,7 +31,7 @@ from .peer import listener_pid
 from .recording import mark_of_node_file
 from .signals import Signals, manner
 from .status import describe
-from .tending import Tending
+from .tending import Following, Tending
 from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 
 _SIGNALS = (signal.SIGCHLD, *INTERRUPTS)
@@ -79,6 +79,7 @@ class Supervisor:
             observe, options.socket, build, self.counts, self.slots, log, self._prepare_observer
         )
         self.tending = Tending(log, self._prepare_observer)
+        self.following = Following(log, self._prepare_observer)
         self.own_file = OwnFile(Path(sys.argv[0]), build)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
@@ -108,6 +109,7 @@ class Supervisor:
                 self._start(number)
             self.observing.keep()
             self.tending.keep()
+            self.following.keep()
             systemd.notify("READY=1")
             self.log(f"serving on {self.options.socket} with {self.options.workers} workers")
             end = self._watch()
@@ -268,6 +270,7 @@ class Supervisor:
             self.node_file.set(mark_of_node_file(os.environ))
             self.observing.keep()
             self.tending.keep()
+            self.following.keep()
             self._check_file()
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
@@ -292,7 +295,7 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if self.observing.reaped(pid) or self.tending.reaped(pid):
+            if any(each.reaped(pid) for each in (self.observing, self.tending, self.following)):
                 continue
             self.retiring.discard(pid)
             number = self.pids.pop(pid, -1)
@@ -358,6 +361,7 @@ class Supervisor:
         self.pids.clear()
         self.observing.close()
         self.tending.end()
+        self.following.end()
 
     def _execute_installed(self) -> None:
         """Execute the installed file in this process, with its socket.

@@ -20,9 +20,9 @@ def connect(options: dict[str, Any] | None) -> Store:
     return open_store(options)
 
 
-def explain(error: StoreError) -> CNIError:
-    """What a verb says of a store's error."""
-    text = f"cluster: {error}"
+def explain(error: StoreError, plugin: str = "cluster") -> CNIError:
+    """What a verb of `plugin` says of a store's error."""
+    text = f"{plugin}: {error}"
     if isinstance(error, Unavailable):
         why = error.remedy or "is the store running, and can this node reach it? Then try again"
         return TryAgainLater(text, why)

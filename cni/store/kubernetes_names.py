@@ -4,6 +4,7 @@
     blocks/default/10.64.3.0-26   IPBlock   default--10.64.3.0-26
     nodes/n1                      IPRecord  nodes--n1
     wanted/default/n1             IPRecord  wanted--default--n1
+    endpoints/web/n1              IPRecord  endpoints--web--n1
 
 A name is an RFC 1123 subdomain (kubernetes.io, "Object Names and IDs"): lower case letters, digits,
 and `-` and `.` between them. `--` stands for a slash; any other character, and `-` or `.` where it
@@ -25,7 +26,7 @@ LONGEST = 253  # characters of a name
 
 _ESCAPE = re.compile(r"zx([0-9a-f]{2})")
 _HASHED = "zx00"  # no key has that character
-_DEPTH = {"wanted": 2}  # slashes of a record's key that are `--`; of others one
+_DEPTH = {"wanted": 2, "endpoints": 2}  # slashes of a record's key that are `--`; of others one
 _V6_GROUPS = 8
 
 

@@ -79,11 +79,17 @@ def _was_its_own(attempt: Attempt) -> bool:
 
 @meaning("""(variables.name.startsWith('spaces--') && request.operation != 'DELETE') ||
     variables.name == 'nodes--' + variables.node ||
-    (variables.name.startsWith('wanted--') && variables.name.endsWith('--' + variables.node))""")
+    (variables.name.startsWith('wanted--') && variables.name.endsWith('--' + variables.node)) ||
+    (variables.name.startsWith('endpoints--') && variables.name.endsWith('--' + variables.node) &&
+    (object == null || (has(object.spec.node) && object.spec.node == variables.node)) &&
+    (oldObject == null || (has(oldObject.spec.node) && oldObject.spec.node == variables.node)))""")
 def _is_its_record(attempt: Attempt) -> bool:
     name, node = attempt.name, attempt.user.node
     if name.startswith("spaces--"):
         return attempt.operation != "DELETE"
+    if name.startswith("endpoints--") and name.endswith(f"--{node}"):
+        values = [each["spec"] for each in (attempt.object, attempt.old) if each is not None]
+        return all(value.get("node") == node for value in values)
     wanted = name.startswith("wanted--") and name.endswith(f"--{node}")
     return wanted or name == f"nodes--{node}"
 

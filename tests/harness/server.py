@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cni.server.observing import Observing
+from cni.server.tending import Following, Tending
 from cni.server.trace import VARIABLE
 from cni.server.wire import HELLO_SIZE
 
@@ -51,7 +52,8 @@ class Server:
 
     def workers(self) -> list[int]:
         """The workers' process ids."""
-        return [pid for pid in children(self.pid) if pid not in self.observers()]
+        others = (Observing.name, Tending.name, Following.name)
+        return [pid for pid in children(self.pid) if command(pid) not in others]
 
     def observers(self) -> list[int]:
         """The process for metrics, if there is one."""

@@ -481,7 +481,7 @@ def _name(data: bytes) -> str:
         ({"vni": 0}, "invalid vni 0"),
         ({"vni": 1 << 24}, "invalid vni 16777216"),
         ({"port": 0}, "invalid port 0"),
-        ({"peers": []}, "vxlan: needs peers or group"),
+        ({"peers": []}, "vxlan: needs peers, group or peersFrom"),
         ({"group": "239.1.1.1", "peers": ["192.0.2.1"], "dev": "eth0"}, "exclude each other"),
         ({"group": "239.1.1.1"}, "group needs dev"),
         ({"group": "192.0.2.9", "dev": "eth0"}, "no multicast address"),

@@ -108,7 +108,10 @@ def test_a_forgotten_node_begins_anew(cluster: Path, shown: Callable[..., Any]) 
     its = node(cluster)
     its.add("a")
     assert shown("forget", "n1", code=5)
+    for name in ("n1", "n2"):
+        store(cluster).create(f"endpoints/over/{name}", {"node": name, "uid": "any"})
     assert len(shown("forget", "n1", "--force")["freed"]) == 1
+    assert [item.key for item in store(cluster).list("endpoints/").items] == ["endpoints/over/n2"]
     assert shown("blocks") == []
     node(cluster, "n2").add("b", env_args="IP=10.9.0.50")
 

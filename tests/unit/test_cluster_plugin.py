@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from cni.ipam.cluster import shortage
-from cni.ipam.cluster.node import Node, Space, boot_time
+from cni.ipam.cluster.node import Node, Space
 from cni.store import engines, settings
 from cni.store.directory import DirectoryStore
 from cni.store.interface import Unavailable
+from cni.store.node_files import boot_time
 
 from .ipam_node import Failure, Ipam
 

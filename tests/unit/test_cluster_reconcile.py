@@ -86,6 +86,39 @@ def test_a_node_that_is_gone_in_two_rounds_gives_up_its_blocks(store: Store) -> 
     assert [item.key for item in store.list("").items if "n2" in item.key] == ["lost/id-n2"]
 
 
+def publish(store: Store, name: str, uid: str = "") -> None:
+    """Where a node is reached in an overlay network."""
+    value = {"node": name, "uid": uid or f"id-{name}", "vni": 1, "port": 4789, "addresses": []}
+    store.create(f"endpoints/over/{name}", value)
+
+
+def test_the_endpoints_of_a_node_that_is_gone_go_too(store: Store) -> None:
+    """Also of one without blocks; never those of the machine that has its name by now."""
+    join(store, "n1", timeout=30)
+    join(store, "n2", blocks=0, timeout=30)
+    join(store, "n3", timeout=30)
+    for name in ("n1", "n2"):
+        publish(store, name)
+    publish(store, "n3", uid="another")
+    publish(store, "n4")  # without a record nobody knows whether it lives
+    round_at(store, None, 1000)
+    beat(store, "n1")
+    assert round_at(store, None, 2000).gone == ["n2", "n3"]
+    left = [item.key.rpartition("/")[2] for item in store.list("endpoints/").items]
+    assert left == ["n1", "n3", "n4"]
+
+
+def test_the_endpoints_of_a_deleted_node_object_go_too(store: Store) -> None:
+    publish(store, "n1")
+    publish(store, "n2")
+    cluster = Cluster("n1", "n2")
+    round_at(store, cluster, 1000)
+    del cluster.names["n2"]
+    round_at(store, cluster, 2000)
+    assert round_at(store, cluster, 3000).gone == ["n2"]
+    assert [item.key for item in store.list("endpoints/").items] == ["endpoints/over/n1"]
+
+
 def test_not_ready_is_alive(store: Store) -> None:
     join(store, "n1")
     cluster = Cluster("n1")

@@ -128,7 +128,7 @@ def differences(hint: Any, kind: Kind, path: str) -> list[str]:  # noqa: C901, P
             return [f"{path}: {hint} is described as {kind}"]
         return differences(get_args(hint)[1], kind.of, f"{path}{{}}")
     if get_origin(hint) is dict:  # flannel decodes nothing: its delegate does
-        if path.endswith("ipam.store") and isinstance(kind, Record):
+        if path.endswith(".store") and isinstance(kind, Record):
             return of_keys(store_fields(), kind.keys, path)
         free = isinstance(kind, DelegateRecord) or (isinstance(kind, Record) and kind.is_open)
         return [] if free else [f"{path}: {hint} is described as {kind}"]

@@ -20,9 +20,9 @@ from tests.harness.apiobjects import SUBDOMAIN
 
 WORDS = st.text("abczx0147-._AZ", min_size=1, max_size=12)
 WORDS |= st.lists(WORDS, min_size=2, max_size=3).map("--".join)
-KEYS = st.lists(st.sampled_from(["blocks", "pools", "nodes", "wanted"]) | WORDS, min_size=1).map(
-    "/".join
-)
+KEYS = st.lists(
+    st.sampled_from(["blocks", "pools", "nodes", "wanted", "endpoints"]) | WORDS, min_size=1
+).map("/".join)
 
 
 def named(name: str, key: str) -> dict[str, object]:
@@ -42,6 +42,7 @@ def named(name: str, key: str) -> dict[str, object]:
         ("nodes/ip-10-0-0-1.ec2.internal", "IPRecord", "nodes--ip-10-0-0-1.ec2.internal"),
         ("nodes/gke-a--pool-x86", "IPRecord", "nodes--gke-a--pool-x86"),
         ("wanted/default/gke-a--pool", "IPRecord", "wanted--default--gke-a--pool"),
+        ("endpoints/web/gke-a--pool", "IPRecord", "endpoints--web--gke-a--pool"),
         ("wanted/my--space/n1", "IPRecord", "wanted--myzx2dzx2dspace--n1"),
         ("spaces/Blue_1", "IPRecord", "spaces--zx42luezx5f1"),
         ("pools/zx41", "IPPool", "zx7ax41"),

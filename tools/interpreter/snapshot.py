@@ -42,7 +42,7 @@ _NOT_THERE = """
     cni.plugins.bridge.empty cni.plugins.portmap.listeners cni.kernel.sockets
     cni.plugins.shared.device_master
     cni.plugins.bridge.vxlan cni.plugins.bridge.vxlan_link cni.plugins.bridge.vxlan_settings
-    cni.kernel.vxlan cni.kernel.fdb
+    cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.bridge.vxlan_watch
     cni.plugins.route_override cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict
     cni.plugins.tc_redirect_tap cni.plugins.macvlan.macvtap

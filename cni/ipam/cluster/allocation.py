@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from ...protocol.address import Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig
+from ...store.node_files import boot_time
 from ..host_local.allocation import Allocation, Exhausted, Wish, ip_config
 from ..host_local.ranges import Range, RangeSet
 from ..host_local.reservation import content_of
 from . import blocks, rest
-from .node import boot_time
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,9 +17,10 @@ from collections.abc import Callable
 
 from ...protocol.address import InvalidAddress, Prefix
 from ...store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
+from ...store.node_files import boot_time
 from ...store.settings import Settings
 from . import blocks, rest
-from .node import OWN, PENDING, RELEASING, Block, Node, Space, boot_time
+from .node import OWN, PENDING, RELEASING, Block, Node, Space
 from .session import Session
 
 

@@ -8,7 +8,7 @@
       .cni/<space>.pools       the networks that needed blocks, for claiming ahead
       .cni/<pool>.pool         the store's definition of a pool
       .cni/claims              the lock of the process that talks to the store
-      .cni/node                the node's identity (`Identity`)
+      .cni/node                the node's identity (node_files.py)
       .cni/registered          until when the node may allocate (`Registration` of each store)
       .cni/wanting             the spaces in which it has asked for blocks
 
@@ -20,25 +20,24 @@ however a process ends. The ledger is changed and read under the lock of the spa
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ... import files, lockfile
+from ... import lockfile
 from ...protocol.address import Prefix, parse_ip
-from ...protocol.errors import CNIError
+from ...store import node_files
+from ...store.node_files import SIDECARS, Identity, boot_time, read, write
 from ..host_local import reservation
-from ..host_local.directory import SIDECARS, Location, explain, make_directories
+from ..host_local.directory import Location
 from .pool import NOT_SPACES
 
 if TYPE_CHECKING:
     from ..host_local.store import Store
 
 OWN, PENDING, RELEASING = "own", "pending", "releasing"
-_MOST = 16 << 20
 
 
 class Block(msgspec.Struct):
@@ -77,13 +76,6 @@ class Ledger(msgspec.Struct):
     def remove(self, block: Block) -> None:
         """Remove an entry; success if it is gone already."""
         self.blocks = [each for each in self.blocks if each != block]
-
-
-class Identity(msgspec.Struct):
-    """The node's name, and a random id that it has chosen once."""
-
-    name: str
-    uid: str
 
 
 class Registration(msgspec.Struct):
@@ -126,19 +118,7 @@ class Node:
 
         Raises CNIError if the node had another name before, which its blocks have.
         """
-        path = self.path("node")
-        known: Identity | None = _read(path, Identity)
-        if known is None:
-            known = Identity(self.name, os.urandom(16).hex())
-            write(path, known, sync=True)
-        if known.name != self.name:
-            raise CNIError(
-                f"this node is {known.name} in the store, not {self.name}",
-                f"its blocks are claimed under that name: set nodeName to {known.name}; or remove "
-                f"all containers of its networks, release its blocks with `cni ipam sync --release`"
-                f", and remove {path}",
-            )
-        return known
+        return node_files.identity(self.data_dir, self.name)
 
     def renew_identity(self) -> None:
         """Give the node another random id. Under `claiming`."""
@@ -156,7 +136,7 @@ class Node:
         write(self.path("registered"), {**self._registrations(), store: registration})
 
     def _registrations(self) -> dict[str, Registration]:
-        return _read(self.path("registered"), dict[str, Registration]) or {}
+        return read(self.path("registered"), dict[str, Registration]) or {}
 
     def may_allocate(self, store: str) -> bool:
         """Is it certain that nobody else may take this node's blocks now?
@@ -171,7 +151,7 @@ class Node:
 
     def wanting(self) -> list[str]:
         """The spaces in which this node has asked others for empty blocks."""
-        return _read(self.path("wanting"), list[str]) or []
+        return read(self.path("wanting"), list[str]) or []
 
     def set_wanting(self, spaces: list[str]) -> None:
         """Set those spaces. Call it under `claiming`."""
@@ -180,34 +160,19 @@ class Node:
 
     def pool_definition(self, name: str) -> dict[str, Any] | None:
         """The store's definition of a pool when it was read last; None if it never was."""
-        found: dict[str, Any] | None = _read(self.path(f"{name}.pool"), dict[str, Any])
+        found: dict[str, Any] | None = read(self.path(f"{name}.pool"), dict[str, Any])
         return found
 
     def set_pool_definition(self, name: str, value: dict[str, Any]) -> None:
         """Set that definition. Call it under `claiming`."""
         write(self.path(f"{name}.pool"), value)
 
-    @contextmanager
-    def claiming(self, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
+    def claiming(self, timeout: float = lockfile.TIMEOUT) -> AbstractContextManager[None]:
         """Hold the lock of the one process of the node that may talk to a store.
 
         Raises TryAgainLater.
         """
-        path = self.path("claims")
-        try:
-            make_directories(os.path.dirname(path))
-            fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise explain("open", path, error) from None
-        try:
-            lockfile.acquire(fd, path, time.monotonic() + timeout)
-        except BaseException:
-            os.close(fd)
-            raise
-        try:
-            yield
-        finally:
-            lockfile.release(fd)
+        return node_files.claiming(self.data_dir, timeout)
 
     def spaces(self) -> list[str]:
         """The spaces in which this node has, or had, addresses or blocks."""
@@ -233,7 +198,7 @@ class Space:
 
     def ledger(self) -> Ledger:
         """The node's blocks. To change them, hold the directory's lock."""
-        return _read(self.node.path(f"{self.name}.blocks"), Ledger) or Ledger()
+        return read(self.node.path(f"{self.name}.blocks"), Ledger) or Ledger()
 
     @contextmanager
     def changing(self) -> Iterator[tuple[Ledger, Store]]:
@@ -276,42 +241,4 @@ class Space:
 
     def pools(self) -> dict[str, dict[str, Any]]:
         """The noted networks: by network, its `ipam` object and cniVersion."""
-        return _read(self.node.path(f"{self.name}.pools"), dict[str, dict[str, Any]]) or {}
-
-
-def boot_time() -> float:
-    """Seconds since the boot, suspends included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _read(path: str, kind: Any) -> Any:
-    """The value in a file, None if there is none. Raises CNIError."""
-    try:
-        return msgspec.json.decode(files.read(path, _MOST), type=kind)
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        return None
-    except OSError as error:
-        raise explain("read", path, error) from None
-    except msgspec.MsgspecError:
-        raise CNIError(
-            f"{path} is damaged",
-            "it says which blocks this node has: remove it while no ADD runs; then `cni ipam sync` "
-            "writes it anew from the store",
-        ) from None
-
-
-def write(path: str, value: Any, sync: bool = False) -> None:
-    """Replace a file. With `sync`, content and name are on the disk afterwards. Raises CNIError."""
-    try:
-        make_directories(os.path.dirname(path))
-        files.replace(path, msgspec.json.encode(value), sync=sync)
-        if sync:
-            fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-    except OSError as error:
-        raise explain("write", path, error) from None
+        return read(self.node.path(f"{self.name}.pools"), dict[str, dict[str, Any]]) or {}

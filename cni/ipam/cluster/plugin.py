@@ -20,12 +20,13 @@ from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import IPConfig, Result
 from ...store import settings
+from ...store.node_files import boot_time
 from ...store.settings import check_word
 from ..host_local.directory import explain, explain_in, scan
 from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, requested
 from ..host_local.reservation import UNREADABLE, is_address
 from . import rest
-from .node import Node, Space, boot_time
+from .node import Node, Space
 from .pool import NOT_SPACES, Pool, PoolConf, convert
 
 if TYPE_CHECKING:

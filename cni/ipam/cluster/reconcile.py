@@ -27,6 +27,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 from ...protocol.address import InvalidAddress, Prefix, parse_ip
+from ...store import endpoints
 from ...store.interface import Conflict, Exists, Item, Store
 from . import blocks
 
@@ -77,6 +78,7 @@ class Reconciler:
         self.now = now
         self.settle = settle
         self.left = limit
+        self.places: list[Item] = []  # where nodes are reached in overlay networks
         self.nodes = presence.all() if presence is not None else {}
 
     def run(self) -> Report:
@@ -85,7 +87,9 @@ class Reconciler:
         held = self._blocks()
         records = {_last(item): item for item in self.store.list("nodes/").items}
         seen = {_last(item): item for item in self.store.list("seen/").items}
-        for name in sorted({*held, *records}):
+        self.places = self.store.list(endpoints.PREFIX).items
+        published = {endpoints.place_of(item.key)[1] for item in self.places} - {""}
+        for name in sorted({*held, *records, *published}):
             record = records.get(name)
             if self._is_alive(name, record, seen.get(name), report):
                 continue
@@ -181,7 +185,12 @@ class Reconciler:
             return
         report.gone.append(name)
         marks = [item for item in self.store.list("wanted/").items if _last(item) == name]
-        for item in (*marks, record, seen):
+        places = [
+            item
+            for item in endpoints.of_node(self.places, name)
+            if uid is None or item.value.get("uid") == uid
+        ]
+        for item in (*marks, *places, record, seen):
             if item is not None:
                 self._delete(item)
 

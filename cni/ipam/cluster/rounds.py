@@ -12,11 +12,12 @@ from ...protocol import config
 from ...protocol.errors import CNIError
 from ...store import engines, settings
 from ...store.interface import StoreError
+from ...store.node_files import boot_time
 from ...store.settings import Settings
 from . import reconciling, tend
 from .claim import Claims
 from .compare import Synced
-from .node import Node, Space, boot_time
+from .node import Node, Space
 from .pool import Pool, convert
 
 _LOOK = 5.0  # seconds between two checks whether a block is needed

@@ -9,8 +9,9 @@ import msgspec
 
 from ... import interrupts
 from ...store.interface import Conflict, Exists, Item, Refused, Store, Unavailable
+from ...store.node_files import boot_time
 from ...store.settings import Settings
-from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space, boot_time
+from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space
 from .pool import Pool, check_apart
 
 T = TypeVar("T")

@@ -42,9 +42,13 @@ def add(call: Call[Conf]) -> Result:
         veth.require_free(call, host, netns)
         late = needs_link(want.ipam) or asks_on_link(call)
         ipam = gateway.allocate(call) if want.ipam and not late else None
-        with device.Lock(call.request.env):  # nobody removes the links until the port is there
-            bridge = vxlan_link.ensure(call, host, want, _mac(want, ipam))
-            outer, inner = veth.create(call, host, netns, want.mtu, want.mac, bridge.index)
+        if want.from_store:
+            from . import vxlan_peers
+
+            with vxlan_peers.current(call, host, want):
+                bridge, outer, inner = _join(call, host, netns, want, ipam)
+        else:
+            bridge, outer, inner = _join(call, host, netns, want, ipam)
         if want.ipam and late:
             ipam = gateway.allocate(call)
         result = Result(
@@ -69,6 +73,16 @@ def add(call: Call[Conf]) -> Result:
     if want.conf.ip_masq:
         call.remember()
     return result
+
+
+def _join(
+    call: Call[Conf], host: Netlink, netns: Namespace, want: Settings, ipam: Result | None
+) -> tuple[Link, Link, Link]:
+    """See to bridge and VXLAN link, and make the pair: bridge, the node's end, the container's."""
+    with device.Lock(call.request.env):  # nobody removes the links until the port is there
+        bridge = vxlan_link.ensure(call, host, want, _mac(want, ipam))
+        outer, inner = veth.create(call, host, netns, want.mtu, want.mac, bridge.index)
+    return bridge, outer, inner
 
 
 def _mac(want: Settings, ipam: Result | None) -> bytes:
@@ -156,6 +170,10 @@ def status(call: Call[Conf]) -> None:
                 "the kernel has no links of the kind vxlan", "load the module: `modprobe vxlan`"
             )
         _require_underlay(host, want.conf.dev)
+        if want.from_store:
+            from . import vxlan_peers
+
+            vxlan_peers.require_store(call, want)
     if want.ipam:
         call.delegate(want.ipam)
 
@@ -183,7 +201,12 @@ def check(call: Call[Conf]) -> None:
     previous = checks.previous_result(call)
     entry = checks.container_interface(call, previous)
     with Netlink() as host:
-        problems = differences.bridge(host, previous, want.bridge, promiscuous=False)
+        problems = []
+        if want.from_store:
+            from . import vxlan_peers
+
+            problems = vxlan_peers.look(call, host, want)
+        problems += differences.bridge(host, previous, want.bridge, promiscuous=False)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
         problems += vxlan_link.differences(host, want)
         if want.gateway:

@@ -57,8 +57,7 @@ def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
     its port is there. Raises CNIError.
     """
     made = find(host, want.network)
-    is_settled = made is not None and made.alias == want.mark and made.up and bool(made.master)
-    underlay = None if is_settled else Underlay(host, want)
+    underlay = None if is_settled(made, want) and not want.are_peers_new else Underlay(host, want)
     if made is not None and underlay is not None:
         _require_same(made, want, underlay.parent)
     want.mtu = want.mtu or (made.mtu if underlay is None and made else _fitting(underlay, want))
@@ -90,6 +89,11 @@ def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
     return bridge
 
 
+def is_settled(made: Link | None, want: Settings) -> bool:
+    """Is there nothing to do for the link of this configuration?"""
+    return made is not None and made.alias == want.mark and made.up and bool(made.master)
+
+
 class Underlay:
     """The links and addresses by which this node reaches others. Raises CNIError without `dev`.
 
@@ -99,7 +103,7 @@ class Underlay:
 
     def __init__(self, host: Netlink, want: Settings) -> None:
         self.remote: list[bytes] = []
-        links = set()
+        links = {want.uplink}
         for each in want.peers:
             way = _way(host, each)
             if way is None or way.kind != route.LOCAL:
@@ -247,7 +251,7 @@ def _shown(packed: bytes) -> str:
 
 def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link) -> None:
     """Set the link's destinations to the nodes of the configuration."""
-    _forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
+    forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
     mark = want.mark if underlay.is_settled else want.mark_unsettled
     if (made.up, made.mtu, made.master, made.alias) != (True, want.mtu, bridge.index, mark):
         veth.prepare_host_end(made.name)
@@ -256,9 +260,15 @@ def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bri
         )
 
 
-def _forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
+def forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
+    """Have the link send to these addresses, and to no others; what it has learned of others goes.
+
+    Raises NetlinkError.
+    """
     present = fdb.flooded(host, index)
     fdb.change(host, index, sorted(wanted - present), sorted(present - wanted))
+    if present - wanted:
+        fdb.forget(host, index, present - wanted)
 
 
 # --- DEL, GC --------------------------------------------------------------------------------------

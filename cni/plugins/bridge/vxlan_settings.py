@@ -17,12 +17,15 @@ from ..shared import veth
 from . import gateway
 from .plugin import Args, Mac
 
+FROM_CLUSTER = "cluster"  # the value of peersFrom
 _VNI_MAX = (1 << 24) - 1
 
 
 class Conf(config.NetConf):
     vni: int = 0
     peers: list[str] = []
+    peers_from: str = ""
+    store: dict[str, Any] | None = None
     group: str = ""
     dev: str = ""
     local: str = ""
@@ -49,7 +52,9 @@ class Conf(config.NetConf):
 class Settings:
     """The validated configuration, and the values derived from it. Raises CNIError.
 
-    Addresses are packed. `mtu` is 0 until the underlay's MTU has been looked up.
+    Addresses are packed. `mtu` is 0 until the underlay's MTU has been looked up. With `from_store`
+    vxlan_peers.py finds the peers, `v6` and `uplink` (the index of this node's link to the others),
+    and sets `are_peers_new`.
     """
 
     def __init__(self, call: Call[Conf]) -> None:
@@ -60,6 +65,9 @@ class Settings:
         self.gateway = gateway.is_wanted(conf)
         _check_numbers(conf)
         self.bridge = bridge_name(conf)
+        self.from_store = bool(conf.peers_from)
+        self.are_peers_new = False
+        self.uplink = 0
         self.peers = [_unicast(each, "peers") for each in conf.peers]
         self.group = _multicast(conf.group) if conf.group else b""
         self.local = _unicast(conf.local, "local") if conf.local else b""
@@ -75,7 +83,8 @@ class Settings:
     def mark(self) -> str:
         """The alias of the network's VXLAN link; it tells which configuration has made it."""
         conf = self.conf
-        keys = (conf.vni, conf.port, conf.group, conf.dev, conf.local, conf.mtu, sorted(conf.peers))
+        keys: tuple[object, ...] = (conf.vni, conf.port, conf.group, conf.dev, conf.local, conf.mtu)
+        keys = (*keys, sorted(conf.peers), *([conf.peers_from] if conf.peers_from else []))
         return _alias(self.network, digest(repr(keys))[:16])
 
     @property
@@ -98,13 +107,21 @@ class Settings:
     def _check_places(self) -> None:
         """Refuse keys that do not determine where frames are sent. Raises CNIError."""
         conf = self.conf
-        if bool(conf.peers) == bool(conf.group):
-            problem = "peers and group exclude each other" if conf.peers else "needs peers or group"
+        if bool(conf.peers) + bool(conf.group) + bool(conf.peers_from) != 1:
+            several = "peers, group and peersFrom exclude each other"
+            is_any = conf.peers or conf.group
             raise CNIError(
-                f"vxlan: {problem}",
+                f"vxlan: {several if is_any else 'needs peers, group or peersFrom'}",
                 "`peers` lists the nodes' addresses (this node's may be among them), `group` is a "
-                "multicast address that all of them listen to",
+                "multicast address that all of them listen to, `peersFrom` takes them from a store",
             )
+        if conf.peers_from not in ("", FROM_CLUSTER):
+            raise CNIError(
+                f"invalid peersFrom {conf.peers_from!r}",
+                f'it is "{FROM_CLUSTER}": the store of the cluster\'s nodes',
+            )
+        if conf.store is not None and not conf.peers_from:
+            raise CNIError("store needs peersFrom", f'`"peersFrom": "{FROM_CLUSTER}"`')
         if conf.group and not conf.dev:
             raise CNIError(
                 "group needs dev", "`dev` names the link by which the node reaches the group"
