@@ -162,9 +162,9 @@ class Call(Generic[C]):
         return self.request.args
 
     def parse_args(self, known: frozenset[str]) -> dict[str, str]:
-        """The pairs of CNI_ARGS with these keys (protocol.args.parse); {} in DEL and GC.
+        """The pairs of CNI_ARGS with these keys (protocol.args.parse).
 
-        Raises CNIError.
+        Raises CNIError; but DEL and GC get {} for a text that cannot be parsed.
         """
         if not self.args:
             return {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 def with_own(env: Mapping[str, str]) -> dict[str, str]:
     """`env`, and what this process began with where `env` says nothing. Source: proc(5)."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     try:
         with open("/proc/self/environ", "rb") as file:
             entries = os.fsdecode(file.read()).split("\0")
@@ -21,5 +21,5 @@ def with_own(env: Mapping[str, str]) -> dict[str, str]:
     for entry in entries:
         name, _, value = entry.partition("=")
         if name:
-            found[name] = value
-    return {**found, **env}
+            values[name] = value
+    return {**values, **env}

@@ -69,7 +69,7 @@ def remedy(root="", machine=""):
 def _system(root):
     # type: (str) -> str
     """``ID VERSION_ID VARIANT_ID``."""
-    found = {}
+    fields = {}
     for path in ("/etc/os-release", "/usr/lib/os-release"):
         try:
             with open(root + path, errors="replace") as file:
@@ -78,9 +78,9 @@ def _system(root):
             continue
         for line in lines:
             key, _, value = line.partition("=")
-            found[key] = value.strip("\"'")
+            fields[key] = value.strip("\"'")
         break
-    return " ".join(found.get(key, "") for key in ("ID", "VERSION_ID", "VARIANT_ID"))
+    return " ".join(fields.get(key, "") for key in ("ID", "VERSION_ID", "VARIANT_ID"))
 
 
 def _command(system):
@@ -97,10 +97,10 @@ def _command(system):
 def too_old():
     # type: () -> int
     """Report that this interpreter is too old; returns the exit code."""
-    found = ".".join(str(n) for n in sys.version_info[:3])
+    version = ".".join(str(n) for n in sys.version_info[:3])
     return complain(
         "python3 (3.11 or newer) not found",
-        "{} is Python {}; {}".format(sys.executable or "python3", found, remedy()),
+        "{} is Python {}; {}".format(sys.executable or "python3", version, remedy()),
     )
 
 

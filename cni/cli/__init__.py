@@ -7,8 +7,8 @@ import sys
 
 from cni.files import open_null
 
-# Command -> where the function is that makes it, the section of `cni --help` that has it, and what
-# the help and tab completion say of it. The module is loaded when the command is used.
+# Command -> the place of its function, its section of `cni --help`, and its text in the help and in
+# tab completion. The module is loaded when the command is used.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "add": ("commands:add", "Attach", "Attach a namespace to a network."),
     "check": ("commands:check", "Attach", "Check that an attachment is as `add` left it."),
@@ -48,9 +48,9 @@ _NO_READER = 141  # exit code of programs that SIGPIPE ends, which Python ignore
 
 
 def main(argv: list[str]) -> int:
-    """Run the command line with the arguments after the program's name: the exit code.
+    """Run the command line with the arguments after the program's name; return the exit code.
 
-    They are listed in errors.EXIT_CODES. Raises nothing.
+    errors.EXIT_CODES lists the codes. Raises nothing.
     """
     try:
         _open_standard_files()
@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
         return error.exit_code
     except OSError as error:
         return _without_stdout(error)
-    except SystemExit as end:  # how click ends completion, and answers a broken pipe
+    except SystemExit as end:  # click ends completion, and a broken pipe, in this way
         if sys.stdout is not stdout:
             return _discard_stdout(_NO_READER)
         return _discard_stdout(1) if end.code == 1 else int(end.code or 0)
@@ -100,7 +100,7 @@ def _without_stdout(error: OSError) -> int:
 
 
 def _open_standard_files() -> None:
-    """Put /dev/null where the caller closed a standard file: no other file may get its number."""
+    """Open /dev/null for each closed standard descriptor, so that no other file gets its number."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)

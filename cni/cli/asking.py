@@ -1,8 +1,8 @@
-"""STATUS, asked of plugins that may be older than it, or of another build or project.
+"""STATUS of plugins that may be older than STATUS, or of another build or project.
 
-What an ADD would meet does not depend on which program is installed: a range that is full is full
-for the Go plugins, too. Where the installed one cannot be asked, or says little, this file's own
-plugin of that name looks, as far as what it looks at is the same for both.
+The obstacles of an ADD do not depend on the installed program: a range that is full is full for the
+Go plugins, too. If the installed plugin cannot be asked, or tells little, this file's own plugin of
+that name runs its STATUS, if that looks only at things that are the same for both.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .conflist import NetworkList, PluginConf
 from .runtime import Runtime
 
 _VERSION = "1.1.0"  # the first with STATUS
-# They look at what the kernel, the node's files and the configuration say. The others look for a
-# daemon or a backend, of which another build may have other ones.
+# Plugins whose STATUS reads only the kernel, the node's files and the configuration. Others look
+# for a daemon or backend, which may differ in another build.
 _LOOK_AT_THE_NODE = frozenset(
     {
         *("bandwidth", "bridge", "dummy", "flannel", "host-device", "host-local", "ipvlan"),
@@ -39,10 +39,10 @@ _LOOK_AT_THE_NODE = frozenset(
 
 
 def ask(network: NetworkList, runtime: Runtime) -> list[str]:
-    """Ask each plugin of a network whether it is ready; who was not asked, and why.
+    """Ask each plugin of a network whether it is ready; return those that were not asked, and why.
 
-    Raises the first error. Networks older than STATUS are shown to the plugins as if they were of
-    1.1.0.
+    Raises the first error. Networks older than STATUS are passed to the plugins as if they had
+    version 1.1.0.
     """
     try:
         if not versions.at_least(versions.CURRENT, network.version):
@@ -71,7 +71,7 @@ def _unasked(network: NetworkList, plugin: PluginConf, kind: str | None) -> str:
 
 
 def _is_own(plugin: PluginConf, path: list[str]) -> bool:
-    """Is what an ADD would run of this file, the plugins that it calls included?"""
+    """Would an ADD run only plugins of this file, including those that the plugin calls?"""
     return all(_is_ourselves(name, path) for name in (plugin.type, *_called(plugin.raw)))
 
 
@@ -102,12 +102,12 @@ def _is_ourselves(name: str, path: list[str]) -> bool:
 
 
 def _look(kind: str, network: NetworkList, plugin: PluginConf, path: list[str]) -> None:
-    """Have this file's plugin `kind` look, in this process. Raises CNIError."""
+    """Run STATUS of this file's plugin `kind`, in this process. Raises CNIError."""
     try:
         for name in (plugin.type, *_called(plugin.raw)):
             delegate.find(name, path)
     except CNIError:
-        return  # one is missing, which is worse: cni validate says so
+        return  # a plugin is missing, which is worse; cni validate reports it
     conf = {**plugin.raw, "name": network.name, "cniVersion": network.version}
     env = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": "STATUS"}
     request = Request(
@@ -141,7 +141,7 @@ def _status(kind: str, request: Request) -> None:
 
 
 def _delegate_looks(name: str, _program: str, request: Request) -> tuple[bool, Result | None]:
-    """As delegate.InProcess: the plugin of this file, whichever program is installed."""
+    """As delegate.InProcess, with this file's plugin, even if another program is installed."""
     kind = catalogue.known_as(name)
     if kind in _LOOK_AT_THE_NODE:
         _status(kind, request)

@@ -1,4 +1,4 @@
-"""The result cache: what ADD left for CHECK, DEL and GC (docs/spec/protocol.md §8.2).
+"""The result cache: the results of ADDs, for CHECK, DEL and GC (docs/spec/protocol.md §8.2).
 
 One file for each attachment, ``<directory>/results/<network>-<container id>-<interface>``, in
 libcni's format, so that container runtimes and this tool see each other's attachments.
@@ -31,7 +31,7 @@ _MAX_SIZE = 16 << 20  # bytes of a file
 
 
 class Attachment(NamedTuple):
-    """One interface of one container in one network, and what the runtime gave for it."""
+    """An interface of a container in a network, and the runtime's arguments for it."""
 
     container_id: str
     network: str
@@ -160,19 +160,19 @@ class Cache:
             raise
 
     def remove(self, attachment: Attachment) -> None:
-        """Forget an attachment; it does not matter if it is not there."""
+        """Remove an attachment's file; a missing one is no error."""
         with contextlib.suppress(OSError):
             os.unlink(self.path(attachment))
 
     def sweep(self) -> None:
-        """Remove what a killed `write` has left; only while no other runs (``lock(None)``)."""
+        """Remove the files of a `write` that was killed; call it under ``lock(None)``."""
         with contextlib.suppress(OSError):
             for name in os.listdir(self.results):
                 if name.startswith(".") and name.endswith(".tmp"):
                     os.unlink(os.path.join(self.results, name))
 
     def attachments(self) -> list[Attachment]:
-        """All attachments in the cache, sorted by file name; other files are left out."""
+        """All attachments in the cache, sorted by file name; skips other files."""
         try:
             return [kept.attachment for kept in self.kept()]
         except CNIError:
@@ -222,8 +222,8 @@ class Cache:
         """Hold the lock of a container, or with None of all of them (docs/spec/protocol.md §2).
 
         Each container has a byte of one file; GC locks all bytes. If another process has the lock,
-        `on_wait` is called and then the process is waited for. Where the file cannot be made, the
-        cache cannot be changed either, so there is no lock.
+        `on_wait` is called before the wait. If the file cannot be made, the cache cannot be changed
+        either, so nothing is locked.
         """
         path = os.path.join(self.directory, ".lock")
         try:

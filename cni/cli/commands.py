@@ -181,7 +181,7 @@ def delete(
 
 
 def _of_missing(problem: CNIError, netns: str) -> CNIError:
-    """The error; as NotFound, if it names the namespace's path and nothing is there."""
+    """The error; a NotFound if it is about the namespace's path, which does not exist."""
     if netns and netns in problem.msg and not os.path.lexists(netns):
         found = errors.NotFound(problem.msg, problem.details)
         found.code = problem.code
@@ -190,7 +190,7 @@ def _of_missing(problem: CNIError, netns: str) -> CNIError:
 
 
 def _hint_if_attached(what: cache.Attachment, cache_dir: str) -> str:
-    """What to do next after an ADD that failed: detach what an earlier one attached."""
+    """The hint after a failed ADD: detach an earlier attachment."""
     try:
         known = attachments.gather(Places.of(cache_dir), what.network)
     except CNIError:
@@ -211,7 +211,7 @@ def _find(
     cache_dir: str,
     force: bool = False,
 ) -> tuple[Target, Live, conflist.NetworkList]:
-    """The attachment that is meant, and its network. Raises CNIError."""
+    """The attachment that the command line names, and its network. Raises CNIError."""
     if not where and not container:
         raise click.UsageError("give NETNS, NAMESPACE/POD or --id CONTAINER")
     everything = attachments.gather(Places.of(cache_dir))
@@ -234,7 +234,7 @@ def _find(
 
 
 def _by_force(wanted: Wanted) -> Target:
-    """What nothing is known of, exactly as it was named. Raises CNIError."""
+    """An unknown attachment, exactly as the command line names it. Raises CNIError."""
     path = absolute(wanted.where) if wanted.where else ""
     name = wanted.container or container_id(path)
     check_container_id(name)
@@ -248,7 +248,7 @@ def _agree(what: Attached, where: str) -> bool:
 
 
 def require_own(found: Target, live: Live) -> None:
-    """Raises Refused for what this command did not attach."""
+    """Raise Refused for an attachment that was not made by a person."""
     what = found.attached
     if found.known and not what.is_direct:
         raise errors.Refused(
@@ -264,7 +264,7 @@ def require_own(found: Target, live: Live) -> None:
 
 
 def result_of(what: Attached) -> cache.Outcome | None:
-    """The result that is known from elsewhere than the cache."""
+    """The attachment's result, if another source than the cache has it."""
     if what.result is None:
         return None
     try:
@@ -281,10 +281,10 @@ def _left_in_nftables(what: Attached) -> bool:
 
 
 def _require_gone(what: Attached) -> None:
-    """Raises CommandError if any of the sources still knows it after DEL.
+    """Raise CommandError if any source still has the attachment after DEL.
 
-    The notes for `cni reload` stay if other plugins, as the reference's, have detached it. They are
-    removed, unless these plugins have left what is noted.
+    If other plugins, such as the reference's, have detached it, the notes for `cni reload` stay.
+    They are removed here, unless the noted objects still exist.
     """
     left = attachments.still_there(what)
     if left and all(each.kind == "intent" for each in left) and not _left_in_nftables(what):
@@ -306,7 +306,7 @@ def _described(what: Attached) -> str:
 
 @contextmanager
 def _naming_missing(kept: str) -> Iterator[None]:
-    """After a CNIError in the block: is there no kept result, which CHECK compares with?"""
+    """Adds to a CNIError in the block that there is no kept result for CHECK to compare with."""
     try:
         yield
     except CNIError as error:
@@ -317,7 +317,7 @@ def _naming_missing(kept: str) -> Iterator[None]:
 
 
 def _hint(what: Attached, live: Live) -> str:
-    """What to do next after a CHECK that failed."""
+    """The hint after a failed CHECK."""
     if what.is_dead(live):
         return f"its namespace is gone: `cni gc {what.network}` deletes what is left of it"
     if what.is_direct:

@@ -1,4 +1,4 @@
-"""Which files hold the configurations that a command line means, and what is in them."""
+"""The configuration files that a command line names, and their contents."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _HOW_NAMED = (
 
 @dataclass
 class Files:
-    """The files to judge, and beside them those that have to agree with them."""
+    """The files to judge, and those with which they have to be consistent."""
 
     asked: list[str]
     context: list[str]
 
 
 def files_of(targets: Sequence[str]) -> Files:
-    """The files that the arguments mean. Raises NotFound, CommandError."""
+    """The files that the arguments name. Raises NotFound, CommandError."""
     directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
     asked: list[str] = []
     directories: list[str] = []
@@ -54,7 +54,7 @@ def files_of(targets: Sequence[str]) -> Files:
 
 
 def _of_directory(directory: str) -> list[str]:
-    """The files of a directory. Raises NotFound: to find nothing wrong in none means nothing."""
+    """The files of a directory. Raises NotFound if there are none, which could hide a mistake."""
     paths = conflist.paths(directory)
     if not paths:
         raise errors.NotFound(f"no network configurations in {directory}", _HOW_NAMED)

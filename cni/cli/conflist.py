@@ -1,4 +1,4 @@
-"""Network configuration lists: found, read and checked as libcni does it
+"""Network configuration lists: finding, reading and checking them as libcni does
 (docs/spec/protocol.md §8).
 
     NetworkList  name, version, switches, plugins ─┬─ PluginConf  type, name, capabilities, raw
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class PluginConf(NamedTuple):
-    """One plugin of a list: `raw` is its object as written, the rest is what libcni looks at."""
+    """A plugin of a list: `raw` is its object as written; the other fields are libcni's."""
 
     type: str
     name: str
@@ -40,9 +40,9 @@ class PluginConf(NamedTuple):
 
 
 class NetworkList(NamedTuple):
-    """A network: what its plugins are told in common, and the plugins in the order of ADD.
+    """A network: the keys for all of its plugins, and the plugins in the order of ADD.
 
-    `data` are the bytes that belong in the result cache.
+    `data` are the bytes for the result cache.
     """
 
     name: str
@@ -67,7 +67,7 @@ class _Head(config.NetConf):
 def load(directory: str, name: str) -> NetworkList:
     """The network `name`: from the first ``*.conflist`` with it, else ``*.conf`` or ``*.json``.
 
-    A malformed file that comes before is an error too. Raises CNIError, NetworkNotFound.
+    An earlier malformed file is also an error. Raises CNIError, NetworkNotFound.
     """
     lists = _files(directory, (".conflist",))
     for path in lists:
@@ -91,7 +91,7 @@ def load(directory: str, name: str) -> NetworkList:
 
 
 def known(directory: str) -> list[str]:
-    """The names of all networks in `directory`, sorted; what cannot be read is left out."""
+    """The names of all networks in `directory`, sorted; skips unreadable files."""
     network_names = set()
     try:
         paths = _files(directory, (".conflist", ".conf", ".json"))
@@ -134,7 +134,7 @@ def _surveyed(path: str, read: Callable[[str], NetworkList]) -> Configured:
 
 
 def all_of(directory: str) -> list[NetworkList]:
-    """The networks of `directory`, each name once: what `load` would give if no file were broken.
+    """The networks of `directory`, each name once: those of `load` if no file were broken.
 
     Raises CNIError if the directory cannot be read.
     """
@@ -211,7 +211,7 @@ def _plugin(raw: Any) -> PluginConf:
 
 
 def _version(raw: dict[str, Any]) -> str:
-    """The version the plugins are told: the highest we know of `cniVersions` and `cniVersion`."""
+    """The version for the plugins: the highest known one of `cniVersions` and `cniVersion`."""
     version = raw.get("cniVersion", "")
     if not isinstance(version, str):
         raise CNIError(f"{_LIST}invalid cniVersion type {gojson.go_type(version)}")
@@ -294,7 +294,7 @@ def _is_network_name(name: str) -> bool:
 
 
 def _upconvert(conf: PluginConf) -> NetworkList:
-    """A list of one plugin from the single configuration of earlier versions of the spec."""
+    """A list of one plugin, made of a single configuration (earlier versions of the spec)."""
     one = {"name": conf.name, "cniVersion": conf.version, "plugins": [conf.raw]}
     return from_bytes(gojson.encode_sorted(one))
 

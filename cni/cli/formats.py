@@ -1,6 +1,6 @@
 """The options `-o` and `--json`, which every command has: in which form a command prints.
 
-A command gives its result once, as a value that JSON can hold, and beside it what a person reads:
+A command gives its result once, as a JSON value, with the table or lines for a person:
 
     @formats.options
     def ls() -> None:
@@ -29,7 +29,7 @@ def options(function: F) -> F:
 
 
 def options_with(kind: click.ParamType[Any], more: str = "") -> Callable[[F], F]:
-    """The same, where ``-o`` takes what `kind` does; `more` is the help of further formats."""
+    """As `options`, with the type `kind` for ``-o``; `more` is the help for further formats."""
     return lambda function: _with_options(function, kind, more)
 
 
@@ -60,8 +60,8 @@ def _with_options(function: F, kind: click.ParamType[Any], more: str) -> F:
 
 
 def file_options(kind: click.ParamType[Any], text: str) -> Callable[[F], F]:
-    """The same for a command that writes a file: ``-o`` takes FORMAT, and the file's name, which
-    is the parameter `target` ("" if none is given).
+    """As `options`, for a command that writes a file: ``-o`` takes FORMAT, or the file's name,
+    which becomes the parameter `target` ("" if none is given).
     """
 
     def target(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> str:
@@ -104,18 +104,18 @@ def _choose_json(context: click.Context, parameter: click.Parameter, value: bool
 
 
 def current() -> str:
-    """The form that was asked for: one of FORMATS, or "" for a person."""
+    """The requested form: one of FORMATS, or "" for a person."""
     context = click.get_current_context(silent=True)
     return context.meta.get(_KEY, "") if context is not None else ""
 
 
 def is_data() -> bool:
-    """Is it JSON or YAML?"""
+    """Is the requested form JSON or YAML?"""
     return current() in ("json", "yaml")
 
 
 def asked_for(arguments: list[str]) -> str:
-    """The form that a command line asks for, also one that click cannot parse."""
+    """The form that a command line requests, even if click cannot parse it."""
     for at, argument in enumerate(arguments):
         if argument == "--":
             break
@@ -133,7 +133,7 @@ def asked_for(arguments: list[str]) -> str:
 
 
 def data(value: Any) -> bool:
-    """Print `value` if JSON or YAML was asked for. Was it?"""
+    """Print `value` if the requested form is JSON or YAML; else return False."""
     if not is_data():
         return False
     output.document(value, current())
@@ -147,8 +147,8 @@ def present(
     rows: table.Table | None = None,
     names: Iterable[str] = (),
 ) -> None:
-    """Print a result in the form that was asked for: `value` as data, `names` one a line, or else
-    `lines` and the table `rows` for a person.
+    """Print a result in the requested form: `value` as data, `names` one a line, or for a person
+    `lines` and the table `rows`.
     """
     if data(value):
         return
@@ -166,9 +166,9 @@ def present(
 
 
 def done(value: Any, text: str, names: Iterable[str] = (), *, always: bool = False) -> None:
-    """Print that a command has done its work: data if asked for, else a line on a terminal.
+    """Report that a command has done its work: as data if requested, else a line on a terminal.
 
-    `always`: also where stdout is none, since the text is what was asked for, as of a dry run.
+    `always`: also if stdout is no terminal, because the text is the result, as in a dry run.
     """
     if data(value):
         return

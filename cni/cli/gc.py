@@ -130,9 +130,9 @@ def _confirm(in_use: list[Attached], live: Live) -> None:
 
 
 class _Choice(NamedTuple):
-    """Which attachments of a network go: those whose namespace is gone, or all but `kept` (names).
+    """The attachments to delete: those whose namespace is gone, or all except `kept` (names).
 
-    If `only` is given, of those in use no others go.
+    If `only` is given, no others that are in use are deleted.
     """
 
     places: Places
@@ -147,7 +147,7 @@ class _Choice(NamedTuple):
         return Live()
 
     def made(self, known: list[Attached] | None = None) -> list[Attached]:
-        """What goes, of what is known now."""
+        """The attachments to delete, of those that are known now."""
         if known is None:
             known = attachments.gather(self.places, self.network)
         live = self.live
@@ -164,7 +164,7 @@ class _Choice(NamedTuple):
 def _collect(
     network_list: conflist.NetworkList, executor: Runtime, choice: _Choice
 ) -> list[Attached]:
-    """What was deleted. Raises CNIError."""
+    """Delete the chosen attachments; return them. Raises CNIError."""
     chosen: list[Attached] = []
     pairs = [(name.split("/")[1], name.split("/")[2]) for name in choice.kept]
 

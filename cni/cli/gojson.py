@@ -50,13 +50,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-# What is said of a document that the decoder gives up, since it reads what is nested by recursion.
+# The error for a document that is nested too deeply for the decoder's recursion.
 TOO_DEEP = "objects and lists are nested too deeply"
 TOO_DEEP_ADVICE = "no key lies below a few levels: look for brackets that are too many"
 
 
 def text(value: str) -> str:
-    """`value` with U+FFFD for what is no UTF-8."""
+    """`value` with U+FFFD for bytes that are no UTF-8."""
     if value.isascii():
         return value
     try:
@@ -77,7 +77,7 @@ def decode(data: bytes) -> Any:
 
 
 def _as_go(data: bytes) -> Any:
-    """What Go takes for JSON and msgspec does not; for what is none, Go's words and the place."""
+    """A document that only Go accepts as JSON; otherwise Go's error text with the position."""
     reader = gojson.Reader(data.decode("utf-8", "replace"))
     try:
         return reader.document()
@@ -102,7 +102,7 @@ def decode_object(data: bytes) -> dict[str, Any]:
 
 
 def json_type(value: Any) -> str:
-    """What kind of JSON value it is: ``object``, ``array``, ``string``, ``bool``, ``number``."""
+    """The kind of a JSON value: ``object``, ``array``, ``string``, ``bool``, ``number``."""
     for kind, name in ((bool, "bool"), (str, "string"), (list, "array"), (dict, "object")):
         if isinstance(value, kind):
             return name

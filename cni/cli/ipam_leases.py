@@ -1,4 +1,4 @@
-"""The reservations of host-local on this node, with what else is known of their holders."""
+"""The reservations of host-local on this node, and their holders."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .view.namespaces import ALIVE, GONE, Live
 
 
 class Lease(NamedTuple):
-    """A reservation. `netns` is "" where no result cache knows of it.
+    """A reservation. `netns` is "" if no result cache has it.
 
-    `alive` tells whether the namespace of its ADD exists, None if that cannot be known.
+    `alive`: does the namespace of its ADD exist? None if that cannot be known.
     """
 
     address: str
@@ -39,7 +39,7 @@ class Lease(NamedTuple):
 
     @property
     def state(self) -> str:
-        """For people."""
+        """The state of the holder, for people."""
         if self.earlier_boot:
             return "of an earlier boot"
         return {True: "alive", False: "gone", None: "unknown"}[self.alive]
@@ -63,9 +63,9 @@ class Lease(NamedTuple):
 
 
 class Reservations(NamedTuple):
-    """Where a network's reservations are; `ranges` is None if no configuration was found.
+    """The place of a network's reservations; `ranges` is None without a configuration.
 
-    `configured` says whether the configuration names this directory, so that `cni gc` knows it.
+    `configured`: does the configuration name this directory, so that `cni gc` looks there?
     """
 
     network: str
@@ -76,7 +76,7 @@ class Reservations(NamedTuple):
 
     @property
     def net_d(self) -> str:
-        """Where networks are configured."""
+        """The directory of network configurations."""
         return os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
 
     @property
@@ -85,7 +85,7 @@ class Reservations(NamedTuple):
 
 
 def find(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
-    """Where the network's reservations are, by the options or else the configuration.
+    """The place of the network's reservations, from the options, else from the configuration.
 
     Raises CNIError if there are none.
     """
@@ -119,7 +119,7 @@ def find(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
 
 
 def find_all(cache_dir: str) -> list[Reservations]:
-    """Of all networks that have any. Raises CNIError."""
+    """The places of all networks that have reservations. Raises CNIError."""
     places = Places.of(cache_dir)
     return [
         Reservations(network, os.path.dirname(path), None, places.results)
@@ -144,7 +144,7 @@ def leases_of(held: Reservations) -> list[Lease]:
         try:
             since = os.stat(file).st_mtime
         except OSError:
-            continue  # just released
+            continue  # released meanwhile
         earlier = boot not in (None, this_boot)
         noted = reservation.namespace_of(None, file)
         state = holder.state(live) if holder and not noted else live.state(noted, netns)
@@ -155,7 +155,7 @@ def leases_of(held: Reservations) -> list[Lease]:
 
 
 def _holders(held: Reservations) -> dict[tuple[str, str], Attached]:
-    """What else is known of the network's containers, by id and interface. Raises CNIError."""
+    """The known attachments of the network, by (container id, interface). Raises CNIError."""
     env = os.environ
     places = Places(held.cache, env.get("CNI_STATE_DIR") or intent.STATE_DIR, held.net_d)
     return {
@@ -183,7 +183,7 @@ def chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
 
 
 def _of_holder(leases: list[Lease], text: str) -> list[Lease]:
-    """Those of a container or pod. Raises Ambiguous if several containers fit."""
+    """The leases of a container or pod. Raises Ambiguous if several containers match."""
     exact = [each for each in leases if text and text in (each.container_id, each.pod)]
     chosen = exact or [each for each in leases if text and each.container_id.startswith(text)]
     holders = dict.fromkeys(each.container_id for each in chosen)

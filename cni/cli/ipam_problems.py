@@ -1,4 +1,4 @@
-"""What `cni ipam check` finds in the reservations of a network."""
+"""The problems of a network's reservations, for `cni ipam check`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def of_files(held: Reservations) -> list[str]:
-    """What is wrong with single files, a line each. Raises CNIError."""
+    """The problems of single files, a line each. Raises CNIError."""
     problems = []
     for name, content in sorted(scan(held.path)):
         if not is_address(name):
@@ -28,10 +28,10 @@ def of_files(held: Reservations) -> list[str]:
 
 
 def _remedy(held: Reservations, lease: Lease) -> str:
-    """How to be rid of a dead container's address.
+    """The advice for a dead container's address.
 
-    A published port leads there as long as its rule stays: so all of the container has to go, if
-    `cni gc` knows the directory.
+    A published port leads to the address as long as its rule exists. So the whole container has to
+    be removed, if `cni gc` looks in this directory.
     """
     if held.configured:
         return f"`cni gc {held.network}` deletes all that is left of it"
@@ -39,7 +39,7 @@ def _remedy(held: Reservations, lease: Lease) -> str:
 
 
 def of_leases(held: Reservations, leases: Iterable[Lease]) -> list[str]:
-    """What is wrong with the reservations, a line each."""
+    """The problems of the reservations, a line each."""
     problems: list[str] = []
     first_address: dict[tuple[str, int], str] = {}
     spelled: dict[bytes, str] = {}

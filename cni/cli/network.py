@@ -37,7 +37,7 @@ from .view import attachments
 from .view.attached import Places
 from .view.namespaces import Live
 
-# After what other programs put there: a runtime takes the first file for its default network.
+# Sorts behind other programs' files: a runtime takes the first file for its default network.
 _PREFIX = "90-"
 
 
@@ -137,7 +137,7 @@ def _subnets_of(conf: dict[str, Any]) -> list[str]:
 def _conf(
     directory: str, name: str, texts: tuple[str, ...], ipv6: bool, **keys: Any
 ) -> dict[str, Any]:
-    """The configuration, which is valid and collides with nothing. Raises CNIError."""
+    """A valid configuration that does not collide with others. Raises CNIError."""
     if name in conflist.known(directory):
         raise errors.Refused(f"the network {name} exists in {directory}", "choose another name")
     driver, master = keys["driver"], keys["master"]
@@ -214,9 +214,9 @@ def _free_bridge(name: str) -> str:
 
 
 def _require_valid(directory: str, name: str, conf: dict[str, Any]) -> None:
-    """Judge the configuration beside the others. Raises CommandError for errors.
+    """Judge the configuration together with the others. Raises CommandError for errors.
 
-    The plugins may be installed later.
+    Missing plugins are no error: they may be installed later.
     """
     path = os.path.join(directory, f"{_PREFIX}{name}.conflist")
     found = validate.judge_new(path, encode_json(conf), directory)
@@ -230,13 +230,13 @@ def _require_valid(directory: str, name: str, conf: dict[str, Any]) -> None:
 
 
 def _advice(finding: Finding) -> str:
-    """The finding's advice, where that is about a key of a file that is not written: the option."""
+    """The finding's advice; if it is about a key of the new file, the option instead."""
     return finding.advice.replace("link as `master`", "link with --master")
 
 
 @contextmanager
 def _locked(directory: str) -> Iterator[None]:
-    """Of two processes that choose a free subnet one waits."""
+    """Hold the lock for choosing a free subnet, so that two processes do not choose the same."""
     os.makedirs(directory, mode=0o755, exist_ok=True)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -302,7 +302,7 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
 
 
 def _left(name: str, dead: int) -> str:
-    """What is to be said of attachments of containers that have ended."""
+    """The text about attachments of containers that have ended."""
     what = "1 attachment" if dead == 1 else f"{dead} attachments"
     remedy = f"`cni gc {name}` removes what is left"
     return f"{what} of ended containers: addresses and rules may be in use; {remedy}"

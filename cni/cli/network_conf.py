@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cni.protocol.address import InvalidAddress, Prefix, format_ip
 
-VERSION = "1.0.0"  # what every runtime that is in use speaks
+VERSION = "1.0.0"  # the version that every runtime in use supports
 DRIVERS = ("bridge", "ptp", "macvlan", "ipvlan", "vlan")
 ON_MASTER = ("macvlan", "ipvlan", "vlan")
 _NAME_MAX = 15  # bytes of a link's name
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 class Wish(NamedTuple):
-    """What a network shall be. `gateway` and `ip_range` go with the first subnet."""
+    """The wanted network. `gateway` and `ip_range` belong to the first subnet."""
 
     name: str
     driver: str

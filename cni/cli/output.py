@@ -1,9 +1,10 @@
-"""What the commands print: JSON for programs, lines for people, and errors for both.
+"""The output of commands: JSON for programs, lines for people, and errors for both.
 
-A program (stdout is not a terminal) gets what cnitool prints: ADD's result and nothing else.
+A program (stdout is not a terminal) gets the output of cnitool: ADD's result and nothing else.
 
-All that is printed goes through this module (a test looks for other ways), because containers, the
-authors of pods and other users have chosen many of the names in it: a terminal must not obey them.
+All output goes through this module (a test looks for other ways), because containers, the authors
+of pods and other users have chosen many of the names in it: a terminal must not obey control
+characters.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def printable_json(data: bytes) -> bytes:
-    r"""JSON with the same meaning, in which such characters are written as ``\u009b``."""
+    r"""JSON with the same meaning, in which control characters are written as ``\u009b``."""
     text = data.decode()
     if text.isprintable():
         return data
@@ -63,7 +64,7 @@ def _json_escape(char: str) -> str:
 
 
 def line(text: str, *, err: bool = False) -> None:
-    """A line, or several, on stdout or stderr. Raises OSError for stdout only."""
+    """Write a line, or several, to stdout or stderr. Raises OSError for stdout only."""
     text = printable(text)
     if err:
         _to_stderr(text)
@@ -72,7 +73,7 @@ def line(text: str, *, err: bool = False) -> None:
 
 
 def _to_stderr(text: str) -> None:
-    """What cannot be said there is said nowhere: the exit code and stdout do not depend on it."""
+    """Write to stderr; ignore failures: exit code and stdout do not depend on it."""
     try:
         click.echo(text, err=True)
     except OSError:
@@ -80,12 +81,12 @@ def _to_stderr(text: str) -> None:
 
 
 def plugin_stderr(data: bytes) -> None:
-    """What a plugin has written to its stderr, on ours."""
+    """Write a plugin's stderr to ours."""
     line(data.decode(errors="replace").removesuffix("\n"), err=True)
 
 
 def exception(error: BaseException) -> None:
-    """A defect of ours: its traceback on stderr."""
+    """Write the traceback of a defect to stderr."""
     import traceback
 
     damage.suspect()
@@ -165,9 +166,10 @@ def progress(items: Sequence[T], what: str) -> Iterator[Iterable[T]]:
 
 @contextmanager
 def activity() -> Iterator[Callable[[str], None]]:
-    """A function that says what is done now, on a line of a terminal's stderr; it goes at the end.
+    """A function that shows the current activity on a line of a terminal's stderr.
 
-    On anything but a terminal, and on one that cannot move its cursor, nothing is said.
+    The line is removed at the end. Without a terminal, or on one that cannot move its cursor,
+    nothing is written.
     """
     if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield lambda _: None
@@ -273,7 +275,7 @@ def paragraph(text: str, *, err: bool = False) -> None:
 
 
 def damaged(found: Sequence[Any]) -> None:
-    """Damaged files of state (view.damage.Damaged) on stderr: what is left out for them."""
+    """List damaged files of state (view.damage.Damaged), which were skipped, on stderr."""
     for each in found[:_MOST_DAMAGED]:
         paragraph(f"{each.text}; `{each.mend}`", err=True)
     if len(found) > _MOST_DAMAGED:
@@ -281,7 +283,7 @@ def damaged(found: Sequence[Any]) -> None:
 
 
 def fitted(text: str) -> None:
-    """A line, of which a terminal shows what fits."""
+    """Write a line; on a terminal, cut to its width."""
     text = printable(text, keep="")
     _echo(shortened(text, terminal_width()) if is_terminal() else text)
 
@@ -297,9 +299,9 @@ def _echo(text: str) -> None:
 
 
 def error(problem: CNIError, hint: str = "", form: str = "") -> None:
-    """An error on stderr; in the form of data (json, yaml) its object on stdout instead.
+    """Write an error to stderr; with `form` json or yaml its object to stdout instead.
 
-    A person gets what failed, why, and what to do next on lines of their own; a program one line.
+    A person gets separate lines for the failure, its reason, and the advice; a program one line.
     """
     if form in ("json", "yaml"):
         body: dict[str, Any] = {"code": problem.code, "msg": gojson.text(problem.msg)}
@@ -319,7 +321,7 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
 
 
 def _indented(text: str, indent: int) -> str:
-    """`text` for a terminal, whose further lines cannot be taken for lines of ours."""
+    """`text` for a terminal; further lines are indented, so that they cannot imitate ours."""
     room = terminal_width() - indent
     lines = [piece for each in printable(text).split("\n") for piece in _broken(each, room)]
     return f"\n{' ' * indent}".join(lines)

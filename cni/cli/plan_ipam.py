@@ -1,4 +1,4 @@
-"""Which addresses IPAM would give, without reserving one."""
+"""The addresses that IPAM would give, without reserving any."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Allocated(NamedTuple):
 
 
 def allocate(network: str, part: Part, version: str) -> tuple[list[Allocated], str]:
-    """The addresses that the part's IPAM plugin would give, and what cannot be told."""
+    """The addresses that the part's IPAM plugin would give, and the unknown ones as a text."""
     name = catalogue.known_as(walk.text_at(part.node, "ipam.type"))
     if name not in ("host-local", "static"):
         return [], ""
@@ -53,7 +53,7 @@ def allocate(network: str, part: Part, version: str) -> tuple[list[Allocated], s
 
 
 def told(part: Part, allocated: list[Allocated], problem: str) -> Iterator[str]:
-    """What IPAM would do, as steps."""
+    """The steps of IPAM."""
     name = walk.text_at(part.node, "ipam.type")
     if not name:
         return
@@ -72,7 +72,7 @@ def told(part: Part, allocated: list[Allocated], problem: str) -> Iterator[str]:
 
 
 def _configured(part: Part) -> list[Allocated]:
-    """What static has. Raises CNIError."""
+    """The addresses of static. Raises CNIError."""
     member = part.node.at("ipam.addresses")
     found = []
     for node in member.node.items if member is not None else ():
@@ -111,7 +111,7 @@ def _last(directory: str, at: int) -> bytes | None:
 
 
 def _next(each: RangeSet, taken: set[bytes], last: bytes | None) -> Allocated:
-    """Raises CNIError if all are taken."""
+    """The next free address of the set. Raises CNIError if all are taken."""
     for its_range, low, high in each.spans(last):
         for number in range(low, high + 1):
             packed = its_range.packed(number)

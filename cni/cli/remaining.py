@@ -1,7 +1,7 @@
-"""Attachments that the plugins of one directory have made, and that would stay without them.
+"""Attachments of the plugins of one directory that nobody could delete without these plugins.
 
-`cni uninstall` asks. Plugins that are put back, as the reference's, take over an attachment that
-needs no other plugin, and has nothing that only the plugins of this project know (docs/cli.md,
+For `cni uninstall`. Plugins that it restores, such as the reference's, take over an attachment if
+that needs no other plugin, and has nothing that only this project's plugins know (docs/cli.md,
 "Installing, and going back").
 """
 
@@ -32,8 +32,8 @@ _MAX_SIZE = 1 << 16  # bytes of a note
 
 
 class Staying(NamedTuple):
-    """Something that would stay: what it is, and whether `cni migrate` can rewrite all that only
-    the plugins of this project know of it.
+    """An attachment that would stay, and whether `cni migrate` can rewrite everything in it that
+    only this project's plugins know.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Staying(NamedTuple):
 
 
 def refusal(found: list[Staying]) -> errors.Refused:
-    """The error that names what would stay."""
+    """The error that lists the attachments that would stay."""
     count = "one attachment" if len(found) == 1 else f"{len(found)} attachments"
     lines = shortened([each.text for each in found])
     advice = "delete these containers first, or repeat it with --force"
@@ -61,7 +61,7 @@ def shortened(texts: list[str]) -> list[str]:
 
 
 def staying(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterator[Staying]:
-    """What would stay, by attachment. `successors` are the names of plugins that are put back.
+    """The attachments that would stay. `successors` are the names of the restored plugins.
 
     Raises CNIError.
     """
@@ -83,8 +83,8 @@ def staying(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterat
 
 
 def _is_ours(each: Attached, bin_dir: Path) -> bool:
-    """Whether these plugins took part in it, as far as can be told: other implementations keep no
-    intents, write no aliases, and note no namespace with a reservation.
+    """Did these plugins make it, as far as is known? Other implementations keep no intents, write
+    no aliases, and note no namespace with a reservation.
     """
     if not (each.intents or each.links or each.identity is not None):
         return False
@@ -109,7 +109,7 @@ def _what(ones: list[Uncleanable]) -> str:
 
 
 def _plugins(each: Attached) -> set[str]:
-    """The types of the plugins that took part; one that no plugin has, if that is not known."""
+    """The types of the attachment's plugins; a type that no plugin has, if they are not known."""
     try:
         conf = gojson.decode(each.config)
     except CNIError:
@@ -119,7 +119,7 @@ def _plugins(each: Attached) -> set[str]:
 
 
 def _types(conf: dict[str, Any]) -> Iterator[str]:
-    """Of a network, a plugin, or what a plugin calls another one with."""
+    """The plugin types in a network, in a plugin's object, or in a delegate's configuration."""
     kind = config.lookup(conf, "type")
     if isinstance(kind, str):
         yield kind

@@ -1,4 +1,4 @@
-"""What a container runtime does with a network: libcni's side of the protocol (spec §7, §8.1).
+"""The runtime's side of the protocol, as in libcni (spec §7, §8.1).
 
     Runtime(path, cache).add(network, attachment)      each plugin in order -> Outcome, kept
                         .check(network, attachment)    each with the kept result
@@ -39,9 +39,9 @@ _NO_ATTACHMENT = Attachment("", "", "")
 class Runtime:
     """Runs networks with the plugins found on `path`.
 
-    `env` is what plugins inherit, besides the CNI variables. `interrupts` tells between two plugins
-    whether to go on; `on_wait` is called when another process is at work on the same container, and
-    `show_stderr` with what a plugin that succeeded has written to stderr.
+    Plugins inherit `env`, besides the CNI variables. `interrupts` ends the work between two
+    plugins; `on_wait` is called if another process works on the same container, and `show_stderr`
+    with the stderr of a plugin that has succeeded.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Runtime:
         self._show_stderr = show_stderr
 
     def add(self, network: NetworkList, attachment: Attachment) -> Outcome:
-        """ADD each plugin, feeding each the result of the one before; keep the last one's.
+        """ADD each plugin with the result of the one before; keep the last result.
 
-        Everything that can be known before is checked before the first plugin runs. Raises
-        CNIError ``plugin type="x" failed (add): …``; nothing is kept then.
+        Checks everything possible before the first plugin runs. Raises CNIError
+        ``plugin type="x" failed (add): …``; then nothing is kept.
         """
         for plugin in network.plugins:
             with _failing(plugin, "add"):
@@ -109,9 +109,9 @@ class Runtime:
     ) -> None:
         """DEL each plugin, the last one first, and forget the result.
 
-        `result` is what the plugins are told if none is kept. An unusable one is deleted and
-        ignored. A plugin that does not know the version is passed over. Raises CNIError
-        ``plugin type="x" failed (delete): …``; a usable result is still kept then.
+        The plugins get `result` if none is kept. An unusable kept one is deleted and ignored. A
+        plugin that does not know the version is skipped. Raises CNIError
+        ``plugin type="x" failed (delete): …``; then a usable result stays.
         """
         self.cache.path(attachment)  # validates
         with self._locked(attachment.container_id):
@@ -134,7 +134,7 @@ class Runtime:
             except CNIError as error:
                 if error.code != IncompatibleVersion.code:
                     raise
-                # It has refused every ADD as well, so there is nothing of it to remove.
+                # It has also refused every ADD, so it has made nothing.
                 self._show_stderr(f"{error}; going on with the others\n".encode())
         self.cache.remove(attachment)
 
@@ -143,9 +143,9 @@ class Runtime:
     ) -> list[Attachment]:
         """DEL every kept attachment of the network that is not `valid`, then GC each plugin.
 
-        `valid` are pairs (container id, interface); None, as from cnitool, deletes all and gives
-        the plugins no list. Returns what was deleted. Raises CNIError with every failure, a line
-        each, after everything was tried.
+        `valid` are pairs (container id, interface); None, as in cnitool, deletes all and passes no
+        list to the plugins. Returns the deleted attachments. Raises CNIError with every failure, a
+        line each, after everything was tried.
         """
 
         def stale() -> list[Attachment]:
@@ -164,11 +164,11 @@ class Runtime:
         stale: Callable[[], Iterable[Attachment]],
         then: Callable[[list[CNIError]], None] = lambda _: None,
     ) -> list[Attachment]:
-        """DEL what `stale` gives, then call `then` with the errors so far, which it may add to.
+        """DEL the attachments of `stale`, then call `then` with the list of errors, to add to it.
 
-        Both are called when no other command works on any container. Nothing happens if the network
-        has disableGC. Returns what was deleted. Raises CNIError with
-        every failure, a line each, after everything was tried.
+        Both are called while no other command works on any container. Does nothing if the network
+        has disableGC. Returns the deleted attachments. Raises CNIError with every failure, a line
+        each, after everything was tried.
         """
         if network.disable_gc:
             return []
@@ -204,7 +204,7 @@ class Runtime:
         extra: dict[str, Any] = {}
         if valid is not None:
             pairs = [{"containerID": cid, "ifname": ifname} for cid, ifname in sorted(valid)]
-            # The second is the name that an earlier text of the specification had.
+            # The second is the key's name in an earlier text of the specification.
             extra = {"cni.dev/valid-attachments": pairs, "cni.dev/attachments": pairs}
         for plugin in network.plugins:
             conf = _conf(network, plugin, extra)
@@ -212,7 +212,7 @@ class Runtime:
             _tried(errors, what, partial(self._run, "GC", plugin, conf, _NO_ATTACHMENT))
 
     def status(self, network: NetworkList) -> None:
-        """STATUS of each plugin; raises the first one's error. Before 1.1.0 all is well."""
+        """STATUS of each plugin; raises the first error. Does nothing before 1.1.0."""
         if not _at_least(network.version, "1.1.0"):
             return
         for plugin in network.plugins:
@@ -244,7 +244,7 @@ class Runtime:
             ) from None
 
     def _run(self, verb: str, plugin: PluginConf, stdin: bytes, attachment: Attachment) -> bytes:
-        """Execute a plugin: what it printed. Raises its error, or CNIError."""
+        """Execute a plugin; return its output. Raises its error, or CNIError."""
         self._interrupts.check()
         args = ";".join(f"{key}={value}" for key, value in attachment.args)
         env = {
@@ -290,7 +290,7 @@ def _failing(plugin: PluginConf, verb: str) -> Iterator[None]:
 def _request_conf(
     network: NetworkList, plugin: PluginConf, result: Outcome | None, attachment: Attachment
 ) -> bytes:
-    """What the plugin reads on stdin for ADD, CHECK and DEL."""
+    """The plugin's stdin for ADD, CHECK and DEL."""
     extra: dict[str, Any] = {}
     if result is not None:
         extra["prevResult"] = result.as_dict()
@@ -316,7 +316,7 @@ def _parse(output: bytes, config_version: str) -> Outcome:
 
 
 def _at_least(version: str, minimum: str) -> bool:
-    """As versions.at_least; no for a version that cannot be parsed."""
+    """As versions.at_least; False for a version that cannot be parsed."""
     try:
         return versions.at_least(version, minimum)
     except CNIError:

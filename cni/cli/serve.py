@@ -20,7 +20,7 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
 
 
 def default_workers() -> int:
-    """Most of a request is waiting for the kernel, so there are more workers than cores."""
+    """The default number of workers: more than cores, since requests mostly wait for the kernel."""
     return max(4, min(32, 2 * (os.cpu_count() or 1)))
 
 
@@ -130,7 +130,7 @@ def serve(
 
 
 def _address(text: str | None) -> Address | None:
-    """Where metrics are scraped, None for nowhere. Raises UsageError."""
+    """The address for scrapes, or None. Raises UsageError."""
     from cni.server.observing import parse_address
 
     try:
@@ -140,7 +140,7 @@ def _address(text: str | None) -> Address | None:
 
 
 def _otlp() -> Settings | None:
-    """Where spans go, by the environment. What is wrong with it was told: requests go first."""
+    """The settings of spans in the environment; None if they are wrong, as reported before."""
     if not any(os.environ.get(name) for name in _ENDPOINTS):
         return None
     from cni.server.otlp import read_settings
@@ -158,7 +158,7 @@ def _collect() -> list[Family]:
 
 
 def _status(path: str) -> str:
-    """What the server says of itself, a JSON object. Raises ClickException, NotPermitted."""
+    """The server's status, a JSON object. Raises ClickException, NotPermitted."""
     from cni.server.status import ask
 
     try:

@@ -1,4 +1,4 @@
-"""What the commands about attachments share: options, the network, the runtime, and Ctrl-C."""
+"""Common code of the commands about attachments: options, network, runtime, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network_options(function: F) -> F:
 
 
 def given(what: Attached) -> cache.Attachment:
-    """What the plugins are told; an id that was derived comes with the environment's arguments."""
+    """The attachment for the plugins; if its id was derived, with the environment's arguments."""
     given = what.attachment()
     if what.is_direct:
         args = parse_args(os.environ.get("CNI_ARGS", ""))
@@ -65,13 +65,13 @@ def configured(network: str) -> conflist.NetworkList:
 
 
 def configured_or_known(network: str, everything: list[Attached]) -> None:
-    """Raises NetworkNotFound if neither a file nor an attachment has that network."""
+    """Raise NetworkNotFound if neither a file nor an attachment has that network."""
     if all(each.network != network for each in everything):
         configured(network)
 
 
 def network_of(network: str, known: list[Attached]) -> conflist.NetworkList:
-    """The network's configuration; of one that is not configured any more, that of an ADD.
+    """The network's configuration; if it is not configured any more, that of an ADD.
 
     Raises CNIError.
     """
@@ -131,7 +131,7 @@ def interruptible(hint: str = "") -> Iterator[Interrupts]:
 
 @contextmanager
 def hinting(hint: str) -> Iterator[None]:
-    """What to do next after a CNIError in the block."""
+    """Adds a hint to a CNIError in the block."""
     try:
         yield
     except CNIError as problem:
@@ -139,7 +139,7 @@ def hinting(hint: str) -> Iterator[None]:
 
 
 def hint_for_name(netns: str) -> str:
-    """For a bare name, the path of the namespace that the user seems to mean."""
+    """The hint for a bare name: the path of the namespace that the user seems to mean."""
     named = f"/run/netns/{netns}"
     if "/" not in netns and not os.path.exists(netns) and os.path.exists(named):
         return f"{netns} is taken for a path; is {named} meant?"
@@ -158,7 +158,7 @@ def parse_args(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def plugin_path(text: str) -> list[str]:
-    """CNI_PATH as a list; by default the usual directory and the one that our own file is in."""
+    """CNI_PATH as a list; by default the usual directory, and the one of this program."""
     if text:
         return text.split(os.pathsep)
     own = os.path.dirname(os.path.realpath(sys.argv[0]))

@@ -267,7 +267,7 @@ def require_network(network: str, places: Places) -> None:
 
 
 def _asked(each: Attached) -> Sequence[published.Port]:
-    """One for each port, whatever the number of the container's addresses."""
+    """The ports that an ADD wanted, each once, even if the container has several addresses."""
     seen: dict[str, published.Port] = {}
     for port in published.wanted(each):
         seen.setdefault(port.name, port)

@@ -1,4 +1,4 @@
-"""Signals while plugins run: nothing is left half-done, and the exit code says which one it was."""
+"""Signals while plugins run: nothing is left half-done, and the exit code names the signal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from cni.protocol.errors import CNIError
 
 from .errors import Failed
 
-# What each does if nothing is said about it. One that the caller has had ignored (nohup, a shell's
-# background job) stays ignored.
+# The default handlers. A signal that the caller ignores (nohup, a shell's background job) stays
+# ignored.
 _DEFAULTS: dict[int, Any] = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
@@ -26,8 +26,8 @@ class Interrupts:
     """Ctrl-C, SIGTERM and SIGHUP while plugins run: the one that runs may finish, none after it
     starts.
 
-    An interrupted plugin undoes what it did, which has to be waited for. A second signal does not
-    wait. All end in KeyboardInterrupt; `exit_code` says which it was.
+    An interrupted plugin undoes its changes, and the command waits for that; after a second signal
+    it does not. All end in KeyboardInterrupt; `exit_code` tells the signal.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self.pending and isinstance(error, CNIError | Failed):
-            # The plugin was interrupted as well: its error says no more than the signal does.
+            # The plugin was interrupted, too: its error only repeats the signal.
             raise KeyboardInterrupt from error
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -77,6 +77,6 @@ class Interrupts:
             self._at_once = False
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt if there was one."""
+        """Raise KeyboardInterrupt if a signal has arrived."""
         if self.pending:
             raise KeyboardInterrupt

@@ -1,9 +1,8 @@
 """`cni status`: could a container be attached now?
 
-libcni asks the plugins only if the network's version is 1.1.0 or later, and most networks are
-older. This command also asks the plugins of this file for older networks, judges the configuration,
-looks at what an ADD would need on this node, and at whether the rules of attached containers are
-there.
+libcni calls STATUS only if the network's version is 1.1.0 or later, and most networks are older.
+This command also calls the plugins of this file for older networks. It judges the configuration,
+checks the needs of an ADD on this node, and whether the rules of attached containers exist.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from . import asking, configurations, conflist, errors, formats, validate
 from .runtime import Runtime
 from .session import configured, interruptible, network_options, runtime
 
-# Attachments of a plugin whose rules are looked for: what flushes rules flushes those of all.
+# Attachments of a plugin whose rules are checked: a flush removes those of all.
 _SAMPLE = 3
-_LISTED = 8  # things that the node lacks, which are named at most
+_LISTED = 8  # the most missing things that are named
 
 
 class Ready(NamedTuple):
-    """An ADD should work. `unasked` says of which plugins that is not known, and why."""
+    """An ADD should work. `unasked` lists plugins for which that is not known, and why."""
 
     unasked: list[str]
     warnings: list[Finding]
@@ -86,7 +85,7 @@ def _require_connected(network: conflist.NetworkList, cache_dir: str) -> None:
     try:
         lacks += needs.forwarding(living)
     except OSError:
-        pass  # hidden from this process: not known
+        pass  # this process cannot see it, so it is not known
     if lacks:
         shown = lacks[:_LISTED]
         texts = [f"{each.in_words()} (`{each.mend}`)" for each in shown]
@@ -126,7 +125,7 @@ def require_ready(
 
 
 def _judged(name: str) -> list[Finding]:
-    """What is wrong with the network's configuration, and with the node."""
+    """Findings about the network's configuration, and about the node."""
     try:
         return validate.judge(configurations.files_of_network(name)).findings()
     except errors.CommandError:
@@ -134,7 +133,7 @@ def _judged(name: str) -> list[Finding]:
 
 
 def flushed(network: conflist.NetworkList) -> list[str]:
-    """What CHECK says of rules that are gone, of some attachments; nothing without root."""
+    """CHECK's messages about missing rules of some attachments; [] without root."""
     if os.geteuid() != 0:
         return []
     env = {"CNI_STATE_DIR": os.environ.get("CNI_STATE_DIR", intent.STATE_DIR)}
@@ -154,7 +153,7 @@ def flushed(network: conflist.NetworkList) -> list[str]:
 
 
 def _checked(name: str, kept: intent.Intent) -> str:
-    """What CHECK says of an attachment, if that is about rules; else the empty string."""
+    """CHECK's message about an attachment, if it is about rules; else ""."""
     if name not in dispatch.TABLE:
         return ""
     dropped = ("cniversion", "prevresult")

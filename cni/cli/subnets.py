@@ -1,4 +1,4 @@
-"""Which subnets are in use on this node, and one that is free."""
+"""The subnets in use on this node, and choosing a free one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cni.protocol.address import InvalidAddress, Prefix
 
 from . import conflist, errors
 
-# Where a free IPv4 subnet is looked for, each /24 in order. These are private addresses (RFC 1918)
-# that no container engine takes by default.
+# Pools for a free IPv4 subnet; each /24 is tried in order. They are private addresses (RFC 1918)
+# that no container engine uses by default.
 _POOLS = ("10.201.0.0/16", "10.202.0.0/15", "192.168.128.0/17")
 _LENGTH = 24
 _ULA = 0xFD  # the first byte of a unique local IPv6 prefix (RFC 4193)
@@ -34,7 +34,7 @@ class Used(NamedTuple):
 def used(net_d: str, *, except_link: str = "") -> list[Used]:
     """Subnets of routes, of addresses of this node, and of networks.
 
-    Those of the link `except_link` do not count: a network is made on its subnet.
+    Ignores those of the link `except_link`, on whose subnet the new network is made.
     """
     found = list(_of_networks(net_d))
     with Netlink() as host:

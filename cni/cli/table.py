@@ -2,8 +2,8 @@
 
     Table([Column("ID", cut="end"), Column("ADDRESS")], rows)
 
-A terminal gets at most its width: columns are cut as each allows, the widest first, and then left
-out, the least important first. Anything else gets everything.
+On a terminal a table has at most its width: columns are cut as far as each allows, the widest
+first; then columns are left out, the least important first. Otherwise the table is complete.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def cell_width(text: str) -> int:
 
 
 def _char_width(char: str) -> int:
-    import unicodedata  # which the self-contained file has to unpack
+    import unicodedata  # the self-contained file has to unpack it
 
     if unicodedata.combining(char):
         return 0

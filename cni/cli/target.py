@@ -1,12 +1,12 @@
-"""Which attachment a command is about, decided by what the node knows, never by a guess alone.
+"""The attachment that a command line names, found in the node's own records, never only guessed.
 
     NETNS          a path: what is attached in the namespace that the path names
     --id ID        a container id, or the beginning of one
     NAMESPACE/POD  a pod, as a runtime named it in CNI_ARGS
 
-cnitool derives a container id from the path. That id is taken only if it is known, or if nothing
-else is attached in the namespace: so a command about a pod of a runtime never acts under an id that
-the runtime does not know.
+cnitool derives a container id from the path. That id is used only if it is known, or if nothing
+else is attached in the namespace: so a command about a runtime's pod never uses an id that the
+runtime does not know.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LISTED = 8  # attachments in an error message
 
 
 class Wanted(NamedTuple):
-    """What the command line says: `where` is NETNS or NAMESPACE/POD, `ifname` "" if not said."""
+    """The command line's arguments: `where` is NETNS or NAMESPACE/POD; `ifname` may be ""."""
 
     network: str
     where: str = ""
@@ -39,9 +39,9 @@ class Wanted(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The attachment, and whether anything is known of it (else its id is derived from the path).
+    """The attachment, and whether it is known (else its id is derived from the path).
 
-    `foreign` is a link of that name in the namespace, of which nobody says whose it is.
+    `foreign` is a link of that name in the namespace whose owner is not known.
     """
 
     attached: Attached
@@ -63,9 +63,9 @@ def absolute(path: str) -> str:
 
 
 def find(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Target:
-    """The attachment of `wanted.network` that is meant. `everything` is of all networks.
+    """The attachment of `wanted.network` that is named. `everything` are those of all networks.
 
-    Raises NotFound, Ambiguous, or Refused when only a guess is left and something else is attached.
+    Raises NotFound, Ambiguous, or Refused if only a derived id is left, and others are attached.
     """
     if wanted.container:
         return Target(_by_container(wanted, everything, live), known=True)
@@ -98,7 +98,7 @@ def _by_pod(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Attac
     what = f"pod {wanted.where}"
     if not inside:
         raise _not_attached(what, wanted.network, of_pod, live)
-    # Of a pod that was started anew, containers that ended may still be known.
+    # Ended containers of a restarted pod may still be known.
     alive = [each for each in inside if each.state(live) == ALIVE]
     inside = alive or inside
     _require_one_container(what, inside, live)
@@ -152,7 +152,7 @@ def _guessed(
 def _is_in(each: Attached, path: str, now: Identity | None, number: int | None) -> bool:
     """Is it attached in the namespace that the path names now, to which the node gives `number`?
 
-    A path without a namespace stands for what was in it.
+    A path without a namespace means the attachments that were made under it.
     """
     if now is None:
         return bool(each.netns) and _same_path(each.netns, path)

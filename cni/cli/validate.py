@@ -54,7 +54,7 @@ class Target(NetworkName):
 
 @dataclass
 class Judgement:
-    """What was read: of `asked` files the findings are shown, the others are there to compare."""
+    """The files that were read: findings are shown for `asked` ones; others are for comparison."""
 
     asked: list[str]
     networks: list[Network] = field(default_factory=list)
@@ -156,7 +156,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def judge_new(path: str, data: bytes, directory: str) -> list[Finding]:
-    """What would be wrong with a file that does not exist yet, beside those in the directory.
+    """Findings about a file that does not exist yet, together with those in the directory.
 
     Raises CommandError.
     """
@@ -171,9 +171,9 @@ def judge(
     offline: bool = False,
     contents: Mapping[str, bytes] | None = None,
 ) -> Judgement:
-    """Judge files, each on its own and together.
+    """Judge files, each by itself and all together.
 
-    Raises CommandError for a single one that cannot be read; one of several has a finding.
+    Raises CommandError if a single file cannot be read; if it is one of several, that is a finding.
 
     `contents` are those of files that do not exist yet.
     """
@@ -214,7 +214,7 @@ def _judge_together(judgement: Judgement, offline: bool) -> None:
 
 
 def _unreadable(path: str, error: CNIError) -> Unreadable:
-    """One of several files cannot be read: the others are judged all the same."""
+    """The finding for an unreadable file; the others are judged nevertheless."""
     found = Finding(path, 0, 0, ERROR, "unreadable", "", error.msg, error.details)
     return Unreadable(path, [found])
 
@@ -300,7 +300,7 @@ def _search_order(found: Network) -> tuple[bool, str]:
 
 
 def _judge_decoding(found: Network) -> None:
-    """Ask the decoders themselves, so that nothing which they refuse is taken for right."""
+    """Run the plugins' own decoders, so that everything that they refuse is a finding."""
     text = found.report.document.text.encode("utf-8", "surrogatepass")
     try:
         if found.is_list:
@@ -329,7 +329,7 @@ def _ipam_type(part: Part) -> str:
 
 
 def _conversion(name: str, value: Any) -> str:
-    """What the plugin says of a configuration that it cannot decode; empty if it can."""
+    """The plugin's error for a configuration that it cannot decode; "" if it can."""
     try:
         config.convert(value, import_module(_TABLE[name].module).Conf)
     except CNIError as error:

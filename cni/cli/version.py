@@ -1,4 +1,4 @@
-"""What `cni --version` says: the version, the build, and what runs it."""
+"""The text of `cni --version`: the version, the build, and the interpreter."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What every key of every plugin is: the one source for validation, JSON Schema, `cni explain` and
-the tables in docs/plugins.
+"""Descriptions of every key of every plugin: the one source for validation, JSON Schema,
+`cni explain` and the tables in docs/plugins.
 
     model.py      the words of a description: Plugin, Key, Rule, and the kinds of values
     common.py     keys that several plugins have

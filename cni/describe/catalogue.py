@@ -74,8 +74,8 @@ def plugin(name: str) -> Plugin | None:
 def known_as(name: str) -> str | None:
     """The plugin that a `type` means, also as BuildKit names it: `buildkit-cni-bridge`.
 
-    A file of ours is a plugin whatever prefix its name has (dispatch.find). A `type` does not say
-    whose the file is, and other projects have plugins called `ecs-bridge` or `my-tap`.
+    A file of this project is a plugin with any prefix (dispatch.find). But a `type` does not tell
+    whose file it is, and other projects have plugins called `ecs-bridge` or `my-tap`.
     """
     own = f"-{name}".rpartition("-cni-")[2].removeprefix("-")
     return own if own in NAMES else None
@@ -87,7 +87,7 @@ def plugins() -> list[Plugin]:
 
 
 def near(name: str, known: list[str]) -> str:
-    """The one of `known` that `name` is most like; empty if none is like it."""
+    """The name of `known` that is most similar to `name`; "" if none is similar."""
     folded = {each.lower(): each for each in reversed(known)}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.75)
     return folded[close[0]] if close else ""
@@ -119,7 +119,7 @@ def _ipam_type() -> Key:
 
 
 def whole(described: Plugin, ipam: str = "") -> Record:
-    """All keys of a plugin's object: its own, the common ones, and what `ipam` reads beside them.
+    """All keys of a plugin's object: its own, the common ones, and those that `ipam` reads there.
 
     `ipam` is the name of the IPAM plugin that the object calls.
     """
@@ -145,7 +145,7 @@ def _joined(one: Kind, other: Kind) -> Kind:
 
 
 def capabilities(described: Plugin) -> set[str]:
-    """What the plugin takes from the runtime."""
+    """The capabilities that the plugin takes from the runtime."""
     runtime = own_key(described, "runtimeConfig")
     if runtime is None or not isinstance(runtime.kind, Record):
         return set()
@@ -172,7 +172,7 @@ def _entries(prefix: str, key: Key) -> Iterator[tuple[str, Key]]:
 
 
 def inner(kind: Kind) -> Kind:
-    """What a list, or a list of lists, is made of; other kinds as they are."""
+    """The kind of the elements of a list, or list of lists; other kinds unchanged."""
     while isinstance(kind, Many):
         kind = kind.of
     return kind
@@ -198,9 +198,9 @@ def find(path: str) -> tuple[Plugin, str, Key | None]:
     known.update((key.name, key) for key in COMMON if key.name not in known)
     by_fold = {each.lower(): each for each in known}
     for wanted in (rest, f"ipam.{rest}"):
-        found = by_fold.get(wanted.lower())
-        if found is not None:
-            return described, found, known[found]
+        known_path = by_fold.get(wanted.lower())
+        if known_path is not None:
+            return described, known_path, known[known_path]
     for key in described.args:
         if rest.lower() in (key.name.lower(), f"cni_args.{key.name.lower()}"):
             return described, f"CNI_ARGS.{key.name}", key
@@ -216,13 +216,13 @@ def find(path: str) -> tuple[Plugin, str, Key | None]:
 def _ipam_plugins_with(path: str) -> list[str]:
     """The IPAM plugins that have the key."""
     wanted = path.lower()
-    names = sorted(IPAM_NAMES, key=lambda name: name != "host-local")  # which most use
+    names = sorted(IPAM_NAMES, key=lambda name: name != "host-local")  # most configurations use it
     found = [each for each in map(plugin, names) if each is not None]
     return [each.name for each in found if wanted in (known.lower() for known, _ in entries(each))]
 
 
 def _like(path: str, known: list[str]) -> str:
-    """The path of a key that `path` may mean, or the keys that there are."""
+    """The path of a key that `path` may mean, or the list of keys."""
     like = near(path, known)
     if not like:
         last = path.rpartition(".")[2]
@@ -234,7 +234,7 @@ def _like(path: str, known: list[str]) -> str:
 
 
 def below(kind: Kind) -> str:
-    """What to say of an object whose keys another plugin has; empty for other kinds."""
+    """The text for an object whose keys another plugin has; "" for other kinds."""
     kind = inner(kind)
     if isinstance(kind, IpamRecord):
         return f"the keys are those of {', '.join(IPAM_NAMES[:-1])} or {IPAM_NAMES[-1]}"

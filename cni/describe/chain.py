@@ -1,4 +1,4 @@
-"""Judges the order of a network's plugins, and what they need of each other."""
+"""Judges the order of a network's plugins, and their dependencies on each other."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _OTHERS = frozenset({"aliases", "infinibandGUID", "cgroupPath"})
 
 
 def judge(parts: list[Part]) -> None:
-    """Note what is wrong with the order of the parts."""
+    """Note problems of the order of the parts."""
     made_by: Part | None = None  # the part that makes the interface
     for part in parts:
         described = catalogue.plugin(part.type) if part.type else None
-        if described is None:  # of another project: it may do anything
+        if described is None:  # another project's plugin may do anything
             made_by = made_by or part
             continue
         if described.place == "chained":
@@ -39,7 +39,7 @@ def judge(parts: list[Part]) -> None:
 
 
 def require_master(part: Part) -> None:
-    """Note that vlan lacks a master, unless a plugin before makes one, or the runtime gives it."""
+    """Note that vlan lacks a master, unless an earlier plugin or the runtime provides one."""
     if part.plugin != "vlan" or part.node.get("master") is not None or _gets_device(part):
         return
     if part.node.get("prevResult") is None:
@@ -49,7 +49,7 @@ def require_master(part: Part) -> None:
 
 
 def _gets_device(part: Part) -> bool:
-    """Does the runtime say which device is the master?"""
+    """Does the runtime select the master?"""
     declared = part.node.get("capabilities")
     if declared is not None and declared.node.kind == "object":
         for member in declared.node.members:

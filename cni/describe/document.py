@@ -1,6 +1,6 @@
 """A JSON document with the position of each key and value, as Go's decoder takes it.
 
-What is JSON is decided by the reader of cni/protocol/gojson.py; this module adds where it stands.
+The reader of cni/protocol/gojson.py decides what is JSON; this module adds the positions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Member(NamedTuple):
 class Node:
     """A value: its kind is ``object``, ``array``, ``string``, ``number``, ``bool`` or ``null``.
 
-    `start` is its offset in the text. `scalar` is the value of what is neither object nor array.
+    `start` is its offset in the text. `scalar` is the value if it is neither object nor array.
     """
 
     kind: str
@@ -56,7 +56,7 @@ class Node:
         return member
 
     def plain(self) -> Any:
-        """The value as Go decodes it: of a key that is given twice the objects are merged."""
+        """The value as Go decodes it: objects of a key that is given twice are merged."""
         if self.kind == "array":
             return [each.plain() for each in self.items]
         if self.kind != "object":
@@ -93,7 +93,7 @@ class Document:
 
 
 def position_in(data: bytes, start: int) -> tuple[int, int]:
-    """As Document.position, for a text that is no document."""
+    """As Document.position, for a text that is not parsed."""
     return position([0, *_line_starts(data.decode("utf-8", "replace"))], start)
 
 
@@ -111,9 +111,9 @@ def _line_starts(text: str) -> Iterator[int]:
 
 
 class _Reader(gojson.Reader):
-    """Builds nodes. What is deeper than gojson.DEPTH is left out: no plugin reads it.
+    """Builds nodes. Leaves out values below gojson.DEPTH, which no plugin reads.
 
-    `_read` is the key that was read last, and where it begins.
+    `_read` is the last key, and its start.
     """
 
     _read = ("", 0)
@@ -127,7 +127,7 @@ class _Reader(gojson.Reader):
         return node
 
     def _node(self) -> Node:
-        """The value at this place; the objects and lists that are open are a stack."""
+        """The value at this place; a stack holds the open objects and lists."""
         open_nodes: list[Node] = []
         while True:
             self.skip_space()

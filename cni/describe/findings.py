@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and where."""
+"""Findings: the faults of a configuration, and their places."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Report:
         *,
         severity: str = ERROR,
     ) -> None:
-        """Note what is wrong at a key or value."""
+        """Note a fault at a key or value."""
         line, column = self.document.position(where.start)
         self.findings.append(
             Finding(self.file, line, column, severity, code, path, message, advice)

@@ -1,6 +1,6 @@
-"""The forms that a text may have: how to check one, and how JSON Schema says it.
+"""The forms that a text may have: their checks, and their patterns in JSON Schema.
 
-A form says what the plugin accepts, by the plugin's own parser where it has one.
+A form describes the texts that the plugin accepts, by the plugin's own parser if it has one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cni.protocol.request import check_ifname, check_network_name
 class Form(NamedTuple):
     """`check` raises ValueError or CNIError for a text that has not the form.
 
-    `name` is for people; `example` shows it. `pattern` is a regular expression of JSON Schema that
-    no text of the form fails.
+    `name` is for people; `example` is a valid text. `pattern` is a regular expression of JSON
+    Schema that every text of the form matches.
     """
 
     name: str
@@ -153,7 +153,7 @@ FORMS = {
 
 
 def problem(form: str, text: str) -> str:
-    """Why `text` has not the form; empty if it has. The empty text always has it."""
+    """Why `text` does not have the form; "" if it does. The empty text has every form."""
     if not text:
         return ""
     try:

@@ -31,8 +31,8 @@ class Flag(Kind):
 class Number(Kind):
     """An integer from `low` to `high`, both inclusive; None is no bound.
 
-    With `or_zero`, 0 is allowed besides, and means that the key is not given; with `word`, that
-    string, too.
+    With `or_zero`, 0 is also allowed, and means that the key is not given; with `word`, that string
+    is also allowed.
     """
 
     low: int | None = 0

@@ -66,16 +66,16 @@ def of_plugin(described: Plugin) -> Schema:
 
 
 def _definitions(names: tuple[str, ...], without: str = "") -> Schema:
-    found: Schema = {}
+    definitions: Schema = {}
     for name in names:
         described = plugin(name)
         if described is not None and described.place != "ipam" and name != without:
-            found[name] = _main(described)
+            definitions[name] = _main(described)
     for name in IPAM_NAMES:
-        found[f"ipam-{name}"] = _ipam(name)
-    found["ipam"] = _any_ipam("")
-    found["ipam-default-host-local"] = _any_ipam("host-local")
-    return found
+        definitions[f"ipam-{name}"] = _ipam(name)
+    definitions["ipam"] = _any_ipam("")
+    definitions["ipam-default-host-local"] = _any_ipam("host-local")
+    return definitions
 
 
 def _any_plugin() -> Schema:

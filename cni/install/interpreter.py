@@ -100,10 +100,10 @@ def _first(candidates: list[str], root: Path | None) -> Interpreter:
     tried = []
     for candidate in candidates:
         path = candidate if root else shutil.which(candidate)
-        found = Interpreter(os.path.abspath(path), root) if path else None
-        version = found.version if found else None
-        if found and version and version >= MINIMUM:
-            return found
+        python = Interpreter(os.path.abspath(path), root) if path else None
+        version = python.version if python else None
+        if python and version and version >= MINIMUM:
+            return python
         verdict = f"is Python {version[0]}.{version[1]}" if version else "cannot be run"
         tried.append(f"{candidate} {verdict}")
     where = f" in {root}" if root else ""

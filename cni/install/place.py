@@ -34,11 +34,11 @@ class Place(NamedTuple):
         """
         if self.root is None:
             return path
-        found = Path(os.path.normpath(f"{self.root}/{path}"))
-        real = Path(os.path.realpath(found.parent), found.name)
+        here = Path(os.path.normpath(f"{self.root}/{path}"))
+        real = Path(os.path.realpath(here.parent), here.name)
         if not real.is_relative_to(self.root):
-            raise InstallError(f"{found} leads out of {self.root}, to {real}: name another place")
-        return found
+            raise InstallError(f"{here} leads out of {self.root}, to {real}: name another place")
+        return here
 
     def directory(self) -> Path:
         """The present path of the plugins' directory, with links in the root followed.

@@ -34,20 +34,20 @@ def state_of(directory: Path, names: Iterable[str]) -> State | None:
     noted = Installation(Place.of(directory)).manifest
     builds = {name: _build_of(directory / name) for name in noted.get("names", names)}
     ours = [name for name, build in builds.items() if build]
-    found = State()
+    state = State()
     program = directory / "cni"
     if not noted and not _build_of(program) and not any(map(_is_stub, _in(directory, ours))):
         return None
     links = [path for path in _in(directory, builds) if path.is_symlink()]
-    found.links = [path.name for path in links if os.readlink(path) == "cni"]
-    theirs = [name for name, build in builds.items() if not build and name not in found.links]
-    found.foreign = [path.name for path in _in(directory, theirs) if path.is_file()]
-    found.broken = _broken(program)
-    if not found.broken and noted.get("digest"):
+    state.links = [path.name for path in links if os.readlink(path) == "cni"]
+    theirs = [name for name, build in builds.items() if not build and name not in state.links]
+    state.foreign = [path.name for path in _in(directory, theirs) if path.is_file()]
+    state.broken = _broken(program)
+    if not state.broken and noted.get("digest"):
         same = hashlib.sha256(program.read_bytes()).hexdigest() == noted["digest"]
         build = _build_of(program)
-        found.changed = "" if same else f"it is of build {build}, installed was {noted['build']}"
-    return found
+        state.changed = "" if same else f"it is of build {build}, installed was {noted['build']}"
+    return state
 
 
 def _broken(program: Path) -> str:

@@ -77,24 +77,24 @@ def _ask(
 ) -> dict[bytes, str]:
     mac = link.parse_mac(its.mac)
     sockets = {}
-    found: dict[bytes, str] = {}
+    answered: dict[bytes, str] = {}
     try:
         for width, protocol in ((4, _ETH_P_ARP), (16, _ETH_P_IPV6)):
             if any(len(each) == width for each in addresses):
                 sockets[width] = _open(netns, its, protocol)
         for _ in range(probes):
             for packed in addresses:
-                if packed not in found:
+                if packed not in answered:
                     to, data = _question(mac, packed)
                     address = (its.name, _protocol(packed), 0, 0, to)
                     sockets[len(packed)].sendto(data, address)
-            _listen(sockets, mac, addresses, found, interval)
-            if len(found) == len(set(addresses)):
+            _listen(sockets, mac, addresses, answered, interval)
+            if len(answered) == len(set(addresses)):
                 break
     finally:
         for each in sockets.values():
             each.close()
-    return found
+    return answered
 
 
 def _open(netns: Namespace, its: link.Link, protocol: int) -> socket:

@@ -133,10 +133,10 @@ def _await(
     deadline = monotonic() + timeout
     while True:
         every = address.show(sock, index, AF_INET6)
-        found = [each for each in every if each.is_autoconf]
+        autoconf = [each for each in every if each.is_autoconf]
         _require_unique(call, every)
-        if found and all(each.usable for each in found):
-            return found
+        if autoconf and all(each.usable for each in autoconf):
+            return autoconf
         left = deadline - monotonic()
         if left <= 0:
             raise TryAgainLater(

@@ -279,9 +279,9 @@ def lookup(sock: Netlink, ip: bytes) -> Way:
     family = AF_INET6 if len(ip) == 16 else AF_INET
     request = _RTMSG.pack(family, len(ip) * 8, 0, 0, 0, 0, 0, 0, 0) + nl.attr(uapi.RTA_DST, ip)
     answer = sock.get(uapi.RTM_GETROUTE, request)
-    found = nl.attr_map(answer, _RTMSG.size)
-    is_direct = uapi.RTA_GATEWAY not in found and uapi.RTA_VIA not in found
-    return Way(nl.unpack(_RTMSG, answer)[7], nl.get_u32(found.get(uapi.RTA_OIF)), is_direct)
+    attributes = nl.attr_map(answer, _RTMSG.size)
+    is_direct = uapi.RTA_GATEWAY not in attributes and uapi.RTA_VIA not in attributes
+    return Way(nl.unpack(_RTMSG, answer)[7], nl.get_u32(attributes.get(uapi.RTA_OIF)), is_direct)
 
 
 def default_links(sock: Netlink) -> list[int]:
@@ -291,15 +291,15 @@ def default_links(sock: Netlink) -> list[int]:
     many routes there are. Only if that is no default route the whole main table is read. Raises
     NetlinkError.
     """
-    found: list[int] = []
+    indexes: list[int] = []
     for family, nobody in _NOBODY.items():
         hops = _matched(sock, family, nobody)
         if any(hop.dst.length for hop in hops):  # a VPN's route, or a network's
             hops = [hop for hop in show(sock, family) if not hop.dst.length]
             best = min((hop.priority for hop in hops), default=0)
             hops = [hop for hop in hops if hop.priority == best]
-        found += [hop.index for hop in hops if hop.index]
-    return list(dict.fromkeys(found))
+        indexes += [hop.index for hop in hops if hop.index]
+    return list(dict.fromkeys(indexes))
 
 
 # Addresses that nobody has: one of 240.0.0.0/4, which is reserved, and one of a part of 2000::/3

@@ -64,15 +64,15 @@ def listening(sock: Netlink, protocol: int, port: int) -> list[Listener]:
     if protocol == IPPROTO_SCTP and not os.path.exists("/proc/net/sctp"):
         return []  # the kernel has no SCTP; to ask could load it
     states = _CLOSE if protocol == IPPROTO_UDP else _LISTEN
-    found = []
+    listeners = []
     for family in (AF_INET, AF_INET6):
         number = port.to_bytes(2, "big")
         request = _REQUEST.pack(family, protocol, 0, states, number, b"\xff" * 8)
         for data in sock.dump(SOCK_DIAG_BY_FAMILY, request):
             listener = _parse(data)
             if listener.port == port:
-                found.append(listener)
-    return found
+                listeners.append(listener)
+    return listeners
 
 
 def _parse(data: bytes) -> Listener:

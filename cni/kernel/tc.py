@@ -215,13 +215,13 @@ def qdisc(sock: Netlink, index: int, parent: int = ROOT) -> Qdisc | None:
 
 def qdiscs(sock: Netlink, index: int) -> list[Qdisc]:
     """All qdiscs of an interface; the kernel lists every interface's. Raises NetlinkError."""
-    found = []
+    entries = []
     for payload in sock.dump(uapi.RTM_GETQDISC, message(index, 0, 0)):
         its_link, own, above, _, attributes = unpack(payload)
         if its_link == index:
             kind, options = nl.get_text(attributes.get(KIND)), attributes.get(OPTIONS, b"")
-            found.append(Qdisc(kind, own, above, options))
-    return found
+            entries.append(Qdisc(kind, own, above, options))
+    return entries
 
 
 def tbf_shape(entry: Qdisc) -> Shape:

@@ -71,10 +71,10 @@ def has_nft_chain(v6: bool, table: str, chain: str) -> bool:
 def may_be_used(v6: bool, table: str, *chains: str) -> bool:
     """May either variant have one of these chains? True if unknown; runs no program."""
     try:
-        found = any(has_nft_chain(v6, table, chain) for chain in chains)
+        has_chain = any(has_nft_chain(v6, table, chain) for chain in chains)
     except IptablesError:
         return True  # removing them will show why the kernel does not answer
-    return found or has_legacy_table(v6, table)
+    return has_chain or has_legacy_table(v6, table)
 
 
 def has_legacy_table(v6: bool, table: str) -> bool:

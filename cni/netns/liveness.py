@@ -67,11 +67,11 @@ def reopen(noted: Identity, number: int) -> Namespace | None:
         return _reopen_where_held(noted, number)
     if fd is None:
         return None
-    found = Namespace(fd, f"the namespace number {noted.number}")
-    if found.is_own:
-        found.close()
+    namespace = Namespace(fd, f"the namespace number {noted.number}")
+    if namespace.is_own:
+        namespace.close()
         return None
-    return found
+    return namespace
 
 
 def _reopen_where_held(noted: Identity, number: int) -> Namespace | None:

@@ -55,9 +55,9 @@ def _followed(
                 value = value[int(index)]
                 shown += f"[{index}]"
             elif isinstance(value, dict):
-                found = _first_wrong(value, wanted)
-                value = value.get(found) if found is not None else None
-                shown += f".{names.get(found, found)}" if found is not None else ""
+                wrong_key = _first_wrong(value, wanted)
+                value = value.get(wrong_key) if wrong_key is not None else None
+                shown += f".{names.get(wrong_key, wrong_key)}" if wrong_key is not None else ""
             else:
                 value, shown = None, f"{shown}[{index}]"
         spelled.append(shown)

@@ -90,10 +90,10 @@ async def _keep_file(plan: Plan, page: Page) -> None:
             files.replace(plan.file, await page.render(), mode=0o644)
             problem = ""
         except OSError as error:
-            found = f"cannot write {plan.file}: {error.strerror or error}"
-            if found != problem:
-                plan.log(found)
-            problem = found
+            failure = f"cannot write {plan.file}: {error.strerror or error}"
+            if failure != problem:
+                plan.log(failure)
+            problem = failure
         await asyncio.sleep(_FILE_SECONDS)
 
 
@@ -118,7 +118,7 @@ class Page:
         busy = sum(slot.read().busy_since > 0 for slot in plan.slots)
         states = {"busy": busy, "idle": len(plan.slots) - busy}
         workers = [Sample(count, labels({"state": name})) for name, count in states.items()]
-        found = [
+        metrics = [
             Family("cni_server_workers", "gauge", "Workers of the server.", workers),
             build_info(plan.build, plan.version),
         ]
@@ -126,8 +126,8 @@ class Page:
             of = {"sent": self._exporter.sent, "dropped": self._exporter.dropped}
             spans = [Sample(count, labels({"result": name})) for name, count in of.items()]
             about = "Spans that the collector has taken, and those that were dropped."
-            found.append(Family("cni_spans_total", "counter", about, spans))
-        return found
+            metrics.append(Family("cni_spans_total", "counter", about, spans))
+        return metrics
 
     async def _of_node(self) -> list[Family]:
         """The metrics of the node's state; the last known ones while it cannot be read."""

@@ -110,14 +110,14 @@ def _ratio(text: str) -> float:
 
 def _pairs(env: Mapping[str, str], *names: str) -> tuple[tuple[str, str], ...]:
     """``k=v,k2=v2``, percent-encoded; later variables win. Drops values that break a header."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for name in names:
         for piece in env.get(name, "").split(","):
             key, equals, value = piece.partition("=")
             key, value = key.strip(), unquote(value.strip())
             if equals and key and key.isascii() and key.isprintable() and value.isprintable():
-                found[key] = value
-    return tuple(found.items())
+                pairs[key] = value
+    return tuple(pairs.items())
 
 
 def sampler(settings: Settings) -> Sampler:

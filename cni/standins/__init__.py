@@ -1,13 +1,13 @@
 """A quick start: small stand-ins for modules whose import takes longer than a plugin's own work.
 
-`typing` costs 16 ms, msgspec's package 20, contextlib 6, where the bare interpreter takes 11. A
-plugin run needs a handful of names from each. The stand-ins give those to our own modules, and to
-everybody else the real module. Only the process that answers one request by exec does this: the
-command line and the server import the real modules once.
+Importing `typing` takes 16 ms, msgspec's package 20, contextlib 6; the bare interpreter starts in
+11. A plugin needs a few names from each. The stand-ins give those to our own modules; other modules
+get the real module. Only the process that answers one request by exec does this: the command line
+and the server import the real modules once.
 
-Nothing depends on it. What a stand-in cannot do ends in `restart`: the same process begins anew
-with CNI_STANDINS=off in its environment, which keeps the real modules. An administrator may set
-that variable as well.
+Nothing depends on it. If a stand-in lacks something, `restart` starts the same process again with
+CNI_STANDINS=off in its environment, which keeps the real modules. An administrator may set that
+variable as well.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import _signal  # type: ignore[import-not-found]
 import os
 import sys
 
-TYPE_CHECKING = False  # as type checkers know it; the real one is what we are here to avoid
+TYPE_CHECKING = False  # for type checkers; importing the real one is what this module avoids
 if TYPE_CHECKING:
     from types import ModuleType
 else:
     ModuleType = type(sys)
 
-PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))  # whose modules' insides we know
+PYTHONS = ((3, 11), (3, 12), (3, 13), (3, 14))  # versions whose modules were examined
 _SWITCH = "CNI_STANDINS"
 _MFD_NOEXEC_SEAL = 8  # demanded where vm.memfd_noexec=2, unknown before Linux 6.3
 
@@ -32,14 +32,14 @@ doubt: BaseException | None = None  # the failure that may be a stand-in's fault
 
 
 class Insufficient(BaseException):
-    """A stand-in lacks a wanted name. No Exception, so that no `except Exception` hides it."""
+    """A stand-in lacks a wanted name. Not an Exception, so that no `except Exception` hides it."""
 
 
 class StandIn(ModuleType):
     """A module that gives its names to our modules, and the real module's to others.
 
-    `names` may be the module of this package that has them in NAMES, loaded when one is wanted.
-    `closed` says that the real module's would not do for ours beside these: Insufficient.
+    `names` may be the module of this package that has them in NAMES; it is loaded when needed.
+    `closed`: the real module's other names would not work beside these, so they raise Insufficient.
     """
 
     def __init__(self, name: str, names: dict[str, object] | str, *, closed: bool = False) -> None:
@@ -86,9 +86,9 @@ class Closed(ModuleType):
 
 
 def enable() -> None:
-    """Put the stand-ins in place, but for modules that are there already.
+    """Install the stand-ins, except for modules that are loaded already.
 
-    If that fails, this process begins anew without; if even that does, it goes on without.
+    If that fails, the process restarts without them; if that fails, too, it continues without them.
     """
     global enabled  # noqa: PLW0603
     known = sys.platform == "linux" and sys.version_info[:2] in PYTHONS
@@ -116,7 +116,7 @@ def _enable() -> None:
         msgspec_.enable()
         if "typing" not in sys.modules:
             StandIn("typing", typing_.NAMES, closed=True)
-    # The binding of nftables imports json, and uses it in a function that we do not call.
+    # The binding of nftables imports json, for a function that we do not call.
     names: dict[str, dict[str, object] | str] = {
         "contextlib": "contextlib_",
         "signal": public(_signal),
@@ -133,7 +133,7 @@ def public(module: ModuleType) -> dict[str, object]:
 
 
 def suspect(error: BaseException) -> None:
-    """Note in `doubt` a failure that the real modules might not have: then call `restart`."""
+    """Note in `doubt` a failure that a stand-in may have caused; then call `restart`."""
     global doubt  # noqa: PLW0603
     kinds = (Insufficient, TypeError, AttributeError, ImportError, NameError)
     if enabled and isinstance(error, kinds):
@@ -141,9 +141,9 @@ def suspect(error: BaseException) -> None:
 
 
 def restart(stdin: bytes | None = None) -> None:
-    """Begin this process anew with the real modules; returns only if that is not possible.
+    """Start this process again with the real modules; returns only if that is not possible.
 
-    `stdin` is what has been read from there, None if nothing has. What was done must be undone.
+    `stdin` is the input that was read, None if none was. The caller must have undone its changes.
     """
     try:
         if stdin is not None:

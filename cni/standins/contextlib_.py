@@ -1,4 +1,4 @@
-"""What plugins use of `contextlib`, which imports functools, collections and more."""
+"""The parts of `contextlib` that plugins use; the real one imports functools, collections …"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class AbstractContextManager:
 
 
 class suppress:  # noqa: N801 as in contextlib
-    """Pass over these exceptions."""
+    """Ignore these exceptions."""
 
     def __init__(self, *kinds: type[BaseException]) -> None:
         self._kinds = kinds
@@ -51,7 +51,7 @@ class _Generated:
             if raised is error or (wrapped and raised.__cause__ is error):
                 error.__traceback__ = trace  # type: ignore[assignment]
                 return False
-            if isinstance(raised, StopIteration):  # the generator ended: it has dealt with it
+            if isinstance(raised, StopIteration):  # the generator has handled the exception
                 return True
             raise
         self._generator.close()
@@ -71,7 +71,7 @@ def contextmanager(function):  # type: ignore[no-untyped-def]
 
 
 class ExitStack:
-    """Callbacks and context managers, unwound in reverse order whatever they raise."""
+    """Callbacks and context managers, unwound in reverse order, even after exceptions."""
 
     def __init__(self) -> None:
         self._exits: list = []  # type: ignore[type-arg]
@@ -135,7 +135,7 @@ class ExitStack:
 def _put_in_chain(
     raised: BaseException, before: BaseException | None, around: BaseException | None
 ) -> None:
-    """Let the contexts of `raised` lead to `before` where they led to `around`."""
+    """Make the chain of contexts of `raised` end at `before` instead of `around`."""
     last = raised
     while last.__context__ is not around:
         if last.__context__ is None or last.__context__ is before:

@@ -1,8 +1,8 @@
 """msgspec's C core without its package, which imports uuid, decimal, datetime, re, inspect, ….
 
-The core takes a few types from those when it starts, to recognize their instances in what it
-encodes and decodes. JSON has none of them, and no configuration or result of ours either; a Struct
-with a field of any type that is not listed here raises Insufficient when it is first decoded.
+When the core starts, it takes a few types from those modules, to recognize their instances. JSON
+has none of them, nor has any configuration or result of ours. A Struct with a field of a type that
+is not listed here raises Insufficient when it is first decoded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from . import Closed, Insufficient, public, typing_
 
 _UNION = type(int | str)
 _ALIAS = type(list[int])
-# What a field of an abstract type is decoded as; the others stand for themselves.
+# Abstract type → the type to which a field is decoded; other types stand for themselves.
 _CONCRETE: dict[object, type] = {
     **{kind: kind for kind in (list, tuple, set, frozenset, dict)},
     **dict.fromkeys((abc.Collection, abc.MutableSequence, abc.Sequence), list),
@@ -52,7 +52,7 @@ def enable() -> None:
 
 
 def _lend() -> list[str]:
-    """Put in place what the core looks at when it starts; the names to take away again."""
+    """Install the modules that the core reads when it starts; return their names, for removal."""
     wanted: dict[str, dict[str, object]] = {
         "typing": {**typing_.NAMES, **typing_.FOR_MSGSPEC, "Union": _UNION},
         "types": {"UnionType": _UNION},

@@ -279,16 +279,16 @@ def _left(deadline: float) -> float:
 def _connect(address: Address, deadline: float) -> socket.socket:
     """To the first of the host's addresses that answers. Raises OSError: that of the last one."""
     host = address.host.encode("ascii")  # as bytes: for a text Python loads tables of Unicode
-    found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
-    for number, (family, kind, protocol, _, where) in enumerate(found):
+    candidates = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
+    for number, (family, kind, protocol, _, where) in enumerate(candidates):
         left = _left(deadline)
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(left / (len(found) - number))
+            sock.settimeout(left / (len(candidates) - number))
             sock.connect(where)
         except OSError:
             sock.close()
-            if number == len(found) - 1:
+            if number == len(candidates) - 1:
                 raise
         else:
             return sock

@@ -1,8 +1,8 @@
 """Calling functions of Windows' libraries: UTF-16 in and out, HRESULTs as exceptions.
 
-Every text that a function gives us is CoTaskMem, as its documentation says of results and error
-records alike, and is freed whether the call succeeded or not. Nothing relies on the C compiler's
-wchar_t, which has 16 bits on Windows only.
+Every text that a function returns is CoTaskMem (by its documentation, for results and error
+records), and is freed whether the call has succeeded or not. Nothing uses the C compiler's wchar_t,
+which has 16 bits on Windows only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from ..protocol.errors import CNIError
 
-# Only the system's own directory: never a library that lies beside us or in the working directory.
+# Only the system's own directory: never a library beside this program or in the working directory.
 _SEARCH_SYSTEM32 = 0x800
 _PAGE = 4096
 _MAX_TEXT = 64 << 20  # bytes; a bound for what is not terminated
@@ -20,7 +20,7 @@ _MAX_TEXT = 64 << 20  # bytes; a bound for what is not terminated
 # Arguments of `call` that are outputs.
 TEXT, HANDLE = object(), object()
 
-# HRESULTs (winerror.h) and what they mean to us.
+# HRESULTs (winerror.h), by their meaning for callers.
 NOT_FOUND = frozenset({0x80070490, 0x803B0001, 0x803B0002})  # element, network, endpoint
 NO_SUCH_SYSTEM = frozenset({0x8037010E, 0xC037010E, 0x80070490})
 _MEANINGS = {
@@ -71,7 +71,7 @@ class Library:
             ) from None
 
     def call(self, name: str, *arguments: object, record: bool = True) -> list[Any]:
-        """Call a function that returns an HRESULT; the values of its outputs, in order.
+        """Call a function that returns an HRESULT; return the values of its outputs, in order.
 
         An argument is a str (a UTF-16 text), 16 bytes (a GUID), an int (a handle), or TEXT or
         HANDLE for an output. With `record` the error record, an output that most functions have
@@ -83,7 +83,7 @@ class Library:
         wanted = (*arguments, TEXT) if record else arguments
         passed = [_passed(argument, outputs) for argument in wanted]
         hresult = function(*passed)
-        # All of them before anything is raised: each is read once, and freed.
+        # Take all of them before raising anything: each is read once, and freed.
         values = [_taken(cell) if kind is TEXT else cell.value for kind, cell in outputs]
         said = values.pop() if record else ""
         if hresult < 0 or said:
@@ -91,7 +91,7 @@ class Library:
         return values
 
     def close(self, name: str, handle: int) -> None:
-        """Give a handle back. That it fails changes nothing for the caller."""
+        """Close a handle; ignores failures, which do not matter to callers."""
         function = self.function(name)
         function.restype = ctypes.c_int32
         function(ctypes.c_void_p(handle))
@@ -101,7 +101,7 @@ _ole = Library("ole32.dll")
 
 
 def _passed(argument: object, outputs: list[tuple[object, Any]]) -> Any:
-    """The argument as C takes it."""
+    """The argument in the form that C takes."""
     if isinstance(argument, str):
         return wide(argument)
     if isinstance(argument, bytes):
@@ -122,7 +122,7 @@ def wide(text: str) -> Any:
 
 
 def _taken(cell: Any) -> str:
-    """The text behind a pointer that a function gave us, which is freed; "" for none."""
+    """The text at a pointer that a function has returned; frees it; "" for no text."""
     if not cell.value:
         return ""
     try:

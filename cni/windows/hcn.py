@@ -64,10 +64,10 @@ class _Endpoint(Folded):
 def find_network(name: str) -> Network | None:
     """The network of that name. Raises CNIError."""
     for raw in _enumerate("Network", "HcnEnumerateNetworks", {"Name": name}):
-        found = convert(raw, _Network)
-        subnets = [subnet for ipam in found.ipams for subnet in ipam.subnets]
+        network = convert(raw, _Network)
+        subnets = [subnet for ipam in network.ipams for subnet in ipam.subnets]
         prefix = subnets[0].ip_address_prefix if subnets else ""
-        return Network(id=found.id, name=name, type=found.type, subnet=prefix)
+        return Network(id=network.id, name=name, type=network.type, subnet=prefix)
     return None
 
 
@@ -130,7 +130,7 @@ def attach(endpoint: Endpoint, namespace: str) -> None:
 
 
 def detach(endpoint: Endpoint) -> None:
-    """Take the endpoint out of its namespace, if both are there. Raises CNIError."""
+    """Remove the endpoint from its namespace, if both exist. Raises CNIError."""
     if not endpoint.namespace.strip("{}0-"):
         return
     try:
@@ -164,20 +164,20 @@ def _opened(kind: str, identity: str) -> Iterator[int]:
 
 
 def _enumerate(kind: str, function: str, wanted: dict[str, str]) -> list[Any]:
-    """The properties of what matches `wanted`; who vanishes meanwhile is left out."""
+    """The properties of objects that match `wanted`, without those that vanish meanwhile."""
     query = _query_document(wanted)
     (text,) = _computenetwork.call(function, query, TEXT)
-    found = []
+    properties = []
     for identity in decode(text or "[]", function) or []:
         if not isinstance(identity, str):
             raise CNIError(f"{function} did not answer with GUIDs", text[:200])
         try:
             with _opened(kind, identity) as handle:
-                found.append(_query(kind, handle, query))
+                properties.append(_query(kind, handle, query))
         except HResultError as error:
             if error.hresult not in dll.NOT_FOUND:
                 raise
-    return found
+    return properties
 
 
 def _query(kind: str, handle: int, query: str) -> Any:
@@ -187,7 +187,7 @@ def _query(kind: str, handle: int, query: str) -> Any:
 
 
 def _query_document(wanted: dict[str, str] | None = None) -> str:
-    """The filter is JSON inside a text."""
+    """A query document; its filter is JSON in a string."""
     document: dict[str, Any] = {"SchemaVersion": _SCHEMA}
     if wanted:
         document["Filter"] = encode(dict(wanted))
@@ -195,19 +195,19 @@ def _query_document(wanted: dict[str, str] | None = None) -> str:
 
 
 def _endpoint(raw: Any) -> Endpoint:
-    found = convert(raw, _Endpoint)
+    endpoint = convert(raw, _Endpoint)
     return Endpoint(
-        id=found.id,
-        name=found.name,
-        network_id=found.host_compute_network,
-        mac=found.mac_address,
-        address=found.ip_configurations[0].ip_address if found.ip_configurations else "",
-        gateway=found.routes[0].next_hop if found.routes else "",
+        id=endpoint.id,
+        name=endpoint.name,
+        network_id=endpoint.host_compute_network,
+        mac=endpoint.mac_address,
+        address=endpoint.ip_configurations[0].ip_address if endpoint.ip_configurations else "",
+        gateway=endpoint.routes[0].next_hop if endpoint.routes else "",
         dns=DNS(
-            nameservers=found.dns.server_list,
-            domain=found.dns.domain,
-            search=found.dns.search,
-            options=found.dns.options,
+            nameservers=endpoint.dns.server_list,
+            domain=endpoint.dns.domain,
+            search=endpoint.dns.search,
+            options=endpoint.dns.options,
         ),
-        namespace=found.host_compute_namespace,
+        namespace=endpoint.host_compute_namespace,
     )

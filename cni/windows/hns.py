@@ -57,7 +57,7 @@ class _Endpoint(Folded):
 
 
 def request(method: str, path: str, document: str = "") -> Any:
-    """One request; the `Output` of its answer. Raises CNIError."""
+    """Send a request; return the `Output` of its answer. Raises CNIError."""
     (text,) = _vmcompute.call("HNSCall", method, path, document, TEXT, record=False)
     response = convert(decode(text, "HNSCall"), _Response)
     if not response.success:
@@ -67,23 +67,23 @@ def request(method: str, path: str, document: str = "") -> Any:
 
 def supports_dsr() -> bool:
     """Can this host do loopback direct server return?"""
-    found = convert(request("GET", "/globals/version") or {}, _Version)
-    return any(first <= (found.major, found.minor) <= last for first, last in _DSR)
+    version = convert(request("GET", "/globals/version") or {}, _Version)
+    return any(first <= (version.major, version.minor) <= last for first, last in _DSR)
 
 
 def find_network(name: str) -> Network | None:
     """The network of that name. Raises CNIError."""
     for raw in request("GET", "/networks/") or []:
-        found = convert(raw, _Network)
-        if found.name == name:
-            subnet = found.subnets[0] if found.subnets else _Subnet()
+        network = convert(raw, _Network)
+        if network.name == name:
+            subnet = network.subnets[0] if network.subnets else _Subnet()
             return Network(
-                id=found.id,
+                id=network.id,
                 name=name,
-                type=found.type,
+                type=network.type,
                 subnet=subnet.address_prefix,
                 gateway=subnet.gateway_address,
-                management_ip=found.management_ip,
+                management_ip=network.management_ip,
             )
     return None
 
@@ -119,17 +119,17 @@ def delete(endpoint: Endpoint) -> None:
 
 
 def attach(endpoint: Endpoint, container_id: str) -> bool:
-    """Give the endpoint to a running container; False if there is none. Raises CNIError."""
+    """Attach the endpoint to a running container; False if there is none. Raises CNIError."""
     return _modify(container_id, "Add", endpoint)
 
 
 def hot_detach(endpoint: Endpoint, container_id: str) -> bool:
-    """Take the endpoint out of a running container; False if there is none. Raises CNIError."""
+    """Detach the endpoint from a running container; False if there is none. Raises CNIError."""
     return _modify(container_id, "Remove", endpoint)
 
 
 def detach(endpoint: Endpoint, container_id: str) -> None:
-    """Have HNS forget that the container uses the endpoint. Raises CNIError."""
+    """Tell HNS that the container no longer uses the endpoint. Raises CNIError."""
     document = encode({"ContainerId": container_id, "SystemType": "Container"})
     request("POST", f"/endpoints/{endpoint.id}/detach", document)
 
@@ -150,15 +150,15 @@ def _modify(container_id: str, how: str, endpoint: Endpoint) -> bool:
 
 
 def _endpoint(raw: Any) -> Endpoint:
-    found = convert(raw, _Endpoint)
+    endpoint = convert(raw, _Endpoint)
     return Endpoint(
-        id=found.id,
-        name=found.name,
-        network_id=found.virtual_network,
-        mac=found.mac_address,
-        address=found.ip_address or found.ipv6_address,
-        gateway=found.gateway_address or found.gateway_address_v6,
-        dns=DNS(nameservers=_split(found.dns_server_list), search=_split(found.dns_suffix)),
+        id=endpoint.id,
+        name=endpoint.name,
+        network_id=endpoint.virtual_network,
+        mac=endpoint.mac_address,
+        address=endpoint.ip_address or endpoint.ipv6_address,
+        gateway=endpoint.gateway_address or endpoint.gateway_address_v6,
+        dns=DNS(nameservers=_split(endpoint.dns_server_list), search=_split(endpoint.dns_suffix)),
     )
 
 

@@ -1,4 +1,4 @@
-"""What depends on how we are started on Windows: by copies of one launcher (docs/windows.md)."""
+"""The start on Windows, by copies of one launcher (docs/windows.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def plugin_name(path: str) -> str:
 
 
 def is_twin(program: str, ourselves: str) -> bool:
-    """Is the program a copy of our launcher, beside us, so that it would start this very code?
+    """Is the program a copy of our launcher, beside it, so that it would start this same code?
 
     Raises OSError.
     """

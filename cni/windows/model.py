@@ -1,4 +1,4 @@
-"""Networks and endpoints as the plugins see them, whichever API they came through."""
+"""Networks and endpoints in the form of the plugins, independent of the API."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Wanted(NamedTuple):
 
 
 def encode(document: dict[str, Any]) -> str:
-    """A document as JSON, empty texts and lists left out, as the reference sends it."""
+    """A document as JSON, without empty texts and lists, as the reference sends it."""
     kept = {key: value for key, value in document.items() if value not in ("", None, [])}
     return msgspec.json.encode(kept).decode()
 
 
 def decode(text: str, function: str) -> Any:
-    """What a function answered, which is JSON. Raises CNIError."""
+    """The JSON answer of a function, decoded. Raises CNIError."""
     try:
         return msgspec.json.decode(text)
     except msgspec.MsgspecError as error:

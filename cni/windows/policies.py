@@ -1,8 +1,8 @@
-"""Endpoint policies: those of the configuration, and what the plugins add
+"""Endpoint policies: those of the configuration, and those that plugins add
 (docs/spec/win-bridge.md).
 
-A policy is the JSON that HNS or HCN takes, kept as it is spelled. Policies are only ever added; one
-whose value is listed already is not added again.
+A policy is JSON for HNS or HCN, kept in the configuration's spelling. Policies are only added; one
+whose value is in the list already is not added again.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class Policies:
         ]
 
     def document(self) -> list[Any]:
-        """What the endpoint is made with. HCN gets only what has the form {Type, Settings}."""
+        """The policies of the new endpoint; for HCN only those of the form {Type, Settings}."""
         if not self._v2:
             return [value for value in self._values if value is not None]
         return [shaped for value in self._values if (shaped := _typed(value)) is not None]
 
     def except_from_nat(self, cidr: str) -> None:
-        """Do not translate what goes to `cidr`."""
+        """Do not translate packets to `cidr`."""
         self._list("ExceptionList", "Exceptions", cidr)
 
     def loop_back(self, address: str) -> None:
@@ -66,7 +66,7 @@ class Policies:
             self._add("PA", {"PA": address})
 
     def publish(self, mapping: PortMapping) -> bool:
-        """Publish a port; False if the protocol is none."""
+        """Publish a port; False if its protocol is unknown."""
         number = protocol_number(mapping.protocol)
         if number is None:
             return False
@@ -93,7 +93,7 @@ class Policies:
         self._values.append({"Type": kind, **({"Settings": settings} if self._v2 else settings)})
 
     def _split(self, value: Any) -> tuple[Any, dict[str, Any]]:
-        """Type, and where the settings are."""
+        """A policy's type, and the object with its settings."""
         if not isinstance(value, dict):
             return None, {}
         settings = value.get("Settings") if self._v2 else value
@@ -101,7 +101,7 @@ class Policies:
 
 
 def _typed(value: Any) -> dict[str, Any] | None:
-    """{Type, Settings} of a policy, other keys dropped; None if it has not that form."""
+    """{Type, Settings} of a policy, without other keys; None if it does not have that form."""
     if not isinstance(value, dict):
         return None
     kind, settings = lookup(value, "Type"), lookup(value, "Settings")
@@ -112,7 +112,7 @@ def _typed(value: Any) -> dict[str, Any] | None:
 
 
 def protocol_number(text: str) -> int | None:
-    """``tcp``, ``6``, ``0x6`` or ``06`` -> 6; None for what is no protocol."""
+    """``tcp``, ``6``, ``0x6`` or ``06`` -> 6; None if it is no protocol."""
     known = _PROTOCOLS.get(text.lower())
     if known is not None:
         return known

@@ -1,6 +1,6 @@
 """`cni conform`: a black-box run of plugins against the specification.
 
 command.py  the command, and its reports
-cases.py    what the specification asks for, a function for each demand
+cases.py    the demands of the specification, a function for each
 bench.py    a node and containers of its own, and how a plugin is called there
 """

@@ -34,7 +34,7 @@ _WITHOUT_IPAM = frozenset(
 
 
 class Outcome(NamedTuple):
-    """How a case ended: `passed`, `failed` or `skipped`, and why."""
+    """The outcome of a case: `passed`, `failed` or `skipped`, and why."""
 
     case: str
     version: str

@@ -1,8 +1,7 @@
-"""What was wrong on the node before the test, and is not any more: its ADDs have put it right.
+"""Faults of the node before the test that the test's own ADDs have mended.
 
-An ADD sets its bridge up, puts the gateway on it and switches on forwarding, whatever was there. So
-a network whose containers were all cut off works for those that come after: a test that did not say
-so would hide what it has just mended.
+An ADD sets its bridge up, puts the gateway on it and switches on forwarding. So it may mend a
+network whose containers were all cut off: a test that did not report that would hide the fault.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Before:
         self._off = self._switched_off()
 
     def rows(self) -> Iterator[Row]:
-        """What the ADDs have changed since. Nothing, if nothing was off."""
+        """The changes by the ADDs since then; none if nothing was wrong."""
         now = {(each.network, each.mend) for each in self._present_lacks()}
         repaired = [each for each in self._lacks if (each.network, each.mend) not in now]
         told = set()
@@ -63,7 +62,7 @@ class Before:
         try:
             return lacks + needs.forwarding(living)
         except OSError:
-            return lacks  # hidden from this process: not known
+            return lacks  # this process cannot see it, so it is not known
 
     def _bridge(self) -> link.Link | None:
         if not bridges.is_on_bridge(self._conf):
@@ -72,7 +71,7 @@ class Before:
         return found if found is not None and found.kind == "bridge" else None
 
     def _is_used(self) -> bool:
-        """Has an earlier ADD been here, so that nothing should be off?"""
+        """Was there an earlier ADD, so that nothing should be wrong?"""
         bridge = self._bridge()
         if bridge is None:
             return False
@@ -81,7 +80,7 @@ class Before:
         return bool(ports) or any(each.scope == address.SCOPE_UNIVERSE for each in found)
 
     def _switched_off(self) -> dict[str, tuple[int, str, str]]:
-        """By what mends it: family, what it is, and what would put it back."""
+        """Remedy → (family, the fault, the command that would restore it)."""
         found: dict[str, tuple[int, str, str]] = {}
         bridge = self._bridge()
         if bridge is not None and not bridge.up:

@@ -71,7 +71,7 @@ class Container:
         return {each.name for each in link.list_all(self.namespace.netlink())}
 
     def address(self, family: int) -> Address | None:
-        """Its first address of a family that is on its interface."""
+        """The first address of a family on the container's interface, or None."""
         for each in self.outcome.result.ips if self.outcome is not None else ():
             try:
                 prefix = Prefix.parse(each.address)
@@ -86,7 +86,7 @@ class Container:
         return [family for family in (4, 6) if self.address(family) is not None]
 
     def link(self) -> link.Link | None:
-        """Its interface; None if it has none of that name."""
+        """The container's interface; None if it has none of that name."""
         return link.find(self.namespace.netlink(), self.ifname)
 
     def mtu(self) -> int:
@@ -94,8 +94,8 @@ class Container:
         return found.mtu if found is not None else 0
 
     def next_hop(self, address: str) -> str | None:
-        """The gateway by which packets to an address leave: "" if it is on the link, None if there
-        is no way out.
+        """The gateway of packets to an address: "" if the address is on the link, None without a
+        route.
         """
         wanted = parse_ip(address)
         request = _RTMSG.pack(family_of(wanted), 8 * len(wanted), *[0] * 7)
@@ -110,7 +110,7 @@ class Container:
         return format_ip(gateway) if gateway else ""
 
     def gateway(self, family: int) -> str:
-        """That of the result, or else that of the default route; "" without one."""
+        """The gateway of the result, else of the default route; "" without one."""
         own = self.address(family)
         if own is not None and own.gateway:
             return own.gateway
@@ -121,13 +121,13 @@ class Container:
         return ""
 
     def attach(self, runtime: Runtime, network: NetworkList, capabilities: dict[str, Any]) -> None:
-        """ADD. Raises CNIError; what was made until then is removed by `detach`."""
+        """Run ADD. Raises CNIError; then `detach` removes the rest."""
         self.attachment = self.attachment._replace(capability_args=capabilities or None)
         self.touched = True
         self.outcome = self.last = runtime.add(network, self.attachment)
 
     def detach(self, runtime: Runtime, network: NetworkList) -> None:
-        """DEL, if there was an ADD. Raises CNIError."""
+        """Run DEL, if there was an ADD. Raises CNIError."""
         if not self.touched:
             return
         for attempt in range(1, _ATTEMPTS + 1):
@@ -143,7 +143,7 @@ class Container:
         self.space.close()
 
     def known(self) -> Attached:
-        """As the other commands know an attachment."""
+        """The attachment in the form of other commands."""
         what = self.attachment
         result = self.last.as_dict() if self.last is not None else None
         return Attached(
@@ -193,7 +193,7 @@ def free_port(everything: list[Attached]) -> int:
 
 
 def left_by_others(network: NetworkList, places: Places) -> list[Attached]:
-    """What tests that were killed have left in a network: their namespaces are gone."""
+    """Attachments of tests that were killed: their namespaces are gone."""
     live = Live()
     return [
         each
@@ -203,7 +203,7 @@ def left_by_others(network: NetworkList, places: Places) -> list[Attached]:
 
 
 def sweep(network: NetworkList, places: Places, runtime: Runtime) -> list[str]:
-    """Detach what killed tests have left: their ids. Raises CNIError."""
+    """Detach attachments of killed tests; return their ids. Raises CNIError."""
     ids = []
     for each in left_by_others(network, places):
         result = None

@@ -2,8 +2,9 @@
 
 Packets from a container to it are forwarded, filtered and masqueraded by the node like those to
 any other host, and nothing leaves the node. The link is a veth pair, whose other end is in a
-namespace of its own, so it goes with that. Its addresses are those for documentation (RFC 5737,
-RFC 3849): nobody uses them, and only those are taken to which the node has no route but a default.
+namespace of its own, so the kernel deletes it with that. Its addresses are those for documentation
+(RFC 5737, RFC 3849), which nobody uses; only those are taken to which the node has no other route
+than a default one.
 """
 
 from __future__ import annotations

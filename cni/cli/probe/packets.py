@@ -27,9 +27,10 @@ _SOCKET = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 
 
 class Answer(NamedTuple):
-    """Of packets to an address. `reason` says why there was none; `source` is who the server saw.
+    """The answer to packets. `reason` says why there was none; `source` is the client's address in
+    the server's view.
 
-    `lost` are packets that were not answered, `seconds` the time until the first answer.
+    `lost` is the number of unanswered packets, `seconds` the time until the first answer.
     """
 
     arrived: bool
@@ -170,7 +171,7 @@ def _checksum(data: bytes) -> int:
 
 
 def why(error: OSError) -> str:
-    """What an error says of the way of a packet."""
+    """The meaning of an error for a packet's path, in words."""
     from errno import EACCES, ECONNREFUSED, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, EPERM
 
     texts = {
@@ -214,9 +215,9 @@ class Server:
     def asked(
         self, client: Namespace | None, address: str, port: int, timeout: float = 3.0
     ) -> Answer:
-        """Ask this service from a namespace by that address and port: did it get there?
+        """Send a request to this service, from a namespace, to that address and port.
 
-        Something else that answers there is no arrival.
+        An answer of another service does not count as an arrival.
         """
         asking = _AskTcp if self.protocol == "tcp" else _AskUdp
         with made_in(client, self.family, _SOCKET[self.protocol]) as sock:
@@ -252,7 +253,7 @@ class _Ask:
         raise NotImplementedError
 
     def step(self, seconds: float) -> bool:
-        """Wait at most that long for something to happen: is the answer there?"""
+        """Wait for events, at most `seconds`; has the answer arrived?"""
         raise NotImplementedError
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A row of the table: what was looked at, and what was found."""
+"""A row of the table: a check and its outcome."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def lines(row: Row) -> Iterator[str]:
-    """For people: texts go on in further lines, and a remedy stands below."""
+    """The row for people: long texts continue on further lines, and a remedy comes below."""
     head = f"{MARKS[row.state]} {row.check:{_NAME_WIDTH}}  {FAMILIES[row.family]:{_FAMILY_WIDTH}}  "
     for piece in _wrapped(row.text):
         yield head + piece

@@ -1,4 +1,4 @@
-"""Signals while something is tried out: what was made is removed, whatever comes."""
+"""Signals during a trial: everything that was made is removed in any case."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..signals import Interrupts
 
 
 class Signals(Interrupts):
-    """As its base; `ignored` while what was made is removed."""
+    """Interrupts that are ignored during the clean-up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,13 +21,13 @@ class Signals(Interrupts):
             super()._note(number, frame)
 
     def ignore(self) -> bool:
-        """From now on nothing interrupts. Had anything?"""
+        """Ignore signals from now on; return whether one has arrived before."""
         was, self.pending, self.ignored = self.pending, False, True
         return was
 
     @contextmanager
     def ignoring(self) -> Iterator[None]:
-        """In this block nothing interrupts; what came before counts afterwards."""
+        """Ignore signals in this block; earlier ones count afterwards."""
         before, self.pending, self.ignored = self.pending, False, True
         try:
             yield

@@ -1,4 +1,4 @@
-"""What the checks look at: the network, the node, the containers of the test, a host outside."""
+"""The objects of the checks: the network, the node, the test's containers, a host outside."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .containers import Container, plugin_of
 from .outside import Outside, Uplink
 from .row import Row
 
-# What these connect a container with is outside of the node, and the node has no part in it.
+# These connect a container with links outside of the node, which does not see its packets.
 _BESIDE_THE_NODE = {
     "macvlan": "a macvlan hands no packets to its own master",
     "ipvlan": "an ipvlan hands no packets to its own master",
@@ -37,9 +37,9 @@ _SILENT = ("tap", "dummy", "loopback")
 class Situation:
     """`first` is attached; `second` may be missing, and `alone` then says why.
 
-    `beyond` are addresses that the operator wants to be asked, `port` is the published one (0
-    without). `waiting` lets a signal end what is done in its block. `wrong` are the checks that
-    have failed so far, and `not_forwarded` says, by family, why the node forwards nothing.
+    `beyond` are addresses to which the operator wants packets sent, `port` is the published one (0:
+    none). In a `waiting` block a signal ends the work. `wrong` are the checks that have failed so
+    far, and `not_forwarded` says for each family why the node forwards nothing.
     """
 
     network: NetworkList
@@ -109,7 +109,7 @@ class Situation:
         return hop == "" or (hop is not None and self.is_of_node(hop))
 
     def may_ask(self, address: str) -> bool:
-        """May packets be sent there: does the operator say so, or is it the node itself?"""
+        """May packets be sent to the address: has the operator named it, or is it the node's?"""
         wanted = parse_ip(address)
         return any(parse_ip(each) == wanted for each in self.beyond) or self.is_of_node(address)
 

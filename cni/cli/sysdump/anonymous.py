@@ -1,10 +1,10 @@
 """Stand-ins for addresses: the same original has the same one, and subnets keep their structure.
 
 Two addresses that share their first n bits have stand-ins that share exactly n bits (as in
-Crypto-PAn, http://dx.doi.org/10.1109/ICNP.2002.1181415): each bit is turned or not, as a hash of
-the bits before it says. The hash is salted anew for each dump. What says of what kind an address is
-stays: private, shared, loopback, link-local, multicast, unique local. So do the last eight bits of
-IPv4, and small numbers at the end of IPv6, by which gateways and ranges are recognised.
+Crypto-PAn, http://dx.doi.org/10.1109/ICNP.2002.1181415): a hash of the bits before a bit decides
+whether it is flipped. Each dump has a new salt. The bits that tell the kind of an address stay:
+private, shared, loopback, link-local, multicast, unique local. So do the last eight bits of IPv4,
+and small numbers at the end of IPv6, by which gateways and ranges are recognised.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A .tar.gz that is written once, and appears under its name whole or not at all.
+"""A .tar.gz that is written once, and gets its name whole or not at all.
 
-The interpreter of the self-contained file has no tarfile, which would bring gzip, bz2 and lzma
-along; a header of the format (POSIX ustar, pax for long names) is 512 bytes.
+The interpreter of the self-contained file has no tarfile, which needs gzip, bz2 and lzma; a header
+of the format (POSIX ustar, pax for long names) has 512 bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 
 
 class Archive:
-    """Files go in with `add`; `finish` gives the archive its name. Without that nothing is left.
+    """`add` adds files; `finish` gives the archive its name. Without `finish` nothing is left.
 
     The mode is 0600. Raises CommandError (Refused if there is a file and not `force`).
     """

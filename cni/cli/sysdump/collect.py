@@ -1,8 +1,8 @@
 """Runs each part in a child process of its own, which is killed when it takes too long.
 
-A tool that hangs, a file system that does not answer, a ruleset without end: each costs its part.
-What the child has handed over by then is kept. Masking is done in the child, so that it counts, and
-nothing unmasked ever leaves it.
+A tool that hangs, a file system that does not answer, or an endless ruleset costs only its own
+part; the output until then is kept. The child also masks its output, so that the time limit
+includes it, and nothing unmasked ever leaves the child.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .mask import Mask
 
 _LENGTH = struct.Struct("=Q")
 _CHUNK = 1 << 18
-PART_BYTES = 24 << 20  # of one part, as it is in the archive
+PART_BYTES = 24 << 20  # the most bytes of one part in the archive
 _GRACE = 2.0  # seconds for a killed child to be gone
 
 
-ABSENT = "not there"  # the error of what a node need not have
+ABSENT = "not there"  # the error for an object that a node need not have
 
 
 class File(NamedTuple):
-    """A file of the dump: its name there, how it was got, and what went wrong ("" if nothing)."""
+    """A file of the dump: its name, its source, and the error ("" if none)."""
 
     name: str
     how: str
@@ -41,14 +41,14 @@ class File(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Some files that are got together. `gather` is called in a child."""
+    """Files that are collected together. `gather` is called in a child."""
 
     name: str
     gather: Callable[[Mask], Iterator[File]]
 
 
 def collect(part: Part, mask: Mask, seconds: float) -> Iterator[File]:
-    """The files of a part, masked; the last one says what went wrong, if anything did."""
+    """The files of a part, masked; after a failure the last one has the error."""
     receiving, sending = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.fork()

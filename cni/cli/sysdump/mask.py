@@ -1,11 +1,11 @@
-"""What a dump does not show: secrets, and (as stand-ins) addresses and names.
+"""Masking of a dump: secrets, and (by stand-ins) addresses and names.
 
     secrets     what secret.py finds; CNI_ARGS but K8S_POD_*; annotations of pods
     addresses   IP addresses, MACs, names of hosts, domains, pods and their namespaces: the same
                 original has the same stand-in in the whole dump
 
-JSON is masked as data, so that it does not matter how it is written. What cannot be decoded (a torn
-file) is masked as text. The configuration in a file of the result cache, which is base64 there, is
+JSON is masked as data, in whatever form it is written. A text that cannot be decoded (a torn file)
+is masked as text. The configuration in a file of the result cache, which is base64 there, is
 written as the object that it is.
 """
 
@@ -82,7 +82,7 @@ class Mask:
             self._names.setdefault(name, self._anonymous.name(kind, name))
 
     def content(self, data: bytes) -> bytes:
-        """A file's content; JSON that has nothing to be masked stays as it was written."""
+        """A file's content, masked; JSON without anything to mask stays as written."""
         if not (self.secrets or self.addresses):
             return data
         text = data.decode("utf-8", "surrogateescape")
@@ -114,7 +114,7 @@ class Mask:
         return self._item(value, key)
 
     def _without_secret(self, value: Any, key: str) -> Any:
-        """The value without what its key says to be secret."""
+        """The value; masked if its key means a secret."""
         lower = key.lower()
         if (
             value not in (None, "", [], {})

@@ -1,4 +1,4 @@
-"""What a dump consists of: one Part for each thing that may fail or hang by itself."""
+"""The parts of a dump: a Part for each object that may fail or hang separately."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Sources(NamedTuple):
 
 
 def all_parts(sources: Sources) -> list[Part]:
-    """In the order in which they are collected: what is quick and matters most first."""
+    """All parts in the order of collection: quick and important ones first."""
     return [
         Part("versions", lambda _: _versions()),
         Part("node", lambda _: _node_files()),

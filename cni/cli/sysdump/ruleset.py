@@ -1,6 +1,6 @@
-"""The nftables ruleset as text, read over netlink: nft(8) need not be there.
+"""The nftables ruleset as text, read over netlink, without nft(8).
 
-What iptables-nft makes is in it, too. Rules are shown as the expressions of which they consist
+It includes the rules of iptables-nft. Rules are shown as the expressions of which they consist
 (`nft --debug=netlink` shows them alike), not in nft's language: how they were written cannot be
 known for certain, and a bug report needs what is in force.
 """

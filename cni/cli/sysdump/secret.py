@@ -1,11 +1,11 @@
-"""What looks like a secret in a text: found by the key that it has, or by its own form.
+"""Finding secrets in a text: by their key, or by their own form.
 
     password=…  --token …  "apiKey": "…"  ["--psk", "…"]  {"name": "password", "value": "…"}
     Authorization: …  Cookie: …  Bearer …  Basic …  user:…@host  AKIA…  PEM blocks, JWTs
 
 Texts are of any kind: JSON that is torn, or is in a string of JSON (quotes with backslashes), YAML,
-command lines, lines of a log. Of what only might be a secret, too much is masked rather than too
-little; but addresses, ids, names of pods and paths of files are none.
+command lines, lines of a log. In doubt a word is masked; but addresses, ids, names of
+pods and paths of files are not secrets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Directories of state as they are: what is in them, and what the files contain.
+"""Directories of state: their listings, and the contents of their files.
 
-Every step is relative to the descriptor of a directory, and no link below one is followed: a
-directory of state may belong to somebody who would like root to read something else for him. FIFOs,
-devices and sockets are listed, and not opened. Large files are cut, binary ones only listed.
+Every step is relative to the descriptor of a directory, and links are not followed: the owner of a
+directory of state might want root to read other files for him. FIFOs, devices and sockets are
+listed, but not opened. Large files are cut, binary ones only listed.
 """
 
 from __future__ import annotations

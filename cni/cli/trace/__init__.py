@@ -1,6 +1,6 @@
-"""What `cni trace` does: runs the plugins of a network, and says how long each step took.
+"""`cni trace`: runs the plugins of a network, and measures each step.
 
-What is in which module:
+The modules:
 
     command.py   the command
     watched.py   running plugins with CNI_DEBUG=steps (cni.stopwatch), and reading what they wrote

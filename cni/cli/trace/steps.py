@@ -31,7 +31,7 @@ class Step:
 
     @property
     def own(self) -> float:
-        """What it took beside the steps within."""
+        """Its own time, without the steps within it, in seconds."""
         return max(self.spent - sum(each.spent for each in self.inside), 0.0)
 
     def as_dict(self, origin: float) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def walk(steps: list[Step], depth: int = 0) -> Iterator[tuple[int, Step]]:
 
 
 def slowest(steps: list[Step]) -> list[Step]:
-    """Those that took longest beside what is within them."""
+    """The steps with the longest own times."""
     every = [each for _, each in walk(steps) if each.own >= _LEAST]
     return sorted(every, key=lambda each: -each.own)[:_MARKED]
 

@@ -1,4 +1,4 @@
-"""Runs plugins as a runtime does, and has those of this project note their steps."""
+"""Runs plugins as a runtime does, and makes this project's plugins note their steps."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Run:
         return Step(f"{self.plugin} {self.verb}", how, self.begin, self.end, inside=inside)
 
     def _beside(self) -> list[Step]:
-        """What came before the plugin's first step, and after its last."""
+        """The time before the plugin's first step, and after its last one, as steps."""
         if not self.steps:
             return []
         first = min(each.begin for each in self.steps)
@@ -103,9 +103,9 @@ class Watched(Runtime):
             self.runs.append(run)
 
     def _written(self, plugin: str) -> bytes:
-        """What the plugin, and those that it called, have written; the plugin itself is the last.
+        """The lines of the plugin and its delegates; the plugin's own line is the last.
 
-        A server has sent the result by then, and writes a moment later.
+        A server writes them a moment after it has sent the result.
         """
         until = monotonic() + _PATIENCE
         mark = msgspec.json.encode({"plugin": dispatch.find(plugin) or ""})[:-1]

@@ -1,4 +1,4 @@
-"""What is on this node, gathered for people: the one place that all commands draw from.
+"""The state of this node, gathered for people: the one source of all commands.
 
     attachments.gather(Places, network) -> [Attached]      what any source knows of an attachment
     namespaces.Live                                        which namespaces exist

@@ -1,4 +1,4 @@
-"""One attachment as the node knows it; attachments.py puts it together."""
+"""An attachment with all facts about it; attachments.py collects them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIRECT_PREFIX = "cnitool-"
 
 
 class Places(NamedTuple):
-    """Where the sources are."""
+    """The paths of the sources."""
 
     results: cache.Cache
     state_dir: str = intent.STATE_DIR
@@ -38,7 +38,7 @@ class Places(NamedTuple):
 
 
 class Found(NamedTuple):
-    """How something was found: the kind of source, and the file or link."""
+    """A source that names an attachment: its kind, and the file or link."""
 
     kind: str
     where: str
@@ -116,7 +116,7 @@ class Attached(msgspec.Struct):
         return found or [each.address for each in self.reserved]
 
     def entries(self, key: str) -> list[dict[str, Any]]:
-        """The objects of a list in the result, which anybody may have written."""
+        """The objects of a list in the result, which may be malformed."""
         found = (self.result or {}).get(key)
         return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 

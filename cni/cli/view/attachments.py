@@ -1,4 +1,4 @@
-"""The attachments of this node, put together from everything that knows of them.
+"""The attachments of this node, joined from all sources.
 
     result cache   what libcni kept: network, container, interface, CNI_ARGS, capabilities, result
     intent         what an ADD of ours asked of the packet filter (cni.intent)
@@ -44,8 +44,8 @@ def gather(
 ) -> list[Attached]:
     """The attachments (of one network, if given), sorted by network, container and interface.
 
-    Without `reservations` those are not looked at. Raises NotPermitted, CommandError if a source is
-    there and cannot be read.
+    Without `reservations` those are not read. Raises NotPermitted, CommandError if a source exists
+    and cannot be read.
     """
     known = _Known(network)
     for kept in places.results.kept():
@@ -194,7 +194,7 @@ def _add_reservation(known: _Known, network: str, file: str, content: bytes) -> 
 
 
 def _add_links(known: _Known) -> None:
-    """Links of the node by their aliases, which may be cut: then the hashes are compared."""
+    """Add the node's links by their aliases; if an alias is cut, its hashes are compared."""
     from cni.kernel import link
 
     with Namespace.current() as node:
@@ -230,10 +230,10 @@ def _add_peer(found: Attached, each: Link) -> None:
 
 
 def _add_pairs(known: _Known, every: list[Link]) -> None:
-    """The other ends of what the Go plugins made: they give no alias, and note no namespace.
+    """Add the other ends of the Go plugins' pairs, which have no alias, and no noted namespace.
 
-    Their result names the node's end of the pair. While that is there, the container's namespace
-    is, although this process may see nothing at its path, as in another mount namespace.
+    Their result names the pair's end on the node. While that exists, the container's namespace
+    exists, even if this process sees nothing at its path, as in another mount namespace.
     """
     by_name = {(each.name, each.mac): each for each in every}
     for attached in known.attachments():
@@ -265,9 +265,9 @@ def _notes(state_dir: str) -> Iterator[tuple[str, Note]]:
 
 
 def _add_note(known: _Known, path: str, note: Note) -> None:
-    """A note has the owner's key only; its name is in the alias of the device.
+    """Add a device note. It has only the owner's key; the owner's name is in the device's alias.
 
-    The container may change the alias, but cannot make it fit another's key.
+    The container may change the alias, but cannot make it match another owner's key.
     """
     key = os.path.basename(path).partition(".")[0]
     identity = Identity.parse(note.netns)
@@ -305,7 +305,7 @@ def _owner_by_device(key: str, note: Note) -> Owner | None:
 
 
 def still_there(what: Attached) -> list[Found]:
-    """Which of the sources still knows an attachment."""
+    """The sources that still have an attachment."""
     return [each for each in what.found if _STILL_THERE[each.kind](what, each.where)]
 
 

@@ -1,7 +1,7 @@
-"""State files that are damaged, foreign, or open to others: what they are, and what to do.
+"""State files that are damaged, foreign, or writable by others, and what to do about them.
 
-Everything that reads state passes over such files, so that one of them cannot stop a DEL. That is
-right for plugins, and hides what is wrong from people. Each directory of state has its judge here:
+All readers of state skip such files, so that none of them can stop a DEL. That is right for
+plugins, but hides the fault from people. Each directory of state has a judge here:
 
     results      libcni's cache            devices      notes of devices in containers
     intent       what ADDs asked for       tuning       values from before an ADD
@@ -43,9 +43,9 @@ _REMOVE_RESULT = "its container cannot be checked, and a runtime may fail to del
 
 
 class Damaged(NamedTuple):
-    """A file, or directory, of state; `what` is wrong; `mend` is a command that a person may run.
+    """A damaged file or directory of state: its fault (`what`), and a remedy, a command (`mend`).
 
-    `harms`: containers meet it (an address that cannot be used, a DEL that fails).
+    `harms`: it affects containers (an address that cannot be used, a DEL that fails).
     """
 
     path: str
@@ -63,7 +63,7 @@ class Damaged(NamedTuple):
 
 
 class _Wrong(Exception):
-    """What is wrong with a file's content."""
+    """The fault of a file's content."""
 
     def __init__(self, what: str, *, harms: bool = False) -> None:
         super().__init__(what)
@@ -111,7 +111,7 @@ def everywhere(places: Places, networks: Iterable[NetworkList]) -> Iterator[Dama
 
 
 def _in(directory: str, judge: Judge) -> Iterator[Damaged]:
-    """What is wrong with a directory and its files. What cannot be read says so itself."""
+    """The faults of a directory and its files; unreadable files are faults, too."""
     try:
         status = os.stat(directory)
         names = sorted(os.listdir(directory), key=os.fsencode)
@@ -209,7 +209,7 @@ def _decoded(path: str, what: str, kind: type[Any], *, lost: str) -> None:
 
 
 def _shape(data: bytes) -> str:
-    """In which way a text is no JSON of ours."""
+    """Why a text is not a JSON file of ours."""
     if not data:
         return "empty"
     try:

@@ -1,8 +1,8 @@
-"""All that one attachment has on this node and in its namespace, each with how it was found.
+"""All objects of an attachment on this node and in its namespace, each with its source.
 
-Links, addresses, routes, policy rules and queueing disciplines are read in the namespace that the
-attachment's identity leads to, by cni/kernel: pyroute2 needs ctypes, which the self-contained file
-has not, and what is shown must not depend on the file.
+Links, addresses, routes, policy rules and queueing disciplines are read in the namespace with the
+attachment's identity, by cni/kernel: pyroute2 needs ctypes, which the self-contained file lacks,
+and the output must not depend on the file.
 """
 
 from __future__ import annotations

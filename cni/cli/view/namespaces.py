@@ -1,7 +1,7 @@
-"""Which network namespaces exist: looked up once for a whole node.
+"""The existing network namespaces, searched once for the whole node.
 
-cni.netns.liveness decides for one namespace. Where the kernel does not find it by its number, all
-mounts and processes are looked at; here that is done once for all attachments of a node.
+cni.netns.liveness decides about one namespace. If the kernel cannot find it by its number, all
+mounts and processes are searched; here that is done once for all attachments of a node.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks of this node: what is configured, their ranges, and how much of them is in use."""
+"""The networks of this node: their configurations, their ranges, and the ranges' use."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Network(NamedTuple):
 def survey(net_d: str, known: Sequence[Attached], live: Live) -> list[Network]:
     """The networks of a directory, and those that attachments have, sorted by name.
 
-    A file that cannot be read is there with its problem. Raises CNIError.
+    An unreadable file is listed with its problem. Raises CNIError.
     """
     found: dict[str, Network] = {}
     broken = []

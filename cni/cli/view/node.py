@@ -1,7 +1,7 @@
-"""The node's links as people think of them: what is attached to what.
+"""The topology of the node's links.
 
-A Wire is an attachment with its link in the container and its end on the node. A Segment is what
-wires hang on: a bridge, a link that carries others (macvlan, ipvlan, vlan), or the node itself.
+A Wire is an attachment with its link in the container and its end on the node. A Segment is the
+link to which wires are attached: a bridge, a master (of macvlan, ipvlan, vlan), or the node itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _STACKED = frozenset({"macvlan", "ipvlan", "vlan", "macvtap", "ipvtap"})
 
 
 class Wire(NamedTuple):
-    """`inside` is the link in the container, `outside` its end on the node, `segment` the link of
-    the node that it hangs on; None what is not there or not known.
+    """`inside` is the link in the container, `outside` its end on the node, `segment` the node's
+    link to which it is attached; each is None if it does not exist or is not known.
     """
 
     attached: Attached

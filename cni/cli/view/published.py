@@ -1,4 +1,4 @@
-"""The ports of the node that lead to containers: what has rules, and what ADDs asked for."""
+"""The node's ports that lead to containers: those with rules, and those that ADDs wanted."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _KEY = re.compile(r"^[0-9a-f]{16}-[0-9a-f]{16}")
 
 
 class Port(NamedTuple):
-    """A port of the node. `host` is "" for all of its addresses; `by` says where it was found.
+    """A port of the node. `host` is "" for all of its addresses; `by` is the source.
 
-    `owner` is the attachment, or None where nothing says whose it is.
+    `owner` is the attachment, or None if it is not known.
     """
 
     host: str
@@ -87,7 +87,7 @@ def wanted(what: Attached) -> Iterator[Port]:
 
 
 def find(entries: Iterable[Entry], known: Iterable[Attached]) -> list[Port]:
-    """All ports, sorted by number: those of the packet filter, and those that should be there."""
+    """All ports, sorted by number: those in the packet filter, and those that ADDs wanted."""
     known = list(known)
     by_key = {each.owner.key: each for each in known}
     by_chain = {each.owner.chain("DN-"): each for each in known}

@@ -1,7 +1,7 @@
 """The node's packet filter as text: every rule and every element of a map or set, once.
 
-nftables is read with nft(8); iptables with its save tools, for nf_tables and for what the legacy
-tools made. What a missing tool would read is left out: `has_nft` says whether it was.
+nftables is read with nft(8); iptables with its save tools, of both variants. Rules that only a
+missing tool could read are left out; `has_nft` tells whether nft is missing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Entry(NamedTuple):
 
 
 class Match(NamedTuple):
-    """An entry that belongs to an attachment, and what says so."""
+    """An entry that belongs to an attachment, and the name by which it was recognised."""
 
     entry: Entry
     why: str
@@ -80,7 +80,7 @@ def read() -> list[Entry]:
 
 
 class Index:
-    """Entries by what names their owners, so that each attachment's are found without a search."""
+    """Entries by the names of their owners, so that an attachment's are found without a search."""
 
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._by_token: dict[str, dict[int, Entry]] = {}
@@ -130,7 +130,7 @@ class _Key(NamedTuple):
         return {self.hashes, self.owner.container_id, *self.chains, *self.hosts}
 
     def names(self, entry: Entry) -> str:
-        """What says that the entry belongs to the attachment; "" if nothing does."""
+        """The name by which the entry belongs to the attachment; "" if it does not."""
         if self.hashes in entry.text or self.hashes in entry.table:
             return "key"
         if self.whole_id.search(entry.text):

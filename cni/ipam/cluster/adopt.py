@@ -222,10 +222,10 @@ def addresses_of(result: dict[str, Any] | None) -> frozenset[bytes]:
     for key in ("ip4", "ip6"):
         each = (result or {}).get(key)
         texts.append(each.get("ip") if isinstance(each, dict) else None)
-    found = set()
+    addresses = set()
     for text in texts:
         try:
-            found.add(parse_ip(str(text).partition("/")[0]))
+            addresses.add(parse_ip(str(text).partition("/")[0]))
         except InvalidAddress:
             continue
-    return frozenset(found)
+    return frozenset(addresses)

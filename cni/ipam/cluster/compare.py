@@ -55,27 +55,27 @@ class Comparing(Holding):
         agreed = "" if space.ledger().store else self.agreed_identity(space)
         items = self.items_of(space)
         self.listed = len(items) * len({str(item.value.get("node")) for item in items.values()})
-        found = Synced([], [], [], [])
+        synced = Synced([], [], [], [])
         with space.changing() as (ledger, reservations):
             is_new = not ledger.store
             ledger.store = ledger.store or agreed
             restored = self.is_restored(ledger)
-            missing = self._compare(items, ledger, found, restored)
+            missing = self._compare(items, ledger, synced, restored)
             held = space.reserved(reservations)
-            strays = self._strays(items, ledger, found, held, is_new and not restored)
-            if found.lost:
-                gone = [Prefix.parse(each) for each in found.lost]
+            strays = self._strays(items, ledger, synced, held, is_new and not restored)
+            if synced.lost:
+                gone = [Prefix.parse(each) for each in synced.lost]
                 texts = {str(block) for block in gone for each in held if block.contains(each)}
-                found.conflicts.extend(sorted(texts))
-        for text in found.conflicts:
+                synced.conflicts.extend(sorted(texts))
+        for text in synced.conflicts:
             self.log(f"cluster: block {text} belongs to another node, and containers here use it")
         for entry in strays:
             self.give_back(space, entry)
         self.unsettled = frozenset(each.cidr for each in missing)
         for entry in missing:
-            self._put_back(space, entry, found, restored)
+            self._put_back(space, entry, synced, restored)
         self.unsettled = frozenset()
-        return found
+        return synced
 
     def _compare(
         self, items: dict[Prefix, Item], ledger: Ledger, found: Synced, restored: bool

@@ -47,14 +47,14 @@ def settle(
         asked = packed | (set() if checked else gateways)
         if not asked:
             return ips
-        found = conflict.answers(netns, call.ifname, asked, conf.probes, conf.interval / 1000)
-        missing = [] if checked else sorted(gateways - found.keys())
+        answered = conflict.answers(netns, call.ifname, asked, conf.probes, conf.interval / 1000)
+        missing = [] if checked else sorted(gateways - answered.keys())
         if missing:
             raise CNIError(
                 f"gateway {format_ip(missing[0])} does not answer on the link of {call.ifname}",
                 "is it up, and in the same LAN? Without `gateway` in conflictCheck it is not asked",
             )
-        taken = {each: mac for each, mac in found.items() if each in packed}
+        taken = {each: mac for each, mac in answered.items() if each in packed}
         checked |= {format_ip(each) for each in packed - taken.keys()} | {""}
         if not taken:
             return ips

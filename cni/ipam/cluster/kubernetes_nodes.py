@@ -62,8 +62,8 @@ class Nodes:
 
     def all(self) -> dict[str, NodeObject]:
         """Every Node, by name."""
-        found = map(_node, self.list("/api/v1/nodes"))
-        return {node.name: node for node in found}
+        nodes = map(_node, self.list("/api/v1/nodes"))
+        return {node.name: node for node in nodes}
 
     def pods(self, node: str) -> _Pods:
         """The pods of a node that have addresses of their own, so without `hostNetwork` pods."""
@@ -74,13 +74,13 @@ class Nodes:
     def list(self, path: str, **query: str) -> _Objects:
         """Every object below a path, as of one moment."""
         for _ in range(_RESTARTS):
-            found: _Objects = []
+            objects: _Objects = []
             for page in self._pages(path, query):
                 if page is None:
                     break
-                found += page
+                objects += page
             else:
-                return found
+                return objects
         raise Unavailable(f"{self._api.name}: the list of {path} changes faster than it is read")
 
     def _pages(self, path: str, query: dict[str, str]) -> Iterator[_Objects | None]:

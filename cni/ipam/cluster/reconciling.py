@@ -53,11 +53,11 @@ class Reconciling:
             presence = presence_of(store)
             made = rounds.Reconciler(store, presence, now, settle=settle, limit=limit)
             report = made.run()
-            found = self._misplaced(store, presence, sorted(made.nodes)) if every else []
+            strays = self._misplaced(store, presence, sorted(made.nodes)) if every else []
             done = now if every else None
         finally:
             rounds.unlock(store, held, done)
-        return Outcome(report, found)
+        return Outcome(report, strays)
 
     def _misplaced(
         self, store: Store, presence: Presence | None, nodes: list[str]
@@ -78,11 +78,11 @@ class Reconciling:
             for subnet in item.value.get("layout") or {}
         }
         # Read after the pods: a node claims a block before a pod gets an address of it.
-        found = set(rounds.misplaced(pods, store.list("blocks/").items, subnets))
-        news = found & self._seen - self._told
-        self._told = {each for each in self._told if each.node not in chosen or each in found}
+        strays = set(rounds.misplaced(pods, store.list("blocks/").items, subnets))
+        news = strays & self._seen - self._told
+        self._told = {each for each in self._told if each.node not in chosen or each in strays}
         self._told |= news
-        self._seen = found - self._told
+        self._seen = strays - self._told
         return sorted(news)
 
 

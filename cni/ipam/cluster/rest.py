@@ -46,14 +46,14 @@ def recent(path: str) -> dict[bytes, float]:
         data = files.read(path, _LARGEST)
     except OSError:
         return {}
-    found: dict[bytes, float] = {}
+    releases: dict[bytes, float] = {}
     boot = _boot()
     for wide, when, of in _RECORD.iter_unpack(data[: len(data) // _RECORD.size * _RECORD.size]):
         if of == boot:
             packed = wide[12:] if wide.startswith(_MAPPED) else wide
-            found.pop(packed, None)  # the last record counts, and its place
-            found[packed] = when
-    return found
+            releases.pop(packed, None)  # the last record counts, and its place
+            releases[packed] = when
+    return releases
 
 
 def _shorten(path: str, now: float) -> None:

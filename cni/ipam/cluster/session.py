@@ -175,7 +175,7 @@ class Session:
         return item.value if item is not None else None
 
     def is_restored(self, ledger: Ledger) -> bool:
-        """Is this not the store, or not its state, in which the node's blocks were claimed?"""
+        """Is the store another one, or restored, since the node's blocks were claimed?"""
         return ledger.store not in ("", self.identity())
 
     def agree(self, space: Space, pool: Pool) -> None:

@@ -69,7 +69,7 @@ def _pools(node: Node, space: Space) -> Iterator[Pool]:
 
 def reserved(space: Space) -> dict[bytes, bytes]:
     """The addresses (packed) that have a file, and its content."""
-    found = {}
+    contents = {}
     try:
         names = os.listdir(space.location.path)
     except OSError:
@@ -81,8 +81,8 @@ def reserved(space: Space) -> dict[bytes, bytes]:
             data = b""  # a FIFO, a directory, or too large: the address counts as taken
         except OSError:
             continue  # released meanwhile
-        found[parse_ip(name)] = data.strip()
-    return found
+        contents[parse_ip(name)] = data.strip()
+    return contents
 
 
 # --- inconsistencies ---
@@ -108,16 +108,16 @@ def silence(node: Node, its: Settings) -> list[str]:
 
 def problems(store: Store, node: Node) -> list[str]:
     """Problems of the cluster's blocks, and of this node's. Raises StoreError."""
-    found: list[str] = []
+    texts: list[str] = []
     uid = node.identity().uid if os.path.lexists(node.path("node")) else ""
     records = {item.key.rpartition("/")[2] for item in store.list("nodes/").items}
     spaces = {item.key.partition("/")[2]: item for item in store.list("spaces/").items}
     for name in sorted({*spaces, *node.spaces()}):
-        items = _blocks(store, name, found)
+        items = _blocks(store, name, texts)
         layout: dict[str, Any] = spaces[name].value.get("layout") or {} if name in spaces else {}
-        found += [f"{name}: {text}" for text in _of_space(items, layout, records)]
-        found += [f"{name}: {text}" for text in _of_node(Space(node, name), items, uid)]
-    return found
+        texts += [f"{name}: {text}" for text in _of_space(items, layout, records)]
+        texts += [f"{name}: {text}" for text in _of_node(Space(node, name), items, uid)]
+    return texts
 
 
 def _blocks(store: Store, space: str, found: list[str]) -> dict[Prefix, Item]:

@@ -228,15 +228,15 @@ def read_api(api: Api, *, pods: bool = True) -> list[Json]:
     from ...store.kubernetes_api import object_of
     from .kubernetes_nodes import Nodes
 
-    found: list[Json] = []
+    objects: list[Json] = []
     for kind, plural in KINDS.items():
         answer = api.request("GET", f"{API}/{plural}?limit=1")
         if answer.status == 404 or not (object_of(answer.body) or {}).get("items"):
             continue
-        found += [{**each, "kind": kind} for each in Nodes(api).list(f"{API}/{plural}")]
+        objects += [{**each, "kind": kind} for each in Nodes(api).list(f"{API}/{plural}")]
     if pods:
-        found += [{**each, "kind": "Pod"} for each in Nodes(api).list("/api/v1/pods")]
-    return found
+        objects += [{**each, "kind": "Pod"} for each in Nodes(api).list("/api/v1/pods")]
+    return objects
 
 
 def check_taken_over(call: Call[Any], node: Node, its: Settings, space: str) -> None:

@@ -24,15 +24,15 @@ def space(claims: Claims, its: Space, pools: list[Pool], sync: bool = True) -> S
     claims.register(force=True)
     believed = claims.acknowledge(its)
     claims.settle(its)
-    found = claims.sync(its) if sync or not believed else None
+    synced = claims.sync(its) if sync or not believed else None
     if not believed:
-        return found
+        return synced
     everything = claims.is_cordoned() or claims.is_wanted(its)
     give_back(claims, its, pools, everything)
     if not everything:
         for pool in pools:
             claim_ahead(claims, its, pool)
-    return found
+    return synced
 
 
 def claim_ahead(claims: Claims, its: Space, pool: Pool) -> None:

@@ -102,12 +102,12 @@ def flat_file(
         data = read(path)
         if data is not None:
             try:
-                found = config.decode_object(data)
+                document = config.decode_object(data)
             except CNIError as error:
                 raise error.wrapped(f"{path}: ") from None
             # The file has the keys of `ipam` at its top level, or in an object `ipam`.
-            inner = config.lookup(found, "ipam")
-            return path, inner if isinstance(inner, dict) else found
+            inner = config.lookup(document, "ipam")
+            return path, inner if isinstance(inner, dict) else document
     if own:
         raise CNIError(f"configuration_path {own} does not exist", "correct the key, or remove it")
     return "", {}
@@ -133,13 +133,13 @@ class _Keys:
     def others(self, notes: list[str]) -> dict[str, Any]:
         """The keys of `cluster`: those that are neither read here nor without a meaning."""
         read = {key.lower() for key in _READ}
-        found = {}
+        own_keys = {}
         for low, (key, value) in self.values.items():
             if low in _MEANINGLESS:
                 notes.append(f"{key} has no meaning here: {_MEANINGLESS[low]}")
             elif low not in read:
-                found[key] = value
-        return found
+                own_keys[key] = value
+        return own_keys
 
 
 def _merged(ipam: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def _merged(ipam: Mapping[str, Any], flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ranges(given: _Keys, notes: list[str]) -> list[dict[str, Any]]:
     """The ranges, each as a range set: a container gets an address of each."""
-    found = []
+    ranges = []
     if given.text("range"):
-        found.append(_range(given, "range"))
+        ranges.append(_range(given, "range"))
     else:
         for key in ("range_start", "range_end", "exclude"):
             if given.get(key):
@@ -162,8 +162,8 @@ def _ranges(given: _Keys, notes: list[str]) -> list[dict[str, Any]]:
     for index, each in enumerate(listed):
         if not isinstance(each, dict):
             raise CNIError(f"ipRanges[{index}] is not an object", 'it is like {"range": "…"}')
-        found.append(_range(_Keys(each), f"ipRanges[{index}].range"))
-    return found
+        ranges.append(_range(_Keys(each), f"ipRanges[{index}].range"))
+    return ranges
 
 
 def _range(given: _Keys, where: str) -> dict[str, Any]:

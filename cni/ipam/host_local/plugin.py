@@ -279,10 +279,10 @@ def requested(of_cni_args: str, sources: Iterable[Requested | None]) -> list[byt
 
     Raises CNIError.
     """
-    found = []
+    addresses = []
     if of_cni_args:
         try:
-            found.append(_requested_ip(of_cni_args))
+            addresses.append(_requested_ip(of_cni_args))
         except InvalidAddress as error:
             raise error.wrapped(f'ARGS: error parsing value of pair "IP={of_cni_args}": ') from None
     for source in sources:
@@ -291,8 +291,8 @@ def requested(of_cni_args: str, sources: Iterable[Requested | None]) -> list[byt
                 raise CNIError(
                     "cannot understand ip: IP <nil> not v4 nor v6", "a requested address is empty"
                 )
-            found.append(_requested_ip(text))
-    return list(dict.fromkeys(found))
+            addresses.append(_requested_ip(text))
+    return list(dict.fromkeys(addresses))
 
 
 def _cni_args(call: Call[Conf]) -> dict[str, str]:

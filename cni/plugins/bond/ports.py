@@ -24,7 +24,7 @@ from ..shared.device_notes import Note
 
 def find(sock: Netlink, names: list[str]) -> list[Link]:
     """The links that are to be ports. Raises CNIError when one is missing or cannot be a port."""
-    found = []
+    ports = []
     for name in names:
         try:
             device = link.get(sock, name)
@@ -41,9 +41,9 @@ def find(sock: Netlink, names: list[str]) -> list[Link]:
             )
         if device.flags & link.IFF_LOOPBACK:
             raise CNIError(f"link {name} cannot be a port of a bond", "it is the loopback link")
-        found.append(device)
-    _require_no_pair(found)
-    return found
+        ports.append(device)
+    _require_no_pair(ports)
+    return ports
 
 
 def _require_no_pair(devices: list[Link]) -> None:

@@ -140,16 +140,16 @@ def _device_differs(conf: Conf, path: str) -> list[str]:
     if conf.owner is None and conf.group is None:
         return []
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         return [f"{path}: {(error.strerror or '').lower()}"]
-    if not stat.S_ISCHR(found.st_mode):
+    if not stat.S_ISCHR(status.st_mode):
         return [f"{path} is no device"]
     return [
         f"{path} is of {what} {have}, not {want}"
         for what, want, have in (
-            ("owner", conf.owner, found.st_uid),
-            ("group", conf.group, found.st_gid),
+            ("owner", conf.owner, status.st_uid),
+            ("group", conf.group, status.st_gid),
         )
         if want is not None and want != have
     ]

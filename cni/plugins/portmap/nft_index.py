@@ -128,12 +128,12 @@ def dumped(family: str) -> Elements:
 
 def matching(family: str, mark: str, unwanted: Callable[[str], bool]) -> Elements:
     """The unwanted elements. `mark` is in the comments of all of them, and of few others."""
-    found: Elements = {}
+    per_map: Elements = {}
     for name in (*NAMES, *INDEX):
         dump = elements.dump(Table(family, TABLE), name)
         have = elements.matching(dump, [mark.encode()])
-        found[name] = [element for element in have if unwanted(element.comment)]
-    return found
+        per_map[name] = [element for element in have if unwanted(element.comment)]
+    return per_map
 
 
 def unwanted(family: str, network: str, keep: Collection[str]) -> Elements:

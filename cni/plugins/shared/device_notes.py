@@ -81,8 +81,8 @@ def namespace_of(call: Call[Any], note: Note, netns: Namespace | None) -> Namesp
         return None
     from ...netns import liveness
 
-    found = liveness.reopen(noted, note.cookie)
-    return None if found is None else call.close_later(found)
+    namespace = liveness.reopen(noted, note.cookie)
+    return None if namespace is None else call.close_later(namespace)
 
 
 def is_namespace_gone(note: Note) -> bool:

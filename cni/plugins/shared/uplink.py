@@ -21,26 +21,26 @@ def mtu() -> int:
     Raises CNIError if there is no default route, NetlinkError.
     """
     with Netlink() as host:
-        found = _smallest(host)
-    if found is None:
+        least = _smallest(host)
+    if least is None:
         raise CNIError(
             'cannot choose the MTU: mtu is "auto", and this node has no default route',
             "give the MTU as a number, or repeat the ADD once the node has a default route "
             "(`ip route show default`)",
         )
-    return min(found.mtu, _LARGEST)
+    return min(least.mtu, _LARGEST)
 
 
 def too_large(netns: Namespace, ifname: str) -> list[str]:
     """For CHECK: a sentence if the container's MTU is larger than the uplink's by now."""
     device = link.find(netns.netlink(), ifname)
     with Netlink() as host:
-        found = _smallest(host)
-    if device is None or found is None or device.mtu <= found.mtu:
+        least = _smallest(host)
+    if device is None or least is None or device.mtu <= least.mtu:
         return []
     return [
-        f"{ifname} has the MTU {device.mtu}, and the uplink {found.name} only {found.mtu}: large "
-        f"packets may be lost (`ip link set {ifname} mtu {found.mtu}` in the container, or attach "
+        f"{ifname} has the MTU {device.mtu}, and the uplink {least.name} only {least.mtu}: large "
+        f"packets may be lost (`ip link set {ifname} mtu {least.mtu}` in the container, or attach "
         "it again)"
     ]
 

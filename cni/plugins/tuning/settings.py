@@ -109,9 +109,9 @@ def _refuse_duplicates(stdin: bytes) -> None:
     """Refuse a key that occurs twice in `sysctl`: a decoder would drop one. Raises CNIError."""
     from ...protocol import gojson  # rarely needed: the quick test suffices
 
-    found = {key for name, key in gojson.repeated(stdin) if name.lower() == "sysctl"}
-    if found:
-        twice = ", ".join(sorted(found))
+    repeated = {key for name, key in gojson.repeated(stdin) if name.lower() == "sysctl"}
+    if repeated:
+        twice = ", ".join(sorted(repeated))
         raise CNIError("duplicated sysctl keys are not allowed", f"twice: {twice}")
 
 
