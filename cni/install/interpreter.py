@@ -12,7 +12,6 @@ from typing import IO, NamedTuple
 
 from ..artifact import InstallError, embedded
 from ..startup_error import remedy
-from .bytecode import ANOTHER_PYTHON
 
 MINIMUM = (3, 11)
 
@@ -135,15 +134,21 @@ def compile_tree(python: Interpreter, archive: Path, tree: Path, final: Path) ->
     program = f"{place}/cni/install/bytecode.py"
     with archive.open("rb") as stdin:
         done = python.run(program, place, str(final), stdin=stdin)
-    if done.returncode == ANOTHER_PYTHON:
+    if done.returncode:  # of another version, or it lacks a module that this needs
+        _check_room(done)
         done = _compile_all(python, place, final)
     if done.returncode:
-        words = done.stdout + done.stderr
-        for number in (errno.ENOSPC, errno.EDQUOT):
-            if f"[Errno {number}]" in words:  # compileall's own text names a temporary file
-                raise OSError(number, os.strerror(number))
+        _check_room(done)
         probe(python, tree)  # which says what such a Python lacks
+        words = done.stdout + done.stderr
         raise InstallError(f"{python.path} cannot compile the plugins: {words[-500:]}")
+
+
+def _check_room(done: subprocess.CompletedProcess[str]) -> None:
+    """Raises OSError if a program failed for want of room: its own text names a temporary file."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if f"[Errno {number}]" in done.stdout + done.stderr:
+            raise OSError(number, os.strerror(number))
 
 
 def _compile_all(python: Interpreter, place: str, final: Path) -> subprocess.CompletedProcess[str]:

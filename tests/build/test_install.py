@@ -130,6 +130,17 @@ def test_an_archive_that_another_python_compiled(dist: Path, tmp_path: Path) -> 
     supported(run(tmp_path / "bin/bridge", env=VERSION))
 
 
+def test_a_python_that_lacks_what_taking_the_bytecode_needs(dist: Path, tmp_path: Path) -> None:
+    """As a distribution's smallest may: it compiles the sources."""
+    python = tmp_path / "python3"
+    lacking = 'case "$*" in *bytecode.py*) echo "No module named zipfile" >&2; exit 1 ;; esac'
+    python.write_text(f'#!/bin/sh\n{lacking}\nexec {PYTHON} "$@"\n')
+    python.chmod(0o755)
+    install(dist, tmp_path / "bin", "--python", str(python))
+    tree = tmp_path / f"bin/.cni-{build_id(dist)}"
+    assert Path(cache_from_source(str(tree / "cni/dispatch.py"))).exists()
+
+
 def test_a_second_time_changes_nothing(dist: Path, tmp_path: Path) -> None:
     install(dist, tmp_path)
     before = state(tmp_path)
