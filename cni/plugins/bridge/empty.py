@@ -54,10 +54,14 @@ def remove(call: Call[Any], index: int, vlan: int) -> None:
             with device.Lock(call.request.env, alone=True):
                 for unused in _unused(call, host, index, vlan):
                     link.delete(host, unused)
-                    if unused == index and call.conf.uplink_interface:
+                    if unused == index and _has_uplink(call):
                         _uplinks().forget(call, index)
         except TryAgainLater as error:
             call.log(f"bridge: an empty bridge stays for the next DEL or GC: {error}")
+
+
+def _has_uplink(call: Call[Any]) -> bool:
+    return bool(getattr(call.conf, "uplink_interface", ""))  # vxlan has no such key
 
 
 def _uplinks() -> Any:
@@ -71,7 +75,7 @@ def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
     bridge = link.find(host, index)
     if bridge is None or bridge.kind != "bridge":
         return []
-    uplinks = _uplinks().ports_of(call, index) if call.conf.uplink_interface else set()
+    uplinks = _uplinks().ports_of(call, index) if _has_uplink(call) else set()
     forwards = bridge.carrier and not uplinks
     if not vlan and (forwards or not _is_marked(call, bridge)):
         return []  # the usual case, known without a list of ports: one of them forwards
