@@ -5,11 +5,12 @@ that names what is missing (launcher/run.py).
 """
 
 __version__ = "0.2.0"
-# The release of the reference plugins whose behaviour this is. Where others read our version,
-# it stands in front: they compare it with what they need of the reference.
+# The release of the reference plugins whose behaviour this package has. The version that others
+# read begins with it, because they compare it with the release of the reference that they need.
 REFERENCE_VERSION = "1.9.1"
 
-# An error that takes no memory to make, when there is none. The node may have some by the next try.
+# The error for a lack of memory, made ahead because making it would take memory. A later attempt
+# may succeed.
 OUT_OF_MEMORY = b"""{
     "code": 11,
     "msg": "out of memory",

@@ -1,7 +1,7 @@
 """One file, many programs: the name it was called by decides which (cni.dispatch.find).
 
-On the way to a plugin nothing is imported here but the dispatch table (a test guards the list of
-modules): every container start pays for it, once for each plugin and verb.
+On the way to a plugin this module imports only the dispatch table (a test guards the list of
+modules): each import makes every container start slower, once for each plugin and verb.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def _called() -> str:
 
 
 def _end_without_traceback() -> None:
-    """Let SIGINT end this process without Python's, until the request's handlers are there."""
+    """Let SIGINT end this process without a traceback, until the request's handlers are set."""
     try:
         if getsignal(SIGINT) is default_int_handler:
             signal(SIGINT, SIG_DFL)
     except OSError:
-        pass  # a policy refuses it: it refuses those handlers, too, and then there is an error
+        pass  # a policy refuses it; it will also refuse the request's handlers, which is an error
 
 
 def _prepare_request() -> None:
@@ -95,7 +95,7 @@ def _prepare_request() -> None:
 def _run_plugin(name: str) -> None:
     """Serve one CNI request and end the process.
 
-    Collecting garbage and taking the interpreter apart would only delay the answer.
+    Collecting garbage and finalizing the interpreter would only delay the answer.
     """
     gc.disable()
     from cni import dispatch
@@ -108,7 +108,7 @@ def _run_plugin(name: str) -> None:
         code = _out_of_memory()
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # None where the caller closed the descriptor
+            if stream is not None:  # None if the caller has closed the descriptor
                 stream.flush()
         except OSError:  # the runtime has closed its end
             code = code or 1

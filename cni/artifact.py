@@ -1,4 +1,4 @@
-"""The built file: which build it is, its bytes with another interpreter, and plugins' small files.
+"""The built file: its build id, its bytes with another interpreter, and plugins' small files.
 
 The server and the installer read it, so it imports neither.
 """
@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# The script that starts Python is in here: at the very beginning, or within the native client.
+# Within this size is the script that starts Python: at the beginning, or in the native client.
 HEAD_SIZE = (1 << 20) + 4096
 
 _BUILD = re.compile(rb"^cni_build=([0-9a-f]{12})$", re.MULTILINE)
@@ -60,7 +60,7 @@ class Launcher:
         return launcher
 
     def _is_intact(self) -> bool:
-        """Whether a file that carries its interpreter is as it was built."""
+        """Is a file that carries its interpreter unchanged since it was built?"""
         place = self.data.find(_IMAGE_MAGIC, 0, HEAD_SIZE)
         if place < 0:
             return False
@@ -69,12 +69,12 @@ class Launcher:
 
     @property
     def is_native(self) -> bool:
-        """Whether the file begins with the native client rather than with the script."""
+        """Does the file begin with the native client, not with the script?"""
         return self.data.startswith(b"\x7fELF")
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the file carries its interpreter, so that it needs neither Python nor a tree."""
+        """Does the file carry its interpreter, so that it needs neither Python nor a tree?"""
         return _EMBEDDED in self.data[:HEAD_SIZE]
 
     def with_python(self, python: str) -> bytes:
@@ -91,9 +91,9 @@ class Launcher:
 
 
 def stub_of(data: bytes) -> bytes | None:
-    """The small file for a plugin's name, of the bytes of a built file: its native client alone.
+    """The small file for a plugin's name, made of a built file's bytes: the native client alone.
 
-    It takes everything else from the file `cni` beside it (launcher/beside.h). So a program that
+    It uses the file `cni` beside it for everything else (launcher/beside.h). So a program that
     writes to a plugin's file changes that plugin only. None if the file starts with the script.
     """
     if data.count(_WHOLE, 0, HEAD_SIZE) != 1:
@@ -102,11 +102,11 @@ def stub_of(data: bytes) -> bytes | None:
 
 
 def _client_size(data: bytes) -> int:
-    """How long the native client at the beginning of a built file is, in bytes."""
+    """The size of the native client at the beginning of a built file, in bytes."""
     place = data.find(_IMAGE_MAGIC, 0, HEAD_SIZE)
     if place >= 0:
         return int(_IMAGE.unpack_from(data, place)[1])
-    import io  # the server needs none of this
+    import io  # the server does not need this
     import zipfile
 
     with zipfile.ZipFile(io.BytesIO(data)) as bundle:
@@ -114,7 +114,7 @@ def _client_size(data: bytes) -> int:
 
 
 def is_stub(path: Path) -> bool:
-    """Whether this is a plugin's small file, of any build. Raises OSError."""
+    """Is this a plugin's small file, of any build? Raises OSError."""
     if not stat.S_ISREG(path.lstat().st_mode):
         return False
     with path.open("rb") as file:
@@ -123,7 +123,7 @@ def is_stub(path: Path) -> bool:
 
 
 def embedded() -> bool:
-    """Whether the running interpreter is in the built file, so that nothing has to be unpacked."""
+    """Is the running interpreter part of the built file, so that nothing has to be unpacked?"""
     return "_cni_embedded" in sys.builtin_module_names
 
 

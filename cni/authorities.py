@@ -1,7 +1,7 @@
-"""The certificates of authorities that the node trusts, wherever its distribution keeps them.
+"""The certificates of authorities that the node trusts, in the places of all distributions.
 
-Where OpenSSL looks is fixed when it is compiled, so the self-contained file's would find those of
-some distributions only. SSL_CERT_FILE and SSL_CERT_DIR name others, as for every program.
+OpenSSL's place is fixed when it is compiled, so that of the self-contained file would find only
+some distributions' certificates. SSL_CERT_FILE and SSL_CERT_DIR name others, as for every program.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import ssl
 
-# All of them in one file: Debian and Alpine; Fedora; RHEL; SUSE.
+# Files with all certificates: of Debian and Alpine; Fedora; RHEL; SUSE.
 BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -22,7 +22,7 @@ BUNDLES = (
 
 
 def trust(context: ssl.SSLContext) -> bool:
-    """Have `context` trust the system's authorities; False if the node has none.
+    """Make `context` trust the system's authorities; False if the node has none.
 
     Raises OSError if their file cannot be read.
     """
@@ -40,7 +40,7 @@ def trust(context: ssl.SSLContext) -> bool:
 
 
 def _has_hashed_names(directory: str | None) -> bool:
-    """Whether OpenSSL finds certificates there: it looks for the hash of a name (c_rehash(1))."""
+    """Can OpenSSL find certificates in the directory? It looks for hashed names (c_rehash(1))."""
     try:
         return any(name.endswith(".0") for name in os.listdir(directory or ""))
     except OSError:

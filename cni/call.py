@@ -1,12 +1,12 @@
-"""What a verb of a plugin is given: the request, its configuration, how to undo and delegate.
+"""The argument of a plugin's verbs: request, configuration, undo stack, delegates.
 
     def add(call: Call[Conf]) -> Result: ...
 
 The contract of a plugin is in cni/contract.py. Nothing here is process-global: a worker of the
 server runs one Call after another.
 
-Longer than most modules: every request needs what is here, and a second module would be one more
-file to load for each.
+Longer than most modules: every request needs all of it, and a second module would be one more file
+for each to load.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=config.PluginConf)
 D = TypeVar("D", bound=config.PluginConf)
 
-# There is no place for state on this node: an ADD works without.
+# Errors of a node without a place for state; an ADD works without it.
 _NO_PLACE = frozenset({EACCES, ENOENT, ENOTDIR, EPERM, EROFS})
 
 
-# Told what a GC has removed, and how much of it, by who counts that: the server.
+# Called with the kind and number of objects that a GC has removed; the server sets it, to count.
 on_removed: Callable[[str, int], None] | None = None
 
 
 class Verbs(NamedTuple):
-    """A plugin's module by its contract (cni.contract); None for a verb that it lacks."""
+    """The functions of a plugin's module (cni.contract); None for a verb that it lacks."""
 
     conf: type[config.PluginConf]
     add: Callable[[Call[Any]], Result] | None
@@ -54,7 +54,7 @@ class Verbs(NamedTuple):
 
     @classmethod
     def of(cls, module: ModuleType) -> Verbs:
-        """Look up what a module has: the one place where that is done by name."""
+        """Look up a module's functions: the only place where that is done by name."""
         verbs = _verbs.get(module)
         if verbs is None:
             names = ("add", "delete", "check", "gc", "status", "reload")
@@ -69,8 +69,8 @@ _verbs: dict[ModuleType, Verbs] = {}
 class Call(Generic[C]):
     """One request to one plugin.
 
-    `undo` gets the reverse of each change. `forgotten` is, in DEL and GC, what had been kept of the
-    attachments that go (see `remember`).
+    `undo` gets the reverse of each change. In DEL and GC, `forgotten` has the intents of the
+    attachments that are removed (see `remember`).
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class Call(Generic[C]):
         self.version = version
         self.undo = Undo()
         self.remembered = False
-        self.handles: list[int] = []  # of the rules that ADD made, kept with what is remembered
-        self.netns_unknown = False  # find_netns could not look: what DEL needs again stays
+        self.handles: list[int] = []  # handles of the rules that ADD made, kept in the intent
+        self.netns_unknown = False  # find_netns could not look: keep what the next DEL needs
         self.problems: list[CNIError] = []
         self.forgotten: Dropped | None = None
         self._conf_type = conf_type
@@ -102,22 +102,22 @@ class Call(Generic[C]):
         self._namespaces: list[Namespace] = []
 
     def reread(self, raw: dict[str, Any], conf_type: type[D]) -> Call[D]:
-        """The same request with another configuration, for a plugin that speaks for another one.
+        """The same request with another configuration, for a plugin that acts as another one.
 
-        What the one undoes, notes or closes is the other's, too.
+        Both calls share the undo stack, the problems, and the objects to close.
         """
         other: Call[D] = object.__new__(Call)
         other.__dict__.update(self.__dict__, raw=raw, _conf_type=conf_type, _conf=None)
         return other
 
-    # --- what was asked ---
+    # --- the request ---
 
     @property
     def conf(self) -> C:
-        """The configuration, converted when first asked for. Raises CNIError.
+        """The configuration, converted at the first access. Raises CNIError.
 
-        In DEL and GC nothing is raised: a key of the wrong type has its default, and if the verb
-        reads it, that is an error once every step has run (`problems`).
+        Not in DEL and GC: there a key of the wrong type has its default. If the verb reads it, that
+        becomes an error after every step has run (`problems`).
         """
         if self._conf is None:
             kind, prefix = self._conf_type, self._conf_prefix
@@ -130,11 +130,11 @@ class Call(Generic[C]):
 
     @property
     def lenient(self) -> bool:
-        """Is this a DEL or GC, which does whatever can be done?"""
+        """Is this a DEL or GC, which does everything that it can?"""
         return self.request.command in ("DEL", "GC")
 
     def note_problem(self, error: CNIError) -> None:
-        """In DEL and GC: have this error raised after all steps."""
+        """In DEL and GC: raise this error after all steps."""
         if error not in self.problems:
             self.problems.append(error)
 
@@ -162,7 +162,7 @@ class Call(Generic[C]):
         return self.request.args
 
     def parse_args(self, known: frozenset[str]) -> dict[str, str]:
-        """The pairs of CNI_ARGS with these keys (protocol.args.parse); DEL and GC need none.
+        """The pairs of CNI_ARGS with these keys (protocol.args.parse); {} in DEL and GC.
 
         Raises CNIError.
         """
@@ -185,16 +185,16 @@ class Call(Generic[C]):
         return self._owner
 
     def convert(self) -> None:
-        """Convert the configuration before the verb asks for it; changes nothing."""
+        """Convert the configuration ahead of the verb; changes nothing else."""
         try:
             _ = self.conf
         except CNIError:
-            pass  # the verb meets the same error, if it needs them
+            pass  # the verb will get the same error if it needs the configuration
 
     def prev_result(self) -> Result | None:
         """The result of the plugins before this one; None without a prevResult. Raises CNIError.
 
-        In DEL nothing is raised: what cannot be read of it is left out.
+        Not in DEL: there its unreadable parts are left out.
         """
         try:
             raw = config.lookup(self.raw, "prevResult")
@@ -210,7 +210,7 @@ class Call(Generic[C]):
     def guard_netns(self) -> None:
         """Raise InvalidNetns if the container's is the node's own (docs/spec/protocol.md §1.3).
 
-        For ADD before anything is changed, for DEL after its steps (`find_netns`).
+        ADD calls it before any change, DEL after its steps (`find_netns`).
         """
         request = self.request
         if request.netns and not request.netns_override and same_namespace(request.netns):
@@ -235,9 +235,9 @@ class Call(Generic[C]):
     def find_netns(self) -> Namespace | None:
         """For DEL: the container's namespace, or None; then every other step runs. Raises nothing.
 
-        None when CNI_NETNS is empty or gone, which it also is as a file that is no network
-        namespace; None when it is the node's own, in which nothing is ever done. When this process
-        could not look, that is an error after the other steps.
+        None if CNI_NETNS is empty, does not exist, or is no network namespace; and None for the
+        node's own namespace, in which plugins never work. If this process could not look, that
+        becomes an error after the other steps.
         """
         if not self.netns:
             return None
@@ -254,7 +254,7 @@ class Call(Generic[C]):
             self.log(f"cni: the container's namespace is taken for gone: {error}")
             return None
         if namespace.is_own and not self.request.netns_override:
-            return None  # the dispatcher says so in the end
+            return None  # the dispatcher raises the error at the end
         return namespace
 
     def close_later(self, namespace: Namespace) -> Namespace:
@@ -271,10 +271,10 @@ class Call(Generic[C]):
         stdin: bytes | None = None,
         attachment: Attachment | None = None,
     ) -> Result | None:
-        """Run another plugin with this request's environment; an ADD gives its Result.
+        """Run another plugin with this request's environment; return the Result of an ADD.
 
-        `verb` and `stdin` default to the request's own. GC may have one `attachment` deleted, of
-        whose namespace nothing is known. Raises CNIError.
+        `verb` and `stdin` default to the request's own. With `attachment` a GC deletes another
+        attachment, whose namespace is not known. Raises CNIError.
         """
         from . import delegate
 
@@ -288,10 +288,10 @@ class Call(Generic[C]):
         return own._replace(command=verb, stdin=own.stdin if stdin is None else stdin)
 
     def delegate_add(self, name: str, stdin: bytes | None = None) -> Result | None:
-        """Have another plugin do its ADD; its DEL runs if this ADD fails. Raises CNIError.
+        """Run another plugin's ADD; its DEL runs if this ADD fails. Raises CNIError.
 
-        A plugin that answers with an error has undone what it did. When it gives no answer, or none
-        that is understood, it may have done its work, so its DEL runs as well.
+        A plugin that answers with an error has undone its changes. If it gives no answer, or an
+        unintelligible one, it may have made them, so its DEL runs, too.
         """
         from . import delegate
 
@@ -308,7 +308,7 @@ class Call(Generic[C]):
         return result
 
     def ipam_add(self, name: str) -> Result:
-        """Have the IPAM plugin allocate; released again if this ADD fails. Raises CNIError."""
+        """Run the IPAM plugin's ADD; addresses are released if this ADD fails. Raises CNIError."""
         result = self.delegate_add(name)
         if result is None or not result.ips:
             raise CNIError(
@@ -318,9 +318,9 @@ class Call(Generic[C]):
         return result
 
     def run(self, verb: Callable[..., None], *args: Any) -> None:
-        """Run the function of a DEL or GC, and drop what was put aside if it raises no error.
+        """Run the function of a DEL or GC; if it raises no error, drop the intents put aside.
 
-        Its error is raised together with the problems that it met.
+        Raises its error together with its problems.
         """
         errors: list[CNIError] = []
         Steps(errors).run(verb, self, *args)
@@ -334,14 +334,14 @@ class Call(Generic[C]):
             steps.run(self.delegate, name)
 
     def note_removed(self, kind: str, count: int) -> None:
-        """In GC: `count` things of this kind had no valid attachment, and are gone."""
+        """In GC: note that `count` objects of this kind without attachment were removed."""
         if on_removed is not None and count and self.request.command == "GC":
             on_removed(kind, count)
 
     # --- the rest ---
 
     def owners(self, keep: frozenset[Attachment]) -> list[Owner]:
-        """The attachments that GC keeps, as owners in this network: computed once a request."""
+        """The attachments that GC keeps, as owners in this network; computed once in a request."""
         if self._kept is None or self._kept[0] is not keep:
             self._kept = keep, all_of(self.network, sorted(keep))
         return self._kept[1]
@@ -349,9 +349,9 @@ class Call(Generic[C]):
     def remember(self, result: Result | None = None) -> None:
         """Keep this ADD until DEL or GC, for the plugin's `reload` (cni.intent).
 
-        A plugin that knows its result before it makes its rules gives it here: then it is kept at
-        once, and DEL and GC find in `forgotten` what a killed ADD had set out to do. Otherwise it
-        is kept when the verb has ended. Raises CNIError, as `keep`.
+        A plugin that knows its result before it makes its rules passes it here: then the intent is
+        written at once, and DEL and GC find in `forgotten` the plan of an ADD that was killed.
+        Otherwise it is written after the verb. Raises CNIError, as `keep`.
         """
         if result is None:
             self.remembered = True
@@ -359,15 +359,16 @@ class Call(Generic[C]):
             self.keep(result)
 
     def keep(self, result: Result) -> None:
-        """Write down request and result (cni.intent). Raises CNIError if that fails halfway.
+        """Write the intent: request and result (cni.intent). Raises CNIError if that fails.
 
-        On a node without a place for state the rules do not survive a flush: that is only told.
+        On a node without a place for state nothing is written, which is only logged: the rules will
+        not survive a flush.
         """
         self.undo.callback(self._forget)
         self.keep_with_handles(result)
 
     def keep_with_handles(self, result: Result) -> None:
-        """Write what `keep` has kept once more, with the handles of rules that are known now."""
+        """Write the intent of `keep` again, with the handles of rules that are known now."""
         from . import intent
 
         try:
@@ -384,7 +385,7 @@ class Call(Generic[C]):
         self.drop_set_aside()
 
     def set_aside(self, keep: frozenset[Attachment] | None = None) -> None:
-        """Hide from `cni reload` what was kept: of this attachment, or of those not in `keep`."""
+        """Hide intents from `cni reload`: this attachment's, or those not of `keep`."""
         from . import intent
 
         env = self.request.env
@@ -395,13 +396,13 @@ class Call(Generic[C]):
             self.forgotten = intent.drop_others(self.plugin, self.network, owners, env)
 
     def drop_set_aside(self) -> None:
-        """Remove what was put aside: its rules are gone."""
+        """Remove the intents put aside: their rules are gone."""
         if self.forgotten is not None:
             self.forgotten.finish()
             self.note_removed("intent", len(self.forgotten.intents))
 
     def log(self, text: str) -> None:
-        """A line for the operator, on stderr."""
+        """Write a line for the operator to stderr."""
         from . import stderr
 
         stderr.line(text)
@@ -413,7 +414,7 @@ class Call(Generic[C]):
 
 
 class Steps:
-    """Runs every step of a DEL or GC, whatever fails, and raises all errors at the end."""
+    """Runs every step of a DEL or GC, even after failures, and raises all errors at the end."""
 
     def __init__(self, errors: list[CNIError] | None = None) -> None:
         self._errors: list[CNIError] = [] if errors is None else errors
@@ -427,6 +428,6 @@ class Steps:
         return None
 
     def finish(self) -> None:
-        """Raise what went wrong, if anything did."""
+        """Raise the errors of the steps, if there are any."""
         if self._errors:
             raise join(self._errors)

@@ -1,12 +1,12 @@
-"""The contract of a plugin: what its module has. The guide is docs/writing-a-plugin.md.
+"""The contract of a plugin: the members of its module. The guide is docs/writing-a-plugin.md.
 
     class Conf(NetConf):
         my_key: str = ""
 
     def add(call: Call[Conf]) -> Result: ...
 
-For readers and type checkers: nothing imports this at run time. cni.call.Verbs looks up what a
-module has.
+For readers and type checkers: nothing imports this module at run time. cni.call.Verbs looks up a
+plugin's functions.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ class PluginModule(Protocol[C]):
 
     @property
     def Conf(self) -> type[C]:  # noqa: N802 it is a class of the module
-        """What the configuration looks like: a Struct below config.PluginConf."""
+        """The form of the configuration: a Struct that derives from config.PluginConf."""
 
     def add(self, call: Call[C]) -> Result:
-        """Validate everything, then change the kernel, each change after its `call.undo`."""
+        """Validate everything, then change the kernel; push each reverse on `call.undo` before."""
 
     def delete(self, call: Call[C]) -> None:
-        """Remove what ADD made, also when repeated, without a namespace and without a prevResult.
+        """Remove everything that ADD made. May be repeated; needs no namespace and no prevResult.
 
-        Each step runs, whatever happens to the others (`Steps`).
+        Each step runs, even if others fail (`Steps`).
         """
 
     def check(self, call: Call[C]) -> None:
         """Compare the kernel with what ADD made; one error names every difference."""
 
     def gc(self, call: Call[C], keep: frozenset[Attachment]) -> None:
-        """Remove what belongs to the network `call.network` and to no attachment in `keep`."""
+        """Remove objects of the network `call.network` whose attachment is not in `keep`."""
 
     def status(self, call: Call[C]) -> None:
         """Raise NotAvailable or LimitedConnectivity if an ADD could not work now."""

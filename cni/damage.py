@@ -1,4 +1,4 @@
-"""Whether a failure may come from a damaged file (docs/self-contained.md, "A damaged file")."""
+"""Is the file damaged? A check after failures (docs/self-contained.md, "A damaged file")."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sys
 def suspect() -> None:
     """Compare the self-contained file with its checksum, after a failure that damage could explain.
 
-    Ends the process with an error that says so if the file is damaged. Does nothing where the
-    interpreter is not part of the file.
+    If the file is damaged, ends the process with that error. Does nothing if the interpreter is not
+    part of the file.
     """
     if "_cni_embedded" in sys.builtin_module_names:
         import _cni_embedded

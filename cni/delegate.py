@@ -1,4 +1,4 @@
-"""Finding and running another plugin: IPAM, or what a meta plugin wraps
+"""Finding and running another plugin: IPAM, or the plugin that a meta plugin wraps
 (docs/spec/protocol.md §4).
 """
 
@@ -30,13 +30,13 @@ _HEAD_SIZE = 1 << 20  # where a built file has its build id, as in cni.artifact
 _STUB_SIZE = 1 << 18  # the small file of a plugin (cni.artifact.stub_of) has no more
 _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 
-# Runs the plugin of that name in this process if the file at that path is ourselves: (True, its
-# result), else (False, None). Given by the dispatcher, which knows the plugins; we do not.
+# Runs the plugin of that name in this process if the file at that path is this program: (True, its
+# result), else (False, None). The dispatcher, which knows the plugins, provides it.
 InProcess = Callable[[str, str, Request], "tuple[bool, Result | None]"]
 
 
-# Delegates that run in this process, each called by the one before. flannel needs two, bridge and
-# host-local. A main plugin that is named as IPAM plugin would call itself.
+# The limit for nested delegates in this process. flannel needs two: bridge and host-local. A main
+# plugin that is configured as its own IPAM plugin would call itself without end.
 _running: list[str] = []
 _MAX_RUNNING = 2
 
@@ -66,7 +66,7 @@ def find(name: str, path: list[str]) -> str:
 
 
 def _advice(name: str, directories: list[str]) -> str:
-    """What may help where the plugin `name` is in none of the directories."""
+    """What to do if the plugin `name` is in none of the directories."""
     from difflib import get_close_matches
 
     there: set[str] = set()
@@ -81,26 +81,26 @@ def _advice(name: str, directories: list[str]) -> str:
 
 
 def with_remedy(error: CNIError, names: Collection[str]) -> CNIError:
-    """The error; if it misses one of our plugins, which have these names, also how to install it.
+    """The error, with advice how to install, if it is about one of our plugins (`names`) missing.
 
-    The error may have come from `find` by way of others, which have put texts around it.
+    The error of `find` may have passed through others, which have added texts to it.
     """
     _, found, rest = error.msg.partition(_NOT_FOUND)
     name, _, rest = rest.partition(_IN_PATH)
     if found and name in names:
         directory = rest.partition("]")[0].partition(" ")[0]
-        if not os.path.isdir(directory):  # it is not there yet, or has a space in its name
+        if not os.path.isdir(directory):  # it does not exist yet, or has a space in its name
             directory = "DIR"
         error.details = f"run `cni install --bin-dir {directory}`, which installs it"
     return error
 
 
 def run(request: Request, name: str, in_process: InProcess) -> Result | None:
-    """Run the plugin `name` with `request`; an ADD's Result, else None.
+    """Run the plugin `name` with `request`; return an ADD's Result, else None.
 
-    Raises DelegateError, which is the plugin's own error, code and text untouched, when it ran in
-    another process; what it raised when it ran in this one; CNIError when it cannot be run or its
-    answer is not understood; Terminated.
+    Raises DelegateError, with the plugin's own code and text, if it ran in another process; the
+    plugin's exception if it ran in this one; CNIError if it cannot be run, or its answer is
+    unintelligible; Terminated.
     """
     program = find(name, request.path)
     ours, result = run_in_process(in_process, name, program, request)
@@ -124,13 +124,13 @@ def run_in_process(
 
 
 def run_program(program: str, request: Request) -> Result | None:
-    """Run the plugin in the file `program` as a child; an ADD's Result, else None. As `run`."""
+    """Run the plugin in the file `program` as a child process; returns and raises as `run`."""
     output = execute(program, request)
     return parse_output(output, request.stdin) if request.command == "ADD" else None
 
 
 def is_ourselves(program: str) -> bool:
-    """Is the file at this path the one that this process was started from, or of the same build?"""
+    """Is the file at this path the one of this process, or one of the same build?"""
     try:
         if sys.platform == "win32":
             from .windows.launcher import is_twin
@@ -148,14 +148,15 @@ def is_ourselves(program: str) -> bool:
 
 
 def _content(program: str) -> bytes:
-    """The beginning of the file; all of it, if it is a plugin's small one. Raises OSError."""
+    """The beginning of a file; the whole of a plugin's small file. Raises OSError."""
     with open(program, "rb", 0) as file:
         return file.read(_STUB_SIZE)
 
 
 def _is_our_build(program: str) -> bool:
-    """Whether the file has our build id. `cni install` changes no more of a file than its
-    interpreter's name. Raises OSError.
+    """Has the file our build id? (`cni install` changes only the interpreter's name in a file.)
+
+    Raises OSError.
     """
     from ._build import ID
 
@@ -164,7 +165,7 @@ def _is_our_build(program: str) -> bool:
 
 
 def parse_output(output: bytes, stdin: bytes) -> Result:
-    """The Result an ADD printed; a missing version is taken to be the configuration's."""
+    """The Result that an ADD printed; a missing version means that of the configuration."""
     try:
         raw = _json(output)
     except ValueError as error:
@@ -186,7 +187,7 @@ def _json(data: bytes) -> Any:
 
 
 def pass_on(data: bytes) -> None:
-    """Write what a plugin has written to stderr to our own, escaped."""
+    """Write a plugin's stderr to our own, escaped."""
     from . import stderr
 
     stderr.passed_on(data)
@@ -195,9 +196,9 @@ def pass_on(data: bytes) -> None:
 def execute(
     program: str, request: Request, show_stderr: Callable[[bytes], None] = pass_on
 ) -> bytes:
-    """Run a program with the request's environment and stdin; its stdout.
+    """Run a program with the request's environment and stdin; return its stdout.
 
-    If it succeeds, `show_stderr` gets what it has written to stderr. Raises CNIError.
+    If it succeeds, `show_stderr` is called with its stderr. Raises CNIError.
     """
     env = {**request.env, "CNI_COMMAND": request.command}
     code, stdout, stderr = _run_unless_busy(program, request.stdin, env)
@@ -217,7 +218,7 @@ def _run_unless_busy(program: str, stdin: bytes, env: dict[str, str]) -> Finishe
         except OSError as error:
             if error.errno == ETXTBSY and attempt < _BUSY_RUNS:
                 with interrupts.waiting():
-                    time.sleep(1)  # the file is being written: an installation
+                    time.sleep(1)  # an installation is writing the file
                 continue
             raise CNIError(
                 f"fork/exec {program}: {(error.strerror or '').lower()}",

@@ -1,10 +1,10 @@
 """The dispatch table, and the one place that turns any exception into the JSON error object.
 
-What a plugin's module has is drawn in cni/contract.py. A verb that it lacks is a silent success
-once the version gates are passed (docs/spec/protocol.md §1.3).
+cni/contract.py shows the members of a plugin's module. A verb that it lacks succeeds silently,
+after the version gates (docs/spec/protocol.md §1.3).
 
-Longer than most modules: the table is a fifth of it, and a second module would be one more file to
-load for each request; also for one that fails, perhaps because no file can be opened any more.
+Longer than most modules: the table is a fifth of it, and a second module would be one more file for
+each request to load, even for one that fails because no file can be opened any more.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
     from .record.tracing import Trace
 
-Answer = tuple[int, bytes, bool]  # exit code, what belongs on stdout, is this process sound?
-Deliver = Callable[[bytes], None]  # writes an ADD's result where it belongs; raises CNIError
+Answer = tuple[int, bytes, bool]  # exit code, output for stdout, may the process go on?
+Deliver = Callable[[bytes], None]  # writes an ADD's result to the runtime; raises CNIError
 
 
 class Plugin(NamedTuple):
-    """An entry of the table; `conf_error` begins the errors of decoding a configuration."""
+    """An entry of the table; errors of decoding a configuration begin with `conf_error`."""
 
     module: str
     about: str
@@ -152,7 +152,7 @@ TABLE: dict[str, Plugin] = {
     ),
 }
 
-# The plugins of Windows; those of IPAM are the same.
+# The plugins of Windows; its IPAM plugins are those of Linux.
 WINDOWS: dict[str, Plugin] = {
     "win-bridge": Plugin(
         "cni.plugins.win_bridge", "connects Windows containers to an L2Bridge or L2Tunnel network"
@@ -168,7 +168,7 @@ if sys.platform == "win32":
 
 
 def find(called: str) -> str | None:
-    """The plugin that a file of the name `called` is; None if it is none of this file's.
+    """The plugin for a file name `called`; None if this program has no such plugin.
 
     A prefix that ends in `-` is ignored (`buildkit-cni-bridge`), and the longest known name counts:
     `my-host-local` is host-local. The plugins of Windows are known everywhere, so that `win-bridge`
@@ -222,7 +222,7 @@ def main(name: str) -> int:
     if standins.doubt is not None:
         standins.restart(received[0] if received else None)
     try:
-        if not (written and code):  # an error behind half a result is no JSON
+        if not (written and code):  # an error behind half a result would be no JSON
             written = 0
             write(output)
     except IOFailure as error:
@@ -244,7 +244,7 @@ def _discard_executors() -> None:
 
 
 def is_recorded(code: int, env: Mapping[str, str], stdin: bytes) -> bool:
-    """Whether a request may have to be written down, for all that it says (cni.record)."""
+    """May a request have to be recorded, judging by its own settings (cni.record)?"""
     return code != 0 or _LOG_VARIABLE in env or _LOG_KEY in stdin.lower()
 
 
@@ -254,7 +254,7 @@ _LOG_VARIABLE, _LOG_KEY = "CNI_LOG_LEVEL", b'"loglevel"'
 def _record(
     name: str, stdin: bytes, seconds: float, code: int, output: bytes, traced: Trace | None
 ) -> None:
-    """Write this process's request down, as far as that is wanted. Raises nothing."""
+    """Record this process's request, if the settings say so. Raises nothing."""
     node_file = os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json"
     has_node_file = os.access(node_file, os.F_OK)
     if traced is None and not has_node_file and not is_recorded(code, os.environ, stdin):
@@ -286,7 +286,7 @@ def _say(text: str) -> None:
 
 
 def about(name: str) -> str:
-    """The two lines a plugin says of itself when run without CNI_COMMAND."""
+    """The two lines that a plugin prints when it is run without CNI_COMMAND."""
     supported = ", ".join(TABLE[name].versions)
     return f"CNI {name} plugin {full_version()}\nCNI protocol versions supported: {supported}\n"
 
@@ -294,7 +294,7 @@ def about(name: str) -> str:
 def full_version() -> str:
     """The version of every plugin: the reference's, with ours as build metadata (semver.org, 10).
 
-    Runtimes compare it with the release of the reference that they need.
+    Runtimes compare the version with the release of the reference that they need.
     """
     from . import REFERENCE_VERSION, __version__
 
@@ -302,7 +302,7 @@ def full_version() -> str:
 
 
 def answer(name: str, env: Mapping[str, str], stdin: Callable[[], bytes]) -> tuple[int, bytes]:
-    """Run plugin `name` for a request: (exit code, what belongs on stdout). Never raises."""
+    """Run plugin `name` for a request: (exit code, output for stdout). Never raises."""
     return begin(name, env, stdin)()[:2]
 
 
@@ -314,10 +314,10 @@ def begin(
     deliver: Deliver | None = None,
     convert: bool = False,
 ) -> Callable[[], Answer]:
-    """Decode a request, which changes nothing; what is returned runs it. Neither ever raises.
+    """Decode a request, which changes nothing, and return a function that runs it. Neither raises.
 
-    `deliver` is given the result of an ADD, which is undone if that fails; without it the result is
-    part of the answer. `convert`: there is time to convert the configuration now.
+    `deliver` is called with the result of an ADD; if it raises, the ADD is undone. Without
+    `deliver` the result is part of the answer. `convert`: also convert the configuration now.
     """
     try:
         _debug(env.get("CNI_DEBUG"), env)
@@ -335,7 +335,7 @@ def begin(
 
 
 def _answer(decoded: Decoded, deliver: Deliver | None) -> Answer:
-    """Run the verb; an ADD's result is settled before it is printed, and stands from then on."""
+    """Run the verb. An ADD's result is settled before it is printed; then it is not undone."""
     output, settled = b"", False
 
     def settle(result: Result | None) -> None:
@@ -352,7 +352,7 @@ def _answer(decoded: Decoded, deliver: Deliver | None) -> Answer:
         _run(decoded, settle)
         return 0, output, True
     except BaseException as error:  # noqa: BLE001 as above
-        if settled:  # the runtime has its result, and what it says is there
+        if settled:  # the runtime has the result, which is valid
             from . import stderr
 
             stderr.line(f"cni: after the result: {error!r}")
@@ -387,7 +387,7 @@ def _failure(error: BaseException) -> Answer:
 
 
 def _with_missing_powers(error: CNIError) -> CNIError:
-    """The error; if something was not permitted, also with the capabilities that are missing."""
+    """The error, with the missing capabilities if an operation was not permitted."""
     if os.strerror(EPERM).lower() not in error.msg.lower():
         return error
     from .kernel import capability
@@ -395,13 +395,13 @@ def _with_missing_powers(error: CNIError) -> CNIError:
     missing = capability.missing()
     if missing:
         text = f"this process lacks {' and '.join(missing)}: the plugins have to run as root"
-        if text not in error.details:  # a delegate may have said so
+        if text not in error.details:  # a delegate may have added it
             error.details = f"{error.details}; {text}" if error.details else text
     return error
 
 
 class Decoded(NamedTuple):
-    """A request that passed the gates, and what its plugin can do."""
+    """A request that has passed the version gates, and its plugin's functions."""
 
     call: Call[Any]
     verbs: Verbs
@@ -442,7 +442,7 @@ def _load(module: str) -> ModuleType:
 
 
 def _run(decoded: Decoded, settle: Callable[[Result | None], None]) -> Result | None:
-    """Run the verb and settle its result; what fails until then is undone. Gives ADD's result."""
+    """Run the verb and settle its result; a failure until then is undone. Returns ADD's result."""
     call = decoded.call
     try:
         interrupts.check()
@@ -473,7 +473,7 @@ def _perform(decoded: Decoded) -> Result | None:
         return result
     if command == "DEL" and verbs.delete is not None:
         if verbs.reload is not None:
-            call.set_aside()  # first: rules that are going must not be made again
+            call.set_aside()  # first, so that nobody makes rules again that are about to be removed
         call.run(verbs.delete)
         call.guard_netns()
     elif command == "CHECK" and verbs.check is not None:
@@ -490,16 +490,16 @@ def _perform(decoded: Decoded) -> Result | None:
 
 
 def _validate(decoded: Decoded) -> Result | None:
-    """Judge the configuration, which has no result. Raises CNIError."""
-    _load("cni.describe.verb").validate(decoded.call)  # no other request needs descriptions
+    """Validate the configuration; there is no result. Raises CNIError."""
+    _load("cni.describe.verb").validate(decoded.call)  # only this verb needs descriptions
     return None
 
 
 def _undone(call: Call[Any], error: BaseException) -> BaseException:
-    """Undo what an ADD had done; the error to report.
+    """Undo the changes of an ADD; return the error to report.
 
-    A signal is told as what it is, whatever failed because of it. What could not be undone is
-    said as well, on stderr and in the error; a DEL removes it.
+    A signal is reported as such, whatever failed because of it. Failures of the undo are reported,
+    too, on stderr and in the error; a DEL removes the rest.
     """
     reported = error
     if interrupts.came() and not isinstance(error, Terminated):
@@ -522,7 +522,7 @@ def reload(
     result: dict[str, Any],
     work: Callable[[Call[Any]], None] | None = None,
 ) -> None:
-    """Have a plugin make the rules of an earlier ADD again (cni.intent), or do other `work`.
+    """Let a plugin make the rules of an earlier ADD again (cni.intent), or do other `work`.
 
     `env` has the CNI_* variables of that ADD, `conf` its configuration; prevResult becomes
     `result`, in its own version. Raises CNIError.
@@ -548,7 +548,7 @@ def reload(
 
 
 def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Result | None]:
-    """Run a delegate without a child if its file is ourselves (cni.delegate.InProcess)."""
+    """Run a delegate without a child if its file is this program (cni.delegate.InProcess)."""
     from . import delegate
 
     plugin = find(name)
@@ -560,8 +560,8 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
 
 
 def _debug(wanted: str | None, env: Mapping[str, str]) -> None:
-    """Show what the request says to the kernel, or time its steps; or not any more: a worker serves
-    many requests.
+    """Show the request's netlink messages, or time its steps; otherwise switch that off: a worker
+    serves many requests.
     """
     global _debugging  # noqa: PLW0603 a fact of the process
     if not (wanted or _debugging):
@@ -581,7 +581,7 @@ _debugging: str | None = None
 
 
 def _version_reply(plugin: Plugin) -> bytes:
-    """One compact line; the request's own version does not matter."""
+    """The VERSION reply, one compact line; it does not depend on the request's version."""
     reply = {"cniVersion": config.VERSIONS[-1], "supportedVersions": list(plugin.versions)}
     return msgspec.json.encode(reply) + b"\n"
 
@@ -593,7 +593,7 @@ def _unexpected(error: BaseException) -> CNIError:
         return from_exception(error)
     if isinstance(error, standins.Insufficient):
         return CNIError(text)
-    if standins.doubt is None:  # else the process begins anew, and may well succeed
+    if standins.doubt is None:  # else the process starts again, without stand-ins, and may succeed
         import traceback
 
         from . import damage, stderr

@@ -1,7 +1,7 @@
 """The start of the interpreter that is part of the self-contained file (docs/self-contained.md).
 
-Its main program imports this module and calls `main`. Nothing of the file system has been looked at
-then, and no garbage is collected.
+Its main program imports this module and calls `main`. Before that it has not used the file system;
+garbage collection is off.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 def main() -> int:
     """Run the plugin or command that sys.argv names; returns the exit code."""
     if not os.environ.get("CNI_COMMAND") or sys.argv[1:]:
-        gc.enable()  # what runs for longer than one request
+        gc.enable()  # for programs that run longer than a request
     from .__main__ import main as run
 
     return run()
@@ -23,7 +23,7 @@ def main() -> int:
 def prepare(names: list[str]) -> None:
     """Import and rehearse what requests need, for their snapshot (docs/self-contained.md).
 
-    Nothing may be left here that is the building process's own; the main program renews the rest.
+    Nothing may remain that belongs to the building process; the main program renews the rest.
     """
     from . import standins
 

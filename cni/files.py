@@ -1,10 +1,11 @@
 """Writing files completely or not at all, and reading those of others without waiting.
 
 Writing: `replace` writes beside the file and renames, so a reader sees the old content or the new.
-Reading: what other programs, users or containers have left where we look may be a FIFO, a device,
-a symbolic link or without an end. `open_regular` and `read` refuse those with `Unusable`, at once.
+Reading: at our paths other programs, users or containers may have put a FIFO, a device, a symbolic
+link, or a file without end. `open_regular` and `read` refuse those with `Unusable`, without
+waiting.
 
-Both work relative to a directory's descriptor, too, as openat(2) does.
+Both also work relative to a directory's descriptor, as openat(2).
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _CHUNK = 1 << 16
 
 
 class Unusable(OSError):
-    """A file that is not read: no regular file, or too large. `strerror` says which."""
+    """A file that must not be read: it is no regular file, or too large; `strerror` says which."""
 
 
 def open_null() -> int:
-    """A descriptor to put where nothing is to be read or written: of /dev/null, where it exists.
+    """A descriptor of /dev/null; of an empty file in memory if the root directory has no devices.
 
-    In a root directory without devices it is an empty file in memory. Raises OSError.
+    Raises OSError.
     """
     try:
         return os.open(os.devnull, os.O_RDWR | _COMMON)
@@ -49,9 +50,9 @@ def open_null() -> int:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Write all of `data`, in as many calls as it takes. Raises OSError, also when none is taken.
+    """Write all of `data`, in several calls if needed. Raises OSError, also if one writes nothing.
 
-    A write(2) that takes a part is how a disk that gets full announces itself: the next one fails.
+    When a disk becomes full, one write(2) writes a part, and only the next one fails.
     """
     view = memoryview(data)
     while view:
@@ -73,21 +74,21 @@ def replace(
 ) -> None:
     """Make the file `path` contain `data`, with these permission bits. Raises OSError.
 
-    When it fails, or a signal's exception ends it, the file is as it was before. The data is first
-    in the file `temporary` (default: ``<path>~``), which must be on the same file system and have
-    one writer at a time. Only a SIGKILL leaves that behind; the next `replace` takes it over.
+    After a failure, or an exception of a signal, the file is unchanged. The data is first written
+    to the file `temporary` (default: ``<path>~``), which must be on the same file system and have
+    one writer at a time. Only a SIGKILL leaves that file; the next `replace` overwrites it.
 
-    With `sync` the data is on the disk before it gets the name, so that after a power failure, too,
-    the file has the old content or the new. Without it, a file system may then have neither.
+    With `sync` the data is on the disk before it gets the name, so that the file has the old or the
+    new content even after a power failure. Without it, a file system may then have neither.
 
-    `attributes` are extended attributes, left out where the file system has none.
+    `attributes` are extended attributes, left out if the file system has none.
     """
     temporary = temporary or f"{path}~"
     try:
         fd = _create(temporary, mode, dir_fd)
         try:
             if mode & 0o077:
-                os.fchmod(fd, mode)  # whatever the umask is
+                os.fchmod(fd, mode)  # independent of the umask
             for name, value in (attributes or {}).items():
                 _note(fd, name, value)
             write_all(fd, data)
@@ -114,7 +115,7 @@ def _note(fd: int, name: str, value: bytes) -> None:
 def _create(path: str, mode: int, dir_fd: int | None) -> int:
     try:
         return os.open(path, _CREATE, mode, dir_fd=dir_fd)
-    except FileExistsError:  # a killed process left it
+    except FileExistsError:  # left by a process that was killed
         os.unlink(path, dir_fd=dir_fd)
         return os.open(path, _CREATE, mode, dir_fd=dir_fd)
 
@@ -129,8 +130,8 @@ def open_regular(
 ) -> int:
     """A descriptor of the regular file `path`; close it. `flags` and `mode` as for os.open.
 
-    Never waits for anybody. A symbolic link at the end of the path is refused, unless `follow`.
-    Raises Unusable for what is no regular file, and OSError as os.open does.
+    Never waits. Refuses a symbolic link at the end of the path, unless `follow`. Raises Unusable if
+    it is no regular file, and OSError as os.open.
     """
     return open_and_stat(path, flags, mode, dir_fd=dir_fd, follow=follow)[0]
 
@@ -148,8 +149,8 @@ def open_and_stat(
     try:
         fd = os.open(path, flags, mode, dir_fd=dir_fd)
     except OSError as error:
-        # ELOOP: O_NOFOLLOW met a link. EISDIR: a directory, to be written to. ENXIO: a socket, a
-        # FIFO that nobody reads, or a device that is not there.
+        # ELOOP: O_NOFOLLOW and a link. EISDIR: writing to a directory. ENXIO: a socket, a FIFO
+        # without reader, or a device that does not exist.
         if error.errno in (ELOOP, EISDIR, ENXIO):
             _check_kind(os.stat(path, dir_fd=dir_fd, follow_symlinks=follow), path)
         raise
@@ -164,7 +165,7 @@ def open_and_stat(
 
 
 def _check_kind(status: os.stat_result, path: str) -> None:
-    """Raises Unusable unless it is a regular file."""
+    """Raise Unusable unless it is a regular file."""
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         if kind == stat.S_IFDIR:
@@ -186,10 +187,10 @@ def read(path: str, limit: int, *, dir_fd: int | None = None, follow: bool = Fal
 
 
 def read_open(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
-    """What is left to read of an open regular file, at most `limit` bytes.
+    """The rest of an open regular file, at most `limit` bytes.
 
-    `expected` bytes are there according to fstat(2), which says 0 of files of the kernel. Raises
-    Unusable (`path` is for its message) if there is more than `limit`, OSError.
+    `expected` is the size by fstat(2), which is 0 for files of the kernel. Raises Unusable (`path`
+    is for its message) if there is more than `limit`, OSError.
     """
     chunks: list[bytes] = []
     size = 0
@@ -199,13 +200,13 @@ def read_open(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
         if size > limit:
             raise Unusable(EINVAL, f"is larger than {limit} bytes", path)
         if size == expected:
-            break  # another read would only find the end
+            break  # another read would only return the end
     return b"".join(chunks)
 
 
 # --- programs -------------------------------------------------------------------------------------
 
-# A runtime's PATH may be missing or bare; the administrator's tools are in one of these.
+# A runtime's PATH may be missing or minimal; administrators' tools are in one of these.
 _SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/bin", "/bin")
 
 

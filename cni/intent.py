@@ -1,8 +1,8 @@
-"""What an ADD wanted of the packet filter, kept as data, so that `cni reload` can render it anew.
+"""Intents: the rules that an ADD wanted, kept as data, so that `cni reload` can make them again.
 
-Rules vanish behind our back: `nft flush ruleset`, `firewall-cmd --reload`, a restarted iptables
-service. A plugin that made some calls `call.remember()` in its ADD and has a function
-`reload(call)`, which makes them again. The dispatcher keeps the request and its result, one file an
+Other programs remove rules: `nft flush ruleset`, `firewall-cmd --reload`, a restarted iptables
+service. A plugin that makes rules calls `call.remember()` in its ADD, and has a function
+`reload(call)`, which makes them again. The dispatcher keeps request and result in a file for each
 attachment and plugin, until DEL or GC:
 
     <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0),
@@ -32,18 +32,18 @@ from .protocol.request import Request
 from .protocol.result import Result
 
 STATE_DIR = "/run/cni"
-# The form in which results are kept: the one that says everything.
+# The version in which results are kept: it can express everything.
 VERSION = "1.1.0"
 _MAX_SIZE = 32 << 20  # bytes; a configuration has at most half of that
-# What a file's name ends with while it is written, and while its rules are removed.
+# Suffixes of a file's name while it is written, and while its rules are removed.
 _PARTIAL, _GOING = "~", "-"
 
 
 class Intent(msgspec.Struct):
-    """One kept ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects.
+    """The intent of an ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects.
 
-    `netns` is what str(Identity) gave of its namespace; empty if that is not known. `handles` are
-    of nftables rules: a hint, since those that `reload` makes have others.
+    `netns` is str(Identity) of its namespace; "" if that is not known. `handles` are those of its
+    nftables rules: only a hint, since rules that `reload` makes have others.
     """
 
     plugin: str
@@ -73,7 +73,7 @@ class Intent(msgspec.Struct):
 
     @property
     def addresses(self) -> list[Prefix]:
-        """The result's addresses as hosts, /32 or /128; none if the result cannot be read."""
+        """The result's addresses as hosts, /32 or /128; [] if the result cannot be read."""
         try:
             return [ip.prefix.host for ip in Result.parse(self.result, VERSION).ips]
         except CNIError:
@@ -81,14 +81,14 @@ class Intent(msgspec.Struct):
 
 
 def directory(env: Mapping[str, str]) -> str:
-    """Where intents are kept."""
+    """The directory of intents."""
     return f"{env.get('CNI_STATE_DIR') or STATE_DIR}/intent"
 
 
 def save(
     plugin: str, owner: Owner, request: Request, result: Result, handles: Sequence[int] = ()
 ) -> None:
-    """Keep what an ADD was asked and answered, instead of what was kept before. Raises OSError."""
+    """Write the intent of an ADD in place of an earlier one. Raises OSError."""
     env = {k: _text(value) for k, value in request.env.items() if k.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     identity = identify(request.netns) if request.netns else None
@@ -105,16 +105,16 @@ def save(
 
 
 def _text(value: str) -> str:
-    """A variable as JSON can hold it: bytes that are no UTF-8 become U+FFFD."""
+    """A variable's value for JSON: bytes that are no UTF-8 become U+FFFD."""
     return value.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
 class Dropped(NamedTuple):
-    """What was kept of attachments that are being removed; `finish` once they are.
+    """Intents of attachments that are being removed; call `finish` after the removal.
 
-    Until then it lies aside, where `cni reload` does not see it, and a DEL or GC that follows a
-    killed or failed one finds it again. `errors` are of files that could not be read or put aside:
-    what they say is not known, which is not the same as none.
+    Until then their files have another name, under which `cni reload` ignores them, but a DEL or GC
+    after a killed or failed one finds them. `errors` are those of files that could not be read or
+    renamed: their content is unknown, which does not mean that there is none.
     """
 
     intents: list[Intent]
@@ -122,9 +122,9 @@ class Dropped(NamedTuple):
     errors: list[OSError]
 
     def finish(self) -> None:
-        """Forget for good what was read.
+        """Delete the files that were read.
 
-        Raises CNIError, after that, for what was not: the DEL or GC has to be repeated.
+        After that, raises CNIError for the others: the DEL or GC has to be repeated.
         """
         errors = list(self.errors)
         unread = {error.filename for error in errors}
@@ -148,14 +148,14 @@ class Dropped(NamedTuple):
 
 
 def drop(plugin: str, owner: Owner, env: Mapping[str, str]) -> Dropped:
-    """Put an attachment aside; one that is not kept is no error. Raises nothing."""
+    """Put an attachment's intent aside; none is no error. Raises nothing."""
     return _put_aside([_path(plugin, owner, env)])
 
 
 def drop_others(
     plugin: str, network: str, keep: Collection[Owner], env: Mapping[str, str]
 ) -> Dropped:
-    """Put the network's attachments aside that are not in `keep`. Raises nothing."""
+    """Put aside the intents of the network's attachments not in `keep`. Raises nothing."""
     kept = {f"{owner.key}.{plugin}" for owner in keep}
     start, where = f"{network_key(network)}-", directory(env)
     try:
@@ -170,7 +170,7 @@ def drop_others(
 
 
 def _put_aside(paths: Iterable[str]) -> Dropped:
-    """What was there, and what an earlier removal had put aside and did not finish."""
+    """The intents in these files, and those that an earlier, unfinished removal had put aside."""
     dropped = Dropped([], [], [])
     for path in paths:
         dropped.paths.append(path)
@@ -178,9 +178,9 @@ def _put_aside(paths: Iterable[str]) -> Dropped:
             try:
                 intent = read(path)
             except OSError as error:
-                error.filename = path  # `finish` leaves it
+                error.filename = path  # `finish` does not delete this file
                 dropped.errors.append(error)
-                break  # moving would replace what was put aside before
+                break  # renaming would overwrite an intent put aside before
             if intent is not None:
                 dropped.intents.append(intent)
     return dropped
@@ -191,13 +191,15 @@ def _read_aside(path: str) -> Intent | None:
 
 
 def _move_aside(path: str) -> Intent | None:
-    """Raises OSError; what cannot be read now is moved, so that a repeated removal finds it."""
+    """Rename a file, and read it. Raises OSError; an unreadable file is renamed, too, so that a
+    repeated removal finds it.
+    """
     from . import lockfile  # an ADD only writes
 
     try:
         fd = _open_locked(path)
     except files.Unusable:
-        fd = None  # not written by us; it is removed all the same
+        fd = None  # not written by us; it is removed nevertheless
     try:
         try:
             os.rename(path, f"{path}{_GOING}")
@@ -215,7 +217,7 @@ def _move_aside(path: str) -> Intent | None:
 
 
 def _read(path: str) -> Intent | None:
-    """None if there is none, or a file that is none of ours. Raises OSError."""
+    """The intent in a file; None without one, or if the file is not ours. Raises OSError."""
     try:
         return parse(files.read(path, _MAX_SIZE))
     except (FileNotFoundError, NotADirectoryError, files.Unusable):
@@ -226,17 +228,17 @@ def _read(path: str) -> Intent | None:
 
 
 def find(plugin: str, owner: Owner, env: Mapping[str, str]) -> Intent | None:
-    """What is kept of one attachment; None if nothing is. Raises OSError."""
+    """The intent of an attachment; None if there is none. Raises OSError."""
     return find_by_key(plugin, owner.key, env)
 
 
 def find_by_key(plugin: str, key: str, env: Mapping[str, str]) -> Intent | None:
-    """The same by Owner.key, which stays whole where names are cut (a rule's comment)."""
+    """As `find`, by Owner.key, which is whole even where names are cut (a rule's comment)."""
     return _read(f"{directory(env)}/{key}.{plugin}")
 
 
 def everything(env: Mapping[str, str]) -> list[tuple[str, Intent]]:
-    """Path and intent of all that is kept, also of what a DEL has put aside, read without waiting.
+    """Path and intent of all files, also of those that a DEL has put aside; takes no lock.
 
     Raises OSError if any cannot be read.
     """
@@ -246,7 +248,7 @@ def everything(env: Mapping[str, str]) -> list[tuple[str, Intent]]:
 
 
 def all_of(plugin: str, env: Mapping[str, str], network: str | None = None) -> list[Intent]:
-    """What is kept of a plugin (in one network, if given), read without waiting for anybody.
+    """The intents of a plugin (in one network, if given); takes no lock.
 
     Raises OSError if any cannot be read.
     """
@@ -261,10 +263,10 @@ def for_each(
     work: Callable[[Intent], None],
     unreadable: Callable[[OSError], None] | None = None,
 ) -> None:
-    """Do `work` for all that is kept; a file that is none of ours is left out.
+    """Do `work` for every intent; skips files that are not ours.
 
-    While it works on one, its DEL waits; one that was removed or replaced meanwhile is done again.
-    `unreadable` gets the error of what cannot be read; without it, that is left out.
+    Meanwhile the intent's DEL waits. If the file was removed or replaced, `work` is repeated.
+    `unreadable` is called with the error of an unreadable file; without it, such files are skipped.
     """
     where = directory(env)
     try:
@@ -277,7 +279,7 @@ def for_each(
 
 
 def work_on(plugin: str, key: str, env: Mapping[str, str], work: Callable[[Intent], None]) -> None:
-    """As `for_each`, for one attachment by its Owner.key; nothing if it is not kept.
+    """As `for_each`, for one attachment by its Owner.key; does nothing without an intent.
 
     Raises OSError if it cannot be read.
     """
@@ -292,7 +294,7 @@ def _work_on(
     work: Callable[[Intent], None],
     unreadable: Callable[[OSError], None] | None,
 ) -> None:
-    """Once more if the file was replaced meanwhile."""
+    """Do the work; repeat it if the file was replaced meanwhile."""
     from . import lockfile  # an ADD only writes
 
     again = True
@@ -325,7 +327,7 @@ def _contents(fd: int, path: str) -> tuple[Intent | None, OSError | None]:
 
 
 def _open_locked(path: str) -> int | None:
-    """A descriptor of the file, which is locked if that was to be had in time; None without one.
+    """A descriptor of the file, locked if that was possible in time; None without a file.
 
     Raises Unusable, OSError.
     """
@@ -339,16 +341,16 @@ def _open_locked(path: str) -> int | None:
         try:
             lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
         except CNIError:
-            return fd  # without the lock: a DEL that never ends would be worse
+            return fd  # without the lock: waiting for a DEL that never ends would be worse
         if _is_still(path, fd, gone=False):
             return fd
         lockfile.release(fd)
 
 
 def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
-    """Is this the file under that name? `gone` is the answer when there is none.
+    """Is the open file the one with that name? `gone` is the answer if there is no such file.
 
-    Where that cannot be told it is: callers try again, and would never come to an end.
+    True if that is not known: callers would repeat their work without end.
     """
     try:
         return os.path.samestat(os.stat(path), os.fstat(fd))
@@ -359,7 +361,7 @@ def _is_still(path: str, fd: int, *, gone: bool = True) -> bool:
 
 
 def parse(data: bytes) -> Intent | None:
-    """What a file says; None if it is none of ours, or torn."""
+    """The intent in a file's data; None if it is not ours, or torn."""
     try:
         intent = _decode(data)
     except (msgspec.MsgspecError, CNIError):
@@ -368,10 +370,10 @@ def parse(data: bytes) -> Intent | None:
 
 
 def _decode(data: bytes) -> Intent:
-    """Raises MsgspecError, CNIError.
+    """The intent in `data`. Raises MsgspecError, CNIError.
 
-    The configuration is kept as it was given: it may be JSON to Go only (for instance Latin-1), and
-    give a key twice.
+    The configuration is kept as given: it may be JSON for Go only (for instance Latin-1), and give
+    a key twice.
     """
     from .protocol import config
 
@@ -383,7 +385,7 @@ def _path(plugin: str, owner: Owner, env: Mapping[str, str]) -> str:
 
 
 def _names(where: str) -> list[str]:
-    """The files in a directory; none if there is no directory. Raises OSError."""
+    """The files in a directory; [] without the directory. Raises OSError."""
     try:
         return os.listdir(where)
     except (FileNotFoundError, NotADirectoryError):

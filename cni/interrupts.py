@@ -1,6 +1,7 @@
-"""Ending a request before its end: signals, and the undoing of an ADD.
+"""Ending a request early: signals, and the undo of an ADD.
 
-SIGTERM, SIGINT and SIGHUP are noted when they come, and answered where the state is known.
+SIGTERM, SIGINT and SIGHUP are noted when they arrive, and answered at points where the state is
+known.
 
 An exception at any instruction could fall between a change and the note of its reverse, or into
 the middle of an exchange with the kernel. So the handler only notes the signal, and `Terminated`
@@ -9,10 +10,10 @@ is raised in two kinds of places:
     check()             between two steps; Undo.callback calls it once a reverse is noted
     with waiting(): …   at once, also in the middle of a wait: nothing may be changed in there
 
-A signal counts until `decide()`: then the result is settled, and is written whatever comes. While
-an ADD is undone, signals are ignored, also by the programs that the undoing starts (`ignore`).
+A signal counts until `decide()`: then the result is settled, and is written despite later signals.
+While an ADD is undone, signals are ignored, also by programs that the undo starts (`ignore`).
 
-These are facts of the process: a process runs one request at a time.
+The state is that of the process, since a process runs one request at a time.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ if sys.platform != "win32":
 
     SIGNALS[int(SIGHUP)] = "SIGHUP"
 
-# A signal that comes after Python's last look, and before the system call that waits, neither runs
-# its handler nor ends the call. So a timer ends the call this often (seconds), which is repeated.
+# A signal that arrives after Python's last check, and before a waiting system call, neither runs
+# its handler nor ends the call. So a timer ends the call at this interval (seconds); it is then
+# repeated.
 _TICK = 0.2
 
-_noted = 0  # the number of the signal that came
+_noted = 0  # the number of the signal that arrived; 0: none
 _waiting = False
 _decided = False
 
 
 def install(*, forget: bool = True) -> None:
-    """Handle the three signals: a request begins, or has ended. `forget` one that has come."""
+    """Install the handlers of the three signals; `forget` a signal that has arrived before."""
     global _noted, _waiting, _decided  # noqa: PLW0603 facts of the process
     for number in SIGNALS:
         if getsignal(number) is not handle:
@@ -61,9 +63,10 @@ def install(*, forget: bool = True) -> None:
 
 
 def unblock() -> None:
-    """Have the signals delivered that the native client blocked until their handlers were there.
+    """Unblock the signals that the native client has blocked until their handlers were installed.
 
-    A caller that ignores SIGCHLD hands that on, and then nobody learns how a program has ended.
+    Also stop ignoring SIGCHLD, which a caller may have passed on: otherwise a program's exit code
+    is lost.
     """
     if sys.platform != "win32":
         pthread_sigmask(SIG_UNBLOCK, SIGNALS)
@@ -83,28 +86,28 @@ def handle(number: int, _frame: object) -> None:
 
 
 def check() -> None:
-    """Raise Terminated if a signal has come; again at each call: no `except` ends that."""
+    """Raise Terminated if a signal has arrived; at every call, so that no `except` hides it."""
     if _noted:
         raise terminated()
 
 
 def came() -> bool:
-    """Has a signal come that counts?"""
+    """Has a signal arrived that counts?"""
     return _noted != 0
 
 
 def terminated(consequence: str = "") -> Terminated:
-    """The error for the signal that came; `consequence` is what failed because of it."""
+    """The error for the signal that arrived; `consequence` is the failure that it caused."""
     details = "what an ADD had done was undone; try again"
-    if consequence:  # which may have been this error, with a text of its caller's
+    if consequence:  # the consequence may be this error itself, with a caller's text
         details = f"{consequence.removesuffix(f'; {details}')}; {details}"
     return Terminated(f"interrupted by {SIGNALS[_noted]}", details)
 
 
 class waiting:  # noqa: N801 used as a statement
-    """`with waiting():` around a wait that a signal ends with Terminated, however long it is.
+    """`with waiting():` around a wait: a signal ends it with Terminated at any time.
 
-    Handlers of other signals run meanwhile, too. Uses SIGALRM.
+    Handlers of other signals run during the wait, too. Uses SIGALRM.
     """
 
     def __enter__(self) -> None:
@@ -131,23 +134,23 @@ class waiting:  # noqa: N801 used as a statement
 
 
 def _start_ticking() -> Any:
-    """The handler that SIGALRM had; None if the timer is somebody else's, or without signals."""
+    """Start the timer; return SIGALRM's old handler, or None if others use the timer."""
     if sys.platform == "win32" or getitimer(ITIMER_REAL)[0]:
         return None
     try:
         handler = signal(SIGALRM, _on_tick)
     except ValueError:
-        return None  # not the main thread, which alone runs handlers
+        return None  # only the main thread runs handlers
     setitimer(ITIMER_REAL, _TICK, _TICK)
     return handler
 
 
 def _on_tick(_number: int, _frame: object) -> None:
-    """The system call that waited has returned, which is all that is wanted."""
+    """Do nothing: the signal has ended the waiting system call."""
 
 
 def decide() -> None:
-    """The result stands, unless a signal has come until now: then Terminated is raised."""
+    """Settle the result. Raises Terminated if a signal has arrived before."""
     global _decided  # noqa: PLW0603
     _decided = True
     if _noted:
@@ -156,7 +159,7 @@ def decide() -> None:
 
 
 def ignore() -> None:
-    """From now on signals do nothing, here and in the programs that are started (signal(7))."""
+    """Ignore signals from now on, in this process and in programs that it starts (signal(7))."""
     global _noted, _decided
     for number in SIGNALS:
         if getsignal(number) is handle:
@@ -165,31 +168,31 @@ def ignore() -> None:
 
 
 class Undo:
-    """What reverses the changes of an ADD, unwound by the dispatcher if the ADD fails.
+    """The reverses of an ADD's changes; the dispatcher unwinds them if the ADD fails.
 
-    The reverse is noted before its change: an error or a signal in between, or an error of a
-    change that was made all the same, then leaves nothing behind. So a reverse may be called though
-    its change was not made, and must do nothing then.
+    A reverse is noted before its change. So nothing stays behind after an error or signal in
+    between, or if a change reports an error although it was made. A reverse may be called without
+    its change, and must do nothing then.
     """
 
     def __init__(self) -> None:
         self._reverses: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     def callback(self, reverse: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Note `reverse(*args, **kwargs)`. Raises Terminated if a signal has come by now."""
+        """Note `reverse(*args, **kwargs)`. Raises Terminated if a signal has arrived."""
         self._reverses.append((reverse, args, kwargs))
         check()
 
     def withdraw(self) -> None:
-        """Take back the reverse that was noted last: its change is known not to have been made."""
+        """Remove the last noted reverse, whose change is known not to have been made."""
         self._reverses.pop()
 
     def forget(self) -> None:
-        """The changes stand."""
+        """Remove all reverses: the changes are final."""
         self._reverses.clear()
 
     def unwind(self) -> list[str]:
-        """Call every reverse, the last one first; the texts of those that failed."""
+        """Call every reverse, the last one first; return the texts of failures."""
         problems = []
         while self._reverses:
             reverse, args, kwargs = self._reverses.pop()

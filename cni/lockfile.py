@@ -1,4 +1,4 @@
-"""A file lock with a deadline; the error of a wait that was too long names the lock's holder."""
+"""A file lock with a deadline; the error after the deadline names the lock's holder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if sys.platform == "win32":
     import msvcrt
 
     def _lock(fd: int, shared: bool) -> None:
-        """The first byte, which may lie beyond the end, as the reference locks it."""
-        _ = shared  # there is no such lock
+        """Lock the first byte, as the reference does; it may lie beyond the end."""
+        _ = shared  # Windows has no shared locks here
         os.lseek(fd, 0, os.SEEK_SET)
         try:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except PermissionError:  # Windows' way to say that another process has it
+        except PermissionError:  # on Windows: another process has the lock
             raise BlockingIOError from None
 
     def _unlock(fd: int) -> None:
@@ -37,16 +37,16 @@ else:
 
 TIMEOUT = 10.0  # seconds
 _FIRST_PAUSE, _LONGEST_PAUSE, _SHORTEST_OF_OLD = 0.0005, 0.01, 0.001
-_OLD = 0.02  # from then on pauses become shorter again
-_HALVED = 0.05  # after so many seconds they are half as long
+_OLD = 0.02  # seconds, after which pauses become shorter again
+_HALVED = 0.05  # seconds, after which pauses are half as long
 
 
 def pause_after(waited: float, last: float) -> float:
-    """How long to wait before the next attempt, after so many seconds and a pause of `last`.
+    """Seconds before the next attempt, after `waited` seconds and a pause of `last` seconds.
 
-    Whoever asks more often gets the lock sooner. Pauses that only grew would let those who have
-    just come overtake the others: of 64 that want a lock all the time, each of which keeps it for
-    1 ms, one waited for 1,000 others. With these pauses it is 350 (tests/unit/test_lockfile.py).
+    A process that tries more often gets the lock sooner. If pauses only grew, newcomers would
+    overtake earlier processes: of 64 processes that all the time want a lock, and keep it for 1 ms,
+    one waited for 1,000 others. With these pauses it is 350 (tests/unit/test_lockfile.py).
     """
     if waited < _OLD:
         return min(last * 2, _LONGEST_PAUSE) if last else _FIRST_PAUSE
@@ -75,16 +75,16 @@ def acquire(fd: int, path: str, deadline: float, *, shared: bool = False) -> Non
                 "if that process hangs, end it; the lock goes with it. Then try again",
             )
         interrupts.check()
-        # Waiting in the kernel would need a signal to end the wait, and a server's worker shares
-        # its signals with other requests.
+        # A wait in the kernel would need a signal to end it, and a server's worker has the same
+        # signals for all requests.
         pause = pause_after(now - began, pause)
         time.sleep(pause)
 
 
 def release(fd: int) -> None:
-    """Unlock and close; raises nothing, since what the lock was for is done.
+    """Unlock and close. Raises nothing, since the work under the lock is done.
 
-    Closing alone would leave it locked if a process forked meanwhile.
+    Closing alone would leave the file locked if a process was forked meanwhile.
     """
     for step in (_unlock, os.close):
         try:

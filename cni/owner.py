@@ -1,7 +1,7 @@
-"""Who owns what: every object we make carries its owner, and its name is derived from it.
+"""Owners: every object that plugins make carries its owner, and has a name derived from the owner.
 
-So DEL, CHECK and GC find what belongs to whom without a prevResult and without the netns, also
-after a kill at any instruction (docs/design.md, "Owners"). Names the reference knows:
+So DEL, CHECK and GC find an attachment's objects without prevResult and without its netns, even
+after a kill at any instruction (docs/design.md, "Owners"). Names that the reference has, too:
 docs/spec/common.md §2, §6.
 """
 
@@ -17,8 +17,8 @@ try:  # hashlib would load OpenSSL: 5 ms
 except ImportError:
     from _sha512 import sha512  # type: ignore[import-not-found]
 
-KEY_SIZE = 33  # of an Owner.key, in bytes: all ASCII
-ALIAS_KEY_SIZE = 4 + KEY_SIZE  # of an Owner.alias_key
+KEY_SIZE = 33  # bytes of an Owner.key, which is ASCII
+ALIAS_KEY_SIZE = 4 + KEY_SIZE  # bytes of an Owner.alias_key
 # The longest texts that the kernel and its tools take, in bytes.
 ALIAS_MAX = 254  # IFALIASZ is 256, and a text of 255 bytes with its NUL is refused
 COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
@@ -36,7 +36,7 @@ class Owner(NamedTuple):
 
     @property
     def alias(self) -> str:
-        """The link alias of what this attachment owns, at most ALIAS_MAX bytes.
+        """The alias of this attachment's links, at most ALIAS_MAX bytes.
 
         ``cni:<H1>-<H2> <network>/<container id>/<ifname>``, cut; the hashes always fit.
         """
@@ -54,14 +54,14 @@ class Owner(NamedTuple):
 
     @property
     def number(self) -> int:
-        """A hash from 1 to 2^31-1, where only a number can say whose something is."""
+        """A hash from 1 to 2^31-1, for objects that can only carry a number."""
         return int(digest(self.key)[:8], 16) >> 1 | 1
 
     @property
     def comment(self) -> str:
         """The comment of an nftables rule (docs/spec/common.md §6.2), at most COMMENT_MAX bytes.
 
-        What is cut off is in the intent of that key (cni.intent.find_by_key).
+        If it is cut, the intent of that key has the rest (cni.intent.find_by_key).
         """
         net, ifname, cid = (
             value.replace('"', "") for value in (self.network, self.ifname, self.container_id)
@@ -97,7 +97,7 @@ class _Known(Owner):
 def all_of(network: str, attachments: Iterable[tuple[str, str]]) -> list[Owner]:
     """The owners of (container id, ifname) in a network, each of which computes its key once.
 
-    A GC is given every attachment of the network, and compares keys with all that there is.
+    A GC gets every attachment of the network, and compares its key with many objects.
     """
     start = f"{network_key(network)}-"
     owners: list[Owner] = []
@@ -126,7 +126,7 @@ def cut(text: str, size: int) -> str:
 def file_name(name: str, suffix: str = "") -> str:
     """`name` with `suffix` as the name of a file.
 
-    One that is longer than NAME_MAX has ``~`` and a hash in place of its end.
+    A name longer than NAME_MAX has ``~`` and a hash in place of its end.
     """
     whole = f"{name}{suffix}"
     if len(whole.encode("utf-8", "surrogateescape")) <= NAME_MAX:
@@ -141,9 +141,9 @@ def network_key(network: str) -> str:
 
 
 def network_group(network: str) -> int:
-    """A link group for what is being made in a network, until it can carry its alias.
+    """The link group of new links of a network, until they have their alias.
 
-    The kernel takes a group, but no alias, with the request that makes a link.
+    The request that makes a link can set a group, but no alias.
     """
     return int(digest(network)[:8], 16) | 1 << 31
 

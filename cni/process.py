@@ -29,7 +29,7 @@ def run(
 ) -> Finished:
     """Run the file `program` with `argv` (argv[0] included) and wait. Raises OSError.
 
-    Memory files instead of pipes: nobody can block on a full one, and nothing has to be polled.
+    Uses memory files instead of pipes: no write blocks on a full one, and none has to be polled.
     """
     if sys.platform == "win32":
         return _run_on_windows(program, argv, stdin, env)
@@ -52,7 +52,7 @@ def _start(program: str, argv: list[str], env: Mapping[str, str], files: list[in
     except PermissionError as error:
         if error.errno != EPERM:  # EACCES: it may not be executed
             raise
-        # the C library uses clone3(2), which old seccomp profiles refuse with this error
+        # EPERM: old seccomp profiles refuse clone3(2), which the C library uses
         return _fork(program, argv, env, files)
 
 
@@ -110,9 +110,9 @@ def _wait(pid: int) -> int:
     """The exit code of a child. Terminated ends the wait, and the child with it."""
     try:
         with interrupts.waiting():
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its pid stays its own
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # not reaped: its pid stays
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:  # nobody would wait for the child, or use what it does
+    except BaseException:  # nobody would wait for the child, or use its output
         _end(pid)
         raise
 
@@ -128,7 +128,7 @@ def _end(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     except OSError:
-        pass  # it had ended already; or a filter (seccomp) refuses, and it ends by itself
+        pass  # it has ended already; or seccomp refuses the signal, and it ends by itself
 
 
 def _content(fd: int) -> bytes:

@@ -1,10 +1,10 @@
-"""What requests do first, done before the snapshot is written: then none of them has to.
+"""The first steps of requests, done before the snapshot is written: no request repeats them.
 
-msgspec makes the decoder of a class when it is first used, and CPython notes in the code that it
-runs often what it has met there. A request that finds both executes half as many instructions.
+msgspec makes the decoder of a class at its first use, and CPython specializes code that runs often
+for the types it meets. With both in the snapshot a request executes half as many instructions.
 
-Only computing: nothing here asks the kernel or looks at a file, so that it leaves the same in the
-memory wherever it is done (docs/self-contained.md).
+This module only computes: it uses neither system calls nor files, so that it leaves the same memory
+on every machine (docs/self-contained.md).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .protocol.config import VERSIONS
 from .protocol.errors import CNIError
 from .protocol.result import Result, encode_error
 
-_OFTEN = 20  # more than CPython needs to note what it meets
+_OFTEN = 20  # more runs than CPython needs before it specializes code
 _ENV = {"CNI_COMMAND": "STATUS", "CNI_PATH": "/"}
 _RESULT: dict[str, Any] = {
     "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "/run/netns/pod"}],
@@ -37,14 +37,14 @@ def rehearse() -> None:
         for value in list(vars(module).values()):
             if isinstance(value, type) and issubclass(value, msgspec.Struct):
                 _make_decoder(value)
-    # what few plugins need is not in the snapshot, since it would make the file larger
+    # modules that few plugins need are not in the snapshot: they would make the file larger
     loaded = [name for name, plugin in dispatch.TABLE.items() if plugin.module in sys.modules]
     gc.collect()
     gc.freeze()  # then collecting is quick
     for _ in range(_OFTEN):
         for name in loaded:
             _decode(name)
-            gc.collect()  # memory that was used once is not zero, and is written
+            gc.collect()  # freed memory is not zero, and would be written to the file
         for version in VERSIONS:
             _convert_result(version)
     assert standins.doubt is None
@@ -69,5 +69,5 @@ def _convert_result(version: str) -> None:
     ips = [{**ip, "version": "4"} for ip in _RESULT["ips"]]
     try:
         Result.parse({**_RESULT, "ips": ips, "cniVersion": version}, version).encode(version)
-    except CNIError as error:  # the oldest versions have another layout
+    except CNIError as error:  # the oldest versions have another format
         encode_error(error)

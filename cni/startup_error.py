@@ -1,4 +1,4 @@
-"""Errors that come before the plugin can start, in the form that the caller expects.
+"""Errors before the plugin can start, in the form that the caller expects.
 
 Imports nothing that a damaged or old Python may lack. Python 3.6 has to be able to read this.
 """
@@ -26,14 +26,15 @@ def complain(msg, details):
 
 def refused(error):
     # type: (OSError) -> int
-    """Say that the kernel refuses what every plugin begins with; return the exit code, 1."""
+    """Report that the kernel refuses the first steps of every plugin; return the exit code, 1."""
     details = "a security policy of this system (seccomp, SELinux) refuses a system call"
     return complain("cannot start: {}".format((error.strerror or str(error)).lower()), details)
 
 
-# What gives a system a Python that is new enough. The cases are tried in this order, as a shell's
-# patterns, on "ID VERSION_ID VARIANT_ID" of os-release(5). Without a command there is no package,
-# or none for which this file has extension modules. The build writes them into launcher/prefix.sh.
+# Commands that install a Python that is new enough. The cases are tried in this order, as a shell's
+# patterns, on "ID VERSION_ID VARIANT_ID" of os-release(5). No command means that there is no
+# package, or none for which this file has extension modules. The build writes the table into
+# launcher/prefix.sh.
 REMEDIES = (
     ("* coreos|rhcos *|flatcar *|bottlerocket *|talos *|cos *|opensuse-microos *|sl*-micro *", ""),
     ("alpine *", ""),
@@ -55,7 +56,7 @@ _OTHERWISE = "take the file cni-linux-{}, which carries its interpreter"
 
 def remedy(root="", machine=""):
     # type: (str, str) -> str
-    """What to do where no Python is new enough, for the system whose root directory is `root`."""
+    """How to install a new enough Python on the system with the root directory `root`."""
     otherwise = _OTHERWISE.format(machine or os.uname()[4])
     command = _command(_system(root))
     if command is None:
@@ -84,7 +85,7 @@ def _system(root):
 
 def _command(system):
     # type: (str) -> object
-    """The command of REMEDIES; None if nothing is known of the system."""
+    """The command of REMEDIES; None if the system is not in the table."""
     from fnmatch import fnmatchcase
 
     for patterns, command in REMEDIES:
@@ -112,7 +113,7 @@ def _quoted(text):
 
 def _printable(text):
     # type: (str) -> str
-    """Text for a terminal, which must not obey what a file is called."""
+    """Text for a terminal, which must not obey control characters in a file's name."""
     return "".join(c if c.isprintable() else "\\x%02x" % ord(c) for c in text)
 
 
@@ -123,4 +124,4 @@ def _write(fd, text):
         while data:
             data = data[os.write(fd, data) :]
     except OSError:
-        pass  # the exit code says it, too
+        pass  # the exit code also reports the failure

@@ -1,7 +1,7 @@
-r"""Text for people on stderr, which goes to a terminal or into a log that one looks at there.
+r"""Text for people on stderr: a terminal, or a log that is read on one.
 
 Containers, the authors of pods and other users have chosen many of the names in it. A terminal must
-not obey them, and no name may look like a line of its own.
+not obey control characters in them, and no name may look like a line of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    r"""`text` with an escape (``\x1b``) for each character that is not simply shown.
+    r"""`text` with an escape (``\x1b``) for each character that is not plainly visible.
 
     These are control characters but for those in `keep`, marks that change the direction of
     writing, line separators, what Unicode has not assigned, and bytes that are no UTF-8.
@@ -24,7 +24,7 @@ def printable(text: str, keep: str = "\n\t") -> str:
 
 
 def line(text: str) -> None:
-    """Write one line; what would begin another one is escaped."""
+    """Write one line; escapes characters that would begin another one."""
     _write(f"{printable(text, keep='')}\n")
 
 
@@ -34,12 +34,12 @@ def lines(text: str) -> None:
 
 
 def passed_on(data: bytes) -> None:
-    r"""Write what another program has written; a byte that is no UTF-8 becomes ``\xff``."""
+    r"""Write another program's output; a byte that is no UTF-8 becomes ``\xff``."""
     _write(printable(data.decode(errors="backslashreplace")))
 
 
 def _write(text: str) -> None:
-    """Nothing depends on it: who closed stderr, or let its disk fill up, does not read it."""
+    """Write to stderr; ignore failures: a closed stderr, or one on a full disk, has no reader."""
     try:
         os.write(2, text.encode(errors="replace"))
     except OSError:

@@ -1,11 +1,11 @@
-"""The steps of a request: which functions they are, and who is told when one is called.
+"""The steps of a request: a table of functions, and the watchers that are told of their calls.
 
-STEPS names the functions. While somebody watches, others are in their place, which call them by way
-of the watchers; they are put in place when their modules are loaded, and back when nobody watches
-any more: a worker serves other requests, too. So a request that is not watched pays nothing, and no
-code of plugins knows of this. Watchers are the spans of cni.record.tracing, and the times for
-`cni trace` (CNI_DEBUG=steps). The latter appends a line of JSON to the file that CNI_STEPS_FILE
-names when the request has ended:
+STEPS names the functions. While there is a watcher, each of them is replaced by a function that
+calls it through the watchers: when its module is loaded, until no watcher is left, since a worker
+also serves other requests. So a request without watcher takes no time for it, and plugins contain
+no code for it. Watchers are the spans of cni.record.tracing, and the times for `cni trace`
+(CNI_DEBUG=steps). The latter appends a line of JSON to the file in CNI_STEPS_FILE after the
+request:
 
     {"plugin": "bridge", "verb": "ADD", "served": false, "steps": [[name, detail, begin, end], …]}
 
@@ -29,15 +29,15 @@ VERB, DELEGATE = "verb", "delegate"  # names of steps
 _NETFILTER = 12  # NETLINK_NETFILTER
 _MOST = 5000  # steps of a request
 
-Label = Callable[..., str]  # what is said of a call with these arguments
+Label = Callable[..., str]  # the text for a call with these arguments
 
 
 class Step(NamedTuple):
-    """What a function is: the step's name, more about a call, and the name of a call's span."""
+    """A function's step: its name, a text about a call, and the name of a call's span."""
 
     name: str
     detail: Label
-    span: Label | None = None  # without one there is no span
+    span: Label | None = None  # None: the step has no span
 
 
 def _nothing(*_: Any) -> str:
@@ -45,7 +45,7 @@ def _nothing(*_: Any) -> str:
 
 
 def _message(sock: Any, kind: int, *_: Any) -> str:
-    """Of Netlink.request and the like: the message's name."""
+    """The label of Netlink.request and similar: the message's name."""
     return _kind_name(sock.sock.proto, kind)
 
 
@@ -54,12 +54,12 @@ def _span(sock: Any, kind: int, *_: Any) -> str:
 
 
 def _messages(sock: Any, requests: Any) -> str:
-    """Of Netlink.batch: the messages' names, each once."""
+    """The label of Netlink.batch: the messages' names, each once."""
     return _counted(sock.sock.proto, requests)
 
 
 def _changes(changes: Any, *_: Any) -> str:
-    """Of nft.transact."""
+    """The label of nft.transact."""
     return _counted(_NETFILTER, changes)
 
 
@@ -69,7 +69,7 @@ def _counted(protocol: int, messages: Any) -> str:
 
 
 def _kind_name(protocol: int, kind: int) -> str:
-    """The name of a message; looked up once, since that takes as long as a request."""
+    """The name of a message; cached, since the look-up takes as long as a request."""
     key = protocol, kind
     if key not in _names:
         from .kernel import netlink_debug
@@ -141,22 +141,22 @@ STEPS: dict[str, Step] = {  # by module:function
 
 
 class Watcher:
-    """Is told of steps and of what is loaded, as long as it watches."""
+    """Is called for steps and loaded modules, as long as it watches."""
 
     def call(self, step: Step, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         """Call the function, which is that step; raises what it raises."""
 
     def loaded(self, name: str, more: int, begin: float) -> None:
-        """The module has been loaded, and that many with it."""
+        """The module `name` was loaded, and `more` others with it."""
 
 
 class Functions:
-    """The functions of STEPS, as far as they are loaded, and what takes their place."""
+    """The loaded functions of STEPS, and the functions that replace them."""
 
     def __init__(self) -> None:
         self.watchers: list[Watcher] = []
-        self._seen: dict[str, Any] = {}  # our modules, as far as they were looked through
-        # by id, of either: a function that was there, and ours
+        self._seen: dict[str, Any] = {}  # our modules that were searched already
+        # by the id of either: the original function, and its replacement
         self._pairs: dict[int, tuple[Any, Any]] = {}
         # by the holder's id and the name there: the holder and the pair
         self._places: dict[tuple[int, str], tuple[Any, tuple[Any, Any]]] = {}
@@ -164,7 +164,7 @@ class Functions:
         self._importing = 0
 
     def watch(self, watcher: Watcher) -> None:
-        """Tell the watcher, too; may be repeated."""
+        """Add a watcher; may be repeated."""
         if watcher in self.watchers:
             return
         self.watchers.append(watcher)
@@ -178,7 +178,7 @@ class Functions:
             self._import, builtins.__import__ = builtins.__import__, self._watched_import
 
     def unwatch(self, watcher: Watcher) -> None:
-        """Tell the watcher no more; may be repeated."""
+        """Remove a watcher; may be repeated."""
         if watcher in self.watchers:
             self.watchers.remove(watcher)
             if not self.watchers:
@@ -192,7 +192,7 @@ class Functions:
 
     def _put_back(self) -> None:
         builtins.__import__ = self._import
-        self._look_through()  # what was loaded in another way than by an import statement
+        self._look_through()  # for modules that were loaded without an import statement
         self._exchange(0)
 
     def _put_in_place(self) -> None:
@@ -220,7 +220,7 @@ class Functions:
                     watcher.loaded(name, len(loaded) - 1, begin)
 
     def _look_through(self) -> None:
-        """Find what has been loaded, and by which names our modules have it."""
+        """Find loaded functions of STEPS, and the names under which our modules have them."""
         own = {name: each for name, each in [*sys.modules.items()] if name.startswith("cni.")}
         new = {name: each for name, each in own.items() if each is not self._seen.get(name)}
         self._seen |= new
@@ -239,7 +239,7 @@ class Functions:
                     self._places[id(module_), name] = module_, self._pairs[id(value)]
 
     def _told(self, original: Any, step: Step) -> Any:
-        """A function that tells the watchers, and does what the original does."""
+        """A function that calls the original through the watchers."""
         is_bound = isinstance(original, classmethod)
         function = original.__func__ if is_bound else original
 
@@ -251,7 +251,7 @@ class Functions:
                 call = _by_way_of(watcher, step, call)
             return self.watchers[0].call(step, call, *args, **kw)
 
-        # the executor is told functions by these names
+        # the executor gets functions by these names
         told.__module__, told.__qualname__ = function.__module__, function.__qualname__
         return classmethod(told) if is_bound else told
 
@@ -261,7 +261,7 @@ def _by_way_of(watcher: Watcher, step: Step, function: Callable[..., Any]) -> Ca
 
 
 def said(label: Label, args: tuple[Any, ...], otherwise: str = "") -> str:
-    """What is said of a call; of one in another way than usual, that."""
+    """The label of a call; `otherwise` if its arguments are unusual."""
     try:
         return label(*args)
     except Exception:  # noqa: BLE001 the step counts, not what is said of it
@@ -280,7 +280,7 @@ class _Times(Watcher):
     def __init__(self, path: str) -> None:
         self._path = path
         self._steps: list[tuple[str, str, float, float]] = []  # name, detail, begin, end
-        self._depth = 0  # of the verbs: a delegate's is part of the plugin's
+        self._depth = 0  # nesting of verbs: a delegate's is part of its caller's
 
     def call(self, step: Step, function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         detail, is_verb = said(step.detail, args), step.name == VERB
@@ -303,7 +303,7 @@ class _Times(Watcher):
             self._steps.append((name, detail, begin, monotonic()))
 
     def _write(self, call: Any) -> None:
-        """Append what was noted to the file; nothing is said if that is not possible."""
+        """Append the noted steps to the file; ignores failures."""
         steps, self._steps = self._steps, []
         served = "cni.server.worker" in sys.modules
         verb = call.request.command
@@ -319,7 +319,7 @@ class _Times(Watcher):
 
 
 def install(wanted: bool, path: str = "") -> None:
-    """Note the steps of the request that begins, or no longer."""
+    """Note the steps of the request that begins (`wanted`), or stop noting."""
     for watcher in [*functions.watchers]:
         if isinstance(watcher, _Times):
             functions.unwatch(watcher)

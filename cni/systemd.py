@@ -1,7 +1,7 @@
-"""What daemons share: sockets from the service manager or of their own, and word of their state.
+"""The common code of daemons: listening sockets, from systemd or their own, and notices of state.
 
-Follows sd_listen_fds(3) and sd_notify(3). Without systemd nothing is handed over, and notices go
-nowhere.
+Follows sd_listen_fds(3) and sd_notify(3). Without systemd there are no inherited sockets, and
+notices do nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from errno import EADDRINUSE, ENAMETOOLONG
 from typing import NamedTuple
 
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
-_MAX_PATH = 107  # bytes of a socket's path (unix(7))
+_MAX_PATH = 107  # the most bytes of a socket's path (unix(7))
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -27,17 +27,17 @@ class Inherited(NamedTuple):
 
 
 class AddressInUse(OSError):
-    """Another process listens on the socket; `strerror` and `errno` say so, too."""
+    """Another process listens on the socket; also in `strerror` and `errno`."""
 
     def __init__(self, path: str) -> None:
         super().__init__(EADDRINUSE, os.strerror(EADDRINUSE), path)
 
 
 def listen_fds() -> list[Inherited]:
-    """The descriptors that were handed to this process, in order; not inherited by its children.
+    """The descriptors that systemd has passed to this process, in order; not inheritable.
 
-    The environment variables are removed, so that no child takes them for its own. Whether there is
-    anything behind a descriptor shows when it is used.
+    Removes the environment variables, so that no child takes the descriptors for its own. Does not
+    check whether a descriptor is open.
     """
     pid, count, names = (os.environ.pop(key, "") for key in _VARIABLES)
     if pid != str(os.getpid()) or not count.isdigit():
@@ -53,15 +53,15 @@ def listen_fds() -> list[Inherited]:
 
 @contextmanager
 def hand_on(fd: int, name: str = "") -> Iterator[dict[str, str]]:
-    """Make `fd` what `listen_fds` returns in a program that is executed within this context.
+    """Pass `fd` to a program that is executed within this context, for its `listen_fds`.
 
-    Gives the environment variables that the program needs. If it cannot be executed, the
-    descriptors are as before when the context ends.
+    Yields the environment variables that the program needs. If it cannot be executed, the
+    descriptors are restored at the end of the context.
     """
     copy = os.dup(fd)
     try:
         before = os.dup(_FIRST_FD)
-    except OSError:  # nothing has that number
+    except OSError:  # the number is free
         before = -1
     os.dup2(copy, _FIRST_FD)
     os.set_inheritable(_FIRST_FD, True)
@@ -77,7 +77,7 @@ def hand_on(fd: int, name: str = "") -> Iterator[dict[str, str]]:
 
 
 def is_listening(sock: socket.socket) -> bool:
-    """Whether it is a Unix socket that accepts connections."""
+    """Is it a Unix socket that accepts connections?"""
     return sock.family == socket.AF_UNIX and bool(
         sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     )
@@ -86,20 +86,20 @@ def is_listening(sock: socket.socket) -> bool:
 def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> socket.socket:
     """A stream socket listening at `path`, which only its owner may connect to (mode 0600).
 
-    A socket file that a dead process left is replaced, and a missing directory is made. The file
-    appears when the socket listens already. Of several processes that call this at the same time,
-    one gets the socket. Raises AddressInUse if another process listens there, else OSError.
+    Replaces the socket file of a dead process, and makes a missing directory. The file appears only
+    when the socket listens already. If several processes call this at the same time, one gets the
+    socket. Raises AddressInUse if another process listens there, else OSError.
     """
     if len(os.fsencode(path)) > _MAX_PATH:
         raise OSError(ENAMETOOLONG, f"longer than {_MAX_PATH} bytes", path)
     directory = os.path.dirname(path) or "."
     _make_directory(directory, directory_mode)
-    temporary = f"{path}.{os.getpid()}"  # what ss(8) shows, too
+    temporary = f"{path}.{os.getpid()}"  # ss(8) shows this path
     if len(os.fsencode(temporary)) > _MAX_PATH:
         temporary = f"{directory}/.{os.getpid()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        _unlink(temporary)  # of an earlier process with our id
+        _unlink(temporary)  # left by an earlier process with our pid
         umask = os.umask(0o177)
         try:
             sock.bind(temporary)
@@ -117,7 +117,7 @@ def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> sock
 
 
 def _give_name(temporary: str, path: str) -> None:
-    """Link `temporary` to `path`, where a dead process's socket may be in the way."""
+    """Link `temporary` to `path`, and remove a dead process's socket there."""
     try:
         os.link(temporary, path)
         return
@@ -126,8 +126,8 @@ def _give_name(temporary: str, path: str) -> None:
     stale = identity(path)
     if not _is_stale(path):
         raise AddressInUse(path)
-    # Between the check and the change another process may have put its own socket there. So the
-    # file is moved away and looked at again, instead of being overwritten.
+    # Between check and change another process may have put its own socket there. So the file is
+    # moved away and checked again, instead of being overwritten.
     aside = f"{temporary}.stale"
     os.rename(path, aside)
     try:
@@ -143,11 +143,11 @@ def _give_name(temporary: str, path: str) -> None:
 
 
 def _is_stale(path: str) -> bool:
-    """Whether it is a socket that nobody listens on. No other kind of file is ours to replace."""
+    """Is it a socket without a listener? Files of other kinds must not be replaced."""
     if not stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a full queue would keep us waiting
+        probe.setblocking(False)  # with a full queue connect(2) would wait
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -177,7 +177,7 @@ def notify(state: str) -> None:
             sock.connect(address)
             sock.sendall(state.encode())
         except OSError:
-            pass  # the service goes on all the same
+            pass  # the service does not depend on it
 
 
 def _make_directory(path: str, mode: int) -> None:

@@ -1,7 +1,7 @@
 """Imports extension modules from the archive, without a file on a disk.
 
-The dynamic loader needs a file. An anonymous one in memory is enough (memfd_create(2)); its path is
-/proc/self/fd/N. An installed tree has real files and does not need this.
+The dynamic loader needs a file. An anonymous file in memory suffices (memfd_create(2)); its path is
+/proc/self/fd/N. An installed tree has real files and does not need this module.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ArchiveExtensions:
     def _spec(self, name: str, member: str, data: bytes) -> ModuleSpec:
         try:
             fd = os.memfd_create(name)
-            # Stays open: the loader tells libraries apart by their paths, and would take the next
-            # library whose descriptor gets this number for this one.
+            # Stays open: the loader identifies libraries by their paths, so another library with
+            # the same descriptor number would be taken for this one.
             with os.fdopen(fd, "wb", closefd=False) as file:
                 file.write(data)
         except OSError as error:

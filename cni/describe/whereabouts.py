@@ -137,7 +137,7 @@ PLUGIN = Plugin(
                         "/etc/cni/net.d or /host/etc/cni/net.d",
                     ),
                     *(
-                        Key(name, Anything(), f"has no meaning: {why}", absent="the same")
+                        Key(name, Anything(), f"is ignored: {why}", absent="no difference")
                         for name, why in _MEANINGLESS
                     ),
                     *(

@@ -1,4 +1,8 @@
-"""The directory with the installed plugins: its files, its manifest, and replacing a build."""
+"""The directory with the installed plugins: its files, its manifest, and replacing a build.
+
+Longer than 400 lines: `Undo` removes exactly the files that `Installation` makes, in the reverse
+order, so a change of one needs the other in view.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ snake case: ``isGateway`` is ``is_gateway``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -186,7 +186,7 @@ def _decode(data: bytes) -> Any:
         ) from None
 
 
-def lookup(raw: dict[str, Any], key: str) -> Any:
+def lookup(raw: Mapping[str, Any], key: str) -> Any:
     """The value of `key` in `raw`, in any case (the last of several); None if absent."""
     wanted, size = key.lower(), len(key)
     value_of_key = None

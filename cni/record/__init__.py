@@ -38,6 +38,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from ..protocol.config import lookup
+
 if TYPE_CHECKING:
     from .journal import Journal
     from .tracing import Trace
@@ -306,7 +308,7 @@ def fields_of(entry: Entry, conf: Mapping[str, Any]) -> dict[str, Any]:
         "time": timestamp(entry.began),
         "plugin": entry.plugin,
         "verb": _text(env.get("CNI_COMMAND")),
-        "network": _text(_network(conf)),
+        "network": _text(lookup(conf, "name")),
         "containerID": _text(env.get("CNI_CONTAINERID")),
         "ifname": _text(env.get("CNI_IFNAME")),
         "netns": _text(env.get("CNI_NETNS")),
@@ -350,17 +352,8 @@ def _text(value: object, longest: int = _LONGEST) -> str:
     return value
 
 
-def _network(conf: Mapping[str, Any]) -> object:
-    found = conf.get("name")
-    if found is None:
-        for key, value in conf.items():
-            if key.lower() == "name":
-                found = value
-    return found
-
-
 def _labels(conf: Mapping[str, Any]) -> str:
-    args = conf.get("args") or conf.get("Args")
+    args = lookup(conf, "args")
     if not args:
         return ""
     from . import labels

@@ -657,6 +657,9 @@ def test_after_a_kill_gc_sweeps(node: Node, tmp_path: Path) -> None:
         lambda: not [name for name in links(node.host) if name.startswith("veth")],
         "no link is left",
     )
+    said = node.run("doctor", "--json", CNI_SERVER_SOCKET=str(tmp_path / "none")).stdout
+    dead = [each for each in json.loads(said)["findings"] if each["mend"] == "cni gc net"]
+    assert ["of dead containers" in each["text"] for each in dead] == [True]
     node.ok("gc", "net")
     require_nothing_left(node)
     assert node.leases("net") == {}

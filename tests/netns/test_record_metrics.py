@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,11 +20,11 @@ from tests.harness.server import serving
 from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.harness import Netns, Runtime
 
 pytestmark = pytest.mark.own_server
+
+ROOT = Path(__file__).parents[2]
 
 CONF = {"cniVersion": "1.1.0", "name": "mynet"}
 ADDRESS = "127.0.0.1:9464"
@@ -236,6 +237,49 @@ def test_the_nodes_addresses_and_ports(
             assert value(metrics, "cni_attachments", state="alive") == 1
             assert value(metrics, "cni_state_unreadable") == 0
     runtime.delete_list(conflist, container, capabilities={"portMappings": ports})
+
+
+DOCUMENTED = re.compile(r"^\| `(cni_\w+)` \|(.*?)\| (.*) \|$", re.MULTILINE)
+
+
+def test_every_metric_is_as_documented(
+    runtime: Runtime, container: Netns, tmp_path: Path, path: Path
+) -> None:
+    """Each of the table, none besides, with its labels; the table names each value of a state."""
+    page = (ROOT / "docs/observability.md").read_text()
+    rows = {name: (labels, text) for name, labels, text in DOCUMENTED.findall(page)}
+    store = {"type": "directory", "path": str(tmp_path / "store")}
+    node = {"store": store, "nodeName": "n1", "dataDir": str(tmp_path / "blocks")}
+    (tmp_path / "cluster.json").write_text(json.dumps(node))
+    (tmp_path / "net.d").mkdir()
+    ipam = {"type": "cluster", "ranges": [[{"subnet": "10.9.0.0/24"}]], "blockSize": 28}
+    here = {"type": "host-local", "subnet": "10.8.0.0/24", "dataDir": str(tmp_path / "data")}
+    own = {**CONF, "name": "own", "plugins": [{"type": "bridge", "ipam": here}]}
+    (tmp_path / "net.d/10.conflist").write_text(json.dumps(own))
+    env = {
+        "CNI_CLUSTER_CONF": str(tmp_path / "cluster.json"),
+        "NETCONFPATH": str(tmp_path / "net.d"),
+        "CNI_STATE_DIR": str(tmp_path / "state"),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",  # where nobody listens
+    }
+    runtime.env.update(env)
+    prefix = ["env", *(f"{key}={each}" for key, each in env.items())]
+    conf = {**CONF, "name": "shared", "ipam": ipam}
+    with serving(runtime, path, "--metrics", ADDRESS, prefix=prefix):
+        runtime.add("bridge", conf, container).succeeded()
+        metrics = counted(runtime.host, 1)
+        _, text = get(runtime.host)
+        runtime.delete("bridge", conf, container).succeeded()
+    assert set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE)) == set(rows)
+    seen = set()
+    for name, pairs in metrics:
+        family = name if name in rows else re.sub(r"_(bucket|sum|count)$", "", name)
+        labels, meaning = rows[family]
+        assert {key for key, _ in pairs} - {"le"} == set(re.findall(r"`(\w+)`", labels)), name
+        for key, each in pairs:
+            assert key not in ("state", "kind", "what", "result") or each in meaning, (name, each)
+        seen.add(family)
+    assert {"cni_cluster_addresses", "cni_cluster_blocks", "cni_ipam_addresses"} <= seen
 
 
 def test_scrapes_during_load(runtime: Runtime, container: Netns, path: Path) -> None:

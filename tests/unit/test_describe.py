@@ -141,7 +141,7 @@ def differences(hint: Any, kind: Kind, path: str) -> list[str]:  # noqa: C901, P
 
 
 def of_keys(fields: dict[str, tuple[Any, Any]], keys: tuple[Key, ...], path: str = "") -> list[str]:
-    by_fold = {key.name.lower(): key for key in keys if not key.text.startswith("has no meaning")}
+    by_fold = {key.name.lower(): key for key in keys if not key.text.startswith("is ignored")}
     wrong = [f"{path}.{name}: not described" for name in fields.keys() - by_fold.keys()]
     wrong += [f"{path}.{name}: not read" for name in by_fold.keys() - fields.keys()]
     for name in fields.keys() & by_fold.keys():

@@ -134,6 +134,14 @@ def test_labels(tmp_path: Path, args: Any, expected: str | None) -> None:
     assert journal_entry(journal.message(fields)).get("CNI_LABELS") == expected
 
 
+@pytest.mark.parametrize("key", ["name", "Name", "NAME"])
+def test_keys_match_in_any_case_as_in_plugins(tmp_path: Path, key: str) -> None:
+    """Of several spellings the last one counts, for the plugin too."""
+    labels = {"cni": {"labels": [{"key": "app", "value": "web"}]}}
+    line = written(entry({"name": "first", key: "mynet", "ARGS": labels}), tmp_path / "log")
+    assert (line["network"], line["labels"]) == ("mynet", "app=web")
+
+
 def test_labels_forge_nothing_and_have_an_end() -> None:
     args = {"cni": {"labels": [{"key": "a\nPRIORITY=0", "value": "x" * 9999}] * 500}}
     parsed = journal_entry(journal.message(log.fields_of(entry(), {"args": args})))

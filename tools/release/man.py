@@ -138,10 +138,10 @@ def _key(path: str, key: Key) -> str:
 
     kind, default = words.kind(key.kind), words.default(key)
     text = f"{kind}; {_default(key, default)}" if default else kind
-    meaning = f"{key.text[:1].upper()}{key.text[1:]}" if key.text else ""
-    more = catalogue.below(key.kind)
-    sentences = [each for each in (meaning, more, *words.remarks(key)) if each]
-    joined = " ".join(f"{each.rstrip('.')}." for each in sentences)
+    sentences = [
+        each for each in (key.text, catalogue.below(key.kind), *words.remarks(key)) if each
+    ]
+    joined = " ".join(f"{each[:1].upper()}{each[1:].rstrip('.')}." for each in sentences)
     return item(path, f"{prose(text)}\n.br\n{prose(joined)}")
 
 
@@ -206,11 +206,11 @@ def _command_page() -> str:
     from cni.cli import COMMANDS, errors
     from cni.cli.group import cli
 
-    text = _head("cni", 1, "attach network namespaces, show what is attached, judge configurations")
+    text = _head("cni", 1, "attach network namespaces, show what is attached, check configurations")
     text += ".SH SYNOPSIS\n.B cni\n.I COMMAND\n.RI [ OPTION ]...\n.RI [ ARGUMENT ]...\n"
     text += ".SH DESCRIPTION\n" + _help(cli.help or "")
     context = click.Context(cli, info_name="cni")
-    text += ".SH OPTIONS\nEvery command has these, but for\n.BR \\-\\-version :\n"
+    text += ".SH OPTIONS\nEvery command has these, except\n.BR \\-\\-version :\n"
     text += "".join(_options(cli, context))
     section = ""
     for name, (_, where, _) in COMMANDS.items():
@@ -232,7 +232,7 @@ _FILES = (
     ("/opt/cni/bin", "the plugins, and `cni`, which they need"),
     ("/var/lib/cni/results", "results of ADD, in the format of libcni"),
     ("/var/lib/cni/networks", "reservations of `host-local`"),
-    ("/run/cni", "what ADDs have asked for, until the next boot; the server's socket"),
+    ("/run/cni", "notes about ADDs, until the next boot; the server's socket"),
 )
 
 

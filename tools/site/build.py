@@ -25,16 +25,16 @@ _LINK = re.compile(r"(?<!\\)\]\(([^)#\s:]+)(?:#[^)\s]*)?\)|(?:src|srcset)=\"([^\
 SECTIONS = (
     ("Start", ("README.md", "docs/README.md", "examples/README.md", "docs/configuration.md")),
     ("How to", ("docs/howto/*.md", "docs/cluster-*.md", "docs/server.md", "docs/windows.md")),
-    ("Command", ("docs/cli.md", "docs/observability.md")),
+    ("Command line", ("docs/cli.md", "docs/observability.md")),
     ("Plugins", ("docs/plugins/*.md",)),
     (
         "Reference",
         ("docs/reference.md", "docs/compatibility.md", "docs/security.md", "SECURITY.md"),
     ),
-    ("Measured", ("docs/performance.md", "docs/scale.md", "docs/self-contained.md")),
+    ("Performance", ("docs/performance.md", "docs/scale.md", "docs/self-contained.md")),
     ("Develop", ("CONTRIBUTING.md", "docs/design.md", "docs/writing-a-plugin.md", "docs/*.md")),
-    ("Contract", ("docs/spec/INDEX.md", "docs/spec/*.md")),
-    ("Changes", ("*.md",)),
+    ("Specification", ("docs/spec/INDEX.md", "docs/spec/*.md")),
+    ("Changelog", ("*.md",)),
 )
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -109,6 +109,7 @@ def main(arguments: list[str]) -> int:
     code = build(ROOT, output)
     if not code:
         print(f"site: {output}: {len(list(output.rglob('*.html')))} pages")
+        print(f"to read it: python3 -m http.server --bind 127.0.0.1 --directory {output}")
     return code
 
 

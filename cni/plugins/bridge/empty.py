@@ -31,7 +31,10 @@ def mark(host: Netlink, name: str) -> None:
 
 
 def bridge_of(call: Call[Any], name: str) -> int:
-    """The index of the bridge, while its port exists; else of the link `name`; else 0."""
+    """The index of the attachment's bridge, else of the link `name`, else 0.
+
+    Call it while the port exists, so before DEL removes it.
+    """
     with Netlink() as host:
         ends = veth.ends_of(host, call.owner)
         if ends and ends[0].master:
