@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.build import build_dist
+from tests.harness.build import build_dist, once
 from tests.harness.wait import wait_until
 
 from .native import BUILD, Client, Server, compile_client, hello, reply
@@ -26,13 +26,13 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Another build, as the next version would be."""
-    return build_copy(tmp_path_factory.mktemp("other"), "another build")
+    return once(tmp_path_factory, "other", lambda target: build_copy(target, "another build"))
 
 
 @pytest.fixture(scope="session")
 def third_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A third build."""
-    return build_copy(tmp_path_factory.mktemp("third"), "a third build")
+    return once(tmp_path_factory, "third", lambda target: build_copy(target, "a third build"))
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def installed_script(script_dist: Path, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="session")
 def script_dist(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a machine without a C compiler builds: the file starts with the script."""
-    return build_copy(tmp_path_factory.mktemp("script"), compiler="none")
+    return once(tmp_path_factory, "script", lambda target: build_copy(target, compiler="none"))
 
 
 # --- the native client ----------------------------------------------------------------------------

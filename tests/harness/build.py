@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,9 @@ from .netns import PATH
 from .requires import in_lab
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist" / "cni"
@@ -76,6 +79,21 @@ def file_under_test(test: str | None = None) -> Path:
         return build_dist()
     assert SELF_CONTAINED.exists(), f"{SELF_CONTAINED} is missing: run `make build-selfcontained`"
     return SELF_CONTAINED
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Path]) -> Path:
+    """What all workers of a test run use and none changes: `make(directory)`, of the first one."""
+    own = factory.getbasetemp()
+    common = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    made = common / f"{name}.made"
+    with open(common / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():  # nor, perhaps, was it completed by the one that began
+            directory = common / name
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            made.write_text(str(make(directory)))
+    return Path(made.read_text())
 
 
 def is_self_contained(bin_dir: Path) -> bool:

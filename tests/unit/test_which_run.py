@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,33 @@ def test_a_choice_that_is_none(chosen: pytest.MonkeyPatch) -> None:
     chosen.setenv("CNI_TEST_FILES", "selfcontained")
     with pytest.raises(ValueError, match="neither self-contained nor both"):
         build.file_under_test(IDS[0])
+
+
+class Factory:
+    """As much of pytest's as `once` uses."""
+
+    def __init__(self, base: Path) -> None:
+        base.mkdir(exist_ok=True)
+        self.getbasetemp = lambda: base
+
+
+def test_what_workers_share_is_made_once(chosen: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen.setenv("PYTEST_XDIST_WORKER", "gw0")
+    made: list[Path] = []
+
+    def make(directory: Path) -> Path:
+        made.append(directory)
+        (directory / "file").touch(exist_ok=False)
+        if len(made) == 1:
+            raise OSError("no room")
+        return directory / "file"
+
+    one, other = (Factory(tmp_path / name) for name in ("popen-gw0", "popen-gw1"))
+    with pytest.raises(OSError, match="no room"):
+        build.once(one, "it", make)  # type: ignore[arg-type]
+    for each in (other, one):
+        assert build.once(each, "it", make) == tmp_path / "it/file"  # type: ignore[arg-type]
+    assert len(made) == 2, "the first try has failed"
 
 
 def collected(module: str, **env: str) -> tuple[int, int]:
