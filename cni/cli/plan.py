@@ -178,6 +178,9 @@ def _bridge(situation: Situation) -> Iterator[str]:
         yield f"use the bridge {name}, which exists"
     else:
         yield f"make the bridge {name}{mtu}{', with VLAN filtering' if vlans else ''}"
+    if get("uplinkInterface"):
+        carried = ", which carries the VLANs" if vlans else ""
+        yield f"make {get('uplinkInterface')} a port of {name}, if it is none{carried}"
     yield f"make a veth pair{mtu}: {situation.ifname} in the container, a port of {name} here"
     settings = [
         text

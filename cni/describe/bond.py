@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cni.kernel.bond import HASH_POLICIES, MODES
 
-from .common import IPAM, RESULT_DNS
-from .model import Flag, Key, Many, Number, Plugin, Record, Rule, Text
+from .common import DEVICE_MASTER, IPAM, RESULT_DNS, runtime
+from .model import Flag, Get, Key, Many, Number, Plugin, Record, Rule, Text
+
+
+def _gets_device(get: Get) -> bool:
+    """Does the runtime give a device, or is it asked to?"""
+    return bool(get("capabilities.deviceID") or get("runtimeConfig.deviceID"))
+
 
 PLUGIN = Plugin(
     name="bond",
@@ -41,7 +49,8 @@ PLUGIN = Plugin(
                     )
                 )
             ),
-            "the links that become ports of the bond, two or more",
+            "the links that become ports of the bond, two or more; one, if the runtime gives a "
+            "device",
             required=True,
             example=[{"name": "ens1f0"}, {"name": "ens2f0"}],
         ),
@@ -91,11 +100,19 @@ PLUGIN = Plugin(
         ),
         IPAM,
         RESULT_DNS,
+        runtime(
+            replace(
+                DEVICE_MASTER,
+                text="PCI address, or name of an auxiliary device, whose link is a port, too",
+            )
+        ),
     ),
     rules=(
         Rule(
             ("links",),
-            lambda get: isinstance(get("links"), list) and len(get("links")) < 2,
+            lambda get: (
+                isinstance(get("links"), list) and len(get("links")) + _gets_device(get) < 2
+            ),
             "Bonding requires at least two links",
             "list at least two",
         ),

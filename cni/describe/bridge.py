@@ -150,6 +150,15 @@ PLUGIN = Plugin(
             example=True,
             beyond=True,
         ),
+        Key(
+            "uplinkInterface",
+            Text("interface"),
+            "link of the node, without addresses, that becomes a port of the bridge; it carries "
+            "the VLANs of the containers, and loses each with its last port",
+            absent="the bridge has the ports that others give it",
+            example="eth1",
+            beyond=True,
+        ),
         NO_DEFAULT_ROUTE,
         *ROUTER_KEYS,
         HOST_INTERFACE_NAME,
@@ -184,6 +193,12 @@ PLUGIN = Plugin(
             lambda get: get("disableContainerInterface") and get("ipam.type"),
             "disableContainerInterface cannot be used with ipam",
             "remove one of them",
+        ),
+        Rule(
+            ("uplinkInterface", "bridge"),
+            lambda get: get("uplinkInterface") == (get("bridge") or "cni0"),
+            "uplinkInterface is the bridge itself",
+            "it names the link that leads to the network outside",
         ),
         Rule(
             ("preserveDefaultVlan",),

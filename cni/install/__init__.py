@@ -28,6 +28,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .. import sysctl_file
 from ..artifact import InstallError, Launcher
 from . import units as install_units
 from .directory import Installation
@@ -117,6 +118,8 @@ def uninstall(
         removed = install_units.remove(paths, place)
         report = installation.uninstall()
         report.removed += removed
+        if report.removed and place.root is None:
+            report.removed += sysctl_file.remove()
     gone = _remove_directories(installation.made)
     report.removed += [str(place.then(Path(path))) for path in gone]
     return report

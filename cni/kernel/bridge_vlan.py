@@ -12,6 +12,9 @@ from .netlink import Netlink
 
 _IFINFO = struct.Struct("=BxHiII")
 _INFO = struct.Struct("=HH")
+_REQUEST = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
+    uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
+)
 
 
 class PortVlan(NamedTuple):
@@ -32,11 +35,35 @@ def ports_in(sock: Netlink, vid: int) -> set[int]:
     return {port for port, vlan in _all(sock) if vlan.vid == vid}
 
 
+def used(bridge: int, vids: set[int], but: set[int]) -> set[int]:
+    """Those of `vids` that a port of the bridge has, of all ports but those in `but` (indexes).
+
+    The kernel lists the ports of all bridges, and is not asked for more when all are found.
+    """
+    found: set[int] = set()
+
+    def finds_the_last(data: bytes) -> bool:
+        index = nl.unpack(_IFINFO, data)[2]
+        attributes = nl.attr_map(data, _IFINFO.size)
+        if index not in (*but, bridge) and nl.get_u32(attributes.get(uapi.IFLA_MASTER)) == bridge:
+            spec = attributes.get(uapi.IFLA_AF_SPEC, b"")
+            found.update(vid for vid in _vids(spec) if vid in vids)
+        return found == vids
+
+    if vids:
+        with Netlink() as sock:
+            sock.search(uapi.RTM_GETLINK, _REQUEST, finds_the_last)
+    return found
+
+
+def _vids(spec: bytes) -> Iterator[int]:
+    for kind, info in nl.attrs(spec):
+        if kind == uapi.IFLA_BRIDGE_VLAN_INFO:
+            yield nl.unpack(_INFO, info)[1]
+
+
 def _all(sock: Netlink) -> Iterator[tuple[int, PortVlan]]:
-    request = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
-        uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
-    )
-    for data in sock.dump(uapi.RTM_GETLINK, request):
+    for data in sock.dump(uapi.RTM_GETLINK, _REQUEST):
         index = nl.unpack(_IFINFO, data)[2]
         spec = nl.attr_map(data, _IFINFO.size).get(uapi.IFLA_AF_SPEC, b"")
         for kind, info in nl.attrs(spec):

@@ -128,10 +128,15 @@ def same(one: str, other: str) -> bool:
     return one.split() == other.split()
 
 
-def ensure(name: str, value: str) -> None:
-    """Set a parameter unless it has the value: a file that may be read-only is left alone."""
-    if read(name) != value:
-        write(name, value)
+def ensure(name: str, value: str) -> bool:
+    """Set a parameter unless it has the value: a file that may be read-only is left alone.
+
+    Was it set? Raises OSError.
+    """
+    if read(name) == value:
+        return False
+    write(name, value)
+    return True
 
 
 def write_each(settings: list[tuple[str, str]]) -> None:
@@ -177,9 +182,13 @@ def enable_ipv6(ifname: str) -> str:
     return ipv6_warning(steps, perform(steps))
 
 
-def enable_forwarding(v6: bool) -> None:
-    """Let this namespace route packets of a family. Raises OSError."""
-    ensure(FORWARDING_V6 if v6 else FORWARDING_V4, "1")
+def enable_forwarding(v6: bool) -> str:
+    """Let this namespace route packets of a family. Raises OSError.
+
+    The name of the parameter, if it was not set before.
+    """
+    name = FORWARDING_V6 if v6 else FORWARDING_V4
+    return name if ensure(name, "1") else ""
 
 
 def check(name: str) -> None:

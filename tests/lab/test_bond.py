@@ -23,6 +23,7 @@ from tests.harness import (
     unchanged,
 )
 from tests.harness.contract import InterfaceContract, await_carrier, leases
+from tests.harness.sysfs import Sysfs
 from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
@@ -452,3 +453,68 @@ def test_802_3ad_with_a_partner(
     assert lost < sent / 2
     runtime.check("bond", conf, container, prev_result=result).succeeded()
     runtime.delete("bond", conf, container).succeeded()
+
+
+# -- the runtime's device --------------------------------------------------------------------------
+
+PCI = "0000:3b:00.1"
+ONE_LINK: Json = {**BACKUP, "links": [{"name": "la"}], "runtimeConfig": {"deviceID": PCI}}
+
+
+@pytest.fixture
+def sysfs(runtime: Runtime, tmp_path: Path) -> Sysfs:
+    """lb is the link of a PCI device."""
+    made = Sysfs(runtime, tmp_path / "sys")
+    (made.pci / PCI / "net/lb").mkdir(parents=True)
+    (made.pci / PCI / "driver").symlink_to("../../../bus/pci/drivers/mlx5_core")
+    return made
+
+
+def with_device(**keys: Any) -> Json:
+    return {"cniVersion": "1.1.0", "name": "net", "ipam": V4.static(), **ONE_LINK, **keys}
+
+
+def test_the_device_is_a_port(
+    sysfs: Sysfs, runtime: Runtime, host: Netns, outside: Netns, container: Netns
+) -> None:
+    """Beside `links`; CHECK, DEL and GC know it by the note: sysfs does not show it any more."""
+    behind_a_switch(host, outside)
+    conf = with_device()
+    for last in ("DEL", "GC"):
+        result = sysfs.call("ADD", "bond", conf, container).result
+        assert {link(container, name)["master"] for name in LINKS} == {"eth0"}
+        assert not set(LINKS) & set(links(host))
+        ping(container, V4.gateways[0])
+        (sysfs.pci / PCI / "net/lb").rmdir()
+        runtime.check("bond", conf, container, prev_result=result).succeeded()
+        container.ip("link", "set", "lb", "nomaster")
+        error = runtime.check("bond", conf, container, prev_result=result).failed(999)
+        assert "link lb is no port of the bond" in error["msg"] + error.get("details", "")
+        if last == "DEL":
+            runtime.delete("bond", with_device(runtimeConfig={}), container).succeeded()
+            assert set(LINKS) <= set(links(host))
+        (sysfs.pci / PCI / "net/lb").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"links": [{"name": "la"}, {"name": "lb"}]}, "link lb is listed twice"),
+        ({"linksInContainer": True}, "cannot be the port: linksInContainer is set"),
+        ({"runtimeConfig": {"deviceID": "0000:99:00.0"}}, "not found or unsupported"),
+        ({"runtimeConfig": {}}, "requires at least two links, we have 1"),
+        ({"links": []}, "requires at least two links, we have 1"),
+    ],
+)
+def test_devices_that_cannot_be_a_port(
+    sysfs: Sysfs, host: Netns, outside: Netns, container: Netns, keys: Json, text: str
+) -> None:
+    wire(host, outside)
+    with unchanged(host, container):
+        sysfs.call("ADD", "bond", with_device(**keys), container).failed(999, text)
+
+
+def test_status_knows_that_a_device_will_come(runtime: Runtime) -> None:
+    conf = with_device(runtimeConfig={})
+    runtime.status("bond", {**conf, "capabilities": {"deviceID": True}}).succeeded()
+    runtime.status("bond", conf).failed(999, "requires at least two links, we have 1")

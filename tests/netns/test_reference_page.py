@@ -108,6 +108,7 @@ MORE = {
         {"type": "portmap", "backend": "iptables", "capabilities": {"portMappings": True}},
     ],
     "sets": [_masqueraded("br-sets", ipMasq=True, ipMasqSet=True)],
+    "uplink": [_masqueraded("br-up", uplinkInterface="eth3", removeEmptyBridge=True)],
     "no-forged-macs": [_masqueraded("br-mac-check", macspoofchk=True)],
 }
 

@@ -33,12 +33,12 @@ Conf = settings.Conf
 def add(call: Call[Conf]) -> Result:
     """Make the bond; the result lists it alone."""
     conf = call.conf
-    settings.validate(conf)
+    settings.validate(call)
     netns = call.open_netns()
     sock = netns.netlink()
-    names = [port.name for port in conf.links]
     with Netlink() as host:
         ports.recover(call, host)
+        names = settings.link_names(conf)
         devices = ports.find(sock if conf.links_in_container else host, names)
         made, entry = _create(call, netns, devices)
         if not conf.links_in_container:
@@ -98,7 +98,7 @@ def _collect(call: Call[Any], keep: frozenset[Attachment]) -> None:
 
 def status(call: Call[Conf]) -> None:
     """Ready if the kernel has bonds, the configuration is in order, and IPAM is ready."""
-    settings.validate(call.conf)
+    settings.validate(call)
     with Netlink() as host:
         if not link.has_kind(host, bond.KIND):
             raise NotAvailable("the kernel has no bonds", "load its module: `modprobe bonding`")
@@ -107,8 +107,16 @@ def status(call: Call[Conf]) -> None:
 
 def check(call: Call[Conf]) -> None:
     """Compare the bond, its ports, addresses and routes with prevResult and configuration."""
-    settings.validate(call.conf)
+    settings.validate(call)
     sublink.check(call, bond.KIND, lambda device, entry: _differences(call, device, entry))
+
+
+def _port_names(call: Call[Conf]) -> list[str]:
+    """The links that ADD has made ports: those of `links`, and of the runtime's device."""
+    names = [port.name for port in call.conf.links]
+    note = device_notes.load(call) if settings.takes_device(call) else None
+    moved_in = [each.name for each in note.links] if note is not None else []
+    return list(dict.fromkeys([*names, *moved_in]))
 
 
 def _differences(call: Call[Conf], device: Link, entry: Interface) -> list[str]:
@@ -127,8 +135,8 @@ def _differences(call: Call[Conf], device: Link, entry: Interface) -> list[str]:
         if want and have != want:
             problems.append(f"bond {entry.name} has the {what} {have}, want {want}")
     sock = call.open_netns().netlink()
-    for port in conf.links:
-        inner = link.find(sock, port.name)
+    for name in _port_names(call):
+        inner = link.find(sock, name)
         if inner is None or inner.master != device.index:
-            problems.append(f"link {port.name} is no port of the bond {entry.name}")
+            problems.append(f"link {name} is no port of the bond {entry.name}")
     return problems

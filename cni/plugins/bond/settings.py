@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from ...call import Call
 from ...kernel import bond
 from ...protocol import config
 from ...protocol.config import means
@@ -18,6 +21,10 @@ class Port(config.Folded):
     name: str = ""
 
 
+class Runtime(config.Folded):
+    device_id: str = ""
+
+
 class Conf(config.NetConf):
     mode: str = ""
     miimon: str = ""
@@ -28,10 +35,19 @@ class Conf(config.NetConf):
     all_slaves_active: int | None = None
     tlb_dynamic_lb: int | None = None
     xmit_hash_policy: str = ""
+    runtime_config: Runtime = msgspec.field(default_factory=Runtime)
 
 
-def validate(conf: Conf) -> None:
+def takes_device(call: Call[Conf]) -> bool:
+    """Is one of the links that of a device which the runtime gives, or will give?"""
+    declared = config.lookup(call.raw, "capabilities")
+    promised = isinstance(declared, dict) and declared.get("deviceID") is True
+    return promised or bool(call.conf.runtime_config.device_id)
+
+
+def validate(call: Call[Conf]) -> None:
     """Refuse wrong values and combinations. Raises CNIError."""
+    conf = call.conf
     if means(conf.ipam.type, "bond"):
         raise CNIError("Bond is not a suitable IPAM type", "`ipam.type` is an IPAM plugin's name")
     if conf.mode not in bond.MODES:
@@ -56,7 +72,7 @@ def validate(conf: Conf) -> None:
         )
     if conf.mtu and not _LEAST_MTU <= conf.mtu < 1 << 31:
         raise CNIError(f"Invalid bond MTU value ({conf.mtu}), should be 68 or bigger")
-    _validate_links(conf)
+    _validate_links(conf, takes_device(call))
 
 
 def milliseconds(conf: Conf) -> int:
@@ -70,10 +86,11 @@ def milliseconds(conf: Conf) -> int:
     return int(text)
 
 
-def _validate_links(conf: Conf) -> None:
+def _validate_links(conf: Conf, device: bool) -> None:
     names = [port.name for port in conf.links]
-    if len(names) < 2:
-        raise CNIError(f"Bonding requires at least two links, we have {len(names)}")
+    count = len(names) + device
+    if count < 2:
+        raise CNIError(f"Bonding requires at least two links, we have {count}")
     for name in names:
         if not name:
             raise CNIError("failed to find link name", "each of `links` has a `name`")
@@ -83,6 +100,27 @@ def _validate_links(conf: Conf) -> None:
             raise CNIError(f"failed to lookup link {name}: {error.msg}") from None
         if names.count(name) > 1:
             raise CNIError(f"link {name} is listed twice", "a port can be in the bond once")
+
+
+def link_names(conf: Conf) -> list[str]:
+    """The names of the links that are to be ports, that of the runtime's device as the last.
+
+    Raises CNIError if the device has no link, or one that is in `links` as well.
+    """
+    names = [port.name for port in conf.links]
+    device = conf.runtime_config.device_id
+    if device:
+        from ..shared import device_master
+
+        name = device_master.name_of(device, in_container=conf.links_in_container, role="port")
+        if name in names:
+            raise CNIError(
+                f"link {name} is listed twice",
+                f"it is the link of the device {device} that the runtime gives: leave it out of "
+                "`links`",
+            )
+        names.append(name)
+    return names
 
 
 def mtu(conf: Conf, smallest: int, name: str) -> int:

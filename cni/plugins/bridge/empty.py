@@ -57,8 +57,20 @@ def remove(call: Call[Any], index: int, vlan: int) -> None:
             with device.Lock(call.request.env, alone=True):
                 for unused in _unused(call, host, index, vlan):
                     link.delete(host, unused)
+                    if unused == index and _has_uplink(call):
+                        _uplinks().forget(call, index)
         except TryAgainLater as error:
             call.log(f"bridge: an empty bridge stays for the next DEL or GC: {error}")
+
+
+def _has_uplink(call: Call[Any]) -> bool:
+    return bool(getattr(call.conf, "uplink_interface", ""))  # vxlan has no such key
+
+
+def _uplinks() -> Any:
+    from . import uplink_port  # few configurations have one
+
+    return uplink_port
 
 
 def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
@@ -66,11 +78,13 @@ def _unused(call: Call[Any], host: Netlink, index: int, vlan: int) -> list[int]:
     bridge = link.find(host, index)
     if bridge is None or bridge.kind != "bridge":
         return []
-    if not vlan and (bridge.carrier or not _is_marked(call, bridge)):
+    uplinks = _uplinks().ports_of(call, index) if _has_uplink(call) else set()
+    forwards = bridge.carrier and not uplinks
+    if not vlan and (forwards or not _is_marked(call, bridge)):
         return []  # the usual case, known without a list of ports: one of them forwards
     links = link.list_all(host)
     by_index = {each.index: each for each in links}
-    ports = [each for each in links if each.master == index]
+    ports = [each for each in links if each.master == index and each.index not in uplinks]
     inner = {
         port.index: by_index[port.peer]
         for port in ports

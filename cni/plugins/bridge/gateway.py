@@ -7,6 +7,8 @@ from __future__ import annotations
 from _socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from ...call import Call
 from ...kernel import address, link, route
 from ...kernel.errors import LinkNotFound, NetlinkError
@@ -64,12 +66,52 @@ def allocate(call: Call[Any]) -> Result:
     return ipam
 
 
+class Trunk(config.Folded):
+    """An item of `vlanTrunk`: a range, an id, or both."""
+
+    min_id: int | None = msgspec.field(default=None, name="minid")
+    max_id: int | None = msgspec.field(default=None, name="maxid")
+    id: int | None = None
+
+
+def trunk_vlans(items: list[Trunk]) -> list[int]:
+    """The sorted VLAN ids of `vlanTrunk`. Raises CNIError."""
+    vids: set[int] = set()
+    for item in items:
+        low, high = item.min_id, item.max_id
+        if low is not None and high is not None:
+            _require_vlan(low, "minID")
+            _require_vlan(high, "maxID")
+            if high < low:
+                raise CNIError("minID is greater than maxID in trunk parameter")
+            vids.update(range(low, high + 1))
+        elif low is not None or high is not None:
+            missing = "maxID" if high is None else "minID"
+            raise CNIError(
+                f"minID and maxID should be configured simultaneously, {missing} is missing"
+            )
+        if item.id is not None:
+            _require_vlan(item.id, "id")
+            vids.add(item.id)
+    return sorted(vids)
+
+
+def _require_vlan(vid: int, what: str) -> None:
+    if not 1 <= vid <= 4094:
+        raise CNIError(f"incorrect trunk {what} parameter", f"{vid} is not between 1 and 4094")
+
+
 class Vlans(NamedTuple):
     """A port's VLANs: the untagged one (0: none), the tagged ones, and whether VLAN 1 stays."""
 
     access: int
     trunk: list[int]
     keep_default: bool
+
+    @property
+    def tagged(self) -> list[int]:
+        """Those that an uplink of the bridge has to carry."""
+        return [*self.trunk, *([self.access] if self.access else [])]
 
 
 def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:

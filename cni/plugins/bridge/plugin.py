@@ -29,14 +29,6 @@ from . import device, gateway
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 
 
-class Trunk(config.Folded):
-    """An item of `vlanTrunk`: a range, an id, or both."""
-
-    min_id: int | None = msgspec.field(default=None, name="minid")
-    max_id: int | None = msgspec.field(default=None, name="maxid")
-    id: int | None = None
-
-
 class Mac(config.Folded):
     mac: str = ""
 
@@ -59,7 +51,7 @@ class Conf(config.NetConf):
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
-    vlan_trunk: list[Trunk] | None = None
+    vlan_trunk: list[gateway.Trunk] | None = None
     preserve_default_vlan: bool = False
     macspoofchk: bool = False
     enabledad: bool = False
@@ -70,6 +62,7 @@ class Conf(config.NetConf):
     autoconf: bool | None = None
     host_interface_name: str = ""
     remove_empty_bridge: bool = False
+    uplink_interface: str = ""
     args: Args = msgspec.field(default_factory=Args)
     runtime_config: Mac = msgspec.field(default_factory=Mac)
 
@@ -84,7 +77,7 @@ class Settings:
         self.gateway = gateway.is_wanted(conf)
         self.ipam = conf.ipam.type
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
-        trunk = _trunk_vlans(conf.vlan_trunk or [])
+        trunk = gateway.trunk_vlans(conf.vlan_trunk or [])
         self.vlans = gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
         if not 0 <= conf.vlan <= 4094:
             raise CNIError(f"invalid VLAN ID {conf.vlan} (must be between 0 and 4094)")
@@ -100,35 +93,9 @@ class Settings:
         if self.ipam and conf.disable_container_interface:
             raise CNIError("cannot use IPAM when DisableContainerInterface flag is set")
         gateway.check_keys(conf)
+        veth.check_host_name(conf.uplink_interface, "uplinkInterface")
         self.mtu = veth.mtu(conf.mtu)
         veth.check_host_name(conf.host_interface_name)
-
-
-def _trunk_vlans(items: list[Trunk]) -> list[int]:
-    """The sorted VLAN ids of `vlanTrunk`. Raises CNIError."""
-    vids: set[int] = set()
-    for item in items:
-        low, high = item.min_id, item.max_id
-        if low is not None and high is not None:
-            _require_vlan(low, "minID")
-            _require_vlan(high, "maxID")
-            if high < low:
-                raise CNIError("minID is greater than maxID in trunk parameter")
-            vids.update(range(low, high + 1))
-        elif low is not None or high is not None:
-            missing = "maxID" if high is None else "minID"
-            raise CNIError(
-                f"minID and maxID should be configured simultaneously, {missing} is missing"
-            )
-        if item.id is not None:
-            _require_vlan(item.id, "id")
-            vids.add(item.id)
-    return sorted(vids)
-
-
-def _require_vlan(vid: int, what: str) -> None:
-    if not 1 <= vid <= 4094:
-        raise CNIError(f"incorrect trunk {what} parameter", f"{vid} is not between 1 and 4094")
 
 
 # --- ADD ------------------------------------------------------------------------------------------
@@ -142,24 +109,14 @@ def add(call: Call[Conf]) -> Result:
     netns = call.open_netns()
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
+        if want.conf.uplink_interface:
+            _uplinks().require(host, want.conf.uplink_interface, want.bridge)
         ipam = None
         late = needs_link(want.ipam) or asks_on_link(call)
         if want.ipam and not late:
             # IPAM first: it fails most often, and then nothing else has to be undone.
             ipam = gateway.allocate(call)
-        with device.Lock(call.request.env):  # nobody removes the bridge until the port is there
-            bridge = device.ensure(
-                call,
-                host,
-                want.bridge,
-                mtu=want.mtu,
-                filtering=want.filtering,
-                promisc=want.conf.promisc_mode,
-            )
-            if want.conf.macspoofchk:
-                _prepare_spoofcheck(call, host, bridge, mac)
-            outer, inner = veth.create(call, host, netns, want.mtu, mac, bridge.index)
-        _configure_port(host, outer, want)
+        bridge, outer, inner = _join(call, host, netns, want, mac)
         if want.ipam and late:
             ipam = gateway.allocate(call)
         result = Result(
@@ -189,6 +146,39 @@ def add(call: Call[Conf]) -> Result:
     if want.conf.macspoofchk or want.conf.ip_masq:
         call.remember()
     return result
+
+
+def _join(
+    call: Call[Conf], host: Netlink, netns: Namespace, want: Settings, mac: bytes
+) -> tuple[Link, Link, Link]:
+    """Make what is missing of bridge, pair and uplink; returns bridge, host's end, other end."""
+    conf = want.conf
+    with device.Lock(call.request.env):  # nobody removes the bridge until the port is there
+        bridge = device.ensure(
+            call,
+            host,
+            want.bridge,
+            mtu=want.mtu,
+            filtering=want.filtering,
+            promisc=conf.promisc_mode,
+        )
+        if conf.macspoofchk:
+            _prepare_spoofcheck(call, host, bridge, mac)
+        uplink = None
+        if conf.uplink_interface:
+            uplink = _uplinks().attach(call, host, conf.uplink_interface, bridge)
+        outer, inner = veth.create(call, host, netns, want.mtu, mac, bridge.index)
+        _configure_port(host, outer, want)
+        if uplink is not None:
+            _uplinks().carry(call, host, bridge, uplink, want.vlans.tagged)
+    return bridge, outer, inner
+
+
+def _uplinks() -> Any:
+    """The module for `uplinkInterface`, which few configurations have."""
+    from . import uplink_port
+
+    return uplink_port
 
 
 def asks_on_link(call: Call[Any]) -> bool:
@@ -274,13 +264,23 @@ def await_port(host: Netlink, events: Netlink, port: Link) -> Link:
 def delete(call: Call[Conf]) -> None:
     """Delete the link, release the address, remove the rules; every step runs."""
     steps = Steps()
-    bridge = steps.run(_bridge_of, call) if call.conf.remove_empty_bridge else 0
+    conf = call.conf
+    goes = conf.remove_empty_bridge or conf.uplink_interface
+    bridge = steps.run(_bridge_of, call) if goes else 0
     veth.delete(call, steps)
     if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
         _unprotect_mac(call)
     if bridge:
-        steps.run(_remove_empty, call, bridge)
+        _tidy(call, steps, bridge)
     steps.finish()
+
+
+def _tidy(call: Call[Conf], steps: Steps, bridge: int) -> None:
+    """Remove what the bridge (an index) has for ports that are gone."""
+    if call.conf.uplink_interface:
+        steps.run(lambda: _uplinks().release(call, bridge, call.conf.vlan))
+    if call.conf.remove_empty_bridge:
+        steps.run(_remove_empty, call, bridge)
 
 
 def _bridge_of(call: Call[Conf]) -> int:
@@ -316,8 +316,8 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
     veth.gc(call, keep, steps)
     if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):
         steps.run(_collect_spoofchecks)
-    if call.conf.remove_empty_bridge:
-        steps.run(lambda: _remove_empty(call, _bridge_of(call)))
+    if call.conf.remove_empty_bridge or call.conf.uplink_interface:
+        _tidy(call, steps, steps.run(_bridge_of, call) or 0)
     steps.finish()
 
 
@@ -331,6 +331,8 @@ def _collect_spoofchecks() -> None:
 def status(call: Call[Conf]) -> None:
     """Ready if the IPAM plugin is ready."""
     want = Settings(call)
+    if want.conf.uplink_interface:
+        _uplinks().ready(want.conf.uplink_interface, want.bridge)
     if want.ipam:
         call.delegate(want.ipam)
 
@@ -349,6 +351,9 @@ def check(call: Call[Conf]) -> None:
     with Netlink() as host:
         problems = differences.bridge(host, previous, want.bridge, want.conf.promisc_mode)
         problems += differences.pair(host, netns, entry, previous, want.bridge)
+        if want.conf.uplink_interface:
+            name = want.conf.uplink_interface
+            problems += _uplinks().differences(host, name, want.bridge, want.vlans.tagged)
         if want.gateway:
             inner = f"{want.bridge}.{want.conf.vlan}" if want.conf.vlan else want.bridge
             problems += differences.gateways(host, previous, inner, call.ifname)

@@ -9,6 +9,7 @@ one waits for an RCU grace period: 7 to 40 ms, more than the rest of an ADD.
 
 from __future__ import annotations
 
+import os
 import struct
 from _socket import AF_INET, AF_INET6
 from errno import EEXIST
@@ -233,12 +234,30 @@ def enable_forwarding(prefixes: list[Prefix]) -> None:
     """Switch on IP forwarding on the host for the families in use. Raises CNIError."""
     for v6 in sorted({not p.is_v4 for p in prefixes}):
         try:
-            sysctl.enable_forwarding(v6)
+            name = sysctl.enable_forwarding(v6)
         except OSError as error:
             raise CNIError(
                 f"Could not enable IP forwarding: {(error.strerror or '').lower()}",
                 "is /proc/sys writable here?",
             ) from None
+        if name and any(map(os.path.isdir, _PLACES)):
+            _keep(name)
+
+
+# A node without systemd, or a container, has neither.
+_PLACES = ("/run/sysctl.d", "/run/systemd/system")
+
+
+def _keep(name: str) -> None:
+    """Have `sysctl --system` leave a parameter that was set to 1; a failure is logged."""
+    from ... import sysctl_file
+
+    try:
+        sysctl_file.keep(name, "1")
+    except (OSError, CNIError) as error:
+        from ... import stderr
+
+        stderr.line(f"cni: `sysctl --system` may undo {sysctl.shown(name)} = 1: {error}")
 
 
 def announce_settings(ifname: str, *, ipv6: bool = True) -> list[tuple[str, str]]:

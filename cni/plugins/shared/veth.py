@@ -67,13 +67,13 @@ def mtu(wanted: config.Mtu) -> int:
     return wanted
 
 
-def check_host_name(name: str) -> None:
-    """Refuse a `hostInterfaceName` that no link can have. Raises CNIError."""
+def check_host_name(name: str, key: str = "hostInterfaceName") -> None:
+    """Refuse a name in a configuration's `key` that no link can have. Raises CNIError."""
     if name:
         try:
             check_ifname(name)
         except BadEnvironment as error:
-            raise CNIError(f"invalid hostInterfaceName {name!r}: {error.msg}") from None
+            raise CNIError(f"invalid {key} {name!r}: {error.msg}") from None
 
 
 def require_free(call: Call[Any], host: Netlink, netns: Namespace) -> None:
