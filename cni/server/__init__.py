@@ -10,6 +10,7 @@
     reception    reads requests, so that no client holds up another
     peer         whether a client has what it would borrow from the server
     wire         the form of the messages
+    relief       when there are additional workers
     slots        what the processes tell each other
     warmup       what a worker does before its first request
     status       asking a running server

@@ -115,8 +115,9 @@ class Page:
 
     def _server(self) -> list[Family]:
         plan = self._plan
-        busy = sum(slot.read().busy_since > 0 for slot in plan.slots)
-        states = {"busy": busy, "idle": len(plan.slots) - busy}
+        there = [state for slot in plan.slots if (state := slot.read()).started]
+        busy = sum(state.busy_since > 0 for state in there)
+        states = {"busy": busy, "idle": len(there) - busy}
         workers = [Sample(count, labels({"state": name})) for name, count in states.items()]
         metrics = [
             Family("cni_server_workers", "gauge", "Workers of the server.", workers),

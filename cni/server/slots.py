@@ -14,7 +14,7 @@ class SlotState(NamedTuple):
 
     last_active: float
     busy_since: float  # 0 if the worker is idle
-    started: float
+    started: float  # 0 if there is no worker
     served: int  # requests, including those of earlier workers in this slot
     declined: int  # clients that left before the request began
 
@@ -39,6 +39,10 @@ class Slot:
         if served is not None:
             self._counts[0] = served
         self._counts[1] = 0
+
+    def end_worker(self) -> None:
+        """Note that the slot has no worker, and gets none for now."""
+        self._times[1] = self._times[2] = 0.0
 
     def begin_request(self) -> None:
         """Note that the worker has begun a request."""

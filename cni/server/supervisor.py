@@ -2,10 +2,10 @@
 
 Workers are forked ahead and rehearsed, so that a request finds its pages copied, its executor
 running and its sockets open. A worker that ends is replaced at once; if workers of a slot die soon
-after their start, the next one starts after a growing pause. The supervisor ends after a signal, or
-after a long idle time; before that, every worker finishes its request. A client of another build
-means that `cni install` has replaced the file: then the supervisor executes the new file, with the
-same listening socket.
+after their start, the next one starts after a growing pause. If all workers wait, more are started
+for a while (relief.py). The supervisor ends after a signal, or after a long idle time; before that,
+every worker finishes its request. A client of another build means that `cni install` has replaced
+the file: then the supervisor executes the new file, with the same listening socket.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple, NoReturn
 from .. import systemd
 from ..artifact import OwnFile, build_of
 from ..files import open_null
-from . import counts, slots, warmup
+from . import counts, relief, slots, warmup
 from .observing import Observing, Wanted
 from .peer import listener_pid
 from .recording import mark_of_node_file
@@ -35,7 +35,7 @@ from .tending import Following, Tending
 from .worker import DRAIN, INTERRUPTS, Limits, Server, Worker
 
 _SIGNALS = (signal.SIGCHLD, *INTERRUPTS)
-_TICK = 1.0  # seconds between checks of workers and socket
+_TICK = 0.5  # seconds between checks of workers and socket
 _DRAIN_SECONDS = 30.0
 _SHORT_LIFE = 2.0  # seconds; the pause before a worker's successor grows if it lived shorter
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 10.0
@@ -70,11 +70,11 @@ class Supervisor:
         self.options = options
         self.build = build
         self.log = log
-        self.slots = slots.allocate(options.workers)
+        self.slots = slots.allocate(relief.most(options.workers))
         self.node_file = slots.Mark()
         observe = options.observe
         counted = observe.is_anything
-        self.counts = counts.allocate(options.workers) if counted else []
+        self.counts = counts.allocate(len(self.slots)) if counted else []
         self.observing = Observing(
             observe, options.socket, build, self.counts, self.slots, log, self._prepare_observer
         )
@@ -83,8 +83,8 @@ class Supervisor:
         self.own_file = OwnFile(Path(sys.argv[0]), build)
         self.pids: dict[int, int] = {}  # pid -> slot
         self.due: dict[int, float] = {}  # slot -> when to fill it
-        self.failures = [0] * options.workers  # successive early deaths of each slot's workers
-        self.retiring: set[int] = set()  # workers that serve a socket whose file is gone
+        self.failures = [0] * len(self.slots)  # successive early deaths of each slot's workers
+        self.retiring: set[int] = set()  # workers that end: idle ones, or their socket is gone
         self.activated = False  # does the socket come from systemd?
         self._identity: tuple[int, int] | None = None  # device and inode of the socket's file
         self._server_pids: set[int] = {os.getpid()}
@@ -105,7 +105,7 @@ class Supervisor:
         self.signals = Signals(_SIGNALS)
         self.slots[0].start_worker(_count_so_far())
         while True:
-            for number in range(len(self.slots)):
+            for number in range(self.options.workers):
                 self._start(number)
             self.observing.keep()
             self.tending.keep()
@@ -229,7 +229,8 @@ class Supervisor:
                 signal.signal(interrupt, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             warmup.rehearse()
-            warmup.use_large_pages()
+            if number < self.options.workers:
+                warmup.use_large_pages()
             pids = frozenset(self._server_pids)
             env = dict(os.environ)
             counted = self.counts[number] if self.counts else None
@@ -274,6 +275,7 @@ class Supervisor:
             self._check_file()
             for number in [each for each, due in self.due.items() if due <= now]:
                 self._start(number)
+            self._relieve(now)
             end = self._check_socket() or self._check_workers(now)
             if end:
                 return end
@@ -309,9 +311,23 @@ class Supervisor:
                     f"a worker ended after {lived:.1f} s {manner(code)}, "
                     f"the next begins in {pause:.1f} s"
                 )
-            else:
+            elif number < self.options.workers:
                 self.failures[number] = 0
                 self.due[number] = 0.0
+            else:
+                self.slots[number].end_worker()
+
+    def _relieve(self, now: float) -> None:
+        """Start more workers if all are busy for long; end those that are not needed any more."""
+        states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
+        if states and relief.needed(states.values(), self.listener, now):
+            free = sorted({*range(len(self.slots))} - {*self.pids.values(), *self.due})
+            for number in free[: len(states)]:
+                self._start(number)
+            if free:
+                self.log(f"all {len(states)} workers are busy for long: starting more for a while")
+        usual = {pid for pid, number in self.pids.items() if number < self.options.workers}
+        self.retiring |= relief.unneeded(states, usual, now)
 
     def _postpone(self, number: int) -> float:
         """Fill the slot later, after a pause that grows with each failure; return its seconds."""

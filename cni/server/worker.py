@@ -168,7 +168,7 @@ class Worker:
             {
                 "build": self.server.build,
                 "pid": self.server.pid,
-                "workers": len(states),
+                "workers": sum(state.started > 0 for state in states),
                 "busy": sum(state.busy_since > 0 for state in states),
                 "served": sum(state.served for state in states),
             }
