@@ -10,14 +10,19 @@ Loaded when a parameter was changed, on a node that has a place for the file.
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from errno import EEXIST
 
 from . import files, lockfile
 
 DIRECTORY = "/run/sysctl.d"
 NAME = "99-zz-cni.conf"
-_LOCK = ".99-zz-cni.lock"  # no *.conf, which would be read
+_PATH = f"{DIRECTORY}/{NAME}"
+_LOCK = f"{DIRECTORY}/.99-zz-cni.lock"  # no *.conf, which would be read
+_USER = "# for the plugins in "
 _HEAD = (
     "# What the CNI plugins have set on this node, so that `sysctl --system` does not undo it.\n"
     f"# `cni uninstall` removes this file; /etc/sysctl.d/{NAME} takes its place.\n"
@@ -34,45 +39,71 @@ def keep(name: str, value: str) -> None:
     if not _is_of_the_machine():
         return
     os.makedirs(DIRECTORY, 0o755, exist_ok=True)
-    path, lock = f"{DIRECTORY}/{NAME}", f"{DIRECTORY}/{_LOCK}"
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(lock, flags, 0o600)  # who may open it could stop every ADD
+    setting = f"{name} = {value}"
+    with _locked():
+        lines = _lines()
+        wanted = {_user(os.path.dirname(os.path.realpath(sys.argv[0]))), setting}
+        if not wanted.issubset(lines):
+            others = {each for each in lines if each.partition(" = ")[0] != name}
+            _write(others | wanted)
+
+
+def remove(bin_dir: str, *, dry_run: bool = False) -> list[str]:
+    """Remove the file after the last of the directories whose plugins have written to it.
+
+    Returns the paths of removed files; with `dry_run` they stay. Raises OSError, CNIError.
+    """
+    user = _user(bin_dir)
     try:
-        lockfile.acquire(fd, lock, time.monotonic() + lockfile.TIMEOUT)
-        lines = _lines(path)
-        line = f"{name} = {value}"
-        if line not in lines:
-            others = [each for each in lines if each.partition(" = ")[0] != name]
-            text = "".join(f"{each}\n" for each in sorted([*others, line]))
-            files.replace(path, (_HEAD + text).encode(), 0o644)
+        if user not in _lines():
+            return []
+    except (FileExistsError, files.Unusable):
+        return []
+    if dry_run:
+        return [] if _has_others(_lines(), user) else [_PATH]
+    with _locked():
+        lines = _lines()
+        if _has_others(lines, user):
+            _write({each for each in lines if each != user})
+            return []
+        os.unlink(_PATH)
+        os.unlink(_LOCK)
+    return [_PATH]
+
+
+def _user(bin_dir: str) -> str:
+    """The line that names a directory of plugins."""
+    return f"{_USER}{bin_dir!a}"
+
+
+def _has_others(lines: list[str], user: str) -> bool:
+    return any(each.startswith(_USER) and each != user for each in lines)
+
+
+@contextmanager
+def _locked() -> Iterator[None]:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    fd = os.open(_LOCK, flags, 0o600)  # a process that may open it could stop every ADD
+    try:
+        lockfile.acquire(fd, _LOCK, time.monotonic() + lockfile.TIMEOUT)
+        yield
     finally:
         lockfile.release(fd)
 
 
-def remove() -> list[str]:
-    """Remove the file, if it is ours; returns the paths of what was removed. Raises OSError."""
-    path = f"{DIRECTORY}/{NAME}"
-    try:
-        if not files.read(path, _MAX_SIZE).startswith(_HEAD.encode()):
-            return []
-    except (FileNotFoundError, files.Unusable):
-        return []
-    os.unlink(path)
-    try:
-        os.unlink(f"{DIRECTORY}/{_LOCK}")
-    except FileNotFoundError:
-        pass
-    return [path]
+def _write(lines: Iterable[str]) -> None:
+    text = "".join(f"{each}\n" for each in sorted(lines))
+    files.replace(_PATH, (_HEAD + text).encode(), 0o644)
 
 
-def _lines(path: str) -> list[str]:
-    """The settings in our file; none if it is not there. Raises OSError, also for another's."""
+def _lines() -> list[str]:
+    """The lines of our file; none if it is not there. Raises OSError, also for another's file."""
     try:
-        text = files.read(path, _MAX_SIZE).decode(errors="replace")
+        text = files.read(_PATH, _MAX_SIZE).decode(errors="replace")
     except FileNotFoundError:
         return []
     if not text.startswith(_HEAD):
-        raise FileExistsError(EEXIST, "is there, and is not of these plugins", path)
+        raise FileExistsError(EEXIST, "is there, and is not of these plugins", _PATH)
     return text.removeprefix(_HEAD).splitlines()
 
 

@@ -119,7 +119,7 @@ def uninstall(
         report = installation.uninstall()
         report.removed += removed
         if report.removed and place.root is None:
-            report.removed += sysctl_file.remove()
+            report.removed += sysctl_file.remove(str(place.bin_dir))
     gone = _remove_directories(installation.made)
     report.removed += [str(place.then(Path(path))) for path in gone]
     return report
@@ -137,6 +137,8 @@ def _preview(place: Place, directory: Path, units: Collection[Path]) -> Report:
         names = (LOCK, *filter(installation.is_passing, os.listdir(directory)), *report.removed)
         gone = {str(directory / name) for name in names}  # a path that is absolute stays one
         gone |= {str(place.now(Path(path))) for path in removed}
+        if (removed or report.removed) and place.root is None:
+            removed = [*removed, *sysctl_file.remove(str(place.bin_dir), dry_run=True)]
         emptied = _emptied(installation.made, gone)
         report.removed += [*removed, *(str(place.then(Path(path))) for path in emptied)]
         return report

@@ -123,18 +123,39 @@ def test_what_is_in_the_way_stays(
     assert what == "directory" or settings(place) == ["net.ipv4.ip_forward = 0"]
 
 
+def uninstall(runtime: Runtime, place: Path, bin_dir: Path, *more: str) -> str:
+    words = [str(bin_dir / "cni"), "uninstall", "--force", "--bin-dir", str(bin_dir), *more]
+    command = [*ALONE, "sh", "-c", MACHINE, str(place.parent), *words]
+    return runtime.host.exec(command, env=runtime.env).stdout
+
+
 @pytest.mark.parametrize("ours", [True, False])
 def test_uninstall_removes_it(
-    runtime: Runtime, container: Netns, place: Path, tmp_path: Path, ours: bool
+    host: Netns, container: Netns, place: Path, tmp_path: Path, ours: bool
 ) -> None:
+    runtime = Runtime(install_dist(tmp_path / "bin"), host)
     place.mkdir(parents=True)
     attach(runtime, container, place)
     if not ours:
         (place / NAME).write_text("net.ipv4.ip_forward = 0\n")
-    install_dist(tmp_path / "bin")
-    words = [str(tmp_path / "bin/cni"), "uninstall", "--force", "--bin-dir", str(tmp_path / "bin")]
-    command = [*ALONE, "sh", "-c", MACHINE, str(place.parent), *words]
-    told = runtime.host.exec(command, env=runtime.env).stdout
-    assert (f"/run/sysctl.d/{NAME}" in told) == ours
+    for more in (["--dry-run"], []):
+        told = uninstall(runtime, place, runtime.bin_dir, *more)
+        assert (f"/run/sysctl.d/{NAME}" in told) == ours
     left = sorted(each.name for each in place.iterdir())
     assert left == ([] if ours else [".99-zz-cni.lock", NAME])
+
+
+def test_another_installation_keeps_it(
+    host: Netns, container: Netns, place: Path, tmp_path: Path
+) -> None:
+    """It goes with the last directory whose plugins have written to it, and with no other."""
+    one, two, idle = (Runtime(install_dist(tmp_path / name), host) for name in ("a", "b", "c"))
+    place.mkdir(parents=True)
+    attach(one, container, place)
+    host.set_sysctl("net/ipv4/ip_forward", 0)
+    attach(two, container, place, ("192.168.66.0/24",))
+    for runtime in (idle, one):
+        assert NAME not in uninstall(runtime, place, runtime.bin_dir)
+        assert settings(place) == ["net/ipv4/ip_forward = 1"]
+    assert NAME in uninstall(two, place, two.bin_dir)
+    assert list(place.iterdir()) == []
