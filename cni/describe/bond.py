@@ -30,7 +30,7 @@ PLUGIN = Plugin(
         Key(
             "miimon",
             Text(),
-            "how often the links' carrier is looked at, in milliseconds, in quotation marks",
+            "interval in milliseconds at which the carrier of the links is checked; a string",
             required=True,
             example="100",
         ),
@@ -49,23 +49,24 @@ PLUGIN = Plugin(
                     )
                 )
             ),
-            "the links that become ports of the bond, two or more; one, if the runtime gives a "
-            "device",
+            "the links that become ports of the bond: two or more, or one if "
+            "the runtime passes a device",
             required=True,
             example=[{"name": "ens1f0"}, {"name": "ens2f0"}],
         ),
         Key(
             "linksInContainer",
             Flag(),
-            "the links are in the container already, where plugins before have put them",
+            "the links are already in the container, where earlier plugins of the list put them",
             default=False,
             example=True,
         ),
         Key(
             "mtu",
             Number(68, 65535, or_zero=True, word="auto"),
-            "MTU of the bond and its links, at most the links' smallest; 0: 1500, or that; `auto`: "
-            "that",
+            "MTU of the bond and its links, at most the smallest MTU of the "
+            "links; 0: 1500, if the links allow it; `auto`: the smallest MTU of "
+            "the links",
             default=0,
             example=1500,
         ),
@@ -80,21 +81,22 @@ PLUGIN = Plugin(
         Key(
             "xmitHashPolicy",
             Text(values=HASH_POLICIES),
-            "by what a packet's link is chosen, in the modes that spread them by a hash",
+            "fields of a packet from which the hash is computed that selects "
+            "its link, in modes that use one",
             absent="layer2",
             example="layer3+4",
         ),
         Key(
             "allSlavesActive",
             Number(0, 1),
-            "1: also take what comes in by links that are not active",
+            "1: also accept packets that arrive on inactive links",
             absent="0",
             example=1,
         ),
         Key(
             "tlbDynamicLb",
             Number(0, 1),
-            "0: of balance-tlb, do not shift flows by load",
+            "0: in the mode balance-tlb, flows are not moved between links by their load",
             absent="1",
             example=0,
         ),
@@ -103,7 +105,8 @@ PLUGIN = Plugin(
         runtime(
             replace(
                 DEVICE_MASTER,
-                text="PCI address, or name of an auxiliary device, whose link is a port, too",
+                text="PCI address of a device, or name of an auxiliary device; its link "
+                "becomes a port as well",
             )
         ),
     ),

@@ -37,7 +37,7 @@ PLUGIN = Plugin(
         Key(
             "bridge",
             Text("interface"),
-            "name of the bridge, which is made if it is missing",
+            "name of the bridge, which is created if it is missing",
             default="cni0",
             example="br0",
         ),
@@ -52,9 +52,9 @@ PLUGIN = Plugin(
         Key(
             "isDefaultGateway",
             Flag(),
-            "implies `isGateway`; the container's default route leads to the bridge; a default "
-            "route of IPAM through the same gateway is the same route, one through another gateway "
-            "an error",
+            "implies `isGateway`; the container's default route leads to the "
+            "bridge; a default route of IPAM through another gateway is an "
+            "error",
             default=False,
             example=True,
         ),
@@ -73,8 +73,9 @@ PLUGIN = Plugin(
         Key(
             "mtu",
             Number(68, 65535, or_zero=True, word="auto"),
-            "MTU of the pair, and of a bridge that is made; 0: the kernel's default; `auto`: that "
-            "of the default route's link, the smallest of several",
+            "MTU of the pair, and of a bridge that is created; 0: the kernel's "
+            "default; `auto`: the MTU of the default route's link, the smallest "
+            "of several",
             default=0,
             example=1400,
         ),
@@ -109,7 +110,7 @@ PLUGIN = Plugin(
         Key(
             "preserveDefaultVlan",
             Flag(),
-            "keep VLAN 1 on the port beside these",
+            "keep VLAN 1 on the port in addition to these VLANs",
             default=False,
             example=True,
         ),
@@ -144,8 +145,9 @@ PLUGIN = Plugin(
         Key(
             "removeEmptyBridge",
             Flag(),
-            "a bridge that was made for a network with this key is removed with its last port, and "
-            "the interface of a VLAN's gateway with the VLAN's last",
+            "a bridge that was created for a network with this key is removed "
+            "with its last port; the interface of a VLAN's gateway is removed "
+            "with the last port in that VLAN",
             default=False,
             example=True,
             beyond=True,
@@ -153,9 +155,10 @@ PLUGIN = Plugin(
         Key(
             "uplinkInterface",
             Text("interface"),
-            "link of the node, without addresses, that becomes a port of the bridge; it carries "
-            "the VLANs of the containers, and loses each with its last port",
-            absent="the bridge has the ports that others give it",
+            "link of the node, without addresses, that becomes a port of the "
+            "bridge; it carries the VLANs of the containers, each until the "
+            "last port in that VLAN is removed",
+            absent="the plugin adds no uplink",
             example="eth1",
             beyond=True,
         ),

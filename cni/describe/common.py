@@ -56,23 +56,29 @@ ROUTE = Record(
         Key(
             "gw",
             Text("address"),
-            "next hop; routes that differ in it alone are one multipath route",
+            "next hop; routes that differ only in their next hop become one multipath route",
             absent="the gateway of the address, of the same family",
             example="10.1.2.1",
         ),
         Key("mtu", Number(), "MTU of the route", default=0, example=1400),
         Key("advmss", Number(), "TCP segment size to advertise", default=0, example=1360),
-        Key("priority", Number(), "metric; 0: the kernel's", default=0, example=100),
+        Key("priority", Number(), "metric; 0: the kernel's default", default=0, example=100),
         Key(
             "metric",
             Number(),
-            "another word for `priority`, which wins",
+            "another name for `priority`, which takes precedence",
             default=0,
             example=100,
             beyond=True,
         ),
         Key("table", Number(), "routing table", absent="the main table", example=100),
-        Key("scope", Number(0, 255), "scope of the route", absent="the kernel's", example=253),
+        Key(
+            "scope",
+            Number(0, 255),
+            "scope of the route",
+            absent="the kernel's default",
+            example=253,
+        ),
     )
 )
 
@@ -87,7 +93,7 @@ IPAM = Key(
 RESULT_DNS = Key(
     "dns",
     DNS,
-    "goes into the result",
+    "copied into the result",
     absent="none",
     example={"nameservers": ["192.0.2.53"]},
 )
@@ -126,7 +132,7 @@ MASQ_SET = Key(
 MASQ_FAMILIES = Key(
     "ipMasqFamilies",
     Many(Text(values=("ipv4", "ipv6"))),
-    "masquerade the addresses of these families only: the others are routed in the world",
+    "masquerade only addresses of these families, because the network outside routes the others",
     absent="both",
     example=["ipv4"],
     beyond=True,
@@ -134,8 +140,9 @@ MASQ_FAMILIES = Key(
 OUTBOUND_ADDR = Key(
     "outboundAddr",
     Many(Text("address"), most=2),
-    "addresses of the node, one a family, under which packets that are masqueraded leave",
-    absent="that of the link which a packet leaves through",
+    "source addresses of masqueraded packets, at most one for each "
+    "family; they must be addresses of the node",
+    absent="the address of the outgoing link",
     example=["192.0.2.7"],
     beyond=True,
 )
@@ -194,8 +201,8 @@ MASQ_RULES = (
 VETH_MTU = Key(
     "mtu",
     Number(68, 65535, or_zero=True, word="auto"),
-    "MTU of both ends; 0: the kernel's default; `auto`: that of the default route's link, the "
-    "smallest of several",
+    "MTU of both ends; 0: the kernel's default; `auto`: the MTU of the "
+    "default route's link, the smallest of several",
     default=0,
     example=1400,
 )
@@ -206,7 +213,7 @@ ARG_MAC = Key("MAC", Text("ownmac"), _MAC_MEANING, absent="none", example="02:00
 NO_DEFAULT_ROUTE = Key(
     "noDefaultRoute",
     Flag(),
-    "leave out the default routes that IPAM gives: the container has another interface for them",
+    "leave out the default routes from IPAM, because the container has them on another interface",
     default=False,
     example=True,
     beyond=True,
@@ -215,17 +222,18 @@ ROUTER_KEYS = (
     Key(
         "acceptRA",
         Flag(),
-        "whether the container's interface heeds routers' advertisements (IPv6); set before it is "
-        "up",
-        absent="what the container's namespace says",
+        "whether the container's interface processes router advertisements "
+        "(IPv6); set before the interface is up",
+        absent="the setting of the container's namespace",
         example=False,
         beyond=True,
     ),
     Key(
         "autoconf",
         Flag(),
-        "whether it takes addresses from them; set before it is up",
-        absent="what the container's namespace says",
+        "whether the container's interface takes addresses from router "
+        "advertisements; set before the interface is up",
+        absent="the setting of the container's namespace",
         example=False,
         beyond=True,
     ),
@@ -245,7 +253,7 @@ def runtime(*keys: Key) -> Key:
     return Key(
         "runtimeConfig",
         Record(keys, is_open=True),
-        "what the runtime gives for the declared `capabilities`",
+        "values that the runtime passes for the declared `capabilities`",
         absent="empty",
     )
 
@@ -253,8 +261,8 @@ def runtime(*keys: Key) -> Key:
 DEVICE_MASTER = Key(
     "deviceID",
     Text(),
-    "PCI address, or name of an auxiliary device, whose link is the master where there is no "
-    "`master`",
+    "PCI address of a device, or name of an auxiliary device; its link "
+    "is the master if `master` is not set",
     absent="none",
     example="0000:3b:00.1",
     beyond=True,
@@ -267,10 +275,10 @@ def args(*keys: Key) -> Key:
     cni = Key(
         "cni",
         Record(keys, is_open=True),
-        "requests in the form of the specification",
+        "arguments in the form of the specification",
         absent="none",
     )
-    return Key("args", Record((cni,), is_open=True), "requests for this network", absent="none")
+    return Key("args", Record((cni,), is_open=True), "arguments for this network", absent="none")
 
 
 RUNTIME_MAC = Key(
@@ -300,13 +308,13 @@ RANGE_KEYS = (
         "rangeEnd",
         Text("address"),
         "last address to allocate",
-        absent="the last of the subnet but the broadcast address",
+        absent="the last of the subnet, except the broadcast address",
         example="10.22.0.99",
     ),
     Key(
         "gateway",
         Text("address"),
-        "goes into the result, and is never allocated",
+        "copied into the result, and never allocated",
         absent="the first address of the subnet",
         example="10.22.0.1",
     ),
@@ -362,45 +370,46 @@ COMMON = (
     Key(
         "cniVersion",
         Text(values=VERSIONS),
-        "version of the specification; in a list that of the list counts",
+        "version of the specification; in a list, the list's version is used",
         default=VERSIONS[0],
         example="1.0.0",
     ),
     Key(
         "name",
         Text("network"),
-        "name of the network; in a list that of the list counts",
+        "name of the network; in a list, the list's name is used",
         required=True,
         example="mynet",
     ),
     Key(
         "capabilities",
         Table(Flag(), "capability"),
-        "what this plugin, or its IPAM plugin, takes from the runtime in `runtimeConfig`",
+        "which values this plugin, or its IPAM plugin, accepts from the runtime in `runtimeConfig`",
         absent="nothing",
         example={"portMappings": True},
     ),
-    Key("prevResult", Anything(), "result of the plugins before; the runtime sets it"),
+    Key("prevResult", Anything(), "result of the earlier plugins of the list; the runtime sets it"),
     Key(
         "args",
         Record((), is_open=True),
-        "requests for this network: `cni` is the specification's, others are a runtime's",
+        "arguments for this network: `cni` as in the specification, other "
+        "keys as runtimes define them",
         absent="none",
     ),
     runtime(),
     Key(
         "logLevel",
         Text(values=("off", "errors", "all"), ignores_others=True),
-        "which requests are written down (docs/observability.md)",
-        absent="that of the node, else `errors`",
+        "which requests are logged (docs/observability.md)",
+        absent="the node's setting, else `errors`",
         example="all",
         beyond=True,
     ),
     Key(
         "logFile",
         Text("logfile"),
-        "where to: `journal`, or a file in /var/log/cni",
-        absent="that of the node, else `journal`",
+        "where requests are logged: `journal`, or a file in /var/log/cni",
+        absent="the node's setting, else `journal`",
         example="/var/log/cni/requests.log",
         beyond=True,
     ),
@@ -417,7 +426,7 @@ LIST = (
     Key(
         "cniVersions",
         Many(Text()),
-        "versions to choose from: the highest that the runtime knows counts",
+        "versions to choose from: the highest one that the runtime supports is used",
         absent="only `cniVersion`",
         example=["0.3.1", "1.0.0", "1.1.0"],
     ),

@@ -35,14 +35,15 @@ PLUGIN = Plugin(
                                     Key(
                                         "skipDefault",
                                         Flag(),
-                                        "do not ask for routers and subnet mask",
+                                        "do not request routers and subnet mask",
                                         default=False,
                                         example=True,
                                     ),
                                 )
                             )
                         ),
-                        "options to ask the server for, beside routers and subnet mask",
+                        "options to request from the server, in addition to routers and "
+                        "subnet mask",
                         default=[],
                         example=[{"option": "121"}],
                     ),
@@ -83,7 +84,7 @@ PLUGIN = Plugin(
                     Key(
                         "priority",
                         Number(),
-                        "metric of every route; 0: the kernel's",
+                        "metric of every route; 0: the kernel's default",
                         default=0,
                         example=100,
                     ),

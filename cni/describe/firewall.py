@@ -12,29 +12,31 @@ PLUGIN = Plugin(
         Key(
             "backend",
             Text(values=("firewalld", "iptables", "nftables"), ignores_others=True),
-            "how to let it through; any other value counts as none",
+            "packet filter in which the container's traffic is accepted; any "
+            "other value has the same effect as none",
             absent="detected",
             example="iptables",
         ),
         Key(
             "iptablesAdminChainName",
             Text("chain"),
-            "the chain for your own rules, which come first (iptables, nftables)",
+            "chain for the administrator's own rules, which come first (iptables, nftables)",
             default="CNI-ADMIN",
             example="MY-RULES",
         ),
         Key(
             "firewalldZone",
             Text(),
-            "the zone that gets the containers' addresses",
+            "zone to which the containers' addresses are added",
             default="trusted",
             example="internal",
         ),
         Key(
             "ingressPolicy",
             Text(values=("open", "same-bridge", "isolated")),
-            "`same-bridge`: no traffic from other bridges that have a policy; `isolated`: also none"
-            " between containers of the bridge, which is the first interface in the prevResult",
+            "`same-bridge`: blocks traffic from other bridges that have a "
+            "policy; `isolated`: also blocks traffic between containers on the "
+            "bridge, which is the first interface in the prevResult",
             default="open",
             example="same-bridge",
         ),

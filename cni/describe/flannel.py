@@ -13,14 +13,14 @@ PLUGIN = Plugin(
         Key(
             "subnetFile",
             Text("path"),
-            "what flanneld writes",
+            "file that flanneld writes",
             default="/run/flannel/subnet.env",
             example="/run/flannel/subnet.env",
         ),
         Key(
             "dataDir",
             Text("path"),
-            "notes: the configurations that delegates were called with",
+            "directory for the configurations that delegates were called with",
             default="/var/lib/cni/flannel",
             example="/var/lib/cni/flannel",
         ),

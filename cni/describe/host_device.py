@@ -37,7 +37,8 @@ PLUGIN = Plugin(
         Key(
             "DPDKMode",
             Flag(),
-            "the device has a user space driver; with `pciBusID` the driver decides that",
+            "the device has a user space driver; with `pciBusID` the plugin "
+            "detects this by the driver",
             default=False,
             example=True,
         ),
@@ -47,7 +48,7 @@ PLUGIN = Plugin(
             Key(
                 "deviceID",
                 Text(),
-                "PCI address, or name of an auxiliary device; replaces `pciBusID`",
+                "PCI address of a device, or name of an auxiliary device; replaces `pciBusID`",
                 absent="none",
                 example="0000:3b:00.1",
                 capability="deviceID",

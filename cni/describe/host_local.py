@@ -11,7 +11,7 @@ from .model import Flag, Key, Many, Plugin, Record, Rule, Text
 _IPS = Key(
     "ips",
     Many(Text("request")),
-    "addresses that the container asks for, of the configured ranges",
+    "addresses that the container requests, from the configured ranges",
     default=[],
     example=["10.22.0.7"],
 )

@@ -19,8 +19,8 @@ MASTER = Key(
     "master",
     Text("interface"),
     "the link that carries the interface",
-    absent="the device that the runtime gives, else the only interface of the prevResult, else the "
-    "default route's link",
+    absent="the device that the runtime passes, else the only interface of the "
+    "prevResult, else the default route's link",
     example="eth0",
 )
 MTU = Key(

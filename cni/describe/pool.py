@@ -70,22 +70,27 @@ _OF = {  # which engine reads what, beside `type` and `timeout`
             "the name in the members' certificates",
             absent="the endpoint's host",
         ),
-        Key("username", Text(), "who logs in", absent="nobody"),
-        Key("passwordFile", Text("path"), "holds the password, in one line", absent="none"),
-        Key("prefix", Text("path"), "below which all keys are", default="/cni/v1"),
+        Key("username", Text(), "user name for the login", absent="no login"),
+        Key("passwordFile", Text("path"), "file with the password, in one line", absent="none"),
+        Key("prefix", Text("path"), "prefix of all keys in the store", default="/cni/v1"),
         Key(
             "stateDir",
             Text("path"),
-            "where this node notes how far the store was",
+            "directory in which this node notes the latest revision of the store that it has seen",
             default="/var/lib/cni/cluster",
         ),
     ),
     "kubernetes": (
-        Key("kubeconfig", Text("path"), "how to log in", absent="the service account"),
+        Key(
+            "kubeconfig",
+            Text("path"),
+            "file with the address of the API and the credentials",
+            absent="the service account",
+        ),
         Key("server", Text(), "URL of the API, instead of a kubeconfig", absent="none"),
         Key("caFile", Text("path"), _FILE, absent="the system's authorities"),
-        Key("tokenFile", Text("path"), "holds the token, with `server`", absent="none"),
-        Key("namespace", Text(), "nothing: the objects belong to the cluster", absent="none"),
+        Key("tokenFile", Text("path"), "file with the token, for use with `server`", absent="none"),
+        Key("namespace", Text(), "ignored: the objects are not in a namespace", absent="none"),
     ),
 }
 
@@ -101,7 +106,7 @@ STORE = Record(
         Key(
             "type",
             Text(values=tuple(_OF)),
-            "the kind of store; which other keys there are depends on it",
+            "type of store, on which the other keys depend",
             required=True,
             example="etcd",
         ),
@@ -154,18 +159,18 @@ _ALL = {
         Key(
             "routes",
             Many(ROUTE),
-            "go into the result",
+            "copied into the result",
             default=[],
             example=[{"dst": "0.0.0.0/0"}],
             beyond=True,
         ),
-        Key("dns", DNS, "goes into the result", absent="none", beyond=True),
+        Key("dns", DNS, "copied into the result", absent="none", beyond=True),
         Key(
             "blockSize",
             Number(1, 32, or_zero=True),
             "prefix length of the blocks of IPv4 subnets; 32: single addresses",
             default=0,
-            absent="26, and of small subnets four more than the subnet's",
+            absent="26, or for small subnets four more than the subnet's prefix length",
             example=26,
             beyond=True,
         ),
@@ -174,15 +179,15 @@ _ALL = {
             Number(1, 128, or_zero=True),
             "prefix length of the blocks of IPv6 subnets",
             default=0,
-            absent="122, and of small subnets four more than the subnet's",
+            absent="122, or for small subnets four more than the subnet's prefix length",
             example=122,
             beyond=True,
         ),
         Key(
             "noGateway",
             Flag(),
-            "a subnet without `gateway` has none: its first address is handed out, and the result "
-            "names no gateway",
+            "a subnet without the key `gateway` has no gateway: its first "
+            "address can be allocated, and the result contains no gateway",
             default=False,
             example=True,
             beyond=True,
@@ -190,7 +195,7 @@ _ALL = {
         Key(
             "space",
             Text(),
-            "name of the address space: the same addresses may be used once in each",
+            "name of the address space; each address is used at most once in each space",
             absent="`default`",
             example="tenant-a",
             beyond=True,
@@ -198,7 +203,7 @@ _ALL = {
         Key(
             "reserve",
             Number(),
-            "addresses that each node keeps free, by claiming blocks ahead",
+            "number of addresses that each node keeps free by claiming blocks in advance",
             default=8,
             example=16,
             beyond=True,
@@ -206,7 +211,7 @@ _ALL = {
         Key(
             "cooldown",
             Number(0, 1200, unit="s"),
-            "how long an address rests before another container gets it",
+            "how long a released address stays unused before another container can get it",
             default=0,
             example=60,
             beyond=True,
@@ -223,22 +228,28 @@ _ALL = {
             "conflictCheck",
             Record(
                 (
-                    Key("probes", Number(1, 10), "how often it asks", default=3),
-                    Key("interval", Number(1, 5000, unit="ms"), "time between", default=100),
-                    Key("gateway", Flag(), "gateways have to answer", default=False),
+                    Key("probes", Number(1, 10), "number of probes", default=3),
+                    Key(
+                        "interval",
+                        Number(1, 5000, unit="ms"),
+                        "time between two probes",
+                        default=100,
+                    ),
+                    Key("gateway", Flag(), "also require that the gateways answer", default=False),
                 )
             ),
-            "an ADD asks on the link (ARP, neighbour discovery) whether somebody has the address, "
-            "and then takes another one; `{}`: three times",
-            absent="nobody is asked",
+            "an ADD asks on the link (ARP, neighbour discovery) whether another "
+            "host has the address, and if so takes another one; `{}`: three "
+            "probes",
+            absent="no check",
             example={"probes": 3, "interval": 100, "gateway": True},
             beyond=True,
         ),
         Key(
             "store",
             STORE,
-            "where blocks are claimed",
-            absent="that of /etc/cni/cluster.json",
+            "store in which blocks are claimed",
+            absent="the store in /etc/cni/cluster.json",
             example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
             beyond=True,
         ),
@@ -246,16 +257,18 @@ _ALL = {
             "nodeName",
             Text(),
             "this node's name in the store",
-            absent="that of /etc/cni/cluster.json, NODENAME in the environment, or the host name",
+            absent="the name in /etc/cni/cluster.json, NODENAME in the environment, or "
+            "the host name",
             example="node-1",
             beyond=True,
         ),
         Key(
             "nodeTimeout",
             Number(unit="s"),
-            "a node that could not reach the store for so long stops allocating; 0: it "
-            "goes on, and its blocks are never taken by time",
-            absent="that of /etc/cni/cluster.json, or 0",
+            "time after which a node that cannot reach the store stops "
+            "allocating; 0: it continues, and its blocks are never freed by "
+            "time",
+            absent="the value in /etc/cni/cluster.json, or 0",
             default=0,
             example=3600,
             beyond=True,
@@ -263,8 +276,8 @@ _ALL = {
         Key(
             "dataDir",
             Text("path"),
-            "where the node keeps its blocks and reservations",
-            absent="that of /etc/cni/cluster.json, or `/var/lib/cni/cluster`",
+            "directory for the node's blocks and reservations",
+            absent="the directory in /etc/cni/cluster.json, or `/var/lib/cni/cluster`",
             example="/var/lib/cni/cluster",
             beyond=True,
         ),

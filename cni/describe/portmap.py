@@ -62,7 +62,7 @@ PLUGIN = Plugin(
         Key(
             "markMasqBit",
             Number(0, 31),
-            'the bit of the packet mark that says "masquerade this"',
+            "bit of the packet mark that marks packets to masquerade",
             default=13,
             example=14,
         ),
@@ -84,7 +84,7 @@ PLUGIN = Plugin(
         Key(
             "conditionsV6",
             Many(Text("condition")),
-            "the same for IPv6",
+            "as `conditionsV4`, for IPv6",
             default=[],
             example=["ip6", "daddr", "2001:db8::/64"],
         ),

@@ -43,7 +43,8 @@ PLUGIN = Plugin(
         Key(
             "linkType",
             Text(values=("veth", "netkit")),
-            "netkit needs Linux 6.7; without it veth is used, and stderr says so",
+            "netkit needs Linux 6.7; on older kernels veth is used, and a line "
+            "on stderr reports this",
             default="veth",
             example="netkit",
             beyond=True,

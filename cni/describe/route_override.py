@@ -8,8 +8,8 @@ from .model import Flag, Key, Many, Plugin, Record, Rule, Text
 _FLUSH = Key(
     "flushroutes",
     Flag(),
-    "remove all routes of the interface but those to its own subnets; `delroutes` does not matter "
-    "then",
+    "remove all routes of the interface except those to its own "
+    "subnets; `delroutes` is then ignored",
     default=False,
     example=True,
 )
@@ -54,7 +54,7 @@ _ECMP = Record(
         Key(
             "gws",
             Many(Text("address")),
-            "its gateways; to remove a route they do not matter",
+            "its gateways; ignored when a route is removed",
             absent="none",
             example=["10.1.2.1", "10.1.2.2"],
         ),

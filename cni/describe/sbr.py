@@ -12,16 +12,16 @@ PLUGIN = Plugin(
         Key(
             "table",
             Number(0, 4294967295),
-            "only add rules, for this table, which another program fills; the other keys do not "
-            "matter then",
+            "only add rules, for this table, which another program fills; the "
+            "other keys are then ignored",
             absent="tables from 100 on, which the plugin fills",
             example=200,
         ),
         Key(
             "gateways",
             Many(Text("address"), most=2),
-            "at most one IPv4 and one IPv6 address: default gateways in place of those in the "
-            "result, and of default routes the interface has",
+            "at most one IPv4 and one IPv6 address: default gateways that "
+            "replace those in the result and the interface's default routes",
             default=[],
             example=["192.168.1.1"],
         ),

@@ -39,7 +39,7 @@ PLUGIN = Plugin(
                                     Key(
                                         "gateway",
                                         Text("address"),
-                                        "goes into the result",
+                                        "copied into the result",
                                         absent="none",
                                         example="192.0.2.1",
                                     ),
@@ -53,14 +53,14 @@ PLUGIN = Plugin(
                     Key(
                         "routes",
                         Many(ROUTE),
-                        "go into the result; several to one destination are kept",
+                        "copied into the result; several routes to one destination are kept",
                         default=[],
                         example=[{"dst": "0.0.0.0/0"}],
                     ),
                     Key(
                         "dns",
                         DNS,
-                        "goes into the result; note that it is in `ipam`",
+                        "copied into the result; note that this key is in `ipam`",
                         absent="none",
                         example={"nameservers": ["192.0.2.53"]},
                     ),
@@ -76,14 +76,15 @@ PLUGIN = Plugin(
         Key(
             "IP",
             Text(),
-            "prefixes, by comma, in addition to `ipam.addresses`",
+            "addresses with prefix lengths, separated by commas, in addition to `ipam.addresses`",
             absent="none",
             example="192.0.2.9/24",
         ),
         Key(
             "GATEWAY",
             Text(),
-            "addresses, by comma: the gateway of those addresses of `IP` whose subnet contains it",
+            "gateways, separated by commas, each for those addresses of `IP` "
+            "whose subnet contains it",
             absent="none",
             example="192.0.2.1",
         ),

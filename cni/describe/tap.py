@@ -45,7 +45,7 @@ PLUGIN = Plugin(
         Key(
             "mtu",
             Number(0, _U32, word="auto"),
-            "MTU; 0: 1500; `auto`: that of the default route's link, the smallest of several",
+            "MTU; 0: 1500; `auto`: the MTU of the default route's link, the smallest of several",
             default=0,
             example=1400,
         ),

@@ -23,7 +23,7 @@ PLUGIN = Plugin(
         Key(
             "tap_name",
             Text(),
-            "the same as `tapName`, as the plugin of that name spells it",
+            "another spelling of `tapName`, which the original tc-redirect-tap uses",
             absent="`tapName`",
             example="tap0",
         ),

@@ -63,7 +63,7 @@ PLUGIN = Plugin(
         Key(
             "dataDir",
             Text("path"),
-            "where ADD keeps the values from before",
+            "directory in which ADD saves the previous values",
             default="/run/cni/tuning",
             example="/run/cni/tuning",
         ),

@@ -15,9 +15,9 @@ PLUGIN = Plugin(
         Key(
             "master",
             Text("interface"),
-            "the link whose VLAN it is",
-            absent="the device that the runtime gives, else the only interface of the prevResult; "
-            "required where there is neither",
+            "link that carries the VLAN",
+            absent="the device that the runtime passes, else the only interface of the "
+            "prevResult; required if there is neither",
             example="eth0",
         ),
         Key(
@@ -30,8 +30,8 @@ PLUGIN = Plugin(
         Key(
             "protocol",
             Text(values=("802.1Q", "802.1ad")),
-            "which tag frames get; with `802.1ad` (QinQ) the containers behind may use VLANs of "
-            "their own",
+            "type of the VLAN tag; with `802.1ad` (QinQ) the containers can use "
+            "VLANs of their own inside of it",
             default="802.1Q",
             example="802.1ad",
             beyond=True,

@@ -12,16 +12,16 @@ PLUGIN = Plugin(
         Key(
             "vrfname",
             Text("interface"),
-            "name of the VRF device in the container, at most 15 characters; interfaces that name "
-            "the same one share it",
+            "name of the VRF device in the container, at most 15 characters; "
+            "interfaces with one VRF name share the device",
             required=True,
             example="blue",
         ),
         Key(
             "table",
             Number(0, 4294967295),
-            "its routing table; 0: that of an existing VRF, or for a new VRF the smallest number "
-            "from 1 on that is unused",
+            "routing table of the VRF; 0: the table of an existing VRF, or for "
+            "a new VRF the smallest unused number from 1 on",
             default=0,
             example=1001,
         ),

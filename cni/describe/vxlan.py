@@ -25,7 +25,7 @@ _OWN = (
     Key(
         "vni",
         Number(1, (1 << 24) - 1),
-        "number of the network (VNI), the same on all nodes; a node has each once",
+        "VXLAN network identifier (VNI), equal on all nodes; each network of a node needs its own",
         required=True,
         example=100,
     ),
@@ -56,35 +56,35 @@ _OWN = (
         "store",
         STORE,
         "the store of `peersFrom`",
-        absent="that of `ipam`, if its type is cluster or whereabouts; else that of "
-        "/etc/cni/cluster.json",
+        absent="the store of `ipam` if its type is cluster or whereabouts, else "
+        "the one in /etc/cni/cluster.json",
         example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
     ),
     Key(
         "dev",
         Text("interface"),
         "link of the node by which it reaches the others",
-        absent="the routes decide",
+        absent="chosen by the routing table",
         example="eth0",
     ),
     Key(
         "local",
         Text("address"),
-        "address of this node from which its packets come",
-        absent="the routes decide",
+        "source address of this node's packets",
+        absent="chosen by the routing table",
         example="192.0.2.11",
     ),
     Key(
         "port",
         Number(1, 65535),
-        "UDP port, the same on all nodes",
+        "UDP port, equal on all nodes",
         default=PORT,
         example=8472,
     ),
     Key(
         "bridge",
         Text("interface"),
-        "name of the bridge, which is made if it is missing; a network has one of its own",
+        "name of the bridge, which is created if it is missing; each network needs its own",
         absent="`cni-vx` and the VNI",
         example="br-web",
     ),
@@ -113,7 +113,8 @@ PLUGIN = Plugin(
         *(_OF_BRIDGE[name] for name in _GATEWAY),
         replace(
             _OF_BRIDGE["removeEmptyBridge"],
-            text="a bridge that this plugin has made is removed with the network's last container",
+            text="a bridge that this plugin has created is removed with the "
+            "network's last container",
             default=True,
             example=False,
         ),

@@ -24,7 +24,7 @@ PLUGIN = Plugin(
         Key(
             "endpointMacPrefix",
             Text("macprefix"),
-            "the MAC is this and the four bytes of the address",
+            "first two bytes of the MAC address; the other four are the IPv4 address",
             default="0E-2A",
             example="0E-2A",
         ),
