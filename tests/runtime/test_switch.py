@@ -57,11 +57,18 @@ class Switch:
 
     def to_ours(self) -> None:
         self.node.run([self.dist, "install", "--bin-dir", BIN_DIR])
-        assert self.node.run(["realpath", f"{BIN_DIR}/bridge"]).stdout == f"{BIN_DIR}/cni\n"
+        assert self._are_ours()
 
     def to_go(self) -> None:
         self.node.run([self.dist, "uninstall", "--bin-dir", BIN_DIR, "--force"])
-        assert self.node.run(["realpath", f"{BIN_DIR}/bridge"]).stdout == f"{BIN_DIR}/bridge\n"
+        assert not self._are_ours()
+
+    def _are_ours(self) -> bool:
+        """Called by hand, a plugin says its version, of which the Go plugins know nothing."""
+        done = self.node.run([f"{BIN_DIR}/bridge"], check=False)
+        said = done.stdout + done.stderr
+        assert "CNI bridge plugin" in said
+        return "+py." in said
 
 
 @pytest.fixture
