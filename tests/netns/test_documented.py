@@ -302,6 +302,8 @@ def chain(name: str, conf: dict[str, Any], data_dir: Path) -> dict[str, Any]:
             ipam["dataDir"] = str(data_dir)
         if ipam.get("type") == "cluster":  # with etcd: tests/netns/test_cluster_etcd.py
             ipam["store"] = {"type": "directory", "path": str(data_dir / "shared")}
+        if plugin.get("peersFrom"):  # with etcd: tests/netns/test_vxlan_peers.py
+            plugin["store"] = {"type": "directory", "path": str(data_dir / "shared")}
     return made
 
 
@@ -326,6 +328,8 @@ def test_configurations(
     }
     for master in masters - {""}:
         host.ip_batch(f"link add {master} type veth peer name p-{master}", f"link set {master} up")
+    if conf.get("peersFrom"):  # the others learn the address of this link
+        host.ip("address", "add", "192.0.2.11/24", "dev", conf["dev"])
     network = chain(name, conf, tmp_path)
     result = runtime.add_list(network, container)
     if name != "sample":  # whose CHECK says that it is not implemented
