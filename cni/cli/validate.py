@@ -332,6 +332,8 @@ def _conversion(name: str, value: Any) -> str:
     """The plugin's error for a configuration that it cannot decode; "" if it can."""
     try:
         config.convert(value, import_module(_TABLE[name].module).Conf)
+    except ImportError:
+        return ""  # a plugin for Windows: the self-contained file contains only its description
     except CNIError as error:
         return f"{error.msg}: {error.details}" if error.details else error.msg
     return ""

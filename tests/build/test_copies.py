@@ -88,9 +88,8 @@ WAYS = {
 def target(request: pytest.FixtureRequest, source: Path, tmp_path: Path) -> Path:
     place = tmp_path / "bin"
     place.mkdir()
-    small = is_stub(source / "bridge")
     request.param(source, place)
-    if small and not (place / "cni").exists():
+    if is_stub(place / "bridge") and not (place / "cni").exists():
         found = json.loads(run(place / "bridge", env={"CNI_COMMAND": "ADD"}).stdout)
         assert "the file cni, to which this plugin belongs" in found["msg"]
         assert "it is missing beside this file: copy it there, too" in found["details"]

@@ -3,8 +3,9 @@
     build.py --arch x86_64 [--pgo] [--output PATH]
 
 The file is the native client, behind it the image of an interpreter in which our modules and those
-of the standard library are frozen code, and behind that a zip of what is not code. It
-needs a Linux kernel and nothing else. docs/self-contained.md says what is in it.
+of the standard library are frozen code, and behind that a zip: modules for plugins of others, which
+run on the node's Python (docs/writing-a-plugin.md), and what is not code. It needs a Linux kernel
+and nothing else. docs/self-contained.md says what is in it.
 
 The first build takes minutes; CPython and the libraries stay in .cache/interpreter. The same input
 gives the same file, byte for byte.
@@ -28,6 +29,11 @@ from tools.interpreter.sources import CACHE, HERE, PINS, ROOT, BuildError, spent
 
 IMAGE = zipapp.CLIENT.with_name("image.c")
 MAIN = IMAGE.with_name("selfmain.py")
+# Code that only the file's own interpreter runs: commands, server, daemon.
+_NOT_IN_THE_ZIP = (
+    *("cni/cli/", "cni/install/", "cni/server/", "cni/windows/", "cni/ipam/dhcp/"),
+    *("click/", "run.py"),
+)
 # What the native client has instead of a script: there is nothing to start but the image.
 _SETTINGS = "#!cni\ncni_build={build}\ncni_python=''\n"
 
@@ -58,7 +64,7 @@ def make(target: Target) -> tuple[bytes, str]:
     pinned = PINS["msgspec"]["version"]
     if cpython.msgspec_version() != pinned:
         raise BuildError(f"pins.toml has msgspec {pinned}, tools/bundle.lock another version")
-    files = payload()
+    files = payload(target)
     trained_by = zipapp.content_id(files, Path(training.__file__).read_bytes())
     built = cpython.build(target, lambda counting: training.train(counting, files), trained_by)
     build = zipapp.content_id(files, _ingredients(built))
@@ -83,22 +89,23 @@ def make(target: Target) -> tuple[bytes, str]:
     return data, build
 
 
-def payload() -> dict[str, bytes]:
-    """Path in the zip of dist/cni -> content, but for cni/_build.py, and for what is not used here.
-
-    That is extension modules, which are linked into the image, and pyroute2, which only scripts of
-    people import.
-    """
+def payload(target: Target) -> dict[str, bytes]:
+    """Path in dist/cni's zip -> content, but for cni/_build.py, and for other machines' modules."""
     return {
         name: data
         for name, data in zipapp.payload().items()
-        if not name.endswith(".so") and not name.startswith("pyroute2")
+        if not (name.endswith(".so") and f"-{target.arch}-" not in name)
+        and not name.startswith("pyroute2")  # which only scripts of people import, from dist/cni
     }
 
 
 def _beside_the_image(files: dict[str, bytes]) -> dict[str, bytes]:
-    """What the zip of the file has: no code, for that is in the image."""
-    kept = {name: data for name, data in files.items() if not name.endswith(".py")}
+    """The zip of the file: modules that plugins of others can import, and what is not code."""
+    kept = {
+        name: data
+        for name, data in files.items()
+        if not (name.endswith(".py") and name.startswith(_NOT_IN_THE_ZIP))
+    }
     return {**kept, "__main__.py": MAIN.read_bytes()}
 
 
