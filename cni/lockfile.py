@@ -81,6 +81,22 @@ def acquire(fd: int, path: str, deadline: float, *, shared: bool = False) -> Non
         time.sleep(pause)
 
 
+def take(path: str, timeout: float = TIMEOUT) -> int:
+    """Open the lock file `path`, which is made if it is missing, and lock it; `release` closes it.
+
+    Waits `timeout` seconds. Raises OSError if it cannot be opened, else as `acquire`.
+    """
+    from . import files  # callers that lock a descriptor of their own do not need it
+
+    fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        acquire(fd, path, time.monotonic() + timeout)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def release(fd: int) -> None:
     """Unlock and close. Raises nothing, since the work under the lock is done.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from errno import EEXIST
@@ -55,12 +54,13 @@ def remove(bin_dir: str, *, dry_run: bool = False) -> list[str]:
     """
     user = _user(bin_dir)
     try:
-        if user not in _lines():
-            return []
+        lines = _lines()
     except (FileExistsError, files.Unusable):
         return []
+    if user not in lines:
+        return []
     if dry_run:
-        return [] if _has_others(_lines(), user) else [_PATH]
+        return [] if _has_others(lines, user) else [_PATH]
     with _locked():
         lines = _lines()
         if _has_others(lines, user):
@@ -82,10 +82,8 @@ def _has_others(lines: list[str], user: str) -> bool:
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    fd = os.open(_LOCK, flags, 0o600)  # a process that may open it could stop every ADD
+    fd = lockfile.take(_LOCK)  # of mode 0600: a process that may open it could stop every ADD
     try:
-        lockfile.acquire(fd, _LOCK, time.monotonic() + lockfile.TIMEOUT)
         yield
     finally:
         lockfile.release(fd)

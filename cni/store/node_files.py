@@ -64,14 +64,9 @@ def locked(path: str, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
     """Hold the lock of a file, which is made if it is missing. Raises CNIError, TryAgainLater."""
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
-        fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
+        fd = lockfile.take(path, timeout)
     except OSError as error:
         raise explain("open", path, error) from None
-    try:
-        lockfile.acquire(fd, path, time.monotonic() + timeout)
-    except BaseException:
-        os.close(fd)
-        raise
     try:
         yield
     finally:

@@ -27,14 +27,13 @@ since packets that arrive with ::1 are dropped before any rule. The route stays 
 from __future__ import annotations
 
 import os
-import time
 from _socket import AF_INET6, if_indextoname
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EEXIST, ENODEV, ENOENT, ENOTEMPTY, ENXIO
 from typing import TYPE_CHECKING, Any
 
-from ... import files, intent, lockfile
+from ... import intent, lockfile
 from ...call import Call
 from ...kernel import route, sysctl
 from ...kernel.errors import TRANSIENT, KernelError, NetlinkError
@@ -210,13 +209,7 @@ def _state(call: Call[Any]) -> str:
 @contextmanager
 def _locked(state: str) -> Iterator[None]:
     os.makedirs(state, 0o755, exist_ok=True)
-    path = f"{state}/lock"
-    fd = files.open_regular(path, os.O_RDWR | os.O_CREAT)
-    try:
-        lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
-    except BaseException:
-        os.close(fd)
-        raise
+    fd = lockfile.take(f"{state}/lock")
     try:
         yield
     finally:
