@@ -262,6 +262,15 @@ def _name(one: Uncleanable) -> str:
     return f"{one.owner.network}/{one.attachment}" if one.owner else one.attachment
 
 
+def _rewritable(one: Uncleanable) -> str:
+    if one.noted:
+        return "yes"
+    # A new ADD would use sets again: the network has to change to a plugin that Go has.
+    if one.plugin in pairs.ALL and one.plugin not in _MASQUERADING:
+        return f"no: there is no Go plugin {one.plugin}"
+    return "no: restart the container"
+
+
 def _print(outcomes: list[Outcome], left: list[Uncleanable], form: str | None) -> None:
     for outcome in outcomes:
         if outcome.text:
@@ -280,7 +289,7 @@ def _print(outcomes: list[Outcome], left: list[Uncleanable], form: str | None) -
                 one.owner.network if one.owner else "?",
                 one.attachment,
                 one.what,
-                "yes" if one.noted else "no: restart the container",
+                _rewritable(one),
             )
             for one in left
         ]

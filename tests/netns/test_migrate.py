@@ -340,3 +340,28 @@ def test_masquerading_by_sets(
     migrate(node, *REFERENCE)
     node.runtime.delete(plugin, conf, container, container_id="c1").succeeded()
     assert forms("10.31.0.2") == []
+
+
+@requires_kernel("vxlan")
+def test_a_plugin_that_go_has_not(node: Node, container: Netns, data_dir: Path) -> None:
+    """Nothing says that another start of the container would help: it would be the same again."""
+    conf = {
+        "cniVersion": "1.0.0",
+        "name": "over",
+        "vni": 7,
+        "peers": ["192.0.2.2"],
+        "isGateway": True,
+        "ipMasq": True,
+        "ipMasqBackend": "nftables",
+        "ipMasqSet": True,
+        "ipam": {"type": "host-local", "subnet": "10.32.0.0/24", "dataDir": str(data_dir)},
+    }
+    node.host.ip_batch("link add up0 type veth", "link set up0 up")
+    node.host.ip("address", "add", "192.0.2.1/24", "dev", "up0")
+    node.host.ip("route", "add", "default", "via", "192.0.2.2")
+    node.runtime.add("vxlan", conf, container, container_id="c1").succeeded()
+    state = ["--state-dir", node.runtime.env["CNI_STATE_DIR"]]
+    shown = node.host.exec([str(node.runtime.bin_dir / "cni"), "migrate", *state]).stdout
+    assert "there is no Go plugin vxlan" in shown
+    assert "restart" not in shown
+    node.runtime.delete("vxlan", conf, container, container_id="c1").succeeded()
