@@ -15,7 +15,7 @@ from .table import Table
 
 # The variables, besides PATH, that the tools read; the rest of a runtime's environment stays out.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
-# Lines of iptables-save that are no rules.
+# Errors of this process or of memory, which say nothing about a chain.
 _TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
