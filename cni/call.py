@@ -248,6 +248,7 @@ class Call(Generic[C]):
             text = f'failed to open netns "{self.netns}": {error}'
             self.note_problem(CNIError(text, "try again"))
             return None
+        # the common case of a repeated DEL, and of one after a reboot: nothing is logged
         except NetnsMissing:
             return None
         except NetnsError as error:
@@ -298,6 +299,8 @@ class Call(Generic[C]):
         request = self._request_for("ADD", stdin)
         program = delegate.find(name, request.path)
         ours, result = delegate.run_in_process(self._in_process, name, program, request)
+        # Only now: in this process a failed ADD of the delegate has undone itself. Another program
+        # may be killed halfway, so its DEL is noted before it starts.
         self.undo.callback(self.delegate, name, "DEL", stdin)
         if not ours:
             try:
@@ -324,6 +327,7 @@ class Call(Generic[C]):
         """
         errors: list[CNIError] = []
         Steps(errors).run(verb, self, *args)
+        # after a failure they stay: a repeated DEL or GC reads in them what may be left
         if not errors:
             self.drop_set_aside()
         Steps(errors + self.problems).finish()

@@ -23,6 +23,7 @@ from .protocol.result import Result
 if TYPE_CHECKING:
     from .process import Finished
 
+# as the reference (docs/spec/protocol.md §4)
 _BUSY_RUNS = 6
 _NOT_FOUND, _IN_PATH = 'failed to find plugin "', '" in path ['
 _LONG_NAME = 64  # comparing names takes time that grows with their length
@@ -56,6 +57,8 @@ def find(name: str, path: list[str]) -> str:
         for suffix in _SUFFIXES:
             candidate = os.path.join(directory, name + suffix)
             try:
+                # the executable bit is not looked at, as in the
+                # reference: running the file reports that
                 if stat.S_ISREG(os.stat(candidate).st_mode):
                     return candidate
             except (OSError, ValueError):
@@ -75,6 +78,7 @@ def _advice(name: str, directories: list[str]) -> str:
             there.update(each for each in os.listdir(directory) if not each.startswith("."))
         except OSError:
             continue
+    # `cni` is the command line, not a plugin
     like = get_close_matches(name[:_LONG_NAME], sorted(there - {"cni"}), 1, 0.75)
     advice = "install the plugin there, or name another directory in CNI_PATH"
     return f'did you mean "{like[0]}"? Else {advice}' if like else advice
@@ -139,6 +143,9 @@ def is_ourselves(program: str) -> bool:
         other, own = os.stat(program), os.stat(sys.argv[0])
         if os.path.samestat(other, own):
             return True
+        # A plugin's file of an installation is small (cni.artifact.stub_of), and
+        # all of one build have the same bytes. Comparing these is cheaper than
+        # searching a large file for its build id.
         is_small, like_ours = other.st_size <= _STUB_SIZE, other.st_size == own.st_size
         if is_small and like_ours and _content(program) == _content(sys.argv[0]):
             return True
@@ -239,6 +246,7 @@ def _failure(stdout: bytes, stderr: bytes, how: str) -> CNIError:
             raise ValueError("it is no JSON object")
         code = raw.get("code")
         code = 0 if code is None else code
+        # not isinstance(): in Python `true` would pass for a number
         if type(code) not in (int, float):
             raise ValueError("its code is no number")
         return DelegateError(int(code), str(raw.get("msg", "")), str(raw.get("details", "")))

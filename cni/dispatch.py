@@ -51,6 +51,8 @@ class Plugin(NamedTuple):
     conf_error: str = "failed to load netconf: "
 
 
+# `versions` and `conf_error` follow the reference, where it has the plugin (docs/spec/protocol.md
+# §1.3): runtimes, and the reference's own tests, compare both.
 TABLE: dict[str, Plugin] = {
     "bandwidth": Plugin(
         "cni.plugins.bandwidth.plugin",
@@ -183,6 +185,7 @@ def find(called: str) -> str | None:
     return name
 
 
+# VERSION is not among them: it is answered before the configuration is read.
 _VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VALIDATE"})
 
 
@@ -194,6 +197,7 @@ def main(name: str) -> int:
     began = monotonic()
     traced = _begin_trace()
     try:
+        # a signal that arrived since cni.__main__ installed the handlers counts
         interrupts.install(forget=False)
         interrupts.unblock()
     except OSError as error:
@@ -220,6 +224,7 @@ def main(name: str) -> int:
     code, output, _ = begin(name, dict(os.environ), receive, deliver=write)()
     _discard_executors()
     if standins.doubt is not None:
+        # no harm in a second run: a failed ADD has been undone, and the other verbs can be repeated
         standins.restart(received[0] if received else None)
     try:
         if not (written and code):  # an error behind half a result would be no JSON
@@ -255,6 +260,8 @@ def _record(
     name: str, stdin: bytes, seconds: float, code: int, output: bytes, traced: Trace | None
 ) -> None:
     """Record this process's request, if the settings say so. Raises nothing."""
+    # One system call decides whether the file exists; only then, or if the request's own settings
+    # say so, is cni.record loaded: a request that is not recorded pays for nothing else.
     node_file = os.environ.get("CNI_RECORD_CONF") or "/etc/cni/record.json"
     has_node_file = os.access(node_file, os.F_OK)
     if traced is None and not has_node_file and not is_recorded(code, os.environ, stdin):
@@ -322,6 +329,7 @@ def begin(
     try:
         _debug(env.get("CNI_DEBUG"), env)
         request = read(env, stdin)
+        # before the configuration is decoded: the runtime may send none with this verb
         if request.command == "VERSION":
             reply = _version_reply(TABLE[name])
             return lambda: (0, reply, True)
@@ -340,6 +348,8 @@ def _answer(decoded: Decoded, deliver: Deliver | None) -> Answer:
 
     def settle(result: Result | None) -> None:
         nonlocal output, settled
+        # from here on no signal counts: the runtime may have read the
+        # result, and would not learn of an undo
         interrupts.decide()
         if result is not None:
             output = _encode(decoded.call, result)
@@ -375,6 +385,8 @@ def _failure(error: BaseException) -> Answer:
     if isinstance(error, MemoryError):
         return 1, OUT_OF_MEMORY, False
     if isinstance(error, CNIError | KernelError):
+        # A worker serves no further request after a signal, or after an error of the system that
+        # no code below has explained: it ends, and the supervisor starts another one.
         known = not isinstance(error, Terminated | OSError)
         said = from_exception(error)
         if "cni.delegate" in sys.modules:
@@ -388,6 +400,7 @@ def _failure(error: BaseException) -> Answer:
 
 def _with_missing_powers(error: CNIError) -> CNIError:
     """The error, with the missing capabilities if an operation was not permitted."""
+    # by the text: the error may come from another program, or from texts that were joined
     if os.strerror(EPERM).lower() not in error.msg.lower():
         return error
     from .kernel import capability
@@ -410,6 +423,8 @@ class Decoded(NamedTuple):
 def _decode(name: str, request: Request) -> Decoded:
     plugin = TABLE[name]
     raw = config.decode_object(request.stdin)
+    # in the reference's order (docs/spec/protocol.md §1.1): a bad
+    # name is reported before a bad verb
     check_network_name(config.require_name(raw))
     if request.command not in _VERBS:
         near = request.command.upper()
@@ -481,6 +496,7 @@ def _perform(decoded: Decoded) -> Result | None:
     elif command == "STATUS" and verbs.status is not None:
         verbs.status(call)
     elif command == "GC" and verbs.gc is not None:
+        # without the runtime's list every object would look like garbage, so nothing is removed
         keep = valid_attachments(call.raw)
         if keep is not None:
             if verbs.reload is not None:
@@ -504,6 +520,7 @@ def _undone(call: Call[Any], error: BaseException) -> BaseException:
     reported = error
     if interrupts.came() and not isinstance(error, Terminated):
         reported = interrupts.terminated(str(error))
+    # a second signal must not end the undo halfway
     interrupts.ignore()
     problems = call.undo.unwind()
     if problems:
@@ -527,10 +544,13 @@ def reload(
     `env` has the CNI_* variables of that ADD, `conf` its configuration; prevResult becomes
     `result`, in its own version. Raises CNIError.
     """
+    # keys match regardless of case: another spelling of the two would be read as well
     dropped = {key for key in conf if key.lower() in ("cniversion", "prevresult")}
     raw = {key: value for key, value in conf.items() if key not in dropped}
     raw["cniVersion"], raw["prevResult"] = result["cniVersion"], result
     stdin = msgspec.json.encode(raw)
+    # as CHECK, which has a prevResult, and in which (unlike in DEL)
+    # a key of the wrong type is an error
     request = read({**env, "CNI_COMMAND": "CHECK"}, lambda: stdin)
     raw = config.decode_object(stdin)
     call, verbs = _decoded(name, request, raw, config.version_of(raw))
@@ -555,6 +575,7 @@ def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Res
     if plugin is None or not delegate.is_ourselves(program):
         return False, None
     decoded = _decode(plugin, request)
+    # not decide(): the caller's ADD goes on, and a signal still has to end it
     result = _run(decoded, lambda _: interrupts.check())
     return True, None if result is None else result.through(decoded.call.version)
 

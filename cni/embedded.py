@@ -39,4 +39,6 @@ def prepare(names: list[str]) -> None:
     sys.argv, sys.orig_argv = [], []
     os.environ.clear()
     gc.collect()
+    # else the first collection would write to each object's header, and each
+    # page that is written to has to be copied
     gc.freeze()

@@ -19,6 +19,7 @@ from errno import EINVAL, EISDIR, ELOOP, ENOSPC, ENXIO
 _COMMON = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+# O_EXCL also refuses a symbolic link: nobody can divert what is written to another file.
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _COMMON
 
 _KINDS = {
@@ -87,6 +88,7 @@ def replace(
     try:
         fd = _create(temporary, mode, dir_fd)
         try:
+            # without bits of group and others no usual umask changes the mode, so the call is saved
             if mode & 0o077:
                 os.fchmod(fd, mode)  # independent of the umask
             for name, value in (attributes or {}).items():
@@ -194,6 +196,8 @@ def read_open(fd: int, limit: int, path: str = "", expected: int = 0) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
+    # one byte more than the limit tells a file that is too large
+    # from one that has exactly the limit
     while chunk := os.read(fd, min(_CHUNK, limit + 1 - size)):
         chunks.append(chunk)
         size += len(chunk)
@@ -212,6 +216,7 @@ _SYSTEM_PATH = ("/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr
 
 def find_program(name: str) -> str | None:
     """The program `name` on PATH, else in the system's directories; None when there is none."""
+    # relative entries would depend on the working directory, which the runtime has chosen
     directories = [d for d in os.environ.get("PATH", "").split(":") if d.startswith("/")]
     for directory in (*directories, *_SYSTEM_PATH):
         candidate = f"{directory}/{name}"

@@ -91,6 +91,7 @@ def save(
     """Write the intent of an ADD in place of an earlier one. Raises OSError."""
     env = {k: _text(value) for k, value in request.env.items() if k.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
+    # now, while the path certainly leads to the namespace of this ADD
     identity = identify(request.netns) if request.netns else None
     noted: dict[str, Any] = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
     if handles:
@@ -98,6 +99,7 @@ def save(
     data = msgspec.json.encode({**kept, **noted})
     path = _path(plugin, owner, request.env)
     try:
+        # not synced to the disk: a power failure empties the packet filter, too
         files.replace(path, data, temporary=f"{path}{_PARTIAL}")
     except FileNotFoundError:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
@@ -131,6 +133,7 @@ class Dropped(NamedTuple):
         for path in self.paths:
             if not unread.isdisjoint({path, f"{path}{_GOING}"}):
                 continue
+            # the second is left if an ADD was killed while it wrote
             for name in (f"{path}{_GOING}", f"{path}{_PARTIAL}"):
                 try:
                     os.unlink(name)
@@ -163,6 +166,7 @@ def drop_others(
     except OSError as error:
         return Dropped([], [], [error])
     ours = [name for name in others if plugin in name and name.startswith(start)]
+    # what was left by a kill, or put aside, has the owner of the name without the suffix
     names = {name.rstrip(_PARTIAL + _GOING) for name in ours} - kept
     return _put_aside(
         f"{where}/{name}" for name in sorted(names) if name.partition(".")[2] == plugin
@@ -174,6 +178,7 @@ def _put_aside(paths: Iterable[str]) -> Dropped:
     dropped = Dropped([], [], [])
     for path in paths:
         dropped.paths.append(path)
+        # in this order: _move_aside overwrites what an earlier removal has put aside
         for read in (_read_aside, _move_aside):
             try:
                 intent = read(path)
@@ -342,6 +347,7 @@ def _open_locked(path: str) -> int | None:
             lockfile.acquire(fd, path, time.monotonic() + lockfile.TIMEOUT)
         except CNIError:
             return fd  # without the lock: waiting for a DEL that never ends would be worse
+        # while this process waited for the lock, the file may have been replaced by a newer one
         if _is_still(path, fd, gone=False):
             return fd
         lockfile.release(fd)

@@ -13,7 +13,8 @@ is raised in two kinds of places:
 A signal counts until `decide()`: then the result is settled, and is written despite later signals.
 While an ADD is undone, signals are ignored, also by programs that the undo starts (`ignore`).
 
-The state is that of the process, since a process runs one request at a time.
+The state is that of the process, since a process runs one request at a time. `_signal` is the C
+core of the module `signal`, which would import `enum`.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def handle(number: int, _frame: object) -> None:
     if _decided:
         return
     _noted = number
+    # once only: a second signal must not interrupt the handling of the first
     if _waiting:
         _waiting = False
         check()
@@ -114,6 +116,7 @@ class waiting:  # noqa: N801 used as a statement
         global _waiting  # noqa: PLW0603
         self._handler = _start_ticking()
         try:
+            # in this order: a signal between the two lines is seen by one of them
             _waiting = True
             if _noted:
                 _waiting = False
@@ -152,6 +155,7 @@ def _on_tick(_number: int, _frame: object) -> None:
 def decide() -> None:
     """Settle the result. Raises Terminated if a signal has arrived before."""
     global _decided  # noqa: PLW0603
+    # before the look at `_noted`: a later signal does not count, an earlier one is seen
     _decided = True
     if _noted:
         _decided = False

@@ -28,6 +28,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+    # flock(2), as the reference: its host-local and ours exclude each other on one node
+    # (docs/spec/host-local.md). The kernel releases it when the holder is killed.
     def _lock(fd: int, shared: bool) -> None:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 

@@ -24,6 +24,7 @@ ALIAS_MAX = 254  # IFALIASZ is 256, and a text of 255 bytes with its NUL is refu
 COMMENT_MAX = 128  # NFTNL_UDATA_COMMENT_MAXLEN
 IPTABLES_COMMENT_MAX = 255  # XT_MAX_COMMENT_LEN less the NUL
 NAME_MAX = 255  # of a file (limits.h)
+# the reference's; iptables takes names of less than XT_EXTENSION_MAXNAMELEN, 29
 _CHAIN_MAX = 28
 
 

@@ -87,6 +87,8 @@ def _become(
     except OSError as error:
         os.write(sending, str(error.errno or EPERM).encode())
     finally:
+        # not sys.exit(): this is a copy of the parent, whose
+        # buffers and handlers must not run twice
         os._exit(127)
 
 
@@ -120,6 +122,7 @@ def _wait(pid: int) -> int:
 def _end(pid: int) -> None:
     """End a child, at the latest after a second, and wait for it."""
     try:
+        # first a signal that it can answer: a plugin undoes its ADD
         os.kill(pid, signal.SIGTERM)
         for _ in range(100):
             if os.waitpid(pid, os.WNOHANG)[0]:

@@ -40,6 +40,7 @@ def listen_fds() -> list[Inherited]:
     check whether a descriptor is open.
     """
     pid, count, names = (os.environ.pop(key, "") for key in _VARIABLES)
+    # the variables may be those of a parent process, which did not remove them
     if pid != str(os.getpid()) or not count.isdigit():
         return []
     fds = range(_FIRST_FD, _FIRST_FD + int(count))
@@ -100,6 +101,7 @@ def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         _unlink(temporary)  # left by an earlier process with our pid
+        # bind(2) makes the file: to change its mode afterwards would let others connect in between
         umask = os.umask(0o177)
         try:
             sock.bind(temporary)
@@ -119,6 +121,7 @@ def listen_unix(path: str, backlog: int, *, directory_mode: int = 0o755) -> sock
 def _give_name(temporary: str, path: str) -> None:
     """Link `temporary` to `path`, and remove a dead process's socket there."""
     try:
+        # link(2) fails if the name is taken; rename(2) would replace the socket of a living process
         os.link(temporary, path)
         return
     except FileExistsError:

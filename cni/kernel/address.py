@@ -71,7 +71,9 @@ def _parse(data: bytes) -> Address:
     _, length, flags, scope, index = nl.unpack(_IFADDR, data)
     a = nl.attr_map(data, _IFADDR.size)
     remote = a.get(uapi.IFA_ADDRESS, b"")
+    # IFA_LOCAL is the link's own address; IPv6 has it only if there is a peer
     ip = a.get(uapi.IFA_LOCAL) or remote or b"\0\0\0\0"
+    # the header has room for the lowest eight flags only
     flags = nl.get_u32(a.get(uapi.IFA_FLAGS), flags)
     lifetimes, peer = a.get(uapi.IFA_CACHEINFO, b""), remote if remote != ip else b""
     return Address(Prefix(ip, length), index, scope, flags, lifetimes, peer)
@@ -131,6 +133,7 @@ def _message(
 ) -> bytes:
     out = _IFADDR.pack(prefix.family, prefix.length, flags, 0, index)
     out += nl.attr(uapi.IFA_LOCAL, prefix.ip) + nl.attr(uapi.IFA_ADDRESS, peer or prefix.ip)
+    # a /31 or /32 has no broadcast address (RFC 3021)
     if broadcast and prefix.family == AF_INET and prefix.length < 31:
         out += nl.attr(uapi.IFA_BROADCAST, prefix.broadcast)
     return out
@@ -151,6 +154,7 @@ def settle(sock: Netlink, subscribe: Callable[[], Netlink], index: int, timeout:
             left = deadline - monotonic()
             if left <= 0:
                 return False
+            # the wait may take many seconds, and nothing is being changed
             interrupts.check()
             events.events(min(left, 0.25))
     return True

@@ -45,6 +45,7 @@ def used(bridge: int, vids: set[int], but: set[int]) -> set[int]:
     def finds_the_last(data: bytes) -> bool:
         index = nl.unpack(_IFINFO, data)[2]
         attributes = nl.attr_map(data, _IFINFO.size)
+        # the kernel also lists the bridge itself, whose VLANs are those of its own traffic
         if index not in (*but, bridge) and nl.get_u32(attributes.get(uapi.IFLA_MASTER)) == bridge:
             spec = attributes.get(uapi.IFLA_AF_SPEC, b"")
             found.update(vid for vid in _vids(spec) if vid in vids)

@@ -194,6 +194,7 @@ def _get(sock: Netlink, name: str | int) -> bytes:
     try:
         return sock.get(uapi.RTM_GETLINK, payload)
     except NetlinkError as error:
+        # ERANGE: the name is longer than any name that a link can have
         if error.errno in (ENODEV, ENOENT, ERANGE):
             raise LinkNotFound("Link not found") from None
         raise
@@ -284,6 +285,7 @@ def create(  # noqa: PLR0913
         if value:
             parts.append(nl.u32(key, value))
     parts.append(nl.nest(uapi.IFLA_LINKINFO, *info))
+    # EXCL: a link of that name belongs to somebody else, and must not be changed
     sock.request(RTM_NEWLINK, b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
 
 
@@ -489,6 +491,7 @@ def _change_altname(sock: Netlink, kind: int, index: int, name: str, flags: int)
     try:
         sock.request(kind, _IFINFO.pack(0, 0, index, 0, 0) + names, flags)
     except NetlinkError as error:
+        # EOPNOTSUPP: before Linux 5.5 there are no alternative names
         if error.errno not in (EEXIST, ENOENT, EOPNOTSUPP, EINVAL):
             raise
 
@@ -533,6 +536,7 @@ def says_gone(kind: int, payload: bytes, index: int) -> bool:
     if kind != uapi.RTM_DELLINK:
         return False
     family, _, deleted, _, _ = nl.unpack(_IFINFO, payload)
+    # a bridge announces a port that leaves it by the same message, of the family AF_BRIDGE
     return bool(family == 0 and deleted == index)
 
 
@@ -552,6 +556,7 @@ def wait_operational(sock: Netlink, events: Netlink, index: int, timeout: float)
     """
     deadline = monotonic() + timeout
     while True:
+        # the state is looked up, since a notification may have been lost (Netlink.events)
         device = get(sock, index)
         left = deadline - monotonic()
         if device.operstate == IF_OPER_UP or left <= 0:

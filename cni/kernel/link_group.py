@@ -79,6 +79,7 @@ def _message(index: int, group: int) -> bytes:
 def _free_group(listed: Sequence[bytes]) -> int:
     """The number of a group without a link; never 0, the group of every new link."""
     while True:
+        # random, so that two processes that delete links at the same time do not share a group
         group = int.from_bytes(os.urandom(4), sys.byteorder)
         member = nl.u32(uapi.IFLA_GROUP, group)
         if group and not any(member in data for data in listed):

@@ -62,6 +62,7 @@ OPTIONS = tuple(
 Message = tuple[int, bytes, int]  # type, payload, flags
 
 _BUFFER = 65536  # the kernel fills dumps up to 32 KiB at a time
+# as the reference (docs/spec/common.md §1)
 _DUMP_RETRIES = 5
 _READ_AGAIN = 3  # how often an answer is read again after an error
 _BATCH = 64  # messages: their acknowledgements have to fit into the socket's buffer
@@ -108,6 +109,7 @@ def attrs(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
         size, kind = _ATTR.unpack_from(data, offset)
         if size < 4 or offset + size > end:
             return
+        # without the flags: the kernel sets NLA_F_NESTED on some attributes and not on others
         yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + size]
         offset += size + 3 & ~3
 
@@ -208,6 +210,8 @@ class Netlink:
             sequence = self.next_sequence()
             places[sequence] = place
             size, whole = 16 + len(payload), flags | NLM_F_REQUEST
+            # The kernel handles the messages in order: the answer to the last one says that all
+            # are done. One acknowledgement each would fill the socket's buffer.
             if place == final:
                 whole |= NLM_F_ACK
             parts.append(_HEADER.pack(size, kind, whole, sequence, 0))
@@ -259,6 +263,7 @@ class Netlink:
             try:
                 messages, interrupted = self._replies(sequence)
             except NetlinkError as error:
+                # neither says anything of the objects, so the dump is asked for again
                 if error.errno not in (EINTR, EBUSY):
                     raise
                 interrupted = True
@@ -333,6 +338,7 @@ class Netlink:
                     _raise_if_error(flags, data)
                     return messages, interrupted
                 if kind == NLMSG_DONE:
+                    # a dump that fails after its first message ends with the errno in NLMSG_DONE
                     if len(data) >= 4 and _S32.unpack_from(data)[0] < 0:
                         raise NetlinkError(-_S32.unpack_from(data)[0])
                     return messages, interrupted
@@ -346,6 +352,7 @@ class Netlink:
         Also empty after a buffer overrun or a shortage of memory, when notifications are lost:
         callers look at the state again after each call.
         """
+        # 0 would mean a socket that never waits, and whose error is BlockingIOError
         self.sock.settimeout(max(timeout, 0.001))
         try:
             return [(kind, data) for kind, _, _, data in split(self.sock.recv(_BUFFER))]

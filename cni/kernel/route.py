@@ -381,6 +381,7 @@ def _message(route: Route, kind: int = UNICAST) -> bytes:
         dst.length,
         0,
         route.tos,
+        # the header has one byte for the table; RTA_TABLE has the whole number
         route.table if route.table < 256 else 0,
         route.protocol,
         route.scope,

@@ -73,6 +73,7 @@ def write(name: str, value: str) -> None:
     """Set a parameter. Raises OSError."""
     fd = _open(name, os.O_WRONLY | os.O_CLOEXEC)
     try:
+        # one write(2): the kernel takes each for the whole value
         os.write(fd, value.encode())
     finally:
         os.close(fd)
@@ -164,6 +165,7 @@ def ipv6_warning(steps: list[Step], outcomes: list[Outcome]) -> str:
         reason = os.strerror(errno)
         if not errno:
             continue
+        # keep_addr_on_down: fatal, as in the reference, unless a warning tells why
         if kind == WRITE:
             if not warning:
                 raise OSError(errno, f"failed to set {key}: {reason}")
@@ -194,6 +196,7 @@ def enable_forwarding(v6: bool) -> str:
 def check(name: str) -> None:
     """Raise ValueError if `name` is no name of a parameter below net/."""
     parts = name.split("/")
+    # the names come from configurations: none may lead out of the container's own parameters
     if parts[0] != "net" or not all(parts) or ".." in parts or "." in parts or "\0" in name:
         raise ValueError(f"not a parameter below net/: {name!r}")
 

@@ -60,6 +60,7 @@ def matching(messages: list[bytes], marks: Sequence[bytes]) -> list[Element]:
     """
     matches: list[Element] = []
     for data in messages:
+        # one message has many elements: a search in all of it sorts out most messages
         first, *others = [mark for mark in marks if mark in data] or [b""]
         if first:
             matches += [
@@ -179,6 +180,7 @@ def delete_matching(table: Table, name: str, prefix: str, keep: Collection[str] 
             nft.transact([*remove(table, name, stale)])
             return
         except NetlinkError as error:
+            # ENOENT: one of them is gone by now, and with it the whole transaction was refused
             if error.errno != ENOENT or last:
                 raise
 

@@ -15,7 +15,7 @@ from .table import Table
 
 # The variables, besides PATH, that the tools read; the rest of a runtime's environment stays out.
 _PASSED_ON = ("PATH", "XTABLES_LIBDIR", "XTABLES_LOCKFILE")
-# Lines of iptables-save that are no rules.
+# Errors of this process or of memory, which say nothing about a chain.
 _TRANSIENT = frozenset({EINTR, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM})
 
 
@@ -30,6 +30,7 @@ def restore(v6: bool, table: str, lines: list[str]) -> None:
             text = f"refused to write a rule with control characters: {line!r}"
             raise IptablesError(text, "look at the names in the configuration and in prevResult")
     script = "\n".join((f"*{table}", *lines, "COMMIT", ""))
+    # --noflush keeps the rules of others in the table
     _run(v6, "tables-restore", ["--noflush", "--wait"], script)
 
 
@@ -121,4 +122,5 @@ def _run(v6: bool, tool: str, arguments: list[str], stdin: str = "") -> str:
     if done.code != 0:
         text = " ".join(done.stderr.decode(errors="replace").split())
         raise IptablesError(f"{name} failed with {done.code}: {text}" if text else f"{name} failed")
+    # another program's comment may have bytes that are no UTF-8
     return done.stdout.decode(errors="surrogateescape")

@@ -54,6 +54,7 @@ def is_the_tool(v6: bool) -> bool:
         return False
     try:
         stat = os.stat(program)
+        # a server lives longer than an upgrade of iptables, or a change of its alternative
         key = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
         if key not in _seen:
             _seen[key] = _is_known(program)
@@ -107,6 +108,7 @@ def _encoded(v6: bool, rule: str) -> Encoded:
     """`encode`, cached for the rules that every container needs."""
     encoded = _known.get((v6, rule))
     if encoded is None:
+        # rules of single containers are also kept here: a worker must not gather them without end
         if len(_known) >= 100:
             _known.clear()
         encoded = _known[v6, rule] = encode(v6, rule)
@@ -139,6 +141,7 @@ class Rules:
             )
             messages = [m for m in self._seen[""] if m.startswith(start, nft.GENMSG_SIZE)]
         elif messages is None:
+            # before the first read: whatever changes after that makes the transaction fail
             self._since = self._since or nft.generation()
             messages = self._read(chain)
         self._seen[chain] = messages
@@ -305,6 +308,7 @@ def change(
         except Unwritable:
             return False
         except OSError as error:
+            # the table or its built-in chains are missing: nobody has used iptables here yet
             fresh = error.errno == ENOENT and not hooks
             if not isinstance(error, NetlinkError) or not (fresh or error.errno == nft.ERESTART):
                 return False

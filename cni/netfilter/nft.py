@@ -93,6 +93,7 @@ def socket() -> Netlink:
     if kept is not None and kept[0] == here:
         return kept[1]
     made = _make_socket()
+    # by thread, since a namespace is a thread's, and a Netlink serves one request at a time
     _kept[slot] = (here, made)
     if kept is not None:
         kept[1].close()
@@ -145,6 +146,7 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
     answers = _answers(sock, frozenset(numbers), echoes)
     for number, flags, answer in answers:
         code = nl.unpack(_ERROR, answer)[0]
+        # nothing to explain: the caller plans again, or runs the tool, which says why
         if code == -ERESTART or (code != 0 and not explain):
             raise NetlinkError(-code)
         if code != 0:
@@ -158,6 +160,7 @@ def transact(changes: Sequence[Change], since: bytes = b"", *, explain: bool = T
 
 def _send(sock: Netlink, data: bytes) -> None:
     """Send a batch, which has to be one datagram. Raises NetlinkError."""
+    # the kernel refuses a datagram that is larger than the socket's buffer (EMSGSIZE)
     if len(data) > _SMALL:
         for option in (_SO_SNDBUFFORCE, _SO_SNDBUF):  # the second has a limit (wmem_max)
             try:

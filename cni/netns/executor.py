@@ -64,6 +64,7 @@ class Executor:
     _idle: list[Executor] = []
 
     def __init__(self) -> None:
+        # a stream: a frame may be longer than any datagram
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         parent = os.getpid()
         self.pid = os.fork()
@@ -151,6 +152,7 @@ class Executor:
         if self.pid and self._owner == os.getpid():
             pid, self.pid = self.pid, 0
             try:
+                # nothing has to be cleaned up in it: the kernel closes what it has open
                 os.kill(pid, signal.SIGKILL)
                 busy = False
             except OSError:
@@ -263,6 +265,7 @@ def _send(sock: Socket, tag: bytes, payload: bytes, fd: int | None = None) -> No
     data = _HEAD.pack(len(payload), tag) + payload
     ancillary = [(SOL_SOCKET, SCM_RIGHTS, _FD_NUMBER.pack(fd))] if fd is not None else []
     sent = sock.sendmsg((data,), ancillary)
+    # the descriptor went with the first part
     if sent < len(data):
         sock.sendall(memoryview(data)[sent:])
 
@@ -277,6 +280,7 @@ def _receive(sock: Socket) -> tuple[bytes, bytes, int | None]:
     while len(data) < _HEAD.size:
         data += _more(sock)
     length, tag = _HEAD.unpack_from(data)
+    # only a torn frame can say so: its length must not decide how much memory is taken
     if length > _MAX_FRAME:
         raise EOFError("oversized frame")
     chunks, have = [data[_HEAD.size :]], len(data) - _HEAD.size
@@ -304,6 +308,7 @@ def _become_child(sock: Socket, parents: Socket, parent: int) -> None:
             libc.die_with_parent(parent)
         except OSError:
             pass  # refused (seccomp): the end of the socket also tells that the parent died
+        # else the child would hold the parent's end, and never see the end of the socket
         parents.close()
         _close_others(sock.fileno())
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -354,6 +359,7 @@ def _serve(sock: Socket) -> None:
         tag, payload, netns = _receive(sock)
         assert netns is not None
         outcome, reply, fd = _perform(tag, payload, netns)
+        # before the answer: the parent learns with it whether the child may be used again
         trusted = _is_clean(home, identity)
         if trusted:
             _send(sock, outcome, reply, fd)

@@ -83,6 +83,7 @@ def packed(steps: Sequence[Step], stop: bool) -> bytes | None:
     if len(steps) > _MOST_STEPS:
         return None
     for _, name, _ in steps:
+        # the client writes below /proc/sys whatever it is told
         sysctl.check(name)
     texts = [f"{kind}{name}\0{value}\0" for kind, name, value in steps]
     data = "".join(("S" if stop else "s", *texts)).encode()

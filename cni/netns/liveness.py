@@ -151,12 +151,14 @@ def places() -> Iterator[tuple[str, str]]:
 
     Raises OSError if this process lacks descriptors or memory.
     """
+    # our own mounts first: `ip netns` and most runtimes mount namespaces there
     yield from _mounts_of("/proc/self")
     others: dict[str, str] = {}  # mount namespace -> a process in it
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             process = f"/proc/{pid}"
             yield _link(f"{process}/ns/net"), f"{process}/ns/net"
+            # one process of each mount namespace is enough, since all of them see the same mounts
             others.setdefault(_link(f"{process}/ns/mnt"), process)
     for known in ("", _link("/proc/self/ns/mnt")):
         others.pop(known, None)

@@ -59,6 +59,7 @@ class Namespace:
         except ValueError as error:  # a NUL in the path
             raise NetnsError(f"{path!r}: {error}") from None
         try:
+            # by the ioctl, not by the file system: namespaces of all kinds are on nsfs
             if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
                 namespace = cls(fd, path)
                 if path in _handed:
@@ -183,6 +184,7 @@ class Namespace:
         executor.begin(self.fd, function, *args)
         watch = poll()
         watch.register(events.sock, POLLIN)
+        # the end of the executor ends the wait, too
         watch.register(executor, POLLIN)
         waiting = True
         try:
@@ -455,4 +457,5 @@ _netlink_type: type[Netlink] | None = None  # many requests need none
 def _open(path: str) -> int:
     if path in _handed:
         return os.dup(_handed[path])  # os.dup() gives a descriptor that children do not inherit
+    # O_NONBLOCK: to open a FIFO would wait for a writer
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

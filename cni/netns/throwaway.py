@@ -30,6 +30,7 @@ class ThrowAway:
         self._pid = os.fork()
         if self._pid == 0:
             _hold(parent, sending)
+        # else the pipe would not end when the child dies without an answer
         os.close(sending)
         try:
             answer = os.read(receiving, 16)
@@ -73,6 +74,7 @@ def _hold(parent: int, sending: int) -> NoReturn:
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)  # the parent answers signals, and ends this child
+        # before the namespace is made: it must not outlast a parent that is killed now
         libc.die_with_parent(parent)
         errno = _unshare()
         os.write(sending, str(errno).encode())

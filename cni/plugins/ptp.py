@@ -93,6 +93,8 @@ def add(call: Call[Conf]) -> Result:
         settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
         settings += configure.announce_settings(call.ifname)
         configure.interface(call, netns, inner.index, result, settings, nodad=True)
+        # after IPAM's routes, whose gateways are reached by the
+        # subnet's own route until it is replaced
         for ip in result.ips:
             _route_through_gateway(netns.netlink(), inner, ip)
         _connect_host(host, outer, result.ips)
@@ -118,7 +120,10 @@ def _route_through_gateway(sock: Netlink, inner: Link, ip: IPConfig) -> None:
     subnet, here = ip.prefix.network, ip.prefix.ip
     for connected in route.show(sock, subnet.family, inner.index):
         if connected.dst == subnet and not connected.gateway:
+            # the kernel's route, made with the address: by it the container would look for the
+            # other addresses of the subnet on this link, where only the node is
             _apply("delete", route.delete, sock, connected)
+    # before the next route: the kernel accepts a gateway only if it can reach it
     on_link = route.Route(
         Prefix(gateway, ip.prefix.bits), inner.index, source=here, scope=route.SCOPE_LINK
     )
@@ -143,6 +148,7 @@ def _connect_host(host: Netlink, outer: Link, ips: list[IPConfig]) -> None:
             address.add(host, outer.index, gateway, nodad=True)
         except NetlinkError as error:
             raise CNIError(f"failed to add IP addr ({gateway}) to veth: {error}") from None
+        # as the reference: of this scope, and without an error if the route is there
         entry = route.Route(ip.prefix.host, outer.index, scope=route.SCOPE_HOST)
         try:
             route.add(host, entry, exist_ok=True)

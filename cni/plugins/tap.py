@@ -78,6 +78,8 @@ def _create(call: Call[Conf], netns: Namespace) -> None:
     if link.find(netns.netlink(), call.ifname) is not None:
         raise NetlinkError(EEXIST)  # /dev/net/tun would open the existing device
     try:
+        # in the executor: /dev/net/tun makes the device in the
+        # namespace of the process that opens it
         common = (call.ifname, conf.multi_queue, conf.owner, conf.group)
         if conf.selinux_context:
             netns.run(tun.create_labelled_tap, *common, conf.selinux_context)

@@ -29,6 +29,7 @@ def add(call: Call[Conf]) -> Result:
             '"master" field is required. It specifies the host interface name to create the '
             "VLAN for"
         )
+    # 4095 is reserved (IEEE 802.1Q); the reference's text names it nevertheless
     if not 0 <= conf.vlan_id <= 4094:
         raise CNIError(f"invalid VLAN ID {conf.vlan_id} (must be between 0 and 4095 inclusive)")
     protocol = _protocol(conf)
@@ -105,6 +106,7 @@ def _differences(conf: Conf, protocol: int, device: Link, entry: Interface) -> l
     problems = checks.mac_differs(entry, device, "vlan: Interface")
     if device.vlan_id != conf.vlan_id:
         problems.append(
+            # the reference's text, although it is about the VLAN
             f"Error: Tuning link {entry.name} configured promisc is {conf.vlan_id}, current "
             f"value is {device.vlan_id}"
         )

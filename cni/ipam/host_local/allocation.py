@@ -99,6 +99,7 @@ class Allocation:
         while self._names:
             name = self._names.pop()
             try:
+                # in the meantime another program may have given it to somebody else
                 if store.content(name) == self._content:
                     store.release(name, self._content)
             except OSError as error:
@@ -121,6 +122,7 @@ class Allocation:
         for index, ranges in enumerate(wish.sets):
             requested = next((ip for ip in left if ranges.contains(ip)), None)
             try:
+                # once, before the first address: then those of all range sets are released
                 if not index:
                     self._release_earlier(store)
                 if requested is not None:

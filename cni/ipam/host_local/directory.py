@@ -151,6 +151,8 @@ def _open_locked(path: str, deadline: float) -> list[int]:
             fds.append(_open_directory(path))
             what = os.path.join(path, LOCK)
             flags = os.O_RDONLY | os.O_CREAT
+            # relative to the open directory: the lock is that of the
+            # files which are read and changed
             lock, status = files.open_and_stat(LOCK, flags, 0o750, dir_fd=fds[0])
             fds.append(lock)
             lockfile.acquire(lock, what, deadline)

@@ -300,6 +300,7 @@ class Store:
         try:
             reservation.create(self._fd, name, content, attributes, self._spare)
         except FileExistsError:
+            # an empty file is a free address: the reference was killed after it had made the file
             if self.content(name) != b"":
                 self._halfway = False
                 return False

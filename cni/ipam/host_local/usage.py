@@ -51,6 +51,7 @@ def _full_sets(location: Location, sets: list[RangeSet]) -> list[RangeSet]:
         if index is not None:
             try:
                 full = [each for each in sets if not _has_free(index, each)]
+                # without the lock the directory may have changed while the index was read
                 if index.is_current(fd):
                     return full
             except BROKEN:

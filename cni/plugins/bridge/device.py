@@ -52,6 +52,7 @@ class Lock:
         self._fd = fd
 
     def _open(self, path: str) -> int:
+        # a symbolic link is not followed, and a FIFO is not waited for
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
             return os.open(path, flags, 0o600)
@@ -89,7 +90,9 @@ def ensure(
                 f'failed to create bridge "{name}": "{name}" already exists but is not a bridge',
                 f"it is a {bridge.kind or 'device'}: choose another name for `bridge`",
             )
+        # a container could send rogue advertisements (CVE-2020-10749)
         sysctl.write_each([(f"net/ipv6/conf/{name}/accept_ra", "0")])
+        # promiscuous mode is never switched off: others may have set it on a bridge that they use
         if promisc or not bridge.up:
             link.change(host, bridge.index, up=True, promisc=True if promisc else None)
         return bridge
@@ -116,6 +119,7 @@ def _create(
     except NetlinkError as error:
         if not link.is_name_taken(error):
             raise
+        # another ADD has made it in the meantime, and undoes it if that ADD fails
         call.undo.withdraw()
         return
     if group:
@@ -126,6 +130,7 @@ def _remove_made(env: Mapping[str, str], name: str, mac: str) -> None:
     """Undo the creation of the bridge with this MAC, unless another ADD uses it by now."""
     with Netlink() as host, Lock(env, alone=True):  # the verb's own socket is closed by now
         bridge = link.find(host, name)
+        # the MAC is random, so it tells the bridge of this ADD from a later one of that name
         if bridge is None or bridge.kind != "bridge" or bridge.mac != mac:
             return
         if not any(device.master == bridge.index for device in link.list_all(host)):

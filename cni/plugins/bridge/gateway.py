@@ -58,6 +58,7 @@ def allocate(call: Call[Any]) -> Result:
     conf: Keys = call.conf
     ipam = call.ipam_add(conf.ipam.type)
     for ip in ipam.ips:
+        # the container's end, which follows the bridge and the host's end in the result
         ip.interface = 2
         if is_wanted(conf) and not ip.gateway:
             ip.gateway = format_ip(ip.prefix.nth(1))
@@ -125,6 +126,7 @@ def configure_vlans(host: Netlink, port: Link, vlans: Vlans) -> None:
             present = [v.vid for v in bridge_vlan.show(host, port.index)]
             bridge_vlan.remove(host, port.index, present)
         bridge_vlan.add(host, port.index, vlans.trunk)
+        # a trunk without `vlan` keeps VLAN 1 for untagged frames, as in the reference
         bridge_vlan.add(host, port.index, [vlans.access or 1], access=True)
     except NetlinkError as error:
         raise CNIError(
@@ -187,6 +189,7 @@ def set_up(
         target = _ensure_vlan_interface(call, host, bridge, vlans)
         prefix = "failed to set vlan interface for bridge with addr: "
         result.interfaces.append(Interface(name=target.name, mac=target.mac))
+    # IPv4 first, as in the reference (docs/spec/bridge.md, ADD step 8)
     for ip in sorted(result.ips, key=lambda ip: not ip.prefix.is_v4):
         assert ip.gateway is not None
         wanted = Prefix(parse_ip(ip.gateway), ip.prefix.length)
@@ -255,6 +258,7 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
         # Duplicate address detection would keep the gateway from answering for a second.
         address.add(host, target.index, wanted, nodad=True)
     except NetlinkError as error:
+        # EEXIST: another ADD has just put it there
         if not link.is_name_taken(error):
             raise
     # A bridge whose MAC was never set takes that of a port; so set it to its present value.

@@ -26,6 +26,7 @@ from ..shared import configure, masquerade, veth
 from ..shared.unlink import needs_link
 from . import device, gateway
 
+# the sum of the reference's waits (docs/spec/bridge.md, ADD step 10)
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 
 
@@ -107,6 +108,7 @@ def add(call: Call[Conf]) -> Result:
     want.check_combinations()
     mac = veth.parse_mac(want.mac)
     netns = call.open_netns()
+    # subscribed before the port is made, so that no change of its state is missed
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         if want.conf.uplink_interface:
@@ -126,6 +128,7 @@ def add(call: Call[Conf]) -> Result:
                 Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
             ]
         )
+        # before the container's link comes up: no frame passes unchecked
         if want.conf.macspoofchk:
             _protect_mac(call, outer, inner)
         if ipam is not None:
@@ -266,6 +269,8 @@ def delete(call: Call[Conf]) -> None:
     steps = Steps()
     conf = call.conf
     goes = conf.remove_empty_bridge or conf.uplink_interface
+    # while the port is there, which tells the bridge even if the
+    # configuration names another one by now
     bridge = steps.run(_bridge_of, call) if goes else 0
     veth.delete(call, steps)
     if veth.asked_for(call, "macspoofchk", call.conf.macspoofchk):

@@ -129,6 +129,7 @@ def gc(list_links: Callable[[], set[str]]) -> None:
         return
     errors, live_links = [], list_links()
     for rule in rules:
+        # the rule compares the link's name, padded with NULs to IFNAMSIZ
         link = rule.compared[0].split(b"\0", 1)[0].decode(errors="replace") if rule.compared else ""
         if link in live_links:
             continue
@@ -144,6 +145,7 @@ def _attempt(errors: list[str], what: str, rules: list[tuple[str, int]], chains:
     try:
         _TABLE.delete(rules, chains)
     except NetlinkError as error:
+        # ENOENT: another process has deleted it in the meantime
         if error.errno != ENOENT:
             errors.append(f"failed to delete {what}: {error}")
 

@@ -180,6 +180,7 @@ def _take_off(
         vids = [note.vlan for note in gone if note.uplink == index]
         uplink = link.find(host, index)
         if vids and uplink is not None and uplink.master == bridge:
+            # an ADD that was killed may have left a note without its VLAN
             present = {vlan.vid for vlan in bridge_vlan.show(host, index)}
             bridge_vlan.remove(host, index, sorted(present & set(vids)))
     _forget(call, gone)

@@ -90,6 +90,8 @@ def _has_jump(chain: str) -> bool:
 
 def _change(name: str, element: Element, wanted: bool) -> list[Change]:
     """Changes after which the set has the element with this comment, or lacks it (not `wanted`)."""
+    # `put`, since the address may still have the element of its former owner. Its first two
+    # changes add and delete: to delete an element that is missing would fail.
     changes = [*elements.put(_TABLE, name, [element])]
     return changes if wanted else changes[:2]
 

@@ -91,12 +91,14 @@ def _shown(path: bytes) -> str:
 
 def _ask(sock: socket, name: str) -> bool:
     uid = str(os.geteuid()).encode().hex()
+    # the specification wants a NUL before the first line: with it some systems send the credentials
     sock.sendall(f"\0AUTH EXTERNAL {uid}\r\n".encode())
     answer = b""
     while not answer.endswith(b"\r\n"):
         answer += _some(sock, 1024)
     if not answer.startswith(b"OK "):
         raise DBusError(f"the bus refuses us: {answer.decode(errors='replace').strip()}")
+    # without waiting in between: the bus answers in order, and the answer to Hello is not needed
     question = _call(1, "Hello") + _call(2, "NameHasOwner", name)
     sock.sendall(b"BEGIN\r\n" + question)
     return _reply(sock, 2)

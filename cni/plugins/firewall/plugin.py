@@ -317,6 +317,7 @@ def _claim(call: Call[Conf], addresses: list[Prefix]) -> None:
             temporary = f"{path}~{call.owner.key}"
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+            # a link has its text from the beginning, so a kill leaves no claim that is empty
             os.symlink(call.owner.key, temporary)
             os.rename(temporary, path)
     except OSError as error:

@@ -44,6 +44,7 @@ def connect(call: Call[Any], master: Link, result: Result) -> None:
                     ip.prefix.host,
                     shim.index,
                     priority=call.owner.number,
+                    # IPv6 routes have no scope
                     scope=route.SCOPE_LINK if ip.prefix.is_v4 else route.SCOPE_UNIVERSE,
                 )
                 route.add(host, entry, exist_ok=True)
@@ -56,10 +57,12 @@ def _ensure(call: Call[Any], host: Netlink, master: Link) -> Link:
     try:
         link.create_macvlan(host, name, master.index, mode=link.MACVLAN_MODES["bridge"])
     except NetlinkError as error:
+        # another container's ADD has made it
         if not link.is_name_taken(error):
             raise
     shim = link.get(host, name)
     sysctl.write_each(_settings(name))
+    # another prefix than an owner's (`cni:`), so that no DEL or GC takes it for a container's link
     link.change(host, shim.index, up=True, alias=f"cni-shim:{network_key(call.network)}")
     return shim
 

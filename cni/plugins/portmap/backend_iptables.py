@@ -122,6 +122,7 @@ def _additions(want: Want, address: Prefix, saved: list[str], holders: LoadHolde
     lines += [f"-N {name}" for name in needed if name not in present and name not in builtin]
     for rule in shared:
         if rule not in saved:
+            # in front, as in the reference: a rule of others before it could end the chain
             first = rule.startswith("-A POSTROUTING ")
             lines.append(f"-I POSTROUTING 1 {rule.split(' ', 2)[2]}" if first else rule)
     conditions = want.conditions_of(address)

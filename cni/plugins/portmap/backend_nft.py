@@ -120,6 +120,7 @@ def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: boo
     """
     others = _Others()
     for _ in range(_RETRIES):
+        # before all that is read: the kernel refuses the changes if any of that has changed since
         since = nft.generation()
         if others.aside:
             from . import nft_holders
@@ -131,6 +132,7 @@ def _setup(want: Want, holders: LoadHolders, made: list[Chain], *, thorough: boo
             from . import nft_conditions
 
             made += missing
+            # the program's transaction changes the generation, so everything is planned again
             nft_conditions.make(missing)
             continue
         try:
@@ -369,6 +371,7 @@ def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
 
     def has_others(chain: str) -> bool:
         use = uses.get(chain, 0) if sweep else Table(family, TABLE).chain_use(chain)
+        # the chain's own rules count, too, and so do the elements that go in this transaction
         return use > counts.get(chain, 0) + leading.count(chain)
 
     unused = [chain for chain in sorted(set(leading)) if not has_others(chain)]

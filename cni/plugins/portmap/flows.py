@@ -35,6 +35,7 @@ def forget(
                         for flow in conntrack.flows(nft.socket(), v6, PROTOCOLS[protocol], numbers)
                         if ((b"", flow.dst_port) in bound or (flow.dst, flow.dst_port) in bound)
                         and stale(flow)
+                        # last, because it may take a request to the kernel
                         and is_local[flow.dst]
                     ],
                 )

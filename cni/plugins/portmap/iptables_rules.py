@@ -67,6 +67,7 @@ def entry_rules(want: Want) -> list[str]:
 def _comment(owner: Owner) -> str:
     text = f"dnat {owner.iptables_comment}"
     if len(text) > _COMMENT_MAX:
+        # cut as the reference cuts it (docs/spec/portmap.md)
         text = f"{text[:253]}..."[:_COMMENT_MAX]
     return iptables.comment(text)
 

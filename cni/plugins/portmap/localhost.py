@@ -64,6 +64,8 @@ def enable(call: Call[Any], owner: Owner, address: Prefix, *, filtered: bool) ->
             return _add_route(host, index, call.log)
     try:
         with _locked(_state(call)):
+            # in this order: a kill leaves nothing that is not noted, and
+            # never the sysctl without a guard
             _note(_state(call), owner.key, index, address)
             if _guard(address, filtered=filtered):
                 name = _route_localnet(index)

@@ -140,6 +140,7 @@ def _guard_chain(family: str) -> Chain:
             kernel.verdict(uapi.NF_DROP),
         ],
     )
+    # -300 (NF_IP_PRI_RAW) is before connection tracking and every translation
     return Chain(family, "published_guard", Hook("filter", "prerouting", -300), [drop])
 
 
@@ -187,6 +188,7 @@ def network_chain(want: Want, address: Prefix, host_ip: bool) -> Chain:
     if conditions:
         rules = [Rule(f"{conditions} {rule.text}", None) for rule in rules]
     rules = [rule._replace(text=rule.text.strip()) for rule in rules]
+    # Containers that were started with other options of the network keep their chain.
     hashed = digest(" | ".join(rule.text for rule in rules))[:16]
     name = f"{NETWORK_CHAIN}{hashed}" + ("-at" if host_ip else "")
     return Chain(family, name, None, rules, number)

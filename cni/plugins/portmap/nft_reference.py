@@ -55,6 +55,7 @@ def _rules_of(
         for chain in _CHAINS
         if chain in counts
         for rule in Table(family, TABLE).find_rules(chain, container_id)
+        # find_rules compares the beginning only, and an id may begin another one
         if rule.comment == container_id
         and (addresses is None or any(ip in rule.raw for ip in addresses))
     ]

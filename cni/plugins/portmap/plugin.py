@@ -90,6 +90,7 @@ def add(call: Call[Conf]) -> Result:
         from . import listeners
 
         listeners.require_none(want)
+    # a lambda, since the handles are known only after the rules were made
     call.undo.callback(lambda: _remove(call, want, call.handles))
     earlier = _noted_earlier(call)
     call.remember(previous)  # first, because the DEL of a holder that this one stands by reads it

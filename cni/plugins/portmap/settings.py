@@ -18,6 +18,7 @@ from ...protocol.result import Result
 from .want import PROTOCOLS, Port, Want
 
 IPTABLES, NFTABLES = "iptables", "nftables"
+# the reference's default, 0x2000
 _MARK_BIT = 13
 # An iptables chain's name has at most 28 characters.
 _CHAIN_MAX = 28
@@ -132,6 +133,7 @@ def _backend(conf: Conf) -> str:
         ("conditionsV6", conf.conditions_v6),
     ):
         if words:
+            # by the first character, as in the reference (docs/spec/portmap.md)
             options[IPTABLES if words[0][:1] in ("-", "!") else NFTABLES].append(name)
         if not all(word.isprintable() for word in words) or any(";" in word for word in words):
             raise CNIError(f"{name}: a condition cannot have a control character or semicolon")

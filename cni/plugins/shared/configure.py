@@ -85,6 +85,7 @@ def _prepare(
     enabling = sysctl.ipv6_steps(call.ifname) if ipv6 else []
     if not steps and not enabling:
         return
+    # one list, so whoever enters the namespace for it has to be woken only once
     outcomes = netns.sysctls(steps + enabling)[len(steps) :]
     try:
         warning = sysctl.ipv6_warning(enabling, outcomes)
@@ -240,6 +241,8 @@ def enable_forwarding(prefixes: list[Prefix]) -> None:
                 f"Could not enable IP forwarding: {(error.strerror or '').lower()}",
                 "is /proc/sys writable here?",
             ) from None
+        # only if this ADD has changed the parameter: what the node
+        # itself has set is in its own files
         if name and any(map(os.path.isdir, _PLACES)):
             _keep(name)
 

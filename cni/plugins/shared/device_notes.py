@@ -114,6 +114,7 @@ def write(call: Call[Any], note: Note) -> None:
     try:
         try:
             files.replace(path, data)
+        # the directory is missing once a boot only, so it is not looked for first
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
             files.replace(path, data)
@@ -156,6 +157,8 @@ def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
             try:
                 note = None if name.endswith("~") else _read(call, path)
                 if note is not None:
+                    # removed only when the caller has dealt with it: after a
+                    # kill the next GC reads it again
                     yield note
                 _unlink(path)
             except CNIError as error:

@@ -146,6 +146,8 @@ def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -
     for key, value in _differences(device, note).items():
         try:
             if key == "name":
+                # the kernel keeps names and alternative names in one table (netdev_name_in_use),
+                # so an alternative name of that text would be in the way
                 link.remove_altname(host, device.index, note.name)
                 link.change(host, device.index, up=False)
             link.change(host, device.index, **{key: value})

@@ -166,6 +166,8 @@ def create(
         raise CNIError(f"failed to create {what}: {error}", details) from None
     sock = netns.netlink()
     device = link.get(sock, call.ifname)
+    # A kill before the alias or the note is set leaves a link that
+    # find_unnoted recognises by its name and kind.
     link.change(sock, device.index, alias=call.owner.alias)
     identity = device_notes.identity_of(call.netns)
     number = cookie(sock.sock)
@@ -239,6 +241,8 @@ def disconnect(call: Call[Any], take_away: Callable[[Namespace | None], bool]) -
     """
     ipam = call.conf.ipam.type
     steps = Steps()
+    # in a list: find_netns returns None if there is no namespace,
+    # and steps.run if there was an error
     opened = steps.run(lambda: [call.find_netns()])
     if opened and not call.netns_unknown:
         if unlink.needs_link(ipam):
@@ -305,6 +309,7 @@ def gc_with(
     """Call `collect`, which removes the notes of attachments that are gone, and IPAM's GC."""
     steps = Steps()
     steps.run(collect, call, keep)
+    # it passes the request's own verb on, which is GC here
     steps.run(status, call)
     steps.finish()
 

@@ -51,6 +51,7 @@ def survey(sock: Netlink, rules: list[Rule], name: str) -> Survey:
     tables |= RESERVED
     for each in rules:
         tables.add(each.table)
+        # the kernel adds this rule for both families, but one list of the VRFs is enough
         if each.of_vrfs and each.source.is_v4:
             tables.update(map(vrf.table, vrf.show(sock)))
     return Survey(device, main, tables)

@@ -30,6 +30,7 @@ def delete(netns: Namespace, index: int) -> None:
     def seen(kind: int, payload: bytes) -> bool:
         return link.says_gone(kind, payload, index)
 
+    # subscribed before the request, so that the announcement cannot be missed
     with netns.subscribe(link.RTNLGRP_LINK) as events:
         if netns.send_until(events, seen, *link.deletion(index)):
             return

@@ -95,6 +95,8 @@ def setup(
             if _outbound(is_v4) in comments:
                 changes += _superseded(owner, is_v4, prefixes)
         for name, items in _elements(owner, prefixes, outbound).items():
+            # `put` first adds the key alone, which the kernel refuses for a map
+            # (nft_add_set_elem). The changes above have removed what the maps had.
             is_map = name == BY_OWNER or items[0].value
             how = elements.insert if is_map else elements.put
             changes += how(TABLE, name, items)
