@@ -101,6 +101,8 @@ def _open(netns: Namespace, its: link.Link, protocol: int) -> socket:
     sock = netns.socket(AF_PACKET, SOCK_DGRAM)
     try:
         if protocol == _ETH_P_IPV6:
+            # a host that defends its address answers a probe to all
+            # nodes (RFC 4862 §5.4, RFC 4861 §7.2.4)
             wanted = struct.pack("=iHH8s", its.index, _PACKET_MR_MULTICAST, 6, _ALL_NODES)
             sock.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, wanted)
         sock.bind((its.name, protocol))
@@ -132,6 +134,7 @@ def _listen(
                     data, source = sock.recvfrom(2048)
                 except BlockingIOError:
                     break
+                # a packet socket also receives what this host sends
                 if source[2] == _PACKET_OUTGOING:
                     continue
                 packed = claimed_arp(data, mac) if width == 4 else claimed_ndp(data, source[4], mac)
@@ -148,6 +151,7 @@ def _question(mac: bytes, packed: bytes) -> tuple[bytes, bytes]:
     if len(packed) == 4:
         fields = (1, _ETH_P_IP, 6, 4, _REQUEST, mac, bytes(4), bytes(6), packed)
         return _BROADCAST, _ARP.pack(*fields)
+    # the solicited-node multicast address (RFC 4291 §2.7.1)
     group = b"\xff\x02" + bytes(9) + b"\x01\xff" + packed[13:]
     body = struct.pack("!BBHI", _SOLICITATION, 0, 0, 0) + packed
     total = _checksum(bytes(16) + group + struct.pack("!II", len(body), _ICMPV6) + body)
@@ -181,6 +185,7 @@ def claimed_arp(data: bytes, mac: bytes) -> bytes | None:
 
 def claimed_ndp(data: bytes, source: bytes, mac: bytes) -> bytes | None:
     """As claimed_arp, for an IPv6 packet that came from the MAC `source`."""
+    # with another hop limit it did not come from this link (RFC 4861 §7.1)
     if len(data) < 64 or data[0] >> 4 != 6 or data[6] != _ICMPV6 or data[7] != 255:
         return None
     kind, sender, target = data[40], data[8:24], data[48:64]

@@ -112,6 +112,7 @@ def _solicit(netns: Namespace, index: int) -> None:
     except OSError:
         return  # routers advertise themselves by and by
     try:
+        # routers ignore a solicitation with any other hop limit (RFC 4861 §6.1.1)
         sock.setsockopt(IPPROTO_IPV6, IPV6_MULTICAST_HOPS, 255)
         sock.sendto(router.SOLICITATION, (_ALL_ROUTERS, 0, 0, index))
     except OSError:

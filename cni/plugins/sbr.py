@@ -30,9 +30,12 @@ from ..protocol.result import Result
 from .shared import checks
 from .shared import tables as _tables
 
+# the reference's
 FIRST_TABLE = 100
 _LINK_LOCAL = Prefix.parse("fe80::/64")
-_DEFAULT_METRIC = {4: 0, 16: 1024}  # by the length of an address
+# What the kernel gives a route without a metric (IP6_RT_PRIO_USER
+# for IPv6), by the length of an address.
+_DEFAULT_METRIC = {4: 0, 16: 1024}
 
 
 class Conf(config.NetConf):
@@ -309,6 +312,7 @@ def _remove(
     own = [entry for entry in rules if entry.owner == number]
     tables = {entry.table for entry in own if entry.table >= FIRST_TABLE}
     tables -= {*_tables.RESERVED, call.conf.table}
+    # before the rules, which tell the tables that are ours: a kill in between loses nothing
     if device is not None and tables:
         stale: list[Route] = []
         for each in _tables.FAMILIES:

@@ -92,6 +92,7 @@ def _number(call: Call[Conf], key: str, configured: int | None) -> int:
     if text is not None:
         if not (text.isascii() and text.isdigit()):
             raise CNIError(f'{key} should be a number, got "{text}"', "it is of CNI_ARGS")
+        # eleven digits are too large already: a text of any length need not be converted
         configured = int(text[:11])
     if configured is None:
         return 0
@@ -143,6 +144,8 @@ def _create(call: Call[Conf], netns: Namespace, name: str, uid: int, gid: int) -
             f"{call.netns} has an interface of that name; an earlier ADD's goes with its DEL",
         )
     try:
+        # in the executor: /dev/net/tun makes the device in the
+        # namespace of the process that opens it
         netns.run(tun.create_tap, name, False, uid, gid)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()

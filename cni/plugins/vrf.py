@@ -190,6 +190,7 @@ def _restore(netns: Namespace, inner: Link, kept: Kept, table: int, local: int) 
     for entry in kept.addresses:
         present = have.get(entry.prefix)
         try:
+            # an address that the kernel has kept (keep_addr_on_down) is tentative again
             if present is None or (entry.usable and not present.usable):
                 address.delete(sock, inner.index, entry.prefix)
                 address.put_back(sock, entry)

@@ -58,6 +58,7 @@ class Child:
             libc.die_with_parent(parent)
             self._prepare()
             _name_process(self.name)
+            # the supervisor has switched it off for its workers
             gc.enable()
             self.run()
             code = 0

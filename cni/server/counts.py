@@ -71,6 +71,7 @@ class Counts:
 
 def allocate(count: int) -> list[Counts]:
     """The numbers of `count` workers, in memory that children forked from now on share."""
+    # an anonymous mapping is shared with children (MAP_SHARED is the default of this function)
     memory = mmap.mmap(-1, count * _SIZE * 8)
     return [Counts(memory, number) for number in range(count)]
 

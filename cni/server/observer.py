@@ -135,6 +135,7 @@ class Page:
         now = time.monotonic()
         if self._reading is None and now - self._read_at >= _STATE_SECONDS:
             loop = asyncio.get_running_loop()
+            # in a thread: this process goes on while a disk hangs
             self._reading = loop.run_in_executor(None, self._plan.collect)
         if self._reading is not None:
             done, _ = await asyncio.wait([self._reading], timeout=_STATE_PATIENCE)

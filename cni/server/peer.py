@@ -49,6 +49,7 @@ class Gate:
     """
 
     def __init__(self, server_pids: frozenset[int], *, any_mounts: bool) -> None:
+        # 0 is what a client without credentials names, and what an invisible process is for us
         self._server_pids = server_pids - {0}
         self._user = os.geteuid()
         self._capabilities = _permitted(0)

@@ -26,6 +26,7 @@ def mark_of_node_file(env: Mapping[str, str]) -> int:
         status = os.stat(record.node_file(env))
     except OSError:
         return 0
+    # Mark has room for an unsigned number of 64 bits
     return hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)) & (1 << 64) - 1
 
 

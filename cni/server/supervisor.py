@@ -99,6 +99,8 @@ class Supervisor:
         self._use(self._listen())
         self.node_file.set(mark_of_node_file(os.environ))
         warmup.import_plugins()
+        # Before the first fork: a collection in a worker would write to the header of every
+        # object, and so copy the pages that it shares with the supervisor.
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -144,6 +146,7 @@ class Supervisor:
     def _use(self, listener: socket.socket) -> None:
         """Prepare the socket that workers accept from."""
         listener.listen(_BACKLOG)  # from now on, clients name this process as the server
+        # another worker may accept the connection that has woken this one
         listener.setblocking(False)
         self.listener = listener
 
@@ -222,6 +225,7 @@ class Supervisor:
             for target in (0, 1, 2):
                 os.dup2(null, target)
             os.close(null)
+            # not to keep a mount busy
             os.chdir("/")
             os.umask(0o022)
             self._forget_signals()

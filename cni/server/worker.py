@@ -263,6 +263,7 @@ class Worker:
     def _release(self, descriptors: wire.Descriptors) -> None:
         """Give up the rest of the client's process state."""
         namespace.hand_over("", None)
+        # the runtime waits until nobody has the client's stderr open
         os.dup2(self.null, 2)
         os.umask(0o022)
         descriptors.close()
@@ -300,6 +301,7 @@ class Worker:
             return False
         if self.served % _CHECK_INTERVAL:
             return True
+        # otherwise collection is off: no request has to wait for it
         gc.collect(1)
         open_fds = len(os.listdir("/proc/self/fd")) - len(self.reception)
         self.fds = self.fds or open_fds

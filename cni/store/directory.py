@@ -95,6 +95,7 @@ class DirectoryStore:
             making = f"{self._path}/making"
             files.replace(making, _content(item, encoded), sync=self._sync)
             with _noted(history, Line(key, value, item.version)):
+                # link(2) refuses a name that exists; rename(2) would replace the item
                 _link(making, path, key)
             os.unlink(making)
             self._sync_directory()
@@ -154,6 +155,7 @@ class DirectoryStore:
                     raise
                 revision = ""
             for name in os.listdir(self._items):
+                # a name with `,` in front is the hash of a long key, which may have any prefix
                 if name.endswith(_SUFFIX) and name.startswith((beginning, ",")):
                     item = self._read(f"{self._items}/{name}")
                     if item is not None and item.key.startswith(prefix):
@@ -239,6 +241,7 @@ class DirectoryStore:
             return
         fd = os.open(path or self._items, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            # to synchronise a file does not write its entry in the directory (fsync(2))
             os.fsync(fd)
         finally:
             os.close(fd)

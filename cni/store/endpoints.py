@@ -67,6 +67,7 @@ def _is_usable(text: str) -> bool:
     except InvalidAddress:
         return False
     if len(packed) == 4:
+        # 0.0.0.0/8, 127.0.0.0/8, multicast and what is reserved, 169.254.0.0/16
         return packed[0] not in (0, 127) and packed[0] < 0xE0 and packed[:2] != b"\xa9\xfe"
     is_mapped = not any(packed[:10])  # also :: and ::1
     return not is_mapped and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] >= 0x80)

@@ -65,6 +65,7 @@ class EtcdStore:
     def create(self, key: str, value: Value) -> Item:
         """Make an item. Raises Exists, StoreError."""
         check_key(key)
+        # revision 0: there is no such key
         compare = {"key": self._key(key), "target": "CREATE", "create_revision": "0"}
         answer = self._change(compare, self._put(key, value))
         if answer is None:
@@ -117,12 +118,14 @@ class EtcdStore:
                 "range_end": messages.base64(end),
                 "limit": str(_PAGE),
             }
+            # the first page tells the revision, and all others are of that revision
             answer = self._range({**request, "revision": revision})
             if revision == "0":
                 revision = answer.header.revision
             items += map(self._item, answer.kvs)
             if not answer.more or not answer.kvs:
                 return Listing(items, revision)
+            # the least key that is greater than the last one
             start = messages.raw(answer.kvs[-1].key) + b"\0"
 
     def watch(self, prefix: str, revision: str, seconds: float) -> Iterator[Change]:
@@ -135,6 +138,7 @@ class EtcdStore:
             "create_request": {
                 "key": messages.base64(start),
                 "range_end": messages.base64(end),
+                # etcd begins with this revision, and the caller knows that of `revision`
                 "start_revision": str(int(revision) + 1),
                 "progress_notify": True,
             }
@@ -246,6 +250,7 @@ class EtcdStore:
         try:
             os.makedirs(self._options.state_dir, mode=0o700, exist_ok=True)
             data = msgspec.json.encode(self._memory)
+            # a name for each process: several of this node may write, without a lock
             files.replace(path, data, temporary=f"{path}.{os.getpid()}~")
         except OSError:
             pass  # that the store was restored is then noticed by other nodes
@@ -256,9 +261,10 @@ class EtcdStore:
         return messages.base64(f"{self._prefix}{key}".encode())
 
     def _bounds(self, prefix: str) -> tuple[bytes, bytes]:
-        """First key and the one behind the last. Words begin with `-`, or what comes after it."""
+        """The first possible key below the prefix, and the first one that is not below it."""
         below = f"{self._prefix}{prefix}".encode()
-        return below + b"-", below[:-1] + b"0"  # which follows on `/`
+        # `-` is the lowest character of a word (keys.py), and `0` follows on `/`
+        return below + b"-", below[:-1] + b"0"
 
     def _put(self, key: str, value: Value) -> dict[str, Any]:
         return {
@@ -392,5 +398,5 @@ def connect(options: Mapping[str, Any]) -> EtcdStore:
 
 
 def _is_of_a_working_member(response: Response) -> bool:
-    """Whether another member would say the same."""
+    """Is it an answer that every member would give? A 5xx is a problem of this one."""
     return response.status < 500

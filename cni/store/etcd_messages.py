@@ -108,14 +108,16 @@ class Failed(msgspec.Struct):
 
 
 class Memory(msgspec.Struct, frozen=True):
-    """How far the store was when it was last seen. Its term is no measure: a member that stands for
-    election is ahead of the others for a while.
+    """The highest revision of the store that was seen.
+
+    The raft term would not do: a member that stands for election is ahead of the others for a
+    while.
     """
 
     revision: int = 0
 
     def after(self, header: Header) -> Memory:
-        """With what an answer says."""
+        """This, or the revision in an answer's header if that is higher."""
         return self.furthest(Memory(int(header.revision)))
 
     def furthest(self, other: Memory) -> Memory:

@@ -174,7 +174,7 @@ class Client:
             self.close()
 
     def error(self, failures: Sequence[Failure]) -> StoreError:
-        """What is told when no endpoint gave an answer."""
+        """The error for the caller, if no endpoint gave an answer."""
         where = "; ".join(f"{failure.endpoint}: {failure.why.text}" for failure in failures)
         remedies = list(dict.fromkeys(failure.why.remedy for failure in failures))
         remedy = "; or ".join(remedies[:2])
@@ -357,13 +357,13 @@ def _close(connection: Connection | None) -> None:
 
 
 def _share(deadline: float, rest: int) -> float:
-    """Until when one of `rest` endpoints may take, so that the others have time, too."""
+    """The deadline for the next of `rest` endpoints: an equal share of the time that is left."""
     now = time.monotonic()
     return now + max(deadline - now, 0.0) / rest
 
 
 def _connecting(deadline: float, until: float, rest: int) -> float:
-    """Until when to connect."""
+    """The deadline for connecting to the next of `rest` endpoints."""
     if rest == 1:
         return until
     return min(until, time.monotonic() + _CONNECTING, _share(deadline, rest))

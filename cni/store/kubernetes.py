@@ -149,6 +149,8 @@ class KubernetesStore:
         of = type_of(item.key)
         uid, _, version = item.version.partition(" ")
         # Labels and the like, which are somebody else's, stay as they are.
+        # To "replace" uid and resourceVersion by the values that they had is a condition: the
+        # server refuses a patch that would change them.
         change = [
             {"op": "replace", "path": "/metadata/uid", "value": uid},
             {"op": "replace", "path": "/metadata/resourceVersion", "value": version},

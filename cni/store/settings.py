@@ -26,6 +26,7 @@ _EXAMPLE = (
     '{"store": {"type": "etcd", "endpoints": ["https://…"]}, "nodeName": "n1", "dataDir": "/…", '
     '"nodeTimeout": 0}'
 )
+# Keys that do not tell one store from another: credentials, and how long to wait.
 _SECRET = frozenset(
     ("username", "passwordFile", "password", "certFile", "keyFile", "caFile", "token", "timeout")
 )

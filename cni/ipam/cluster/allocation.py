@@ -78,6 +78,7 @@ class FromBlocks(Allocation):
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
         """Reserve the address that has been free for the longest time. Raises Exhausted."""
         freed = rest.recent(self._space.freed)
+        # first the addresses without a record: they have been free for longer than all others
         for its_range, low, high in ranges.spans(self._last_reserved(store, index)):
             at = low
             while True:

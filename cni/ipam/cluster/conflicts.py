@@ -55,6 +55,7 @@ def settle(
                 "is it up, and in the same LAN? Without `gateway` in conflictCheck it is not asked",
             )
         taken = {each: mac for each, mac in answered.items() if each in packed}
+        # the "" says that gateways were asked, even if no address was free
         checked |= {format_ip(each) for each in packed - taken.keys()} | {""}
         if not taken:
             return ips

@@ -68,6 +68,7 @@ class Holding(Session):
                 self.ask(self.store.create, key, self.author(entry))
                 return True
             except Exists:
+                # somebody else's, unless an earlier request of ours got through without an answer
                 if not attempt and not self._may_have_asked(entry):
                     return False
                 item = self.ask(self.store.read, key)
@@ -155,6 +156,7 @@ class Holding(Session):
     def forget(self, space: Space, entry: Block) -> None:
         with space.changing() as (ledger, _):
             known = ledger.find(entry.prefix)
+            # a later claim of the same block has another number, and stays
             if known is not None and known.seq == entry.seq:
                 ledger.remove(known)
 

@@ -50,6 +50,7 @@ class Nodes:
         value = object_of(answer.body) or {}
         if answer.status == 404:
             details = value.get("details") or {}
+            # any other 404, such as a proxy's, does not prove that the node is gone
             if value.get("reason") == "NotFound" and details.get("name") == name:
                 return None
             raise Refused(

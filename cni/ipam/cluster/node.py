@@ -147,6 +147,7 @@ class Node:
         found = self.registration(store)
         if found is None or not found.timeout:
             return True
+        # a time of another boot's clock says nothing
         return found.boot == self.boot and boot_time() < found.until
 
     def wanting(self) -> list[str]:

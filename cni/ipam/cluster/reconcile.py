@@ -238,6 +238,7 @@ def lock(store: Store, now: float, every: float = 0.0) -> Item | None:
         if item is None:
             return store.create(LOCK, value)
         until, done = item.value.get("until"), item.value.get("done")
+        # a time further ahead was written by a wrong clock: it must not lock everybody out
         if isinstance(until, int | float) and now < until <= now + _LOCKED_FOR:
             return None
         if isinstance(done, int | float) and now - every < done <= now:

@@ -80,6 +80,7 @@ class Session:
         if lapsed or (before is not None and not was_there):
             self.verify()
         cordoned, timeout = bool(item.get("cordoned")), number(item.get("timeout"))
+        # counted from before the request: the store, and so the others, got it later
         made = Registration(
             self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned
         )

@@ -67,6 +67,7 @@ class Attachment:
         self.waiters = 0
         self.states: dict[str, str] = {}
         self._env = env
+        # an option has room for 255 bytes, and a type precedes this one (RFC 2132 §9.14)
         client_id = record.key.encode("utf-8", "surrogateescape")[:254]
         self._four: Binding4 | None = None
         self._six: Binding6 | None = None

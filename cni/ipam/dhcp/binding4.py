@@ -72,6 +72,7 @@ class Binding4:
             offer, _ = await port.ask(m.DISCOVER, hint, wanted=(m.OFFER,))
             wanted = {m.REQUESTED_IP: offer.yiaddr, m.SERVER_ID: offer.server}
             ack, mac = await port.ask(m.REQUEST, wanted, wanted=(m.ACK, m.NAK), server=offer.server)
+            # the address cannot be used, so the server gets it back before its lease ends
             if SUBNET_MASK not in ack.options:
                 self._send_release(port, ack.yiaddr, ack.server, mac)
                 raise CNIError(
@@ -148,6 +149,7 @@ class Binding4:
         duration = _LEASE_TIME if granted is None else granted
         t1, t2 = ack.seconds(m.T1), ack.seconds(m.T2)
         if t1 is None or t2 is None or not 0 < t1 < t2 < duration:
+            # as the reference (docs/spec/dhcp.md); RFC 2131 recommends 0.875 for T2
             t1, t2 = duration // 2, int(duration * 0.85)
         try:
             length = m.mask_length(ack.options[SUBNET_MASK])

@@ -28,6 +28,7 @@ _LOOK = 0.05
 _ROUTER_WAIT = 4.0  # seconds for a router's answer (RFC 4861: at most 0.5, unless it is lost)
 _RELEASE_WAIT = 1.0
 _IDENTITY = 1  # id of the one IA; each attachment has a DUID
+# as RFC 8415 §21.4 recommends to servers
 _LIFETIME_SHARE = (0.5, 0.8)  # T1 and T2 as shares of the preferred lifetime
 
 
@@ -171,6 +172,7 @@ class Binding6:
                 if local is not None:
                     return inside.udp6_socket(local, m.CLIENT_PORT)
             if now() >= deadline:
+                # 99 is EADDRNOTAVAIL
                 raise OSError(99, f"{self.interface.ifname} has no IPv6 link-local address")
             await asyncio.sleep(_LOOK)
 

@@ -153,6 +153,8 @@ class Daemon:
         record = self._record(asked)
         if asked.key in self._ending:
             await asyncio.wait((self._ending[asked.key],))
+        # a loop: another request may start an attachment while this
+        # one waits for the end of the old one
         while (held := self._held.get(asked.key)) and not held.serves(record.interface):
             del self._held[asked.key]
             self._env.directory.remove(asked.key)
@@ -161,6 +163,7 @@ class Daemon:
             held = self._start(record)
         held.waiters += 1
         try:
+            # an abandoned request must not cancel the future for which others wait
             await asyncio.shield(held.ready)
         finally:
             held.waiters -= 1

@@ -182,6 +182,8 @@ class Inside:
         """A UDP socket on the link-local address. Raises OSError."""
         sock = self._socket(socket.AF_INET6, socket.SOCK_DGRAM)
         try:
+            # the socket of an earlier exchange may still be bound: a
+            # thread closes it (exchange.Closer)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             text = socket.inet_ntop(socket.AF_INET6, local)
             sock.bind((text, port, 0, self.link.index))
@@ -194,12 +196,14 @@ class Inside:
         """An ICMPv6 socket on the link that receives only these types. Raises OSError."""
         sock = self._socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         try:
+            # a set bit blocks a type (ICMP6_FILTER, RFC 3542 §3.2)
             blocked = [0xFFFFFFFF] * 8
             for kind in kinds:
                 blocked[kind >> 5] &= ~(1 << (kind & 31))
             sock.setsockopt(socket.IPPROTO_ICMPV6, 1, struct.pack("=8I", *blocked))
             name = self.link.name.encode("utf-8", "surrogateescape") + b"\0"
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name)
+            # routers ignore a solicitation with any other hop limit (RFC 4861 §6.1.1)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         except OSError:
             sock.close()

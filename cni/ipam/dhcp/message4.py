@@ -226,6 +226,7 @@ def wrap(payload: bytes, source: bytes, destination: bytes) -> bytes:
     size = _UDP.size + len(payload)
     pseudo = source + destination + struct.pack("!HH", _UDP_PROTOCOL, size)
     udp = _UDP.pack(CLIENT_PORT, SERVER_PORT, size, 0)
+    # 0 would mean that there is no checksum (RFC 768)
     check = _checksum(pseudo + udp + payload) or 0xFFFF
     udp = _UDP.pack(CLIENT_PORT, SERVER_PORT, size, check)
     # type of service 0x10 (low delay), as DHCP clients send it

@@ -113,6 +113,8 @@ def _read_ia(value: bytes) -> tuple[list[Grant], int, str]:
             if len(inner) < _ADDRESS.size:
                 raise Malformed("IA address")
             address, preferred, valid = _ADDRESS.unpack_from(inner)
+            # others have to be ignored (RFC 8415 §21.6); without a valid
+            # lifetime the server takes it back
             if valid and preferred <= valid:
                 grants.append(Grant(address, preferred, valid, t1, t2))
     return grants, status, reason

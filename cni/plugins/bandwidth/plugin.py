@@ -123,6 +123,7 @@ def _limit_received(call: Call[Conf], place: _Place, limit: Limit, subnets: Subn
     what = "create ifb qdisc: create qdisc"
     try:
         shape.apply(sock, detour, limit, subnets, source=place.inside)
+        # only now, since packets that are redirected to an ifb without its limit would be unlimited
         what = "create ingress qdisc"
         tc.add_ingress(sock, device.index)
         what = "add filter"
@@ -140,6 +141,7 @@ def _path(call: Call[Conf], place: _Place) -> str:
 def _require_free(host: Netlink, outer: Link, where: int, what: str) -> None:
     """Refuse a link that has a qdisc already, because undoing would remove it. Raises CNIError."""
     qdisc = tc.qdisc(host, outer.index, where)
+    # without a handle it is the default one, which the kernel has attached by itself
     if qdisc is not None and qdisc.handle:
         raise _refused(what, outer, NetlinkError(EEXIST))
 

@@ -121,6 +121,7 @@ def _connect_layer3(
 def delete(call: Call[Conf]) -> None:
     """Delete the pair, release the address, remove what no container uses; every step runs."""
     steps = Steps()
+    # while the port is there, as in bridge
     bridge = steps.run(_bridge_of, call)
     veth.delete(call, steps)
     steps.run(_remove_unused, call, bridge or 0)

@@ -268,6 +268,7 @@ def forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
     present = fdb.flooded(host, index)
     fdb.change(host, index, sorted(wanted - present), sorted(present - wanted))
     if present - wanted:
+        # else frames to MACs that were learned there would still go to a node that has left
         fdb.forget(host, index, present - wanted)
 
 
@@ -282,6 +283,7 @@ def remove_unused(call: Call[Any]) -> bool:
     """
     network = call.network
     with Netlink() as host:
+        # first without the lock: in most cases another container uses the link
         if not _is_unused(host, network):
             return link.find(host, link_name(network)) is None
         try:
@@ -303,6 +305,7 @@ def _is_unused(host: Netlink, network: str) -> bool:
     if made is None or not _is_ours(made, network):
         return False
     mark = f"cni:{network_key(network)}-".encode()
+    # a port whose ADD is at work, or was killed, has no alias yet, but the network's group
     member = nl.u32(uapi.IFLA_GROUP, network_group(network))
 
     def is_user(data: bytes) -> bool:

@@ -74,7 +74,7 @@ class Note(msgspec.Struct, omit_defaults=True):
         return [each for each in dict.fromkeys(packed) if (len(each) == 16) == self.v6]
 
     def told(self, error: StoreError) -> Note:
-        """This note, with what is wrong now."""
+        """This note, after the store's `error` was noted in it."""
         self.problem, self.remedy, self.since = str(error), error.remedy, boot_time()
         return self
 
@@ -112,11 +112,14 @@ class Place:
             pass
 
     def locked(self) -> Any:
-        """A `with`: nobody else asks the store for a network's nodes, or changes entries."""
+        """A lock for a `with` statement: its holder alone asks the store, and changes entries."""
         return node_files.locked(f"{self._path}.lock", _LOCK_PATIENCE)
 
     def watched(self, timeout: float) -> Any:
-        """A `with`: tell ADDs that the store is followed. Raises TryAgainLater if another does."""
+        """A lock for a `with` statement, which tells ADDs that a process follows the store.
+
+        Raises TryAgainLater if another process does.
+        """
         return node_files.locked(f"{self._path}.watched", timeout)
 
     def is_watched(self) -> bool:
@@ -126,6 +129,7 @@ class Place:
         except OSError:
             return False
         try:
+            # shared, so that several ADDs may look at the same time
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -151,6 +155,7 @@ def current(call: Call[Conf], host: Netlink, want: Want) -> Iterator[None]:
     wanted = _new_note(its, want)
     before = place.note(want.network)
     is_known = before is not None and before.is_same(wanted)
+    # the usual case with a server: no lock is taken, and the store is not asked
     if is_known and vxlan_link.is_settled(made, want) and place.is_watched():
         yield
         return
@@ -187,6 +192,7 @@ def _ask(
     own: list[str],
 ) -> None:
     """Publish, and note the others, if the store can be asked. Raises CNIError."""
+    # the store gave no answer just now: this ADD need not wait for it as well
     if note.problem and 0 <= boot_time() - note.since < PATIENCE and note.published == own:
         return
     try:
@@ -233,8 +239,8 @@ def agree(
 
 
 def own_addresses(host: Netlink, note: Note) -> tuple[list[str], int]:
-    """By which addresses others reach this node: one of IPv4, one of IPv6, or `local` alone; and
-    the index of their link, 0 if that is not known.
+    """The addresses by which others reach this node: one of each family, or `local` alone; and the
+    index of their link, 0 if that is not known.
     """
     links = route.default_links(host)
     if note.dev:

@@ -205,4 +205,5 @@ def gateway_mac(vni: int, gateways: list[Any]) -> bytes:
     its node, whichever node has answered. Different addresses have different ones.
     """
     raw = bytes.fromhex(digest(repr((vni, sorted(gateways))))[:12])
+    # unicast, and locally administered
     return bytes((raw[0] & 0xFC | 0x02,)) + raw[1:]

@@ -82,6 +82,7 @@ class Watch:
                 self._compare(follower, notes)
                 follower.follow(notes, seconds / len(networks))
             except StoreError as error:
+                # a new connection and a new listing: after an error it is not known what was missed
                 follower.reset()
                 self._note_problem(notes, error)
                 problems.add(str(error))
@@ -94,7 +95,7 @@ class Watch:
         self.tell(problems)
 
     def tell(self, problems: set[str]) -> None:
-        """Log what was not wrong before."""
+        """Log the problems that were not there in the turn before."""
         for text in sorted(problems - self._said):
             self._log(f"vxlan: {text}")
         self._said = problems
@@ -197,7 +198,7 @@ class Follower:
                 yield change
 
     def _apply(self, network: str, node: str, item: Item | None) -> None:
-        """One node's addresses have changed. Raises CNIError, KernelError."""
+        """Apply the change of one node's addresses. Raises CNIError, KernelError."""
         with self._place.locked(), Netlink() as host:
             note = self._place.note(network)
             if note is None:

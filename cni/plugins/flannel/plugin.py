@@ -130,6 +130,7 @@ def add(call: Call[Conf]) -> Result:
         raise error.wrapped("failed to delegate add: ") from None
     stdin = _encode(document)
     note = Note(call.conf.data_dir, call.owner)
+    # the note of an earlier ADD without DEL comes back: its delegate has something to remove, too
     call.undo.callback(_put_back, note, note.load())
     note.save(stdin)
     return call.delegate_add(name, stdin) or Result()

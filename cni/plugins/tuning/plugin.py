@@ -40,6 +40,7 @@ def add(call: Call[Conf]) -> Result:
     if want.anything:
         present = _read_sysctls(netns, want)
         before = _look(call, netns, want, present)
+        # on the disk before the first change: after a kill DEL restores from it
         _keep(call, before)
         call.undo.callback(_undo, netns, call.ifname, before)
         if before.shared:
@@ -178,6 +179,7 @@ def _set_link(netns: Namespace, ifname: str, attributes: dict[str, Any]) -> list
     else:
         return []
     problems = []
+    # one by one, so that the error says which attribute the kernel refuses
     for key, value in attributes.items():
         try:
             link.change(sock, 0, name=ifname, **{key: value})
@@ -283,6 +285,7 @@ def delete(call: Call[Conf]) -> None:
         call.log(f"tuning: {problem}")
     if problems.short:
         raise CNIError(f"cannot restore: {'; '.join(problems.short)}", "repeat the DEL")
+    # it stays after a refusal, for a repeated DEL
     if not problems.refused and not call.netns_unknown:
         file.remove()
 

@@ -109,6 +109,7 @@ class File:
         if netns is None:
             return self._drop(None, is_gone)
         with netns:
+            # a copy, because `release` closes it, and the namespace is still needed
             lock = os.dup(netns.fd)
             try:
                 lockfile.acquire(lock, netns.path, monotonic() + lockfile.TIMEOUT)
@@ -188,6 +189,7 @@ def _without(uses: Uses, user: str) -> list[tuple[str, str, str]]:
     for name, use in uses.items():
         mine = use.users.pop(user, None)
         if mine is not None:
+            # the users are in the order of their ADDs, also in the file
             todo.append((name, [use.before, *use.users.values()][-1], mine))
     return todo
 
@@ -209,6 +211,7 @@ def collect(directory: str, network: str, keep: Iterable[Owner], steps: Steps) -
         return []
     failed: list[tuple[str, int]] = []
     for name in names:
+        # a name with ~ was left by a process that was killed in files.replace
         if name.startswith(":") and not name.endswith("~"):
             failed += steps.run(File(directory, name[1:]).collect, is_gone) or []
     return [f"{sysctl.ROOT}{name}: {os.strerror(errno).lower()}" for name, errno in failed]
