@@ -111,7 +111,6 @@ def serve(
         from cni._build import ID
     except ImportError:
         ID = ""  # noqa: N806 the build's own name
-    # Clients and workers compare the build's id; sources have none.
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
     # Warnings only: a wrong setting of the log must not keep containers from starting.

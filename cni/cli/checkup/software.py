@@ -125,7 +125,6 @@ def server(situation: Situation) -> Iterator[Finding]:
 def _judge_server(said: dict[str, object]) -> Iterator[Finding]:
     from cni._build import ID
 
-    # ID is empty if the code runs from the sources.
     if ID and said.get("build") != ID:
         text = f"the server is of build {said.get('build')}: plugins of another build start anew"
         yield Finding(WARNING, AREA, text, "systemctl restart cni.service")
