@@ -73,8 +73,10 @@ def _run(argv: list[str]) -> int:
 
     stdout = sys.stdout
     try:
+        # Not standalone: click would print errors itself, and not in the form that -o asks for.
         code = cli.main(argv, prog_name="cni", complete_var=VARIABLE, standalone_mode=False)
         if sys.stdout is not None:
+            # A full disk is reported here; at the interpreter's exit it could not be any more.
             sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.Abort:
@@ -85,6 +87,7 @@ def _run(argv: list[str]) -> int:
     except OSError as error:
         return _without_stdout(error)
     except SystemExit as end:  # click ends completion, and a broken pipe, in this way
+        # click replaces stdout, and exits with 1, if the reader of the pipe has ended.
         if sys.stdout is not stdout:
             return _discard_stdout(_NO_READER)
         return _discard_stdout(1) if end.code == 1 else int(end.code or 0)

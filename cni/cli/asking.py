@@ -52,11 +52,14 @@ def ask(network: NetworkList, runtime: Runtime) -> list[str]:
         return []  # likewise
     unasked = []
     for plugin in network.plugins:
+        # One at a time, as each may have to be asked in another way.
         alone = network._replace(version=_VERSION, plugins=(plugin,))
         is_own = _is_own(plugin, runtime.path)
+        # libcni asks from 1.1.0 on; this project's plugins answer for older configurations, too.
         if is_new or is_own:
             runtime.status(alone)
         kind = catalogue.known_as(plugin.type)
+        # The Go plugins' STATUS succeeds without looking at much, so this is done in addition.
         if kind in _LOOK_AT_THE_NODE and not is_own:
             _look(kind, alone, plugin, runtime.path)
         elif not is_new and not is_own:
@@ -83,6 +86,7 @@ def _called(conf: dict[str, Any]) -> Iterator[str]:
         name = config.lookup(conf_of, "type")
         if isinstance(name, str) and name:
             yield name
+        # flannel fills in these two if its configuration names no others.
         elif key == "delegate" and catalogue.known_as(_type(conf)) == "flannel":
             yield from ("bridge", "host-local")
         if key == "delegate" and conf_of:
@@ -109,6 +113,7 @@ def _look(kind: str, network: NetworkList, plugin: PluginConf, path: list[str]) 
     except CNIError:
         return  # a plugin is missing, which is worse; cni validate reports it
     conf = {**plugin.raw, "name": network.name, "cniVersion": network.version}
+    # Not this process's environment: its CNI variables do not belong to this request.
     env = {"PATH": os.environ.get("PATH", os.defpath), "CNI_COMMAND": "STATUS"}
     request = Request(
         command="STATUS",
@@ -129,6 +134,7 @@ def _status(kind: str, request: Request) -> None:
     if verbs.status is None:
         return
     raw = config.decode_object(request.stdin)
+    # In this process, since the program of that name in CNI_PATH may be another project's.
     call: Call[Any] = Call(
         kind, request, raw, _VERSION, verbs.conf, entry.conf_error, _delegate_looks
     )

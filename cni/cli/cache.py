@@ -26,7 +26,9 @@ from . import errors, gojson
 
 DEFAULT_DIRECTORY = "/var/lib/cni"
 KIND = "cniCacheV1"
+# Linux's NAME_MAX, in bytes
 _NAME_MAX = 255
+# A damaged or foreign file must not fill the memory.
 _MAX_SIZE = 16 << 20  # bytes of a file
 
 
@@ -131,6 +133,7 @@ class Cache:
             path = self.path(attachment)
             # A network's name cannot begin with a dot; a shorter one also fits where `path` did.
             temporary = os.path.join(self.results, f".{os.getpid()}-{os.urandom(4).hex()}.tmp")
+            # By rename, so that runtimes never read half a result.
             files.replace(path, content, temporary=temporary)
 
     def read(self, attachment: Attachment) -> Outcome | None:
@@ -138,6 +141,7 @@ class Cache:
         path = self.path(attachment)
         try:
             data = files.read(path, _MAX_SIZE, follow=True)
+        # For example a FIFO, on which an open would wait for ever.
         except files.Unusable as error:
             raise CNIError(f"open {path}: {error.strerror}", "remove it") from None
         except PermissionError as error:
@@ -235,11 +239,15 @@ class Cache:
             start, length = 0, 0
             if container_id is not None:
                 digest = hashlib.sha256(container_id.encode("utf-8", "surrogateescape")).digest()
+                # 56 bits, because off_t has 63. Containers that share a byte only wait for each
+                # other.
                 start, length = int.from_bytes(digest[:7], "big"), 1
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start, os.SEEK_SET)
             except OSError:
                 on_wait()
+                # lockf, because flock(2) cannot lock single bytes. The kernel releases the lock of
+                # a process that dies.
                 fcntl.lockf(fd, fcntl.LOCK_EX, length, start, os.SEEK_SET)
             yield
         finally:
@@ -311,5 +319,6 @@ def _make_directories(path: str) -> None:
     parent = os.path.dirname(path)
     if parent and parent != path:
         _make_directories(parent)
+    # Another process may make it at the same time.
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)

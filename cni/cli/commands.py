@@ -47,7 +47,8 @@ _IFNAME = click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME,
 
 
 def _attachment_options(function: F) -> F:
-    """NETWORK, and which attachment."""
+    """Give a command NETWORK, and the arguments and options that name one attachment of it."""
+    # The last one first: click shows options in the reverse order of their decorators.
     for option in (
         formats.options,
         CACHE_DIR,
@@ -126,6 +127,7 @@ def check(network: str, where: str, container: str, ifname: str | None, cache_di
             )
         executor = runtime(cache_dir, interrupts)
         try:
+            # The cache may be another one (--cache-dir) than the runtime's.
             with _naming_missing(executor.cache.path(given(what))):
                 executor.check(network_list, given(what))
         except CNIError as problem:
@@ -184,6 +186,7 @@ def _of_missing(problem: CNIError, netns: str) -> CNIError:
     """The error; a NotFound if it is about the namespace's path, which does not exist."""
     if netns and netns in problem.msg and not os.path.lexists(netns):
         found = errors.NotFound(problem.msg, problem.details)
+        # The JSON error keeps the plugin's code; only the exit code changes.
         found.code = problem.code
         return found
     return problem
@@ -197,6 +200,7 @@ def _hint_if_attached(what: cache.Attachment, cache_dir: str) -> str:
         return ""
     if all(each.name != what.name for each in known):
         return ""
+    # ADD fails by itself if the interface exists; its error does not say what to do.
     return f"it is attached already; `cni del {what.network} {what.netns}` detaches it"
 
 
@@ -212,6 +216,7 @@ def _find(
     force: bool = False,
 ) -> tuple[Target, Live, conflist.NetworkList]:
     """The attachment that the command line names, and its network. Raises CNIError."""
+    # Not required arguments of click, because one of the two is enough.
     if not where and not container:
         raise click.UsageError("give NETNS, NAMESPACE/POD or --id CONTAINER")
     everything = attachments.gather(Places.of(cache_dir))
@@ -221,14 +226,17 @@ def _find(
         found = target.find(wanted, everything, live)
     except (errors.NotFound, errors.Refused):
         if not force:
+            # If the network does not exist either, say that: its name is probably misspelled.
             configured_or_known(network, everything)
             raise
+        # What is left of an attachment that nothing on the node knows: DEL by names alone.
         found = _by_force(wanted)
     if where and container and not _agree(found.attached, where):
         raise errors.Refused(
             f"container {found.attached.container_id} is not in {absolute(where)}",
             "leave out one of the two",
         )
+    # The attachment's own ADD comes first: its configuration fits what is to be removed.
     of_network = [each for each in everything if each.network == network]
     return found, live, network_of(network, [found.attached, *of_network])
 
@@ -237,6 +245,7 @@ def _by_force(wanted: Wanted) -> Target:
     """An unknown attachment, exactly as the command line names it. Raises CNIError."""
     path = absolute(wanted.where) if wanted.where else ""
     name = wanted.container or container_id(path)
+    # From the command line, and about to become part of paths.
     check_container_id(name)
     ifname = wanted.ifname or DEFAULT_IFNAME
     return Target(Attached(wanted.network, name, ifname, netns=path), known=False)
@@ -274,6 +283,7 @@ def result_of(what: Attached) -> cache.Outcome | None:
 
 
 def _left_in_nftables(what: Attached) -> bool:
+    # Imported here: it loads the backends of the packet filter, which few commands need.
     from .migrate import uncleanable
 
     directory = os.environ.get("CNI_STATE_DIR") or intent.STATE_DIR
@@ -289,6 +299,7 @@ def _require_gone(what: Attached) -> None:
     left = attachments.still_there(what)
     if left and all(each.kind == "intent" for each in left) and not _left_in_nftables(what):
         for kept in what.intents:
+            # The reference's plugins do not know these notes, so only this command can remove them.
             intent.drop(kept.plugin, kept.owner, os.environ).finish()
         left = attachments.still_there(what)
     if left:

@@ -81,6 +81,7 @@ def completion(context: click.Context, shell: str) -> None:
 
 def _of_click(context: click.Context, shell: str) -> str:
     kind = get_completion_class(shell)
+    # click knows these shells; a newer version may drop one.
     if kind is None:
         raise click.ClickException(f"this build of click does not know {shell}")
     script = kind(context.find_root().command, {}, "cni", VARIABLE)
@@ -169,6 +170,7 @@ class Reserved(click.ParamType[str]):
 
 def _attached(ctx: click.Context) -> list[Attached]:
     """What is attached, in the network on the command line; nothing if it cannot be read."""
+    # Loaded here, since completing the name of a network does not need it.
     from .view.attached import Places
     from .view.attachments import gather
 
@@ -186,6 +188,7 @@ def _pods(known: list[Attached]) -> list[str]:
 def _items(names: list[str], incomplete: str) -> list[CompletionItem]:
     """The names that begin so; none that a shell's line editor would have to show escaped."""
     wanted = [name for name in names if name.startswith(incomplete)]
+    # A name that others chose may contain escape sequences, which a terminal would obey.
     return [CompletionItem(name) for name in wanted if name.isprintable()]
 
 
@@ -196,6 +199,7 @@ class Namespace(click.Path):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         items: list[CompletionItem] = []
+        # Usually two names of one directory: the second is offered if the first has nothing.
         for directory in ("/run/netns", "/var/run/netns"):
             try:
                 names = sorted(os.listdir(directory))

@@ -16,6 +16,7 @@ from . import conflist, errors
 
 SUFFIXES = (".conflist", ".conf", ".json")
 STDIN = "-"
+# bytes; a configuration has a few kB, and a name like /dev/zero must not fill the memory
 MAX_SIZE = 16 << 20
 _HOW_NAMED = (
     f"the files of networks end in {', '.join(SUFFIXES)}; `cni network create` writes one, and "
@@ -25,7 +26,10 @@ _HOW_NAMED = (
 
 @dataclass
 class Files:
-    """The files to judge, and those with which they have to be consistent."""
+    """`asked`: the paths to judge. `context`: other files of the same directories.
+
+    Networks of one directory must not have the same name, subnet or bridge, so both are read.
+    """
 
     asked: list[str]
     context: list[str]
@@ -69,6 +73,7 @@ def files_of_network(name: str) -> Files:
 
 def _with_context(asked: list[str], directories: list[str]) -> Files:
     """The files, and the others in the same directories."""
+    # A link to a file that is judged is not a second network.
     known = {os.path.realpath(each) for each in asked}
     context = [
         path
@@ -88,6 +93,7 @@ def _of_network(directory: str, name: str) -> str:
         except CNIError as error:
             forbidden = error if isinstance(error, errors.NotPermitted) else forbidden
             continue
+        # The first in the order of libcni, which is the one that a runtime would use.
         if isinstance(found, Network) and found.name == name:
             return path
     if forbidden is not None:

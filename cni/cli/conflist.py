@@ -21,6 +21,7 @@ from cni.protocol.request import check_network_name
 
 from . import errors, gojson
 
+# Texts are libcni's, so that what is written about its errors applies here, too.
 _LIST = "error parsing configuration list: "
 _PLUGIN = "error parsing configuration: "
 _MAX_SIZE = 16 << 20  # bytes of a file
@@ -72,6 +73,7 @@ def load(directory: str, name: str) -> NetworkList:
     lists = _files(directory, (".conflist",))
     for path in lists:
         network_list = from_file(path)
+        # Not only the files with the name: libcni, too, fails for a malformed one before it.
         if network_list.name == name:
             return network_list
     singles = _files(directory, (".conf", ".json"))
@@ -206,6 +208,7 @@ def _plugin(raw: Any) -> PluginConf:
     head = config.convert(raw, _Head, _PLUGIN)
     if not head.type:
         raise CNIError(f"{_PLUGIN}missing 'type'")
+    # A capability that is false or null is not declared.
     wanted = frozenset(key for key, value in head.capabilities.items() if value)
     return PluginConf(head.type, head.name, head.cni_version, wanted, raw)
 
@@ -230,6 +233,7 @@ def _version(raw: dict[str, Any]) -> str:
             usable.append(entry)
     if version and not _too_new(version, f"invalid cniVersion {version}"):
         usable.append(version)
+    # Only versions that are too new: the plugins then get `cniVersion`, and refuse it themselves.
     return max(usable, key=versions.parse, default=version)
 
 
@@ -276,6 +280,7 @@ def _inlined(raw: dict[str, Any], only_inlined: bool) -> tuple[PluginConf, ...]:
 def _complete(network: NetworkList, directory: str) -> NetworkList:
     """`network` with the plugins of ``<directory>/<network name>/*.conf`` after its own."""
     plugins = list(network.plugins)
+    # A name like `..` would read files elsewhere.
     if not network.only_inlined and _is_network_name(network.name):
         for path in _files(os.path.join(directory, network.name), (".conf",)):
             plugins.append(_in_file(path, plugin_from_bytes))
@@ -328,6 +333,7 @@ def _files(directory: str, extensions: tuple[str, ...]) -> list[str]:
     """The files of `directory` with one of the extensions, sorted; none without a directory."""
     try:
         with os.scandir(directory) as entries:
+            # As Go's DirEntry.IsDir: a link to a directory is listed, and fails when it is read.
             file_names = [e.name for e in entries if not e.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
@@ -336,4 +342,5 @@ def _files(directory: str, extensions: tuple[str, ...]) -> list[str]:
         raise _unusable(f"open {directory}", error, advice) from None
     # Not os.path.splitext: Go takes ".conf" for an extension without a name.
     wanted = [name for name in file_names if name[name.rfind(".") :] in extensions and "." in name]
+    # By bytes, as Go sorts strings: the order decides which network is the default one.
     return [os.path.join(directory, name) for name in sorted(wanted, key=os.fsencode)]

@@ -11,6 +11,7 @@ from cni.ipam.dhcp import rpc
 from . import formats
 from .table import Column, Table
 
+# The daemon parses its flags itself, -h included, as the reference's `dhcp daemon` does.
 _ANY = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
 _COLUMNS = (
     Column("ADDRESS"),
@@ -34,6 +35,7 @@ def dhcp() -> None:
 @click.pass_context
 def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
     """Run the daemon; FLAGS as for `dhcp daemon` (-h prints them)."""
+    # Loads asyncio, which `leases` does not need.
     from cni.ipam.dhcp.main import main
 
     context.exit(main(list(flags)))

@@ -88,6 +88,7 @@ def _tried(
     try:
         yield from check(situation)
     except Exception as error:  # noqa: BLE001 the other checks are still to be made
+        # The first line of a check's docstring is therefore a text for people.
         what = (check.__doc__ or check.__name__).splitlines()[0].rstrip(".")
         yield Finding(UNKNOWN, area, f"could not be looked at: {what}: {error}")
 

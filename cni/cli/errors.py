@@ -37,37 +37,37 @@ _KEPT = frozenset({11, 50, 51})
 
 
 class CommandError(CNIError):
-    """A command cannot do what it was told."""
+    """A command cannot do what its command line asks for."""
 
     exit_code = 1
 
 
 class NotFound(CommandError):
-    """What was named is not there."""
+    """What the command line names does not exist."""
 
     exit_code = 3
 
 
 class Ambiguous(CommandError):
-    """What was named may be one of several."""
+    """What the command line names may be one of several things; the details list them."""
 
     exit_code = 4
 
 
 class Refused(CommandError):
-    """It would harm what is in use, and nobody has said that it may."""
+    """The command would harm what is in use, and no option (--force, --yes) allows that."""
 
     exit_code = 5
 
 
 class NotPermitted(CommandError):
-    """The process may not look, or may not change what it has to change."""
+    """The process lacks the right to read or to change something: usually it is not root."""
 
     exit_code = 6
 
 
 class Failed(Exception):
-    """An error, and what to do next."""
+    """An error, and a hint: what to do next."""
 
     def __init__(self, problem: CNIError, hint: str = "") -> None:
         super().__init__(str(problem))

@@ -66,6 +66,7 @@ def file_options(kind: click.ParamType[Any], text: str) -> Callable[[F], F]:
 
     def target(context: click.Context, _: click.Parameter, values: tuple[str, ...]) -> str:
         targets = [value for value in values if value not in FORMATS]
+        # `-o json -o FILE` is possible: a form for the report, and a file for the content.
         for value in values:
             if value in FORMATS:
                 context.meta[_KEY] = value
@@ -106,6 +107,7 @@ def _choose_json(context: click.Context, parameter: click.Parameter, value: bool
 def current() -> str:
     """The requested form: one of FORMATS, or "" for a person."""
     context = click.get_current_context(silent=True)
+    # meta is shared by a context and those of its subcommands.
     return context.meta.get(_KEY, "") if context is not None else ""
 
 
@@ -116,7 +118,9 @@ def is_data() -> bool:
 
 def asked_for(arguments: list[str]) -> str:
     """The form that a command line requests, even if click cannot parse it."""
+    # Not parsed with click: this is for the error that click could not parse the line.
     for at, argument in enumerate(arguments):
+        # What follows are arguments, even if it looks like an option.
         if argument == "--":
             break
         if argument == "--json":

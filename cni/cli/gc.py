@@ -61,6 +61,7 @@ def gc(
         in_use = [each for each in chosen if not each.is_dead(live)]
         if in_use and not dry_run and not yes:
             _confirm(in_use, live)
+            # While the person reads the question, containers may start; these were not agreed to.
             choice = choice._replace(only=frozenset(each.name for each in in_use))
         if not dry_run:
             with hinting("everything else was deleted; put the cause right, then repeat it"):
@@ -111,6 +112,7 @@ def _only(pair: tuple[str, str], known: list[Attached]) -> Attached:
 def _confirm(in_use: list[Attached], live: Live) -> None:
     """Ask on a terminal. Raises Refused."""
     count = f"{len(in_use)} {_plural(len(in_use))} in use"
+    # A script is never asked: it would wait for ever, or take the rest of its stdin for an answer.
     if not (output.is_terminal() and sys.stdin is not None and sys.stdin.isatty()):
         raise errors.Refused(
             f"{count} would be deleted, and their containers lose the network",
@@ -166,9 +168,11 @@ def _collect(
 ) -> list[Attached]:
     """Delete the chosen attachments; return them. Raises CNIError."""
     chosen: list[Attached] = []
+    # Names are network/container/interface, none of which contains a slash.
     pairs = [(name.split("/")[1], name.split("/")[2]) for name in choice.kept]
 
     def stale() -> Iterator[cache.Attachment]:
+        # Chosen again under the lock: what was listed before may be in use by now.
         chosen.extend(choice.made())
         with output.progress([given(each) for each in chosen], "deleting") as steps:
             yield from steps
@@ -176,6 +180,7 @@ def _collect(
     def plugins(problems: list[CNIError]) -> None:
         executor.gc(network_list, pairs or None, problems)
 
+    # The plugins' GC only with --all: it removes every attachment that is not in its list.
     executor.delete_stale(network_list, stale, plugins if choice.everything else lambda _: None)
     return chosen
 

@@ -9,6 +9,7 @@ import msgspec
 from cni.protocol import gojson
 from cni.protocol.errors import CNIError
 
+# What Go escapes in strings by default, so that JSON may stand inside of HTML.
 _ESCAPES = (
     (b"<", b"\\u003c"),
     (b">", b"\\u003e"),
@@ -23,6 +24,7 @@ def encode(value: Any) -> bytes:
     if isinstance(value, dict):
         value = {key: plain(item) for key, item in value.items()}
     data = msgspec.json.encode(value)
+    # These bytes can only be parts of strings: outside of them JSON has none of these characters.
     for raw, escaped in _ESCAPES:
         if raw in data:
             data = data.replace(raw, escaped)
@@ -45,6 +47,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, str):
         return text(value)
+    # From 1e21 on Go writes an exponent.
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e21:
         return int(value)
     return value
@@ -69,6 +72,7 @@ def text(value: str) -> str:
 def decode(data: bytes) -> Any:
     """The JSON document in `data`. Raises CNIError with the reason."""
     try:
+        # msgspec is in C; Go's rules are applied only to what it refuses.
         return msgspec.json.decode(data)
     except RecursionError:
         raise CNIError(TOO_DEEP, TOO_DEEP_ADVICE) from None

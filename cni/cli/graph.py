@@ -84,6 +84,7 @@ def graph(network: str | None, path: str | None, cache_dir: str) -> None:
         return
     if form in ("", "wide"):
         for line in text(picture.root).splitlines():
+            # Cut, not wrapped: a wrapped line would break the drawing.
             output.fitted(line) if not form else output.line(line)
         return
     formats.present(picture.data, names=[each.name for each in known])
@@ -95,6 +96,7 @@ def _write(drawing: str, path: str | None) -> None:
         output.line(drawing.rstrip("\n"))
         return
     try:
+        # The same escapes as for a terminal, since a browser or a shell may show the file.
         files.replace(os.path.abspath(path), output.printable(drawing).encode())
     except OSError as error:
         raise errors.CommandError(
@@ -146,6 +148,7 @@ def _wire(wire: Wire, live: Live) -> Picture:
 def _facts(wire: Wire, ports: list[str], state: str) -> Iterator[str]:
     """``veth1a2b ── eth0``, container, addresses, ports, and what is wrong."""
     what = wire.attached
+    # veth is what most containers have; only other kinds are worth the room.
     kind = wire.inside.kind if wire.inside and wire.inside.kind != "veth" else ""
     yield f"{wire.outside.name} ── {what.ifname}" if wire.outside else what.ifname
     yield container_name(what) if what.pod else what.container_id[:12]

@@ -13,6 +13,7 @@ from cni.protocol.errors import CNIError
 
 from . import COMMANDS, errors, formats, output
 
+# A dict, because it keeps the order of the table.
 _SECTIONS = dict.fromkeys(section for _, section, _ in COMMANDS.values())
 
 
@@ -38,6 +39,7 @@ class LazyGroup(click.Group):
         """As click's, which knows no near names of commands that are loaded when used."""
         name = args[0]
         is_known = name.startswith("-") or self.get_command(context, name) is not None
+        # Resilient: tab completion parses a line that is not finished yet.
         if not is_known and not context.resilient_parsing:
             raise click.UsageError(f"there is no command {name}{_near(name)}", context)
         return super().resolve_command(context, args)
@@ -52,7 +54,8 @@ class LazyGroup(click.Group):
             output.error(problem, "", formats.current())
             context.exit(errors.exit_code(problem))
         except OSError as error:
-            # Without a file name it is about stdout, or the current directory.
+            # An error without a file name is about stdout (reported by main), or about the current
+            # directory, if that was removed.
             is_about_stdout = not error.filename and not errors.is_lost_directory(error)
             if is_about_stdout or isinstance(error, BrokenPipeError):
                 raise
@@ -81,10 +84,12 @@ class LazyGroup(click.Group):
             for name in sorted(COMMANDS)
             if name.startswith(incomplete)
         ]
+        # Not the Group's method: it would load every command for its summary.
         return items + click.Command.shell_complete(self, context, incomplete)
 
 
 def _near(name: str) -> str:
+    # Only a mistyped command needs it.
     from difflib import get_close_matches
 
     found = get_close_matches(name, COMMANDS, 1, 0.6)
@@ -99,6 +104,7 @@ def _refuse_empty(command: click.Command) -> None:
     for each in command.commands.values() if isinstance(command, click.Group) else ():
         _refuse_empty(each)
     for param in command.params:
+        # click asks for a command twice; its arguments get the check once.
         if isinstance(param, click.Argument) and not isinstance(param.callback, _NotEmpty):
             param.callback = _NotEmpty(param.callback)
 
@@ -110,6 +116,7 @@ class _NotEmpty:
         self._then = then
 
     def __call__(self, context: click.Context, param: click.Parameter, value: Any) -> Any:
+        # An optional argument may have "" as its default.
         is_given = context.get_parameter_source(param.name or "") is not ParameterSource.DEFAULT
         if is_given and (value == "" or (isinstance(value, tuple) and "" in value)):
             raise click.BadParameter("it is empty", context, param)

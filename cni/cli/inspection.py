@@ -54,11 +54,13 @@ def inspect(what: str, cache_dir: str) -> None:
     places = Places.of(cache_dir)
     known = attachments.gather(places)
     live = Live()
+    # A network first: its name is exact, while a container may be named by a part of its id.
     network = _network(what, places, known, live)
     if network is not None:
         _show_network(network, live)
         return
     chosen = _chosen(what, places, known)
+    # The ruleset is read once, however many attachments are shown.
     index = ruleset.Index(ruleset.read())
     found = [detail.of(each, places, index, live) for each in chosen]
     if formats.data([_as_data(each, live) for each in found]):
@@ -128,6 +130,7 @@ def _show_attachment(each: Detail, live: Live) -> None:
 
 
 def _on_one_line(texts: Iterable[str]) -> str:
+    # CNI_ARGS may contain line feeds, which could pretend to be further lines of the output.
     return ", ".join(stderr.printable(text, keep="") for text in texts)
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # Below these a directory of plugins is the system's, not a trial or a user's own.
 _SYSTEM = ("/opt", "/usr")
-# What it has given to containers has to be taken over first.
+# Plugins of their own projects that are not replaced: the addresses that such a plugin has
+# allocated have to be imported first, or others would get them.
 _SPARED = ("whereabouts",)
 
 
@@ -129,6 +130,7 @@ def install(
     report.warnings += warnings
     below = f" of {place.root}" if place.root else ""
     _show(report, f"cni {report.build} is in {report.bin_dir}{below} and {_runs_with(report)}")
+    # Advice is for people, not for scripts.
     if formats.current() == "" and not client_only:
         for text in (*_next(report, place), *_more(units, service)):
             output.line(text)
@@ -156,6 +158,7 @@ def _link_directory(place: Place, link: str | None, *, client_only: bool) -> Pat
     if link:
         return Place.of(Path(link), place.root).bin_dir
     of_system = any(place.bin_dir.is_relative_to(each) for each in _SYSTEM)
+    # With a trial below /tmp or a home, no link in the system's PATH.
     return command.DIRECTORY if of_system and not client_only else None
 
 
@@ -203,6 +206,7 @@ def uninstall(
     Refused while containers are attached by these plugins that could not be detached any more, or
     not completely.
     """
+    # Loads the view of the node, which `install` does not need.
     from . import remaining
 
     place = Place.of(bin_dir, root)
@@ -213,6 +217,7 @@ def uninstall(
         if not force:
             error.details = f"{error.details}; --force goes on all the same".lstrip("; ")
             raise
+        # A node whose state is damaged must not keep the plugins for ever.
         stay, warnings = [], [f"what stays is not known: {error}"]
     if stay and not force:
         raise remaining.refusal(stay)
@@ -222,6 +227,7 @@ def uninstall(
         names = (*install_units.RULES, *install_units.DHCP, *install_units.SERVER)
         paths = [at / name for name in names]
     try:
+        # Units of both options, whether they were written or not: a missing one is no error.
         report = uninstall_file(bin_dir, paths, root=root, dry_run=dry_run)
     except InstallError as error:
         raise _failed(error) from error
@@ -266,6 +272,7 @@ def _show(report: Report, headline: str, **more: Any) -> None:
 
 def _failed(error: InstallError) -> Exception:
     """What the command ends with: NotPermitted where the system has refused it to this user."""
+    # So that scripts see exit code 6, and not that of a fault.
     if isinstance(error.__cause__, PermissionError):
         what, _, remedy = str(error).partition("; ")
         return errors.NotPermitted(what, remedy)

@@ -75,6 +75,7 @@ def ipam(context: click.Context, cache_dir: str) -> None:
               cni ipam list
               cni ipam release mynet 10.22.0.3
     """  # noqa: D301 - click wants the control character
+    # click calls the group's function before each of its commands.
     if context.invoked_subcommand is not None:
         return
     places = Places.of(cache_dir)
@@ -148,6 +149,7 @@ def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> No
         )
         for name, each in leases
     ]
+    # With NETWORK on the command line, the column would repeat it in each row.
     columns = [column._replace(wide=bool(network)) for column in _COLUMNS[:1]]
     formats.present(
         [{"network": name, **each.as_dict()} for name, each in leases],
@@ -186,6 +188,8 @@ def release(
     if not dry_run:
         with open_store(held.data_dir, network) as store:
             for each in chosen:
+                # Compared under the store's lock: since it was listed, the address may have been
+                # released and given to another container.
                 if store.content(each.address) == each.content:
                     store.release(each.address)
     verb = "would release" if dry_run else "released"
@@ -213,12 +217,14 @@ def check(network: str | None, cluster: bool, **options: Any) -> None:
     if network is None:
         raise click.UsageError("give NETWORK, or --cluster")
     held = ipam_leases.find(network, **options)
+    # Not simply root: somebody may own a directory of their own (--data-dir).
     if not os.access(held.path, os.R_OK | os.W_OK | os.X_OK):
         errors.require_root(f"check the reservations in {held.path}")
     problems = of_files(held) + of_leases(held, ipam_leases.leases_of(held))
     with open_store(held.data_dir, network) as store:
         wrong = store.index_differences()
         if wrong:
+            # The files are authoritative; the next request makes the index from them.
             store.distrust()
             problems += [f"index: {text}" for text in wrong]
     _report(network, problems, {"indexed": wrong == []})

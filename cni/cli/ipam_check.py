@@ -15,6 +15,7 @@ def of_cluster(network: str | None) -> list[str]:
     with ipam_cluster.opened(network) as cluster:
         node = Node(cluster.its.data_dir, cluster.its.node)
         found = survey.silence(node, cluster.its) + survey.problems(cluster.store, node)
+        # Only the Kubernetes API knows pods.
         if getattr(cluster.store, "api", None) is not None:
             found += _of_pods(cluster.store, node.name)
     return found
@@ -25,6 +26,7 @@ def _of_pods(store: Store, node: str) -> list[str]:
     try:
         pods = Nodes(store.api).pods(node)  # type: ignore[attr-defined]
     except Refused as error:
+        # Listing pods is a right of its own, which the plugins do not need.
         output.line(f"cni: pods are not compared: {error}", err=True)
         return []
     found = []

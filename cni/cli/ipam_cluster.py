@@ -79,10 +79,12 @@ def opened(network: str | None) -> Iterator[Cluster]:
 
 
 def _settings(network: str | None) -> settings.Settings:
+    # /etc/cni/cluster.json and the environment, without a network's keys.
     own = settings.read({}, os.environ)
     if network is None and own.store is not None:
         return own
     directory = os.environ.get("NETCONFPATH") or conflist.DEFAULT_DIRECTORY
+    # Without --network the first network with a store: usually all have the same.
     names = [network] if network else conflist.known(directory)
     for name in names:
         for plugin in conflist.load(directory, name).plugins:
@@ -136,6 +138,7 @@ def _blocks(store: Store, space: str) -> dict[Prefix, Item]:
         try:
             found[blocks.block_of_key(item.key.rpartition("/")[2])] = item
         except InvalidAddress:
+            # The store is shared: another version, or a person, may have put it there.
             output.line(f"cni: {item.key} is no block: left out", err=True)
     return found
 
@@ -162,6 +165,7 @@ def list_blocks(network: str | None, space: str | None, node: str | None) -> Non
     rows, values = [], []
     for name, block, value in found:
         used = sum(map(block.contains, held[name]))
+        # Reservations are files of the node that has the block, so others' use is not known here.
         mine = value.get("node") == cluster.its.node
         values.append(
             {"space": name, "block": str(block), **value} | ({"used": used} if mine else {})
@@ -172,6 +176,7 @@ def list_blocks(network: str | None, space: str | None, node: str | None) -> Non
 
 
 def _order(entry: tuple[Prefix, Item]) -> tuple[int, bytes]:
+    # IPv4 before IPv6, then by number.
     return len(entry[0].ip), entry[0].ip
 
 
@@ -239,10 +244,12 @@ def _shown(cluster: Cluster, space: str, block: Prefix, packed: bytes) -> dict[s
     )
     try:
         with open(path, "rb") as file:
+            # A reservation has two or three short lines; a foreign file may be large.
             content = file.read(4096).strip()
             since = os.fstat(file.fileno()).st_mtime
     except OSError:
         return value
+    # In the format of host-local: container id, interface, and here the network.
     container_id, *rest = content.decode(errors="replace").split("\r\n")
     value |= {"containerID": container_id, "since": usage.when(since)}
     value |= dict(zip(("ifname", "network"), rest, strict=False))
@@ -259,6 +266,7 @@ def cordon(network: str | None, node: str, undo: bool) -> None:
         item = cluster.store.read(f"nodes/{check_word(node, 'node')}")
         if item is None:
             raise _no_node(node, cluster)
+        # Fails if the node has changed its entry meanwhile, so that nothing of that is lost.
         cluster.store.update(item, {**item.value, "cordoned": not undo})
     said = "may claim blocks again" if undo else "claims no more blocks"
     formats.done({"node": node, "cordoned": not undo}, f"{node} {said}")
@@ -293,11 +301,15 @@ def forget(network: str | None, node: str, force: bool) -> None:
         if item is None and not places:
             raise _no_node(node, cluster)
         if item is not None:
+            # First this mark: if the node is not gone after all, it sees that its blocks are
+            # others' now.
             cluster.store.update(item, {**item.value, "lost": True})
         for each in places:
             cluster.store.delete(each)
         freed = []
         for each in cluster.store.list("blocks/").items if item is not None else ():
+            # By uid: a node that has come back under the same name has another one, and keeps its
+            # blocks.
             if item is not None and each.value.get("uid") == item.value.get("uid"):
                 cluster.store.delete(each)
                 freed.append(str(blocks.block_of_key(each.key.rpartition("/")[2])))
@@ -325,6 +337,7 @@ def sync(release: bool) -> None:
     ]
     formats.present(value, lines=lines or ["this node and the store agree"], names=list(value))
     for problem in problems:
+        # The report of what did work is printed first.
         raise problem
 
 

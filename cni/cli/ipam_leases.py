@@ -107,6 +107,7 @@ def find(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
     except conflist.NetworkNotFound:
         pass  # its reservations may still be there
     its_dir = data_dir or configured
+    # By real path: a dataDir may be a link, as /var/run is.
     is_configured = ranges is not None and os.path.realpath(its_dir) == os.path.realpath(configured)
     results = cache.Cache(os.path.abspath(cache_dir))
     held = Reservations(network, its_dir, ranges, results, is_configured)
@@ -135,8 +136,10 @@ def leases_of(held: Reservations) -> list[Lease]:
     leases = []
     for name, content in scan(held.path):
         file = os.path.join(held.path, name)
+        # Lock, index and hint files; or empty, of a process that was killed while it reserved.
         if not (is_address(name) and content):
             continue
+        # The reference's older versions wrote the container id alone.
         container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
         holder = known.get((container_id, ifname))
         netns = holder.netns if holder else ""
@@ -145,12 +148,15 @@ def leases_of(held: Reservations) -> list[Lease]:
             since = os.stat(file).st_mtime
         except OSError:
             continue  # released meanwhile
+        # None: made by the reference, which notes no boot.
         earlier = boot not in (None, this_boot)
         noted = reservation.namespace_of(None, file)
+        # The identity in the reservation is that of its own ADD, so it counts most.
         state = holder.state(live) if holder and not noted else live.state(noted, netns)
         alive = {ALIVE: True, GONE: False}.get(state)
         pod = holder.pod if holder else ""
         leases.append(Lease(name, container_id, ifname, since, netns, alive, earlier, content, pod))
+    # IPv4 before IPv6, then by number.
     return sorted(leases, key=lambda each: (len(parse_ip(each.address)), parse_ip(each.address)))
 
 
@@ -160,6 +166,7 @@ def _holders(held: Reservations) -> dict[tuple[str, str], Attached]:
     places = Places(held.cache, env.get("CNI_STATE_DIR") or intent.STATE_DIR, held.net_d)
     return {
         (each.container_id, each.ifname): each
+        # Reservations are what this is the holder of; so they cannot tell who that is.
         for each in attachments.gather(places, held.network, reservations=False)
     }
 
@@ -170,6 +177,7 @@ def chosen(leases: list[Lease], text: str, held: Reservations) -> list[Lease]:
     Raises NotFound, Ambiguous.
     """
     try:
+        # IPv6 addresses have several spellings.
         wanted = canonical_ip(text)
         chosen = [each for each in leases if canonical_ip(each.address) == wanted]
     except InvalidAddress:

@@ -45,6 +45,7 @@ def of_leases(held: Reservations, leases: Iterable[Lease]) -> list[str]:
     spelled: dict[bytes, str] = {}
     for each in leases:
         packed = parse_ip(each.address)
+        # host-local's files have the address as their name, in whichever spelling it was written.
         same = spelled.setdefault(packed, each.address)
         if same != each.address:
             problems.append(f"{each.address}: the same address as {same}, reserved twice")
@@ -57,6 +58,7 @@ def of_leases(held: Reservations, leases: Iterable[Lease]) -> list[str]:
             if held.ranges is not None:
                 problems.append(f"{each.address}: outside of the configured ranges")
             continue
+        # host-local gives one address of each range set.
         other = first_address.setdefault((each.holder, index), each.address)
         if other != each.address:
             problems.append(f"{each.address}: {each.holder} holds {other} of this range set, too")

@@ -54,6 +54,7 @@ def reconcile(settle: float, limit: int, every: float | None) -> None:
     that time. Two rounds have to see it. The store is that of /etc/cni/cluster.json. With --every
     it also logs pods whose addresses are of no block of their node.
     """
+    # Loaded here: `cni ipam` adds this command to its group each time, and mostly runs another.
     from cni.ipam.cluster import reconciling
     from cni.store import engines, settings
     from cni.store.interface import StoreError
@@ -68,6 +69,7 @@ def reconcile(settle: float, limit: int, every: float | None) -> None:
         raise engines.explain(error) from None
     finally:
         store.close()
+    # The lock is in the store, because a process of another node may reconcile, too.
     if report is None:
         formats.done({"locked": True}, "another process reconciles: nothing was done")
         return

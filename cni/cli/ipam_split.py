@@ -68,6 +68,7 @@ def _text(each: dict[str, Any]) -> str:
 def _parts(pool: Pool, parts: int) -> Iterator[list[list[dict[str, Any]]]]:
     """The range sets of each part. Raises Refused if a set has fewer blocks than parts."""
     for areas in pool.areas:
+        # A part without a block could never give an address.
         if blocks.count(areas) < parts:
             raise errors.Refused(
                 f"{pool.name} has {blocks.count(areas)} blocks, too few for {parts} parts",
@@ -77,6 +78,7 @@ def _parts(pool: Pool, parts: int) -> Iterator[list[list[dict[str, Any]]]]:
         sets = []
         for ranges, areas in zip(pool.sets, pool.areas, strict=True):
             total = blocks.count(areas)
+            # Parts differ by one block at most.
             first, last = number * total // parts, (number + 1) * total // parts
             sets.append(_ranges_of(ranges, areas, first, last))
         yield sets
@@ -97,6 +99,7 @@ def _ranges_of(
         for each in ranges.ranges:
             if each.subnet != area.subnet:
                 continue
+            # A range may begin or end within a block.
             begin = max(each.start, int.from_bytes(start.ip, "big"))
             until = min(each.end, int.from_bytes(end.broadcast, "big"))
             if begin <= until:

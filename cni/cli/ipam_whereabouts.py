@@ -23,6 +23,7 @@ from . import cache, errors, formats, ipam_cluster, output
 
 # Where libcni keeps results: of the runtime, and of Multus for the networks that it attaches.
 _CACHES = (cache.DEFAULT_DIRECTORY, "/var/lib/cni/multus")
+# bytes: the objects of a large cluster are many megabytes
 _MOST = 1 << 30
 _KUBECTL = (
     "kubectl get ippools.whereabouts.cni.cncf.io,overlappingrangeipreservations."
@@ -82,8 +83,10 @@ def import_whereabouts(
             )
         node = Node(cluster.its.data_dir, cluster.its.node)
         claims = Claims(cluster.store, cluster.its, node, output.line)
+        # First every address is held in the store, so that no node allocates one of them meanwhile.
         held = adopt.hold(claims, found, dry_run)
         taken = adopt.Taken([], [], [])
+        # Holding is a change of the store only; reservations are files of this node.
         if not hold_only and _has_some(found, node.name):
             errors.require_root("take over addresses: it changes what ADDs allocate from")
             with node.claiming():
@@ -140,6 +143,7 @@ def of_file(path: Path) -> list[dict[str, Any]]:
     else:
         documents = data.decode("utf-8", "replace").removeprefix("---").split("\n---")
         try:
+            # One document for each part, since this small decoder reads only one.
             values = [kubeconfig_yaml.decode(text) for text in documents if text.strip()]
         except ValueError as error:
             raise CNIError(f"{path}: {error}", f"write it as JSON: {_KUBECTL}") from None
@@ -250,6 +254,7 @@ def exported(
         subnet = Prefix.parse(text)
         first = int.from_bytes(subnet.ip, "big")
         allocations = {
+            # whereabouts' keys are offsets from the beginning of the range.
             str(int.from_bytes(packed, "big") - first): {
                 "id": container_id,
                 "podref": pods.get(container_id, ""),
@@ -283,6 +288,7 @@ def exported(
 
 def _word(text: str) -> str:
     """A range or an address as whereabouts writes it in names."""
+    # A name in Kubernetes must not end in "-", which a last colon would become.
     return (f"{text}0" if text.endswith(":") else text).replace(":", "-").replace("/", "-")
 
 

@@ -36,6 +36,7 @@ def metrics(path: str | None, cache_dir: str) -> None:
     found = [*of_node(cache_dir), _build_info()]
     if path:
         try:
+            # node-exporter, which reads the file, is usually not root.
             files.replace(path, text(found).encode(), mode=0o644)
         except OSError as error:
             raise errors.unwritable(path, error) from None
@@ -160,5 +161,6 @@ def _attachments(known: list[Attached], live: Live) -> Iterator[Sample]:
     for each in known:
         state = "dead" if each.is_dead(live) else "alive"
         states[state] = states.get(state, 0) + 1
+    # Also 0: a series that is missing would look like a node that is not scraped.
     for state in ("alive", "dead"):
         yield Sample(states.get(state, 0), labels({"state": state}))

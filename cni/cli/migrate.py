@@ -116,6 +116,7 @@ def _masqueraded(state_dir: str) -> list[Uncleanable]:
     listed = []
     for element, prefix in migrate.masqueraded():
         key = element.comment.partition(",")[0]
+        # The sets are shared by the plugins that masquerade: only the note says which one it was.
         noted = [name for name in sorted(pairs.ALL) if _is_noted(name, key, state_dir)]
         plugin = noted[0] if noted else " or ".join(_MASQUERADING)
         owner = named_in(element.comment) or _noted_owner(plugin, key, state_dir)
@@ -180,12 +181,14 @@ def _uses_sets(kept: Intent) -> bool:
 def _rewrite(kept: Intent, form: str) -> Outcome:
     netns = kept.env.get("CNI_NETNS", "")
     exists = kept.namespace_exists()
+    # The address may be another container's by now; removing its rules would be as wrong.
     if exists is None and netns:
         return Outcome(kept, "failed", f"cannot find out whether its namespace {netns} exists")
     try:
         if exists is False:
             _forget(kept)
             return Outcome(kept, "removed", f"its namespace {netns} is gone")
+        # The note has CNI_* variables only; programs are searched in this command's PATH.
         env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env}
         dispatch.reload(kept.plugin, env, kept.config, kept.result, _work(kept.plugin, form))
     except (CNIError, KernelError) as error:
@@ -205,6 +208,7 @@ def _work(plugin: str, form: str) -> Callable[[Any], None] | None:
         return masquerading.to_reference if form == "reference" else masquerading.to_own
     if plugin == "portmap":
         return portmap.to_reference if form == "reference" else portmap.to_own
+    # firewall's own form is what a reload makes.
     return firewall.to_reference if form == "reference" else None
 
 
@@ -243,6 +247,7 @@ def migrate(form: str | None, state_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     errors.require_root("look at rules of the packet filter")
     outcomes = rewrite(state_dir, form) if form else []
+    # Listed after the rewriting, so that only what could not be rewritten is left.
     left = uncleanable(state_dir) if form != "own" else []
     value = {
         "rewritten": [outcome.as_dict() for outcome in outcomes],

@@ -116,6 +116,7 @@ def create(name: str, texts: tuple[str, ...], ipv6: bool, dry_run: bool, **keys:
             output.document(conf, "yaml" if formats.current() == "yaml" else "json")
         return
     errors.require_root("write the configuration of a network")
+    # The free subnet is chosen and written under one lock.
     with _locked(directory):
         conf = _conf(directory, name, texts, ipv6, **keys)
         path = os.path.join(directory, f"{_PREFIX}{name}.conflist")
@@ -124,6 +125,7 @@ def create(name: str, texts: tuple[str, ...], ipv6: bool, dry_run: bool, **keys:
     found = _subnets_of(conf)
     value = {"network": name, "file": path, "subnets": found, "default": first == path, **conf}
     text = f"{name} is in {path}: {', '.join(found) or 'addresses by DHCP'}"
+    # libcni has no other notion of a default than the order of the files.
     if first == path:
         text += "\n  it is the first there: runtimes take it for their default network"
     formats.done(value, text, [name])
@@ -142,10 +144,12 @@ def _conf(
         raise errors.Refused(f"the network {name} exists in {directory}", "choose another name")
     driver, master = keys["driver"], keys["master"]
     _require_fitting(driver, keys, texts)
+    # A macvlan's or ipvlan's containers usually get addresses of their master's own subnet.
     in_use = subnets.used(directory, except_link=master)
     chosen = [_parsed(text) for text in texts]
     for each in chosen:
         subnets.require_free(each, in_use)
+    # The others lease addresses by DHCP, from a server beyond their master.
     if driver not in ON_MASTER and not chosen:
         chosen.append(subnets.free_v4(in_use))
     if ipv6 and all(each.is_v4 for each in chosen):
@@ -187,6 +191,7 @@ def _parsed(text: str) -> Prefix:
         subnet = Prefix.parse(text)
     except InvalidAddress as error:
         raise click.BadParameter(f"{error}", param_hint="--subnet") from None
+    # 10.9.0.5/24 may be meant as a subnet or as a gateway: ask rather than guess.
     if subnet != subnet.network:
         raise click.BadParameter(f"{text} has host bits: {subnet.network}", param_hint="--subnet")
     return subnet
@@ -219,6 +224,7 @@ def _require_valid(directory: str, name: str, conf: dict[str, Any]) -> None:
     Missing plugins are no error: they may be installed later.
     """
     path = os.path.join(directory, f"{_PREFIX}{name}.conflist")
+    # Judged as it will be on disk, together with the other files of the directory.
     found = validate.judge_new(path, encode_json(conf), directory)
     wrong: list[Finding] = [
         each for each in found if each.severity == ERROR and each.code != "missing-plugin"
@@ -238,6 +244,7 @@ def _advice(finding: Finding) -> str:
 def _locked(directory: str) -> Iterator[None]:
     """Hold the lock for choosing a free subnet, so that two processes do not choose the same."""
     os.makedirs(directory, mode=0o755, exist_ok=True)
+    # The directory itself: a lock file in it would be one more file that runtimes look at.
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -251,6 +258,7 @@ def _write(path: str, data: bytes) -> None:
     if os.path.lexists(path):
         raise errors.Refused(f"{path} exists", "it may be another network's: look at it")
     try:
+        # sync: the network has to survive a power failure once the command has ended.
         files.replace(path, data, 0o644, sync=True)
     except OSError as error:
         raise errors.CommandError(f"cannot write {path}: {error.strerror}") from None
@@ -277,6 +285,7 @@ def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     errors.require_root("remove the configuration of a network")
     configurations.files_of_network(name)  # before the lock, whose directory would be made
     with _locked(subnets.directory()):
+        # Again under the lock: another `rm` may have been faster.
         path = configurations.files_of_network(name).asked[0]
         live = Live()
         known = attachments.gather(Places.of(cache_dir), name)

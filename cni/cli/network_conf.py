@@ -38,6 +38,7 @@ def made(wish: Wish) -> Json:
 def _plugins(wish: Wish) -> list[Json]:
     plugins = [_main(wish)]
     if wish.driver in ("bridge", "ptp") and not wish.internal:
+        # Published ports would be a way into an internal network.
         plugins.append({"type": "portmap", "capabilities": {"portMappings": True}})
     if wish.driver in ("bridge", "ptp"):
         plugins.append({"type": "firewall"})
@@ -49,6 +50,7 @@ def _main(wish: Wish) -> Json:
     if wish.driver == "bridge":
         main["bridge"] = wish.bridge or bridge_name(wish.name)
         if not wish.internal:
+            # Hairpin: a container may then use its own published port.
             main.update({"isGateway": True, "ipMasq": True, "hairpinMode": True})
     elif wish.driver == "ptp" and not wish.internal:
         main["ipMasq"] = True
@@ -76,6 +78,7 @@ def _ipam(wish: Wish) -> Json:
     ipam: Json = {"type": "host-local", "ranges": ranges}
     routes = [{"dst": "0.0.0.0/0" if subnet.is_v4 else "::/0"} for subnet in wish.subnets]
     if not wish.internal:
+        # Two subnets of one family would give the same default route twice.
         ipam["routes"] = [each for at, each in enumerate(routes) if each not in routes[:at]]
     return ipam
 
@@ -85,11 +88,13 @@ def bridge_name(network: str) -> str:
     name = f"cni-{network}"
     if len(name) <= _NAME_MAX:
         return name
+    # 4 and 11 characters: as long as the kernel allows, and the same for each call.
     return f"cni-{hashlib.sha256(network.encode()).hexdigest()[:11]}"
 
 
 def parse_range(text: str) -> tuple[str, str]:
     """``10.0.0.10-10.0.0.99``. Raises ValueError, InvalidAddress."""
+    # Only --range needs it.
     from cni.ipam.host_local.ranges import excluded
 
     if "-" not in text or "/" in text:

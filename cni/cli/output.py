@@ -59,6 +59,7 @@ def printable_json(data: bytes) -> bytes:
 
 
 def _json_escape(char: str) -> str:
+    # JSON writes a character above U+FFFF as two escapes, its surrogates.
     units = char.encode("utf-16-be")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
@@ -89,6 +90,7 @@ def exception(error: BaseException) -> None:
     """Write the traceback of a defect to stderr."""
     import traceback
 
+    # A damaged file causes errors anywhere; then this ends with the error that says so.
     damage.suspect()
 
     line("".join(traceback.format_exception(error)).rstrip(), err=True)
@@ -113,6 +115,8 @@ def write(data: bytes) -> None:
     """All of the JSON document `data` to stdout. Raises OSError."""
     data = printable_json(data)
     if sys.stdout is not None:
+        # What was printed through sys.stdout comes first; the rest bypasses it, so that a failed or
+        # a short write is noticed here.
         sys.stdout.flush()
     view = memoryview(data)
     while view:
@@ -156,6 +160,7 @@ def progress(items: Sequence[T], what: str) -> Iterator[Iterable[T]]:
     if sys.stderr is None or not sys.stderr.isatty() or len(items) < _MANY:
         yield items
         return
+    # It cannot move its cursor, so each step of a bar would be a new line.
     if os.environ.get("TERM", "dumb") == "dumb":
         line(f"{what}: {len(items)} …", err=True)
         yield items
@@ -202,6 +207,7 @@ def table(content: Table, *, wide: bool = False) -> None:
     for row, style in zip([heading, *rows], styles, strict=True):
         text = ""
         for cell, size, column in zip(row, widths, columns, strict=True):
+            # Coloured after padding: escape sequences have no width.
             text += padded(cell, size, column.right).replace(cell, style(cell), 1) + "  "
         _echo(text)
     left_out = content.left_out(columns)
@@ -236,6 +242,7 @@ def wrapped(text: str, width: int) -> list[str]:
         rest = word
         while cell_width(rest) > width:
             room = width - cell_width(lines[-1]) - 1 if lines[-1] else width
+            # A longer rest of the line is worth breaking the word; a shorter one is not.
             if room < width // 4:
                 lines.append("")
                 continue
@@ -263,6 +270,7 @@ def paragraph(text: str, *, err: bool = False) -> None:
     has_width = _is_terminal(sys.stderr) if err else is_terminal()
     for each in printable(text).split("\n"):
         width = terminal_width()
+        # A program that reads the output wants each text in one line.
         if isinstance(text, Whole) or not has_width or cell_width(each) <= width:
             line(each, err=err)
             continue
@@ -310,6 +318,7 @@ def error(problem: CNIError, hint: str = "", form: str = "") -> None:
         document(body, form)
         return
     if sys.stderr is None or not sys.stderr.isatty():
+        # Logs have a line for each error.
         line("; ".join(filter(None, str(problem).splitlines())), err=True)
         return
     _to_stderr(f"{_red('error:')} {_indented(problem.msg, 7)}")

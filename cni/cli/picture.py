@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .output import printable
 from .table import cell_width
 
-_CHAR, _LINE, _GAP, _INDENT = 7.3, 26, 10, 36  # pixels of the SVG
+_CHAR, _LINE, _GAP, _INDENT = 7.3, 26, 10, 36  # pixels of the SVG, whose font has 12
 # Fill and edge of a box by what it stands for.
 _COLOURS = {
     "node": ("#e8eaf0", "#39424e"),
@@ -46,6 +46,8 @@ def dot(root: Box) -> str:
     numbered = list(_numbered(root))
     for number, _, box in numbered:
         fill, edge = _COLOURS.get(box.kind, _OTHER)
+        # Graphviz escapes quotes and backslashes as JSON does; nothing else to escape is left in
+        # it.
         label = json.dumps(printable(box.label, keep=""), ensure_ascii=False)
         lines.append(
             f'  n{number} [label={label}, style=filled, fillcolor="{fill}", color="{edge}"];'

@@ -115,6 +115,8 @@ def steps_of(found: Network, ifname: str) -> list[Step]:
         for part in found.parts:
             situation = Situation(found.name, part, walk.getter(part.node), host, ifname, addresses)
             own, problem = plan_ipam.allocate(situation.network, part, found.version)
+            # Later plugins of the chain (portmap, firewall, sbr) work with the addresses of the
+            # first.
             addresses.extend(own)
             if not part.type:  # what is wrong with it is said below
                 steps.append(Step(part.path or "type", "no plugin can be told from its type"))
@@ -123,6 +125,7 @@ def steps_of(found: Network, ifname: str) -> list[Step]:
             tell = TELLERS.get(part.plugin, _unknown)
             try:
                 steps += [Step(part.type, each) for each in tell(situation)]
+            # The other plugins can still be told.
             except (NetlinkError, CNIError) as error:
                 steps.append(Step(part.type, f"cannot be told: {error}"))
     steps.append(Step("the caller", "keep the result, for CHECK and DEL"))
@@ -196,6 +199,7 @@ def _bridge(situation: Situation) -> Iterator[str]:
         yield f"set the port: {', '.join(settings)}"
     if get("macspoofchk"):
         yield "drop frames from the port with another source MAC (nftables)"
+    # The plugin then allows no IPAM, so there are no addresses.
     if get("disableContainerInterface"):
         yield f"leave {situation.ifname} down"
         return

@@ -42,6 +42,7 @@ class Allocated(NamedTuple):
 def allocate(network: str, part: Part, version: str) -> tuple[list[Allocated], str]:
     """The addresses that the part's IPAM plugin would give, and the unknown ones as a text."""
     name = catalogue.known_as(walk.text_at(part.node, "ipam.type"))
+    # What the others give is known only to a server or to a store of the cluster.
     if name not in ("host-local", "static"):
         return [], ""
     try:
@@ -88,6 +89,7 @@ def _free(network: str, part: Part, version: str) -> list[Allocated]:
         return []
     sets = canonical_sets(host_local.configured_ranges(conf.ipam), version, True, conf.ipam.exclude)
     directory = os.path.join(conf.ipam.data_dir or host_local.DATA_DIR, network)
+    # Without host-local's lock: nothing is reserved, and an ADD may be faster.
     taken = _taken(directory)
     return [_next(each, taken, _last(directory, at)) for at, each in enumerate(sets)]
 
@@ -112,6 +114,7 @@ def _last(directory: str, at: int) -> bytes | None:
 
 def _next(each: RangeSet, taken: set[bytes], last: bytes | None) -> Allocated:
     """The next free address of the set. Raises CNIError if all are taken."""
+    # In host-local's order, which begins behind the address that was given last.
     for its_range, low, high in each.spans(last):
         for number in range(low, high + 1):
             packed = its_range.packed(number)

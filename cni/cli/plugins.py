@@ -69,6 +69,7 @@ def _entry(name: str, plugin: dispatch.Plugin) -> Entry:
     try:
         module = import_module(plugin.module)
         verbs = [verb for verb, function in VERBS.items() if hasattr(module, function)]
+    # One plugin that lacks a module of the system must not hide the others.
     except ImportError as error:
         problem = f"cannot be loaded: {error}"
     return Entry(name, kind, verbs, plugin.versions, plugin.about, problem)

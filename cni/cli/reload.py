@@ -97,6 +97,7 @@ def _follow(own: OwnFile) -> None:
         )
         return
     output.line(f"build {found} is installed: going on with that")
+    # execv(2) would discard what is still in the buffer.
     sys.stdout.flush()
     try:
         os.execv(own.path, sys.argv)
@@ -139,10 +140,13 @@ def _reload(kept: Intent) -> Outcome:
     exists = kept.namespace_exists()
     if exists is False:
         return Outcome(kept, "skipped", f"its namespace {netns} is gone")
+    # The address may be another container's by now, so its rules are not made on suspicion.
     if exists is None and netns:
         return Outcome(kept, "failed", f"cannot find out whether its namespace {netns} exists")
+    # Noted by a version with more plugins.
     if kept.plugin not in dispatch.TABLE:
         return Outcome(kept, "skipped", "this file has no such plugin")
+    # The note has CNI_* variables only; programs are searched in this command's PATH.
     env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env}
     try:
         dispatch.reload(kept.plugin, env, kept.config, kept.result)

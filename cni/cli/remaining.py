@@ -71,6 +71,7 @@ def staying(bin_dir: Path, cache_dir: str, successors: frozenset[str]) -> Iterat
     for one in migrate.uncleanable(places.state_dir):
         only_here.setdefault(one.key, []).append(one)
     for each in attachments.gather(places):
+        # pop: what is left in the end belongs to no attachment that is known.
         device = devices.pop(each.owner.key, "")
         known_here = only_here.pop(each.owner.key, [])
         attached = device or (_is_ours(each, bin_dir) and not each.is_dead(live))
@@ -145,6 +146,7 @@ def _devices(state_dir: str, live: Live) -> Iterator[tuple[str, str]]:
     for name in names:
         key, dot, _ = name.partition(".")
         path = os.path.join(directory, name)
+        # The temporary file of files.replace, left by a process that was killed.
         if not dot or name.endswith("~"):
             continue
         try:

@@ -33,6 +33,7 @@ from .cache import Attachment, Cache, Outcome, outcome
 from .conflist import NetworkList, PluginConf
 from .signals import Interrupts
 
+# GC and STATUS are about a network, not about one container.
 _NO_ATTACHMENT = Attachment("", "", "")
 
 
@@ -72,12 +73,16 @@ class Runtime:
                 check_container_id(attachment.container_id)
                 check_network_name(attachment.network)
                 check_ifname(attachment.ifname)
+        # Before the first plugin: after the last one, a failure would leave an attachment
+        # whose result is lost.
         self.cache.prepare(attachment)
         result: Outcome | None = None
         with self._locked(attachment.container_id):
             for plugin in network.plugins:
                 conf = _request_conf(network, plugin, result, attachment)
                 with _failing(plugin, "add"):
+                    # If this fails, no DEL of the plugins before: it would also remove an
+                    # attachment that was there already.
                     result = _parse(self._run("ADD", plugin, conf, attachment), network.version)
             if result is None:
                 raise CNIError("no plugin configs found")
@@ -86,6 +91,7 @@ class Runtime:
 
     def check(self, network: NetworkList, attachment: Attachment) -> None:
         """CHECK each plugin with the kept result; the first error ends it. Raises CNIError."""
+        # An error, where DEL and STATUS pass over it: a person has asked for the comparison.
         if not versions.at_least(network.version, "0.4.0"):
             raise CNIError(
                 f'configuration version "{network.version}" does not support the CHECK command',
@@ -126,6 +132,7 @@ class Runtime:
                 result = self._kept(network, attachment) or self._converted(network, given)
             except CNIError:
                 self.cache.remove(attachment)
+        # A later plugin may use what an earlier one made.
         for plugin in reversed(network.plugins):
             conf = _request_conf(network, plugin, result, attachment)
             try:
@@ -175,7 +182,9 @@ class Runtime:
         deleted: list[Attachment] = []
         errors: list[CNIError] = []
         with self._locked(None):
+            # Under the lock of all containers, so no `write` is under way.
             self.cache.sweep()
+            # Called under the lock: an attachment may have come or gone since the command began.
             for each in stale():
                 what = f"failed to delete stale attachment {each.container_id} {each.ifname}: "
                 if _tried(errors, what, partial(self._delete, network, each)):
@@ -223,6 +232,7 @@ class Runtime:
         """Hold the container's lock (None: every container's); Ctrl-C ends the wait for it."""
         with ExitStack() as stack:
             with self._interrupts.at_once():
+                # No plugin has begun, so the first Ctrl-C may already end the wait.
                 stack.enter_context(self.cache.lock(container_id, self._on_wait))
             yield
 
@@ -245,9 +255,11 @@ class Runtime:
 
     def _run(self, verb: str, plugin: PluginConf, stdin: bytes, attachment: Attachment) -> bytes:
         """Execute a plugin; return its output. Raises its error, or CNIError."""
+        # After a signal no further plugin starts; the one before has finished or undone its work.
         self._interrupts.check()
         args = ";".join(f"{key}={value}" for key, value in attachment.args)
         env = {
+            # Plugins need PATH and the like; CNI variables of the caller are overwritten below.
             **self._env,
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": attachment.container_id,
@@ -295,6 +307,7 @@ def _request_conf(
     if result is not None:
         extra["prevResult"] = result.as_dict()
     given = attachment.capability_args or {}
+    # As the specification demands: a plugin gets only what it declares.
     chosen = {key: given[key] for key in given if key in plugin.capabilities}
     if chosen:
         extra["runtimeConfig"] = chosen
@@ -312,6 +325,7 @@ def _parse(output: bytes, config_version: str) -> Outcome:
         raw = gojson.decode(output)
     except CNIError as error:
         raise error.wrapped("failed to unmarshal raw result: ") from None
+    # Go takes null for an empty object.
     return outcome({} if raw is None else raw, config_version)
 
 
@@ -338,5 +352,6 @@ def _joined(errors: list[CNIError]) -> CNIError:
     if len(errors) == 1:
         return errors[0]
     error = CNIError("\n".join(str(e) for e in errors))
+    # Callers and scripts expect one code; texts of all are in the message.
     error.code = errors[0].code
     return error

@@ -99,6 +99,7 @@ def serve(
             output.line(text)
         return
     errors.require_root("serve: the plugins change the node's network")
+    # Imported here: --help, --status and completion need no server.
     from cni.server import wrong_settings
     from cni.server.observing import Wanted
     from cni.server.status import describe
@@ -112,6 +113,7 @@ def serve(
         ID = ""  # noqa: N806 the build's own name
     if not ID:
         raise click.ClickException("only the built file can serve: run `make build`")
+    # Warnings only: a wrong setting of the log must not keep containers from starting.
     for each in wrong_settings.all_of(os.environ):
         output.line(f"cni serve: {each}", err=True)
     limits = Limits(max_requests, max_memory << 20, any_mounts)
@@ -162,6 +164,7 @@ def _status(path: str) -> str:
     from cni.server.status import ask
 
     try:
+        # A busy server answers late; one that hangs must not hang this command, too.
         return ask(path, timeout=10)
     except PermissionError as error:
         refusal = (error.strerror or str(error)).lower()

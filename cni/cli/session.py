@@ -51,6 +51,7 @@ def network_options(function: F) -> F:
 def given(what: Attached) -> cache.Attachment:
     """The attachment for the plugins; if its id was derived, with the environment's arguments."""
     given = what.attachment()
+    # Only an attachment that `cni add` made takes arguments from this environment.
     if what.is_direct:
         args = parse_args(os.environ.get("CNI_ARGS", ""))
         given = given._replace(
@@ -66,6 +67,7 @@ def configured(network: str) -> conflist.NetworkList:
 
 def configured_or_known(network: str, everything: list[Attached]) -> None:
     """Raise NetworkNotFound if neither a file nor an attachment has that network."""
+    # A network may be removed from the configuration before its containers are detached.
     if all(each.network != network for each in everything):
         configured(network)
 
@@ -108,6 +110,7 @@ def capability_args() -> dict[str, Any] | None:
     if not text:
         return None
     try:
+        # The bytes of the variable, which need not be UTF-8.
         value = gojson.decode(text.encode("utf-8", "surrogateescape"))
     except CNIError as problem:
         raise CNIError(f"CAP_ARGS: {problem.msg}", "CAP_ARGS is a JSON object") from None
@@ -126,6 +129,7 @@ def interruptible(hint: str = "") -> Iterator[Interrupts]:
             yield interrupts
     except KeyboardInterrupt:
         output.line(f"interrupted; {hint}" if hint else "interrupted", err=True)
+        # With click's own handling every signal would have the exit code of Ctrl-C.
         click.get_current_context().exit(interrupts.exit_code)
 
 
@@ -161,5 +165,6 @@ def plugin_path(text: str) -> list[str]:
     """CNI_PATH as a list; by default the usual directory, and the one of this program."""
     if text:
         return text.split(os.pathsep)
+    # A file that is not installed (a build, a download) finds the plugins beside it.
     own = os.path.dirname(os.path.realpath(sys.argv[0]))
     return [PLUGIN_DIRECTORY] if own == PLUGIN_DIRECTORY else [PLUGIN_DIRECTORY, own]

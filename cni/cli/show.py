@@ -60,6 +60,7 @@ def ls(cache_dir: str) -> None:
     """  # noqa: D301 - click wants the control character
     places = Places.of(cache_dir)
     live = Live()
+    # Such files are skipped below, so without these lines a container would be missing silently.
     output.damaged([*damage.of_attachments(places), *damage.of_addresses(places)])
     found = networks.survey(places.net_d, attachments.gather(places), live)
     rows = []
@@ -106,6 +107,7 @@ def ps(network: str | None, cache_dir: str) -> None:
     if network and not known:
         require_network(network, places)
     live = Live()
+    # Their namespaces are alive, so nothing in the table would show it.
     lost = list(bridges.cut_off(known, live))
     for text in bridges.in_words(lost):
         output.line(text, err=True)
@@ -238,6 +240,7 @@ def _rule_lines(found: Sequence[tuple[Attached, ruleset.Match]]) -> Iterator[str
             table = f"{entry.tool} {entry.table}"
             yield f"  {table}"
         text = f"{entry.chain}: {entry.text if wide else entry.short}"
+        # A program gets each rule in one line.
         pieces = output.wrapped(text, width) if width else [text]
         yield f"    {pieces[0]}" + (f"  [by its {match.why}]" if wide else "")
         yield from (f"      {piece}" for piece in pieces[1:])
@@ -252,6 +255,7 @@ def age(since: float) -> str:
     """How long ago, in the largest unit that fits: ``5s``, ``3m``, ``2h``, ``4d``."""
     if not since:
         return "-"
+    # The clock may have been set back since.
     seconds = max(int(time.time() - since), 0)
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= size:

@@ -42,6 +42,7 @@ class Interrupts:
         return 128 + self.number
 
     def __enter__(self) -> Interrupts:
+        # Python lets only the main thread set handlers.
         if threading.current_thread() is threading.main_thread():
             for number, default in _DEFAULTS.items():
                 if signal.getsignal(number) is default:
@@ -63,6 +64,7 @@ class Interrupts:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if not self.pending:
             self.number = number
+        # A second signal, or no plugin runs that could be left half-done.
         if self.pending or self._at_once:
             raise KeyboardInterrupt
         self.pending = True

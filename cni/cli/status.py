@@ -51,6 +51,8 @@ def status(network: str, netns: str, cache_dir: str) -> None:
     with interruptible() as interrupts:
         wanted = configured(network)
         ready = require_ready(wanted, runtime(cache_dir, interrupts))
+        # Last, since it matters only where new containers could be attached: code 50 goes before
+        # 51.
         _require_connected(wanted, cache_dir)
     value = {
         "network": network,
@@ -140,6 +142,7 @@ def flushed(network: conflist.NetworkList) -> list[str]:
     missing = []
     for name in dict.fromkeys(filter(None, (catalogue.known_as(p.type) for p in network.plugins))):
         try:
+            # Only plugins that make rules note intents; for the others there is nothing to check.
             kept = intent.all_of(name, env, network.name)
         except OSError:
             continue
@@ -158,6 +161,7 @@ def _checked(name: str, kept: intent.Intent) -> str:
         return ""
     dropped = ("cniversion", "prevresult")
     conf = {key: value for key, value in kept.config.items() if key.lower() not in dropped}
+    # The ADD's request in the version in which its result was noted.
     stdin = msgspec.json.encode({**conf, "cniVersion": intent.VERSION, "prevResult": kept.result})
     env = {"PATH": os.environ.get("PATH", os.defpath), **kept.env, "CNI_COMMAND": "CHECK"}
     code, answer = dispatch.answer(name, env, lambda: stdin)
@@ -165,6 +169,7 @@ def _checked(name: str, kept: intent.Intent) -> str:
         return ""
     error = msgspec.json.decode(answer)
     msg, details = str(error.get("msg", "")), str(error.get("details", ""))
+    # CHECK names this command exactly where rules are missing.
     if "cni reload" not in f"{msg} {details}":
         return ""
     # CHECK names other differences first, such as an interface that the container has renamed.

@@ -105,6 +105,7 @@ def _missing_plugins(facts: Facts, path: list[str]) -> Iterator[Problem]:
 def _kind(facts: Facts) -> Iterator[Problem]:
     described = catalogue.plugin(facts.part.plugin)
     kind = described.link_kind if described is not None else ""
+    # None: without CAP_NET_ADMIN the kernel does not say.
     if kind and kinds.supported(facts.host, kind) is False:
         module = _MODULES.get(kind, kind)
         yield Problem(
@@ -137,6 +138,7 @@ def _master(facts: Facts) -> Iterator[Problem]:
         return
     name = _text(get("master"))
     if not name:
+        # With deviceID the runtime names the master at the ADD.
         if not get("runtimeConfig.deviceID") and not get("capabilities.deviceID"):
             yield from _default_master(facts)
         return
@@ -181,6 +183,7 @@ def _fits(master: Link, plugin: str) -> bool:
     """Does the kernel make links of that kind on this one?"""
     if master.flags & uapi.IFF_LOOPBACK:
         return False
+    # macvlan and ipvlan are made on Ethernet only; a VLAN also on links without a MAC.
     return plugin == "vlan" or len(master.mac) == _MAC_LENGTH
 
 
@@ -206,6 +209,7 @@ def _default_routes(host: Netlink) -> list[Route]:
 
 def _busy_master(facts: Facts, master: Link) -> Iterator[Problem]:
     """A bridge port has no macvlan and ipvlan."""
+    # The receive handler of a link is either the bridge's or that of macvlan and ipvlan.
     if not master.master or facts.part.plugin == "vlan":
         return
     owner = link.get(facts.host, master.master)
@@ -269,6 +273,7 @@ def _conflicting_address(
         return
     wanted = Prefix(place.range.gateway, place.subnet.length)
     present = [each.prefix for each in addresses_of(host, device.index, wanted.family)]
+    # Of IPv6, bridge refuses only addresses that overlap: a link always has several.
     others = [each for each in present if each.is_v4 or each.overlaps(wanted)]
     if others and wanted not in present:
         message = f"{device.name} has the address {others[0]}, and would need {wanted}"

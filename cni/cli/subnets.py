@@ -40,6 +40,7 @@ def used(net_d: str, *, except_link: str = "") -> list[Used]:
     with Netlink() as host:
         names = {each.index: each.name for each in link.list_all(host)}
         for family in _FAMILIES:
+            # Table 0: routes of all tables, also those of other programs' policy routing.
             for each in routes_of(host, family, table=0):
                 name = names.get(each.index, "another link")
                 if each.dst.length and name not in ("lo", except_link):
@@ -68,6 +69,7 @@ def _subnets_in(value: Any, key: str = "") -> Iterator[Prefix]:
     """The subnets in a configuration, also in those of other projects' plugins."""
     if isinstance(value, dict):
         for name, item in value.items():
+            # Go's plugins read keys in any case.
             yield from _subnets_in(item, name.lower())
     elif isinstance(value, list):
         for item in value:
@@ -107,6 +109,7 @@ def free_v6(in_use: list[Used]) -> Prefix:
     """A random /64 of unique local addresses (RFC 4193) that nothing uses."""
     taken = [each.subnet for each in in_use if not each.subnet.is_v4]
     while True:
+        # RFC 4193 demands a random global id, so that sites that are joined later do not collide.
         site = bytes([_ULA]) + os.urandom(5)
         candidate = Prefix(site + bytes(10), 64)
         if not any(each.overlaps(candidate) for each in taken):

@@ -95,6 +95,7 @@ class Table(NamedTuple):
             ]
             if not able:
                 break
+            # By one at a time from the widest, so that columns end up equally narrow.
             widths[max(able, key=lambda at: widths[at])] -= 1
         return Table(
             self.columns,
@@ -110,6 +111,7 @@ class Table(NamedTuple):
 
 def cell_width(text: str) -> int:
     """How many columns of a terminal `text` takes."""
+    # Nearly every cell: unicodedata is not loaded for it.
     if text.isascii():
         return len(text)
     return sum(_char_width(char) for char in text)
@@ -118,6 +120,7 @@ def cell_width(text: str) -> int:
 def _char_width(char: str) -> int:
     import unicodedata  # the self-contained file has to unpack it
 
+    # It is drawn over the character before it.
     if unicodedata.combining(char):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
@@ -129,6 +132,7 @@ def shortened(text: str, width: int, cut: str = "end") -> str:
         return text
     room = max(width - 1, 0)
     if cut == "middle":
+        # The end of a path or an id says more than its beginning, so it gets two thirds.
         end = taken(text[::-1], room - room // 3)[::-1]
         return taken(text, room - cell_width(end)) + _ELLIPSIS + end
     return taken(text, room) + _ELLIPSIS

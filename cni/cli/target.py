@@ -51,6 +51,7 @@ class Target(NamedTuple):
 
 def container_id(netns: str) -> str:
     """The container id that cnitool derives from a namespace's path."""
+    # A path is bytes, which need not be UTF-8.
     digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
     return f"{DIRECT_PREFIX}{digest[:10].hex()}"
 
@@ -76,6 +77,7 @@ def find(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Target:
 
 def _by_container(wanted: Wanted, everything: Sequence[Attached], live: Live) -> Attached:
     fitting = [each for each in everything if each.container_id.startswith(wanted.container)]
+    # A whole id wins, even if it is also the beginning of another one.
     exact = [each for each in fitting if each.container_id == wanted.container]
     inside = [each for each in exact or fitting if each.network == wanted.network]
     what = f"container {wanted.container}"
@@ -146,6 +148,7 @@ def _guessed(
         )
     attached = Attached(wanted.network, guessed, ifname, netns=path)
     owned = any(each.ifname == ifname for each in inside)
+    # A link that nobody has noted may be another program's, for example docker's.
     return Target(attached, known=False, foreign=not owned and _has_link(path, ifname))
 
 
@@ -156,8 +159,10 @@ def _is_in(each: Attached, path: str, now: Identity | None, number: int | None) 
     """
     if now is None:
         return bool(each.netns) and _same_path(each.netns, path)
+    # The kernel numbers namespaces anew at each boot: an old identity may equal a new one.
     if each.earlier_boot:
         return False
+    # The path that was noted decides nothing: by now it may lead to another namespace.
     if each.identity is not None:
         return not now.differs(each.identity)
     if each.nsids:
@@ -189,6 +194,7 @@ def is_same_place(netns: str, where: str) -> bool:
 
 def path_for_plugins(what: Attached) -> str:
     """CNI_NETNS for an attachment: its path, unless that names another namespace by now."""
+    # DEL needs no CNI_NETNS, and must not touch a namespace that another container has.
     now = identify(what.netns) if what.netns else None
     if now is None or what.identity is None or not now.differs(what.identity):
         return what.netns
@@ -247,6 +253,7 @@ def _no_namespace(wanted: Wanted, path: str, everything: Sequence[Attached]) -> 
         os.stat(path)
     except PermissionError as error:
         return errors.of_system(error)
+    # ValueError: a path with a zero byte.
     except (OSError, ValueError):
         pass
     ids = {each.container_id for each in everything if each.container_id.startswith(wanted.where)}
@@ -282,6 +289,7 @@ def of_container(name: str, everything: Sequence[Attached]) -> list[Attached]:
     """
     if not name:
         raise errors.NotFound("the name of the container is empty", "`cni ps` shows them")
+    # A pod may have several containers, one ended and one that runs: all of them are meant.
     exact = [each for each in everything if name in (each.container_id, each.pod)]
     found = exact or [each for each in everything if each.container_id.startswith(name)]
     if not found:

@@ -183,6 +183,7 @@ def judge(
         try:
             data = given[path] if path in given else read(path)
         except CNIError as error:
+            # A single file that cannot be read is a failure of the command, not a finding.
             if wanted.asked == [path]:
                 raise
             if path in wanted.asked:
@@ -246,6 +247,7 @@ def _judge_file(found: Network, judgement: Judgement) -> None:
     network.judge_chain(found, {name: each.versions for name, each in _TABLE.items()})
 
 
+# A configuration for Windows may be judged on Linux, and the other way round.
 _TABLE = {**dispatch.TABLE, **dispatch.WINDOWS}
 
 
@@ -308,16 +310,20 @@ def _judge_decoding(found: Network) -> None:
         else:
             conflist.plugin_from_bytes(text)
     except CNIError as error:
+        # Otherwise the decoder would only repeat in its own words what was found with a line
+        # number.
         if not found.report.has_errors():
             root = found.report.document.root
             found.report.add(root, "decode", "", error.msg, error.details)
     for part in found.parts:
+        # Its decoder would stop at the first fault that is a finding already.
         if any(each.severity == ERROR for each in part.report.findings):
             continue
         names = [part.plugin, catalogue.known_as(_ipam_type(part)) or ""]
         for name in names:
             problem = _conversion(name, part.value()) if name in _TABLE else ""
             if problem:
+                # A fault that the descriptions did not foresee.
                 part.report.add(part.node, "decode", part.path, problem)
                 break
 

@@ -41,6 +41,7 @@ def watch(changed: Callable[[str], None], idle: Callable[[], None] = lambda: Non
             changed("started")  # what happened before is not known
             while True:
                 reason = signals.wait(_QUIET)
+                # Before `changed`: a build that was installed meanwhile then makes the rules.
                 idle()
                 if reason:
                     changed(reason)
@@ -64,7 +65,9 @@ class _Signals:
         self._bus = bus
         self._firewalld = ""  # its unique name on the bus
         for rule in _RULES:
+            # Before the question who has the name: a start of firewalld in between is not missed.
             self._ask("AddMatch", rule)
+        # GetNameOwner would be an error without firewalld, which need not run yet.
         if self._ask("NameHasOwner", SERVICE):
             self._firewalld = self._ask("GetNameOwner", SERVICE)
 
@@ -76,6 +79,7 @@ class _Signals:
                 reason = self._reason(self._bus.receive(timeout=max(deadline - monotonic(), 0)))
             except TimeoutError:
                 return ""
+        # firewalld restarts with several signals in a row; each reload of rules takes a while.
         end = monotonic() + _LONGEST_SETTLE
         quiet = monotonic() + _SETTLE
         while (left := min(quiet, end) - monotonic()) > 0:
@@ -95,6 +99,7 @@ class _Signals:
         address = DBusAddress(_BUS_PATH, bus_name=_BUS, interface=_BUS)
         call = new_method_call(address, method, "s", (argument,))
         reply = self._bus.send_and_get_reply(call, timeout=dbus.TIMEOUT)
+        # The bus writes the sender, so nobody can forge it.
         if reply.header.fields.get(HeaderFields.sender) != _BUS:
             raise ValueError("another sender answered for the bus")
         body = unwrap_msg(reply)

@@ -1,4 +1,4 @@
-"""What a check finds."""
+"""The findings of checks, and what the checks are given."""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ from cni.kernel.netlink import Netlink
 
 from .finding import ERROR, NOTE, OK, UNKNOWN, WARNING, Finding, Situation, Unseen
 
+# The kernel of RHEL 8: docs/design.md, "Kernels".
 _OLDEST = (4, 18)
+# Modules whose name is not that of the kind of link.
 _MODULES = {"vlan": "8021q"}
 _FULL, _NEARLY_FULL = 95, 80  # per cent
 AREA = "kernel"
@@ -62,6 +64,7 @@ def links(situation: Situation) -> Iterator[Finding]:
     with Netlink() as host:
         for kind, name in wanted.items():
             supported = kinds.supported(host, kind)
+            # None: without CAP_NET_ADMIN the kernel does not say.
             if supported is False:
                 text = f"the kernel has no links of the kind {kind}, which {name} makes"
                 yield Finding(ERROR, AREA, text, f"modprobe {_MODULES.get(kind, kind)}")
@@ -149,6 +152,7 @@ def conntrack(_situation: Situation) -> Iterator[Finding]:
     limit = _number("net/netfilter/nf_conntrack_max")
     if count is None or not limit:
         return
+    # Above the limit nf_conntrack drops each packet that would begin a new connection.
     used = 100 * count // limit
     text = f"connection tracking: {count} of {limit} connections ({used} %)"
     mend = f"sysctl -w net.netfilter.nf_conntrack_max={2 * limit}"
@@ -179,6 +183,7 @@ def _entries(file: str) -> int | None:
         raise Unseen("/proc is not mounted")
     try:
         with open(f"/proc/net/stat/{file}", encoding="ascii") as lines:
+            # Below the heading there is a line for each processor; all have the same first column.
             return int(lines.read().splitlines()[1].split()[0], 16)
     except (OSError, IndexError, ValueError):
         return None
@@ -187,6 +192,7 @@ def _entries(file: str) -> int | None:
 def writable(_situation: Situation) -> Iterator[Finding]:
     """Plugins write sysctls."""
     path = "/proc/sys/net/ipv4/ip_forward"
+    # Container images often mount /proc/sys read-only.
     if os.path.exists(path) and not os.access(path, os.W_OK):
         text = "/proc/sys cannot be written here: plugins cannot switch on forwarding"
         yield Finding(ERROR if os.geteuid() == 0 else NOTE, AREA, text)

@@ -56,6 +56,7 @@ def _variant() -> str:
 
 def _output(argv: list[str]) -> str:
     """What a program prints; empty if it fails."""
+    # The output is parsed, so it must not be translated.
     env = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}
     try:
         code, stdout, _ = process.run(argv[0], argv, b"", env)
@@ -70,6 +71,8 @@ def _legacy_rules() -> str:
     Raises Unseen.
     """
     try:
+        # Reading a file loads no module; iptables-legacy would load ip_tables and make empty
+        # tables.
         with open("/proc/thread-self/net/ip_tables_names", encoding="ascii") as names:
             tables = names.read().split()
     except OSError as error:
@@ -77,6 +80,7 @@ def _legacy_rules() -> str:
             return ""
         raise Unseen("/proc is not mounted, or may not be read") from None
     program = files.find_program("iptables-legacy-save")
+    # Without the tool the tables' names are all that can be known.
     if program is None or not tables:
         return ", ".join(tables)
     rules = [line for line in _output([program]).splitlines() if line.startswith("-A")]
@@ -100,6 +104,7 @@ def drops(situation: Situation) -> Iterator[Finding]:
     guarded = set(situation.networks_with("firewall"))
     for family, table, name in chains:
         chain = f"{family} {table} {name}"
+        # The plugin firewall adds its accept rules to this table, so its chains accept containers.
         if table in _OWN_TABLES:
             continue
         show = f"nft list chain {chain}"
@@ -125,6 +130,7 @@ def firewalld(situation: Situation) -> Iterator[Finding]:
     """firewalld rejects what no zone allows."""
     if "DBUS_SYSTEM_BUS_ADDRESS" not in os.environ and not os.path.exists(SYSTEM_BUS):
         return
+    # Only on a node that has a bus.
     from cni.plugins.firewall import dbus
 
     runs, _ = dbus.firewalld_runs()
@@ -162,6 +168,7 @@ def _lost_ports(situation: Situation) -> dict[str, tuple[Attached, list[str]]]:
         if each.network in with_portmap and not each.intents and not each.is_dead(live)
     ]
     lost: dict[str, tuple[Attached, list[str]]] = {}
+    # Reading the whole ruleset is slow on a large node.
     if not any(port for each in alive for port in published.wanted(each)):
         return lost
     for port in published.find(ruleset.read(), alive):

@@ -26,6 +26,7 @@ def plugins(situation: Situation) -> Iterator[Finding]:
     missing: list[str] = []
     for name in sorted(situation.types()):
         try:
+            # "" for a program of another project: it belongs to none of this project's builds.
             build = _build_of(delegate.find(name, situation.path))
         except CNIError:
             missing.append(name)
@@ -101,9 +102,11 @@ def _own_build(builds: dict[str, list[str]]) -> Iterator[Finding]:
 def server(situation: Situation) -> Iterator[Finding]:
     """The server of the warm path, where there should be one."""
     try:
+        # 3 seconds: a server that hangs must not stop the other checks.
         said = json.loads(server_status.ask(situation.socket, 3))
     except FileNotFoundError:
         said = None
+    # Not root: `node.sight` reports that.
     except PermissionError:
         return
     except (OSError, ValueError) as error:
@@ -111,6 +114,7 @@ def server(situation: Situation) -> Iterator[Finding]:
         yield Finding(WARNING, AREA, text, "systemctl restart cni.socket cni.service")
         return
     if said is None:
+        # A node may do without a server; if it has the unit, somebody wanted one.
         if any(os.path.exists(f"{place}/cni.socket") for place in _UNIT_DIRECTORIES):
             text = f"the server's unit is installed, but there is no {situation.socket}"
             yield Finding(WARNING, AREA, text, "systemctl enable --now cni.socket")

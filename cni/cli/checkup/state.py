@@ -27,6 +27,7 @@ def room(situation: Situation) -> Iterator[Finding]:
     for path in _directories(situation):
         place = _existing(path)
         device = os.stat(place).st_dev
+        # Several directories are usually on one file system.
         if device in seen:
             continue
         seen.add(device)
@@ -35,6 +36,7 @@ def room(situation: Situation) -> Iterator[Finding]:
 
 def _room_of(path: str, found: os.statvfs_result) -> Iterator[Finding]:
     space = 100 * found.f_bavail // found.f_blocks if found.f_blocks else 100
+    # Btrfs and some others report no number of inodes, because they make them as needed.
     inodes = 100 * found.f_favail // found.f_files if found.f_files else 100
     least = min(space, inodes)
     text = f"{path}: {space} % of the space and {inodes} % of the inodes are free"
@@ -73,6 +75,7 @@ def permissions(situation: Situation) -> Iterator[Finding]:
             mode = os.stat(path).st_mode
         except OSError:
             continue
+        # Only the directories here: `damaged` looks at each file in them.
         if mode & stat.S_IWOTH:
             yield Finding(
                 ERROR, AREA, f"{path} can be written by anybody", f"chmod o-w {quote(path)}"

@@ -21,7 +21,7 @@ from cni.netns.throwaway import ThrowAway
 Json = dict[str, Any]
 
 _IFNAME, _LOOPBACK = "eth0", "lo"
-# Tests are not about these.
+# AF_INET and AF_INET6.
 _FAMILIES = (2, 10)
 
 
@@ -73,9 +73,12 @@ class Bench:
 
     def enter(self) -> None:
         """Move this process into a new node. Raises OSError."""
+        # Only this process moves; the kernel removes the namespace when the command ends.
         syscalls.unshare(libc.CLONE_NEWNET)
         with Netlink() as host:
             link.change(host, link.get(host, "lo").index, up=True)
+            # A master for macvlan, ipvlan and vlan. Its peer is up as well, so that it has a
+            # carrier.
             link.create_veth(host, "conform0", "conform1")
             link.change(host, link.get(host, "conform0").index, up=True)
             link.change(host, link.get(host, "conform1").index, up=True)
@@ -150,6 +153,7 @@ class Bench:
                 container,
                 **env,
             )
+            # All of them, because a failure of one must not hide what the others leave.
             for at in (reversed(order) if verb == "DEL" else order)
         ]
 
@@ -160,6 +164,7 @@ class Bench:
         def run(at: int) -> None:
             values[at] = calls[at]()
 
+        # Threads suffice: each spends its time in waiting for a child process.
         threads = [threading.Thread(target=run, args=(at,)) for at in range(len(calls))]
         for thread in threads:
             thread.start()
@@ -173,6 +178,7 @@ class Bench:
         """What the node has: links but bridges, their addresses, routes."""
         with Netlink() as host:
             devices = {each.index: each for each in link.list_all(host)}
+            # Plugins may leave a bridge: it belongs to the network, not to one container.
             kept = {i: d.name for i, d in devices.items() if d.kind != "bridge"}
             found = {f"link {name}" for name in kept.values()}
             for index, name in kept.items():
@@ -180,6 +186,7 @@ class Bench:
                 for family in _FAMILIES:
                     for entry in route.show(host, family, index):
                         found.add(f"route {entry} dev {name}")
+        # The kernel makes link-local addresses and their routes when a link comes up.
         return {each for each in found if "fe80:" not in each and "ff00:" not in each}
 
     def link_inside(self, container: Container) -> link.Link | None:

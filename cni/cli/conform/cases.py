@@ -130,7 +130,10 @@ def no_namespace(bench: Bench, newest: str) -> None:
 
 
 def _require_same(bench: Bench, before: set[str], when: str) -> None:
-    """The kernel deletes the links of a namespace that is gone by and by: they have some time."""
+    """Require that the node has no more than `before`. Raises Failed.
+
+    Waits up to _PATIENCE seconds: the kernel deletes the links of a dead namespace with a delay.
+    """
     end = time.monotonic() + _PATIENCE
     while (more := sorted(bench.node() - before)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -142,6 +145,8 @@ def _require_same(bench: Bench, before: set[str], when: str) -> None:
 
 def life(bench: Bench, version: str) -> None:
     """ADD, CHECK and DEL, and what is left."""
+    # The first container of a network may leave things on the node that belong to the network, as a
+    # sysctl. So what the second one leaves is measured.
     first = bench.container()
     _added(bench, first, version)
     _deleted(bench, first, version, None)
@@ -221,6 +226,7 @@ def _parsed(parse: Callable[[str], Any], text: Any, what: str) -> Any:
 def del_again(bench: Bench, version: str) -> None:
     container = bench.container()
     result = _added(bench, container, version)
+    # None: a runtime that has lost its cache sends no prevResult.
     for given in (result, result, None):
         _deleted(bench, container, version, given)
 
@@ -234,6 +240,7 @@ def del_without_namespace(bench: Bench, version: str) -> None:
     for path in ("", f"{bench.directory}/none"):
         container = bench.container()
         result = _added(bench, container, version)
+        # The last reference to the namespace: the kernel removes it.
         container.space.close()
         answers = bench.each("DEL", container, version, result, CNI_NETNS=path)
         succeeded(answers)
@@ -275,6 +282,7 @@ def gc(bench: Bench, version: str) -> None:
     container = bench.container()
     result = _added(bench, container, version)
     valid = [{"containerID": container.name, "ifname": bench.ifname}]
+    # First GC must keep the container, then it may remove it; the DEL afterwards has to succeed.
     for attachments in (valid, []):
         for at in range(len(bench.binaries)):
             conf = {**bench.document(at, version), "cni.dev/valid-attachments": attachments}
@@ -291,6 +299,7 @@ def concurrency(bench: Bench, version: str) -> None:
     for answers, _ in added:
         succeeded(answers)
     used = [ip["address"] for _, result in added for ip in (result or {}).get("ips", [])]
+    # Every container's loopback has 127.0.0.1.
     require(bench.is_loopback or len(used) == len(set(used)), f"addresses were given twice: {used}")
     for container in containers:
         require(bench.link_inside(container), f"no {bench.ifname} in {container.name}")

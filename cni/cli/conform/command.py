@@ -132,6 +132,7 @@ def _with_ipam(plugins: list[Json], directory: str) -> None:
     if first["type"] not in _WITHOUT_IPAM:
         first.setdefault("ipam", {"type": "host-local", "subnet": "10.254.200.0/24"})
     if isinstance(first.get("ipam"), dict) and first["ipam"].get("type") == "host-local":
+        # Otherwise host-local would leave reservations in the node's own directory.
         first["ipam"] = {**first["ipam"], "dataDir": f"{directory}/addresses"}
 
 
@@ -150,6 +151,7 @@ def _run(paths: list[str], plugins: list[Json], directory: str) -> list[Outcome]
         outcomes = []
         for case in cases.CASES:
             wanted = [each for each in versions if case.least and is_at_least(each, case.least)]
+            # Cases that do not depend on the version are run once, with the newest.
             for version in wanted if case.least else versions[-1:]:
                 outcomes.append(_outcome(bench, case, version))
         return outcomes
@@ -192,6 +194,7 @@ def junit_of(outcomes: list[Outcome], suite: str) -> str:
         if kind is None:
             lines.append(f"{head}/>")
         else:
+            # Control characters are not allowed in XML.
             text = "".join(c if c.isprintable() else " " for c in each.text)
             lines.append(f"{head}><{kind} message={_quoted(text)}/></testcase>")
     return "\n".join([*lines, "</testsuite>", ""])

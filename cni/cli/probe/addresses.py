@@ -19,7 +19,8 @@ from .situation import Situation
 
 _DNS_PORT = 53
 _DNS_WAIT = 2.0  # seconds
-_QUERY = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01"  # NS of the root, recursion desired
+# NS of the root, recursion desired: every server can answer it, at least by a refusal.
+_QUERY = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\0\0\x02\0\x01"
 _SERVER_PORT = 7007  # of a throw-away host, which uses no other
 
 
@@ -29,6 +30,7 @@ def loopback(situation: Situation) -> Iterator[Row]:
         found = _ping(situation, situation.first.namespace, address)
         if found.arrived:
             yield passed("loopback", family, f"{address} answers")
+        # Another error of IPv6 means that the kernel has none, which is no fault.
         elif family == 4 or found.reason == "no answer":
             yield failed("loopback", family, f"{address}: {found.reason}", "ip link set lo up")
 
@@ -74,6 +76,7 @@ def _gateway(situation: Situation, family: int, address: str) -> Row:
         return passed("gateway", family, f"{address} answers")
     found_causes = list(causes.of_link(situation, container, address))
     entry = causes.neighbour(container.namespace.netlink(), address)
+    # ARP needs no rule that accepts it. An answer shows that frames arrive.
     if not found_causes and entry is not None and entry.mac and not entry.failed:
         text = f"{address} is there ({entry.mac}), and does not answer echo requests"
         return passed("gateway", family, f"{text}: a rule of the packet filter drops them")
@@ -112,6 +115,7 @@ def isolation(situation: Situation) -> str:
 
 def _neighbour(situation: Situation, family: int, address: str) -> Row:
     apart = isolation(situation)
+    # Isolated containers do not answer, so the whole time would pass in a good network.
     found = _ping(situation, situation.first.namespace, address, 0.6 if apart else 3.0)
     if apart and found.arrived:
         return failed(
@@ -131,6 +135,7 @@ def _neighbour(situation: Situation, family: int, address: str) -> Row:
         yield from causes.of_link(situation, situation.first, address)
         assert situation.second is not None
         yield from causes.of_link(situation, situation.second, address)
+        # With ptp the node routes from one container to the other.
         if situation.kind in pairs.ALONE:
             yield from causes.of_forwarding(situation, family)
         yield from causes.of_bridged(situation, family)
@@ -223,6 +228,7 @@ def _way_out(situation: Situation, family: int, address: str) -> Row:
     assert outside is not None
     own = container.address(family)
     assert own is not None
+    # A server and not an echo request, since it sees as whose the packets arrive.
     with Server(outside.namespace, family, "tcp", _SERVER_PORT) as server, situation.waiting():
         found = server.asked(container.namespace, address, _SERVER_PORT)
     if not found.arrived:
@@ -304,6 +310,7 @@ def _mtu(situation: Situation, family: int, size: int, targets: dict[str, str]) 
         found = _ping(situation, namespace, address, 2.5, size, whole=True)
         if not found.arrived:
             return _too_large(situation, family, size, what, found)
+        # The kernel refuses it at once, if the MTU is still that of the ADD.
         over = _ping(situation, namespace, address, 0.3, size + 1, whole=True)
         if over.reason != "too large":
             text = f"a packet of {size + 1} bytes is sent to {what}, though the MTU is {size}"
@@ -348,6 +355,7 @@ def dns(situation: Situation) -> Iterator[Row]:
         except InvalidAddress:
             yield failed("DNS", 0, f"{server} is no address", "put the network's dns right")
             continue
+        # Nothing is sent beyond this node without --to.
         if not allowed:
             text = f"{server} is not on this node, and was not asked (--to {server} does)"
             yield skipped("DNS", family, text)

@@ -35,6 +35,8 @@ class Before:
         """The changes by the ADDs since then; none if nothing was wrong."""
         now = {(each.network, each.mend) for each in self._present_lacks()}
         repaired = [each for each in self._lacks if (each.network, each.mend) not in now]
+        # Faults of running containers are told first; a switch that mends the same is not told
+        # again.
         told = set()
         for each in repaired:
             told.add(each.mend)
@@ -47,6 +49,8 @@ class Before:
         for mend, (family, text, back) in self._off.items():
             if mend in told or mend in still_off:
                 continue
+            # An earlier ADD has set it, so something has changed it since; else it is the usual
+            # first ADD.
             if self._was_used:
                 remedy = f"find what has set it so; `{back}` puts it back"
                 said = f"{text} before the test, whose ADD has set it"

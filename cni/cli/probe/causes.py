@@ -91,6 +91,7 @@ def _far_end(node: Netlink, container: Container) -> link.Link | None:
     number = container.number()
     if number is None:
         return None
+    # Of an end of a pair the kernel tells in which namespace the other one is.
     return next((each for each in link.list_all(node) if each.peer_nsid == number), None)
 
 
@@ -131,6 +132,7 @@ def of_policies(situation: Situation, family: int) -> Iterator[Cause]:
     except (KernelError, OSError):
         return
     for kind, name, chain in dropping:
+        # Tables of the family netdev or bridge have no forward chain of IP.
         if kind not in ("inet", "ip" if family == 4 else "ip6") or name == _OWN_TABLE:
             continue
         where = f"the chain {chain} of the table {kind} {name}"
@@ -162,6 +164,7 @@ def of_rules(container: Container, words: str) -> Iterator[Cause]:
     except Exception as error:  # noqa: BLE001 a program that cannot read them says nothing of them
         del error
         return
+    # Without nft not all rules can be read, so that none was found says nothing.
     if not found and ruleset.has_nft():
         yield Cause(
             f"the rules of {words} are not there: something has removed them after the ADD",

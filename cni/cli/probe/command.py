@@ -97,6 +97,7 @@ def test(
     errors.require_root("make network namespaces")
     options = Options(_valid_ifname(ifname), _valid_addresses(beyond), force)
     if conf_dir:
+        # Every module that looks for configurations reads this variable.
         os.environ["NETCONFPATH"] = os.path.abspath(conf_dir)
     signals = Signals()
     rows: list[Row] = []
@@ -110,6 +111,7 @@ def test(
                 rows.extend(run.rows())
                 facts = run.facts
             finally:
+                # Also after Ctrl-C, and after a defect.
                 run.clean_up()
     except KeyboardInterrupt:
         output.line("interrupted; what was made is removed", err=True)
@@ -174,6 +176,7 @@ def _require_harmless(network: NetworkList, force: bool) -> None:
             for each in address.show(node, device.index)
             if each.scope == address.SCOPE_UNIVERSE
         ]
+        # AF_INET: routes of IPv6 go with their addresses, which were listed above.
         used += [f"the route to {each.dst}" for each in routes_of(node, 2, device.index)]
         if device.master:
             used.append(f"a port of {link.get(node, device.master).name}")
@@ -232,6 +235,7 @@ class Run:
         device = _device_of(self.network, node)
         if device is not None and device.up:
             self._stack.callback(_set_up, node, device.name)  # DEL gives it back down
+        # Before the first ADD, which may mend what this looks for.
         before = Before(self.network, self.places, node)
         try:
             situation = self._situation(node)
@@ -340,6 +344,7 @@ class Run:
 
     def clean_up(self) -> None:
         """Remove everything. Raises CNIError if a DEL fails, after all were tried."""
+        # From here on a second Ctrl-C would only leave something on the node.
         interrupted = self.signals.ignore()
         problems = []
         for each in self._made:
@@ -350,6 +355,7 @@ class Run:
             each.close()
         self._stack.close()
         if interrupted:
+            # So that the command ends as interrupted, with the signal's exit code.
             self.signals.pending = True
         if problems and interrupted:
             output.line(f"not all is removed: {problems[0]}: cni gc {self.network.name}", err=True)

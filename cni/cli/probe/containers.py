@@ -30,6 +30,7 @@ from ..view.attached import Attached, Places
 from ..view.namespaces import Live, number_of
 
 PREFIX = "cni-test-"
+# The kernel gives lo this index in each namespace.
 _LO = 1
 # struct rtmsg: family, lengths, tos, table, protocol, scope, type, flags
 _RTMSG = struct.Struct("=BBBBBBBBI")
@@ -54,6 +55,7 @@ class Container:
         self.touched = False  # has an ADD begun?
         self.last: Outcome | None = None
         self.attachment = Attachment(
+            # Random, so that tests at the same time, and leftovers of a killed one, are told apart.
             container_id=PREFIX + os.urandom(8).hex(),
             network=network,
             ifname=ifname,
@@ -98,12 +100,14 @@ class Container:
         route.
         """
         wanted = parse_ip(address)
+        # The kernel answers as it would route: rules and tables of the container count.
         request = _RTMSG.pack(family_of(wanted), 8 * len(wanted), *[0] * 7)
         try:
             sock = self.namespace.netlink()
             answer = sock.get(uapi.RTM_GETROUTE, request + nl.attr(uapi.RTA_DST, wanted))
         except (KernelError, OSError):
             return None
+        # Such as blackhole, or the container's own address.
         if nl.unpack(_RTMSG, answer)[7] != uapi.RTN_UNICAST:
             return None
         gateway = nl.attr_map(answer, _RTMSG.size).get(uapi.RTA_GATEWAY, b"")
@@ -132,6 +136,7 @@ class Container:
             return
         for attempt in range(1, _ATTEMPTS + 1):
             try:
+                # The last result also if the cache has lost it.
                 runtime.delete(network, self.attachment, self.last)
                 break
             except CNIError:
@@ -177,10 +182,12 @@ def mappings(host_port: int, container_port: int) -> dict[str, Any]:
 
 def free_port(everything: list[Attached]) -> int:
     """A port of the node that no program and no container uses, for TCP and UDP."""
+    # Published ports are rules, not sockets, so the kernel may give them to a bind.
     published_now = {port.port for each in everything for port in published.wanted(each)}
     for _ in range(100):
         family = socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET
         with socket.socket(socket.AF_INET) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+            # Port 0: the kernel chooses one that no TCP socket uses.
             tcp.bind(("", 0))
             port = int(tcp.getsockname()[1])
             try:

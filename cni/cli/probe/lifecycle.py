@@ -43,6 +43,7 @@ def reused(situation: Situation, attach: Callable[[NetworkList], Container]) -> 
     known = {family: second.address(family) for family in families}
     wanted = {family: each.address for family, each in known.items() if each is not None}
     before = second.link()
+    # The first container still has the second one's MAC in its neighbour cache.
     second.detach(situation.runtime, situation.network)
     situation.second = None
     third = attach(_asking_for(situation.network, list(wanted.values())))
@@ -83,7 +84,9 @@ def _asking_for(network: NetworkList, wanted: list[str]) -> NetworkList:
         given = config.lookup(holder, "args")
         args: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
         cni = args.get("cni")
+        # By args.cni.ips host-local is asked for certain addresses.
         args["cni"] = {**(cni if isinstance(cni, dict) else {}), "ips": wanted}
+        # Plugins read keys in any case: two of them would be ambiguous.
         for key in [key for key in holder if key.lower() == "args"]:
             del holder[key]
         holder["args"] = args
@@ -150,6 +153,7 @@ def _left_of(situation: Situation, container: Container) -> Iterator[str]:
         yield f"the link {name} in the container"
     number = container.number()
     for each in link.list_all(situation.node):
+        # The host outside is removed at the end of the command only.
         is_outside = situation.outside is not None and each.name == situation.outside.link_name
         if number is not None and each.peer_nsid == number and not is_outside:
             yield f"the link {each.name} on the node"

@@ -56,6 +56,7 @@ def uplink_of(node: Netlink) -> Uplink | None:
         defaults = [
             each for each in routes_of(node, _AF[family]) if each.dst.length == 0 and each.index
         ]
+        # The kernel prefers the lowest metric.
         for each in sorted(defaults, key=lambda one: one.priority):
             found = link.find(node, each.index)
             if found is None:
@@ -80,6 +81,7 @@ def made(node: Netlink, mtu: int) -> Iterator[Outside]:
             _configure(node, outside)
             yield outside
         finally:
+            # Not left to the end of the namespace, after which the kernel needs some time for it.
             link.delete_name(node, name)
 
 
@@ -92,6 +94,7 @@ def _configure(node: Netlink, outside: Outside) -> None:
     # Addresses and the way back: what is not masqueraded comes with the container's address.
     for family, (one, other, length) in _free_pairs(node).items():
         try:
+            # Duplicate address detection would delay the first packet by a second.
             address.add(node, ours.index, Prefix(one, length), nodad=True)
             address.add(there, theirs.index, Prefix(other, length), nodad=True)
         except OSError:
@@ -105,6 +108,7 @@ def _free_pairs(node: Netlink) -> dict[int, tuple[bytes, bytes, int]]:
     """Two addresses and their length for each family, to which the node has no route of its own."""
     pairs: dict[int, tuple[bytes, bytes, int]] = {}
     networks = [(4, each, 30) for each in _V4]
+    # Random, so that two tests at the same time do not choose the same network.
     numbers = int.from_bytes(os.urandom(2), "big"), int.from_bytes(os.urandom(2), "big")
     networks.append((6, _V6.format(*numbers), 64))
     taken = {family: _networks(node, family) for family in (4, 6)}

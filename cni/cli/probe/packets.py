@@ -81,9 +81,11 @@ class _Ping:
         self._identifier = int.from_bytes(os.urandom(2), "big")
         self._payload = os.urandom(max(size - _HEADERS[family], _TOKEN))
         sock.setblocking(False)
+        # ICMP errors (too large, unreachable, prohibited) then become errors of this socket.
         sock.setsockopt(_LEVEL[family], _RECVERR[family], 1)
         # 0: fragment what is too large
         sock.setsockopt(_LEVEL[family], _MTU_DISCOVER[family], _DO if whole else 0)
+        # Room for packets of the largest MTU (64 KiB).
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
         self._address = address
@@ -150,6 +152,7 @@ class _Ping:
 
     def _is_ours(self, data: bytes) -> bool:
         if self._family == 4:
+            # With IPv4 a raw socket gets the IP header as well, with IPv6 it does not.
             data = data[(data[0] & 15) * 4 :] if data else b""
         if len(data) < 8:
             return False
@@ -195,6 +198,7 @@ class Server:
             self.sock.setblocking(False)
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == 6:
+                # Otherwise it would also take the port for IPv4.
                 self.sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             self.sock.bind(("", port))
             if protocol == "tcp":
@@ -302,6 +306,8 @@ class _AskTcp(_Ask):
         for fd, events in poll.poll(seconds * 1000):
             if fd == self.server.fileno():
                 made, peer = self.server.accept()
+                # Anybody may connect to the port; a peer that sends nothing must not hold up the
+                # test.
                 made.setblocking(False)
                 self.accepted.append(made)
                 del peer
@@ -313,6 +319,7 @@ class _AskTcp(_Ask):
         return False
 
     def _client(self, events: int) -> bool:
+        # The outcome of connect(2) on a socket that does not block.
         error = self.client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if error:
             raise OSError(error, os.strerror(error))
@@ -321,6 +328,7 @@ class _AskTcp(_Ask):
             self.sent = True
         if events & select.POLLIN:
             data = self.client.recv(256)
+            # Both: it is our token, and our server has seen it. An echo service would send it, too.
             if data == self.token and self.source:
                 return True
             self.reason = "something else answers there"

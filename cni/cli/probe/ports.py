@@ -46,6 +46,7 @@ class _Port:
     def rows(self) -> Iterator[Row]:
         with ExitStack() as stack:
             first = self.situation.first.namespace
+            # One pair of servers for all ways to the port: each exchange has a token of its own.
             servers = [
                 stack.enter_context(Server(first, self.family, each, self.situation.target))
                 for each in _PROTOCOLS
@@ -86,6 +87,7 @@ class _Port:
             return skipped(check, self.family, "the container has no way to an address of the node")
         apart = addresses.isolation(self.situation)
         asked = self._asked(check, servers, client, self.address)
+        # Asked in any case: that the port works is good, also where it need not.
         if asked.state != FAILED:
             return asked
         if not self.snat:
@@ -148,6 +150,7 @@ class _Port:
         return bool(self.situation.key(name, "portmap"))
 
     def _cause(self, check: str, missed: dict[str, Answer]) -> Cause:
+        # The server saw the request, so only the way back can be wrong.
         past = any(each.source for each in missed.values())
         if check == "port: itself" and self._needs_hairpin():
             return Cause(

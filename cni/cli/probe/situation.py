@@ -106,6 +106,7 @@ class Situation:
         Not those that another host would have to send back.
         """
         hop = self.first.next_hop(address)
+        # "": the address is on the container's own link. None: the container has no route.
         return hop == "" or (hop is not None and self.is_of_node(hop))
 
     def may_ask(self, address: str) -> bool:
@@ -120,6 +121,7 @@ class Situation:
             candidates.append(self.uplink.addresses.get(family, ""))
         if self.outside is not None:
             candidates.append(self.outside.node.get(family, ""))
+        # The gateway first: it is the nearest, and has nothing to do with the way out.
         for each in candidates:
             if each and self.is_of_node(each) and self.stays_here(each):
                 return each
@@ -136,6 +138,7 @@ def main_of(network: NetworkList) -> PluginConf:
         delegate = config.lookup(main.raw, "delegate")
         conf = delegate if isinstance(delegate, dict) else {}
         kind = config.lookup(conf, "type")
+        # flannel's default delegate.
         return main._replace(type=kind if isinstance(kind, str) else "bridge", raw=conf)
     return main
 

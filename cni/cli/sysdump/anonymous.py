@@ -67,6 +67,8 @@ class Anonymiser:
         return self._four(ip) if len(ip) == 4 else self._six(ip)
 
     def _four(self, ip: bytes) -> bytes:
+        # 0.0.0.0, loopback, masks and multicast say nothing about the node, and are needed to read
+        # rules.
         if ip[:1] in _WHOLE4 or _is_netmask(ip) or ip[0] >= 224:
             return ip
         return self._network(ip[:3], 4) + ip[3:]
@@ -106,6 +108,7 @@ class Anonymiser:
         if key not in self._turned:
             leads_to_block = any(block.startswith(before) for block in self._blocks[size])
             inside = any(before == block for block in self._blocks[size])
+            # The bits that lead to a special block stay, so that its addresses remain in it.
             fixed = leads_to_block and not inside
             self._turned[key] = not fixed and bool(self.hashed(key.encode())[0] & 1)
         return self._turned[key]
@@ -115,6 +118,7 @@ class Anonymiser:
         if mac[0] & 1 or not any(mac):
             return mac
         made = self.hashed(b"mac " + mac)[: len(mac)].ljust(len(mac), b"\0")
+        # The two bits for groups and for local administration stay.
         return bytes((made[0] & 0xFC | mac[0] & 0x03,)) + made[1:]
 
 

@@ -21,6 +21,7 @@ STDOUT = "-"
 _BLOCK = 512
 _NAME_MAX = 100
 _GZIP = 31  # zlib's window bits for the largest window, with gzip's header
+# By these a kernel or file system says that it has no O_TMPFILE (open(2), ERRORS).
 _NO_UNNAMED = frozenset({EOPNOTSUPP, EISDIR, EINVAL, ENOENT})
 
 
@@ -48,6 +49,7 @@ class Archive:
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
             try:
+                # A file without a name: nothing is left if the command is killed.
                 fd = os.open(directory, flags | os.O_TMPFILE, 0o600)
                 if os.path.exists(f"/proc/self/fd/{fd}"):
                     return fd
@@ -80,6 +82,7 @@ class Archive:
     def add(self, name: str, data: bytes, modified: int) -> None:
         """Add a regular file; `modified` is in seconds since 1970. Raises CommandError."""
         raw = name.encode("utf-8", "surrogateescape")
+        # pax: a record with the whole name comes before the file's own header.
         if len(raw) > _NAME_MAX:
             record = _pax("path", raw)
             self._write(_header(b"pax", len(record), modified, b"x") + _padded(record))
@@ -92,6 +95,8 @@ class Archive:
         if self.path == STDOUT:
             return
         try:
+            # Before it gets its name, so that a full disk or a crash leaves no torn archive under
+            # it.
             os.fsync(self._fd)
             self._link()
         except OSError as error:
@@ -140,6 +145,7 @@ class Archive:
 def _require_free(path: str, force: bool) -> None:
     """Raises Refused, CommandError."""
     try:
+        # lstat: a link is replaced, and not what it leads to.
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return

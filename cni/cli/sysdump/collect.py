@@ -49,6 +49,7 @@ class Part(NamedTuple):
 
 def collect(part: Part, mask: Mask, seconds: float) -> Iterator[File]:
     """The files of a part, masked; after a failure the last one has the error."""
+    # Close-on-exec: a tool that outlives its part must not keep the pipe open.
     receiving, sending = os.pipe2(os.O_CLOEXEC)
     try:
         pid = os.fork()
@@ -68,6 +69,7 @@ def collect(part: Part, mask: Mask, seconds: float) -> Iterator[File]:
         code = 0 if problem else _code(pid)
     finally:
         os.close(receiving)
+        # Also if the caller takes no more files.
         _end(pid)
     if code:
         problem = f"its process ended with code {code}"
@@ -104,6 +106,7 @@ class _Frames:
                 end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
                 if len(buffer) < end:
                     break
+                # From this process's own child, so it can be trusted.
                 yield marshal.loads(buffer[_LENGTH.size : end])
                 buffer = buffer[end:]
 
@@ -115,6 +118,7 @@ def _serve(part: Part, mask: Mask, fd: int) -> None:
         os.setsid()  # tools that it starts are killed with it; Ctrl-C is for the parent
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
+        # What commands and tools print would otherwise appear between the lines of the command.
         null = files.open_null()
         for standard in (0, 1, 2):
             os.dup2(null, standard)
@@ -144,6 +148,7 @@ def _send(fd: int, mask: Mask, file: File) -> None:
 
 def _code(pid: int) -> int:
     """How the child ended, which has closed its end of the pipe; it stays to be waited for."""
+    # WNOWAIT keeps the process id, by which _end kills the group, from being used again.
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     return found.si_status if found is not None else 0
 
@@ -156,5 +161,6 @@ def _end(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)  # it may not have its own session yet
     deadline = time.monotonic() + _GRACE
     with suppress(ChildProcessError):
+        # A process in an uninterruptible system call, as on a dead NFS server, cannot be killed.
         while not os.waitpid(pid, os.WNOHANG)[0] and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -88,11 +88,13 @@ def sysdump(target: str, force: bool, mask: str, timeout: float, cache_dir: str)
         _require_room_for_stdout()
     path = target or _default_name(mask)
     sources = parts.sources_of(situation_of(cache_dir), os.path.abspath(cache_dir))
+    # By default these signals would end the process without the clean-up of `with`.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)  # what is half written is removed
     with Archive(path, force=force) as archive:
         written = _fill(archive, sources, mask, timeout)
         archive.finish()
+    # stdout has the archive, so nothing else can be printed there.
     if path == STDOUT:
         return
     failed = [
@@ -147,6 +149,7 @@ def _fill(
     started = time.time()
     mask = _mask_for(sources, mask_name, timeout)
     entries: list[dict[str, Any]] = []
+    # So that no part can take the name of the manifest.
     names: set[str] = {"manifest.json"}
     total = 0
     with output.progress(parts.all_parts(sources), "collecting") as steps:
@@ -184,6 +187,7 @@ def _within(found: Iterator[File], room: int) -> Iterator[File]:
 
 
 def _mask_for(sources: parts.Sources, name: str, timeout: float) -> Mask:
+    # Stand-ins of two dumps cannot be compared, nor looked up in a table.
     salt = os.urandom(16)
     if name not in (ADDRESSES, ALL):
         return Mask({SECRETS} if name == SECRETS else set(), salt)
@@ -192,6 +196,7 @@ def _mask_for(sources: parts.Sources, name: str, timeout: float) -> Mask:
         for each in parts.known_pods(sources.places):
             yield File(each, "")
 
+    # In a child with a time limit, like all parts: state directories may hang.
     gathered = collect(_NAMES._replace(gather=pods), Mask(set(), salt), timeout)
     known = [each.name for each in gathered if not each.error]
     return Mask({SECRETS, ADDRESSES}, salt, _hosts(), known)

@@ -94,6 +94,7 @@ def _dump(sock: Netlink, kind: int, payload: bytes) -> Iterator[bytes]:
     sock.sock.send(head + payload)
     while True:
         for answer, _, number, data in nl.split(sock.sock.recv(_BUFFER)):
+            # An answer to an earlier request.
             if number != sequence:
                 continue
             code = int.from_bytes(data[:4], "little", signed=True)
@@ -106,6 +107,7 @@ def _dump(sock: Netlink, kind: int, payload: bytes) -> Iterator[bytes]:
 
 def _links(sock: Netlink, names: dict[int, str]) -> Iterator[str]:
     request = struct.pack("=BxHiII", AF_UNSPEC, 0, 0, 0, 0)
+    # Counters are most of an answer, and not shown.
     request += nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
     for data in _dump(sock, uapi.RTM_GETLINK, request):
         each = link.parse(data)
@@ -149,6 +151,7 @@ def _routes(sock: Netlink, names: dict[int, str]) -> Iterator[str]:
         if family not in _FAMILIES:
             continue
         a = nl.attr_map(data, _RTMSG.size)
+        # The header has one byte for the table; larger numbers are in the attribute.
         table = nl.get_u32(a.get(uapi.RTA_TABLE), table)
         target = f"{_ip(a[uapi.RTA_DST])}/{dst_len}" if uapi.RTA_DST in a else "default"
         facts = [
@@ -183,6 +186,7 @@ def _hops(data: bytes, names: dict[int, str]) -> Iterator[str]:
         a = nl.attr_map(data[offset : offset + length], _NEXTHOP.size)
         via = " ".join(_hop(a, names))
         yield f"nexthop {via} dev {names.get(index, index)} weight {weight + 1}"
+        # RTNH_ALIGN
         offset += length + 3 & ~3
 
 

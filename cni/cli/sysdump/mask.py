@@ -105,6 +105,8 @@ class Mask:
         """The same JSON value, masked; `key` is the one that it has."""
         if self.secrets:
             value = self._without_secret(value, key)
+        # The network's configuration in libcni's cache, in base64: secrets in it would not be
+        # found.
         if key == "config" and isinstance(value, str) and value != MASKED:
             return self._decoded(value)
         if isinstance(value, dict):
@@ -170,6 +172,7 @@ class Mask:
     def _argument(self, pair: Any) -> Any:
         """[key, value] of CNI_ARGS."""
         if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str):
+            # Any other key may be a runtime's own, with any content.
             return pair if pair[0].startswith(_PLAIN_ARGS) else [pair[0], MASKED]
         return MASKED
 
@@ -240,6 +243,7 @@ class Mask:
         token = found[0]
         if token in self._names:
             return self._names[token]
+        # Parts of a word with dashes are left alone: `web` in `web-server` may be no name.
         if "." not in token and "_" not in token:
             return token
         pieces = re.split(r"([._])", token)

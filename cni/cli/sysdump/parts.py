@@ -132,6 +132,7 @@ def _environment(mask: Mask, sources: Sources) -> Iterator[File]:
         ours = name in ("NETCONFPATH", "PATH", "LANG", "LC_ALL", "TERM") or (
             name.startswith("CNI_") and name != "CNI_ARGS"
         )
+        # The environment of a shell often has tokens of other programs.
         shown[name] = value if ours or not mask.secrets else "(masked)"
     situation = sources.situation
     rooms: dict[str, dict[str, str | int]] = {}
@@ -190,6 +191,7 @@ def _sysctls() -> Iterator[File]:
     import glob
 
     lines: list[str] = []
+    # Chosen ones: net/ also has secrets, such as stable_secret.
     for pattern in _SYSCTLS:
         for path in sorted(glob.glob(f"/proc/sys/{pattern}")):
             if len(lines) >= _MOST_SYSCTLS:
@@ -228,6 +230,7 @@ def _kernel_log() -> Iterator[File]:
                     raise
                 break
             head, _, text = record.partition(";")
+            # Further lines of a record are its fields, such as the device.
             text = text.split("\n", 1)[0]
             if _KMSG.search(text):
                 microseconds = head.split(",")[2]
@@ -256,6 +259,7 @@ def _namespaces(mask: Mask, places: Places) -> Iterator[File]:
             continue
         with namespace:
             identity = namespace.identity
+            # is_own: a container with the node's own network.
             if identity in seen or namespace.is_own or len(seen) >= _MOST_NAMESPACES:
                 entry["file"] = seen.get(identity, "")
                 continue
@@ -285,6 +289,7 @@ def directories(sources: Sources) -> list[tuple[str, str, tuple[str, ...]]]:
     from ..view.state_dirs import named
 
     for kind, path in named(situation.networks, situation.state_dir):
+        # Below a directory that is taken as a whole anyway.
         if path not in known and not any(path.startswith(f"{each}/") for each in known):
             known.add(path)
             count = sum(name.startswith(f"state/{kind}") for name, _, _ in found)
@@ -341,6 +346,7 @@ def _command(name: str, words: list[str]) -> Part:
     def gather(_: Mask) -> Iterator[File]:
         from cni import cli
 
+        # This child process has a stdout of its own.
         fd = os.memfd_create("output")
         os.dup2(fd, 1)
         code = cli.main([*words, "-o", "json"])

@@ -16,6 +16,7 @@ from cni.netfilter.nft import FAMILIES, GENMSG_SIZE, comment_of
 from cni.protocol.address import format_ip
 
 _MOST = 20_000  # rules, and elements of a set
+# In the kernel's list each GET follows its NEW.
 _GETSET = uapi.NFT_MSG_NEWSET + 1
 _FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 _HOOKS = ["prerouting", "input", "forward", "output", "postrouting"]
@@ -45,6 +46,7 @@ def _table(family: bytes, table: str) -> Iterator[str]:
     head = family + bytes(3)
     for data in _of(head, _GETSET, uapi.NFTA_SET_TABLE, table):
         yield from _set(head, table, nl.attr_map(data, GENMSG_SIZE))
+    # Rules are dumped by table, and shown below their chains.
     rules: dict[str, list[str]] = {}
     for data in _of(head, uapi.NFT_MSG_GETRULE, uapi.NFTA_RULE_TABLE, table)[:_MOST]:
         attributes = nl.attr_map(data, GENMSG_SIZE)
@@ -126,6 +128,7 @@ def _typed(raw: bytes, kind: int) -> str:
         name, size = _TYPES.get(each, ("", 0))
         size = size or len(raw)
         parts.append(_part(raw[:size], name))
+        # Each part of a concatenation fills whole registers of four bytes.
         raw = raw[size + -size % 4 :]
     return " . ".join(parts)
 
@@ -155,6 +158,7 @@ def _rule(attributes: dict[int, bytes]) -> str:
                 _number(data.get(uapi.NFTA_PAYLOAD_BASE)) == uapi.NFT_PAYLOAD_NETWORK_HEADER
                 and place in _ADDRESSES
             )
+        # A mask between loading and comparing leaves an address an address.
         elif name != "bitwise":
             loads_address = False
     noted = comment_of(attributes.get(uapi.NFTA_RULE_USERDATA, b""))

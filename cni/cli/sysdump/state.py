@@ -58,6 +58,7 @@ def read(root: str, wanted: tuple[str, ...] = ()) -> Iterator[Content]:
                 continue
             name = os.path.basename(entry.path)
             if _is_reservation(name):
+                # One text for all: a large network has thousands of files of a few bytes.
                 reservations.append(f"{entry.path}\t{_reservation(directory, name)}")
                 continue
             if len(contents) >= _MOST_FILES or left <= 0:
@@ -90,6 +91,7 @@ def _walk(directory: int, path: str, device: int, depth: int) -> Iterator[tuple[
         except OSError:
             continue  # just removed
         yield Entry(below, status, target), directory
+        # Not into other file systems: below a directory of state anything may be mounted.
         if stat.S_ISDIR(status.st_mode) and status.st_dev == device and depth < _DEPTH:
             try:
                 fd = os.open(name, _FLAGS, dir_fd=directory)

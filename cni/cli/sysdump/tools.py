@@ -78,16 +78,20 @@ def _run(name: str, command: list[str], *, may_fail: bool = False) -> File:
     program = files.find_program(command[0])
     if program is None:
         return File(name, how, error=ABSENT)
+    # A user's PATH often lacks the directories of root's tools.
     path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/bin:/sbin:/bin"
     child = subprocess.Popen(
         [program, *command[1:]],
+        # A tool that asks for a password would wait for ever.
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Nothing of the caller's settings, such as a pager or a format.
         env={"PATH": path, "LC_ALL": "C", "HOME": "/"},
         cwd="/",
     )
     assert child.stdout is not None
+    # One byte more tells whether anything was cut.
     data = child.stdout.read(_OUTPUT + 1)
     if len(data) > _OUTPUT:
         child.kill()

@@ -70,6 +70,7 @@ def trace(
     """  # noqa: D301 - click wants the control character
     errors.require_root("attach and detach namespaces")
     _require_sense(where, container, verb or "ADD", keep)
+    # The native client reads CNI_SERVER.
     env = {**os.environ, **({"CNI_SERVER": "off"} if by_exec else {})}
     problem: CNIError | None = None
     signals = Signals()
@@ -82,6 +83,7 @@ def trace(
                     wanted = Wanted(network, where, container, session.chosen_ifname(ifname))
                     netns = _of_attached(runtime, verb, wanted, cache_dir, force)
             except CNIError as error:
+                # No plugin has run: there is nothing to show, only the error.
                 if not runtime.runs:
                     raise
                 signals.check()
@@ -93,6 +95,7 @@ def trace(
     if problem is not None:
         if not formats.is_data():
             output.error(problem)
+        # The table first, since it shows how far the ADD got.
         raise SystemExit(errors.exit_code(problem))
 
 
@@ -134,6 +137,7 @@ def _added(
         _add_and_delete(runtime, signals, network_list, path, name, target.container_id(path), keep)
         return path
     with ThrowAway() as space:
+        # With the prefix of `cni test`, whose next run removes what a killed trace has left.
         own = PREFIX + os.urandom(8).hex()
         _add_and_delete(runtime, signals, network_list, space.path, name, own, False)
         return space.path
@@ -170,6 +174,7 @@ def _add_and_delete(
     )
     try:
         runtime.add(network, what)
+    # Also KeyboardInterrupt: the namespace is about to go, so what is on the node goes first.
     except BaseException:
         with signals.ignoring():
             _undo(runtime, network, what)

@@ -53,7 +53,9 @@ def tree(steps: list[Step]) -> list[Step]:
     """Steps within steps, in the order of their beginnings."""
     found: list[Step] = []
     open_ones: list[Step] = []
+    # Copies, because `inside` is filled in here, and callers build several trees of one list.
     copies = [Step(each.name, each.detail, each.begin, each.end) for each in steps]
+    # Of two steps that begin together the longer one is around the other.
     for each in sorted(copies, key=lambda step: (step.begin, -step.end)):
         while open_ones and open_ones[-1].end < each.end:
             open_ones.pop()

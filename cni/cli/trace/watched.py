@@ -20,6 +20,7 @@ from ..signals import Interrupts
 from .steps import Step, joined, tree
 
 _EXEC, _SERVER, _OTHER = "exec", "server", "unknown"
+# bytes; a plugin writes a few kB
 _MAX_SIZE = 64 << 20
 _PATIENCE = 1.0  # seconds
 
@@ -91,6 +92,7 @@ class Watched(Runtime):
 
     def _run(self, verb: str, plugin: PluginConf, stdin: bytes, attachment: Attachment) -> bytes:
         run = Run(verb, plugin)
+        # Plugins append, and each run has to read its own lines only.
         os.ftruncate(self._fd, 0)
         try:
             return super()._run(verb, plugin, stdin, attachment)
@@ -110,8 +112,10 @@ class Watched(Runtime):
         until = monotonic() + _PATIENCE
         mark = msgspec.json.encode({"plugin": dispatch.find(plugin) or ""})[:-1]
         while True:
+            # pread, because the plugins' writes move no offset of this descriptor.
             data = os.pread(self._fd, min(os.fstat(self._fd).st_size, _MAX_SIZE), 0)
             is_complete = data.endswith(b"\n") and data.splitlines()[-1].startswith(mark)
+            # A plugin of another project writes nothing, so there is nothing to wait for.
             if is_complete or dispatch.find(plugin) is None or monotonic() > until:
                 return data
             sleep(0.002)
@@ -129,4 +133,5 @@ class Watched(Runtime):
                 continue  # a plugin of another version
         for each in run.steps:
             each.end = min(each.end, run.end)  # a server's verb ends when the result is sent
+        # A server's late line may be about the request before.
         run.steps = [each for each in run.steps if run.begin <= each.begin <= each.end]

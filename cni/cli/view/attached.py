@@ -113,6 +113,7 @@ class Attached(msgspec.Struct):
             old = (self.result or {}).get(version)
             if isinstance(old, dict) and old.get("ip"):
                 found.append(str(old["ip"]))
+        # Without a result, as of a runtime that keeps none.
         return found or [each.address for each in self.reserved]
 
     def entries(self, key: str) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ def gather(
     and cannot be read.
     """
     known = _Known(network)
+    # In this order: the cache has most facts, and later sources fill in what is missing.
     for kept in places.results.kept():
         _add_cached(known, kept)
     for each in _intents(places.state_dir):
@@ -124,6 +125,7 @@ def _add_intent(known: _Known, path: str, kept: Intent, since: float) -> None:
     found.netns = found.netns or kept.env.get("CNI_NETNS", "")
     found.identity = Identity.parse(kept.netns) or found.identity
     found.since = found.since or since
+    # The cache has them as pairs; a runtime without one passed them to the plugin only.
     if not found.args:
         pairs = (pair.partition("=") for pair in kept.env.get("CNI_ARGS", "").split(";"))
         found.args = tuple((key, value) for key, _, value in pairs if key)
@@ -198,6 +200,7 @@ def _add_links(known: _Known) -> None:
     from cni.kernel import link
 
     with Namespace.current() as node:
+        # One dump for all attachments, however many.
         every = link.list_all(node.netlink())
     _add_pairs(known, every)
     marked = [each for each in every if each.alias.startswith("cni:")]
@@ -235,6 +238,7 @@ def _add_pairs(known: _Known, every: list[Link]) -> None:
     Their result names the pair's end on the node. While that exists, the container's namespace
     exists, even if this process sees nothing at its path, as in another mount namespace.
     """
+    # By MAC, too: the name may have been given to another pair since.
     by_name = {(each.name, each.mac): each for each in every}
     for attached in known.attachments():
         if attached.identity is not None:
@@ -289,6 +293,7 @@ def _owner_by_device(key: str, note: Note) -> Owner | None:
     from cni.kernel.errors import KernelError
 
     identity = Identity.parse(note.netns)
+    # Not by its path, which the note does not have and which proves nothing.
     namespace = opened(identity, "", note.cookie) if identity else None
     if namespace is None:
         return None
@@ -312,6 +317,7 @@ def still_there(what: Attached) -> list[Found]:
 def _is_still_reserved(what: Attached, file: str) -> bool:
     content = reservation.content(None, file) or b""
     container_id, _, ifname = content.decode("utf-8", "surrogateescape").partition("\r\n")
+    # The address may have been given to another container since.
     return container_id == what.container_id and ifname in ("", what.ifname)
 
 

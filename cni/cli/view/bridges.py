@@ -133,6 +133,7 @@ def _delegated(plugin: dict[str, Any]) -> dict[str, Any]:
     if plugin_of(plugin) != "flannel":
         return plugin
     delegate = config.lookup(plugin, "delegate")
+    # flannel's defaults.
     return {"type": "bridge", "isGateway": True, **(delegate if isinstance(delegate, dict) else {})}
 
 

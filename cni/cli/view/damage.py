@@ -36,6 +36,7 @@ from . import state_dirs
 from .attached import Places
 from .attachments import reservation_directories
 
+# bytes of a file
 _MAX_SIZE = 32 << 20
 _FRESH, _SETTLED = 60.0, 2.0  # seconds: of a file that is being made; of one that is being written
 _KEY = r"[0-9a-f]{16}-[0-9a-f]{16}"
@@ -160,12 +161,14 @@ def _settled(path: str, name: str, judge: Judge) -> None:
     except _Wrong:
         if _age(path) > _SETTLED:
             raise
+        # Whoever writes a few kB is done by then; a file that is still torn stays so.
         time.sleep(0.1)
         judge(path, name)
 
 
 def _open_to_others(path: str, status: os.stat_result) -> Iterator[Damaged]:
     quoted = shlex.quote(path)
+    # In a sticky directory others cannot remove or rename files of root.
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         yield Damaged(path, "can be written by anybody", f"chmod o-w {quoted}", True)
     elif status.st_mode & stat.S_IWGRP and status.st_gid != os.getegid():
@@ -182,6 +185,7 @@ def _look(path: str) -> str:
 
 def _age(path: str) -> float:
     """Seconds since a file was changed; much if it is of the future."""
+    # A clock that was set back leaves times of the future.
     return abs(time.time() - os.lstat(path).st_mtime)
 
 
@@ -306,6 +310,7 @@ def _lease(path: str, name: str) -> None:
         return _left_over(path, "half a lease")
     if not name.endswith(".json"):
         raise _Wrong("not a lease: the daemon removes it when it starts")
+    # Only on a node with leases.
     from cni.ipam.dhcp.state import Record
 
     lost = "the daemon does not renew this lease after a restart"

@@ -109,6 +109,7 @@ def _on_node(what: Attached, wire: node.Wire) -> Iterator[Thing]:
         index = wire.outside.index if wire.outside else 0
         hosts = _hosts(what)
         for each in room.routes():
+            # As of ptp: a route to exactly this container.
             to_it = each.dst.length == each.dst.bits and format_ip(each.dst.ip) in hosts
             if to_it or (index and each.index == index):
                 how = "its address" if to_it else "the link"
@@ -133,6 +134,7 @@ def _inside(what: Attached, room: _Room) -> Iterator[Thing]:
         for way in room.routes(each.index):
             yield Thing("route", CONTAINER, _route(room, way), "the link")
         for queue in tc.qdiscs(room.sock, each.index):
+            # The default of virtual links, which says nothing.
             if queue.kind != "noqueue":
                 text = f"{queue.kind} handle {queue.handle >> 16:x}:"
                 yield Thing("queueing", CONTAINER, text, "the link")
@@ -203,6 +205,7 @@ def _other_files(what: Attached, places: Places) -> Iterator[tuple[str, str]]:
 
 def _walk(root: str) -> Iterator[str]:
     for directory, folders, names in os.walk(root):
+        # In place: os.walk then does not enter the others.
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
             yield os.path.join(directory, name)

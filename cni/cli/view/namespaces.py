@@ -26,12 +26,14 @@ def number_of(path: str) -> int | None:
     """The number that this node gives the namespace at `path` (RTM_GETNSID); None without one."""
     try:
         with Namespace.current() as node, Namespace.open(path) as there:
+            # struct rtgenmsg, padded to four bytes
             request = struct.pack("=Bxxx", 0) + nl.u32(_NETNSA_FD, there.fd)
             answer = nl.attr_map(node.netlink().get(_RTM_GETNSID, request), 4)
     except (KernelError, OSError):
         return None
     data = answer.get(_NETNSA_NSID, b"")
     number = int.from_bytes(data, sys.byteorder, signed=True) if data else -1
+    # NETNSA_NSID_NOT_ASSIGNED is -1: no link leads there.
     return number if number >= 0 else None
 
 
@@ -50,6 +52,7 @@ class Live:
         """Paths to a namespace. Raises OSError when this process is short of something."""
         return self._places.get(name, [])
 
+    # Only when it is needed: since Linux 6.18 the kernel finds a namespace by its number.
     @cached_property
     def _places(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}

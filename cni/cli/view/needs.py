@@ -81,6 +81,7 @@ def of_living(
 def _with_ports(needs: list[Need]) -> list[Need]:
     with Netlink() as host:
         every = link.list_all(host)
+    # A port whose peer has no number is not in another namespace.
     used = {each.master for each in every if each.peer_nsid is not None and each.peer_nsid >= 0}
     in_use = {each.name for each in every if each.index in used}
     return [each for each in needs if each.is_on_bridge and bridges.name_in(each.conf) in in_use]
@@ -163,6 +164,7 @@ def _port_lacks(port: Link, bridge: Link | None) -> Iterator[tuple[str, str]]:
     if not port.up:
         yield f"{port.name}, its link on the node, is down", f"ip link set {quote(port.name)} up"
     elif bridge is not None and bridge.up and port.master == bridge.index and port.blocked:
+        # 3: BR_STATE_FORWARDING
         mend = f"bridge link set dev {port.name} state 3"
         yield f"the bridge {bridge.name} forwards nothing through its port {port.name}", mend
 
@@ -175,6 +177,7 @@ def _gateways(need: Need) -> Iterator[Prefix]:
         index = each.get("interface")
         if isinstance(interfaces, list) and isinstance(index, int) and 0 <= index < len(interfaces):
             entry = interfaces[index]
+            # An address of another interface of the result has another gateway.
             if isinstance(entry, dict) and entry.get("name") != attached.ifname:
                 continue
         try:
@@ -182,6 +185,7 @@ def _gateways(need: Need) -> Iterator[Prefix]:
             own = Prefix.parse(str(each.get("address")))
         except InvalidAddress:
             continue
+        # ptp puts a single address on the node's end, bridge the whole subnet.
         yield Prefix(gateway, own.length if need.is_on_bridge else own.bits)
 
 

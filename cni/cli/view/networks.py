@@ -92,6 +92,7 @@ def survey(net_d: str, known: Sequence[Attached], live: Live) -> list[Network]:
     for each in conflist.survey(net_d):
         if each.network is None:
             broken.append(_broken(each))
+        # The first file of a name counts, as in libcni.
         elif each.network.name not in found:
             found[each.network.name] = _network(each.path, each.network, known, live)
     for attached in known:

@@ -82,6 +82,7 @@ def _wire(what: Attached, links: dict[int, Link], by_name: dict[str, Link], live
     outside = _outside(what, links, by_name, inside)
     segment = links.get(outside.master) if outside else None
     if inside is not None and inside.kind in _STACKED:
+        # IFLA_LINK of a stacked link is the index of its master, in the namespace of that.
         segment = links.get(inside.peer)
     return Wire(what, inside, outside, segment)
 
@@ -109,6 +110,7 @@ def _outside(
     for interface in what.entries("interfaces"):
         if not interface.get("sandbox"):
             found = by_name.get(str(interface.get("name")))
+            # The reference's results name the bridge as well, which is not the end of a pair.
             if found is not None and found.kind == "veth":
                 return found
     return None
@@ -126,6 +128,7 @@ def _segments(wires: Iterable[Wire], sock: Netlink) -> list[Segment]:
     """The links of the node that anything hangs on, bridges first, then what is routed."""
     prefixes: dict[int, list[str]] = {}
     for each in address.show(sock):
+        # Every link has a link-local address.
         if not each.prefix.ip.startswith(b"\xfe\x80"):
             prefixes.setdefault(each.index, []).append(str(each.prefix))
     by_name: dict[str, list[Wire]] = {}

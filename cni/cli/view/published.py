@@ -82,6 +82,7 @@ def wanted(what: Attached) -> Iterator[Port]:
         protocol = str(given.get("protocol") or "tcp").lower()
         for address in what.addresses:
             ip = address.partition("/")[0]
+            # A host address publishes the port for its own family only.
             if not host or (":" in host) == (":" in ip):
                 yield Port(host, port, protocol, ip, target, "", "", what)
 
@@ -90,10 +91,12 @@ def find(entries: Iterable[Entry], known: Iterable[Attached]) -> list[Port]:
     """All ports, sorted by number: those in the packet filter, and those that ADDs wanted."""
     known = list(known)
     by_key = {each.owner.key: each for each in known}
+    # Rules of iptables name no owner; their chain's name is a hash of it.
     by_chain = {each.owner.chain("DN-"): each for each in known}
     there = [*_from_maps(entries, by_key), *_from_chains(entries, by_chain)]
     seen = {_identity(port) for port in there}
     asked = [port for each in known for port in wanted(each)]
+    # Without nft nobody can tell whether there are elements in portmap's maps.
     state = MISSING if has_nft() else UNKNOWN
     missing = [port._replace(state=state) for port in asked if _identity(port) not in seen]
     return sorted([*there, *missing], key=lambda port: (port.port, port.protocol, port.host))

@@ -94,6 +94,7 @@ class Index:
         found: dict[int, Entry] = {}
         for token in key.tokens:
             found.update(self._by_token.get(token, {}))
+        # A token only preselects: an address or a word may belong to others.
         return [Match(found[at], why) for at in sorted(found) if (why := key.names(found[at]))]
 
 
@@ -119,8 +120,10 @@ class _Key(NamedTuple):
         owner = what.owner
         hosts = tuple(address.partition("/")[0] for address in what.addresses)
         texts = "|".join(re.escape(host) for host in hosts)
+        # Whole addresses only: 10.0.0.2 is not in 10.0.0.20 or 110.0.0.2.
         pattern = re.compile(rf"(?<![\w.:])(?:{texts})(?![\w.:]*[\w:])") if hosts else None
         chains = frozenset({owner.chain(), owner.chain("DN-"), owner.chain("SN-")})
+        # An id may be the beginning of another one.
         whole_id = re.compile(rf"(?<![\w.-]){re.escape(owner.container_id)}(?![\w.-])")
         return cls(owner, owner.key, whole_id, chains, hosts, pattern)
 
@@ -135,6 +138,7 @@ class _Key(NamedTuple):
             return "key"
         if self.whole_id.search(entry.text):
             owner = entry.reference_owner
+            # One container id in two networks has rules in both.
             if owner in (None, (self.owner.network, self.owner.container_id)):
                 return "container id"
             return ""

@@ -26,6 +26,7 @@ def named(networks: Iterable[NetworkList], state_dir: str) -> list[tuple[str, st
         host_local.DATA_DIR: HOST_LOCAL,
         TUNING: TUNED,
         Flannel().data_dir: FLANNEL,
+        # The daemon keeps leases beside its socket.
         os.path.join(os.path.dirname(DEFAULT_SOCKET), DHCP): DHCP,
         os.path.join(state_dir, DHCP): DHCP,
     }
