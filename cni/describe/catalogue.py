@@ -42,6 +42,7 @@ NAMES = (
     "sample",
     "sbr",
     "slaac",
+    "sriov",
     "static",
     "tap",
     "tc-redirect-tap",
