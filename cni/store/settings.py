@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     @property
     def digest(self) -> str:
         """Stands for the store's settings in files of the node; credentials do not count."""
+        # not hashlib, which loads OpenSSL
         from _blake2 import blake2b
 
         named = {key: value for key, value in (self.store or {}).items() if key not in _SECRET}
@@ -118,6 +119,7 @@ def _first(sources: list[tuple[dict[str, Any], str]], key: str, kind: type) -> A
         value = config.lookup(values, key)
         if value is None:
             continue
+        # in Python, `true` would pass for a number
         if not isinstance(value, kind) or isinstance(value, bool):
             names = {dict: "a JSON object", str: "a string", int: "a whole number"}
             raise CNIError(f"`{where}{key}` is not {names[kind]}", _EXAMPLE)

@@ -69,6 +69,7 @@ class Comparing(Holding):
                 synced.conflicts.extend(sorted(texts))
         for text in synced.conflicts:
             self.log(f"cluster: block {text} belongs to another node, and containers here use it")
+        # not under the directory's lock: ADD needs that, and the store may be slow
         for entry in strays:
             self.give_back(space, entry)
         self.unsettled = frozenset(each.cidr for each in missing)
@@ -82,6 +83,7 @@ class Comparing(Holding):
     ) -> list[Block]:
         """Change the ledger; returns the blocks that the store lacks, which are pending again."""
         missing = []
+        # a copy: entries are removed from the ledger meanwhile
         for entry in list(ledger.blocks):
             item = items.get(entry.prefix)
             if item is not None and self.is_mine(item):
@@ -118,6 +120,7 @@ class Comparing(Holding):
             if block in known or not self.is_mine(item):
                 continue
             seq = number(item.value.get("seq"))
+            # no later claim may get a number that is in the store
             ledger.seq = max(ledger.seq, seq)
             keep = is_new or any(map(block.contains, held))
             entry = Block(str(block), seq, OWN if keep else RELEASING)

@@ -145,6 +145,7 @@ class Node:
         setting the time of day does not change it, and it runs during suspend.
         """
         found = self.registration(store)
+        # without a promise to stop, the blocks stay this node's, however long it is silent
         if found is None or not found.timeout:
             return True
         # a time of another boot's clock says nothing

@@ -167,6 +167,7 @@ def status(call: Call[Conf]) -> None:
     """
     ipam, its = _ipam(call), _settings(call)
     existing = its.data_dir
+    # the first ADD makes the directory
     while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
         existing = os.path.dirname(existing) or "."
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
@@ -284,6 +285,7 @@ def _collect(call: Call[Conf], space: Space, keep: frozenset[Attachment], steps:
     }
     with space.location.open() as store:
         for name, content in stale.items():
+            # since it was read, another attachment may have got the address
             if store.content(name) == content:
                 steps.run(_release, space, store, name, content)
                 call.note_removed("reservation", 1)
@@ -300,6 +302,7 @@ def _is_stale(network: str, content: bytes, keep: frozenset[Attachment]) -> bool
 
 def _release(space: Space, store: Store, name: str, content: bytes) -> None:
     if is_address(name):
+        # first: a kill in between must not free the address without its cooldown
         rest.note(space.freed, parse_ip(name), boot_time())
     try:
         store.release(name, content)

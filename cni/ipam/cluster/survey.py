@@ -46,6 +46,7 @@ def _use(node: Node, space: Space) -> Use:
     aside = sum(content.startswith(CONFLICT.encode() + b"\r") for content in held.values())
     own = space.own()
     free = 0
+    # networks may have the same ranges: they count once
     for ranges in {str(each): each for pool in _pools(node, space) for each in pool.sets}.values():
         part = blocks.narrowed(ranges, own)
         if part is not None:
@@ -134,6 +135,7 @@ def _of_space(
     items: dict[Prefix, Item], layout: dict[str, Any], records: set[str]
 ) -> Iterator[str]:
     before: Prefix | None = None
+    # in this order, a block comes right before those that it contains
     for block in sorted(items, key=lambda each: (len(each.ip), each.ip, each.length)):
         holder = str(items[block].value.get("node"))
         if before is not None and before.is_v4 == block.is_v4 and before.overlaps(block):
