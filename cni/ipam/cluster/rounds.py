@@ -133,7 +133,7 @@ def _lacks(env: Mapping[str, str]) -> bool:
 
 
 def _is_due(env: Mapping[str, str]) -> bool:
-    """Is a promise to be renewed before the next round? Asks no store. Raises CNIError."""
+    """Is the node to be renewed before the next round? Asks no store. Raises CNIError."""
     base = settings.read({}, env)
     node = Node(base.data_dir, base.node)
     found = [
