@@ -52,6 +52,7 @@ def _main() -> int:
         return _cannot_start(error)
     name = _called()
     plugin = dispatch.find(name)
+    # as in the reference, the plugin's file is the daemon's, too
     if plugin == "dhcp" and sys.argv[1:2] == ["daemon"]:
         from cni.ipam.dhcp.main import main as daemon
 

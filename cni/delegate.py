@@ -207,6 +207,7 @@ def execute(
 
     If it succeeds, `show_stderr` is called with its stderr. Raises CNIError.
     """
+    # the whole environment, as in the reference
     env = {**request.env, "CNI_COMMAND": request.command}
     code, stdout, stderr = _run_unless_busy(program, request.stdin, env)
     if code != 0:

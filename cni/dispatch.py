@@ -196,6 +196,7 @@ _VERBS = frozenset({"ADD", "DEL", "CHECK", "GC", "STATUS", "VALIDATE"})
 
 def main(name: str) -> int:
     """Answer the request in environment and stdin as the plugin `name`; returns the exit code."""
+    # called by hand; the reference, too, then says what it is
     if not os.environ.get("CNI_COMMAND"):
         _say(about(name))
         return 0

@@ -18,6 +18,7 @@ from errno import EINVAL, EISDIR, ELOOP, ENOSPC, ENXIO
 # Windows has none of these but O_BINARY and O_NOINHERIT, which only it has.
 _COMMON = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NOINHERIT"))
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+# O_NOCTTY: a terminal at the path must not become this process's controlling one
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
 # O_EXCL also refuses a symbolic link: nobody can divert what is written to another file.
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _COMMON

@@ -21,6 +21,7 @@ _COLUMNS = (
 _NEXT = {
     "gone": "its blocks are free",
     "suspect": "another round will see whether it stays so",
+    "silent": "its containers may run: `cni ipam forget` if it is gone",
     "unknown": "no Node of this name was ever seen: compare nodeName",
 }
 
@@ -50,9 +51,10 @@ def reconcile(settle: float, limit: int, every: float | None) -> None:
     """Free the blocks of nodes that the cluster has no more. Run it every minute, on one node.
 
     With the store kubernetes a node is gone when its Node object is; NotReady is not gone. With
-    another store it is gone when it promised to stop (nodeTimeout) and has not renewed for twice
-    that time. Two rounds have to see it. The store is that of /etc/cni/cluster.json. With --every
-    it also logs pods whose addresses are of no block of their node.
+    another store a node is gone if it had no containers when it last renewed, and has not renewed
+    for twice its nodeTimeout; one that may have containers keeps its blocks. Two rounds have to see
+    it. The store is that of /etc/cni/cluster.json. With --every it also logs pods whose addresses
+    are of no block of their node.
     """
     # Loaded here: `cni ipam` adds this command to its group each time, and mostly runs another.
     from cni.ipam.cluster import reconciling
@@ -81,12 +83,14 @@ def _log(text: str) -> None:
 
 
 def _present(report: Report) -> None:
-    states = [("gone", report.gone), ("suspect", report.suspects), ("unknown", report.unknown)]
+    states = [("gone", report.gone), ("suspect", report.suspects), ("silent", report.silent),
+              ("unknown", report.unknown)]  # fmt: skip
     found = [(name, state) for state, names in states for name in names]
     value = {
         "gone": report.gone,
         "freed": report.freed,
         "suspects": report.suspects,
+        "silent": report.silent,
         "unknown": report.unknown,
         "complete": report.is_complete,
     }

@@ -265,9 +265,8 @@ _ALL = {
         Key(
             "nodeTimeout",
             Number(unit="s"),
-            "time after which a node that cannot reach the store stops "
-            "allocating; 0: it continues, and its blocks are never freed by "
-            "time",
+            "the blocks of a node without containers are freed when its server "
+            "has been silent for twice this time; 0: never",
             absent="the value in /etc/cni/cluster.json, or 0",
             default=0,
             example=3600,

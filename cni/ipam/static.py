@@ -69,6 +69,7 @@ def check(call: Call[Conf]) -> None:
     for want in configured:
         packed = want.prefix.ip
         reason = ""
+        # the reference says nothing of a missing one (docs/spec/static.md)
         if packed not in gateways:
             reason = "prevResult does not have this address"
         elif want.gateway and want.gateway != gateways[packed]:
@@ -126,6 +127,7 @@ def _addresses(call: Call[Conf], conf: Conf) -> list[IPConfig]:
     for source in (conf.args.cni if conf.args is not None else None, conf.runtime_config):
         if source is not None and source.ips:
             what = "an entry in the 'ips' field is NOT in CIDR notation"
+            # without gateways, as in the reference
             chosen = [Address(address=str(_prefix(text, what))) for text in source.ips]
     what = "the 'address' field is expected to be in CIDR notation"
     ips = [

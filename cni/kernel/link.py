@@ -184,6 +184,7 @@ def get(sock: Netlink, name: str | int) -> Link:
 
 def _get(sock: Netlink, name: str | int) -> bytes:
     index = name if isinstance(name, int) else 0
+    # without the counters, which the kernel would add up over all CPUs
     payload = _IFINFO.pack(0, 0, index, 0, 0) + nl.u32(
         uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS
     )
@@ -502,6 +503,7 @@ def find_altname(sock: Netlink, name: str) -> Link | None:
     try:
         return parse(sock.get(uapi.RTM_GETLINK, payload))
     except NetlinkError as error:
+        # the last two: before Linux 5.5 there are no alternative names
         if error.errno in (ENODEV, ENOENT, EINVAL, EOPNOTSUPP):
             return None
         raise

@@ -21,6 +21,7 @@ from .netlink import Netlink
 # family, dst len, src len, tos, table, 2 reserved, action, flags
 _HEADER = struct.Struct("=BBBBBxxBI")
 _FAMILIES = (AF_INET, AF_INET6)  # multicast routing has rules, too
+# attributes that are no condition for packets: with only these, a rule matches every packet
 _NO_SELECTOR = frozenset(
     {
         uapi.FRA_PRIORITY,

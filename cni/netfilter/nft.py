@@ -242,6 +242,7 @@ def message(family: str, *attributes: bytes) -> bytes:
 
 def link_name(ifname: str) -> bytes:
     """A link's name in the form of registers and of sets' keys."""
+    # the kernel compares all 16 bytes
     return ifname.encode("utf-8", "surrogateescape").ljust(uapi.IFNAMSIZ, b"\0")
 
 

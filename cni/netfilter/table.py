@@ -137,6 +137,7 @@ class Table(NamedTuple):
         """
         table, uses = nl.text(uapi.NFTA_CHAIN_TABLE, self.name), {}
         for data in socket().dump(uapi.NFT_MSG_GETCHAIN, self.message()):
+            # parsing takes longer than this, and most chains of the family may be others'
             if table not in data:
                 continue
             attributes = nl.attr_map(data, GENMSG_SIZE)
@@ -191,6 +192,7 @@ class Table(NamedTuple):
         """
         told = [rule for one in dict.fromkeys(handles) if (rule := self.rule(parent, one))]
         known = [rule for rule in told if rule.leads_to == chain]
+        # the kernel's count includes the chain's own rules
         if known and len(known) + len(self.find_rules_with(chain, b"")) == self.chain_use(chain):
             return known
         return self.find_rules_with(parent, f"{chain}\0".encode())
@@ -214,6 +216,7 @@ class Table(NamedTuple):
         All of `keep` have one length, and begin with `prefix`. Other processes may delete the same
         rules meanwhile. No rule, and no chain, is success. Raises NetlinkError.
         """
+        # each try lists the rules anew, without those that others have deleted
         for last in (False, False, False, True):
             rules = self._unwanted(chain, prefix, keep)
             stale = [(chain, rule.handle) for rule in rules]

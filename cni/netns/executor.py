@@ -47,7 +47,7 @@ _MOST_KEPT = 4  # executors between requests, including those that still finish 
 _MOST_FREE = 2  # of those, the ones without a job
 _MAX_FRAME = 256 << 20
 _HOME = "/proc/self/ns/net"
-_ONE_SUBDIRECTORY = 3
+_ONE_SUBDIRECTORY = 3  # st_nlink: a directory has 2 links, and one more for each subdirectory
 
 # Tags of a frame; those of the second line are the child's. SPENT: the outcome is valid, but the
 # child must not get another job.

@@ -29,7 +29,7 @@ from .shared import checks
 
 _FAMILIES = (AF_INET, AF_INET6)
 _LINK_LOCAL = Prefix.parse("fe80::/10")
-_METRIC_V6 = 1024  # of an IPv6 route without `priority`
+_METRIC_V6 = 1024  # the kernel's IP6_RT_PRIO_USER, of an IPv6 route without `priority`
 
 
 class Ecmp(config.Folded):
@@ -278,6 +278,7 @@ def add(call: Call[Conf]) -> Result:
     call.undo.callback(_revert, netns, change)
     try:
         route.delete_all(sock, change.removed)
+        # an IPv4 route goes with all of its hops, also those that are to stay
         _put_back(sock, change.rest)
     except NetlinkError as error:
         raise CNIError(f"failed to delete routes of {call.ifname}: {error}") from None

@@ -113,6 +113,7 @@ def _enslave(call: Call[Conf], netns: Namespace, conf: Conf) -> None:
     if device is None:
         device = _create(sock, conf)
     kept = _remember(sock, inner)
+    # undone in reverse: out of the VRF, then what that removes is restored
     call.undo.callback(_restore, netns, inner, kept, route.TABLE_MAIN, route.TABLE_LOCAL)
     call.undo.callback(_set_master, sock, inner, 0)
     try:

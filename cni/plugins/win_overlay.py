@@ -82,6 +82,7 @@ def _find_network(call: Call[Any]) -> Network:
     try:
         network = hns.find_network(name)
     except CNIError as error:
+        # the reference's spelling
         raise error.wrapped(f"error while GETHNSNewtorkByName({name}): ") from None
     if network is None:
         raise CNIError(f"network {name} not found", _ADVICE)

@@ -57,6 +57,7 @@ def read_settings(env: Mapping[str, str]) -> Settings | None:
     if parts.scheme not in _PORTS or not parts.hostname or parts.port == 0:
         raise ValueError(f"{endpoint} is no http:// or https:// address")
     if parts.scheme == "https":
+        # at once: without it, every batch would fail later
         _import_ssl()
     headers = _pairs(env, "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
     resource = _pairs(env, "OTEL_RESOURCE_ATTRIBUTES")
@@ -136,6 +137,7 @@ def sampler(settings: Settings) -> Sampler:
     def sampled(parent: Parent | None, trace_id: str) -> bool:
         if parent is not None and by_parent:
             return parent.is_sampled
+        # the bits that OpenTelemetry's SDK for Go compares: both choose the same traces
         return int(trace_id[16:], 16) >> 1 < bound
 
     return sampled
@@ -177,6 +179,7 @@ class Exporter:
             self._wake.clear()
             while self._waiting:
                 await self._send_batch(_ATTEMPTS)
+                # these wait for others, to be sent in one request
                 if len(self._waiting) < self._settings.batch:
                     break
 

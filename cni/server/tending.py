@@ -59,7 +59,7 @@ class Following(Child):
         vxlan_watch.forever(os.environ, self._log, self._register)
 
     def _register(self, its: Settings) -> None:
-        """Renew this node's promise, by which others tell that it is gone. Raises StoreError,
+        """Renew this node in the store: others tell by it that it is gone. Raises StoreError,
         CNIError.
         """
         if not its.timeout:

@@ -63,6 +63,7 @@ def _of_node(env: Mapping[str, str]) -> Iterator[Wrong]:
     try:
         data = files.read(path, _MAX_NODE_FILE, follow=True)
     except FileNotFoundError:
+        # else nobody has said that there is a file
         if env.get(NODE_VARIABLE):
             yield Wrong(path, f"{NODE_VARIABLE} names it, and it is not there")
         return

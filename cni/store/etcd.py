@@ -125,8 +125,7 @@ class EtcdStore:
             items += map(self._item, answer.kvs)
             if not answer.more or not answer.kvs:
                 return Listing(items, revision)
-            # the least key that is greater than the last one
-            start = messages.raw(answer.kvs[-1].key) + b"\0"
+            start = messages.raw(answer.kvs[-1].key) + b"\0"  # the next possible key
 
     def watch(self, prefix: str, revision: str, seconds: float) -> Iterator[Change]:
         """Each change after `revision`, for so many seconds. Raises Expired, StoreError."""
@@ -250,8 +249,7 @@ class EtcdStore:
         try:
             os.makedirs(self._options.state_dir, mode=0o700, exist_ok=True)
             data = msgspec.json.encode(self._memory)
-            # a name for each process: several of this node may write, without a lock
-            files.replace(path, data, temporary=f"{path}.{os.getpid()}~")
+            files.replace(path, data, temporary=f"{path}.{os.getpid()}~")  # no lock is held
         except OSError:
             pass  # that the store was restored is then noticed by other nodes
 

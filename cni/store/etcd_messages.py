@@ -45,6 +45,7 @@ class Header(msgspec.Struct):
 
 
 def _check_has_revision(header: Header) -> None:
+    # etcd counts from 1: the field was missing, so something else has answered
     if header.revision == "0":
         raise ValueError("no revision")
 
@@ -92,6 +93,7 @@ class Watched(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
+    # the gateway puts each message of a stream into an object; an error's has no `result`
     result: Watched | None = None
 
 

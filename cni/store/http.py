@@ -113,6 +113,7 @@ class Client:
         addresses = self._order()
         for number, address in enumerate(addresses):
             rest = len(addresses) - number
+            # a change that was sent is not tried elsewhere: it may take all the time
             until = _share(deadline, rest) if repeatable else deadline
             connection = None
             try:
@@ -125,6 +126,7 @@ class Client:
             except WireError as error:
                 _close(connection)
                 failures.append(self._failed(address, error))
+                # it may have been done: sent again, it would be done twice
                 if failures[-1].was_sent and not repeatable:
                     break
                 continue
@@ -264,6 +266,7 @@ class Stream:
         buffer = bytearray()
         try:
             for chunk in self._connection.chunks(deadline):
+                # the bytes before have no line's end
                 searched = len(buffer)
                 buffer += chunk
                 while (end := buffer.find(b"\n", searched)) >= 0:
@@ -277,6 +280,7 @@ class Stream:
             if buffer.strip():
                 yield bytes(buffer)
         except WireError as error:
+            # no failure: the caller has listened as long as it wanted to
             if isinstance(error.reason, TimeoutError) and time.monotonic() >= deadline:
                 return
             raise self._lost(error) from error
@@ -329,6 +333,7 @@ def http_date(text: str) -> float | None:
     day, year, hour, minute, second = map(int, numbers)
     import datetime as dt
 
+    # 60 is a leap second, which datetime does not have
     month, second = months.index(words[2]) + 1, min(second, 59)
     try:
         then = dt.datetime(year, month, day, hour, minute, second, tzinfo=dt.UTC)

@@ -57,6 +57,7 @@ def in_cluster(env: Mapping[str, str], account: str = ACCOUNT) -> Access:
             "name a kubeconfig, or run the server in a pod of which automountServiceAccountToken "
             "is true (deploy/cluster/node.yaml)",
         )
+    # a URL has an IPv6 address in brackets
     host = f"[{host}]" if ":" in host else host
     trust = Trust(ca_file=f"{account}/ca.crt")
     return Access(f"https://{host}:{port or '443'}", trust, token_file=token)
@@ -184,6 +185,7 @@ def _text(entry: dict[str, Any], key: str) -> str:
 
 def _file(path: str, what: str) -> bytes:
     try:
+        # an account is mounted as symbolic links, which the kubelet replaces all at once
         return files.read(path, _MOST, follow=True)
     except FileNotFoundError:
         raise Refused(f"{path}, {what}, does not exist", "give another path") from None

@@ -71,6 +71,7 @@ class Api:
         try:
             if stream.status != 200:
                 answer = stream.response()
+                # the version from which to watch is too old ("API Concepts", "410 Gone")
                 if answer.status == 410:
                     raise Expired(f"{self.name}: {message_of(answer)}")
                 self._check("GET", path, answer)
@@ -111,6 +112,7 @@ class Api:
 
     def _forbidden(self, method: str, path: str, answer: Response) -> Refused:
         message = message_of(answer)
+        # not for want of rights: an admission policy, which answers 403 as well
         if "denied request" in message:
             return Refused(
                 f"{self.name} denied the change: {message}", "deploy/cluster/policy.yaml"

@@ -96,6 +96,7 @@ def write(path: str, value: Any, sync: bool = False) -> None:
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         files.replace(path, msgspec.json.encode(value), sync=sync)
+        # without this, a power failure may take the name away again
         if sync:
             fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:

@@ -35,8 +35,8 @@ _SECRET = frozenset(
 class Settings(NamedTuple):
     """`store` is the object that an engine reads; None: there is none.
 
-    A node that could not renew its registration for `timeout` seconds stops to allocate; 0: its
-    blocks are never taken by time, so it goes on.
+    An idle node whose server did not renew it for twice `timeout` seconds counts as gone; 0: none
+    does.
     """
 
     data_dir: str
@@ -47,6 +47,7 @@ class Settings(NamedTuple):
     @property
     def digest(self) -> str:
         """Stands for the store's settings in files of the node; credentials do not count."""
+        # not hashlib, which loads OpenSSL
         from _blake2 import blake2b
 
         named = {key: value for key, value in (self.store or {}).items() if key not in _SECRET}
@@ -96,9 +97,9 @@ def data_dir(ipam: dict[str, Any], env: Mapping[str, str]) -> str:
 def reconciles(env: Mapping[str, str]) -> bool:
     """Does this node's server free the blocks of nodes that are gone (reconciling.py)?
 
-    As the node's file says with `reconcile`; else where nodes promise to stop (`nodeTimeout`), but
-    not on a Kubernetes API, where a node's account must not change what is others'. Raises
-    CNIError.
+    As the node's file says with `reconcile`; else where silent nodes may count as gone
+    (`nodeTimeout`), but not on a Kubernetes API, where a node's account must not change what is
+    others'. Raises CNIError.
     """
     path = env.get(NODE_FILE_VARIABLE) or NODE_FILE
     node = _node_file(path)
@@ -118,6 +119,7 @@ def _first(sources: list[tuple[dict[str, Any], str]], key: str, kind: type) -> A
         value = config.lookup(values, key)
         if value is None:
             continue
+        # in Python, `true` would pass for a number
         if not isinstance(value, kind) or isinstance(value, bool):
             names = {dict: "a JSON object", str: "a string", int: "a whole number"}
             raise CNIError(f"`{where}{key}` is not {names[kind]}", _EXAMPLE)

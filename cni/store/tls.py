@@ -23,7 +23,7 @@ _NO_TLS = ("wrong version number", "http request", "record layer failure")
 
 
 class Trust(NamedTuple):
-    """Whom to trust, and who we are. Paths are of PEM files.
+    """The authorities to trust, and our own certificate and key. Paths are of PEM files.
 
     Without `ca_file` and `ca_data` (PEM text) the system's authorities are trusted. `server_name`
     is the name in the server's certificate, where that is not the endpoint's host. `fields` are
@@ -75,6 +75,7 @@ def _make(trust: Trust) -> ssl.SSLContext:
         ) from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # a server must not choose HTTP/2, which wire.py does not speak
     context.set_alpn_protocols(["http/1.1"])
     ca_field, cert_field, key_field = trust.fields
     try:
@@ -99,12 +100,14 @@ def _make(trust: Trust) -> ssl.SSLContext:
     elif trust.key_file:
         raise Refused(f"{key_field} without {cert_field}", f"set {cert_field}, too")
     if not trust.verify:
+        # first: `ssl` refuses CERT_NONE while names are checked
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
 def _load_own(context: ssl.SSLContext, trust: Trust, cert_field: str, key_field: str) -> None:
+    # errors of `ssl` do not name the file
     _readable(cert_field, trust.cert_file)
     if trust.key_file:
         _readable(key_field, trust.key_file)
@@ -140,6 +143,7 @@ class Why(NamedTuple):
 
 def explain(error: OSError, trust: Trust, host: str) -> Why | None:
     """What an error of `ssl` means; None for one of another module."""
+    # by the name: without TLS the module is not loaded
     if type(error).__module__ != "ssl":
         return None
     code = getattr(error, "verify_code", None)

@@ -49,7 +49,7 @@ class Broken(WireError):
 
 
 class Address(NamedTuple):
-    """Where an endpoint is. `url` is how it is called in messages."""
+    """The host and port of an endpoint. `url` is its name in messages."""
 
     url: str
     host: str
@@ -88,6 +88,7 @@ class Connection:
         try:
             sock = _connect(address, deadline)
             try:
+                # else the end of a request waits until the server has acknowledged its beginning
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if context is not None:
                     sock.settimeout(_left(deadline))
@@ -118,6 +119,7 @@ class Connection:
         except (BlockingIOError, InterruptedError):
             return True
         except OSError as error:
+            # how TLS says that nothing has come; by the name, since `ssl` may not be loaded
             return type(error).__name__ == "SSLWantReadError"
         return False  # its end, or bytes that nobody asked for
 
@@ -128,6 +130,7 @@ class Connection:
         host = f"[{self.address.host}]" if ":" in self.address.host else self.address.host
         lines = [f"{method} {path} HTTP/1.1", f"Host: {host}:{self.address.port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
+        # of a method with a body, servers want to know that it is empty (RFC 9110 §8.6)
         if body or method != "GET":
             lines.append(f"Content-Length: {len(body)}")
         data = memoryview("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
@@ -155,6 +158,7 @@ class Connection:
         """Wait for an answer's beginning; then read its body. Raises Broken."""
         while True:
             head = self._read_head(deadline)
+            # others are interim answers, and the real one follows (RFC 9110 §15.2)
             if head.status >= 200:
                 break
         self._framing = _framing(head)
@@ -244,7 +248,7 @@ class Connection:
             yield part
 
     def _some(self, deadline: float) -> bytes:
-        """What there is; nothing at the connection's end."""
+        """The bytes that have come, at least one; none at the connection's end."""
         if not self._buffer:
             self._receive(deadline)
         data = bytes(self._buffer)
@@ -277,13 +281,14 @@ def _left(deadline: float) -> float:
 
 
 def _connect(address: Address, deadline: float) -> socket.socket:
-    """To the first of the host's addresses that answers. Raises OSError: that of the last one."""
+    """Connect to the first of the host's addresses that answers. Raises the last one's OSError."""
     host = address.host.encode("ascii")  # as bytes: for a text Python loads tables of Unicode
     candidates = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
     for number, (family, kind, protocol, _, where) in enumerate(candidates):
         left = _left(deadline)
         sock = socket.socket(family, kind, protocol)
         try:
+            # an address that is silent must leave time for the others
             sock.settimeout(left / (len(candidates) - number))
             sock.connect(where)
         except OSError:
@@ -300,7 +305,8 @@ def _is_status(text: bytes) -> bool:
 
 
 def _framing(head: Head) -> tuple[str, int]:
-    """How the body ends, and its length where that is told. Raises Broken."""
+    """How to find the body's end, and the length if the fields tell it. Raises Broken."""
+    # these have no body, whatever the fields say (RFC 9112 §6.3)
     if head.status in (204, 304):
         return "length", 0
     if "chunked" in head.headers.get("transfer-encoding", "").lower():

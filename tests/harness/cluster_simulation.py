@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cni.ipam.cluster import allocation, blocks, holding, node, session, tend
+from cni.ipam.cluster import allocation, blocks, holding, session, tend
 from cni.ipam.cluster.allocation import FromBlocks, NeedBlock
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import OWN, Node, Space
@@ -65,7 +65,7 @@ class Host:
 class Simulation:
     """`pods` are those of a node that is full; `losses` is the share of requests without answer.
 
-    Nodes promise to stop after `timeout` seconds, and renew more often; a step takes `step`.
+    Idle nodes may count as gone after `timeout` seconds, and renew more often; a step takes `step`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Simulation:
         """Within it, clocks and boots are those of the simulation, and no power fails."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda _: None)
-            for module in (allocation, holding, node, session):
+            for module in (allocation, holding, session):
                 patch.setattr(module, "boot_time", lambda: self.now)
             for name in ("this_boot", "told_boot"):
                 patch.setattr(reservation, name, lambda: self.current.boots.to_bytes(16, "big"))
@@ -153,14 +153,15 @@ class Simulation:
         attempt = FromBlocks(host.space, (pod, MARK), "", lambda _: None)
         wish = Wish(self.pool.sets, [])
         try:
-            if not host.node.may_allocate(host.settings.digest):
-                self.counts["adds without permission"] += 1
-                self.claims(host).register()
             for _ in range(20):
                 try:
                     ips = attempt.reserve(wish)
                     break
                 except NeedBlock as need:
+                    if host.space.ledger().idle:
+                        self.counts["idle nodes woken"] += 1
+                        self.claims(host).register()
+                        continue
                     self.claims(host).claim(host.space, self.pool, need.index)
                     self.counts["claims"] += 1
             else:
@@ -242,10 +243,25 @@ class Simulation:
                     break
 
     def reconcile(self) -> None:
-        """Some node's server frees what lost nodes had."""
+        """Some node's server frees what lost nodes had, if they were idle.
+
+        An operator looks after the others that were reported, and forgets those that are lost for
+        ever.
+        """
         report = Reconciler(self.store, None, self.now, settle=SETTLE, limit=10_000).run()
         self.counts["lost nodes"] += len(report.gone)
         self.counts["freed blocks"] += len(report.freed)
+        for host in (each for each in self.hosts if each.name in report.silent):
+            self.counts["silent nodes"] += 1
+            if host.for_ever:
+                self.forget(host)
+
+    def forget(self, host: Host) -> None:
+        """What `cni ipam forget --force` does."""
+        item = self.store.read(f"nodes/{host.name}")
+        assert item is not None
+        self.store.update(item, {**item.value, "lost": True})
+        self.counts["forgotten nodes"] += 1
 
     def claims(self, host: Host, *, renews: bool = False) -> Claims:
         """Those of an ADD; `renews`: of the node's server."""
@@ -256,8 +272,10 @@ class Simulation:
     # --- the end ---
 
     def rest(self) -> None:
-        """All requests arrive, nodes that run are tended, lost ones are cleared up after."""
+        """All requests arrive, nodes are booted and tended, lost ones are cleared up after."""
         self.quiet = True
+        for host in self.hosts:
+            self.back(host)
         for host in self.hosts:
             host.way.deliver()  # also what dead machines have sent
         for number in range(6):

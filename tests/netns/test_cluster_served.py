@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cni.ipam.cluster.node import Node, Space
+from cni.ipam.cluster.node import OWN, Node, Space
 from cni.store.directory import DirectoryStore
 from tests.harness.server import served, serving
 from tests.harness.wait import wait_until
@@ -40,15 +40,15 @@ def test_requests_and_the_background_are_of_one_node(
     with serving(runtime, tmp_path / "socket", "--workers", "1", prefix=variables) as server:
         served(server, lambda: runtime.add("bridge", conf, container)).succeeded()
 
-        def is_promised() -> bool:
+        def is_renewed() -> bool:
             record = store.read(f"nodes/{NODE}")
             return record is not None and record.value["timeout"] == 300
 
         # The first block is no sooner there than the ADD; the process for blocks follows.
-        wait_until(is_promised, "the server's process renews for the node", timeout=60)
+        wait_until(is_renewed, "the server's process renews for the node", timeout=60)
         wait_until(lambda: len(store.list("blocks/").items) >= 2, "it claims ahead", timeout=60)
         assert {item.value["node"] for item in store.list("blocks/").items} == {NODE}
         assert [item.key for item in store.list("nodes/").items] == [f"nodes/{NODE}"]
         served(server, lambda: runtime.delete("bridge", conf, container)).succeeded()
     space = Space(Node(own["dataDir"], NODE), "default")
-    assert len(space.own()) == len(store.list("blocks/").items)
+    assert len(space.ledger().of_state(OWN)) == len(store.list("blocks/").items)

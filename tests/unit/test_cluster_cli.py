@@ -12,9 +12,10 @@ import pytest
 
 from cni.cli import main
 from cni.ipam.cluster import rounds, survey
-from cni.ipam.cluster.node import Node, Space, boot_time
+from cni.ipam.cluster.node import Node, Space
 from cni.store import settings
 from cni.store.directory import DirectoryStore
+from cni.store.node_files import boot_time
 
 from .ipam_node import Failure, Ipam
 
@@ -223,7 +224,7 @@ def test_check_says_whether_a_server_renews(
     assert not problems
     assert shown("check", "--cluster") == {"problems": []}
     now = boot_time()
-    monkeypatch.setattr("cni.ipam.cluster.node.boot_time", lambda: now + 61)
+    monkeypatch.setattr("cni.ipam.cluster.survey.boot_time", lambda: now + 61)
     assert "n1 was not renewed in the store for 60 s" in failing(shown)
 
 

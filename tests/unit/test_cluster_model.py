@@ -4,6 +4,9 @@ The nodes are real: their ledgers and reservations are files, and ADD and DEL ar
 plugin runs. The oracle: at every moment each address has one container at most, and each block
 from which a node allocates is that node's in the store. At rest nothing is stranded: each block in
 the store is in the ledger of the node that it names.
+
+Time passes, nodes are silent, and whoever is silent for long is reconciled: no container's address
+may become another one's by that.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cni.ipam.cluster import blocks, tend
+from cni.ipam.cluster import blocks, holding, session, tend
 from cni.ipam.cluster.allocation import FromBlocks, NeedBlock
 from cni.ipam.cluster.claim import Claims, Full
 from cni.ipam.cluster.node import OWN, Node, Space
 from cni.ipam.cluster.pool import Pool, PoolConf
+from cni.ipam.cluster.reconcile import Reconciler
 from cni.ipam.host_local import reservation
 from cni.ipam.host_local.allocation import Wish
 from cni.ipam.host_local.ranges import RangeConf
@@ -32,6 +36,7 @@ from cni.store.settings import Settings
 from tests.harness.cluster_store import FATES, OK, Memory, Unreliable
 
 NODES = ("n1", "n2", "n3")
+TIMEOUT = 60  # seconds
 CONTAINERS = ("a", "b", "c", "d", "e", "f")
 
 # One block more than nodes, so that they have to give blocks back; single addresses; dual stack.
@@ -65,7 +70,10 @@ class Cluster(RuleBasedStateMachine):
         self.boots = dict.fromkeys(NODES, 1)
         self.now = NODES[0]
         self.patch = pytest.MonkeyPatch()
+        self.clock = 1_000_000.0
         self.patch.setattr(os, "fsync", lambda _: None)  # no power fails here
+        for module in (holding, session):
+            self.patch.setattr(module, "boot_time", lambda: self.clock)
         for name in ("this_boot", "told_boot"):
             self.patch.setattr(reservation, name, self.boot)
 
@@ -90,10 +98,12 @@ class Cluster(RuleBasedStateMachine):
         self.now = name
         return Node(str(self.directory / name), name)
 
-    def claims(self, name: str) -> Claims:
+    def claims(self, name: str, renews: bool = False) -> Claims:
         node = self.node(name)
-        its = Settings(node.data_dir, name, {"type": "memory"}, 0)
-        return Claims(self.ways[name], its, node, lambda _: None)
+        its = Settings(node.data_dir, name, {"type": "memory"}, TIMEOUT)
+        made = Claims(self.ways[name], its, node, lambda _: None)
+        made.renews = renews
+        return made
 
     def allocation(self, name: str, container: str) -> FromBlocks:
         space = Space(self.node(name), self.pool.space)
@@ -117,7 +127,11 @@ class Cluster(RuleBasedStateMachine):
                     break
                 except NeedBlock as need:
                     claims = self.claims(name)
-                    claims.claim(Space(claims.node, self.pool.space), self.pool, need.index)
+                    space = Space(claims.node, self.pool.space)
+                    idle = space.ledger().idle
+                    claims.register()
+                    if not idle:
+                        claims.claim(space, self.pool, need.index)
         except StoreError as error:
             if not (fates or self.restored):
                 assert isinstance(error, Full)  # noqa: PT017 other errors are faults
@@ -146,12 +160,23 @@ class Cluster(RuleBasedStateMachine):
         """What the server does in the background."""
         self.fates = list(fates)
         try:
-            claims = self.claims(name)
+            claims = self.claims(name, renews=True)
             tend.space(claims, Space(claims.node, self.pool.space), [self.pool])
         except StoreError:
             if not (fates or self.restored):
                 raise
         self.fates = []
+
+    @rule(seconds=st.sampled_from([1, TIMEOUT, 2 * TIMEOUT, 10 * TIMEOUT]))
+    def wait(self, seconds: int) -> None:
+        self.clock += seconds
+
+    @rule(gone=st.booleans())
+    def reconcile(self, gone: bool) -> None:
+        """A round; with `gone` so late that all nodes were silent for long."""
+        for _ in range(1 + gone):
+            Reconciler(self.store, None, self.clock, settle=1).run()
+            self.clock += 3 * TIMEOUT * gone
 
     @rule(name=st.sampled_from(NODES))
     def reboot(self, name: str) -> None:

@@ -319,7 +319,7 @@ def force_registration(cluster: Cluster, node: Ipam) -> None:
     for entry in before.values():
         entry["timeout"] = 1
     path.write_text(json.dumps(before))
-    node.add("renewing")
+    node.add("renewing", env_args="IP=10.64.0.216")
 
 
 def test_a_node_that_was_renamed(cluster: Cluster) -> None:

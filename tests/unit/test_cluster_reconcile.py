@@ -43,10 +43,13 @@ def store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(str(tmp_path / "store"))
 
 
-def join(store: Store, name: str, blocks: int = 2, timeout: int = 0, uid: str = "") -> None:
+def join(
+    store: Store, name: str, blocks: int = 2, timeout: int = 0, uid: str = "", idle: bool = True
+) -> None:
     """What a node has in the store."""
     uid = uid or f"id-{name}"
     value = {"uid": uid, "boot": "b", "beat": 1, "timeout": timeout, "cordoned": False}
+    value["idle"] = idle
     if store.read(f"nodes/{name}") is None:
         store.create(f"nodes/{name}", value)
     number = len(store.list("blocks/").items)
@@ -248,14 +251,43 @@ def test_what_a_lost_node_claims_late_is_freed(store: Store, comes_back: bool) -
     assert "n3" in holders(store)
 
 
-def test_without_a_cluster_a_promise_counts(store: Store) -> None:
-    join(store, "promised", timeout=100)
-    join(store, "silent")
+def test_without_a_cluster_an_idle_node_is_gone_after_a_time(store: Store) -> None:
+    join(store, "idle", timeout=100)
+    join(store, "untimed")
     for now in (1000, 1100, 1199):
         assert round_at(store, None, now).freed == []
-    assert round_at(store, None, 1200).gone == ["promised"]
+    assert round_at(store, None, 1200).gone == ["idle"]
     assert round_at(store, None, 90_000).gone == []
-    assert holders(store) == ["silent", "silent"]
+    assert holders(store) == ["untimed", "untimed"]
+
+
+def test_a_silent_node_that_may_have_containers_keeps_its_blocks(store: Store) -> None:
+    """Its server may hang while they run. A record of an earlier version says nothing of that."""
+    join(store, "busy", timeout=100, idle=False)
+    join(store, "old", timeout=100)
+    item = store.read("nodes/old")
+    assert item is not None
+    del item.value["idle"]
+    store.update(item, item.value)
+    assert round_at(store, None, 1000) == Report([], [], [], [])  # a sign of life
+    assert round_at(store, None, 1100) == Report([], [], ["busy", "old"], [])
+    for now in (1200, 90_000):
+        assert round_at(store, None, now) == Report([], [], [], [], silent=("busy", "old"))
+    beat(store, "busy")
+    assert round_at(store, None, 90_060) == Report([], [], [], [], silent=("old",))
+    assert holders(store) == ["busy", "busy", "old", "old"]
+
+
+def test_what_a_restored_store_says_of_idle_nodes_is_old(store: Store) -> None:
+    """They may have containers since: until it is accepted, nothing is freed by time."""
+    join(store, "n1", timeout=30)
+    store.create("spaces/default", {"layout": {}, "store": "before the restore"})
+    for now in (1000, 2000):
+        assert round_at(store, None, now).gone == []
+    item = store.read("spaces/default")
+    assert item is not None
+    store.update(item, {"layout": {}, "store": store.identity()})
+    assert round_at(store, None, 3000).gone == ["n1"]
 
 
 def test_one_at_a_time(store: Store) -> None:

@@ -144,7 +144,7 @@ def test_every_node_s_pods_are_looked_at(store: Clocked) -> None:
     [
         ({}, False),
         ({"reconcile": True}, False),  # in which store?
-        ({"store": {"type": "etcd"}}, False),  # nobody promises anything
+        ({"store": {"type": "etcd"}}, False),  # nobody is gone by time
         ({"store": {"type": "etcd"}, "nodeTimeout": 30}, True),
         ({"store": {"type": "etcd"}, "nodeTimeout": 30, "reconcile": False}, False),
         ({"store": {"type": "kubernetes"}, "nodeTimeout": 30}, False),  # a node's account must not
@@ -172,9 +172,9 @@ class Stopped(BaseException):
 def test_the_server_frees_what_a_silent_node_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A node that promised to stop, and does not renew; the store is a real one."""
+    """A node that was idle, and does not renew; the store is a real one."""
     store = DirectoryStore(str(tmp_path / "store"))
-    store.create("nodes/n2", {"uid": "u2", "boot": "b", "beat": 1, "timeout": 30})
+    store.create("nodes/n2", {"uid": "u2", "boot": "b", "beat": 1, "timeout": 30, "idle": True})
     store.create("blocks/default/10.64.0.0-26", {"node": "n2", "uid": "u2"})
     path = tmp_path / "cluster.json"
     where = {"type": "directory", "path": str(tmp_path / "store")}
@@ -202,7 +202,7 @@ def test_the_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store = DirectoryStore(str(tmp_path / "store"))
-    store.create("nodes/n2", {"uid": "u2", "boot": "b", "beat": 1, "timeout": 1})
+    store.create("nodes/n2", {"uid": "u2", "boot": "b", "beat": 1, "timeout": 1, "idle": True})
     path = tmp_path / "cluster.json"
     where = {"type": "directory", "path": str(tmp_path / "store")}
     path.write_text(json.dumps({"store": where, "nodeName": "n1"}))

@@ -42,5 +42,6 @@ def test_a_cluster_for_some_hours(which: str, tmp_path: Path) -> None:
     # Else this would show nothing.
     assert counts["adds"] > 100, counts
     assert counts["claims"], counts
+    assert counts["forgotten nodes"], counts
     assert counts["lost nodes"], counts
     assert counts["freed blocks"], counts

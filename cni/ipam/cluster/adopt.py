@@ -106,6 +106,7 @@ def _hold_space(
             report.held.append(text)
         else:
             report.others.append(text)
+    # what is left has no allocation of a pod any more
     for key, item in items.items():
         if item.value.get("uid") == HELD and (dry_run or _let_go(claims, item)):
             report.let_go.append(f"{space}/{blocks.block_of_key(key.rpartition('/')[2])}")
@@ -193,6 +194,7 @@ def _take(
             ledger.seq += 1
             entry = Block(str(block), ledger.seq, PENDING)
             ledger.blocks.append(entry)
+        # only what is new is released again if the block is another's
         made = [name for name, each in files.items() if store.reserve(name, *each)]
     owned = _own(claims, f"blocks/{space.name}/{blocks.key_of(block)}", entry)
     with space.changing() as (ledger, store):

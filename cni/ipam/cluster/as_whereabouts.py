@@ -103,6 +103,7 @@ class Conf(PluginConf):
 
 def add(call: Call[Conf]) -> Result:
     """As cluster's ADD; adds the configured `addresses` to the result. Raises CNIError."""
+    # decodes whereabouts' own keys, and so raises for those of a wrong type
     _ = call.conf
     itself, notes = _as_cluster(call)
     its = settings.read(plugin.raw_ipam(itself), call.request.env)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ...protocol.errors import CNIError, NotAvailable
 from ..host_local import usage
 from . import blocks
-from .node import Node, Space
+from .node import OWN, Node, Space
 
 if TYPE_CHECKING:
     from ...call import Call
@@ -28,15 +28,14 @@ def check_free(call: Call[Any], its: Settings, node: Node) -> None:
     except CNIError as error:
         raise NotAvailable(error.msg, error.details) from None
     space = Space(node, pool.space)
-    may = node.may_allocate(its.digest)
-    full = [i for i, each in enumerate(pool.sets) if not (may and has_free(space, each))]
-    if full:
+    full = [i for i, each in enumerate(pool.sets) if not has_free(space, each)]
+    if full or space.ledger().idle:
         _check_claimable(call, its, node, pool, full)
 
 
 def has_free(space: Space, ranges: RangeSet) -> bool:
     """Is an address of the set free in the node's own blocks? Takes no lock."""
-    own = blocks.narrowed(ranges, space.own())
+    own = blocks.narrowed(ranges, [each.prefix for each in space.ledger().of_state(OWN)])
     if own is None or not own.size:
         return False
     try:
@@ -53,14 +52,18 @@ def _check_claimable(
 
     try:
         with shortage.opened(call, node, its) as claims:
+            claims.observes = True
             claims.register()
+            if not full:  # it is idle: the first ADD has to change this item
+                claims.ask(claims.store.read, f"nodes/{node.name}")
+                return
             items = claims.taken(Space(node, pool.space))
     except CNIError as error:
-        raise NotAvailable(
-            f"cluster: no address of range set {full[0]} is free on this node, and no block can be "
-            f"claimed: {error.msg}",
-            error.details,
-        ) from None
+        what = "the node is idle, and the store has to know of its first address"
+        if full:
+            what = f"no address of range set {full[0]} is free on this node, and no block can be "
+            what += "claimed"
+        raise NotAvailable(f"cluster: {what}: {error.msg}", error.details) from None
     for index in full:
         areas = pool.areas[index]
         if blocks.first_free(areas, items, 0) is None:

@@ -63,12 +63,16 @@ class Comparing(Holding):
             missing = self._compare(items, ledger, synced, restored)
             held = space.reserved(reservations)
             strays = self._strays(items, ledger, synced, held, is_new and not restored)
-            if synced.lost:
-                gone = [Prefix.parse(each) for each in synced.lost]
-                texts = {str(block) for block in gone for each in held if block.contains(each)}
-                synced.conflicts.extend(sorted(texts))
-        for text in synced.conflicts:
-            self.log(f"cluster: block {text} belongs to another node, and containers here use it")
+            # What was lost before, and does not concern a container any more, is forgotten.
+            own = {entry.cidr for entry in ledger.blocks}
+            ledger.lost = {
+                cidr: holder
+                for cidr, holder in ledger.lost.items()
+                if cidr not in own and any(map(Prefix.parse(cidr).contains, held))
+            }
+        for text in synced.lost:
+            self._note_lost(space, Block(text, 0), synced)
+        # not under the directory's lock: ADD needs that, and the store may be slow
         for entry in strays:
             self.give_back(space, entry)
         self.unsettled = frozenset(each.cidr for each in missing)
@@ -82,6 +86,7 @@ class Comparing(Holding):
     ) -> list[Block]:
         """Change the ledger; returns the blocks that the store lacks, which are pending again."""
         missing = []
+        # a copy: entries are removed from the ledger meanwhile
         for entry in list(ledger.blocks):
             item = items.get(entry.prefix)
             if item is not None and self.is_mine(item):
@@ -118,6 +123,7 @@ class Comparing(Holding):
             if block in known or not self.is_mine(item):
                 continue
             seq = number(item.value.get("seq"))
+            # no later claim may get a number that is in the store
             ledger.seq = max(ledger.seq, seq)
             keep = is_new or any(map(block.contains, held))
             entry = Block(str(block), seq, OWN if keep else RELEASING)
@@ -140,5 +146,9 @@ class Comparing(Holding):
                 self.forget(space, entry)
             raise
         if not restored:
-            self.forget(space, entry)
             found.lost.append(entry.cidr)
+            self._note_lost(space, entry, found)
+
+    def _note_lost(self, space: Space, entry: Block, found: Synced) -> None:
+        if self.lose(space, entry):
+            found.conflicts.append(entry.cidr)

@@ -54,7 +54,7 @@ class Holding(Session):
         if owned:
             self.set_state(space, entry, OWN)
         else:
-            self.forget(space, entry)
+            self.lose(space, entry)
         return owned
 
     def make_item(self, space: Space, entry: Block) -> bool:
@@ -152,6 +152,29 @@ class Holding(Session):
             known = ledger.find(entry.prefix)
             if known is not None:
                 known.state = state
+
+    def lose(self, space: Space, entry: Block) -> bool:
+        """Take a block that another node has out of the ledger.
+
+        If containers here have addresses of it, that is logged and noted for CHECK and STATUS;
+        returns whether it is so.
+        """
+        with space.changing() as (ledger, reservations):
+            known = ledger.find(entry.prefix)
+            if known is not None and known.seq == entry.seq:
+                ledger.remove(known)
+            used = any(map(entry.prefix.contains, space.reserved(reservations)))
+        if not used:
+            return False
+        item = self.ask(self.store.read, key_of(space, entry.prefix))
+        holder = str(item.value.get("node")) if item is not None else ""
+        with space.changing() as (ledger, _):
+            ledger.lost[entry.cidr] = holder
+        self.log(
+            f"cluster: block {entry.cidr} belongs to {holder or 'another node'} by now, and "
+            "containers here have addresses of it: recreate them"
+        )
+        return True
 
     def forget(self, space: Space, entry: Block) -> None:
         with space.changing() as (ledger, _):

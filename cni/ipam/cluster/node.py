@@ -9,7 +9,7 @@
       .cni/<pool>.pool         the store's definition of a pool
       .cni/claims              the lock of the process that talks to the store
       .cni/node                the node's identity (node_files.py)
-      .cni/registered          until when the node may allocate (`Registration` of each store)
+      .cni/registered          what each store was told of the node (`Registration`)
       .cni/wanting             the spaces in which it has asked for blocks
 
 A block is in the ledger before it is requested from the store ("pending"), and until the store has
@@ -29,7 +29,7 @@ import msgspec
 from ... import lockfile
 from ...protocol.address import Prefix, parse_ip
 from ...store import node_files
-from ...store.node_files import SIDECARS, Identity, boot_time, read, write
+from ...store.node_files import SIDECARS, Identity, read, write
 from ..host_local import reservation
 from ..host_local.directory import Location
 from .pool import NOT_SPACES
@@ -56,13 +56,17 @@ class Ledger(msgspec.Struct):
     """The node's blocks in one space, in the order of their claims.
 
     `store` is the identity of the store in which they were claimed; `layout` has the subnets that
-    the space is known to have, with the prefix length of their blocks.
+    the space is known to have, with the prefix length of their blocks. Nothing is allocated while
+    the node is `idle` (idle.py). `lost` has blocks that other nodes have by now, and these nodes:
+    containers here had addresses of them.
     """
 
     seq: int = 0
     store: str = ""
     layout: dict[str, int] = {}
     blocks: list[Block] = []
+    idle: bool = False
+    lost: dict[str, str] = {}
 
     def find(self, block: Prefix) -> Block | None:
         """The entry of a block."""
@@ -79,10 +83,10 @@ class Ledger(msgspec.Struct):
 
 
 class Registration(msgspec.Struct):
-    """The last renewal of the node's entry in a store, in the boot `boot` (hex).
+    """The last renewal of the node's record in a store, in the boot `boot` (hex).
 
-    With a `timeout` (seconds) the node may allocate until `until`, a time of the boot's clock.
-    `store` is the store's identity then.
+    With a `timeout` (seconds) others may take the node for gone some time after `until`, a time of
+    the boot's clock. `store` is the store's identity then; `idle`: the record may say so (idle.py).
     """
 
     name: str
@@ -91,9 +95,10 @@ class Registration(msgspec.Struct):
     timeout: int = 0
     until: float = 0.0
     cordoned: bool = False
+    idle: bool = False
 
     def is_due(self, now: float) -> bool:
-        """Has half of a promise passed, so that it is to be renewed? `now`: the boot's clock."""
+        """Has half of the time passed, so that it is to be renewed? `now`: the boot's clock."""
         return self.timeout > 0 and self.until - now <= self.timeout / 2
 
 
@@ -137,18 +142,6 @@ class Node:
 
     def _registrations(self) -> dict[str, Registration]:
         return read(self.path("registered"), dict[str, Registration]) or {}
-
-    def may_allocate(self, store: str) -> bool:
-        """Is it certain that nobody else may take this node's blocks now?
-
-        A node that has promised to stop when it cannot renew measures that with the boot's clock:
-        setting the time of day does not change it, and it runs during suspend.
-        """
-        found = self.registration(store)
-        if found is None or not found.timeout:
-            return True
-        # a time of another boot's clock says nothing
-        return found.boot == self.boot and boot_time() < found.until
 
     def wanting(self) -> list[str]:
         """The spaces in which this node has asked others for empty blocks."""
@@ -222,8 +215,9 @@ class Space:
         return self.node.path(f"{self.name}.freed")
 
     def own(self) -> list[Prefix]:
-        """The blocks from which this node allocates."""
-        return [each.prefix for each in self.ledger().of_state(OWN)]
+        """The blocks from which this node allocates: none while it is idle."""
+        ledger = self.ledger()
+        return [] if ledger.idle else [each.prefix for each in ledger.of_state(OWN)]
 
     def reserved(self, store: Store) -> list[bytes]:
         """The addresses (packed) that have a file in the open directory."""

@@ -26,7 +26,7 @@ from ..host_local.directory import explain, explain_in, scan
 from ..host_local.plugin import POD_NAME, POD_NAMESPACE, Args, Requested, requested
 from ..host_local.reservation import UNREADABLE, is_address
 from . import rest
-from .node import Node, Space
+from .node import OWN, Node, Space
 from .pool import NOT_SPACES, Pool, PoolConf, convert
 
 if TYPE_CHECKING:
@@ -96,8 +96,6 @@ def add(call: Call[Conf]) -> Result:
     def reserve() -> list[IPConfig]:
         nonlocal pool
         try:
-            if not node.may_allocate(its.digest):
-                raise NeedBlock(0)
             return allocation.reserve(wish._replace(sets=pool.sets))
         except NeedBlock:
             from . import shortage
@@ -129,11 +127,13 @@ def check(call: Call[Conf]) -> None:
     node = Node(its.data_dir, its.node)
     pool = pool_of(call, node, its)
     held: list[bytes] = []
-    own = []
+    own, lost = [], {}
     for space in _spaces(node):
         with space.location.open() as store:
             names = store.owned_by(call.container_id, _mark(call))
-            own += space.own()
+            ledger = space.ledger()
+        own += [each.prefix for each in ledger.of_state(OWN)]
+        lost.update(ledger.lost)
         held += [parse_ip(name) for name in names if is_address(name)]
     for index, ranges in enumerate(pool.sets):
         packed = next((each for each in held if ranges.contains(each)), None)
@@ -145,11 +145,9 @@ def check(call: Call[Conf]) -> None:
                 "address, which another container may get: then recreate the container",
             )
         if not any(block.contains(packed) for block in own):
-            raise CNIError(
-                f"cluster: the address of container {call.container_id} is of a block that this "
-                "node has no longer",
-                "another container in the cluster may have it: recreate this one",
-            )
+            from . import given_up
+
+            raise given_up.error(call.container_id, packed, lost)
 
 
 def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
@@ -163,10 +161,13 @@ def gc(call: Call[Conf], keep: frozenset[Attachment]) -> None:
 def status(call: Call[Conf]) -> None:
     """Require for each range set a free address on this node, or a block that can be claimed.
 
-    Asks the store only if this node has no free address. Raises NotAvailable (code 50).
+    Asks the store only if this node has no free address, or is idle (idle.py). Raises NotAvailable
+    (code 50), and LimitedConnectivity (code 51) if containers of the network have addresses that
+    are another node's by now.
     """
     ipam, its = _ipam(call), _settings(call)
     existing = its.data_dir
+    # the first ADD makes the directory
     while not os.path.lexists(existing) and os.path.dirname(existing) != existing:
         existing = os.path.dirname(existing) or "."
     if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
@@ -179,6 +180,10 @@ def status(call: Call[Conf]) -> None:
         from . import capacity
 
         capacity.check_free(call, its, Node(its.data_dir, its.node))
+    if any(space.ledger().lost for space in _spaces(Node(its.data_dir, its.node))):
+        from . import given_up
+
+        given_up.check_none(call.network, _spaces(Node(its.data_dir, its.node)))
 
 
 # --- configuration ---
@@ -284,6 +289,7 @@ def _collect(call: Call[Conf], space: Space, keep: frozenset[Attachment], steps:
     }
     with space.location.open() as store:
         for name, content in stale.items():
+            # since it was read, another attachment may have got the address
             if store.content(name) == content:
                 steps.run(_release, space, store, name, content)
                 call.note_removed("reservation", 1)
@@ -300,6 +306,7 @@ def _is_stale(network: str, content: bytes, keep: frozenset[Attachment]) -> bool
 
 def _release(space: Space, store: Store, name: str, content: bytes) -> None:
     if is_address(name):
+        # first: a kill in between must not free the address without its cooldown
         rest.note(space.freed, parse_ip(name), boot_time())
     try:
         store.release(name, content)

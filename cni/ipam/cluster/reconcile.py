@@ -3,8 +3,10 @@
 A node's blocks are valid until it is proven that the node is gone:
 
     Kubernetes   there was a Node object of the name, and now there is none. NotReady is alive.
-    otherwise    the node promised to stop when it cannot renew (`timeout`), and has not renewed
-                 for twice that time. A node that promised nothing is never gone.
+    otherwise    the node said that it is idle (idle.py), and has not renewed for twice the time
+                 that it gave (`timeout`). A node that gave none is never gone, nor is one that may
+                 have containers: its server may have stopped, and they may run. It is `silent`:
+                 only an operator knows (`cni ipam forget`).
 
 Two rounds have to see the node gone, at least `settle` seconds apart, and a last look just before
 the decision. Then the node's record is marked `lost`: if the node comes back, it becomes another
@@ -51,7 +53,8 @@ class Report(NamedTuple):
     """The report of a round: names of nodes, and keys of blocks.
 
     `suspects` were seen gone for the first time, or not for long enough. `unknown` have blocks, but
-    no Node of that name was ever seen: their nodeName may differ from the Node's name.
+    no Node of that name was ever seen: their nodeName may differ from the Node's name. `silent`
+    have not renewed for long, and keep their blocks, since their containers may run.
     """
 
     freed: list[str]
@@ -59,6 +62,7 @@ class Report(NamedTuple):
     suspects: list[str]
     unknown: list[str]
     is_complete: bool = True
+    silent: tuple[str, ...] = ()
 
 
 class Reconciler:
@@ -78,6 +82,8 @@ class Reconciler:
         self.now = now
         self.settle = settle
         self.left = limit
+        self._silent: list[str] = []
+        self._trusted: bool | None = None
         self.places: list[Item] = []  # where nodes are reached in overlay networks
         self.nodes = presence.all() if presence is not None else {}
 
@@ -94,10 +100,10 @@ class Reconciler:
             if self._is_alive(name, record, seen.get(name), report):
                 continue
             if self.left <= 0:
-                return report._replace(is_complete=False)
+                return report._replace(is_complete=False, silent=tuple(self._silent))
             self._free(name, record, seen.get(name), held.get(name, []), report)
         self._free_left(held, records, report)
-        return report
+        return report._replace(silent=tuple(self._silent))
 
     def _blocks(self) -> dict[str, list[Item]]:
         held: dict[str, list[Item]] = {}
@@ -123,25 +129,29 @@ class Reconciler:
             report.unknown.append(name)
             return True
         wait = self._wait(record)
-        if wait is not None and self._was_gone_before(name, record, seen, wait):
-            return False
-        if wait is not None:
+        if wait is None:
+            return True
+        since = self._unchanged_since(name, record, seen)
+        if since is not None and self.now - since >= wait:
+            if self.presence is not None or (_is_idle(record) and self._is_trusted()):
+                return False
+            self._silent.append(name)
+        elif since is not None or self.presence is not None:
             report.suspects.append(name)
         return True
 
-    def _was_gone_before(
-        self, name: str, record: Item | None, seen: Item | None, wait: float
-    ) -> bool:
-        """Was the node in the same state `wait` seconds ago? Otherwise note its state now.
+    def _unchanged_since(self, name: str, record: Item | None, seen: Item | None) -> float | None:
+        """The time since when the node has given no sign of life; None if it has since the last
+        round: then its state is noted.
 
-        A node that has talked to the store meanwhile is not gone, whatever other signs say.
+        A node that has talked to the store meanwhile is not gone, whatever else is known of it.
         """
         known = seen.value if seen is not None else {}
         signs = _signs(record)
         if known.get("since") and all(known.get(key) == signs[key] for key in _SIGNS):
-            return self.now - float(known["since"]) >= wait
+            return float(known["since"])
         self._note(name, seen, {**_object(known), **signs, "since": self.now})
-        return False
+        return None
 
     def _wait(self, record: Item | None) -> float | None:
         """The seconds for which a node has to be seen gone; None: no time is enough."""
@@ -151,6 +161,14 @@ class Reconciler:
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
             return None
         return max(self.settle, 2.0 * timeout)
+
+    def _is_trusted(self) -> bool:
+        """Is the store as nodes have left it? A restored one has what they said long ago."""
+        if self._trusted is None:
+            identity = self.store.identity()
+            spaces = self.store.list("spaces/").items
+            self._trusted = all(item.value.get("store") == identity for item in spaces)
+        return self._trusted
 
     def _note(self, name: str, seen: Item | None, value: dict[str, Any]) -> None:
         if seen is not None and seen.value == value:
@@ -310,6 +328,10 @@ def _holders(
             first = number >> (bits - length) << (bits - length)
             found |= held.get(Prefix(first.to_bytes(len(packed), "big"), length), set())
     return found
+
+
+def _is_idle(record: Item | None) -> bool:
+    return record is not None and record.value.get("idle") is True
 
 
 def _last(item: Item) -> str:

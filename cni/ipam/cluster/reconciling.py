@@ -22,10 +22,14 @@ _NODES = 20  # nodes whose pods a round checks
 
 
 class Outcome(NamedTuple):
-    """The outcome of a round; `report` is None if another process has done it, or is doing it."""
+    """The outcome of a round; `report` is None if another process has done it, or is doing it.
+
+    `silent` are nodes of report.silent that the round before did not have.
+    """
 
     report: Report | None
     misplaced: list[Misplaced]
+    silent: tuple[str, ...] = ()
 
 
 class Reconciling:
@@ -35,6 +39,7 @@ class Reconciling:
         self._after = ""  # the last node whose pods were checked
         self._seen: set[Misplaced] = set()  # those of the round before
         self._told: set[Misplaced] = set()
+        self._silent: set[str] = set()
 
     def round(
         self, store: Store, *, settle: float = _SETTLE, limit: int = _LIMIT, every: float = 0.0
@@ -57,7 +62,9 @@ class Reconciling:
             done = now if every else None
         finally:
             rounds.unlock(store, held, done)
-        return Outcome(report, strays)
+        news = tuple(name for name in report.silent if name not in self._silent)
+        self._silent = set(report.silent)
+        return Outcome(report, strays, news)
 
     def _misplaced(
         self, store: Store, presence: Presence | None, nodes: list[str]
@@ -136,6 +143,11 @@ def tell(outcome: Outcome, log: Callable[[str], None]) -> None:
             log(f"cluster: {len(outcome.report.freed)} blocks of nodes that are gone are free")
         for name in outcome.report.gone:
             log(f"cluster: node {name} is gone, and has no block any more")
+    for name in outcome.silent:
+        log(
+            f"cluster: node {name} does not renew any more, and may have containers, so its blocks "
+            f"stay its own. If the machine is gone: `cni ipam forget {name} --force`"
+        )
     for each in outcome.misplaced:
         holder = f"node {each.holder}'s block" if each.holder else "no node's block"
         log(

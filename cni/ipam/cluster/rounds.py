@@ -133,7 +133,7 @@ def _lacks(env: Mapping[str, str]) -> bool:
 
 
 def _is_due(env: Mapping[str, str]) -> bool:
-    """Is a promise to be renewed before the next round? Asks no store. Raises CNIError."""
+    """Is the node to be renewed before the next round? Asks no store. Raises CNIError."""
     base = settings.read({}, env)
     node = Node(base.data_dir, base.node)
     found = [
@@ -184,6 +184,7 @@ def _tend(
         store = engines.connect(its.store)
         try:
             claims = Claims(store, its, node, log)
+            # only a process that stays can keep a promise to renew
             claims.renews = pace is not None
             pools = [each for entry in entries if (each := _pool(claims, entry)) is not None]
             pools = [each for each in pools if each.space == space.name]
@@ -207,6 +208,7 @@ def _pool(claims: Claims, entry: dict[str, Any]) -> Pool | None:
         value = claims.read_pool(name)
         if value is None:
             return None
+        # raises for a definition that cannot be used, before it is noted
         Pool.of(convert(value, name), name, "")
         claims.node.set_pool_definition(name, value)
     return _known_pool(claims.node, entry)

@@ -21,12 +21,13 @@ _UPDATES = 8  # attempts to update an item that others change, too
 class Session:
     """A session with one store, used under `Node.claiming`. Methods raise StoreError, CNIError.
 
-    `renews` is set by a process that keeps renewing, that is, by the server. Only then may the node
-    promise to stop (`nodeTimeout`), after which others take the blocks of a silent node. An ADD
-    keeps the promise that exists.
+    `renews` is set by a process that keeps renewing, that is, by the server. Only then does the
+    store get a `nodeTimeout`, after which a silent node that is idle (idle.py) counts as gone.
+    `observes` is set by a process that allocates nothing, and leaves an idle node idle.
     """
 
     renews = False
+    observes = False
 
     def __init__(
         self, store: Store, settings: Settings, node: Node, log: Callable[[str], None]
@@ -45,7 +46,8 @@ class Session:
     # --- the node ---
 
     def register(self, force: bool = False) -> None:
-        """Register this node in the store: once a boot, and again before its promise expires.
+        """Register this node in the store: once a boot, again before it would count as gone, and
+        before an idle node allocates.
 
         Raises Refused if another node has this name.
         """
@@ -54,50 +56,73 @@ class Session:
         if before is not None and not force and self._is_fresh(before, now):
             return
         self.node.identity()  # raises if the node had another name
-        key, was_there = f"nodes/{self.node.name}", True
+        key, is_same = f"nodes/{self.node.name}", True
+        was_idle = before is None or before.idle
+        idle = self._becomes_idle(before)
 
         def renewed(old: Item | None) -> dict[str, Any]:
-            nonlocal was_there
-            was_there = old is not None
+            nonlocal is_same
             removed = before is not None and before.store == self.identity()
+            is_same = is_same and old is not None
             if old.value.get("lost") if old is not None else removed:
+                is_same = False
                 self.disown()
             elif old is not None:
                 self._check_alone(old, before)
             beat = number(old.value.get("beat")) if old is not None else 0
-            timeout = self._promise(old)
-            self._expect(before, timeout)
+            timeout = self._timeout_of(old)
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                "beat": beat + (timeout > 0),  # no timeout, no change to write
+                # No timeout, no change to write. But a node that wakes changes the item in any
+                # case: then a late request, sent when it was idle, fails.
+                "beat": beat + (timeout > 0 or (was_idle and not idle)),
                 "timeout": timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
+                "idle": idle,
             }
 
         item = self.put(key, renewed, is_new=before is None)
-        lapsed = before is not None and not self.node.may_allocate(self._settings)
-        if lapsed or (before is not None and not was_there):
-            self.verify()
         cordoned, timeout = bool(item.get("cordoned")), number(item.get("timeout"))
         # counted from before the request: the store, and so the others, got it later
         made = Registration(
-            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned
+            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned, idle
         )
+        known = {self.identity()} | ({before.store} if before is not None else set())
         self.node.set_registration(self._settings, made)
+        if not idle:
+            self._wake(known)
+        if before is not None and not is_same:
+            self.verify()
 
-    def _expect(self, before: Registration | None, timeout: int) -> None:
-        """Note that a new promise is about to be made, whatever becomes of us and of the answer.
+    def _becomes_idle(self, before: Registration | None) -> bool:
+        """Will the store be told that the node is idle? Then ADDs know it already."""
+        if self.observes:
+            return before is not None and before.idle
+        is_new_store = before is not None and before.store != self.identity()
+        if not (self.renews and self.timeout) or is_new_store:
+            return False
+        from . import idle as idleness  # of servers
 
-        Until it is known that it was made, and when, nothing is allocated without the store.
+        idle = idleness.begin(self.node, self.identity())
+        if idle and before is not None and not before.idle:
+            noted = msgspec.structs.replace(before, idle=True)
+            self.node.set_registration(self._settings, noted)
+        return idle
+
+    def _wake(self, stores: set[str]) -> None:
+        """Let ADDs allocate again from the blocks of these stores, which know that the node is not
+        idle (idle.py).
         """
-        known = before or Registration(self.node.name, "")
-        if timeout and (known.boot != self.node.boot or known.timeout < timeout):
-            unknown = msgspec.structs.replace(known, boot="", timeout=timeout, until=0.0)
-            self.node.set_registration(self._settings, unknown)
+        for name in self.node.spaces():
+            space = Space(self.node, name)
+            before = space.ledger()
+            if before.idle and before.store in stores:
+                with space.changing() as (ledger, _):
+                    ledger.idle = False
 
-    def _promise(self, old: Item | None) -> int:
-        """The seconds after which the node stops, if it cannot renew; 0: it does not."""
+    def _timeout_of(self, old: Item | None) -> int:
+        """The seconds after which the node counts as gone, if it is idle and silent; 0: never."""
         if self.renews or old is None:
             return self.timeout if self.renews else 0
         ours = (old.value.get("uid"), old.value.get("boot")) == (self.uid, self.node.boot)
@@ -108,6 +133,8 @@ class Session:
         if (before.boot, before.name) != (self.node.boot, self.node.name):
             return False
         if before.timeout != self.timeout and (self.renews or before.timeout > self.timeout):
+            return False
+        if before.idle and not (self.renews or self.observes):
             return False
         return not before.is_due(now)
 

@@ -71,6 +71,7 @@ def reserve(
                 try:
                     claims.claim(space, pool, index, packed)
                 except Full:
+                    # the pool may have grown since this node noted its definition
                     newer = _newer(claims, pool, call.conf.cni_version)
                     if newer is None or newer.space != pool.space:
                         raise
@@ -110,6 +111,7 @@ def fetch_pool(call: Call[Any], name: str, node: Node, its: Settings) -> dict[st
                 f"there is no pool {name} in {claims.store.name}",
                 "`cni ipam pools` shows those that there are",
             )
+        # a definition that cannot be used raises here, and is not noted
         Pool.of(convert(value, name), name, call.conf.cni_version)
         node.set_pool_definition(name, value)
         return value

@@ -14,6 +14,7 @@ from ...protocol import config
 from ...protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
 from ...protocol.errors import CNIError
 from ...store.interface import Item, Store
+from ...store.node_files import boot_time
 from ...store.settings import Settings
 from ..host_local import usage
 from ..host_local.reservation import is_address
@@ -44,8 +45,9 @@ def _use(node: Node, space: Space) -> Use:
     states = {state: len(ledger.of_state(state)) for state in (OWN, PENDING, RELEASING)}
     held = reserved(space)
     aside = sum(content.startswith(CONFLICT.encode() + b"\r") for content in held.values())
-    own = space.own()
+    own = [each.prefix for each in ledger.of_state(OWN)]
     free = 0
+    # networks may have the same ranges: they count once
     for ranges in {str(each): each for pool in _pools(node, space) for each in pool.sets}.values():
         part = blocks.narrowed(ranges, own)
         if part is not None:
@@ -89,19 +91,19 @@ def reserved(space: Space) -> dict[bytes, bytes]:
 
 
 def silence(node: Node, its: Settings) -> list[str]:
-    """What is wrong with the node's promise to stop (`nodeTimeout`), which a server renews."""
+    """What is wrong with the node's signs of life (`nodeTimeout`), which a server sends."""
     made = node.registration(its.digest)
     if not its.timeout or made is None:
         return []
     if made.boot == node.boot and not made.timeout:
         return [
             f"nodeTimeout is {its.timeout}, and no server renews for {node.name}: should this node "
-            "be lost, its blocks stay its own. Start `cni serve`"
+            "be lost, its blocks stay its own, even if it is idle. Start `cni serve`"
         ]
-    if not node.may_allocate(its.digest):
+    if made.timeout and (made.boot != node.boot or boot_time() >= made.until):
         return [
-            f"{node.name} was not renewed in the store for {made.timeout} s (nodeTimeout): others "
-            "may get its blocks. Is `cni serve` running, and does it reach the store?"
+            f"{node.name} was not renewed in the store for {made.timeout} s (nodeTimeout), so that "
+            "it may be taken for gone. Is `cni serve` running, and does it reach the store?"
         ]
     return []
 
@@ -134,6 +136,7 @@ def _of_space(
     items: dict[Prefix, Item], layout: dict[str, Any], records: set[str]
 ) -> Iterator[str]:
     before: Prefix | None = None
+    # in this order, a block comes right before those that it contains
     for block in sorted(items, key=lambda each: (len(each.ip), each.ip, each.length)):
         holder = str(items[block].value.get("node"))
         if before is not None and before.is_v4 == block.is_v4 and before.overlaps(block):
@@ -173,11 +176,14 @@ def _of_node(space: Space, items: dict[Prefix, Item], uid: str) -> Iterator[str]
     for block, item in items.items():
         if uid and item.value.get("uid") == uid and block not in known:
             yield f"this node does not know its block {block}: `cni ipam sync` gives it back"
-    own = space.own()
+    own = [entry.prefix for entry in ledger.of_state(OWN)]
     for packed, content in sorted(reserved(space).items()):
         holder = usage.holder(content)
         if content.startswith(CONFLICT.encode() + b"\r"):
             mac = content.split(b"\r\n")[1].decode(errors="replace")
             yield f"{format_ip(packed)} is set aside: {mac} on the link has it"
         elif not any(block.contains(packed) for block in own):
-            yield f"{format_ip(packed)} of {holder} is of no block of this node: recreate that"
+            others = (item.value.get("node") for block, item in items.items()
+                      if block.contains(packed))  # fmt: skip
+            whose = next((f"node {each}'s block" for each in others), "no block of this node")
+            yield f"{format_ip(packed)} of {holder} is of {whose}: recreate that"

@@ -114,6 +114,7 @@ class _Reader:
         subnet = written.network
         space, node = self._place(_before(value, str(spec.get("range")), str(subnet)))
         layout = self.layouts.setdefault(space, {})
+        # the pool of a node's slice adds no subnet: that of its NodeSlicePool is known
         if not any(Prefix.parse(each).overlaps(subnet) for each in self._sliced(space, subnet)):
             layout.setdefault(str(subnet), subnet.bits)
         first = int.from_bytes(written.ip, "big")
@@ -130,6 +131,7 @@ class _Reader:
 
     def reservation(self, value: Json) -> None:
         name, spec = value["metadata"]["name"], value.get("spec") or {}
+        # the longest first: with `a` and `a-b`, the name `a-b-<address>` is of the second
         networks = sorted((s for s in self.layouts if s != DEFAULT_SPACE), key=len, reverse=True)
         for network in networks:
             packed = _unwritten(name.removeprefix(f"{network}-"))
@@ -151,6 +153,7 @@ class _Reader:
             self.pods.get(pod, "") or (node if not self.pods else ""),
         )  # fmt: skip
         before = self.found.get((space, packed))
+        # an address may be in two objects; the one that tells the node counts
         if before is None or (not before.node and made.node):
             self.found[space, packed] = made
 
@@ -167,6 +170,7 @@ class _Reader:
 
     def _place(self, before: str) -> tuple[str, str]:
         """Space and node of a pool, from the part of its name before the range."""
+        # the longest first: a name that ends in `-a-b` ends in `-b`, too
         for node in sorted(self.nodes, key=len, reverse=True):
             if before == node:
                 return DEFAULT_SPACE, node

@@ -177,6 +177,7 @@ def _range(given: _Keys, where: str) -> dict[str, Any]:
         raise CNIError(
             f"{where}: {error.msg}", "a range is like 10.1.0.0/24 or 10.1.0.10-10.1.0.20/24"
         ) from None
+    # whereabouts allows host bits here, and host-local's ranges do not
     made: dict[str, Any] = {"subnet": str(subnet.network)}
     start, end = given.text("range_start"), given.text("range_end")
     if dash:

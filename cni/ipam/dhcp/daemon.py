@@ -24,6 +24,7 @@ from .exchange import Settings
 from .state import Directory, Record
 
 _READ_TIMEOUT = 10.0  # seconds for a request to arrive whole
+# the Go plugin's first line: net/rpc over HTTP
 _GO_CALLS = b"CONNECT /_goRPC_"
 _TO_GO = (
     b"HTTP/1.0 501 this DHCP daemon is not the one of the Go plugins: install its own plugin "
@@ -87,6 +88,7 @@ class Daemon:
         """Stop without releasing leases: the next daemon resumes them."""
         await asyncio.gather(*(held.stop(release=False) for held in self._held.values()))
         if self._ending:
+            # releases that have begun; a server that is silent must not hold up the daemon's end
             await asyncio.wait(self._ending.values(), timeout=2)
         Executor.discard_idle()
         self._env.closer.finish()
@@ -126,6 +128,7 @@ class Daemon:
                 task.cancel()
             await asyncio.wait((work, gone))
             if not gone.cancelled():
+                # looked at, else asyncio complains that nobody did
                 gone.exception()
 
     async def _answer(self, line: bytes) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def _duration(name: str, value: str) -> float:
 
 
 def _run(flags: Flags) -> int:
+    # open files limit how many exchanges go on at a time (Environment.gate)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if flags.pidfile and not os.path.isabs(flags.pidfile):
@@ -184,6 +185,8 @@ def _listen(path: str) -> socket.socket:
 
 def _write_pidfile(path: str) -> None:
     if path:
+        # the pidfile's mode is 0644, whatever umask the daemon was
+        # started with (docs/spec/dhcp.md)
         mask = os.umask(0o022)
         try:
             with open(path, "w", encoding="ascii") as file:

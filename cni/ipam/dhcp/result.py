@@ -57,6 +57,7 @@ def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
     """The routes of option 121; without it those of option 33, and a default route by option 3."""
     classless = _classless(lease)
     pairs = classless
+    # with option 121 a client ignores options 33 and 3 (RFC 3442)
     if not classless:
         static = m.static_routes(lease.options.get(STATIC_ROUTES, b""))
         pairs = [pair for pair in static if m.is_router(pair[1], lease.prefix)]
@@ -82,6 +83,7 @@ def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
         search = m.domains(options.get(DOMAIN_SEARCH, b""))
     except m.Malformed:
         return
+    # a lease that came before counts more
     dns.domain = dns.domain or domain
     if search:
         dns.search = [*(dns.search or ()), *search]

@@ -89,6 +89,7 @@ def _receive(sock: socket) -> bytes:
         chunk = sock.recv(1 << 16)
         chunks.append(chunk)
         size += len(chunk)
+        # the line feed ends the answer: JSON escapes those in texts
         if not chunk or chunk.endswith(b"\n"):
             break
     return b"".join(chunks)
@@ -110,6 +111,7 @@ def _decode(data: bytes, path: str, method: str) -> Any:
         ) from None
     if reply.error is not None:
         error = CNIError(f"error calling {method}: {reply.error.msg}", reply.error.details)
+        # the runtime judges by it whether to try again
         error.code = reply.error.code
         raise error
     return reply.result

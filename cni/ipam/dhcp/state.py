@@ -115,6 +115,7 @@ class Directory:
             record = msgspec.json.decode(files.read(path, _MAX_SIZE), type=Record)
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
+        # after a boot, device and inode may be those of another namespace
         is_ours = record.boot == self.boot and path == self._file(record.key)
         return record if is_ours else None
 

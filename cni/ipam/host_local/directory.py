@@ -150,6 +150,7 @@ def _open_locked(path: str, deadline: float) -> list[int]:
         try:
             fds.append(_open_directory(path))
             what = os.path.join(path, LOCK)
+            # flags and mode are the reference's (docs/spec/host-local.md)
             flags = os.O_RDONLY | os.O_CREAT
             # relative to the open directory: the lock is that of the
             # files which are read and changed

@@ -42,6 +42,7 @@ class RangeConf(Folded):
             ("gateway", self.gateway),
         ):
             try:
+                # as in Go: an empty subnet is an error, an empty address counts as not given
                 if key == "subnet" and text is not None:
                     Prefix.parse(text)
                 elif text:

@@ -64,6 +64,7 @@ def _full_sets(location: Location, sets: list[RangeSet]) -> list[RangeSet]:
     live = reservation.this_boot() if location.reclaim else b""
 
     def is_full(each: RangeSet) -> bool:
+        # every address that is taken has a file: no need to look into them
         if each.size > len(names):
             return False
         inside = {name: _address_in(name, each) for name in names}
@@ -115,6 +116,7 @@ def held(path: str, each: RangeSet) -> list[tuple[float, str]]:
     else:
         times = _times(path)
     by_address = {_address_in(name, each): (since, name) for since, name in times}
+    # files of other sets, and others that are no reservations
     by_address.pop(None, None)
     return sorted(by_address.values())
 

@@ -61,10 +61,12 @@ def create(call: Call[Any], host: Netlink, outer: Link, path: str) -> Link:
             link.delete(host, stale.index)
         call.undo.callback(_undo, call.owner, name, path)
         try:
+            # until the alias is set, the group marks it: after a kill GC finds it by that
             link.create_ifb(host, name, mtu=outer.mtu, group=network_group(call.network))
         except NetlinkError as error:
             problem = error
             if error.errno == EEXIST:
+                # it is another interface's, and must not be deleted by an undo
                 call.undo.withdraw()
                 continue
             break

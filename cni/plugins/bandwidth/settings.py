@@ -59,6 +59,7 @@ def validated(conf: Conf) -> Settings:
     If the configuration has any of the four keys, runtimeConfig's are ignored.
     """
     runtime = (conf.runtime_config and conf.runtime_config.bandwidth) or Keys()
+    # presence counts, also of a 0, as in the reference (docs/spec/bandwidth.md)
     given = any(value is not None for value in conf.limits().values())
     limits = conf.limits() if given else runtime.limits()
     for key, value in limits.items():

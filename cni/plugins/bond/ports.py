@@ -115,6 +115,7 @@ def move_in(call: Call[Any], host: Netlink, netns: Namespace, devices: list[Link
             raise CNIError(
                 f"failed to move link interface {each.name} to container netns: {error}"
             ) from None
+        # by what is noted, the link could be mistaken there for another one
         if device.index != each.index or not moved.has_hardware(each):
             each.index, each.moved = device.index, True
             device_notes.write(call, note)

@@ -11,7 +11,7 @@ from ...protocol.config import means
 from ...protocol.errors import BadEnvironment, CNIError
 from ...protocol.request import check_ifname
 
-_LEAST_MTU = 68
+_LEAST_MTU = 68  # of IPv4 (RFC 791)
 _DEFAULT_MTU = 1500
 
 
@@ -41,6 +41,7 @@ class Conf(config.NetConf):
 def takes_device(call: Call[Conf]) -> bool:
     """Is one of the links that of a device which the runtime gives, or will give?"""
     declared = config.lookup(call.raw, "capabilities")
+    # verbs without a container have no runtimeConfig, but the configuration promises one
     promised = isinstance(declared, dict) and declared.get("deviceID") is True
     return promised or bool(call.conf.runtime_config.device_id)
 

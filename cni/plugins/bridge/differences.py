@@ -17,6 +17,7 @@ from ..shared import checks
 
 def bridge(host: Netlink, previous: Result, name: str, promiscuous: bool) -> list[str]:
     """Compare the bridge `name` with the prevResult and with `promiscuous`."""
+    # the texts are the reference's, also with their blanks at the end
     entry = next((i for i in previous.interfaces if i.name == name), None)
     if entry is None:
         return ["Interface name missing "]

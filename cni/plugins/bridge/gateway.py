@@ -246,6 +246,7 @@ def _ensure_address(host: Netlink, target: Link, wanted: Prefix, force: bool) ->
     if wanted in present:
         return
     for other in present:
+        # a link has IPv6 addresses of several subnets, such as its link-local one
         if other.is_v4 or other.overlaps(wanted):
             if not force:
                 raise CNIError(
@@ -286,6 +287,7 @@ def _ensure_vlan_interface(call: Call[Any], host: Netlink, bridge: Link, vlans: 
         except NetlinkError as error:
             if not link.is_name_taken(error):
                 raise
+            # another ADD has made the interface: it stays
             call.undo.withdraw()
         inner = link.get(host, name)
         port = link.get(host, inner.peer)

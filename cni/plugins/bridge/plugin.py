@@ -77,6 +77,7 @@ class Settings:
         self.bridge = conf.bridge or "cni0"
         self.gateway = gateway.is_wanted(conf)
         self.ipam = conf.ipam.type
+        # an empty vlanTrunk counts, as in the reference
         self.filtering = conf.vlan != 0 or conf.vlan_trunk is not None
         trunk = gateway.trunk_vlans(conf.vlan_trunk or [])
         self.vlans = gateway.Vlans(conf.vlan, trunk, conf.preserve_default_vlan)
@@ -375,6 +376,7 @@ def reload(call: Call[Conf]) -> None:
     """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     want = Settings(call)
     result = call.prev_result()
+    # ADD's result begins with bridge, host's end and container's end
     if result is None or len(result.interfaces) < 3:
         raise CNIError("Required prevResult missing")
     _, outer, inner = result.interfaces[:3]

@@ -63,6 +63,7 @@ def require(host: Netlink, name: str, bridge_name: str) -> Link:
             f'uplinkInterface "{name}" is the bridge itself',
             "it names the link that leads to the network outside",
         )
+    # the kernel refuses both, but only when they are made ports
     if uplink.flags & link.IFF_LOOPBACK or uplink.kind == "bridge":
         what = "a bridge" if uplink.kind == "bridge" else "the loopback link"
         raise CNIError(f'uplinkInterface "{name}" cannot be a port: it is {what}')
@@ -84,6 +85,7 @@ def _require_no_addresses(host: Netlink, uplink: Link, bridge: str) -> None:
     present = [
         str(each.prefix)
         for each in address.show(host, uplink.index)
+        # the kernel itself gives a link its link-local IPv6 address
         if each.prefix.is_v4 or is_global_unicast(each.prefix.ip)
     ]
     if present:

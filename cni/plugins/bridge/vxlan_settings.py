@@ -18,7 +18,7 @@ from . import gateway
 from .plugin import Args, Mac
 
 FROM_CLUSTER = "cluster"  # the value of peersFrom
-_VNI_MAX = (1 << 24) - 1
+_VNI_MAX = (1 << 24) - 1  # a VNI has 24 bits (RFC 7348)
 
 
 class Conf(config.NetConf):
@@ -128,6 +128,7 @@ class Settings:
             )
         if not conf.dev:
             for each in (*self.peers, self.local):
+                # fe80::/10
                 if len(each) == 16 and each[0] == 0xFE and each[1] & 0xC0 == 0x80:
                     raise CNIError(
                         f"the link-local address {format_ip(each)} needs dev",

@@ -89,6 +89,7 @@ class Watch:
             except (CNIError, KernelError) as error:
                 problems.add(str(error))
             if problems:
+                # a store that fails at once must not be asked more often for that
                 time.sleep(max(0.0, seconds / len(networks) - (time.monotonic() - began)))
         for gone in self._followers.keys() - networks.keys():
             self._followers.pop(gone).reset()
@@ -180,6 +181,7 @@ class Follower:
         try:
             for change in self._changes(seconds):
                 network, node = endpoints.place_of(change.key)
+                # what this node has written itself needs no entry
                 if network in notes and node != notes[network].node:
                     self._apply(network, node, change.item)
         except Expired:

@@ -206,6 +206,7 @@ def _missing(
         if item.rule not in saved:
             lines.append(_edit("-I" if item.first else "-A", item.rule))
     if _isolation_is_late(saved, rules):
+        # to the front, in one transaction: isolation is in force all the time
         lines += [_edit("-D", _ISOLATION), _edit("-I", _ISOLATION)]
     return lines + [rule for rule in own if rule not in saved]
 
@@ -221,6 +222,7 @@ def _isolation_is_late(saved: list[str], rules: list[str]) -> bool:
     """Does the jump to CNI-FORWARD, which accepts, come before isolation's jump?"""
     if _ISOLATION not in saved or _JUMP not in rules:
         return False  # nothing to compare, or both are made now, in the right order
+    # a jump that is missing will be made in front
     return _JUMP not in saved or saved.index(_JUMP) < saved.index(_ISOLATION)
 
 

@@ -113,6 +113,7 @@ def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
 
 def _network_comment(network: str) -> str:
     """The comment of elements that a network's containers share, cut to the kernel's limit."""
+    # nft(8) has no way to write a quotation mark in a comment
     return f"{network_key(network)}, net: {network.replace(chr(34), '')}"[:128]
 
 

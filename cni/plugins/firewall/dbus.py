@@ -118,6 +118,7 @@ def _call(serial: int, member: str, argument: str | None = None) -> bytes:
         fields.append((_SIGNATURE, b"g", b"\x01s\0"))
     header = b""
     for code, kind, value in fields:
+        # a field is a struct, and those begin at multiples of 8 bytes
         header = _pad(header) + bytes((code, 1)) + kind + b"\0" + value
     fixed = _FIXED.pack(_LITTLE, _CALL, 0, 1, len(body), serial)
     return _pad(fixed + _U32.pack(len(header)) + header) + body

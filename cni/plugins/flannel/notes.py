@@ -85,6 +85,7 @@ def notes(data_dir: str, keep: frozenset[Attachment]) -> Iterator[tuple[Attachme
     container ids that are too long for a file's name. Raises CNIError.
     """
     kept = {_name(*attachment) for attachment in keep}
+    # the reference's notes, which have the container's id alone as their name
     kept |= {file_name(attachment.container_id) for attachment in keep}
     for name in _names(data_dir):
         if name in kept:

@@ -41,6 +41,7 @@ def add(call: Call[Conf]) -> Result:
     result = Result(interfaces=[entry])
     if conf.ipam.type:
         ipam = call.ipam_add(conf.ipam.type)
+        # `dns` of the configuration, and only with IPAM: as in the reference
         result.ips, result.routes, result.dns = ipam.ips, ipam.routes, conf.dns
         for ip in result.ips:
             ip.interface = 0
@@ -68,6 +69,7 @@ def delete(call: Call[Conf]) -> None:
     """
     ipam = call.conf.ipam.type
     steps = Steps()
+    # in a list, since None is an answer (there is no namespace) and also what a failure gives
     opened = steps.run(lambda: [call.find_netns()])
     user_space = _in_user_space(call.conf)
     looked = bool(opened) and not call.netns_unknown

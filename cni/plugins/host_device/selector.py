@@ -38,6 +38,7 @@ class Selector:
             if sysfs.is_pci(wanted):
                 self.pci = wanted
             elif sysfs.is_auxiliary(wanted):
+                # in place of pciBusID, as in the reference
                 self.pci, self.auxiliary = "", wanted
             else:
                 raise CNIError(
@@ -60,6 +61,7 @@ class Selector:
     def in_user_space(self) -> bool:
         """Is the device bound to a DPDK driver, so that it has no link to move? Raises CNIError."""
         if not self.pci:
+            # sysfs tells the driver only by a PCI address
             return self.conf.dpdk_mode
         try:
             return sysfs.is_user_space(self.pci)

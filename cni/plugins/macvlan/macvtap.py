@@ -96,10 +96,12 @@ def _give(path: str, conf: Conf) -> None:
     if conf.owner is None and conf.group is None:
         return
     try:
+        # -1 leaves the one that is there
         os.chown(
             path, -1 if conf.owner is None else conf.owner, -1 if conf.group is None else conf.group
         )
         if conf.group is not None:
+            # devtmpfs has made it for its owner alone
             os.chmod(path, 0o660)
     except OSError as error:
         details = "is /dev the node's (devtmpfs)? there the kernel has made it"

@@ -88,6 +88,7 @@ def container_rules(want: Want, address: Prefix) -> list[str]:
 
 
 def _sources(address: Prefix) -> list[str]:
+    # iptables-save leaves a source of length 0 out
     subnet = f"-s {address.network} " if address.length else ""
     return [subnet, "-s 127.0.0.1/32 "] if address.is_v4 else [subnet]
 

@@ -85,6 +85,7 @@ def _in_the_way(want: Want) -> Iterator[tuple[Prefix, Element, Element]]:
         table = Table(family_of(address), TABLE)
         for name, wanted in elements(want, address).items():
             for element in wanted:
+                # asked for one by one: a list of the map has the ports of every container
                 there = nft_elements.find(table, name, element.key)
                 if there is not None and there.comment[:KEY] != want.owner.key:
                     yield address, element, there

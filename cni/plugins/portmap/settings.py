@@ -18,8 +18,7 @@ from ...protocol.result import Result
 from .want import PROTOCOLS, Port, Want
 
 IPTABLES, NFTABLES = "iptables", "nftables"
-# the reference's default, 0x2000
-_MARK_BIT = 13
+_MARK_BIT = 13  # the reference's default, 0x2000
 # An iptables chain's name has at most 28 characters.
 _CHAIN_MAX = 28
 

@@ -154,6 +154,7 @@ def addresses(sock: Netlink, ifname: str, ips: list[IPConfig], have: list[Route]
         if prefix not in present:
             problems.append(f"Failed to match addr {ip.address} on interface {ifname}")
             continue
+        # an address alone (/32, /128) has no subnet, and so no route to one
         if prefix.length < prefix.bits and not any(r.dst == prefix.network for r in have):
             problems.append(f"Failed to find Gateway {ip.gateway} for interface {ifname}")
             if not device.up:

@@ -161,6 +161,7 @@ def create(
 
         details = link_advice.of(error, kind or what, call.ifname)
         if link.is_name_taken(error):
+            # the link that has the name is not of this ADD
             call.undo.withdraw()
             details = f"{call.netns} has an interface {call.ifname} already, or the id is in use"
         raise CNIError(f"failed to create {what}: {error}", details) from None

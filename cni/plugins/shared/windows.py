@@ -122,6 +122,7 @@ def allocate(call: Call[Any], texts: tuple[str, str]) -> IPConfig:
     """
     name = call.conf.ipam.type
     if name:
+        # first: a plugin that fails may have reserved an address all the same
         call.undo.callback(call.delegate, name, "DEL")
     try:
         result = call.delegate(name, "ADD")
@@ -199,6 +200,7 @@ def _unless_elsewhere(
     endpoint: Endpoint | None, network: Network, delete: Callable[[Endpoint], None], kind: str
 ) -> Endpoint | None:
     """The endpoint if it is in this network, else None; one in another network is removed."""
+    # GUIDs are equal in upper and lower case
     if endpoint is None or endpoint.network_id.lower() == network.id.lower():
         return endpoint
     try:

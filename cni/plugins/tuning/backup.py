@@ -67,6 +67,7 @@ class Backup(msgspec.Struct, omit_defaults=True):
     def over(self, newer: Backup) -> Backup:
         """This backup, with values of a `newer` one added where it has none."""
         values = dict(self.sysctl)
+        # the oldest value is put back, and only in place of what was set last
         for name, (before, ours) in newer.sysctl.items():
             values[name] = (self.sysctl.get(name, (before,))[0], ours)
         return Backup(
@@ -124,6 +125,7 @@ class File:
             try:
                 files.replace(self._path, data, temporary=self._new)
             except FileNotFoundError:
+                # only the first ADD after a boot finds it missing
                 os.makedirs(self.directory, 0o700, exist_ok=True)
                 files.replace(self._path, data, temporary=self._new)
         except OSError as error:
@@ -162,6 +164,8 @@ def collect(directory: str, network: str, keep: Iterable[Owner]) -> None:
     for entry in entries:
         path = os.path.join(directory, entry)
         try:
+            # half-written by an ADD that was killed: the name tells
+            # the network, the content cannot
             if entry.startswith(begins):
                 doomed = entry not in unfinished
             else:

@@ -40,8 +40,7 @@ def add(call: Call[Conf]) -> Result:
     if want.anything:
         present = _read_sysctls(netns, want)
         before = _look(call, netns, want, present)
-        # on the disk before the first change: after a kill DEL restores from it
-        _keep(call, before)
+        _keep(call, before)  # before the first change: after a kill DEL restores from it
         call.undo.callback(_undo, netns, call.ifname, before)
         if before.shared:
             _use_shared(call, netns, {name: present[name] for name in before.shared})
@@ -285,8 +284,7 @@ def delete(call: Call[Conf]) -> None:
         call.log(f"tuning: {problem}")
     if problems.short:
         raise CNIError(f"cannot restore: {'; '.join(problems.short)}", "repeat the DEL")
-    # it stays after a refusal, for a repeated DEL
-    if not problems.refused and not call.netns_unknown:
+    if not problems.refused and not call.netns_unknown:  # else a repeated DEL needs it
         file.remove()
 
 
