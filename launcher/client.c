@@ -62,6 +62,7 @@
 #define CNI_MACHINE "ARCH"
 #endif
 #define CNI_PATIENCE_ALONE 10 /* times longer where no Python is installed to fall back on */
+#define CNI_PAUSE_MS 200 /* between attempts there, while all workers are busy for long */
 
 /* From linux/netlink.h and linux/sockios.h, which musl does not have. */
 enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_CHK = 12 };
@@ -518,15 +519,21 @@ static char *read_stdin(size_t *size)
     return data;
 }
 
+/* Whether there is no Python that could run the plugin: only a server can. */
+static int is_alone(void)
+{
+#ifndef CNI_IMAGE
+    const char *python = script_after("\ncni_python='");
+    return python && *python == '\'';
+#else
+    return 0;
+#endif
+}
+
 /* How long to wait until a worker says hello. */
 static struct timespec worker_timeout(void)
 {
-    long ms = CNI_PATIENCE_MS;
-#ifndef CNI_IMAGE
-    const char *python = script_after("\ncni_python='");
-    if (python && *python == '\'')
-        ms *= CNI_PATIENCE_ALONE;
-#endif
+    long ms = CNI_PATIENCE_MS * (is_alone() ? CNI_PATIENCE_ALONE : 1);
     return (struct timespec){ms / 1000, ms % 1000 * 1000000};
 }
 
@@ -715,17 +722,29 @@ static void close_all(int server, const struct descriptors *mine)
             close(all[i]);
 }
 
-/* Wait for the hello of a worker that may work for us; `peer` becomes the server's credentials. */
-static int receive_hello(int server, const char *build, struct ucred *peer)
+/* Wait for what a worker, or else the supervisor, says first; its size, or -1 for nothing. */
+static ssize_t receive_first(int server, struct hello *hello)
 {
-    struct hello hello;
-    socklen_t size = sizeof *peer;
     struct pollfd ready = {.fd = server, .events = POLLIN};
     struct timespec limit = worker_timeout();
     int n = ppoll(&ready, 1, &limit, &initial_mask);
-    return n == 1 && recv(server, &hello, sizeof hello, MSG_DONTWAIT) == (ssize_t)sizeof hello
-           && hello.magic == MAGIC && strlen(build) == BUILD
-           && memcmp(hello.build, build, BUILD) == 0
+    return n == 1 ? recv(server, hello, sizeof *hello, MSG_DONTWAIT) : -1;
+}
+
+/* Whether these bytes are the supervisor's: no worker is to be had for long. */
+static int is_turned_away(const struct hello *hello, ssize_t size)
+{
+    return size == 1 && *(const char *)hello == 'B';
+}
+
+/* Whether this is the hello of a worker that may work for us; `peer` becomes its credentials. */
+static int is_hello(int server, const struct hello *hello, ssize_t received, const char *build,
+                    struct ucred *peer)
+{
+    socklen_t size = sizeof *peer;
+    return received == (ssize_t)sizeof *hello
+           && hello->magic == MAGIC && strlen(build) == BUILD
+           && memcmp(hello->build, build, BUILD) == 0
            && getsockopt(server, SOL_SOCKET, SO_PEERCRED, peer, &size) == 0
            && peer->uid == getauxval(AT_EUID);
 }
@@ -818,7 +837,7 @@ static size_t print_result(int server, const char *data, size_t size)
     return error ? written + 1 : 0;
 }
 
-enum outcome { NOT_BEGUN, LOST, DONE };
+enum outcome { NOT_BEGUN, TURNED_AWAY, LOST, DONE };
 
 /* Wait for bytes of the reply, and do jobs meanwhile; how many, or 0 if the worker is gone. */
 static size_t receive(int server, struct descriptors *mine, char *data, size_t room)
@@ -885,6 +904,44 @@ static enum outcome await_reply(int server, struct descriptors *mine, int *code)
     return DONE;
 }
 
+/* Have the server at `path` run the plugin. If the outcome is DONE, `code` is the exit code. */
+static enum outcome ask(const char *path, const char *build, const char *data, size_t size, int *code)
+{
+    int server = connect_to(path);
+    if (server < 0)
+        return NOT_BEGUN;
+    struct descriptors mine = {-1, -1, -1, -1, -1, -1};
+    struct hello hello;
+    struct ucred peer;
+    enum outcome outcome = NOT_BEGUN;
+    int sent = send_request(server, data, size);
+    if (sent)
+        mine = collect_descriptors(server);
+    /* a long request is not read by who turns us away */
+    ssize_t first = sent || errno == EPIPE ? receive_first(server, &hello) : -1;
+    if (is_turned_away(&hello, first))
+        outcome = TURNED_AWAY;
+    else if (sent && is_hello(server, &hello, first, build, &peer) && send_go(server, &mine, &peer))
+        outcome = await_reply(server, &mine, code);
+    if (outcome != DONE)
+        close_all(server, &mine);
+    return outcome;
+}
+
+/* The same again and again, as long as the server turns us away and nothing else can help. */
+static enum outcome ask_again(const char *path, const char *build, const char *data, size_t size,
+                              int *code)
+{
+    enum outcome outcome = TURNED_AWAY;
+    int left = CNI_PATIENCE_MS * CNI_PATIENCE_ALONE / CNI_PAUSE_MS;
+    while (outcome == TURNED_AWAY && left-- && !pending_signal) {
+        struct timespec pause = {0, CNI_PAUSE_MS * 1000000L};
+        ppoll(NULL, 0, &pause, &initial_mask);
+        outcome = ask(path, build, data, size, code);
+    }
+    return outcome;
+}
+
 static int is_for_server(const char *name, const char *command)
 {
     if (!command || !*command || arguments[0] == NULL || arguments[1] != NULL || !name)
@@ -929,18 +986,11 @@ int main(int argc, char **argv)
     watch_signals();
 
     int code = 1;
-    int server = connect_to(path);
-    enum outcome outcome = NOT_BEGUN;
-    struct descriptors mine = {-1, -1, -1, -1, -1, -1};
-    if (server >= 0 && send_request(server, data, size)) {
-        struct ucred peer;
-        mine = collect_descriptors(server);
-        if (receive_hello(server, build, &peer) && send_go(server, &mine, &peer))
-            outcome = await_reply(server, &mine, &code);
-    }
+    enum outcome outcome = ask(path, build, data, size, &code);
+    if (outcome == TURNED_AWAY && is_alone())
+        outcome = ask_again(path, build, data, size, &code);
     if (outcome == DONE)
         _exit(code);
-    close_all(server, &mine);
     sigprocmask(SIG_SETMASK, &initial_mask, NULL); /* signals that came meanwhile are delivered now */
     /* Verbs that may be repeated are repeated. An ADD is not: a DEL has to undo it first. */
     if (outcome == LOST && strcmp(command, "ADD") == 0)

@@ -10,7 +10,8 @@
     reception    reads requests, so that no client holds up another
     peer         whether a client has what it would borrow from the server
     wire         the form of the messages
-    relief       when there are additional workers
+    relief       when there are additional workers, or clients are turned away
+    farewell     turning clients away
     slots        what the processes tell each other
     warmup       what a worker does before its first request
     status       asking a running server

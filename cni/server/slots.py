@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import msgspec
 
 _FIELDS = 5  # of eight bytes, in the order of SlotState
 
@@ -78,6 +81,20 @@ class Mark:
     def get(self) -> int:
         """The number that was written last; 0 at first."""
         return self._memory[0]
+
+
+def encode(build: str, supervisor: int, slots: Sequence[Slot]) -> bytes:
+    """The answer to STATUS, a JSON object; `supervisor` is its process id."""
+    states = [slot.read() for slot in slots]
+    return msgspec.json.encode(
+        {
+            "build": build,
+            "pid": supervisor,
+            "workers": sum(state.started > 0 for state in states),
+            "busy": sum(state.busy_since > 0 for state in states),
+            "served": sum(state.served for state in states),
+        }
+    )
 
 
 def allocate(count: int) -> list[Slot]:

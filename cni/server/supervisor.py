@@ -3,9 +3,10 @@
 Workers are forked ahead and rehearsed, so that a request finds its pages copied, its executor
 running and its sockets open. A worker that ends is replaced at once; if workers of a slot die soon
 after their start, the next one starts after a growing pause. If all workers wait, more are started
-for a while (relief.py). The supervisor ends after a signal, or after a long idle time; before that,
-every worker finishes its request. A client of another build means that `cni install` has replaced
-the file: then the supervisor executes the new file, with the same listening socket.
+for a while, or clients are turned away (relief.py). The supervisor ends after a signal, or after a
+long idle time; before that, every worker finishes its request. A client of another build means that
+`cni install` has replaced the file: then the supervisor executes the new file, with the same
+listening socket.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .. import systemd
 from ..artifact import OwnFile, build_of
 from ..files import open_null
 from . import counts, relief, slots, warmup
+from .farewell import Farewell
 from .observing import Observing, Wanted
 from .peer import listener_pid
 from .recording import mark_of_node_file
@@ -90,6 +92,7 @@ class Supervisor:
         self._server_pids: set[int] = {os.getpid()}
         self._declined = 0
         self._socket_problem = ""
+        self._farewell = Farewell(build, self.slots, log)
 
     def run(self) -> int:
         """Serve until the end; return the exit code.
@@ -287,7 +290,8 @@ class Supervisor:
     def _pause(self) -> float:
         """Seconds until the next check."""
         next_start = min(self.due.values(), default=float("inf")) - time.monotonic()
-        return min(max(next_start, 0.0), _TICK)
+        states = [self.slots[number].read() for number in self.pids.values()]
+        return min(max(next_start, 0.0), relief.pause(states, self.options.workers, _TICK))
 
     def _reap(self) -> None:
         """Note which workers have ended, and when to fill their slots."""
@@ -322,14 +326,19 @@ class Supervisor:
                 self.slots[number].end_worker()
 
     def _relieve(self, now: float) -> None:
-        """Start more workers if all are busy for long; end those that are not needed any more."""
+        """Relieve workers that are busy for long (relief.py); end workers that are unneeded."""
         states = {pid: self.slots[number].read() for pid, number in self.pids.items()}
-        if states and relief.needed(states.values(), self.listener, now):
+        verdict = relief.judge(
+            states.values(), self.options.workers, lambda: relief.is_readable(self.listener), now
+        )
+        if verdict is relief.Verdict.WORKERS:
             free = sorted({*range(len(self.slots))} - {*self.pids.values(), *self.due})
             for number in free[: len(states)]:
                 self._start(number)
             if free:
                 self.log(f"all {len(states)} workers are busy for long: starting more for a while")
+        elif verdict is relief.Verdict.EXEC:
+            self._farewell.turn_away(self.listener, now)
         usual = {pid for pid, number in self.pids.items() if number < self.options.workers}
         self.retiring |= relief.unneeded(states, usual, now)
 

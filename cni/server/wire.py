@@ -12,6 +12,9 @@
     report    after a 'W': 'w' and 0, if stdout has the result; else 'f' and the errno (both bytes),
               then the ADD is undone, and an 'X' follows with the error
 
+    busy      instead of the hello, from the supervisor: 'B', no worker is to be had for long
+              (cni.server.farewell); the client runs the plugin itself, or asks again if it cannot
+
 A client leaves after the hello if the worker is of another build. Before the go, and before an 'N',
 the worker changes nothing, so the client can run the plugin itself.
 Instead of a request, STATUS asks for the server's state; the answer is a hello and a JSON object.
@@ -42,6 +45,7 @@ _FD_SIZE = array.array("i").itemsize
 _PID = struct.Struct("=i")  # the first field of struct ucred
 
 DECLINED = b"N"
+BUSY = b"B"
 _WRITTEN, _FAILED = b"wf"  # in a report; no signal that may come before it has these numbers
 STATUS = b"status\n"
 HELLO_SIZE = _HELLO.size

@@ -19,15 +19,13 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import NamedTuple
 
-import msgspec
-
 from .. import dispatch, interrupts
 from ..files import open_null
 from ..kernel import sysctl
 from ..netns import namespace
 from ..netns.executor import Executor, is_single_threaded
 from ..protocol.errors import IOFailure
-from . import trace, wire
+from . import slots, trace, wire
 from .counts import Counts
 from .peer import Gate
 from .reception import Client, Reception
@@ -94,7 +92,7 @@ class Worker:
             Gate(server.pids, any_mounts=limits.any_mounts),
             wire.hello(server.build),
             self._prepare,
-            self._status,
+            lambda: slots.encode(server.build, server.pid, server.slots),
             self.slot.count_declined,
         )
         self.null = open_null()
@@ -161,18 +159,6 @@ class Worker:
         )
         self.trace.mark("decoded")
         return run
-
-    def _status(self) -> bytes:
-        states = [slot.read() for slot in self.server.slots]
-        return msgspec.json.encode(
-            {
-                "build": self.server.build,
-                "pid": self.server.pid,
-                "workers": sum(state.started > 0 for state in states),
-                "busy": sum(state.busy_since > 0 for state in states),
-                "served": sum(state.served for state in states),
-            }
-        )
 
     def _serve(self, client: Client[Run]) -> bool:
         """Serve a client; False if this process should not serve another."""

@@ -11,11 +11,13 @@ import signal
 import socket
 import subprocess
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from cni.server import wire
 from tests.harness.paths import let_everybody_in
 
 from .native import (
@@ -409,6 +411,43 @@ def test_a_client_alone_is_more_patient(client: Client, tmp_path: Path) -> None:
                 os.close(fd)
         child.communicate(timeout=30)
     assert child.returncode == 4
+
+
+def test_who_is_turned_away_runs_by_exec(client: Client, serve: Callable[..., Server]) -> None:
+    server = serve(greeting=wire.BUSY)
+    assert ran_by_exec(client, client.run())
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("size", [0, 4 << 20])
+def test_a_client_alone_that_is_turned_away_asks_again(
+    client: Client, tmp_path: Path, size: int
+) -> None:
+    """Also if its configuration does not fit into the socket, so that it is not even sent."""
+    compile_client(tmp_path, "")
+    alone = client._replace(program=tmp_path / "bridge")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(client.socket))
+        listener.listen(1)
+        listener.settimeout(20)
+        child = start(alone)
+        with ThreadPoolExecutor(1) as pool:
+            output = pool.submit(child.communicate, CONF + b" " * size, 60)
+            for _ in range(3):
+                conn, _ = listener.accept()
+                with conn:
+                    assert conn.recv(1)
+                    conn.sendall(wire.BUSY)
+            conn, _ = listener.accept()
+            with conn:
+                conn.sendall(hello())
+                request, _, fds = receive(conn)
+                conn.sendall(reply(4))
+                for fd in fds:
+                    os.close(fd)
+            assert_sound(child.wait(30), output.result()[1])
+    assert child.returncode == 4
+    assert len(request) > size
 
 
 # --- signals --------------------------------------------------------------------------------------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness.server import HELLO_SIZE, encode_request, serving
+from cni.server import relief, wire
+from tests.harness.server import HELLO_SIZE, by_exec, encode_request, served, serving
 from tests.harness.wait import wait_until
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.harness import Netns, Runtime
     from tests.harness.server import Server
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.own_server
 
 WORKERS = 2
+LOOPBACK = {"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}
 
 
 @pytest.fixture
@@ -66,13 +71,14 @@ def waiting(runtime: Runtime, netns: Callable[..., Netns], tmp_path: Path) -> Wa
     return Waiting(runtime, netns, tmp_path)
 
 
-def greeted(server: Server, runtime: Runtime, container: Netns) -> bytes:
-    """What a worker says to a request, however long that takes; the request does not begin."""
+def greeted(server: Server, runtime: Runtime, container: Netns, padding: int = 0) -> bytes:
+    """What the server says to a request, however long that takes; the request does not begin."""
     env = runtime.environment("ADD", container, ifname="lo")
-    stdin = b'{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}'
+    stdin = b'{"cniVersion": "1.0.0", "name": "lo", "type": "loopback"}' + b" " * padding
     with server.connect() as sock:
         sock.settimeout(60)
-        sock.sendall(encode_request(str(runtime.bin_dir / "loopback"), env, stdin))
+        with contextlib.suppress(BrokenPipeError):
+            sock.sendall(encode_request(str(runtime.bin_dir / "loopback"), env, stdin))
         return sock.recv(HELLO_SIZE)
 
 
@@ -113,3 +119,37 @@ def test_where_none_waits_there_are_no_more(
         for _ in range(50):
             assert len(greeted(server, runtime, container)) == HELLO_SIZE
         assert server.workers() == [worker]
+
+
+def test_more_than_may_wait(
+    runtime: Runtime, container: Netns, waiting: Waiting, socket_path: Path
+) -> None:
+    """Where no worker is to be had, requests are told to run by exec; STATUS is answered."""
+    with serving(runtime, socket_path, "--workers", str(WORKERS)) as server:
+        waiting.begin(relief.most(WORKERS))
+        sizes = [0, 0, 0, 0, 1 << 20]  # the last one does not fit into the socket's buffer
+        with ThreadPoolExecutor(len(sizes) + 1) as pool:
+            asked = pool.submit(server.status)
+            told = list(pool.map(lambda size: greeted(server, runtime, container, size), sizes))
+        assert told == [wire.BUSY] * len(sizes)
+        assert asked.result()["busy"] == relief.most(WORKERS)
+        by_exec(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+        assert all(child.poll() is None for child in waiting.children)
+        waiting.end()
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
+
+
+def test_where_no_worker_can_be_started(
+    runtime: Runtime, container: Netns, socket_path: Path
+) -> None:
+    with serving(runtime, socket_path, "--workers", "1") as server:
+        inject = "inject=clone,clone3,fork,vfork:error=EAGAIN"
+        command = ["strace", "-qq", "-o", "/dev/null", "-e", inject, "-p", str(server.pid)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE) as tracer:
+            status = Path(f"/proc/{server.pid}/status")
+            wait_until(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is there")
+            server.signal_workers(signal.SIGKILL)
+            assert greeted(server, runtime, container) == wire.BUSY
+            tracer.terminate()
+        wait_until(lambda: len(server.workers()) == 1, "a new worker", 60)
+        served(server, lambda: runtime.add("loopback", LOOPBACK, container)).succeeded()
