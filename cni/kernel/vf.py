@@ -18,7 +18,8 @@ _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _WITH_FUNCTIONS = nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_VF | uapi.RTEXT_FILTER_SKIP_STATS)
 _MAC = struct.Struct("=I32s")  # struct ifla_vf_mac: number, MAC (MAX_ADDR_LEN)
 _VLAN = struct.Struct("=III")  # struct ifla_vf_vlan: number, VLAN, priority
-_VLAN_INFO = struct.Struct("=III2s2x")  # struct ifla_vf_vlan_info: the same, protocol (big endian)
+_VLAN_INFO = struct.Struct("=III2s")  # struct ifla_vf_vlan_info: the same, protocol (big endian)
+_VLAN_INFO_PADDING = bytes(2)
 _RATE = struct.Struct("=III")  # struct ifla_vf_rate: number, Mbit/s at least, and at most
 _SETTING = struct.Struct("=II")  # struct ifla_vf_spoofchk, _trust, _link_state: number, value
 _UNKNOWN = 0xFFFFFFFF  # what the kernel puts where the driver says nothing (rtnl_fill_vfinfo)
@@ -107,7 +108,9 @@ def _attribute(number: int, name: str, value: Any) -> bytes:
         if protocol == ETH_P_8021Q:  # the older attribute, which every driver and kernel has
             return nl.attr(uapi.IFLA_VF_VLAN, _VLAN.pack(number, vlan, priority))
         info = _VLAN_INFO.pack(number, vlan, priority, protocol.to_bytes(2, "big"))
-        return nl.nest(uapi.IFLA_VF_VLAN_LIST, nl.attr(uapi.IFLA_VF_VLAN_INFO, info))
+        return nl.nest(
+            uapi.IFLA_VF_VLAN_LIST, nl.attr(uapi.IFLA_VF_VLAN_INFO, info + _VLAN_INFO_PADDING)
+        )
     if name == "rates":
         return nl.attr(uapi.IFLA_VF_RATE, _RATE.pack(number, *value))
     kinds = {
