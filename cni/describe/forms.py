@@ -42,6 +42,7 @@ def _request(text: str) -> None:
 def _own_mac(text: str) -> None:
     """A MAC address that a link can have; the kernel refuses others (is_valid_ether_addr)."""
     packed = parse_mac(text)
+    # The lowest bit of the first byte means a group.
     if packed[0] & 1 or not any(packed):
         raise ValueError(f"address {text}: it is of a group, or zero, and no link can have it")
 
@@ -52,6 +53,7 @@ def _path(text: str) -> None:
 
 
 def _matches(pattern: str, words: str) -> Callable[[str], None]:
+    # Compiled once; the function is called for each value.
     compiled = re.compile(pattern)
 
     def check(text: str) -> None:
@@ -67,6 +69,7 @@ def _condition(text: str) -> None:
 
 
 _HEX = "[0-9A-Fa-f]"
+# 28 characters are what iptables allows for the name of a chain.
 _CHAIN = r"[A-Za-z][A-Za-z0-9_.\-/]{0,27}"
 _LOG_FILE = r"journal|/var/log/cni/[^/\x00]+"
 _PCI = rf"{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]"

@@ -223,6 +223,7 @@ def _in_background(sock: socket.socket, handle: Callable[[], None]) -> Iterator[
     try:
         yield
     finally:
+        # The other end becomes readable, which ends the select.
         stop.close()
         thread.join()
         stopped.close()
