@@ -17,9 +17,8 @@ from ...store.interface import Item, Store
 from ...store.node_files import boot_time
 from ...store.settings import Settings
 from ..host_local import usage
-from ..host_local.reservation import is_address
+from ..host_local.reservation import CONFLICT, is_address
 from . import blocks
-from .allocation import CONFLICT
 from .node import OWN, PENDING, RELEASING, Node, Space
 from .pool import Pool, PoolConf, convert
 from .takeover import HELD
