@@ -16,6 +16,7 @@ from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, convert
 from cni.ipam.host_local import usage
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+from cni.protocol.errors import CNIError
 from cni.store import endpoints, engines, settings
 from cni.store.interface import Item, Store, StoreError
 from cni.store.settings import check_word
@@ -102,7 +103,7 @@ def _settings(network: str | None) -> settings.Settings:
 def pools(network: str | None) -> None:
     """Show the store's pools, and how much of them is claimed."""
     with opened(network) as cluster:
-        found = [pool_of(item) for item in cluster.store.list("pools/").items]
+        found, wrong = _pools(cluster.store)
         taken = {name: _blocks(cluster.store, name) for name in {each.space for each in found}}
     rows, values = [], []
     for pool in found:
@@ -125,6 +126,21 @@ def pools(network: str | None) -> None:
                 (pool.name, pool.space, str(ranges), f"/{sizes}", str(total), str(used), use)
             )
     formats.present(values, rows=Table(_POOLS, rows), names=[each.name for each in found])
+    for error in wrong:  # after those that can be used
+        output.line(f"cni: {error}", err=True)
+    if wrong:
+        click.get_current_context().exit(1)
+
+
+def _pools(store: Store) -> tuple[list[Pool], list[CNIError]]:
+    """The pools of the store, and what is wrong with definitions that no ADD can use."""
+    found, wrong = [], []
+    for item in store.list("pools/").items:
+        try:
+            found.append(pool_of(item))
+        except CNIError as error:
+            wrong.append(error)
+    return found, wrong
 
 
 def pool_of(item: Item) -> Pool:
@@ -355,7 +371,13 @@ def accept(network: str | None, space: str) -> None:
     """
     with opened(network) as cluster:
         node = Node(cluster.its.data_dir, cluster.its.node)
-        Claims(cluster.store, cluster.its, node, _log).accept(check_word(space, "space"))
+        names = [item.key.removeprefix("spaces/") for item in cluster.store.list("spaces/").items]
+        if check_word(space, "space") not in {*names, *node.spaces()}:
+            raise errors.NotFound(
+                f"there is no address space {space} in {cluster.store.name}, nor on this node",
+                f"there are {', '.join(names) or 'none'}",
+            )
+        Claims(cluster.store, cluster.its, node, _log).accept(space)
     formats.done({"space": space}, f"blocks of {space} are claimed in this store from now on")
 
 
