@@ -52,6 +52,7 @@ NAMES = (
     "whereabouts",
     "win-bridge",
     "win-overlay",
+    "wireguard",
 )
 IPAM_NAMES = ("cluster", "dhcp", "host-local", "slaac", "static", "whereabouts")
 

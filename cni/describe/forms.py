@@ -13,6 +13,8 @@ from cni.ipam.dhcp.conf import parse_code
 from cni.ipam.host_local.ranges import excluded
 from cni.kernel import sysctl
 from cni.kernel.link import parse_mac
+from cni.plugins.wireguard.keys import parse as parse_key
+from cni.plugins.wireguard.settings import parse_endpoint
 from cni.protocol.address import Prefix, parse_ip
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_ifname, check_network_name
@@ -137,6 +139,18 @@ FORMS = {
         "MY-RULES",
         _matches(_CHAIN, "it is no name of a chain"),
         f"^({_CHAIN})?$",
+    ),
+    "wgkey": Form(
+        "a key of 32 bytes in base64",
+        "vIwzZjxbT6LDdNgFsV1uxBBZHP2QAvmrBfiDWeKIjS0=",
+        lambda text: parse_key(text, "key"),
+        "^([A-Za-z0-9+/]{43}=)?$",
+    ),
+    "endpoint": Form(
+        "an address and a port",
+        "192.0.2.11:51820",
+        lambda text: parse_endpoint(text, "endpoint"),
+        r"^[0-9A-Fa-f:.\[\]]*$",
     ),
     "condition": Form("words of a rule, without ;", "ip", _condition, r"^[^;]*$"),
     "option": Form("a DHCP option: its name, or a number up to 255", "121", parse_code),
