@@ -10,6 +10,7 @@ RUN := $(VENV)/bin/python
 VENV_STAMP := $(VENV)/.stamp
 PIP_OPTIONS := --quiet --disable-pip-version-check
 LAB := tools/kernel-lab --mem 3G --timeout 2400
+DEBIAN_LAB := tools/debian-lab --mem 3G --timeout 2400
 
 SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 	tools/build.py tools/bundle.lock
@@ -38,12 +39,14 @@ PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
 PACKAGES_release := git rpm $(PACKAGES_cross)
 # aarch64: the file for that machine, and what emulates it: a kernel, and single programs.
 PACKAGES_aarch64 := $(PACKAGES_cross) qemu-system-arm qemu-user-static
+# debian: what runs Debian's own kernel (tools/debian-lab).
+PACKAGES_debian := qemu-system-x86 busybox-static kmod xz-utils zstd
 # runtime: two container runtimes; skopeo copies images.
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 
 .DEFAULT_GOAL := help
 .PHONY: help setup venv build build-selfcontained build-windows release image docs man install uninstall test test-unit \
-	test-build test-netns test-warm test-faults test-lab test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
+	test-build test-netns test-warm test-faults test-lab test-debian test-selfcontained test-aarch64 prove-snapshot test-runtime test-release test-all \
 	lint format bench bench-node bench-cluster demo golden lock clean distclean
 
 help: ## print this
@@ -52,7 +55,7 @@ help: ## print this
 # --- preparation -------------------------------------------------------------------------------
 
 setup: ## install the Debian packages for building and all tests (root)
-setup: $(foreach set,build interpreter test aarch64 runtime release,.cache/setup-$(set).stamp)
+setup: $(foreach set,build interpreter test aarch64 debian runtime release,.cache/setup-$(set).stamp)
 
 .cache/setup-%.stamp: Makefile tools/setup.sh
 	@tools/setup.sh $(PACKAGES_$*)
@@ -151,6 +154,15 @@ test-warm: $(TESTED) ## the same, not the slow ones, through a server, as far as
 test-lab: $(TESTED) $(BOTH_BUILT) ## the tests that need another kernel, in a guest of their own
 	CNI_HOST_FEATURES="$$($(FEATURES))" $(BOTH) CNI_LAB=1 $(LAB) -- $(PYTEST) $(PARALLEL) -p no:cacheprovider -m lab --timeout 600 \
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
+
+# Collected here: an emulated processor would take minutes for that. And with the self-contained
+# file, whose requests start without an interpreter's imports.
+DEBIAN_TESTS := .cache/debian-tests
+test-debian: $(TESTED) $(BOTH_BUILT) .cache/setup-debian.stamp ## the tests that need Debian's own kernel (SCTP …), in QEMU
+	$(RUN) -m pytest -p no:cacheprovider --collect-only -q -m debian $(call tests-in,lab netns) $(PYTEST_ARGS) \
+		| grep :: >$(DEBIAN_TESTS)
+	$(if $(BOTH),CNI_TEST_FILES=self-contained) CNI_LAB=debian $(DEBIAN_LAB) -- $(PYTEST) -p no:cacheprovider \
+		--timeout 600 @$(DEBIAN_TESTS)
 
 test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
 	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained) $(PYTEST_ARGS)

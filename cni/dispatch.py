@@ -157,6 +157,10 @@ TABLE: dict[str, Plugin] = {
         "is cluster, and takes the keys of the plugin of that name",
         conf_error="",
     ),
+    "wireguard": Plugin(
+        "cni.plugins.wireguard.plugin",
+        "routes between the containers of several nodes, encrypted",
+    ),
 }
 
 # The plugins of Windows; its IPAM plugins are those of Linux.

@@ -16,7 +16,7 @@ from tests.harness.combinations import more_combinations
 from tests.harness.everyday import long_ones, many_rows
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
-from tests.harness.requires import ensure
+from tests.harness.requires import ONLY_DEBIAN, ensure
 from tests.harness.server import Server, serving
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("everyday")
     config.addinivalue_line("markers", "netns: makes network namespaces (root)")
     config.addinivalue_line("markers", "lab: needs a kernel that `make test-lab` provides")
+    config.addinivalue_line("markers", "debian: runs on Debian's kernel in `make test-debian`")
     config.addinivalue_line("markers", "each_kernel: shows more on the lab's kernel, an older one")
     config.addinivalue_line("markers", "own_server: starts the servers that it needs, or has none")
     config.addinivalue_line("markers", "requires_kernel(*features): see tests.harness.requires")
@@ -48,8 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("requires_kernel"):
-            item.add_marker(pytest.mark.lab)
+        needed = {name for mark in item.iter_markers("requires_kernel") for name in mark.args}
+        if needed:
+            item.add_marker(pytest.mark.debian if needed & ONLY_DEBIAN else pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
     # `make test-warm` is no everyday run: it has the long ones, too

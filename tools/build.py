@@ -95,6 +95,7 @@ def main(arguments: list[str]) -> int:
     CACHE.mkdir(exist_ok=True)
     try:
         with (CACHE / "build.lock").open("w") as alone:
+            # Two builds at once would write the same files of the cache.
             fcntl.flock(alone, fcntl.LOCK_EX)
             command()
     except (BuildError, OSError) as error:
@@ -133,6 +134,7 @@ def payload() -> dict[str, bytes]:
     files.update(tree(ROOT / "cni", "cni"))
     files["run.py"] = (ROOT / "launcher/run.py").read_bytes()
     files["__main__.py"] = (ROOT / "launcher/zipmain.py").read_bytes()
+    # The tree's own says that it was not built; the real one needs the id of all other files.
     del files["cni/_build.py"]
     return files
 
@@ -170,6 +172,7 @@ def bytecode(files: dict[str, bytes]) -> dict[str, bytes]:
 
     Without them an uninstalled plugin takes 97 ms instead of 43 for its imports.
     """
+    # An unchecked hash (PEP 552): importing does not compare it with the source.
     unchecked_hash = MAGIC_NUMBER + bytes([1, 0, 0, 0]) + bytes(8)
     compiled = {}
     for name, source in files.items():
@@ -228,11 +231,13 @@ def native_client(script: bytes, compiler: str = "", *options: str | Path) -> by
 def archive(files: dict[str, bytes], start: int) -> bytes:
     """A zip of `files` with offsets that count `start` bytes in, the same for the same input."""
     buffer = io.BytesIO()
+    # zipfile then counts the offsets from the beginning of the whole file.
     buffer.write(bytes(start))
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name in sorted(files):
             info = zipfile.ZipInfo(name, TIMESTAMP)
             info.compress_type = zipfile.ZIP_DEFLATED
+            # Unix; by default it would be the system that builds.
             info.create_system = 3
             info.external_attr = 0o100644 << 16
             archive.writestr(info, files[name])
@@ -244,6 +249,7 @@ def write_executable(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(data)
     temporary.chmod(0o755)
+    # By rename: the file may be running, and a killed build leaves the old one.
     temporary.replace(path)
 
 

@@ -140,9 +140,7 @@ def check(network: str, where: str, container: str, ifname: str | None, cache_di
 
 @click.command("del")
 @_attachment_options
-@click.option(
-    "--force", is_flag=True, help="Also what a container runtime attached: it goes completely."
-)
+@click.option("--force", is_flag=True, help="Also detach what a container runtime has attached.")
 @DRY_RUN
 def delete(
     network: str,
@@ -155,7 +153,8 @@ def delete(
 ) -> None:
     """Detach a namespace or container from the network; the namespace may be gone.
 
-    What a container runtime attached is left alone without --force: delete the container there.
+    An attachment of a container runtime is refused without --force: delete the container with the
+    runtime instead.
 
     \b
     Examples: cni del mynet /run/netns/blue

@@ -52,7 +52,7 @@ def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
 )
 @formats.options
 def leases(path: str) -> None:
-    """Show the leases the daemon holds: what, whose, in which state, and for how long."""
+    """Show the daemon's leases: address, state, remaining time, and the holder."""
     rows = rpc.call(path, "DHCP.Leases", {}, timeout=10)
     cells = []
     for row in sorted(rows, key=lambda r: (r["network"], r["containerID"], r["ifname"])):

@@ -22,11 +22,11 @@ _MARKS = {OK: "✓", NOTE: "·", UNKNOWN: "?", WARNING: "!", ERROR: "✗"}
 
 
 @click.command()
-@click.option("--strict", is_flag=True, help="Exit code 1 for warnings, too.")
+@click.option("--strict", is_flag=True, help="Also exit with code 1 if there are warnings.")
 @CACHE_DIR
 @formats.options
 def doctor(strict: bool, cache_dir: str) -> None:
-    """Look for what is wrong with this node, and say what mends it.
+    """Look for faults of this node, and name the command that repairs each.
 
     Looks at the kernel, its modules and sysctls, the packet filter, state directories and disks,
     leftovers of dead containers, the installed plugins, the server, and each network. Changes

@@ -49,7 +49,7 @@ def explain(what: str) -> None:
     cni explain                        lists the plugins
     cni explain bridge                 lists the keys of bridge
     cni explain bridge.vlanTrunk.minID explains one key
-    cni explain host-local.ranges      of an IPAM plugin, `ipam.` may be left out
+    cni explain host-local.ranges      explains a key of an IPAM plugin
     """  # noqa: D301 - click wants the control character
     if not what:
         _explain_all()

@@ -51,7 +51,7 @@ def _with_options(function: F, kind: click.ParamType[Any], more: str) -> F:
             expose_value=False,
             is_eager=True,
             callback=_choose,
-            help="json, yaml, name (one name a line) or wide (nothing is left out). Errors too."
+            help="json, yaml, name (one name a line) or wide (nothing is left out); errors, too."
             + more,
         ),
     ):

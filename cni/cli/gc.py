@@ -21,14 +21,14 @@ from .view.namespaces import Live
 
 @click.command()
 @network_options
-@click.option("--all", "everything", is_flag=True, help="Also attachments that are in use.")
-@click.option("--yes", is_flag=True, help="Do not ask, with --all.")
+@click.option("--all", "everything", is_flag=True, help="Also delete those in use.")
+@click.option("--yes", is_flag=True, help="With --all: do not ask for confirmation.")
 @click.option(
     "--keep",
     metavar="ID/IFNAME",
     multiple=True,
     type=Container(with_ifname=True),
-    help="An attachment that stays in any case; may be repeated. The id may be cut.",
+    help="Never delete this attachment. May be repeated; the beginning of the id is enough.",
 )
 @DRY_RUN
 def gc(
@@ -42,7 +42,7 @@ def gc(
 ) -> None:
     """Delete the network's attachments whose namespace is gone; with --all every one.
 
-    With --all the plugins remove also what no attachment is known for (cniVersion 1.1.0).
+    With --all, the plugins also remove what belongs to no known attachment (cniVersion 1.1.0).
 
     \b
     Examples: cni gc mynet --dry-run

@@ -42,8 +42,9 @@ _ATTACHED = (
 def inspect(what: str, cache_dir: str) -> None:
     """Show everything that a container or a network has on this node, and how it was found.
 
-    Links, addresses, routes, policy rules, queueing, packet filter rules, ports, reservations,
-    files and kernel parameters. A container is named by its id, or the beginning of it.
+    Shows links, addresses, routes, policy rules, queueing, packet filter rules, ports,
+    reservations, files and kernel parameters. A container is named by its id, or the beginning of
+    it.
 
     \b
     Examples: cni inspect 5f1b6e0c

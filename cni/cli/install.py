@@ -75,23 +75,23 @@ _ROOT = click.option(
 @click.option(
     "--link",
     metavar="DIR|none",
-    help="Where a shell shall find cni: a link in this directory. Default: "
+    help="Make a link to cni in this directory, so that a shell finds it. Default: "
     f"{command.DIRECTORY} if the plugins are below {' or '.join(_SYSTEM)}, else none.",
 )
 @_UNITS
 @click.option(
     "--service",
     is_flag=True,
-    help=f"Also the systemd units of the server, in {install_units.DIRECTORY} or --units.",
+    help=f"Also write the server's systemd units, to {install_units.DIRECTORY} or --units.",
 )
 @_ROOT
 @click.option(
     "--replace-whereabouts",
     is_flag=True,
-    help="Also replace the plugin whereabouts of its own project (docs/from-whereabouts.md).",
+    help="Also replace the plugin of the project whereabouts (docs/from-whereabouts.md).",
 )
 @click.option(
-    "--client-only", is_flag=True, help="Without Python: requests go to a server in a container."
+    "--client-only", is_flag=True, help="Need no Python: requests go to a server in a container."
 )
 @formats.options
 def install(
@@ -106,8 +106,8 @@ def install(
 ) -> None:
     """Install the plugins: this file and a small one for each.
 
-    Containers may start meanwhile. A plugin of the same name that is there already is kept and
-    comes back with `cni uninstall`.
+    Containers may start during the installation. An existing plugin of the same name is kept, and
+    `cni uninstall` restores it.
     """
     if client_only and (python or units or service):
         raise click.UsageError("--client-only goes with --bin-dir, --link, --root, -o and --json")
@@ -189,7 +189,7 @@ def _more(units: Path | None, service: bool) -> Iterator[str]:
 @_BIN_DIR
 @_UNITS
 @_ROOT
-@click.option("--force", is_flag=True, help="Also while containers are attached.")
+@click.option("--force", is_flag=True, help="Go on although containers are attached.")
 @CACHE_DIR
 @DRY_RUN
 @formats.options
@@ -203,8 +203,8 @@ def uninstall(
 ) -> None:
     """Remove what `cni install` made, and put back what was there before.
 
-    Refused while containers are attached by these plugins that could not be detached any more, or
-    not completely.
+    Refused while containers are attached that without these plugins could not be detached
+    completely.
     """
     # Loads the view of the node, which `install` does not need.
     from . import remaining

@@ -38,7 +38,7 @@ cache_option = click.option(
     default=cache.DEFAULT_DIRECTORY,
     show_default=True,
     type=click.Path(file_okay=False),
-    help="Its directory results tells which network namespace a container has.",
+    help="The result cache, DIRECTORY/results, names the containers' network namespaces.",
 )
 _RANGES = (
     Column("NETWORK", cut="end"),
@@ -68,7 +68,7 @@ _COLUMNS = (
 def ipam(context: click.Context, cache_dir: str) -> None:
     """Show how much of each network's ranges is in use, or look after the addresses.
 
-    Without a command: the ranges of host-local of all networks of this node.
+    Without a command, it shows the ranges of host-local of all networks of this node.
 
     \b
     Examples: cni ipam
@@ -113,8 +113,8 @@ def _options(needs_network: bool) -> Callable[[F], F]:
             click.option(
                 "--data-dir",
                 type=click.Path(file_okay=False),
-                help="host-local's dataDir, if not that of the network's configuration "
-                f"(without one, {host_local.DATA_DIR}).",
+                help="host-local's dataDir [that of the network's configuration, or "
+                f"{host_local.DATA_DIR}].",
             ),
             click.argument("network", type=Network(), required=needs_network),
         ):
@@ -127,7 +127,7 @@ def _options(needs_network: bool) -> Callable[[F], F]:
 @ipam.command("list", short_help="Show who holds which address, since when.")
 @_options(needs_network=False)
 def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> None:
-    """Show who holds which address (of NETWORK) since when, and whether its namespace is there."""
+    """Show who holds which address (of NETWORK), since when, and whether its namespace exists."""
     if network or data_dir:
         if not network:
             raise click.UsageError("--data-dir needs NETWORK")
@@ -167,14 +167,14 @@ def list_leases(network: str | None, data_dir: str | None, cache_dir: str) -> No
     required=True,
     type=Reserved(),
 )
-@click.option("--force", is_flag=True, help="Also if the container's namespace is there.")
+@click.option("--force", is_flag=True, help="Also if the container's namespace exists.")
 @click.option("--dry-run", is_flag=True, help="Say what would be released, and change nothing.")
 def release(
     network: str, what: tuple[str, ...], force: bool, dry_run: bool, **options: Any
 ) -> None:
     """Release addresses, or all that a container (its id, its beginning, or its pod) holds.
 
-    Links, routes and rules stay: `cni del` or the runtime takes them away with the address.
+    Links, routes and rules stay; `cni del` or the runtime removes them together with the address.
     """
     held = ipam_leases.find(network, **options)
     leases = ipam_leases.leases_of(held)
@@ -200,16 +200,16 @@ def release(
     )
 
 
-@ipam.command(short_help="Find reservations that should not be.")
+@ipam.command(short_help="Find wrong reservations.")
 @_options(needs_network=False)
 @click.option(
     "--cluster", is_flag=True, help="Compare this node's blocks of a cluster with the store."
 )
 def check(network: str | None, cluster: bool, **options: Any) -> None:
-    """Look for reservations that should not be, and whether the index agrees with the files.
+    """Look for wrong reservations, and compare the index with the files.
 
-    Exit code 1 if there is anything. A wrong index is removed; the next ADD or DEL makes a new one.
-    With --cluster nothing is changed; NETWORK then says whose store is meant.
+    Exit code 1 if there is a problem. A wrong index is removed; the next ADD or DEL makes a new
+    one. With --cluster nothing is changed, and NETWORK is the network whose store is used.
     """
     if cluster:
         _report("cluster", ipam_check.of_cluster(network), {})

@@ -16,6 +16,7 @@ from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, convert
 from cni.ipam.host_local import usage
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
+from cni.protocol.errors import CNIError
 from cni.store import endpoints, engines, settings
 from cni.store.interface import Item, Store, StoreError
 from cni.store.settings import check_word
@@ -56,8 +57,8 @@ def options(function: F) -> F:
         click.option(
             "--network",
             type=Network(),
-            help="Whose store to ask [that of /etc/cni/cluster.json, or of the first network that "
-            "has one].",
+            help="The network whose store is used [that of /etc/cni/cluster.json, or of the first "
+            "network that has one].",
         ),
     ):
         function = option(function)
@@ -102,7 +103,7 @@ def _settings(network: str | None) -> settings.Settings:
 def pools(network: str | None) -> None:
     """Show the store's pools, and how much of them is claimed."""
     with opened(network) as cluster:
-        found = [pool_of(item) for item in cluster.store.list("pools/").items]
+        found, wrong = _pools(cluster.store)
         taken = {name: _blocks(cluster.store, name) for name in {each.space for each in found}}
     rows, values = [], []
     for pool in found:
@@ -125,6 +126,21 @@ def pools(network: str | None) -> None:
                 (pool.name, pool.space, str(ranges), f"/{sizes}", str(total), str(used), use)
             )
     formats.present(values, rows=Table(_POOLS, rows), names=[each.name for each in found])
+    for error in wrong:  # after those that can be used
+        output.line(f"cni: {error}", err=True)
+    if wrong:
+        click.get_current_context().exit(1)
+
+
+def _pools(store: Store) -> tuple[list[Pool], list[CNIError]]:
+    """The pools of the store, and what is wrong with definitions that no ADD can use."""
+    found, wrong = [], []
+    for item in store.list("pools/").items:
+        try:
+            found.append(pool_of(item))
+        except CNIError as error:
+            wrong.append(error)
+    return found, wrong
 
 
 def pool_of(item: Item) -> Pool:
@@ -145,12 +161,12 @@ def _blocks(store: Store, space: str) -> dict[Prefix, Item]:
 
 @click.command("blocks")
 @options
-@click.option("--space", help="Only of this address space.")
-@click.option("--node", help="Only this node's.")
+@click.option("--space", help="Only blocks of this address space.")
+@click.option("--node", help="Only blocks of this node.")
 def list_blocks(network: str | None, space: str | None, node: str | None) -> None:
     """Show which node has which block.
 
-    Of this node's, how many addresses are in use.
+    For blocks of this node, also how many addresses are in use.
     """
     with opened(network) as cluster:
         items = cluster.store.list("spaces/").items
@@ -201,9 +217,9 @@ def _is_address(name: str) -> bool:
 @options
 @click.argument("address", metavar="IP")
 def show(network: str | None, address: str) -> None:
-    """Show whose an address is.
+    """Show which node and container have an address.
 
-    Its block, the node that has the block, and on this node the container.
+    Prints the address's block and the node that has it; the container only if it is on this node.
     """
     packed = parse_ip(address)
     found = []
@@ -287,8 +303,8 @@ def _no_node(node: str, cluster: Cluster) -> errors.NotFound:
 def forget(network: str | None, node: str, force: bool) -> None:
     """Free the blocks of a node that is gone for good.
 
-    Overlay networks send no more packets to it. A node that is forgotten and comes back begins
-    anew. Its containers keep addresses that others may get: hence --force.
+    Overlay networks send no more packets to it. If the node comes back, it begins without blocks,
+    but its containers keep addresses that others may have got. So --force is necessary.
     """
     if not force:
         raise errors.Refused(
@@ -324,7 +340,7 @@ def forget(network: str | None, node: str, force: bool) -> None:
 def sync(release: bool) -> None:
     """Compare this node's blocks with the store's.
 
-    It claims ahead, and gives back blocks that it does not need.
+    Also claims blocks ahead, and gives back blocks that this node does not need.
     """
     errors.require_root("sync: it changes what ADDs allocate from")
     report, problems = rounds.once(os.environ, _log, give_back=release)
@@ -351,11 +367,17 @@ def _log(text: str) -> None:
 def accept(network: str | None, space: str) -> None:
     """Trust a store again that was restored from a backup.
 
-    Only when every node has put back its blocks.
+    Run it only after every node has put back its blocks.
     """
     with opened(network) as cluster:
         node = Node(cluster.its.data_dir, cluster.its.node)
-        Claims(cluster.store, cluster.its, node, _log).accept(check_word(space, "space"))
+        names = [item.key.removeprefix("spaces/") for item in cluster.store.list("spaces/").items]
+        if check_word(space, "space") not in {*names, *node.spaces()}:
+            raise errors.NotFound(
+                f"there is no address space {space} in {cluster.store.name}, nor on this node",
+                f"there are {', '.join(names) or 'none'}",
+            )
+        Claims(cluster.store, cluster.its, node, _log).accept(space)
     formats.done({"space": space}, f"blocks of {space} are claimed in this store from now on")
 
 

@@ -45,6 +45,9 @@ def of_leases(held: Reservations, leases: Iterable[Lease]) -> list[str]:
     spelled: dict[bytes, str] = {}
     for each in leases:
         packed = parse_ip(each.address)
+        if each.container_id == reservation.CONFLICT:
+            problems.append(f"{each.address}: set aside: {each.ifname} on the link has it")
+            continue
         # host-local's files have the address as their name, in whichever spelling it was written.
         same = spelled.setdefault(packed, each.address)
         if same != each.address:

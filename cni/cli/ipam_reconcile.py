@@ -40,21 +40,21 @@ _NEXT = {
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="Delete so many blocks at most.",
+    help="Delete at most this many blocks.",
 )
 @click.option(
     "--every",
     type=click.FloatRange(min=1),
-    help="Go on until it is ended, with so many seconds between two rounds.",
+    help="Run rounds until the command is ended, with this many seconds between two.",
 )
 def reconcile(settle: float, limit: int, every: float | None) -> None:
-    """Free the blocks of nodes that the cluster has no more. Run it every minute, on one node.
+    """Free the blocks of nodes that the cluster no longer has. Run it every minute, on one node.
 
-    With the store kubernetes a node is gone when its Node object is; NotReady is not gone. With
-    another store a node is gone if it had no containers when it last renewed, and has not renewed
-    for twice its nodeTimeout; one that may have containers keeps its blocks. Two rounds have to see
-    it. The store is that of /etc/cni/cluster.json. With --every it also logs pods whose addresses
-    are of no block of their node.
+    With the store kubernetes, a node is gone when its Node object is gone; a node that is NotReady
+    is not gone. With another store, a node is gone if it had no containers when it last renewed its
+    promise, and has not renewed it for twice its nodeTimeout; a node that may have containers keeps
+    its blocks. Two rounds have to find it gone. The store is that of /etc/cni/cluster.json. With
+    --every, the command also logs pods whose addresses are in no block of their node.
     """
     # Loaded here: `cni ipam` adds this command to its group each time, and mostly runs another.
     from cni.ipam.cluster import reconciling

@@ -36,7 +36,7 @@ _caches = click.option(
     default=_CACHES,
     show_default=True,
     type=click.Path(file_okay=False),
-    help="Directories whose results tell which container has an address.",
+    help="Result caches, DIRECTORY/results, which tell the container of each address.",
 )
 
 
@@ -53,7 +53,7 @@ def export() -> None:
 @import_.command("whereabouts", short_help="Take over what whereabouts has given.")
 @ipam_cluster.options
 @_caches
-@click.option("--hold-only", is_flag=True, help="Take over nothing on this node.")
+@click.option("--hold-only", is_flag=True, help="Only hold addresses in the store.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and change nothing.")
 @click.argument(
     "files", metavar="[FILE]...", nargs=-1, type=click.Path(exists=True, dir_okay=False)
@@ -67,9 +67,10 @@ def import_whereabouts(
 ) -> None:
     """Take over what whereabouts has given to containers, while they run.
 
-    Every address of a pod that exists is held, so that no node claims it; those of this node become
-    its own, with a reservation for the container. Run it on each node; again is no harm. FILEs are
-    what kubectl says, as JSON or plain YAML; without any, the store's Kubernetes API is asked.
+    Every address of an existing pod is held in the store, so that no other node claims it. On this
+    node, addresses of its pods get a reservation for their container. Run it on each node; you may
+    repeat it. FILEs are the output of kubectl, as JSON or plain YAML; without FILE, the command
+    reads the store's Kubernetes API.
     """
     objects = [each for name in files for each in of_file(Path(name))]
     with ipam_cluster.opened(network) as cluster:
@@ -176,12 +177,14 @@ def _attachments(caches: tuple[str, ...]) -> list[adopt.Attachment]:
 @export.command("whereabouts", short_help="Write whereabouts' objects for this node's addresses.")
 @ipam_cluster.options
 @_caches
-@click.option("--namespace", default="kube-system", show_default=True, help="Of the objects.")
+@click.option(
+    "--namespace", default="kube-system", show_default=True, help="The objects' namespace."
+)
 def export_whereabouts(network: str | None, caches: tuple[str, ...], namespace: str) -> None:
-    """Write objects of whereabouts for what this node has given, as a List in JSON.
+    """Write objects of whereabouts for the addresses of this node, as a List in JSON.
 
-    Nodes' lists belong together: kubectl apply --server-side --field-manager=NODE -f - merges
-    them. Nothing is changed here.
+    To merge the lists of all nodes, pass each to kubectl apply --server-side
+    --field-manager=NODE -f -. Nothing is changed here.
     """
     with ipam_cluster.opened(network) as cluster:
         layouts = {

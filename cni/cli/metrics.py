@@ -21,14 +21,14 @@ _MOST_NETWORKS = 200  # with series of their own: more would be a burden for Pro
 
 
 @click.command()
-@click.option("--to", "path", metavar="FILE", help="Write this file instead, whole or not at all.")
+@click.option("--to", "path", metavar="FILE", help="Write to this file, atomically.")
 @CACHE_DIR
 @formats.options
 def metrics(path: str | None, cache_dir: str) -> None:
     """Print what is in use on this node in Prometheus' text format.
 
-    For a node without a server, or for node-exporter's directory of text files. A server counts
-    requests as well: cni serve --metrics.
+    Use it on a node without a server, or for node-exporter's directory of text files. A server
+    also counts requests: cni serve --metrics.
 
     \b
     See also: cni ipam, cni ports, cni serve --status

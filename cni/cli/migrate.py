@@ -238,9 +238,9 @@ def _forget(kept: Intent) -> None:
 def migrate(form: str | None, state_dir: str) -> None:
     """Prepare a return to the Go plugins, or undo that.
 
-    With --to reference, ports that containers publish and traffic that `firewall` accepts stay as
-    they are, by rules that the Go plugins remove when the containers are deleted. New containers
-    are not concerned: install the Go plugins afterwards. What cannot be rewritten is listed.
+    With --to reference, published ports and traffic that `firewall` accepts keep working, by rules
+    that the Go plugins can remove when the containers are deleted. New containers are not affected:
+    install the Go plugins afterwards. The command lists what cannot be rewritten.
 
     \b
     See also: cni uninstall, cni reload

@@ -83,11 +83,11 @@ def network() -> None:
     metavar="IP",
     help="The gateway in the first subnet [its first address].",
 )
-@click.option("--range", "ip_range", metavar="FIRST-LAST", help="What containers get of the first.")
+@click.option("--range", "ip_range", metavar="FIRST-LAST", help="Its addresses for containers.")
 @click.option(
-    "--master", default="", metavar="LINK", help="The link, for macvlan, ipvlan and vlan."
+    "--master", default="", metavar="LINK", help="The master, for macvlan, ipvlan and vlan."
 )
-@click.option("--vlan", type=click.IntRange(0, 4094), default=0, help="The VLAN, for vlan.")
+@click.option("--vlan", type=click.IntRange(0, 4094), default=0, help="The VLAN ID, for vlan.")
 @click.option("--mtu", type=click.IntRange(0, 65535), default=0, help="The MTU.")
 @click.option("--dry-run", is_flag=True, help="Print the configuration, and write nothing.")
 @formats.options
@@ -269,14 +269,14 @@ def _write(path: str, data: bytes) -> None:
 
 @network.command()
 @click.argument("name", type=NetworkName())
-@click.option("--force", is_flag=True, help="Although containers are attached.")
+@click.option("--force", is_flag=True, help="Also while containers are attached.")
 @CACHE_DIR
 @DRY_RUN
 @formats.options
 def rm(name: str, force: bool, cache_dir: str, dry_run: bool) -> None:
     """Remove the configuration of a network.
 
-    Refused while containers are attached. A bridge stays, since nothing says who made it.
+    Refused while containers are attached. A bridge stays, because it may be of another program.
 
     \b
     Example:  cni network rm web

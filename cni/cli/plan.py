@@ -219,6 +219,13 @@ def _vxlan(situation: Situation) -> Iterator[str]:
     yield f"make a VXLAN link (VNI {situation.get('vni')}) from the bridge to {others}"
 
 
+def _wireguard(situation: Situation) -> Iterator[str]:
+    yield from _ptp(situation)
+    peers = situation.get("peers")
+    count = len(peers) if isinstance(peers, list) else 0
+    yield f"make a WireGuard link to {count} nodes, and route their subnets through it"
+
+
 def _bridge_gateway(situation: Situation, name: str) -> Iterator[str]:
     where = f"{name}.{situation.get('vlan')}" if situation.get("vlan") else name
     for each in situation.addresses:
@@ -438,6 +445,7 @@ TELLERS: dict[str, Tell] = {
     "tc-redirect-tap": _tc_redirect_tap,
     "vrf": _vrf,
     "vxlan": _vxlan,
+    "wireguard": _wireguard,
     "flannel": _flannel,
     "sample": _sample,
 }

@@ -22,7 +22,7 @@ STATE_OPTION = click.option(
     envvar="CNI_STATE_DIR",
     default=intent.STATE_DIR,
     show_default=True,
-    help="Where the plugins keep what rules they made.",
+    help="Directory with the plugins' notes about the rules that they made.",
 )
 
 
@@ -50,13 +50,13 @@ class Outcome(NamedTuple):
 @STATE_OPTION
 @formats.options
 @click.option(
-    "--watch", "watching", is_flag=True, help="Stay, and do it whenever firewalld reloads."
+    "--watch", "watching", is_flag=True, help="Do not end: do it whenever firewalld reloads."
 )
 def reload(state_dir: str, watching: bool) -> None:
     """Make the plugins' packet filter rules again.
 
-    Use it after `nft flush ruleset` or a restart of the firewall. Rules that are still there stay
-    as they are. Containers need not be restarted, and may start meanwhile.
+    Use it after `nft flush ruleset` or a restart of the firewall. Existing rules stay as they are.
+    Containers need not be restarted, and others may start during the command.
     """
     errors.require_root("make rules of the packet filter")
     if watching:

@@ -27,8 +27,8 @@ class Plugin(click.ParamType[str]):
 def schema_command(plugin: str) -> None:
     """Print the JSON Schema (2020-12) of configuration lists, or of one plugin's object.
 
-    Of an IPAM plugin: of the object `ipam`. Editors and admission webhooks can use it. -o name
-    lists the plugins that have one.
+    The schema of an IPAM plugin is that of the object `ipam`. Editors and admission webhooks can
+    use it. -o name lists the plugins that have a schema.
     """
     described = None
     if plugin:

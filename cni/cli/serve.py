@@ -32,20 +32,22 @@ def default_workers() -> int:
     envvar="CNI_SERVER_SOCKET",
     default=SOCKET,
     show_default=True,
-    help="Where clients connect; not used when systemd hands over a socket.",
+    help="Where clients connect; ignored if systemd passes a socket.",
 )
-@click.option("--status", is_flag=True, help="Print how the running server does, and exit.")
+@click.option("--status", is_flag=True, help="Print the running server's state, and exit.")
 @click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Requests at a time [2 a core]."
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Requests at a time [2 per core]."
 )
-@click.option("--metrics", metavar="ADDR:PORT|unix:PATH", help="Where Prometheus scrapes.")
-@click.option("--metrics-file", metavar="FILE", help="Also or only write metrics to a file.")
+@click.option("--metrics", metavar="ADDR:PORT|unix:PATH", help="Where Prometheus reads metrics.")
+@click.option(
+    "--metrics-file", metavar="FILE", help="Write metrics to a file, with or without --metrics."
+)
 @click.option(
     "--idle-exit",
     type=float,
     default=0,
     metavar="SECONDS",
-    help="End after so long without a request [never].",
+    help="End after this time without a request [never].",
 )
 @click.option(
     "--timeout",
@@ -61,7 +63,7 @@ def default_workers() -> int:
     default=2000,
     show_default=True,
     metavar="N",
-    help="A worker is replaced after so many.",
+    help="Replace a worker after this many requests.",
 )
 @click.option(
     "--max-memory",
@@ -69,12 +71,12 @@ def default_workers() -> int:
     default=256,
     show_default=True,
     metavar="MIB",
-    help="A worker that has more is replaced.",
+    help="Replace a worker that uses more memory.",
 )
 @click.option(
     "--any-mounts",
     is_flag=True,
-    help="Also for clients in other mount namespaces.",
+    help="Also serve clients in other mount namespaces.",
 )
 @formats.options
 def serve(
@@ -89,9 +91,10 @@ def serve(
     metrics: str | None,
     metrics_file: str | None,
 ) -> None:
-    """Answer plugin requests from processes that run already, until SIGTERM.
+    """Answer plugin requests with processes that are already running, until SIGTERM.
 
-    The installed plugins connect to it by themselves; without it they work as well, only slower.
+    The installed plugins connect to the server by themselves. Without a server they do the same,
+    but more slowly.
     """
     if status:
         text = _status(path)

@@ -25,9 +25,11 @@ CACHE_DIR = click.option(
     default=cache.DEFAULT_DIRECTORY,
     show_default=True,
     type=click.Path(file_okay=False),
-    help="Results are kept in its directory results.",
+    help="The result cache is DIRECTORY/results.",
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Say what would be removed, and change nothing."
+)
 
 
 def netns_given(_context: click.Context, parameter: click.Parameter, value: str | None) -> str:

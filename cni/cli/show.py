@@ -53,7 +53,7 @@ _PORTS = (
 def ls(cache_dir: str) -> None:
     """Show the networks of this node: plugins, ranges and their use, attachments.
 
-    A network that is not configured any more is there as long as anything is attached to it.
+    A network that is no longer configured is listed as long as something is attached to it.
 
     \b
     See also: cni ps NETWORK, cni inspect NETWORK, cni ipam
@@ -96,7 +96,8 @@ def ls(cache_dir: str) -> None:
 def ps(network: str | None, cache_dir: str) -> None:
     """Show what is attached (to NETWORK): container or pod, addresses, ports, since when.
 
-    NETNS is alive or gone, judged by the namespace's identity; `cni gc` deletes what is gone.
+    NETNS says whether the container's network namespace still exists (alive) or not (gone);
+    `cni gc` deletes attachments whose namespace is gone.
 
     \b
     See also: cni inspect, cni ports, cni graph
@@ -147,9 +148,9 @@ def ps(network: str | None, cache_dir: str) -> None:
 def ports(port: str | None, cache_dir: str) -> None:
     """Show which ports of this node lead to which containers; or who has PORT (8080, 53/udp).
 
-    `published` has rules in the packet filter; `no rule` was asked for by an ADD and has none:
-    `cni reload` makes it again, unless the Go plugins had made it; `dead` leads to a container
-    whose namespace is gone.
+    STATE is `published` if the packet filter has rules for the port; `no rule` if an ADD requested
+    it and the rules are missing (`cni reload` restores them, unless the Go plugins made them); and
+    `dead` if the port leads to a container whose namespace is gone.
 
     \b
     See also: cni rules, cni reload
@@ -196,7 +197,8 @@ def ports(port: str | None, cache_dir: str) -> None:
 def rules(container: str | None, cache_dir: str) -> None:
     """Show the packet filter's rules and elements of all attachments, or of CONTAINER.
 
-    CONTAINER is an id or its beginning, or NAMESPACE/POD. `-o wide` says by what each was found.
+    CONTAINER is an id or its beginning, or NAMESPACE/POD. `-o wide` also says
+    how each rule was recognised.
 
     \b
     See also: cni ports, cni reload

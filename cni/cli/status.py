@@ -39,9 +39,9 @@ class Ready(NamedTuple):
 def status(network: str, netns: str, cache_dir: str) -> None:
     """Say whether a container could be attached to the network now.
 
-    Asks the plugins, judges the configuration, and looks at what an ADD would need on this node:
-    plugins, links, kernel, addresses. Exit code 50: no container can be attached; 51: and those
-    that are attached may be cut off, for example because their rules were flushed.
+    Calls STATUS of the plugins, judges the configuration, and checks what an ADD would need on this
+    node: plugins, links, kernel, addresses. Exit code 50: no container can be attached. Exit code
+    51: attached containers may also be cut off, for example because their rules were flushed.
 
     \b
     Example:  cni status mynet

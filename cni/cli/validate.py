@@ -74,7 +74,7 @@ class Judgement:
 
 @click.command()
 @click.argument("targets", metavar="[FILE|DIR|NETWORK]...", nargs=-1, type=Target())
-@click.option("--strict", is_flag=True, help="Take warnings for errors.")
+@click.option("--strict", is_flag=True, help="Treat warnings as errors.")
 @click.option(
     "--offline",
     is_flag=True,
@@ -84,7 +84,8 @@ class Judgement:
 def validate(targets: tuple[str, ...], strict: bool, offline: bool) -> None:
     """Find what is wrong with network configurations, and where.
 
-    Without an argument: all in NETCONFPATH (/etc/cni/net.d). `-` reads a configuration from stdin.
+    Without an argument, all configurations in NETCONFPATH (/etc/cni/net.d) are judged. `-` reads a
+    configuration from stdin.
 
     \b
     An error: an ADD would fail, or the network would not work as written.

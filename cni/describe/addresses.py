@@ -61,10 +61,12 @@ def judge(network: Network, *, quiet: bool = False) -> list[Place]:
 
     `quiet` notes nothing.
     """
+    # Judging adds findings as it goes; `quiet` takes them back in the end.
     noted = {id(part): list(part.report.findings) for part in network.parts}
     places: list[Place] = []
     for part in network.parts:
         ipam = part.node.get("ipam")
+        # flannel puts the ranges into `ipam` only at the ADD.
         if ipam is None or ipam.node.kind != "object" or part.plugin == "flannel":
             continue
         kind = catalogue.known_as(walk.text_at(ipam.node, "type"))
@@ -121,9 +123,11 @@ def _set(network: Network, part: Part, nodes: list[tuple[Node, str]]) -> list[Pl
 def _range(network: Network, part: Part, node: Node, path: str) -> Place | None:
     """One range with the position of its subnet; None if it is wrong, which is noted."""
     member = node.get("subnet")
+    # Its absence or type is a finding of walk.py.
     if member is None or member.node.kind != "string":
         return None  # noted already
     keys = ("subnet", "rangeStart", "rangeEnd", "gateway", "exclude")
+    # Only these keys: an unknown one beside them must not hide what is wrong with the range.
     value = {
         key.lower(): fold_keys(found.node.plain(), {}) for key in keys if (found := node.get(key))
     }
@@ -167,6 +171,7 @@ def _judge_gateway(part: Part, node: Node, path: str, subnet: Prefix) -> None:
     if len(packed) != len(subnet.ip) or not subnet.contains(packed):
         message = f"the gateway {member.node.scalar} is not in the subnet {subnet.network}"
         part.report.add(member.node, "gateway", where, message, "containers cannot reach it")
+    # A /31 has no network and no broadcast address (RFC 3021), and IPv6 has none at all.
     elif subnet.is_v4 and subnet.length < 31 and packed in (subnet.network.ip, subnet.broadcast):
         what = "network" if packed == subnet.network.ip else "broadcast"
         message = f"the gateway {member.node.scalar} is the {what} address of {subnet.network}"
@@ -189,6 +194,7 @@ def _judge_room(ipam: Node, sets: list[list[Place]]) -> None:
     holes = []
     for each in member.node.items if member is not None else []:
         with suppress(CNIError):  # its form was noted
+            # ipam.exclude counts for every range of its family.
             holes.append(excluded(each.scalar if isinstance(each.scalar, str) else ""))
     for places in sets:
         ranges = [
@@ -281,6 +287,7 @@ def judge_together(places: list[Place], judged: set[str]) -> None:
         for other in places[:at]:
             if place.network is other.network or not _share(place, other):
                 continue
+            # A fault is reported in a file that was asked for, even if the other one is wrong.
             mine = place if place.part.report.file in judged else other
             theirs = other if mine is place else place
             if mine.part.report.file not in judged:

@@ -12,6 +12,7 @@ from .model import Flag, Get, Key, Many, Number, Plugin, Record, Rule, Text
 
 def _gets_device(get: Get) -> bool:
     """Does the runtime give a device, or is it asked to?"""
+    # Declared is enough: the runtime passes the device only at the ADD.
     return bool(get("capabilities.deviceID") or get("runtimeConfig.deviceID"))
 
 

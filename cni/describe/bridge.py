@@ -199,6 +199,7 @@ PLUGIN = Plugin(
         ),
         Rule(
             ("uplinkInterface", "bridge"),
+            # As the plugin itself falls back to cni0.
             lambda get: get("uplinkInterface") == (get("bridge") or "cni0"),
             "uplinkInterface is the bridge itself",
             "it names the link that leads to the network outside",

@@ -53,6 +53,7 @@ NAMES = (
     "whereabouts",
     "win-bridge",
     "win-overlay",
+    "wireguard",
 )
 IPAM_NAMES = ("cluster", "dhcp", "host-local", "slaac", "static", "whereabouts")
 
@@ -68,6 +69,7 @@ def plugin(name: str) -> Plugin | None:
     own = known_as(name)
     if own is None:
         return None
+    # One module for one plugin: explaining or judging it need not load all the others.
     description: Plugin = import_module(f"cni.describe.{own.replace('-', '_')}").PLUGIN
     return description
 
@@ -78,6 +80,7 @@ def known_as(name: str) -> str | None:
     A file of this project is a plugin with any prefix (dispatch.find). But a `type` does not tell
     whose file it is, and other projects have plugins called `ecs-bridge` or `my-tap`.
     """
+    # The dash before the name makes `cni-bridge` match, too.
     own = f"-{name}".rpartition("-cni-")[2].removeprefix("-")
     return own if own in NAMES else None
 
@@ -89,6 +92,7 @@ def plugins() -> list[Plugin]:
 
 def near(name: str, known: list[str]) -> str:
     """The name of `known` that is most similar to `name`; "" if none is similar."""
+    # Reversed: of names that differ in case only the first counts.
     folded = {each.lower(): each for each in reversed(known)}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.75)
     return folded[close[0]] if close else ""
@@ -125,6 +129,7 @@ def whole(described: Plugin, ipam: str = "") -> Record:
     `ipam` is the name of the IPAM plugin that the object calls.
     """
     keys = {key.name: key for key in COMMON}
+    # A plugin's own description of a common key wins.
     keys.update((key.name, key) for key in described.keys)
     helper = plugin(ipam) if ipam else None
     for key in helper.keys if helper is not None and helper.place == "ipam" else ():
@@ -196,6 +201,7 @@ def find(path: str) -> tuple[Plugin, str, Key | None]:
     if not rest:
         return described, "", None
     known = dict(entries(described))
+    # They are left out of lists, but may be asked for.
     known.update((key.name, key) for key in COMMON if key.name not in known)
     by_fold = {each.lower(): each for each in known}
     for wanted in (rest, f"ipam.{rest}"):

@@ -28,6 +28,7 @@ def judge(parts: list[Part]) -> None:
             _judge_chained(part, made_by)
         elif made_by is None:
             require_master(part)
+            # A list may begin with loopback; the interface is then made by the next plugin.
             made_by = part if part.plugin != "loopback" else None
         elif part.plugin not in _CHAINABLE and made_by.plugin:
             _add(
@@ -42,6 +43,7 @@ def require_master(part: Part) -> None:
     """Note that vlan lacks a master, unless an earlier plugin or the runtime provides one."""
     if part.plugin != "vlan" or part.node.get("master") is not None or _gets_device(part):
         return
+    # The object of a single plugin may come from a runtime, with the result before it.
     if part.node.get("prevResult") is None:
         where = walk.below(part.path, "master")
         message = f"{where} is missing: the link whose VLAN it is"
@@ -90,6 +92,7 @@ def _judge_capabilities(part: Part) -> None:
         return
     names = [part.plugin, walk.text_at(part.node, "ipam.type")]
     described = [catalogue.plugin(name) for name in names if name]
+    # flannel passes everything on to its delegate.
     if None in described or part.plugin == "flannel":
         return  # another project's plugin may read it
     known = {name for each in described if each for name in catalogue.capabilities(each)}

@@ -15,6 +15,7 @@ def _families(addresses: list[str] | None) -> set[str]:
     return {"ipv6" if ":" in each else "ipv4" for each in addresses or ()}
 
 
+# In two keys, which must not drift apart.
 _MAC_MEANING = "MAC address of the container's interface"
 
 DNS = Record(

@@ -63,6 +63,7 @@ class Node:
             return self.scalar
         out: dict[str, Any] = {}
         for each in self.members:
+            # The document keeps both members, so that the repetition can be a finding.
             gojson.merge(out, each.key, each.node.plain())
         return out
 
@@ -79,6 +80,7 @@ class Document:
     """A text with its root. Raises Malformed."""
 
     def __init__(self, data: bytes) -> None:
+        # As Go, which replaces bytes that are no UTF-8.
         self.text = data.decode("utf-8", "replace")
         self._lines = [0, *_line_starts(self.text)]
         reader = _Reader(self.text)
@@ -99,6 +101,7 @@ def position_in(data: bytes, start: int) -> tuple[int, int]:
 
 def position(lines: list[int], start: int) -> tuple[int, int]:
     """Line and column of an offset, where `lines` are the offsets at which lines begin."""
+    # Bisected, because a document with many findings would otherwise be read anew for each.
     line = bisect_right(lines, start)
     return line, start - lines[line - 1] + 1
 
@@ -128,6 +131,7 @@ class _Reader(gojson.Reader):
 
     def _node(self) -> Node:
         """The value at this place; a stack holds the open objects and lists."""
+        # Not recursive: Go accepts deeper documents than Python's stack.
         open_nodes: list[Node] = []
         while True:
             self.skip_space()

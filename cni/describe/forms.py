@@ -13,6 +13,8 @@ from cni.ipam.dhcp.conf import parse_code
 from cni.ipam.host_local.ranges import excluded
 from cni.kernel import sysctl
 from cni.kernel.link import parse_mac
+from cni.plugins.wireguard.keys import parse as parse_key
+from cni.plugins.wireguard.settings import parse_endpoint
 from cni.protocol.address import Prefix, parse_ip
 from cni.protocol.errors import CNIError
 from cni.protocol.request import check_ifname, check_network_name
@@ -42,6 +44,7 @@ def _request(text: str) -> None:
 def _own_mac(text: str) -> None:
     """A MAC address that a link can have; the kernel refuses others (is_valid_ether_addr)."""
     packed = parse_mac(text)
+    # The lowest bit of the first byte means a group.
     if packed[0] & 1 or not any(packed):
         raise ValueError(f"address {text}: it is of a group, or zero, and no link can have it")
 
@@ -52,6 +55,7 @@ def _path(text: str) -> None:
 
 
 def _matches(pattern: str, words: str) -> Callable[[str], None]:
+    # Compiled once; the function is called for each value.
     compiled = re.compile(pattern)
 
     def check(text: str) -> None:
@@ -67,6 +71,7 @@ def _condition(text: str) -> None:
 
 
 _HEX = "[0-9A-Fa-f]"
+# 28 characters are what iptables allows for the name of a chain.
 _CHAIN = r"[A-Za-z][A-Za-z0-9_.\-/]{0,27}"
 _LOG_FILE = r"journal|/var/log/cni/[^/\x00]+"
 _PCI = rf"{_HEX}{{4,8}}:{_HEX}{{2}}:{_HEX}{{2}}\.[0-7]"
@@ -134,6 +139,18 @@ FORMS = {
         "MY-RULES",
         _matches(_CHAIN, "it is no name of a chain"),
         f"^({_CHAIN})?$",
+    ),
+    "wgkey": Form(
+        "a key of 32 bytes in base64",
+        "vIwzZjxbT6LDdNgFsV1uxBBZHP2QAvmrBfiDWeKIjS0=",
+        lambda text: parse_key(text, "key"),
+        "^([A-Za-z0-9+/]{43}=)?$",
+    ),
+    "endpoint": Form(
+        "an address and a port",
+        "192.0.2.11:51820",
+        lambda text: parse_endpoint(text, "endpoint"),
+        r"^[0-9A-Fa-f:.\[\]]*$",
     ),
     "condition": Form("words of a rule, without ;", "ip", _condition, r"^[^;]*$"),
     "option": Form("a DHCP option: its name, or a number up to 255", "121", parse_code),

@@ -59,6 +59,7 @@ PLUGIN = Plugin(
                         example=True,
                         beyond=True,
                     ),
+                    *pool.keys("conflictCheck"),
                 )
             ),
             "",

@@ -84,6 +84,8 @@ def read(file: str, data: bytes) -> Network | Unreadable:
     if root.kind != "object":
         report.add(root, "type", "", "the document must be an object")
         return Unreadable(file, report.findings)
+    # A list's keys are matched exactly, a single plugin's in any case; which one this is, is
+    # decided below.
     name = root.get("name", exact=True) or root.get("name")
     network = Network(
         name=walk.text_at(root, "name") if name is not None else "",
@@ -106,6 +108,7 @@ def read_part(file: str, data: bytes) -> Part | Unreadable:
     found = read(file, data)
     if isinstance(found, Unreadable):
         return found
+    # It was read as a network, and has no name of its own.
     found.report.findings.clear()
     part = Part(found.report, found.report.document.root, "")
     _judge_part(part, single=False)
@@ -118,6 +121,7 @@ def _version(root: Node) -> str:
     several = root.get("cniVersions", exact=True)
     texts = [each.scalar for each in several.node.items] if several is not None else []
     known = [text for text in [*texts, single] if isinstance(text, str) and _is_known(text)]
+    # Without a known one the plugins get `cniVersion`, and refuse it.
     return max(known, key=versions.parse) if known else single or versions.DEFAULT
 
 
@@ -141,6 +145,7 @@ def _judge_list(network: Network, root: Node) -> None:
         replace(key, kind=any_plugins, required=False) if key.name == "plugins" else key
         for key in LIST
     )
+    # Runtimes ignore such keys, so they are no mistake.
     engines = [each for each in root.members if each.key.lower() not in _ENGINES]
     walk.Walk(network.report, None).record(
         replace(root, members=engines), Record(keys), "", exact=True

@@ -11,7 +11,7 @@ from typing import Any
 # The node's end is a port of a bridge, and the gateway, if there is one, is on the bridge.
 ON_BRIDGE = frozenset({"bridge", "vxlan"})
 # The node's end is a link of its own, with the gateway on it.
-ALONE = frozenset({"ptp"})
+ALONE = frozenset({"ptp", "wireguard"})
 ALL = ON_BRIDGE | ALONE
 
 

@@ -20,6 +20,7 @@ def single(form: str, absent: str, *, beyond: bool) -> tuple[Key, ...]:
             absent=key.absent or absent,
             beyond=beyond,
         )
+        # Without `exclude`, which has a meaning of its own directly in `ipam`.
         for key in RANGE_KEYS[:4]
     )
 
@@ -126,6 +127,7 @@ def _of_another(name: str, path: str) -> Rule:
 
     def broken(get: Get) -> bool:
         kind = get(f"{path}.type")
+        # Of an unknown type nothing can be said; the type itself is a finding.
         return get(f"{path}.{name}") is not None and kind in _OF and kind not in readers
 
     return Rule(

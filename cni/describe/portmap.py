@@ -12,6 +12,7 @@ def _backend_of_conditions(get: Get) -> set[str]:
     for key in ("conditionsV4", "conditionsV6"):
         words = get(key)
         if isinstance(words, list) and words and isinstance(words[0], str):
+            # The plugin tells them apart in the same way.
             backends.add("iptables" if words[0][:1] in ("-", "!") else "nftables")
     return backends
 

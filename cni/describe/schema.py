@@ -61,6 +61,7 @@ def of_plugin(described: Plugin) -> Schema:
     head = {"$schema": DIALECT, "title": f"CNI plugin {name}", "description": described.about}
     if described.place == "ipam":
         return {**head, **_ipam(name)}
+    # flannel's delegate may be any of them.
     names = NAMES if name == "flannel" else (name,)
     return {**head, **_main(described), "$defs": _definitions(names, without=name)}
 
@@ -113,12 +114,14 @@ def _has_type(name: str) -> Schema:
 
 def _main(described: Plugin) -> Schema:
     """The object of a main or chained plugin. What IPAM reads beside its object is in it, too."""
+    # Which IPAM plugin the object names is not known here, so what any of them reads is allowed.
     keys = {key.name: key for name in IPAM_NAMES for key in whole(described, name).keys}
     properties = _properties(tuple(keys.values()))
     for name in ("args", "runtimeConfig"):
         properties[name] = _merged(
             [_of(key.kind) for each in IPAM_NAMES for key in _named(described, each, name)]
         )
+    # After the others, which describe `type` as any text.
     properties["type"] = {"const": described.name, "description": described.about}
     known = sorted(set().union(*map(_capabilities, (described.name, *IPAM_NAMES))))
     properties["capabilities"]["examples"] = [dict.fromkeys(known, True)]
@@ -212,6 +215,7 @@ def _number(kind: Number) -> Schema:
         bounds["minimum"] = kind.low
     if kind.high is not None:
         bounds["maximum"] = kind.high
+    # 0 is outside of the bounds, and means that the key is not given.
     if kind.or_zero and kind.low:
         number: Schema = {"type": "integer", "anyOf": [{"const": 0}, bounds]}
     else:
@@ -221,6 +225,7 @@ def _number(kind: Number) -> Schema:
 
 def _text(kind: Text) -> Schema:
     if kind.values:
+        # "" counts as absent in each key.
         return {"type": "string", "anyOf": [{"enum": list(kind.values)}, {"const": ""}]}
     pattern = FORMS[kind.form].pattern if kind.form else ""
     if not pattern:

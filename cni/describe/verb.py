@@ -34,6 +34,7 @@ def validate(call: Call[Any]) -> None:
         check_ifname(request.ifname)
     if described is not None:
         if described.place != "ipam" and described.args:
+            # As ADD does: it refuses arguments that it does not know.
             args.parse(request.args, frozenset(key.name for key in described.args))
         _raise(call, findings(described, request.stdin, call.version))
     _ = call.conf  # the decoder has the last word
@@ -50,6 +51,7 @@ def findings(described: Plugin, stdin: bytes, version: str) -> list[Finding]:
     part = Part(report, document.root, "")
     chain.require_master(part)
     addresses.judge(Network("", "", version, report, [part], is_list=False))
+    # Several passes have found them; a person reads the text from top to bottom.
     return sorted(report.findings, key=lambda each: (each.line, each.column))
 
 
@@ -61,6 +63,7 @@ def _judge_ipam(report: Report, root: Node, described: Plugin) -> None:
         report.add(root, "missing-key", "ipam", "ipam is missing")
         return
     judge.record(found.node, catalogue.ipam_keys(described.name), "ipam")
+    # Rules are about values of the right types.
     if not report.has_errors():
         judge.rules_of(root, described, "")
 

@@ -147,6 +147,7 @@ PLUGIN = Plugin(
             "group needs dev",
             "name the link by which the node reaches the group",
         ),
+        # A rule of bridge applies if vxlan has all of its keys.
         *(rule for rule in bridge.PLUGIN.rules if set(rule.keys) <= _SHARED),
     ),
     example={

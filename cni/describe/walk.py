@@ -56,10 +56,12 @@ def plugin_object(
     ipam = text_at(node, "ipam.type")
     keys = catalogue.whole(described, ipam).keys
     if not named:
+        # In a list the list has the name.
         keys = tuple(_optional(key) if key.name == "name" else key for key in keys)
     walk.record(node, Record(keys), path)
     if any(each.severity == ERROR for each in report.findings[before:]):
         return  # the rules are about values of the right types
+    # flannel completes `ipam` at the ADD, so its rules cannot be applied before.
     helper = catalogue.plugin(ipam) if ipam and described.name != "flannel" else None
     for each in (described, helper):
         if each is not None:
@@ -111,6 +113,7 @@ class Walk:
             key = keys.get(member.key if exact else member.key.lower())
             if key is None:
                 self._unknown(member, kind, path, exact)
+            # Go's decoder leaves a field as it is for null, so null is like an absent key.
             elif member.node.kind != "null":
                 self.value(member.node, key.kind, below(path, member.key))
             elif exact:  # libcni decodes a list into a map, in which null is a value
@@ -153,6 +156,7 @@ class Walk:
             return
         where = below(path, name)
         like = catalogue.near(name, [key.name for key in kind.keys])
+        # Beside the known keys others are allowed; only what looks misspelled is worth a finding.
         if kind.is_open and (not like or like.lower() == name.lower()):
             return
         message = f"unknown key {name}"
@@ -223,6 +227,7 @@ class Walk:
         text = node.scalar if node.kind == "string" else ""
         if kind.word and text == kind.word:
             return
+        # isdigit alone is also true for digits that are not ASCII.
         plain = text.removeprefix("-")
         advice = f"write {text} without quotes" if plain.isascii() and plain.isdigit() else ""
         wanted = f'an integer or "{kind.word}"' if kind.word else "an integer"
@@ -237,6 +242,7 @@ class Walk:
             self._report.add(node, "range", path, message)
 
     def _text(self, node: Node, kind: Text, path: str) -> None:
+        # As it is written in JSON: true, not Python's True.
         literal = json.dumps(node.scalar) if node.kind in ("number", "bool") else ""
         advice = f'write "{literal}", with quotes' if literal else ""
         if not self._is(node, "string", path, advice=advice):
@@ -322,6 +328,7 @@ class Walk:
         described = catalogue.plugin(text_at(node, "type") or kind.default)
         if described is None:
             return
+        # flannel adds what is missing, so nothing is required.
         keys = [_optional(key) for key in catalogue.whole(described, "host-local").keys]
         Walk(self._report, described).record(node, Record(tuple(keys)), path)
 
@@ -333,6 +340,7 @@ class Walk:
         for rule in described.rules:
             if rule.broken(get):
                 members = [(each, name) for name in rule.keys if (each := node.at(name))]
+                # Without any of the keys the finding is about the whole object.
                 where, name = members[0] if members else (node, "")
                 severity = WARNING if rule.is_warning else ERROR
                 place = below(path, name) if name else path

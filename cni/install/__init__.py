@@ -72,6 +72,7 @@ def install(
     interpreter, warnings = (None, []) if bare else choose(python, place.root)
     install_units.check(units, place)
     directory = place.directory()
+    # The caller's umask may be 077, and then only root could run or list the plugins.
     with _errors(directory), _umask(0o022):
         if place.root is not None:
             place.root.mkdir(parents=True, exist_ok=True)
@@ -79,6 +80,7 @@ def install(
         try:
             with _locked(directory):
                 installation = Installation(place, made)
+                # Noted before they are written, so that `uninstall` finds them after a kill.
                 installation.units |= set(map(str, units))
                 others = installation.foreign(spared)
                 wanted = sorted(set(names) - set(others))
@@ -223,6 +225,7 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While the lock is still held: later the file could be the next holder's.
         path.unlink(missing_ok=True)
         os.close(fd)
 
@@ -233,6 +236,7 @@ def _take_lock(path: Path) -> int | None:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         fd = os.open(path, flags, 0o600)
     except OSError as error:
+        # A symbolic link, a FIFO or socket, a directory: nothing that an install has made.
         if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise
         raise InstallError(f"{path} is not ours: remove it") from None

@@ -31,6 +31,7 @@ def main(tree: str, final: str) -> int:
             if not data.startswith(MAGIC_NUMBER):
                 return ANOTHER_PYTHON
             source = f"{tree}/{name[:-1]}"
+            # A file that is not unpacked, such as __main__.py, needs no bytecode.
             if os.path.exists(source):
                 code = _placed(marshal.loads(data[_HEADER:]), f"{final}/{name[:-1]}")
                 _write(cache_from_source(source), _of(source) + marshal.dumps(code))

@@ -86,13 +86,17 @@ class Installation:
         if python:
             self._place_tree(launcher, python)
         self.digest = ""  # unknown, until it is certain which file is there
+        # Before the files change: after a kill `uninstall` has to know old and new names.
         self._write_manifest(launcher.build, previous, sorted({*names, *before}))
+        # Another program may be called cni.
         if current is None:
             self._keep_foreign("cni")
         self.write("cni", data, 0o755)
+        # After `cni`, which the new small files need; the old ones work with the new `cni`, too.
         stub = stub_of(data)
         for name in names:
             self._place(name, stub)
+        # Plugins that this build no longer has.
         for name in set(before) - set(names):
             self._retire(name)
         self.digest = hashlib.sha256(data).hexdigest()
@@ -178,6 +182,7 @@ class Installation:
         """Remove a tree. After a kill the next install removes the rest."""
         if self._dry_run:
             return
+        # By its new name the next install recognises what a kill leaves of it.
         doomed = self._temporary()
         path.rename(doomed)
         _remove(doomed)
@@ -254,6 +259,7 @@ class Installation:
             return
         temporary = self._temporary()
         try:
+            # A second name, not a rename: the plugin can be executed all the time.
             os.link(path, temporary, follow_symlinks=False)
         except OSError:  # a file system without hard links
             shutil.copy2(path, temporary, follow_symlinks=False)

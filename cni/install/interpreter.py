@@ -36,6 +36,7 @@ class Interpreter(NamedTuple):
         self, *arguments: str, stdin: IO[bytes] | int = subprocess.DEVNULL
     ) -> subprocess.CompletedProcess[str]:
         """Run it without site packages. Raises OSError, TimeoutExpired."""
+        # Isolated: PYTHONPATH and the user's packages must not decide whether plugins work.
         command = [self.path, "-I", "-S", *arguments]
         root = self.root
 
@@ -51,6 +52,7 @@ class Interpreter(NamedTuple):
                 capture_output=True,
                 text=True,
                 stdin=stdin,
+                # Compiling everything takes seconds; a slow or emulated machine needs much longer.
                 timeout=300,
                 preexec_fn=enter if root is not None else None,
             )
@@ -91,6 +93,7 @@ def choose(wanted: str | None, root: Path | None = None) -> tuple[Interpreter, l
         warning = f"{root} has no {candidates[0]}: plugins need it there, Python 3.11 or newer"
         return _first(candidates, None), [warning]
     if not wanted and not embedded() and sys.executable:
+        # The last choice: a Python of somebody's own may disappear with its owner.
         candidates.append(sys.executable)
     return _first(candidates, None), []
 
@@ -114,6 +117,7 @@ def _first(candidates: list[str], root: Path | None) -> Interpreter:
 
 def probe(python: Interpreter, tree: Path) -> None:
     """Raise InstallError if `python` cannot run the build in `tree`."""
+    # -B: the probe writes no bytecode into the tree.
     done = python.run("-B", "-c", _PROBE, python.sees(tree))
     if done.returncode:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]

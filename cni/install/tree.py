@@ -20,6 +20,7 @@ def unpack(archive: Path, tree: Path, temporary: Callable[[], Path]) -> None:
     """
     with zipfile.ZipFile(archive) as bundle:
         for info in bundle.infolist():
+            # Bytecode is added by bytecode.py; __main__.py is for a file that is run as an archive.
             if info.filename.endswith(".pyc") or info.filename == "__main__.py":
                 continue
             path, data = tree / info.filename, bundle.read(info)

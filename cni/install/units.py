@@ -53,6 +53,7 @@ def check(paths: Iterable[Path], place: Place) -> None:
 
 def write(paths: Iterable[Path], place: Place) -> list[str]:
     """Write the units with these absolute paths; return the paths. Raises InstallError."""
+    # % begins a specifier of systemd.
     program = str(place.bin_dir).replace("%", "%%")
     try:
         for path in paths:
@@ -82,6 +83,7 @@ def _template(name: str) -> bytes:
 def disable(paths: Iterable[Path], place: Place) -> None:
     """Stop and disable the units, if they are ours, where systemd runs. Raises InstallError."""
     ours = [path for path in paths if _is_ours(place.now(path))]
+    # Of other directories systemctl knows nothing.
     names = [path.name for path in ours if path.parent == DIRECTORY]
     if names and _runs_here(place):
         _systemctl("disable", "--now", *names)

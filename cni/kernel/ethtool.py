@@ -5,17 +5,13 @@ What ``ethtool -k`` shows and ``ethtool -K`` sets, without the program.
 
 from __future__ import annotations
 
-import struct
-import sys
 from typing import NamedTuple
 
+from . import genl, uapi
 from . import netlink as nl
-from . import uapi
 from .netlink import Netlink
 
 NETLINK_GENERIC = uapi.NETLINK_GENERIC
-
-_GENL = struct.Struct("=BBH")  # command, version, reserved
 
 # Short names that ethtool(8) knows, and the kernel's, which may end in a wildcard.
 _SHORT = {
@@ -49,19 +45,14 @@ class Ethtool:
 
     def __init__(self, sock: Netlink) -> None:
         self._sock = sock
-        request = _GENL.pack(uapi.CTRL_CMD_GETFAMILY, 1, 0) + nl.text(
-            uapi.CTRL_ATTR_FAMILY_NAME, "ethtool"
-        )
-        reply = sock.get(uapi.GENL_ID_CTRL, request)
-        raw = nl.attr_map(reply, _GENL.size).get(uapi.CTRL_ATTR_FAMILY_ID, b"")
-        self._family = int.from_bytes(raw, sys.byteorder)
+        self._family = genl.family(sock, "ethtool")
 
     def features(self, link: str) -> dict[str, Feature]:
         """Every feature the kernel knows, by the kernel's name."""
         replies = self._sock.request(
             self._family, self._request(uapi.ETHTOOL_MSG_FEATURES_GET, link)
         )
-        sets = nl.attr_map(replies[0][1], _GENL.size)
+        sets = nl.attr_map(replies[0][1], genl.HEADER.size)
         hw, active, wanted, nochange = (
             _bits(sets.get(kind, b""))
             for kind in (
@@ -92,7 +83,7 @@ class Ethtool:
         )
 
     def _request(self, command: int, link: str) -> bytes:
-        return _GENL.pack(command, 1, 0) + nl.nest(
+        return genl.HEADER.pack(command, 1, 0) + nl.nest(
             uapi.ETHTOOL_A_FEATURES_HEADER, nl.text(uapi.ETHTOOL_A_HEADER_DEV_NAME, link)
         )
 

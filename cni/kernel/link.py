@@ -245,6 +245,12 @@ def has_port(bridge: int, wanted: Callable[[bytes], bool]) -> bool:
         return sock.search(uapi.RTM_GETLINK, _EVERY_LINK + nl.u32(uapi.IFLA_MASTER, bridge), wanted)
 
 
+def has_any(wanted: Callable[[bytes], bool]) -> bool:
+    """Is there a link whose message is `wanted`? The list is read no further than to the first."""
+    with Netlink() as sock:
+        return sock.search(uapi.RTM_GETLINK, _EVERY_LINK, wanted)
+
+
 def index_in(payload: bytes) -> int:
     """The index of the link that a message is about. Raises NetlinkError."""
     return int(nl.unpack(_IFINFO, payload)[2])

@@ -9,7 +9,8 @@
 ``>`` is sent and ``<`` received, ``#`` is the sequence number; behind the flags stands the fixed
 part of the message (ifinfomsg(7) and the like) in hexadecimal, then the attributes: by name where
 it is known, with their numbers otherwise. Loaded only when the variable is set. Sockets that a
-server's worker had made before, and those of executors, are not shown.
+server's worker had made before, and those of executors, are not shown. Of generic netlink only the
+sizes are, for private keys of WireGuard go that way.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .. import stderr
 from . import netlink as nl
-from . import uapi  # noqa: F401 its names are looked up
+from . import uapi  # its names are looked up, too
 
 if TYPE_CHECKING:
     from _socket import socket
@@ -143,6 +144,9 @@ def _message(
     name, fixed, prefix = _kind(protocol, kind)
     shown = payload[:fixed].hex()
     yield f"{direction} {name} #{sequence} {_flags(direction, flags)} {shown}".rstrip()
+    if protocol == uapi.NETLINK_GENERIC:  # a family's number does not tell if these are keys
+        yield f"    {len(payload) - fixed} bytes, which may be secret"
+        return
     yield from _attributes(payload[fixed:], prefix, 1)
 
 

@@ -284,7 +284,7 @@ TCA_MIRRED_PARMS = 2
 TC_ACT_STOLEN = 4
 TCA_EGRESS_REDIR = 1
 
-# --- linux/netlink.h, linux/genetlink.h, linux/ethtool_netlink.h ----------------------------------
+# --- linux/netlink.h, linux/genetlink.h, linux/ethtool_netlink.h, linux/wireguard.h ---------------
 
 NETLINK_GENERIC = 16
 
@@ -307,6 +307,28 @@ ETHTOOL_A_BITSET_BITS = 3
 ETHTOOL_A_BITSET_BITS_BIT = 1
 ETHTOOL_A_BITSET_BIT_NAME = 2
 ETHTOOL_A_BITSET_BIT_VALUE = 3
+
+WG_CMD_GET_DEVICE = 0
+WG_CMD_SET_DEVICE = 1
+
+WGDEVICE_A_IFINDEX = 1
+WGDEVICE_A_PRIVATE_KEY = 3
+WGDEVICE_A_PUBLIC_KEY = 4
+WGDEVICE_A_LISTEN_PORT = 6
+WGDEVICE_A_PEERS = 8
+
+WGPEER_A_PUBLIC_KEY = 1
+WGPEER_A_PRESHARED_KEY = 2
+WGPEER_A_FLAGS = 3
+WGPEER_A_ENDPOINT = 4
+WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL = 5
+WGPEER_A_ALLOWEDIPS = 9
+WGPEER_F_REMOVE_ME = 1
+WGPEER_F_REPLACE_ALLOWEDIPS = 2
+
+WGALLOWEDIP_A_FAMILY = 1
+WGALLOWEDIP_A_IPADDR = 2
+WGALLOWEDIP_A_CIDR_MASK = 3
 
 # --- linux/if_tun.h -------------------------------------------------------------------------------
 

@@ -74,43 +74,65 @@ def add(call: Call[Conf]) -> Result:
         ends = None
         if needs_link(conf.ipam.type):  # DHCP uses the link
             ends = veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
-        ipam = call.ipam_add(conf.ipam.type)
-        for ip in ipam.ips:
-            ip.interface = 1
-            _require_gateway(ip)
-        configure.enable_forwarding([ip.prefix for ip in ipam.ips])
+        ipam = allocate(call)
         outer, inner = ends or veth.create(call, host, netns, mtu, mac, kind=conf.link_type)
-        result = Result(
-            interfaces=[
-                Interface(name=outer.name, mac=outer.mac),
-                Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
-            ],
-            ips=ipam.ips,
-            routes=ipam.routes,
-            dns=configure.dns(conf.dns, ipam.dns),
-        )
-        # No other host is on this link, so duplicate address detection is not needed.
-        settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
-        settings += configure.announce_settings(call.ifname)
-        configure.interface(call, netns, inner.index, result, settings, nodad=True)
-        # after IPAM's routes, whose gateways are reached by the
-        # subnet's own route until it is replaced
-        for ip in result.ips:
-            _route_through_gateway(netns.netlink(), inner, ip)
-        _connect_host(host, outer, result.ips)
-        # Until the link is up the kernel drops packets, and retries ARP only a second later.
-        link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
+        result = connect(call, host, events, netns, ipam, (outer, inner))
     if conf.ip_masq:
         masquerade.add(call, result, backend)
         call.remember()
     return result
 
 
-def _require_gateway(ip: IPConfig) -> None:
+def allocate(call: Call[Any]) -> Result:
+    """IPAM's result, whose addresses all have a gateway; the node forwards. Raises CNIError."""
+    ipam = call.ipam_add(call.conf.ipam.type)
+    for ip in ipam.ips:
+        ip.interface = 1
+        _require_gateway(ip, call.plugin)
+    configure.enable_forwarding([ip.prefix for ip in ipam.ips])
+    return ipam
+
+
+def connect(
+    call: Call[Any],
+    host: Netlink,
+    events: Netlink,
+    netns: Namespace,
+    ipam: Result,
+    ends: tuple[Link, Link],
+) -> Result:
+    """Put addresses and routes on both ends of the pair, and wait for the link; the result of ADD.
+
+    `events` hears of links, `ends` are the node's and the container's. Raises CNIError.
+    """
+    outer, inner = ends
+    result = Result(
+        interfaces=[
+            Interface(name=outer.name, mac=outer.mac),
+            Interface(name=call.ifname, mac=inner.mac, sandbox=call.netns),
+        ],
+        ips=ipam.ips,
+        routes=ipam.routes,
+        dns=configure.dns(call.conf.dns, ipam.dns),
+    )
+    # No other host is on this link, so duplicate address detection is not needed.
+    settings = [(f"net/ipv6/conf/{call.ifname}/accept_dad", "0")]
+    settings += configure.announce_settings(call.ifname)
+    configure.interface(call, netns, inner.index, result, settings, nodad=True)
+    # after IPAM's routes, whose gateways are reached by the subnet's own route until it is replaced
+    for ip in result.ips:
+        _route_through_gateway(netns.netlink(), inner, ip)
+    _connect_host(host, outer, result.ips)
+    # Until the link is up the kernel drops packets, and retries ARP only a second later.
+    link.wait_operational(host, events, outer.index, LINK_TIMEOUT)
+    return result
+
+
+def _require_gateway(ip: IPConfig, plugin: str) -> None:
     if not ip.gateway:
         raise CNIError(
             f"failed to add IP addr ({ip.address}) to veth: no gateway",
-            "ptp puts the gateway's address on the host's end: give one in ipam",
+            f"{plugin} puts the gateway's address on the host's end: give one in ipam",
         )
 
 
@@ -181,7 +203,7 @@ def check(call: Call[Conf]) -> None:
     call.delegate(call.conf.ipam.type)
     previous = checks.previous_result(call, "ptp: ")
     entry = checks.container_interface(call, previous)
-    problems = _check_interface(netns, entry) + _check_host_end(call, previous)
+    problems = differences(call, netns, entry, previous)
     if call.conf.mtu is config.AUTO:
         from .shared import uplink
 
@@ -190,14 +212,19 @@ def check(call: Call[Conf]) -> None:
     checks.compare(call, netns, previous, problems, rules)
 
 
-def reload(call: Call[Conf]) -> None:
+def differences(call: Call[Any], netns: Namespace, entry: Interface, previous: Result) -> list[str]:
+    """Compare the pair with the prevResult, where `entry` is the container's end."""
+    return _check_interface(netns, entry, call.plugin) + _check_host_end(call, previous)
+
+
+def reload(call: Call[Any]) -> None:
     """Make the rules of an earlier ADD again; the prevResult is the result of that ADD."""
     result = call.prev_result()
     if result is not None and call.conf.ip_masq:
         masquerade.reload(call, result, masquerade.configured_backend(call.conf))
 
 
-def _check_host_end(call: Call[Conf], previous: Result) -> list[str]:
+def _check_host_end(call: Call[Any], previous: Result) -> list[str]:
     """Differences of the pair's end on the node: up, gateways, routes to the container."""
     entry = next((each for each in previous.interfaces if not each.sandbox), None)
     own = [ip for ip in previous.ips if checks.is_of(ip, call.ifname, previous)]
@@ -225,11 +252,11 @@ def _leads_to(host: Netlink, ip: bytes, index: int) -> bool:
         return False
 
 
-def _check_interface(netns: Namespace, entry: Interface) -> list[str]:
+def _check_interface(netns: Namespace, entry: Interface, plugin: str) -> list[str]:
     inner = link.find(netns.netlink(), entry.name)
     if inner is None:
-        return [f"ptp: Container Interface name in prevResult: {entry.name} not found"]
+        return [f"{plugin}: Container Interface name in prevResult: {entry.name} not found"]
     problems = []
     if inner.kind not in veth.KINDS:
         problems.append(f"Error: Container interface {entry.name} not of type veth/p2p")
-    return problems + checks.mac_differs(entry, inner, "ptp: Interface")
+    return problems + checks.mac_differs(entry, inner, f"{plugin}: Interface")

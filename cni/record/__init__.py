@@ -226,6 +226,7 @@ class Log:
         if self._fd >= 0 and self._wanted[1:] == wanted[1:]:
             if now - self._checked < _CHECK_SECONDS:
                 return self._fd
+            # A configuration's file is opened again: only that checks its directory.
             if not wanted[2] and self._is_in_place():
                 self._checked = now
                 return self._fd
@@ -283,6 +284,7 @@ def _open(path: str, dir_fd: int | None = None) -> int:
         fd = os.open(path, _APPEND, dir_fd=dir_fd)
     except FileNotFoundError:
         return _make(path, dir_fd)
+    # A FIFO or a terminal could make a request wait for its reader.
     if os.fstat(fd).st_mode & _KIND != _REGULAR:
         os.close(fd)
         raise OSError(EINVAL, "is no regular file", path)

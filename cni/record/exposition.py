@@ -50,6 +50,7 @@ def histogram(
     """
     out, so_far = [], 0
     for count, bound in zip(counts, (*map(_number, bounds), "+Inf"), strict=True):
+        # Buckets of Prometheus are cumulative.
         so_far += count
         out.append(Sample(so_far, (*of, ("le", bound)), "_bucket"))
     return [*out, Sample(total, of, "_sum"), Sample(so_far, of, "_count")]

@@ -62,6 +62,7 @@ class Trace:
         self.left_out = 0
         self._parent = parent.span_id if parent is not None else ""
         self._state = state if parent is not None else ""
+        # Only the first id is random; a system call for each would be slower than the step itself.
         self._next = int.from_bytes(os.urandom(8), "big")
         self._open: list[str] = []
         self._is_within = False
@@ -209,6 +210,7 @@ def begin(env: Mapping[str, str], sampler: Sampler) -> Trace | None:
     parent = parse(env.get("TRACEPARENT", ""))
     trace_id = parent.trace_id if parent is not None else os.urandom(16).hex()
     if not sampler(parent, trace_id):
+        # Here and not at the end of a trace: replacing the functions costs more than leaving them.
         stopwatch.functions.unwatch(_spans)
         return None
     stopwatch.functions.watch(_spans)

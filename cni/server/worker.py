@@ -347,4 +347,4 @@ class _Environment:
 
 def _resident() -> int:
     with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * 4096
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")

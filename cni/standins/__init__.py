@@ -51,6 +51,7 @@ class StandIn(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name != "__all__":  # the import system asks for some
             raise AttributeError(name)
+        # The caller's module: the real modules, which import one another, must get real names.
         if str(sys._getframe(1).f_globals.get("__name__")).startswith("cni."):
             names = self._names()
             if name in names:
@@ -67,6 +68,7 @@ class StandIn(ModuleType):
         return self._given
 
     def _load(self) -> ModuleType:
+        # Otherwise the import system would take this object for the real module.
         del sys.modules[self.__name__]
         try:
             __import__(self.__name__)
@@ -100,6 +102,7 @@ def enable() -> None:
         enabled = True
     except (Exception, Insufficient):  # noqa: BLE001 another msgspec or Python than the ones we know
         restart()
+        # Modules that have seen half of the stand-ins must not be used with the real ones.
         for name in set(sys.modules) - before:
             del sys.modules[name]
 
@@ -169,6 +172,7 @@ def _put_back(stdin: bytes) -> None:
     rest = memoryview(stdin)
     while rest:
         rest = rest[os.write(fd, rest) :]
+    # The new program reads from the offset that the descriptor has.
     os.lseek(fd, 0, os.SEEK_SET)
     os.dup2(fd, 0)
     if fd:

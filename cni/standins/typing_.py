@@ -43,6 +43,7 @@ class _NamedTupleMeta(type):
             setattr(made, key, value)
         made.__match_args__ = fields  # type: ignore[attr-defined, misc]
         for index, field in enumerate(fields):
+            # The descriptor of collections.namedtuple, which is in C.
             setattr(made, field, _tuplegetter(index, ""))
         return made
 

@@ -152,7 +152,7 @@ def explain(error: OSError, trust: Trust, host: str) -> Why | None:
             int(code), str(getattr(error, "verify_message", "")), trust, host
         )
     reason = str(getattr(error, "reason", "") or error)
-    words = reason.lower().replace("_", " ")
+    words = reason.partition(" (_ssl")[0].lower().replace("_", " ")
     if any(text in words for text in _NO_TLS):
         return Why("it does not speak TLS", "use http:// in the endpoint, or the port with TLS")
     if "alert" in words and any(
@@ -164,6 +164,12 @@ def explain(error: OSError, trust: Trust, host: str) -> Why | None:
             f"the server does not accept {own} ({words})",
             f"set {cert_field} and {trust.fields[2]} to a certificate that its authority has "
             "signed for clients, and that is valid now",
+        )
+    if "eof" in words:  # etcd without TLS answers nothing
+        return Why(
+            "it closed the connection instead of speaking TLS",
+            "if it has no TLS, use http:// in the endpoint; else the store's log says why",
+            is_final=False,
         )
     remedy = "look into the store's log; compare the TLS versions and ciphers of both sides"
     return Why(f"TLS failed: {words}", remedy, is_final=False)

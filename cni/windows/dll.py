@@ -86,6 +86,7 @@ class Library:
         # Take all of them before raising anything: each is read once, and freed.
         values = [_taken(cell) if kind is TEXT else cell.value for kind, cell in outputs]
         said = values.pop() if record else ""
+        # As the macro FAILED; some functions return success and only leave a record.
         if hresult < 0 or said:
             raise HResultError(name, hresult & 0xFFFFFFFF, said)
         return values
@@ -156,4 +157,5 @@ def guid(text: str) -> bytes:
         raise CNIError(
             f'"{text}" is not a GUID', "it looks like 6b29fc40-ca47-1067-b31d-00dd010662da"
         ) from None
+    # The first three fields of the structure are little-endian integers.
     return data[3::-1] + data[5:3:-1] + data[7:5:-1] + data[8:]

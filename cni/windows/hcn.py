@@ -131,6 +131,7 @@ def attach(endpoint: Endpoint, namespace: str) -> None:
 
 def detach(endpoint: Endpoint) -> None:
     """Remove the endpoint from its namespace, if both exist. Raises CNIError."""
+    # No namespace, or a GUID of zeros, by which the service says the same.
     if not endpoint.namespace.strip("{}0-"):
         return
     try:

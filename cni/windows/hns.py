@@ -58,6 +58,7 @@ class _Endpoint(Folded):
 
 def request(method: str, path: str, document: str = "") -> Any:
     """Send a request; return the `Output` of its answer. Raises CNIError."""
+    # No error record: the answer itself says whether the request has failed.
     (text,) = _vmcompute.call("HNSCall", method, path, document, TEXT, record=False)
     response = convert(decode(text, "HNSCall"), _Response)
     if not response.success:

@@ -7,6 +7,7 @@ import os
 
 def plugin_name(path: str) -> str:
     r"""``C:\opt\cni\bin\win-bridge.exe`` -> ``win-bridge``."""
+    # Windows takes file names in any case, and runtimes may write .EXE.
     name = path.replace("\\", "/").rpartition("/")[2].lower()
     return name.removesuffix(".exe")
 

@@ -206,6 +206,7 @@ class Cluster:
     # --- changes; the caller holds the lock ---
 
     def advance(self) -> int:
+        # Gaps, since clients must not reckon with versions: they are opaque ("API Concepts").
         self.version += 1 + secrets.randbelow(3)
         return self.version
 

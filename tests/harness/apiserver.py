@@ -111,6 +111,7 @@ class ApiServer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     api: ApiServer  # set by a subclass of each server
+    # Head and body are two writes: the second would wait for the client's delayed ACK of the first.
     disable_nagle_algorithm = True
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
@@ -307,6 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         for name, value in (headers or {}).items():
+            # A mapping has each name once, but an answer may have several Warning headers.
             if name.startswith("Warning-"):
                 name, value = "Warning", f'299 - "{value}"'  # noqa: PLW2901
             self.send_header(name, value)
@@ -370,6 +372,7 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, listener: socket.socket, handler: Any, context: ssl.SSLContext) -> None:
         super().__init__(("", 0), handler, bind_and_activate=False)
+        # socketserver has made a socket here, while the listener may be in another namespace.
         self.socket.close()
         self.socket = listener
         self.context = context
@@ -416,6 +419,7 @@ def serving(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(crt, key)
     context.load_verify_locations(ca)
+    # A client with a token has no certificate.
     context.verify_mode = ssl.CERT_OPTIONAL
     shown = f"[{address}]" if ":" in address else address
     api = ApiServer(cluster, f"https://{shown}:{port}", ca, directory)
@@ -427,6 +431,7 @@ def serving(
         yield api
     finally:
         server.shutdown()
+        # A thread waits up to a minute for the next request of a connection that its client keeps.
         for connection in list(server.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)

@@ -133,6 +133,7 @@ def _make_system(made: Path) -> None:
         tree.parent.mkdir()
         kernel.rename(tree.parent / "vmlinuz")
         _make_tree(unpacked, tree, release)
+        # Last, and at once: what is there is complete, whatever ends this process before.
         tree.parent.rename(made)
 
 

@@ -117,6 +117,7 @@ class Unreliable:
         self._under_way: list[Callable[[], object]] = []
 
     def create(self, key: str, value: Value) -> Item:
+        # A late request has the value of now, whatever the caller does with its object meanwhile.
         data = msgspec.json.encode(value)
         return self._send(lambda: self.store.create(key, msgspec.json.decode(data)), changes=True)
 
@@ -162,6 +163,7 @@ class Unreliable:
                 request()
             except StoreError:
                 pass
+        # Nobody waits for the answer of a late read, and it changes nothing.
         elif fate == LATE and changes:
             self._under_way.append(request)
         raise Unavailable(f"no answer ({fate})")

@@ -107,12 +107,14 @@ class Collector:
         }
         self._only(span, required, optional)
         for key, digits in (("traceId", 32), ("spanId", 16), ("parentSpanId", 16)):
+            # An id of zeros only is invalid (trace.proto).
             value = span.get(key, "1" * digits)
             if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value) or not value.strip("0"):
                 self.wrong.append(f"{key} {value!r}")
         start, end = span["startTimeUnixNano"], span["endTimeUnixNano"]
         if not (start.isdigit() and end.isdigit() and int(start) <= int(end)):
             self.wrong.append(f"times {start!r} {end!r}")
+        # 0 is SPAN_KIND_UNSPECIFIED.
         if span["kind"] not in range(1, 6) or not span["name"]:
             self.wrong.append(f"kind {span['kind']}, name {span['name']!r}")
         status = span.get("status", {"code": 2})
@@ -124,6 +126,7 @@ class Collector:
         for entry in entries:
             self._only(entry, {"key": str, "value": dict})
             ((kind, value),) = entry["value"].items()
+            # protobuf's JSON mapping writes numbers of 64 bits as strings.
             types = {"stringValue": str, "boolValue": bool, "intValue": str, "doubleValue": float}
             if not isinstance(value, types[kind]) or entry["key"] in found:
                 self.wrong.append(f"attribute {entry}")

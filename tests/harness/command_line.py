@@ -164,11 +164,13 @@ class Node:
         try:
             child = self.host.popen(
                 self.argv(*args),
+                # No colours and a known width: tests compare what the terminal shows.
                 env={**self.env, "TERM": "dumb", "COLUMNS": "80", **env},
                 stdin=terminal,
                 stdout=terminal,
                 stderr=terminal,
             )
+            # Reading ends when nobody has the terminal open any more: only the child may have it.
             os.close(terminal)
             os.write(master, typed.encode())
             shown = b""

@@ -154,6 +154,7 @@ def dnsmasq(ns: Netns, directory: Path, ifname: str, *options: str) -> Server:
     """dnsmasq, serving DHCP only; leases last at least two minutes."""
     directory.mkdir(exist_ok=True)
     argv = [
+        # --no-ping: else dnsmasq pings an address before it offers it, and waits for an answer.
         "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--no-ping",
         "--log-facility=-", "--log-dhcp", "--leasefile-ro", f"--interface={ifname}",
         "--bind-dynamic", "--user=root", f"--pid-file={directory}/dnsmasq.pid", *options,
@@ -283,6 +284,7 @@ class FakeServer:
         self._sock = ns.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_IP))
         if ifname:
             self._sock.bind((ifname, ETH_P_IP))
+        # So that the thread sees soon that it is to end.
         self._sock.settimeout(0.1)
         self._answers = answers
         self._end = threading.Event()

@@ -102,6 +102,7 @@ class Member:
 
     def ctl(self, *arguments: str, check: bool = True) -> str:
         """Run etcdctl on the member."""
+        # etcdctl before 3.4 speaks version 2 of the API otherwise.
         env = {**BARE_ENV, "ETCDCTL_API": "3"}
         argv = ["etcdctl", "--endpoints=http://127.0.0.1:2379", "--command-timeout=20s", *arguments]
         return self.ns.exec(argv, env=env, check=check).stdout
@@ -175,6 +176,7 @@ class EtcdCluster:
         self._ends += 1
         end, index = f"p{self._ends}", str(100 + self._ends)
         peer = ("peer", "name", "eth0", "index", str(1000 + self._ends), "netns", ns.name)
+        # Indices that differ, for the reason given in tests/conftest.py:make_host.
         self._lan.ip("link", "add", end, "index", index, "type", "veth", *peer)
         self._lan.ip_batch(f"link set {end} master lan", f"link set {end} up")
         ns.ip_batch("link set lo up", f"address add {address}/24 dev eth0", "link set eth0 up")
@@ -263,6 +265,7 @@ class NetnsStore:
     def watch(self, prefix: str, revision: str, seconds: float) -> Iterator[Change]:
         changes = self.inner.watch(prefix, revision, seconds)
         with contextlib.closing(changes):  # type: ignore[type-var]
+            # A generator's body runs in the thread that asks for the next item.
             while (change := self.run(next, changes, None)) is not None:
                 yield change
 

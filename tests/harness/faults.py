@@ -67,5 +67,6 @@ def _add_failing_at(
     if done.returncode == 0:
         return False
     assert b'"msg"' in done.stdout, (done.stdout, done.stderr)
+    # A plugin says so only if a step of the undo has failed.
     assert b"undoing the failed ADD" not in done.stderr, done.stderr
     return True

@@ -117,6 +117,7 @@ class Hns:
     def __init__(self, core: ctypes.CDLL) -> None:
         self._core = core
         self._backend = _Backend(self._answer)
+        # C keeps no reference: the callback must live as long as this object.
         core.emulated_backend(self._backend)
         self.version = {"Major": 15, "Minor": 1}
         self.networks: list[Json] = []  # as v1 sees them

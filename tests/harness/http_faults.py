@@ -49,6 +49,7 @@ class FaultyServer:
         self.over.set()
         for sock in (self._listener, *self._open):
             try:
+                # close() alone does not wake a thread that sleeps in accept() or recv().
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
@@ -68,6 +69,7 @@ class FaultyServer:
     def _one(self, sock: socket.socket) -> None:
         try:
             if self._context is not None:
+                # This detaches the old socket: only the new one can be shut down.
                 sock = self._context.wrap_socket(sock, server_side=True)
                 self._open.append(sock)
             behave = self._behaviours[min(self.connections, len(self._behaviours)) - 1]
@@ -139,6 +141,7 @@ def resetting(after: bytes = b"") -> Any:
         server.receive(sock)
         if after:
             sock.sendall(after)
+        # Linger for 0 seconds: the close sends RST instead of FIN.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     return behave

@@ -46,6 +46,7 @@ def run(arguments: list[str], terminal: bool, program: str = "cni", typed: bytes
                 os.dup2(file, number)
             _become(arguments, program)
         deadline = time.monotonic() + _DEADLINE
+        # WNOWAIT leaves the zombie for _code, which takes the exit code from it.
         while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
@@ -89,6 +90,7 @@ def _broken_stdout(how: str) -> int:
 
 
 def _become(arguments: list[str], program: str) -> None:
+    # It stays if the import fails or main() raises: that must not look like success.
     code = 99
     try:
         from cni.cli import main
@@ -100,6 +102,7 @@ def _become(arguments: list[str], program: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        # Not sys.exit: the child must not go on with what the parent has left to do.
         os._exit(code)
 
 

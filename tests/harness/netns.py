@@ -73,6 +73,7 @@ def _prepare_netns_dir() -> None:
         try:
             _mount("", str(NETNS_DIR), _MS_SHARED | _MS_REC)
         except OSError:
+            # Only a mount can be made shared: bound to itself, the directory is one.
             _mount(str(NETNS_DIR), str(NETNS_DIR), _MS_BIND | _MS_REC)
             _mount("", str(NETNS_DIR), _MS_SHARED | _MS_REC)
     finally:
@@ -120,10 +121,13 @@ class Netns:
         self.name = f"{PREFIX}-{os.getpid()}-{number}"
         self.path = str(NETNS_DIR / self.name)
         self._children: list[subprocess.Popen[Any]] = []
+        # The namespace is mounted on this file. O_EXCL: a file that exists belongs to somebody
+        # else.
         os.close(os.open(self.path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
 
         def create() -> int:
             _check(_libc.unshare(_CLONE_NEWNET), "unshare")
+            # Not /proc/self, which shows the main thread's namespace.
             _mount("/proc/thread-self/ns/net", self.path, _MS_BIND)
             return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -163,6 +167,7 @@ class Netns:
 
         The namespace lives on (it can still be looked into) until `close`.
         """
+        # Our own descriptor is open on this mount: without MNT_DETACH that is EBUSY.
         _libc.umount2(self.path.encode(), _MNT_DETACH)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
@@ -172,6 +177,8 @@ class Netns:
     def enter(self) -> None:
         """Move the calling thread (not the main one) into this namespace, for good."""
         if threading.current_thread() is threading.main_thread():
+            # /proc/self/net and /proc/self/ns show the main thread's namespace to the whole
+            # process.
             raise RuntimeError("the main thread must stay in its own network namespace")
         _check(_libc.setns(self._fd, _CLONE_NEWNET), f"setns {self.name}")
 

@@ -157,6 +157,7 @@ def faults(value: Json, schema: Json, old: Json | None = None) -> list[tuple[str
     """What is wrong with an object: path and text of each, as `details.causes` has them."""
     import jsonschema  # takes more than a second, in every worker that collects
 
+    # As in draft 4, exclusiveMinimum and exclusiveMaximum of Kubernetes are booleans.
     validator = jsonschema.Draft4Validator(_json_schema(schema))
     found = []
     for error in sorted(validator.iter_errors(value), key=lambda e: list(map(str, e.path))):

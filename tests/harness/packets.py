@@ -93,9 +93,14 @@ def _family(address: str) -> int:
 
 
 @contextmanager
-def tcp_server(ns: Netns, address: str = "::", port: int = 0) -> Iterator[Server]:
-    """A TCP server that first tells each client the client's address as it sees it, then echoes."""
-    with ns.socket(_family(address), socket.SOCK_STREAM) as listener:
+def tcp_server(
+    ns: Netns, address: str = "::", port: int = 0, protocol: int = 0
+) -> Iterator[Server]:
+    """A TCP server that first tells each client the client's address as it sees it, then echoes.
+
+    With `protocol` it is a server of that stream protocol, such as IPPROTO_SCTP.
+    """
+    with ns.socket(_family(address), socket.SOCK_STREAM, protocol) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(listener, address, port)
         listener.listen(64)
@@ -144,12 +149,13 @@ def tcp_exchange(
     *,
     timeout: float = 3,
     source: str | None = None,
+    protocol: int = 0,
 ) -> str:
     """Send data to a `tcp_server` and have it back; the client's address as the server saw it.
 
     Raises OSError when there is no connection, so that a test may expect that, too.
     """
-    with ns.socket(_family(address), socket.SOCK_STREAM) as sock:
+    with ns.socket(_family(address), socket.SOCK_STREAM, protocol) as sock:
         sock.settimeout(timeout)
         if source is not None:
             sock.bind((source, 0))
@@ -223,6 +229,7 @@ def _in_background(sock: socket.socket, handle: Callable[[], None]) -> Iterator[
     try:
         yield
     finally:
+        # The other end becomes readable, which ends the select.
         stop.close()
         thread.join()
         stopped.close()

@@ -52,6 +52,8 @@ class Node:
             "cniVersion": "1.0.0",
             "name": NET,
             "isGateway": True,
+            # A container that uses its own published port is answered through the port it came
+            # from.
             "hairpinMode": True,
             "ipam": family.host_local(self.data_dir),
             **keys,

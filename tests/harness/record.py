@@ -54,6 +54,7 @@ def journal_entry(message: bytes) -> dict[str, str]:
             fields[name.decode()] = rest.decode()
             message = message.partition(b"\n")[2]
             continue
+        # A value with line breaks: the name, a line break, the size in 8 bytes, the value.
         start = len(name) + 9
         (size,) = struct.unpack_from("<Q", message, len(name) + 1)
         fields[name.decode()] = message[start : start + size].decode()

@@ -1,8 +1,9 @@
 """What a test needs of the kernel, found out by trying it.
 
-`@requires_kernel("vlan_filtering")` marks a test (and gives it the marker `lab`). On a kernel that
-lacks the feature the test is skipped, saying what is missing; in the lab (CNI_LAB=1), where nothing
-may be missing, it fails.
+`@requires_kernel("vlan_filtering")` marks a test (and gives it the marker `lab`, or `debian` if the
+lab's kernel lacks the feature, too). On a kernel without the feature the test is skipped, saying
+what is missing; it fails in the guest whose kernel must have it: tools/kernel-lab (CNI_LAB=1), or
+tools/debian-lab (CNI_LAB=debian).
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ PROBES: dict[str, Sequence[str]] = {
     "bond": ["ip link add probe0 type bond"],
     "netkit": ["ip link add probe0 type netkit"],
     "vxlan": ["ip link add probe0 type vxlan id 1 dstport 4789"],
+    "sctp": ["python3 -c __import__('socket').socket(2,1,132)"],
+    "wireguard": ["ip link add probe0 type wireguard"],
     "tap": ["ip tuntap add dev probe0 mode tap"],
     "nft": ["nft add table inet probe"],
     "nft_bridge": [
@@ -67,11 +70,14 @@ PROBES: dict[str, Sequence[str]] = {
         "tc filter add dev probe0 parent ffff: matchall action drop",
     ],
 }
+# What the lab's kernel lacks, too, and Debian's has.
+ONLY_DEBIAN = frozenset({"sctp", "wireguard"})
+_TARGETS = {"1": "test-lab", "debian": "test-debian"}  # by $CNI_LAB
 
 
 def in_lab() -> bool:
-    """Are we inside tools/kernel-lab, where every feature must be there?"""
-    return os.environ.get("CNI_LAB") == "1"
+    """Are we inside tools/kernel-lab or tools/debian-lab?"""
+    return os.environ.get("CNI_LAB") in _TARGETS
 
 
 def requires_kernel(*features: str) -> pytest.MarkDecorator:
@@ -103,12 +109,13 @@ def print_features() -> None:
 
 
 def ensure(features: Sequence[str]) -> None:
-    """Skip the running test if a feature is missing; in the lab, fail."""
+    """Skip the running test if a feature is missing; in the guest that is to have it, fail."""
     for feature in features:
         problem = missing(feature)
         if problem is None:
             continue
         text = f"this kernel has no {feature} ({problem})"
-        if in_lab():
+        target = "test-debian" if feature in ONLY_DEBIAN else "test-lab"
+        if _TARGETS.get(os.environ.get("CNI_LAB", "")) == target:
             pytest.fail(f"{text}, but the lab's kernel must")
-        pytest.skip(f"{text}; `make test-lab` runs this test")
+        pytest.skip(f"{text}; `make {target}` runs this test")

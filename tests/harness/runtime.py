@@ -136,6 +136,7 @@ class Runtime:
         variables = dict(self.env)
         variables["CNI_COMMAND"] = command
         variables["CNI_PATH"] = self.cni_path
+        # The specification names a container for these verbs only.
         if command in ("ADD", "CHECK", "DEL"):
             variables["CNI_CONTAINERID"] = (
                 self.container_id if container_id is None else container_id
@@ -274,6 +275,7 @@ class Runtime:
         assert child.stdin is not None
         child.stdin.write(json.dumps(document).encode())
         child.stdin.close()
+        # communicate() would flush it, which a closed file refuses with ValueError.
         child.stdin = None
         return child
 

@@ -84,6 +84,7 @@ class Server:
 def encode_request(program: str, env: Mapping[str, str], stdin: bytes) -> bytes:
     """What the client sends first (launcher/client.c)."""
     strings = "\0".join([program, *(f"{key}={value}" for key, value in env.items()), ""]).encode()
+    # The first number is "CNI1" in memory.
     return struct.pack("=IIII", 0x31494E43, len(strings), len(stdin), 0) + strings + stdin
 
 
@@ -95,6 +96,7 @@ def send_go(
     try:
         ancillary = [
             (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2, here, top, *fds])),
+            # Root may name any process that exists (unix(7)).
             (socket.SOL_SOCKET, socket.SCM_CREDENTIALS, struct.pack("=iII", named, 0, 0)),
         ]
         sock.sendmsg([bytes([which])], ancillary)
@@ -163,6 +165,7 @@ def serving(
     try:
         server = Server(child, path, runtime.host)
         server.said = _await_ready(child)
+        # The rehearsal starts a worker's executor, which is its child.
         wait_until(lambda: all(map(children, server.workers())), "every worker is rehearsed")
         runtime.env["CNI_SERVER_SOCKET"] = str(path)
         yield server
@@ -190,6 +193,7 @@ def children(pid: int) -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # The name between the parentheses may have blanks and parentheses itself.
             letter, parent = status.read_text().rpartition(") ")[2].split()[:2]
             if int(parent) == pid and letter != "Z":
                 found.append(int(status.parent.name))

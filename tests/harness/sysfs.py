@@ -34,6 +34,7 @@ class Sysfs:
         script = " && ".join(
             [
                 "mount --make-rprivate /",
+                # The plugin must not find the machine's own devices.
                 "mount -t tmpfs none /sys",
                 "mkdir -p /sys/bus/pci/devices /sys/bus/auxiliary/devices /sys/devices",
                 f"mount --bind {shlex.quote(str(self.pci))} /sys/bus/pci/devices",

@@ -61,6 +61,7 @@ class Turns:
 
     def _choose(self) -> None:
         if not self._turn and self._at_work and self._waiting == self._at_work:
+            # Sorted: the order of a set of strings is another in each process, whatever the seed.
             self._turn = self._random.choice(sorted(self._waiting))
             self._changed.notify_all()
 

@@ -139,6 +139,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "vlan": {"type": "vlan", "master": "lan0", "vlanId": 7},
     "vrf": {"type": "vrf", "vrfname": "blue"},
+    "wireguard": {
+        "type": "wireguard",
+        "privateKeyFile": "/run/cni-test-wireguard/key",
+        "peers": [
+            {
+                "publicKey": "XsR1bUUmlqAUQpQNqNKAoMgUg7WgsadKJnNmCa72H2U=",
+                "endpoint": "192.0.2.1:51820",
+                "subnets": ["10.89.0.0/16", "fd89::/64"],
+            }
+        ],
+    },
     "vxlan": {
         "type": "vxlan",
         "vni": 88,
@@ -157,6 +168,7 @@ OPTIONAL = frozenset({"bond", "dummy", "ipvlan", "macvlan", "tap", "vlan", "vrf"
     "macvtap",
     "tc-redirect-tap",
     "vxlan",
+    "wireguard",
 }
 CHANGE_NOTHING = frozenset({"sample", "static"})
 # What they change is in the container and goes with its interface: their DEL has nothing to do.

@@ -104,6 +104,17 @@ def test_what_is_no_etcd_is_named(single: EtcdCluster) -> None:
     peer.close()
 
 
+def test_an_etcd_without_tls_is_named(single: EtcdCluster) -> None:
+    """It answers nothing, and closes the connection."""
+    url = f"https://{single.members[0].address}:2379"
+    store = single.store(endpoints=[url], timeout=5)
+    with pytest.raises(Unavailable, match="instead of speaking TLS") as raised:
+        store.read("a")
+    assert "use http://" in raised.value.remedy
+    assert "ssl.c" not in str(raised.value)
+    store.close()
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{}", b"[]", b"null", b'{"header": {"revision": "x"}}', b'{"header": {"revision": 1}}',

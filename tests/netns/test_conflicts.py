@@ -151,6 +151,88 @@ def test_an_interface_that_comes_later(lan: Lan, container: Netns) -> None:
     assert lan.reserved() == {}
 
 
+# --- host-local, with the same code ---
+
+
+def host_local(lan: Lan, *subnets: str, check: Json | None = FAST, **ipam: Any) -> Json:
+    conf = lan.conf(*subnets, check=check)
+    keys = {k: each for k, each in conf["ipam"].items() if k in ("ranges", "dataDir")}
+    if check is not None:
+        keys["conflictCheck"] = check
+    return {**conf, "name": "default", "ipam": {"type": "host-local", **keys, **ipam}}
+
+
+def test_host_local_takes_another_address(lan: Lan, container: Netns, container2: Netns) -> None:
+    """The address of the other family stays, as the first one of its range set."""
+    lan.has("10.64.0.1/29", "10.64.0.2/29")
+    conf = host_local(lan, V6, V4)
+    reply = lan.runtime.add("bridge", conf, container)
+    assert got(reply.result) == ["fd00:64::1", "10.64.0.3"]
+    mac = link(lan.outside, "eth0")["address"]
+    assert f"{mac} has 10.64.0.1, which was free here" in reply.stderr
+    held = lan.reserved()
+    assert {a for a, cid in held.items() if cid == "conflict"} == {"10.64.0.1", "10.64.0.2"}
+    assert {each.split("/")[0] for each in addresses(container, "eth0")} >= {"10.64.0.3"}
+    lan.runtime.check("bridge", {**conf, "prevResult": reply.result}, container).succeeded()
+    second = lan.runtime.add("bridge", conf, container2, container_id="c2")
+    assert got(second.result) == ["fd00:64::2", "10.64.0.4"]
+    assert second.stderr == ""
+    lan.runtime.delete("bridge", conf, container).succeeded()
+    lan.runtime.gc("bridge", conf, [("c2", "eth0")]).succeeded()
+    assert set(lan.reserved().values()) == {"c2"}
+
+
+def test_host_local_with_ipv6(lan: Lan, container: Netns) -> None:
+    lan.has("fd00:64::1/125")
+    assert got(lan.runtime.add("bridge", host_local(lan, V6), container).result) == ["fd00:64::2"]
+
+
+def test_host_local_without_the_key(lan: Lan, container: Netns) -> None:
+    lan.has("10.64.0.1/29")
+    reply = lan.runtime.add("bridge", host_local(lan, V4, check=None), container)
+    assert got(reply.result) == ["10.64.0.1"]
+
+
+def test_host_local_when_others_have_all(lan: Lan, container: Netns) -> None:
+    lan.has(*(f"10.64.0.{i}/29" for i in range(1, 6)))
+    reply = lan.runtime.add("bridge", host_local(lan, V4), container)
+    reply.failed(999, "no IP addresses available in range set")
+    assert set(lan.reserved().values()) == {"conflict"}
+
+
+def test_host_local_does_not_exchange_a_requested_address(lan: Lan, container: Netns) -> None:
+    lan.has("10.64.0.2/29")
+    args = "IgnoreUnknown=1;IP=10.64.0.2"
+    reply = lan.runtime.add("bridge", host_local(lan, V4), container, args=args)
+    reply.failed(999, "requested IP address 10.64.0.2 is in use on the link")
+    assert lan.reserved() == {}
+
+
+def test_host_local_keeps_a_requested_address(lan: Lan, container: Netns) -> None:
+    """One address is exchanged, and the requested one of the other range set stays."""
+    lan.has("fd00:64::1/125")
+    args = "IgnoreUnknown=1;IP=10.64.0.4"
+    reply = lan.runtime.add("bridge", host_local(lan, V4, V6), container, args=args)
+    assert got(reply.result) == ["10.64.0.4", "fd00:64::2"]
+
+
+def test_host_local_requires_the_gateways(lan: Lan, container: Netns) -> None:
+    conf = host_local(lan, V4, check={**FAST, "gateway": True})
+    reply = lan.runtime.add("bridge", conf, container)
+    reply.failed(999, "gateway 10.64.0.6 does not answer on the link of eth0")
+    assert lan.reserved() == {}
+    lan.has("10.64.0.6/29")
+    assert len(got(lan.runtime.add("bridge", conf, container).result)) == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("probes", 0), ("probes", 11), ("interval", 5001)])
+def test_host_local_refuses_what_makes_no_sense(
+    lan: Lan, container: Netns, key: str, value: int
+) -> None:
+    reply = lan.runtime.add("bridge", host_local(lan, V4, check={key: value}), container)
+    reply.failed(999, f"invalid conflictCheck.{key} {value}")
+
+
 @requires_kernel("macvlan")
 def test_on_a_lan_beyond_the_node(
     runtime: Runtime, container: Netns, outside: Netns, tmp_path: Path

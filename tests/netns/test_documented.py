@@ -262,6 +262,7 @@ FEATURES = {
     "macvlan": "macvlan",
     "macvtap": "macvtap",
     "vxlan": "vxlan",
+    "wireguard": "wireguard",
 }
 # Why a page's configuration is not run here.
 NOT_HERE = {
@@ -304,6 +305,8 @@ def chain(name: str, conf: dict[str, Any], data_dir: Path) -> dict[str, Any]:
             ipam["store"] = {"type": "directory", "path": str(data_dir / "shared")}
         if plugin.get("peersFrom"):  # with etcd: tests/netns/test_vxlan_peers.py
             plugin["store"] = {"type": "directory", "path": str(data_dir / "shared")}
+        if plugin["type"] == "wireguard":
+            plugin["privateKeyFile"] = str(data_dir / "key")
     return made
 
 

@@ -34,6 +34,7 @@ FEATURES = {
     "vlan": "vlan",
     "vrf": "vrf",
     "vxlan": "vxlan",
+    "wireguard": "wireguard",
 }
 # Why an ADD is not tried here.
 NOT_HERE = {
@@ -148,6 +149,8 @@ def move_state(plugin: dict[str, Any], directory: Path) -> None:
         ipam["dataDir"] = str(directory / "data")
     if ipam.get("type") == "cluster":
         ipam["store"] = {"type": "directory", "path": str(directory / "store")}
+    if plugin["type"] == "wireguard":
+        plugin["privateKeyFile"] = str(directory / "key")
 
 
 def test_the_example_plugin(host: Netns, bin_dir: Path, tmp_path: Path) -> None:

@@ -291,16 +291,7 @@ def test_of_two_mappings_of_a_port_the_first_counts(node: Node, container: Netns
 
 def test_sctp(node: Node, container: Netns) -> None:
     node.publish(container, [{**tcp(9000, 90), "protocol": "SCTP"}])
-    assert node.elements() == ["sctp . 9000 : 10.22.0.2 . 90"]
-    try:
-        listener = container.socket(socket.AF_INET, socket.SOCK_STREAM, 132)
-    except OSError as error:
-        pytest.skip(f"no SCTP sockets here ({error}): the rules are right, no packet was sent")
-    with listener, node.host.socket(socket.AF_INET, socket.SOCK_STREAM, 132) as client:
-        listener.bind(("0.0.0.0", 90))
-        listener.listen(1)
-        client.settimeout(5)
-        client.connect((NODE4, 9000))
+    assert node.elements() == ["sctp . 9000 : 10.22.0.2 . 90"]  # packets: test_portmap_sctp.py
 
 
 # -- source addresses -----------------------------------------------------------------------------

@@ -284,5 +284,7 @@ def test_each_target_installs_its_own(fresh: Path) -> None:
     assert {"podman", "containerd"} <= packages("test-runtime", fresh)
     emulated = packages("test-aarch64", fresh)
     assert "qemu-system-arm" in emulated - test
-    others = packages("test-runtime", fresh) | packages("release", fresh) | emulated
+    debian = packages("test-debian", fresh)
+    assert "qemu-system-x86" in debian - test
+    others = packages("test-runtime", fresh) | packages("release", fresh) | emulated | debian
     assert packages("setup", fresh) == test | others

@@ -196,6 +196,17 @@ def test_check(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "10.0.0.2" in node.held()
 
 
+def test_check_lists_what_conflict_check_has_set_aside(node: Node) -> None:
+    """One host may have several of the addresses."""
+    node.add("a", "/proc/self/ns/net")
+    for address in ("10.0.0.50", "10.0.0.51"):
+        (node.net / address).write_text("conflict\r\n02:00:00:00:00:01")
+    assert node.json("check", "net", code=1)["problems"] == [
+        f"{address}: set aside: 02:00:00:00:00:01 on the link has it"
+        for address in ("10.0.0.50", "10.0.0.51")
+    ]
+
+
 def test_check_finds_a_wrong_index(node: Node) -> None:
     node.add("a")
     with open_store(str(node.data), "net") as store:

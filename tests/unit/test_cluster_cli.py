@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import rounds, survey
+from cni.ipam.cluster import rounds, session, survey
 from cni.ipam.cluster.node import Node, Space
 from cni.store import settings
 from cni.store.directory import DirectoryStore
@@ -103,6 +103,75 @@ def test_a_cordoned_node_claims_no_more_and_gives_back(
     shown("cordon", "n1", "--undo")
     its.add("b")
     assert shown("cordon", "nowhere", code=3)
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A minute passes."""
+    passed = [0.0]
+    monkeypatch.setattr(session, "boot_time", lambda: boot_time() + passed[0])
+
+    def wait() -> None:
+        passed[0] += 61
+
+    return wait
+
+
+def test_a_cordon_counts_after_a_minute_without_a_server(
+    cluster: Path, shown: Callable[..., Any], later: Callable[[], None]
+) -> None:
+    """Nobody renews for the node, so that its next claim has to ask."""
+    its = node(cluster)
+    its.add("a")
+    shown("cordon", "n1")
+    later()
+    with pytest.raises(Failure, match="is cordoned"):
+        its.add("b", env_args="IP=10.9.0.50")
+    its.add("b")  # of its own block
+    shown("cordon", "n1", "--undo")
+    later()
+    its.add("c", env_args="IP=10.9.0.50")
+
+
+def test_a_node_that_is_forgotten_learns_it_with_a_claim(
+    cluster: Path, shown: Callable[..., Any], later: Callable[[], None]
+) -> None:
+    its = node(cluster)
+    its.add("a")
+    uid = {item.value["uid"] for item in store(cluster).list("blocks/").items}
+    shown("forget", "n1", "--force")
+    later()
+    its.add("b", env_args="IP=10.9.0.50")
+    assert not uid & {item.value["uid"] for item in store(cluster).list("blocks/").items}
+
+
+def test_a_wrong_pool_does_not_hide_the_others(
+    cluster: Path, shown: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    node(cluster).add("a")
+    store(cluster).create("pools/coarse", {"subnet": "10.10.0.0/24", "blockSize": 20})
+    store(cluster).create("pools/over", {"subnet": "10.9.0.32/27", "blockSize": 29, "blokSize": 1})
+    assert main(["ipam", "pools", "-o", "json"]) == 1
+    out, err = capfd.readouterr()
+    assert [each["pool"] for each in json.loads(out)] == ["over", "storage"]
+    assert "pool coarse: blockSize 20 does not divide 10.10.0.0/24" in err
+    text = failing(shown)
+    for part in (
+        "pool coarse: blockSize 20 does not divide",
+        "pool over: blokSize is no key of a pool",
+        "pool over: subnet 10.9.0.32/27 overlaps 10.9.0.0/26",
+    ):
+        assert part in text
+    assert "pool storage" not in text
+
+
+def test_only_a_space_that_there_is_can_be_accepted(
+    cluster: Path, shown: Callable[..., Any]
+) -> None:
+    node(cluster).add("a")
+    assert "there is no address space nosuch" in str(shown("accept", "nosuch", code=3))
+    shown("accept", "default")
+    assert [item.key for item in store(cluster).list("spaces/").items] == ["spaces/default"]
 
 
 def test_a_forgotten_node_begins_anew(cluster: Path, shown: Callable[..., Any]) -> None:

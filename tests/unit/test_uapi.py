@@ -35,6 +35,7 @@ HEADERS = {
         "linux/if_ether.h",
         "linux/genetlink.h",
         "linux/ethtool_netlink.h",
+        "linux/wireguard.h",
         "linux/if_tun.h",
         "sys/ioctl.h",
     ],

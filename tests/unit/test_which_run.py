@@ -111,3 +111,10 @@ def test_the_lab_takes_what_the_machine_cannot() -> None:
     assert 0 < number < of
     number, of = collected("test_broken_conf", **lab, CNI_HOST_FEATURES="")
     assert number > 0
+
+
+def test_what_the_lab_lacks_too_is_left_to_debians_kernel() -> None:
+    number, of = collected("test_portmap_sctp", PYTEST_ADDOPTS="-m debian")
+    assert number == of > 0
+    assert collected("test_portmap_sctp", PYTEST_ADDOPTS="-m lab")[0] == 0
+    assert collected("test_macvlan", PYTEST_ADDOPTS="-m debian")[0] == 0

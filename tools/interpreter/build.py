@@ -20,6 +20,7 @@ import os
 import sys
 from pathlib import Path
 
+# This file is executed by its path, and `tools` is no installed package.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tools import build as zipapp  # noqa: E402

@@ -109,6 +109,7 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
     if (folder / "finished").exists():
         return built
     _check_headers(target)
+    # What a build that was killed has left.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _build_musl(folder, target, log)
@@ -120,11 +121,13 @@ def build(target: Target, train: Callable[[Build], None], trained_by: str = "") 
     if target.profile:
         _compile(replace(built, flags=(*built.flags, *COUNT)), log)
         train(replace(built, flags=(*built.flags, *COUNT)))
+        # Compiled again with the counts; make would take them for up to date.
         for compiled in [*built.source.rglob("*.o"), *built.source.rglob("*.a")]:
             compiled.unlink()
         _compile(replace(built, flags=(*built.flags, *_USE_COUNTS)), log)
     else:
         _compile(built, log)
+    # Last, so that a folder without it is never taken for a build.
     (folder / "finished").write_text(_key(replace(target, profile=False), ""))
     return built
 

@@ -50,6 +50,7 @@ def fetch(name: str) -> list[Path]:
                     raise BuildError(f"{name}: the download has no {file}: see pins.toml")
                 shutil.move(Path(scratch, file), directory / file)
     for file, expected in wanted.items():
+        # Each time, since files may be put there by hand.
         if hashlib.sha256((directory / file).read_bytes()).hexdigest() != expected:
             raise BuildError(f"{directory / file} has not the hash of pins.toml: remove the file")
     return [directory / file for file in wanted]

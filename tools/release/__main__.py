@@ -153,6 +153,7 @@ def write(output: Path, files: Files) -> None:
         (partial / name).write_bytes(data)
         (partial / name).chmod(0o755 if _is_executable(name) else 0o644)
     shutil.rmtree(output, ignore_errors=True)
+    # A rename at the end, so that the directory never has half a release.
     partial.rename(output)
 
 

@@ -36,8 +36,10 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
         if data.startswith(magic):
             yield module.__name__, module.decompress(data)
             return
+    # An ar archive, as .deb files are.
     if data.startswith(b"!<arch>\n"):
         yield from _ar(data)
+    # The lead of an .rpm file.
     elif data.startswith(b"\xed\xab\xee\xdb"):
         done = subprocess.run(
             ["rpm2archive", "-n", "-"], input=data, capture_output=True, check=True

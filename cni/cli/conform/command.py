@@ -53,16 +53,17 @@ class Outcome(NamedTuple):
     "config",
     metavar="FILE",
     type=click.File("rb"),
-    help="The plugins' configurations: a list, or one plugin's. Types are the binaries'.",
+    help="The plugins' configurations: a list, or one plugin's object. The binaries' names replace "
+    "the types.",
 )
 @click.option("--junit", metavar="FILE", type=click.Path(), help="Also write a JUnit report.")
 @formats.options
 def conform(binaries: tuple[str, ...], config: Any, junit: str | None) -> None:
     """Run plugins against the specification, on a node that is made for it.
 
-    Several binaries are a chain, in the order of ADD. Nothing of this node is touched: links,
-    addresses and rules are in namespaces that end with the command. Needs root. Exit code 1 if
-    the plugins fail a case.
+    Several binaries are called as one list of plugins, in the order of ADD. Links, addresses and
+    rules are in namespaces that end with the command, so this node's network does not change. Needs
+    root. Exit code 1 if the plugins fail a case.
 
     \b
     Example:  cni conform /opt/cni/bin/bridge /opt/cni/bin/portmap

@@ -63,7 +63,8 @@ class Options(NamedTuple):
     "beyond",
     metavar="ADDRESS",
     multiple=True,
-    help="Also send echo requests there, and DNS requests to a DNS server. May be repeated.",
+    help="Also send echo requests to this address, and DNS requests if it is a DNS server of the "
+    "network. May be repeated.",
 )
 @click.option("-i", "--ifname", default="eth0", show_default=True, help="The interface's name.")
 @click.option(
@@ -72,7 +73,7 @@ class Options(NamedTuple):
     type=click.Path(file_okay=False),
     help="Directory with network configurations, instead of NETCONFPATH.",
 )
-@click.option("--force", is_flag=True, help="Also with a device of the host that is in use.")
+@click.option("--force", is_flag=True, help="Also take a device that the node uses.")
 @CACHE_DIR
 @formats.options
 def test(
@@ -85,9 +86,9 @@ def test(
 ) -> None:
     """Attach two containers to the network, send packets, and say what works.
 
-    Looks at the gateway, the neighbour, the way out, a published port, the MTU, DNS, an address
-    that is used again, and at what DEL leaves. The containers are namespaces that go with the
-    command. Nothing is sent beyond this node, but to what --to names. Exit code 1 if a test fails.
+    Tests the gateway, the neighbour, the way out, a published port, the MTU, DNS, an address that
+    is used again, and what DEL leaves. The containers are namespaces that end with the command.
+    Packets leave this node only for the addresses of --to. Exit code 1 if a test fails.
 
     \b
     Examples: cni test mynet

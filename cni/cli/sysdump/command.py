@@ -50,14 +50,14 @@ class _Target(click.ParamType[str]):
 
 
 @click.command()
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option(
     "--mask",
     type=click.Choice(_MASKS),
     default=SECRETS,
     show_default=True,
-    help="What is not shown: secrets; also addresses, MACs, host and pod names; or nothing is "
-    "masked.",
+    help="What is replaced: secrets; with addresses or all, also IP addresses, MACs, and names of "
+    "hosts and pods; or nothing.",
 )
 @click.option(
     "--timeout",
@@ -73,11 +73,12 @@ class _Target(click.ParamType[str]):
     "printed: json, yaml, name, wide. May be repeated.",
 )
 def sysdump(target: str, force: bool, mask: str, timeout: float, cache_dir: str) -> None:
-    """Put all that a bug report needs into one file, and change nothing on the node.
+    """Write all that a bug report needs to one file, and change nothing on the node.
 
-    Versions, links, routes, rules, state files, configurations, what `cni doctor` and other
-    commands say, and logs. A part that fails or hangs costs that part; manifest.json says so.
-    Look into it before you give it away: what --mask takes for a secret is not all that may be one.
+    Contains versions, links, routes, rules, state files, configurations, logs, and the output of
+    `cni doctor` and other commands. If a part fails or hangs, only that part is missing;
+    manifest.json says why. Read the file before you give it away: --mask cannot recognise every
+    secret.
 
     \b
     Examples: cni sysdump

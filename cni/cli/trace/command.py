@@ -30,9 +30,9 @@ from .watched import Run, Watched
 @click.command("trace")
 @click.argument("network", type=Network())
 @click.argument("where", metavar="[NETNS|NAMESPACE/POD]", type=Where(), required=False, default="")
-@click.option("--check", "verb", flag_value="CHECK", help="CHECK of what is attached.")
-@click.option("--del", "verb", flag_value="DEL", help="DEL of what is attached.")
-@click.option("--keep", is_flag=True, help="Leave attached what was attached: no DEL after ADD.")
+@click.option("--check", "verb", flag_value="CHECK", help="Trace the CHECK of an attachment.")
+@click.option("--del", "verb", flag_value="DEL", help="Trace the DEL of an attachment.")
+@click.option("--keep", is_flag=True, help="Do not run DEL after the ADD.")
 @click.option(
     "--id",
     "container",
@@ -42,8 +42,8 @@ from .watched import Run, Watched
     help="The container, by its id or the beginning of it, for --check and --del.",
 )
 @click.option("-i", "--ifname", help="The interface's name (CNI_IFNAME, else eth0).")
-@click.option("--exec", "by_exec", is_flag=True, help="Not through a server.")
-@click.option("--force", is_flag=True, help="--del also of what a container runtime attached.")
+@click.option("--exec", "by_exec", is_flag=True, help="Run plugins without a server.")
+@click.option("--force", is_flag=True, help="With --del: also if a runtime made the attachment.")
 @CACHE_DIR
 @formats.options
 def trace(
@@ -59,8 +59,8 @@ def trace(
 ) -> None:
     """Run an ADD, and say how long each step of each plugin took; then a DEL.
 
-    Without NETNS in a namespace that goes with the command. A namespace in which the interface is
-    there already is refused. The three slowest steps are marked.
+    Without NETNS, the command makes a namespace of its own, which ends with it. An ADD is refused
+    if the namespace already has the interface. The three slowest steps are marked.
 
     \b
     Examples: cni trace mynet

@@ -10,7 +10,7 @@ from ...protocol.result import IPConfig
 from ...store.node_files import boot_time
 from ..host_local.allocation import Allocation, Exhausted, Wish, ip_config
 from ..host_local.ranges import Range, RangeSet
-from ..host_local.reservation import content_of
+from ..host_local.reservation import CONFLICT, content_of
 from . import blocks, rest
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ..host_local import sticky
     from ..host_local.store import Store
     from .node import Space
-
-
-CONFLICT = "conflict"  # container of a reservation for an address that another host on the link has
 
 
 class NeedBlock(Exception):
@@ -45,6 +42,7 @@ class FromBlocks(Allocation):
         cooldown: int = 0,
     ) -> None:
         super().__init__(space.location, attachment, netns, log)
+        self._network = attachment[1].partition("\r\n")[2]
         self._space = space
         self._cooldown = cooldown  # seconds before a released address is given out again
         self._own: list[Prefix] = []
@@ -60,20 +58,8 @@ class FromBlocks(Allocation):
             # Read the files before a block is claimed: the index may be wrong.
             return self._reserve_locked(wish, trust=False)
 
-    def is_new(self, name: str) -> bool:
-        """Has this ADD reserved the address, which was not reserved before?"""
-        return name in self._names
-
-    def set_aside(self, taken: dict[str, str], network: str) -> None:
-        """Reserve new addresses that others have (address → MAC), so that nobody gets them.
-
-        Raises CNIError.
-        """
-        with self._location.open() as store:
-            for name, mac in taken.items():
-                store.release(name, self._content)
-                store.reserve(name, content_of(CONFLICT, f"{mac}\r\n{network}"))
-                self._names.remove(name)
+    def _content_aside(self, mac: str) -> bytes:
+        return content_of(CONFLICT, f"{mac}\r\n{self._network}")
 
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
         """Reserve the address that has been free for the longest time. Raises Exhausted."""

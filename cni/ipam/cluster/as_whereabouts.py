@@ -22,9 +22,10 @@ from ...protocol.result import IPConfig, Result
 from ...store import settings
 from ..host_local.directory import make_directories
 from ..host_local.plugin import Args, Requested
+from ..host_local.ranges import ConflictCheck
 from . import plugin, whereabouts
 from .node import Node
-from .pool import DEFAULT_SPACE, ConflictCheck
+from .pool import DEFAULT_SPACE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -103,9 +103,8 @@ class Claims(Comparing):
         return blocks.any_free(areas, taken, name, choice)
 
     def _check_allowed(self) -> None:
-        """Raise Refused if the node is cordoned; if it was, ask the store whether it still is."""
-        if self.is_cordoned():
-            self.register(force=True)
+        """Raise Refused if the node is cordoned, of which the store may know more than we do."""
+        self.look()
         if self.is_cordoned():
             raise Refused(
                 f"node {self.node.name} is cordoned: it claims no more blocks",

@@ -106,7 +106,7 @@ def add(call: Call[Conf]) -> Result:
     ips = reserve()
     asks = ipam.conflict_check or pool.conf.conflict_check
     if asks is not None:
-        from . import conflicts
+        from ..host_local import conflicts
 
         ips = conflicts.settle(call, allocation, ips, wanted, reserve, asks)
     return Result(ips=ips, routes=pool.conf.routes, dns=pool.conf.dns or ipam.dns or DNS())

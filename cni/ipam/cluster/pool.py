@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from ...protocol import config
 from ...protocol.address import Prefix
-from ...protocol.config import DNS, Folded, Route
+from ...protocol.config import DNS, Route
 from ...protocol.errors import CNIError
 from ...store.settings import check_word
-from ..host_local.ranges import RangeConf, RangeSet, canonical_sets
+from ..host_local.ranges import ConflictCheck, RangeConf, RangeSet, canonical_sets
 from . import blocks
 
 DEFAULT_SPACE = "default"
@@ -23,22 +23,6 @@ LONGEST_COOLDOWN = 1200  # seconds
 _MOST = {True: 32, False: 128}  # bits, by "is it IPv4"
 _USUAL = {True: 26, False: 122}  # default prefix lengths: 64 addresses a block
 _LEAST_BLOCKS = 4  # bits: even a small subnet is divided into at least sixteen blocks
-
-
-class ConflictCheck(Folded):
-    """Probing whether other hosts on the link have an address: probes, and milliseconds after each.
-
-    With `gateway`, gateways must answer.
-    """
-
-    probes: int = 3
-    interval: int = 100
-    gateway: bool = False
-
-    def __post_init__(self) -> None:
-        for key, value, most in (("probes", self.probes, 10), ("interval", self.interval, 5000)):
-            if not 1 <= value <= most:
-                raise CNIError(f"invalid conflictCheck.{key} {value} (must be 1 to {most})")
 
 
 class PoolConf(RangeConf):

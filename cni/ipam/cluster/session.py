@@ -15,6 +15,7 @@ from .node import OWN, PENDING, Block, Ledger, Node, Registration, Space
 from .pool import Pool, check_apart
 
 T = TypeVar("T")
+_LOOKED_FOR = 60.0  # seconds for which what the store has said of this node is believed
 _UPDATES = 8  # attempts to update an item that others change, too
 
 
@@ -86,14 +87,32 @@ class Session:
         cordoned, timeout = bool(item.get("cordoned")), number(item.get("timeout"))
         # counted from before the request: the store, and so the others, got it later
         made = Registration(
-            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned, idle
-        )
+            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned, idle,
+            now,
+        )  # fmt: skip
         known = {self.identity()} | ({before.store} if before is not None else set())
         self.node.set_registration(self._settings, made)
         if not idle:
             self._wake(known)
         if before is not None and not is_same:
             self.verify()
+
+    def look(self) -> None:
+        """Register if the store says something new of this node: that it is cordoned or not any
+        more, or given up. One request a minute, so that a burst of claims does not ask each time.
+        """
+        known, now = self.node.registration(self._settings), boot_time()
+        if known is None or (not known.cordoned and 0 <= now - known.looked < _LOOKED_FOR):
+            return
+        item = self.ask(self.store.read, f"nodes/{self.node.name}")
+        if item is None or item.value.get("lost") or self._differs(item):
+            self.register(force=True)
+        else:
+            looked = msgspec.structs.replace(known, looked=now)
+            self.node.set_registration(self._settings, looked)
+
+    def _differs(self, item: Item) -> bool:
+        return bool(item.value.get("cordoned")) != self.is_cordoned()
 
     def _becomes_idle(self, before: Registration | None) -> bool:
         """Will the store be told that the node is idle? Then ADDs know it already."""

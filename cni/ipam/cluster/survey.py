@@ -17,11 +17,10 @@ from ...store.interface import Item, Store
 from ...store.node_files import boot_time
 from ...store.settings import Settings
 from ..host_local import usage
-from ..host_local.reservation import is_address
+from ..host_local.reservation import CONFLICT, is_address
 from . import blocks
-from .allocation import CONFLICT
 from .node import OWN, PENDING, RELEASING, Node, Space
-from .pool import Pool, PoolConf, convert
+from .pool import Pool, PoolConf, check_apart, convert
 from .takeover import HELD
 
 
@@ -114,12 +113,31 @@ def problems(store: Store, node: Node) -> list[str]:
     uid = node.identity().uid if os.path.lexists(node.path("node")) else ""
     records = {item.key.rpartition("/")[2] for item in store.list("nodes/").items}
     spaces = {item.key.partition("/")[2]: item for item in store.list("spaces/").items}
+    texts += _of_pools(store, spaces)
     for name in sorted({*spaces, *node.spaces()}):
         items = _blocks(store, name, texts)
         layout: dict[str, Any] = spaces[name].value.get("layout") or {} if name in spaces else {}
         texts += [f"{name}: {text}" for text in _of_space(items, layout, records)]
         texts += [f"{name}: {text}" for text in _of_node(Space(node, name), items, uid)]
     return texts
+
+
+def _of_pools(store: Store, spaces: dict[str, Item]) -> Iterator[str]:
+    """What keeps the store's pools from being used, and keys of theirs that mean nothing."""
+    known = {name.lower() for name in PoolConf.__struct_encode_fields__}
+    for item in store.list("pools/").items:
+        name = item.key.removeprefix("pools/")
+        for key in sorted(item.value):
+            if key.lower() not in known:
+                yield f"pool {name}: {key} is no key of a pool: it is ignored"
+        try:
+            pool = Pool.of(convert(item.value, name), name, "")
+            space = spaces.get(pool.space)
+            layout = (space.value.get("layout") or {}) if space is not None else {}
+            check_apart(list(pool.layout.items()), layout)
+        except CNIError as error:
+            text = str(error)
+            yield text if text.startswith(f"pool {name}: ") else f"pool {name}: {text}"
 
 
 def _blocks(store: Store, space: str, found: list[str]) -> dict[Prefix, Item]:

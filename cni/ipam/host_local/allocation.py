@@ -14,7 +14,7 @@ from ...protocol.errors import CNIError
 from ...protocol.result import IPConfig
 from .directory import Location, explain_in
 from .ranges import Range, RangeSet
-from .reservation import LAST_RESERVED, content_of, is_address, namespace_note
+from .reservation import CONFLICT, LAST_RESERVED, content_of, is_address, namespace_note
 from .store import Store
 
 if TYPE_CHECKING:
@@ -87,6 +87,24 @@ class Allocation:
                         usage.describe(path, full.ranges, held),
                     ) from None
         raise AssertionError  # the last round raises
+
+    def is_new(self, name: str) -> bool:
+        """Has this ADD reserved the address, which was not reserved before?"""
+        return name in self._names
+
+    def set_aside(self, taken: dict[str, str]) -> None:
+        """Reserve new addresses that others have (address → MAC), so that nobody gets them.
+
+        After that `reserve` keeps the other addresses of this ADD. Raises CNIError.
+        """
+        with self._location.open() as store:
+            for name, mac in taken.items():
+                store.release(name, self._content)
+                store.reserve(name, self._content_aside(mac))
+                self._names.remove(name)
+
+    def _content_aside(self, mac: str) -> bytes:
+        return content_of(CONFLICT, mac)
 
     def undo(self) -> None:
         """Release all addresses that `reserve` has reserved, even after a failure."""
@@ -163,6 +181,8 @@ class Allocation:
         name = format_ip(packed)
         its_range = ranges.range_for(packed)
         assert its_range is not None
+        if self._is_kept(name):
+            return ip_config(name, its_range)
         if packed == its_range.gateway:
             raise CNIError(
                 f"requested ip {name} is subnet's gateway", f"request another address of {ranges}"
@@ -188,7 +208,10 @@ class Allocation:
         Raises CNIError if the attachment has an address of this set, Exhausted if none is free.
         """
         for name in self._held:
-            if ranges.contains(parse_ip(name)):
+            own_range = ranges.range_for(parse_ip(name))
+            if own_range is not None and self._is_kept(name):
+                return ip_config(name, own_range)
+            if own_range is not None:
                 raise CNIError(
                     f"{name} has been allocated to {self._attachment[0]}, "
                     "duplicate allocation is not allowed",
@@ -208,6 +231,10 @@ class Allocation:
         if memory is not None:
             memory.keep(index, parse_ip(name))
         return ip_config(name, its_range)
+
+    def _is_kept(self, name: str) -> bool:
+        """Has this ADD reserved the address already, before another one was set aside?"""
+        return name in self._held and name in self._names
 
     def _take_next(self, store: Store, ranges: RangeSet, index: int) -> tuple[str, Range]:
         """Reserve the next free address, round robin. Raises Exhausted."""

@@ -25,7 +25,7 @@ from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
 from .directory import Location, explain, explain_in, scan
-from .ranges import NoRoom, RangeConf, RangeSet, canonical_sets
+from .ranges import ConflictCheck, NoRoom, RangeConf, RangeSet, canonical_sets
 from .reservation import UNREADABLE, content_of, is_address
 from .store import Owned, Store
 
@@ -49,6 +49,7 @@ class IpamConf(RangeConf):
     resolv_conf: str = ""
     reclaim_on_boot: bool = True
     sticky: bool = False
+    conflict_check: ConflictCheck | None = None
 
 
 class Requested(Folded):
@@ -102,7 +103,16 @@ def add(call: Call[Conf]) -> Result:
     attachment = call.container_id, call.ifname
     allocation = allocation_type(_location(call), attachment, call.netns, call.log)
     call.undo.callback(allocation.undo)
-    ips = allocation.reserve(wish_type(sets, wanted, _memory(call)))
+    wish = wish_type(sets, wanted, _memory(call))
+    ips = allocation.reserve(wish)
+    if ipam.conflict_check is not None:
+        if sys.platform == "win32":
+            raise CNIError("conflictCheck is not offered on Windows", "remove the key")
+        from . import conflicts
+
+        ips = conflicts.settle(
+            call, allocation, ips, wanted, lambda: allocation.reserve(wish), ipam.conflict_check
+        )
     return Result(ips=ips, routes=ipam.routes, dns=dns)
 
 

@@ -23,6 +23,22 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 Span = tuple[int, int]
 
 
+class ConflictCheck(Folded):
+    """Probing whether other hosts on the link have an address: probes, and milliseconds after each.
+
+    With `gateway`, gateways must answer.
+    """
+
+    probes: int = 3
+    interval: int = 100
+    gateway: bool = False
+
+    def __post_init__(self) -> None:
+        for key, value, most in (("probes", self.probes, 10), ("interval", self.interval, 5000)):
+            if not 1 <= value <= most:
+                raise CNIError(f"invalid conflictCheck.{key} {value} (must be 1 to {most})")
+
+
 class RangeConf(Folded):
     """A range as configured. As in Go, decoding fails for texts that are no addresses."""
 

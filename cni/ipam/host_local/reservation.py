@@ -44,6 +44,7 @@ from ...protocol.address import InvalidAddress, parse_ip
 if TYPE_CHECKING:
     from ...netns.namespace import Identity
 
+CONFLICT = "conflict"  # container of a reservation for an address that another host on the link has
 LOCK = "lock"
 LAST_RESERVED = "last_reserved_ip."
 BOOT, NAMESPACE = "user.cni.boot", "user.cni.ns"

@@ -6,7 +6,7 @@ from being given out until a GC of the network, or a reboot. The ADD takes anoth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...protocol.address import format_ip, parse_ip
 from ...protocol.errors import CNIError
@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 
     from ...call import Call
     from ...protocol.result import IPConfig
-    from .allocation import FromBlocks
-    from .plugin import Conf
-    from .pool import ConflictCheck
+    from .allocation import Allocation
+    from .ranges import ConflictCheck
 
 _MOST = 16  # conflicting addresses after which the ADD gives up
 
 
 def settle(
-    call: Call[Conf],
-    allocation: FromBlocks,
+    call: Call[Any],
+    allocation: Allocation,
     ips: list[IPConfig],
     requested: list[bytes],
     again: Callable[[], list[IPConfig]],
@@ -61,7 +60,7 @@ def settle(
             return ips
         for each, mac in taken.items():
             _tell(call, each, mac, requested)
-        allocation.set_aside({format_ip(each): mac for each, mac in taken.items()}, call.network)
+        allocation.set_aside({format_ip(each): mac for each, mac in taken.items()})
         ips = again()
     raise CNIError(
         f"somebody on the link of {call.ifname} has each of {_MOST} addresses that were free",
@@ -69,14 +68,14 @@ def settle(
     )
 
 
-def _tell(call: Call[Conf], packed: bytes, mac: str, requested: list[bytes]) -> None:
+def _tell(call: Call[Any], packed: bytes, mac: str, requested: list[bytes]) -> None:
     name = format_ip(packed)
     if packed in requested:
         raise CNIError(
             f"requested IP address {name} is in use on the link: {mac} has it",
             "end that host's use of the address, or request another one",
         )
-    call.log(f"cluster: {mac} has {name}, which was free here: it is set aside")
+    call.log(f"conflictCheck: {mac} has {name}, which was free here: it is set aside")
 
 
 def _name(ip: IPConfig) -> str:

@@ -1,0 +1,1 @@
+"""wireguard: ptp, and a WireGuard link to the other nodes."""
