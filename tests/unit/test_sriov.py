@@ -15,6 +15,7 @@ from cni.kernel.errors import DeviceError
 from cni.plugins.shared.device_notes import Note
 from cni.plugins.sriov import function, settings
 from cni.plugins.sriov.settings import Conf
+from cni.protocol import config
 from cni.protocol.errors import CNIError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ MAC = "02:00:00:00:00:01"
 NONE = vf.Settings()
 
 
-def wanted(mac: str = "", **keys: Any) -> vf.Settings:
-    return settings.wanted(Conf(name="net", type="sriov", **keys), mac)
+def wanted(**keys: Any) -> vf.Settings:
+    conf = config.fold_keys({"name": "net", "type": "sriov", **keys}, {})
+    return settings.wanted(msgspec.convert(conf, Conf), "")
 
 
 # -- the configuration ----------------------------------------------------------------------------
@@ -36,14 +38,13 @@ def wanted(mac: str = "", **keys: Any) -> vf.Settings:
     ("keys", "expected"),
     [
         ({}, {}),
-        ({"mac": MAC}, {"mac": MAC}),
         ({"vlan": 0}, {"vlan": (0, 0, 0x8100)}),
         ({"vlan": 4094}, {"vlan": (4094, 0, 0x8100)}),
-        ({"vlan": 5, "vlan_qos": 7}, {"vlan": (5, 7, 0x8100)}),
-        ({"vlan": 5, "vlan_proto": "802.1ad"}, {"vlan": (5, 0, 0x88A8)}),
-        ({"vlan": 5, "vlan_proto": "802.1AD"}, {"vlan": (5, 0, 0x88A8)}),
-        ({"vlan": 5, "vlan_proto": "802.1q"}, {"vlan": (5, 0, 0x8100)}),
-        ({"vlan": 0, "vlan_qos": 0}, {"vlan": (0, 0, 0x8100)}),
+        ({"vlan": 5, "vlanQoS": 7}, {"vlan": (5, 7, 0x8100)}),
+        ({"vlan": 5, "vlanProto": "802.1ad"}, {"vlan": (5, 0, 0x88A8)}),
+        ({"vlan": 5, "vlanProto": "802.1AD"}, {"vlan": (5, 0, 0x88A8)}),
+        ({"vlan": 5, "vlanProto": "802.1q"}, {"vlan": (5, 0, 0x8100)}),
+        ({"vlan": 0, "vlanQoS": 0}, {"vlan": (0, 0, 0x8100)}),
         ({"max_tx_rate": 100}, {"rates": (0, 100)}),
         ({"min_tx_rate": 100}, {"rates": (100, 0)}),
         ({"min_tx_rate": 100, "max_tx_rate": 100}, {"rates": (100, 100)}),
@@ -60,36 +61,41 @@ def test_what_is_wanted(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     assert wanted(**keys) == NONE._replace(**expected)
 
 
+def test_the_mac_is_the_callers() -> None:
+    """sublink.mac has chosen among its sources."""
+    assert settings.wanted(Conf(name="net", type="sriov"), MAC) == NONE._replace(mac=MAC)
+
+
 RANGES = {
-    "vlan": ("vlan", 4094),
-    "vlanQoS": ("vlan_qos", 7),
-    "min_tx_rate": ("min_tx_rate", (1 << 31) - 1),
-    "max_tx_rate": ("max_tx_rate", (1 << 31) - 1),
+    "vlan": 4094,
+    "vlanQoS": 7,
+    "min_tx_rate": (1 << 31) - 1,
+    "max_tx_rate": (1 << 31) - 1,
 }
 
 
 @pytest.mark.parametrize("key", RANGES)
 def test_out_of_range(key: str) -> None:
-    attribute, most = RANGES[key]
-    other = {} if attribute == "vlan" else {"vlan": 5}
-    wanted(**{**other, attribute: most})
+    most = RANGES[key]
+    other = {} if key == "vlan" else {"vlan": 5}
+    wanted(**{**other, key: most})
     for value in (-1, most + 1, 1 << 40):
         with pytest.raises(CNIError, match=rf"^invalid {key} {value}, must be \[0, {most}\]$"):
-            wanted(**{**other, attribute: value})
+            wanted(**{**other, key: value})
 
 
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"vlan": 5, "vlan_proto": "802.1x"}, 'invalid vlanProto "802.1x"'),
+        ({"vlan": 5, "vlanProto": "802.1x"}, 'invalid vlanProto "802.1x"'),
         ({"spoofchk": "yes"}, 'invalid spoofchk "yes"'),
         ({"spoofchk": "On"}, 'invalid spoofchk "On"'),
         ({"trust": "true"}, 'invalid trust "true"'),
         ({"link_state": "up"}, 'invalid link_state "up"'),
-        ({"vlan_qos": 1}, "vlanQoS needs a vlan"),
-        ({"vlan": 0, "vlan_qos": 1}, "vlanQoS needs a vlan"),
-        ({"vlan_proto": "802.1ad"}, "vlanProto needs a vlan"),
-        ({"vlan": 0, "vlan_proto": "802.1q"}, "vlanProto needs a vlan"),
+        ({"vlanQoS": 1}, "vlanQoS needs a vlan"),
+        ({"vlan": 0, "vlanQoS": 1}, "vlanQoS needs a vlan"),
+        ({"vlanProto": "802.1ad"}, "vlanProto needs a vlan"),
+        ({"vlan": 0, "vlanProto": "802.1q"}, "vlanProto needs a vlan"),
         (
             {"min_tx_rate": 2, "max_tx_rate": 1},
             "min_tx_rate 2 is larger than max_tx_rate 1",

@@ -36,11 +36,11 @@ class Conf(config.NetConf):
     vlan_qos: int | None = None
     vlan_proto: str = ""
     mac: str = ""
-    min_tx_rate: int | None = None
-    max_tx_rate: int | None = None
+    min_tx_rate: int | None = msgspec.field(default=None, name="min_tx_rate")
+    max_tx_rate: int | None = msgspec.field(default=None, name="max_tx_rate")
     spoofchk: str = ""
     trust: str = ""
-    link_state: str = ""
+    link_state: str = msgspec.field(default="", name="link_state")
     runtime_config: Runtime = msgspec.field(default_factory=Runtime)
 
 
