@@ -18,6 +18,7 @@ from _socket import MSG_DONTWAIT
 from _thread import get_ident
 from errno import (
     EAFNOSUPPORT,
+    EEXIST,
     EINVAL,
     ENOBUFS,
     ENOENT,
@@ -229,8 +230,8 @@ def settle(plan: Callable[[], Sequence[Change]]) -> list[bytes]:
         try:
             return transact(plan(), since)
         except NetlinkError as error:
-            # another process may have deleted what an unguarded plan has read
-            if error.errno != (ERESTART if guarded else ENOENT) or number == last:
+            # another process may have deleted, or made, what an unguarded plan has read
+            if error.errno not in ((ERESTART,) if guarded else (ENOENT, EEXIST)) or number == last:
                 raise
     return []
 
