@@ -113,7 +113,12 @@ def _run_plugin(name: str) -> None:
                 stream.flush()
         except OSError:  # the runtime has closed its end
             code = code or 1
-    os._exit(code)
+    try:
+        netfilter = sys.modules.get("cni.netfilter.nft")
+        if netfilter is not None:
+            netfilter.hand_over()
+    finally:
+        os._exit(code)
 
 
 def _prepare_archive() -> None:

@@ -121,6 +121,20 @@ class Table(NamedTuple):
             raise
         return True
 
+    def has_base_chain(self, change: Change) -> bool:
+        """Is there the chain that expressions.new_base_chain's `change` makes, at the same hook?
+
+        For transactions that follow each other often: the kernel counts even a change of nothing as
+        an update, whose remains it frees after a grace period (`nft`). Raises NetlinkError.
+        """
+        wanted = nl.attr_map(change[1], GENMSG_SIZE)
+        chain = self._chain(nl.get_text(wanted.get(uapi.NFTA_CHAIN_NAME)))
+        answers = socket().get_each(uapi.NFT_MSG_GETCHAIN, chain)
+        have = nl.attr_map(answers[0], GENMSG_SIZE) if answers else {}
+        hooks = [nl.attr_map(each.get(uapi.NFTA_CHAIN_HOOK, b"")) for each in (have, wanted)]
+        kind = uapi.NFTA_CHAIN_TYPE
+        return hooks[0] == hooks[1] and have.get(kind) == wanted.get(kind)
+
     def chain_use(self, chain: str) -> int:
         """The kernel's reference count of a chain: its rules, and the jumps and map elements to it.
 

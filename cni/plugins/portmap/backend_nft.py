@@ -245,11 +245,8 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
     """The changes that turn the elements of `have` into those of `wanted`."""
     changes: list[Change] = []
     for name in (*NAMES, *INDEX):
-        before, after = dict.fromkeys(have.get(name, ())), dict.fromkeys(wanted[name])
-        stale = [element for element in before if element not in after]
-        new = [element for element in after if element not in before]
-        changes += nft_elements.remove(Table(family, TABLE), name, stale)
-        changes += nft_elements.insert(Table(family, TABLE), name, new)
+        table = Table(family, TABLE)
+        changes += nft_elements.replace(table, name, have.get(name, ()), wanted[name])
     return changes
 
 
