@@ -164,7 +164,7 @@ test-lab: $(TESTED) $(BOTH_BUILT) ## the tests that need another kernel, in a gu
 # file, whose requests start without an interpreter's imports.
 DEBIAN_TESTS := .cache/debian-tests
 test-debian: $(TESTED) $(BOTH_BUILT) .cache/setup-debian.stamp ## the tests that need Debian's own kernel (SCTP …), in QEMU
-	$(RUN) -m pytest -p no:cacheprovider --collect-only -q -m debian $(call tests-in,lab netns) $(PYTEST_ARGS) \
+	$(RUN) -m pytest -p no:cacheprovider --collect-only -q -m 'debian and not slow' $(call tests-in,lab netns) $(PYTEST_ARGS) \
 		| grep :: >$(DEBIAN_TESTS)
 	$(if $(BOTH),CNI_TEST_FILES=self-contained) CNI_LAB=debian $(DEBIAN_LAB) -- $(PYTEST) -p no:cacheprovider \
 		--timeout 600 @$(DEBIAN_TESTS)
