@@ -39,6 +39,8 @@ def _main() -> int:
     try:
         if is_request:
             _prepare_request()
+        else:
+            _prepare_command()
         from cni import dispatch
     except (Exception, standins.Insufficient) as error:
         if not isinstance(error, OSError) and standins.enabled:
@@ -91,6 +93,12 @@ def _prepare_request() -> None:
     from cni import interrupts
 
     interrupts.install()
+
+
+def _prepare_command() -> None:
+    from cni.standins import click_
+
+    click_.enable()
 
 
 def _run_plugin(name: str) -> None:
