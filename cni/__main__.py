@@ -39,6 +39,8 @@ def _main() -> int:
     try:
         if is_request:
             _prepare_request()
+        else:
+            _prepare_command()
         from cni import dispatch
     except (Exception, standins.Insufficient) as error:
         if not isinstance(error, OSError) and standins.enabled:
@@ -93,6 +95,12 @@ def _prepare_request() -> None:
     interrupts.install()
 
 
+def _prepare_command() -> None:
+    from cni.standins import click_
+
+    click_.enable()
+
+
 def _run_plugin(name: str) -> None:
     """Serve one CNI request and end the process.
 
@@ -113,7 +121,12 @@ def _run_plugin(name: str) -> None:
                 stream.flush()
         except OSError:  # the runtime has closed its end
             code = code or 1
-    os._exit(code)
+    try:
+        netfilter = sys.modules.get("cni.netfilter.nft")
+        if netfilter is not None:
+            netfilter.hand_over()
+    finally:
+        os._exit(code)
 
 
 def _prepare_archive() -> None:

@@ -33,10 +33,12 @@ _RESULT: dict[str, Any] = {
 
 def rehearse() -> None:
     """Make all decoders; decode a configuration for each plugin, and results, often enough."""
-    for module in [module for name, module in sys.modules.items() if name.startswith("cni.")]:
-        for value in list(vars(module).values()):
-            if isinstance(value, type) and issubclass(value, msgspec.Struct):
-                _make_decoder(value)
+    for name, module in list(sys.modules.items()):
+        # nothing is decoded into descriptions of keys, which only commands import
+        if name.startswith("cni.") and not name.startswith("cni.describe."):
+            for value in list(vars(module).values()):
+                if isinstance(value, type) and issubclass(value, msgspec.Struct):
+                    _make_decoder(value)
     # modules that few plugins need are not in the snapshot: they would make the file larger
     loaded = [name for name, plugin in dispatch.TABLE.items() if plugin.module in sys.modules]
     gc.collect()

@@ -10,7 +10,6 @@ import base64
 import binascii
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -23,6 +22,11 @@ from cni.protocol.request import check_container_id, check_ifname, check_network
 from cni.protocol.result import Result
 
 from . import errors, gojson
+
+try:  # hashlib would load OpenSSL
+    from _sha2 import sha256  # type: ignore[import-not-found]  # Python 3.12 and later
+except ImportError:
+    from _sha256 import sha256  # type: ignore[import-not-found]
 
 DEFAULT_DIRECTORY = "/var/lib/cni"
 KIND = "cniCacheV1"
@@ -238,7 +242,7 @@ class Cache:
         try:
             start, length = 0, 0
             if container_id is not None:
-                digest = hashlib.sha256(container_id.encode("utf-8", "surrogateescape")).digest()
+                digest = sha256(container_id.encode("utf-8", "surrogateescape")).digest()
                 # 56 bits, because off_t has 63. Containers that share a byte only wait for each
                 # other.
                 start, length = int.from_bytes(digest[:7], "big"), 1

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -298,7 +297,22 @@ def fitted(text: str) -> None:
 
 def terminal_width() -> int:
     """Columns of the terminal; COLUMNS decides, if it is set."""
-    return max(shutil.get_terminal_size().columns, 20)
+    return max(_given_width() or _width_of_stdout() or _USUAL_WIDTH, 20)
+
+
+# As shutil.get_terminal_size; importing shutil loads two compression libraries.
+def _given_width() -> int:
+    try:
+        return max(int(os.environ.get("COLUMNS", "0")), 0)
+    except ValueError:
+        return 0
+
+
+def _width_of_stdout() -> int:
+    try:
+        return os.get_terminal_size(1).columns
+    except OSError:  # it is not a terminal
+        return 0
 
 
 def _echo(text: str) -> None:

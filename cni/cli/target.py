@@ -11,7 +11,6 @@ runtime does not know.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -24,6 +23,11 @@ from cni.protocol.errors import CNIError
 from . import errors
 from .view.attached import DIRECT_PREFIX, Attached
 from .view.namespaces import ALIVE, Live, number_of
+
+try:  # hashlib would load OpenSSL
+    from _sha2 import sha512  # type: ignore[import-not-found]  # Python 3.12 and later
+except ImportError:
+    from _sha512 import sha512  # type: ignore[import-not-found]
 
 DEFAULT_IFNAME = "eth0"
 _LISTED = 8  # attachments in an error message
@@ -52,7 +56,7 @@ class Target(NamedTuple):
 def container_id(netns: str) -> str:
     """The container id that cnitool derives from a namespace's path."""
     # A path is bytes, which need not be UTF-8.
-    digest = hashlib.sha512(netns.encode("utf-8", "surrogateescape")).digest()
+    digest = sha512(netns.encode("utf-8", "surrogateescape")).digest()
     return f"{DIRECT_PREFIX}{digest[:10].hex()}"
 
 

@@ -6,7 +6,6 @@ Ranges are judged by host-local's own code (cni/ipam/host_local/ranges.py).
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 
 import msgspec
 
@@ -21,8 +20,7 @@ from .findings import ERROR, WARNING
 from .network import Network, Part
 
 
-@dataclass
-class Place:
+class Place(msgspec.Struct):
     """A range of a network, or an address with its prefix (then `range` is None)."""
 
     network: Network

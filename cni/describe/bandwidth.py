@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import runtime
-from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text
+from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text, replace
 
 _RATES = ("ingressRate", "egressRate")
 _MOST = (1 << 63) - 1

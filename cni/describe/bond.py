@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cni.kernel.bond import HASH_POLICIES, MODES
 
 from .common import DEVICE_MASTER, IPAM, RESULT_DNS, runtime
-from .model import Flag, Get, Key, Many, Number, Plugin, Record, Rule, Text
+from .model import Flag, Get, Key, Many, Number, Plugin, Record, Rule, Text, replace
 
 
 def _gets_device(get: Get) -> bool:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import import_module
 
 from cni.protocol.errors import CNIError
@@ -19,6 +17,7 @@ from .model import (
     Plugin,
     Record,
     Text,
+    replace,
 )
 
 NAMES = (
@@ -92,9 +91,11 @@ def plugins() -> list[Plugin]:
 
 def near(name: str, known: list[str]) -> str:
     """The name of `known` that is most similar to `name`; "" if none is similar."""
+    from difflib import get_close_matches  # a misspelled name is rare
+
     # Reversed: of names that differ in case only the first counts.
     folded = {each.lower(): each for each in reversed(known)}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.75)
+    close = get_close_matches(name.lower(), folded, n=1, cutoff=0.75)
     return folded[close[0]] if close else ""
 
 

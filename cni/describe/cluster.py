@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import pool
 from .common import args, runtime
-from .model import Key, Plugin, Record, Rule, Text
+from .model import Key, Plugin, Record, Rule, Text, replace
 
 PLUGIN = Plugin(
     name="cluster",

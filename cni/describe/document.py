@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from cni.protocol import gojson
 
@@ -23,8 +24,7 @@ class Member(NamedTuple):
     node: Node
 
 
-@dataclass
-class Node:
+class Node(Struct):
     """A value: its kind is ``object``, ``array``, ``string``, ``number``, ``bool`` or ``null``.
 
     `start` is its offset in the text. `scalar` is the value if it is neither object nor array.
@@ -33,8 +33,8 @@ class Node:
     kind: str
     start: int
     scalar: Any = None
-    members: list[Member] = field(default_factory=list)
-    items: list[Node] = field(default_factory=list)
+    members: list[Member] = []
+    items: list[Node] = []
 
     def get(self, key: str, *, exact: bool = False) -> Member | None:
         """The last member of that key, in any case unless `exact`; null counts as absent."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import IPAM, RESULT_DNS
-from .model import Plugin
+from .model import Plugin, replace
 
 PLUGIN = Plugin(
     name="dummy",

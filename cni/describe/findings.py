@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec import Struct
 
 from .document import Document, Member, Node
 
@@ -35,8 +36,7 @@ class Finding(NamedTuple):
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-@dataclass
-class Report:
+class Report(Struct):
     """Collects the findings of one document."""
 
     file: str

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import pool
 from .common import args, runtime
-from .model import Flag, Key, Many, Plugin, Record, Rule, Text
+from .model import Flag, Key, Many, Plugin, Record, Rule, Text, replace
 
 _IPS = Key(
     "ips",

@@ -9,26 +9,32 @@ Plugin ── keys: Key ── kind: Kind ─┬─ Flag, Number, Text, Anything
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+from msgspec import Struct
 
 FIRST = "0.1.0"  # the first release
 
+S = TypeVar("S", bound=Struct)
 
-@dataclass(frozen=True)
-class Kind:
+
+def replace(value: S, **changes: Any) -> S:
+    """A copy with other values of some fields, as msgspec.structs.replace (not in cni.standins)."""
+    fields = {name: getattr(value, name) for name in value.__struct_fields__}
+    return type(value)(**{**fields, **changes})
+
+
+class Kind(Struct, frozen=True):
     """What a value may be."""
 
 
-@dataclass(frozen=True)
-class Flag(Kind):
+class Flag(Kind, frozen=True):
     """true or false; with `or_text` also one of these words in quotation marks, in any case."""
 
     or_text: bool = False
 
 
-@dataclass(frozen=True)
-class Number(Kind):
+class Number(Kind, frozen=True):
     """An integer from `low` to `high`, both inclusive; None is no bound.
 
     With `or_zero`, 0 is also allowed, and means that the key is not given; with `word`, that string
@@ -51,8 +57,7 @@ class Number(Kind):
         )
 
 
-@dataclass(frozen=True)
-class Text(Kind):
+class Text(Kind, frozen=True):
     """A string: one of `values`, if there are any, or of the form that `form` names (forms.py).
 
     The empty string always means that the key is not given. With `ignores_others` the plugin takes
@@ -64,16 +69,14 @@ class Text(Kind):
     ignores_others: bool = False
 
 
-@dataclass(frozen=True)
-class Many(Kind):
+class Many(Kind, frozen=True):
     """A list."""
 
     of: Kind
     most: int | None = None
 
 
-@dataclass(frozen=True)
-class Table(Kind):
+class Table(Kind, frozen=True):
     """An object whose keys are the user's: `name` says what they are, `form` how they look."""
 
     of: Kind
@@ -81,16 +84,14 @@ class Table(Kind):
     form: str = ""
 
 
-@dataclass(frozen=True)
-class Record(Kind):
+class Record(Kind, frozen=True):
     """An object with these keys. With `is_open` any other key may stand beside them."""
 
     keys: tuple[Key, ...]
     is_open: bool = False
 
 
-@dataclass(frozen=True)
-class IpamRecord(Kind):
+class IpamRecord(Kind, frozen=True):
     """The object `ipam`: `type` names an IPAM plugin, whose description has the other keys.
 
     `default` is the IPAM plugin of an object without `type`, where there is one.
@@ -99,20 +100,17 @@ class IpamRecord(Kind):
     default: str = ""
 
 
-@dataclass(frozen=True)
-class DelegateRecord(Kind):
+class DelegateRecord(Kind, frozen=True):
     """An object with keys of the main plugin that its `type` names; `default` without one."""
 
     default: str
 
 
-@dataclass(frozen=True)
-class Anything(Kind):
+class Anything(Kind, frozen=True):
     """Any JSON value."""
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(Struct, frozen=True):
     """A key: `name` as it is written (a plugin takes it in any case).
 
     `default` is the value that counts when the key is absent; where no value says it, `absent` does
@@ -135,8 +133,7 @@ class Key:
 Get = Callable[[str], Any]
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(Struct, frozen=True):
     """What keys have to do with each other. `broken` is given a function that looks up a value.
 
     The function takes a path (``ipam.type``), and gives None for a key that is absent. The finding
@@ -150,8 +147,7 @@ class Rule:
     is_warning: bool = False
 
 
-@dataclass(frozen=True)
-class Plugin:
+class Plugin(Struct, frozen=True):
     """A plugin. `place` is where it stands: ``main`` makes an interface, ``chained`` follows one
     that does, ``ipam`` is named in the `ipam` of another.
 
@@ -167,4 +163,4 @@ class Plugin:
     args: tuple[Key, ...] = ()
     rules: tuple[Rule, ...] = ()
     link_kind: str = ""
-    system: str = field(default="linux")
+    system: str = "linux"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
+
+from msgspec import Struct
 
 from cni.protocol import version as versions
 from cni.protocol.errors import CNIError
@@ -13,14 +14,13 @@ from . import catalogue, chain, walk
 from .common import LIST
 from .document import Document, Malformed, Node, position_in
 from .findings import ERROR, WARNING, Finding, Report
-from .model import Many, Record
+from .model import Many, Record, replace
 
 # Keys that container engines write into lists.
 _ENGINES = ("nerdctlid", "nerdctllabels")
 
 
-@dataclass
-class Part:
+class Part(Struct):
     """A plugin of a network: its object, the file that has it, and where it stands there."""
 
     report: Report
@@ -42,8 +42,7 @@ class Part:
         return self.node.plain()
 
 
-@dataclass
-class Network:
+class Network(Struct):
     """A network that was read: `version` is what its plugins are called with."""
 
     name: str
@@ -64,8 +63,7 @@ class Network:
         return self.report.findings
 
 
-@dataclass
-class Unreadable:
+class Unreadable(Struct):
     """A file that is no JSON object."""
 
     file: str

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import DNS, RANGE_KEYS, ROUTE
-from .model import Anything, Flag, Get, Key, Many, Number, Record, Rule, Text
+from .model import Anything, Flag, Get, Key, Many, Number, Record, Rule, Text, replace
 
 RANGE = Record(RANGE_KEYS)
 

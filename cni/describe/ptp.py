@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import (
     BACKEND,
     HOST_INTERFACE_NAME,
@@ -21,7 +19,7 @@ from .common import (
     args,
     runtime,
 )
-from .model import Key, Plugin, Text
+from .model import Key, Plugin, Text, replace
 
 PLUGIN = Plugin(
     name="ptp",

@@ -80,7 +80,7 @@ _KEYS = (_FLUSH, _FLUSH_GATEWAY, _DELETE, _ADD, _DELETE_ECMP, _ADD_ECMP, _SKIP_C
 
 
 def _as_argument(key: Key) -> Key:
-    from dataclasses import replace
+    from .model import replace
 
     return replace(key, default=None, absent="what the configuration says")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import IPAM, runtime
-from .model import Flag, Key, Plugin, Record, Text
+from .model import Flag, Key, Plugin, Record, Text, replace
 
 PLUGIN = Plugin(
     name="sample",

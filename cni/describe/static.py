@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import DNS, ROUTE, args, runtime
-from .model import Key, Many, Plugin, Record, Rule, Text
+from .model import Key, Many, Plugin, Record, Rule, Text, replace
 
 _IPS = Key(
     "ips",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import DEVICE_MASTER, IPAM, NO_DEFAULT_ROUTE, RESULT_DNS, ROUTER_KEYS, runtime
-from .model import Flag, Key, Number, Plugin, Text
+from .model import Flag, Key, Number, Plugin, Text, replace
 
 PLUGIN = Plugin(
     name="vlan",

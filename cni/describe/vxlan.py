@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cni.kernel.vxlan import PORT
 
 from . import bridge
 from .common import ARG_MAC
-from .model import Get, Key, Many, Number, Plugin, Rule, Text
+from .model import Get, Key, Many, Number, Plugin, Rule, Text, replace
 from .pool import STORE, store_rules
 
 _OF_BRIDGE = {key.name: replace(key, beyond=False) for key in bridge.PLUGIN.keys}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from typing import Any
 
 from cni.kernel import sysctl
@@ -31,6 +30,7 @@ from .model import (
     Record,
     Table,
     Text,
+    replace,
 )
 
 # Keys that no plugin reads and that stand there rightly: of tools, of the specification, comments.

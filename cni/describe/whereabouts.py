@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from . import pool
 from .common import args, runtime
-from .model import Anything, Flag, Key, Many, Plugin, Record, Text
+from .model import Anything, Flag, Key, Many, Plugin, Record, Text, replace
 
 _MEANINGLESS = (
     ("leader_lease_duration", "there is no leader"),

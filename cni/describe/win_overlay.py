@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .common import IPAM, RESULT_DNS
-from .model import Flag, Key, Plugin, Text
+from .model import Flag, Key, Plugin, Text, replace
 from .windows import RUNTIME, SHARED
 
 PLUGIN = Plugin(

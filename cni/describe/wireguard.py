@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cni.kernel.wireguard import PORT
 
 from . import ptp
-from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text
+from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text, replace
 
 _OF_PTP = {key.name: replace(key, beyond=False) for key in ptp.PLUGIN.keys}
 _EXAMPLE_PEERS = [

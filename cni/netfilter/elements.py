@@ -151,16 +151,33 @@ def insert(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change
     return _changes(uapi.NFT_MSG_NEWSETELEM, _set(table, name), map(_element, items), flags)
 
 
-def put(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:
-    """Changes for `nft.transact`: create elements, or replace those with the same keys."""
-    head = _set(table, name)
-    # Add, delete, add: adding an element that exists keeps its old comment, so it is deleted
-    # before; and deleting one that does not exist fails, so it is added before that.
-    yield from _changes(
-        uapi.NFT_MSG_NEWSETELEM, head, (_key(e.key) for e in items), nl.NLM_F_CREATE
-    )
-    yield from remove(table, name, items)
-    yield from _changes(uapi.NFT_MSG_NEWSETELEM, head, map(_element, items), nl.NLM_F_CREATE)
+def put(table: Table, name: str, items: Sequence[Element]) -> list[Change]:
+    """Changes for `nft.settle`: create elements, or replace those with the same keys.
+
+    Reads which of them exist. One that is as wanted stays, and only another's is deleted: whatever
+    a transaction deletes keeps the closing of the socket waiting (`nft`). Raises NetlinkError.
+    """
+    wanted = {item.key: item for item in items}
+    return replace(table, name, find_all(table, name, list(wanted)), list(wanted.values()))
+
+
+def replace(
+    table: Table, name: str, have: Iterable[Element], wanted: Iterable[Element]
+) -> list[Change]:
+    """Changes for `nft.transact` that turn the elements of `have` into those of `wanted`."""
+    before, after = dict.fromkeys(have), dict.fromkeys(wanted)
+    # adding an element that exists would keep its old comment, so it is deleted before
+    stale = [element for element in before if element not in after]
+    new = [element for element in after if element not in before]
+    return [*remove(table, name, stale), *insert(table, name, new)]
+
+
+def without(table: Table, name: str, keys: Sequence[bytes]) -> list[Change]:
+    """Changes for `nft.settle`: delete the elements with these keys that exist.
+
+    Raises NetlinkError.
+    """
+    return [*remove(table, name, find_all(table, name, keys))]
 
 
 def remove(table: Table, name: str, items: Sequence[Element]) -> Iterator[Change]:

@@ -16,10 +16,11 @@ from . import uapi
 from .nft import FAMILIES, GENMSG_SIZE, comment_of, judged, message, socket, transact
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from .nft import Change
 
+_FEW = 32  # chains and sets of a table, of which a list takes no longer than five requests
 _BATCH_SIZE = 1000  # rules and chains in a batch: 100 KB, for one RCU grace period
 
 
@@ -111,6 +112,16 @@ class Table(NamedTuple):
         payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))
         return bool(socket().get_each(uapi.NFT_MSG_GETTABLE, payload))
 
+    def is_large(self) -> bool:
+        """Does it have more than a few dozen chains and sets? False without it.
+
+        Then it costs less to ask for single chains than to list all. Raises NetlinkError.
+        """
+        payload = self.message(nl.text(uapi.NFTA_TABLE_NAME, self.name))
+        answers = socket().get_each(uapi.NFT_MSG_GETTABLE, payload)
+        attributes = nl.attr_map(answers[0], GENMSG_SIZE) if answers else {}
+        return int.from_bytes(attributes.get(uapi.NFTA_TABLE_USE, b""), "big") > _FEW
+
     def has_chain(self, chain: str) -> bool:
         """Is there such a chain? False also without the table. Raises NetlinkError."""
         try:
@@ -120,6 +131,20 @@ class Table(NamedTuple):
                 return False
             raise
         return True
+
+    def has_base_chain(self, change: Change) -> bool:
+        """Is there the chain that expressions.new_base_chain's `change` makes, at the same hook?
+
+        For transactions that follow each other often: the kernel counts even a change of nothing as
+        an update, whose remains it frees after a grace period (`nft`). Raises NetlinkError.
+        """
+        wanted = nl.attr_map(change[1], GENMSG_SIZE)
+        chain = self._chain(nl.get_text(wanted.get(uapi.NFTA_CHAIN_NAME)))
+        answers = socket().get_each(uapi.NFT_MSG_GETCHAIN, chain)
+        have = nl.attr_map(answers[0], GENMSG_SIZE) if answers else {}
+        hooks = [nl.attr_map(each.get(uapi.NFTA_CHAIN_HOOK, b"")) for each in (have, wanted)]
+        kind = uapi.NFTA_CHAIN_TYPE
+        return hooks[0] == hooks[1] and have.get(kind) == wanted.get(kind)
 
     def chain_use(self, chain: str) -> int:
         """The kernel's reference count of a chain: its rules, and the jumps and map elements to it.
@@ -148,8 +173,18 @@ class Table(NamedTuple):
 
     def rule_counts(self) -> dict[str, int]:
         """The number of rules of each chain that has any; {} if the table is missing."""
+        return self._rule_counts(nl.text(uapi.NFTA_RULE_TABLE, self.name))
+
+    def rule_counts_of(self, chains: Iterable[str]) -> dict[str, int]:
+        """`rule_counts` of these chains, with a request for each."""
         counts: dict[str, int] = {}
-        for data in _dump_rules(self.message(nl.text(uapi.NFTA_RULE_TABLE, self.name))):
+        for chain in chains:
+            counts |= self._rule_counts(*self._rule_of(chain))
+        return counts
+
+    def _rule_counts(self, *which: bytes) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for data in _dump_rules(self.message(*which)):
             attributes = nl.attr_map(data, GENMSG_SIZE)
             if nl.get_text(attributes.get(uapi.NFTA_RULE_TABLE)) == self.name:
                 chain = nl.get_text(attributes.get(uapi.NFTA_RULE_CHAIN))

@@ -32,7 +32,7 @@ LEFT_OUT = (
     ("slow", "combinations of parameters that are each in another test", "make test-all"),
     ("slow", "of long tests with many rows all but four: harness/everyday.py", "make test-all"),
     ("lab", "the kernel must have vlan, ipvlan, vrf, …", "make test-lab"),
-    ("debian", "the kernel must have SCTP", "make test-debian"),
+    ("debian", "the kernel must have SCTP or WireGuard", "make test-debian"),
     ("runtime", "podman and containerd start containers", "make test-runtime"),
 )
 _DURATION = "cni/seconds"

@@ -180,15 +180,16 @@ def least(*visits: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
     }
 
 
-def growth(few: dict[str, Counter[str]], many: dict[str, Counter[str]]) -> list[str]:
-    """What a verb has cost more of with MANY attachments on the node than with FEW, a line each.
+def growth(
+    few: dict[str, Counter[str]], many: dict[str, Counter[str]], attached: int = MANY - FEW
+) -> list[str]:
+    """What a verb has cost more of when there were so many more attachments, a line each.
 
     What grows with the node costs at least one call, or four bytes, for each attachment. A request
     that was repeated, because the kernel was busy, is far below that.
     """
-    attached = MANY - FEW
     return [
-        f"{verb}: {what}: {few[verb][what]} with {FEW}, {count} with {MANY}"
+        f"{verb}: {what}: {few[verb][what]} with few, {count} with {attached} more"
         for verb, cost in many.items()
         for what, count in sorted(cost.items())
         if count - few[verb][what]

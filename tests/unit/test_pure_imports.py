@@ -76,6 +76,7 @@ STATE = {
     "cni.kernel.netlink_debug:errorcode": "the table of the module errno",
     "cni.netfilter.iptables_netlink:_known": COMPUTED,
     "cni.netfilter.iptables_netlink:_seen": NOTED,
+    "cni.netfilter.nft:_deleted_by": NOTED,
     "cni.netfilter.nft:_kept": NOTED,
     "cni.netns.executor:Executor._idle": NOTED,
     "cni.netns.namespace:_extras": NOTED,

@@ -32,7 +32,8 @@ IMAGE = zipapp.CLIENT.with_name("image.c")
 MAIN = IMAGE.with_name("selfmain.py")
 # Code that only the file's own interpreter runs: commands, server, daemon.
 _NOT_IN_THE_ZIP = (
-    *("cni/cli/", "cni/install/", "cni/server/", "cni/windows/", "cni/ipam/dhcp/"),
+    *("cni/cli/", "cni/describe/", "cni/install/", "cni/server/", "cni/windows/"),
+    "cni/ipam/dhcp/",
     *("click/", "run.py"),
 )
 # What the native client has instead of a script: there is nothing to start but the image.

@@ -49,6 +49,7 @@ _NOT_THERE = """
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict cni.ipam.host_local.conflicts
     cni.plugins.tc_redirect_tap cni.plugins.macvlan.macvtap
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
+    cni.standins.click_
 """
 
 

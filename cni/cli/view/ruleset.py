@@ -6,8 +6,8 @@ missing tool could read are left out; `has_nft` tells whether nft is missing.
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -74,7 +74,7 @@ def read() -> list[Entry]:
     found = [entry for entry in nft_entries(_nft_text()) if not _is_of_iptables(entry)]
     for tool in _SAVE_TOOLS:
         # Without legacy modules the legacy tools would load them.
-        if shutil.which(tool) and ("legacy" not in tool or _has_legacy(tool)):
+        if _is_on_path(tool) and ("legacy" not in tool or _has_legacy(tool)):
             found += iptables_entries(tool.removesuffix("-save"), _output([tool]))
     return list(dict.fromkeys(found))
 
@@ -161,7 +161,7 @@ _KEY = re.compile(r"\b[0-9a-f]{16}-[0-9a-f]{16}\b")
 
 def _is_of_iptables(entry: Entry) -> bool:
     family, _, table = entry.table.partition(" ")
-    return (family, table) in _OF_IPTABLES and bool(shutil.which("iptables-save"))
+    return (family, table) in _OF_IPTABLES and _is_on_path("iptables-save")
 
 
 def _has_legacy(tool: str) -> bool:
@@ -173,9 +173,15 @@ def _has_legacy(tool: str) -> bool:
         return False
 
 
+def _is_on_path(name: str) -> bool:
+    # As shutil.which; importing shutil loads two compression libraries.
+    candidates = [os.path.join(directory, name) for directory in os.get_exec_path()]
+    return any(os.path.isfile(each) and os.access(each, os.X_OK) for each in candidates)
+
+
 def has_nft() -> bool:
     """Can rules of nftables be read on this node?"""
-    return shutil.which("nft") is not None
+    return _is_on_path("nft")
 
 
 def _nft_text() -> str:

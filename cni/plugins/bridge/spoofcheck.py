@@ -174,8 +174,9 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
     from ...netfilter import expressions as kernel
 
     iface, mac_chain = _chains(ref)
+    old = [name for name in (iface, mac_chain) if _TABLE.has_chain(name)]
     # a jump keeps its chain from being deleted, so without the chain no jump has to be replaced
-    stale = _jumps(ref) if _TABLE.has_chain(iface) else []
+    stale = _jumps(ref) if iface in old else []
     from_link = [kernel.meta(uapi.NFT_META_IIFNAME), kernel.compare(nft.link_name(host_ifname))]
     from_mac = [
         kernel.payload(uapi.NFT_PAYLOAD_LL_HEADER, *_SOURCE_MAC),
@@ -187,12 +188,13 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
         (mac_chain, [*from_mac, kernel.verdict(uapi.NFT_RETURN)]),
         (mac_chain, [kernel.verdict(uapi.NF_DROP)]),
     ]
+    # no policy: that of an existing chain stays; the kernel's default is accept
+    base = kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300)
     return [
         kernel.new_table(_TABLE),
-        # no policy: that of an existing chain stays; the kernel's default is accept
-        kernel.new_base_chain(_TABLE, _BASE, "prerouting", "filter", -300),
-        *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain)),
-        *(_TABLE.without_rules(name) for name in (iface, mac_chain)),
+        *(() if _TABLE.has_base_chain(base) else (base,)),
+        *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain) if name not in old),
+        *(_TABLE.without_rules(name) for name in old),
         *(_TABLE.without_rule(_BASE, number) for number in stale),
         *(kernel.new_rule(_TABLE, chain, rule, f"{_COMMENT}{ref}") for chain, rule in rules),
     ]

@@ -44,15 +44,10 @@ def setup(want: Want, *, accept: bool = True) -> None:
 
     Raises CNIError; then nothing was changed.
     """
-    changes = [
-        change
-        for name, element, wanted in _elements(want, accept)
-        for change in _change(name, element, wanted)
-    ]
     admin_chain = want.admin_chain if accept else ""
 
     def plan() -> list[Change]:
-        return [*_shared(), *_admin(admin_chain), *changes]
+        return [*_shared(), *_admin(admin_chain), *_changes(want, accept)]
 
     try:
         nft.settle(plan)
@@ -88,27 +83,21 @@ def _has_jump(chain: str) -> bool:
     return any(rule.leads_to == chain for rule in rules)
 
 
-def _change(name: str, element: Element, wanted: bool) -> list[Change]:
-    """Changes after which the set has the element with this comment, or lacks it (not `wanted`)."""
-    # `put`, since the address may still have the element of its former owner. Its first two
-    # changes add and delete: to delete an element that is missing would fail.
-    changes = [*elements.put(_TABLE, name, [element])]
-    return changes if wanted else changes[:2]
-
-
-def _elements(want: Want, accept: bool) -> list[tuple[str, Element, bool]]:
-    """The attachment's elements: (set, element, whether it is wanted)."""
-    comment = want.owner.comment
-    needed = [
-        (_ALLOWED[not a.is_v4], Element(a.ip, b"", "", comment), True)
-        for a in (want.addresses if accept else ())
-    ]
+def _changes(want: Want, accept: bool) -> list[Change]:
+    """Changes after which the sets have the attachment's elements. Raises NetlinkError."""
+    changes: list[Change] = []
+    for v6, addresses in want.families if accept else ():
+        # `put`, since an address may still have the element of its former owner
+        items = [Element(address.ip, b"", "", want.owner.comment) for address in addresses]
+        changes += elements.put(_TABLE, _ALLOWED[v6], items)
     if want.ingress is not None:
         bridge, comment = nft.link_name(want.ingress.bridge), _network_comment(want.owner.network)
-        needed.append(("bridges", Element(bridge, b"", "", comment), True))
-        within = Element(bridge * 2, b"", "", comment)
-        needed.append(("within", within, not want.ingress.isolated))
-    return needed
+        changes += elements.put(_TABLE, "bridges", [Element(bridge, b"", "", comment)])
+        if want.ingress.isolated:
+            changes += elements.without(_TABLE, "within", [bridge * 2])
+        else:
+            changes += elements.put(_TABLE, "within", [Element(bridge * 2, b"", "", comment)])
+    return changes
 
 
 def _network_comment(network: str) -> str:

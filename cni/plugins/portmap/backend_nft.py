@@ -61,6 +61,7 @@ from .nft_chains import (
     is_known,
     key_of,
     port_of,
+    rule_counts,
     sets,
     skeleton,
     without,
@@ -168,8 +169,9 @@ def _plan(
     changes: list[Change] = []
     for address in want.addresses:
         family = family_of(address)
-        counts = Table(family, TABLE).rule_counts()
-        unlike = incomplete(chains(want, address), counts)
+        needed = chains(want, address)
+        counts = rule_counts(needed)
+        unlike = incomplete(needed, counts)
         if unlike:
             missing += unlike
             changes += skeleton(family, unlike, counts)
@@ -245,11 +247,8 @@ def _differing(family: str, have: Elements, wanted: Elements) -> list[Change]:
     """The changes that turn the elements of `have` into those of `wanted`."""
     changes: list[Change] = []
     for name in (*NAMES, *INDEX):
-        before, after = dict.fromkeys(have.get(name, ())), dict.fromkeys(wanted[name])
-        stale = [element for element in before if element not in after]
-        new = [element for element in after if element not in before]
-        changes += nft_elements.remove(Table(family, TABLE), name, stale)
-        changes += nft_elements.insert(Table(family, TABLE), name, new)
+        table = Table(family, TABLE)
+        changes += nft_elements.replace(table, name, have.get(name, ()), wanted[name])
     return changes
 
 
@@ -365,9 +364,14 @@ def _remove(family: str, find: _Find, sweep: bool) -> list[Port]:
 
 def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
     """Changes that delete the elements, then chains that nothing else refers to; or the table."""
-    counts = Table(family, TABLE).rule_counts()
-    uses = Table(family, TABLE).chain_uses() if sweep else {}
     leading = [element.chain for decides, _ in MAPS.values() for element in gone[decides]]
+    # Then other networks have ports, or chains that a killed ADD has left, which only GC removes.
+    is_large = not sweep and Table(family, TABLE).is_large()
+    if is_large:
+        counts = Table(family, TABLE).rule_counts_of(set(leading))
+    else:
+        counts = Table(family, TABLE).rule_counts()
+    uses = Table(family, TABLE).chain_uses() if sweep else {}
 
     def has_others(chain: str) -> bool:
         use = uses.get(chain, 0) if sweep else Table(family, TABLE).chain_use(chain)
@@ -378,7 +382,7 @@ def _removals(family: str, gone: Elements, sweep: bool) -> list[Change]:
     others = [c for c in counts if c.startswith(NETWORK_CHAIN) and c not in leading]
     is_last = len(unused) == len(set(leading)) and not any(has_others(chain) for chain in others)
     is_ours = all(chain.startswith(OWN_CHAINS) for chain in counts)
-    if is_last and is_ours and _is_empty_without(family, gone):
+    if is_last and is_ours and not is_large and _is_empty_without(family, gone):
         return [Table(family, TABLE).without_table()]
     changes = [
         change

@@ -267,6 +267,17 @@ def script(wanted: Sequence[Chain]) -> str:
     return "\n".join((*lines, ""))
 
 
+def rule_counts(wanted: Sequence[Chain]) -> dict[str, int]:
+    """The rules of each of these chains of one family, at least. Raises NetlinkError.
+
+    On a node with many networks the other chains are not read.
+    """
+    table = Table(wanted[0].family, TABLE)
+    if table.is_large():
+        return table.rule_counts_of(chain.name for chain in wanted)
+    return table.rule_counts()
+
+
 def incomplete(wanted: Sequence[Chain], counts: Mapping[str, int]) -> list[Chain]:
     """The chains that are missing, or have another number of rules than they should."""
     return [chain for chain in wanted if counts.get(chain.name) != len(chain.rules)]

@@ -17,6 +17,7 @@ from .nft_chains import (
     elements,
     family_of,
     incomplete,
+    rule_counts,
     shown,
     without,
 )
@@ -35,8 +36,8 @@ def differences(want: Want, holders: Holders) -> list[str]:
     for address in want.addresses:
         family = family_of(address)
         wanted = without(elements(want, address), family, aside)
-        counts = Table(family, TABLE).rule_counts()
-        for chain in incomplete(chains(want, address), counts):
+        needed = chains(want, address)
+        for chain in incomplete(needed, rule_counts(needed)):
             place = f"{family} {TABLE}"
             text = f'missing hostport rules in "{chain.name}" chain of {place}: {_GONE}'
             problems.append(text)

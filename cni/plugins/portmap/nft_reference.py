@@ -49,11 +49,11 @@ def _rules_of(
     family: str, container_id: str, addresses: Sequence[bytes] | None
 ) -> list[tuple[str, int]]:
     """The chain and handle of each rule of the container (for these addresses, if given)."""
-    counts = Table(family, TABLE).rule_counts()
+    if not Table(family, TABLE).has_chain(REFERENCE_CHAIN):
+        return []
     return [
         (chain, rule.handle)
         for chain in _CHAINS
-        if chain in counts
         for rule in Table(family, TABLE).find_rules(chain, container_id)
         # find_rules compares the beginning only, and an id may begin another one
         if rule.comment == container_id

@@ -33,7 +33,7 @@ from ....protocol.errors import CNIError
 from . import ANY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from ....netfilter.nft import Change
     from . import Outbound
@@ -88,18 +88,17 @@ def setup(
         comments = _rules()
         missing = _missing_kinds(comments, prefixes, outbound)
         shared = [] if missing is None else _skeleton(missing)
-        had = _listed(owner)
-        changes = [*shared, *_removals(owner.key, [element.value for element in had])]
-        changes += elements.remove(TABLE, BY_OWNER, had)
+        had, wanted = _listed(owner), _elements(owner, prefixes, outbound)
+        # `put` looks which elements with the wanted keys have to be replaced
+        kept = {name: {item.key for item in items} for name, items in wanted.items()}
+        values = [element.value for element in had]
+        changes = [*shared, *_removals_of({owner.key: values}, kept)]
         for is_v4 in (True, False):
             if _outbound(is_v4) in comments:
-                changes += _superseded(owner, is_v4, prefixes)
-        for name, items in _elements(owner, prefixes, outbound).items():
-            # `put` first adds the key alone, which the kernel refuses for a map
-            # (nft_add_set_elem). The changes above have removed what the maps had.
-            is_map = name == BY_OWNER or items[0].value
-            how = elements.insert if is_map else elements.put
-            changes += how(TABLE, name, items)
+                changes += _superseded(owner, is_v4, prefixes, kept)
+        changes += elements.replace(TABLE, BY_OWNER, had, wanted.pop(BY_OWNER))
+        for name, items in wanted.items():
+            changes += elements.put(TABLE, name, items)
         return changes
 
     try:
@@ -206,7 +205,7 @@ def _remove(find: Callable[[], list[Element]]) -> None:
         changes = [*elements.remove(TABLE, BY_OWNER, gone)]
         by_owner = groupby(sorted(gone, key=_key_in), key=_key_in)
         owned = {owner: [element.value for element in items] for owner, items in by_owner}
-        return changes + _removals_of(owned)
+        return changes + _removals_of(owned, {})
 
     try:
         nft.settle(plan)
@@ -216,14 +215,13 @@ def _remove(find: Callable[[], list[Element]]) -> None:
         raise CNIError(f"failed to remove masquerading with a set of nftables: {error}") from None
 
 
-def _removals(owner: str, values: list[bytes]) -> list[Change]:
-    return _removals_of({owner: values})
-
-
-def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
+def _removals_of(
+    owned: Mapping[str, Sequence[bytes]], kept: Mapping[str, Collection[bytes]]
+) -> list[Change]:
     """Changes that remove the elements that these values of by_owner index.
 
-    `owned` maps each owner's key to its values. Elements that have another owner by now stay.
+    `owned` maps each owner's key to its values. Elements that have another owner by now stay, and
+    so do those with a key in `kept`, which has the keys of each set and map.
     """
     wanted: dict[str, dict[bytes, str]] = {}
     for owner, values in owned.items():
@@ -238,15 +236,28 @@ def _removals_of(owned: dict[str, list[bytes]]) -> list[Change]:
             have = elements.find_all(TABLE, name, sorted(owners))
         else:  # of a GC
             have = elements.elements(TABLE, name)
-        gone = [e for e in have if e.key in owners and e.comment.startswith(owners[e.key])]
+        gone = [
+            element
+            for element in have
+            if element.key in owners
+            and element.key not in kept.get(name, ())
+            and element.comment.startswith(owners[element.key])
+        ]
         changes += elements.remove(TABLE, name, gone)
     return changes
 
 
-def _superseded(owner: Owner, is_v4: bool, prefixes: list[Prefix]) -> list[Change]:
-    """What takes others' elements out of the map of fixed sources, which the kernel asks first."""
-    keys = sorted({prefix.ip for prefix in prefixes if prefix.is_v4 == is_v4})
-    have = elements.find_all(TABLE, _outbound(is_v4), keys)
+def _superseded(
+    owner: Owner, is_v4: bool, prefixes: list[Prefix], kept: Mapping[str, Collection[bytes]]
+) -> list[Change]:
+    """What takes others' elements out of the map of fixed sources, which the kernel asks first.
+
+    Those with a key in `kept` stay, as in `_removals_of`.
+    """
+    keys = {prefix.ip for prefix in prefixes if prefix.is_v4 == is_v4}
+    have = elements.find_all(
+        TABLE, _outbound(is_v4), sorted(keys - set(kept.get(_outbound(is_v4), ())))
+    )
     theirs = [element for element in have if not element.comment.startswith(owner.key)]
     return [*elements.remove(TABLE, _outbound(is_v4), theirs)]
 
