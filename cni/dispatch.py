@@ -132,6 +132,11 @@ TABLE: dict[str, Plugin] = {
     "slaac": Plugin(
         "cni.ipam.slaac", "reports the addresses that routers advertise", conf_error=""
     ),
+    "sriov": Plugin(
+        "cni.plugins.sriov.plugin",
+        "moves a virtual function of a network card into the container, with its settings",
+        conf_error="failed to load netconf: ",
+    ),
     "static": Plugin("cni.ipam.static", "hands out configured addresses", conf_error=""),
     "tap": Plugin("cni.plugins.tap", "makes a TAP device for a virtual machine"),
     "tc-redirect-tap": Plugin(

@@ -33,7 +33,7 @@ _LOOK_AT_THE_NODE = frozenset(
     {
         *("bandwidth", "bridge", "dummy", "flannel", "host-device", "host-local", "ipvlan"),
         *("loopback", "macvlan", "ptp", "sbr", "slaac", "static", "tap", "tuning", "vlan", "vrf"),
-        *("macvtap", "tc-redirect-tap", "vxlan", "wireguard"),
+        *("macvtap", "sriov", "tc-redirect-tap", "vxlan", "wireguard"),
     }
 )
 

@@ -295,6 +295,21 @@ def _host_device(situation: Situation) -> Iterator[str]:
     yield from _addresses_of(situation)
 
 
+def _sriov(situation: Situation) -> Iterator[str]:
+    which = situation.text("runtimeConfig.deviceID") or situation.text("deviceID")
+    which = which or "that the runtime names"
+    keys = ("mac", "vlan", "vlanQoS", "vlanProto", "min_tx_rate", "max_tx_rate")
+    given = [
+        f"{key} {value}"
+        for key in (*keys, "spoofchk", "trust", "link_state")
+        if (value := situation.get(key)) is not None
+    ]
+    if given:
+        yield f"set for the virtual function {which} on its card: {', '.join(given)}"
+    yield f"move the virtual function {which} into the container, as {situation.ifname}"
+    yield from _addresses_of(situation)
+
+
 def _loopback(_situation: Situation) -> Iterator[str]:
     yield "set lo up in the container"
 
@@ -419,6 +434,7 @@ TELLERS: dict[str, Tell] = {
     "dummy": _made,
     "tap": _made,
     "host-device": _host_device,
+    "sriov": _sriov,
     "loopback": _loopback,
     "portmap": _portmap,
     "firewall": _firewall,

@@ -41,6 +41,7 @@ NAMES = (
     "sample",
     "sbr",
     "slaac",
+    "sriov",
     "static",
     "tap",
     "tc-redirect-tap",

@@ -53,6 +53,23 @@ def link_of_auxiliary(identifier: str) -> str:
     return _first(f"{_AUXILIARY}/{identifier}/net")
 
 
+def physical_function(address: str) -> tuple[str, int]:
+    """Of a virtual function: its card's PCI address, and its number there. Raises DeviceError.
+
+    Source: Documentation/PCI/pci-iov-howto.rst and Documentation/ABI/testing/sysfs-bus-pci.
+    """
+    try:
+        card = os.path.basename(os.readlink(f"{_PCI}/{address}/physfn"))
+    except OSError:
+        raise DeviceError(f"{address} is not a virtual function") from None
+    for name in _entries(f"{_PCI}/{card}"):
+        if name.startswith("virtfn"):
+            path = os.path.realpath(f"{_PCI}/{card}/{name}")
+            if os.path.basename(path) == address:
+                return card, int(name.removeprefix("virtfn"))
+    raise DeviceError(f"{card} does not list {address} among its virtual functions")
+
+
 def _exists(base: str, identifier: str) -> bool:
     safe = "/" not in identifier and identifier not in ("", ".", "..")
     return safe and os.path.exists(f"{base}/{identifier}")

@@ -27,7 +27,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from cni.kernel import address, bridge_vlan, link, route, rule
+from cni.kernel import address, bridge_vlan, link, route, rule, vf
 from cni.kernel import netlink as nl
 from cni.protocol.address import Prefix
 
@@ -124,6 +124,47 @@ def test_create_veth(
         **without(IFLA_IFNAME=name, IFLA_MTU=mtu, IFLA_MASTER=master, IFLA_GROUP=group),
         "IFLA_LINKINFO": {"IFLA_INFO_KIND": "veth", "IFLA_INFO_DATA": {"VETH_INFO_PEER": inner}},
     }
+
+
+@given(
+    indexes,
+    st.integers(0, 255),
+    macs,
+    st.integers(0, 4094),
+    st.integers(0, 7),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2),
+)
+def test_settings_of_a_virtual_function(
+    card: int, vf_: int, mac: bytes, vlan: int, qos: int, least: int, most: int, state: int
+) -> None:
+    """One setting in each request; the VLAN in the attribute that every driver knows, if it can."""
+    cases: dict[tuple[str, Any], tuple[str, Json]] = {
+        ("mac", mac.hex(":")): ("IFLA_VF_MAC", {"mac": mac.hex(":")}),
+        ("vlan", (vlan, qos, 0x8100)): ("IFLA_VF_VLAN", {"vlan": vlan, "qos": qos}),
+        ("vlan", (vlan, qos, 0x88A8)): (
+            "IFLA_VF_VLAN_LIST",
+            {"vlan": vlan, "qos": qos, "proto": 0x88A8},
+        ),
+        ("rates", (least, most)): ("IFLA_VF_RATE", {"min_tx_rate": least, "max_tx_rate": most}),
+        ("spoofchk", True): ("IFLA_VF_SPOOFCHK", {"spoofchk": 1}),
+        ("spoofchk", False): ("IFLA_VF_SPOOFCHK", {"spoofchk": 0}),
+        ("trust", True): ("IFLA_VF_TRUST", {"trust": 1}),
+        ("trust", False): ("IFLA_VF_TRUST", {"trust": 0}),
+        ("link_state", state): ("IFLA_VF_LINK_STATE", {"link_state": state}),
+    }
+    for (name, value), (attribute, fields) in cases.items():
+        kind, flags, message = sent(ifinfmsg, vf.change, card, vf_, name, value)
+        assert (kind, flags, message["family"], message["index"]) == (RTM_SETLINK, 0, 0, card)
+        [info] = message.get_attr("IFLA_VFINFO_LIST").get_attrs("IFLA_VF_INFO")
+        [(given_attribute, data)] = [(cell[0], cell[1]) for cell in info["attrs"]]
+        if attribute == "IFLA_VF_VLAN_LIST":
+            data = data.get_attr("IFLA_VF_VLAN_INFO")
+            # two headers, four nested attributes, sizeof(struct ifla_vf_vlan_info)
+            assert message["header"]["length"] == 2 * 16 + 4 * 4 + 16
+        decoded = {key: data[key] for key in ("vf", *fields)}
+        assert (given_attribute, decoded) == (attribute, {"vf": vf_, **fields})
 
 
 @given(names, mtus, macs | st.just(b""), st.booleans())

@@ -59,6 +59,7 @@ EFFECTIVE = {
     ("host-local", "ipam.dataDir"): "DATA_DIR",
     ("dhcp", "ipam.daemonSocketPath"): "SOCKET",
     ("tuning", "dataDir"): "DIRECTORY",
+    ("sriov", "vlanProto"): '"802.1q"',
     ("win-overlay", "endpointMacPrefix"): "_MAC_PREFIX",
 }
 

@@ -40,6 +40,7 @@ _NOT_THERE = """
     cni.plugins.shared.device_notes cni.plugins.tuning.backup cni.plugins.tuning.features
     cni.kernel.bond cni.plugins.bond cni.plugins.shared.moved cni.plugins.shared.uplink
     cni.plugins.bridge.empty cni.plugins.portmap.listeners cni.kernel.sockets
+    cni.kernel.vf cni.plugins.sriov
     cni.plugins.shared.device_master cni.sysctl_file cni.plugins.bridge.uplink_port
     cni.plugins.bridge.vxlan cni.plugins.bridge.vxlan_link cni.plugins.bridge.vxlan_settings
     cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.bridge.vxlan_watch

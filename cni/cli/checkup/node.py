@@ -135,7 +135,7 @@ def bridge_frames(situation: Situation) -> Iterator[Finding]:
 def reverse_path(situation: Situation) -> Iterator[Finding]:
     """With strict reverse path filtering answers that come by another link are dropped."""
     value = _value("net/ipv4/conf/all/rp_filter")
-    several = situation.networks_with("sbr", "macvlan", "ipvlan", "host-device")
+    several = situation.networks_with("sbr", "macvlan", "ipvlan", "host-device", "sriov")
     if value == "1" and several:
         text = (
             "net.ipv4.conf.all.rp_filter is 1 (strict): packets that come in by another link than "

@@ -26,6 +26,7 @@ _BESIDE_THE_NODE = {
     "ipvlan": "an ipvlan hands no packets to its own master",
     "vlan": "its packets go to the network behind the master",
     "host-device": "its packets go to the network behind the device",
+    "sriov": "its packets go to the network behind the card",
     "tap": "a TAP device sends and receives nothing without its virtual machine",
     "dummy": "a dummy interface sends and receives nothing",
     "loopback": "loopback connects a container with itself only",
@@ -149,7 +150,7 @@ def one_only(network: NetworkList) -> str:
     kind = plugin_of(main.type)
     if kind == "loopback":
         return "loopback connects a container with itself only"
-    if kind == "host-device":
+    if kind in ("host-device", "sriov"):
         return "there is one device"
     if kind == "vlan":
         return "a link has one interface of a VLAN"

@@ -12,6 +12,7 @@ one a later ADD finds it after its namespace has ended, when the kernel has retu
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from ...call import Call
@@ -28,11 +29,19 @@ from ..shared.device_notes import Note
 # --- ADD ------------------------------------------------------------------------------------------
 
 
-def into(call: Call[Any], host: Netlink, netns: Namespace, device: Link, wanted: str) -> Link:
+def into(
+    call: Call[Any],
+    host: Netlink,
+    netns: Namespace,
+    device: Link,
+    wanted: str,
+    prepare: Callable[[Note], Callable[[], None]] | None = None,
+) -> Link:
     """Move a link of the host into the container: noted, renamed, marked and up there.
 
-    `wanted` is the configured name. Returns the link as it is in the container; it is moved back if
-    the ADD fails. Raises CNIError.
+    `wanted` is the configured name. `prepare` may complete the note; what it returns is called
+    when the note is written, before the move. Returns the link as it is in the container; it is
+    moved back if the ADD fails. Raises CNIError.
     """
     sock = netns.netlink()
     if link.find(sock, call.ifname) is not None:
@@ -42,8 +51,11 @@ def into(call: Call[Any], host: Netlink, netns: Namespace, device: Link, wanted:
         )
     note = _describe(call, host, device, wanted)
     note.cookie = cookie(sock.sock)
+    change = prepare(note) if prepare is not None else None
     device_notes.save(call, note)
     call.undo.callback(_undo, call, device.up)
+    if change is not None:
+        change()
     try:
         link.change(host, device.index, netns=netns.fd, name=call.ifname, alias=note.name)
         inner = link.get(sock, call.ifname)

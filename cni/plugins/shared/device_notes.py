@@ -38,7 +38,8 @@ class Note(msgspec.Struct, omit_defaults=True):
 
     `cookie` is that namespace's cookie, unique in this boot; 0 before Linux 5.14. The other fields
     are the device's settings on the host, noted by host-device or bond; docs/spec/host-device.md,
-    "Note".
+    "Note". sriov also notes the PCI address of its `function`, and the settings that the card had
+    for it `before` (kernel/vf.py); of a function without a link it notes only these.
     """
 
     netns: str
@@ -59,6 +60,8 @@ class Note(msgspec.Struct, omit_defaults=True):
     moved: bool = False  # the device is known to be in `netns`
     returned: bool = False  # DEL has moved it back, and left a link that looks like it
     links: list[Note] = []  # for a bond: the devices that were moved to be its ports
+    function: str = ""
+    before: dict[str, Any] = {}
 
     def is_of(self, path: str) -> bool:
         """Does `path` name the namespace of this note, as far as is known?"""
@@ -109,7 +112,11 @@ def write(call: Call[Any], note: Note) -> None:
 
     On a node without a place for state nothing is written, which is logged. Raises CNIError.
     """
-    path = _path(call)
+    write_at(call, _path(call), note)
+
+
+def write_at(call: Call[Any], path: str, note: Note) -> None:
+    """As write(), for the note at `path`, which may be another attachment's."""
     data = msgspec.json.encode(note)
     try:
         try:
@@ -163,6 +170,24 @@ def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:
                 _unlink(path)
             except CNIError as error:
                 call.note_problem(error)
+
+
+def of_others(call: Call[Any]) -> Iterator[tuple[str, Note]]:
+    """The notes of this plugin's other attachments on the node, of all networks: (path, note).
+
+    Raises CNIError if one cannot be read.
+    """
+    directory, own = _directory(call), _path(call)
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    for name in sorted(names):
+        path = f"{directory}/{name}"
+        if name.endswith(f".{call.plugin}") and path != own:
+            note = _read(call, path)
+            if note is not None:
+                yield path, note
 
 
 def _directory(call: Call[Any]) -> str:

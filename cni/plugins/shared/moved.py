@@ -65,8 +65,9 @@ def _is_noted(host: Netlink, sock: Netlink, note: Note, device: Link) -> bool:
         return False
     if has_hardware(note):
         behind = hardware.describe(sock, device.index)
-        # The node may give a virtual function another MAC while the container has it.
-        same_mac = behind.permanent_mac == note.permanent_mac
+        # The node may give a virtual function another MAC while the container has it. Some drivers
+        # take that for the permanent one (igbvf); a function has one link only.
+        same_mac = behind.permanent_mac == note.permanent_mac or note.function != ""
         return behind.parent == note.parent and (
             same_mac or (behind.parent != "" and device.index == note.index)
         )
@@ -140,6 +141,11 @@ def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -
 
     A setting that the driver refuses is only logged: the device itself is back.
     """
+    if note.function:
+        from ..sriov import function
+
+        # first: as long as the card enforces a MAC, the function's own link cannot get another one
+        function.restore(call, host, note)
     for name in device.altnames:
         if name not in note.altnames and name != note.name:
             link.remove_altname(host, device.index, name)

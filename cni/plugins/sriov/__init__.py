@@ -1,0 +1,1 @@
+"""sriov: a virtual function of a network card, with its settings, in the container."""
