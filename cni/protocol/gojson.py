@@ -4,8 +4,7 @@ Loaded only for such documents: a runtime passes on what people wrote, and keys 
 may hold anything. The differences from msgspec's decoder, which follows RFC 8259 strictly:
 
 - In strings, bytes that are no UTF-8, and escapes of a lone surrogate, become U+FFFD.
-- A number out of the range of int64 is a float, and one out of the range of a float is infinite. A
-  key that wants an integer refuses both.
+- A number out of the range of a float is infinite. A key that wants an integer refuses it.
 - An object that is given twice is merged with the first one, as Go does when it decodes into a
   struct; of other values the last one counts; null changes nothing, but empties a list.
 - Nesting ends at 10,000 levels, as in Go. Values below DEPTH become null: no plugin's key lies
@@ -34,7 +33,7 @@ _ESCAPES = {
 _LITERALS = (("true", True), ("false", False), ("null", None))
 _DIGITS = "0123456789"
 _HEX = "0123456789abcdefABCDEF"
-_INT64 = 1 << 63
+_MOST_DIGITS = 4300  # of an integer; CPython and msgspec convert no longer ones
 
 
 def decode(data: bytes) -> Any:
@@ -163,10 +162,8 @@ class Reader:
                 self.at += 1
             self._digits()
         text = self.text[start : self.at]
-        if self.at == whole and len(text) <= 20:  # int64 has at most a sign and 19 digits
-            number = int(text)
-            if -_INT64 <= number < _INT64:
-                return number
+        if self.at == whole and len(text) <= _MOST_DIGITS:
+            return int(text)
         return float(text)
 
     def _digits(self) -> None:

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cni.cli import gojson, main
@@ -95,6 +95,8 @@ def test_the_place_is_named() -> None:
     assert raised.value.details == "line 2, column 7"
 
 
+@example(b"9223372036854775808")
+@example(b"18446744073709551616")
 @given(st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
 def test_any_bytes_are_read_as_go_reads_them(data: bytes) -> None:
     """The same documents as by the plugins, and the same words for those that are none."""
