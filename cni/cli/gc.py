@@ -42,7 +42,7 @@ def gc(
 ) -> None:
     """Delete the network's attachments whose namespace is gone; with --all every one.
 
-    With --all, the plugins also remove what belongs to no known attachment (cniVersion 1.1.0).
+    With --all --keep, plugins also remove what belongs to no known attachment (cniVersion 1.1.0).
 
     \b
     Examples: cni gc mynet --dry-run
@@ -148,10 +148,8 @@ class _Choice(NamedTuple):
         """The namespaces of this moment."""
         return Live()
 
-    def made(self, known: list[Attached] | None = None) -> list[Attached]:
+    def made(self, known: list[Attached]) -> list[Attached]:
         """The attachments to delete, of those that are known now."""
-        if known is None:
-            known = attachments.gather(self.places, self.network)
         live = self.live
         return [
             each
@@ -168,17 +166,21 @@ def _collect(
 ) -> list[Attached]:
     """Delete the chosen attachments; return them. Raises CNIError."""
     chosen: list[Attached] = []
-    # Names are network/container/interface, none of which contains a slash.
-    pairs = [(name.split("/")[1], name.split("/")[2]) for name in choice.kept]
+    rest: list[Attached] = []
 
     def stale() -> Iterator[cache.Attachment]:
         # Chosen again under the lock: what was listed before may be in use by now.
-        chosen.extend(choice.made())
+        known = attachments.gather(choice.places, choice.network)
+        chosen.extend(choice.made(known))
+        going = {each.name for each in chosen}
+        rest.extend(each for each in known if each.name not in going)
         with output.progress([given(each) for each in chosen], "deleting") as steps:
             yield from steps
 
     def plugins(problems: list[CNIError]) -> None:
-        executor.gc(network_list, pairs or None, problems)
+        # Not only those of --keep: others may have come while the person read the question.
+        valid = [(each.container_id, each.ifname) for each in rest]
+        executor.gc(network_list, valid or None, problems)
 
     # The plugins' GC only with --all: it removes every attachment that is not in its list.
     executor.delete_stale(network_list, stale, plugins if choice.everything else lambda _: None)

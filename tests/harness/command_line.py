@@ -7,7 +7,7 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,13 @@ class Node:
         assert done.stderr == ""
         return done.stdout
 
-    def person(self, *args: str, typed: str = "", **env: str) -> tuple[int, str]:
-        """Run it on a terminal: exit code, and what the terminal shows."""
+    def person(
+        self, *args: str, typed: str = "", meanwhile: Callable[[], Any] | None = None, **env: str
+    ) -> tuple[int, str]:
+        """Run it on a terminal: exit code, and what the terminal shows.
+
+        `meanwhile` is called when the command has asked, before the answer `typed`.
+        """
         master, terminal = pty.openpty()
         try:
             child = self.host.popen(
@@ -172,8 +177,12 @@ class Node:
             )
             # Reading ends when nobody has the terminal open any more: only the child may have it.
             os.close(terminal)
-            os.write(master, typed.encode())
             shown = b""
+            if meanwhile is not None:
+                while b"[y/N]" not in shown:
+                    shown += os.read(master, 65536)
+                meanwhile()
+            os.write(master, typed.encode())
             try:
                 while chunk := os.read(master, 65536):
                     shown += chunk

@@ -356,6 +356,27 @@ def test_gc_of_all_asks(node: Node, container: Netns, container2: Netns) -> None
     ping(container2, "10.81.0.1")
 
 
+def test_what_came_after_the_question_stays(
+    node: Node, container: Netns, container2: Netns, netns: Callable[..., Netns]
+) -> None:
+    """The plugins' own GC, too, leaves a container that started while the person read."""
+    conf = node.write({**node.network("net", "10.81.0.0/24"), "cniVersion": "1.1.0"})
+    kept = node.start(conf, container2, "default/web-1")
+    node.start(conf, container)
+    came: list[Pod] = []
+
+    def start_another() -> None:
+        came.append(node.start(conf, netns("late"), "default/web-2"))
+
+    keep = ("--keep", f"{kept.cid}/eth0")
+    code, shown = node.person("gc", "net", "--all", *keep, typed="y\n", meanwhile=start_another)
+    assert code == 0, shown
+    assert node.leases("net") == {each.address: each.cid for each in (kept, *came)}
+    assert "eth0" not in links(container)
+    for each in (kept, *came):
+        ping(each.netns, "10.81.0.1")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
