@@ -161,13 +161,14 @@ test-lab: $(TESTED) $(BOTH_BUILT) ## the tests that need another kernel, in a gu
 		$(call tests-in,lab netns) $(PYTEST_ARGS)
 
 # Collected here: an emulated processor would take minutes for that. And with the self-contained
-# file, whose requests start without an interpreter's imports.
+# file, whose requests start without an interpreter's imports. With a base directory pytest does not
+# tidy up what runs on this machine have left in /tmp, which takes the guest more than ten minutes.
 DEBIAN_TESTS := .cache/debian-tests
 test-debian: $(TESTED) $(BOTH_BUILT) .cache/setup-debian.stamp ## the tests that need Debian's own kernel (SCTP …), in QEMU
 	$(RUN) -m pytest -p no:cacheprovider --collect-only -q -m 'debian and not slow' $(call tests-in,lab netns) $(PYTEST_ARGS) \
 		| grep :: >$(DEBIAN_TESTS)
 	$(if $(BOTH),CNI_TEST_FILES=self-contained) CNI_LAB=debian $(DEBIAN_LAB) -- $(PYTEST) -p no:cacheprovider \
-		--timeout 600 @$(DEBIAN_TESTS)
+		--basetemp=/run/pytest --timeout 600 @$(DEBIAN_TESTS)
 
 test-selfcontained: $(TESTED) build-selfcontained ## the file with an interpreter, where nothing else is
 	$(PYTEST) $(PARALLEL) $(call tests-in,selfcontained) $(PYTEST_ARGS)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness import Netns, Runtime, connect, requires_kernel, tcp_server
+from tests.harness import Netns, Runtime, connect, requires_kernel, tcp_exchange, tcp_server
 from tests.harness.portmap import (
+    GATEWAYS,
     NODE4,
+    NODE6,
     OUTSIDE4,
+    OUTSIDE6,
     Node,
     each_backend,
     tcp,
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 pytestmark = requires_kernel("sctp", "nft_masquerade", "iptables")
 
 server = partial(tcp_server, port=90, protocol=socket.IPPROTO_SCTP)
+exchange = partial(tcp_exchange, port=9000, protocol=socket.IPPROTO_SCTP, timeout=20)
 
 
 @pytest.fixture
@@ -33,6 +37,30 @@ def node(runtime: Runtime, outside: Netns, data_dir: Path) -> Node:
 
 def sctp(host_port: int = 9000, container_port: int = 90, **keys: Any) -> dict[str, Any]:
     return {**tcp(host_port, container_port), "protocol": "sctp", **keys}
+
+
+@each_backend
+@pytest.mark.parametrize("address", [NODE4, NODE6])
+def test_from_outside_until_del(
+    node: Node, container: Netns, outside: Netns, backend: str, address: str
+) -> None:
+    prev = node.publish(container, [sctp()], backend=backend)
+    with server(container):
+        assert exchange(outside, address) == {NODE4: OUTSIDE4, NODE6: OUTSIDE6}[address]
+        conf = node.conf([sctp()], backend=backend)
+        node.runtime.delete("portmap", conf, container, prev_result=prev).succeeded()
+        with pytest.raises(ConnectionRefusedError):
+            exchange(outside, address)
+    assert node.rules() == []
+
+
+@each_backend
+def test_from_the_node_and_the_container_itself(node: Node, container: Netns, backend: str) -> None:
+    node.publish(container, [sctp()], backend=backend)
+    with server(container):
+        assert exchange(node.host, NODE4) == NODE4
+        assert exchange(node.host, "127.0.0.1") == GATEWAYS["4"]
+        assert exchange(container, NODE4) == GATEWAYS["4"]
 
 
 @each_backend
