@@ -253,3 +253,19 @@ def test_a_card_without_this_function() -> None:
     answer: Any = Answer([told(0)])
     assert vf.get(answer, 2, 1) is None
     assert vf.get(Answer([]), 2, 0) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("vlan", (200, 3, 0x88A8), "200 (vlanQoS 3, vlanProto 802.1ad)"),
+        ("vlan", (0, 0, 0x9100), "0 (vlanQoS 0, vlanProto 0x9100)"),
+        ("rates", (0, 100), "0 and 100 Mbit/s"),
+        ("spoofchk", True, "on"),
+        ("trust", False, "off"),
+        ("link_state", 2, "disable"),
+        ("mac", "02:00:00:00:00:01", "02:00:00:00:00:01"),
+    ],
+)
+def test_values_are_written_as_in_configurations(name: str, value: Any, text: str) -> None:
+    assert function.as_text(name, value) == text

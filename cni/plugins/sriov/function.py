@@ -10,6 +10,7 @@ from ...kernel.errors import DeviceError, LinkNotFound, NetlinkError
 from ...kernel.netlink import Netlink
 from ...protocol.errors import CNIError
 from ..shared.device_notes import Note
+from . import settings
 
 
 class Function(NamedTuple):
@@ -41,7 +42,7 @@ class Function(NamedTuple):
                 raise CNIError(
                     f"failed to set {KEYS[name]} of virtual function {self.number} of "
                     f"{self.card_name}: {error}",
-                    f"the card's driver has refused {value!r}: `dmesg` may say why",
+                    f"the card's driver has refused {as_text(name, value)}: `dmesg` may say why",
                 ) from None
 
 
@@ -54,6 +55,21 @@ KEYS = {
     "trust": "trust",
     "link_state": "link_state",
 }
+
+
+def as_text(name: str, value: Any) -> str:
+    """A setting's value as people write it in a configuration."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if name == "vlan" and value:
+        vlan, priority, protocol = value
+        word = next((k for k, v in settings.VLAN_PROTOCOLS.items() if v == protocol), hex(protocol))
+        return f"{vlan} (vlanQoS {priority}, vlanProto {word})"
+    if name == "rates" and value:
+        return f"{value[0]} and {value[1]} Mbit/s"
+    if name == "link_state":
+        return next((k for k, v in settings.LINK_STATES.items() if v == value), str(value))
+    return str(value)
 
 
 def find(host: Netlink, address: str) -> Function:

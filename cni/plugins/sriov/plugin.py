@@ -283,7 +283,7 @@ def _differences(function: Function, host: Netlink, wanted: Settings) -> list[st
     now = function.settings(host)
     return [
         f"{functions.KEYS[name]} of virtual function {function.number} of {function.card_name} is "
-        f"{getattr(now, name)}, want {value}"
+        f"{functions.as_text(name, getattr(now, name))}, want {functions.as_text(name, value)}"
         for name, value in wanted.differences(now)._asdict().items()
         if value is not None
     ]
