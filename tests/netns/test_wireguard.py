@@ -143,8 +143,13 @@ def all_reach(nodes: list[Node], number: int = 2) -> None:
         room = link(inside, "eth0")["mtu"]
         for other in nodes:
             if other is not node:
-                ping(inside, f"10.40.{other.number}.{number}", size=room - 28)
-                ping(inside, f"fd40::{other.number}:{number}", size=room - 48)
+                for address, headers in (
+                    (f"10.40.{other.number}.{number}", 28),
+                    (f"fd40::{other.number}:{number}", 48),
+                ):
+                    # of a node that was away WireGuard notices after 15 seconds that it does not
+                    # know the session, and asks for another one every 5
+                    ping(inside, address, size=room - headers, timeout=60)
 
 
 def is_cut_off(inside: Netns, address: str) -> bool:
