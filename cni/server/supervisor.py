@@ -6,7 +6,7 @@ after their start, the next one starts after a growing pause. If all workers wai
 for a while, or clients are turned away (relief.py). The supervisor ends after a signal, or after a
 long idle time; before that, every worker finishes its request. A client of another build means that
 `cni install` has replaced the file: then the supervisor executes the new file, with the same
-listening socket.
+listening socket. Longer than most modules: all of this is one loop over the same few facts.
 """
 
 from __future__ import annotations
