@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterable, Iterator
+from errno import EINVAL, ENODEV, EOPNOTSUPP
 from typing import NamedTuple
 
 from . import netlink as nl
 from . import uapi
+from .errors import NetlinkError
 from .netlink import Netlink
 
 _IFINFO = struct.Struct("=BxHiII")
 _INFO = struct.Struct("=HH")
+_VLANS = struct.Struct("=BxHI")  # struct br_vlan_msg: family, reserved, index
 _REQUEST = _IFINFO.pack(uapi.AF_BRIDGE, 0, 0, 0, 0) + nl.u32(
     uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_BRVLAN
 )
@@ -26,7 +30,15 @@ class PortVlan(NamedTuple):
 
 
 def show(sock: Netlink, index: int) -> list[PortVlan]:
-    """The VLANs on the port with that link index."""
+    """The VLANs on the port with that link index; none if it is no port. Raises NetlinkError."""
+    try:
+        return list(_of_port(sock, index))
+    except NetlinkError as error:
+        if error.errno in (EINVAL, ENODEV):  # no port, or no link
+            return []
+        if error.errno != EOPNOTSUPP:
+            raise
+    # before Linux 5.6: the kernel lists the ports of all bridges
     return [vlan for port, vlan in _all(sock) if port == index]
 
 
@@ -63,6 +75,24 @@ def _vids(spec: bytes) -> Iterator[int]:
             yield nl.unpack(_INFO, info)[1]
 
 
+def _of_port(sock: Netlink, index: int) -> Iterator[PortVlan]:
+    """The VLANs of a port alone. The kernel joins VLANs with the same flags to ranges."""
+    for data in sock.dump(uapi.RTM_GETVLAN, _VLANS.pack(uapi.AF_BRIDGE, 0, index)):
+        for kind, entry in nl.attrs(data, _VLANS.size):
+            if kind != uapi.BRIDGE_VLANDB_ENTRY:
+                continue
+            parts = nl.attr_map(entry)
+            flags, first = nl.unpack(_INFO, parts.get(uapi.BRIDGE_VLANDB_ENTRY_INFO, b""))
+            last = int.from_bytes(parts.get(uapi.BRIDGE_VLANDB_ENTRY_RANGE, b""), sys.byteorder)
+            for vid in range(first, (last or first) + 1):
+                yield _port_vlan(flags, vid)
+
+
+def _port_vlan(flags: int, vid: int) -> PortVlan:
+    pvid = bool(flags & uapi.BRIDGE_VLAN_INFO_PVID)
+    return PortVlan(vid, pvid, bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED))
+
+
 def _all(sock: Netlink) -> Iterator[tuple[int, PortVlan]]:
     for data in sock.dump(uapi.RTM_GETLINK, _REQUEST):
         index = nl.unpack(_IFINFO, data)[2]
@@ -70,9 +100,7 @@ def _all(sock: Netlink) -> Iterator[tuple[int, PortVlan]]:
         for kind, info in nl.attrs(spec):
             if kind == uapi.IFLA_BRIDGE_VLAN_INFO:
                 flags, vid = nl.unpack(_INFO, info)
-                pvid = bool(flags & uapi.BRIDGE_VLAN_INFO_PVID)
-                untagged = bool(flags & uapi.BRIDGE_VLAN_INFO_UNTAGGED)
-                yield index, PortVlan(vid, pvid, untagged)
+                yield index, _port_vlan(flags, vid)
 
 
 def add(sock: Netlink, index: int, vids: Iterable[int], *, access: bool = False) -> None:
