@@ -272,6 +272,7 @@ NOT_HERE = {
     "flannel": "needs flanneld's file: tests/netns/test_flannel.py",
     "bond": "names devices of a certain node: tests/lab/test_bond.py",
     "host-device": "names a device of a certain node",
+    "sriov": "needs a card with virtual functions: tests/unit/test_sriov.py",
     "win-bridge": "needs Windows",
     "win-overlay": "needs Windows",
     "tuning": "sets offloads of a certain driver",
