@@ -46,6 +46,7 @@ NOT_HERE = {
     "label": "needs the plugin: test_the_example_plugin",
     "lan-dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",
     "slaac": "needs a router that advertises: tests/netns/test_slaac.py",
+    "sriov": "needs a card with virtual functions: tests/unit/test_sriov.py",
     "sriov-device": "needs a device with a PCI address: tests/netns/test_host_device.py",
     "whereabouts": "needs a store: tests/unit/test_cluster_whereabouts.py",
     "macvtap": "needs a program that opens its device: tests/netns/test_macvtap.py",
