@@ -167,7 +167,10 @@ def _create_of(spare: str, directory: int, name: str, data: bytes, attributes: A
             if status.st_size > len(data):
                 os.ftruncate(fd, len(data))
             os.link(spare, name, dst_dir_fd=directory, follow_symlinks=False)
-        os.unlink(spare)
+        # The address is reserved now, whether this works or not: a spare file with two names is
+        # not used.
+        with suppress(OSError):
+            os.unlink(spare)
         return fit
     except FileExistsError:
         raise
