@@ -126,8 +126,8 @@ class Claims(Comparing):
 
     def taken(self, space: Space) -> set[Prefix]:
         """All nodes' blocks. Puts our own blocks in order that are not in the ledger."""
-        items = self.items_of(space)
-        mine = {block for block, item in items.items() if self.is_mine(item)}
+        items, uid = self.items_of(space), self.uid
+        mine = {block for block, item in items.items() if item.value.get("uid") == uid}
         if not mine <= {each.prefix for each in space.ledger().blocks}:
             self.sync(space)
         return set(items)
