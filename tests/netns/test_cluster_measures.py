@@ -29,6 +29,7 @@ _LINE = re.compile(r"^(\w+)\(.* = (-?\d+)")
 FEW, MANY = 10, 10_000
 
 
+@pytest.mark.slow
 def test_nodes_compete_for_blocks_of_a_real_etcd(
     netns: Callable[..., Netns], tmp_path: Path
 ) -> None:

@@ -144,12 +144,13 @@ class Reconciler:
         """The time since when the node has given no sign of life; None if it has since the last
         round: then its state is noted.
 
-        A node that has talked to the store meanwhile is not gone, whatever else is known of it.
+        A node that has talked to the store meanwhile is not gone, whatever else is known of it. A
+        time that is still to come was written by a wrong clock, and is replaced.
         """
         known = seen.value if seen is not None else {}
-        signs = _signs(record)
-        if known.get("since") and all(known.get(key) == signs[key] for key in _SIGNS):
-            return float(known["since"])
+        signs, since = _signs(record), known.get("since")
+        if since and since <= self.now and all(known.get(key) == signs[key] for key in _SIGNS):
+            return float(since)
         if self._is_noted_later(record, known, signs):
             return None
         self._note(name, seen, {**_object(known), **signs, "since": self.now})
