@@ -400,7 +400,7 @@ def test_users_and_client_certificates(etcd: Any, tmp_path: Path) -> None:
     with closing(cluster.store(**user, **nameless)) as store:
         assert store.read("a") is None
     with closing(cluster.store(**nameless)) as store:
-        with pytest.raises(Refused, match="permission denied|user name is empty") as raised:
+        with pytest.raises(Refused, match=r"permission denied|user name is empty") as raised:
             store.read("a")
         assert "store.username is not set" in raised.value.remedy
 
