@@ -47,8 +47,8 @@ def options(function: F) -> F:
         click.option(
             "--network",
             type=Network(),
-            help="The network whose store is used [that of /etc/cni/cluster.json, or of the first "
-            "network that has one].",
+            help="The network whose store is used [that of /etc/cni/cluster.json, of the first "
+            "network that has one, or of whereabouts.conf].",
         ),
     ):
         function = option(function)
@@ -85,7 +85,8 @@ def _settings(network: str | None) -> settings.Settings:
                 return settings.read(ipam, os.environ)
             if config.means(kind, "whereabouts"):
                 return settings.read(as_whereabouts.translated(ipam, os.environ).ipam, os.environ)
-    return own
+    # Networks that Multus attaches are not in that directory, but whereabouts' own file is.
+    return settings.read(as_whereabouts.translated({}, os.environ).ipam, os.environ)
 
 
 def claimed(store: Store, space: str | None = None) -> dict[str, dict[Prefix, Item]]:

@@ -25,6 +25,8 @@ from tests.harness.cluster_simulation import Simulation
 from tests.unit.ipam_node import Ipam, environment
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.harness.etcd import EtcdCluster
 
 MOST_MORE_MS = 0.2  # than an ADD of host-local
@@ -143,17 +145,22 @@ def many_pods(cluster: EtcdCluster, nodes: int, pods: int) -> dict[str, Any]:
     return found
 
 
-def simulate(store: Any, nodes: int, pods: int) -> dict[str, Any]:
-    """Fill so many nodes, let them change, and be lost; ends with the oracle."""
+def simulate(
+    store: Any, nodes: int, pods: int, meter: Callable[[], int] = lambda: 0
+) -> dict[str, Any]:
+    """Fill so many nodes, let them change, and be lost; ends with the oracle.
+
+    `meter` counts the requests that were sent so far. Raises AssertionError.
+    """
     directory = Path(tempfile.mkdtemp(prefix="bench-simulation-", dir=_memory()))
     pool = Pool.of(
         PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/8")]], block_size=26, reserve=8), "", "1.1.0"
     )
     simulation = Simulation(
         store, pool, directory, nodes=nodes, pods=pods, seed=1, losses=0.001,
-        timeout=1800, step=1800 / (2 * nodes) * 4,
+        timeout=1800, step=1800 / (2 * nodes) * 4, meter=meter,
     )  # fmt: skip
-    began = time.monotonic()
+    began, processor = time.monotonic(), time.process_time()
     try:
         simulation.run(nodes * 2, fill=True)
     finally:
@@ -162,7 +169,12 @@ def simulate(store: Any, nodes: int, pods: int) -> dict[str, Any]:
         "nodes": nodes,
         "addresses at the end": len(simulation.held),
         **dict(sorted(simulation.counts.items())),
+        "requests": dict(simulation.requests),
+        "requests a claim": round(
+            simulation.requests["claims"] / max(1, simulation.counts["claims"]), 2
+        ),
         "seconds": round(time.monotonic() - began),
+        "seconds of processor time, without etcd": round(time.process_time() - processor),
     }
 
 

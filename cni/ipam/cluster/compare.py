@@ -120,9 +120,10 @@ class Comparing(Holding):
         A block of which a container here has an address (`held`) is never deleted.
         """
         known = {each.prefix for each in ledger.blocks}
+        uid = self.uid  # once: it is in a file, and there may be thousands of items
         strays = []
         for block, item in items.items():
-            if block in known or not self.is_mine(item):
+            if block in known or item.value.get("uid") != uid:
                 continue
             seq = number(item.value.get("seq"))
             # no later claim may get a number that is in the store

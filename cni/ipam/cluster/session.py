@@ -50,6 +50,9 @@ class Session:
         """Register this node in the store: once a boot, again before it would count as gone, and
         before an idle node allocates.
 
+        With `force` the store is asked in any case, but `beat` is counted only when it is time:
+        otherwise a server would change the store in each of its rounds.
+
         Raises Refused if another node has this name.
         """
         before = self.node.registration(self._settings)
@@ -60,9 +63,10 @@ class Session:
         key, is_same = f"nodes/{self.node.name}", True
         was_idle = before is None or before.idle
         idle = self._becomes_idle(before)
+        is_beaten = False
 
         def renewed(old: Item | None) -> dict[str, Any]:
-            nonlocal is_same
+            nonlocal is_same, is_beaten
             removed = before is not None and before.store == self.identity()
             is_same = is_same and old is not None
             if old.value.get("lost") if old is not None else removed:
@@ -72,12 +76,15 @@ class Session:
                 self._check_alone(old, before)
             beat = number(old.value.get("beat")) if old is not None else 0
             timeout = self._timeout_of(old)
+            # No timeout, no change to write. But a node that wakes changes the item in any case:
+            # then a late request, sent when it was idle, fails.
+            is_beaten = (was_idle and not idle) or (
+                timeout > 0 and not self._was_told(old, before, timeout, idle, now)
+            )
             return {
                 "uid": self.uid,
                 "boot": self.node.boot,
-                # No timeout, no change to write. But a node that wakes changes the item in any
-                # case: then a late request, sent when it was idle, fails.
-                "beat": beat + (timeout > 0 or (was_idle and not idle)),
+                "beat": beat + is_beaten,
                 "timeout": timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
                 "idle": idle,
@@ -86,16 +93,29 @@ class Session:
         item = self.put(key, renewed, is_new=before is None)
         cordoned, timeout = bool(item.get("cordoned")), number(item.get("timeout"))
         # counted from before the request: the store, and so the others, got it later
+        until = now + timeout if is_beaten or before is None else before.until
         made = Registration(
-            self.node.name, self.node.boot, self.identity(), timeout, now + timeout, cordoned, idle,
-            now,
-        )  # fmt: skip
+            self.node.name, self.node.boot, self.identity(), timeout, until, cordoned, idle, now
+        )
         known = {self.identity()} | ({before.store} if before is not None else set())
         self.node.set_registration(self._settings, made)
         if not idle:
             self._wake(known)
         if before is not None and not is_same:
             self.verify()
+
+    def _was_told(
+        self, old: Item | None, before: Registration | None, timeout: int, idle: bool, now: float
+    ) -> bool:
+        """Does the store know all of this from a renewal of ours that is not due again yet?"""
+        if old is None or before is None or (before.boot, before.store) != (
+            self.node.boot, self.identity(),
+        ):  # fmt: skip
+            return False
+        if before.timeout != timeout or before.is_due(now):
+            return False
+        said = [old.value.get(key) for key in ("uid", "boot", "timeout", "idle")]
+        return said == [self.uid, self.node.boot, timeout, idle]
 
     def look(self) -> None:
         """Register if the store says something new of this node: that it is cordoned or not any
