@@ -154,6 +154,10 @@ class Session:
             self.node.set_registration(self._settings, looked)
 
     def _differs(self, item: Item) -> bool:
+        # Another uid or boot: a second machine has this node's name, or a copy of its disk.
+        author = item.value.get("uid"), item.value.get("boot")
+        if author != (self.uid, self.node.boot):
+            return True
         return bool(item.value.get("cordoned")) != self.is_cordoned()
 
     def _becomes_idle(self, before: Registration | None) -> bool:
@@ -291,6 +295,40 @@ class Session:
         value = self.put(f"spaces/{space.name}", joined)
         self._believe(space, value["layout"])
 
+    def keep_layout(self, space: Space) -> None:
+        """Write how this node knows the space to be divided into a restored store, which may lack
+        that.
+
+        Else a pool with blocks of another size could claim addresses that nodes have. The item
+        keeps the identity of the store as it was, so that nothing is accepted by this.
+        """
+        ledger = space.ledger()
+
+        def kept(old: Item | None) -> dict[str, Any]:
+            if old is None:
+                return {"layout": ledger.layout, "store": ledger.store}
+            if old.value.get("store") == self.identity():
+                return old.value
+            return {**old.value, "layout": {**ledger.layout, **(old.value.get("layout") or {})}}
+
+        if ledger.layout:
+            self.put(f"spaces/{space.name}", kept)
+
+    def check_agreement(self, space: Space, pool: Pool) -> None:
+        """Require that a claim would find the space as the pool has it. Changes nothing.
+
+        Raises Refused for a restored store that nobody has accepted, and CNIError for subnets that
+        do not fit.
+        """
+        item = self.ask(self.store.read, f"spaces/{space.name}")
+        if item is None:
+            if self.is_restored(space.ledger()):
+                raise self._restored(space)
+            return
+        if item.value.get("store") != self.identity():
+            raise self._restored(space)
+        check_apart(list(pool.layout.items()), item.value.get("layout") or {})
+
     def acknowledge(self, space: Space) -> bool:
         """Trust a restored store if an administrator has accepted it; return whether it is so."""
         if not self.is_restored(space.ledger()):
@@ -310,7 +348,8 @@ class Session:
         """Declare that every node has put its blocks back, after the store was restored."""
 
         def accepted(old: Item | None) -> dict[str, Any]:
-            before = old.value if old is not None else {"layout": {}}
+            own = Space(self.node, space).ledger().layout
+            before = old.value if old is not None else {"layout": dict(own)}
             return {**before, "store": self.identity()}
 
         self.put(f"spaces/{space}", accepted)
