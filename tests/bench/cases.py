@@ -196,28 +196,14 @@ def own_firewall(node: Node) -> Json:
 
 
 def claiming(kind: str, name: str, **keys: Any) -> Callable[[Node], Json]:
-    """An IPAM plugin that claims what it allocates from, in a store of the network `name`."""
+    """An IPAM plugin that claims what it allocates from, in the node's store."""
 
     def make(node: Node) -> Json:
-        directory = node.data_dir / name
-        ipam = {
-            "type": kind,
-            "nodeName": node.name,
-            "dataDir": str(directory / "node"),
-            "store": {"type": "directory", "path": str(directory / "store")},
-            **keys,
-        }
+        # the node's uid is there: a node has one
+        ipam = {"type": kind, "dataDir": str(node.data_dir / "claims"), **keys}
         return {"cniVersion": VERSION, "name": name, "type": kind, "ipam": ipam}
 
     return make
-
-
-def vxlan_from_store(node: Node) -> Json:
-    """vxlan that publishes this node's addresses, and takes those of two others from the store."""
-    conf = simple("vxlan", vni=67, peersFrom="cluster", dev="lan0")(node)
-    conf["name"] = "bench-store"
-    conf["store"] = {"type": "directory", "path": str(node.data_dir / "vxlan-store")}
-    return conf
 
 
 def wireguard(node: Node) -> Json:
@@ -286,10 +272,10 @@ CASES = [
     Case("static", simple("static", ipam=STATIC)),
     # The node keeps a block after the first ADD; single addresses are claimed by each.
     Case("cluster", claiming("cluster", "blocks", ranges=[[{"subnet": "10.66.0.0/16"}]])),
-    Case("whereabouts", claiming("whereabouts", "single", range="10.66.0.0/16")),
+    Case("whereabouts", claiming("whereabouts", "single", range="10.68.0.0/16")),
     Case(
         "whereabouts, node_slice_size",
-        claiming("whereabouts", "slices", range="10.66.0.0/16", node_slice_size="/26"),
+        claiming("whereabouts", "slices", range="10.69.0.0/16", node_slice_size="/26"),
     ),
     Case("bridge", simple("bridge", bridge="brplain")),
     Case("bridge, default gateway", default_gateway),
@@ -308,7 +294,12 @@ CASES = [
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),
     Case("vxlan", simple("vxlan", vni=66, peers=["192.0.2.1", "192.0.2.2"]), "vxlan"),
-    Case("vxlan, peersFrom", vxlan_from_store, "vxlan", around=lan_address),
+    Case(
+        "vxlan, peersFrom",
+        simple("vxlan", name="bench-store", vni=67, peersFrom="cluster", dev="lan0"),
+        "vxlan",
+        around=lan_address,
+    ),
     Case("wireguard", wireguard, "wireguard"),
     Case("sriov", sriov, "card", around=on_card),
     Case("macvlan, slaac", slaac, "macvlan", program="radvd", around=router),
