@@ -49,6 +49,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_a_directory_of_programs_that_leads_out_of_the_root",
         "test_an_install_that_fails_leaves_the_one_before",
         "test_uninstall_leaves_what_others_put_there_since",
+        "test_an_archive_that_another_python_compiled",
     ),
     "tests/build/test_start.py": (
         "test_a_damaged_tree_gives_an_error_object",
@@ -56,7 +57,10 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "tests/build/test_trust.py": ("test_the_lock_keeps_another_install_out",),
     "tests/build/test_windows.py": ("test_the_launcher_is_reproducible",),
-    "tests/netns/test_cli_conform.py": ("test_faults_are_seen",),
+    "tests/netns/test_cli_conform.py": (
+        "test_faults_are_seen",
+        "test_loopback_conforms",
+    ),
     "tests/netns/test_cli_no_networks.py": (
         "test_nothing_is_there",
         "test_a_file_in_place_of_the_directory",
@@ -107,7 +111,9 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_no_escapes_where_none_are_wanted",
         "test_every_format_of_every_command",
         "test_a_stdout_or_directory_of_no_use",
+        "test_success_is_a_document",
     ),
+    "tests/netns/test_examples.py": ("test_the_example_plugin",),
     "tests/netns/test_executor.py": ("test_a_hundred_lost_children_leak_nothing",),
     "tests/netns/test_firewalld.py": (
         "test_zones",
@@ -126,7 +132,10 @@ LONG: dict[str, tuple[str, ...]] = {
     "tests/netns/test_lost_answers.py": ("test_every_answer_lost_once",),
     "tests/netns/test_migrate.py": ("test_killed_anywhere",),
     "tests/netns/test_portmap.py": ("test_a_thousand_ports_are_no_more_rules",),
-    "tests/netns/test_portmap_index.py": ("test_an_old_table_keeps_its_promises",),
+    "tests/netns/test_portmap_index.py": (
+        "test_an_old_table_keeps_its_promises",
+        "test_of_two_who_want_a_port_one_gets_it",
+    ),
     "tests/netns/test_probe.py": (
         "test_a_failure_that_a_person_sees",
         "test_macvlan_has_no_way_to_its_node",
@@ -196,6 +205,11 @@ LONG: dict[str, tuple[str, ...]] = {
     ),
     "tests/netns/test_writing_a_plugin.py": ("test_label_is_served_like_the_others",),
     "tests/unit/test_pure_imports.py": ("test_the_same_heap_without_standins",),
+    "tests/unit/test_which_run.py": (
+        "test_a_run_through_a_server_takes_what_goes_through_one",
+        "test_the_lab_takes_what_the_machine_cannot",
+        "test_what_the_lab_lacks_too_is_left_to_debians_kernel",
+    ),
 }
 
 # The row that is run every day.
@@ -212,6 +226,10 @@ ONE_ROW: dict[str, dict[str, str]] = {
         "test_a_link_is_never_made_over_something_else": "file",
         "test_a_link_that_leads_out_of_the_root": "True-opt",
         "test_a_manifest_of_another_form": "[]",
+    },
+    "tests/build/test_overwritten.py": {
+        "test_doctor_sees_that_no_plugin_can_start": "missing-it is missing",
+        "test_doctor_names_what_is_another_project_s": "True-warning",
     },
     "tests/build/test_start.py": {
         "test_with_every_python": "/usr/bin/python3.11",
@@ -443,6 +461,9 @@ ONE_ROW: dict[str, dict[str, str]] = {
     "tests/netns/test_writing_a_plugin.py": {
         "test_label": "beside the installed file",
     },
+    "tests/unit/test_host_local_crash.py": {
+        "test_concurrent_adds_are_unique": "16-12",
+    },
 }
 
 # Of tests with many rows that each take a quarter of a second or more: four rows are run every day,
@@ -518,6 +539,9 @@ FEW_ROWS: dict[str, tuple[str, ...]] = {
         "test_sources_of_the_mac",
     ),
     "tests/netns/test_vxlan.py": ("test_refusals",),
+    "tests/unit/test_cluster_directory.py": (
+        "test_a_fault_at_any_call_leaves_each_change_whole_or_not_made",
+    ),
     "tests/unit/test_describe.py": ("test_schemas_are_schemas",),
 }
 

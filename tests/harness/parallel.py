@@ -7,6 +7,7 @@ below /run, no port and no name, and what a killed worker leaves ends with it.
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Every worker reads every test. What pytest makes of their assertions is kept, whatever the
     # environment says ($PYTHONDONTWRITEBYTECODE): making it takes twice as long as all the rest.
     sys.dont_write_bytecode = False
+    gc.disable()  # until all tests are read: they stay, and looking at them takes half of that time
     # A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A
     # process that ignores a signal hands that down to all programs that it starts; it does not
     # hand down a handler.
@@ -64,6 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [
             f"popen//python={python}" if spec == "popen" else spec for spec in config.option.tx
         ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.enable()
+    gc.freeze()  # what tests leave is looked at, but not the tests themselves each time
 
 
 def _go_on(*_: object) -> None:
