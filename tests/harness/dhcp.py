@@ -351,6 +351,43 @@ def answer(
     return bytes(packet)
 
 
+class IdleRouter:
+    """Answers each router solicitation on a link at once, with neither a route nor a prefix.
+
+    Without a router the daemon waits for some seconds whether one answers.
+    """
+
+    def __init__(self, ns: Netns, ifname: str) -> None:
+        self._index = ns.run(socket.if_nametoindex, ifname)
+        self._sock = ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        group = socket.inet_pton(socket.AF_INET6, "ff02::2") + self._index.to_bytes(4, "little")
+        self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        self._sock.settimeout(0.1)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> IdleRouter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        # hop limit 64, no flags, no lifetimes; the kernel fills in the checksum
+        advertisement = bytes((134, 0, 0, 0, 64)) + bytes(11)
+        while not self._end.is_set():
+            try:
+                packet = self._sock.recv(65536)
+            except TimeoutError:
+                continue
+            if packet[0] == 133:
+                self._sock.sendto(advertisement, ("ff02::1", 0, 0, self._index))
+
+
 class FakeServer6:
     """Answers each DHCPv6 message on a link with what `answers(kind, request)` returns.
 

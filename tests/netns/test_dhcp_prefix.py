@@ -11,6 +11,7 @@ from tests.harness.dhcp import (
     FAST,
     Daemon,
     FakeServer6,
+    IdleRouter,
     answer6,
     dnsmasq,
     ia_na,
@@ -71,6 +72,13 @@ def lan(container: Netns, outside: Netns) -> Netns:
     return outside
 
 
+@pytest.fixture
+def quiet_lan(lan: Netns) -> Iterator[Netns]:
+    """The same with a router that has no routes, so that no ADD waits for one."""
+    with IdleRouter(lan, SWITCH):
+        yield lan
+
+
 def cable(container: Netns, outside: Netns, ifname: str) -> None:
     port = f"p{ifname}"
     container.ip("link", "add", ifname, "type", "veth", "peer", port, "netns", outside.name)
@@ -96,12 +104,17 @@ def discarded(ns: Netns) -> list[Json]:
 
 
 def test_a_prefix_beside_the_address(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path, bin_dir: Path
+    runtime: Runtime,
+    container: Netns,
+    quiet_lan: Netns,
+    daemon: Daemon,
+    tmp_path: Path,
+    bin_dir: Path,
 ) -> None:
     """One exchange for both; the container discards what nobody in it has, and DEL removes that."""
-    kea6(lan, tmp_path / "kea", SWITCH, **POOL)
+    kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL)
     network = conf(daemon, ipv6=True, prefixDelegation={})
-    with capture(lan, SWITCH) as wire:
+    with capture(quiet_lan, SWITCH) as wire:
         result = runtime.add("dhcp", network, container).result
     assert result["ips"] == [{"address": "fd55::50/128"}]
     assert discarded(container) == [DISCARD]
@@ -115,7 +128,7 @@ def test_a_prefix_beside_the_address(
     assert head.split()[:3] == ["ADDRESS", "PREFIX", "STATE"]
     assert line.split()[:3] == ["fd55::50/128", "fd77::/64", "bound"]
     runtime.check("dhcp", network, container, prev_result=result).succeeded()
-    with capture(lan, SWITCH) as wire:
+    with capture(quiet_lan, SWITCH) as wire:
         for _ in range(2):
             runtime.delete("dhcp", network, container).succeeded()
     (release,) = messages6(wire, "DHCP6_Release")
@@ -163,10 +176,10 @@ def test_an_address_of_the_prefix(
 
 
 def test_two_interfaces_have_two_prefixes(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon, tmp_path: Path
 ) -> None:
-    kea6(lan, tmp_path / "kea", SWITCH, **POOL)
-    cable(container, lan, "eth1")
+    kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL)
+    cable(container, quiet_lan, "eth1")
     network = conf(daemon, ipv6=True, prefixDelegation={"length": 64})
     for ifname in ("eth0", "eth1"):
         runtime.add("dhcp", network, container, ifname=ifname).succeeded()
@@ -184,7 +197,7 @@ def test_two_interfaces_have_two_prefixes(
 def test_no_server_has_a_prefix(
     runtime: Runtime,
     container: Netns,
-    lan: Netns,
+    quiet_lan: Netns,
     bin_dir: Path,
     host: Netns,
     tmp_path: Path,
@@ -192,14 +205,14 @@ def test_no_server_has_a_prefix(
 ) -> None:
     """dnsmasq says nothing of prefixes, Kea says NoPrefixAvail; both offer an address."""
     if server == "kea":
-        kea6(lan, tmp_path / "kea", SWITCH)
+        kea6(quiet_lan, tmp_path / "kea", SWITCH)
     else:
-        dnsmasq(lan, tmp_path / "dns", SWITCH, "--dhcp-range=fd55::50,fd55::50,64,2m")
+        dnsmasq(quiet_lan, tmp_path / "dns", SWITCH, "--dhcp-range=fd55::50,fd55::50,64,2m")
     (tmp_path / "run").mkdir()
     flags = ("-timeout", "300ms", "-resendtimeout", "2s")
     daemon = Daemon(bin_dir, host, tmp_path / "run", flags).start()
     network = conf(daemon, ipv6=True, prefixDelegation={})
-    with capture(lan, SWITCH) as wire:
+    with capture(quiet_lan, SWITCH) as wire:
         error = runtime.add("dhcp", network, container).failed(999, "no more tries")
     assert "a server grants no prefix" in error["details"]
     assert ("NoPrefixAvail" in error["details"]) == (server == "kea")
@@ -240,17 +253,17 @@ def test_bad_wishes(
 
 
 def test_the_prefix_survives_the_daemon(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon, tmp_path: Path
 ) -> None:
     """The next daemon renews it, and repairs the route. Without one, DEL leaves it to the next."""
-    kea6(lan, tmp_path / "kea", SWITCH, **POOL)
+    kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL)
     network = conf(daemon, ipv6=True, prefixDelegation={"assign": True})
     result = runtime.add("dhcp", network, container).result
     assert [ip["address"] for ip in result["ips"]] == ["fd55::50/128", "fd77::1/128"]
     put(container, result)
     daemon.kill()
     container.ip("-6", "route", "del", "unreachable", "fd77::/64")
-    with capture(lan, SWITCH) as wire:
+    with capture(quiet_lan, SWITCH) as wire:
         daemon.start()
         wait_until(lambda: messages6(wire, "DHCP6_Renew"), "renews")
         daemon.await_state("bound")
@@ -271,10 +284,10 @@ def test_the_prefix_survives_the_daemon(
 
 
 def test_the_link_goes_before_the_lease(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon, tmp_path: Path
 ) -> None:
     """The route is the namespace's, and does not go with the link: DEL removes it all the same."""
-    kea6(lan, tmp_path / "kea", SWITCH, **POOL)
+    kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL)
     network = conf(daemon, ipv6=True, prefixDelegation={})
     runtime.add("dhcp", network, container).succeeded()
     container.ip("link", "delete", "eth0")
@@ -287,11 +300,11 @@ def test_made_anew_in_another_namespace(
     runtime: Runtime,
     container: Netns,
     container2: Netns,
-    lan: Netns,
+    quiet_lan: Netns,
     daemon: Daemon,
     tmp_path: Path,
 ) -> None:
-    kea6(lan, tmp_path / "kea", SWITCH, **POOL)
+    kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL)
     container2.set_sysctl("net/ipv6/conf/default/accept_dad", 0)
     network = conf(daemon, ipv6=True, prefixDelegation={})
     first = runtime.add("dhcp", network, container).result
@@ -302,14 +315,14 @@ def test_made_anew_in_another_namespace(
 
 @pytest.mark.slow
 def test_renewed_rebound_expired_and_leased_again(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, tmp_path: Path
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon, tmp_path: Path
 ) -> None:
-    server = kea6(lan, tmp_path / "kea", SWITCH, **POOL, **SHORT)
+    server = kea6(quiet_lan, tmp_path / "kea", SWITCH, **POOL, **SHORT)
     result = runtime.add(
         "dhcp", conf(daemon, ipv6=True, prefixDelegation={"assign": True}), container
     ).result
     put(container, result)
-    with capture(lan, SWITCH) as wire:
+    with capture(quiet_lan, SWITCH) as wire:
         wait_until(lambda: len(messages6(wire, "DHCP6_Renew")) >= 2, "renewed twice")
         with no_server(server):
             wait_until(lambda: messages6(wire, "DHCP6_Rebind"), "rebinds")
@@ -400,7 +413,9 @@ def spoiled(request: Any, kind: int) -> list[bytes]:
     ]
 
 
-def test_hostile_answers(runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon) -> None:
+def test_hostile_answers(
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon
+) -> None:
     """Junk around the right answers changes nothing, and only the chosen server is believed."""
 
     def answers(kind: int, request: Any) -> list[bytes]:
@@ -416,7 +431,7 @@ def test_hostile_answers(runtime: Runtime, container: Netns, lan: Netns, daemon:
         return [*bad, answer6(request, reply, ADDRESS, PREFIX)]
 
     network = conf(daemon, **BOTH)
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         result = runtime.add("dhcp", network, container).result
         assert [ip["address"] for ip in result["ips"]] == ["fd55::60/128", "fd77:0:0:60::1/128"]
         assert daemon.lease()["prefix"] == "fd77:0:0:60::/64"
@@ -425,7 +440,7 @@ def test_hostile_answers(runtime: Runtime, container: Netns, lan: Netns, daemon:
 
 
 def test_the_fuller_of_two_offers(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon
 ) -> None:
     """A server without prefixes answers first; the other one has both."""
 
@@ -439,14 +454,14 @@ def test_the_fuller_of_two_offers(
 
     wish = {"required": False, "assign": True}
     network = conf(daemon, ipv6=True, prefixDelegation=wish)
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         runtime.add("dhcp", network, container).succeeded()
         row = daemon.lease()
         assert (row["address"], row["prefix"]) == ("fd55::60/128", "fd77:0:0:60::/64")
         runtime.delete("dhcp", network, container).succeeded()
 
 
-def test_lost_answers(runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon) -> None:
+def test_lost_answers(runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon) -> None:
     """Each message is repeated within its transaction until it is answered."""
     seen: dict[int, list[int]] = {}
 
@@ -457,7 +472,7 @@ def test_lost_answers(runtime: Runtime, container: Netns, lan: Netns, daemon: Da
         return [answer6(request, ADVERTISE if kind == SOLICIT else REPLY, ADDRESS, PREFIX)]
 
     network = conf(daemon, **BOTH)
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         runtime.add("dhcp", network, container).succeeded()
         assert daemon.lease()["prefix"] == "fd77:0:0:60::/64"
         runtime.delete("dhcp", network, container).succeeded()
@@ -468,7 +483,7 @@ def test_lost_answers(runtime: Runtime, container: Netns, lan: Netns, daemon: Da
 
 
 def test_the_prefix_is_refused_at_the_end(
-    runtime: Runtime, bin_dir: Path, host: Netns, container: Netns, lan: Netns, tmp_path: Path
+    runtime: Runtime, bin_dir: Path, host: Netns, container: Netns, quiet_lan: Netns, tmp_path: Path
 ) -> None:
     """Offered, but then granted to another client: the address goes back, and ADD fails."""
     released: set[str] = set()
@@ -483,7 +498,7 @@ def test_the_prefix_is_refused_at_the_end(
     (tmp_path / "run").mkdir()
     flags = ("-timeout", "500ms", "-resendtimeout", "3s")
     daemon = Daemon(bin_dir, host, tmp_path / "run", flags).start()
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         error = runtime.add("dhcp", conf(daemon, **BOTH), container).failed(999, "no more tries")
     assert "a server grants no prefix (NoPrefixAvail: 'all leased')" in error["details"]
     assert released == {"fd55::60"}
@@ -497,7 +512,7 @@ def test_an_unanswered_request_is_released(
     bin_dir: Path,
     host: Netns,
     container: Netns,
-    lan: Netns,
+    quiet_lan: Netns,
     tmp_path: Path,
     how: str,
 ) -> None:
@@ -511,7 +526,7 @@ def test_an_unanswered_request_is_released(
     (tmp_path / "run").mkdir()
     flags = ("-timeout", "200ms", "-resendtimeout", "1s") if how == "fails" else ()
     daemon = Daemon(bin_dir, host, tmp_path / "run", flags).start()
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         if how == "fails":
             runtime.add("dhcp", conf(daemon, **BOTH), container).failed(999, "no more tries")
         else:
@@ -524,7 +539,7 @@ def test_an_unanswered_request_is_released(
 
 
 def test_another_prefix_on_renewal(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon
 ) -> None:
     """The network is renumbered: the container has the new prefix, and CHECK tells the runtime."""
     soon = {"t1": 1, "t2": 100}
@@ -543,7 +558,7 @@ def test_another_prefix_on_renewal(
         return [answer6(request, REPLY, ADDRESS, new)]
 
     network = conf(daemon, **BOTH)
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         result = runtime.add("dhcp", network, container).result
         put(container, result)
         daemon.logged(
@@ -559,7 +574,7 @@ def test_another_prefix_on_renewal(
 
 @pytest.mark.parametrize("required", [True, False])
 def test_taken_back_on_renewal(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon, required: bool
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon, required: bool
 ) -> None:
     """The address stays; a prefix that is not required comes back with a later renewal."""
     renewals: dict[int, Any] = {}
@@ -576,7 +591,7 @@ def test_taken_back_on_renewal(
 
     wish = {"assign": True, "required": required}
     network = conf(daemon, ipv6=True, prefixDelegation=wish)
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         result = runtime.add("dhcp", network, container).result
         put(container, result)
         daemon.logged("from fd55::60/128, fd77:0:0:60::/64 to fd55::60/128: the runtime")
@@ -597,7 +612,7 @@ def test_taken_back_on_renewal(
 
 
 def test_a_stranger_does_not_end_a_lease(
-    runtime: Runtime, container: Netns, lan: Netns, daemon: Daemon
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon
 ) -> None:
     """The server is silent; another one knows nothing of the lease, a third one extends it."""
     rebinds: set[int] = set()
@@ -615,12 +630,37 @@ def test_a_stranger_does_not_end_a_lease(
             return []
         return [answer6(request, ADVERTISE if kind == SOLICIT else REPLY, address, prefix)]
 
-    with FakeServer6(lan, SWITCH, answers):
+    with FakeServer6(quiet_lan, SWITCH, answers):
         result = runtime.add("dhcp", conf(daemon, **BOTH), container).result
         put(container, result)
-        daemon.await_state("rebinding")
-        daemon.await_state("bound")
+        wait_until(lambda: daemon.lease()["expires"] > 1000, "extended by another server")
         assert len(rebinds) == 1
         assert discarded(container) == [{**DISCARD, "dst": "fd77:0:0:60::/64"}]
         assert len(addresses(container, "eth0")) == 2
         assert "lease lost" not in daemon.log.read_text()
+
+
+def test_killed_while_it_releases(
+    runtime: Runtime, container: Netns, quiet_lan: Netns, daemon: Daemon
+) -> None:
+    """The runtime repeats the DEL, as after each failure, and the next daemon releases again."""
+    released: dict[int, Any] = {}
+
+    def answers(kind: int, request: Any) -> list[bytes]:
+        if kind == RELEASE:
+            released[request.trid] = request
+            return []
+        return [answer6(request, ADVERTISE if kind == SOLICIT else REPLY, ADDRESS, PREFIX)]
+
+    network = conf(daemon, **BOTH)
+    with FakeServer6(quiet_lan, SWITCH, answers):
+        runtime.add("dhcp", network, container).succeeded()
+        child = runtime.start("DEL", "dhcp", network, container)
+        wait_until(lambda: released, "releases")
+        daemon.kill()
+        assert child.wait(20) != 0
+        daemon.start()
+        runtime.delete("dhcp", network, container).succeeded()
+    assert len(released) == 2
+    assert {r["DHCP6OptIAPrefix"].prefix for r in released.values()} == {"fd77:0:0:60::"}
+    assert (discarded(container), daemon.files) == ([], [])
