@@ -78,7 +78,7 @@ enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 6 };
+enum { MAGIC = 0x32494e43, BUILD = 12, MAX_FDS = 6 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
        ARENA = 256 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16 };
 

@@ -36,7 +36,7 @@ from ..protocol.config import MAX_STDIN
 # The same values as in launcher/client.c.
 _HEADER = struct.Struct("=IIIII")
 _HELLO = struct.Struct("=I12s")
-_MAGIC = 0x31494E43
+_MAGIC = 0x32494E43
 _MAX_STRINGS = 4 << 20
 _REPLY = struct.Struct("=cBI")  # 'X' or 'W', exit code, size of the output
 _NETNS, _ROUTING, _JOBS = 1, 2, 4  # bits of go: which of the optional descriptors are there

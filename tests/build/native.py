@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 BUILD = "0123456789ab"
 HELLO, HEADER = struct.Struct("=I12s"), struct.Struct("=IIIII")
-MAGIC = 0x31494E43
+MAGIC = 0x32494E43
 CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 # Stands for Python: writes down what it was started with.
 RECORDER = """#!/bin/sh

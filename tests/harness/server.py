@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .runtime import Reply, Runtime
 
 
-MAGIC = 0x31494E43  # "CNI1" in memory
+MAGIC = 0x32494E43  # "CNI2" in memory
 
 
 class Server:
