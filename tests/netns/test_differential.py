@@ -285,6 +285,8 @@ def _link(one: Json) -> Json:
         )
     }
     chosen["kind"] = kind(one)
+    if chosen["kind"] == "veth":  # one here, one for each processor there (docs/spec/common.md §3)
+        del chosen["num_tx_queues"], chosen["num_rx_queues"]
     chosen["flags"] = sorted(one["flags"])
     if one["address"].startswith(CHOSEN):
         chosen["address"] = one["address"]

@@ -208,6 +208,23 @@ def test_sync_that_fails_does_not_say_that_all_agrees(
     assert "while it is n0" in said
 
 
+@pytest.mark.parametrize("kind", ["cluster", "whereabouts"])
+@pytest.mark.parametrize(
+    "arguments", [("list", "net"), ("check", "net"), ("release", "net", "10.64.0.1")]
+)
+def test_commands_of_host_local_name_those_of_a_cluster(
+    cluster: Cluster, command: Callable[..., str], kind: str, arguments: tuple[str, ...]
+) -> None:
+    net_d = cluster.directory / "net.d"
+    net_d.mkdir()
+    plugin = {"type": "bridge", "ipam": {"type": kind}}
+    conflist = {"cniVersion": "1.1.0", "name": "net", "plugins": [plugin]}
+    (net_d / "1.conflist").write_text(json.dumps(conflist))
+    said = command("n1", *arguments, code=3)
+    assert f"network net has its addresses from {kind}, not from host-local" in said
+    assert "cni ipam show IP" in said
+
+
 def test_pools_of_configurations_are_listed(cluster: Cluster, command: Callable[..., str]) -> None:
     cluster.node("n1").add("a")
     cluster.node("n1", space="other", **SMALL).add("b")
