@@ -120,7 +120,8 @@ lock: $(VENV_STAMP) ## write tools/*.lock anew with the newest versions
 RERUNS := $(if $(CI),--reruns 2 --reruns-delay 1)
 PYTEST := $(RUN) -m pytest $(RERUNS)
 # Tests wait more than they work: two workers a processor, in machines of their own.
-PARALLEL := -n auto --dist worksteal
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --dist worksteal
 # What every test needs: the environment, the programs that judge, the built file.
 TESTED := $(VENV_STAMP) .cache/setup-test.stamp dist/cni
 # Where requests may begin with a snapshot, these run on the self-contained file, but for a third of
@@ -197,14 +198,15 @@ test-release: $(TESTED) .cache/setup-runtime.stamp .cache/setup-release.stamp .c
 # The lab's kernel has one processor: beside it runs what is mostly busy with another one.
 BESIDE_LAB ?= test-runtime
 LAB_LOG := .cache/test-lab.log
-# The largest part last, so that the last summary is its own. All run in any case.
+# What runs last, so that the last summary is its own: the largest part. All run in any case.
+LAST ?= unit build netns
 test-all: $(TESTED) $(BOTH_BUILT) .cache/setup-runtime.stamp ## everything, as CI runs it
 	@failed=0; trap 'kill $$lab; exit 130' INT TERM; \
 	$(MAKE) --no-print-directory test-lab >$(LAB_LOG) 2>&1 & lab=$$!; \
 	for part in $(BESIDE_LAB); do $(MAKE) --no-print-directory $$part || failed=1; done; \
 	wait $$lab || failed=1; cat $(LAB_LOG); \
 	$(MAKE) --no-print-directory test-warm || failed=1; \
-	$(BOTH) $(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,unit build netns) $(PYTEST_ARGS) && exit $$failed
+	$(BOTH) $(PYTEST) $(PARALLEL) --timeout 600 $(call tests-in,$(LAST)) $(PYTEST_ARGS) && exit $$failed
 
 bench: $(TESTED) build-selfcontained ## compare with Debian's Go plugins, and print ratios
 	$(RUN) -m tests.bench

@@ -194,14 +194,23 @@ def export_whereabouts(network: str | None, caches: tuple[str, ...], namespace: 
     pods = _pods(caches)
     node = Node(cluster.its.data_dir, cluster.its.node)
     objects: list[dict[str, Any]] = []
+    unknown: dict[str, str] = {}  # container without a known pod -> one of its addresses
     for space, layout in sorted(layouts.items()):
         reserved = _reserved(Space(node, space))
         objects += exported(space, layout, reserved, pods, namespace)
+        unknown |= {cid: format_ip(a) for a, (cid, _) in reserved.items() if cid not in pods}
     formats.present(
         {"apiVersion": "v1", "kind": "List", "items": objects},
         lines=[_json({"apiVersion": "v1", "kind": "List", "items": objects})],
         names=[each["metadata"]["name"] for each in objects],
     )
+    for container_id, address in sorted(unknown.items()):
+        output.line(
+            f"cni: no cached result names the pod of container {container_id} ({address}), and "
+            "whereabouts frees addresses without a pod: end the container, or write its pod into "
+            "`podref`",
+            err=True,
+        )
 
 
 def _json(value: Any) -> str:

@@ -6,7 +6,8 @@
 Members and nodes are in namespaces. Counts (requests a claim, duplicates) hold on any machine;
 times are of this one, and of whatever else it does. Exits with 1 if a block was claimed twice, a
 node got none, a claim took more than three requests, or an ADD in a block that the node has takes
-0.2 ms more than host-local's. `--simulate`: so many nodes with 100 pods each, for an hour or more.
+0.2 ms of processor time more than host-local's. `--simulate`: so many nodes with 100 pods each,
+which takes 3 minutes for 1,000 nodes.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def compete(
         pool = Pool.of(PoolConf(ranges=ranges, block_size=26), "", "1.1.0")
         store = open_store(options)
         claims = Claims(store, settings, node, lambda _: None)
-        start.wait(600)
+        start.wait(600)  # until every node is ready
         began = time.monotonic()
         won = []
         try:
@@ -92,7 +93,7 @@ def compete(
 def competition(cluster: EtcdCluster, nodes: int, blocks: int) -> dict[str, Any]:
     """All nodes claim all blocks at the same time."""
     context = multiprocessing.get_context("fork")
-    start, out = context.Event(), context.Queue()
+    start, out = context.Barrier(nodes + 1), context.Queue()
     directory = Path(tempfile.mkdtemp(prefix="bench-cluster-"))
     children = [
         context.Process(
@@ -103,8 +104,8 @@ def competition(cluster: EtcdCluster, nodes: int, blocks: int) -> dict[str, Any]
     ]
     for child in children:
         child.start()
+    start.wait(600)
     began = time.monotonic()
-    start.set()
     results = dict(out.get(timeout=1800) for _ in children)
     seconds = time.monotonic() - began
     for child in children:
@@ -179,10 +180,16 @@ def simulation(cluster: EtcdCluster, nodes: int) -> dict[str, Any]:
         return {}
 
     def run() -> dict[str, Any]:
-        with closing(open_store(cluster.options(prefix="/bench/simulation"))) as store:
-            return cluster_adds.simulate(store, nodes, 100)
+        counted = count_requests()
+        # in memory: all nodes write what they have seen of the store into one directory
+        memory = str(cluster.data / "state")
+        options = cluster.options(prefix="/bench/simulation", stateDir=memory)
+        with closing(open_store(options)) as store:
+            return cluster_adds.simulate(store, nodes, 100, lambda: counted[0])
 
-    return cluster.node.run(run)
+    before = size_of(cluster)
+    found = cluster.node.run(run)
+    return {**found, "bytes in the store": size_of(cluster) - before}
 
 
 def main(arguments: list[str]) -> int:
@@ -221,7 +228,7 @@ def main(arguments: list[str]) -> int:
         or found["starved"]
         or found["requests a claim"] > MOST_REQUESTS
         or any(
-            results[name]["an ADD takes longer by, ms"] > cluster_adds.MOST_MORE_MS
+            results[name]["an ADD takes more processor time by, ms"] > cluster_adds.MOST_MORE_MS
             for name in ("own block, few", "own block, many")
         )
     )

@@ -17,6 +17,7 @@ import pytest
 
 from cni.artifact import is_stub
 from cni.dispatch import about
+from tests.harness.build import copy_installation
 
 from .running import VERSION, build_id, install, run, supported, uninstall
 
@@ -44,7 +45,7 @@ def source(
     place = tmp_path_factory.mktemp("source") / "bin"
     if request.param == "installed":
         made = installed if built == dist else installed_script
-        return Path(shutil.copytree(made, place, symlinks=True))
+        return copy_installation(made, place)
     place.mkdir()
     shutil.copy(built, place / "cni")
     for name in NAMES:

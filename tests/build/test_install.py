@@ -6,7 +6,6 @@ import json
 import marshal
 import os
 import re
-import shutil
 import stat
 import subprocess
 import zipfile
@@ -20,6 +19,7 @@ import pytest
 
 from cni.artifact import is_stub
 from cni.startup_error import remedy
+from tests.harness.build import copy_installation
 
 from .running import (
     PYTHON,
@@ -314,8 +314,7 @@ def prepared(dist: Path, bin_dir: Path) -> Path:
 
 
 def copied(template: Path, target: Path) -> Path:
-    shutil.copytree(template, target, symlinks=True)
-    return target
+    return copy_installation(template, target)
 
 
 def test_two_installs_at_once(dist: Path, other_dist: Path, tmp_path: Path) -> None:

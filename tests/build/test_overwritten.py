@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cni.artifact import is_stub
+from tests.harness.build import copy_installation
 
 from .running import VERSION, install, need, run, supported, uninstall
 
@@ -44,7 +45,7 @@ def installed(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bin_dir(installed: Path, tmp_path: Path) -> Path:
     """An installation of its own: a copy, since installing takes a second of the processor."""
-    return Path(shutil.copytree(installed, tmp_path / "bin", symlinks=True))
+    return copy_installation(installed, tmp_path / "bin")
 
 
 def overwrite(bin_dir: Path, name: str, way: str = "cp -f") -> None:
@@ -88,7 +89,8 @@ def test_an_installation_of_links_becomes_one_of_files(dist: Path, tmp_path: Pat
     for name in names:
         (bin_dir / name).unlink()
         (bin_dir / name).symlink_to("cni")
-    assert [name for name in names if name in str(files(dist, bin_dir))] == names
+    said = str(files(dist, bin_dir))
+    assert [name for name in names if name in said] == names
     report = install(dist, bin_dir)
     assert (report["links"], report["kept"]) == (names, {})
     assert all(is_stub(bin_dir / name) for name in names)

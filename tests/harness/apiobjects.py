@@ -97,6 +97,13 @@ class Resource:
     def full(self) -> str:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
+    @property
+    def table(self) -> str:
+        """The first word of its objects' keys. Groups may have types of the same name."""
+        return self.full if self.group in OTHERS else self.plural
+
+
+OTHERS = ("whereabouts.cni.cncf.io",)  # groups with a type that is called as one of ours
 
 CORE = [
     Resource("namespaces", "Namespace", "", "v1", False, CORE_SCHEMA),
@@ -249,7 +256,7 @@ class Target:
 
     @property
     def key(self) -> Key:
-        return self.resource.plural, self.namespace, self.name
+        return self.resource.table, self.namespace, self.name
 
     def details(self) -> Json:
         return {"name": self.name, "group": self.resource.group, "kind": self.resource.plural}
@@ -434,7 +441,7 @@ class Verbs:
         found = [
             copy.deepcopy(self.cluster.objects[key])
             for key in keys
-            if key[0] == self.target.resource.plural
+            if key[0] == self.target.resource.table
             and self.target.namespace in ("", key[1])
             and self.selects(self.cluster.objects[key])
         ]

@@ -266,7 +266,7 @@ class _Handler(BaseHTTPRequestHandler):
                     new = [e for e in cluster.events if e.version > seen]
                 seen = max(seen, cluster.version)
             for event in new:
-                if event.key[0] == resource.plural and verbs.selects(event.object):
+                if event.key[0] == resource.table and verbs.selects(event.object):
                     self._event(event.type, event.object)
                     told = event.version
             if self._after:

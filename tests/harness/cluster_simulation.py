@@ -31,7 +31,7 @@ from cni.store.settings import Settings
 from .cluster_store import FATES, OK, Unreliable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from cni.ipam.cluster.pool import Pool
@@ -66,6 +66,7 @@ class Simulation:
     """`pods` are those of a node that is full; `losses` is the share of requests without answer.
 
     Idle nodes may count as gone after `timeout` seconds, and renew more often; a step takes `step`.
+    `meter` counts the requests that were sent to the store so far: `requests` has them by purpose.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Simulation:
         losses: float = 0.0,
         timeout: int = 60,
         step: float = 1.0,
+        meter: Callable[[], int] = lambda: 0,
     ) -> None:
         self.store, self.pool, self.directory = store, pool, directory
         self.pods, self.losses, self.timeout, self.step = pods, losses, timeout, step
@@ -89,6 +91,8 @@ class Simulation:
         self.current = self.hosts[0]
         self.held: dict[str, tuple[str, str]] = {}  # address -> node and pod
         self.counts: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.meter = meter
         self.quiet = False
         self._names = 0
 
@@ -137,6 +141,15 @@ class Simulation:
             self.rest()
             self.check()
 
+    @contextmanager
+    def asking(self, purpose: str) -> Iterator[None]:
+        """Count the requests that are sent within it."""
+        before = self.meter()
+        try:
+            yield
+        finally:
+            self.requests[purpose] += self.meter() - before
+
     # --- events ---
 
     def add(self, host: Host, count: int = 0) -> None:
@@ -158,12 +171,7 @@ class Simulation:
                     ips = attempt.reserve(wish)
                     break
                 except NeedBlock as need:
-                    if host.space.ledger().idle:
-                        self.counts["idle nodes woken"] += 1
-                        self.claims(host).register()
-                        continue
-                    self.claims(host).claim(host.space, self.pool, need.index)
-                    self.counts["claims"] += 1
+                    self._get_more(host, need.index)
             else:
                 raise AssertionError("no address after twenty claims")
         except (Unavailable, Full):
@@ -176,6 +184,17 @@ class Simulation:
             self.held[address] = (host.name, pod)
         host.pods[pod] = addresses
         self.counts["adds"] += 1
+
+    def _get_more(self, host: Host, index: int) -> None:
+        """What an ADD asks the store for."""
+        if host.space.ledger().idle:
+            self.counts["idle nodes woken"] += 1
+            with self.asking("waking"):
+                self.claims(host).register()
+            return
+        with self.asking("claims"):
+            self.claims(host).claim(host.space, self.pool, index)
+        self.counts["claims"] += 1
 
     def delete(self, host: Host, everything: bool = False) -> None:
         """End pods: the oldest, the youngest, or some."""
@@ -201,7 +220,8 @@ class Simulation:
         self.current = host
         try:
             compare = self.random.random() < 0.1 if compare is None else compare
-            tend.space(self.claims(host, renews=True), host.space, [self.pool], compare)
+            with self.asking("comparing" if compare else "tending"):
+                tend.space(self.claims(host, renews=True), host.space, [self.pool], compare)
         except Unavailable:
             self.counts["failed rounds"] += 1
 
@@ -238,7 +258,7 @@ class Simulation:
         for host in self.hosts:
             self.current = host
             for _ in range(20 if host.up and self.now >= host.cut else 0):
-                with suppress(Unavailable):
+                with suppress(Unavailable), self.asking("renewing"):
                     self.claims(host, renews=True).register()
                     break
 
@@ -248,7 +268,8 @@ class Simulation:
         An operator looks after the others that were reported, and forgets those that are lost for
         ever.
         """
-        report = Reconciler(self.store, None, self.now, settle=SETTLE, limit=10_000).run()
+        with self.asking("reconciling"):
+            report = Reconciler(self.store, None, self.now, settle=SETTLE, limit=10_000).run()
         self.counts["lost nodes"] += len(report.gone)
         self.counts["freed blocks"] += len(report.freed)
         for host in (each for each in self.hosts if each.name in report.silent):

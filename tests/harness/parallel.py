@@ -7,6 +7,7 @@ below /run, no port and no name, and what a killed worker leaves ends with it.
 
 from __future__ import annotations
 
+import gc
 import os
 import shlex
 import signal
@@ -30,7 +31,7 @@ LEFT_OUT = (
     ("slow", "kills at every step, load, rates; what others nearly show as well", "make test-all"),
     ("slow", "long ones, whose subject a shorter one has: harness/everyday.py", "make test-all"),
     ("slow", "combinations of parameters that are each in another test", "make test-all"),
-    ("slow", "of long tests with many rows all but four: harness/everyday.py", "make test-all"),
+    ("slow", "of long tests with many rows all but two: harness/everyday.py", "make test-all"),
     ("lab", "the kernel must have vlan, ipvlan, vrf, …", "make test-lab"),
     ("debian", "the kernel must have SCTP or WireGuard", "make test-debian"),
     ("runtime", "podman and containerd start containers", "make test-runtime"),
@@ -52,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Every worker reads every test. What pytest makes of their assertions is kept, whatever the
     # environment says ($PYTHONDONTWRITEBYTECODE): making it takes twice as long as all the rest.
     sys.dont_write_bytecode = False
+    gc.disable()  # until all tests are read: they stay, and looking at them takes half of that time
     # A shell ignores SIGINT for what it starts in the background, and nohup ignores SIGHUP. A
     # process that ignores a signal hands that down to all programs that it starts; it does not
     # hand down a handler.
@@ -64,6 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.tx = [
             f"popen//python={python}" if spec == "popen" else spec for spec in config.option.tx
         ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.enable()
+    gc.freeze()  # what tests leave is looked at, but not the tests themselves each time
 
 
 def _go_on(*_: object) -> None:
@@ -92,7 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         said.append(f"{workers} workers, each in a machine of its own")
     everyday = config.option.markexpr == "not slow"
     if everyday:
-        said.append("five to eight minutes on two idle processors")
+        said.append("four to five minutes on two idle processors")
     if last := _last_duration(config):
         said.append(f"{last // 60} min {last % 60} s here last time")
     lines = [f"run: {'; '.join(said)}"] if said else []

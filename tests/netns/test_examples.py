@@ -14,7 +14,7 @@ import pytest
 
 from cni.describe import catalogue
 from tests.harness import Netns, Runtime
-from tests.harness.build import ROOT
+from tests.harness.build import ROOT, copy_installation
 from tests.harness.netns import PATH
 from tests.harness.requires import missing, requires_kernel
 
@@ -159,7 +159,7 @@ def test_the_example_plugin(host: Netns, bin_dir: Path, tmp_path: Path) -> None:
     if not (bin_dir / "cni").exists():
         pytest.skip("these are not our plugins")
     plugins = tmp_path / "bin"
-    shutil.copytree(bin_dir, plugins, symlinks=True)
+    copy_installation(bin_dir, plugins)
     shutil.copy(EXAMPLES / "label" / "label", plugins)
     copy = shutil.copy(EXAMPLES / "label" / "test_label.py", tmp_path)  # away from our conftest
     argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(copy)]

@@ -12,7 +12,7 @@ import pytest
 
 from cni.artifact import is_stub
 from tests.harness import Netns, Runtime, link, unchanged
-from tests.harness.build import ROOT
+from tests.harness.build import ROOT, copy_installation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +75,7 @@ def label_dir(
         run(build_with_label(scratch / "source"), "install", "--bin-dir", target)
         assert is_stub(target / "label")
     else:
-        shutil.copytree(module_bin_dir, target, symlinks=True)
+        copy_installation(module_bin_dir, target)
         program = target / "label"
         shutil.copy(LABEL, program)
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -168,6 +169,38 @@ def test_a_full_space_is_found_to_be_full(tmp_path: Path) -> None:
     with pytest.raises(Full):
         claims.claim(Space(node, pool.space), pool, 0)
     assert store.items["wanted/default/n1"]
+
+
+class Clocked(Memory):
+    """A store with a clock."""
+
+    def clock(self) -> float | None:
+        return 2_000_000_000.0
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400])
+def test_a_node_is_asked_for_blocks_whatever_time_it_believes_it_is(
+    jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = PoolConf(ranges=[[RangeConf(subnet="10.0.0.0/29")]], block_size=29)
+    pool, store = Pool.of(conf, "", "1.1.0"), Clocked()
+
+    def claims_of(name: str) -> tuple[Claims, Space]:
+        node = Node(str(tmp_path / name), name)
+        its = Settings(node.data_dir, name, {"type": "memory"}, 0)
+        return Claims(store, its, node, lambda _: None), Space(node, pool.space)
+
+    (one, its), (other, its_space) = claims_of("n1"), claims_of("n2")
+    other.claim(its_space, pool, 0)
+    assert not other.is_wanted(its_space)
+    with pytest.raises(Full):
+        one.claim(its, pool, 0)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    assert other.is_wanted(its_space)
+    # A mark of a node that is gone counts for an hour, by the same clock.
+    monkeypatch.setattr(Clocked, "clock", lambda _: 2_000_003_601.0)
+    assert not other.is_wanted(its_space)
 
 
 def test_a_block_that_was_given_back_is_found_again(tmp_path: Path) -> None:

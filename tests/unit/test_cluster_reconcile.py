@@ -278,6 +278,65 @@ def test_a_silent_node_that_may_have_containers_keeps_its_blocks(store: Store) -
     assert holders(store) == ["busy", "busy", "old", "old"]
 
 
+@pytest.mark.parametrize("presence", [None, Cluster("other")], ids=["by time", "by objects"])
+def test_a_clock_that_was_ahead_does_not_keep_blocks_for_years(
+    store: Store, presence: Cluster | None
+) -> None:
+    """The store's clock is set back: what was seen before it would be ten years in the future."""
+    join(store, "n1", timeout=100)
+    year = 365 * 86400
+    if presence is not None:
+        round_at(store, Cluster("n1", "other"), 10 * year)
+    round_at(store, presence, 10 * year)
+    for now in (1000, 1030):
+        assert round_at(store, presence, now).gone == []
+    assert round_at(store, presence, 1230).gone == ["n1"]
+
+
+def test_a_clock_that_jumps_ahead_frees_nothing_that_is_used(store: Store) -> None:
+    """At the worst it frees an idle node's blocks, from which that allocates nothing."""
+    join(store, "busy", timeout=100, idle=False)
+    join(store, "idle", timeout=100)
+    round_at(store, None, 1000)
+    assert round_at(store, None, 10 * 365 * 86400).gone == ["idle"]
+    assert holders(store) == ["busy", "busy"]
+
+
+def test_sightings_of_nodes_with_containers_are_written_seldom(store: Store) -> None:
+    """All servers renew all the time: the store must not have as many changes again."""
+    join(store, "busy", timeout=100, idle=False)
+    join(store, "idle", timeout=100)
+    written: dict[str, set[str]] = {"busy": set(), "idle": set()}
+    for now in range(1000, 3000, 50):
+        for name in written:
+            beat(store, name)
+        assert round_at(store, None, now) == Report([], [], [], [])
+        for name, versions in written.items():
+            sighting = store.read(f"seen/{name}")
+            assert sighting is not None
+            versions.add(sighting.version)
+    assert len(written["idle"]) == 40
+    assert len(written["busy"]) == 10
+    # It stops: it is reported no sooner than after 200 seconds, and after 400 at the latest.
+    for now in (3000, 3199):
+        assert "busy" not in round_at(store, None, now).silent
+    assert "busy" in round_at(store, None, 3399).silent
+
+
+def test_a_sighting_counts_anew_when_a_busy_node_becomes_idle(store: Store) -> None:
+    """What was seen of it when it had containers is old, and proves nothing."""
+    join(store, "n1", timeout=100, idle=False)
+    round_at(store, None, 1000)
+    beat(store, "n1")
+    round_at(store, None, 1050)
+    item = store.read("nodes/n1")
+    assert item is not None
+    store.update(item, {**item.value, "idle": True})
+    for now in (1150, 1201, 1349):
+        assert round_at(store, None, now).gone == []
+    assert round_at(store, None, 1350).gone == ["n1"]
+
+
 def test_what_a_restored_store_says_of_idle_nodes_is_old(store: Store) -> None:
     """They may have containers since: until it is accepted, nothing is freed by time."""
     join(store, "n1", timeout=30)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from cni.cli import main
-from cni.ipam.cluster import adopt, takeover
+from cni.ipam.cluster import adopt, takeover, whereabouts
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
 from cni.protocol.address import parse_ip
@@ -191,7 +191,8 @@ class Nodes:
         self._patch.setattr(settings, "NODE_FILE", str(path))
         self._patch.setenv("NETCONFPATH", str(self.directory / "net.d"))
         cache = str(self.directory / f"{node}-cache")
-        return main(["ipam", *words, "--cache-dir", cache, "-o", "json"])
+        caches = [] if words[0] == "pools" else ["--cache-dir", cache]
+        return main(["ipam", *words, *caches, "-o", "json"])
 
     def blocks(self, space: str = "default") -> dict[str, str]:
         items = self.store.list(f"blocks/{space}/").items
@@ -404,7 +405,7 @@ def put(api: ApiServer, *objects: Json) -> None:
         group = (takeover.GROUP, "v1alpha1") if kind in takeover.KINDS else ("", "v1")
         resource = api.cluster.resources[(*group, plural)]
         metadata = {"namespace": "kube-system", "uid": each["metadata"]["name"], **each["metadata"]}
-        key = (resource.plural, metadata["namespace"], metadata["name"])
+        key = (resource.table, metadata["namespace"], metadata["name"])
         value = {**each, "apiVersion": resource.api_version, "metadata": metadata}
         with api.cluster.lock:
             api.cluster.store(key, value, "ADDED")
@@ -442,6 +443,36 @@ def test_no_address_is_given_before_the_allocations_are_taken_over(
     got = {plugin.add(f"new{i}")[0].partition("/")[0] for i in range(5)}
     assert not got & {"10.1.0.1", "10.1.0.2", "10.1.0.3"}
     assert all(ip_address(each) in ip_network(RANGE) for each in got)
+
+
+def test_an_import_finds_the_api_by_whereabouts_own_file(
+    api: ApiServer, nodes: Nodes, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks that Multus attaches are in no file of the node, and nothing else names a store."""
+    put(api, *PODS, GIVEN)
+    store = of_api(api, "n1", nodes)["store"]
+    kubeconfig = nodes.directory / "whereabouts.kubeconfig"
+    user = {"tokenFile": store["tokenFile"]}
+    server = {"server": store["server"], "certificate-authority": store["caFile"]}
+    kubeconfig.write_text(json.dumps({
+        "clusters": [{"name": "local", "cluster": server}],
+        "users": [{"name": "whereabouts", "user": user}],
+        "contexts": [{"name": "c", "context": {"cluster": "local", "user": "whereabouts"}}],
+        "current-context": "c",
+    }))  # fmt: skip
+    flat = nodes.directory / "whereabouts.conf"
+    flat.write_text(json.dumps({"kubernetes": {"kubeconfig": str(kubeconfig)}}))
+    monkeypatch.setattr(whereabouts, "FLAT_FILES", (str(flat),))
+    own = {"nodeName": "n1", "dataDir": str(nodes.directory / "n1")}
+    (nodes.directory / "n1.json").write_text(json.dumps(own))
+    nodes.cached("n1", "ca", "10.1.0.1/28")
+    assert run("n1", "import", "whereabouts")["node"]["taken"] == ["default/10.1.0.1/32"]
+    # whereabouts' own pools are none of the store's, though their type has the same name
+    assert [(each["pool"], each["ranges"]) for each in run("n1", "pools")] == [
+        ("", "10.1.0.1-10.1.0.14")  # of the network; a pool in the store would have a name
+    ]
+    listed = run("n1", "export", "whereabouts")["items"]
+    assert [each["metadata"]["name"] for each in listed] == ["10.1.0.0-28", "10.1.0.1"]
 
 
 def test_nodes_that_may_change_their_own_alone(
@@ -483,6 +514,23 @@ def test_the_way_back(nodes: Nodes, run: Callable[..., Any]) -> None:
     assert back.allocations == [each for each in before.allocations if each.node == "n1"]
     assert {each["metadata"]["namespace"] for each in listed["items"]} == {"kube-system"}
     assert run("n1", "export", "whereabouts") == listed
+
+
+def test_the_way_back_names_containers_without_a_pod(
+    nodes: Nodes, run: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """whereabouts would free their addresses while they run."""
+    run("n1", "import", "whereabouts", nodes.file("dump.json", *PODS))
+    nodes.plugin("n1").add("cy")
+    nodes.cached("n1", "cy", "10.1.0.1/28")
+    capfd.readouterr()
+    assert nodes.command("n1", "export", "whereabouts") == 0
+    assert capfd.readouterr().err == ""
+    (address,) = nodes.plugin("n1").add("cz")
+    assert nodes.command("n1", "export", "whereabouts") == 0
+    told = capfd.readouterr().err
+    assert f"container cz ({address.partition('/')[0]})" in told
+    assert "cy" not in told
 
 
 def test_files_of_kubectl(nodes: Nodes, run: Callable[..., Any]) -> None:

@@ -59,7 +59,7 @@ class Claims(Comparing):
         Raises Full, Taken.
         """
         self.register()
-        self._check_allowed()
+        self.check_allowed()
         self.settle(space)
         self.agree(space, pool)
         areas = pool.areas[index]
@@ -102,7 +102,7 @@ class Claims(Comparing):
                 return block
         return blocks.any_free(areas, taken, name, choice)
 
-    def _check_allowed(self) -> None:
+    def check_allowed(self) -> None:
         """Raise Refused if the node is cordoned, of which the store may know more than we do."""
         self.look()
         if self.is_cordoned():
@@ -126,8 +126,8 @@ class Claims(Comparing):
 
     def taken(self, space: Space) -> set[Prefix]:
         """All nodes' blocks. Puts our own blocks in order that are not in the ledger."""
-        items = self.items_of(space)
-        mine = {block for block, item in items.items() if self.is_mine(item)}
+        items, uid = self.items_of(space), self.uid
+        mine = {block for block, item in items.items() if item.value.get("uid") == uid}
         if not mine <= {each.prefix for each in space.ledger().blocks}:
             self.sync(space)
         return set(items)
@@ -139,13 +139,14 @@ class Claims(Comparing):
             resting = f"; a released address rests for {pool.conf.cooldown} s (`cooldown`)"
         return Full(
             f"all {blocks.count(areas)} blocks of {what} are taken",
-            "nodes with empty blocks are asked for them; `cni ipam blocks` shows who has which. "
-            "Add a range, or make the blocks of a new pool smaller (blockSize)" + resting,
+            "nodes are asked for empty blocks, which their servers give back within a minute, as "
+            "does `cni ipam sync` there; `cni ipam blocks` shows who has which. Add a range, or "
+            "make the blocks of a new pool smaller (blockSize)" + resting,
         )
 
     def _want(self, space: Space) -> None:
         """Ask the other nodes for their empty blocks."""
-        now = int(time.time())
+        now = 0
 
         def renewed(old: Item | None) -> dict[str, Any]:
             if old is not None and now - number(old.value.get("since")) < _WANTED_FOR / 4:
@@ -154,6 +155,7 @@ class Claims(Comparing):
 
         is_new = space.name not in self._wanting()
         try:
+            now = self._now()
             self.put(f"wanted/{space.name}/{self.node.name}", renewed, is_new=is_new)
         except (Unavailable, Refused):
             pass  # the next attempt will make it
@@ -174,12 +176,18 @@ class Claims(Comparing):
 
     def is_wanted(self, space: Space) -> bool:
         """Has another node found no free block?"""
-        prefix, now = f"wanted/{space.name}/", time.time()
-        return any(
-            item.key != prefix + self.node.name
-            and abs(now - number(item.value.get("since"))) < _WANTED_FOR
-            for item in self.ask(self.store.list, prefix).items
-        )
+        prefix = f"wanted/{space.name}/"
+        marks = self.ask(self.store.list, prefix).items
+        others = [item for item in marks if item.key != prefix + self.node.name]
+        if not others:
+            return False
+        now = self._now()
+        return any(abs(now - number(item.value.get("since"))) < _WANTED_FOR for item in others)
+
+    def _now(self) -> int:
+        """Seconds since 1970, by the store's clock if it has one: nodes' clocks may differ."""
+        clock = self.ask(self.store.clock)
+        return int(time.time() if clock is None else clock)
 
     def _wanting(self) -> list[str]:
         return self.node.wanting()

@@ -53,6 +53,8 @@ class Comparing(Holding):
         either: the other node will delete what it had given back, and then ours is put back.
         """
         agreed = "" if space.ledger().store else self.agreed_identity(space)
+        if self.is_restored(space.ledger()):
+            self.keep_layout(space)
         items = self.items_of(space)
         self.listed = len(items) * len({str(item.value.get("node")) for item in items.values()})
         synced = Synced([], [], [], [])
@@ -118,9 +120,10 @@ class Comparing(Holding):
         A block of which a container here has an address (`held`) is never deleted.
         """
         known = {each.prefix for each in ledger.blocks}
+        uid = self.uid  # once: it is in a file, and there may be thousands of items
         strays = []
         for block, item in items.items():
-            if block in known or not self.is_mine(item):
+            if block in known or item.value.get("uid") != uid:
                 continue
             seq = number(item.value.get("seq"))
             # no later claim may get a number that is in the store

@@ -144,14 +144,33 @@ class Reconciler:
         """The time since when the node has given no sign of life; None if it has since the last
         round: then its state is noted.
 
-        A node that has talked to the store meanwhile is not gone, whatever else is known of it.
+        A node that has talked to the store meanwhile is not gone, whatever else is known of it. A
+        time that is still to come was written by a wrong clock, and is replaced.
         """
         known = seen.value if seen is not None else {}
-        signs = _signs(record)
-        if known.get("since") and all(known.get(key) == signs[key] for key in _SIGNS):
-            return float(known["since"])
+        signs, since = _signs(record), known.get("since")
+        if since and since <= self.now and all(known.get(key) == signs[key] for key in _SIGNS):
+            return float(since)
+        if self._is_noted_later(record, known, signs):
+            return None
         self._note(name, seen, {**_object(known), **signs, "since": self.now})
         return None
+
+    def _is_noted_later(
+        self, record: Item | None, known: Mapping[str, Any], signs: Mapping[str, Any]
+    ) -> bool:
+        """Is it not worth a change of the store that this node has renewed?
+
+        A node that may have containers is never freed by time, only reported as silent. So its
+        sighting may be as old as the time after which it is reported: the report comes later, and
+        the store has a quarter of the changes.
+        """
+        if self.presence is not None or record is None or _is_idle(record):
+            return False
+        wait, since = self._wait(record), known.get("since")
+        if wait is None or not since or known.get("uid") != signs["uid"]:
+            return False
+        return 0 <= self.now - float(since) < wait
 
     def _wait(self, record: Item | None) -> float | None:
         """The seconds for which a node has to be seen gone; None: no time is enough."""
