@@ -25,10 +25,12 @@ from tests.harness import Netns, Runtime, ping
 from tests.harness.build import install_dist
 from tests.harness.paths import let_everybody_in
 from tests.harness.server import (
+    MAGIC,
     Server,
     Watch,
     by_exec,
     children,
+    encode_header,
     encode_request,
     send_go,
     served,
@@ -520,11 +522,17 @@ def test_the_same_worker_serves_what_comes_one_by_one(
 
 def test_nonsense_does_no_harm(server: Server, runtime: Runtime, container: Netns) -> None:
     rng = random.Random(7)
-    header = struct.Struct("=IIII")
     messages = [b"", b"\0", b"status", rng.randbytes(40), rng.randbytes(70000)]
-    for magic in (0x31494E43, 0):
-        for size, stdin in ((0, 0), (10, 0), (1 << 31, 0), (3, 1 << 31), (3, 3)):
-            messages.append(header.pack(magic, size, stdin, 0) + b"a\0b")
+    huge = 1 << 31
+    for magic in (MAGIC, 0):
+        for size, more, stdin in (
+            *((0, 0, 0), (10, 0, 0), (huge, 0, 0), (0, huge, 0), (3, 0, huge), (3, 0, 3)),
+            *((2, 1, 0), (2, 0, 1), (0, 3, 0), (1, 2, 0)),
+        ):
+            messages.append(encode_header(size, more, stdin, magic) + b"a\0b")
+    for own, others in (("a\0b\0", ""), ("a\0\0b\0", ""), ("a\0=\0\0", ""), ("a\0", "\0\0")):
+        sizes = encode_header(len(own), len(others), 0)
+        messages.append(sizes + own.encode() + others.encode())
     for message in messages:
         for fds in ([], [0, 1, 2], [1] * 20):
             with socket.socket(socket.AF_UNIX) as sock:
@@ -565,8 +573,7 @@ def test_descriptors_that_do_not_fit(
     server: Server, runtime: Runtime, container: Netns, which: int, count: int
 ) -> None:
     """The request is whole, but nobody works with what comes with it; nor is it kept."""
-    strings = b"/opt/cni/bin/loopback\0CNI_COMMAND=VERSION\0"
-    request = struct.pack("=IIII", 0x31494E43, len(strings), 2, 0) + strings + b"{}"
+    request = encode_request("/opt/cni/bin/loopback", {"CNI_COMMAND": "VERSION"}, b"{}")
     descriptors = {pid: len(os.listdir(f"/proc/{pid}/fd")) for pid in server.workers()}
     for _ in range(40):
         with server.connect() as sock:

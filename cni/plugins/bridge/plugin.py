@@ -144,7 +144,7 @@ def add(call: Call[Conf]) -> Result:
             if result.ips:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # The MAC of a bridge that we did not make may change when its first port joins.
-        result.interfaces[0].mac = link.get(host, bridge.index).mac
+        result.interfaces[0].mac = link.mac_of(host, bridge.index)
         result.interfaces[1].mac = outer.mac  # udev may have changed it
     result.dns = configure.dns(want.conf.dns, result.dns)
     if want.conf.macspoofchk or want.conf.ip_masq:
