@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 VENV_STAMP := $(VENV)/.stamp
 PIP_OPTIONS := --quiet --disable-pip-version-check
 LAB := tools/kernel-lab --mem 3G --timeout 2400
-DEBIAN_LAB := tools/debian-lab --mem 3G --timeout 2400
+DEBIAN_LAB := tools/debian-lab --card --mem 3G --timeout 2400
 
 SOURCES := $(shell find cni launcher -type f -not -name '*.pyc' 2>/dev/null) \
 	tools/build.py tools/bundle.lock

@@ -95,10 +95,14 @@ def stub_of(data: bytes) -> bytes | None:
 
     It uses the file `cni` beside it for everything else (launcher/beside.h). So a program that
     writes to a plugin's file changes that plugin only. None if the file starts with the script.
+
+    It ends with the line of the build id: a plugin that delegates to another one recognises the
+    file by its last bytes (cni.delegate.is_ourselves).
     """
-    if data.count(_WHOLE, 0, HEAD_SIZE) != 1:
+    build = _BUILD.search(data, 0, HEAD_SIZE)
+    if data.count(_WHOLE, 0, HEAD_SIZE) != 1 or build is None:
         return None
-    return data[: _client_size(data)].replace(_WHOLE, _STUB)
+    return data[: _client_size(data)].replace(_WHOLE, _STUB) + b"\n" + build[0] + b"\n"
 
 
 def _client_size(data: bytes) -> int:

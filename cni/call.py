@@ -89,7 +89,9 @@ class Call(Generic[C]):
         self.version = version
         self.undo = Undo()
         self.remembered = False
-        self.handles: list[int] = []  # handles of the rules that ADD made, kept in the intent
+        # handles of the rules that ADD made, kept in the intent; `guard` is that of `macspoofchk`
+        self.handles: list[int] = []
+        self.guard = 0
         self.netns_unknown = False  # find_netns could not look: keep what the next DEL needs
         self.problems: list[CNIError] = []
         self.forgotten: Dropped | None = None
@@ -376,7 +378,8 @@ class Call(Generic[C]):
         from . import intent
 
         try:
-            intent.save(self.plugin, self.owner, self.request, result, self.handles)
+            hints: dict[str, int | list[int]] = {"handles": self.handles, "guard": self.guard}
+            intent.save(self.plugin, self.owner, self.request, result, **hints)
         except OSError as error:
             where = intent.directory(self.request.env)
             text = f"cannot keep the rules in {where} for `cni reload`: {error.strerror}"

@@ -29,6 +29,7 @@ _NOT_FOUND, _IN_PATH = 'failed to find plugin "', '" in path ['
 _LONG_NAME = 64  # comparing names takes time that grows with their length
 _HEAD_SIZE = 1 << 20  # where a built file has its build id, as in cni.artifact
 _STUB_SIZE = 1 << 18  # the small file of a plugin (cni.artifact.stub_of) has no more
+_BUILD_BEGINS, _BUILD_LINE = b"\ncni_build=", 24  # its last bytes, and how many: 12 digits, "\n"
 _SUFFIXES = (".exe", "") if sys.platform == "win32" else ("",)
 
 # Runs the plugin of that name in this process if the file at that path is this program: (True, its
@@ -143,21 +144,25 @@ def is_ourselves(program: str) -> bool:
         other, own = os.stat(program), os.stat(sys.argv[0])
         if os.path.samestat(other, own):
             return True
-        # A plugin's file of an installation is small (cni.artifact.stub_of), and
-        # all of one build have the same bytes. Comparing these is cheaper than
-        # searching a large file for its build id.
+        # A plugin's file of an installation is small, and ends with its build id
+        # (cni.artifact.stub_of): to compare that is cheaper than to search a file for ours.
         is_small, like_ours = other.st_size <= _STUB_SIZE, other.st_size == own.st_size
-        if is_small and like_ours and _content(program) == _content(sys.argv[0]):
-            return True
+        if is_small and like_ours:
+            end = _end_of(program, other.st_size)
+            if end.startswith(_BUILD_BEGINS) and end == _end_of(sys.argv[0], own.st_size):
+                return True
         return (is_small or like_ours) and _is_our_build(program)
     except (OSError, ValueError):
         return False
 
 
-def _content(program: str) -> bytes:
-    """The beginning of a file; the whole of a plugin's small file. Raises OSError."""
-    with open(program, "rb", 0) as file:
-        return file.read(_STUB_SIZE)
+def _end_of(program: str, size: int) -> bytes:
+    """The end of a file of `size` bytes, as long as a line with a build id is. Raises OSError."""
+    fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, _BUILD_LINE, max(size - _BUILD_LINE, 0))
+    finally:
+        os.close(fd)
 
 
 def _is_our_build(program: str) -> bool:

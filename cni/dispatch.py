@@ -430,9 +430,10 @@ class Decoded(NamedTuple):
     verbs: Verbs
 
 
-def _decode(name: str, request: Request) -> Decoded:
+def _decode(name: str, request: Request, known: dict[str, Any] | None = None) -> Decoded:
+    """Decode the configuration, which is `known` already if another plugin was called with it."""
     plugin = TABLE[name]
-    raw = config.decode_object(request.stdin)
+    raw = config.decode_object(request.stdin) if known is None else known
     # in the reference's order (docs/spec/protocol.md §1.1): a bad
     # name is reported before a bad verb
     check_network_name(config.require_name(raw))
@@ -453,7 +454,12 @@ def _decode(name: str, request: Request) -> Decoded:
 def _decoded(name: str, request: Request, raw: dict[str, Any], wanted: str) -> Decoded:
     verbs = Verbs.of(_module(name))
     prefix = TABLE[name].conf_error
-    return Decoded(Call(name, request, raw, wanted, verbs.conf, prefix, run_in_process), verbs)
+
+    def in_process(delegate: str, program: str, asked: Request) -> tuple[bool, Result | None]:
+        known = raw if asked.stdin is request.stdin else None
+        return run_in_process(delegate, program, asked, known)
+
+    return Decoded(Call(name, request, raw, wanted, verbs.conf, prefix, in_process), verbs)
 
 
 def _module(name: str) -> ModuleType:
@@ -577,14 +583,19 @@ def reload(
         call.close()
 
 
-def run_in_process(name: str, program: str, request: Request) -> tuple[bool, Result | None]:
-    """Run a delegate without a child if its file is this program (cni.delegate.InProcess)."""
+def run_in_process(
+    name: str, program: str, request: Request, known: dict[str, Any] | None
+) -> tuple[bool, Result | None]:
+    """Run a delegate without a child if its file is this program (cni.delegate.InProcess).
+
+    `known` is its decoded configuration, if that is the caller's.
+    """
     from . import delegate
 
     plugin = find(name)
     if plugin is None or not delegate.is_ourselves(program):
         return False, None
-    decoded = _decode(plugin, request)
+    decoded = _decode(plugin, request, known)
     # not decide(): the caller's ADD goes on, and a signal still has to end it
     result = _run(decoded, lambda _: interrupts.check())
     return True, None if result is None else result.through(decoded.call.version)

@@ -7,7 +7,7 @@ attachment and plugin, until DEL or GC:
 
     <state>/intent/<owner's key>.<plugin>    JSON: plugin, env (CNI_*), config, result (1.1.0),
                                              netns (its device, inode, time of mount),
-                                             handles (of rules, by which DEL finds them)
+                                             handles, guard (of rules, by which DEL finds them)
 
 State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
 A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
@@ -43,7 +43,8 @@ class Intent(msgspec.Struct):
     """The intent of an ADD. `env` has its CNI_* variables; `config` and `result` are JSON objects.
 
     `netns` is str(Identity) of its namespace; "" if that is not known. `handles` are those of its
-    nftables rules: only a hint, since rules that `reload` makes have others.
+    nftables rules: only a hint, since rules that `reload` makes have others. So is `guard`, that of
+    the rule of `macspoofchk`, which is in a table of its own; 0 without one.
     """
 
     plugin: str
@@ -52,6 +53,7 @@ class Intent(msgspec.Struct):
     result: dict[str, Any]
     netns: str = ""
     handles: list[int] = []
+    guard: int = 0
 
     def is_of_gone_namespace(self, seen_from: str = "") -> bool:
         """Has the namespace of this ADD certainly ceased to exist? See liveness.exists."""
@@ -86,17 +88,19 @@ def directory(env: Mapping[str, str]) -> str:
 
 
 def save(
-    plugin: str, owner: Owner, request: Request, result: Result, handles: Sequence[int] = ()
+    plugin: str, owner: Owner, request: Request, result: Result, **hints: int | Sequence[int]
 ) -> None:
-    """Write the intent of an ADD in place of an earlier one. Raises OSError."""
+    """Write the intent of an ADD in place of an earlier one. Raises OSError.
+
+    `hints` are `handles` and `guard` of the intent, as far as known.
+    """
     env = {k: _text(value) for k, value in request.env.items() if k.startswith("CNI_")}
     kept = {"plugin": plugin, "env": env, "config": msgspec.Raw(request.stdin)}
     # now, while the path certainly leads to the namespace of this ADD
     identity = identify(request.netns) if request.netns else None
-    noted: dict[str, Any] = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
-    if handles:
-        noted["handles"] = handles
-    data = msgspec.json.encode({**kept, **noted})
+    noted = {"result": result.as_dict(VERSION), "netns": str(identity or "")}
+    known = {name: hint for name, hint in hints.items() if hint}
+    data = msgspec.json.encode({**kept, **noted, **known})
     path = _path(plugin, owner, request.env)
     try:
         # not synced to the disk: a power failure empties the packet filter, too

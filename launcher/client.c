@@ -8,7 +8,8 @@
  * shortcut through it, starts Python. In the self-contained file (CNI_IMAGE, docs/self-contained.md)
  * there is no script; the interpreter lies behind the client, which maps it and jumps to it.
  *
- *     request   header, then NUL-terminated: path we were called by, environment; then stdin
+ *     request   header; path we were called by, and the variables of the protocol (CNI_…), name and
+ *               value each; the other variables likewise; then stdin. All texts are NUL-terminated
  *     hello     from a worker that is free: magic, its build id
  *     go        one byte, which says which optional descriptors come with it; the descriptors stderr,
  *               working directory and root directory, and if there are such CNI_NETNS, a routing
@@ -77,7 +78,7 @@ enum { ROUTE = 0, NETLINK_OPTIONS = 270, CAP_ACK = 10, EXT_ACK = 11, GET_STRICT_
 extern const char cni_prefix[]; /* the shell script, with build id and interpreter */
 extern char **environ;
 
-enum { MAGIC = 0x31494e43, BUILD = 12, MAX_FDS = 6 };
+enum { MAGIC = 0x32494e43, BUILD = 12, MAX_FDS = 6 };
 enum { MAX_PATH = 4096, MAX_STRINGS = 4 << 20, MAX_STDIN = 16 << 20,
        ARENA = 256 << 10, MAX_OUTPUT = 64 << 20, MAX_JOB = 1 << 16 };
 
@@ -88,7 +89,8 @@ struct hello {
 
 struct header {
     uint32_t magic;
-    uint32_t strings; /* bytes of the strings */
+    uint32_t strings; /* bytes of the path and the protocol's variables */
+    uint32_t inherited; /* bytes of the other variables, which are the same for all of a runtime's requests */
     uint32_t stdin_size;
     uint32_t umask;
 };
@@ -614,31 +616,43 @@ static int send_all(int fd, struct iovec *parts, int count, const struct ancilla
     }
 }
 
-static char *append(char *at, const char *end, const char *text)
+/* Put a variable at `at`, with a NUL in place of the first '='; where the next begins. Python takes
+ * no variable without a name or without '=' into account either. */
+static char *append_variable(char *at, const char *variable)
 {
-    size_t size = strlen(text) + 1;
-    if (!at || (size_t)(end - at) < size)
-        return NULL;
-    memcpy(at, text, size);
+    const char *equals = strchr(variable, '=');
+    if (!equals || equals == variable)
+        return at;
+    size_t size = strlen(variable) + 1;
+    memcpy(at, variable, size);
+    at[equals - variable] = 0;
     return at + size;
 }
 
-/* The request's strings: path and environment; NULL if they are too long. */
-static char *make_strings(uint32_t *size)
+static int is_of_protocol(const char *variable)
 {
-    size_t room = strlen(self) + 1;
+    return strncmp(variable, "CNI_", 4) == 0;
+}
+
+/* The request's strings, whose sizes go into the header; NULL if they are too long. */
+static char *make_strings(struct header *header)
+{
+    size_t size = strlen(self) + 1, room = size;
     for (char **each = environ; *each; each++)
         room += strlen(*each) + 1;
     char *start = room <= MAX_STRINGS ? allocate(room) : NULL;
     if (!start)
         return NULL;
-    char *at = start, *end = start + room;
-    at = append(at, end, self);
-    for (char **each = environ; at && *each; each++)
-        at = append(at, end, *each);
-    if (!at)
-        return NULL;
-    *size = (uint32_t)(at - start);
+    memcpy(start, self, size);
+    char *at = start + size;
+    for (char **each = environ; *each; each++)
+        if (is_of_protocol(*each))
+            at = append_variable(at, *each);
+    header->strings = (uint32_t)(at - start);
+    for (char **each = environ; *each; each++)
+        if (!is_of_protocol(*each))
+            at = append_variable(at, *each);
+    header->inherited = (uint32_t)(at - start) - header->strings;
     return start;
 }
 
@@ -646,11 +660,11 @@ static char *make_strings(uint32_t *size)
 static int send_request(int server, const char *data, size_t size)
 {
     struct header header = {.magic = MAGIC, .stdin_size = (uint32_t)size};
-    char *strings = make_strings(&header.strings);
+    char *strings = make_strings(&header);
     header.umask = (uint32_t)umask(0);
     umask((mode_t)header.umask);
     struct iovec parts[] = {
-        {&header, sizeof header}, {strings, header.strings}, {(char *)data, size}};
+        {&header, sizeof header}, {strings, header.strings + header.inherited}, {(char *)data, size}};
     return strings && send_all(server, parts, 3, NULL);
 }
 

@@ -54,13 +54,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.debian if needed & ONLY_DEBIAN else pytest.mark.lab)
         if "_namespaces" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.netns)
-    # `make test-warm` is no everyday run: it has the long ones, too
-    is_everyday = not os.environ.get("CNI_TEST_SERVER")
-    for item in (*more_combinations(items), *(long_ones(items) if is_everyday else ())):
+    for item in more_combinations(items):
         item.add_marker(pytest.mark.slow)
-    rest = [item for item in items if not item.get_closest_marker("slow")]
-    for item in many_rows(rest) if is_everyday else ():
-        item.add_marker(pytest.mark.slow)
+    # `make test-warm` is no everyday run: it has the long ones, too. So has `make test-debian`,
+    # without which nothing else would run them.
+    if not os.environ.get("CNI_TEST_SERVER"):
+        here = [item for item in items if not item.get_closest_marker("debian")]
+        for item in long_ones(here):
+            item.add_marker(pytest.mark.slow)
+        for item in many_rows(item for item in here if not item.get_closest_marker("slow")):
+            item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
         there = set(repeated)
         items[:] = [item for item in items if item not in there]

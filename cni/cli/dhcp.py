@@ -13,8 +13,10 @@ from .table import Column, Table
 
 # The daemon parses its flags itself, -h included, as the reference's `dhcp daemon` does.
 _ANY = {"ignore_unknown_options": True, "allow_interspersed_args": False, "help_option_names": []}
+_PREFIX = Column("PREFIX")  # only if an attachment has one
 _COLUMNS = (
     Column("ADDRESS"),
+    _PREFIX,
     Column("STATE"),
     Column("RENEW", drop=2),
     Column("EXPIRES"),
@@ -52,13 +54,16 @@ def daemon(context: click.Context, flags: tuple[str, ...]) -> None:
 )
 @formats.options
 def leases(path: str) -> None:
-    """Show the daemon's leases: address, state, remaining time, and the holder."""
+    """Show the daemon's leases: address, prefix, state, remaining time, and the holder."""
     rows = rpc.call(path, "DHCP.Leases", {}, timeout=10)
+    columns = tuple(c for c in _COLUMNS if c is not _PREFIX or any("prefix" in r for r in rows))
     cells = []
     for row in sorted(rows, key=lambda r: (r["network"], r["containerID"], r["ifname"])):
+        prefix = (str(row.get("prefix", "-")),) if _PREFIX in columns else ()
         cells.append(
             (
                 str(row.get("address", "-")),
+                *prefix,
                 str(row["state"]),
                 _duration(row, "t1"),
                 _duration(row, "expires"),
@@ -68,15 +73,15 @@ def leases(path: str) -> None:
                 str(row["mac"]),
             )
         )
-    names = [str(row.get("address", "-")) for row in rows]
-    formats.present(rows, rows=Table(_COLUMNS, cells), names=names)
+    names = [str(row.get("address", row.get("prefix", "-"))) for row in rows]
+    formats.present(rows, rows=Table(columns, cells), names=names)
 
 
 def _duration(row: dict[str, Any], key: str) -> str:
     """Seconds from now as ``1h05m``; the past is ``-``."""
-    if "address" not in row:
+    if key not in row:
         return "-"
-    seconds = row.get(key)
+    seconds = row[key]
     if seconds is None:
         return "never"
     if seconds <= 0:

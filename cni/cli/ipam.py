@@ -20,6 +20,7 @@ from . import (
     ipam_check,
     ipam_cluster,
     ipam_leases,
+    ipam_pools,
     ipam_split,
     output,
 )
@@ -244,5 +245,5 @@ def _report(what: str, problems: list[str], more: dict[str, Any]) -> None:
         click.get_current_context().exit(1)
 
 
-for command in (*ipam_cluster.COMMANDS, ipam_split.split, *whereabouts.COMMANDS):
+for command in (*ipam_cluster.COMMANDS, ipam_pools.pools, ipam_split.split, *whereabouts.COMMANDS):
     ipam.add_command(command)

@@ -12,11 +12,10 @@ import click
 from cni.ipam.cluster import as_whereabouts, blocks, rounds
 from cni.ipam.cluster.claim import Claims
 from cni.ipam.cluster.node import Node, Space
-from cni.ipam.cluster.pool import DEFAULT_SPACE, Pool, convert
+from cni.ipam.cluster.pool import DEFAULT_SPACE
 from cni.ipam.host_local import usage
 from cni.protocol import config
 from cni.protocol.address import InvalidAddress, Prefix, format_ip, parse_ip
-from cni.protocol.errors import CNIError
 from cni.store import endpoints, engines, settings
 from cni.store.interface import Item, Store, StoreError
 from cni.store.settings import check_word
@@ -26,15 +25,6 @@ from .completion import Network
 from .table import Column, Table
 
 F = TypeVar("F", bound=Callable[..., Any])
-_POOLS = (
-    Column("POOL", cut="end"),
-    Column("SPACE", drop=3),
-    Column("RANGES", cut="end", least=18),
-    Column("BLOCK", right=True, drop=2),
-    Column("BLOCKS", right=True),
-    Column("TAKEN", right=True),
-    Column("USE", right=True, drop=1),
-)
 _BLOCKS = (
     Column("BLOCK"),
     Column("SPACE", drop=2),
@@ -99,61 +89,13 @@ def _settings(network: str | None) -> settings.Settings:
     return settings.read(as_whereabouts.translated({}, os.environ).ipam, os.environ)
 
 
-@click.command()
-@options
-def pools(network: str | None) -> None:
-    """Show the store's pools, and how much of them is claimed."""
-    with opened(network) as cluster:
-        found, wrong = _pools(cluster.store)
-        taken = {name: _blocks(cluster.store, name) for name in {each.space for each in found}}
-    rows, values = [], []
-    for pool in found:
-        for ranges, areas in zip(pool.sets, pool.areas, strict=True):
-            total = blocks.count(areas)
-            used = sum(blocks.contains(areas, block) for block in taken[pool.space])
-            sizes = "/".join(dict.fromkeys(str(area.length) for area in areas))
-            values.append(
-                {
-                    "pool": pool.name,
-                    "space": pool.space,
-                    "ranges": str(ranges),
-                    "blockSize": [area.length for area in areas],
-                    "blocks": total,
-                    "taken": used,
-                }
-            )
-            use = f"{100 * used // total}%"
-            rows.append(
-                (pool.name, pool.space, str(ranges), f"/{sizes}", str(total), str(used), use)
-            )
-    formats.present(values, rows=Table(_POOLS, rows), names=[each.name for each in found])
-    for error in wrong:  # after those that can be used
-        output.line(f"cni: {error}", err=True)
-    if wrong:
-        click.get_current_context().exit(1)
-
-
-def _pools(store: Store) -> tuple[list[Pool], list[CNIError]]:
-    """The pools of the store, and what is wrong with definitions that no ADD can use."""
-    found, wrong = [], []
-    for item in store.list("pools/").items:
+def claimed(store: Store, space: str | None = None) -> dict[str, dict[Prefix, Item]]:
+    """The blocks by space: of one, or of all, also of those that a restored store does not name."""
+    found: dict[str, dict[Prefix, Item]] = {}
+    for item in store.list(f"blocks/{space}/" if space else "blocks/").items:
+        _, name, block = item.key.split("/")
         try:
-            found.append(pool_of(item))
-        except CNIError as error:
-            wrong.append(error)
-    return found, wrong
-
-
-def pool_of(item: Item) -> Pool:
-    name = item.key.removeprefix("pools/")
-    return Pool.of(convert(item.value, name), name, "")
-
-
-def _blocks(store: Store, space: str) -> dict[Prefix, Item]:
-    found = {}
-    for item in store.list(f"blocks/{space}/").items:
-        try:
-            found[blocks.block_of_key(item.key.rpartition("/")[2])] = item
+            found.setdefault(name, {})[blocks.block_of_key(block)] = item
         except InvalidAddress:
             # The store is shared: another version, or a person, may have put it there.
             output.line(f"cni: {item.key} is no block: left out", err=True)
@@ -170,15 +112,16 @@ def list_blocks(network: str | None, space: str | None, node: str | None) -> Non
     For blocks of this node, also how many addresses are in use.
     """
     with opened(network) as cluster:
-        items = cluster.store.list("spaces/").items
-        names = [space] if space else [item.key.removeprefix("spaces/") for item in items]
+        if space:
+            check_word(space, "space")
+        by_space = claimed(cluster.store, space)
         found = [
             (name, block, item.value)
-            for name in names
-            for block, item in sorted(_blocks(cluster.store, name).items(), key=_order)
+            for name, its in sorted(by_space.items())
+            for block, item in sorted(its.items(), key=_order)
             if node in (None, item.value.get("node"))
         ]
-        held = {name: _held(cluster.its, name) for name in names}
+        held = {name: _held(cluster.its, name) for name in by_space}
     rows, values = [], []
     for name, block, value in found:
         used = sum(map(block.contains, held[name]))
@@ -230,9 +173,16 @@ def show(network: str | None, address: str) -> None:
             for subnet, length in (item.value.get("layout") or {}).items():
                 if Prefix.parse(subnet).contains(packed):
                     found.append(_shown(cluster, space, Prefix(packed, length).network, packed))
+        if not found:  # a restored store may have the block, and not the subnet
+            found = [
+                _shown(cluster, space, block, packed)
+                for space, its in claimed(cluster.store).items()
+                for block in its
+                if block.contains(packed)
+            ]
     if not found:
         raise errors.NotFound(
-            f"no address space has {address}", "`cni ipam pools` shows the ranges of pools"
+            f"no address space has {address}", "`cni ipam pools` shows the subnets of all"
         )
     lines = []
     for each in found:
@@ -352,7 +302,9 @@ def sync(release: bool) -> None:
         for what, which in found.items()
         if which
     ]
-    formats.present(value, lines=lines or ["this node and the store agree"], names=list(value))
+    if not lines and not problems:
+        lines = ["this node and the store agree"]
+    formats.present(value, lines=lines, names=list(value))
     for problem in problems:
         # The report of what did work is printed first.
         raise problem
@@ -382,4 +334,4 @@ def accept(network: str | None, space: str) -> None:
     formats.done({"space": space}, f"blocks of {space} are claimed in this store from now on")
 
 
-COMMANDS = (pools, list_blocks, show, cordon, forget, sync, accept)
+COMMANDS = (list_blocks, show, cordon, forget, sync, accept)

@@ -84,6 +84,18 @@ class Reservations(NamedTuple):
         return Location.of(self.data_dir, self.network).path
 
 
+def _require_no_cluster(network: str, ipam_conf: Any) -> None:
+    """Raise NotFound for a network whose reservations are in a cluster's blocks."""
+    kind = str(config.lookup(ipam_conf, "type")) if isinstance(ipam_conf, dict) else ""
+    if any(config.means(kind, each) for each in ("cluster", "whereabouts")):
+        raise errors.NotFound(
+            f"network {network} has its addresses from {kind}, not from host-local",
+            "`cni ipam blocks` shows the blocks of nodes, `cni ipam show IP` who has an address, "
+            "and `cni ipam check --cluster` what is wrong; a DEL of the container, or the "
+            "runtime's GC, releases an address",
+        )
+
+
 def find(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
     """The place of the network's reservations, from the options, else from the configuration.
 
@@ -95,6 +107,8 @@ def find(network: str, *, data_dir: str | None, cache_dir: str) -> Reservations:
     try:
         for plugin in conflist.load(directory, network).plugins:
             ipam_conf = config.lookup(plugin.raw, "ipam")
+            if data_dir is None:
+                _require_no_cluster(network, ipam_conf)
             if isinstance(ipam_conf, dict) and config.means(
                 str(config.lookup(ipam_conf, "type")), "host-local"
             ):

@@ -16,7 +16,8 @@ from cni.store.interface import Exists
 from cni.store.settings import check_word
 
 from . import errors, formats
-from .ipam_cluster import opened, options, pool_of
+from .ipam_cluster import opened, options
+from .ipam_pools import pool_of
 
 
 @click.command()

@@ -104,6 +104,38 @@ PLUGIN = Plugin(
                         example=True,
                         beyond=True,
                     ),
+                    Key(
+                        "prefixDelegation",
+                        Record(
+                            (
+                                Key(
+                                    "length",
+                                    Number(32, 128, unit="bits"),
+                                    "length to ask for; a server may delegate another",
+                                    default=64,
+                                    example=60,
+                                ),
+                                Key(
+                                    "required",
+                                    Flag(),
+                                    "ADD fails if no server delegates a prefix",
+                                    default=True,
+                                    example=False,
+                                ),
+                                Key(
+                                    "assign",
+                                    Flag(),
+                                    "the interface gets the prefix's address ::1",
+                                    default=False,
+                                    example=True,
+                                ),
+                            )
+                        ),
+                        "also ask by DHCPv6 for a prefix that is the container's own",
+                        absent="none",
+                        example={"length": 60},
+                        beyond=True,
+                    ),
                 )
             ),
             "",
@@ -113,9 +145,13 @@ PLUGIN = Plugin(
     rules=(
         Rule(
             ("ipam.ipv4",),
-            lambda get: get("ipam.ipv4") is False and not get("ipam.ipv6"),
+            lambda get: (
+                get("ipam.ipv4") is False
+                and not get("ipam.ipv6")
+                and not get("ipam.prefixDelegation.assign")
+            ),
             "neither ipv4 nor ipv6 is asked for",
-            "set one of them to true",
+            "set one of them to true, or with a prefix prefixDelegation.assign",
         ),
     ),
     example={

@@ -49,12 +49,17 @@ ETH_P_8021Q, ETH_P_8021AD = uapi.ETH_P_8021Q, uapi.ETH_P_8021AD
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
 # asks for all links, without their counters
 _EVERY_LINK = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
+_ONE_QUEUE = nl.u32(uapi.IFLA_NUM_TX_QUEUES, 1) + nl.u32(uapi.IFLA_NUM_RX_QUEUES, 1)
 _STATS64 = struct.Struct("=QQ")  # packets received, sent; and more
 _NSID = struct.Struct("=i")
 
 
 class Link(NamedTuple):
-    """A link as the kernel describes it. `mac` is lower-case colon form; `peer` an index or 0."""
+    """A link as the kernel describes it. `mac` is lower-case colon form; `peer` an index or 0.
+
+    `kind_attributes` and `port_attributes` are the kernel's bytes (`data`, `port`): a bridge and
+    its ports have 40 of either, and few requests need one.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants
     name: str
@@ -69,10 +74,20 @@ class Link(NamedTuple):
     operstate: int
     promiscuity: int
     txqlen: int
-    data: dict[int, bytes]
-    port: dict[int, bytes]
+    kind_attributes: bytes
+    port_attributes: bytes
     group: int = 0
     altnames: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> dict[int, bytes]:
+        """The attributes of the link's kind, by type (IFLA_BR_…, IFLA_VLAN_…)."""
+        return nl.attr_map(self.kind_attributes)
+
+    @property
+    def port(self) -> dict[int, bytes]:
+        """The attributes of a port of a bridge (IFLA_BRPORT_…) or of another master, by type."""
+        return nl.attr_map(self.port_attributes)
 
     @property
     def up(self) -> bool:
@@ -147,8 +162,8 @@ def parse(payload: bytes) -> Link:
         operstate=nl.get_byte(a.get(uapi.IFLA_OPERSTATE)),
         promiscuity=nl.get_u32(a.get(uapi.IFLA_PROMISCUITY)),
         txqlen=nl.get_u32(a.get(uapi.IFLA_TXQLEN)),
-        data=nl.attr_map(info.get(uapi.IFLA_INFO_DATA, b"")),
-        port=nl.attr_map(info.get(uapi.IFLA_INFO_SLAVE_DATA, b"")),
+        kind_attributes=info.get(uapi.IFLA_INFO_DATA, b""),
+        port_attributes=info.get(uapi.IFLA_INFO_SLAVE_DATA, b""),
         group=nl.get_u32(a.get(uapi.IFLA_GROUP)),
         altnames=tuple(
             nl.get_text(value)
@@ -205,6 +220,12 @@ def index_of(sock: Netlink, name: str) -> tuple[int, bool]:
     """The index of the link of that name, and whether it is set up. Raises as get()."""
     _, _, index, flags, _ = nl.unpack(_IFINFO, _get(sock, name))
     return index, bool(flags & IFF_UP)
+
+
+def mac_of(sock: Netlink, index: int) -> str:
+    """The MAC of the link with that index, as Link has it. Raises as get()."""
+    attributes = nl.attrs(_get(sock, index), _IFINFO.size)
+    return next((format_mac(raw) for kind, raw in attributes if kind == uapi.IFLA_ADDRESS), "")
 
 
 def find(sock: Netlink, name: str | int) -> Link | None:
@@ -271,8 +292,10 @@ def create(  # noqa: PLR0913
     txqlen: int | None = None,
     up: bool = False,
     index: int = 0,
+    more: bytes = b"",
 ) -> None:
-    """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor.
+    """Make a link, which must not exist. `data` is the kind's own attributes, `netns` a descriptor,
+    `more` further attributes of links.
 
     The kernel chooses the index unless one is given. Raises NetlinkError (EEXIST when the name is
     taken).
@@ -291,6 +314,7 @@ def create(  # noqa: PLR0913
     ):
         if value:
             parts.append(nl.u32(key, value))
+    parts.append(more)
     parts.append(nl.nest(uapi.IFLA_LINKINFO, *info))
     # EXCL: a link of that name belongs to somebody else, and must not be changed
     sock.request(RTM_NEWLINK, b"".join(parts), nl.NLM_F_CREATE | nl.NLM_F_EXCL)
@@ -307,8 +331,13 @@ def create_veth(
     master: int = 0,
     group: int = 0,
 ) -> None:
-    """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor)."""
-    other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns)
+    """Make a veth pair: `name` in this namespace, `peer` in `peer_netns` (a descriptor).
+
+    Each end has one queue a direction. Without these attributes the kernel makes one for each
+    processor, and takes all but one out of use (veth_init_queues). For that it waits twice until no
+    processor can still use them (synchronize_net), and holds the lock of all links meanwhile.
+    """
+    other = _IFINFO.pack(0, 0, 0, 0, 0) + _common(peer, mtu, peer_mac, peer_netns) + _ONE_QUEUE
     create(
         sock,
         "veth",
@@ -317,6 +346,7 @@ def create_veth(
         mtu=mtu,
         master=master,
         group=group,
+        more=_ONE_QUEUE,
     )
 
 

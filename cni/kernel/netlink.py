@@ -119,12 +119,14 @@ def attr_map(data: bytes, offset: int = 0) -> dict[int, bytes]:
     # as attrs(), without its generator: no other function is called as often
     attributes: dict[int, bytes] = {}
     end = len(data)
+    last = end - 4
     head = _ATTR.unpack_from
-    while offset + 4 <= end:
+    while offset <= last:
         size, kind = head(data, offset)
-        if size < 4 or offset + size > end:
+        stop = offset + size
+        if size < 4 or stop > end:
             break
-        attributes[kind & NLA_TYPE_MASK] = data[offset + 4 : offset + size]
+        attributes[kind & NLA_TYPE_MASK] = data[offset + 4 : stop]
         offset += size + 3 & ~3
     return attributes
 

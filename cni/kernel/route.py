@@ -28,9 +28,11 @@ SCOPE_HOST = uapi.RT_SCOPE_HOST
 PROTO_KERNEL = uapi.RTPROT_KERNEL
 PROTO_BOOT = uapi.RTPROT_BOOT
 PROTO_RA = uapi.RTPROT_RA
+PROTO_DHCP = uapi.RTPROT_DHCP
 # types of routes
 UNICAST = uapi.RTN_UNICAST
 LOCAL = uapi.RTN_LOCAL
+UNREACHABLE = uapi.RTN_UNREACHABLE
 FLAG_ONLINK = uapi.RTNH_F_ONLINK
 
 # Attributes that a copy of a route takes over as they are.

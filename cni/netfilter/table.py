@@ -129,7 +129,7 @@ class Table(NamedTuple):
         except NetlinkError as error:
             if error.errno == ENOENT:
                 return False
-            raise
+            raise judged(error) from None
         return True
 
     def has_base_chain(self, change: Change) -> bool:

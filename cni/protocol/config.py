@@ -38,6 +38,9 @@ VERBATIM: dict[str, Any] = {
 }
 
 
+_CONTAINERS = (dict, list)  # a union of the two would be made anew at each use
+
+
 def fold(name: str) -> str:
     """The form in which keys are compared: ``is_gateway`` and ``isGateway`` -> ``isgateway``."""
     return name.replace("_", "").lower()
@@ -189,6 +192,9 @@ def _decode(data: bytes) -> Any:
 def lookup(raw: Mapping[str, Any], key: str) -> Any:
     """The value of `key` in `raw`, in any case (the last of several); None if absent."""
     wanted, size = key.lower(), len(key)
+    # in most cases: the key as it is written, and no other that may be the same
+    if key in raw and "\n".join(raw).lower().count(wanted) == 1:
+        return raw[key]
     value_of_key = None
     for name, value in raw.items():
         if name == key or (len(name) == size and name.lower() == wanted):
@@ -292,10 +298,11 @@ def fold_keys(value: Any, names: dict[str, str]) -> Any:
                 out[low] = _without_nulls(item, VERBATIM[low])
             else:
                 new = item
-                if low == "interfaces" and isinstance(item, list):
-                    new = [{} if each is None else fold_keys(each, names) for each in item]
-                elif isinstance(item, dict | list):
-                    new = fold_keys(item, names)
+                if isinstance(item, _CONTAINERS):
+                    if low == "interfaces" and isinstance(item, list):
+                        new = [{} if each is None else fold_keys(each, names) for each in item]
+                    else:
+                        new = fold_keys(item, names)
                 out[low] = _merged(out[low], new) if low in out else new
         return out
     if isinstance(value, list):

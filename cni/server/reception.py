@@ -91,6 +91,7 @@ class Reception(Generic[T]):
         self._status = status
         self._on_leave = on_leave
         self._waiting: dict[int, Client[T]] = {}  # by descriptor
+        self._parser = wire.Parser()
         # accept(2) would wake the workers in turn, each with cold caches and pages still to be
         # copied. With EPOLLEXCLUSIVE the kernel wakes the first waiting one, in the order in which
         # they registered (epoll_ctl(2)).
@@ -206,7 +207,7 @@ class Reception(Generic[T]):
 
     def _greet(self, client: Client[T]) -> None:
         """Send the hello, then prepare the request meanwhile. Raises BadRequest, OSError."""
-        client.request = wire.parse(client.data)
+        client.request = self._parser.parse(client.data)
         client.data = b""
         client.conn.send(self._hello)
         client.greeted = True
@@ -218,14 +219,17 @@ class Reception(Generic[T]):
         Raises wire.BadRequest, OSError.
         """
         conn, flags = client.conn, MSG_CMSG_CLOEXEC
-        if seconds:
-            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEVAL.pack(0, int(seconds * 1e6)))
-        else:
-            flags |= MSG_DONTWAIT
         try:
-            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, flags)
+            # in most cases it has come while the request was prepared
+            message = conn.recvmsg(2, wire.ANCILLARY_SIZE, flags | MSG_DONTWAIT)
         except BlockingIOError:
-            return None
+            if not seconds:
+                return None
+            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEVAL.pack(0, int(seconds * 1e6)))
+            try:
+                message = conn.recvmsg(2, wire.ANCILLARY_SIZE, flags)
+            except BlockingIOError:
+                return None
         if not message[0]:
             self._on_leave()
         client.descriptors, named_pid = wire.parse_go(message[0], message[1])

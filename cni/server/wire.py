@@ -1,7 +1,8 @@
 """The messages between the client (launcher/client.c) and a worker.
 
-    request   header: magic, size of the strings, size of stdin, umask;
-              strings, NUL-terminated: path that the client was called by, environment; stdin
+    request   header: magic, size of the strings, size of the other variables, size of stdin, umask;
+              strings: path that the client was called by, and the protocol's variables (CNI_…),
+              name and value each; the other variables likewise (all NUL-terminated); stdin
     hello     from the worker, when it has read the request: magic, build id
     go        from the client: one byte, which says which optional descriptors come with it; the
               descriptors stderr, working directory and root directory, and if there are such
@@ -33,9 +34,9 @@ from ..netns.jobs import ClientJobs
 from ..protocol.config import MAX_STDIN
 
 # The same values as in launcher/client.c.
-_HEADER = struct.Struct("=IIII")
+_HEADER = struct.Struct("=IIIII")
 _HELLO = struct.Struct("=I12s")
-_MAGIC = 0x31494E43
+_MAGIC = 0x32494E43
 _MAX_STRINGS = 4 << 20
 _REPLY = struct.Struct("=cBI")  # 'X' or 'W', exit code, size of the output
 _NETNS, _ROUTING, _JOBS = 1, 2, 4  # bits of go: which of the optional descriptors are there
@@ -61,10 +62,14 @@ class StatusRequested(Exception):
 
 
 class Request(NamedTuple):
-    """A client's request: the plugin's path, environment, stdin and umask."""
+    """A client's request: the plugin's path, environment, stdin and umask.
+
+    `inherited` is what of the environment is not of the protocol: the client has it of its runtime.
+    """
 
     called_as: str
     env: dict[str, str]
+    inherited: dict[str, str]
     stdin: bytes
     umask: int
 
@@ -139,26 +144,56 @@ def missing(data: bytes | bytearray) -> int:
         if data == STATUS:
             raise StatusRequested
         return _HEADER.size - len(data)
-    magic, size, stdin_size, _ = _HEADER.unpack_from(data)
-    if magic != _MAGIC or size > _MAX_STRINGS or stdin_size > MAX_STDIN:
+    magic, size, inherited_size, stdin_size, _ = _HEADER.unpack_from(data)
+    if magic != _MAGIC or size + inherited_size > _MAX_STRINGS or stdin_size > MAX_STDIN:
         raise BadRequest("not a request")
-    whole = _HEADER.size + size + stdin_size
+    whole = _HEADER.size + size + inherited_size + stdin_size
     if len(data) > whole:
         raise BadRequest("more than a request")
     return int(whole) - len(data)
 
 
-def parse(data: bytes | bytearray) -> Request:
-    """The request, of which nothing is `missing`. Raises BadRequest."""
-    _, size, _, umask = _HEADER.unpack_from(data)
-    stdin_at = _HEADER.size + size
-    strings = os.fsdecode(bytes(data[_HEADER.size : stdin_at])).split("\0")
-    if len(strings) < 2 or strings.pop():
+class Parser:
+    """Parses requests. The requests of one runtime inherit the same variables: the last ones are
+    kept, with their bytes, so that equal bytes need no parsing. Nobody may change `inherited`.
+    """
+
+    def __init__(self) -> None:
+        self._block = b""
+        self._inherited: dict[str, str] = {}
+
+    def parse(self, data: bytes | bytearray) -> Request:
+        """The request, of which nothing is `missing`. Raises BadRequest."""
+        _, size, inherited_size, _, umask = _HEADER.unpack_from(data)
+        inherited_at = _HEADER.size + size
+        stdin_at = inherited_at + inherited_size
+        texts = _texts(data[_HEADER.size : inherited_at])
+        if not texts:
+            raise BadRequest("no path")
+        called_as, *own = texts
+        block = bytes(data[inherited_at:stdin_at])
+        if block != self._block:
+            self._inherited = _variables(_texts(block))
+            self._block = block
+        inherited = self._inherited
+        env = {**inherited, **_variables(own)}
+        return Request(called_as, env, inherited, bytes(data[stdin_at:]), umask & 0o777)
+
+
+def _texts(block: bytes | bytearray) -> list[str]:
+    """The NUL-terminated texts in a block. Raises BadRequest."""
+    texts = os.fsdecode(bytes(block)).split("\0")
+    if texts.pop():
         raise BadRequest("unterminated strings")
-    called_as, *variables = strings
-    pairs = [text.partition("=") for text in variables]
-    env = {key: value for key, equals, value in pairs if equals and key}
-    return Request(called_as, env, bytes(data[stdin_at:]), umask & 0o777)
+    return texts
+
+
+def _variables(texts: list[str]) -> dict[str, str]:
+    """Names and values in turn as a dict. Raises BadRequest."""
+    names = texts[::2]
+    if len(texts) % 2 or "" in names or "=" in "".join(names):
+        raise BadRequest("not names and values")
+    return dict(zip(names, texts[1::2], strict=True))
 
 
 def parse_go(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> tuple[Descriptors, int]:

@@ -12,8 +12,9 @@ import fcntl
 import gc
 import os
 import signal
+import struct
 import sys
-from _socket import MSG_DONTWAIT
+from _socket import MSG_DONTWAIT, SO_RCVTIMEO, SOL_SOCKET
 from _socket import socket as Socket
 from collections.abc import Callable, Mapping
 from time import monotonic
@@ -23,7 +24,7 @@ from .. import dispatch, interrupts
 from ..files import open_null
 from ..kernel import sysctl
 from ..netns import namespace
-from ..netns.executor import Executor, is_single_threaded
+from ..netns.executor import Executor
 from ..protocol.errors import IOFailure
 from . import slots, trace, wire
 from .counts import Counts
@@ -36,7 +37,9 @@ DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of its arguments, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 _CHECK_INTERVAL = 32  # requests between checks of memory and descriptors
-_REPORT_TIMEOUT = 10  # seconds for a client to write a result
+_TIMEOUT = 10  # seconds for a client to take a result, and to write it
+_TIMEVAL = struct.pack("@ll", _TIMEOUT, 0)
+_OWN_LINKS = 2  # of a directory without subdirectories
 _SPARE_FDS = 8  # descriptors that a library may keep open
 
 # A function that runs the decoded request; None if there is no such plugin here.
@@ -86,6 +89,7 @@ class Worker:
         self.slot = server.slots[number]
         self.limits = limits
         self.home = namespace.stay()
+        self.process = _OwnProcess()
         sysctl.keep_open()
         self.reception: Reception[Run] = Reception(
             listener,
@@ -195,7 +199,7 @@ class Worker:
                 ended = monotonic()
                 self.trace.mark("encoded")
             finally:
-                self.watched = None
+                self._unwatch()
                 self._leave_mounts(descriptors)
             if self.conn is not None:
                 client.conn.sendall(wire.reply(code, output))  # before cleaning up
@@ -213,11 +217,11 @@ class Worker:
         The result stands as soon as the client has it, unless the client reports that it could not
         write it. If the result could not be sent as a whole, the connection ends.
         """
-        conn, self.conn, self.watched = self.conn, None, None  # signals do not count any more
+        conn, self.conn = self.conn, None
         assert conn is not None
+        self._unwatch()  # signals do not count any more
         try:
-            conn.settimeout(_REPORT_TIMEOUT)
-            conn.sendall(wire.result(output))
+            _send(conn, wire.result(output))
         except OSError as failure:
             text = (failure.strerror or str(failure)).lower()
             raise IOFailure(f"cannot send the result to the client: {text}") from None
@@ -262,6 +266,12 @@ class Worker:
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
         self._on_io()  # for what arrived before
 
+    def _unwatch(self) -> None:
+        """Request no SIGIO any more: one would come for the report, and for the client's end."""
+        if self.watched is not None:
+            fcntl.fcntl(self.watched, fcntl.F_SETFL, os.O_RDWR)
+            self.watched = None
+
     def _on_io(self, *_: object) -> None:
         if self.watched is None:
             return
@@ -281,9 +291,9 @@ class Worker:
     def _is_reusable(self) -> bool:
         """Is this process as clean as before the request, and below its limits?"""
         self.served += 1
-        if self.served >= self.limits.requests or namespace.own_identity() != self.home:
+        if self.served >= self.limits.requests or self.process.netns() != self.home:
             return False
-        if not is_single_threaded():
+        if self.process.threads() != 1:
             return False
         if self.served % _CHECK_INTERVAL:
             return True
@@ -294,16 +304,28 @@ class Worker:
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
 
 
+def _send(conn: Socket, data: bytes) -> None:
+    """Send all of the data; at once, if there is room for it. Raises OSError."""
+    try:
+        sent = conn.send(data, MSG_DONTWAIT)
+    except BlockingIOError:
+        sent = 0
+    if sent < len(data):
+        conn.settimeout(_TIMEOUT)
+        conn.sendall(data[sent:])
+
+
 def _reported(conn: Socket) -> int:
     """The client's report: 0 or an errno; 0 if none comes in time.
 
     Ends this process if the client is dead, as Worker._on_io does.
     """
     received, failed = b"", False
+    conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEVAL)
     while (error := wire.report(received)) is None:
         try:
             data = conn.recv(16)
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):
             return 0
         except ConnectionResetError:
             data = b""
@@ -318,6 +340,26 @@ def _reported(conn: Socket) -> int:
     return error
 
 
+class _OwnProcess:
+    """Facts of this process from /proc, whose directories are kept open: to look them up takes
+    longer than the rest.
+    """
+
+    def __init__(self) -> None:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._namespaces = os.open("/proc/self/ns", flags)
+        self._tasks = os.open("/proc/self/task", flags)
+
+    def netns(self) -> tuple[int, int]:
+        """Device and inode of the network namespace."""
+        status = os.stat("net", dir_fd=self._namespaces)
+        return status.st_dev, status.st_ino
+
+    def threads(self) -> int:
+        """The number of threads: /proc has a directory for each."""
+        return os.fstat(self._tasks).st_nlink - _OWN_LINKS
+
+
 class _Environment:
     """A copy of os.environ's content, because reading os.environ decodes every variable.
 
@@ -326,22 +368,19 @@ class _Environment:
     """
 
     def __init__(self) -> None:
-        self._have = os.environ.copy()
-        self._request: wire.Request | None = None
+        self._have: Mapping[str, str] = os.environ.copy()
 
     def become(self, request: wire.Request) -> None:
         """Make os.environ the request's environment."""
-        if request is self._request:
+        wanted, have = request.inherited, self._have
+        if wanted is have:
             return
-        self._request = request
-        wanted = {key: value for key, value in request.env.items() if not key.startswith("CNI_")}
-        if wanted == self._have:
-            return
-        for key in self._have.keys() - wanted.keys():
-            del os.environ[key]
-        for key, value in wanted.items():
-            if self._have.get(key) != value:
-                os.environ[key] = value
+        if wanted != have:
+            for key in have.keys() - wanted.keys():
+                del os.environ[key]
+            for key, value in wanted.items():
+                if have.get(key) != value:
+                    os.environ[key] = value
         self._have = wanted
 
 

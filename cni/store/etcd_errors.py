@@ -30,8 +30,16 @@ _MEANINGS: tuple[tuple[str, type[StoreError], str], ...] = (
     (
         "permission denied",
         Refused,
-        "grant it: etcdctl role grant-permission ROLE --prefix=true readwrite PREFIX/, "
-        "with store.prefix for PREFIX",
+        "if store.username is not set, set it and store.passwordFile; else grant it: etcdctl role "
+        "grant-permission ROLE --prefix=true readwrite PREFIX/, with store.prefix for PREFIX",
+    ),
+    # etcd with users says so to a client certificate with a common name: its gateway would not know
+    # whether the request is of that user
+    (
+        "CommonName of client",
+        Refused,
+        "etcd has users, and its JSON gateway takes no client certificate with a common name (CN): "
+        "issue store.certFile without one, for example for the subject /O=nodes",
     ),
     ("authentication is not enabled", Refused, "leave out store.username, or enable it in etcd"),
     (

@@ -308,9 +308,11 @@ def parse_endpoint(url: str, field: str = "endpoints") -> Address:
         raise Refused(f"{field}: {url!r} has more than a host and a port", example)
     if port == 0 or not is_host(parts.hostname):
         raise Refused(f"{field}: {url!r} is no address to connect to", example)
-    return Address(
-        url.rstrip("/"), parts.hostname, port or _PORTS[parts.scheme], parts.scheme == "https"
-    )
+    text, number = url.rstrip("/"), port or _PORTS[parts.scheme]
+    if port is None:
+        # errors name the endpoint by this: nobody who forgot the port thinks of 443
+        text = f"{text.rstrip(':')}:{number}"
+    return Address(text, parts.hostname, number, parts.scheme == "https")
 
 
 def seconds_of(retry_after: str) -> float | None:

@@ -45,9 +45,9 @@ def identity(data_dir: str, name: str) -> Identity:
     if known.name != name:
         raise CNIError(
             f"this node is {known.name} in the store, not {name}",
-            f"its blocks are claimed under that name: set nodeName to {known.name}; or remove "
-            f"all containers of its networks, release its blocks with `cni ipam sync --release`"
-            f", and remove {path}",
+            f"its blocks are claimed under that name: set nodeName to {known.name}. To give the "
+            f"node another name, first remove, while it is {known.name}, all containers of its "
+            f"networks, release its blocks with `cni ipam sync --release`, and remove {path}",
         )
     return known
 

@@ -167,10 +167,13 @@ class Run:
 
 
 def _is_possible(case: Case) -> bool:
-    """Has the kernel what the case needs? Says what is missing."""
+    """Has the machine what the case needs? Says what is missing."""
     problem = missing(case.needs) if case.needs else None
     if problem is not None:
         print(f"{case.name:36} this kernel has no {case.needs} ({problem})")
+    elif case.program and shutil.which(case.program) is None:
+        problem = f"{case.program} is not installed"
+        print(f"{case.name:36} {problem}")
     return problem is None
 
 

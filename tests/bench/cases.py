@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.measure import VERSION, Json, Node
+from tests.harness import JoinedNetns
+from tests.harness.card import Card
+from tests.harness.dhcp import radvd
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,7 @@ class Case:
     name: str
     conf: Callable[[Node], Json]
     needs: str = ""  # a feature of the kernel, see tests.harness.requires
+    program: str = ""  # a program that `around` starts
     # What is there while it runs, and is not measured.
     around: Callable[[Node], AbstractContextManager[Any]] = nullcontext
 
@@ -189,10 +195,88 @@ def own_firewall(node: Node) -> Json:
     return chained("firewall", backend=backend)(node)
 
 
+def claiming(kind: str, name: str, **keys: Any) -> Callable[[Node], Json]:
+    """An IPAM plugin that claims what it allocates from, in the node's store."""
+
+    def make(node: Node) -> Json:
+        # the node's uid is there: a node has one
+        ipam = {"type": kind, "dataDir": str(node.data_dir / "claims"), **keys}
+        return {"cniVersion": VERSION, "name": name, "type": kind, "ipam": ipam}
+
+    return make
+
+
+def wireguard(node: Node) -> Json:
+    key_file = node.run_dir / "key"
+    if not key_file.exists():
+        key_file.touch(0o600)
+        key_file.write_bytes(b64encode(b"k" * 32) + b"\n")
+    peer = {
+        "publicKey": "XsR1bUUmlqAUQpQNqNKAoMgUg7WgsadKJnNmCa72H2U=",
+        "endpoint": "192.0.2.1:51820",
+        "subnets": ["10.67.0.0/16"],
+    }
+    return simple("wireguard", privateKeyFile=str(key_file), peers=[peer])(node)
+
+
+@contextmanager
+def lan_address(node: Node) -> Iterator[None]:
+    """An address on lan0, which the node publishes."""
+    node.host.ip("address", "add", "192.0.2.9/24", "dev", "lan0")
+    try:
+        yield
+    finally:
+        node.host.ip("address", "delete", "192.0.2.9/24", "dev", "lan0")
+
+
+@contextmanager
+def router(node: Node) -> Iterator[None]:
+    """A router at the other end of lan0, which answers at once, and no duplicate detection."""
+    node.container.set_sysctl("net/ipv6/conf/default/accept_dad", 0)
+    prefix = "prefix fd66::/64 { AdvAutonomous on; };"
+    server = radvd(node.host, node.scratch / "radvd", "dev0", prefix)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+def slaac(node: Node) -> Json:
+    return simple("macvlan", master="lan0", ipam={"type": "slaac"})(node)
+
+
+@functools.cache
+def card() -> Card:
+    """The card of `tools/debian-lab --card`, with one function for all rounds."""
+    return Card(JoinedNetns("/proc/1/ns/net"), 1)
+
+
+def sriov(node: Node) -> Json:
+    address = card().functions[0].address
+    return simple("sriov", deviceID=address, vlan=66, spoofchk="on", trust="on")(node)
+
+
+@contextmanager
+def on_card(node: Node) -> Iterator[None]:
+    """The plugin runs where the card's links are."""
+    home, node.host = node.host, card().node
+    try:
+        yield
+    finally:
+        node.host = home
+
+
 CASES = [
     Case("loopback", simple("loopback")),
     Case("host-local", simple("host-local")),
     Case("static", simple("static", ipam=STATIC)),
+    # The node keeps a block after the first ADD; single addresses are claimed by each.
+    Case("cluster", claiming("cluster", "blocks", ranges=[[{"subnet": "10.66.0.0/16"}]])),
+    Case("whereabouts", claiming("whereabouts", "single", range="10.68.0.0/16")),
+    Case(
+        "whereabouts, node_slice_size",
+        claiming("whereabouts", "slices", range="10.69.0.0/16", node_slice_size="/26"),
+    ),
     Case("bridge", simple("bridge", bridge="brplain")),
     Case("bridge, default gateway", default_gateway),
     Case(
@@ -210,6 +294,15 @@ CASES = [
     Case("vlan", simple("vlan", master="lan0", vlanId=7), "vlan"),
     Case("dummy", simple("dummy"), "dummy"),
     Case("vxlan", simple("vxlan", vni=66, peers=["192.0.2.1", "192.0.2.2"]), "vxlan"),
+    Case(
+        "vxlan, peersFrom",
+        simple("vxlan", name="bench-store", vni=67, peersFrom="cluster", dev="lan0"),
+        "vxlan",
+        around=lan_address,
+    ),
+    Case("wireguard", wireguard, "wireguard"),
+    Case("sriov", sriov, "card", around=on_card),
+    Case("macvlan, slaac", slaac, "macvlan", program="radvd", around=router),
     Case("tap", simple("tap"), "tap"),
     Case("flannel (bridge)", flannel),
     Case(

@@ -100,6 +100,10 @@ class Node:
         self.data_dir = self.scratch / "networks"  # on a disk, as /var/lib/cni
         self.run_dir = self.scratch / "run"  # in memory, as /run
         self.run_dir.mkdir()
+        self.cluster_conf = self.scratch / "cluster.json"  # in place of /etc/cni/cluster.json
+        store = {"type": "directory", "path": str(self.data_dir / "store")}
+        settings = {"nodeName": name, "dataDir": str(self.data_dir / "claims"), "store": store}
+        self.cluster_conf.write_text(json.dumps(settings))
         subprocess.run(["mount", "-t", "tmpfs", "cni-bench", self.run_dir], check=True)
         self.host = Netns(f"{name}-host")
         # As on a node: the first container's links are not the first links.
@@ -156,6 +160,7 @@ class Node:
         return {
             **self.environ,
             "CNI_STATE_DIR": str(self.run_dir / "state"),
+            "CNI_CLUSTER_CONF": str(self.cluster_conf),
             "CNI_COMMAND": verb,
             "CNI_CONTAINERID": where.container_id,
             "CNI_NETNS": where.netns,

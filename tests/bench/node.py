@@ -285,20 +285,14 @@ def plot(stages: Sequence[Stage], name: str) -> str:
 
 def measure_bursts(ours: Path, scratch: Path, options: argparse.Namespace) -> list[Json]:
     """Bursts through the server, by exec, and with the Go plugins, each on a node of its own."""
+    ways = {"server": (ours, True), "exec with Python": (ours, False)}
+    if (options.go_bin_dir / "bridge").exists():
+        ways["go"] = (options.go_bin_dir, False)
+    else:
+        print(f"bench-node: no {options.go_bin_dir / 'bridge'}", file=sys.stderr)
     pods = burst.QUICK_PODS if options.quick else burst.PODS
-    kinds = {"warm": (ours, True), "ours": (ours, False), "go": (options.go_bin_dir, False)}
-    waits = []
-    for name, (bin_dir, server) in kinds.items():
-        if not (bin_dir / "bridge").exists():
-            print(f"bench-node: no {bin_dir / 'bridge'}", file=sys.stderr)
-            continue
-        node = Node(name, bin_dir, scratch, server=server)
-        try:
-            for size in burst.SIZES:
-                waits += burst.measure(node, pods, size)
-        finally:
-            node.close()
-    burst.show(waits)
+    waits = burst.measure_all(ways, scratch, pods, burst.SIZES, 1)
+    print(f"\nbursts (ms)\n{burst.markdown(waits)}")
     return [each._asdict() for each in waits]
 
 

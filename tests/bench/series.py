@@ -43,7 +43,7 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
     failed: set[str] = set()
     for number, node in alternate(nodes, rounds + 1):
         conf = case.conf(node)
-        if node.name in failed or not (node.bin_dir / conf["type"]).exists():
+        if node.name in failed or not _has_plugins(node, conf):
             continue
         try:
             with case.around(node):
@@ -62,6 +62,12 @@ def measure_case(case: Case, nodes: list[Node], rounds: int) -> list[Row]:
         Row(case.name, verb, summaries(taken, nodes, failed), bare)
         for verb, taken in samples.items()
     ]
+
+
+def _has_plugins(node: Node, conf: Json) -> bool:
+    """Has this implementation the plugin, and the IPAM plugin that it calls?"""
+    names = [conf["type"], conf.get("ipam", {}).get("type", conf["type"])]
+    return all((node.bin_dir / name).exists() for name in names)
 
 
 def measure_version(nodes: list[Node], rounds: int) -> list[Row]:

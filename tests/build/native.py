@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUILD = "0123456789ab"
-HELLO, HEADER = struct.Struct("=I12s"), struct.Struct("=IIII")
-MAGIC = 0x31494E43
+HELLO, HEADER = struct.Struct("=I12s"), struct.Struct("=IIIII")
+MAGIC = 0x32494E43
 CONF = b'{"cniVersion":"1.1.0","name":"net"}'
 # Stands for Python: writes down what it was started with.
 RECORDER = """#!/bin/sh
@@ -109,7 +109,7 @@ def receive(conn: socket.socket) -> tuple[bytes, bytes, list[int]]:
     request = exactly(conn, HEADER.size)
     if len(request) < HEADER.size:
         return request, b"", []
-    request += exactly(conn, sum(HEADER.unpack(request)[1:3]))
+    request += exactly(conn, sum(HEADER.unpack(request)[1:4]))
     which, ancillary, _, _ = conn.recvmsg(10, socket.CMSG_SPACE(64))
     fds = array.array("i")
     for _, _, content in ancillary:

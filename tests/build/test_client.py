@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,17 +62,58 @@ def test_the_exit_code_is_the_server_s(
     client: Client, serve: Callable[..., Server], code: int
 ) -> None:
     server = serve(answer=reply(code))
-    done = client.run(env=client.environment(CNI_NETNS="/proc/self/ns/net", FILL="x"), umask=0o027)
+    more = {"CNI_NETNS": "/proc/self/ns/net", "FILL": "x=y", "EMPTY": "", "CNI_ARGS": "K=V"}
+    done = client.run(env=client.environment(**more), umask=0o027)
     assert (done.returncode, done.stdout, done.stderr) == (code, b"", b"")
     ((request, which, fds),) = server.requests
-    magic, strings, size, umask = HEADER.unpack_from(request)
+    magic, strings, inherited, size, umask = HEADER.unpack_from(request)
     assert (magic, size, umask) == (MAGIC, len(CONF), 0o027)
     # stderr, directory, root, namespace, routing socket, jobs
     assert (which, len(fds)) == (7, 6)
-    path, *env, last = request[HEADER.size : HEADER.size + strings].split(b"\0")
+    own, rest = request[HEADER.size :][:strings], request[HEADER.size + strings :]
+    path, *variables, last = own.split(b"\0")
     assert (path, last) == (os.fsencode(client.program), b"")
-    assert b"FILL=x" in env
-    assert request[HEADER.size + strings :] == CONF
+    assert pairs(variables)[b"CNI_ARGS"] == b"K=V"
+    assert all(name.startswith(b"CNI_") for name in variables[::2])
+    *variables, last = rest[:inherited].split(b"\0")
+    assert {b"FILL": b"x=y", b"EMPTY": b""}.items() <= pairs(variables).items()
+    assert not any(name.startswith(b"CNI_") for name in variables[::2])
+    assert rest[inherited:] == CONF
+
+
+def pairs(texts: list[bytes]) -> dict[bytes, bytes]:
+    """Names and values in turn."""
+    return dict(zip(texts[::2], texts[1::2], strict=True))
+
+
+# Python's own execve takes no such variables: executes argv[1] with those of argv[2:].
+RAW_EXECVE = """
+import ctypes, os, sys
+texts = [*map(os.fsencode, sys.argv[1:]), *(b"=".join(pair) for pair in os.environb.items())]
+environment = (ctypes.c_char_p * len(texts))(*texts[1:], None)
+ctypes.CDLL(None).execve(texts[0], (ctypes.c_char_p * 2)(texts[0], None), environment)
+"""
+
+
+def test_a_variable_without_name_or_value_is_left_out(
+    client: Client, serve: Callable[..., Server]
+) -> None:
+    """Python's environment has no such variables either."""
+    strange = ("", "=", "=x", "LONE", "CNI_LONE", "A=B")
+    server = serve()
+    done = subprocess.run(
+        [sys.executable, "-c", RAW_EXECVE, client.program, *strange],
+        input=CONF,
+        env=client.environment(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done
+    request, *_ = server.requests[0]
+    _, strings, inherited, _, _ = HEADER.unpack_from(request)
+    texts = request[HEADER.size :][: strings + inherited].split(b"\0")
+    assert not {b"LONE", b"CNI_LONE", b"x"} & set(texts)
+    assert texts.count(b"A") == texts.count(b"CNI_COMMAND") == 1
+    assert len(texts) % 2 == 0  # the path, pairs, and what is behind the last NUL
 
 
 @pytest.mark.parametrize("command", ["ADD", "DEL", "CHECK"])

@@ -24,16 +24,19 @@ class Authority:
         subject = ["-subj", f"/CN={name}", "-days", "10", "-nodes"]
         _openssl("req", "-x509", *_NEW_KEY, *subject, "-keyout", self._key, "-out", self.cert)
 
-    def issue(self, name: str, names: str = "", days: int = 10) -> Pair:
-        """For these names (``IP:10.0.0.1,DNS:etcd``); with negative `days` it has expired."""
+    def issue(self, name: str, names: str = "", days: int = 10, subject: str = "") -> Pair:
+        """For these names (``IP:10.0.0.1,DNS:etcd``); with negative `days` it has expired.
+
+        The subject is ``/CN=<name>``, unless it is given.
+        """
         pair = Pair(str(self._directory / f"{name}.pem"), str(self._directory / f"{name}.key"))
         request, extensions = self._directory / "request", self._directory / "extensions"
         extensions.write_text(
             "extendedKeyUsage=serverAuth,clientAuth\n"
             + (f"subjectAltName={names}\n" if names else "")
         )
-        _openssl("req", *_NEW_KEY, "-nodes", "-subj", f"/CN={name}", "-keyout", pair.key,
-                 "-out", str(request))  # fmt: skip
+        _openssl("req", *_NEW_KEY, "-nodes", "-subj", subject or f"/CN={name}",
+                 "-keyout", pair.key, "-out", str(request))  # fmt: skip
         _openssl("x509", "-req", "-in", str(request), "-CA", self.cert, "-CAkey", self._key,
                  "-CAcreateserial", "-days", str(days), "-extfile", str(extensions),
                  "-out", pair.cert)  # fmt: skip

@@ -191,7 +191,17 @@ def kea6(ns: Netns, directory: Path, ifname: str, **subnet: Any) -> Server:
         "server-id": {"type": "LL", "htype": 1, "identifier": "020000005501", "persist": False},
         "subnet6": [{"id": 1, "interface": ifname, **subnet}],
     }  # fmt: skip
+    # Kea listens on that address only, and does not wait for it.
+    wait_until(lambda: link_local(ns, ifname), f"{ifname} has a link-local address")
     return _kea(ns, directory, 6, config)
+
+
+def link_local(ns: Netns, ifname: str) -> str:
+    """The link's own IPv6 address; empty before duplicate address detection is done."""
+    for shown in ns.ip_json("-6", "address", "show", "dev", ifname, "scope", "link", "-tentative"):
+        for entry in filter(None, shown["addr_info"]):  # `ip` shows others as empty objects
+            return str(entry["local"])
+    return ""
 
 
 def radvd(ns: Netns, directory: Path, ifname: str, body: str) -> Server:
@@ -339,3 +349,145 @@ def answer(
         / DHCP(options=[("message-type", kind), *chosen, "end"])
     )
     return bytes(packet)
+
+
+class IdleRouter:
+    """Answers each router solicitation on a link at once, with neither a route nor a prefix.
+
+    Without a router the daemon waits for some seconds whether one answers.
+    """
+
+    def __init__(self, ns: Netns, ifname: str) -> None:
+        self._index = ns.run(socket.if_nametoindex, ifname)
+        self._sock = ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
+        group = socket.inet_pton(socket.AF_INET6, "ff02::2") + self._index.to_bytes(4, "little")
+        self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        self._sock.settimeout(0.1)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> IdleRouter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        # hop limit 64, no flags, no lifetimes; the kernel fills in the checksum
+        advertisement = bytes((134, 0, 0, 0, 64)) + bytes(11)
+        while not self._end.is_set():
+            try:
+                packet = self._sock.recv(65536)
+            except TimeoutError:
+                continue
+            if packet[0] == 133:
+                self._sock.sendto(advertisement, ("ff02::1", 0, 0, self._index))
+
+
+class FakeServer6:
+    """Answers each DHCPv6 message on a link with what `answers(kind, request)` returns.
+
+    `kind` is the message's type as in RFC 8415 (1: SOLICIT), `request` is scapy's; the answers are
+    DHCPv6 messages, which go to the client that has asked.
+    """
+
+    def __init__(self, ns: Netns, ifname: str, answers: Callable[[int, Any], list[bytes]]) -> None:
+        index = ns.run(socket.if_nametoindex, ifname)
+        self._sock = ns.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._sock.bind(("::", 547))
+        group = socket.inet_pton(socket.AF_INET6, "ff02::1:2") + index.to_bytes(4, "little")
+        self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        # So that the thread sees soon that it is to end.
+        self._sock.settimeout(0.1)
+        self._answers = answers
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> FakeServer6:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end.set()
+        self._thread.join()
+        self._sock.close()
+
+    def _run(self) -> None:
+        from scapy.layers.dhcp6 import DHCP6_Solicit
+
+        while not self._end.is_set():
+            try:
+                data, source = self._sock.recvfrom(65536)
+            except TimeoutError:
+                continue
+            # all client messages have the form of this one
+            for reply in self._answers(data[0], DHCP6_Solicit(data)):
+                self._sock.sendto(reply, source)
+
+
+SERVER_DUID = b"\0\x03\0\x01\x02\0\0\0\x55\x01"
+
+
+def option6(code: int, value: bytes = b"") -> bytes:
+    """A DHCPv6 option."""
+    return code.to_bytes(2, "big") + len(value).to_bytes(2, "big") + value
+
+
+def answer6(
+    request: Any, kind: int, *options: bytes, server: bytes = SERVER_DUID, xid: int | None = None
+) -> bytes:
+    """A server's DHCPv6 message (2: ADVERTISE, 7: REPLY) to the client of a request."""
+    number = request.trid if xid is None else xid
+    client = bytes(request["DHCP6OptClientId"].duid)
+    head = bytes((kind,)) + number.to_bytes(3, "big") + option6(1, client) + option6(2, server)
+    return head + b"".join(options)
+
+
+def ia_na(
+    address: str,
+    preferred: int = 1800,
+    valid: int = 3600,
+    *,
+    t1: int = 1000,
+    t2: int = 1500,
+    inner: bytes = b"",
+) -> bytes:
+    """An IA_NA with an address."""
+    packed = socket.inet_pton(socket.AF_INET6, address)
+    times = preferred.to_bytes(4, "big") + valid.to_bytes(4, "big")
+    return option6(3, _association(t1, t2) + option6(5, packed + times) + inner)
+
+
+def ia_pd(
+    prefix: str,
+    preferred: int = 1800,
+    valid: int = 3600,
+    *,
+    t1: int = 1000,
+    t2: int = 1500,
+    inner: bytes = b"",
+) -> bytes:
+    """An IA_PD with a prefix (``fd77::/64``)."""
+    network, _, length = prefix.partition("/")
+    packed = bytes((int(length),)) + socket.inet_pton(socket.AF_INET6, network)
+    times = preferred.to_bytes(4, "big") + valid.to_bytes(4, "big")
+    return option6(25, _association(t1, t2) + option6(26, times + packed) + inner)
+
+
+def status6(code: int, text: str = "") -> bytes:
+    """A status option, which stands in a message or in an IA."""
+    return option6(13, code.to_bytes(2, "big") + text.encode())
+
+
+def refusal6(ia: int, code: int, text: str = "") -> bytes:
+    """An IA (3: IA_NA, 25: IA_PD) without a lease, and why."""
+    return option6(ia, _association(0, 0) + status6(code, text))
+
+
+def _association(t1: int, t2: int) -> bytes:
+    return (1).to_bytes(4, "big") + t1.to_bytes(4, "big") + t2.to_bytes(4, "big")

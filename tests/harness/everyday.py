@@ -29,6 +29,7 @@ LONG: dict[str, tuple[str, ...]] = {
     "tests/build/test_copies.py": (
         "test_installing_over_copies",
         "test_each_is_the_plugin_of_its_name",
+        "test_a_copy_installs_itself",
     ),
     "tests/build/test_install.py": (
         "test_a_second_time_changes_nothing",
@@ -50,6 +51,9 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_an_install_that_fails_leaves_the_one_before",
         "test_uninstall_leaves_what_others_put_there_since",
         "test_an_archive_that_another_python_compiled",
+        "test_a_python_that_lacks_what_taking_the_bytecode_needs",
+        "test_no_link_for_a_directory_that_is_not_the_system_s",
+        "test_a_manifest_of_another_form",
     ),
     "tests/build/test_start.py": (
         "test_a_damaged_tree_gives_an_error_object",
@@ -87,6 +91,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_a_read_goes_to_the_next_endpoint_and_a_change_never",
         "test_a_deadline_holds_for_all_endpoints_together",
     ),
+    "tests/netns/test_concurrency.py": ("test_a_new_bridge_for_many_containers",),
     "tests/netns/test_dhcp.py": (
         "test_expired_and_leased_again",
         "test_refused_after_a_restart",
@@ -106,6 +111,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_bridge_mac_from_arguments",
         "test_ptp_masquerade",
         "test_portmap_two_containers",
+        "test_go_is_like_go",
     ),
     "tests/netns/test_every_command.py": (
         "test_no_escapes_where_none_are_wanted",
@@ -119,6 +125,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_zones",
         "test_switching_over",
         "test_isolation_is_iptables",
+        "test_reload_by_hand",
     ),
     "tests/netns/test_flat.py": (
         "test_no_verb_costs_more_with_many_containers",
@@ -129,6 +136,7 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_gc_of_ports_asks_as_often_with_many_networks",
     ),
     "tests/netns/test_golden.py": ("test_texts",),
+    "tests/netns/test_host_device.py": ("test_killed",),
     "tests/netns/test_lost_answers.py": ("test_every_answer_lost_once",),
     "tests/netns/test_migrate.py": ("test_killed_anywhere",),
     "tests/netns/test_portmap.py": ("test_a_thousand_ports_are_no_more_rules",),
@@ -153,7 +161,12 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_each_case_is_broken_by_its_sabotage",
         "test_after_a_kill_gc_sweeps",
         "test_what_its_own_add_sets_where_nobody_is_attached",
+        "test_what_its_own_add_mends_is_said",
+        "test_after_a_kill_the_next_one_sweeps",
+        "test_dns_servers",
+        "test_an_mtu_above_that_of_the_way_out",
     ),
+    "tests/netns/test_record_log.py": ("test_requests_at_the_same_time_have_whole_lines",),
     "tests/netns/test_record_metrics.py": (
         "test_hostile_scrapers_hold_up_nobody",
         "test_an_address_in_use_is_told_and_tried_again",
@@ -204,7 +217,11 @@ LONG: dict[str, tuple[str, ...]] = {
         "test_plugins_that_are_put_back_cannot_take_over_everything",
     ),
     "tests/netns/test_writing_a_plugin.py": ("test_label_is_served_like_the_others",),
-    "tests/unit/test_pure_imports.py": ("test_the_same_heap_without_standins",),
+    "tests/unit/test_pure_imports.py": (
+        "test_the_same_heap_without_standins",
+        "test_the_same_heap",
+        "test_a_rehearsal_leaves_the_same_everywhere",
+    ),
     "tests/unit/test_which_run.py": (
         "test_a_run_through_a_server_takes_what_goes_through_one",
         "test_the_lab_takes_what_the_machine_cannot",
@@ -217,15 +234,10 @@ ONE_ROW: dict[str, dict[str, str]] = {
     "tests/build/test_build.py": {
         "test_a_cache_that_somebody_changed_is_not_used": "wheel",
     },
-    "tests/build/test_copies.py": {
-        "test_a_copy_installs_itself": "client",
-    },
     "tests/build/test_install.py": {
         "test_a_full_file_system": "64",
-        "test_no_link_for_a_directory_that_is_not_the_system_s": "options0",
         "test_a_link_is_never_made_over_something_else": "file",
         "test_a_link_that_leads_out_of_the_root": "True-opt",
-        "test_a_manifest_of_another_form": "[]",
     },
     "tests/build/test_overwritten.py": {
         "test_doctor_sees_that_no_plugin_can_start": "missing-it is missing",
@@ -267,6 +279,9 @@ ONE_ROW: dict[str, dict[str, str]] = {
         "test_a_node_without_anything": "ls",
         "test_not_root": "ls",
         "test_completion": "add s",
+    },
+    "tests/netns/test_completion_shells.py": {
+        "test_tab": "bash",
     },
     "tests/netns/test_dhcp.py": {
         "test_versions": "0.1.0",
@@ -311,7 +326,6 @@ ONE_ROW: dict[str, dict[str, str]] = {
     },
     "tests/netns/test_host_device.py": {
         "test_with_addresses": "dual",
-        "test_killed": "ADD-eth0",
     },
     "tests/netns/test_iptables_netlink.py": {
         "test_as_the_tool_writes_it": "firewall-ipv4",
@@ -393,7 +407,6 @@ ONE_ROW: dict[str, dict[str, str]] = {
         "test_ptp_that_works": "dual",
         "test_what_is_broken_is_found": "DEL fails",
         "test_a_range_that_is_full": "1",
-        "test_what_its_own_add_mends_is_said": "forwarding",
         "test_a_signal_ends_it_and_everything_goes": "waits for packets-15",
     },
     "tests/netns/test_ptp.py": {
@@ -407,7 +420,6 @@ ONE_ROW: dict[str, dict[str, str]] = {
     },
     "tests/netns/test_record_log.py": {
         "test_a_full_disk_fails_nothing": "exec",
-        "test_requests_at_the_same_time_have_whole_lines": "exec",
         "test_a_rotated_file_is_left": "exec",
     },
     "tests/netns/test_record_metrics.py": {
@@ -463,45 +475,157 @@ ONE_ROW: dict[str, dict[str, str]] = {
     },
     "tests/unit/test_host_local_crash.py": {
         "test_concurrent_adds_are_unique": "16-12",
+        "test_killed_add": "False",
     },
 }
 
-# Of tests with many rows that each take a quarter of a second or more: four rows are run every day,
-# the first, the last, and two between.
-MOST_ROWS = 4
+# Of tests with more than two rows that each take a twentieth of a second or more: two rows are run
+# every day, the first and the last.
+MOST_ROWS = 2
 FEW_ROWS: dict[str, tuple[str, ...]] = {
-    "tests/netns/test_bad_input.py": ("test_malformed_json",),
+    "tests/build/test_client.py": ("test_the_exit_code_is_the_server_s",),
+    "tests/build/test_install.py": ("test_something_else_where_the_directory_should_be",),
+    "tests/build/test_overwritten.py": (
+        "test_only_the_plugin_that_was_overwritten_is_theirs",
+        "test_says_what_is_wrong_with_cni",
+    ),
+    "tests/build/test_standins_pythons.py": ("test_as_the_real_modules",),
+    "tests/build/test_start.py": (
+        "test_with_an_empty_environment",
+        "test_with_an_old_python",
+    ),
+    "tests/build/test_ways.py": (
+        "TestByDescriptor::test_argv_0_is_the_name",
+        "TestByDescriptor::test_the_command_line",
+        "TestStreams::test_a_stderr_that_takes_nothing",
+    ),
+    "tests/netns/test_bad_input.py": (
+        "test_bridge_args",
+        "test_bridge_keys",
+        "test_environment",
+        "test_ipam_types",
+        "test_malformed_json",
+        "test_network_names",
+        "test_prev_results",
+        "test_routes",
+        "test_static_addresses",
+        "test_versions",
+    ),
     "tests/netns/test_bandwidth.py": (
         "test_bad_input",
         "test_check",
+        "test_delete_needs_nothing",
+        "test_host_interface_is_not_listed",
+        "test_life",
+        "test_somebody_elses_qdisc_stays",
+        "test_switching_over",
         "test_what_is_limited",
     ),
     "tests/netns/test_bridge.py": (
-        "test_check_finds_damage",
         "test_a_gateway_from_the_wire_is_checked",
+        "test_address_conflict",
+        "test_an_address_that_is_used_again_loses_no_packet",
+        "test_check_finds_damage",
+        "test_containers_talk",
+        "test_default_gateway",
+        "test_default_gateway_that_is_not_ipams",
+        "test_del_cleans_up_without_the_namespace",
+        "test_dns",
+        "test_layer_2",
+        "test_life",
+        "test_macspoofchk_refuses_a_mac_that_is_in_use",
+        "test_other_containers_get_no_more_than_the_announcement",
+        "test_unusual_interface_names",
     ),
+    "tests/netns/test_capabilities.py": ("test_without_sys_admin",),
+    "tests/netns/test_cli_owners.py": ("test_not_root",),
+    "tests/netns/test_conflicts.py": ("test_host_local_refuses_what_makes_no_sense",),
     "tests/netns/test_del_gets_through.py": (
-        "test_main",
         "test_chained",
+        "test_main",
         "test_without_add",
     ),
+    "tests/netns/test_device_master.py": (
+        "test_a_master_in_the_configuration_counts_more",
+        "test_check_misses_the_device",
+        "test_the_device_is_the_master",
+        "test_without_a_link_nothing_is_made",
+    ),
+    "tests/netns/test_dhcp.py": (
+        "test_bad_flags",
+        "test_bad_requests",
+    ),
     "tests/netns/test_differential.py": (
-        "test_static_dynamic_configuration",
+        "test_bridge_bad_input_has_the_same_code",
         "test_host_local_bad_ranges",
-        "test_static",
+        "test_host_local_dynamic_configuration",
         "test_host_local_requested_address",
         "test_sbr",
+        "test_static",
+        "test_static_dynamic_configuration",
     ),
     "tests/netns/test_documented.py": ("test_configurations",),
-    "tests/netns/test_firewall.py": ("test_an_admin_chain_that_would_be_something_else",),
+    "tests/netns/test_empty_bridge.py": ("test_it_stays_while_it_is_used",),
+    "tests/netns/test_examples.py": (
+        "test_the_configurations_are_valid",
+        "test_the_configurations_work",
+    ),
+    "tests/netns/test_exit_codes.py": ("test_an_exit_code",),
+    "tests/netns/test_firewall.py": (
+        "test_a_broken_configuration_leaves_no_rules",
+        "test_a_policy_needs_a_bridge",
+        "test_an_admin_chain_that_would_be_something_else",
+        "test_iptables_unless_firewalld_runs",
+    ),
+    "tests/netns/test_flannel.py": ("test_every_version",),
+    "tests/netns/test_harness.py": ("test_snapshot_sees_a_change",),
     "tests/netns/test_host_device.py": (
         "test_bad_input_changes_nothing",
-        "test_two_selectors_for_one_device",
+        "test_bad_sysfs",
+        "test_by_mac",
         "test_by_sysfs",
+        "test_every_version",
+        "test_failed_add_puts_the_device_back",
+        "test_the_container_does_not_decide_what_moves",
+        "test_two_selectors_for_one_device",
+        "test_user_space_driver",
+        "test_without_ipam",
     ),
     "tests/netns/test_kernel_names.py": ("test_an_interface_name_of_prev_result",),
-    "tests/netns/test_long_names.py": ("test_long_names",),
-    "tests/netns/test_macvlan.py": ("test_bad_input_changes_nothing",),
+    "tests/netns/test_link_group.py": ("test_gc_deletes_many_in_one_request",),
+    "tests/netns/test_long_names.py": (
+        "test_long_names",
+        "test_who_has_a_port_is_named_in_full",
+    ),
+    "tests/netns/test_loopback.py": (
+        "test_gc_and_status_do_nothing",
+        "test_life",
+    ),
+    "tests/netns/test_macvlan.py": (
+        "TestContract::test_delete_takes_the_link_that_add_made",
+        "TestContract::test_versions",
+        "test_bad_input_changes_nothing",
+        "test_layer_2",
+        "test_mac",
+        "test_modes",
+        "test_mtu",
+        "test_only_the_configurations_dns",
+    ),
+    "tests/netns/test_macvtap.py": (
+        "TestContract::test_delete_takes_the_link_that_add_made",
+        "TestContract::test_versions",
+        "test_refused",
+    ),
+    "tests/netns/test_masquerade.py": (
+        "test_again_is_the_same",
+        "test_four_containers",
+        "test_gc",
+        "test_plugins",
+    ),
+    "tests/netns/test_messages.py": (
+        "test_a_kernel_without_that_kind_of_link",
+        "test_a_plugin_that_is_not_there",
+    ),
     "tests/netns/test_more_keys.py": ("test_mtu_of_the_uplink",),
     "tests/netns/test_network.py": (
         "test_what_is_written_is_valid",
@@ -511,21 +635,51 @@ FEW_ROWS: dict[str, tuple[str, ...]] = {
     "tests/netns/test_portmap_index.py": (
         "test_many_ports_of_one_container",
         "test_conditions_that_are_none",
+        "test_killed_after_nft_has_made_the_chains",
+        "test_killed_between_the_chains_and_the_elements",
+        "test_what_an_older_build_adds_beside_the_index",
     ),
     "tests/netns/test_portmap_life.py": (
         "test_a_broken_configuration_leaves_no_rules",
         "test_bad_input",
+        "test_each_version",
+        "test_many_flows_are_forgotten_together",
+        "test_status",
+        "test_what_fails_leaves_nothing",
     ),
-    "tests/netns/test_ptp.py": ("test_check_finds_damage",),
+    "tests/netns/test_ptp.py": (
+        "test_addresses",
+        "test_an_address_that_is_used_again_loses_no_packet",
+        "test_check_finds_damage",
+        "test_check_finds_damage_on_the_node",
+        "test_containers_talk_through_the_node",
+    ),
+    "tests/netns/test_record_log.py": (
+        "test_a_log_that_cannot_be_written_fails_nothing",
+        "test_an_error_has_the_line_that_the_runtime_sees",
+    ),
     "tests/netns/test_record_metrics.py": ("test_an_address_that_is_none",),
+    "tests/netns/test_reload.py": ("test_a_del_that_cannot_read_what_was_kept_says_so",),
     "tests/netns/test_route_override.py": (
         "test_changes",
+        "test_check_sees_differences",
         "test_failures_leave_routes_as_they_were",
+        "test_versions",
     ),
-    "tests/netns/test_sbr.py": ("test_bad_input_changes_nothing",),
+    "tests/netns/test_sample.py": (
+        "test_bad_input",
+        "test_life",
+    ),
+    "tests/netns/test_sbr.py": (
+        "test_bad_input_changes_nothing",
+        "test_delete_without_prev_result",
+        "test_static_gateways",
+        "test_versions",
+    ),
     "tests/netns/test_server.py": (
-        "test_the_reply_is_the_same",
+        "test_a_signal_that_comes_with_the_descriptors",
         "test_descriptors_that_do_not_fit",
+        "test_the_reply_is_the_same",
     ),
     "tests/netns/test_server_faults.py": ("test_who_stops_halfway_keeps_nobody_from_the_workers",),
     "tests/netns/test_stale_netns.py": (
@@ -533,16 +687,44 @@ FEW_ROWS: dict[str, tuple[str, ...]] = {
         "test_nothing_is_done_in_the_nodes_own_namespace",
         "test_a_path_that_could_not_be_looked_at",
     ),
-    "tests/netns/test_tap.py": ("test_bad_input_changes_nothing",),
+    "tests/netns/test_tap.py": (
+        "test_bad_input_changes_nothing",
+        "test_dns",
+    ),
     "tests/netns/test_tuning.py": (
         "test_bad_input_changes_nothing",
         "test_sources_of_the_mac",
     ),
     "tests/netns/test_vxlan.py": ("test_refusals",),
+    "tests/unit/test_cli_runtime.py": (
+        "test_a_configuration_that_is_nested_deeply",
+        "test_a_stdout_of_no_use",
+        "test_completion",
+        "test_completion_script",
+        "test_errors_are_on_stderr",
+        "test_help",
+        "test_netns_is_needed",
+        "test_other_verbs_print_nothing",
+        "test_wrong_usage",
+    ),
     "tests/unit/test_cluster_directory.py": (
         "test_a_fault_at_any_call_leaves_each_change_whole_or_not_made",
     ),
+    "tests/unit/test_cluster_failures.py": ("test_a_server_renews_in_time",),
+    "tests/unit/test_cluster_simulation.py": ("test_a_cluster_for_some_hours",),
+    "tests/unit/test_deploy.py": ("test_image_and_base_are_named_by_digest",),
     "tests/unit/test_describe.py": ("test_schemas_are_schemas",),
+    "tests/unit/test_dispatch.py": ("test_the_answer_is_always_an_answer",),
+    "tests/unit/test_protocol_delegate.py": (
+        "test_a_child_that_reads_or_writes_much_does_not_block",
+    ),
+    "tests/unit/test_record.py": (
+        "test_what_is_wrong_with_the_nodes_file_is_said_and_no_request_fails_for_it",
+    ),
+    "tests/unit/test_standins.py": (
+        "test_as_the_real_modules",
+        "test_unexpected_error_is_tried_without",
+    ),
 }
 
 
@@ -568,7 +750,7 @@ def long_ones(items: Iterable[pytest.Item]) -> list[pytest.Item]:
 
 
 def many_rows(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """The items that are left out since four others are rows of the same test of FEW_ROWS."""
+    """The items that are left out since two others are rows of the same test of FEW_ROWS."""
     rows: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         path, _, rest = item.nodeid.partition("::")

@@ -31,7 +31,7 @@ LEFT_OUT = (
     ("slow", "kills at every step, load, rates; what others nearly show as well", "make test-all"),
     ("slow", "long ones, whose subject a shorter one has: harness/everyday.py", "make test-all"),
     ("slow", "combinations of parameters that are each in another test", "make test-all"),
-    ("slow", "of long tests with many rows all but four: harness/everyday.py", "make test-all"),
+    ("slow", "of long tests with many rows all but two: harness/everyday.py", "make test-all"),
     ("lab", "the kernel must have vlan, ipvlan, vrf, …", "make test-lab"),
     ("debian", "the kernel must have SCTP or WireGuard", "make test-debian"),
     ("runtime", "podman and containerd start containers", "make test-runtime"),
@@ -100,7 +100,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         said.append(f"{workers} workers, each in a machine of its own")
     everyday = config.option.markexpr == "not slow"
     if everyday:
-        said.append("five to eight minutes on two idle processors")
+        said.append("four to five minutes on two idle processors")
     if last := _last_duration(config):
         said.append(f"{last // 60} min {last % 60} s here last time")
     lines = [f"run: {'; '.join(said)}"] if said else []

@@ -40,6 +40,11 @@ PROBES: dict[str, Sequence[str]] = {
     "vxlan": ["ip link add probe0 type vxlan id 1 dstport 4789"],
     "sctp": ["python3 -c __import__('socket').socket(2,1,132)"],
     "wireguard": ["ip link add probe0 type wireguard"],
+    # A simulated card, whose virtual functions have settings, but no links.
+    "netdevsim": ["ls /sys/bus/netdevsim/new_device"],
+    # A card with virtual functions. Not any: tests must not change that of a machine. The file is
+    # of `tools/debian-lab --card`.
+    "card": ["ls /run/.lab/card"],
     "tap": ["ip tuntap add dev probe0 mode tap"],
     "nft": ["nft add table inet probe"],
     "nft_bridge": [
@@ -71,7 +76,7 @@ PROBES: dict[str, Sequence[str]] = {
     ],
 }
 # What the lab's kernel lacks, too, and Debian's has.
-ONLY_DEBIAN = frozenset({"sctp", "wireguard"})
+ONLY_DEBIAN = frozenset({"sctp", "wireguard", "card"})
 _TARGETS = {"1": "test-lab", "debian": "test-debian"}  # by $CNI_LAB
 
 

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from .runtime import Reply, Runtime
 
 
+MAGIC = 0x32494E43  # "CNI2" in memory
+
+
 class Server:
     """A running server; `socket` is its path, `host` the node's namespace."""
 
@@ -83,9 +86,19 @@ class Server:
 
 def encode_request(program: str, env: Mapping[str, str], stdin: bytes) -> bytes:
     """What the client sends first (launcher/client.c)."""
-    strings = "\0".join([program, *(f"{key}={value}" for key, value in env.items()), ""]).encode()
-    # The first number is "CNI1" in memory.
-    return struct.pack("=IIII", 0x31494E43, len(strings), len(stdin), 0) + strings + stdin
+
+    def block(*texts: str) -> bytes:
+        return "".join(f"{text}\0" for text in texts).encode()
+
+    own = [text for pair in env.items() if pair[0].startswith("CNI_") for text in pair]
+    others = [text for pair in env.items() if not pair[0].startswith("CNI_") for text in pair]
+    strings, inherited = block(program, *own), block(*others)
+    return encode_header(len(strings), len(inherited), len(stdin)) + strings + inherited + stdin
+
+
+def encode_header(strings: int, inherited: int, stdin: int, magic: int = MAGIC) -> bytes:
+    """The beginning of a request, with the sizes of its parts."""
+    return struct.pack("=IIIII", magic, strings, inherited, stdin, 0)
 
 
 def send_go(

@@ -21,7 +21,15 @@ from cni.ipam.cluster import blocks, rounds
 from cni.ipam.cluster.node import Node, Space
 from cni.store.config import open_store
 
-from .kernel import addresses, iptables_save, kind, links, nft, routes, rules, tree
+from .kernel import (
+    iptables_save,
+    kind,
+    links,
+    links_and_addresses,
+    nft,
+    routes_and_rules,
+    tree,
+)
 from .netns import Netns
 from .requires import requires_kernel
 from .runtime import Reply, Runtime
@@ -200,13 +208,14 @@ class Point:
 
 def network(ns: Netns) -> dict[str, Any]:
     """Links, addresses and routes of a namespace, without what happens by itself."""
-    found = links(ns)
+    found, found_addresses = links_and_addresses(ns)
+    found_routes, found_rules = routes_and_rules(ns, "main")
     return {
         "links": {name: _settings(one) for name, one in found.items()},
-        "addresses": {name: addresses(ns, name) for name in found},
-        "routes": [[one.get(key) for key in ("dst", "dev", "gateway")] for one in routes(ns)],
+        "addresses": found_addresses,
+        "routes": [[one.get(key) for key in ("dst", "dev", "gateway")] for one in found_routes],
         # those for VRFs stay once the kernel has made them
-        "rules": [one for one in rules(ns) if "l3mdev" not in one],
+        "rules": [one for one in found_rules if "l3mdev" not in one],
         "sysctls": {name: ns.sysctl(f"net/ipv4/conf/{name}/route_localnet") for name in found},
     }
 

@@ -383,6 +383,28 @@ def test_client_certificates(etcd: Any, tmp_path: Path) -> None:
     assert "https://" in raised.value.remedy
 
 
+def test_users_and_client_certificates(etcd: Any, tmp_path: Path) -> None:
+    """An etcd with users takes a client certificate only if that has no common name."""
+    authority = Authority(tmp_path / "ca")
+    cluster = etcd(1, authority=authority)
+    with_users(cluster)
+    password = tmp_path / "password"
+    password.write_text("secret")
+    user = {"username": "cni", "passwordFile": str(password)}
+    named = client_options(authority, authority.issue("node"))
+    nameless = client_options(authority, authority.issue("nameless", subject="/O=nodes"))
+    with closing(cluster.store(**user, **named)) as store:
+        with pytest.raises(Refused, match="CommonName of client") as raised:
+            store.read("a")
+        assert "without one" in raised.value.remedy
+    with closing(cluster.store(**user, **nameless)) as store:
+        assert store.read("a") is None
+    with closing(cluster.store(**nameless)) as store:
+        with pytest.raises(Refused, match=r"permission denied|user name is empty") as raised:
+            store.read("a")
+        assert "store.username is not set" in raised.value.remedy
+
+
 # --- three members ---
 
 

@@ -1,4 +1,4 @@
-"""ADDs while a real etcd refuses, cannot be reached, or loses its leader: what an operator sees.
+"""ADDs while a real etcd refuses, is cut off, loses its leader, or is restored: what nodes do.
 
 The engine alone is tested in tests/netns/test_cluster_etcd.py. Here the verbs are called: an ADD
 that fails leaves no address and no block, DEL works in any case, and when the cause is gone the
@@ -7,12 +7,15 @@ next ADD succeeds.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cni.ipam.cluster import rounds
 from cni.ipam.cluster.blocks import block_of_key
 from cni.ipam.cluster.node import OWN, Node, Space
 from cni.store import settings
@@ -240,6 +243,57 @@ def test_adds_of_three_nodes_while_the_leader_is_killed(
         items = etcd.store()
         wait_until(lambda: _settled(items, nodes), "each claim is in the store", timeout=120)
         items.close()
+    finally:
+        etcd.close()
+
+
+# --- a backup is restored ---
+
+
+@pytest.mark.slow
+def test_a_backup_that_is_restored_hands_out_nothing_twice(
+    netns: Callable[..., Netns], tmp_path: Path
+) -> None:
+    """It lacks a block that is in use, and has one that was given back since."""
+    etcd = EtcdCluster(netns, tmp_path)
+    one, two, third = nodes = [OnNode(etcd, tmp_path, f"n{number}") for number in range(3)]
+    stores = {node: etcd.options(stateDir=str(tmp_path / f"{node.name}-state")) for node in nodes}
+
+    def served(node: OnNode, **options: Any) -> None:
+        """A round of the node's server."""
+        file = tmp_path / f"{node.name}.json"
+        own = {"store": stores[node], "nodeName": node.name, "dataDir": str(node.data)}
+        file.write_text(json.dumps(own))
+        env = {"CNI_CLUSTER_CONF": str(file)}
+        _, problems = etcd.node.run(lambda: rounds.once(env, print, **options))
+        assert not problems, problems
+
+    try:
+        held = {*one.add(stores[one], "early")}
+        two.add(stores[two], "gone")
+        etcd.members[0].ctl("snapshot", "save", str(tmp_path / "backup"))
+        two.delete(stores[two], "gone")
+        served(two, give_back=True)
+        held |= {*(a for number in range(9) for a in one.add(stores[one], f"c{number}"))}
+        _, claimed = one.state()
+        assert len(claimed) == 2
+        etcd.restore(tmp_path / "backup")
+
+        served(one)
+        for node in (third, two):
+            assert "was restored" in node.fails(stores[node]).msg
+        for node in (one, two, one, two):
+            served(node)
+        with closing(etcd.store()) as items:
+            there = [item.key.rpartition("/")[2] for item in items.list("blocks/").items]
+            assert {str(block_of_key(each)) for each in there} == claimed
+            # What `cni ipam accept` does.
+            space = items.read("spaces/default")
+            assert space is not None
+            items.update(space, {**space.value, "store": items.identity()})
+        for number in range(12):
+            assert not held & {*third.add(stores[third], f"y{number}")}
+        assert one.add(stores[one], "later")
     finally:
         etcd.close()
 

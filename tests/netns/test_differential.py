@@ -41,7 +41,7 @@ from tests.harness import (
     tree,
     version_tuple,
 )
-from tests.harness.kernel import all_routes_and_rules
+from tests.harness.kernel import routes_and_rules
 from tests.harness.wait import last_seen
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _kernel_state(ns: Netns, found: list[Json]) -> Json:
             kept = ("family", "scope", "broadcast", "label", "peer", "dynamic", "secondary")
             values = {key: info[key] for key in kept if key in info}
             addresses[f"{one['ifname']} {info['local']}/{info['prefixlen']}"] = values
-    all_routes, all_rules = all_routes_and_rules(ns)
+    all_routes, all_rules = routes_and_rules(ns, "all")
     return {
         "link": {one["ifname"]: _link(one) for one in found},
         "address": addresses,
@@ -285,6 +285,8 @@ def _link(one: Json) -> Json:
         )
     }
     chosen["kind"] = kind(one)
+    if chosen["kind"] == "veth":  # one here, one for each processor there (docs/spec/common.md §3)
+        del chosen["num_tx_queues"], chosen["num_rx_queues"]
     chosen["flags"] = sorted(one["flags"])
     if one["address"].startswith(CHOSEN):
         chosen["address"] = one["address"]

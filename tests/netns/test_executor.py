@@ -410,7 +410,7 @@ def test_a_child_killed_meanwhile(opened: Namespace) -> None:
         {"k": {1, 2}},
         Path("/x"),
         signal.SIGKILL,
-        link.Link(1, "lo", "", 0, "", 0, 0, 0, None, "", 0, 0, 0, {}, {}),
+        link.Link(1, "lo", "", 0, "", 0, 0, 0, None, "", 0, 0, 0, b"", b""),
     ],
     ids=lambda value: type(value).__name__,
 )

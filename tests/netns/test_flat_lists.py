@@ -5,13 +5,15 @@ Also not with the number of networks on the node. As there, calls and bytes are 
 
 from __future__ import annotations
 
+import base64
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.harness import requires_kernel
-from tests.harness.contract import MASTER, plug, without_dad
+from tests.harness.contract import MASTER, PEER, plug, without_dad
+from tests.harness.dhcp import radvd
 from tests.harness.server import serving
 from tests.netns.test_flat import (
     Chain,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.own_server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 FEW, MANY = 10, 60
+VISITS = 5  # more of them if one has cost more than with few
 
 
 class Lists(Chain):
@@ -47,6 +50,8 @@ class Lists(Chain):
             container = make(name)
             without_dad(container)
             container.set_sysctl("net/ipv6/conf/default/addr_gen_mode", 1)
+            if plugins[0].get("ipam", {}).get("type") == "slaac":
+                container.set_sysctl("net/ipv6/conf/default/addr_gen_mode", 0)
             if plugins[0]["type"] == "bond":
                 container.ip_batch(
                     "link add lan0 type veth peer name lan1",
@@ -74,6 +79,35 @@ def cluster(tmp_path: Path) -> Json:
     return {**own, "dataDir": str(tmp_path / "blocks"), "ranges": [[{"subnet": "10.96.0.0/16"}]]}
 
 
+def flannel(tmp_path: Path) -> Json:
+    """flannel with what flanneld has written."""
+    subnets = [
+        "FLANNEL_NETWORK=10.96.0.0/12",
+        "FLANNEL_SUBNET=10.99.0.1/16",
+        "FLANNEL_IPV6_NETWORK=fd99::/48",
+        "FLANNEL_IPV6_SUBNET=fd99::1/64",
+        *("FLANNEL_MTU=1430", "FLANNEL_IPMASQ=true"),
+    ]
+    file = tmp_path / "subnet.env"
+    file.write_text("\n".join(subnets) + "\n")
+    own = {"type": "flannel", "subnetFile": str(file), "dataDir": str(tmp_path / "flannel")}
+    return {**own, "ipam": {"dataDir": str(tmp_path / "leases")}}
+
+
+def wireguard(tmp_path: Path) -> Json:
+    """wireguard with another node, which never answers."""
+    peer = {"publicKey": base64.b64encode(bytes(31) + b"\1").decode()}
+    peer |= {"endpoint": "192.0.2.1:51820", "subnets": ["10.40.1.0/24"]}
+    own = {"type": "wireguard", "peers": [peer], "privateKeyFile": str(tmp_path / "key")}
+    return {**own, "ipam": host_local(tmp_path)}
+
+
+def advertise(outside: Netns, tmp_path: Path) -> None:
+    """A router on the network outside, which answers solicitations."""
+    outside.ip("address", "add", "fe80::1/64", "dev", PEER, "nodad")
+    radvd(outside, tmp_path / "ra", PEER, "prefix fd55::/64 { AdvAutonomous on; };")
+
+
 def lists(name: str, tmp_path: Path) -> list[Json]:
     """The list of plugins in which the one of that name has something to do."""
     ipam = host_local(tmp_path)
@@ -91,9 +125,14 @@ def lists(name: str, tmp_path: Path) -> list[Json]:
         "bond": [{**bond, "links": bonded, "ipam": ipam}],
         "macvtap": [{"type": "macvtap", **master}],
         "vlan of a bridge": [{"type": "bridge", "vlan": 7, "ipam": ipam}],
+        "bridge with macspoofchk": [{"type": "bridge", "macspoofchk": True, "ipam": ipam}],
+        "macvlan with hostShim": [{"type": "macvlan", "hostShim": True, **master}],
         "portmap with snat": [ptp, snat],
         "ptp with masquerading": [{**ptp, "ipMasq": True, "ipMasqBackend": "nftables"}],
         "cluster": [{"type": "ptp", "ipam": cluster(tmp_path)}],
+        "flannel": [flannel(tmp_path)],
+        "slaac": [{"type": "macvlan", "master": MASTER, "ipam": {"type": "slaac"}}],
+        "wireguard": [wireguard(tmp_path)],
     }
     return found[name]
 
@@ -103,10 +142,13 @@ OF_LAB = {
     "bond": "bond",
     "macvtap": "macvtap",
     "vlan of a bridge": "vlan_filtering",
+    "wireguard": "wireguard",
 }
 # A DEL that is repeated has no intent that says that the rules are gone, so it lists them.
 LISTING = (
     *("bridge DEL again: netlink", "ptp DEL again: netlink", "firewall DEL again: netlink"),
+    # nor a note that says that the routes through hostShim are gone
+    "macvlan DEL again: netlink bytes answered",
     # STATUS looks for chains that drop, and the kernel lists all
     "firewall STATUS: netlink bytes answered",
 )
@@ -122,8 +164,21 @@ def measured(chain: Lists, log: Path, first: int = FEW, last: int = MANY) -> lis
     chain.grow(last)
     many = least(chain.visit(log), chain.visit(log))
     assert sum(map(len, many.values()))
-    grown = growth(few, many, last - first)
-    return [line for line in grown if not SMALL_DIRECTORY.match(line)]
+    grown = unlisted(growth(few, many, last - first))
+    # A request that waits for the kernel (an address, a link) asks more often on a busy machine.
+    for _ in range(VISITS):
+        if not grown:
+            break
+        many = least(many, chain.visit(log))
+        grown = unlisted(growth(few, many, last - first))
+    return grown
+
+
+def unlisted(grown: list[str]) -> list[str]:
+    """Without what is known to grow."""
+    return [
+        line for line in grown if not SMALL_DIRECTORY.match(line) and not line.startswith(LISTING)
+    ]
 
 
 @pytest.fixture
@@ -142,6 +197,10 @@ def server(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "portmap with snat",
         "ptp with masquerading",
         "cluster",
+        "bridge with macspoofchk",
+        "macvlan with hostShim",
+        "flannel",
+        "slaac",
         *(pytest.param(name, marks=requires_kernel(need)) for name, need in OF_LAB.items()),
     ],
 )
@@ -149,8 +208,10 @@ def test_a_list_costs_no_more_with_many_containers(
     runtime: Runtime, netns: Callable[..., Netns], outside: Netns, tmp_path: Path, name: str
 ) -> None:
     plug(runtime.host, outside)
+    if name == "slaac":
+        advertise(outside, tmp_path)
     grown = measured(Lists(runtime, netns, lists(name, tmp_path)), tmp_path / "trace")
-    assert [line for line in grown if not line.startswith(LISTING)] == []
+    assert grown == [], "\n".join(grown)
 
 
 @pytest.mark.usefixtures("server")
@@ -165,7 +226,6 @@ def test_a_verb_costs_no_more_with_many_networks(
     grown = measured(chain, tmp_path / "trace", 40, 90)
     if backend == "iptables":  # which has no index, so chains are read, in larger parts
         grown = [line for line in grown if "answered" not in line]
-    grown = [line for line in grown if not line.startswith(LISTING)]
     assert grown == [], "\n".join(grown)
 
 

@@ -119,10 +119,15 @@ def test_create_veth(
         group=group,
     )
     assert (kind, flags, message["family"], message["index"]) == (RTM_NEWLINK, NEW, 0, 0)
+    queues = {"IFLA_NUM_TX_QUEUES": 1, "IFLA_NUM_RX_QUEUES": 1}
     inner = without(IFLA_IFNAME=peer, IFLA_MTU=mtu, IFLA_ADDRESS=mac.hex(":"), IFLA_NET_NS_FD=netns)
     assert attributes(message) == {
         **without(IFLA_IFNAME=name, IFLA_MTU=mtu, IFLA_MASTER=master, IFLA_GROUP=group),
-        "IFLA_LINKINFO": {"IFLA_INFO_KIND": "veth", "IFLA_INFO_DATA": {"VETH_INFO_PEER": inner}},
+        **queues,
+        "IFLA_LINKINFO": {
+            "IFLA_INFO_KIND": "veth",
+            "IFLA_INFO_DATA": {"VETH_INFO_PEER": inner | queues},
+        },
     }
 
 

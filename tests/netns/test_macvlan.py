@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +38,6 @@ from tests.harness.contract import (
     plug,
     without_dad,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = requires_kernel("macvlan")
 
@@ -404,6 +403,39 @@ def test_shim_is_removed_by_hand(
     runtime.delete("macvlan", conf, container).succeeded()
     runtime.add("macvlan", conf, container).succeeded()
     assert shim_routes(runtime.host)
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "not noted"])
+def test_shim_routes_of_an_add_without_del(
+    runtime: Runtime, container: Netns, container2: Netns, outside: Netns, noted: bool
+) -> None:
+    """DEL also removes those to addresses that the attachment had before; others' stay."""
+    host = runtime.host
+    without_dad(container, container2)
+    plug(host, outside)
+
+    def at(*addresses: str) -> dict[str, Any]:
+        given = [{"address": f"{each}"} for each in addresses]
+        return network(hostShim=True, ipam={"type": "static", "addresses": given})
+
+    runtime.add("macvlan", at("10.22.0.9/24"), container2, container_id="c2").succeeded()
+    runtime.add("macvlan", at("10.22.0.7/24", "fd00:22::7/64"), container).succeeded()
+    container.ip("link", "delete", "eth0")
+    if not noted:
+        without_routes(runtime)
+    runtime.add("macvlan", at("10.22.0.8/24"), container).succeeded()
+    there = ["10.22.0.7", "10.22.0.8", "10.22.0.9", "fd00:22::7"]
+    assert sorted(shim_routes(host)) == there
+    runtime.delete("macvlan", at("10.22.0.8/24"), container).succeeded()
+    assert shim_routes(host) == ["10.22.0.9"]
+
+
+def without_routes(runtime: Runtime) -> None:
+    """Make the notes such as versions before 0.2.0 have written."""
+    for path in Path(runtime.env["CNI_STATE_DIR"], "devices").glob("*.macvlan"):
+        note = json.loads(path.read_text())
+        assert note.pop("routes")
+        path.write_text(json.dumps(note))
 
 
 IP = {"address": "10.22.0.7/24", "gateway": "10.22.0.1", "interface": 0}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -115,3 +118,26 @@ def test_a_copy_of_another_build_is_a_program_of_its_own(
     result = renamed.add(f"{PREFIX}bridge", bridge(data_dir), container).result
     assert result["ips"][0]["address"] == "10.9.9.9/24"
     renamed.delete(f"{PREFIX}bridge", bridge(data_dir), container).succeeded()
+
+
+def test_a_delegate_is_recognised_by_its_last_bytes(
+    runtime: Runtime, container: Netns, data_dir: Path, tmp_path: Path
+) -> None:
+    """To read the plugin's file, and our own, took a tenth of a bridge's ADD."""
+    log = tmp_path / "log"
+    strace = ["strace", "-f", "-qq", "-yy", "-s", "0", "-e", "trace=read,pread64", "-o", str(log)]
+    conf = bridge(data_dir, type="bridge")
+    conf["ipam"]["type"] = "host-local"
+    done = runtime.host.run(
+        subprocess.run,
+        [*strace, str(runtime.bin_dir / "bridge")],
+        input=json.dumps(conf).encode(),
+        capture_output=True,
+        env=runtime.environment("ADD", container, env={"CNI_SERVER": "off"}),
+        timeout=120,
+    )
+    assert done.returncode == 0, done
+    of_plugins = re.compile(rf"(?:read|pread64)\(\d+<{runtime.bin_dir}/(\w[^>]*)>.* = (\d+)")
+    found = [(name, int(size)) for name, size in of_plugins.findall(log.read_text())]
+    assert sorted(found) == [("bridge", 24), ("host-local", 24)]
+    runtime.delete("bridge", conf, container).succeeded()

@@ -11,7 +11,7 @@ import pytest
 from cni.kernel import link
 from cni.kernel.errors import NetlinkError
 from cni.netfilter import nft
-from cni.netfilter.table import Table
+from cni.netfilter.table import Rule, Table
 from cni.plugins.bridge import plugin, spoofcheck
 from cni.protocol.errors import CNIError
 from tests.harness import Netns, nft_rules, nft_tables
@@ -201,6 +201,80 @@ def test_teardown_rule_that_cannot_be_deleted(host: Netns, monkeypatch: pytest.M
     monkeypatch.setattr(Table, "delete", refuse)
     with pytest.raises(CNIError, match=r"rule in PREROUTING: .*, failed to delete chain"):
         host.run(spoofcheck.teardown, REF)
+
+
+# --- handles --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The chains of which all rules have been listed."""
+    chains: list[str] = []
+    find_rules_with = Table.find_rules_with
+
+    def listing(table: Table, chain: str, mark: bytes) -> list[Rule]:
+        chains.append(chain)
+        return find_rules_with(table, chain, mark)
+
+    monkeypatch.setattr(Table, "find_rules_with", listing)
+    return chains
+
+
+def test_the_noted_rule_is_found_without_a_list(host: Netns, listed: list[str]) -> None:
+    host.run(spoofcheck.setup, "c2-eth0", "veth2", OTHER_MAC)
+    handle = host.run(spoofcheck.setup, REF, "veth1", MAC)
+    assert handle > 0
+    host.run(spoofcheck.teardown, REF, handle)
+    host.run(spoofcheck.teardown, REF, handle)  # which finds nothing, and lists nothing either
+    assert listed == []
+    assert [rule["comment"] for rule in rules(host, "PREROUTING")] == ["macspoofchk-c2-eth0"]
+    assert sorted(chains(host)) == ["PREROUTING", *spoofcheck._chains("c2-eth0")]
+
+
+@pytest.mark.parametrize("hint", ["another's", "gone", "of two"])
+def test_a_handle_is_only_a_hint(host: Netns, hint: str) -> None:
+    """The rules may have been made again since, by `cni reload` or by the reference."""
+    theirs = host.run(spoofcheck.setup, "c2-eth0", "veth2", OTHER_MAC)
+    handle = host.run(spoofcheck.setup, REF, "veth1", MAC)
+    if hint == "of two":
+        twin = f'iifname veth9 jump {IFACE} comment "macspoofchk-{REF}"'
+        host.exec(["nft", f"add rule bridge nat PREROUTING {twin}"])
+    wrong = {"another's": theirs, "gone": handle + 1000, "of two": handle}
+    host.run(spoofcheck.teardown, REF, wrong[hint])
+    assert [rule["comment"] for rule in rules(host, "PREROUTING")] == ["macspoofchk-c2-eth0"]
+    assert sorted(chains(host)) == ["PREROUTING", *spoofcheck._chains("c2-eth0")]
+
+
+def test_a_rule_of_others_stays_whatever_is_noted(host: Netns) -> None:
+    """Somebody's own rule that leads to the chain is not removed by its handle."""
+    host.run(spoofcheck.setup, REF, "veth1", MAC)
+    host.exec(["nft", f"add rule bridge nat PREROUTING iifname veth9 jump {IFACE}"])
+    mine = host.run(
+        lambda: max(r.handle for r in Table("bridge", "nat").find_rules_with("PREROUTING", b""))
+    )
+    with pytest.raises(CNIError, match=f"failed to delete chain {IFACE}"):
+        host.run(spoofcheck.teardown, REF, mine)
+    [rule] = rules(host, "PREROUTING")
+    assert "comment" not in rule
+
+
+@pytest.mark.parametrize("disturbed", [False, True], ids=["alone", "one is held"])
+def test_gc_lists_the_base_chain_once(host: Netns, listed: list[str], disturbed: bool) -> None:
+    for number in range(5):
+        host.run(spoofcheck.setup, f"c{number}-eth0", f"veth{number}", MAC)
+    held = "cni-br-iface-c3-eth0"
+    if disturbed:
+        host.exec(["nft", f"add chain bridge nat other; add rule bridge nat other jump {held}"])
+        with pytest.raises(CNIError, match=f"failed to delete chain {held}"):
+            host.run(spoofcheck.gc, lambda: {"veth0"})
+        host.exec(["nft", "delete chain bridge nat other"])
+        there = spoofcheck._chains("c0-eth0") + spoofcheck._chains("c3-eth0")
+        assert sorted(chains(host)) == ["PREROUTING", *there]
+    else:
+        host.run(spoofcheck.gc, lambda: {"veth0"})
+        assert listed == ["PREROUTING"]
+        assert sorted(chains(host)) == ["PREROUTING", *spoofcheck._chains("c0-eth0")]
+    assert [rule["comment"] for rule in rules(host, "PREROUTING")] == ["macspoofchk-c0-eth0"]
 
 
 # --- frames ---------------------------------------------------------------------------------------

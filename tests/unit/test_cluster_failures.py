@@ -110,6 +110,40 @@ def test_a_node_that_comes_back_after_its_blocks_were_taken(
     assert plain(two.add("c0")) == [lost]
 
 
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_late_request_does_not_bring_a_node_s_record_back(
+    idle: bool, cluster: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node's first request was under way for long: it makes the record that was deleted."""
+    sent: list[dict[str, Any]] = []
+    create = DirectoryStore.create
+
+    def late(store: DirectoryStore, key: str, value: dict[str, Any]) -> Item:
+        if key == "nodes/n1" and not sent:
+            sent.append(value)
+            raise engines.Unavailable("no answer")
+        return create(store, key, value)
+
+    monkeypatch.setattr(DirectoryStore, "create", late)
+    one = cluster.node("n1", nodeTimeout=60, ranges=ONE_SET)
+    with pytest.raises(Failure, match="no answer"):
+        one.add("first")
+    (lost,) = plain(one.add("old"))
+    one.delete("old")
+    serve(cluster, "n1")
+    assert reconcile(cluster, 1000) == []
+    assert reconcile(cluster, 1120) == ["n1"]
+    others = plain(cluster.node("n2", ranges=ONE_SET).add("c0", env_args=f"IP={lost}"))
+    cluster.store.create("nodes/n1", {**sent[0], "idle": idle})
+
+    clock.now += 3600
+    uid = Node(str(cluster.directory / "n1"), "n1").identity().uid
+    serve(cluster, "n1")
+    assert Node(str(cluster.directory / "n1"), "n1").identity().uid != uid
+    for number in range(8):
+        assert not {*plain(one.add(f"new{number}"))} & {*others}
+
+
 def test_a_node_without_a_server_is_never_taken_for_lost(
     cluster: Cluster, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

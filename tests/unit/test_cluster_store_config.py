@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cni.store.config import open_store
+from cni.store.http import parse_endpoint
 from cni.store.interface import Refused
 
 ETCD = {"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]}
@@ -65,3 +66,17 @@ def test_only_what_an_engine_needs_is_loaded() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "named", "port"),
+    [
+        ("https://192.0.2.1:2379/", "https://192.0.2.1:2379", 2379),
+        # Without a port: what is then tried is named, so that errors show it.
+        ("https://192.0.2.1", "https://192.0.2.1:443", 443),
+        ("http://[2001:db8::1]", "http://[2001:db8::1]:80", 80),
+    ],
+)
+def test_an_endpoint_is_named_with_its_port(url: str, named: str, port: int) -> None:
+    address = parse_endpoint(url)
+    assert (address.url, address.port) == (named, port)

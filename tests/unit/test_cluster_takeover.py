@@ -468,7 +468,9 @@ def test_an_import_finds_the_api_by_whereabouts_own_file(
     nodes.cached("n1", "ca", "10.1.0.1/28")
     assert run("n1", "import", "whereabouts")["node"]["taken"] == ["default/10.1.0.1/32"]
     # whereabouts' own pools are none of the store's, though their type has the same name
-    assert run("n1", "pools") == []
+    assert [(each["pool"], each["ranges"]) for each in run("n1", "pools")] == [
+        ("", "10.1.0.1-10.1.0.14")  # of the network; a pool in the store would have a name
+    ]
     listed = run("n1", "export", "whereabouts")["items"]
     assert [each["metadata"]["name"] for each in listed] == ["10.1.0.0-28", "10.1.0.1"]
 

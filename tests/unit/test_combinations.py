@@ -84,8 +84,8 @@ def test_of_one_row_the_others_are_left_out_only_if_it_is_there() -> None:
     assert long_ones([another]) == []  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize("count", [1, 4, 5, 6, 7, 30])
-def test_of_many_rows_four_are_run(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 30])
+def test_of_many_rows_two_are_run(count: int) -> None:
     path, (name, *_) = next(iter(FEW_ROWS.items()))
     items = [Item(f"{path}::{name}[{number}]") for number in range(count)]
     left_out = many_rows(items)  # type: ignore[arg-type]

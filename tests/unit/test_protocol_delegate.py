@@ -302,3 +302,58 @@ def test_the_name_is_checked_before_anything_runs(tmp_path: Path) -> None:
     for name in ("", "a/b", "nosuch"):
         with pytest.raises(CNIError):
             delegate.run(request(tmp_path), name, ours)
+
+
+# --- whether a file is this program ---------------------------------------------------------------
+
+
+OUR_BUILD = b"\ncni_build=0123456789ab\n"
+
+
+@pytest.fixture
+def our_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cni._build.ID", "0123456789ab")
+
+
+@pytest.mark.usefixtures("our_build")
+@pytest.mark.parametrize(
+    ("content", "is_ours"),
+    [
+        (b"client" + OUR_BUILD + b"more" + OUR_BUILD, True),
+        (b"another" + OUR_BUILD + b"more, without the end", True),
+        (OUR_BUILD, True),
+        (OUR_BUILD[1:], False),
+        (b"client" + OUR_BUILD.replace(b"0", b"f"), False),
+        (b"#!/bin/sh\n", False),
+        (b"", False),
+    ],
+)
+def test_a_small_file_is_ours_by_its_build_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, *, is_ours: bool
+) -> None:
+    (tmp_path / "plugin").write_bytes(content)
+    (tmp_path / "own").write_bytes(b"client" + OUR_BUILD + b"more" + OUR_BUILD)
+    for own in ("own", "missing", "plugin"):
+        monkeypatch.setattr("sys.argv", [str(tmp_path / own)])
+        expected = {"own": is_ours, "missing": False, "plugin": True}[own]
+        assert delegate.is_ourselves(str(tmp_path / "plugin")) is expected
+
+
+@pytest.mark.usefixtures("our_build")
+def test_of_a_small_file_only_the_end_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of another build have other bytes there; ours need not be read."""
+    for name, end in (("own", OUR_BUILD), ("same", OUR_BUILD), ("other", OUR_BUILD[:-2] + b"c\n")):
+        (tmp_path / name).write_bytes(bytes(100_000) + end)
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "own")])
+    monkeypatch.setattr(delegate, "_is_our_build", lambda _: False)
+    assert delegate.is_ourselves(str(tmp_path / "same"))
+    assert not delegate.is_ourselves(str(tmp_path / "other"))
+
+
+@pytest.mark.usefixtures("our_build")
+def test_what_cannot_be_read_is_not_ours(tmp_path: Path) -> None:
+    assert not delegate.is_ourselves(str(tmp_path))
+    assert not delegate.is_ourselves(str(tmp_path / "missing"))
+    assert not delegate.is_ourselves("with a \0")

@@ -18,7 +18,7 @@ from cni.plugins.shared import tables
 from cni.protocol.address import Prefix, parse_ip
 from cni.protocol.errors import CNIError
 
-NET1 = link.Link(7, "net1", "", 0, "", 1500, 0, 0, None, "", 6, 0, 1000, {}, {})
+NET1 = link.Link(7, "net1", "", 0, "", 1500, 0, 0, None, "", 6, 0, 1000, b"", b"")
 
 
 def source(text: str, gateway: str = "", configured: bool = False) -> Source:

@@ -57,7 +57,10 @@ def _check_claimable(
             if not full:  # it is idle: the first ADD has to change this item
                 claims.ask(claims.store.read, f"nodes/{node.name}")
                 return
-            items = claims.taken(Space(node, pool.space))
+            space = Space(node, pool.space)
+            claims.check_allowed()
+            claims.check_agreement(space, pool)
+            items = claims.taken(space)
     except CNIError as error:
         what = "the node is idle, and the store has to know of its first address"
         if full:

@@ -59,7 +59,7 @@ class Claims(Comparing):
         Raises Full, Taken.
         """
         self.register()
-        self._check_allowed()
+        self.check_allowed()
         self.settle(space)
         self.agree(space, pool)
         areas = pool.areas[index]
@@ -102,7 +102,7 @@ class Claims(Comparing):
                 return block
         return blocks.any_free(areas, taken, name, choice)
 
-    def _check_allowed(self) -> None:
+    def check_allowed(self) -> None:
         """Raise Refused if the node is cordoned, of which the store may know more than we do."""
         self.look()
         if self.is_cordoned():
@@ -139,8 +139,9 @@ class Claims(Comparing):
             resting = f"; a released address rests for {pool.conf.cooldown} s (`cooldown`)"
         return Full(
             f"all {blocks.count(areas)} blocks of {what} are taken",
-            "nodes with empty blocks are asked for them; `cni ipam blocks` shows who has which. "
-            "Add a range, or make the blocks of a new pool smaller (blockSize)" + resting,
+            "nodes are asked for empty blocks, which their servers give back within a minute, as "
+            "does `cni ipam sync` there; `cni ipam blocks` shows who has which. Add a range, or "
+            "make the blocks of a new pool smaller (blockSize)" + resting,
         )
 
     def _want(self, space: Space) -> None:

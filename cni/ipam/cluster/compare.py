@@ -53,6 +53,8 @@ class Comparing(Holding):
         either: the other node will delete what it had given back, and then ours is put back.
         """
         agreed = "" if space.ledger().store else self.agreed_identity(space)
+        if self.is_restored(space.ledger()):
+            self.keep_layout(space)
         items = self.items_of(space)
         self.listed = len(items) * len({str(item.value.get("node")) for item in items.values()})
         synced = Synced([], [], [], [])

@@ -7,7 +7,7 @@ while the containers still ran, or of a store that was restored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...protocol.address import Prefix, format_ip
 from ...protocol.errors import CNIError, LimitedConnectivity
@@ -15,7 +15,9 @@ from ..host_local import usage
 from . import survey
 
 if TYPE_CHECKING:
-    from .node import Space
+    from ...call import Call
+    from ..host_local.ranges import RangeSet
+    from .node import Node, Space
 
 _SHOWN = 5  # containers that an error names
 
@@ -32,6 +34,27 @@ def error(container_id: str, packed: bytes, lost: Mapping[str, str]) -> CNIError
         f"longer{whose}",
         f"another container in the cluster may have {format_ip(packed)}: recreate this one",
     )
+
+
+def missing(
+    call: Call[Any], node: Node, sets: list[RangeSet], index: int, held: list[bytes]
+) -> CNIError:
+    """The error for an attachment with the addresses `held`, none of which is of set `index`."""
+    others = [each for each in held if not any(ranges.contains(each) for ranges in sets)]
+    if others:
+        why = (
+            f"{call.ifname} has {', '.join(map(format_ip, others))}, and none of range set {index} "
+            f"({sets[index]}): the ranges were changed after it was attached. Recreate the "
+            "container, or configure the earlier ranges, too"
+        )
+    else:
+        why = (
+            f"nothing in {node.data_dir} says that {call.ifname} has one of range set {index} "
+            f"({sets[index]}): it was never attached to this network, or somebody released its "
+            "address, which another container may get: then recreate the container"
+        )
+    text = f"cluster: Failed to find address added by container {call.container_id}"
+    return CNIError(text, why)
 
 
 def check_none(network: str, spaces: Iterable[Space]) -> None:

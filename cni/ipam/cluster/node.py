@@ -87,7 +87,8 @@ class Registration(msgspec.Struct):
 
     With a `timeout` (seconds) others may take the node for gone some time after `until`, a time of
     the boot's clock. `store` is the store's identity then; `idle`: the record may say so (idle.py).
-    `looked` is when the record was read last, by the same clock.
+    `looked` is when the record was read last, by the same clock; `made` tells the record from
+    another one of the same node.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Registration(msgspec.Struct):
     cordoned: bool = False
     idle: bool = False
     looked: float = 0.0
+    made: str = ""
 
     def is_due(self, now: float) -> bool:
         """Has half of the time passed, so that it is to be renewed? `now`: the boot's clock."""

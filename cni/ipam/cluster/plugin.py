@@ -138,12 +138,9 @@ def check(call: Call[Conf]) -> None:
     for index, ranges in enumerate(pool.sets):
         packed = next((each for each in held if ranges.contains(each)), None)
         if packed is None:
-            raise CNIError(
-                f"cluster: Failed to find address added by container {call.container_id}",
-                f"nothing in {node.data_dir} says that {call.ifname} has one of range set {index} "
-                f"({ranges}): it was never attached to this network, or somebody released its "
-                "address, which another container may get: then recreate the container",
-            )
+            from . import given_up
+
+            raise given_up.missing(call, node, pool.sets, index, held)
         if not any(block.contains(packed) for block in own):
             from . import given_up
 

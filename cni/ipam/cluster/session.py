@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -67,9 +68,8 @@ class Session:
 
         def renewed(old: Item | None) -> dict[str, Any]:
             nonlocal is_same, is_beaten
-            removed = before is not None and before.store == self.identity()
             is_same = is_same and old is not None
-            if old.value.get("lost") if old is not None else removed:
+            if self._is_given_up(old, before):
                 is_same = False
                 self.disown()
             elif old is not None:
@@ -88,6 +88,8 @@ class Session:
                 "timeout": timeout,
                 "cordoned": old is not None and bool(old.value.get("cordoned")),
                 "idle": idle,
+                # random, because a late request must not make a record that passes for another
+                "made": old.value.get("made", "") if old is not None else os.urandom(8).hex(),
             }
 
         item = self.put(key, renewed, is_new=before is None)
@@ -95,14 +97,34 @@ class Session:
         # counted from before the request: the store, and so the others, got it later
         until = now + timeout if is_beaten or before is None else before.until
         made = Registration(
-            self.node.name, self.node.boot, self.identity(), timeout, until, cordoned, idle, now
-        )
+            self.node.name, self.node.boot, self.identity(), timeout, until, cordoned, idle, now,
+            str(item.get("made") or ""),
+        )  # fmt: skip
         known = {self.identity()} | ({before.store} if before is not None else set())
         self.node.set_registration(self._settings, made)
         if not idle:
             self._wake(known)
         if before is not None and not is_same:
             self.verify()
+
+    def _is_given_up(self, old: Item | None, before: Registration | None) -> bool:
+        """Have others given up this node since it registered, so that they may have its blocks?
+
+        They mark its record, and delete it when the blocks are free. Then a request of this node
+        that was on its way for long may make the record again.
+        """
+        registered = before is not None and before.store == self.identity()
+        if old is None:
+            return registered
+        if old.value.get("lost"):
+            return True
+        return (
+            registered
+            and before is not None
+            and self.is_mine(old)
+            and bool(before.made)
+            and old.value.get("made") != before.made
+        )
 
     def _was_told(
         self, old: Item | None, before: Registration | None, timeout: int, idle: bool, now: float
@@ -125,13 +147,17 @@ class Session:
         if known is None or (not known.cordoned and 0 <= now - known.looked < _LOOKED_FOR):
             return
         item = self.ask(self.store.read, f"nodes/{self.node.name}")
-        if item is None or item.value.get("lost") or self._differs(item):
+        if self._is_given_up(item, known) or item is None or self._differs(item):
             self.register(force=True)
         else:
             looked = msgspec.structs.replace(known, looked=now)
             self.node.set_registration(self._settings, looked)
 
     def _differs(self, item: Item) -> bool:
+        # Another uid or boot: a second machine has this node's name, or a copy of its disk.
+        author = item.value.get("uid"), item.value.get("boot")
+        if author != (self.uid, self.node.boot):
+            return True
         return bool(item.value.get("cordoned")) != self.is_cordoned()
 
     def _becomes_idle(self, before: Registration | None) -> bool:
@@ -269,6 +295,40 @@ class Session:
         value = self.put(f"spaces/{space.name}", joined)
         self._believe(space, value["layout"])
 
+    def keep_layout(self, space: Space) -> None:
+        """Write how this node knows the space to be divided into a restored store, which may lack
+        that.
+
+        Else a pool with blocks of another size could claim addresses that nodes have. The item
+        keeps the identity of the store as it was, so that nothing is accepted by this.
+        """
+        ledger = space.ledger()
+
+        def kept(old: Item | None) -> dict[str, Any]:
+            if old is None:
+                return {"layout": ledger.layout, "store": ledger.store}
+            if old.value.get("store") == self.identity():
+                return old.value
+            return {**old.value, "layout": {**ledger.layout, **(old.value.get("layout") or {})}}
+
+        if ledger.layout:
+            self.put(f"spaces/{space.name}", kept)
+
+    def check_agreement(self, space: Space, pool: Pool) -> None:
+        """Require that a claim would find the space as the pool has it. Changes nothing.
+
+        Raises Refused for a restored store that nobody has accepted, and CNIError for subnets that
+        do not fit.
+        """
+        item = self.ask(self.store.read, f"spaces/{space.name}")
+        if item is None:
+            if self.is_restored(space.ledger()):
+                raise self._restored(space)
+            return
+        if item.value.get("store") != self.identity():
+            raise self._restored(space)
+        check_apart(list(pool.layout.items()), item.value.get("layout") or {})
+
     def acknowledge(self, space: Space) -> bool:
         """Trust a restored store if an administrator has accepted it; return whether it is so."""
         if not self.is_restored(space.ledger()):
@@ -288,7 +348,8 @@ class Session:
         """Declare that every node has put its blocks back, after the store was restored."""
 
         def accepted(old: Item | None) -> dict[str, Any]:
-            before = old.value if old is not None else {"layout": {}}
+            own = Space(self.node, space).ledger().layout
+            before = old.value if old is not None else {"layout": dict(own)}
             return {**before, "store": self.identity()}
 
         self.put(f"spaces/{space}", accepted)

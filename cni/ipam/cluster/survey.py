@@ -6,7 +6,7 @@ Reads the node's files, and for `problems` the store; changes nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from ... import files
@@ -111,15 +111,37 @@ def problems(store: Store, node: Node) -> list[str]:
     """Problems of the cluster's blocks, and of this node's. Raises StoreError."""
     texts: list[str] = []
     uid = node.identity().uid if os.path.lexists(node.path("node")) else ""
-    records = {item.key.rpartition("/")[2] for item in store.list("nodes/").items}
+    records = {item.key.rpartition("/")[2]: item for item in store.list("nodes/").items}
+    texts += _of_name(records.get(node.name), node, uid)
     spaces = {item.key.partition("/")[2]: item for item in store.list("spaces/").items}
     texts += _of_pools(store, spaces)
     for name in sorted({*spaces, *node.spaces()}):
         items = _blocks(store, name, texts)
         layout: dict[str, Any] = spaces[name].value.get("layout") or {} if name in spaces else {}
+        texts += _of_restoration(store, spaces.get(name), Space(node, name))
         texts += [f"{name}: {text}" for text in _of_space(items, layout, records)]
         texts += [f"{name}: {text}" for text in _of_node(Space(node, name), items, uid)]
     return texts
+
+
+def _of_name(record: Item | None, node: Node, uid: str) -> Iterator[str]:
+    if uid and record is not None and record.value.get("uid") != uid:
+        yield (
+            f"another node is called {node.name}, or was before this one was installed anew: this "
+            "node claims no block. Set another nodeName; or, if it was this one, and its "
+            f"containers are gone, `cni ipam forget {node.name}`"
+        )
+
+
+def _of_restoration(store: Store, record: Item | None, space: Space) -> Iterator[str]:
+    """Is the store of the space another one than before, and has nobody accepted it?"""
+    before = record.value.get("store") if record is not None else space.ledger().store
+    if before and before != store.identity():
+        yield (
+            f"{space.name}: {store.name} was restored from a backup, or is another store than "
+            "before, so no block is claimed: run `cni ipam sync` on every node, then `cni ipam "
+            f"accept {space.name}` on one"
+        )
 
 
 def _of_pools(store: Store, spaces: dict[str, Item]) -> Iterator[str]:
@@ -151,7 +173,7 @@ def _blocks(store: Store, space: str, found: list[str]) -> dict[Prefix, Item]:
 
 
 def _of_space(
-    items: dict[Prefix, Item], layout: dict[str, Any], records: set[str]
+    items: dict[Prefix, Item], layout: dict[str, Any], records: Container[str]
 ) -> Iterator[str]:
     before: Prefix | None = None
     # in this order, a block comes right before those that it contains

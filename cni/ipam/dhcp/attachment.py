@@ -12,10 +12,12 @@ from ...protocol.errors import CNIError
 from ...protocol.result import Result
 from ...stderr import line as log
 from ...stderr import lines
+from . import placement
 from . import result as results
+from .answers6 import Wish
 from .binding4 import Binding4
 from .binding6 import Binding6
-from .exchange import Closer, Lease, NoAnswer, Refused, Settings, jitter, now
+from .exchange import Closer, Lease, NoAnswer, Refused, Settings, describe, jitter, now
 from .interface import Gone, Interface
 from .state import Directory, Record
 from .waiting import pauses, sleep_until, together
@@ -76,8 +78,9 @@ class Attachment:
                 record.interface, client_id, record.options, env.settings, env.closer
             )
             self._four.lease = record.lease4
-        if record.ipv6:
-            self._six = Binding6(record.interface, client_id, env.settings, env.closer)
+        if record.ipv6 or record.delegation is not None:
+            wish = Wish(record.ipv6, record.delegation)
+            self._six = Binding6(record.interface, client_id, wish, env.settings, env.closer)
             self._six.lease = record.lease6
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
@@ -100,10 +103,16 @@ class Attachment:
             self._task.cancel()
             await asyncio.wait((self._task,))
         self._fail(CNIError("the lease was released while it was acquired"))
-        if not release:
-            return
+        if release:
+            await asyncio.gather(*(self._release(binding) for binding in self._bindings()))
+            # last: if the daemon is killed before, the next one knows what a repeated DEL releases
+            self._env.directory.remove(self.record.key)
+
+    def forget(self) -> None:
+        """Remove the file, and what the container has of a delegated prefix; release nothing."""
         self._env.directory.remove(self.record.key)
-        await asyncio.gather(*(self._release(binding) for binding in self._bindings()))
+        for binding in self._bindings():
+            placement.take_prefix(self.record.interface, binding.lease)
 
     def result(self) -> Result:
         """The leases as a result of the specification's version 1.1.0."""
@@ -129,31 +138,31 @@ class Attachment:
 
     def problems(self) -> list[str]:
         """Problems of the leases, for CHECK."""
-        return [
+        problems = [
             f"the {binding.family} lease is {self.states.get(binding.family)}"
             for binding in self._bindings()
             if self.states.get(binding.family) in (_LOST, _ACQUIRING)
         ]
+        if not problems and self._six is not None:
+            problems += self._six.problems()
+        return problems
+
+    def missing(self) -> list[str]:
+        """What the container lacks, for CHECK."""
+        leases = (binding.lease for binding in self._bindings())
+        return [text for each in leases for text in placement.missing(self.record.interface, each)]
 
     def describe(self) -> list[dict[str, object]]:
-        """A row for each family, for `cni dhcp leases`. Times are seconds from now."""
-        rows: list[dict[str, object]] = []
-        for binding in self._bindings():
-            row: dict[str, object] = {
-                "containerID": self.record.container_id,
-                "network": self.record.network,
-                "ifname": self.record.ifname,
-                "netns": self.record.interface.path,
-                "mac": self.record.interface.mac,
-                "family": binding.family,
-                "state": self.states.get(binding.family, _ACQUIRING),
-            }
-            if binding.lease is not None:
-                row["address"] = str(binding.lease.prefix)
-                for name, when in binding.lease.times._asdict().items():
-                    row[name] = None if when == float("inf") else round(when - now())
-            rows.append(row)
-        return rows
+        """A row for each family, for `cni dhcp leases`."""
+        return [
+            results.row(
+                self.record,
+                binding.family,
+                self.states.get(binding.family, _ACQUIRING),
+                binding.lease,
+            )
+            for binding in self._bindings()
+        ]
 
     def _bindings(self) -> list[Binding]:
         return [binding for binding in (self._four, self._six) if binding is not None]
@@ -169,7 +178,7 @@ class Attachment:
             self._fail(error)
         except Gone as reason:
             log(f"{self.record.key}: {reason}; the lease is not maintained any more")
-            self._env.directory.remove(self.record.key)
+            self.forget()
         except Exception as error:  # noqa: BLE001 a defect costs one lease, not the daemon
             lines("".join(traceback.format_exception(error)))
             self._fail(CNIError(f"unexpected {type(error).__name__}: {error}", "see the log"))
@@ -184,16 +193,20 @@ class Attachment:
         deadline = now() + self._env.settings.resend_timeout
         try:
             await together([self._acquire(b, deadline) for b in self._bindings()])
+            # before anything is put into the container: a DEL takes it out after a kill, too
+            self._save()
+            for binding in self._bindings():
+                placement.put_prefix(self.record.interface, binding.lease)
         except (CNIError, Gone) as error:
             for binding in self._bindings():
                 await self._release(binding)
+            self._env.directory.remove(self.record.key)
             if isinstance(error, CNIError):
                 raise
             raise CNIError(
                 f'error looking up "{self.record.ifname}": {error}',
                 "the container ended while its address was acquired",
             ) from None
-        self._save()
         self.ready.set_result(None)
 
     async def _acquire(self, binding: Binding, deadline: float) -> None:
@@ -247,9 +260,9 @@ class Attachment:
         self._enter(binding, _REBOOTING)
         try:
             until = now() + self._env.settings.patience
-            await self._exchange(binding.confirm, min(until, binding.lease.times.expires))
-            self._bound(binding)
-            self._save()
+            before = binding.lease
+            await self._exchange(binding.confirm, min(until, before.times.expires))
+            self._extended(binding, before)
         except Refused as refused:
             self._lose(binding, str(refused))
         except (NoAnswer, OSError) as error:
@@ -264,10 +277,10 @@ class Attachment:
         for state, step, end in steps:
             self._enter(binding, state)
             while now() < end:
+                before = binding.lease
                 try:
                     await self._exchange(step, min(end, now() + self._env.settings.patience))
-                    self._bound(binding)
-                    self._save()
+                    self._extended(binding, before)
                     return
                 except (NoAnswer, OSError) as error:
                     log(f"{self.record.key}: {state}: {error}")
@@ -277,6 +290,24 @@ class Attachment:
                 await self._look()
         self._lose(binding, "expired")
 
+    def _extended(self, binding: Binding, before: Lease) -> None:
+        """Note a renewed lease, and replace what has changed. Raises Gone."""
+        self._bound(binding)
+        after = binding.lease
+        assert after is not None
+        # A kill between two of these steps leaves nothing in the container that no file names.
+        placement.leave(self.record.interface, before, after)
+        self._save()
+        placement.follow(self.record.interface, before, after)
+        self._report_change(describe(before), after)
+
+    def _report_change(self, before: str, lease: Lease) -> None:
+        if before != describe(lease):
+            log(
+                f"{self.record.key}: address changed from {before} to {describe(lease)}: "
+                "the runtime does not know; recreate the container"
+            )
+
     def _lose(self, binding: Binding, reason: str) -> None:
         """Take a lost address off the link, and set the link down unless it has another."""
         log(f"{self.record.key}: lease lost: {reason}; interface {self.record.ifname} is set down")
@@ -284,13 +315,8 @@ class Attachment:
         lease = binding.lease
         if lease is None:
             return
-        try:
-            with self.record.interface.visit() as inside:
-                inside.take_away(lease.prefix)
-                if not self._other_is_bound(binding):
-                    inside.set_down()
-        except OSError as error:
-            log(f"{self.record.key}: {error}")
+        alone = not self._other_is_bound(binding)
+        placement.take(self.record.interface, lease, set_down=alone)
         lease.end()
         self._save()
 
@@ -300,7 +326,7 @@ class Attachment:
 
     async def _regain(self, binding: Binding) -> None:
         """Acquire a lease again, however long it takes, and put it on the link. Raises Gone."""
-        before = binding.lease.prefix if binding.lease is not None else None
+        before = describe(binding.lease)
         pause = _SHORTEST_PAUSE
         while True:
             await asyncio.sleep(jitter(pause, pause / 10))
@@ -312,43 +338,24 @@ class Attachment:
             except (NoAnswer, Refused, OSError, CNIError) as error:
                 log(f"{self.record.key}: {error}")
             if not self._other_is_bound(binding):
-                self._set_down()
+                placement.set_link_down(self.record.interface)
         assert binding.lease is not None
         self._bound(binding)
         self._save()
-        self._apply(binding)
-        if before != binding.lease.prefix:
-            log(
-                f"{self.record.key}: address changed from {before} to {binding.lease.prefix}: "
-                "the runtime does not know; recreate the container"
-            )
-
-    def _set_down(self) -> None:
-        try:
-            with self.record.interface.visit() as inside:
-                inside.set_down()
-        except OSError as error:
-            log(f"{self.record.key}: {error}")
-
-    def _apply(self, binding: Binding) -> None:
-        """Put a regained lease on the link, with the routes that it lost when it went down."""
-        assert binding.lease is not None
+        # with the routes that it lost when the link went down
         result = Result()
         self._add_to(result, binding)
-        try:
-            with self.record.interface.visit() as inside:
-                problems = inside.give(binding.lease.prefix, result.ips[0].gateway, result.routes)
-        except OSError as error:
-            problems = [str(error)]
-        for problem in problems:
-            log(f"{self.record.key}: {problem}")
+        placement.put(self.record.interface, binding.lease, result)
+        self._report_change(before, binding.lease)
 
     async def _release(self, binding: Binding) -> None:
+        # the container stops using a prefix before the server may delegate it again
+        placement.take_prefix(self.record.interface, binding.lease)
         if binding.lease is None or now() >= binding.lease.times.expires:
             return
         try:
             await self._exchange(lambda _: binding.release(), now())
-            log(f"{self.record.key}: released {binding.lease.prefix}")
+            log(f"{self.record.key}: released {describe(binding.lease)}")
         except (Gone, NoAnswer, OSError) as error:
             log(f"{self.record.key}: could not send RELEASE: {error}")
 
@@ -383,7 +390,7 @@ class Attachment:
         assert lease is not None
         left = lease.times.expires - now()
         end = "never" if left == float("inf") else f"in {left:.0f} s"
-        log(f"{self.record.key}: lease acquired: {lease.prefix}, expiration is {end}")
+        log(f"{self.record.key}: lease acquired: {describe(lease)}, expiration is {end}")
 
     def _save(self) -> None:
         if self._four is not None:

@@ -1,4 +1,4 @@
-"""One address from a DHCPv6 server (RFC 8415), and routes from router advertisements.
+"""An address, a prefix or both from a DHCPv6 server (RFC 8415); routes from router advertisements.
 
 DHCPv6 has neither routes nor prefix lengths: both come from routers (RFC 4861, 4191). Their
 advertisements are read here, because the kernel would also add addresses that the result of the ADD
@@ -11,39 +11,28 @@ import asyncio
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import msgspec
-
 from ...owner import digest
-from ...protocol.address import Prefix, is_global_unicast
+from ...protocol.address import Prefix
+from . import answers6, lease6
 from . import message6 as m
-from .exchange import Closer, Lease, NoAnswer, Refused, Settings, ask, now
+from .conf import SHORTEST_PREFIX
+from .exchange import Closer, NoAnswer, Refused, Settings, ask, now
 from .interface import Interface
+from .lease6 import Lease6, Router
 from .message4 import Malformed
 
 _ADDRESS_WAIT = 5.0  # seconds for duplicate address detection of the link's own address
 _LOOK = 0.05
 _ROUTER_WAIT = 4.0  # seconds for a router's answer (RFC 4861: at most 0.5, unless it is lost)
 _RELEASE_WAIT = 1.0
-_IDENTITY = 1  # id of the one IA; each attachment has a DUID
-# as RFC 8415 §21.4 recommends to servers
-_LIFETIME_SHARE = (0.5, 0.8)  # T1 and T2 as shares of the preferred lifetime
+_IDENTITY = 1  # id of the one IA_NA and of the one IA_PD; each attachment has a DUID
+_MOST_REASONS = 4  # of servers whose answers lack something
 
-
-class Router(msgspec.Struct):
-    """A router on the link, by its link-local address; prefixes as text."""
-
-    address: bytes
-    is_default: bool
-    routes: list[str]
-
-
-class Lease6(Lease):
-    """A lease, with the routers that answered when it was acquired."""
-
-    routers: list[Router] = []
+# the seconds after sending from which a message is the answer (answers6); None: never
+Judge = Callable[[m.Message], float | None]
 
 
 class Binding6:
@@ -52,10 +41,16 @@ class Binding6:
     family = "IPv6"
 
     def __init__(
-        self, interface: Interface, client_id: bytes, settings: Settings, closer: Closer
+        self,
+        interface: Interface,
+        client_id: bytes,
+        wish: answers6.Wish,
+        settings: Settings,
+        closer: Closer,
     ) -> None:
         self.interface = interface
         self.lease: Lease6 | None = None
+        self._wish = wish
         self._settings = settings
         self._closer = closer
         # type 4: a UUID (RFC 6355), always the same for this attachment
@@ -73,27 +68,51 @@ class Binding6:
             looking = asyncio.create_task(self._routers())
             try:
                 reply = await self._solicit(port)
-                lease = self._keep(reply, 128, [])
+                self.lease = lease = self._leased(reply)
                 lease.routers, on_link = await looking
                 fitting = [p.length for p in on_link if p.contains(lease.address)]
-                lease.length = max(fitting, default=128)
+                lease.length = max((n for n in fitting if n >= SHORTEST_PREFIX), default=128)
             finally:
                 looking.cancel()
 
     async def _solicit(self, port: _Port) -> m.Message:
-        hint = self.lease.address if self.lease is not None else b""
-        offer = await port.ask(m.SOLICIT, m.option(m.RAPID_COMMIT), m.ia(_IDENTITY, hint))
+        # With it, a server that has no prefix would lease the address all the same.
+        rapid = self._wish.prefix is None
+        hint = self.lease
+        offer = await port.ask(
+            m.SOLICIT,
+            *((m.option(m.RAPID_COMMIT),) if rapid else ()),
+            *self._request(hint.address if hint else b"", hint.delegated if hint else None),
+            judge=lambda message: answers6.offer_counts_after(message, self._wish, rapid),
+            explain=self._wish.explain,
+        )
         if offer.kind == m.REPLY:
             return offer
-        return await port.ask(
+        # The server may lease it also if the answer is lost; after a failure it is released.
+        self.lease = self._leased(offer)
+        reply = await port.ask(
             m.REQUEST,
             m.option(m.SERVER_ID, offer.server),
-            m.ia(_IDENTITY, offer.grants[0].address),
+            *self._request(self.lease.address, self.lease.delegated),
+            judge=lambda message: answers6.reply_counts_after(message, self._wish, offer),
             server=offer.server,
+            explain=self._wish.explain,
         )
+        if not self._wish.is_enough(reply):
+            self.lease = hint
+            await self._give_back(port, reply)
+            raise Refused(self._wish.explain(reply))
+        return reply
+
+    async def _give_back(self, port: _Port, reply: m.Message) -> None:
+        """Release what a server has granted beside what it has not."""
+        address, prefix = self._granted(reply)
+        if address is not None or prefix is not None:
+            held = lease6.address_of(address), lease6.prefix_of(prefix)
+            await port.release(reply.server, *held)
 
     async def confirm(self, until: float) -> None:
-        """After a restart: a renewal, which the server answers if the address is still leased."""
+        """After a restart: a renewal, which the server answers if the lease is still valid."""
         await self.renew(until)
 
     async def renew(self, until: float) -> None:
@@ -106,49 +125,93 @@ class Binding6:
         await self._extend(m.REBIND, until, b"")
 
     async def _extend(self, kind: int, until: float, server: bytes) -> None:
-        assert self.lease is not None
-        address = self.lease.address
-        named = m.option(m.SERVER_ID, server) if server else b""
+        lease = self.lease
+        assert lease is not None
+        address = Prefix(lease.address, 128) if lease.address else None
+
+        def news(message: m.Message) -> answers6.Renewals:
+            return answers6.renewals(message, self._wish, address, lease.delegated)
+
         async with self._port(until) as port:
             reply = await port.ask(
-                kind, named, m.ia(_IDENTITY, address), server=server, address=address
+                kind,
+                m.option(m.SERVER_ID, server) if server else b"",
+                *self._request(lease.address, lease.delegated),
+                judge=lambda message: answers6.renewal_counts_after(message, news(message)),
+                server=server,
             )
-            self._keep(reply, self.lease.length, self.lease.routers)
+        if news(reply).lost:
+            raise Refused(news(reply).lost)
+        self._renewed(lease, reply, news(reply))
+
+    def _renewed(self, old: Lease6, reply: m.Message, news: answers6.Renewals) -> None:
+        """Note an extended lease. What the server says nothing of ends when it would have ended."""
+        delegated, is_extended = old.delegated, news.address is None or news.address.grant
+        if news.prefix is not None:
+            if news.prefix.grant is None and not news.prefix.refused and delegated is not None:
+                is_extended = None
+            elif news.prefix.grant is None:
+                delegated = lease6.prefix_of(news.prefix.other)
+        bound = lease6.FOREVER if is_extended else old.times.expires
+        self.lease = lease6.of_grants(
+            reply,
+            self._wish.prefix,
+            old.address,
+            delegated,
+            news.grants,
+            before=old,
+            bound=bound,
+        )
+        self.lease.length, self.lease.routers = old.length, old.routers
 
     async def release(self) -> None:
-        """Release the address. Raises Gone, OSError."""
+        """Release the leases. Raises Gone, OSError."""
         lease = self.lease
-        if lease is None:
-            return
-        async with self._port(now() + _RELEASE_WAIT) as port:
-            named = m.option(m.SERVER_ID, lease.server)
-            try:
-                await port.ask(m.RELEASE, named, m.ia(_IDENTITY, lease.address))
-            except (NoAnswer, Refused):
-                pass  # it was sent
+        if lease is not None:
+            async with self._port(now() + _RELEASE_WAIT) as port:
+                await port.release(lease.server, lease.address, lease.delegated)
 
-    # --- exchanges ---
+    def problems(self) -> list[str]:
+        """What is not as requested, for CHECK, although there is a lease."""
+        wish = self._wish.prefix
+        if wish is None or not wish.required or self.lease is None or self.lease.delegated:
+            return []
+        return ["the server has taken the delegated prefix back"]
 
-    def _keep(self, reply: m.Message, length: int, routers: list[Router]) -> Lease6:
-        grant = reply.grants[0]
-        base = grant.preferred or grant.valid
-        t1, t2 = grant.t1, grant.t2
-        if not 0 < t1 <= t2 <= grant.valid:
-            t1, t2 = (int(base * share) for share in _LIFETIME_SHARE)
-        start, endless = now(), grant.valid == m.INFINITE
-        before = self.lease if self.lease and self.lease.address == grant.address else None
-        old = before.options if before is not None else {}
-        self.lease = Lease6(
-            grant.address,
-            length,
-            reply.server,
-            None if endless or base == m.INFINITE else start + t1,
-            None if endless or base == m.INFINITE else start + t2,
-            None if endless else start + grant.valid,
-            reply.options or old,
-            routers,
+    # --- messages ---
+
+    def _request(self, address: bytes, prefix: Prefix | None) -> list[bytes]:
+        """The IA options of a request: of these leases, or of any."""
+        options = []
+        if self._wish.address:
+            options.append(m.ia_na(_IDENTITY, address))
+        if self._wish.prefix is not None:
+            anything = Prefix(bytes(16), self._wish.prefix.length)
+            options.append(m.ia_pd(_IDENTITY, prefix or anything))
+        return options
+
+    def _leased(self, message: m.Message) -> Lease6:
+        """What a message grants of what was asked for, at least one part."""
+        address, prefix = self._granted(message)
+        return lease6.of_grants(
+            message,
+            self._wish.prefix,
+            lease6.address_of(address),
+            lease6.prefix_of(prefix),
+            [grant for grant in (address, prefix) if grant is not None],
+            before=self.lease,
         )
-        return self.lease
+
+    def _granted(self, message: m.Message) -> tuple[m.Grant | None, m.Grant | None]:
+        """The address and the prefix of a message that were asked for."""
+        address = message.address if self._wish.address else None
+        prefix = message.prefix if self._wish.prefix is not None else None
+        return (
+            address.usable if address is not None else None,
+            prefix.usable if prefix is not None else None,
+        )
+
+    # --- sockets ---
 
     @asynccontextmanager
     async def _port(self, until: float, *, prepare: bool = False) -> AsyncIterator[_Port]:
@@ -225,12 +288,22 @@ class _Port:
         self._settings = settings
 
     async def ask(
-        self, kind: int, *options: bytes, server: bytes = b"", address: bytes = b""
+        self,
+        kind: int,
+        *options: bytes,
+        judge: Judge,
+        server: bytes = b"",
+        explain: Callable[[m.Message], str] | None = None,
     ) -> m.Message:
-        """Send a message; return the answer. Raises NoAnswer, Refused."""
+        """Send a message; return the answer, which `judge` recognises. Raises NoAnswer.
+
+        `server` is the only one whose answer counts. `explain` says what any other message lacks,
+        for the text of NoAnswer.
+        """
         xid = os.urandom(3)
         begun = now()
         wanted = struct.pack("!3H", m.DNS_SERVERS, m.DOMAINS, m.SOL_MAX_RT)
+        lacks: dict[str, None] = {}
 
         def send() -> None:
             elapsed = min(int((now() - begun) * 100), 0xFFFF).to_bytes(2, "big")
@@ -255,25 +328,31 @@ class _Port:
                 return None
             if server not in (b"", message.server):
                 return None
-            return message if _is_answer(kind, message, address) else None
+            counts_after = judge(message)
+            if counts_after is not None and now() - begun >= counts_after:
+                return message
+            if explain is not None and len(lacks) < _MOST_REASONS and explain(message):
+                lacks[explain(message)] = None
+            return None
 
         until = min(self._until, now() + self._settings.patience)
-        answer = await ask(self._sock, send, accept, until)
-        if kind != m.RELEASE and not answer.grants:
-            raise Refused(f"status {answer.status}: {answer.reason!r}")
-        return answer
+        try:
+            return await ask(self._sock, send, accept, until)
+        except NoAnswer as nothing:
+            raise NoAnswer("; ".join(lacks) or str(nothing)) from None
+
+    async def release(self, server: bytes, address: bytes, prefix: Prefix | None) -> None:
+        """Release an address (packed or empty) and a prefix; a server need not answer."""
+        self._until = now() + _RELEASE_WAIT
+        held = [m.ia_na(_IDENTITY, address)] if address else []
+        if prefix is not None:
+            held.append(m.ia_pd(_IDENTITY, prefix))
+        named = m.option(m.SERVER_ID, server)
+        try:
+            await self.ask(m.RELEASE, named, *held, judge=_is_reply, server=server)
+        except NoAnswer:
+            pass  # it was sent
 
 
-def _is_answer(kind: int, message: m.Message, address: bytes) -> bool:
-    """Does a server's message answer a message of this kind?"""
-    if kind == m.SOLICIT:
-        rapid = message.kind == m.REPLY and message.rapid
-        if not rapid and message.kind != m.ADVERTISE:
-            return False
-    elif message.kind != m.REPLY:
-        return False
-    if kind == m.RELEASE:
-        return True
-    if address:  # a renewal's answer is for this address, or refuses
-        return any(g.address == address for g in message.grants) or message.status == m.NO_BINDING
-    return bool(message.status) or any(is_global_unicast(g.address) for g in message.grants)
+def _is_reply(message: m.Message) -> float | None:
+    return answers6.AT_ONCE if message.kind == m.REPLY else None

@@ -22,6 +22,9 @@ _NAMES = {
 _DEFAULT_REQUEST = (ROUTER, SUBNET_MASK)
 _LIBRARY_REQUEST = (SUBNET_MASK, ROUTER, DOMAIN_NAME, DNS_SERVERS)
 _MAX_VALUE = 255
+# Bits of a delegated prefix. No link and no customer has more than a /32, which is what a registry
+# gives to a provider: a shorter one would lead the traffic to much of the Internet to nowhere.
+SHORTEST_PREFIX, LONGEST_PREFIX = 32, 128
 # Options of the exchange itself, which a configuration cannot set.
 _RESERVED = frozenset({0, 50, 52, 53, 54, 255})
 
@@ -41,6 +44,17 @@ class ProvideOption(Folded):
     from_arg: str = ""
 
 
+class PrefixDelegation(Folded):
+    """A prefix to ask for (IA_PD): its length in bits, which is a wish of the client only.
+
+    `required`: without a prefix ADD fails. `assign`: the interface gets an address of the prefix.
+    """
+
+    length: int = 64
+    required: bool = True
+    assign: bool = False
+
+
 class IpamConf(Folded):
     type: str = ""
     daemon_socket_path: str = ""
@@ -50,6 +64,7 @@ class IpamConf(Folded):
     # Beyond the reference: the protocols. `ipv6` is DHCPv6 with routes from router advertisements.
     ipv4: bool = True
     ipv6: bool = False
+    prefix_delegation: PrefixDelegation | None = None
 
 
 class Conf(PluginConf):
@@ -84,6 +99,18 @@ def options(ipam: IpamConf, cni_args: str) -> Options:
             what = f'option "{entry.option}" from CNI_ARGS "{entry.from_arg}": "{text}"'
             provided[code] = _value(text, what)
     return Options(bytes(dict.fromkeys(codes or _LIBRARY_REQUEST)), provided)
+
+
+def delegation(ipam: IpamConf) -> PrefixDelegation | None:
+    """The prefix to ask for, if any. Raises CNIError for a length that no prefix has."""
+    wish = ipam.prefix_delegation
+    if wish is not None and not SHORTEST_PREFIX <= wish.length <= LONGEST_PREFIX:
+        raise CNIError(
+            f"invalid length {wish.length} of prefixDelegation "
+            f"(must be between {SHORTEST_PREFIX} and {LONGEST_PREFIX})",
+            "the length that networks usually delegate to a host is 64",
+        )
+    return wish
 
 
 def parse_code(text: str) -> int:

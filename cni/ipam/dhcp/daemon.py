@@ -19,7 +19,7 @@ from ...stderr import line as log
 from ...stderr import lines
 from . import interface as interfaces
 from .attachment import Attachment, Environment
-from .conf import Conf, options
+from .conf import Conf, delegation, options
 from .exchange import Settings
 from .state import Directory, Record
 
@@ -160,8 +160,8 @@ class Daemon:
         # one waits for the end of the old one
         while (held := self._held.get(asked.key)) and not held.serves(record.interface):
             del self._held[asked.key]
-            self._env.directory.remove(asked.key)
             await held.stop(release=False)
+            held.forget()
         if held is None:
             held = self._start(record)
         held.waiters += 1
@@ -204,7 +204,7 @@ class Daemon:
                 f"no lease is held for {asked.key}",
                 "it ended, or the daemon lost it: recreate the container",
             )
-        problems = held.problems()
+        problems = held.problems() + held.missing()
         if held.record.interface != record.interface:
             problems.append(f"the lease is for {held.record.interface.path}, another interface")
         have = {ip.address for ip in held.result().ips}
@@ -238,8 +238,13 @@ class Daemon:
     def _record(self, asked: _Attachment) -> Record:
         conf = config.convert(asked.config, Conf, "error parsing netconf: ")
         ipam = conf.ipam
-        if not (ipam.ipv4 or ipam.ipv6):
-            raise CNIError("nothing to lease", "set `ipv4` or `ipv6` in ipam to true")
+        wish = delegation(ipam)
+        if not (ipam.ipv4 or ipam.ipv6 or (wish is not None and wish.assign)):
+            raise CNIError(
+                "nothing to lease",
+                "set `ipv4` or `ipv6` in ipam to true, or with a prefix "
+                "`prefixDelegation.assign`: an interface needs an address",
+            )
         if not os.path.isabs(asked.netns):
             raise CNIError(f'error opening netns: "{asked.netns}" is no absolute path')
         return Record(
@@ -252,6 +257,7 @@ class Daemon:
             priority=ipam.priority,
             ipv4=ipam.ipv4,
             ipv6=ipam.ipv6,
+            delegation=wish,
         )
 
     def _start(self, record: Record, *, again: bool = False) -> Attachment:

@@ -72,12 +72,32 @@ class Lease(msgspec.Struct):
         return Prefix(self.address, self.length)
 
     @property
+    def prefixes(self) -> list[Prefix]:
+        """The interface's addresses."""
+        return [self.prefix]
+
+    @property
+    def leased(self) -> list[Prefix]:
+        """What the server has granted."""
+        return [self.prefix]
+
+    @property
+    def discarded(self) -> Prefix | None:
+        """The delegated prefix, of which the container discards what no other route takes."""
+        return None
+
+    @property
     def times(self) -> Times:
         return Times(*(_FOREVER if t is None else t for t in (self.t1, self.t2, self.expires)))
 
     def end(self) -> None:
         """Make the lease expired."""
         self.t1 = self.t2 = self.expires = 0.0
+
+
+def describe(lease: Lease | None) -> str:
+    """What is leased, for the log: ``fd55::50/64, fd77::/56``."""
+    return "nothing" if lease is None else ", ".join(map(str, lease.leased))
 
 
 def now() -> float:

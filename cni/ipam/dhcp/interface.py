@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from errno import EAGAIN
 
@@ -58,14 +58,20 @@ class Interface(msgspec.Struct, frozen=True):
 
         Raises Gone, or OSError for a passing problem: this process lacks descriptors or memory.
         """
+        with self.visit_namespace() as namespace:
+            device = link.find(namespace.netlink(), self.ifname)
+            if device is None or device.mac != self.mac:
+                raise Gone(f"interface {self.ifname} in {self.path} is gone")
+            yield Inside(namespace, device)
+
+    @contextmanager
+    def visit_namespace(self) -> Iterator[Namespace]:
+        """As `visit`, but the interface may be gone. Raises Gone, OSError."""
         try:
             with Namespace.open(self.path) as namespace:
                 if namespace.identity != (self.device, self.inode):
                     raise Gone(f"{self.path} is another namespace now")
-                device = link.find(namespace.netlink(), self.ifname)
-                if device is None or device.mac != self.mac:
-                    raise Gone(f"interface {self.ifname} in {self.path} is gone")
-                yield Inside(namespace, device)
+                yield namespace
         except NetnsMissing:
             raise Gone(f"namespace {self.path} is gone") from None
         except NetnsUnknown as error:
@@ -126,15 +132,22 @@ class Inside:
         """Remove an address; its routes go with it."""
         address.delete(self.sock, self.link.index, prefix)
 
-    def give(self, prefix: Prefix, gateway: str | None, routes: list[Route]) -> list[str]:
-        """Set the link up, and add an address and its routes; return the failures."""
-        problems = []
+    def add_address(self, prefix: Prefix) -> None:
+        """Add an address, unless the link has it. Raises NetlinkError."""
         try:
             address.add(self.sock, self.link.index, prefix)
         except NetlinkError as error:
+            ignoring_exists(error)
+
+    def give(
+        self, prefixes: Sequence[Prefix], gateway: str | None, routes: list[Route]
+    ) -> list[str]:
+        """Set the link up, and add addresses and their routes; return the failures."""
+        problems = []
+        for prefix in prefixes:
             try:
-                ignoring_exists(error)
-            except NetlinkError:
+                self.add_address(prefix)
+            except NetlinkError as error:
                 problems.append(f"address {prefix}: {error}")
         link.change(self.sock, self.link.index, up=True)
         for wanted in routes:

@@ -6,13 +6,24 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ...protocol.address import Prefix
+from ...protocol.address import Prefix, is_global_unicast
+from .conf import LONGEST_PREFIX, SHORTEST_PREFIX
 from .message4 import Malformed, text
 
 SOLICIT, ADVERTISE, REQUEST, RENEW, REBIND, REPLY, RELEASE = 1, 2, 3, 5, 6, 7, 8
 CLIENT_ID, SERVER_ID, IA_NA, IA_ADDRESS, ORO, ELAPSED = 1, 2, 3, 5, 6, 8
 STATUS, RAPID_COMMIT, DNS_SERVERS, DOMAINS, SOL_MAX_RT = 13, 14, 23, 24, 82
+IA_PD, IA_PREFIX = 25, 26
 NO_BINDING = 3
+# of status codes (RFC 8415 §21.13)
+_STATUS_NAMES = {
+    1: "UnspecFail",
+    2: "NoAddrsAvail",
+    3: "NoBinding",
+    4: "NotOnLink",
+    5: "UseMulticast",
+    6: "NoPrefixAvail",
+}
 
 CLIENT_PORT, SERVER_PORT = 546, 547
 SERVERS = "ff02::1:2"
@@ -26,31 +37,57 @@ _ON_LINK = 0x80
 _OPTION = struct.Struct("!HH")
 _IA = struct.Struct("!III")  # id, T1, T2
 _ADDRESS = struct.Struct("!16sII")  # address, preferred, valid
+_IA_PREFIX = struct.Struct("!IIB16s")  # preferred, valid, length, prefix
 _MAX_DUID = 130
 
 
 class Grant(NamedTuple):
-    """An address that a server grants or offers; times in seconds, T1 and T2 may be 0."""
+    """An address (`length` 128) or a prefix that a server grants or offers.
+
+    Times are in seconds; T1 and T2, those of the IA, may be 0. With `valid` 0 the server takes the
+    lease back.
+    """
 
     address: bytes
+    length: int
     preferred: int
     valid: int
     t1: int
     t2: int
 
 
+class Association(NamedTuple):
+    """An IA_NA or IA_PD of a server's message: what it grants, and its status (0: success)."""
+
+    grants: list[Grant]
+    status: int = 0
+    reason: str = ""
+
+    @property
+    def usable(self) -> Grant | None:
+        """The first lease that is granted, and not taken back."""
+        return next((grant for grant in self.grants if grant.valid), None)
+
+
 class Message(NamedTuple):
-    """The parts of a server's message that are used."""
+    """The parts of a server's message that are used; None for an IA that it does not have."""
 
     kind: int
     xid: bytes
     client: bytes
     server: bytes
-    grants: list[Grant]
+    address: Association | None
+    prefix: Association | None
     status: int
     reason: str
     rapid: bool
     options: dict[int, bytes]
+
+
+def status_text(status: int, reason: str) -> str:
+    """A status as text: ``NoPrefixAvail: 'all prefixes are leased'``."""
+    name = _STATUS_NAMES.get(status, f"status {status}")
+    return f"{name}: {reason!r}" if reason else name
 
 
 def option(code: int, value: bytes = b"") -> bytes:
@@ -61,28 +98,31 @@ def encode(kind: int, xid: bytes, *options: bytes) -> bytes:
     return bytes((kind,)) + xid + b"".join(options)
 
 
-def ia(identity: int, address: bytes = b"") -> bytes:
+def ia_na(identity: int, address: bytes = b"") -> bytes:
     """An IA_NA option, with the requested address, if any."""
     inner = option(IA_ADDRESS, _ADDRESS.pack(address, 0, 0)) if address else b""
     return option(IA_NA, _IA.pack(identity, 0, 0) + inner)
 
 
+def ia_pd(identity: int, prefix: Prefix) -> bytes:
+    """An IA_PD option that requests this prefix; with ``::/64`` any prefix of this length."""
+    inner = option(IA_PREFIX, _IA_PREFIX.pack(0, 0, prefix.length, prefix.ip))
+    return option(IA_PD, _IA.pack(identity, 0, 0) + inner)
+
+
 def decode(data: bytes, identity: int) -> Message:
-    """A server's message to the client with this IA. Raises Malformed."""
+    """A server's message to the client whose IAs have this id. Raises Malformed."""
     if len(data) < 4:
         raise Malformed("truncated")
     options: dict[int, bytes] = {}
-    grants: list[Grant] = []
-    status, reason = 0, ""
+    associations: dict[int, Association] = {}
     for code, value in _options(data, 4):
         options.setdefault(code, value)
-        if code == STATUS:
-            status, reason = _status(value)
-        elif code == IA_NA and value[:4] == identity.to_bytes(4, "big"):
-            granted, inner, why = _read_ia(value)
-            grants += granted
-            if inner:
-                status, reason = inner, why
+        if code in _READERS and value[:4] == identity.to_bytes(4, "big"):
+            association = _association(code, value)
+            if association is not None:
+                associations.setdefault(code, association)
+    status, reason = _status(options[STATUS]) if STATUS in options else (0, "")
     server = options.get(SERVER_ID, b"")
     if len(server) > _MAX_DUID:
         raise Malformed("server identifier")
@@ -91,7 +131,8 @@ def decode(data: bytes, identity: int) -> Message:
         data[1:4],
         options.get(CLIENT_ID, b""),
         server,
-        grants,
+        associations.get(IA_NA),
+        associations.get(IA_PD),
         status,
         reason,
         RAPID_COMMIT in options,
@@ -99,25 +140,50 @@ def decode(data: bytes, identity: int) -> Message:
     )
 
 
-def _read_ia(value: bytes) -> tuple[list[Grant], int, str]:
-    """The addresses in an IA_NA that are valid, and its status."""
+def _association(code: int, value: bytes) -> Association | None:
+    """An IA_NA or IA_PD; None if its T1 and T2 contradict each other (RFC 8415 §21.4, §21.21)."""
     if len(value) < _IA.size:
-        raise Malformed("IA_NA")
+        raise Malformed("IA")
     _, t1, t2 = _IA.unpack_from(value)
+    if 0 < t2 < t1:
+        return None
+    inner_code, read = _READERS[code]
     grants = []
     status, reason = 0, ""
-    for code, inner in _options(value, _IA.size):
-        if code == STATUS:
+    for option_code, inner in _options(value, _IA.size):
+        if option_code == STATUS:
             status, reason = _status(inner)
-        elif code == IA_ADDRESS:
-            if len(inner) < _ADDRESS.size:
-                raise Malformed("IA address")
-            address, preferred, valid = _ADDRESS.unpack_from(inner)
-            # others have to be ignored (RFC 8415 §21.6); without a valid
-            # lifetime the server takes it back
-            if valid and preferred <= valid:
-                grants.append(Grant(address, preferred, valid, t1, t2))
-    return grants, status, reason
+        elif option_code == inner_code:
+            address, length, preferred, valid = read(inner)
+            # others have to be ignored (RFC 8415 §21.6, §21.22)
+            if preferred <= valid and SHORTEST_PREFIX <= length <= LONGEST_PREFIX:
+                network = Prefix(address, length).network.ip
+                if _is_usable(network):
+                    grants.append(Grant(network, length, preferred, valid, t1, t2))
+    return Association(grants, status, reason)
+
+
+def _read_address(inner: bytes) -> tuple[bytes, int, int, int]:
+    if len(inner) < _ADDRESS.size:
+        raise Malformed("IA address")
+    address, preferred, valid = _ADDRESS.unpack_from(inner)
+    return address, 128, preferred, valid
+
+
+def _read_prefix(inner: bytes) -> tuple[bytes, int, int, int]:
+    if len(inner) < _IA_PREFIX.size:
+        raise Malformed("IA prefix")
+    preferred, valid, length, prefix = _IA_PREFIX.unpack_from(inner)
+    return prefix, length, preferred, valid
+
+
+# for each IA, the option with its lease, and what reads it: address, length, preferred, valid
+_READERS = {IA_NA: (IA_ADDRESS, _read_address), IA_PD: (IA_PREFIX, _read_prefix)}
+
+
+def _is_usable(address: bytes) -> bool:
+    """Can a host have it? 0000::/8 is reserved: IPv4 addresses in IPv6 form, for example."""
+    return address[0] != 0 and is_global_unicast(address)
 
 
 def _status(value: bytes) -> tuple[int, str]:

@@ -6,7 +6,7 @@ from ...kernel.route import SCOPE_LINK
 from ...protocol.address import DEFAULT_V4, DEFAULT_V6, Prefix, format_ip
 from ...protocol.config import DNS, Route
 from ...protocol.result import IPConfig, Result
-from . import binding4, binding6
+from . import binding4, lease6
 from . import message4 as m
 from . import message6 as m6
 from .conf import (
@@ -17,6 +17,8 @@ from .conf import (
     ROUTER,
     STATIC_ROUTES,
 )
+from .exchange import Lease, now
+from .state import Record
 
 
 def add4(result: Result, lease: binding4.Lease4, priority: int) -> None:
@@ -73,6 +75,27 @@ def routes4(lease: binding4.Lease4, priority: int) -> list[Route]:
     ]
 
 
+def row(record: Record, family: str, state: str, lease: Lease | None) -> dict[str, object]:
+    """A row of `cni dhcp leases`. Times are seconds from now, None for never."""
+    cells: dict[str, object] = {
+        "containerID": record.container_id,
+        "network": record.network,
+        "ifname": record.ifname,
+        "netns": record.interface.path,
+        "mac": record.interface.mac,
+        "family": family,
+        "state": state,
+    }
+    if lease is not None:
+        if lease.prefixes:
+            cells["address"] = str(lease.prefixes[0])
+        if lease.discarded is not None:
+            cells["prefix"] = str(lease.discarded)
+        for name, when in lease.times._asdict().items():
+            cells[name] = None if when == float("inf") else round(when - now())
+    return cells
+
+
 def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
     """Add the DNS settings of the options, which are those that the configuration requested."""
     servers = [format_ip(packed) for packed in m.addresses(options.get(DNS_SERVERS, b""))]
@@ -89,11 +112,11 @@ def _add_dns(dns: DNS, options: dict[int, bytes]) -> None:
         dns.search = [*(dns.search or ()), *search]
 
 
-def add6(result: Result, lease: binding6.Lease6, priority: int) -> None:
-    """Add a DHCPv6 lease's address and DNS, and the routers' routes, to a result."""
+def add6(result: Result, lease: lease6.Lease6, priority: int) -> None:
+    """Add a DHCPv6 lease's addresses and DNS, and the routers' routes, to a result."""
     defaults = [format_ip(r.address) for r in lease.routers if r.is_default]
     gateway = defaults[0] if defaults else None
-    result.ips.append(IPConfig(address=str(lease.prefix), gateway=gateway))
+    result.ips += [IPConfig(address=str(each), gateway=gateway) for each in lease.prefixes]
     if gateway:
         result.routes.append(Route(dst=str(DEFAULT_V6), gw=gateway, priority=priority))
     for router in lease.routers:

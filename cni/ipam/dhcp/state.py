@@ -14,8 +14,9 @@ from ... import files, lockfile
 from ...owner import digest
 from ...protocol.errors import CNIError
 from ...stderr import line as log
-from . import binding4, binding6
-from .conf import Options
+from . import binding4
+from . import lease6 as leases6
+from .conf import Options, PrefixDelegation
 from .interface import Interface
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -38,7 +39,8 @@ class Record(msgspec.Struct, omit_defaults=True):
     ipv4: bool = True
     ipv6: bool = False
     lease4: binding4.Lease4 | None = None
-    lease6: binding6.Lease6 | None = None
+    lease6: leases6.Lease6 | None = None
+    delegation: PrefixDelegation | None = None
 
     @property
     def key(self) -> str:

@@ -122,7 +122,7 @@ def add(call: Call[Conf]) -> Result:
             if result.ips:
                 configure.announce_again(netns.netlink(), inner.index, inner.mac)
         # The MAC of a bridge that we did not make may change when its first port joins.
-        result.interfaces[0].mac = link.get(host, bridge.index).mac
+        result.interfaces[0].mac = link.mac_of(host, bridge.index)
         result.interfaces[1].mac = outer.mac  # udev may have changed it
     result.dns = configure.dns(want.conf.dns, result.dns)
     if want.conf.macspoofchk or want.conf.ip_masq:
@@ -189,8 +189,8 @@ def _prepare_spoofcheck(call: Call[Conf], host: Netlink, bridge: Link, mac: byte
 def _protect_mac(call: Call[Conf], outer: Link, inner: Link) -> None:
     from . import spoofcheck
 
-    call.undo.callback(spoofcheck.teardown, _spoof_ref(call))
-    spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
+    call.undo.callback(lambda: spoofcheck.teardown(_spoof_ref(call), call.guard))
+    call.guard = spoofcheck.setup(_spoof_ref(call), outer.name, inner.mac)
 
 
 def _connect_layer3(
@@ -283,8 +283,9 @@ def _unprotect_mac(call: Call[Any]) -> None:
     """Remove the spoof check; a failure is logged, as in the reference."""
     from . import spoofcheck
 
+    noted = call.forgotten.intents if call.forgotten is not None else []
     try:
-        spoofcheck.teardown(_spoof_ref(call))
+        spoofcheck.teardown(_spoof_ref(call), next((one.guard for one in noted if one.guard), 0))
     except (CNIError, KernelError) as error:
         call.log(str(error))
 

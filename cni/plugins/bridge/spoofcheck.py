@@ -5,6 +5,10 @@ In the table nat of family bridge, the base chain PREROUTING sends frames from t
 chain of the attachment. That chain jumps to a second one, which returns frames with the container's
 MAC and drops all others. The comment of each rule is ``macspoofchk-<containerID>-<ifname>``; it
 does not contain the network.
+
+The base chain has a rule for each container. So ADD notes the handle of its rule, and DEL believes
+it if the rule there has the comment and leads to the attachment's chain. No other rule leads there
+if the kernel deletes that chain, which a rule would keep. Otherwise the base chain is listed.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from ...kernel.errors import KernelError, NetlinkError, Unusable
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...netfilter import nft, uapi
-from ...netfilter.nft import Change
-from ...netfilter.table import Table
+from ...netfilter.nft import Change, transact
+from ...netfilter.table import Rule, Table, parse_rule
 from ...owner import digest
 from ...protocol.errors import CNIError
 
@@ -32,20 +36,24 @@ _SOURCE_MAC = (6, 6)  # offset and size in the frame's header
 # the reference string; with container ids of 64 digits nothing is ever cut.
 _MAX_REF = 110
 _HASH = 16
+_TOGETHER = 300  # attachments that GC removes in a transaction: the rule and the chains of each
 
 
-def setup(owner_ref: str, host_ifname: str, mac: str) -> None:
+def setup(owner_ref: str, host_ifname: str, mac: str) -> int:
     """Drop frames that enter through the host's link `host_ifname` unless they come from `mac`.
 
-    Rules that exist already are replaced. Raises CNIError ``failed to setup spoof-check: …``; then
-    nothing was changed.
+    Rules that exist already are replaced. Returns the handle of the rule in the base chain, 0 if
+    the kernel did not tell it. Raises CNIError ``failed to setup spoof-check: …``; then nothing was
+    changed.
     """
     ref = _short(owner_ref)
     try:
-        nft.settle(lambda: _changes(ref, host_ifname, mac))
+        told = nft.settle(lambda: _changes(ref, host_ifname, mac))
     except NetlinkError as error:
         details = error.details or nft.UNUSABLE
         raise CNIError(f"failed to setup spoof-check: {error}", details) from None
+    made = [parse_rule(each, _TABLE.name, _BASE) for each in told]
+    return next((rule.handle for rule in made if rule is not None and _is_jump(rule, ref)), 0)
 
 
 def require_unused(host: Netlink, bridge: Link, mac: bytes) -> None:
@@ -84,25 +92,28 @@ def guard_learning(call: Call[Any], host: Netlink, bridge: Link) -> None:
         call.log(f"bridge: {bridge.name} learns MACs from link-local frames unchecked: {error}")
 
 
-def teardown(owner_ref: str) -> None:
+def teardown(owner_ref: str, handle: int = 0) -> None:
     """Remove the attachment's rules and chains; missing ones are no error.
 
-    Tries every deletion, then raises CNIError ``failed to teardown spoof-check: <e1>, <e2>``.
+    `handle` is what `setup` returned; 0 if that is not known. Tries every deletion, then raises
+    CNIError ``failed to teardown spoof-check: <e1>, <e2>``.
     """
     ref = _short(owner_ref)
-    errors: list[str] = []
     try:
-        rules = [(_BASE, handle) for handle in _jumps(ref)]
+        if handle and _delete_noted(ref, handle):
+            return
+        chains = [chain for chain in _chains(ref) if _TABLE.has_chain(chain)]
+        if not chains:
+            return  # a rule that led to one would have kept it
+        rules = [(_BASE, each) for each in _jumps(ref)]
     except Unusable:
         return  # without nftables in the kernel ADD cannot have made rules
-    chains = [chain for chain in _chains(ref) if _TABLE.has_chain(chain)]
-    if not rules and not chains:
-        return
     try:
         _TABLE.delete(rules, chains)
         return
     except NetlinkError:
         pass  # the whole transaction failed: delete as much as possible, one by one
+    errors: list[str] = []
     for rule in rules:
         _attempt(errors, f"rule in {_BASE}", [rule], [])
     for chain in chains:
@@ -112,6 +123,33 @@ def teardown(owner_ref: str) -> None:
             f"failed to teardown spoof-check: {', '.join(errors)}",
             "see `nft -a list table bridge nat`",
         )
+
+
+def _delete_noted(ref: str, handle: int) -> bool:
+    """Delete the rule with this handle and the chains behind it, all or nothing; was it done?
+
+    Raises Unusable.
+    """
+    rule = _TABLE.rule(_BASE, handle)
+    if rule is None or not _is_jump(rule, ref):
+        return False
+    try:
+        transact(_deletions(rule, ref), explain=False)
+    except NetlinkError:
+        return False  # another rule leads to a chain, or one of them is gone
+    return True
+
+
+def _is_jump(rule: Rule, ref: str) -> bool:
+    """Is it the rule that sends the frames of this attachment's link to its chain?"""
+    return rule.comment == f"{_COMMENT}{ref}" and rule.leads_to == _chains(ref)[0]
+
+
+def _deletions(jump: Rule, ref: str) -> list[Change]:
+    return [
+        _TABLE.without_rule(_BASE, jump.handle),
+        *(_TABLE.without_chain(chain) for chain in _chains(ref)),
+    ]
 
 
 def gc(list_links: Callable[[], set[str]]) -> None:
@@ -127,14 +165,36 @@ def gc(list_links: Callable[[], set[str]]) -> None:
         return
     if not rules:
         return
-    errors, live_links = [], list_links()
-    for rule in rules:
-        # the rule compares the link's name, padded with NULs to IFNAMSIZ
-        link = rule.compared[0].split(b"\0", 1)[0].decode(errors="replace") if rule.compared else ""
-        if link in live_links:
-            continue
+    live_links = list_links()
+    stale = [rule for rule in rules if _link_of(rule) not in live_links]
+    for start in range(0, len(stale), _TOGETHER):
+        _delete_stale(stale[start : start + _TOGETHER])
+
+
+def _link_of(rule: Rule) -> str:
+    """The name of the link whose frames a rule of the base chain takes; "" if of none."""
+    # the rule compares the link's name, padded with NULs to IFNAMSIZ
+    return rule.compared[0].split(b"\0", 1)[0].decode(errors="replace") if rule.compared else ""
+
+
+def _delete_stale(rules: list[Rule]) -> None:
+    """Remove attachments by their rules in the base chain: at once, or else one by one.
+
+    Raises CNIError.
+    """
+    refs = [rule.comment.removeprefix(_COMMENT) for rule in rules]
+    pairs = list(zip(rules, refs, strict=True))
+    if len(set(refs)) == len(refs) and all(_is_jump(rule, ref) for rule, ref in pairs):
         try:
-            teardown(rule.comment.removeprefix(_COMMENT))
+            changes = [change for rule, ref in pairs for change in _deletions(rule, ref)]
+            transact(changes, explain=False)
+            return
+        except NetlinkError:
+            pass  # somebody has removed a part, or uses one
+    errors = []
+    for rule, ref in pairs:
+        try:
+            teardown(ref, rule.handle)
         except (CNIError, KernelError) as error:
             errors.append(error.msg)
     if errors:
@@ -182,8 +242,8 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
         kernel.payload(uapi.NFT_PAYLOAD_LL_HEADER, *_SOURCE_MAC),
         kernel.compare(link.parse_mac(mac)),
     ]
+    jump = kernel.new_rule(_TABLE, _BASE, [*from_link, kernel.jump(iface)], f"{_COMMENT}{ref}")
     rules = [
-        (_BASE, [*from_link, kernel.jump(iface)]),
         (iface, [kernel.jump(mac_chain)]),
         (mac_chain, [*from_mac, kernel.verdict(uapi.NFT_RETURN)]),
         (mac_chain, [kernel.verdict(uapi.NF_DROP)]),
@@ -196,5 +256,6 @@ def _changes(ref: str, host_ifname: str, mac: str) -> list[Change]:
         *(kernel.new_chain(_TABLE, name) for name in (iface, mac_chain) if name not in old),
         *(_TABLE.without_rules(name) for name in old),
         *(_TABLE.without_rule(_BASE, number) for number in stale),
+        nft.echoed(jump),
         *(kernel.new_rule(_TABLE, chain, rule, f"{_COMMENT}{ref}") for chain, rule in rules),
     ]

@@ -7,7 +7,7 @@ alone.
 
 from __future__ import annotations
 
-from ...call import Call, Steps
+from ...call import Call
 from ...kernel import hardware, link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
@@ -15,7 +15,7 @@ from ...netns import Namespace
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
-from ..shared import checks, device_notes, moved, sublink, unlink
+from ..shared import checks, device_notes, moved, sublink
 from . import move
 from .selector import Conf, Selector
 
@@ -62,23 +62,11 @@ def _pci_address(netns: Namespace, device: Link | None) -> str:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Move the device back, restore it, then release the address; every step runs.
-
-    The address stays reserved only if the device is still in the container, or this process could
-    not look; then the next DEL does everything.
-    """
-    ipam = call.conf.ipam.type
-    steps = Steps()
-    # in a list, since None is an answer (there is no namespace) and also what a failure gives
-    opened = steps.run(lambda: [call.find_netns()])
-    user_space = _in_user_space(call.conf)
-    looked = bool(opened) and not call.netns_unknown
-    if unlink.needs_link(ipam) and (looked or user_space):
-        steps.run(call.delegate, ipam)
-    gone = user_space or (looked and steps.run(move.back, call, opened[0]))
-    if gone and ipam and not unlink.needs_link(ipam):
-        steps.run(call.delegate, ipam)
-    steps.finish()
+    """Move the device back, restore it, then release the address; every step runs."""
+    if _in_user_space(call.conf):
+        sublink.disconnect(call, lambda _: True, needs_netns=False, keep_note=True)
+    else:
+        sublink.disconnect(call, lambda netns: move.back(call, netns), keep_note=True)
 
 
 def _in_user_space(conf: Conf) -> bool:

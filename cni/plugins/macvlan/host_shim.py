@@ -2,8 +2,9 @@
 
 A macvlan never hands packets to its master, so without it the host cannot reach the containers on
 that master. The shim is another macvlan on the same master, with a route to each container. The
-metric of a route is a hash of its owner, by which DEL and GC recognise it. GC also deletes the
-shim when no route is left.
+metric of a route is a hash of its owner, by which DEL and GC recognise it. ADD notes to which
+addresses it makes routes; only if that is not known, DEL lists the routes of all containers. GC
+also deletes the shim when no route is left.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import digest, network_key
+from ...protocol.address import InvalidAddress, Prefix
 from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Result
+from ..shared import device_notes
 
 
 def check_config(mode: str, in_container: bool, ipam: str) -> None:
@@ -33,23 +36,43 @@ def check_config(mode: str, in_container: bool, ipam: str) -> None:
         )
 
 
-def connect(call: Call[Any], master: Link, result: Result) -> None:
-    """On the host, route the result's addresses through the shim. Raises CNIError."""
+def noted_routes(call: Call[Any]) -> list[str] | None:
+    """Before ADD makes its own note: the addresses to which there may be routes of its owner.
+
+    They are those of an earlier ADD that had no DEL; None if that ADD has not noted any.
+    """
+    note = device_notes.load(call)
+    return [] if note is None else note.routes
+
+
+def connect(call: Call[Any], master: Link, result: Result, earlier: list[str] | None) -> None:
+    """On the host, route the result's addresses through the shim. Raises CNIError.
+
+    `earlier` is what `noted_routes` returned.
+    """
     with Netlink() as host:
         try:
             call.undo.callback(disconnect, call)
+            _note(call, result, earlier)
             shim = _ensure(call, host, master)
             for ip in result.ips:
-                entry = route.Route(
-                    ip.prefix.host,
-                    shim.index,
-                    priority=call.owner.number,
-                    # IPv6 routes have no scope
-                    scope=route.SCOPE_LINK if ip.prefix.is_v4 else route.SCOPE_UNIVERSE,
-                )
-                route.add(host, entry, exist_ok=True)
+                route.add(host, _route(call, shim, ip.prefix), exist_ok=True)
         except NetlinkError as error:
             raise CNIError(f"failed to connect the host to {call.ifname}: {error}") from None
+
+
+def _note(call: Call[Any], result: Result, earlier: list[str] | None) -> None:
+    note = device_notes.load(call)
+    if note is not None and earlier is not None:
+        note.routes = sorted({*earlier, *(str(ip.prefix.host) for ip in result.ips)})
+        device_notes.write(call, note)
+
+
+def _route(call: Call[Any], shim: Link, address: Prefix) -> route.Route:
+    """The route of this attachment to a container's address."""
+    # IPv6 routes have no scope
+    scope = route.SCOPE_LINK if address.is_v4 else route.SCOPE_UNIVERSE
+    return route.Route(address.host, shim.index, priority=call.owner.number, scope=scope)
 
 
 def _ensure(call: Call[Any], host: Netlink, master: Link) -> Link:
@@ -82,11 +105,28 @@ def _settings(name: str) -> list[tuple[str, str]]:
 
 
 def disconnect(call: Call[Any]) -> None:
-    """Remove the owner's routes; the shim stays for the next container. Raises NetlinkError."""
+    """Remove the owner's routes; the shim stays for the next container.
+
+    Raises NetlinkError, CNIError.
+    """
     with Netlink() as host:
         shim = link.find(host, shim_name(call.network))
-        if shim is not None:
+        if shim is None:
+            return
+        note = device_notes.load(call)
+        addresses = None if note is None else _parsed(note.routes)
+        if addresses is None:
             _remove(host, shim, lambda metric: metric == call.owner.number)
+        else:
+            route.delete_all(host, [_route(call, shim, address) for address in addresses])
+
+
+def _parsed(noted: list[str] | None) -> list[Prefix] | None:
+    """The noted addresses; None if they are not known."""
+    try:
+        return None if noted is None else [Prefix.parse(text) for text in noted]
+    except InvalidAddress:
+        return None
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> None:

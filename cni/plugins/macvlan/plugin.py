@@ -35,8 +35,10 @@ def add(call: Call[Conf]) -> Result:
     mode = _mode(conf)
     mac = sublink.mac(call)
     sublink.check_unsigned("bcqueuelen", conf.bcqueuelen)
+    routed = None
     if conf.host_shim:
         host_shim.check_config(conf.mode, conf.link_in_container, conf.ipam.type)
+        routed = host_shim.noted_routes(call)
     master_name = sublink.configured_master(conf)
     previous = None if master_name else call.prev_result()
     name = master_name or sublink.chained_master(call, previous)
@@ -62,7 +64,7 @@ def add(call: Call[Conf]) -> Result:
         result.ips, result.routes = ipam.ips, ipam.routes
         sublink.configure(call, netns, made, result, configure.announce_settings(call.ifname))
         if conf.host_shim:
-            host_shim.connect(call, master, result)
+            host_shim.connect(call, master, result, routed)
     else:
         configure.set_up(call, netns, made.index)
     return result

@@ -39,7 +39,8 @@ class Note(msgspec.Struct, omit_defaults=True):
     `cookie` is that namespace's cookie, unique in this boot; 0 before Linux 5.14. The other fields
     are the device's settings on the host, noted by host-device or bond; docs/spec/host-device.md,
     "Note". sriov also notes the PCI address of its `function`, and the settings that the card had
-    for it `before` (kernel/vf.py); of a function without a link it notes only these.
+    for it `before` (kernel/vf.py); of a function without a link it notes only these. macvlan notes
+    the `routes` through its hostShim, by their addresses; None: it is not known which there are.
     """
 
     netns: str
@@ -62,6 +63,7 @@ class Note(msgspec.Struct, omit_defaults=True):
     links: list[Note] = []  # for a bond: the devices that were moved to be its ports
     function: str = ""
     before: dict[str, Any] = {}
+    routes: list[str] | None = None
 
     def is_of(self, path: str) -> bool:
         """Does `path` name the namespace of this note, as far as is known?"""

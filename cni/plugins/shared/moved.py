@@ -156,7 +156,10 @@ def restore_settings(call: Call[Any], host: Netlink, device: Link, note: Note) -
                 # so an alternative name of that text would be in the way
                 link.remove_altname(host, device.index, note.name)
                 link.change(host, device.index, up=False)
-            link.change(host, device.index, **{key: value})
+            if key == "mac" and note.function:
+                function.set_own_mac(host, note, device.index, value)
+            else:
+                link.change(host, device.index, **{key: value})
         except NetlinkError as error:
             call.log(f"{call.plugin}: cannot restore {key} of {device.name}: {error}")
 

@@ -234,24 +234,34 @@ def delete(call: Call[Any], kind: str) -> None:
     disconnect(call, lambda netns: _delete_link(call, netns, kind))
 
 
-def disconnect(call: Call[Any], take_away: Callable[[Namespace | None], bool]) -> None:
+def disconnect(
+    call: Call[Any],
+    take_away: Callable[[Namespace | None], bool],
+    *,
+    needs_netns: bool = True,
+    keep_note: bool = False,
+) -> None:
     """Call `take_away`, which returns whether the link is gone, then release the address.
 
     The address stays reserved while the link may still be connected, as when this process could not
-    look into the container: then DEL fails, and the next DEL does everything. Raises CNIError.
+    look into the container: then DEL fails, and the next DEL does everything. `needs_netns` is
+    False if the container has no link of this attachment. With `keep_note` what becomes of the note
+    of the device is left to `take_away`. Raises CNIError.
     """
     ipam = call.conf.ipam.type
     steps = Steps()
     # in a list: find_netns returns None if there is no namespace,
     # and steps.run if there was an error
     opened = steps.run(lambda: [call.find_netns()])
-    if opened and not call.netns_unknown:
+    looked = bool(opened) and not call.netns_unknown
+    if looked or not needs_netns:
         if unlink.needs_link(ipam):
             steps.run(call.delegate, ipam)
-        if steps.run(take_away, opened[0]):
+        if steps.run(take_away, opened[0] if opened else None):
             if ipam and not unlink.needs_link(ipam):
                 steps.run(call.delegate, ipam)
-            steps.run(device_notes.remove, call)
+            if not keep_note:
+                steps.run(device_notes.remove, call)
     steps.finish()
 
 

@@ -107,6 +107,29 @@ def restore(call: Call[Any], host: Netlink, note: Note) -> None:
                 call.log(f"{call.plugin}: cannot restore {name} of {note.function}: {error}")
 
 
+def set_own_mac(host: Netlink, note: Note, index: int, mac: bytes) -> None:
+    """Set the MAC of the function's own link, whose index is `index`. Raises NetlinkError.
+
+    igb refuses each MAC of a function that it does not trust and whose MAC it has set itself, even
+    if it is the same (igb_set_vf_mac_addr). Then the card trusts the function for that moment.
+    """
+    try:
+        link.change(host, index, mac=mac)
+    except NetlinkError as refused:
+        try:
+            function = find(host, note.function)
+            trusted = function.settings(host).trust
+        except CNIError:
+            raise refused from None
+        if trusted is not False:
+            raise
+        vf.change(host, function.card, function.number, "trust", True)
+        try:
+            link.change(host, index, mac=mac)
+        finally:
+            vf.change(host, function.card, function.number, "trust", False)
+
+
 def noted(note: Note) -> vf.Settings:
     """The settings in a note, where JSON has lists for tuples."""
     before: dict[str, Any] = {

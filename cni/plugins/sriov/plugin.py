@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ...call import Call, Steps
+from ...call import Call
 from ...kernel import link, sysfs
 from ...kernel.errors import DeviceError, LinkNotFound, NetlinkError
 from ...kernel.link import Link
@@ -25,7 +25,7 @@ from ...protocol.errors import CNIError
 from ...protocol.request import Attachment
 from ...protocol.result import Interface, Result
 from ..host_device import move
-from ..shared import checks, device_notes, moved, sublink, unlink
+from ..shared import checks, device_notes, moved, sublink
 from ..shared.device_notes import Note
 from . import function as functions
 from . import settings
@@ -44,7 +44,6 @@ def add(call: Call[Conf]) -> Result:
     address = _address(conf)
     mac = sublink.mac(call)
     wanted = settings.wanted(conf, link.format_mac(mac))
-    in_user_space = _in_user_space(address)
     netns = call.open_netns()
     entry = Interface(name=call.ifname, sandbox=call.netns, mac=wanted.mac or "", pci_id=address)
     inner = None
@@ -52,7 +51,7 @@ def add(call: Call[Conf]) -> Result:
         _recover(call, host)
         _take_over(call, host, address)
         function = functions.find(host, address)
-        if in_user_space:
+        if _in_user_space(address):
             _configure_alone(call, host, netns, function, wanted)
         else:
             inner = _move(call, host, netns, function, wanted)
@@ -187,21 +186,8 @@ def _take_over(call: Call[Conf], host: Netlink, address: str) -> None:
 
 
 def delete(call: Call[Conf]) -> None:
-    """Move the link back, restore the card's settings, then release the address; every step runs.
-
-    The address stays reserved only if the link is still in the container, or this process could
-    not look; then the next DEL does everything.
-    """
-    ipam = call.conf.ipam.type
-    steps = Steps()
-    opened = steps.run(lambda: [call.find_netns()])
-    looked = bool(opened) and not call.netns_unknown
-    if unlink.needs_link(ipam) and looked:
-        steps.run(call.delegate, ipam)
-    gone = looked and steps.run(_back, call, opened[0])
-    if gone and ipam and not unlink.needs_link(ipam):
-        steps.run(call.delegate, ipam)
-    steps.finish()
+    """Move the link back, restore the card, then release the address; every step runs."""
+    sublink.disconnect(call, lambda netns: _back(call, netns), keep_note=True)
 
 
 def _back(call: Call[Any], netns: Namespace | None) -> bool:
