@@ -225,7 +225,7 @@ def test_without_a_store(cluster: Cluster, tmp_path: Path) -> None:
 def test_blocks_are_followed(cluster: Cluster) -> None:
     """With IPAM of the type cluster a node publishes its blocks: what it claims, and gives back."""
     first, second = cluster.node(1), cluster.node(2)
-    own = {"type": "cluster", "blockSize": 29, "reserve": 0, "store": cluster.options}
+    own = {"type": "cluster", "blockSize": 30, "reserve": 0, "store": cluster.options}
     ipam = {**own, "ranges": [[{"subnet": "10.40.0.0/16", "gateway": "10.40.0.1"}]]}
 
     def conf(node: Any) -> Json:
@@ -249,7 +249,7 @@ def test_blocks_are_followed(cluster: Cluster) -> None:
     add(first, 2)
     assert set(cluster.published()["n2"]["subnets"]) == blocks("n2")
     assert len(blocks("n2")) == 1
-    for number in range(3, 10):
+    for number in range(3, 7):
         address = add(second, number)
     assert len(blocks("n2")) == 2
     assert set(cluster.published()["n2"]["subnets"]) == blocks("n2")
@@ -257,7 +257,7 @@ def test_blocks_are_followed(cluster: Cluster) -> None:
     ((_, allowed),) = first.shown().values()
     assert allowed == blocks("n2")
     ping(first.containers[2], address, timeout=60)
-    for number in range(2, 10):
+    for number in range(2, 7):
         second.runtime.delete(
             "wireguard", conf(second), second.containers[number], container_id=f"c{number}"
         ).succeeded()
