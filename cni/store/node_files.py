@@ -15,13 +15,17 @@ from typing import Any
 import msgspec
 
 from .. import files, lockfile
-from ..protocol.errors import CNIError, advice_for
+from ..protocol.errors import CNIError, TryAgainLater, advice_for
 
 SIDECARS = ".cni"
 _MOST = 16 << 20
 _ADVICE = (
     "what this node knows of the cluster is kept there: let it be a directory that can be written "
     "to, or set dataDir"
+)
+_ONE_BY_ONE = (
+    "processes of a node ask the store one by one, and each waits as long as that does not answer: "
+    "look whether the store can be reached, then try again"
 )
 
 
@@ -55,16 +59,21 @@ def identity(data_dir: str, name: str) -> Identity:
 @contextmanager
 def claiming(data_dir: str, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
     """One process of the node at a time talks to a store. Raises TryAgainLater."""
-    with locked(os.path.join(data_dir, SIDECARS, "claims"), timeout):
+    with locked(os.path.join(data_dir, SIDECARS, "claims"), timeout, advice=_ONE_BY_ONE):
         yield
 
 
 @contextmanager
-def locked(path: str, timeout: float = lockfile.TIMEOUT) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is missing. Raises CNIError, TryAgainLater."""
+def locked(path: str, timeout: float = lockfile.TIMEOUT, advice: str = "") -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is missing.
+
+    Raises CNIError, TryAgainLater; the latter with this `advice`, if there is one.
+    """
     try:
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         fd = lockfile.take(path, timeout)
+    except TryAgainLater as error:
+        raise TryAgainLater(error.msg, advice or error.details) from None
     except OSError as error:
         raise explain("open", path, error) from None
     try:

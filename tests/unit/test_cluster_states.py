@@ -10,8 +10,9 @@ import pytest
 
 from cni.cli import main
 from cni.ipam.cluster import session
+from cni.ipam.cluster.node import Node
 from cni.store import settings
-from cni.store.node_files import boot_time
+from cni.store.node_files import boot_time, claiming
 
 from .ipam_node import Failure, Ipam
 from .test_cluster_plugin import Cluster, plain, until_it_fails
@@ -191,6 +192,23 @@ def test_the_copy_of_a_disk_is_noticed_with_a_claim(
     with pytest.raises(Failure, match="another machine uses the identity of node n1"):
         node.add("c", env_args=unclaimed(cluster)[0])
     assert cluster.blocks() == before
+
+
+# --- the lock of the node -------------------------------------------------------------------------
+
+
+def test_an_add_that_waits_for_another_names_the_store(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is no culprit that should be killed: it waits for the store, too."""
+    monkeypatch.setattr(Node, "claiming", lambda its, _timeout: claiming(its.data_dir, 0.0))
+    node = cluster.node("n1", **SMALL)
+    with claiming(str(cluster.directory / "n1")), pytest.raises(Failure) as failure:
+        node.add("a")
+    assert failure.value.code == 11
+    assert "cannot lock" in failure.value.msg
+    assert "look whether the store can be reached" in failure.value.details
+    assert "end it" not in failure.value.details
 
 
 # --- commands -------------------------------------------------------------------------------------
