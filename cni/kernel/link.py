@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from _socket import AF_INET6
 from collections.abc import Callable
 from errno import EEXIST, EINVAL, ENODEV, ENOENT, EOPNOTSUPP, ERANGE
 from time import monotonic
@@ -47,6 +48,8 @@ IPVLAN_MODES = {
 ETH_P_8021Q, ETH_P_8021AD = uapi.ETH_P_8021Q, uapi.ETH_P_8021AD
 
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
+_NO_ADDRESSES = nl.attr(uapi.IFLA_INET6_ADDR_GEN_MODE, bytes((uapi.IN6_ADDR_GEN_MODE_NONE,)))
+_NO_LINK_LOCAL = nl.nest(uapi.IFLA_AF_SPEC, nl.nest(AF_INET6, _NO_ADDRESSES))
 # asks for all links, without their counters
 _EVERY_LINK = _IFINFO.pack(0, 0, 0, 0, 0) + nl.u32(uapi.IFLA_EXT_MASK, uapi.RTEXT_FILTER_SKIP_STATS)
 _ONE_QUEUE = nl.u32(uapi.IFLA_NUM_TX_QUEUES, 1) + nl.u32(uapi.IFLA_NUM_RX_QUEUES, 1)
@@ -487,8 +490,12 @@ def change(  # noqa: PLR0913
     alias: str | None = None,
     netns: int | None = None,
     group: int | None = None,
+    link_local: bool = True,
 ) -> None:
-    """Change what is given, in one request; `master=0` releases a port. Raises NetlinkError."""
+    """Change what is given, in one request; `master=0` releases a port. Raises NetlinkError.
+
+    Without `link_local` the kernel gives the link no IPv6 address of its own when it comes up.
+    """
     flags = mask = 0
     for wanted, bit in ((up, IFF_UP), (promisc, IFF_PROMISC), (allmulti, IFF_ALLMULTI)):
         if wanted is not None:
@@ -510,7 +517,15 @@ def change(  # noqa: PLR0913
     parts += [nl.u32(kind, value) for kind, value in numbers.items() if value is not None]
     if alias is not None:
         parts.append(nl.text(uapi.IFLA_IFALIAS, alias))
-    sock.request(RTM_NEWLINK, b"".join(parts))
+    message = b"".join(parts)
+    if link_local:
+        sock.request(RTM_NEWLINK, message)
+        return
+    # First, since it is of no use when the link is up. A link without IPv6 refuses it.
+    quiet = _IFINFO.pack(0, 0, index, 0, 0) + _NO_LINK_LOCAL
+    _, failed = sock.batch([(RTM_NEWLINK, quiet, 0), (RTM_NEWLINK, message, 0)])
+    if failed is not None:
+        raise failed
 
 
 def add_altname(sock: Netlink, index: int, name: str) -> None:

@@ -858,6 +858,23 @@ def test_a_containers_router_advertisement_is_ignored(runtime: Runtime, containe
     assert learnt(host, 3)
 
 
+def test_a_port_has_no_address_of_its_own(runtime: Runtime, container: Netns) -> None:
+    """Its packets are the bridge's; routes to such addresses make each DEL on the node slower."""
+    result = runtime.add("bridge", routed(), container).result
+    await_link_local(runtime.host, "br0")
+    await_link_local(container, "eth0")
+    port = link(runtime.host, result["interfaces"][1]["name"])
+    assert port["inet6_addr_gen_mode"] == "none"
+    assert addresses(runtime.host, port["ifname"], link_local=True) == []
+
+
+def test_a_port_without_ipv6(runtime: Runtime, container: Netns) -> None:
+    """With a smaller MTU than IPv6's the kernel has no such setting for the link."""
+    result = runtime.add("bridge", routed(mtu=1000), container).result
+    ping(container, V4.gateways[0])
+    assert link(runtime.host, result["interfaces"][1]["name"])["mtu"] == 1000
+
+
 # -- names and owners -----------------------------------------------------------------------------
 
 

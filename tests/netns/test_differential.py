@@ -79,6 +79,10 @@ DECLARED = [
         "the node's ends do not wait a second or two before they forward a container's IPv6",
     ),
     (
+        r".*: host\.sysctl\.net/ipv6/conf/\S+\.addr_gen_mode: 0 -> 1",
+        "a bridge's port needs no address: its packets are the bridge's",
+    ),
+    (
         r".*: container\d\.sysctl\.net/ipv6/conf/eth\d\.accept_dad: 1 -> 0",
         "both ends of ptp's link are ours: there is nobody to detect duplicates with",
     ),

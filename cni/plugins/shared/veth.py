@@ -136,7 +136,9 @@ def create(
         _rename(host, outer, wanted)
         name, outer = wanted, outer._replace(name=wanted)
     prepare_host_end(name)
-    link.change(host, outer.index, up=True, alias=call.owner.alias, group=0)
+    # A port's packets are its bridge's. With an address each port would have three routes, and the
+    # kernel walks through all routes of the node whenever a link goes down.
+    link.change(host, outer.index, up=True, alias=call.owner.alias, group=0, link_local=not master)
     inner = link.get(netns.netlink(), call.ifname)
     if mac and inner.mac != link.format_mac(mac):  # a netkit is made without a MAC
         link.change(netns.netlink(), inner.index, mac=mac)
