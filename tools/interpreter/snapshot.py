@@ -43,7 +43,8 @@ _NOT_THERE = """
     cni.kernel.vf cni.plugins.sriov
     cni.plugins.shared.device_master cni.sysctl_file cni.plugins.bridge.uplink_port
     cni.plugins.bridge.vxlan cni.plugins.bridge.vxlan_link cni.plugins.bridge.vxlan_settings
-    cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.bridge.vxlan_watch
+    cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.shared.network_link
+    cni.plugins.shared.peers cni.plugins.shared.peers_watch
     cni.plugins.wireguard cni.kernel.wireguard cni.kernel.genl
     cni.plugins.route_override cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict cni.ipam.host_local.conflicts
