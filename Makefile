@@ -39,8 +39,8 @@ PACKAGES_cross := gcc-aarch64-linux-gnu linux-libc-dev-arm64-cross
 PACKAGES_release := git rpm $(PACKAGES_cross)
 # aarch64: the file for that machine, and what emulates it: a kernel, and single programs.
 PACKAGES_aarch64 := $(PACKAGES_cross) qemu-system-arm qemu-user-static
-# debian: what runs Debian's own kernel (tools/debian-lab).
-PACKAGES_debian := qemu-system-x86 busybox-static kmod xz-utils zstd
+# debian: what runs Debian's own kernel (tools/debian-lab), and wg(8), by which tests see what WireGuard knows.
+PACKAGES_debian := qemu-system-x86 busybox-static kmod xz-utils zstd wireguard-tools
 # runtime: two container runtimes; skopeo copies images.
 PACKAGES_runtime := podman podman-compose conmon containerd runc skopeo
 

@@ -6,6 +6,7 @@ from cni.kernel.wireguard import PORT
 
 from . import ptp
 from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text, replace
+from .pool import STORE, store_rules
 
 _OF_PTP = {key.name: replace(key, beyond=False) for key in ptp.PLUGIN.keys}
 _EXAMPLE_PEERS = [
@@ -63,9 +64,63 @@ _OWN = (
     Key(
         "peers",
         Many(_PEER),
-        "the nodes; this one may be among them, so that all nodes can have one file",
-        required=True,
+        "the nodes; this one may be among them, so that all nodes can have one file; not together "
+        "with `peersFrom`",
+        absent="`peersFrom` finds them",
         example=_EXAMPLE_PEERS,
+    ),
+    Key(
+        "peersFrom",
+        Text(values=("cluster",)),
+        "`cluster`: each node publishes its public key, its endpoint and its subnets in the "
+        "cluster's store, and takes those of the others from there",
+        absent="`peers` lists them",
+        example="cluster",
+    ),
+    Key(
+        "store",
+        STORE,
+        "the store of `peersFrom`",
+        absent="the store of `ipam` if its type is cluster or whereabouts, else "
+        "the one in /etc/cni/cluster.json",
+        example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
+    ),
+    Key(
+        "subnets",
+        Many(Text("prefix"), most=1000),
+        "with `peersFrom`: addresses of this node's containers, which it publishes",
+        absent="the node's blocks, with IPAM of the type cluster; required with other types",
+        example=["10.40.11.0/24"],
+    ),
+    Key(
+        "allowedSubnets",
+        Many(Text("prefix")),
+        "with `peersFrom`: in these must the subnets of other nodes lie; others are refused",
+        absent="the subnets of `ipam`",
+        example=["10.40.0.0/16"],
+    ),
+    Key(
+        "endpoint",
+        Text("endpoint"),
+        "with `peersFrom`: address and UDP port by which others reach this node; IPv6 addresses "
+        "in brackets",
+        absent="an address of `dev`, and `listenPort`",
+        example="192.0.2.11:51820",
+    ),
+    Key(
+        "dev",
+        Text("interface"),
+        "with `peersFrom`: link of the node whose address is published",
+        absent="that of the default route",
+        example="eth0",
+    ),
+    Key(
+        "persistentKeepalive",
+        Number(0, 65535),
+        "with `peersFrom`: seconds between packets to each peer that keep the way through a NAT "
+        "open; 0: none",
+        default=0,
+        example=25,
     ),
     Key(
         "privateKeyFile",
@@ -97,6 +152,19 @@ _REST = (
 )
 
 
+_OF_STORE = ("store", "subnets", "allowedSubnets", "endpoint", "dev", "persistentKeepalive")
+
+
+def _only_of_store(key: str) -> Rule:
+    """The rule that a key needs `peersFrom`."""
+    return Rule(
+        (key, "peersFrom"),
+        lambda get: get(key) not in (None, "", [], 0) and not get("peersFrom"),
+        f"{key} needs peersFrom",
+        f'write `"peersFrom": "cluster"`, or remove `{key}`',
+    )
+
+
 def _learns(get: Get) -> bool:
     return get("ipam.type") in ("dhcp", "slaac")
 
@@ -105,9 +173,29 @@ PLUGIN = Plugin(
     name="wireguard",
     place="main",
     about="routes between the containers of several nodes, encrypted by WireGuard",
-    keys=(_OWN[0], _OF_PTP["ipam"], *_OWN[1:], *(_OF_PTP[name] for name in _REST)),
+    keys=(*_OWN[:8], _OF_PTP["ipam"], *_OWN[8:], *(_OF_PTP[name] for name in _REST)),
     rules=(
         *ptp.PLUGIN.rules,
+        Rule(
+            ("peersFrom", "peers"),
+            lambda get: get("peersFrom") and get("peers") is not None,
+            "wireguard: peers and peersFrom exclude each other",
+            "leave one of them out",
+        ),
+        Rule(
+            ("peers", "peersFrom"),
+            lambda get: not get("peersFrom") and get("peers") is None,
+            "wireguard: needs peers or peersFrom",
+            "list the nodes in `peers`; an empty list is for a node that has only its key so far",
+        ),
+        *map(_only_of_store, _OF_STORE),
+        *store_rules("store"),
+        Rule(
+            ("subnets", "ipam"),
+            lambda get: get("peersFrom") and not get("subnets") and get("ipam.type") != "cluster",
+            "wireguard: needs subnets",
+            "only with IPAM of the type cluster the subnets of this node are known",
+        ),
         Rule(
             ("ipam",),
             _learns,

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from _socket import AF_INET, AF_INET6
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..protocol.address import Prefix
@@ -61,11 +62,15 @@ class Device:
         self.public = public
         self.port = port
         self.peers = peers  # by public key
-        self._private = private
+        self.private = private  # in no message, log or result
 
     def has_key(self, private: bytes) -> bool:
         """Is that its private key? Bits that X25519 ignores do not count."""
-        return self._private == clamped(private)
+        return self.private == clamped(private)
+
+    def is_same(self, other: Device) -> bool:
+        """Have both the same private key and port?"""
+        return (self.private, self.port) == (other.private, other.port)
 
 
 def clamped(private: bytes) -> bytes:
@@ -107,12 +112,44 @@ class Control:
         request += nl.attr(uapi.WGDEVICE_A_PRIVATE_KEY, private)
         self._sock.request(self._family, request + nl.u16(uapi.WGDEVICE_A_LISTEN_PORT, port))
 
-    def set_peers(self, index: int, peers: Iterable[Peer], remove: Iterable[bytes] = ()) -> None:
+    def put_back(self, index: int, former: Device, *, peers: bool) -> None:
+        """Give the link the key and the port that it had, and its peers, too, if `peers`.
+
+        Raises NetlinkError.
+        """
+        present = self.get(index)
+        if not former.is_same(present):
+            self.set_device(index, former.private or bytes(KEY_SIZE), former.port)
+        if peers:
+            self.agree(index, present.peers, former.peers.values())
+
+    def agree(self, index: int, present: Mapping[bytes, Peer], wanted: Iterable[Peer]) -> None:
+        """Make the peers `present`, by public key, the `wanted` ones; only differences are sent.
+
+        A peer that is present, and wanted without an endpoint, keeps the one that it has. Raises
+        NetlinkError, after all have been tried.
+        """
+        every = {each.public: each for each in wanted}
+        changed = []
+        for key, peer in every.items():
+            known = present.get(key)
+            if known is None or not _is_as_wanted(known, peer):
+                changed.append(peer)
+        self.set_peers(index, changed, present.keys() - every.keys(), present)
+
+    def set_peers(
+        self,
+        index: int,
+        peers: Iterable[Peer],
+        remove: Iterable[bytes] = (),
+        present: Mapping[bytes, Peer] = MappingProxyType({}),
+    ) -> None:
         """Remove the peers with these public keys, and add or change others.
 
         A changed peer keeps its session, and no other allowed addresses than the given ones. An
-        address that another peer has moves to the one that is named last. Raises NetlinkError,
-        after all have been tried.
+        address that another peer has moves to the one that is named last. If it is `present` with a
+        part of the addresses, no packet is lost to these meanwhile. Raises NetlinkError, after all
+        have been tried.
         """
         head = _request(uapi.WG_CMD_SET_DEVICE, index)
         nests = [
@@ -120,7 +157,7 @@ class Control:
             + nl.u32(uapi.WGPEER_A_FLAGS, uapi.WGPEER_F_REMOVE_ME)
             for key in remove
         ]
-        nests += map(_attributes, peers)
+        nests += [_attributes(each, present.get(each.public)) for each in peers]
         requests: list[nl.Message] = [
             (self._family, head + nl.nest(uapi.WGDEVICE_A_PEERS, nl.nest(0, nested)), 0)
             for nested in nests
@@ -134,10 +171,20 @@ def _request(command: int, index: int) -> bytes:
     return genl.HEADER.pack(command, 1, 0) + nl.u32(uapi.WGDEVICE_A_IFINDEX, index)
 
 
-def _attributes(peer: Peer) -> bytes:
+def _is_as_wanted(known: Peer, wanted: Peer) -> bool:
+    return (
+        set(known.allowed) == set(wanted.allowed)
+        and (known.keepalive, known.preshared) == (wanted.keepalive, wanted.preshared)
+        and wanted.endpoint in (None, known.endpoint)
+    )
+
+
+def _attributes(peer: Peer, known: Peer | None) -> bytes:
+    # the kernel removes all addresses before it adds the given ones
+    loses = known is None or not set(known.allowed) <= set(peer.allowed)
     parts = [
         nl.attr(uapi.WGPEER_A_PUBLIC_KEY, peer.public),
-        nl.u32(uapi.WGPEER_A_FLAGS, uapi.WGPEER_F_REPLACE_ALLOWEDIPS),
+        nl.u32(uapi.WGPEER_A_FLAGS, uapi.WGPEER_F_REPLACE_ALLOWEDIPS if loses else 0),
         nl.attr(uapi.WGPEER_A_PRESHARED_KEY, peer.preshared or bytes(KEY_SIZE)),
         nl.u16(uapi.WGPEER_A_PERSISTENT_KEEPALIVE_INTERVAL, peer.keepalive),
     ]

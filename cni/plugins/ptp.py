@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from ..call import Call, Steps
 from ..kernel import address, link, route
 from ..kernel.errors import NetlinkError
@@ -30,28 +28,8 @@ from .shared.unlink import needs_link
 LINK_TIMEOUT = 1.0  # seconds to wait for the link; if it is not up by then, ADD goes on
 
 
-class Mac(config.Folded):
-    mac: str = ""
-
-
-class Args(config.Folded):
-    cni: Mac = msgspec.field(default_factory=Mac)
-
-
-class Conf(config.NetConf):
-    ip_masq: bool = False
-    ip_masq_backend: str | None = None
-    ip_masq_set: bool = False
-    ip_masq_families: list[str] = []
-    outbound_addr: list[str] = []
-    mtu: config.Mtu = config.Mtu(0)
+class Conf(veth.PairConf):
     link_type: str = "veth"
-    no_default_route: bool = False
-    accept_ra: bool | None = None
-    autoconf: bool | None = None
-    host_interface_name: str = ""
-    args: Args = msgspec.field(default_factory=Args)
-    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 def add(call: Call[Conf]) -> Result:

@@ -1,5 +1,5 @@
 """Processes that talk to the cluster's store: for this node's blocks (cni.ipam.cluster.rounds), and
-for the peers of its overlay networks (cni.plugins.bridge.vxlan_watch).
+for the peers of its overlay networks (cni.plugins.shared.peers_watch).
 
 Each runs only on a node with such blocks or networks. They are children of the supervisor, so that
 no request waits for a store. They may end at any moment: ledger and notes have what is unfinished.
@@ -39,7 +39,7 @@ class Tending(Child):
 
 
 class Following(Child):
-    """The process that follows the other nodes of overlay networks (plugins.bridge.vxlan_watch)."""
+    """The process that follows the other nodes of overlay networks (plugins.shared.peers_watch)."""
 
     name = "cni-peers"
     what = "the process for peers of networks"
@@ -54,9 +54,12 @@ class Following(Child):
 
     def run(self) -> None:
         """Publish, watch and compare, until it is ended."""
-        from ..plugins.bridge import vxlan_watch
+        from ..plugins.bridge import vxlan_peers
+        from ..plugins.shared import peers_watch
+        from ..plugins.wireguard import peers
 
-        vxlan_watch.forever(os.environ, self._log, self._register)
+        overlays = {each.kind: each for each in (vxlan_peers.OVERLAY, peers.OVERLAY)}
+        peers_watch.forever(os.environ, self._log, self._register, overlays)
 
     def _register(self, its: Settings) -> None:
         """Renew this node in the store: others tell by it that it is gone. Raises StoreError,

@@ -37,8 +37,7 @@ DRAIN = signal.SIGUSR1
 # As numbers: the signal module, which makes enums of its arguments, takes ten times as long.
 INTERRUPTS = tuple(map(int, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
 _CHECK_INTERVAL = 32  # requests between checks of memory and descriptors
-_TIMEOUT = 10  # seconds for a client to take a result, and to write it
-_TIMEVAL = struct.pack("@ll", _TIMEOUT, 0)
+_REPORT_TIMEOUT = 10.0  # seconds for a client to take a result, and to write it
 _OWN_LINKS = 2  # of a directory without subdirectories
 _SPARE_FDS = 8  # descriptors that a library may keep open
 
@@ -199,7 +198,9 @@ class Worker:
                 ended = monotonic()
                 self.trace.mark("encoded")
             finally:
-                self._unwatch()
+                if self.watched is not None:
+                    _silence(self.watched)
+                    self.watched = None
                 self._leave_mounts(descriptors)
             if self.conn is not None:
                 client.conn.sendall(wire.reply(code, output))  # before cleaning up
@@ -217,10 +218,11 @@ class Worker:
         The result stands as soon as the client has it, unless the client reports that it could not
         write it. If the result could not be sent as a whole, the connection ends.
         """
-        conn, self.conn = self.conn, None
+        conn, self.conn, self.watched = self.conn, None, None  # signals do not count any more
         assert conn is not None
-        self._unwatch()  # signals do not count any more
         try:
+            _silence(conn)
+            conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _timeval(_REPORT_TIMEOUT))
             _send(conn, wire.result(output))
         except OSError as failure:
             text = (failure.strerror or str(failure)).lower()
@@ -266,12 +268,6 @@ class Worker:
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_RDWR | os.O_ASYNC)
         self._on_io()  # for what arrived before
 
-    def _unwatch(self) -> None:
-        """Request no SIGIO any more: one would come for the report, and for the client's end."""
-        if self.watched is not None:
-            fcntl.fcntl(self.watched, fcntl.F_SETFL, os.O_RDWR)
-            self.watched = None
-
     def _on_io(self, *_: object) -> None:
         if self.watched is None:
             return
@@ -304,6 +300,16 @@ class Worker:
         return open_fds <= self.fds + _SPARE_FDS and _resident() <= self.limits.memory
 
 
+def _timeval(seconds: float) -> bytes:
+    """For SO_RCVTIMEO."""
+    return struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+
+
+def _silence(conn: Socket) -> None:
+    """Request no SIGIO any more: one would come for the report, and for the client's end."""
+    fcntl.fcntl(conn.fileno(), fcntl.F_SETFL, os.O_RDWR)
+
+
 def _send(conn: Socket, data: bytes) -> None:
     """Send all of the data; at once, if there is room for it. Raises OSError."""
     try:
@@ -311,7 +317,7 @@ def _send(conn: Socket, data: bytes) -> None:
     except BlockingIOError:
         sent = 0
     if sent < len(data):
-        conn.settimeout(_TIMEOUT)
+        conn.settimeout(_REPORT_TIMEOUT)
         conn.sendall(data[sent:])
 
 
@@ -321,7 +327,6 @@ def _reported(conn: Socket) -> int:
     Ends this process if the client is dead, as Worker._on_io does.
     """
     received, failed = b"", False
-    conn.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _TIMEVAL)
     while (error := wire.report(received)) is None:
         try:
             data = conn.recv(16)

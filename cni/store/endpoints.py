@@ -1,16 +1,16 @@
 """Endpoints: the addresses by which the nodes of an overlay network reach each other.
 
-    endpoints/<network>/<node>   {"node", "uid", "vni", "port",
-                                  "addresses": ["192.0.2.11", "fd00::11"]}
+    endpoints/<network>/<node>   {"node", "uid", "port", "addresses": ["192.0.2.11", "fd00::11"], …}
 
-Each node writes its own, and reads those of all. One with another node's `uid` is replaced only if
-the store says that this node is gone: an item of the same name may be that of a machine that lives.
+The rest is the plugin's: `vni` of vxlan, `publicKey` and `subnets` of wireguard. Each node writes
+its own, and reads those of all. One with another node's `uid` is replaced only if the store says
+that this node is gone: an item of the same name may be that of a machine that lives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..protocol.address import InvalidAddress, parse_ip
 from .interface import Conflict, Exists, Item, Refused, Store, Unavailable
@@ -18,21 +18,6 @@ from .interface import Conflict, Exists, Item, Refused, Store, Unavailable
 PREFIX = "endpoints/"
 _ATTEMPTS = 8  # to change an item that others change, too
 _MOST_ADDRESSES = 8  # of a node; what it says beyond is not read
-
-
-class Endpoint(NamedTuple):
-    """How a node is reached in a network; `addresses` are texts, one or two."""
-
-    node: str
-    uid: str
-    vni: int
-    port: int
-    addresses: tuple[str, ...]
-
-    @property
-    def value(self) -> dict[str, Any]:
-        """As it is in the store."""
-        return {**self._asdict(), "addresses": list(self.addresses)}
 
 
 def key_of(network: str, node: str) -> str:
@@ -46,14 +31,11 @@ def place_of(key: str) -> tuple[str, str]:
     return (parts[1], parts[2]) if len(parts) == 3 else ("", "")
 
 
-def addresses_of(value: dict[str, Any], node: str, vni: int, port: int) -> list[str]:
-    """The addresses of the value of `node`'s item, if it is of this network, and can be used.
+def addresses_of(value: dict[str, Any]) -> list[str]:
+    """The addresses of an item's value that can be used.
 
-    Others have written it: what is no unicast address, or of another VNI or port, is left out; and
-    an item of another node than its key says, which policies of a store may not have prevented.
+    Others have written it: what is no unicast address is left out.
     """
-    if (value.get("node"), value.get("vni"), value.get("port")) != (node, vni, port):
-        return []
     texts = value.get("addresses")
     if not isinstance(texts, list):
         return []
@@ -73,23 +55,24 @@ def _is_usable(text: str) -> bool:
     return not is_mapped and packed[0] != 0xFF and not (packed[0] == 0xFE and packed[1] >= 0x80)
 
 
-def publish(store: Store, network: str, own: Endpoint, present: Item | None) -> None:
-    """Have the store say `own` of this node. `present` is the item as it was read last, or None.
+def publish(store: Store, network: str, own: dict[str, Any], present: Item | None) -> None:
+    """Have the store say `own` of this node: `node`, `uid`, and the plugin's keys. `present` is the
+    item as it was read last, or None.
 
     Raises Refused if the item is another node's, StoreError.
     """
-    key = key_of(network, own.node)
+    key = key_of(network, own["node"])
     for _ in range(_ATTEMPTS):
         if present is not None:
-            if present.value == own.value:
+            if present.value == own:
                 return
-            if present.value.get("uid") != own.uid:
+            if present.value.get("uid") != own["uid"]:
                 _require_gone(store, own, present)
         try:
             if present is None:
-                store.create(key, own.value)
+                store.create(key, own)
             else:
-                store.update(present, own.value)
+                store.update(present, own)
         except (Exists, Conflict):
             present = store.read(key)
         else:
@@ -97,9 +80,9 @@ def publish(store: Store, network: str, own: Endpoint, present: Item | None) -> 
     raise Unavailable(f"{store.name}: {key} changes all the time", "try again")
 
 
-def _require_gone(store: Store, own: Endpoint, present: Item) -> None:
+def _require_gone(store: Store, own: dict[str, Any], present: Item) -> None:
     """Raises Refused unless the node that wrote `present` was given up."""
-    node, uid = own.node, own.uid
+    node, uid = own["node"], own["uid"]
     old = str(present.value.get("uid", ""))
     if not old or store.read(f"lost/{old}") is not None:
         return

@@ -19,6 +19,14 @@ from .kubeconfig import Access
 _JSON = "application/json"
 _VERBS = {"GET": "get", "POST": "create", "PATCH": "patch", "DELETE": "delete"}
 
+# A node's account changes what is the node's own; people use some commands with another account.
+_DENIED = (
+    "let nodeName be the name of this node's Node object; to change what is another node's, as "
+    "`cni ipam cordon`, `forget` and `reconcile` do, use an administrator's account: "
+    "CNI_CLUSTER_CONF names a file to read instead of /etc/cni/cluster.json, with that account's "
+    "kubeconfig in `store`. The rules are those of deploy/cluster/policy.yaml"
+)
+
 
 class Api:
     """Requests to an API server. Raises Refused, Unavailable for what no caller has to know."""
@@ -114,9 +122,7 @@ class Api:
         message = message_of(answer)
         # not for want of rights: an admission policy, which answers 403 as well
         if "denied request" in message:
-            return Refused(
-                f"{self.name} denied the change: {message}", "deploy/cluster/policy.yaml"
-            )
+            return Refused(f"{self.name} denied the change: {message}", _DENIED)
         # /api/VERSION/RESOURCE/NAME, /apis/GROUP/VERSION/RESOURCE/NAME
         words = path.partition("?")[0].split("/")
         resource, *name = words[3 if words[1] == "api" else 4 :]

@@ -62,7 +62,7 @@ class Pair:
         outer = link.get(self.host, name).index
         conf = f"net/ipv6/conf/{name}"
         sysctl.write_each([(f"{conf}/accept_ra", "0"), (f"{conf}/accept_dad", "0")])
-        link.change(self.host, outer, up=True, alias=OWNER.alias, group=0)
+        link.change(self.host, outer, up=True, alias=OWNER.alias, group=0, link_local=False)
         link.set_port(self.host, outer, hairpin=False, isolated=False)
         found = link.get(inside, "eth0")
         self.netns.run(sysctl.write_each, SETTINGS)

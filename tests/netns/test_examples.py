@@ -39,6 +39,7 @@ FEATURES = {
 # Why an ADD is not tried here.
 NOT_HERE = {
     "cluster-etcd": "needs an etcd: tests/netns/test_cluster_etcd.py",
+    "several-nodes-encrypted": "needs an etcd: tests/netns/test_wireguard_peers.py",
     "several-nodes-etcd": "needs an etcd: tests/netns/test_vxlan_peers.py",
     "cluster-kubernetes": "needs a Kubernetes API: tests/unit/test_cluster_on_kubernetes.py",
     "dhcp": "needs a DHCP server: tests/netns/test_dhcp.py",

@@ -5,7 +5,6 @@ Also not with the number of networks on the node. As there, calls and bytes are 
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +93,6 @@ def flannel(tmp_path: Path) -> Json:
     return {**own, "ipam": {"dataDir": str(tmp_path / "leases")}}
 
 
-def wireguard(tmp_path: Path) -> Json:
-    """wireguard with another node, which never answers."""
-    peer = {"publicKey": base64.b64encode(bytes(31) + b"\1").decode()}
-    peer |= {"endpoint": "192.0.2.1:51820", "subnets": ["10.40.1.0/24"]}
-    own = {"type": "wireguard", "peers": [peer], "privateKeyFile": str(tmp_path / "key")}
-    return {**own, "ipam": host_local(tmp_path)}
-
-
 def advertise(outside: Netns, tmp_path: Path) -> None:
     """A router on the network outside, which answers solicitations."""
     outside.ip("address", "add", "fe80::1/64", "dev", PEER, "nodad")
@@ -132,7 +123,6 @@ def lists(name: str, tmp_path: Path) -> list[Json]:
         "cluster": [{"type": "ptp", "ipam": cluster(tmp_path)}],
         "flannel": [flannel(tmp_path)],
         "slaac": [{"type": "macvlan", "master": MASTER, "ipam": {"type": "slaac"}}],
-        "wireguard": [wireguard(tmp_path)],
     }
     return found[name]
 
@@ -142,7 +132,6 @@ OF_LAB = {
     "bond": "bond",
     "macvtap": "macvtap",
     "vlan of a bridge": "vlan_filtering",
-    "wireguard": "wireguard",
 }
 # A DEL that is repeated has no intent that says that the rules are gone, so it lists them.
 LISTING = (

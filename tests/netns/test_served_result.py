@@ -149,19 +149,24 @@ class Failing:
         raise OSError(errno.EIO, "Input/output error")
 
 
-@pytest.mark.parametrize("method", ["settimeout", "sendall", "recv"])
-def test_an_error_of_the_connection(method: str) -> None:
-    """A result that was not sent is undone; one that was sent stands."""
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [("setsockopt", 2), ("send", 2), ("settimeout", 8 << 20), ("sendall", 8 << 20), ("recv", 2)],
+)
+def test_an_error_of_the_connection(method: str, size: int) -> None:
+    """A result that was not sent is undone; one that was sent stands. A large one does not fit into
+    the connection at once.
+    """
     ours, clients = socket.socketpair()
     with ours, clients:
         clients.sendall(b"w\0")
         failing: Any = Failing(ours, method)
         serving_it: Any = SimpleNamespace(conn=failing, watched=failing)
         if method == "recv":
-            worker.Worker._deliver(serving_it, b"{}")
+            worker.Worker._deliver(serving_it, bytes(size))
         else:
             with pytest.raises(IOFailure, match="cannot send the result"):
-                worker.Worker._deliver(serving_it, b"{}")
+                worker.Worker._deliver(serving_it, bytes(size))
         assert serving_it.conn is None  # nothing more is sent
 
 

@@ -255,6 +255,24 @@ def test_a_failed_add_leaves_nothing(nodes: list[Node]) -> None:
         node.runtime.add("vxlan", conf, container).failed(999, "failed to name the host's end")
 
 
+def test_a_failed_add_puts_the_former_peers_back(nodes: list[Node]) -> None:
+    """Destinations and MTU are those of the containers that are there, also for the next ADD."""
+    node = nodes[0]
+    node.add(peers=["192.0.2.1", "192.0.2.2"])
+    assert node.sends_to() == {"192.0.2.2"}
+    container = Netns("container")
+    node.containers.append(container)
+    keys: Json = {"peers": ["192.0.2.1", "192.0.2.3"], "mtu": 1300}
+    # the last step that can fail: the name of the node's end is taken
+    conf = node.conf(ipam=node.ipam(3), **keys, hostInterfaceName="eth0")
+    with unchanged(node.host, container):
+        reply = node.runtime.add("vxlan", conf, container, container_id="c3")
+        reply.failed(999, "has an interface of that name")
+    assert node.sends_to() == {"192.0.2.2"}
+    node.add(4, **keys)
+    assert node.sends_to() == {"192.0.2.3"}
+
+
 def test_peers_follow_the_configuration(nodes: list[Node]) -> None:
     """… with the next ADD. What a person has entered for a MAC stays."""
     node = nodes[0]

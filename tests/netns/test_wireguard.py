@@ -332,6 +332,48 @@ def test_what_others_have_stays(nodes: list[Node]) -> None:
     assert name in links(host)
 
 
+def test_a_failed_add_puts_the_former_peers_back(nodes: list[Node]) -> None:
+    """Peers, routes and port are those of the containers that are there, also for the next ADD."""
+    node, other, third = nodes
+    peers = [each.peer() for each in nodes]
+    node.add(peers[:2])
+    other.add(peers)
+    third.add(peers)
+    ping(node.containers[2], "10.40.2.2", timeout=60)
+    container = node.containers[9]
+    changed = [peers[0], {**peers[1], "subnets": ["10.40.2.0/25"]}, peers[2]]
+    # the last step that can fail: the name of the node's end is taken
+    conf = node.conf(changed, 9, listenPort=PORT + 1, hostInterfaceName="eth0")
+    before = node.shown()
+    with unchanged(node.host, container):
+        node.runtime.add("wireguard", conf, container).failed(999, "has an interface of that name")
+    assert node.shown() == before
+    assert node.host.exec(["wg", "show", node.link, "listen-port"]).stdout.strip() == str(PORT)
+    ping(node.containers[2], "10.40.2.2", timeout=60)
+    node.add(changed, 3, listenPort=PORT + 1)
+    assert node.shown()[other.public][1] == {"10.40.2.0/25"}
+
+
+def test_no_list_of_links(nodes: list[Node]) -> None:
+    """A DEL, also that of the last container, lists routes of one table, and no links."""
+    node = nodes[0]
+    for number in (2, 3):
+        node.add([], number)
+    for number in (2, 3):
+        conf = node.conf([], number)
+        done = node.runtime.delete(
+            "wireguard",
+            conf,
+            node.containers[number],
+            container_id=f"c{number}",
+            env={"CNI_DEBUG": "netlink"},
+        ).succeeded()
+        lists = [line for line in done.stderr.splitlines() if "|DUMP" in line]
+        assert any("RTM_GETROUTE" in line for line in lists)
+        assert not [line for line in lists if "RTM_GETLINK" in line]
+    nothing_left(node)
+
+
 def test_gc_removes_all(nodes: list[Node]) -> None:
     node = nodes[0]
     peers = [each.peer() for each in nodes]

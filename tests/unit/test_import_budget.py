@@ -158,7 +158,7 @@ OWN_MODULES: dict[str, dict[str, int]] = {
     "bridge-iptables": {"ADD": 59, "CHECK": 61, "DEL": 56, "STATUS": 48, "GC": 54},
     "bridge-spoofcheck": {"ADD": 58, "CHECK": 52, "DEL": 56, "STATUS": 48, "GC": 55},
     "ptp": {"ADD": 48, "CHECK": 48, "DEL": 48, "STATUS": 46, "GC": 47},
-    "vxlan": {"ADD": 57, "CHECK": 57, "DEL": 57, "STATUS": 53, "GC": 56},
+    "vxlan": {"ADD": 58, "CHECK": 58, "DEL": 58, "STATUS": 54, "GC": 57},
     "tuning": {"ADD": 33, "CHECK": 38, "DEL": 33, "STATUS": 32, "GC": 32},
     "sbr": {"ADD": 34, "CHECK": 35, "DEL": 34, "STATUS": 33, "GC": 33},
     "route-override": {"ADD": 30, "CHECK": 31, "DEL": 28, "STATUS": 29, "GC": 29},

@@ -167,6 +167,7 @@ def test_a_node_claims_for_itself_only(api: ApiServer) -> None:
         with pytest.raises(Refused, match="denied") as raised:
             refused()
         assert "policy.yaml" in raised.value.remedy
+        assert "an administrator's account" in raised.value.remedy
     other.create("nodes/n2", {})
     other.create("wanted/default/n2", {})
     one.delete(item)

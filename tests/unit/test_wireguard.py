@@ -101,6 +101,32 @@ def test_peers() -> None:
     assert second.get_attr("WGPEER_A_PRESHARED_KEY") == text(bytes(32))
 
 
+def test_only_differences_are_sent() -> None:
+    """Addresses are replaced, for a moment none, only if one of them has to go."""
+    present = {each.public: each for each in PEERS}
+    first, second = PEERS
+    more = (*first.allowed, Prefix.parse("10.41.0.0/16"))
+    for wanted, sent in (
+        (PEERS, []),
+        ([second, first._replace(endpoint=None)], []),
+        ([first], [(OTHER, uapi.WGPEER_F_REMOVE_ME)]),
+        ([first._replace(allowed=more), second], [(PUBLIC, 0)]),
+        (
+            [first._replace(allowed=first.allowed[:1]), second],
+            [(PUBLIC, uapi.WGPEER_F_REPLACE_ALLOWEDIPS)],
+        ),
+        ([first, second._replace(endpoint=first.endpoint)], [(OTHER, 0)]),
+        ([first, second._replace(keepalive=5)], [(OTHER, 0)]),
+        ([first._replace(preshared=b""), second], [(PUBLIC, 0)]),
+        ([*PEERS, Peer(PRIVATE)], [(PRIVATE, uapi.WGPEER_F_REPLACE_ALLOWEDIPS)]),
+    ):
+        kernel = Kernel()
+        Control(kernel).agree(5, present, wanted)  # type: ignore[arg-type]
+        peers = [decoded(each).get_attr("WGDEVICE_A_PEERS")[0] for each in kernel.sent]
+        found = [(p.get_attr("WGPEER_A_PUBLIC_KEY"), p.get_attr("WGPEER_A_FLAGS")) for p in peers]
+        assert found == [(text(key), flags) for key, flags in sent]
+
+
 def test_a_peer_that_goes_on_in_the_next_message() -> None:
     sender = Kernel()
     rest = PEERS[0]._replace(allowed=(Prefix.parse("10.41.0.0/16"),))

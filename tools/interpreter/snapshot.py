@@ -43,13 +43,15 @@ _NOT_THERE = """
     cni.kernel.vf cni.plugins.sriov
     cni.plugins.shared.device_master cni.sysctl_file cni.plugins.bridge.uplink_port
     cni.plugins.bridge.vxlan cni.plugins.bridge.vxlan_link cni.plugins.bridge.vxlan_settings
-    cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.bridge.vxlan_watch
+    cni.kernel.vxlan cni.kernel.fdb cni.plugins.bridge.vxlan_peers cni.plugins.shared.network_link
+    cni.plugins.shared.peers cni.plugins.shared.peers_watch
     cni.plugins.wireguard cni.kernel.wireguard cni.kernel.genl
     cni.plugins.route_override cni.plugins.sample cni.netns.liveness cni.ipam.host_local.directory
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict cni.ipam.host_local.conflicts
     cni.plugins.tc_redirect_tap cni.plugins.macvlan.macvtap
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
-    cni.standins.click_
+    cni.standins.click_ cni.netns.throwaway cni.plugins.shared.masquerade.migrate cni.authorities
+    cni.startup_error cni.kernel.link_advice cni.plugins.portmap.nft_holders
 """
 
 

@@ -10,7 +10,7 @@ lock's file, because a process that holds the lock stops every ADD.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -20,7 +20,7 @@ from ...kernel import link, sysctl
 from ...kernel.errors import NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
-from ...protocol.errors import CNIError
+from ...protocol.errors import CNIError, TryAgainLater
 from ..shared import veth
 
 STATE_DIR = "/run/cni"
@@ -63,6 +63,24 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
             lockfile.release(self._fd)
+
+
+def remove_unused(
+    call: Call[Any], what: str, unused: Callable[[], list[int]], remove: Callable[[int], None]
+) -> None:
+    """Remove the links that `unused` lists (their indexes), unless an ADD uses them by then.
+
+    It is asked first without the lock, because in most cases the links are in use. If ADDs hold the
+    lock for too long, the links stay until the next DEL or GC, which is logged as about `what`.
+    """
+    if not unused():
+        return
+    try:
+        with Lock(call.request.env, alone=True):
+            for index in unused():
+                remove(index)
+    except TryAgainLater as error:
+        call.log(f"{what} stays for the next DEL or GC: {error}")
 
 
 def ensure(

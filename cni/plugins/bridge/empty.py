@@ -15,7 +15,6 @@ from ...kernel import bridge_vlan, link
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import network_group
-from ...protocol.errors import TryAgainLater
 from ..shared import veth
 from . import device
 
@@ -47,20 +46,20 @@ def remove(call: Call[Any], index: int, vlan: int) -> None:
     """Remove the gateway's interface of `vlan` (0: there is none), and the bridge, if they are
     unused and marked.
 
-    If ADDs hold the lock for too long, the bridge stays until the next DEL or GC, which is logged.
     Raises NetlinkError.
     """
+    if not index:
+        return
     with Netlink() as host:
-        if not index or not _unused(call, host, index, vlan):
-            return
-        try:
-            with device.Lock(call.request.env, alone=True):
-                for unused in _unused(call, host, index, vlan):
-                    link.delete(host, unused)
-                    if unused == index and _has_uplink(call):
-                        _uplinks().forget(call, index)
-        except TryAgainLater as error:
-            call.log(f"bridge: an empty bridge stays for the next DEL or GC: {error}")
+
+        def delete(unused: int) -> None:
+            link.delete(host, unused)
+            if unused == index and _has_uplink(call):
+                _uplinks().forget(call, index)
+
+        device.remove_unused(
+            call, "bridge: an empty bridge", lambda: _unused(call, host, index, vlan), delete
+        )
 
 
 def _has_uplink(call: Call[Any]) -> bool:

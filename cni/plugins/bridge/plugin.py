@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from ...call import Call, Steps
 from ...kernel import link
 from ...kernel.errors import KernelError, NetlinkError
@@ -30,25 +28,11 @@ from . import device, gateway
 PORT_TIMEOUT = 2.55  # seconds until a port that is not forwarding is an error
 
 
-class Mac(config.Folded):
-    mac: str = ""
-
-
-class Args(config.Folded):
-    cni: Mac = msgspec.field(default_factory=Mac)
-
-
-class Conf(config.NetConf):
+class Conf(veth.PairConf):
     bridge: str = ""
     is_gateway: bool = False
     is_default_gateway: bool = False
     force_address: bool = False
-    ip_masq: bool = False
-    ip_masq_backend: str | None = None
-    ip_masq_set: bool = False
-    ip_masq_families: list[str] = []
-    outbound_addr: list[str] = []
-    mtu: config.Mtu = config.Mtu(0)
     hairpin_mode: bool = False
     promisc_mode: bool = False
     vlan: int = 0
@@ -58,14 +42,8 @@ class Conf(config.NetConf):
     enabledad: bool = False
     disable_container_interface: bool = False
     port_isolation: bool = False
-    no_default_route: bool = False
-    accept_ra: bool | None = None
-    autoconf: bool | None = None
-    host_interface_name: str = ""
     remove_empty_bridge: bool = False
     uplink_interface: str = ""
-    args: Args = msgspec.field(default_factory=Args)
-    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 class Settings:

@@ -23,8 +23,8 @@ from ..shared import configure, masquerade, veth
 from ..shared.unlink import needs_link
 from . import device, gateway, vxlan_link
 from .plugin import asks_on_link, await_port
+from .vxlan_settings import SORT, Settings, bridge_name, gateway_mac
 from .vxlan_settings import Conf as _Conf
-from .vxlan_settings import Settings, bridge_name, gateway_mac, link_name
 
 Conf = _Conf
 
@@ -141,7 +141,7 @@ def _bridge_of(call: Call[Conf]) -> int:
     if not call.conf.remove_empty_bridge:
         return 0
     with Netlink() as host:
-        made = link.find(host, link_name(call.network))
+        made = link.find(host, SORT.name(call.network))
         if made is not None and made.master:
             return made.master
     from . import empty
@@ -174,7 +174,7 @@ def status(call: Call[Conf]) -> None:
         if want.from_store:
             from . import vxlan_peers
 
-            vxlan_peers.require_store(call, want)
+            vxlan_peers.require_store(call)
     if want.ipam:
         call.delegate(want.ipam)
 

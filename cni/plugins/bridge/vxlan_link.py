@@ -1,9 +1,7 @@
 """vxlan: a node's VXLAN link of a network: made by the first ADD, removed after the last container.
 
-The link is a port of the bridge. Its name is derived from the network; its alias names the network
-and the configuration that has made it. Until it has the alias it is in the network's link group.
-Its users are the bridge's ports that bear the network's key. The bridge's lock keeps ADD and
-removal apart (device.py).
+The link is a port of the bridge; its users are the bridge's ports that bear the network's key. The
+bridge's lock keeps ADD and removal apart (device.py).
 
 Forwarding entries for 00:00:00:00:00:00 on this link are ours: they name the nodes that get a copy
 of frames to unknown MACs. Entries that the link learns, or a person adds for other MACs, stay.
@@ -21,30 +19,12 @@ from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...owner import network_group, network_key
 from ...protocol.address import format_ip
-from ...protocol.errors import CNIError, TryAgainLater
+from ...protocol.errors import CNIError
 from ..shared import unlink, veth
 from . import device
-from .vxlan_settings import Settings, link_name, mark_of
+from .vxlan_settings import SORT, Settings
 
 _MTU_UNKNOWN = 1500  # while there is no route to the underlay
-
-
-def find(host: Netlink, network: str) -> Link | None:
-    """The network's VXLAN link. Raises CNIError if something else has its name."""
-    made = link.find(host, link_name(network))
-    if made is not None and not _is_ours(made, network):
-        raise CNIError(
-            f'failed to make the VXLAN link: "{made.name}" exists and is not of this network',
-            f"its alias is {made.alias!r}: rename or delete it (`ip -d link show {made.name}`)",
-        )
-    return made
-
-
-def _is_ours(made: Link, network: str) -> bool:
-    if made.kind != vxlan.KIND:
-        return False
-    is_unfinished = not made.alias and made.group == network_group(network)
-    return made.alias.startswith(mark_of(network)) or is_unfinished
 
 
 # --- ADD ------------------------------------------------------------------------------------------
@@ -56,7 +36,7 @@ def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
     `mac` is that of a bridge that is made; b"" lets it be chosen. The caller holds the lock until
     its port is there. Raises CNIError.
     """
-    made = find(host, want.network)
+    made = SORT.find(host, want.network)
     underlay = None if is_settled(made, want) and not want.are_peers_new else Underlay(host, want)
     if made is not None and underlay is not None:
         _require_same(made, want, underlay.parent)
@@ -81,10 +61,10 @@ def ensure(call: Call[Any], host: Netlink, want: Settings, mac: bytes) -> Link:
     try:
         if made is None:
             made = _create(call, host, want, underlay, bridge)
-        _complete(host, made, want, underlay, bridge)
+        _complete(call, host, made, want, underlay, bridge)
     except (NetlinkError, LinkNotFound) as error:
         raise CNIError(
-            f"failed to set up the VXLAN link {link_name(want.network)}: {error}"
+            f"failed to set up the VXLAN link {SORT.name(want.network)}: {error}"
         ) from None
     return bridge
 
@@ -150,7 +130,7 @@ def _create(
     call: Call[Any], host: Netlink, want: Settings, underlay: Underlay, bridge: Link
 ) -> Link:
     """Make the link, a port of the bridge, unless another ADD has made it by now."""
-    name = link_name(want.network)
+    name = SORT.name(want.network)
     _refuse_other(bridge, name)
     call.undo.callback(remove_unused, call)
     data = vxlan.data(
@@ -175,7 +155,7 @@ def _create(
         if not link.is_name_taken(error):
             raise _refused(error, name) from None
         call.undo.withdraw()
-        other = find(host, want.network)
+        other = SORT.find(host, want.network)
         if other is None:
             raise _vni_taken(host, want) from None
         _require_same(other, want, underlay.parent)
@@ -249,15 +229,35 @@ def _shown(packed: bytes) -> str:
     return format_ip(packed) if packed else "none"
 
 
-def _complete(host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link) -> None:
+def _complete(
+    call: Call[Any], host: Netlink, made: Link, want: Settings, underlay: Underlay, bridge: Link
+) -> None:
     """Set the link's destinations to the nodes of the configuration."""
-    forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
     mark = want.mark if underlay.is_settled else want.mark_unsettled
+    # what the store says stays right when this ADD fails
+    if made.alias and made.alias != mark and not want.from_store:
+        call.undo.callback(_put_back, want, made, fdb.flooded(host, made.index))
+        # until all is changed: after a kill the next ADD of any configuration looks again
+        link.change(host, made.index, alias=want.mark_unsettled)
+        made = made._replace(alias=want.mark_unsettled)
+    forward(host, made.index, set(underlay.remote) | ({want.group} - {b""}))
     if (made.up, made.mtu, made.master, made.alias) != (True, want.mtu, bridge.index, mark):
         veth.prepare_host_end(made.name)
         link.change(
             host, made.index, up=True, mtu=want.mtu, master=bridge.index, alias=mark, group=0
         )
+
+
+def _put_back(want: Settings, former: Link, destinations: set[bytes]) -> None:
+    """Give the link its former destinations and MTU, unless it was changed again meanwhile."""
+    with Netlink() as host:  # the verb's own socket is closed by now
+        made = SORT.find_own(host, want.network)
+        if made is None or made.index != former.index:
+            return
+        if made.alias in (want.mark, want.mark_unsettled):
+            link.change(host, made.index, alias=want.mark_unsettled)
+            forward(host, made.index, destinations)
+            link.change(host, made.index, mtu=former.mtu, up=former.up, alias=former.alias)
 
 
 def forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
@@ -276,42 +276,31 @@ def forward(host: Netlink, index: int, wanted: set[bytes]) -> None:
 
 
 def remove_unused(call: Call[Any]) -> bool:
-    """Remove the network's VXLAN link if no container uses it; True if it is unused or gone.
+    """Remove the network's VXLAN link if no container uses it; True if there is none afterwards.
 
-    If ADDs hold the lock for too long, the link stays until the next DEL or GC, which is logged.
     Raises NetlinkError.
     """
-    network = call.network
     with Netlink() as host:
-        # first without the lock: in most cases another container uses the link
-        if not _is_unused(host, network):
-            return link.find(host, link_name(network)) is None
-        try:
-            with device.Lock(call.request.env, alone=True):
-                if not _is_unused(host, network):
-                    return False
-                unlink.delete_here(link.get(host, link_name(network)).index)
-        except LinkNotFound:
-            pass
-        except TryAgainLater as error:
-            call.log(f"vxlan: an unused link stays for the next DEL or GC: {error}")
-            return False
-    return True
+        device.remove_unused(
+            call, "vxlan: an unused link", lambda: _unused(host, call.network), unlink.delete_here
+        )
+        return link.find(host, SORT.name(call.network)) is None
 
 
-def _is_unused(host: Netlink, network: str) -> bool:
-    """Is there a link of ours, whose bridge has no port of a container of this network?"""
-    made = link.find(host, link_name(network))
-    if made is None or not _is_ours(made, network):
-        return False
+def _unused(host: Netlink, network: str) -> list[int]:
+    """The index of the link of ours, if its bridge has no port of a container of this network."""
+    made = SORT.find_own(host, network)
+    if made is None:
+        return []
+    own = made.index
     mark = f"cni:{network_key(network)}-".encode()
     # a port whose ADD is at work, or was killed, has no alias yet, but the network's group
     member = nl.u32(uapi.IFLA_GROUP, network_group(network))
 
     def is_user(data: bytes) -> bool:
-        return (mark in data or member in data) and link.index_in(data) != made.index
+        return (mark in data or member in data) and link.index_in(data) != own
 
-    return not made.master or not link.has_port(made.master, is_user)
+    return [] if made.master and link.has_port(made.master, is_user) else [own]
 
 
 # --- CHECK ----------------------------------------------------------------------------------------
@@ -319,7 +308,7 @@ def _is_unused(host: Netlink, network: str) -> bool:
 
 def differences(host: Netlink, want: Settings) -> list[str]:
     """Compare the link with the configuration; a sentence for each difference."""
-    name = link_name(want.network)
+    name = SORT.name(want.network)
     made = link.find(host, name)
     if made is None or made.kind != vxlan.KIND:
         return [f"the VXLAN link {name} not found: an ADD of any container makes it again"]

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from ...call import Call
 from ...kernel import vxlan
-from ...owner import ALIAS_MAX, cut, digest, network_key
+from ...owner import digest
 from ...protocol import config
 from ...protocol.address import format_ip, parse_ip
 from ...protocol.errors import BadEnvironment, CNIError
 from ...protocol.request import check_ifname
 from ..shared import veth
+from ..shared.network_link import Sort
 from . import gateway
-from .plugin import Args, Mac
 
+SORT = Sort("vxlan", vxlan.KIND, "VXLAN", "cnivx")
 FROM_CLUSTER = "cluster"  # the value of peersFrom
 _VNI_MAX = (1 << 24) - 1  # a VNI has 24 bits (RFC 7348)
 
 
-class Conf(config.NetConf):
+class Conf(veth.PairConf):
     vni: int = 0
     peers: list[str] = []
     peers_from: str = ""
@@ -31,22 +30,10 @@ class Conf(config.NetConf):
     local: str = ""
     port: int = vxlan.PORT
     bridge: str = ""
-    mtu: config.Mtu = config.Mtu(0)  # AUTO also means: as large as the underlay allows
     is_gateway: bool = False
     is_default_gateway: bool = False
     force_address: bool = False
-    ip_masq: bool = False
-    ip_masq_backend: str | None = None
-    ip_masq_set: bool = False
-    ip_masq_families: list[str] = []
-    outbound_addr: list[str] = []
     remove_empty_bridge: bool = True
-    no_default_route: bool = False
-    accept_ra: bool | None = None
-    autoconf: bool | None = None
-    host_interface_name: str = ""
-    args: Args = msgspec.field(default_factory=Args)
-    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 class Settings:
@@ -81,16 +68,16 @@ class Settings:
 
     @property
     def mark(self) -> str:
-        """The alias of the network's VXLAN link; it tells which configuration has made it."""
+        """The alias of the network's VXLAN link; it tells which configuration has set it up."""
         conf = self.conf
         keys: tuple[object, ...] = (conf.vni, conf.port, conf.group, conf.dev, conf.local, conf.mtu)
         keys = (*keys, sorted(conf.peers), *([conf.peers_from] if conf.peers_from else []))
-        return _alias(self.network, digest(repr(keys))[:16])
+        return SORT.alias(self.network, keys)
 
     @property
     def mark_unsettled(self) -> str:
         """The alias of a link that the next ADD has to look at again."""
-        return _alias(self.network, "")
+        return SORT.alias(self.network)
 
     def _one_family(self) -> bool:
         """Is the underlay IPv6? Raises CNIError if addresses of both families are given."""
@@ -147,21 +134,6 @@ class Settings:
 def bridge_name(conf: Conf) -> str:
     """The name of the network's bridge."""
     return conf.bridge or f"cni-vx{conf.vni}"
-
-
-def mark_of(network: str) -> str:
-    """The prefix of the alias of a network's VXLAN link."""
-    return f"cni-vxlan:{network_key(network)}:"
-
-
-def _alias(network: str, keys: str) -> str:
-    """The alias of the link; `keys` stands for the configuration that has made it."""
-    return cut(f"{mark_of(network)}{keys} {network}", ALIAS_MAX)
-
-
-def link_name(network: str) -> str:
-    """The name of a network's VXLAN link."""
-    return f"cnivx{digest(network)[:8]}"
 
 
 def _check_numbers(conf: Conf) -> None:

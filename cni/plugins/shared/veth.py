@@ -11,6 +11,8 @@ from __future__ import annotations
 from errno import EOPNOTSUPP
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from ...call import Call, Steps
 from ...kernel import link, sysctl, uapi
 from ...kernel import netlink as nl
@@ -35,6 +37,31 @@ MTU_MIN, MTU_MAX = 68, 65535  # the kernel's limits for veth and bridge
 
 # The kinds of pairs. A netkit runs BPF programs in the peer's device, which saves a queue.
 KINDS = ("veth", "netkit")
+
+
+class Mac(config.Folded):
+    mac: str = ""
+
+
+class Args(config.Folded):
+    cni: Mac = msgspec.field(default_factory=Mac)
+
+
+class PairConf(config.NetConf):
+    """The keys of all plugins that connect a container with a pair."""
+
+    ip_masq: bool = False
+    ip_masq_backend: str | None = None
+    ip_masq_set: bool = False
+    ip_masq_families: list[str] = []
+    outbound_addr: list[str] = []
+    mtu: config.Mtu = config.Mtu(0)
+    no_default_route: bool = False
+    accept_ra: bool | None = None
+    autoconf: bool | None = None
+    host_interface_name: str = ""
+    args: Args = msgspec.field(default_factory=Args)
+    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 def parse_mac(mac: str) -> bytes:

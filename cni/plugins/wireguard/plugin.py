@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from ...call import Call, Steps
 from ...kernel import link, wireguard
+from ...kernel.link import Link
 from ...kernel.netlink import Netlink
+from ...netns import Namespace
 from ...protocol.errors import CNIError, NotAvailable
 from ...protocol.request import Attachment
 from ...protocol.result import Result
@@ -32,15 +34,30 @@ def add(call: Call[Conf]) -> Result:
     with Netlink() as host, Netlink(groups=(link.RTNLGRP_LINK,)) as events:
         veth.require_free(call, host, netns)
         ipam = ptp.allocate(call)
-        with device.Lock(call.request.env):  # nobody removes the link until the pair is there
-            own = tunnel.ensure(call, host, want)
-            want.check_addresses(ipam, own)
-            ends = veth.create(call, host, netns, want.mtu, want.mac)
+        if want.from_store:
+            from . import peers
+
+            with peers.current(call, host, want):
+                ends = _join(call, host, netns, want, ipam)
+        else:
+            ends = _join(call, host, netns, want, ipam)
         result = ptp.connect(call, host, events, netns, ipam, ends)
     if want.conf.ip_masq:
         masquerade.add(call, result, want.backend)
         call.remember()
     return result
+
+
+def _join(
+    call: Call[Conf], host: Netlink, netns: Namespace, want: Settings, ipam: Result
+) -> tuple[Link, Link]:
+    """See to the WireGuard link, and make the pair: the node's end, and the container's."""
+    with device.Lock(call.request.env):  # nobody removes the link until the pair is there
+        own = tunnel.ensure(call, host, want)
+        want.check_addresses(ipam, own)
+        ends = veth.create(call, host, netns, want.mtu, want.mac)
+        tunnel.note_user(host, want.network, ends[0], ipam)
+    return ends
 
 
 def delete(call: Call[Conf]) -> None:
@@ -75,6 +92,10 @@ def status(call: Call[Conf]) -> None:
                 keys.preshared(each.preshared_file)
     except CNIError as error:
         raise NotAvailable(error.msg, error.details) from None
+    if want.from_store:
+        from . import peers
+
+        peers.require_store(call)
     call.delegate(want.conf.ipam.type)
 
 
@@ -87,6 +108,10 @@ def check(call: Call[Conf]) -> None:
     entry = checks.container_interface(call, previous)
     problems = ptp.differences(call, netns, entry, previous)
     with Netlink() as host:
+        if want.from_store:
+            from . import peers
+
+            problems += peers.look(call, host, want, previous)
         problems += tunnel.differences(host, want)
     rules = masquerade.check(call, previous) if want.conf.ip_masq else []
     checks.compare(call, netns, previous, problems, rules)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import msgspec
+from typing import Any, NamedTuple
 
 from ...call import Call
 from ...kernel import wireguard
 from ...kernel.wireguard import Endpoint
-from ...owner import ALIAS_MAX, cut, digest, file_name, network_key
+from ...owner import file_name
 from ...protocol import config
 from ...protocol.address import Prefix, format_ip, is_global_unicast, parse_ip
 from ...protocol.errors import CNIError
 from ...protocol.result import Result
-from ..ptp import Args, Mac
 from ..shared import configure, masquerade, veth
+from ..shared.network_link import Sort
 from ..shared.unlink import needs_link
 from . import keys
 
+SORT = Sort("wireguard", wireguard.KIND, "WireGuard", "cniwg")
 KEY_DIR = "/var/lib/cni/wireguard"
-_MOST_SUBNETS = 1000  # of a peer; they have to fit into one message
+FROM_CLUSTER = "cluster"  # the value of peersFrom
+MOST_SUBNETS = 1000  # of a peer; they have to fit into one message
 _KEEPALIVE_MAX = 65535
 
 
@@ -34,38 +34,37 @@ class PeerConf(config.Folded):
     persistent_keepalive: int = 0
 
 
-class Conf(config.NetConf):
+class Conf(veth.PairConf):
     peers: list[PeerConf] | None = None
+    peers_from: str = ""
+    store: dict[str, Any] | None = None
+    subnets: list[str] = []
+    allowed_subnets: list[str] = []
+    endpoint: str = ""
+    dev: str = ""
+    persistent_keepalive: int = 0
     private_key_file: str = ""
     listen_port: int = wireguard.PORT
-    mtu: config.Mtu = config.Mtu(0)  # AUTO also means: as large as the uplink allows
-    ip_masq: bool = False
-    ip_masq_backend: str | None = None
-    ip_masq_set: bool = False
-    ip_masq_families: list[str] = []
-    outbound_addr: list[str] = []
-    no_default_route: bool = False
-    accept_ra: bool | None = None
-    autoconf: bool | None = None
-    host_interface_name: str = ""
-    args: Args = msgspec.field(default_factory=Args)
-    runtime_config: Mac = msgspec.field(default_factory=Mac)
 
 
 class Peer(NamedTuple):
-    """A node of the list; `key` is its public key."""
+    """A node; `key` is its public key. With `is_known` the kernel knows its endpoint, or a newer
+    one.
+    """
 
     key: bytes
     endpoint: Endpoint | None
     subnets: tuple[Prefix, ...]
     preshared_file: str
     keepalive: int
+    is_known: bool = False
 
 
 class Settings:
     """The validated configuration, and the values derived from it. Raises CNIError.
 
-    `mtu` is 0 until the uplink's has been looked up.
+    `mtu` is 0 until the uplink's has been looked up. With `from_store` peers.py finds the peers,
+    `uplink` (the index of this node's link to the others) and `overhead`, and sets `are_peers_new`.
     """
 
     def __init__(self, call: Call[Conf]) -> None:
@@ -74,15 +73,17 @@ class Settings:
         self.network = call.network
         self.key_file = key_file(conf, call.network)
         _check_ipam(conf)
-        if conf.peers is None:
-            raise CNIError(
-                "wireguard: needs peers",
-                "`peers` lists the nodes: publicKey, endpoint, subnets; an empty list is for a "
-                "node that has only its key so far",
-            )
+        self.from_store = bool(conf.peers_from)
+        self.are_peers_new = False
+        self.uplink = self.overhead = 0
+        _check_places(conf)
         if not 1 <= conf.listen_port <= 65535:
             raise CNIError(f"invalid listenPort {conf.listen_port} (must be between 1 and 65535)")
-        self.peers = [_peer(each, f"peers[{at}]") for at, each in enumerate(conf.peers)]
+        self.keepalive = _keepalive(conf.persistent_keepalive, "persistentKeepalive")
+        self.peers = [_peer(each, f"peers[{at}]") for at, each in enumerate(conf.peers or [])]
+        self.subnets = [_subnet(each, "subnets") for each in conf.subnets]
+        self.allowed = [_subnet(each, "allowedSubnets") for each in conf.allowed_subnets]
+        self.endpoint = parse_endpoint(conf.endpoint, "endpoint") if conf.endpoint else None
         _check_together(self.peers)
         self.backend = masquerade.configured_backend(conf)
         veth.check_host_name(conf.host_interface_name)
@@ -91,10 +92,12 @@ class Settings:
 
     @property
     def mark(self) -> str:
-        """The alias of the network's link; it tells which configuration has made it."""
+        """The alias of the network's link; it tells which configuration has set it up."""
         conf = self.conf
-        values = (conf.listen_port, conf.mtu, self.key_file, *self.peers)
-        return cut(f"{mark_of(self.network)}{digest(repr(values))[:16]} {self.network}", ALIAS_MAX)
+        own = (conf.listen_port, conf.mtu, self.key_file)
+        if self.from_store:  # what the store says is not of the configuration
+            return SORT.alias(self.network, (*own, conf.peers_from))
+        return SORT.alias(self.network, (*own, *self.peers))
 
     def others(self, own: bytes) -> list[Peer]:
         """The peers without this node, whose public key is `own`."""
@@ -116,8 +119,9 @@ class Settings:
             if mine and not any(subnet.contains(packed) for subnet in mine[0].subnets):
                 raise CNIError(
                     f"wireguard: {format_ip(packed)} is not in this node's subnets",
-                    f"`peers` has {', '.join(map(str, mine[0].subnets))} for this node "
-                    f"({keys.text_of(own)}), and others drop packets from other addresses",
+                    f"they are {', '.join(map(str, mine[0].subnets)) or 'none'}, by "
+                    f"`{'subnets' if self.from_store else 'peers'}` or this node's blocks (its key "
+                    f"is {keys.text_of(own)}), and others drop packets from other addresses",
                 )
         if self.conf.ip_masq:
             self._check_masquerading(result, own)
@@ -125,7 +129,9 @@ class Settings:
     def _check_masquerading(self, result: Result, own: bytes) -> None:
         """Refuse ipMasq that would hide containers from those of other nodes."""
         homes = [ip.prefix for ip in result.ips]
-        for subnet in (each for peer in self.others(own) for each in peer.subnets):
+        # of nodes in a store, more may come
+        far = [*self.allowed] if self.from_store else []
+        for subnet in (*far, *(each for peer in self.others(own) for each in peer.subnets)):
             if not any(home.contains(subnet.ip) and home.length <= subnet.length for home in homes):
                 raise CNIError(
                     f"wireguard: ipMasq would masquerade packets to the peer's subnet {subnet}",
@@ -141,14 +147,43 @@ def key_file(conf: Conf, network: str) -> str:
     return conf.private_key_file or f"{KEY_DIR}/{name}"
 
 
-def mark_of(network: str) -> str:
-    """The prefix of the alias of a network's WireGuard link."""
-    return f"cni-wireguard:{network_key(network)}:"
+def _check_places(conf: Conf) -> None:
+    """Refuse keys that do not determine who the peers are. Raises CNIError."""
+    if conf.peers is None and not conf.peers_from:
+        raise CNIError(
+            "wireguard: needs peers or peersFrom",
+            "`peers` lists the nodes: publicKey, endpoint, subnets; an empty list is for a node "
+            "that has only its key so far; `peersFrom` takes them from a store",
+        )
+    if conf.peers is not None and conf.peers_from:
+        raise CNIError("wireguard: peers and peersFrom exclude each other")
+    if conf.peers_from not in ("", FROM_CLUSTER):
+        raise CNIError(
+            f"invalid peersFrom {conf.peers_from!r}",
+            f'it is "{FROM_CLUSTER}": the store of the cluster\'s nodes',
+        )
+    if conf.peers_from:
+        return
+    for key, value in (
+        ("store", conf.store is not None),
+        ("subnets", conf.subnets),
+        ("allowedSubnets", conf.allowed_subnets),
+        ("endpoint", conf.endpoint),
+        ("dev", conf.dev),
+        ("persistentKeepalive", conf.persistent_keepalive),
+    ):
+        if value:
+            raise CNIError(
+                f"{key} needs peersFrom", f'`"peersFrom": "{FROM_CLUSTER}"`; `peers` has its own'
+            )
 
 
-def link_name(network: str) -> str:
-    """The name of a network's WireGuard link."""
-    return f"cniwg{digest(network)[:8]}"
+def _keepalive(seconds: int, where: str) -> int:
+    if not 0 <= seconds <= _KEEPALIVE_MAX:
+        raise CNIError(
+            f"invalid {where} {seconds} (must be between 0 and {_KEEPALIVE_MAX} seconds)"
+        )
+    return seconds
 
 
 def _check_ipam(conf: Conf) -> None:
@@ -169,13 +204,8 @@ def _peer(conf: PeerConf, where: str) -> Peer:
         raise CNIError(f"invalid {where}.publicKey", "it is zero: no node has that key")
     if not conf.subnets:
         raise CNIError(f"{where} needs subnets", "the addresses of the containers on that node")
-    if len(conf.subnets) > _MOST_SUBNETS:
-        raise CNIError(f"{where} has {len(conf.subnets)} subnets (at most {_MOST_SUBNETS})")
-    if not 0 <= conf.persistent_keepalive <= _KEEPALIVE_MAX:
-        raise CNIError(
-            f"invalid {where}.persistentKeepalive {conf.persistent_keepalive} "
-            f"(must be between 0 and {_KEEPALIVE_MAX} seconds)"
-        )
+    if len(conf.subnets) > MOST_SUBNETS:
+        raise CNIError(f"{where} has {len(conf.subnets)} subnets (at most {MOST_SUBNETS})")
     if conf.preshared_key_file and not conf.preshared_key_file.startswith("/"):
         raise CNIError(
             f"invalid {where}.presharedKeyFile {conf.preshared_key_file!r}", "a path begins with /"
@@ -185,7 +215,7 @@ def _peer(conf: PeerConf, where: str) -> Peer:
         parse_endpoint(conf.endpoint, f"{where}.endpoint") if conf.endpoint else None,
         tuple(_subnet(each, f"{where}.subnets") for each in conf.subnets),
         conf.preshared_key_file,
-        conf.persistent_keepalive,
+        _keepalive(conf.persistent_keepalive, f"{where}.persistentKeepalive"),
     )
 
 

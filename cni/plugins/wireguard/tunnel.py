@@ -1,53 +1,36 @@
 """wireguard: a node's WireGuard link of a network: made by the first ADD, removed after the last
 container.
 
-Its name is derived from the network; its alias names the network and the configuration that has set
-it up. Until it has the alias it is in the network's link group. Its users are the node's ends of
-the network's pairs. The lock of device.py keeps ADD and removal apart. Peers of this link, and
-routes through it, are those of the configuration: others are removed.
+Its users are pairs of the network, each of which has a route in a routing table of the network's
+own, to which no rule leads. The kernel removes that route together with the pair; so whether the
+link is in use is seen in a list of the network's pairs alone. The lock of device.py keeps ADD and
+removal apart. Peers of this link, and routes through it, are those of the configuration or of the
+store: others are removed.
 """
 
 from __future__ import annotations
 
 from _socket import AF_INET, AF_INET6
 from errno import EADDRINUSE, EEXIST
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...call import Call
 from ...kernel import link, route, uapi, wireguard
-from ...kernel import netlink as nl
 from ...kernel.errors import LinkNotFound, NetlinkError
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...kernel.route import Route
 from ...kernel.wireguard import Control, Device
-from ...owner import network_group, network_key
+from ...owner import network_group
 from ...protocol.address import Prefix
-from ...protocol.errors import CNIError, TryAgainLater
+from ...protocol.errors import CNIError
+from ...protocol.result import Result
 from ..bridge import device
 from ..shared import unlink, veth
 from . import keys
-from .settings import Peer, Settings, link_name, mark_of, overhead
+from .settings import SORT, Peer, Settings, overhead
 
 _MTU_UNKNOWN = 1500  # while there is no route to the other nodes
-
-
-def find(host: Netlink, network: str) -> Link | None:
-    """The network's WireGuard link. Raises CNIError if something else has its name."""
-    made = link.find(host, link_name(network))
-    if made is not None and not _is_ours(made, network):
-        raise CNIError(
-            f'failed to make the WireGuard link: "{made.name}" exists and is not of this network',
-            f"its alias is {made.alias!r}: rename or delete it (`ip -d link show {made.name}`)",
-        )
-    return made
-
-
-def _is_ours(made: Link, network: str) -> bool:
-    if made.kind != wireguard.KIND:
-        return False
-    is_unfinished = not made.alias and made.group == network_group(network)
-    return made.alias.startswith(mark_of(network)) or is_unfinished
 
 
 # --- ADD ------------------------------------------------------------------------------------------
@@ -58,9 +41,9 @@ def ensure(call: Call[Any], host: Netlink, want: Settings) -> bytes:
 
     The caller holds the lock until its pair is there. Raises CNIError.
     """
-    made = find(host, want.network)
-    own = keys.noted_public(want.key_file)
-    if made is not None and made.alias == want.mark and made.up and own:
+    made = SORT.find(host, want.network)
+    own = known_key(made, want)
+    if made is not None and own and not want.are_peers_new:
         want.mtu = want.mtu or made.mtu
         return own
     private = keys.private(want.key_file)
@@ -69,19 +52,51 @@ def ensure(call: Call[Any], host: Netlink, want: Settings) -> bytes:
     }
     want.mtu = want.mtu or fitting(host, want)
     try:
-        if made is None:
-            made = _create(call, host, want)
-        return _complete(host, made, want, private, shared)
+        return _complete(call, host, made or _create(call, host, want), want, private, shared)
     except (NetlinkError, LinkNotFound) as error:
-        raise CNIError(
-            f"failed to set up the WireGuard link {link_name(want.network)}: {error}"
-        ) from None
+        raise _failed(want, error) from None
+
+
+def ensure_key(call: Call[Any], host: Netlink, want: Settings) -> bytes:
+    """Make the link and give it its private key, unless it has it; returns the public key.
+
+    The caller holds the lock. Raises CNIError.
+    """
+    made = SORT.find(host, want.network)
+    own = known_key(made, want)
+    if own:
+        return own
+    private = keys.private(want.key_file)
+    try:
+        made = made or _create(call, host, want)
+        with Netlink(uapi.NETLINK_GENERIC) as sock:
+            control = Control(sock)
+            before = control.get(made.index)
+            if before.has_key(private):
+                return before.public
+            if made.alias:
+                _keep_former(call, host, made, before, want)
+            _set_device(control, made, want, private)
+            return control.get(made.index).public
+    except (NetlinkError, LinkNotFound) as error:
+        raise _failed(want, error) from None
+
+
+def known_key(made: Link | None, want: Settings) -> bytes:
+    """The public key of a link that is set up as configured; else empty."""
+    if made is not None and made.alias == want.mark and made.up:
+        return keys.noted_public(want.key_file)
+    return b""
+
+
+def _failed(want: Settings, error: Exception) -> CNIError:
+    return CNIError(f"failed to set up the WireGuard link {SORT.name(want.network)}: {error}")
 
 
 def fitting(host: Netlink, want: Settings) -> int:
     """The largest MTU whose packets fit, encrypted, into those of the links to other nodes."""
     endpoints = [each.endpoint for each in want.peers if each.endpoint is not None]
-    links: set[int] = set()
+    links = {want.uplink} if want.uplink else set()
     for each in endpoints:
         try:
             way = route.lookup(host, each.ip)
@@ -91,12 +106,13 @@ def fitting(host: Netlink, want: Settings) -> int:
             links.add(way.link)
     found = [link.find(host, each) for each in links or set(route.default_links(host)) if each]
     mtu = min((each.mtu for each in found if each), default=_MTU_UNKNOWN)
-    return min(max(mtu - overhead(endpoints), veth.MTU_MIN), veth.MTU_MAX)
+    added = want.overhead or overhead(endpoints)
+    return min(max(mtu - added, veth.MTU_MIN), veth.MTU_MAX)
 
 
 def _create(call: Call[Any], host: Netlink, want: Settings) -> Link:
     """Make the link, unless another ADD has made it by now."""
-    name = link_name(want.network)
+    name = SORT.name(want.network)
     call.undo.callback(remove_unused, call)
     try:
         link.create(host, wireguard.KIND, name, mtu=want.mtu, group=network_group(want.network))
@@ -107,18 +123,27 @@ def _create(call: Call[Any], host: Netlink, want: Settings) -> Link:
             advice = link_advice.of(error, wireguard.KIND, name)
             raise CNIError(f"failed to make the WireGuard link {name}: {error}", advice) from None
         call.undo.withdraw()
-        find(host, want.network)
+        SORT.find(host, want.network)
     return link.get(host, name)
 
 
 def _complete(
-    host: Netlink, made: Link, want: Settings, private: bytes, shared: dict[bytes, bytes]
+    call: Call[Any],
+    host: Netlink,
+    made: Link,
+    want: Settings,
+    private: bytes,
+    shared: dict[bytes, bytes],
 ) -> bytes:
     """Set key, port, peers, routes and MTU; returns the public key."""
     with Netlink(uapi.NETLINK_GENERIC) as sock:
         control = Control(sock)
-        _set_device(control, made, want, private)
         before = control.get(made.index)
+        if made.alias and made.alias != want.mark:
+            _keep_former(call, host, made, before, want)
+        if before.port != want.conf.listen_port or not before.has_key(private):
+            _set_device(control, made, want, private)
+            before = control.get(made.index)
         keys.note_public(want.key_file, before.public)
         others = want.others(before.public)
         _set_peers(control, made.index, before, others, shared)
@@ -126,7 +151,7 @@ def _complete(
         link.change(host, made.index, up=True, mtu=want.mtu)
     except NetlinkError as error:
         raise _port_taken(error, want) from None
-    _set_routes(host, made, others)
+    set_routes(host, made, others)
     link.change(host, made.index, alias=want.mark, group=0)
     return before.public
 
@@ -162,33 +187,43 @@ def _set_peers(
         )
         for each in others
     ]
-    control.set_peers(index, wanted, before.peers.keys() - {each.public for each in wanted})
+    # packets may have shown the kernel a newer endpoint of a peer that it knows
+    wanted = [
+        each._replace(endpoint=None) if other.is_known and each.public in before.peers else each
+        for each, other in zip(wanted, others, strict=True)
+    ]
+    control.agree(index, before.peers, wanted)
 
 
 def _wanted_routes(others: list[Peer]) -> set[Prefix]:
     return {subnet for each in others for subnet in each.subnets}
 
 
-def _set_routes(host: Netlink, made: Link, others: list[Peer]) -> None:
-    """Route the peers' subnets, and nothing else, through the link. Raises NetlinkError, CNIError.
+def set_routes(host: Netlink, made: Link, others: list[Peer]) -> None:
+    """Route the peers' subnets, and nothing else, through the link. Raises NetlinkError, and
+    CNIError after all have been tried.
 
     A route that the node has already is not replaced: it may be what the node is reached by.
     """
     present = _routes(host, made.index)
     wanted = _wanted_routes(others)
     route.delete_all(host, [entry for dst, entry in present.items() if dst not in wanted])
-    for dst in sorted(wanted - present.keys()):
+    missing = sorted(wanted - present.keys())
+    failure: CNIError | None = None
+    for dst in missing:
         scope = route.SCOPE_LINK if dst.is_v4 else route.SCOPE_UNIVERSE
         try:
             route.add_new(host, [Route(dst, made.index, scope=scope)])
         except NetlinkError as error:
             if error.errno != EEXIST:
-                raise CNIError(f"failed to route {dst} to {made.name}: {error}") from None
-            if dst not in _routes(host, made.index):  # another ADD may have added it
-                raise CNIError(
+                failure = CNIError(f"failed to route {dst} to {made.name}: {error}")
+            elif dst not in _routes(host, made.index):  # another ADD may have added it
+                failure = CNIError(
                     f"failed to route {dst} to {made.name}: the node has a route to it",
                     f"`ip route show {dst}`: delete that route, or correct the subnets of `peers`",
-                ) from None
+                )
+    if failure is not None:
+        raise failure
 
 
 def _routes(host: Netlink, index: int) -> dict[Prefix, Route]:
@@ -201,39 +236,105 @@ def _routes(host: Netlink, index: int) -> dict[Prefix, Route]:
     }
 
 
-# --- DEL, GC --------------------------------------------------------------------------------------
+def follow(host: Netlink, made: Link, others: list[Peer]) -> None:
+    """Have a link that is set up know these peers and no others. Raises NetlinkError, CNIError."""
+    with Netlink(uapi.NETLINK_GENERIC) as sock:
+        control = Control(sock)
+        before = control.get(made.index)
+        _set_peers(control, made.index, before, others, {})
+    if made.up:
+        set_routes(host, made, others)
+
+
+def public_key(made: Link) -> bytes:
+    """The public key of a link; empty while it has none. Raises NetlinkError."""
+    with Netlink(uapi.NETLINK_GENERIC) as sock:
+        return Control(sock).get(made.index).public
+
+
+# --- undo -----------------------------------------------------------------------------------------
+
+
+class _Former(NamedTuple):
+    """A link before an ADD changed it."""
+
+    made: Link
+    device: Device
+    routes: list[Route]
+
+
+def _keep_former(
+    call: Call[Any], host: Netlink, made: Link, before: Device, want: Settings
+) -> None:
+    """Before the link is changed: its former state comes back if this ADD fails."""
+    former = _Former(made, before, list(_routes(host, made.index).values()))
+    call.undo.callback(_put_back, call, want, former)
+    # until all is changed: after a kill the next ADD of any configuration looks again
+    link.change(host, made.index, alias=SORT.alias(want.network))
+
+
+def _put_back(call: Call[Any], want: Settings, former: _Former) -> None:
+    """Give the link its former key, port, peers, routes and MTU, unless another configuration has
+    changed it meanwhile.
+    """
+    unsettled = SORT.alias(want.network)
+    with Netlink() as host, device.Lock(call.request.env):  # the verb has released both by now
+        made = SORT.find_own(host, want.network)
+        if made is None or made.index != former.made.index:
+            return
+        if made.alias not in (want.mark, unsettled):
+            return
+        link.change(host, made.index, alias=unsettled)
+        with Netlink(uapi.NETLINK_GENERIC) as sock:
+            # what the store says of others stays right when this ADD fails
+            Control(sock).put_back(made.index, former.device, peers=not want.from_store)
+        if not want.from_store:
+            present = _routes(host, made.index)
+            wanted = {entry.dst for entry in former.routes}
+            route.delete_all(host, [entry for dst, entry in present.items() if dst not in wanted])
+            for entry in former.routes if made.up else ():
+                if entry.dst not in present:
+                    route.add(host, entry, exist_ok=True)
+        was = former.made
+        link.change(host, made.index, up=was.up, mtu=was.mtu, alias=was.alias)
+
+
+# --- users ----------------------------------------------------------------------------------------
+
+
+def note_user(host: Netlink, network: str, outer: Link, ipam: Result) -> None:
+    """Note that a pair uses the network's link; `outer` is the node's end, which is up.
+
+    The kernel forgets that with the pair. Raises CNIError.
+    """
+    address = ipam.ips[0].prefix.host
+    entry = Route(address, outer.index, table=network_group(network), scope=route.SCOPE_LINK)
+    try:
+        route.add(host, entry, exist_ok=True)
+    except NetlinkError as error:
+        raise CNIError(f"failed to add route on host: {error}") from None
+
+
+def _has_user(host: Netlink, network: str) -> bool:
+    table = network_group(network)
+    return any(route.show(host, family, table=table) for family in (AF_INET, AF_INET6))
 
 
 def remove_unused(call: Call[Any]) -> None:
-    """Remove the network's link if no container uses it.
-
-    If ADDs hold the lock for too long, the link stays until the next DEL or GC, which is logged.
-    Raises NetlinkError.
-    """
-    network = call.network
+    """Remove the network's link if no container uses it. Raises NetlinkError."""
     with Netlink() as host:
-        if not _is_unused(host, network):
-            return
-        try:
-            with device.Lock(call.request.env, alone=True):
-                if _is_unused(host, network):
-                    unlink.delete_here(link.get(host, link_name(network)).index)
-        except LinkNotFound:
-            pass
-        except TryAgainLater as error:
-            call.log(f"wireguard: an unused link stays for the next DEL or GC: {error}")
+        device.remove_unused(
+            call,
+            "wireguard: an unused link",
+            lambda: _unused(host, call.network),
+            unlink.delete_here,
+        )
 
 
-def _is_unused(host: Netlink, network: str) -> bool:
-    """Is there a link of ours, and no pair of this network?"""
-    made = link.find(host, link_name(network))
-    if made is None or not _is_ours(made, network):
-        return False
-    mark = f"cni:{network_key(network)}-".encode()
-    member = nl.u32(uapi.IFLA_GROUP, network_group(network))
-    return not link.has_any(
-        lambda data: (mark in data or member in data) and link.index_in(data) != made.index
-    )
+def _unused(host: Netlink, network: str) -> list[int]:
+    """The index of the link of ours, if no pair of this network uses it."""
+    made = SORT.find_own(host, network)
+    return [made.index] if made is not None and not _has_user(host, network) else []
 
 
 # --- CHECK ----------------------------------------------------------------------------------------
@@ -241,7 +342,7 @@ def _is_unused(host: Netlink, network: str) -> bool:
 
 def differences(host: Netlink, want: Settings) -> list[str]:
     """Compare the link with the configuration; a sentence for each difference."""
-    name = link_name(want.network)
+    name = SORT.name(want.network)
     made = link.find(host, name)
     if made is None or made.kind != wireguard.KIND:
         return [f"the WireGuard link {name} not found: an ADD of any container makes it again"]
