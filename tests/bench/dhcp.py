@@ -1,7 +1,11 @@
-"""dhcp: how long ADD and DEL take with a server that answers at once, and memory for each lease."""
+"""dhcp: how long ADD and DEL take with a server that answers at once, and memory for each lease.
+
+Also with a delegated prefix, which the Go plugin does not know.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.measure import Json, Node, Row, Sample, Summary
-from tests.harness.dhcp import dnsmasq
+from tests.harness.dhcp import IdleRouter, dnsmasq, kea6
 from tests.harness.netns import Netns, stop
 from tests.harness.wait import wait_until
 
@@ -19,26 +23,35 @@ def measure(
 ) -> tuple[list[Row], dict[str, float]]:
     """The rows, and KiB a lease of each implementation's daemon."""
     samples: dict[str, dict[str, Summary]] = {"ADD": {}, "DEL": {}}
+    prefixed: dict[str, dict[str, Summary]] = {"ADD": {}, "DEL": {}}
     memory = {}
     for node in nodes:
         if not (node.bin_dir / "dhcp").exists():
             continue
-        with _daemon(node) as (child, sock):
+        with _daemon(node) as (child, sock, server):
             conf: Json = {"cniVersion": version, "name": "bench", "type": "dhcp",
                           "ipam": {"type": "dhcp", "daemonSocketPath": str(sock)}}  # fmt: skip
-            added, deleted = [], []
-            for number in range(rounds + 1):
-                one, other = _add_and_delete(node, conf)
-                if number:
-                    added.append(one)
-                    deleted.append(other)
-            samples["ADD"][node.name] = Summary.of(added)
-            samples["DEL"][node.name] = Summary.of(deleted)
+            _series(node, conf, rounds, samples)
             before = _resident(child)
             for number in range(leases):
                 node.plugin("ADD", conf, f"many{number}")
             memory[node.name] = (_resident(child) - before) / leases
-    return [Row("dhcp", verb, taken) for verb, taken in samples.items()], memory
+            if node.name != "go" and shutil.which("kea-dhcp6") is not None:
+                pool = {"prefix": "fd67::", "prefix-len": 48, "delegated-len": 64}
+                kea6(server, node.scratch / "kea", "srv0", **{"pd-pools": [pool]})
+                wish = {"ipv4": False, "ipv6": True, "prefixDelegation": {}}
+                with IdleRouter(server, "srv0"):
+                    _series(node, {**conf, "ipam": {**conf["ipam"], **wish}}, rounds, prefixed)
+    rows = [Row("dhcp", verb, taken) for verb, taken in samples.items()]
+    rows += [Row("dhcp, prefix", verb, taken) for verb, taken in prefixed.items() if taken]
+    return rows, memory
+
+
+def _series(node: Node, conf: Json, rounds: int, samples: dict[str, dict[str, Summary]]) -> None:
+    """Measure ADD and DEL; the first pair, for which the daemon loads modules, does not count."""
+    pairs = [_add_and_delete(node, conf) for _ in range(rounds + 1)][1:]
+    for verb, taken in zip(samples, zip(*pairs, strict=True), strict=True):
+        samples[verb][node.name] = Summary.of(list(taken))
 
 
 def _add_and_delete(node: Node, conf: Json) -> tuple[Sample, Sample]:
@@ -53,7 +66,7 @@ def _resident(child: subprocess.Popen[Any]) -> int:
 
 
 @contextmanager
-def _daemon(node: Node) -> Iterator[tuple[subprocess.Popen[Any], Path]]:
+def _daemon(node: Node) -> Iterator[tuple[subprocess.Popen[Any], Path, Netns]]:
     """The implementation's daemon, with a server at the other end of the container's eth0."""
     directory = node.scratch / "dhcp"
     directory.mkdir()
@@ -70,7 +83,7 @@ def _daemon(node: Node) -> Iterator[tuple[subprocess.Popen[Any], Path]]:
             child = node.host.popen(argv, stdout=log, stderr=log)
         wait_until(sock.exists, "the daemon listens")
         try:
-            yield child, sock
+            yield child, sock, server
         finally:
             stop(child)
             node.container.ip("link", "delete", "eth0")

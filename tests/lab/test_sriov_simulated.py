@@ -137,6 +137,10 @@ def test_set_checked_and_restored(card: Card, container: Netns, name: str) -> No
     assert card.settings(1) == other
     assert link(container, "eth0")["address"] == result["interfaces"][0]["mac"]
     card.sysfs.call("CHECK", "sriov", conf, container, prev_result=result).succeeded()
+    card.sysfs.call("DEL", "sriov", conf, container).succeeded()
+    assert card.settings() == noted
+
+    result = card.sysfs.call("ADD", "sriov", conf, container).result
     card.change(*admins)
     wrong = card.sysfs.call("CHECK", "sriov", conf, container, prev_result=result).failed()
     key = {"vlanProto": "vlan", "rates": "min_tx_rate and max_tx_rate"}.get(name, name)
@@ -187,3 +191,16 @@ def test_the_card_has_fewer_functions_by_now(card: Card, container: Netns) -> No
     refused = card.sysfs.call("ADD", "sriov", conf, container).failed()
     assert refused["msg"] == f"{card.name} has no virtual function 0"
     assert list(links(container)) == ["lo"]
+
+
+def test_what_a_kill_left_of_the_note_goes(card: Card, container: Netns, tmp_path: Path) -> None:
+    """The note is written beside its place first: DEL removes that, too, without a note."""
+    state = tmp_path / "state"
+    conf, variables = network(vlan=100), {"CNI_STATE_DIR": str(state)}
+    card.sysfs.call("ADD", "sriov", conf, container, env=variables).succeeded()
+    [note] = (state / "devices").iterdir()
+    card.sysfs.call("DEL", "sriov", conf, container, env=variables).succeeded()
+    unfinished = note.with_name(f"{note.name}~")
+    unfinished.touch()
+    card.sysfs.call("DEL", "sriov", conf, container, env=variables).succeeded()
+    assert not unfinished.exists()

@@ -46,7 +46,7 @@ from tests.harness import (
     unchanged,
 )
 from tests.harness.contract import await_carrier
-from tests.harness.wait import last_seen, wait_for_line, wait_until
+from tests.harness.wait import TIMEOUT, last_seen, wait_for_line, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -855,7 +855,7 @@ def test_a_containers_router_advertisement_is_ignored(runtime: Runtime, containe
     # and what the test sends is heard: with the setting off by hand, the node falls for it
     host.set_sysctl("net/ipv6/conf/br0/accept_ra", 2)
     advertise_router(container)
-    assert learnt(host, 3)
+    assert learnt(host, TIMEOUT)
 
 
 def test_a_port_has_no_address_of_its_own(runtime: Runtime, container: Netns) -> None:

@@ -578,6 +578,22 @@ def test_gc_releases_leases(runtime: Runtime, container: Netns, data_dir: Path) 
     runtime.gc("host-device", network(device=DEVICE), []).succeeded()
 
 
+@pytest.mark.usefixtures("device")
+def test_what_a_kill_left_of_the_note_goes(
+    runtime: Runtime, container: Netns, tmp_path: Path
+) -> None:
+    """The note is written beside its place first: DEL removes that, too, without a note."""
+    runtime.env["CNI_STATE_DIR"] = str(tmp_path / "state")
+    conf = network(device=DEVICE)
+    runtime.add("host-device", conf, container).succeeded()
+    [note] = (tmp_path / "state" / "devices").iterdir()
+    runtime.delete("host-device", conf, container).succeeded()
+    unfinished = note.with_name(f"{note.name}~")
+    unfinished.touch()
+    runtime.delete("host-device", conf, container).succeeded()
+    assert not unfinished.exists()
+
+
 # -- sysfs ----------------------------------------------------------------------------------------
 
 

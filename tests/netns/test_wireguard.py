@@ -354,6 +354,26 @@ def test_a_failed_add_puts_the_former_peers_back(nodes: list[Node]) -> None:
     assert node.shown()[other.public][1] == {"10.40.2.0/25"}
 
 
+def test_no_list_of_links(nodes: list[Node]) -> None:
+    """A DEL, also that of the last container, lists routes of one table, and no links."""
+    node = nodes[0]
+    for number in (2, 3):
+        node.add([], number)
+    for number in (2, 3):
+        conf = node.conf([], number)
+        done = node.runtime.delete(
+            "wireguard",
+            conf,
+            node.containers[number],
+            container_id=f"c{number}",
+            env={"CNI_DEBUG": "netlink"},
+        ).succeeded()
+        lists = [line for line in done.stderr.splitlines() if "|DUMP" in line]
+        assert any("RTM_GETROUTE" in line for line in lists)
+        assert not [line for line in lists if "RTM_GETLINK" in line]
+    nothing_left(node)
+
+
 def test_gc_removes_all(nodes: list[Node]) -> None:
     node = nodes[0]
     peers = [each.peer() for each in nodes]

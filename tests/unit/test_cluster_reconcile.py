@@ -251,6 +251,23 @@ def test_what_a_lost_node_claims_late_is_freed(store: Store, comes_back: bool) -
     assert "n3" in holders(store)
 
 
+def test_what_late_requests_of_a_lost_node_made_is_reported(store: Store) -> None:
+    """Its record without a timeout, and a block: no time frees them, but an operator may."""
+    join(store, "n1", timeout=30)
+    round_at(store, None, 1000)
+    assert round_at(store, None, 1060).gone == ["n1"]
+    join(store, "n1", blocks=1, idle=False)
+    join(store, "n2", blocks=1, idle=False)
+    for now in (1120, 1180):
+        report = round_at(store, None, now)
+        assert (report.gone, report.freed, report.silent) == ([], [], ("n1",))
+    item = store.read("nodes/n1")
+    assert item is not None
+    store.update(item, {**item.value, "lost": True})  # `cni ipam forget n1 --force`
+    assert round_at(store, None, 1240).gone == ["n1"]
+    assert holders(store) == ["n2"]
+
+
 def test_without_a_cluster_an_idle_node_is_gone_after_a_time(store: Store) -> None:
     join(store, "idle", timeout=100)
     join(store, "untimed")

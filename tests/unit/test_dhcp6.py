@@ -165,7 +165,7 @@ def test_no_bytes_break_the_decoder(data: bytes, code: int) -> None:
 
 # -- answers --------------------------------------------------------------------------------------
 
-AT_ONCE, LATER, NEVER = answers6.AT_ONCE, answers6.AFTER_A_MOMENT, None
+AT_ONCE, LATER, NEVER = answers6.Worth.FULL, answers6.Worth.LESSER, answers6.Worth.NONE
 ADDRESS, PREFIX = ia_na("fd55::60"), ia_pd("fd77::/64")
 NO_ADDRESS, NO_PREFIX = refusal6(3, 2, "full"), refusal6(25, 6, "none")
 
@@ -189,14 +189,14 @@ NO_ADDRESS, NO_PREFIX = refusal6(3, 2, "full"), refusal6(25, 6, "none")
         (answers6.Wish(True, None), (status6(2),), NEVER),
     ],
 )
-def test_offers(wish: answers6.Wish, options: tuple[bytes, ...], counts: float | None) -> None:
+def test_offers(wish: answers6.Wish, options: tuple[bytes, ...], counts: answers6.Worth) -> None:
     offer = message(*options, kind=ADVERTISE)
-    assert answers6.offer_counts_after(offer, wish, rapid=False) == counts
+    assert answers6.worth_of_offer(offer, wish, rapid=False) == counts
     for kind, more, rapid in ((REPLY, (), True), (REPLY, (option6(14),), False)):
         reply = message(*options, *more, kind=kind)
-        assert answers6.offer_counts_after(reply, wish, rapid) is None
+        assert answers6.worth_of_offer(reply, wish, rapid) is NEVER
     committed = message(*options, option6(14))
-    assert answers6.offer_counts_after(committed, wish, rapid=True) == counts
+    assert answers6.worth_of_offer(committed, wish, rapid=True) == counts
 
 
 @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ def test_replies(
     wish: answers6.Wish,
     offered: tuple[bytes, ...],
     options: tuple[bytes, ...],
-    counts: float | None,
+    counts: answers6.Worth,
 ) -> None:
     offer = message(*offered, kind=ADVERTISE)
-    assert answers6.reply_counts_after(message(*options), wish, offer) == counts
-    assert answers6.reply_counts_after(message(*options, kind=ADVERTISE), wish, offer) is None
+    assert answers6.worth_of_reply(message(*options), wish, offer) == counts
+    assert answers6.worth_of_reply(message(*options, kind=ADVERTISE), wish, offer) is NEVER
 
 
 BACK = ia_pd("fd77::/64", 0, 0)
@@ -257,14 +257,14 @@ ELSEWHERE = ia_pd("fd77::/64", 0, 0, inner=ia_pd("fd88::/64")[16:])
     ],
 )
 def test_renewals(
-    options: tuple[bytes, ...], granted: list[str], lost: str, counts: float | None
+    options: tuple[bytes, ...], granted: list[str], lost: str, counts: answers6.Worth
 ) -> None:
     reply = message(*options)
     news = answers6.renewals(reply, WISH, HELD, HELD_PREFIX)
     assert [str(Prefix(g.address, g.length)) for g in news.grants] == granted
     assert news.lost == lost
-    assert answers6.renewal_counts_after(reply, news) == counts
-    assert answers6.renewal_counts_after(message(*options, kind=ADVERTISE), news) is None
+    assert answers6.worth_of_renewal(reply, news) == counts
+    assert answers6.worth_of_renewal(message(*options, kind=ADVERTISE), news) is NEVER
 
 
 def test_a_prefix_alone_is_lost_or_replaced() -> None:

@@ -50,7 +50,8 @@ _NOT_THERE = """
     cni.ipam.slaac cni.kernel.router cni.ipam.conflict cni.ipam.host_local.conflicts
     cni.plugins.tc_redirect_tap cni.plugins.macvlan.macvtap
     cni.kernel.vrf cni.netfilter.refusal cni.plugins.firewall.isolation cni.damage cni.stopwatch
-    cni.standins.click_
+    cni.standins.click_ cni.netns.throwaway cni.plugins.shared.masquerade.migrate cni.authorities
+    cni.startup_error cni.kernel.link_advice cni.plugins.portmap.nft_holders
 """
 
 

@@ -83,6 +83,7 @@ class Reconciler:
         self.settle = settle
         self.left = limit
         self._silent: list[str] = []
+        self._lost: dict[str, Item] = {}  # by uid: nodes that were given up before this round
         self._trusted: bool | None = None
         self.places: list[Item] = []  # where nodes are reached in overlay networks
         self.nodes = presence.all() if presence is not None else {}
@@ -93,6 +94,7 @@ class Reconciler:
         held = self._blocks()
         records = {_last(item): item for item in self.store.list("nodes/").items}
         seen = {_last(item): item for item in self.store.list("seen/").items}
+        self._lost = {_last(item): item for item in self.store.list("lost/").items}
         self.places = self.store.list(endpoints.PREFIX).items
         published = {endpoints.place_of(item.key)[1] for item in self.places} - {""}
         for name in sorted({*held, *records, *published}):
@@ -130,6 +132,9 @@ class Reconciler:
             return True
         wait = self._wait(record)
         if wait is None:
+            if record is not None and record.value.get("uid") in self._lost:
+                # Requests that were delayed for long made it again, perhaps with a block.
+                self._silent.append(name)
             return True
         since = self._unchanged_since(name, record, seen)
         if since is not None and self.now - since >= wait:
@@ -241,7 +246,7 @@ class Reconciler:
         self, held: dict[str, list[Item]], records: dict[str, Item], report: Report
     ) -> None:
         """Delete blocks that were claimed by nodes which were given up before this round."""
-        lost = {_last(item): item for item in self.store.list("lost/").items}
+        lost = self._lost
         present = {record.value.get("uid") for record in records.values()}
         for item in (each for items in held.values() for each in items):
             uid = item.value.get("uid")

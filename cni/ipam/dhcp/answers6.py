@@ -1,22 +1,26 @@
-"""Which answers of DHCPv6 servers count, and from when (RFC 8415 §18.2.9, §18.2.10).
+"""Which answers of DHCPv6 servers count (RFC 8415 §18.2.9, §18.2.10).
 
 An answer with everything that was requested counts at once. One that refuses, or has less, counts
-only after a moment: SOLICIT and REBIND go to all servers of the link, of which another may answer
-with more; and any host of the link can send a message in the name of a server.
+only at the end of a pause: SOLICIT and REBIND go to all servers of the link, of which another may
+answer with more; and any host of the link can send a message in the name of a server.
 """
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import NamedTuple
 
 from ...protocol.address import Prefix
 from . import message6 as m
 from .conf import PrefixDelegation
-from .exchange import FIRST_PAUSE
 
-AT_ONCE = 0.0
-# less than the least pause before a message is repeated: the repetition's answer counts
-AFTER_A_MOMENT = FIRST_PAUSE * 0.9
+
+class Worth(Enum):
+    """Whether a message is the answer."""
+
+    FULL = "at once"
+    LESSER = "when the pause before the next repetition ends without a better one"
+    NONE = "never"
 
 
 class Wish(NamedTuple):
@@ -126,37 +130,37 @@ def renewal(message: m.Message, association: m.Association | None, held: Prefix 
     return Renewal()
 
 
-def offer_counts_after(message: m.Message, wish: Wish, rapid: bool) -> float | None:
-    """The seconds after sending from which a message answers SOLICIT; None: never.
+def worth_of_offer(message: m.Message, wish: Wish, rapid: bool) -> Worth:
+    """Is it the answer to SOLICIT?
 
     `rapid`: the server may commit at once. RFC 8415 §18.2.9: what grants too little is ignored.
     """
     is_reply = rapid and message.rapid and message.kind == m.REPLY
     if not (is_reply or message.kind == m.ADVERTISE) or not wish.is_enough(message):
-        return None
-    return AFTER_A_MOMENT if wish.lacking(message) else AT_ONCE
+        return Worth.NONE
+    return Worth.LESSER if wish.lacking(message) else Worth.FULL
 
 
-def reply_counts_after(message: m.Message, wish: Wish, offer: m.Message) -> float | None:
-    """The seconds after sending from which a message answers REQUEST; None: never.
+def worth_of_reply(message: m.Message, wish: Wish, offer: m.Message) -> Worth:
+    """Is it the answer to REQUEST?
 
     `offer` is the server's, which a reply normally confirms.
     """
     if message.kind != m.REPLY:
-        return None
+        return Worth.NONE
     missing = wish.lacking(message)
     if set(missing) <= set(wish.lacking(offer)):
-        return AT_ONCE
+        return Worth.FULL
     parts = (message.address, message.prefix)
     has_status = message.status or any(part is not None and part.status for part in parts)
     wanted = wish.address + (wish.prefix is not None)
     # no server answers with neither a lease nor a reason
-    return AFTER_A_MOMENT if has_status or len(missing) < wanted else None
+    return Worth.LESSER if has_status or len(missing) < wanted else Worth.NONE
 
 
-def renewal_counts_after(message: m.Message, news: Renewals) -> float | None:
-    """The seconds after sending from which a message answers RENEW or REBIND; None: never."""
+def worth_of_renewal(message: m.Message, news: Renewals) -> Worth:
+    """Is it the answer to RENEW or REBIND?"""
     if message.kind != m.REPLY or not (news.lost or news.grants):
-        return None
+        return Worth.NONE
     refuses = any(part is not None and part.refused for part in news)
-    return AFTER_A_MOMENT if refuses else AT_ONCE
+    return Worth.LESSER if refuses else Worth.FULL

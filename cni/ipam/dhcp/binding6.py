@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -31,8 +32,7 @@ _RELEASE_WAIT = 1.0
 _IDENTITY = 1  # id of the one IA_NA and of the one IA_PD; each attachment has a DUID
 _MOST_REASONS = 4  # of servers whose answers lack something
 
-# the seconds after sending from which a message is the answer (answers6); None: never
-Judge = Callable[[m.Message], float | None]
+Judge = Callable[[m.Message], answers6.Worth]
 
 
 class Binding6:
@@ -83,7 +83,7 @@ class Binding6:
             m.SOLICIT,
             *((m.option(m.RAPID_COMMIT),) if rapid else ()),
             *self._request(hint.address if hint else b"", hint.delegated if hint else None),
-            judge=lambda message: answers6.offer_counts_after(message, self._wish, rapid),
+            judge=lambda message: answers6.worth_of_offer(message, self._wish, rapid),
             explain=self._wish.explain,
         )
         if offer.kind == m.REPLY:
@@ -94,7 +94,7 @@ class Binding6:
             m.REQUEST,
             m.option(m.SERVER_ID, offer.server),
             *self._request(self.lease.address, self.lease.delegated),
-            judge=lambda message: answers6.reply_counts_after(message, self._wish, offer),
+            judge=lambda message: answers6.worth_of_reply(message, self._wish, offer),
             server=offer.server,
             explain=self._wish.explain,
         )
@@ -137,7 +137,7 @@ class Binding6:
                 kind,
                 m.option(m.SERVER_ID, server) if server else b"",
                 *self._request(lease.address, lease.delegated),
-                judge=lambda message: answers6.renewal_counts_after(message, news(message)),
+                judge=lambda message: answers6.worth_of_renewal(message, news(message)),
                 server=server,
             )
         if news(reply).lost:
@@ -304,6 +304,7 @@ class _Port:
         begun = now()
         wanted = struct.pack("!3H", m.DNS_SERVERS, m.DOMAINS, m.SOL_MAX_RT)
         lacks: dict[str, None] = {}
+        lesser: deque[m.Message] = deque(maxlen=1)
 
         def send() -> None:
             elapsed = min(int((now() - begun) * 100), 0xFFFF).to_bytes(2, "big")
@@ -318,28 +319,35 @@ class _Port:
             self._sock.sendto(data, (m.SERVERS, m.SERVER_PORT, 0, self._index))
 
         def accept(packet: bytes, source: tuple[object, ...]) -> m.Message | None:
-            if source[1] != m.SERVER_PORT:
+            message = self._read(packet, xid, server) if source[1] == m.SERVER_PORT else None
+            if message is None:
                 return None
-            try:
-                message = m.decode(packet, _IDENTITY)
-            except Malformed:
-                return None
-            if (message.xid, message.client) != (xid, self._duid) or not message.server:
-                return None
-            if server not in (b"", message.server):
-                return None
-            counts_after = judge(message)
-            if counts_after is not None and now() - begun >= counts_after:
+            worth = judge(message)
+            if worth is answers6.Worth.FULL:
                 return message
+            if worth is answers6.Worth.LESSER:
+                lesser.append(message)
             if explain is not None and len(lacks) < _MOST_REASONS and explain(message):
                 lacks[explain(message)] = None
             return None
 
         until = min(self._until, now() + self._settings.patience)
         try:
-            return await ask(self._sock, send, accept, until)
+            return await ask(
+                self._sock, send, accept, until, lesser=lambda: lesser[0] if lesser else None
+            )
         except NoAnswer as nothing:
             raise NoAnswer("; ".join(lacks) or str(nothing)) from None
+
+    def _read(self, packet: bytes, xid: bytes, server: bytes) -> m.Message | None:
+        """A message of this transaction, from that server or from any (empty)."""
+        try:
+            message = m.decode(packet, _IDENTITY)
+        except Malformed:
+            return None
+        if (message.xid, message.client) != (xid, self._duid) or not message.server:
+            return None
+        return message if server in (b"", message.server) else None
 
     async def release(self, server: bytes, address: bytes, prefix: Prefix | None) -> None:
         """Release an address (packed or empty) and a prefix; a server need not answer."""
@@ -354,5 +362,5 @@ class _Port:
             pass  # it was sent
 
 
-def _is_reply(message: m.Message) -> float | None:
-    return answers6.AT_ONCE if message.kind == m.REPLY else None
+def _is_reply(message: m.Message) -> answers6.Worth:
+    return answers6.Worth.FULL if message.kind == m.REPLY else answers6.Worth.NONE

@@ -132,9 +132,11 @@ async def ask(
     accept: Callable[[bytes, Any], T | None],
     until: float,
     pause: float = FIRST_PAUSE,
+    lesser: Callable[[], T | None] = lambda: None,
 ) -> T:
     """Send, and return the first value of `accept(data, source)` for a packet that is not None.
 
+    If there is none when a pause ends, `lesser()` is returned, unless it is None, too.
     `send` is called again after `pause` seconds, then after twice that, and so on. Raises NoAnswer
     at `until`, a time of `now()`.
     """
@@ -164,6 +166,8 @@ async def ask(
             await asyncio.wait((answer,), timeout=wait)
             if answer.done():
                 return answer.result()
+            if (accepted := lesser()) is not None:
+                return accepted
             pause = min(pause * 2, _LONGEST_PAUSE)
     finally:
         loop.remove_reader(sock)

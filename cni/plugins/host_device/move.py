@@ -106,6 +106,7 @@ def back(call: Call[Any], netns: Namespace | None, up: bool = False) -> bool:
     note = device_notes.load(call)
     with Netlink() as host:
         if note is None:
+            device_notes.remove_unfinished(call)
             if netns is not None:
                 _move_unnoted(call, host, netns)
             return True

@@ -141,9 +141,13 @@ def load(call: Call[Any]) -> Note | None:
 
 def remove(call: Call[Any]) -> None:
     """Remove the note of this attachment; success if there is none. Raises CNIError."""
-    path = _path(call)
-    _unlink(path)
-    _unlink(f"{path}~")  # left if files.replace was killed
+    _unlink(_path(call))
+    remove_unfinished(call)
+
+
+def remove_unfinished(call: Call[Any]) -> None:
+    """Remove what a killed files.replace has left of a note of this attachment. Raises CNIError."""
+    _unlink(f"{_path(call)}~")
 
 
 def collect(call: Call[Any], keep: frozenset[Attachment]) -> Iterator[Note]:

@@ -197,8 +197,11 @@ def _back(call: Call[Any], netns: Namespace | None) -> bool:
             _restore_alone(call, note)
         device_notes.remove(call)
         return True
-    # without a note nothing of this plugin is there: another plugin's link is left alone
-    return note is None or move.back(call, netns)
+    if note is None:
+        # nothing of this plugin is there: another plugin's link is left alone
+        device_notes.remove_unfinished(call)
+        return True
+    return move.back(call, netns)
 
 
 def _is_alone(note: Note) -> bool:
