@@ -16,7 +16,7 @@ from tests.harness.combinations import more_combinations
 from tests.harness.everyday import long_ones, many_rows
 from tests.harness.firewalld import Bus, Firewalld, ensure_installed
 from tests.harness.netns import leftovers, own_inode, remove_stale
-from tests.harness.requires import ONLY_DEBIAN, ensure
+from tests.harness.requires import ONLY_DEBIAN, ensure, missing
 from tests.harness.server import Server, serving
 
 if TYPE_CHECKING:
@@ -62,14 +62,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         here = [item for item in items if not item.get_closest_marker("debian")]
         for item in long_ones(here):
             item.add_marker(pytest.mark.slow)
-        # a row that this kernel may have to skip must not be the one that is taken
-        rest = [i for i in here if not any(map(i.get_closest_marker, ("slow", "lab")))]
+        rest = [item for item in here if not item.get_closest_marker("slow")]
+        # The last row is taken: not one that this kernel has to skip, if there is another.
+        rest.sort(key=lambda item: not lacks_something(item))
         for item in many_rows(rest):
             item.add_marker(pytest.mark.slow)
     if repeated := [item for item in items if is_shown_elsewhere(item)]:
         there = set(repeated)
         items[:] = [item for item in items if item not in there]
         config.hook.pytest_deselected(items=repeated)
+
+
+def lacks_something(item: pytest.Item) -> bool:
+    """Whether this kernel has not all that the test needs; False if that cannot be found out."""
+    needed = {name for mark in item.iter_markers("requires_kernel") for name in mark.args}
+    return os.geteuid() == 0 and any(missing(name) is not None for name in needed)
 
 
 def is_shown_elsewhere(item: pytest.Item) -> bool:
