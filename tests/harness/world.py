@@ -240,7 +240,9 @@ class World:
         self.trace = directory / "trace"
         self.data_dir = directory / "networks"
         ipam = {**HOST_LOCAL, "dataDir": str(self.data_dir)}
-        self.conf = {"cniVersion": "1.1.0", "name": "crash", "ipam": ipam, **conf}
+        # All workers have one /dev, in which a macvtap's device has a number made of its owner.
+        name = f"crash{os.getpid()}"
+        self.conf = {"cniVersion": "1.1.0", "name": name, "ipam": ipam, **conf}
         self.plugin = conf["type"]
         if self.plugin == "flannel":
             subnet_file = directory / "subnet.env"

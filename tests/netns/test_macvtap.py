@@ -34,7 +34,8 @@ class TestContract(InterfaceContract):
 
 
 def network(**keys: Any) -> Json:
-    return {"cniVersion": "1.1.0", "name": "net", "master": MASTER, **keys}
+    # all workers have one /dev, in which the device has a number made of its owner
+    return {"cniVersion": "1.1.0", "name": f"net{os.getpid()}", "master": MASTER, **keys}
 
 
 def device(ns: Netns, name: str = "eth0") -> Path:
@@ -132,7 +133,7 @@ def test_with_addresses(runtime: Runtime, container: Netns, outside: Netns, data
     result = runtime.add("macvtap", conf, container).result
     assert [ip["address"] for ip in result["ips"]] == addresses(container, "eth0")
     runtime.delete("macvtap", conf, container).succeeded()
-    assert not leases(data_dir)
+    assert not leases(data_dir, f"net{os.getpid()}")
 
 
 @pytest.mark.parametrize(
