@@ -139,5 +139,7 @@ def test_a_delegate_is_recognised_by_its_last_bytes(
     assert done.returncode == 0, done
     of_plugins = re.compile(rf"(?:read|pread64)\(\d+<{runtime.bin_dir}/(\w[^>]*)>.* = (\d+)")
     found = [(name, int(size)) for name, size in of_plugins.findall(log.read_text())]
+    # the self-contained file is read to start
+    found = [(name, size) for name, size in found if name != "cni"]
     assert sorted(found) == [("bridge", 24), ("host-local", 24)]
     runtime.delete("bridge", conf, container).succeeded()
