@@ -13,6 +13,8 @@ if [ "${CNI_TEST_WORKER:-}" != inside ]; then
 fi
 unset CNI_TEST_WORKER
 mount -t tmpfs -o mode=755 run /run
+# What a runtime of this machine keeps there; it may be readable by root only.
+if [ -d /var/lib/cni ]; then mount -t tmpfs -o mode=755 cni /var/lib/cni; fi
 # Not by exec: process 1 has to collect the orphans, and no signal without a handler reaches it.
 "$@"
 exit $?
