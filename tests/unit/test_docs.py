@@ -72,7 +72,9 @@ def files() -> list[Path]:
     for room in ROOMS:
         found += [each for each in (ROOT / room).rglob("*") if each.is_file()]
     this = Path(__file__).resolve()  # names pages that do not exist
-    return sorted(e for e in found if e.suffix != ".pyc" and e != this and _is_text(e))
+    # other workers write bytecode at the same time
+    found = [each for each in found if each.parent.name != "__pycache__" and each != this]
+    return sorted(filter(_is_text, found))
 
 
 def _is_text(path: Path) -> bool:
