@@ -17,7 +17,7 @@ from errno import EHOSTUNREACH, ENETUNREACH
 from typing import TYPE_CHECKING, NamedTuple
 
 from .interface import Refused, StoreError, Unavailable
-from .tls import Context, Trust, Why, explain
+from .tls import CLOSED_EARLY, Context, Trust, Why, explain
 from .wire import NO_ANSWER, Address, Broken, Connection, Head, WireError
 
 if TYPE_CHECKING:
@@ -226,6 +226,8 @@ class Client:
 
     def _why(self, address: Address, reason: OSError | str) -> Why:
         if isinstance(reason, str):
+            if reason == CLOSED_EARLY.text:
+                return CLOSED_EARLY
             if "speaks TLS" in reason:
                 return Why(reason, "use https:// in the endpoint")
             if reason == NO_ANSWER and not address.is_tls:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cni import authorities
 
 from .interface import Refused
+from .wire import NO_HANDSHAKE
 
 if TYPE_CHECKING:
     import ssl
@@ -141,6 +142,13 @@ class Why(NamedTuple):
     is_final: bool = True
 
 
+CLOSED_EARLY = Why(
+    NO_HANDSHAKE,
+    "if it has no TLS, use http:// in the endpoint; else the store's log says why",
+    is_final=False,
+)
+
+
 def explain(error: OSError, trust: Trust, host: str) -> Why | None:
     """What an error of `ssl` means; None for one of another module."""
     # by the name: without TLS the module is not loaded
@@ -166,11 +174,7 @@ def explain(error: OSError, trust: Trust, host: str) -> Why | None:
             "signed for clients, and that is valid now",
         )
     if "eof" in words:  # etcd without TLS answers nothing
-        return Why(
-            "it closed the connection instead of speaking TLS",
-            "if it has no TLS, use http:// in the endpoint; else the store's log says why",
-            is_final=False,
-        )
+        return CLOSED_EARLY
     remedy = "look into the store's log; compare the TLS versions and ciphers of both sides"
     return Why(f"TLS failed: {words}", remedy, is_final=False)
 

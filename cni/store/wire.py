@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CUT_OFF = "the connection was closed before the answer's end"
 NO_ANSWER = "the connection was closed without an answer"
+NO_HANDSHAKE = "it closed the connection instead of speaking TLS"
 
 _CHUNK = 1 << 16
 _LARGEST_HEAD = 1 << 16
@@ -92,7 +93,7 @@ class Connection:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if context is not None:
                     sock.settimeout(_left(deadline))
-                    sock = context.wrap_socket(sock, server_hostname=server_name)
+                    sock = _wrapped(context, sock, server_name)
             except BaseException:
                 sock.close()
                 raise
@@ -278,6 +279,17 @@ def _left(deadline: float) -> float:
     if left <= 0:
         raise TimeoutError("timed out")
     return left
+
+
+def _wrapped(context: ssl.SSLContext, sock: socket.socket, server_name: str) -> ssl.SSLSocket:
+    """Speak TLS over a connection. Raises NotConnected, OSError.
+
+    A server without TLS closes the connection; if it has not read all, the kernel resets it.
+    """
+    try:
+        return context.wrap_socket(sock, server_hostname=server_name)
+    except ConnectionError as error:
+        raise NotConnected(NO_HANDSHAKE) from error
 
 
 def _connect(address: Address, deadline: float) -> socket.socket:

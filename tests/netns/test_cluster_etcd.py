@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from contextlib import closing
@@ -113,6 +114,29 @@ def test_an_etcd_without_tls_is_named(single: EtcdCluster) -> None:
     assert "use http://" in raised.value.remedy
     assert "ssl.c" not in str(raised.value)
     store.close()
+
+
+def test_a_server_that_resets_the_connection_may_have_no_tls() -> None:
+    """The kernel does so if a server closes it without having read all: as etcd, at times."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            peer, _ = server.accept()
+            peer.recv(1)  # the greeting has come, and most of it stays unread
+            peer.close()
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        options = {"type": "etcd", "endpoints": [url], "timeout": 5, "stateDir": ""}
+        match = "instead of speaking TLS"
+        with (
+            closing(open_store(options)) as store,
+            pytest.raises(Unavailable, match=match) as raised,
+        ):
+            store.read("a")
+        thread.join()
+    assert "use http://" in raised.value.remedy
 
 
 @pytest.mark.parametrize(
