@@ -104,7 +104,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         said.append(f"{workers} workers, each in a machine of its own")
     everyday = config.option.markexpr == "not slow"
     if everyday:
-        said.append("four to five minutes on two idle processors")
+        said.append("about four minutes on two idle processors")
     if last := _last_duration(config):
         said.append(f"{last // 60} min {last % 60} s here last time")
     lines = [f"run: {'; '.join(said)}"] if said else []
