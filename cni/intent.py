@@ -12,6 +12,8 @@ attachment and plugin, until DEL or GC:
 State is `/run/cni`, which a boot empties as it does the packet filter; or what CNI_STATE_DIR names.
 A file is there whole or not at all, and locked while its rules are made: a DEL waits for that, or
 it would remove them too early. An ADD that cannot write one, because the disk is full, fails.
+
+Longer than 400 lines: a second module would be one more file for each request to load.
 """
 
 from __future__ import annotations

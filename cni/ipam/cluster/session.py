@@ -1,4 +1,8 @@
-"""A node's session with a store: the node's registration, and the store's identity."""
+"""A node's session with a store: the node's registration, and the store's identity.
+
+Longer than 400 lines: each step relies on what the steps before have found out about the node's
+record and the store, and a change of one needs the others in view.
+"""
 
 from __future__ import annotations
 

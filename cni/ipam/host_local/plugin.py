@@ -7,6 +7,8 @@ fails (allocation.py). After a kill at any instruction, DEL releases the attachm
 Beyond the reference: time does not depend on the number of reservations (index.py), reservations of
 an earlier boot are released (reservation.py); `exclude` (ranges.py), `sticky` (sticky.py), GC and
 STATUS.
+
+Longer than 400 lines: a second module would be one more file for each request to load.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ An ADD publishes how this node is reached, and takes what others have published,
 network's link, and whenever no server does it (peers_watch.py). When the store cannot be asked, it
 goes on with the peers of the note. What a plugin publishes, which records it accepts, and what the
 kernel is told of them: its `Overlay`.
+
+Longer than 400 lines: all verbs of both plugins read and write one note, whose rules are here.
 """
 
 from __future__ import annotations

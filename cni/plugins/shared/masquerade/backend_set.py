@@ -16,6 +16,8 @@ mapped to IPv6 (::ffff:10.1.2.3), and the prefix length of addresses in a map ou
 by 256.
 
 An address has one owner: the last one whose ADD had it.
+
+Longer than 400 lines: every verb reads or writes the table above.
 """
 
 from __future__ import annotations
