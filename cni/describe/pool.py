@@ -119,6 +119,16 @@ STORE = Record(
     )
 )
 
+# Of plugins with `peersFrom`.
+STORE_OF_PEERS = Key(
+    "store",
+    STORE,
+    "the store of `peersFrom`",
+    absent="the store of `ipam` if its type is cluster or whereabouts, else "
+    "the one in /etc/cni/cluster.json",
+    example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
+)
+
 
 def _of_another(name: str, path: str) -> Rule:
     readers = _readers(name)

@@ -7,7 +7,7 @@ from cni.kernel.vxlan import PORT
 from . import bridge
 from .common import ARG_MAC
 from .model import Get, Key, Many, Number, Plugin, Rule, Text, replace
-from .pool import STORE, store_rules
+from .pool import STORE_OF_PEERS, store_rules
 
 _OF_BRIDGE = {key.name: replace(key, beyond=False) for key in bridge.PLUGIN.keys}
 _GATEWAY = (
@@ -50,14 +50,7 @@ _OWN = (
         absent="`peers` lists them, or `group` finds them",
         example="cluster",
     ),
-    Key(
-        "store",
-        STORE,
-        "the store of `peersFrom`",
-        absent="the store of `ipam` if its type is cluster or whereabouts, else "
-        "the one in /etc/cni/cluster.json",
-        example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
-    ),
+    STORE_OF_PEERS,
     Key(
         "dev",
         Text("interface"),

@@ -6,7 +6,7 @@ from cni.kernel.wireguard import PORT
 
 from . import ptp
 from .model import Get, Key, Many, Number, Plugin, Record, Rule, Text, replace
-from .pool import STORE, store_rules
+from .pool import STORE_OF_PEERS, store_rules
 
 _OF_PTP = {key.name: replace(key, beyond=False) for key in ptp.PLUGIN.keys}
 _EXAMPLE_PEERS = [
@@ -77,14 +77,7 @@ _OWN = (
         absent="`peers` lists them",
         example="cluster",
     ),
-    Key(
-        "store",
-        STORE,
-        "the store of `peersFrom`",
-        absent="the store of `ipam` if its type is cluster or whereabouts, else "
-        "the one in /etc/cni/cluster.json",
-        example={"type": "etcd", "endpoints": ["https://192.0.2.1:2379"]},
-    ),
+    STORE_OF_PEERS,
     Key(
         "subnets",
         Many(Text("prefix"), most=1000),

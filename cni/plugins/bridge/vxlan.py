@@ -172,9 +172,9 @@ def status(call: Call[Conf]) -> None:
             )
         _require_underlay(host, want.conf.dev)
         if want.from_store:
-            from . import vxlan_peers
+            from ..shared import peers
 
-            vxlan_peers.require_store(call)
+            peers.require_store(call)
     if want.ipam:
         call.delegate(want.ipam)
 

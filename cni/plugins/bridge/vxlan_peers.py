@@ -15,7 +15,7 @@ from ...kernel import address
 from ...kernel.link import Link
 from ...kernel.netlink import Netlink
 from ...protocol.address import parse_ip
-from ...store import endpoints, settings
+from ...store import endpoints
 from ..shared import peers
 from ..shared.peers import Note, Place
 from . import vxlan_link
@@ -90,7 +90,7 @@ def current(call: Call[Conf], host: Netlink, want: Want) -> Iterator[None]:
 
     With nothing to do, since a server follows the store, `want` stays without. Raises CNIError.
     """
-    its = store_settings(call)
+    its = peers.store_settings(call)
     conf = want.conf
     keys = {"vni": conf.vni, "port": conf.port, "dev": conf.dev, "local": conf.local}
     wanted = Note(its.node, SORT.plugin, keys, dict(its.store or {}), v6=want.v6)
@@ -105,19 +105,8 @@ def current(call: Call[Conf], host: Netlink, want: Want) -> Iterator[None]:
 
 def look(call: Call[Conf], host: Netlink, want: Want) -> list[str]:
     """For CHECK: give `want` the peers of the note; asks no store. A sentence for each problem."""
-    note, problems = peers.look(call, host, OVERLAY, Place(store_settings(call).data_dir))
+    note, problems = peers.look(call, host, OVERLAY, Place(peers.store_settings(call).data_dir))
     if note is not None:
         _, want.uplink = own_addresses(host, note)
         want.peers, want.v6 = addresses_of(note), note.v6
     return problems
-
-
-def require_store(call: Call[Conf]) -> None:
-    """For STATUS: can changes of nodes be seen? As peers.require_store."""
-    its = store_settings(call)
-    peers.require_store(call, Place(its.data_dir), its)
-
-
-def store_settings(call: Call[Conf]) -> settings.Settings:
-    """Store, node and directory of the network. Raises CNIError."""
-    return peers.store_settings(call.raw, call.conf.store, call.request.env)

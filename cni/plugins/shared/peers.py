@@ -341,11 +341,13 @@ def _shown(value: Mapping[str, Any]) -> str:
     return "; ".join(parts) or "not known"
 
 
-def require_store(call: Call[Any], place: Place, its: settings.Settings) -> None:
+def require_store(call: Call[Any]) -> None:
     """For STATUS: can changes of nodes be seen? Raises NotAvailable, LimitedConnectivity, CNIError.
 
     Asks the store, unless a process follows it.
     """
+    its = store_settings(call)
+    place = Place(its.data_dir)
     note = place.note(call.network)
     problem = remedy = ""
     if note is not None and place.is_watched():
@@ -374,19 +376,17 @@ def require_store(call: Call[Any], place: Place, its: settings.Settings) -> None
 # --- settings -------------------------------------------------------------------------------------
 
 
-def store_settings(
-    raw: Mapping[str, Any], store: dict[str, Any] | None, env: Mapping[str, str]
-) -> settings.Settings:
+def store_settings(call: Call[Any]) -> settings.Settings:
     """Store, node and directory: of the network (`store`), of its IPAM plugin `cluster`, or of the
     node. Raises CNIError.
     """
     given: dict[str, Any] = {}
-    ipam = config.lookup(dict(raw), "ipam")
+    ipam = config.lookup(call.raw, "ipam")
     if isinstance(ipam, dict) and config.lookup(ipam, "type") in _OF_CLUSTER:
         given.update({key: config.lookup(ipam, key) for key in ("store", "dataDir", "nodeName")})
-    if store is not None:
-        given["store"] = store
-    return settings.read(given, env)
+    if call.conf.store is not None:
+        given["store"] = call.conf.store
+    return settings.read(given, call.request.env)
 
 
 def connect(options: dict[str, Any] | None, plugin: str) -> Store:

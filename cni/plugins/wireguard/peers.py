@@ -141,7 +141,7 @@ def current(call: Call[Conf], host: Netlink, want: Want) -> Iterator[None]:
 
     The link exists then, and has its key, which is published. Raises CNIError.
     """
-    its = store_settings(call)
+    its = peers.store_settings(call)
     place = Place(its.data_dir)
     wanted = _new_note(call, want, its)
     with device.Lock(call.request.env):
@@ -227,7 +227,7 @@ def look(call: Call[Conf], host: Netlink, want: Want, previous: Result) -> list[
 
     Of this node's subnets only those count in which the container's addresses are.
     """
-    place = Place(store_settings(call).data_dir)
+    place = Place(peers.store_settings(call).data_dir)
     note, problems = peers.look(call, host, OVERLAY, place, later=("subnets",))
     if note is None or not note.published:
         return problems
@@ -238,14 +238,3 @@ def look(call: Call[Conf], host: Netlink, want: Want, previous: Result) -> list[
     except CNIError as error:
         problems.append(f"{error.msg}: {error.details}")
     return problems
-
-
-def require_store(call: Call[Conf]) -> None:
-    """For STATUS: can changes of nodes be seen? As peers.require_store."""
-    its = store_settings(call)
-    peers.require_store(call, Place(its.data_dir), its)
-
-
-def store_settings(call: Call[Conf]) -> settings.Settings:
-    """Store, node and directory of the network. Raises CNIError."""
-    return peers.store_settings(call.raw, call.conf.store, call.request.env)

@@ -93,7 +93,7 @@ def status(call: Call[Conf]) -> None:
     except CNIError as error:
         raise NotAvailable(error.msg, error.details) from None
     if want.from_store:
-        from . import peers
+        from ..shared import peers
 
         peers.require_store(call)
     call.delegate(want.conf.ipam.type)
